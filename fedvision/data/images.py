@@ -1,0 +1,55 @@
+"""Images at rest: uint8 arrays in memory or a memory map, with labels and other facts about each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """N labelled images.
+
+    Raises:
+        DataError: Arrays do not fit each other or have another type.
+    """
+
+    images: NDArray[np.uint8]
+    """uint8 [N, H, W, channels]; may be a memory map."""
+    labels: NDArray[np.int64]
+    """int64 [N], from 0."""
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Other facts by name, each [N]: a manifest's columns, a folder level."""
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise DataError(
+                f"images must be uint8 [N, H, W, channels], not {self.images.dtype} {list(self.images.shape)}"
+            )
+        if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
+            raise DataError(
+                f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {list(self.labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a data source returns."""
+
+    train: ImageSet
+    """Images to be spread over clients, or the client's own."""
+    test: ImageSet | None = None
+    """Images for the server's measurement, or None."""
+    classes: tuple[str, ...]
+    """Class names; label c is ``classes[c]``."""
+    notices: tuple[str, ...] = ()
+    """Sentences for the run's summary, such as which files could not be read."""

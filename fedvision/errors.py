@@ -1,0 +1,76 @@
+"""Every error that fedvision raises on purpose, as one tree.
+
+::
+
+    FedVisionError
+    ├── ConfigError            what the user wrote is wrong; nothing was started or written   (exit code 2)
+    │   ├── PluginError        a ``use = "..."`` that cannot be found, or arguments it does not take
+    │   ├── DataError          images, labels or their folder are missing, unreadable or too few
+    │   └── RunFolderError     a run folder that cannot be written or belongs to another experiment
+    ├── ClientError            one client failed; carries node, stage and cause
+    │   └── UpdateRefused      one client's reply cannot be used; the round goes on without it
+    └── RunError               the run itself failed                                         (exit code 1)
+        └── RecordError        the run folder could not be written any more (full disk, ...)
+
+A message is one sentence or two: what is wrong, where (file, table, key, node, stage) and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FedVisionError(Exception):
+    """Root of all errors that fedvision raises on purpose."""
+
+
+class ConfigError(FedVisionError):
+    """Something a person wrote (a file, a key, an option) is wrong; raised before anything is started."""
+
+
+class PluginError(ConfigError):
+    """A plug-in's name is unknown, its module cannot be imported, or its arguments do not fit."""
+
+
+class DataError(ConfigError):
+    """Images, labels or the folder that holds them are missing, unreadable or too few."""
+
+
+class RunFolderError(ConfigError):
+    """A run folder cannot be created, or belongs to another experiment."""
+
+
+class ClientError(FedVisionError):
+    """One client failed.
+
+    Args:
+        client: The client's partition number (simulation) or name (deployment).
+        stage: What it was doing: ``"data"``, ``"training"``, ``"evaluation"``.
+        cause: The reason in one sentence.
+    """
+
+    def __init__(self, client: int | str, stage: str, cause: str) -> None:
+        self.client, self.stage, self.cause = client, stage, cause
+        super().__init__(f"client {client}, {stage}: {cause}")
+
+
+class UpdateRefused(ClientError):
+    """A client's reply cannot be used (NaN, wrong shape, missing tensor, no examples)."""
+
+
+class RunError(FedVisionError):
+    """The run failed after it had started."""
+
+
+class RecordError(RunError):
+    """The run folder can no longer be written; the last checkpoint is intact."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known word, else the list of known ones."""
+    options = sorted(known)
+    close = difflib.get_close_matches(word, options, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(options)}" if options else ""

@@ -1,0 +1,267 @@
+"""Plug-ins by name: ``"name"`` | entry point | ``"module:attr"`` -> factory -> object.
+
+The built-ins are the readable table below; they are found by the same code as a guest's plug-in, so nothing is
+registered by importing it. An entry point of group ``fedvision.<kind>`` (``fedvision.loss``, ...) adds a name to an
+installed package; ``"my_file:thing"`` needs no installation at all, only a file in the experiment's folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedvision.errors import ConfigError, PluginError, nearest
+from fedvision.types import PluginSpec
+
+
+class Builtin(NamedTuple):
+    """Where a built-in lives, and arguments that its name already settles."""
+
+    target: str
+    preset: Mapping[str, Any] = {}
+
+
+def _vision(dataset: str) -> Builtin:
+    return Builtin("fedvision.data.vision:torchvision_dataset", {"dataset": dataset})
+
+
+BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
+    "data": {
+        "digits": Builtin("fedvision.data.sources:digits"),
+        "npz": Builtin("fedvision.data.sources:npz"),
+        "image-folder": Builtin("fedvision.data.folder:image_folder"),
+        "manifest": Builtin("fedvision.data.manifest:manifest"),
+        "mnist": _vision("MNIST"),
+        "fashion-mnist": _vision("FashionMNIST"),
+        "kmnist": _vision("KMNIST"),
+        "qmnist": _vision("QMNIST"),
+        "emnist": _vision("EMNIST"),
+        "usps": _vision("USPS"),
+        "cifar10": _vision("CIFAR10"),
+        "cifar100": _vision("CIFAR100"),
+        "svhn": _vision("SVHN"),
+        "stl10": _vision("STL10"),
+        "gtsrb": _vision("GTSRB"),
+        "pcam": _vision("PCAM"),
+        "eurosat": _vision("EuroSAT"),
+        "flowers102": _vision("Flowers102"),
+        "oxford-iiit-pet": _vision("OxfordIIITPet"),
+        "food101": _vision("Food101"),
+        "dtd": _vision("DTD"),
+        "fgvc-aircraft": _vision("FGVCAircraft"),
+        "stanford-cars": _vision("StanfordCars"),
+        "country211": _vision("Country211"),
+    },
+    "partition": {
+        "iid": Builtin("fedvision.data.partition:iid"),
+        "dirichlet": Builtin("fedvision.data.partition:dirichlet"),
+        "shards": Builtin("fedvision.data.partition:shards"),
+        "quantity": Builtin("fedvision.data.partition:quantity"),
+        "column": Builtin("fedvision.data.partition:column"),
+    },
+    "model": {
+        "cnn": Builtin("fedvision.models.cnn:cnn"),
+        "resnet8": Builtin("fedvision.models.resnet:resnet8"),
+        "resnet18": Builtin("fedvision.models.resnet:resnet18"),
+        "resnet20": Builtin("fedvision.models.resnet:resnet20"),
+        "rnn": Builtin("fedvision.models.rnn:rnn"),
+        "vit": Builtin("fedvision.models.vit:vit"),
+        "fusion": Builtin("fedvision.models.fusion:fusion"),
+    },
+    "loss": {
+        "cross-entropy": Builtin("fedvision.losses.weighting:cross_entropy"),
+        "weighted": Builtin("fedvision.losses.weighting:weighted"),
+        "focal": Builtin("fedvision.losses.focal:focal"),
+        "ldam": Builtin("fedvision.losses.margins:ldam"),
+        "balanced-softmax": Builtin("fedvision.losses.calibrated:balanced_softmax"),
+        "logit-adjusted": Builtin("fedvision.losses.calibrated:logit_adjusted"),
+        "fedlc": Builtin("fedvision.losses.calibrated:fedlc"),
+        "fedrs": Builtin("fedvision.losses.calibrated:fedrs"),
+    },
+    "objective": {
+        "prox": Builtin("fedvision.training.objectives:Prox"),
+        "scaffold": Builtin("fedvision.training.objectives:Scaffold"),
+    },
+    "optimizer": {},
+    "schedule": {
+        "constant": Builtin("fedvision.training.schedules:constant"),
+        "cosine": Builtin("fedvision.training.schedules:cosine"),
+        "step": Builtin("fedvision.training.schedules:step"),
+        "exponential": Builtin("fedvision.training.schedules:exponential"),
+    },
+    "strategy": {
+        "fedavg": Builtin("fedvision.strategies.averaging:FedAvg"),
+        "fedprox": Builtin("fedvision.strategies.prox:FedProx"),
+        "scaffold": Builtin("fedvision.strategies.scaffold:Scaffold"),
+        "fedavgm": Builtin("fedvision.strategies.server_opt:FedAvgM"),
+        "fedadam": Builtin("fedvision.strategies.server_opt:FedAdam"),
+        "fedyogi": Builtin("fedvision.strategies.server_opt:FedYogi"),
+        "fedadagrad": Builtin("fedvision.strategies.server_opt:FedAdagrad"),
+        "median": Builtin("fedvision.strategies.robust:Median"),
+        "trimmed-mean": Builtin("fedvision.strategies.robust:TrimmedMean"),
+        "krum": Builtin("fedvision.strategies.robust:Krum"),
+    },
+    "metric": {
+        "geometric-mean": Builtin("fedvision.metrics:geometric_mean"),
+        "kappa": Builtin("fedvision.metrics:kappa"),
+    },
+    "engine": {"serial": Builtin("fedvision.engines.serial:SerialEngine")},
+}
+
+
+class Factory(NamedTuple):
+    """A resolved plug-in: what to call, arguments that are settled, and where it came from."""
+
+    call: Callable[..., Any]
+    preset: Mapping[str, Any]
+    origin: str
+
+
+def allow_folder(folder: Path) -> None:
+    """Let ``"module:attr"`` find modules in the experiment's own folder, as a Python script finds its neighbours."""
+    path = str(folder.resolve())
+    if path not in sys.path:
+        sys.path.insert(0, path)
+
+
+def names(kind: str) -> dict[str, str]:
+    """Return every name that ``use =`` may say for a kind, with where it comes from."""
+    found = {name: builtin.target for name, builtin in BUILTINS[kind].items()}
+    found.update({point.name: point.value for point in entry_points(group=f"fedvision.{kind}")})
+    if kind == "optimizer":
+        found.update({name.lower(): f"torch.optim:{name}" for name in _optimizers()})
+    return found
+
+
+def resolve(kind: str, use: str) -> Factory:
+    """Find a plug-in's factory.
+
+    Args:
+        kind: A key of ``BUILTINS``: ``"data"``, ``"model"``, ``"loss"``, ...
+        use: Built-in name, entry point, or ``"module:attr"``.
+
+    Raises:
+        PluginError: The name is unknown, or its module or attribute cannot be imported.
+    """
+    if builtin := BUILTINS[kind].get(use):
+        return Factory(_import(kind, use, builtin.target), builtin.preset, builtin.target)
+    if ":" in use:
+        return Factory(_import(kind, use, use), {}, use)
+    known = names(kind)
+    if target := known.get(use.lower() if kind == "optimizer" else use):
+        return Factory(_import(kind, use, target), {}, target)
+    raise PluginError(f"[{kind}] use = {use!r}: there is no such {kind}{nearest(use, known)}")
+
+
+def build(kind: str, spec: PluginSpec, **runtime: Any) -> Any:
+    """Build a plug-in from its specification.
+
+    Args:
+        kind: A key of ``BUILTINS``.
+        spec: Name and keyword arguments, as written in the experiment.
+        runtime: What only the program knows (class counts, round, ...): passed where the factory has a
+            parameter of that name, never settable from the experiment.
+
+    Raises:
+        PluginError: The plug-in is unknown or its arguments do not fit.
+    """
+    factory = resolve(kind, spec.use)
+    arguments = check(kind, spec, frozenset(runtime), factory)
+    accepted = inspect.signature(factory.call).parameters
+    arguments |= {name: value for name, value in runtime.items() if name in accepted}
+    try:
+        return factory.call(**arguments)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"[{kind}] use = {spec.use!r}: {error}") from error
+
+
+def check(
+    kind: str, spec: PluginSpec, runtime: frozenset[str] = frozenset(), factory: Factory | None = None
+) -> dict[str, Any]:
+    """Check a specification's arguments against the factory's signature without building it.
+
+    Returns:
+        The keyword arguments to call the factory with, runtime ones left out.
+
+    Raises:
+        PluginError: An argument is unknown, missing, of another type, or not for the experiment to set.
+    """
+    factory = factory or resolve(kind, spec.use)
+    where = f"[{kind}] use = {spec.use!r}"
+    parameters = inspect.signature(factory.call).parameters
+    settable = [name for name in parameters if name not in runtime and name not in factory.preset]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in spec.args.items():
+        if name in settable:
+            _check_type(where, name, value, parameters[name].annotation)
+        elif not open_ended or name in runtime or name in factory.preset:
+            raise PluginError(f"{where}: it takes no key {name!r}{nearest(name, settable)}")
+    given = {**factory.preset, **spec.args}
+    for name, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind in (
+            parameter.KEYWORD_ONLY,
+            parameter.POSITIONAL_OR_KEYWORD,
+        )
+        if needed and name not in given and name not in runtime:
+            raise PluginError(f"{where}: the key {name!r} is missing; add {name} = ... to its table")
+    return given
+
+
+_SCALARS: Mapping[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+    "Path": (str,),
+    "None": (type(None),),
+}
+
+
+def _check_type(where: str, name: str, value: Any, annotation: Any) -> None:
+    """Refuse a scalar of the wrong type; annotations that are not plain scalars are left to the factory."""
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    wanted = [part.strip() for part in text.split("|")]
+    if not all(part in _SCALARS for part in wanted):
+        return
+    allowed = {kind for part in wanted for kind in _SCALARS[part]}
+    if type(value) not in allowed:
+        raise PluginError(f"{where}: {name} must be {text.replace('|', 'or')}, not {value!r}")
+
+
+def _import(kind: str, use: str, target: str) -> Callable[..., Any]:
+    module_name, _, attribute = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise PluginError(
+                f"[{kind}] use = {use!r}: there is no module {module_name!r}; put {module_name}.py beside the "
+                "experiment or install its package"
+            ) from error
+        raise PluginError(
+            f"[{kind}] use = {use!r}: its module {module_name!r} needs {error.name!r}, which is not installed"
+        ) from error
+    except Exception as error:
+        raise PluginError(f"[{kind}] use = {use!r}: importing {module_name!r} failed: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise PluginError(f"[{kind}] use = {use!r}: {module_name} has no {part!r}{nearest(part, dir(found))}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise PluginError(f"[{kind}] use = {use!r}: {target} is no function or class")
+    return found  # type: ignore[no-any-return]
+
+
+def _optimizers() -> list[str]:
+    import torch
+
+    base = torch.optim.Optimizer
+    found = vars(torch.optim).items()
+    return [name for name, kind in found if inspect.isclass(kind) and issubclass(kind, base) and kind is not base]

@@ -1,0 +1,56 @@
+"""Random streams: one for each (root seed, purpose, round, client), never a global one.
+
+Two runs with the same root seed draw the same numbers whatever engine, worker or order computes them, because a
+stream depends on what it is for and not on what was drawn before it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def derive(root: int, purpose: str, *ids: int) -> int:
+    """Return a 63-bit seed for one purpose.
+
+    Args:
+        root: The experiment's seed, >= 0.
+        purpose: What the stream is for, such as ``"partition"`` or ``"batches"``.
+        ids: Numbers that tell streams of one purpose apart, such as round and client, each >= 0.
+    """
+    entropy = [root, zlib.crc32(purpose.encode()), *ids]
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def numpy_stream(root: int, purpose: str, *ids: int) -> np.random.Generator:
+    """Return a NumPy generator of its own for one purpose."""
+    return np.random.default_rng(derive(root, purpose, *ids))
+
+
+def torch_stream(root: int, purpose: str, *ids: int) -> torch.Generator:
+    """Return a CPU torch generator of its own for one purpose."""
+    import torch
+
+    return torch.Generator().manual_seed(derive(root, purpose, *ids))
+
+
+@contextmanager
+def torch_global(root: int, purpose: str, *ids: int) -> Iterator[None]:
+    """Seed torch's global generators inside the block and restore them after it.
+
+    Dropout and ``nn.init`` take no generator; this is the only place where the global ones are touched.
+    """
+    import torch
+
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive(root, purpose, *ids))
+        yield

@@ -1,0 +1,81 @@
+"""The words that rooms use with each other: plug-in specifications, tasks, updates.
+
+Shape letters used throughout the project: B batch, C classes, H height, W width, K clients, N examples, D features.
+Image tensors are [B, channels, H, W]; image arrays at rest are uint8 [N, H, W, channels].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    State: TypeAlias = dict[str, torch.Tensor]
+    """Named tensors: a model, a control variate, a server optimiser's moment."""
+    LossFn: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """``loss(logits [B, C], labels [B]) -> [B]``: per example, not reduced."""
+    Partitioner: TypeAlias = Callable[[NDArray[np.int64], int, np.random.Generator], list[NDArray[np.int64]]]
+    """``partition(labels [N], clients, rng) -> one index array per client``: disjoint and complete."""
+    MetricFn: TypeAlias = Callable[[NDArray[np.int64]], float]
+    """``metric(confusion [C, C], rows true, columns predicted) -> number``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginSpec:
+    """A plug-in by name with its keyword arguments: a TOML table with ``use`` and the rest."""
+
+    use: str
+    """Built-in name, entry point, or ``"module:attr"``."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the plug-in's factory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """What a strategy tells one client beside the model: numbers, tensors and the objective's name."""
+
+    objective: str | None = None
+    """Registered objective that the client's local training applies; None is the plain loss."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Scalars for the objective, such as ``{"mu": 0.01}``."""
+    tensors: Mapping[str, State] = field(default_factory=dict)
+    """Named groups of tensors for the objective, such as ``{"control": ...}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One client's work in one round, as decoded by the client."""
+
+    round: int
+    """Round number, from 1."""
+    client: int
+    """Partition number of the client, from 0."""
+    state: State
+    """The travelling tensors of the global model."""
+    instruction: Instruction = field(default_factory=Instruction)
+    """What the strategy said beside the model."""
+    counts: tuple[int, ...] | None = None
+    """Class counts [C] over the federation where they are shared, else None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """One client's answer to one task."""
+
+    client: int
+    """Partition number of the client."""
+    position: int
+    """Place of the client in the round's cohort, from 0: sums are ordered by it."""
+    examples: int
+    """Number of training images behind the update, > 0."""
+    state: State
+    """The travelling tensors after local training."""
+    loss: float = 0.0
+    """Mean training loss over the client's examples."""
+    tensors: Mapping[str, State] = field(default_factory=dict)
+    """Groups of tensors that the objective returned, such as ``{"control": ...}``."""
