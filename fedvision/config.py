@@ -41,7 +41,11 @@ class PartitionConfig(PluginSpec):
     """Global long tail, before the split: images of the most frequent class / of the rarest one; 1 keeps all."""
 
     def __post_init__(self) -> None:
-        _require(self.clients is None or self.clients >= 1, "partition.clients", f"must be >= 1, not {self.clients}")
+        _require(
+            self.clients is None or self.clients >= 1,
+            "partition.clients",
+            f"must be >= 1, not {self.clients}",
+        )
         _require(self.imbalance >= 1, "partition.imbalance", f"must be >= 1, not {self.imbalance}")
 
 
@@ -202,7 +206,9 @@ class ExperimentConfig:
         """
         variants = load_sweep(path, overrides)
         if len(variants) > 1:
-            raise ConfigError(f"{path}: it has a [sweep] of {len(variants)} experiments; read it with load_sweep")
+            raise ConfigError(
+                f"{path}: it has a [sweep] of {len(variants)} experiments; read it with load_sweep"
+            )
         return variants[0]
 
     @classmethod
@@ -338,7 +344,11 @@ def _build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     if issubclass(cls, PluginSpec):
         values["args"] = extra
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+        if (
+            f.name not in values
+            and f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+        ):
             raise ConfigError(f"{f'{where}.' if where else ''}{f.name} is missing; add it")
     return cls(**values)
 

@@ -252,7 +252,9 @@ def _import(kind: str, use: str, target: str) -> Callable[..., Any]:
         raise PluginError(f"[{kind}] use = {use!r}: importing {module_name!r} failed: {error}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise PluginError(f"[{kind}] use = {use!r}: {module_name} has no {part!r}{nearest(part, dir(found))}")
+            raise PluginError(
+                f"[{kind}] use = {use!r}: {module_name} has no {part!r}{nearest(part, dir(found))}"
+            )
         found = getattr(found, part)
     if not callable(found):
         raise PluginError(f"[{kind}] use = {use!r}: {target} is no function or class")
@@ -264,4 +266,6 @@ def _optimizers() -> list[str]:
 
     base = torch.optim.Optimizer
     found = vars(torch.optim).items()
-    return [name for name, kind in found if inspect.isclass(kind) and issubclass(kind, base) and kind is not base]
+    return [
+        name for name, kind in found if inspect.isclass(kind) and issubclass(kind, base) and kind is not base
+    ]

@@ -1,0 +1,1 @@
+"""Images: sources, decoding, partitions, skew, shards and batch transforms."""

@@ -1,0 +1,1 @@
+"""Engines: each is a Flower Grid that carries messages to clients, and nothing more."""

@@ -1,0 +1,1 @@
+"""Class-imbalance-aware losses: pure, per example, built from class counts."""

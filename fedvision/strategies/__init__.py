@@ -1,0 +1,1 @@
+"""Aggregation strategies: which clients work, what they are told, how their updates are combined."""

@@ -1,0 +1,1 @@
+"""Local training and evaluation: the one loop and what methods add to it."""
