@@ -1,6 +1,6 @@
 """fedvision: federated learning for images whose rare classes work.
 
-Importing this package loads neither torch nor flwr nor ray; each name below loads what it needs when first used.
+Importing this package loads neither torch nor flwr nor ray; each name loads what it needs when first used.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedvision.config import ExperimentConfig as ExperimentConfig
-    from fedvision.config import load_sweep as load_sweep
     from fedvision.federation import RunResult as RunResult
     from fedvision.federation import simulate as simulate
+    from fedvision.federation import simulate_sweep as simulate_sweep
+    from fedvision.sweep import load_sweep as load_sweep
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "ExperimentConfig": "fedvision.config",
-    "load_sweep": "fedvision.config",
+    "load_sweep": "fedvision.sweep",
     "RunResult": "fedvision.federation",
     "simulate": "fedvision.federation",
+    "simulate_sweep": "fedvision.federation",
 }
-__all__ = ["ExperimentConfig", "RunResult", "__version__", "load_sweep", "simulate"]
+__all__ = ["ExperimentConfig", "RunResult", "__version__", "load_sweep", "simulate", "simulate_sweep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,27 +1,23 @@
 """The experiment: frozen dataclasses <-> one TOML file; every error names file and key.
 
 A table that names a plug-in keeps its own keys; every other key in it is a keyword argument of the plug-in.
-The canonical TOML (all keys, defaults written out, fixed order) is what travels to clients and stands in a run folder.
+The canonical TOML (all keys, defaults written out, fixed order) is what travels to clients and stands in
+a run folder.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import tomllib
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import tomli_w
 
-from fedvision.errors import ConfigError, nearest
+from fedvision import tables
+from fedvision.errors import ConfigError
 from fedvision.types import PluginSpec
-
-T = TypeVar("T")
 
 
 def _require(holds: bool, key: str, problem: str) -> None:
@@ -38,7 +34,7 @@ class PartitionConfig(PluginSpec):
     clients: int | None = None
     """Number of clients; may be left out only where the data settles it (``column``)."""
     imbalance: float = 1.0
-    """Global long tail, before the split: images of the most frequent class / of the rarest one; 1 keeps all."""
+    """Global long tail, before the split: images of the most frequent class / the rarest one; 1 keeps all."""
 
     def __post_init__(self) -> None:
         _require(
@@ -64,7 +60,7 @@ class LossConfig(PluginSpec):
     """The training loss, built from class counts."""
 
     use: str = "cross-entropy"
-    """``cross-entropy``, ``weighted``, ``focal``, ``ldam``, ``balanced-softmax``, ... or ``"module:attr"``."""
+    """``cross-entropy``, ``weighted``, ``focal``, ``ldam``, ``logit-adjusted``, ... or ``"module:attr"``."""
     prior: Literal["local", "global"] = "local"
     """Whose class counts the loss sees: the client's own, or the federation's sum."""
 
@@ -109,7 +105,7 @@ class TrainingConfig:
     lr: float = 0.05
     """Learning rate of round 1."""
     schedule: PluginSpec = field(default_factory=lambda: PluginSpec(use="constant"))
-    """Learning rate over rounds: ``constant``, ``cosine``, ``step``, ``exponential`` or a table with their keys."""
+    """Learning rate over rounds: ``constant``, ``cosine``, ``step``, ``exponential``, or a table."""
     epochs: int = 1
     """Passes over the client's images a round."""
     steps: int = 0
@@ -204,17 +200,20 @@ class ExperimentConfig:
         Raises:
             ConfigError: The file is missing or no TOML, or a key is unknown, of another type or out of range.
         """
-        variants = load_sweep(path, overrides)
-        if len(variants) > 1:
-            raise ConfigError(
-                f"{path}: it has a [sweep] of {len(variants)} experiments; read it with load_sweep"
-            )
-        return variants[0]
+        table = tables.read(Path(path))
+        if "sweep" in table:
+            raise ConfigError(f"{path}: it is a [sweep] of several experiments; read it with load_sweep")
+        try:
+            for override in overrides:
+                tables.override(table, override)
+            return cls.from_dict(table)
+        except ConfigError as error:
+            raise type(error)(f"{path}: {error}") from error
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> ExperimentConfig:
         """Build an experiment from nested tables, as TOML gives them."""
-        return _build(cls, table, "")
+        return tables.build(cls, table)
 
     @classmethod
     def from_toml(cls, text: str) -> ExperimentConfig:
@@ -223,172 +222,9 @@ class ExperimentConfig:
 
     def to_toml(self) -> str:
         """Return the canonical TOML: every key in a fixed order, so equal experiments are equal strings."""
-        return tomli_w.dumps(_plain(self))
+        return tomli_w.dumps(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested tables, as ``from_dict`` takes them."""
-        return _plain(self)
-
-
-def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> list[ExperimentConfig]:
-    """Read a TOML file with an optional ``[sweep]`` and return one experiment for each combination.
-
-    A sweep lists values for dotted keys, ``loss = [{use = "focal"}, {use = "cross-entropy"}]`` or
-    ``seed = [1, 2, 3]``; the experiments are all combinations, named ``name/value-value``.
-
-    Raises:
-        ConfigError: As for ``ExperimentConfig.load``.
-    """
-    table = _read(Path(path))
-    try:
-        sweep = table.pop("sweep", {})
-        for override in overrides:
-            _override(table, sweep, override)
-        axes = _axes(sweep)
-        return [_variant(table, axes, values) for values in itertools.product(*axes.values())]
-    except ConfigError as error:
-        raise type(error)(f"{path}: {error}") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: there is no such file; name an experiment's TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: this is no TOML: {error}; correct that line") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: it cannot be read: {error.strerror}") from error
-
-
-def _override(table: dict[str, Any], sweep: dict[str, Any], text: str) -> None:
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {text!r}: write it as key=value, such as training.lr=0.1")
-    key = key.strip()
-    sweep.pop(key, None)
-    _assign(table, key, _value(value.strip()))
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _assign(table: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"{dotted}: {parent} is no table")
-    table[last] = value
-
-
-def _axes(sweep: Mapping[str, Any], prefix: str = "") -> dict[str, list[Any]]:
-    """Flatten the sweep's nested tables to dotted keys."""
-    axes: dict[str, list[Any]] = {}
-    for key, values in sweep.items():
-        if isinstance(values, Mapping):
-            axes |= _axes(values, f"{prefix}{key}.")
-        elif isinstance(values, list) and values:
-            axes[prefix + key] = values
-        else:
-            raise ConfigError(f"sweep.{prefix}{key} must be a list of values, not {values!r}")
-    return axes
-
-
-def _variant(
-    table: Mapping[str, Any], axes: Mapping[str, list[Any]], values: Sequence[Any]
-) -> ExperimentConfig:
-    merged = _copy(table)
-    for key, value in zip(axes, values, strict=True):
-        _assign(merged, key, _copy(value))
-    config = ExperimentConfig.from_dict(merged)
-    label = "-".join(_label(key, value) for key, value in zip(axes, values, strict=True))
-    # A variant's name is a folder inside the sweep's folder.
-    return dataclasses.replace(config, name=f"{config.name}.{label}") if label else config
-
-
-def _label(key: str, value: Any) -> str:
-    if isinstance(value, Mapping):
-        return str(value.get("name", value.get("use", key)))
-    return f"{key.rpartition('.')[2]}{value}" if not isinstance(value, str) else value
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copy(item) for key, item in value.items()}
-    return list(value) if isinstance(value, list) else value
-
-
-def _build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
-    """Build a dataclass from a table; keys it does not have go to ``args`` where it names a plug-in."""
-    if isinstance(table, str) and issubclass(cls, PluginSpec):
-        table = {"use": table}
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{where} must be a table, not {table!r}")
-    hints = typing.get_type_hints(cls)
-    own = [f.name for f in dataclasses.fields(cls) if f.name != "args"]  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    extra: dict[str, Any] = {}
-    for key, value in table.items():
-        dotted = f"{where}.{key}" if where else key
-        if key in own:
-            values[key] = _convert(hints[key], value, dotted)
-        elif issubclass(cls, PluginSpec):
-            extra[key] = value
-        else:
-            raise ConfigError(f"{dotted}: there is no such key{nearest(key, own)}")
-    if issubclass(cls, PluginSpec):
-        values["args"] = extra
-    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if (
-            f.name not in values
-            and f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
-        ):
-            raise ConfigError(f"{f'{where}.' if where else ''}{f.name} is missing; add it")
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Return the value as the field's type, or say which type it must have."""
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast("type[Any]", hint), value, where)
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return _convert(next(option for option in options if option is not type(None)), value, where)
-    if origin is Literal:
-        if value not in options:
-            raise ConfigError(f"{where} must be one of {', '.join(map(repr, options))}, not {value!r}")
-        return value
-    if origin is tuple:
-        items = value if isinstance(value, list) else [value]
-        return tuple(_convert(options[0], item, where) for item in items)
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{where} must be {_spoken(hint)}, not {value!r}")
-    return value
-
-
-def _spoken(hint: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
-
-
-def _plain(value: Any) -> Any:
-    """Return dataclasses as tables with plug-in arguments folded in and None left out."""
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(value[key]) for key in sorted(value)}
-    if not dataclasses.is_dataclass(value):
-        return value
-    table: dict[str, Any] = {}
-    for f in dataclasses.fields(value):
-        item = getattr(value, f.name)
-        if f.name != "args" and item is not None:
-            table[f.name] = _plain(item)
-    return table | _plain(getattr(value, "args", {}))
+        table: dict[str, Any] = tables.plain(self)
+        return table

@@ -1,8 +1,8 @@
 """Plug-ins by name: ``"name"`` | entry point | ``"module:attr"`` -> factory -> object.
 
-The built-ins are the readable table below; they are found by the same code as a guest's plug-in, so nothing is
-registered by importing it. An entry point of group ``fedvision.<kind>`` (``fedvision.loss``, ...) adds a name to an
-installed package; ``"my_file:thing"`` needs no installation at all, only a file in the experiment's folder.
+The built-ins are the readable table below; they are found by the same code as a guest's plug-in, so nothing
+is registered by importing it. An entry point of group ``fedvision.<kind>`` (``fedvision.loss``, ...) adds the
+name of an installed package; ``"my_file:thing"`` needs only a file in the experiment's folder.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Factory(NamedTuple):
 
 
 def allow_folder(folder: Path) -> None:
-    """Let ``"module:attr"`` find modules in the experiment's own folder, as a Python script finds its neighbours."""
+    """Let ``"module:attr"`` find modules in the experiment's folder, as a script finds its neighbours."""
     path = str(folder.resolve())
     if path not in sys.path:
         sys.path.insert(0, path)
@@ -156,6 +156,11 @@ def resolve(kind: str, use: str) -> Factory:
     if target := known.get(use.lower() if kind == "optimizer" else use):
         return Factory(_import(kind, use, target), {}, target)
     raise PluginError(f"[{kind}] use = {use!r}: there is no such {kind}{nearest(use, known)}")
+
+
+def parameters(kind: str, use: str) -> frozenset[str]:
+    """Return the parameter names of a plug-in's factory."""
+    return frozenset(inspect.signature(resolve(kind, use).call).parameters)
 
 
 def build(kind: str, spec: PluginSpec, **runtime: Any) -> Any:
@@ -242,8 +247,8 @@ def _import(kind: str, use: str, target: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise PluginError(
-                f"[{kind}] use = {use!r}: there is no module {module_name!r}; put {module_name}.py beside the "
-                "experiment or install its package"
+                f"[{kind}] use = {use!r}: there is no module {module_name!r}; put {module_name}.py beside "
+                "the experiment or install its package"
             ) from error
         raise PluginError(
             f"[{kind}] use = {use!r}: its module {module_name!r} needs {error.name!r}, which is not installed"

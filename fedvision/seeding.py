@@ -1,11 +1,12 @@
 """Random streams: one for each (root seed, purpose, round, client), never a global one.
 
-Two runs with the same root seed draw the same numbers whatever engine, worker or order computes them, because a
-stream depends on what it is for and not on what was drawn before it.
+Two runs with the same root seed draw the same numbers whatever engine, worker or order computes them, because
+a stream depends on what it is for and not on what was drawn before it.
 """
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,25 @@ def torch_global(root: int, purpose: str, *ids: int) -> Iterator[None]:
     """
     import torch
 
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(root, purpose, *ids))
         yield
+
+
+@contextmanager
+def stock_globals(root: int, purpose: str, *ids: int) -> Iterator[None]:
+    """Seed Python's and NumPy's global generators inside the block and restore them after it.
+
+    Flower's stock strategies sample clients with ``random`` and draw noise with ``numpy.random``; nothing
+    of ours uses either.
+    """
+    seed = derive(root, purpose, *ids)
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -1,6 +1,7 @@
 """The words that rooms use with each other: plug-in specifications, tasks, updates.
 
-Shape letters used throughout the project: B batch, C classes, H height, W width, K clients, N examples, D features.
+Shape letters used throughout the project: B batch, C classes, H height, W width, K clients, N examples,
+D features.
 Image tensors are [B, channels, H, W]; image arrays at rest are uint8 [N, H, W, channels].
 """
 

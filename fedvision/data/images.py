@@ -33,9 +33,8 @@ class ImageSet:
                 f"images must be uint8 [N, H, W, channels], not {self.images.dtype} {list(self.images.shape)}"
             )
         if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
-            raise DataError(
-                f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {list(self.labels.shape)}"
-            )
+            shape = list(self.labels.shape)
+            raise DataError(f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {shape}")
 
     def __len__(self) -> int:
         return len(self.labels)

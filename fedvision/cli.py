@@ -1,0 +1,137 @@
+"""The command line: parses, calls, prints.
+
+Exit codes: 0 done, 1 the run failed, 2 wrong usage or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedvision import __version__, registry
+from fedvision.errors import ConfigError, FedVisionError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        options.call(options)
+    except ConfigError as error:
+        print(f"fedvision: {error}", file=sys.stderr)
+        return 2
+    except FedVisionError as error:
+        print(f"fedvision: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\nfedvision: stopped; the same command with --resume goes on from the last round",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fedvision", description="Federated learning for images.")
+    parser.add_argument("--version", action="version", version=f"fedvision {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    simulate = verbs.add_parser("simulate", help="run a whole federation on this machine")
+    _experiment(simulate)
+    simulate.add_argument("--engine", default="serial", help="what carries the messages (default: serial)")
+    simulate.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
+    simulate.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    simulate.add_argument("--threads", type=int, default=0, help="threads for arithmetic (default: torch's)")
+    simulate.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars")
+    simulate.set_defaults(call=_simulate)
+
+    report = verbs.add_parser("report", help="make the report of a run, or compare several")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    report.add_argument("--out", type=Path, help="file of the comparison (default: comparison.html)")
+    report.set_defaults(call=_report)
+
+    inspect = verbs.add_parser("inspect", help="show clients x classes and costs before training")
+    _experiment(inspect)
+    inspect.set_defaults(call=_inspect)
+
+    names = verbs.add_parser("list", help="show what `use =` may say")
+    names.add_argument("kind", nargs="?", choices=sorted(registry.BUILTINS), help="only this kind")
+    names.set_defaults(call=_list)
+    return parser
+
+
+def _experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="TOML file")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="such as training.lr=0.1",
+    )
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from fedvision import federation
+    from fedvision.reporting import render
+    from fedvision.reporting.progress import Progress
+    from fedvision.sweep import load_sweep
+
+    registry.allow_folder(options.experiment.parent)
+    sweep = load_sweep(options.experiment, options.overrides)
+    results = federation.simulate_sweep(
+        sweep,
+        engine=options.engine,
+        out=options.out,
+        resume=options.resume,
+        progress=Progress,
+        threads=options.threads,
+        tensorboard=options.tensorboard,
+    )
+    folders = [result.folder for result in results.values()]
+    for folder in folders[:1] if len(folders) == 1 else []:
+        print(render.run_table(folder))
+        print(f"report: {folder.path / 'report.html'}")
+    if len(folders) > 1:
+        print(render.comparison_table(folders))
+        print(f"report: {folders[0].path.parent / 'comparison.html'}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from fedvision.reporting import render
+    from fedvision.reporting.compare import write_comparison
+    from fedvision.reporting.folder import RunFolder
+    from fedvision.reporting.html import write_report
+
+    folders = [RunFolder.read(path) for path in options.runs]
+    if len(folders) == 1:
+        print(render.run_table(folders[0]))
+        print(f"report: {write_report(folders[0])}")
+    else:
+        print(render.comparison_table(folders))
+        print(f"report: {write_comparison(folders, options.out or Path('comparison.html'))}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from fedvision.federation import Federation
+    from fedvision.reporting.inspection import inspection
+    from fedvision.sweep import load_sweep
+
+    registry.allow_folder(options.experiment.parent)
+    for label, config in load_sweep(options.experiment, options.overrides).experiments.items():
+        if label:
+            print(f"{label}:")
+        print(inspection(Federation.build(config)))
+
+
+def _list(options: argparse.Namespace) -> None:
+    for kind in [options.kind] if options.kind else sorted(registry.BUILTINS):
+        print(f"{kind}:")
+        for name, origin in sorted(registry.names(kind).items()):
+            print(f"  {name:<18} {origin}")

@@ -1,0 +1,227 @@
+"""From an experiment to a result: all that it names is built and checked, then run on an engine and recorded.
+
+``simulate`` is the Python interface; the command line calls it and prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedvision import registry
+from fedvision.config import ExperimentConfig
+from fedvision.errors import FedVisionError
+from fedvision.sweep import Sweep
+from fedvision.types import MetricFn, PluginSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from flwr.serverapp.strategy import Strategy
+    from torch import nn
+
+    from fedvision.data.images import Dataset
+    from fedvision.data.split import Split
+    from fedvision.reporting.folder import RunFolder
+    from fedvision.reporting.progress import Progress
+    from fedvision.types import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run left behind."""
+
+    folder: RunFolder
+    """The run folder: everything below is also there."""
+    rounds: list[dict[str, Any]]
+    """One record a round, as in ``rounds.jsonl``."""
+    state: State
+    """The travelling tensors of the final global model."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The last measured scores: the server's where it has test images, else the clients' together."""
+        for record in reversed(self.rounds):
+            for view in ("server", "local"):
+                if record.get(view):
+                    return dict(record[view]["scores"])
+        return {}
+
+    def frame(self) -> pd.DataFrame:
+        """Return the rounds as a data frame: a row a round, a column a figure such as ``server.accuracy``."""
+        import pandas as pd
+
+        return pd.DataFrame([_flat(record) for record in self.rounds]).set_index("round")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """An experiment with all that it names built and checked, before anything is written."""
+
+    config: ExperimentConfig
+    """The experiment."""
+    dataset: Dataset
+    """Images and labels."""
+    split: Split
+    """Which client has which images."""
+    model: nn.Module
+    """The network as it begins."""
+    strategy: Strategy
+    """Selection and aggregation, as a Flower strategy."""
+    metrics: Mapping[str, MetricFn]
+    """Further metrics by name."""
+
+    @classmethod
+    def build(cls, config: ExperimentConfig) -> Federation:
+        """Build and check everything that an experiment names; nothing is written.
+
+        Raises:
+            ConfigError: Something in the experiment or its data is wrong; the sentence says what to do.
+        """
+        prepare_process()
+        from fedvision.data import split
+        from fedvision.flower.checks import check_strategy
+        from fedvision.flower.strategy import build_strategy
+        from fedvision.models.build import build_model
+        from fedvision.training.worker import check_training
+
+        metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
+        strategy = build_strategy(config.strategy, seed=config.seed)
+        dataset: Dataset = registry.build("data", config.data)
+        classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
+        parts = split.make(dataset.train, config.partition, num_classes=classes, seed=config.seed)
+        check_strategy(strategy, len(parts.clients))
+        check_training(config, channels, classes)
+        model = build_model(
+            config.model,
+            num_classes=classes,
+            in_channels=channels,
+            image_size=(height, width),
+            seed=config.seed,
+        )
+        return cls(
+            config=config, dataset=dataset, split=parts, model=model, strategy=strategy, metrics=metrics
+        )
+
+
+def simulate(
+    config: ExperimentConfig,
+    *,
+    engine: str = "serial",
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    threads: int = 0,
+    tensorboard: bool = False,
+) -> RunResult:
+    """Run a whole federation on this machine and write its run folder.
+
+    Args:
+        config: The experiment.
+        engine: ``"serial"``, or an engine by ``"module:attr"``.
+        out: The run folder; ``runs/<name>`` (or the next free ``runs/<name>-2``, ...) where it is left out.
+        resume: Continue the run in ``out`` from its last checkpoint; a run that is not there is begun.
+        progress: Who shows the progress; nobody by default.
+        threads: torch's threads for arithmetic; 0 leaves torch's choice.
+        tensorboard: Also write TensorBoard scalars into the run folder.
+
+    Raises:
+        ConfigError: The experiment, its data or the run folder is wrong; nothing was written.
+        RunError: The run failed after it had started; the last checkpoint is intact.
+    """
+    federation = Federation.build(config)
+    from fedvision.simulation import Simulation
+
+    carrier = registry.build("engine", PluginSpec(use=engine))
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    folder = open_folder(config, out, resume)
+    run = Simulation(federation, folder, progress=progress, tensorboard=tensorboard)
+    try:
+        state = run.run(carrier)
+    except (FedVisionError, KeyboardInterrupt) as error:
+        run.abandon(error)
+        raise
+    return RunResult(folder=folder, rounds=folder.rounds(), state=state)
+
+
+def simulate_sweep(
+    sweep: Sweep,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[], Progress] | None = None,
+    **options: Any,
+) -> dict[str, RunResult]:
+    """Run every experiment of a sweep, each in a folder of its own, and compare them.
+
+    Args:
+        sweep: As ``load_sweep`` reads it; a sweep of one is that one experiment.
+        out: The sweep's folder, with a run folder for each label; ``runs/<name>`` where it is left out.
+        resume: Continue what is there; experiments that are done are not run again.
+        progress: Makes a fresh display for each run.
+        options: Passed on to ``simulate``.
+
+    Returns:
+        The results by label.
+    """
+    base = Path(out) if out is not None else default_folder(sweep.name, resume)
+    if list(sweep.experiments) != [""]:
+        for config in sweep.experiments.values():
+            Federation.build(config)
+    results = {}
+    for label, config in sweep.experiments.items():
+        shown = progress() if progress else None
+        results[label] = simulate(config, out=base / label, resume=resume, progress=shown, **options)
+    if len(results) > 1:
+        from fedvision.reporting.compare import write_comparison
+
+        write_comparison([result.folder for result in results.values()], base / "comparison.html")
+    return results
+
+
+def open_folder(config: ExperimentConfig, out: str | Path | None, resume: bool) -> RunFolder:
+    """Create the run folder, or open the one to be continued.
+
+    Raises:
+        RunFolderError: It is there and not to be resumed, is another experiment's, or cannot be written.
+    """
+    from fedvision.reporting.folder import RunFolder
+
+    path = Path(out) if out is not None else default_folder(config.name, resume)
+    return RunFolder.resume(path, config) if resume else RunFolder.create(path, config)
+
+
+def default_folder(name: str, resume: bool) -> Path:
+    """Return ``runs/<name>``; for a new run the first of ``<name>``, ``<name>-2``, ... that is free."""
+    path = Path("runs") / name
+    number = 2
+    while not resume and path.exists():
+        path = Path("runs") / f"{name}-{number}"
+        number += 1
+    return path
+
+
+def prepare_process() -> None:
+    """Switch Flower's telemetry, update check and log lines off, unless the user turned them on."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    from fedvision.flower.internals import quiet
+
+    quiet()
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a round's scalar figures with dotted names."""
+    row: dict[str, Any] = {key: value for key, value in record.items() if isinstance(value, int | float)}
+    row |= {f"bytes.{key}": value for key, value in record.get("bytes", {}).items()}
+    for view in ("server", "local"):
+        facts = record.get(view) or {}
+        row |= {f"{view}.loss": facts["loss"]} if facts else {}
+        row |= {f"{view}.{key}": value for key, value in facts.get("scores", {}).items()}
+    row["clients"], row["refused"] = len(record["clients"]), len(record["refused"])
+    return row

@@ -1,0 +1,75 @@
+"""What the server asks and checks before and between rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedvision.errors import ConfigError, RunError
+from fedvision.flower import codec
+from fedvision.flower.exchange import Exchange
+from fedvision.types import State
+
+
+def ask_roster(grid: Grid) -> dict[int, codec.RosterEntry]:
+    """Ask every node who it is and how many images of each class it has.
+
+    Raises:
+        RunError: No node answered usefully.
+    """
+    messages = [Message(RecordDict(), node, codec.ROSTER) for node in grid.get_node_ids()]
+    exchange = Exchange(clients={}, stage="data")
+    replies = list(exchange.send(grid, messages))
+    if not replies:
+        raise RunError(hopeless(1, exchange.refused))
+    return {reply.metadata.src_node_id: codec.decode_roster(reply.content) for reply in replies}
+
+
+def check_strategy(strategy: Strategy, clients: int) -> None:
+    """Refuse a stock strategy that would wait for ever for more clients than there are.
+
+    Raises:
+        ConfigError: Its minimum is above the number of clients.
+    """
+    for name in ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes"):
+        needed = getattr(strategy, name, 0)
+        if needed > clients:
+            raise ConfigError(
+                f"strategy.{name} is {needed} but there are {clients} clients; set it to {clients} or less"
+            )
+
+
+def check_state(round: int, combined: State, before: State) -> State:
+    """Return what a strategy made, in the model's types, if it is a model at all.
+
+    Raises:
+        RunError: A tensor is missing, extra, misshapen, NaN or infinite.
+    """
+    if set(combined) != set(before):
+        odd = sorted(set(combined) ^ set(before))[0]
+        raise RunError(f"round {round}: the strategy's result and the model differ in the tensor {odd!r}")
+    state: State = {}
+    for name, old in before.items():
+        new = combined[name].to(old.dtype)
+        if new.shape != old.shape:
+            raise RunError(
+                f"round {round}: the strategy made {name!r} {list(new.shape)}, not {list(old.shape)}"
+            )
+        if not bool(torch.isfinite(new).all()):
+            raise RunError(
+                f"round {round}: the strategy's result holds NaN or infinity in {name!r}; "
+                "the training diverged: lower its learning rates and resume from the last checkpoint"
+            )
+        state[name] = new
+    return state
+
+
+def hopeless(rounds: int, refused: Sequence[Mapping[str, Any]]) -> str:
+    """Say in one sentence that nobody succeeded, with the first cause."""
+    first = f"; client {refused[0]['client']}: {refused[0]['reason']}" if refused else ""
+    return f"no client succeeded in {rounds} round{'s' * (rounds > 1)} in a row{first}"

@@ -1,0 +1,218 @@
+"""The wire format: the only file that names the keys of records.
+
+Plain traffic uses Flower's default keys (``arrays``, ``config``, ``metrics``, ``num-examples``) with exactly
+one ArrayRecord and one MetricRecord in a reply to a training message, so that stock strategies work
+unchanged. Further groups of tensors travel as ``tensors.<group>`` and only where an objective asked for them.
+Everything decoded is checked: names, shapes, types and finiteness, against what the model expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedvision.errors import UpdateRefused
+from fedvision.flower.internals import TensorArray
+from fedvision.training.evaluate import Evaluation
+from fedvision.training.loop import LocalUpdate
+from fedvision.types import Instruction, State, Task, Update
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+EXAMPLES, ROUND, TRAIN_LOSS = "num-examples", "server-round", "train_loss"
+ROSTER = "query.roster"
+_TENSORS, _NUMBER, _OBJECTIVE, _COUNTS = "tensors.", "number.", "objective", "class-counts"
+_STOCK_PROX = "proximal-mu"
+_CONFUSION, _LOSS = "confusion", "loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RosterEntry:
+    """What a client says of itself before the first round."""
+
+    client: int
+    """Partition number."""
+    counts: tuple[int, ...]
+    """Training images per class [C]."""
+
+
+def encode_state(state: State) -> ArrayRecord:
+    """Wrap CPU tensors without copying them; bfloat16, which NumPy does not know, travels as float32."""
+    record = ArrayRecord()
+    for name, tensor in state.items():
+        record[name] = TensorArray(tensor.float() if tensor.dtype is torch.bfloat16 else tensor)
+    return record
+
+
+def decode_state(record: Mapping[str, Array]) -> State:
+    """Return the tensors of a record; they may share memory with it."""
+    return {
+        name: array.tensor
+        if isinstance(array, TensorArray)
+        else torch.from_numpy(np.ascontiguousarray(array.numpy()))
+        for name, array in record.items()
+    }
+
+
+def size(content: RecordDict) -> int:
+    """Return the bytes of all tensors in a message's content."""
+    return sum(
+        int(np.prod(array.shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
+        for record in content.array_records.values()
+        for array in record.values()
+    )
+
+
+def encode_instruction(instruction: Instruction, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
+    """Return the content of a training message: the model and what the strategy says beside it."""
+    told = ConfigRecord(dict(config))
+    if instruction.objective:
+        told[_OBJECTIVE] = instruction.objective
+    for name, number in instruction.numbers.items():
+        told[_NUMBER + name] = float(number)
+    content = RecordDict({ARRAYS: arrays, CONFIG: told})
+    for group, state in instruction.tensors.items():
+        content[_TENSORS + group] = encode_state(state)
+    return content
+
+
+def encode_counts(counts: tuple[int, ...]) -> ConfigRecord:
+    """Return the configuration that tells clients the federation's class counts [C]."""
+    return ConfigRecord({_COUNTS: list(counts)})
+
+
+def decode_task(message: Message, client: int) -> Task:
+    """Return a client's task from a training message of ours or of a stock strategy."""
+    content, config = message.content, message.content.config_records[CONFIG]
+    numbers = {k.removeprefix(_NUMBER): float(v) for k, v in config.items() if k.startswith(_NUMBER)}  # type: ignore[arg-type]
+    objective = config.get(_OBJECTIVE)
+    if objective is None and _STOCK_PROX in config:
+        objective, numbers = "prox", {"mu": float(config[_STOCK_PROX])}  # type: ignore[arg-type]
+    counts = config.get(_COUNTS)
+    return Task(
+        round=int(config[ROUND]),  # type: ignore[arg-type]
+        client=client,
+        state=decode_state(content.array_records[ARRAYS]),
+        instruction=Instruction(
+            objective=None if objective is None else str(objective),
+            numbers=numbers,
+            tensors=_groups(content),
+        ),
+        counts=None if counts is None else tuple(counts),  # type: ignore[arg-type]
+    )
+
+
+def encode_update(update: LocalUpdate) -> RecordDict:
+    """Return the content of a reply to a training message."""
+    metrics = MetricRecord({EXAMPLES: update.examples, TRAIN_LOSS: update.loss})
+    content = RecordDict({ARRAYS: encode_state(update.state), METRICS: metrics})
+    for group, state in update.tensors.items():
+        content[_TENSORS + group] = encode_state(state)
+    return content
+
+
+def decode_update(content: RecordDict, client: int, position: int) -> Update:
+    """Return a client's update from a reply that ``check_update`` let through."""
+    metrics = content.metric_records[METRICS]
+    return Update(
+        client=client,
+        position=position,
+        examples=int(metrics[EXAMPLES]),  # type: ignore[arg-type]
+        state=decode_state(content.array_records[ARRAYS]),
+        loss=float(metrics[TRAIN_LOSS]),  # type: ignore[arg-type]
+        tensors=_groups(content),
+    )
+
+
+def check_update(content: RecordDict, client: int, expected: State) -> None:
+    """Refuse a reply that cannot be averaged with the others.
+
+    Args:
+        content: The reply's records.
+        client: Who sent it, for the error.
+        expected: The global state: names, shapes and types that a reply must have.
+
+    Raises:
+        UpdateRefused: A record is missing, a tensor is missing, extra, misshapen, not a number or infinite,
+        or
+            the reply rests on no images.
+    """
+    arrays, metrics = content.array_records.get(ARRAYS), content.metric_records.get(METRICS)
+    if arrays is None or metrics is None:
+        raise UpdateRefused(client, "reply", f"it lacks the record {ARRAYS if arrays is None else METRICS!r}")
+    if set(metrics) != {EXAMPLES, TRAIN_LOSS}:
+        raise UpdateRefused(
+            client, "reply", f"its metrics are {sorted(metrics)}, not {EXAMPLES} and {TRAIN_LOSS}"
+        )
+    examples = metrics[EXAMPLES]
+    if not isinstance(examples, int) or examples < 1:
+        raise UpdateRefused(client, "reply", f"it rests on {examples} images")
+    _check_names(client, set(arrays), set(expected))
+    for name, tensor in expected.items():
+        _check_array(client, name, arrays[name], tensor)
+    for group, state in _groups(content).items():
+        for name, tensor in state.items():
+            _check_finite(client, f"{group}.{name}", tensor)
+
+
+def encode_evaluation(evaluation: Evaluation) -> RecordDict:
+    """Return the content of a reply to an evaluation message: counts and sums, never ratios."""
+    metrics = MetricRecord({EXAMPLES: evaluation.examples, _LOSS: evaluation.loss_sum})
+    return RecordDict({METRICS: metrics, _CONFUSION: ArrayRecord([evaluation.confusion])})
+
+
+def decode_evaluation(content: RecordDict) -> Evaluation:
+    """Return what a client counted."""
+    (confusion,) = content.array_records[_CONFUSION].values()
+    return Evaluation(
+        confusion=confusion.numpy(),
+        loss_sum=float(content.metric_records[METRICS][_LOSS]),  # type: ignore[arg-type]
+    )
+
+
+def encode_roster(entry: RosterEntry) -> RecordDict:
+    """Return the content of a reply to the roster query."""
+    return RecordDict({CONFIG: ConfigRecord({"client": entry.client, _COUNTS: list(entry.counts)})})
+
+
+def decode_roster(content: RecordDict) -> RosterEntry:
+    """Return what a client says of itself."""
+    config = content.config_records[CONFIG]
+    return RosterEntry(client=int(config["client"]), counts=tuple(config[_COUNTS]))  # type: ignore[arg-type]
+
+
+def _groups(content: RecordDict) -> dict[str, State]:
+    return {
+        key.removeprefix(_TENSORS): decode_state(record)
+        for key, record in content.array_records.items()
+        if key.startswith(_TENSORS)
+    }
+
+
+def _check_names(client: int, names: set[str], expected: set[str]) -> None:
+    if missing := sorted(expected - names):
+        raise UpdateRefused(client, "reply", f"the tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    if extra := sorted(names - expected):
+        raise UpdateRefused(
+            client, "reply", f"the tensor {extra[0]!r} is not in the model ({len(extra)} in all)"
+        )
+
+
+def _check_array(client: int, name: str, array: Array, expected: torch.Tensor) -> None:
+    if tuple(array.shape) != tuple(expected.shape):
+        raise UpdateRefused(
+            client, "reply", f"the tensor {name!r} is {list(array.shape)}, not {list(expected.shape)}"
+        )
+    _check_finite(client, name, decode_state({name: array})[name])
+
+
+def _check_finite(client: int, name: str, tensor: torch.Tensor) -> None:
+    if not torch.is_floating_point(tensor):
+        raise UpdateRefused(client, "reply", f"the tensor {name!r} is {tensor.dtype}, not a float")
+    # One pass without a temporary: a sum is finite unless an element is not (or it overflows, which is
+    # refused too).
+    if not torch.isfinite(tensor.sum(dtype=torch.float64)):
+        raise UpdateRefused(client, "reply", f"the tensor {name!r} holds NaN or infinity")

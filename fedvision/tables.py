@@ -1,0 +1,151 @@
+"""Nested tables, as TOML gives them, <-> frozen dataclasses; every error names the dotted key.
+
+A table whose dataclass is a ``PluginSpec`` keeps the keys that the dataclass has; every other key in it is a
+keyword argument of the plug-in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from fedvision.errors import ConfigError, nearest
+from fedvision.types import PluginSpec
+
+T = TypeVar("T")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: It is missing, unreadable or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such file; name an experiment's TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: this is no TOML: {error}; correct that line") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: it cannot be read: {error.strerror}") from error
+
+
+def override(table: dict[str, Any], text: str) -> str:
+    """Set one key from a ``"dotted.key=value"`` text and return the key; the value is TOML or a bare text.
+
+    Raises:
+        ConfigError: The text is no such pair, or a parent of the key is no table.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {text!r}: write it as key=value, such as training.lr=0.1")
+    key = key.strip()
+    assign(table, key, _value(value.strip()))
+    return key
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def assign(table: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a key of nested tables by its dotted name.
+
+    Raises:
+        ConfigError: A parent is no table.
+    """
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{dotted}: {parent} is no table")
+    table[last] = value
+
+
+def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
+    """Build a dataclass from a table; keys it does not have go to ``args`` where it names a plug-in.
+
+    Args:
+        cls: The dataclass.
+        table: Its values, nested.
+        where: Dotted name of the table, for errors; empty at the top.
+
+    Raises:
+        ConfigError: A key is unknown, missing, of another type or out of range.
+    """
+    if isinstance(table, str) and issubclass(cls, PluginSpec):
+        table = {"use": table}
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where} must be a table, not {table!r}")
+    hints = typing.get_type_hints(cls)
+    own = [f.name for f in dataclasses.fields(cls) if f.name != "args"]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for key, value in table.items():
+        dotted = f"{where}.{key}" if where else key
+        if key in own:
+            values[key] = _convert(hints[key], value, dotted)
+        elif issubclass(cls, PluginSpec):
+            extra[key] = value
+        else:
+            raise ConfigError(f"{dotted}: there is no such key{nearest(key, own)}")
+    if issubclass(cls, PluginSpec):
+        values["args"] = extra
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if (
+            f.name not in values
+            and f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+        ):
+            raise ConfigError(f"{f'{where}.' if where else ''}{f.name} is missing; add it")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Return the value as the field's type, or say which type it must have."""
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast("type[Any]", hint), value, where)
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return _convert(next(option for option in options if option is not type(None)), value, where)
+    if origin is Literal:
+        if value not in options:
+            raise ConfigError(f"{where} must be one of {', '.join(map(repr, options))}, not {value!r}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_convert(options[0], item, where) for item in items)
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where} must be {_spoken(hint)}, not {value!r}")
+    return value
+
+
+def _spoken(hint: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
+
+
+def plain(value: Any) -> Any:
+    """Return dataclasses as tables with plug-in arguments folded in and None left out."""
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: plain(value[key]) for key in sorted(value)}
+    if not dataclasses.is_dataclass(value):
+        return value
+    table: dict[str, Any] = {}
+    for f in dataclasses.fields(value):
+        item = getattr(value, f.name)
+        if f.name != "args" and item is not None:
+            table[f.name] = plain(item)
+    return table | plain(getattr(value, "args", {}))

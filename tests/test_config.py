@@ -1,0 +1,138 @@
+"""Experiments: TOML in, canonical TOML out, one clear sentence for everything a person can get wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedvision.config import ExperimentConfig
+from fedvision.errors import ConfigError
+from fedvision.sweep import load_sweep
+
+MINIMAL = '[data]\nuse = "digits"\n'
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "experiment.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_written_out_and_read_back_the_same(tmp_path: Path) -> None:
+    config = ExperimentConfig.load(write(tmp_path, MINIMAL))
+    text = config.to_toml()
+    assert "batch_size = 32" in text
+    assert ExperimentConfig.from_toml(text) == config
+    assert ExperimentConfig.from_toml(text).to_toml() == text
+
+
+def test_canonical_text_does_not_depend_on_the_order_of_keys() -> None:
+    one = ExperimentConfig.from_toml('rounds = 3\n[data]\nuse = "npz"\npath = "a"\nvalidation = "train"\n')
+    two = ExperimentConfig.from_toml('rounds = 3\n[data]\nvalidation = "train"\npath = "a"\nuse = "npz"\n')
+    assert one.to_toml() == two.to_toml()
+
+
+def test_keys_of_a_plugin_are_kept_apart_from_the_tables_own() -> None:
+    config = ExperimentConfig.from_toml(
+        MINIMAL + '[partition]\nuse = "dirichlet"\nclients = 5\nalpha = 0.1\n'
+    )
+    assert config.partition.clients == 5
+    assert config.partition.args == {"alpha": 0.1}
+
+
+def test_a_plugin_without_keys_may_be_a_text() -> None:
+    config = ExperimentConfig.from_toml('data = "digits"\n[training]\noptimizer = "adamw"\n')
+    assert (config.data.use, config.training.optimizer.use) == ("digits", "adamw")
+
+
+def test_whole_numbers_serve_as_numbers() -> None:
+    config = ExperimentConfig.from_toml(MINIMAL + "[training]\nlr = 1\n")
+    assert isinstance(config.training.lr, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "data is missing; add it"),
+        (MINIMAL + "[training]\nlearning_rat = 1\n", "training.learning_rat: there is no such key"),
+        (MINIMAL + "[training]\nepoch = 1\n", "training.epoch: there is no such key; did you mean 'epochs'?"),
+        (MINIMAL + '[training]\nlr = "fast"\n', "training.lr must be a number, not 'fast'"),
+        (MINIMAL + "[training]\nepochs = 1.5\n", "training.epochs must be a whole number, not 1.5"),
+        (MINIMAL + "[training]\nepochs = true\n", "training.epochs must be a whole number, not True"),
+        (MINIMAL + "[training]\nlr = 0\n", "training.lr must be > 0, not 0.0"),
+        (MINIMAL + '[loss]\nprior = "both"\n', "loss.prior must be one of 'local', 'global', not 'both'"),
+        (MINIMAL + "[partition]\nimbalance = 0.5\n", "partition.imbalance must be >= 1, not 0.5"),
+        (MINIMAL + "[evaluation]\nholdout = 1\n", "evaluation.holdout must be >= 0 and < 1, not 1.0"),
+        (MINIMAL + "[transforms]\nstd = [0]\n", "transforms.std must hold numbers > 0"),
+        ("rounds = 0\n" + MINIMAL, "rounds must be >= 1, not 0"),
+        ("training = 3\n" + MINIMAL, "training must be a table, not 3"),
+        ("rounds = \n", "this is no TOML"),
+    ],
+)
+def test_a_wrong_file_gets_one_sentence_that_names_file_and_key(
+    tmp_path: Path, text: str, sentence: str
+) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        ExperimentConfig.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such file"):
+        ExperimentConfig.load(tmp_path / "nothing.toml")
+
+
+def test_overrides_take_toml_values_and_bare_texts(tmp_path: Path) -> None:
+    overrides = ["training.lr=0.5", "loss.use=focal", "loss.gamma=1.0", "evaluation.metrics=['kappa']"]
+    config = ExperimentConfig.load(write(tmp_path, MINIMAL), overrides)
+    assert (config.training.lr, config.loss.use, config.loss.args) == (0.5, "focal", {"gamma": 1.0})
+    assert config.evaluation.metrics == ("kappa",)
+
+
+@pytest.mark.parametrize("override", ["training.lr", "=3", "name.lr=3"])
+def test_a_wrong_override_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError):
+        ExperimentConfig.load(write(tmp_path, "name = 'x'\n" + MINIMAL), [override])
+
+
+def test_a_sweep_is_all_combinations_with_labels(tmp_path: Path) -> None:
+    text = (
+        'name = "tail"\n'
+        + MINIMAL
+        + '[sweep]\nseed = [1, 2]\nloss = [{use = "focal"}, {use = "ldam", name = "L"}]\n'
+    )
+    sweep = load_sweep(write(tmp_path, text))
+    assert list(sweep.experiments) == ["seed1-focal", "seed1-L", "seed2-focal", "seed2-L"]
+    last = sweep.experiments["seed2-L"]
+    assert (last.seed, last.loss.use, last.loss.args, last.name) == (2, "ldam", {}, "tail seed2-L")
+
+
+def test_a_sweep_over_dotted_keys_keeps_the_rest_of_the_table(tmp_path: Path) -> None:
+    text = MINIMAL + "[training]\nlr = 0.2\n[sweep]\ntraining.epochs = [1, 5]\n"
+    experiments = load_sweep(write(tmp_path, text)).experiments
+    assert [(e.training.lr, e.training.epochs) for e in experiments.values()] == [(0.2, 1), (0.2, 5)]
+
+
+def test_a_sweep_that_is_no_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.seed must be a list of values, not 3"):
+        load_sweep(write(tmp_path, MINIMAL + "[sweep]\nseed = 3\n"))
+
+
+def test_an_override_replaces_a_swept_key(tmp_path: Path) -> None:
+    sweep = load_sweep(write(tmp_path, MINIMAL + "[sweep]\nseed = [1, 2]\n"), ["seed=9"])
+    assert [config.seed for config in sweep.experiments.values()] == [9]
+
+
+def test_one_experiment_cannot_be_read_from_a_sweep(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="read it with load_sweep"):
+        ExperimentConfig.load(write(tmp_path, MINIMAL + "[sweep]\nseed = [1, 2]\n"))
+
+
+def test_twins_in_a_sweep_are_refused(tmp_path: Path) -> None:
+    text = MINIMAL + '[sweep]\nloss = [{use = "focal", gamma = 1.0}, {use = "focal", gamma = 2.0}]\n'
+    with pytest.raises(ConfigError, match="give their tables a name"):
+        load_sweep(write(tmp_path, text))

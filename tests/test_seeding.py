@@ -1,0 +1,44 @@
+"""Streams: the same for the same purpose, unrelated otherwise, and never the global one."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+from fedvision import seeding
+
+
+def test_a_stream_depends_on_root_purpose_and_ids_alone() -> None:
+    assert seeding.derive(7, "batches", 3, 1) == seeding.derive(7, "batches", 3, 1)
+    others = {
+        seeding.derive(7, "batches", 3, 1),
+        seeding.derive(8, "batches", 3, 1),
+        seeding.derive(7, "dropout", 3, 1),
+        seeding.derive(7, "batches", 1, 3),
+        seeding.derive(7, "batches", 3),
+    }
+    assert len(others) == 5
+
+
+def test_streams_do_not_touch_the_global_generators() -> None:
+    before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    seeding.numpy_stream(1, "a").random()
+    torch.rand(2, generator=seeding.torch_stream(1, "a"))
+    with seeding.torch_global(1, "a"):
+        torch.rand(3)
+    with seeding.stock_globals(1, "a"):
+        random.random()
+        np.random.normal()  # noqa: NPY002
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+
+
+def test_global_blocks_repeat() -> None:
+    draws = []
+    for _ in range(2):
+        with seeding.torch_global(1, "model"), seeding.stock_globals(1, "select"):
+            draws.append((torch.rand(1).item(), random.random(), np.random.normal()))  # noqa: NPY002
+    assert draws[0] == draws[1]
