@@ -1,0 +1,65 @@
+"""On what a run was made: versions, processor and device. A number without them is no measurement."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import fedvision
+
+
+def environment(device: str = "auto") -> dict[str, Any]:
+    """Return what a run's numbers and times depend on beside its configuration; no name of the machine.
+
+    Args:
+        device: ``training.device`` of the experiment.
+    """
+    import torch
+
+    return {
+        "fedvision": fedvision.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "device": _device(device),
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "flwr": _version("flwr"),
+        "numpy": _version("numpy"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """Return the processor's name: /proc/cpuinfo has it on Linux, where ``platform`` is often empty."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _device(name: str) -> str:
+    """Return the device in words; a GPU is only asked for its name where the run may use it."""
+    import torch
+
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda"
+    if name.startswith("cuda") and torch.cuda.is_available():
+        index = int(name.partition(":")[2] or 0)
+        if index < torch.cuda.device_count():
+            return f"{name} ({torch.cuda.get_device_name(index)})"
+    return name

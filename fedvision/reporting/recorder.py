@@ -1,0 +1,166 @@
+"""Writing that survives a power cut: whole files by replacement, lines by append and fsync.
+
+A reader sees a file as it was or as it shall be, never half of it: content goes to a neighbour whose name
+ends in ``.part``, reaches the disk, and only then takes the file's name. What a kill leaves behind is such
+a neighbour, which every reader ignores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedvision.errors import RecordError, RunFolderError
+
+PART = ".part"
+"""Suffix of a file that is not complete yet."""
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: no NumPy, tuples as lists, and NaN or infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """Return one line of canonical JSON: keys sorted, no spaces, so that equal facts are equal bytes."""
+    text = json.dumps(
+        plain(record), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text + "\n"
+
+
+def json_page(record: Mapping[str, Any]) -> str:
+    """Return indented JSON for a file that people open."""
+    return json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@contextmanager
+def recording(what: str, path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal into one sentence.
+
+    Raises:
+        RecordError: Something inside the block raised OSError: a full disk, lost permission, a lost mount.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RecordError(
+            f"{path}: {what} could not be written: {error.strerror or error}; make room or restore "
+            "access, then go on from the last checkpoint with --resume"
+        ) from error
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and wait until the disk has it.
+
+    Raises:
+        OSError: The disk is full or refuses; an incomplete file may remain.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        _write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes | str) -> None:
+    """Give a file new content at one instant.
+
+    Raises:
+        OSError: The disk is full or refuses; the old content stands and nothing is left beside it.
+    """
+    part = path.with_name(path.name + PART)
+    try:
+        write_synced(part, data.encode() if isinstance(data, str) else data)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line at the end of a file and wait until the disk has it.
+
+    Raises:
+        OSError: The disk is full or refuses; the file ends where it ended before.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        before = os.fstat(descriptor).st_size
+        try:
+            _write_all(descriptor, line.encode())
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, before)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a JSON-lines file; a last line without its end is a torn one and left out.
+
+    Raises:
+        RunFolderError: A complete line is no JSON.
+    """
+    if not path.exists():
+        return []
+    complete, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+    records = []
+    for number, line in enumerate(complete.split("\n") if complete else [], start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise RunFolderError(
+                f"{path}, line {number}: this is no JSON ({error.msg}); the file is damaged, run again"
+            ) from error
+    return records
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's table, or an empty one where there is no such file.
+
+    Raises:
+        RunFolderError: The file is no JSON.
+    """
+    if not path.exists():
+        return {}
+    try:
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{path}: this is no JSON ({error}); the file is damaged, run again") from error
+    return table
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the disk has a folder's names: a rename alone is not durable."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened; renames are as durable as they get
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
