@@ -1,0 +1,105 @@
+"""SCAFFOLD: control variates take the drift out of local steps on unlike data.
+
+Karimireddy, Kale, Mohri, Reddi, Stich, Suresh 2020, "SCAFFOLD: Stochastic Controlled Averaging for Federated
+Learning", arXiv 1910.06378, Algorithm 1, option II. The server keeps c, client i keeps c_i; a local step
+follows ``gradient + c - c_i``. After the round::
+
+    x <- x + server_lr * mean_i(y_i - x)
+    c <- c + |S| / N * mean_i(c_i' - c_i)          S the cohort, N all clients
+
+Both means are plain, as in the paper: c is the mean of all c_i, so local steps descend the plain mean of the
+clients' losses, and a mean of models by examples would pull towards another optimum than c does. A client
+with 10 images therefore counts as much as one with 1000; where sizes differ much and this is not wanted,
+FedAvg is it.
+
+Clients must keep c_i between rounds, so the method suits federations whose members come back. The round's
+traffic is twice FedAvg's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from fedvision.errors import RunError
+from fedvision.strategies.averaging import only_averaged
+from fedvision.strategies.base import RoundStrategy
+from fedvision.strategies.summation import WeightedSum, wide
+from fedvision.types import Instruction, Update
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from fedvision.types import State
+
+
+class Scaffold(RoundStrategy):
+    """Plain means of models and control variates.
+
+    Args:
+        server_lr: Step towards the mean model, > 0; 1 takes the mean itself.
+        fraction: Share of the clients that work in a round, 0 < fraction <= 1.
+        min_clients: Clients that work in a round at least, where there are as many, >= 1.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    objective = "scaffold"
+
+    def __init__(self, *, server_lr: float = 1.0, fraction: float = 1.0, min_clients: int = 1) -> None:
+        super().__init__(fraction=fraction, min_clients=min_clients)
+        if not server_lr > 0:
+            raise ValueError(f"server_lr must be > 0, not {server_lr}")
+        self.server_lr = server_lr
+        self.control: State = {}
+        """The server's c: zeros, that is empty, until the first round has ended."""
+        self.clients = 0
+        """N, as the last selection saw it."""
+
+    def select(self, round: int, clients: Sequence[int], rng: np.random.Generator) -> list[int]:
+        """Draw the cohort and remember how many clients there are."""
+        self.clients = len(clients)
+        return super().select(round, clients, rng)
+
+    def instruct(self, round: int, state: State, client: int) -> Instruction:
+        """Send the server's control variate; a tensor that is not in it is zero."""
+        return Instruction(objective=self.objective, tensors={"control": self.control})
+
+    def combine(self, state: State, updates: Iterator[Update]) -> State:
+        """Step towards the mean model and move c by the share of clients that were heard.
+
+        Raises:
+            RunError: An update has no ``control`` tensors.
+        """
+        models, changes = WeightedSum(), WeightedSum()
+        heard = 0
+        for update in updates:
+            models.add(update.state, 1.0, update.position)
+            changes.add(_change(update), 1.0, update.position)
+            heard += 1
+            # Let go before the next one is made, or two models are in memory.
+            del update
+        share = heard / max(self.clients, heard)
+        self.control = {
+            name: change.mul_(share).add_(self.control[name]) if name in self.control else change.mul_(share)
+            for name, change in changes.mean().items()
+        }
+        return {name: self._step(name, state[name], mean) for name, mean in models.mean().items()}
+
+    def _step(self, name: str, old: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        if self.server_lr == 1 or only_averaged(name):
+            return mean
+        start = old.to(wide(old.dtype))
+        return (start + self.server_lr * (mean.to(start.dtype) - start)).to(old.dtype)
+
+
+def _change(update: Update) -> State:
+    """Return c_i' - c_i as the client sent it."""
+    if "control" not in update.tensors:
+        raise RunError(
+            f"client {update.client} sent no 'control' tensors; its training must apply the objective "
+            "'scaffold'"
+        )
+    return update.tensors["control"]

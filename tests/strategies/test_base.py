@@ -1,0 +1,77 @@
+"""Selection, instruction and the arguments that every strategy takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from fedvision import seeding
+from fedvision.strategies.base import RoundStrategy, cohort_size
+from fedvision.types import Update
+
+
+class _Plain(RoundStrategy):
+    objective = "prox"
+
+    def combine(self, state: dict[str, torch.Tensor], updates: Iterator[Update]) -> dict[str, torch.Tensor]:
+        return state
+
+
+def _draw(strategy: RoundStrategy, clients: list[int], round: int = 1) -> list[int]:
+    return strategy.select(round, clients, seeding.numpy_stream(0, "select", round))
+
+
+@pytest.mark.parametrize(
+    ("clients", "fraction", "least", "size"),
+    [(10, 1.0, 1, 10), (10, 0.25, 1, 2), (10, 0.26, 1, 3), (10, 0.01, 1, 1), (10, 0.1, 4, 4), (3, 0.5, 9, 3)],
+)
+def test_size_of_the_cohort(clients: int, fraction: float, least: int, size: int) -> None:
+    assert cohort_size(clients, fraction, least) == size
+    assert len(_draw(_Plain(fraction=fraction, min_clients=least), list(range(clients)))) == size
+
+
+def test_the_cohort_rises_and_holds_nobody_twice() -> None:
+    clients = [9, 4, 30, 2, 17, 8, 11, 5]
+    cohort = _draw(_Plain(fraction=0.6), clients)
+    assert cohort == sorted(set(cohort))
+    assert set(cohort) <= set(clients)
+    assert all(type(client) is int for client in cohort)
+
+
+def test_everyone_is_drawn_about_equally_often() -> None:
+    strategy = _Plain(fraction=0.3)
+    drawn = np.bincount(
+        [client for round in range(1, 1001) for client in _draw(strategy, list(range(10)), round)]
+    )
+    # 1000 draws with probability 0.3: the standard deviation is 14.5.
+    assert drawn.min() > 240
+    assert drawn.max() < 360
+
+
+def test_the_draw_depends_on_its_stream_alone() -> None:
+    strategy = _Plain(fraction=0.5)
+    first = _draw(strategy, list(range(20)), round=3)
+    _draw(strategy, list(range(20)), round=4)
+    assert _draw(strategy, list(range(20)), round=3) == first
+    assert _draw(strategy, list(range(20)), round=4) != first
+
+
+def test_the_objective_is_instructed() -> None:
+    instruction = _Plain().instruct(1, {}, 0)
+    assert instruction.objective == "prox"
+    assert not instruction.numbers
+    assert not instruction.tensors
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.01, float("nan")])
+def test_fraction_out_of_range(fraction: float) -> None:
+    with pytest.raises(ValueError, match="fraction must be > 0 and <= 1, not"):
+        _Plain(fraction=fraction)
+
+
+def test_min_clients_out_of_range() -> None:
+    with pytest.raises(ValueError, match="min_clients must be >= 1, not 0"):
+        _Plain(min_clients=0)

@@ -1,0 +1,45 @@
+"""The custom strategy of simulations/custom-strategy: found beside its experiment, with one method."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedvision import registry
+from fedvision.config import ExperimentConfig
+from fedvision.strategies.base import RoundStrategy
+from fedvision.types import Update
+
+FOLDER = Path(__file__).parents[2] / "simulations" / "custom-strategy"
+
+
+@pytest.fixture
+def strategy(monkeypatch: pytest.MonkeyPatch) -> RoundStrategy:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    config = ExperimentConfig.load(FOLDER / "experiment.toml")
+    built: RoundStrategy = registry.build("strategy", config.strategy)
+    monkeypatch.delitem(sys.modules, "my_strategy")
+    return built
+
+
+def test_weights_are_square_roots(strategy: RoundStrategy) -> None:
+    updates = [
+        Update(client=place, position=place, examples=examples, state={"w": torch.tensor([value])})
+        for place, (examples, value) in enumerate([(1, 0.0), (100, 11.0)])
+    ]
+    assert strategy.combine({"w": torch.zeros(1)}, iter(updates))["w"].tolist() == [10.0]
+
+
+def test_it_has_one_method(strategy: RoundStrategy) -> None:
+    assert [name for name, value in vars(type(strategy)).items() if callable(value)] == ["combine"]
+
+
+def test_the_readme_names_what_exists() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    root = FOLDER.parents[1]
+    for path in ("simulations/custom-strategy/experiment.toml", "fedvision/strategies/prox.py"):
+        assert path in text
+        assert (root / path).is_file()
