@@ -1,0 +1,132 @@
+"""Build the experiment's network and try it once, so that a misfit is one sentence before anything starts."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedvision import registry, seeding
+from fedvision.config import ModelConfig
+from fedvision.errors import ConfigError, PluginError
+from fedvision.types import PluginSpec
+
+
+def build_model(
+    config: ModelConfig, *, num_classes: int, in_channels: int, image_size: tuple[int, int], seed: int
+) -> nn.Module:
+    """Build the network, on the CPU and in training mode; equal arguments give equal bits.
+
+    A factory gets ``num_classes``, ``in_channels`` and ``image_size`` where it names them, and
+    ``num_classes`` also where it takes any keyword, as torchvision's do. A network that wants colour
+    gets gray images with their channel repeated.
+
+    Args:
+        config: The experiment's ``[model]`` table.
+        num_classes: C.
+        in_channels: Channels of the images.
+        image_size: (H, W).
+        seed: The experiment's root seed.
+
+    Raises:
+        PluginError: The factory is unknown, its keys do not fit, or it fails.
+        ConfigError: The network does not turn two images into finite logits [2, C].
+    """
+    where = f"[model] use = {config.use!r}"
+    runtime = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    images = torch.randn(2, in_channels, *image_size, generator=seeding.torch_stream(seed, "trial"))
+    with seeding.torch_global(seed, "model"):
+        model = _call(config, runtime, where)
+        if in_channels == 1 and _wants_colour(model, images):
+            model = Gray(model)
+        for training in (False, True):
+            _check_logits(_try(model, images, training, where), num_classes, where)
+    return model.train()
+
+
+class Gray(nn.Module):
+    """Shows gray images [B, 1, H, W] as colour [B, 3, H, W] to a network that was made for colour."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the network's logits [B, C]."""
+        logits: torch.Tensor = self.network(images.expand(-1, 3, -1, -1))
+        return logits
+
+
+def _call(config: ModelConfig, runtime: dict[str, Any], where: str) -> nn.Module:
+    registry.check("model", config, frozenset(runtime))
+    parameters = inspect.signature(registry.resolve("model", config.use).call).parameters
+    spec: PluginSpec = config
+    if "num_classes" not in parameters and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        classes = runtime.pop("num_classes")
+        spec = replace(config, args={**config.args, "num_classes": classes})
+    try:
+        model = registry.build("model", spec, **runtime)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{where}: building it failed: {_said(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise PluginError(f"{where}: it returns {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _wants_colour(model: nn.Module, images: torch.Tensor) -> bool:
+    """Return whether a network fails on gray images and its first convolution takes three channels."""
+    try:
+        _forward(model, images, training=False)
+    except Exception:
+        convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+        return any(first.in_channels == 3 for first in itertools.islice(convolutions, 1))
+    return False
+
+
+def _try(model: nn.Module, images: torch.Tensor, training: bool, where: str) -> Any:
+    try:
+        return _forward(model, images, training)
+    except Exception as error:
+        channels, height, width = images.shape[1:]
+        raise ConfigError(
+            f"{where}: it cannot work on images of {height} x {width} with {channels} channel(s) "
+            f"in {'training' if training else 'evaluation'}: {_said(error)}"
+        ) from error
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, images: torch.Tensor, training: bool) -> Any:
+    """Return the output; batch norm's statistics are put back, as it counts what it sees in training."""
+    model.train(training)
+    before = [buffer.clone() for buffer in model.buffers()] if training else []
+    output = model(images)
+    for buffer, value in zip(model.buffers() if training else (), before, strict=True):
+        buffer.copy_(value)
+    return output
+
+
+def _check_logits(output: Any, num_classes: int, where: str) -> None:
+    wanted = f"[2, {num_classes}] logits for two images and {num_classes} classes"
+    if not isinstance(output, torch.Tensor):
+        raise ConfigError(
+            f"{where}: it returns a {type(output).__name__}, not {wanted}; let it return one tensor"
+        )
+    if output.shape != (2, num_classes):
+        raise ConfigError(
+            f"{where}: it returns {list(output.shape)}, not {wanted}; let its factory take num_classes and "
+            "make the last layer as wide"
+        )
+    if not output.isfinite().all():
+        raise ConfigError(f"{where}: its first logits are not finite; check how it is initialised")
+
+
+def _said(error: Exception) -> str:
+    """Return an error's first line."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,97 @@
+"""A small convolutional network, that of the TensorFlow tutorial (tensorflow.org/tutorials/images/cnn).
+
+::
+
+    conv 32 - pool - conv 64 - pool - conv 64 - flatten - dense 64 - dense C      (3x3, no padding, ReLU)
+
+122,570 parameters for 32x32x3 and 10 classes. Max-pooling comes before the ReLU, which is the same function
+(both are monotone) in less time. An image with a side below 18 pixels is padded by one pixel before each
+convolution, as it would otherwise vanish.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedvision.models.checks import positive, probability
+from fedvision.models.initial import glorot
+from fedvision.models.tokens import Features
+
+_SMALLEST_UNPADDED = 18
+_SMALLEST = 4
+
+
+def cnn(
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int],
+    width: int = 32,
+    dense: int = 64,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Build the network, images [B, in_channels, H, W] -> logits [B, C].
+
+    Args:
+        num_classes: C.
+        in_channels: Channels of the images.
+        image_size: (H, W), each at least 4; the dense layer grows with it, so pick a ResNet above 64.
+        width: Channels of the first convolution; the other two have twice as many.
+        dense: Units of the layer before the head.
+        dropout: Share of those units that training drops.
+
+    Raises:
+        ValueError: A key is out of range or the image is too small.
+    """
+    positive(dense=dense)
+    probability(dropout=dropout)
+    return Cnn(ConvFeatures(in_channels, image_size, width), num_classes, dense, dropout)
+
+
+class ConvFeatures(Features):
+    """The three convolutions, images [B, in_channels, H, W] -> feature map [B, 2 width, h, w]."""
+
+    def __init__(self, in_channels: int, image_size: tuple[int, int], width: int) -> None:
+        super().__init__()
+        positive(width=width)
+        if min(image_size) < _SMALLEST:
+            height, wide = image_size
+            raise ValueError(f"images must be at least {_SMALLEST} x {_SMALLEST}, not {height} x {wide}")
+        padding = 1 if min(image_size) < _SMALLEST_UNPADDED else 0
+        self.conv1 = glorot(nn.Conv2d(in_channels, width, 3, padding=padding))
+        self.conv2 = glorot(nn.Conv2d(width, 2 * width, 3, padding=padding))
+        self.conv3 = glorot(nn.Conv2d(2 * width, 2 * width, 3, padding=padding))
+        self.channels = 2 * width
+        self.grid = (_side(image_size[0], padding), _side(image_size[1], padding))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the feature map."""
+        x = F.relu(F.max_pool2d(self.conv1(images), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        return F.relu(self.conv3(x))
+
+
+class Cnn(nn.Module):
+    """The convolutions with a dense layer and a linear head."""
+
+    def __init__(self, features: ConvFeatures, num_classes: int, dense: int, dropout: float) -> None:
+        super().__init__()
+        height, width = features.grid
+        self.features = features
+        self.dense = glorot(nn.Linear(features.channels * height * width, dense))
+        self.dropout = nn.Dropout(dropout)
+        self.head = glorot(nn.Linear(dense, num_classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, C]."""
+        x = F.relu(self.dense(self.features(images).flatten(1)))
+        logits: torch.Tensor = self.head(self.dropout(x))
+        return logits
+
+
+def _side(pixels: int, padding: int) -> int:
+    """Return a side of the feature map: three convolutions, the first two with pooling."""
+    lost = 2 - 2 * padding
+    return ((pixels - lost) // 2 - lost) // 2 - lost

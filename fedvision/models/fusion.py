@@ -1,0 +1,139 @@
+"""A convolutional or recurrent network joined with a Transformer, in one network with one head.
+
+::
+
+                 ┌── extractor ── tokens [B, T, F] ──────────────┐
+    images ──────┤                  │ patch = 0                  ├── join ── head ── logits [B, C]
+                 └── patches ───────┴── transformer ── [B, D] ───┘
+                       patch > 0
+
+The extractor's tokens are the positions of its feature map, or its states. The Transformer reads those tokens
+(``patch = 0``: the hybrid of Dosovitskiy et al. 2021, arXiv 2010.11929, section 3.1) or patches of the image
+itself (``patch > 0``: two views side by side) and returns its class token. Three ways to join:
+
+``concat``           both, side by side: the extractor's mean and the class token
+``gated``            a blend for each feature, ``g p + (1 - g) t`` with ``g = sigmoid(W [p, t])``, p the
+                     extractor's mean and t the class token (Arevalo et al. 2017, arXiv 1702.01992)
+``cross-attention``  the class token asks the extractor's tokens, ``t + attention(t, tokens)`` (as between the
+                     branches of Chen et al. 2021, arXiv 2103.14899)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fedvision.models.checks import one_of
+from fedvision.models.cnn import ConvFeatures
+from fedvision.models.initial import glorot
+from fedvision.models.joins import JOINS, Join
+from fedvision.models.resnet import SHAPES, residual_features
+from fedvision.models.rnn import RecurrentFeatures
+from fedvision.models.tokens import Features, as_tokens, patch_grid, patches
+from fedvision.models.transformer import Transformer
+
+_FROZEN = ("", "extractor", "transformer")
+
+
+def fusion(
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int],
+    extractor: str = "cnn",
+    width: int | None = None,
+    patch: int = 0,
+    dim: int = 64,
+    depth: int = 2,
+    heads: int = 4,
+    join: str = "concat",
+    freeze: str = "",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Build the network, images [B, in_channels, H, W] -> logits [B, C].
+
+    Args:
+        num_classes: C.
+        in_channels: Channels of the images.
+        image_size: (H, W).
+        extractor: ``"cnn"``, ``"rnn"``, ``"resnet8"``, ``"resnet18"`` or ``"resnet20"``, without its head.
+        width: The extractor's ``width`` (for ``"rnn"`` its ``hidden``); left out, its own default.
+        patch: Side in pixels of the patches the Transformer reads; 0 lets it read the extractor's tokens.
+        dim: D, features of a token in the Transformer, a multiple of ``heads``.
+        depth: Encoder blocks.
+        heads: Attention heads.
+        join: ``"concat"``, ``"gated"`` or ``"cross-attention"``.
+        freeze: ``"extractor"`` or ``"transformer"`` is not trained; ``""`` trains both.
+        dropout: Share of features that training drops in the Transformer.
+
+    Raises:
+        ValueError: A key is out of range, or the patch does not divide the image.
+    """
+    one_of("extractor", extractor, _EXTRACTORS)
+    one_of("join", join, JOINS)
+    one_of("freeze", freeze, _FROZEN)
+    default, build = _EXTRACTORS[extractor]
+    features = build(in_channels, image_size, default if width is None else width)
+    grid = patch_grid(image_size, patch) if patch else features.grid
+    seen = in_channels * patch**2 if patch else features.channels
+    transformer = Transformer(seen, grid, dim=dim, depth=depth, heads=heads, dropout=dropout)
+    return Fusion(
+        features, transformer, JOINS[join](features.channels, dim, heads), num_classes, patch, freeze
+    )
+
+
+class _Extractor(NamedTuple):
+    """How to build an extractor: its default width and ``build(in_channels, image_size, width)``."""
+
+    width: int
+    build: Callable[[int, tuple[int, int], int], Features]
+
+
+class Fusion(nn.Module):
+    """Extractor and Transformer, a join and a linear head."""
+
+    def __init__(
+        self,
+        extractor: Features,
+        transformer: Transformer,
+        join: Join,
+        num_classes: int,
+        patch: int,
+        freeze: str,
+    ) -> None:
+        super().__init__()
+        self.patch, self.freeze = patch, freeze
+        self.extractor = extractor
+        self.transformer = transformer
+        self.join = join
+        self.head = glorot(nn.Linear(join.out, num_classes))
+        if freeze:
+            self.get_submodule(freeze).requires_grad_(False).eval()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, C]."""
+        tokens = as_tokens(self.extractor(images))
+        seen = patches(images, (self.patch, self.patch)) if self.patch else tokens
+        logits: torch.Tensor = self.head(self.join(tokens, self.transformer(seen)))
+        return logits
+
+    def train(self, mode: bool = True) -> Fusion:
+        """Switch to training or evaluation; a frozen part stays in evaluation, without dropout."""
+        super().train(mode)
+        if self.freeze:
+            self.get_submodule(self.freeze).eval()
+        return self
+
+
+_EXTRACTORS: Mapping[str, _Extractor] = {
+    "cnn": _Extractor(32, ConvFeatures),
+    "rnn": _Extractor(128, lambda channels, size, hidden: RecurrentFeatures(channels, size, hidden=hidden)),
+    **{
+        name: _Extractor(shape.width, partial(residual_features, shape.blocks))
+        for name, shape in SHAPES.items()
+    },
+}

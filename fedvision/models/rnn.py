@@ -1,0 +1,120 @@
+"""A recurrent network that reads an image as a sequence: row after row, or patch after patch.
+
+The cell is a GRU (Cho et al. 2014, arXiv 1406.1078) or an LSTM (Hochreiter & Schmidhuber 1997).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedvision.models.checks import one_of, positive, probability
+from fedvision.models.initial import glorot, recurrent
+from fedvision.models.tokens import Features, patch_grid, patches
+
+_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+def rnn(
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int],
+    tokens: str = "rows",
+    patch: int = 4,
+    cell: str = "gru",
+    hidden: int = 128,
+    layers: int = 1,
+    bidirectional: bool = False,
+    pool: str = "last",
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Build the network, images [B, in_channels, H, W] -> logits [B, C].
+
+    Args:
+        num_classes: C.
+        in_channels: Channels of the images.
+        image_size: (H, W).
+        tokens: ``"rows"`` reads H rows of W pixels, ``"patches"`` reads square patches row by row.
+        patch: Side of a patch in pixels; must divide H and W; unused for rows.
+        cell: ``"gru"`` or ``"lstm"``.
+        hidden: Units of a layer, in each direction.
+        layers: Layers on top of each other.
+        bidirectional: Read in both directions and join the states.
+        pool: What the head sees: the ``"last"`` state of each direction, or the ``"mean"`` over all states.
+        dropout: Share of the head's inputs that training drops.
+
+    Raises:
+        ValueError: A key is out of range, or the patch does not divide the image.
+    """
+    one_of("pool", pool, ("last", "mean"))
+    probability(dropout=dropout)
+    features = RecurrentFeatures(
+        in_channels,
+        image_size,
+        tokens=tokens,
+        patch=patch,
+        cell=cell,
+        hidden=hidden,
+        layers=layers,
+        bidirectional=bidirectional,
+    )
+    return Rnn(features, num_classes, pool, dropout)
+
+
+class RecurrentFeatures(Features):
+    """The recurrent layers, images [B, in_channels, H, W] -> a state for each token [B, T, D]."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: tuple[int, int],
+        *,
+        tokens: str = "rows",
+        patch: int = 4,
+        cell: str = "gru",
+        hidden: int = 128,
+        layers: int = 1,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__()
+        positive(hidden=hidden, layers=layers)
+        one_of("tokens", tokens, ("rows", "patches"))
+        one_of("cell", cell, _CELLS)
+        rows = tokens == "rows"
+        self.size = (1, image_size[1]) if rows else (patch, patch)
+        self.grid = (image_size[0], 1) if rows else patch_grid(image_size, patch)
+        self.hidden = hidden
+        self.channels = hidden * (2 if bidirectional else 1)
+        inputs = in_channels * self.size[0] * self.size[1]
+        self.recurrent = recurrent(
+            _CELLS[cell](inputs, hidden, layers, batch_first=True, bidirectional=bidirectional)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the last layer's states; those of the second direction follow those of the first in D."""
+        states: torch.Tensor = self.recurrent(patches(images, self.size))[0]
+        return states
+
+    def last(self, states: torch.Tensor) -> torch.Tensor:
+        """Return each direction's state [B, D] after it has read the whole image."""
+        # The second direction reads from the end: it has read everything at the first token.
+        return torch.cat([states[:, -1, : self.hidden], states[:, 0, self.hidden :]], dim=1)
+
+
+class Rnn(nn.Module):
+    """The recurrent layers, pooled, with a linear head."""
+
+    def __init__(self, features: RecurrentFeatures, num_classes: int, pool: str, dropout: float) -> None:
+        super().__init__()
+        self.pool = pool
+        self.features = features
+        self.dropout = nn.Dropout(dropout)
+        self.head = glorot(nn.Linear(features.channels, num_classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, C]."""
+        states = self.features(images)
+        pooled = self.features.last(states) if self.pool == "last" else states.mean(1)
+        logits: torch.Tensor = self.head(self.dropout(pooled))
+        return logits

@@ -1,0 +1,106 @@
+"""Which tensors of a model travel, and how they leave and enter it.
+
+Only floating-point tensors travel: an integer, such as batch norm's ``num_batches_tracked``, has no average.
+A tensor that the model has under two names travels once, under the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedvision.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from fedvision.types import State
+
+Travel = Literal["all", "no-batch-norm-statistics", "trainable"]
+
+
+def travelling(model: nn.Module, travel: Travel) -> tuple[str, ...]:
+    """Return the names of the tensors that travel, in the order of the model's ``state_dict``.
+
+    Args:
+        model: The network.
+        travel: ``"all"``; ``"no-batch-norm-statistics"``, which keeps running means and variances on the
+            client (SiloBN; Andreux et al. 2020, arXiv 2008.07424); or ``"trainable"``, only parameters that
+            are trained.
+    """
+    tensors = _tensors(model)
+    if travel == "trainable":
+        return tuple(name for name, tensor in tensors.items() if tensor.requires_grad)
+    local = _batch_norm_statistics(model) if travel == "no-batch-norm-statistics" else frozenset()
+    return tuple(name for name, tensor in tensors.items() if id(tensor) not in local)
+
+
+def kept(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the floating-point tensors that are not among the travelling ``names``."""
+    travel = frozenset(names)
+    return tuple(name for name in _tensors(model) if name not in travel)
+
+
+def get_state(model: nn.Module, names: Iterable[str]) -> State:
+    """Return copies of a model's tensors by name: on the CPU, contiguous, of the model's own dtype.
+
+    Raises:
+        ConfigError: The model has no tensor of that name.
+    """
+    tensors = model.state_dict(keep_vars=True)
+    return {name: _copy(_find(tensors, name)) for name in names}
+
+
+@torch.no_grad()
+def load_state(model: nn.Module, state: State) -> None:
+    """Write tensors into a model's own, which keep their memory, device, dtype and memory format.
+
+    Args:
+        model: The network.
+        state: Tensors by name; names that it leaves out stay as they are.
+
+    Raises:
+        ConfigError: A name is unknown to the model or a shape differs; then nothing was written.
+    """
+    tensors = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        own = _find(tensors, name)
+        if own.shape != value.shape:
+            raise ConfigError(
+                f"the state's {name!r} is {list(value.shape)}, the model's {list(own.shape)}: "
+                "they come from different [model] tables"
+            )
+    for name, value in state.items():
+        tensors[name].copy_(value)
+
+
+def size_in_bytes(state: State) -> int:
+    """Return the bytes of a state's numbers, as they travel."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the floating-point tensors by their first name, in the order of ``state_dict``."""
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+            found.setdefault(id(tensor), (name, tensor))
+    return dict(found.values())
+
+
+def _batch_norm_statistics(model: nn.Module) -> frozenset[int]:
+    """Return the identities of all running means and variances, found by the module's type."""
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return frozenset(id(buffer) for layer in layers for buffer in (layer.running_mean, layer.running_var))
+
+
+def _find(tensors: State, name: str) -> torch.Tensor:
+    if name not in tensors:
+        raise ConfigError(f"the model has no tensor {name!r}{nearest(name, tensors)}")
+    return tensors[name]
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)

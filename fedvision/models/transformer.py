@@ -1,0 +1,123 @@
+"""A pre-norm Transformer encoder: tokens [B, T, F] -> one vector [B, D] (arXiv 1706.03762, 2010.11929).
+
+Written from linear layers instead of ``nn.TransformerEncoderLayer``, whose evaluation takes another path with
+other bits than its training; the test compares both.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedvision.models.checks import one_of, positive, probability
+from fedvision.models.initial import glorot
+from fedvision.models.tokens import Positions
+
+POOLS = ("class", "mean")
+
+
+class Transformer(nn.Module):
+    """Embedding, positions, encoder blocks, pooling: tokens [B, T, F] -> [B, D].
+
+    Args:
+        features: F.
+        grid: (h, w) of the tokens, h w = T.
+        dim: D, a multiple of ``heads``.
+        depth: Encoder blocks.
+        heads: Attention heads.
+        mlp_ratio: Hidden units of a block's perceptron / D.
+        dropout: Share of features dropped after the embedding and after each half of a block.
+        positional: ``"learned"`` or ``"sine"``.
+        pool: ``"class"`` returns a class token of its own, ``"mean"`` the mean of all tokens.
+
+    Raises:
+        ValueError: A key is out of range.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        grid: tuple[int, int],
+        *,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 2.0,
+        dropout: float = 0.0,
+        positional: str = "learned",
+        pool: str = "class",
+    ) -> None:
+        super().__init__()
+        positive(dim=dim, depth=depth, heads=heads)
+        probability(dropout=dropout)
+        one_of("pool", pool, POOLS)
+        if int(dim * mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio must be > 0, not {mlp_ratio}")
+        self.embedding = glorot(nn.Linear(features, dim))
+        self.positions = Positions(grid, dim, positional)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "class" else None
+        self.dropout = nn.Dropout(dropout)
+        hidden = int(dim * mlp_ratio)
+        self.blocks = nn.Sequential(*(Block(dim, heads, hidden, dropout) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return one vector [B, D] for each sequence."""
+        x: torch.Tensor = self.positions(self.embedding(tokens))
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
+        x = self.norm(self.blocks(self.dropout(x)))
+        return x[:, 0] if self.class_token is not None else x.mean(1)
+
+
+class Block(nn.Module):
+    """Self-attention and a perceptron, each after a norm and beside a shortcut: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads)
+        self.expand, self.contract = glorot(nn.Linear(dim, hidden)), glorot(nn.Linear(hidden, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return tokens of the same shape."""
+        normed = self.norm1(x)
+        x = x + self.dropout(self.attention(normed, normed))
+        hidden = self.dropout(F.gelu(self.expand(self.norm2(x))))
+        y: torch.Tensor = x + self.dropout(self.contract(hidden))
+        return y
+
+
+class Attention(nn.Module):
+    """Multi-head attention ``softmax(q k^T / sqrt(D / heads)) v`` (Vaswani et al. 2017, arXiv 1706.03762).
+
+    Args:
+        dim: D, a multiple of ``heads``.
+        heads: Attention heads.
+
+    Raises:
+        ValueError: ``heads`` does not divide ``dim``.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"heads = {heads} does not divide dim = {dim}; set dim to a multiple of heads")
+        self.heads = heads
+        self.query, self.key_value = glorot(nn.Linear(dim, dim)), glorot(nn.Linear(dim, 2 * dim))
+        self.out = glorot(nn.Linear(dim, dim))
+
+    def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """Return [B, T, D]: for each token of x [B, T, D], what it reads from memory [B, S, D]."""
+        query = self._split(self.query(x))
+        key, value = map(self._split, self.key_value(memory).chunk(2, dim=-1))
+        read = F.scaled_dot_product_attention(query, key, value)
+        y: torch.Tensor = self.out(read.transpose(1, 2).flatten(2))
+        return y
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [B, heads, T, D / heads]."""
+        batch, tokens, dim = x.shape
+        return x.reshape(batch, tokens, self.heads, dim // self.heads).transpose(1, 2)
