@@ -123,8 +123,7 @@ def tail_groups(counts: Sequence[int] | NDArray[Any]) -> dict[str, tuple[int, ..
         raise ValueError("counts must hold at least one class")
     size = max(1, 3 * len(order) // 10)
     head, rest = order[:size], order[size:]
-    cut = max(0, len(rest) - size)
-    return {"head": tuple(head), "medium": tuple(rest[:cut]), "tail": tuple(rest[cut:])}
+    return {"head": tuple(head), "medium": tuple(rest[:-size]), "tail": tuple(rest[-size:])}
 
 
 def group_recall(confusion: NDArray[np.int64], groups: Mapping[str, Sequence[int]]) -> dict[str, float]:

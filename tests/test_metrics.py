@@ -219,16 +219,16 @@ def test_the_sum_over_clients_is_not_the_mean_of_clients() -> None:
 
 
 def test_spread_by_hand() -> None:
-    right = {4: 2, 1: 5, 7: 9, 2: 2}
+    right = {7: 9, 1: 5, 4: 9, 2: 2}
     confusions = {client: np.array([[n, 10 - n], [0, 0]]) for client, n in right.items()}
     confusions[0] = np.zeros((2, 2), np.int64)
     spread = metrics.client_spread(confusions)
-    values = [0.2, 0.5, 0.9, 0.2]
-    assert (spread["clients"], spread["worst_client"], spread["best_client"]) == (4, 2, 7)
+    values = [0.9, 0.5, 0.9, 0.2]
+    assert (spread["clients"], spread["worst_client"], spread["best_client"]) == (4, 2, 4)
     assert (spread["worst"], spread["best"]) == (0.2, 0.9)
-    assert spread["mean"] == pytest.approx(0.45)
+    assert spread["mean"] == pytest.approx(0.625)
     assert spread["std"] == pytest.approx(np.std(values, ddof=0))
-    assert spread["p10"] == pytest.approx(np.quantile(values, 0.1))
+    assert spread["p10"] == pytest.approx(0.29)
 
 
 def test_spread_of_nobody_has_the_same_keys() -> None:
