@@ -46,6 +46,11 @@ def too_deep() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(16), nn.Flatten(), nn.LazyLinear(10))
 
 
+def four_channels() -> nn.Module:
+    """A network for images of four channels."""
+    return nn.Sequential(nn.Conv2d(4, 3, 3), nn.Flatten(), nn.LazyLinear(10))
+
+
 def thousand() -> nn.Module:
     """A network that always has 1000 classes."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 1000))
@@ -91,6 +96,7 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that a person put beside the experiment."""
     module = ModuleType("guests")
     for thing in (
+        four_channels,
         Linear,
         colour,
         gray_to_colour,
@@ -132,6 +138,11 @@ def test_gray_images_are_shown_in_colour() -> None:
 
 def test_a_network_that_takes_gray_images_gets_them() -> None:
     assert not isinstance(build("guests:gray_to_colour"), Gray)
+
+
+def test_a_network_for_neither_gray_nor_colour_is_refused_as_it_is() -> None:
+    with pytest.raises(ConfigError, match="4 channels, but got 1 channels"):
+        build("guests:four_channels")
 
 
 def test_colour_images_never_become_something_else() -> None:
