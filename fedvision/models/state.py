@@ -7,16 +7,14 @@ A tensor that the model has under two names travels once, under the first.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedvision.errors import ConfigError, nearest
-
-if TYPE_CHECKING:
-    from fedvision.types import State
+from fedvision.types import State
 
 Travel = Literal["all", "no-batch-norm-statistics", "trainable"]
 
