@@ -135,3 +135,7 @@ def _list(options: argparse.Namespace) -> None:
         print(f"{kind}:")
         for name, origin in sorted(registry.names(kind).items()):
             print(f"  {name:<18} {origin}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

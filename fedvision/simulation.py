@@ -107,7 +107,9 @@ class Simulation:
         checkpoint = self.folder.checkpoints.load()
         if checkpoint is None:
             return
-        self.done, self.state = checkpoint.round, checkpoint.tensors["model"]
+        self.done = checkpoint.round
+        # In the model's order, which the file does not keep: stock strategies count tensors by position.
+        self.state = {name: checkpoint.tensors["model"][name] for name in self.state}
         for name, layer in layers(self.federation.strategy).items():
             restore(layer, checkpoint.tensors.get(name, {}), checkpoint.values[name])
 

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    State: TypeAlias = dict[str, torch.Tensor]
-    """Named tensors: a model, a control variate, a server optimiser's moment."""
-    LossFn: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    """``loss(logits [B, C], labels [B]) -> [B]``: per example, not reduced."""
-    Partitioner: TypeAlias = Callable[[NDArray[np.int64], int, np.random.Generator], list[NDArray[np.int64]]]
-    """``partition(labels [N], clients, rng) -> one index array per client``: disjoint and complete."""
-    MetricFn: TypeAlias = Callable[[NDArray[np.int64]], float]
-    """``metric(confusion [C, C], rows true, columns predicted) -> number``."""
+State: TypeAlias = "dict[str, torch.Tensor]"
+"""Named tensors: a model, a control variate, a server optimiser's moment."""
+LossFn: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
+"""``loss(logits [B, C], labels [B]) -> [B]``: per example, not reduced."""
+Partitioner: TypeAlias = "Callable[[NDArray[np.int64], int, np.random.Generator], list[NDArray[np.int64]]]"
+"""``partition(labels [N], clients, rng) -> one index array per client``: disjoint and complete."""
+MetricFn: TypeAlias = "Callable[[NDArray[np.int64]], float]"
+"""``metric(confusion [C, C], rows true, columns predicted) -> number``."""
 
 
 @dataclass(frozen=True, kw_only=True)

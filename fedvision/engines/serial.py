@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedvision.flower import internals
-from fedvision.flower.client_app import PARTITION
+from fedvision.flower.internals import PARTITION
 
 FIRST_NODE = 1000
 

@@ -16,9 +16,8 @@ from flwr.clientapp import ClientApp
 
 from fedvision.errors import ClientError
 from fedvision.flower import codec
+from fedvision.flower.internals import PARTITION
 from fedvision.training.worker import Worker
-
-PARTITION = "partition-id"
 
 
 def build(worker: Worker) -> ClientApp:

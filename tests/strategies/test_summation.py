@@ -93,9 +93,9 @@ def test_chunks_are_by_place_so_that_a_missing_client_regroups_nobody() -> None:
         return float(_streamed([big, one, one, none], [0.25] * 4, positions)["w"])
 
     assert total([0, 1, 2, 3]) == 2.0**24  # ((big + 1) + 1): both are lost
-    assert total([0, CHUNK, CHUNK + 1, CHUNK + 2]) == 2.0**24 + 2  # big + (1 + 1)
-    assert total([5, CHUNK + 3, CHUNK + 7, 4 * CHUNK]) == 2.0**24 + 2  # gaps inside chunks change nothing
-    assert total([0, CHUNK - 1, CHUNK, CHUNK + 1]) == 2.0**24  # (big + 1) + (1 + 0)
+    assert total([0, 8, 9, 10]) == 2.0**24 + 2  # big + (1 + 1): chunks are eight places
+    assert total([5, 11, 15, 32]) == 2.0**24 + 2  # gaps inside and between chunks change nothing
+    assert total([0, 7, 8, 9]) == 2.0**24  # (big + 1) + (1 + 0)
 
 
 def test_the_mean_is_weighted() -> None:

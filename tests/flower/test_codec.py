@@ -1,0 +1,133 @@
+"""The wire format: what goes in comes out, whatever carries it, and what does not fit is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedvision.errors import UpdateRefused
+from fedvision.flower import codec, internals
+from fedvision.training.evaluate import Evaluation
+from fedvision.training.loop import LocalUpdate
+from fedvision.types import Instruction, State
+
+STATE: State = {"w": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([0.5])}
+
+
+def message(content: RecordDict) -> Message:
+    internals.identify(1)
+    return Message(content, 7, "train")
+
+
+def over_the_wire(content: RecordDict) -> RecordDict:
+    """Return the content as it arrives from another machine: plain arrays instead of tensors."""
+    for key, record in content.array_records.items():
+        content[key] = ArrayRecord({n: Array(a.numpy()) for n, a in record.items()})
+    return content
+
+
+@pytest.mark.parametrize("carrier", [lambda content: content, over_the_wire], ids=["process", "wire"])
+def test_a_task_comes_out_as_it_went_in(carrier: Callable[[RecordDict], RecordDict]) -> None:
+    told = Instruction(objective="scaffold", numbers={"mu": 0.5}, tensors={"control": STATE})
+    config = codec.encode_counts((3, 0, 2))
+    config[codec.ROUND] = 4
+    content = carrier(codec.encode_instruction(told, codec.encode_state(STATE), config))
+    task = codec.decode_task(message(content), client=9)
+    assert (task.round, task.client, task.counts) == (4, 9, (3, 0, 2))
+    assert (task.instruction.objective, task.instruction.numbers) == ("scaffold", {"mu": 0.5})
+    for found in (task.state, task.instruction.tensors["control"]):
+        assert all(torch.equal(found[name], tensor) for name, tensor in STATE.items())
+
+
+def test_an_instruction_leaves_the_shared_configuration_alone() -> None:
+    config = ConfigRecord({codec.ROUND: 1})
+    codec.encode_instruction(Instruction(objective="prox", numbers={"mu": 1.0}), ArrayRecord(), config)
+    assert dict(config) == {codec.ROUND: 1}
+
+
+def test_the_stock_fedprox_asks_for_the_proximal_objective() -> None:
+    config = ConfigRecord({codec.ROUND: 2, "proximal-mu": 0.25})
+    task = codec.decode_task(message(RecordDict({"arrays": codec.encode_state(STATE), "config": config})), 0)
+    assert (task.instruction.objective, task.instruction.numbers) == ("prox", {"mu": 0.25})
+
+
+def update(**changes: Any) -> RecordDict:
+    facts: dict[str, Any] = {"state": dict(STATE), "examples": 12, "loss": 0.7, "steps": 3, **changes}
+    return codec.encode_update(LocalUpdate(**facts))
+
+
+def test_an_update_comes_out_as_it_went_in() -> None:
+    found = codec.decode_update(over_the_wire(update(tensors={"control": STATE})), client=3, position=1)
+    assert (found.client, found.position, found.examples, found.loss) == (3, 1, 12, 0.7)
+    assert torch.equal(found.state["w"], STATE["w"])
+    assert torch.equal(found.tensors["control"]["b"], STATE["b"])
+
+
+def test_a_plain_reply_has_one_array_record_and_one_metric_record() -> None:
+    content = update()
+    assert (list(content.array_records), list(content.metric_records)) == (["arrays"], ["metrics"])
+
+
+def test_bfloat16_travels_as_float32_with_the_same_values() -> None:
+    state = {"w": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
+    assert torch.equal(codec.decode_state(codec.encode_state(state))["w"], torch.tensor([1.5, -2.0]))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (update(state={"w": STATE["w"]}), "the tensor 'b' is missing"),
+        (update(state={**STATE, "x": STATE["b"]}), "the tensor 'x' is not in the model"),
+        (update(state={**STATE, "b": torch.zeros(2)}), "the tensor 'b' is [2], not [1]"),
+        (update(state={**STATE, "b": torch.tensor([float("nan")])}), "'b' holds NaN or infinity"),
+        (update(state={**STATE, "w": torch.tensor([[1.0, float("inf")]])}), "'w' holds NaN or infinity"),
+        (update(state={**STATE, "b": torch.tensor([1])}), "is torch.int64, not a float"),
+        (update(examples=0), "it rests on 0 images"),
+        (update(tensors={"control": {"w": torch.tensor([float("nan")])}}), "'control.w' holds NaN"),
+        (RecordDict({"metrics": MetricRecord({"num-examples": 1})}), "it lacks the record 'arrays'"),
+        (
+            RecordDict(
+                {
+                    "arrays": codec.encode_state(STATE),
+                    "metrics": MetricRecord({"num-examples": 1, "train_loss": 0.0, "odd": 1}),
+                }
+            ),
+            "its metrics are ['num-examples', 'odd', 'train_loss']",
+        ),
+    ],
+)
+def test_a_reply_that_does_not_fit_is_refused_with_its_reason(content: RecordDict, reason: str) -> None:
+    with pytest.raises(UpdateRefused) as caught:
+        codec.check_update(content, 5, STATE)
+    assert caught.value.client == 5
+    assert reason in caught.value.cause
+
+
+def test_a_good_reply_passes() -> None:
+    codec.check_update(update(), 5, STATE)
+
+
+def test_opposite_infinities_do_not_cancel() -> None:
+    state = {**STATE, "w": torch.tensor([[float("inf"), float("-inf")]])}
+    with pytest.raises(UpdateRefused, match="NaN or infinity"):
+        codec.check_update(update(state=state), 5, STATE)
+
+
+def test_counts_travel_whole() -> None:
+    evaluation = Evaluation(confusion=np.array([[3, 1], [0, 2]]), loss_sum=4.5)
+    found = codec.decode_evaluation(over_the_wire(codec.encode_evaluation(evaluation)))
+    assert (found.confusion.tolist(), found.loss_sum, found.examples) == ([[3, 1], [0, 2]], 4.5, 6)
+
+
+def test_a_roster_entry_comes_out_as_it_went_in() -> None:
+    entry = codec.RosterEntry(client=4, counts=(0, 7))
+    assert codec.decode_roster(codec.encode_roster(entry)) == entry
+
+
+def test_size_counts_bytes_of_tensors() -> None:
+    assert codec.size(update()) == 3 * 4

@@ -1,0 +1,80 @@
+"""``kill -9`` and Ctrl-C of the real process at random moments; --resume ends in the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+EXPERIMENT = """
+name = "small"
+rounds = 12
+[data]
+use = "digits"
+[partition]
+use = "dirichlet"
+clients = 6
+alpha = 0.5
+[model]
+use = "cnn"
+width = 4
+dense = 8
+[strategy]
+use = "scaffold"
+fraction = 0.5
+[evaluation]
+holdout = 0.2
+"""
+
+
+def command(folder: Path) -> list[str]:
+    out = ["--out", str(folder), "--resume", "--threads", "1"]
+    return [sys.executable, "-m", "fedvision.cli", "simulate", str(folder.parent / "small.toml"), *out]
+
+
+def digest(folder: Path) -> str:
+    files = ("model.safetensors", "rounds.jsonl", "split.json")
+    return hashlib.sha256(b"".join((folder / file).read_bytes() for file in files)).hexdigest()
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
+def test_a_run_struck_at_random_moments_ends_in_the_same_bits(blow: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(EXPERIMENT)
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    rng = random.Random(int(blow))
+    struck = tmp_path / "struck"
+    blows = 0
+    while blows < 5:
+        process = subprocess.Popen(
+            command(struck), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        _wait_for_a_line_more(struck, process)
+        time.sleep(rng.uniform(0, 0.3))
+        if process.poll() is not None:
+            break
+        process.send_signal(blow)
+        _, error = process.communicate(timeout=30)
+        blows += 1
+        if blow is signal.SIGINT and process.returncode != 0:
+            assert process.returncode == 130
+            assert "--resume" in error
+            assert "Traceback" not in error
+    assert blows >= 2
+    subprocess.run(command(struck), check=True, capture_output=True)
+    assert digest(struck) == digest(tmp_path / "whole")
+
+
+def _wait_for_a_line_more(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until the process has written at least one round of its own, or ended."""
+    history = folder / "timings.jsonl"
+    before = history.stat().st_mtime_ns if history.exists() else 0
+    while process.poll() is None:
+        if history.exists() and history.stat().st_mtime_ns > before:
+            return
+        time.sleep(0.005)

@@ -1,0 +1,275 @@
+"""The main job end to end: a federation on real digits trains, measures and records, twice to the bit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import balanced_accuracy_score
+
+from fedvision import registry, simulate
+from fedvision.errors import ConfigError, RunError
+from fedvision.federation import Federation
+from fedvision.types import State
+from tests.experiments import tiny
+
+
+def same(a: State, b: State) -> bool:
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_learns_and_leaves_a_whole_folder(tmp_path: Path) -> None:
+    config = tiny(rounds=8, evaluation={"holdout": 0.2}, training={"lr": 0.1, "momentum": 0.9, "epochs": 3})
+    result = simulate(config, out=tmp_path / "run")
+    assert result.rounds[-1]["train_loss"] < 0.7 * result.rounds[0]["train_loss"]
+    assert result.scores["accuracy"] > 0.5
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files >= {
+        "config.toml", "environment.json", "split.json", "rounds.jsonl", "timings.jsonl", "checkpoint",
+        "model.safetensors", "summary.json", "mistakes.safetensors", "report.html",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "finished"
+    record = result.rounds[-1]
+    assert set(record["local"]["accuracy"]) <= {str(client) for client in range(5)}
+    assert record["local"]["spread"]["worst"] <= record["local"]["scores"]["accuracy"]
+
+
+def test_the_recorded_scores_are_scikit_learns_on_the_saved_model(tmp_path: Path) -> None:
+    config = tiny()
+    result = simulate(config, out=tmp_path / "run")
+    federation = Federation.build(config)
+    federation.model.load_state_dict(load_file(tmp_path / "run/model.safetensors"))
+    test = federation.dataset.test
+    assert test is not None
+    x = (torch.from_numpy(test.images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        predicted = federation.model.eval()(x).argmax(1).numpy()
+    assert result.scores["balanced_accuracy"] == pytest.approx(
+        balanced_accuracy_score(test.labels, predicted), abs=1e-9
+    )
+    assert result.scores["accuracy"] == pytest.approx(float(np.mean(predicted == test.labels)), abs=1e-9)
+
+
+def test_two_runs_have_the_same_bits_and_the_same_history(tmp_path: Path) -> None:
+    config = tiny(
+        strategy={"use": "fedadam", "fraction": 0.6}, model={"use": "cnn", "width": 4, "dropout": 0.3}
+    )
+    one, two = (simulate(config, out=tmp_path / name) for name in "ab")
+    assert same(one.state, two.state)
+    for file in ("rounds.jsonl", "model.safetensors", "split.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    one, two = (simulate(tiny(seed=seed), out=tmp_path / str(seed)) for seed in (1, 2))
+    assert not same(one.state, two.state)
+
+
+def stopping_after(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a run end as by Ctrl-C when it has written the checkpoint of a round."""
+    from fedvision.simulation import Simulation
+
+    original = Simulation.round_done
+
+    def stop(self: Simulation, record: Any, seconds: Any, state: State) -> None:
+        original(self, record, seconds, state)
+        if record["round"] == rounds:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Simulation, "round_done", stop)
+
+
+STRATEGIES: list[dict[str, Any]] = [
+    {"use": "fedavg", "fraction": 0.6},
+    {"use": "fedprox", "mu": 0.1},
+    {"use": "scaffold", "fraction": 0.6},
+    {"use": "fedavgm"},
+    {"use": "fedadam"},
+    {"use": "fedyogi"},
+    {"use": "fedadagrad"},
+    {"use": "median"},
+    {"use": "trimmed-mean"},
+    {"use": "krum", "malicious": 1},
+    {"use": "flwr.serverapp.strategy:FedAvg", "fraction_train": 0.6, "fraction_evaluate": 0.0},
+    {"use": "flwr.serverapp.strategy:FedAdam", "eta": 0.01},
+    {"use": "flwr.serverapp.strategy:FedAvgM", "server_momentum": 0.5},
+    {"use": "flwr.serverapp.strategy:FedYogi"},
+    {"use": "flwr.serverapp.strategy:FedAdagrad"},
+    {"use": "flwr.serverapp.strategy:FedProx", "proximal_mu": 0.1},
+    {"use": "flwr.serverapp.strategy:FedMedian"},
+    {"use": "flwr.serverapp.strategy:FedTrimmedAvg"},
+    {"use": "flwr.serverapp.strategy:Krum"},
+    {"use": "flwr.serverapp.strategy:MultiKrum", "num_nodes_to_select": 3},
+    {"use": "flwr.serverapp.strategy:Bulyan"},
+    {"use": "flwr.serverapp.strategy:QFedAvg", "client_learning_rate": 0.1},
+    {
+        "use": "flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping",
+        "strategy": {"use": "flwr.serverapp.strategy:FedAvg"},
+        "noise_multiplier": 0.01,
+        "clipping_norm": 10.0,
+        "num_sampled_clients": 5,
+    },
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda table: table["use"].rpartition(":")[2])
+def test_every_strategy_trains_and_resumes_to_the_same_bits(
+    strategy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(strategy=strategy, evaluation={"holdout": 0.2})
+    whole = simulate(config, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopping_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(config, out=tmp_path / "cut")
+    assert json.loads((tmp_path / "cut/summary.json").read_text())["status"] == "stopped"
+    resumed = simulate(config, out=tmp_path / "cut", resume=True)
+    assert same(whole.state, resumed.state)
+    assert (tmp_path / "whole/rounds.jsonl").read_bytes() == (tmp_path / "cut/rounds.jsonl").read_bytes()
+    assert whole.rounds[0]["clients"]
+    initial = Federation.build(config).model.state_dict()
+    assert any(not torch.equal(whole.state[name], initial[name]) for name in whole.state)
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_sparse_checkpoints_resume_to_the_same_bits(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(rounds=5, checkpoint_every=every, strategy={"use": "scaffold", "fraction": 0.6})
+    whole = simulate(config, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stopping_after(4 if every == 5 else 3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            simulate(config, out=tmp_path / "cut")
+    assert same(whole.state, simulate(config, out=tmp_path / "cut", resume=True).state)
+    assert (tmp_path / "whole/rounds.jsonl").read_bytes() == (tmp_path / "cut/rounds.jsonl").read_bytes()
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    first = simulate(tiny(), out=tmp_path / "run")
+    before = (tmp_path / "run/rounds.jsonl").read_bytes()
+    again = simulate(tiny(), out=tmp_path / "run", resume=True)
+    assert same(first.state, again.state)
+    assert (tmp_path / "run/rounds.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("travel", ["no-batch-norm-statistics", "trainable"])
+def test_tensors_that_stay_are_each_clients_own(travel: str, tmp_path: Path) -> None:
+    model = {"use": "resnet8", "norm": "batch", "width": 4, "travel": travel}
+    result = simulate(tiny(rounds=2, model=model, evaluation={"holdout": 0.2}), out=tmp_path / "run")
+    assert not any("running" in name for name in result.state)
+    kept = load_file(next((tmp_path / "run/clients/0000000").glob("round-*.safetensors")))
+    assert any("running_mean" in name for name in kept)
+    other = load_file(next((tmp_path / "run/clients/0000001").glob("round-*.safetensors")))
+    assert any(not torch.equal(kept[name], other[name]) for name in kept if "running_mean" in name)
+
+
+def test_batch_norm_statistics_travel_and_integers_do_not(tmp_path: Path) -> None:
+    model = {"use": "resnet8", "norm": "batch", "width": 4}
+    result = simulate(tiny(rounds=1, model=model), out=tmp_path / "run")
+    assert any(name.endswith("running_var") for name in result.state)
+    assert not any("num_batches_tracked" in name for name in result.state)
+    saved = load_file(tmp_path / "run/model.safetensors")
+    assert any("num_batches_tracked" in name for name in saved)
+
+
+PLUGINS = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+def moody(counts, *, bad: int = 0, value: float = float("nan")):
+    '''Cross-entropy that fails or explodes on the client with the most images of one class.'''
+    def loss(logits, labels):
+        if counts[bad] == 0:
+            raise RuntimeError("no images of that class")
+        return F.cross_entropy(logits, labels, reduction="none")
+    return loss
+
+def hopeless(counts):
+    def loss(logits, labels):
+        raise RuntimeError("always")
+    return loss
+
+def exploding(counts):
+    def loss(logits, labels):
+        return F.cross_entropy(logits, labels, reduction="none") * float("nan")
+    return loss
+"""
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "plugins_of_a_test.py").write_text(PLUGINS)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    registry.allow_folder(tmp_path)
+    yield "plugins_of_a_test"
+    sys.modules.pop("plugins_of_a_test", None)
+
+
+def test_a_round_goes_on_without_the_clients_that_fail(plugins: str, tmp_path: Path) -> None:
+    partition = {"use": "shards", "clients": 5, "classes_per_client": 4}
+    config = tiny(loss={"use": f"{plugins}:moody", "bad": 0}, partition=partition)
+    result = simulate(config, out=tmp_path / "run")
+    record = result.rounds[0]
+    assert record["clients"]
+    assert record["refused"]
+    assert record["refused"][0]["stage"] == "training"
+    assert "RuntimeError: no images of that class" in record["refused"][0]["reason"]
+    assert "plugins_of_a_test.py" in record["refused"][0]["reason"]
+    assert sorted(record["clients"] + [item["client"] for item in record["refused"]]) == list(range(5))
+
+
+def test_updates_that_are_no_numbers_are_refused_by_name(plugins: str, tmp_path: Path) -> None:
+    config = tiny(loss={"use": f"{plugins}:exploding"})
+    with pytest.raises(RunError, match=r"no client succeeded in 3 rounds in a row.*holds NaN or infinity"):
+        simulate(config, out=tmp_path / "run")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "NaN" in summary["error"]
+
+
+def test_a_federation_in_which_all_fail_ends_with_the_cause(plugins: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no client succeeded.*RuntimeError: always"):
+        simulate(tiny(loss={"use": f"{plugins}:hopeless"}), out=tmp_path / "run")
+
+
+def test_the_data_frame_has_a_row_a_round(tmp_path: Path) -> None:
+    frame = simulate(tiny(), out=tmp_path / "run").frame()
+    assert list(frame.index) == [1, 2, 3]
+    assert {"train_loss", "server.accuracy", "server.balanced_accuracy", "bytes.up", "lr"} <= set(
+        frame.columns
+    )
+    assert frame["server.accuracy"].notna().all()
+
+
+def test_measurements_keep_to_their_rounds(tmp_path: Path) -> None:
+    result = simulate(tiny(rounds=5, evaluation={"every": 3}), out=tmp_path / "run")
+    assert [bool(record["server"]) for record in result.rounds] == [False, False, True, False, True]
+
+
+def test_bytes_are_those_of_the_models_sent(tmp_path: Path) -> None:
+    result = simulate(tiny(rounds=1), out=tmp_path / "run")
+    model = sum(tensor.numel() * 4 for tensor in result.state.values())
+    assert result.rounds[0]["bytes"] == {"down": 5 * model, "up": 5 * model}
+
+
+def test_a_stock_strategy_that_would_wait_for_ever_is_refused(tmp_path: Path) -> None:
+    config = tiny(strategy={"use": "flwr.serverapp.strategy:FedAvg"}, partition={"use": "iid", "clients": 1})
+    with pytest.raises(ConfigError, match=r"strategy\.min_available_nodes is 2 but there are 1 clients"):
+        simulate(config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16"])
+def test_lower_precision_trains(precision: str, tmp_path: Path) -> None:
+    config = tiny(training={"precision": precision, "lr": 0.1, "clip_norm": 1.0, "steps": 5})
+    result = simulate(config, out=tmp_path / "run")
+    assert result.rounds[-1]["train_loss"] < result.rounds[0]["train_loss"]
+    assert all(tensor.dtype is torch.float32 for tensor in result.state.values())
