@@ -1,0 +1,49 @@
+"""Measurement: counts and sums that do not depend on the batch size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedvision.data.shards import Shard
+from fedvision.training.evaluate import evaluate, predict
+from tests.training.test_loop import CLASSES, make_model, make_shard, settings
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 100])
+def test_counts_and_loss_are_those_of_all_images_at_once(batch_size: int) -> None:
+    model, shard = make_model(nn.Dropout(0.5)), make_shard()
+    x = (torch.from_numpy(shard.images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        logits = model.eval()(x)
+    model.train()
+    found = evaluate(model, shard, settings(), batch_size=batch_size, num_classes=CLASSES)
+    assert found.loss_sum == pytest.approx(
+        float(F.cross_entropy(logits, torch.from_numpy(shard.labels), reduction="sum")), rel=1e-5
+    )
+    expected = np.zeros((CLASSES, CLASSES), np.int64)
+    for label, predicted in zip(shard.labels, logits.argmax(1).tolist(), strict=True):
+        expected[label, predicted] += 1
+    assert np.array_equal(found.confusion, expected)
+    assert found.examples == len(shard)
+
+
+def test_an_empty_shard_counts_nothing() -> None:
+    shard = make_shard().take(np.empty(0, np.int64))
+    found = evaluate(make_model(), shard, settings(), batch_size=8, num_classes=CLASSES)
+    assert (found.examples, found.loss_sum, found.confusion.shape) == (0, 0.0, (CLASSES, CLASSES))
+
+
+def test_predictions_come_in_the_shards_order_with_their_probability() -> None:
+    model, shard = make_model(), make_shard()
+    order = np.array([4, 0, 9])
+    classes, confidence = predict(model, shard, settings(), batch_size=4)
+    some, sure = predict(
+        model, Shard(images=shard.images, labels=shard.labels, indices=order), settings(), batch_size=2
+    )
+    assert np.array_equal(some, classes[order])
+    assert np.allclose(sure, confidence[order])
+    assert np.all((confidence >= 1 / CLASSES) & (confidence <= 1))
