@@ -1,0 +1,177 @@
+"""Several runs side by side: repeated seeds become mean and deviation, the rest is told apart by its keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedvision.reporting.facts import Band, RunFacts, read_facts
+from fedvision.reporting.folder import RunFolder
+from fedvision.reporting.recorder import recording, replace_file
+from fedvision.reporting.wording import in_order, percent
+
+WORST = "worst client"
+"""Name of the score that is no share of all images, but the accuracy of the client served worst."""
+
+
+class Spread(NamedTuple):
+    """Mean and deviation of one score over a group's runs."""
+
+    mean: float
+    deviation: float | None
+    """Sample standard deviation, divided by n - 1; None for one run."""
+    n: int
+
+    def __str__(self) -> str:
+        if self.deviation is None:
+            return percent(self.mean)
+        return f"{100 * self.mean:.1f} ± {percent(self.deviation)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs whose experiments are equal but for seed and name."""
+
+    label: str
+    """The keys in which it differs from the other groups, as ``--set`` takes them; a lone group's name."""
+    settings: Mapping[str, str | None]
+    """Those keys with their values; None where the group has no such key."""
+    runs: Sequence[RunFacts]
+    """The runs, in the order in which they were given."""
+
+    def values(self, score: str) -> list[float]:
+        """Return one score of every run that has it."""
+        found = [run_scores(run).get(score) for run in self.runs]
+        return [value for value in found if value is not None]
+
+    def spread(self, score: str) -> Spread | None:
+        """Return one score's mean and deviation, or None where no run has it."""
+        values = self.values(score)
+        if not values:
+            return None
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return Spread(float(np.mean(values)), deviation, len(values))
+
+    def band(self, score: str) -> Band:
+        """Return a score's mean over runs, with one deviation to each side, in the rounds that all have."""
+        lines = []
+        for run in self.runs:
+            if best := run.best_view:
+                series = run.series(best.view, "scores", score)
+                lines.append(dict(zip(series.rounds, series.values, strict=True)))
+        shared = sorted(set.intersection(*(set(line) for line in lines))) if lines else []
+        values = np.array([[line[number] for number in shared] for line in lines])
+        if not shared:
+            return Band([], [], [], [])
+        mean = values.mean(0)
+        deviation = values.std(0, ddof=1) if len(lines) > 1 else np.zeros_like(mean)
+        return Band(shared, (mean - deviation).tolist(), mean.tolist(), (mean + deviation).tolist())
+
+
+def compare(folders: Sequence[RunFolder]) -> list[Group]:
+    """Read run folders and group the runs that repeat each other, in the order in which they were given.
+
+    Raises:
+        RunFolderError: A file in a folder is damaged.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    members: dict[str, list[RunFacts]] = {}
+    for facts in map(read_facts, folders):
+        table = flat(facts.config.to_dict())
+        table = {key: value for key, value in table.items() if key not in ("name", "seed")}
+        same = repr(sorted(table.items()))
+        tables[same] = table
+        members.setdefault(same, []).append(facts)
+    settings = differing(list(tables.values()))
+    return [
+        Group(label=_label(own) or runs[0].config.name, settings=own, runs=runs)
+        for own, runs in zip(settings, members.values(), strict=True)
+    ]
+
+
+def run_scores(run: RunFacts) -> dict[str, float | None]:
+    """Return a run's last measured scores, with the worst client's accuracy where clients measure."""
+    best, clients = run.best_view, run.measurement("local")
+    scores = dict(best.scores) if best else {}
+    if clients is not None and clients.worst is not None:
+        scores[WORST] = clients.worst[1]
+    return scores
+
+
+def shown_scores(groups: Sequence[Group]) -> list[str]:
+    """Return the scores that any run has, in the order in which they are shown."""
+    keys = {
+        key for group in groups for run in group.runs for key, v in run_scores(run).items() if v is not None
+    }
+    return in_order(keys - {WORST}) + [WORST] * (WORST in keys)
+
+
+def best_groups(groups: Sequence[Group], score: str) -> set[int]:
+    """Return which groups have the highest mean of a score as it is shown; none where all are equal."""
+    means = [percent(spread.mean) if (spread := group.spread(score)) else None for group in groups]
+    known = [float(mean[:-1]) for mean in means if mean is not None]
+    if len(set(known)) < 2:
+        return set()
+    top = max(known)
+    top = max(known)
+    return {place for place, mean in enumerate(means) if mean is not None and float(mean[:-1]) == top}
+
+
+def differing(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, str | None]]:
+    """Return for each flat table the keys in which the tables differ, in their order, with its own values."""
+    keys = list(dict.fromkeys(key for table in tables for key in table))
+    missing = object()
+    differ = [
+        key for key in keys if any(table.get(key, missing) != tables[0].get(key, missing) for table in tables)
+    ]
+    return [{key: _text(table[key]) if key in table else None for key in differ} for table in tables]
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one table with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
+def write_comparison(folders: Sequence[RunFolder], path: Path) -> Path:
+    """Write one HTML page that compares several runs, and return its path.
+
+    Raises:
+        RunFolderError: A file in a folder is damaged.
+        RecordError: The page cannot be written.
+    """
+    from fedvision.reporting.comparison import comparison_page
+
+    groups = compare(folders)
+    links = {run.path: _link(run.path / "report.html", path.parent) for group in groups for run in group.runs}
+    with recording("the comparison", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, comparison_page(groups, links))
+    return path
+
+
+def _link(report: Path, base: Path) -> str | None:
+    """Return the way from a page's folder to a run's report, or None where there is no report."""
+    return Path(os.path.relpath(report, base)).as_posix() if report.exists() else None
+
+
+def _label(settings: Mapping[str, str | None]) -> str:
+    """Return ``"loss.use=focal, training.lr=0.1"``; or what it is without, where it has nothing more."""
+    own = [f"{key}={value}" for key, value in settings.items() if value is not None]
+    return ", ".join(own) or ", ".join(f"without {key}" for key in settings)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else repr(value)

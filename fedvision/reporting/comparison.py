@@ -1,0 +1,56 @@
+"""The page that compares several runs: one table, and a picture for each of the figures that matter most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from fedvision.reporting import plots, wording
+from fedvision.reporting.compare import Group, best_groups, shown_scores
+from fedvision.reporting.html import Picture, render_page
+
+DRAWN = ("accuracy", "balanced_accuracy", "tail", "worst client")
+
+
+def comparison_page(groups: Sequence[Group], links: Mapping[Path, str | None]) -> str:
+    """Return the page.
+
+    Args:
+        groups: The runs, those that repeat each other together.
+        links: The way to each run's own report by run folder; None where there is none.
+    """
+    scores = shown_scores(groups)
+    return render_page(
+        "comparison.html",
+        groups=groups,
+        runs=[run for group in groups for run in group.runs],
+        keys=list(groups[0].settings) if groups else [],
+        scores=scores,
+        names={score: wording.score_name(score) for score in scores},
+        best={score: best_groups(groups, score) for score in scores},
+        repeated=any(len(group.runs) > 1 for group in groups),
+        views={run.best_view.view for group in groups for run in group.runs if run.best_view},
+        dots=_dots(groups, scores),
+        curves=_curves(groups),
+        links=links,
+    )
+
+
+def _dots(groups: Sequence[Group], scores: Sequence[str]) -> list[Picture]:
+    pictures = []
+    for place, score in enumerate(score for score in DRAWN if score in scores):
+        rows = [(group.label, values) for group in groups if (values := group.values(score))]
+        name = wording.score_name(score)
+        svg = plots.dots(rows, name=f"dots{place}", what=name)
+        pictures.append(Picture(name.capitalize(), Markup(svg)))
+    return pictures
+
+
+def _curves(groups: Sequence[Group]) -> Markup | None:
+    bands = {group.label: group.band("balanced_accuracy") for group in groups}
+    bands = {label: band for label, band in bands.items() if band.rounds}
+    if not 1 <= len(bands) <= len(plots.SERIES):
+        return None
+    return Markup(plots.group_curves(bands, name="curves", what="balanced accuracy"))

@@ -1,0 +1,102 @@
+"""A run in plain words: what the figures mean, for a reader who does not know their names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fedvision.reporting.facts import ClassFacts, Measurement, RunFacts
+from fedvision.reporting.wording import percent, plural, whole
+
+
+class Headline(NamedTuple):
+    """One figure that stands at the top of a report."""
+
+    label: str
+    value: str
+    meaning: str
+
+
+def headlines(facts: RunFacts) -> list[Headline]:
+    """Return the figures that matter most; none before the first measurement."""
+    measured = facts.best_view
+    if measured is None:
+        return []
+    meanings = {
+        "accuracy": ("Accuracy", f"share of all {measured_on(measured)} that get their right name"),
+        "balanced_accuracy": ("Balanced accuracy", "the same if every class counts alike, however rare"),
+        "tail": ("Rare classes", _tail(facts)),
+        "macro_f1": ("Macro F1", "false alarms count as well as misses, every class alike"),
+    }
+    found = [
+        Headline(label, percent(measured.scores[key]), meaning)
+        for key, (label, meaning) in meanings.items()
+        if measured.scores.get(key) is not None and meaning
+    ]
+    clients = facts.measurement("local")
+    if clients is not None and clients.worst is not None:
+        name, accuracy = clients.worst
+        worst = Headline("Worst client", percent(accuracy), f"accuracy on the images of client {name}")
+        found = [*found[:3], worst]
+    return found
+
+
+def story(facts: RunFacts) -> list[str]:
+    """Return a few sentences on the data, the result and how the run ended."""
+    told = [_data(facts), _result(facts), _ending(facts)]
+    return [sentence for sentence in told if sentence]
+
+
+def measured_on(measured: Measurement) -> str:
+    """Return which images a view measures."""
+    return "test images" if measured.view == "server" else "images that clients keep for measuring"
+
+
+def _tail(facts: RunFacts) -> str:
+    """Return what the recall of the tail is a recall of; empty where no class is rarer than another."""
+    rare = [c.name for c in facts.class_facts(None) if c.group == "tail"]
+    if len(rare) > 4:
+        return f"recall of the {len(rare)} rarest classes"
+    return f"recall of the rarest classes: {', '.join(rare)}" if rare else ""
+
+
+def _data(facts: RunFacts) -> str:
+    counts = facts.counts
+    if not counts.size:
+        return ""
+    who = plural(len(counts), "client") + (" keeps" if len(counts) == 1 else " keep")
+    told = f"{who} {whole(int(counts.sum()))} training images of {plural(counts.shape[1], 'class', 'es')}"
+    frequent, rare = (facts.class_facts(None)[place] for place in (0, -1))
+    if frequent.train == rare.train:
+        return told + (", equally many of each." if counts.shape[1] > 1 else ".")
+    most = f"{whole(frequent.train)} of {frequent.name}, the most frequent one"
+    return f"{told}: {most}, and {whole(rare.train)} of {rare.name}, the rarest."
+
+
+def _result(facts: RunFacts) -> str:
+    measured = facts.best_view
+    if measured is None or measured.scores.get("accuracy") is None:
+        return "Nothing has been measured yet."
+    right = f"{100 * (measured.scores['accuracy'] or 0.0):.0f} of 100 {measured_on(measured)}"
+    told = f"After round {measured.round} the model names {right} rightly"
+    known = [c for c in facts.class_facts(measured) if c.recall is not None]
+    if len(known) < 2:
+        return told + "."
+    best, worst = max(known, key=_recall), min(known, key=_recall)
+    return (
+        f"{told}; it knows {best.name} best ({percent(best.recall)}) and {worst.name} least "
+        f"({percent(worst.recall)})."
+    )
+
+
+def _ending(facts: RunFacts) -> str:
+    where = f"{facts.done} of {plural(facts.config.rounds, 'round')}"
+    if facts.status == "finished":
+        return ""
+    if facts.status == "unfinished":
+        return f"The run has recorded {where}; it is still going on, or was killed."
+    reason = facts.summary.get("error")
+    return f"The run {facts.status} after {where}{f': {reason}' if reason else '.'}"
+
+
+def _recall(facts: ClassFacts) -> float:
+    return facts.recall or 0.0

@@ -1,0 +1,166 @@
+"""The report of one run: a single HTML file that needs no network, for a screen, a phone and paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from fedvision.reporting import matrices, plots, wording
+from fedvision.reporting.explain import headlines, measured_on, story
+from fedvision.reporting.facts import VIEWS, ClassFacts, Measurement, RunFacts, by_frequency, read_facts
+from fedvision.reporting.folder import RunFolder
+from fedvision.reporting.mistakes import Mistakes
+
+REFUSALS_SHOWN = 100
+
+
+class Picture(NamedTuple):
+    """A picture with its heading."""
+
+    title: str
+    svg: Markup
+
+
+class Mistake(NamedTuple):
+    """One image on the wall."""
+
+    source: str
+    predicted: str
+    confidence: str
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Write ``report.html`` into a run folder, from what is in the folder alone, and return its path.
+
+    Raises:
+        RunFolderError: A file in the folder is damaged.
+        RecordError: The report cannot be written.
+    """
+    facts = read_facts(folder)
+    measured = facts.best_view
+    page = render_page(
+        "report.html",
+        facts=facts,
+        headlines=headlines(facts),
+        story=story(facts),
+        measured_on=measured_on(measured) if measured else "",
+        curves=_curves(facts),
+        scores=_score_rows(facts),
+        class_tables=halves(facts.class_facts(measured)),
+        most_train=max((c.train for c in facts.class_facts(None)), default=0),
+        clients=_clients(facts),
+        confusion=_confusion(facts, measured),
+        wall=_wall(folder.mistakes(), facts.classes),
+        refused=facts.refused(),
+        refusals_shown=REFUSALS_SHOWN,
+        stages={**wording.STAGES, "total": "time in all"},
+        again=f"fedvision simulate {shlex.quote(str(Path(facts.path.name) / 'config.toml'))} --out again",
+    )
+    return folder.write_page("report.html", page)
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Fill a template of this room; everything that is not ``Markup`` is escaped."""
+    here = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(here),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        name: getattr(wording, name) for name in ("percent", "number", "whole", "size", "duration", "plural")
+    }
+    style = Markup((here / "page.css").read_text(encoding="utf-8"))
+    return environment.get_template(template).render(style=style, **values)
+
+
+def halves(rows: Sequence[ClassFacts], longest: int = 24) -> list[Sequence[ClassFacts]]:
+    """Return rows as one table, or as two side by side where one would be too long."""
+    if len(rows) <= longest:
+        return [rows] if rows else []
+    middle = (len(rows) + 1) // 2
+    return [rows[:middle], rows[middle:]]
+
+
+def _curves(facts: RunFacts) -> list[Picture]:
+    """Draw what was measured over rounds; a picture without any line is left out."""
+    loss = {"training": facts.series("train_loss")} | _views(facts, "loss")
+    drawn = [("Loss", "mean loss", loss, False)]
+    for key in ("accuracy", "balanced_accuracy", "tail"):
+        title = wording.score_name(key).capitalize()
+        drawn.append((title, title.lower(), _views(facts, "scores", key), True))
+    best = facts.best_view
+    if best is not None:
+        groups = {group: facts.series(best.view, "scores", group) for group in ("head", "medium", "tail")}
+        drawn.append(("Frequent and rare classes", "recall of class groups", groups, True))
+    pictures = [
+        Picture(title, Markup(plots.curves(lines, name=f"curve{i}", what=what, share=share)))
+        for i, (title, what, lines, share) in enumerate(drawn)
+        if any(line.values for line in lines.values())
+    ]
+    band = facts.client_band("local", "accuracy")
+    if band.rounds:
+        pictures.append(Picture("Accuracy of single clients", Markup(plots.client_band(band, name="band"))))
+    return pictures
+
+
+def _views(facts: RunFacts, *keys: str) -> dict[str, Any]:
+    return {"server": facts.series("server", *keys), "clients": facts.series("local", *keys)}
+
+
+def _score_rows(facts: RunFacts) -> list[tuple[str, list[float | None]]]:
+    """Return every score by name, a value for each view that was measured."""
+    views = [measured for view in VIEWS if (measured := facts.measurement(view))]
+    keys = wording.in_order({key for measured in views for key in measured.scores})
+    return [(wording.score_name(key), [measured.scores.get(key) for measured in views]) for key in keys]
+
+
+def _clients(facts: RunFacts) -> Markup | None:
+    if not facts.counts.size:
+        return None
+    order = by_frequency(facts.counts.sum(0))
+    return Markup(matrices.clients_by_classes(facts.counts, facts.classes, order, name="clients"))
+
+
+def _confusion(facts: RunFacts, measured: Measurement | None) -> Markup | None:
+    if measured is None or not measured.confusion.sum():
+        return None
+    order = by_frequency(facts.counts.sum(0))
+    return Markup(matrices.confusion(measured.confusion, facts.classes, order, name="confusion"))
+
+
+def _wall(mistakes: Mistakes | None, classes: Sequence[str]) -> list[tuple[str, list[Mistake]]]:
+    """Return the wrongly named images by their true class, in the order in which they were kept."""
+    wall: dict[str, list[Mistake]] = {}
+    if mistakes is None:
+        return []
+    for image, true, predicted, confidence in zip(
+        mistakes.images, mistakes.labels, mistakes.predicted, mistakes.confidence, strict=True
+    ):
+        shown = Mistake(png_uri(image), _name(classes, predicted), wording.percent(float(confidence), 0))
+        wall.setdefault(_name(classes, true), []).append(shown)
+    return list(wall.items())
+
+
+def _name(classes: Sequence[str], label: int) -> str:
+    return classes[label] if 0 <= label < len(classes) else str(label)
+
+
+def png_uri(image: NDArray[np.uint8]) -> str:
+    """Return an image [H, W, channels] as a PNG data URI: grey for one or two channels, else three."""
+    shown = image[:, :, 0] if image.shape[2] < 3 else image[:, :, :3]
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(shown)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

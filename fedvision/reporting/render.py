@@ -1,0 +1,88 @@
+"""Run folders as text for a terminal, a pipe or a log file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedvision.reporting.compare import Group, compare, shown_scores
+from fedvision.reporting.explain import measured_on
+from fedvision.reporting.facts import VIEWS, Measurement, RunFacts, read_facts
+from fedvision.reporting.folder import RunFolder
+from fedvision.reporting.sheets import Sheet, plain_text
+from fedvision.reporting.wording import duration, in_order, number, percent, plural, score_name, size, whole
+
+RAREST = 3
+"""Number of classes whose recall stands under a run's scores."""
+
+
+def run_table(folder: RunFolder) -> str:
+    """Return one run's scores, its rarest classes and what it cost.
+
+    Raises:
+        RunFolderError: A file in the folder is damaged.
+    """
+    facts = read_facts(folder)
+    parts: list[str | Sheet] = [_heading(facts)]
+    if measured := [found for view in VIEWS if (found := facts.measurement(view))]:
+        parts += ["", _scores(measured)]
+    if facts.best_view and facts.counts.size:
+        parts += ["", _rarest(facts, facts.best_view)]
+    return plain_text(*parts, "", _cost(facts))
+
+
+def comparison_table(folders: Sequence[RunFolder]) -> str:
+    """Return one row for each experiment; runs that repeat each other are a mean ± sample deviation.
+
+    Raises:
+        RunFolderError: A file in a folder is damaged.
+    """
+    groups = compare(folders)
+    scores = shown_scores(groups)
+    table = Sheet("experiment", "n", *(score_name(score) for score in scores), keys=2)
+    for group in groups:
+        spreads = [group.spread(score) for score in scores]
+        cells = ["–" if spread is None else str(spread) for spread in spreads]
+        table.add(group.label + _unfinished(group), str(len(group.runs)), *cells)
+    parts: list[str | Sheet] = [table]
+    if any(len(group.runs) > 1 for group in groups):
+        parts.append("mean ± sample standard deviation over n runs that differ in their seed alone")
+    return plain_text(*parts)
+
+
+def _heading(facts: RunFacts) -> str:
+    where = f"{facts.done} of {plural(facts.config.rounds, 'round')}"
+    clients = f", {plural(len(facts.counts), 'client')}" if len(facts.counts) else ""
+    return f"{facts.config.name}: {facts.status}, {where}{clients}"
+
+
+def _scores(measured: Sequence[Measurement]) -> Sheet:
+    table = Sheet("measured on", *(measured_on(view) for view in measured))
+    for key in in_order({key for view in measured for key in view.scores}):
+        table.add(score_name(key), *(percent(view.scores.get(key)) for view in measured))
+    table.add("loss", *(number(view.loss) for view in measured))
+    if any(view.worst for view in measured):
+        cells = [f"{percent(view.worst[1])} ({view.worst[0]})" if view.worst else "" for view in measured]
+        table.add("worst client", *cells)
+    return table
+
+
+def _rarest(facts: RunFacts, measured: Measurement) -> Sheet:
+    table = Sheet("rarest classes", "training images", "recall")
+    for row in reversed(facts.class_facts(measured)[-RAREST:]):
+        table.add(row.name, whole(row.train), percent(row.recall))
+    return table
+
+
+def _cost(facts: RunFacts) -> str:
+    sent = facts.sent()
+    told = (
+        f"{size(sent['down'])} sent to clients, {size(sent['up'])} back, {duration(facts.seconds()['total'])}"
+    )
+    refused = len(facts.refused())
+    return told + (f"; {plural(refused, 'repl', 'ies', 'y')} refused" if refused else "")
+
+
+def _unfinished(group: Group) -> str:
+    """Return a remark on runs that have not reached their last round."""
+    early = sum(run.done < run.config.rounds for run in group.runs)
+    return f" ({early} unfinished)" if early else ""

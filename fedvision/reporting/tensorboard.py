@@ -1,0 +1,80 @@
+"""A run folder's figures as TensorBoard scalars, for those who keep their runs there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedvision.errors import ConfigError
+from fedvision.reporting.folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def write_scalars(folder: RunFolder, logs: Path | None = None) -> Path:
+    """Write losses, scores, per-class recall, bytes and seconds of every round, and return their folder.
+
+    Scalars that an earlier call wrote there are replaced.
+
+    Args:
+        folder: The run.
+        logs: Where they go; ``tensorboard`` in the run folder by default.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+    target = logs or folder.path / "tensorboard"
+    writer = _writer(target)
+    classes = folder.split().get("classes", [])
+    seconds = {line["round"]: line for line in folder.timings()}
+    with writer:
+        for record in folder.rounds():
+            for tag, value in _scalars(record, classes, seconds.get(record["round"], {})).items():
+                writer.add_scalar(_tag(tag), value, record["round"])
+    return target
+
+
+def _writer(target: Path) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "TensorBoard is not installed; run pip install 'fedvision[tensorboard]', or leave it out"
+        ) from error
+    for old in target.glob("events.out.tfevents.*"):
+        old.unlink()
+    return SummaryWriter(str(target))
+
+
+def _scalars(record: dict[str, Any], classes: list[str], seconds: dict[str, float]) -> dict[str, float]:
+    """Return a round's scalars by tag; what was not measured is left out."""
+    found: dict[str, float | None] = {"train/loss": record.get("train_loss"), "train/lr": record.get("lr")}
+    found |= {f"bytes/{way}": count for way, count in (record.get("bytes") or {}).items()}
+    found |= {f"seconds/{stage}": value for stage, value in seconds.items() if stage != "round"}
+    for view in ("server", "local"):
+        facts = record.get(view) or {}
+        found[f"{view}/loss"] = facts.get("loss")
+        found |= {f"{view}/{key}": value for key, value in (facts.get("scores") or {}).items()}
+        found |= _recalls(view, facts, classes)
+    return {tag: value for tag, value in found.items() if value is not None}
+
+
+def _recalls(view: str, facts: dict[str, Any], classes: list[str]) -> dict[str, float]:
+    if not facts.get("confusion"):
+        return {}
+    confusion = np.array(facts["confusion"])
+    rows = confusion.sum(1)
+    names = classes if len(classes) == len(rows) else [str(c) for c in range(len(rows))]
+    return {
+        f"{view} recall/{name}": float(confusion[c, c] / rows[c]) for c, name in enumerate(names) if rows[c]
+    }
+
+
+def _tag(text: str) -> str:
+    """Return a tag that TensorBoard takes as it is: only the first slash parts group and name."""
+    group, _, name = text.partition("/")
+    return f"{group}/" + re.sub(r"[^-\w. ]", "_", name)

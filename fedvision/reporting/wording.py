@@ -1,0 +1,71 @@
+"""Numbers in words that people read: shares, sizes, times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SCORES: Mapping[str, str] = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "head": "head classes",
+    "medium": "medium classes",
+    "tail": "tail classes",
+}
+"""The scores that every run has, in the order in which they are shown, with their names in text."""
+STAGES: Mapping[str, str] = {
+    "train": "training",
+    "server": "measuring on the server",
+    "local": "measuring on clients",
+}
+"""The stages of a round, in their order, with their names in text."""
+
+
+def score_name(key: str) -> str:
+    """Return a score's name in text; one that is not built in keeps its own."""
+    return SCORES.get(key, key.replace("_", " "))
+
+
+def in_order(keys: set[str]) -> list[str]:
+    """Return score keys as they are shown: the built-in ones first, then others by name."""
+    return [key for key in SCORES if key in keys] + sorted(keys - set(SCORES))
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return a share of 1 such as 0.8423 as ``"84.2%"``; None, which is not measured, as a dash."""
+    return "–" if value is None else f"{100 * value:.{digits}f}%"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number with a fixed number of decimals, or a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def whole(value: int) -> str:
+    """Return a whole number with its thousands apart: ``"12,345"``."""
+    return f"{value:,}"
+
+
+def size(count: float) -> str:
+    """Return bytes as ``"123 B"``, ``"1.2 kB"``, ``"3.4 MB"``: powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as ``"0.42 s"``, ``"12.3 s"``, ``"3 min 20 s"``, ``"2 h 5 min"``."""
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
+
+
+def plural(count: int, stem: str, many: str = "s", one: str = "") -> str:
+    """Return ``"1 client"``, ``"2 clients"``; with other endings ``"2 classes"``, ``"2 replies"``."""
+    return f"{whole(count)} {stem}{one if count == 1 else many}"
