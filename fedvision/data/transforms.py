@@ -1,0 +1,186 @@
+"""Batches on their way into the network: normalisation, augmentation and mixup of whole batches.
+
+Nothing loops over images, and every random number comes from the generator passed in, so a batch is the same
+on any engine and device. Augmentation follows normalisation: what it blanks or moves in from outside is 0,
+the data set's mean colour.
+
+- flip and padded crop: He et al. 2016, "Deep Residual Learning", arXiv:1512.03385, section 4.2
+- cutout: DeVries and Taylor 2017, arXiv:1708.04552; the square's centre is anywhere, so the border may cut it
+- mixup: Zhang et al. 2018, arXiv:1710.09412, one weight a batch
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedvision.config import TransformConfig
+from fedvision.errors import ConfigError
+
+
+def prepare(config: TransformConfig, channels: int) -> BatchTransform:
+    """Build the transform of images with a number of channels.
+
+    Raises:
+        ConfigError: ``transforms.mean`` or ``transforms.std`` holds neither one number nor one per channel.
+    """
+    for name, values in (("mean", config.mean), ("std", config.std)):
+        if len(values) not in (1, channels):
+            raise ConfigError(
+                f"transforms.{name} holds {len(values)} numbers for images with {channels} channels; "
+                f"write {channels} of them or one for all"
+            )
+    return BatchTransform(config, channels)
+
+
+class BatchTransform:
+    """Normalise, augment and mix batches as an experiment's ``[transforms]`` says; built by ``prepare``."""
+
+    def __init__(self, config: TransformConfig, channels: int) -> None:
+        self.config, self.channels = config, channels
+        mean, std = (np.broadcast_to(np.array(v, np.float64), channels) for v in (config.mean, config.std))
+        self._scale, self._shift = 1 / (255 * std), -mean / std
+        self._rows: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
+
+    def normalise(self, images: Tensor, *, channels_last: bool = True) -> Tensor:
+        """Return (pixel / 255 - mean) / std.
+
+        One conversion, then one multiply-add in place. Channels last costs nothing more: the result is the
+        buffer of the images as they lie, seen with its axes permuted. With a single channel PyTorch calls
+        both layouts contiguous and picks kernels by the strides, so these are set for the layout asked for.
+
+        Args:
+            images: uint8 [B, H, W, channels].
+            channels_last: Strides of the result: of [B, H, W, channels] in memory, or contiguous.
+
+        Returns:
+            float32 [B, channels, H, W] on the images' device.
+        """
+        batch, height, width, channels = images.shape
+        if channels_last:
+            # A constant per channel would make inner loops of ``channels`` steps; a whole image row makes
+            # this 6 times faster for 32 x 32 x 3 on a CPU.
+            scale, shift = self._constants(images.device, width)
+            x = images.to(torch.float32, memory_format=torch.contiguous_format)
+            x = x.view(batch * height, width * channels)
+            torch.addcmul(shift, x, scale, out=x)
+            return x.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        scale, shift = self._constants(images.device, 1)
+        x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1), out=x)
+
+    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Flip, crop, rotate and blank each image by its own random numbers.
+
+        Args:
+            x: float [B, channels, H, W], normalised.
+            generator: Source of every draw; a CPU generator serves any device.
+
+        Returns:
+            The same shape, dtype, device and strides; ``x`` itself where nothing is switched on.
+        """
+        config, batch = self.config, len(x)
+        if config.flip:
+            x = flip(x, _whole(2, (batch,), generator).bool())
+        if config.crop:
+            x = crop(x, _whole(2 * config.crop + 1, (2, batch), generator), config.crop)
+        if config.rotation:
+            turn = torch.rand(batch, generator=generator, device=generator.device)
+            x = rotate(x, (2 * turn - 1) * config.rotation)
+        if config.cutout:
+            centre = torch.stack([_whole(size, (batch,), generator) for size in x.shape[2:]])
+            x = cutout(x, centre, config.cutout)
+        return x
+
+    def mixup(
+        self, x: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, float] | None:
+        """Blend each image with another one of the batch.
+
+        The weight w ~ Beta(a, a) is one for the batch: ``x' = w x + (1 - w) x[other]``, and the loss is
+        ``w loss(labels) + (1 - w) loss(labels[other])``.
+
+        Args:
+            x: float [B, channels, H, W].
+            labels: int64 [B].
+            generator: Source of the weight and the pairs.
+
+        Returns:
+            ``(x', labels of the others [B], w)``, or None where mixup is off.
+        """
+        alpha = self.config.mixup
+        if not alpha:
+            return None
+        # torch's Beta takes no generator, NumPy's does: one draw here seeds it.
+        seed = int(_whole(2**62, (1,), generator))
+        weight = float(np.random.default_rng(seed).beta(alpha, alpha))
+        other = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
+        mixed = torch.lerp(x, x[other], 1 - weight, out=torch.empty_like(x))
+        return mixed, labels[other.to(labels.device)], weight
+
+    def _constants(self, device: torch.device, width: int) -> tuple[Tensor, Tensor]:
+        """Return scale and shift for a row of ``width`` pixels, float32 [width * channels], made once."""
+        key = (device, width)
+        if key not in self._rows:
+            scale, shift = (
+                torch.from_numpy(np.tile(v, width)).to(device, torch.float32)
+                for v in (self._scale, self._shift)
+            )
+            self._rows[key] = scale, shift
+        return self._rows[key]
+
+
+def _whole(below: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw whole numbers from 0 to below - 1 on the generator's own device."""
+    return torch.randint(below, shape, generator=generator, device=generator.device)
+
+
+def flip(x: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror left and right those images [B, channels, H, W] where ``mirrored`` (bool [B]) says so."""
+    return torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(3), x)
+
+
+def crop(x: Tensor, corner: Tensor, padding: int) -> Tensor:
+    """Pad images [B, channels, H, W] with zeros and cut a window of the old size out of each.
+
+    Args:
+        x: The images.
+        corner: int64 [2, B]: top and left of each window in the padded image, 0 to 2 x padding.
+        padding: Pixels added on every side.
+    """
+    height, width = x.shape[2:]
+    windows = functional.pad(x, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    top, left = corner.to(x.device)
+    return windows[torch.arange(len(x), device=x.device), :, top, left]
+
+
+def rotate(x: Tensor, degrees: Tensor) -> Tensor:
+    """Rotate images [B, channels, H, W] counter-clockwise about their centres, by ``degrees`` [B]."""
+    height, width = x.shape[2:]
+    radians = torch.deg2rad(degrees.to(x.device, x.dtype))
+    cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+    # The grid runs from -1 to 1 on both axes: the ratio keeps the rotation rigid where H and W differ.
+    theta = torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], dim=1)
+    grid = functional.affine_grid(theta.view(-1, 2, 3), list(x.shape), align_corners=False)
+    turned = functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # grid_sample returns strides of its own choice.
+    return turned if turned.stride() == x.stride() else torch.empty_like(x).copy_(turned)
+
+
+def cutout(x: Tensor, centre: Tensor, side: int) -> Tensor:
+    """Set a square of images [B, channels, H, W] to zero; the border cuts what lies outside.
+
+    Args:
+        x: The images.
+        centre: int64 [2, B]: row and column of each square's centre.
+        side: Pixels a side.
+    """
+    first = centre.to(x.device)[:, :, None] - side // 2
+    rows, columns = (
+        (line >= start) & (line < start + side)
+        for start, line in zip(first, (torch.arange(n, device=x.device) for n in x.shape[2:]), strict=True)
+    )
+    # clone keeps the strides, which ``where`` does not for a single channel.
+    return x.clone().masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
