@@ -9,14 +9,10 @@ old one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from fedvision.strategies.base import RoundStrategy
 from fedvision.strategies.summation import weighted_mean
-from fedvision.types import Update
-
-if TYPE_CHECKING:
-    from fedvision.types import State
+from fedvision.types import State, Update
 
 
 class FedAvg(RoundStrategy):

@@ -14,12 +14,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fedvision.types import Instruction, Update
+from fedvision.types import Instruction, State, Update
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from fedvision.types import State
 
 
 class RoundStrategy(ABC):

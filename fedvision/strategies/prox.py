@@ -8,13 +8,8 @@ by examples, as in FedAvg.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fedvision.strategies.averaging import FedAvg
-from fedvision.types import Instruction
-
-if TYPE_CHECKING:
-    from fedvision.types import State
+from fedvision.types import Instruction, State
 
 
 class FedProx(FedAvg):

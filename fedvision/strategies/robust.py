@@ -15,17 +15,13 @@ Every model of the cohort is in memory at once, then one tensor of all of them a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from fedvision.errors import RunError
 from fedvision.strategies.base import RoundStrategy
 from fedvision.strategies.summation import wide
-from fedvision.types import Update
-
-if TYPE_CHECKING:
-    from fedvision.types import State
+from fedvision.types import State, Update
 
 
 class Median(RoundStrategy):

@@ -13,7 +13,8 @@ with 10 images therefore counts as much as one with 1000; where sizes differ muc
 FedAvg is it.
 
 Clients must keep c_i between rounds, so the method suits federations whose members come back. The round's
-traffic is twice FedAvg's.
+traffic is twice FedAvg's. The correction pushes the same way at every local step, so SCAFFOLD diverges at
+learning rates that FedAvg still stands: begin with lr / (1 - momentum) of 0.1 or less.
 """
 
 from __future__ import annotations
@@ -25,13 +26,11 @@ from fedvision.errors import RunError
 from fedvision.strategies.averaging import only_averaged
 from fedvision.strategies.base import RoundStrategy
 from fedvision.strategies.summation import WeightedSum, wide
-from fedvision.types import Instruction, Update
+from fedvision.types import Instruction, State, Update
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-    from fedvision.types import State
 
 
 class Scaffold(RoundStrategy):

@@ -21,17 +21,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from fedvision.strategies.averaging import examples, only_averaged
 from fedvision.strategies.base import RoundStrategy
 from fedvision.strategies.summation import weighted_mean, wide
-from fedvision.types import Update
-
-if TYPE_CHECKING:
-    from fedvision.types import State
+from fedvision.types import State, Update
 
 
 class FedAvgM(RoundStrategy):

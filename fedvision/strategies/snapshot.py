@@ -20,16 +20,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from fedvision.errors import RunFolderError
 from fedvision.strategies.base import RoundStrategy
-
-if TYPE_CHECKING:
-    from fedvision.types import State
+from fedvision.types import State
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 """What ``json.dumps`` writes."""

@@ -14,15 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING
 
 import torch
 
 from fedvision.errors import RunError
-from fedvision.types import Update
-
-if TYPE_CHECKING:
-    from fedvision.types import State
+from fedvision.types import State, Update
 
 CHUNK = 8
 """Places of the cohort that make one chunk. Part of what a run's bits depend on."""

@@ -9,16 +9,12 @@ and buffers are measured, not learned.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from fedvision.errors import ClientError
-from fedvision.types import Task
-
-if TYPE_CHECKING:
-    from fedvision.types import State
+from fedvision.types import State, Task
 
 
 class Objective:
@@ -122,8 +118,10 @@ class Scaffold(Objective):
         torch._foreach_add_(gradients, [self._corrections[name] for name in moved])
 
     def finish(self, steps: int, lr: float) -> tuple[dict[str, State], State]:
-        """Return the change of c_i and the new c_i; without a step nothing changes."""
-        new = {name: total / steps for name, total in self._sums.items()} if steps else self._own
+        """Return the change of c_i and the new c_i; without a step, or with a lost model, nothing changes."""
+        # The server refuses a model that is not finite and never hears of the new c_i, so it must not stay.
+        sound = steps and all(bool(torch.isfinite(p).all()) for p in self._parameters.values())
+        new = {name: total / steps for name, total in self._sums.items()} if sound else self._own
         change = {name: new[name] - old for name, old in self._own.items()}
         return {"control": _at_rest(change)}, _at_rest(new)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from torch import Tensor
-
 from fedvision.strategies.base import RoundStrategy
 from fedvision.strategies.summation import weighted_mean
-from fedvision.types import Update
+from fedvision.types import State, Update
 
 
 class RootWeighted(RoundStrategy):
@@ -20,6 +18,6 @@ class RootWeighted(RoundStrategy):
     hold.
     """
 
-    def combine(self, state: dict[str, Tensor], updates: Iterator[Update]) -> dict[str, Tensor]:
+    def combine(self, state: State, updates: Iterator[Update]) -> State:
         """Return the mean of the models, weighted by the square roots of their numbers of examples."""
         return weighted_mean(updates, lambda update: math.sqrt(update.examples))

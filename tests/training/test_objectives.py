@@ -192,6 +192,21 @@ def test_scaffold_without_a_step_changes_nothing() -> None:
     assert all(not change.any() for change in tensors["control"].values())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scaffold_keeps_its_memory_when_the_model_is_lost(value: float) -> None:
+    model = _model()
+    own = _noise(model, 2)
+    objective = Scaffold()
+    objective.begin(_parameters(model), _scaffold(model, _noise(model, 1)), own)
+    nn.functional.cross_entropy(model(_batch()[0]), _batch()[1]).backward()
+    objective.adjust()
+    with torch.no_grad():
+        model[3].bias[1] = value
+    tensors, memory = objective.finish(1, 0.1)
+    assert all(torch.equal(memory[name], own[name]) for name in own)
+    assert all(not change.any() for change in tensors["control"].values())
+
+
 def test_scaffold_forgets_a_step_that_overflowed() -> None:
     model = _model()
     objective = Scaffold()
