@@ -6,12 +6,13 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage or configuration, 130 interr
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedvision import __version__, registry
-from fedvision.errors import ConfigError, FedVisionError
+from fedvision.errors import ConfigError, FedVisionError, RunFolderError
 
 INTERRUPTED = 130
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options.call(options)
     except ConfigError as error:
-        print(f"fedvision: {error}", file=sys.stderr)
+        print(f"fedvision: {_placed(error, options)}", file=sys.stderr)
         return 2
     except FedVisionError as error:
         print(f"fedvision: {error}", file=sys.stderr)
@@ -33,7 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output (`head`, a pager) has enough; Python's exit must not write to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _placed(error: ConfigError, options: argparse.Namespace) -> str:
+    """Return the error's sentence with the experiment's file before it, unless it is about a run folder."""
+    file = getattr(options, "experiment", None)
+    if file is None or isinstance(error, RunFolderError) or str(error).startswith(f"{file}: "):
+        return str(error)
+    return f"{file}: {error}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,14 +132,13 @@ def _report(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     from fedvision.federation import Federation
-    from fedvision.reporting.inspection import inspection
     from fedvision.sweep import load_sweep
 
     registry.allow_folder(options.experiment.parent)
     for label, config in load_sweep(options.experiment, options.overrides).experiments.items():
         if label:
             print(f"{label}:")
-        print(inspection(Federation.build(config)))
+        print(Federation.build(config).inspect())
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedvision import registry
+from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
 from fedvision.errors import FedVisionError
 from fedvision.sweep import Sweep
@@ -104,6 +104,53 @@ class Federation:
         return cls(
             config=config, dataset=dataset, split=parts, model=model, strategy=strategy, metrics=metrics
         )
+
+    def notices(self) -> list[str]:
+        """Return what a person should know of the data: unreadable files, vacant classes, tiny clients."""
+        counts = self.split.counts
+        said = list(self.dataset.notices)
+        if vacant := [self.dataset.classes[c] for c in (counts.sum(0) == 0).nonzero()[0]]:
+            said.append(f"no client has images of {_listed(vacant)}; the model cannot learn it")
+        if single := [f"client {client}" for client in (counts.sum(1) == 1).nonzero()[0]]:
+            said.append(f"with a single image each: {_listed(single)}")
+        return said
+
+    def inspect(self) -> str:
+        """Return in text who has which images, what the loss makes of it, and what a round will send."""
+        import torch
+
+        from fedvision.models.state import get_state, size_in_bytes, travelling
+        from fedvision.reporting.skew_report import skew_report
+        from fedvision.training.worker import build_loss
+
+        counts, classes = self.split.counts, self.dataset.classes
+        loss = build_loss(self.config, torch.from_numpy(counts.sum(0)))
+        even = loss(torch.zeros(len(classes), len(classes)), torch.arange(len(classes)))
+        text = skew_report(
+            counts,
+            classes,
+            weights={"loss at even logits": even.tolist()},
+            state_bytes=size_in_bytes(
+                get_state(self.model, travelling(self.model, self.config.model.travel))
+            ),
+            cohort=self._cohort(),
+            left_out=len(self.split.left_out),
+        )
+        return "\n".join([text, *self.notices()])
+
+    def _cohort(self) -> int | None:
+        """Return the number of clients a round, where the strategy is ours and says so."""
+        from fedvision.flower.strategy import FlowerStrategy
+
+        if not isinstance(self.strategy, FlowerStrategy):
+            return None
+        rng = seeding.numpy_stream(self.config.seed, "select", 1)
+        return len(self.strategy.inner.select(1, range(len(self.split.clients)), rng))
+
+
+def _listed(names: list[str], longest: int = 5) -> str:
+    more = f" and {len(names) - longest} more" if len(names) > longest else ""
+    return ", ".join(names[:longest]) + more
 
 
 def simulate(

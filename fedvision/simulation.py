@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from flwr.app import Context, RecordDict
 
 from fedvision.data.shards import ClientShards, Shard
 from fedvision.engines.base import Engine
+from fedvision.errors import RecordError
 from fedvision.federation import Federation
 from fedvision.flower import client_app, server_app
 from fedvision.flower.internals import SERVER_NODE
@@ -75,8 +77,11 @@ class Simulation:
     def abandon(self, error: BaseException) -> None:
         """Note in the run folder that and why the run ended early."""
         stopped = isinstance(error, KeyboardInterrupt)
-        status = {"status": "stopped" if stopped else "failed", "rounds": self.done}
-        self.folder.write_summary(status if stopped else {**status, "error": str(error)})
+        summary: dict[str, Any] = {"status": "stopped" if stopped else "failed", "rounds": self.done}
+        if not stopped:
+            summary["error"] = str(error)
+        with suppress(RecordError):  # on a full disk the error itself says more than a missing summary
+            self.folder.write_summary(summary)
 
     # The journal that the server tells what happens (flower.server_app.Journal).
 
@@ -148,7 +153,7 @@ class Simulation:
             {
                 "status": "finished",
                 "rounds": self.done,
-                "notices": list(self.federation.dataset.notices),
+                "notices": self.federation.notices(),
                 "parameters": sum(p.numel() for p in worker.model.parameters()),
                 "state_bytes": sum(t.numel() * t.element_size() for t in self.state.values()),
             }

@@ -49,25 +49,26 @@ def test_a_run_struck_at_random_moments_ends_in_the_same_bits(blow: signal.Signa
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     rng = random.Random(int(blow))
     struck = tmp_path / "struck"
-    blows = 0
-    while blows < 5:
-        process = subprocess.Popen(
-            command(struck), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        _wait_for_a_line_more(struck, process)
-        time.sleep(rng.uniform(0, 0.3))
-        if process.poll() is not None:
-            break
-        process.send_signal(blow)
-        _, error = process.communicate(timeout=30)
-        blows += 1
-        if blow is signal.SIGINT and process.returncode != 0:
-            assert process.returncode == 130
-            assert "--resume" in error
-            assert "Traceback" not in error
+    blows = sum(_strike(struck, blow, rng.uniform(0, 0.3)) for _ in range(5))
     assert blows >= 2
     subprocess.run(command(struck), check=True, capture_output=True)
     assert digest(struck) == digest(tmp_path / "whole")
+
+
+def _strike(folder: Path, blow: signal.Signals, delay: float) -> bool:
+    """Run on in the folder, strike after one more round and a while; say whether it was still running."""
+    with subprocess.Popen(
+        command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        _wait_for_a_line_more(folder, process)
+        time.sleep(delay)
+        process.send_signal(blow)
+        _, error = process.communicate(timeout=60)
+    if blow is signal.SIGINT and process.returncode != 0:
+        assert process.returncode == 130
+        assert "--resume" in error
+        assert "Traceback" not in error
+    return process.returncode != 0
 
 
 def _wait_for_a_line_more(folder: Path, process: subprocess.Popen[str]) -> None:
