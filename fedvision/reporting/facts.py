@@ -213,7 +213,7 @@ def read_facts(folder: RunFolder) -> RunFacts:
         environment=folder.environment(),
         split=split,
         classes=classes,
-        counts=counts.reshape(-1, len(classes)),
+        counts=counts.reshape(len(counts), len(classes)),
     )
 
 

@@ -96,6 +96,7 @@ def halves(rows: Sequence[ClassFacts], longest: int = 24) -> list[Sequence[Class
 
 def _curves(facts: RunFacts) -> list[Picture]:
     """Draw what was measured over rounds; a picture without any line is left out."""
+    span = (int(facts.rounds[0]["round"]), facts.done) if facts.rounds else None
     loss = {"training": facts.series("train_loss")} | _views(facts, "loss")
     drawn = [("Loss", "mean loss", loss, False)]
     for key in ("accuracy", "balanced_accuracy", "tail"):
@@ -106,13 +107,15 @@ def _curves(facts: RunFacts) -> list[Picture]:
         groups = {group: facts.series(best.view, "scores", group) for group in ("head", "medium", "tail")}
         drawn.append(("Frequent and rare classes", "recall of class groups", groups, True))
     pictures = [
-        Picture(title, Markup(plots.curves(lines, name=f"curve{i}", what=what, share=share)))
+        Picture(title, Markup(plots.curves(lines, name=f"curve{i}", what=what, share=share, span=span)))
         for i, (title, what, lines, share) in enumerate(drawn)
         if any(line.values for line in lines.values())
     ]
     band = facts.client_band("local", "accuracy")
     if band.rounds:
-        pictures.append(Picture("Accuracy of single clients", Markup(plots.client_band(band, name="band"))))
+        pictures.append(
+            Picture("Accuracy of single clients", Markup(plots.client_band(band, name="band", span=span)))
+        )
     return pictures
 
 

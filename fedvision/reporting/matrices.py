@@ -153,4 +153,4 @@ def _font_size(row: float) -> float:
 
 
 def _cut(text: str, longest: int = 22) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"

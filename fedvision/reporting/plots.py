@@ -28,7 +28,14 @@ SERIES = (BLUE, ORANGE, GREEN, PURPLE, INK, MUTED)
 """Colours of lines that are compared."""
 
 
-def curves(lines: Mapping[str, Series], *, name: str, what: str, share: bool = True) -> str:
+def curves(
+    lines: Mapping[str, Series],
+    *,
+    name: str,
+    what: str,
+    share: bool = True,
+    span: tuple[int, int] | None = None,
+) -> str:
     """Draw figures over rounds.
 
     Args:
@@ -36,13 +43,14 @@ def curves(lines: Mapping[str, Series], *, name: str, what: str, share: bool = T
         name: Prefix of the picture's ids.
         what: What is drawn, such as ``"accuracy"``, for the alternative text.
         share: Values are shares of 1, shown as percent from 0 to 100.
+        span: First and last round of the axis; that of the lines where it is left out.
     """
     kept = {label: line for label, line in lines.items() if line.values}
 
     def paint(axes: Axes) -> None:
         for label, line in kept.items():
             _line(axes, line.rounds, line.values, COLOURS.get(label, PURPLE))
-        _over_rounds(axes, share)
+        _over_rounds(axes, share, span)
         ends = {label: (line.rounds[-1], line.values[-1]) for label, line in kept.items()}
         _name_ends(axes, ends, {label: COLOURS.get(label, PURPLE) for label in kept})
 
@@ -55,14 +63,14 @@ def curves(lines: Mapping[str, Series], *, name: str, what: str, share: bool = T
     return draw(paint, name=name, alt=alt, width=WIDTH, height=HEIGHT)
 
 
-def client_band(band: Band, *, name: str) -> str:
-    """Draw the accuracy of the worst, the median and the best client over rounds."""
+def client_band(band: Band, *, name: str, span: tuple[int, int] | None = None) -> str:
+    """Draw the accuracy of the worst, the median and the best client over rounds; arguments as for curves."""
 
     def paint(axes: Axes) -> None:
         axes.fill_between(band.rounds, band.lowest, band.highest, color=ORANGE, alpha=0.13, linewidth=0)
         for values, width in ((band.lowest, 1.0), (band.median, 2.0), (band.highest, 1.0)):
             _line(axes, band.rounds, values, ORANGE, width)
-        _over_rounds(axes, share=True)
+        _over_rounds(axes, share=True, span=span)
         last = band.rounds[-1]
         ends = {"best": band.highest[-1], "median": band.median[-1], "worst": band.lowest[-1]}
         _name_ends(axes, {k: (last, v) for k, v in ends.items()}, dict.fromkeys(ends, ORANGE))
@@ -139,7 +147,7 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, width
     axes.plot(x, y, color=colour, linewidth=width, marker=marker, markersize=3.5, clip_on=False)
 
 
-def _over_rounds(axes: Axes, share: bool) -> None:
+def _over_rounds(axes: Axes, share: bool, span: tuple[int, int] | None = None) -> None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
@@ -147,6 +155,9 @@ def _over_rounds(axes: Axes, share: bool) -> None:
         "round", (1, 0), (14, -4), xycoords="axes fraction", textcoords="offset points", va="top", color=MUTED
     )
     axes.margins(x=0.01)
+    if span and span[0] < span[1]:
+        space = (span[1] - span[0]) / 100
+        axes.set_xlim(span[0] - space, span[1] + space)
     if share:
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value, 0)))

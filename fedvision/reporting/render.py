@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedvision.reporting.compare import Group, compare, shown_scores
-from fedvision.reporting.explain import measured_on
 from fedvision.reporting.facts import VIEWS, Measurement, RunFacts, read_facts
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.sheets import Sheet, plain_text
@@ -13,6 +12,7 @@ from fedvision.reporting.wording import duration, in_order, number, percent, plu
 
 RAREST = 3
 """Number of classes whose recall stands under a run's scores."""
+_WHERE = {"server": "on the server", "local": "on clients"}
 
 
 def run_table(folder: RunFolder) -> str:
@@ -56,7 +56,7 @@ def _heading(facts: RunFacts) -> str:
 
 
 def _scores(measured: Sequence[Measurement]) -> Sheet:
-    table = Sheet("measured on", *(measured_on(view) for view in measured))
+    table = Sheet("measured", *(_WHERE[view.view] for view in measured))
     for key in in_order({key for view in measured for key in view.scores}):
         table.add(score_name(key), *(percent(view.scores.get(key)) for view in measured))
     table.add("loss", *(number(view.loss) for view in measured))

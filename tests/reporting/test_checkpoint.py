@@ -17,6 +17,7 @@ import torch
 
 from fedvision.config import ExperimentConfig
 from fedvision.errors import RecordError, RunFolderError
+from fedvision.reporting import folder as folder_module
 from fedvision.reporting.checkpoint import Checkpoint, decode_state, encode_state
 from fedvision.reporting.folder import RunFolder
 
@@ -148,8 +149,11 @@ def test_a_group_must_be_a_plain_word(folder: RunFolder) -> None:
         folder.checkpoints.save(1, {"../model": _state(1)}, {})
 
 
-def test_a_kill_before_any_call_to_the_system_loses_nothing(tmp_path: Path) -> None:
+def test_a_kill_before_any_call_to_the_system_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Kill -9 before the n-th write, fsync, rename or removal of two rounds, for every n."""
+    monkeypatch.setattr(folder_module, "environment", lambda device: {})
     for calls in range(1, 200):
         folder = RunFolder.create(tmp_path / f"run-{calls}", CONFIG)
         killed = _in_child(lambda folder=folder, calls=calls: _rounds_until_call(folder, calls))  # type: ignore[misc]

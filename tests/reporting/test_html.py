@@ -1,0 +1,191 @@
+"""The report: one file, nothing from outside, everything that people wrote is text."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvision.errors import RunFolderError
+from fedvision.reporting.folder import RunFolder
+from fedvision.reporting.html import halves, png_uri, write_report
+from tests.reporting.sample import MakeRun
+
+EVIL = "<script>alert('x')</script>"
+
+
+class Page(HTMLParser):
+    """Collects a page's tags and text, and refuses tags that do not close in order."""
+
+    VOID = frozenset(("meta", "img", "br", "image", "path", "use", "rect"))
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.stack: list[str] = []
+        self.feed(text)
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def _read(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def _mistakes(folder: RunFolder, channels: int = 1) -> None:
+    images = np.arange(2 * 4 * 4 * channels, dtype=np.uint8).reshape(2, 4, 4, channels)
+    folder.write_mistakes(images, np.array([2, 2]), np.array([0, 1]), np.array([0.97, 0.5]))
+
+
+def test_the_report_has_every_section(make_run: MakeRun) -> None:
+    refusal = {"client": 1, "stage": "training", "reason": "NaN in the update"}
+    summary = {"status": "finished", "notices": ["one file could not be read"], "parameters": 1234}
+    folder = make_run("long tail", summary=summary, changes={"refused": [refusal]})
+    _mistakes(folder)
+    path = write_report(folder)
+    assert path == folder.path / "report.html"
+    page = _read(path)
+    for said in (
+        "long tail",
+        "finished, 3 of 3 rounds",
+        "2 clients keep 20 training images of 3 classes",
+        "After round 3 the model names 60 of 100 test images rightly",
+        "ant least (40.0%)",
+        "7 images of the source belong to no client",
+        "Mistakes in the rarest classes",
+        "3 kB 1 kB sent by clients 1.5 kB 500 B",
+        "one file could not be read",
+        "3 replies of clients could not be used",
+        "NaN in the update",
+        "1,234",
+        'use = "digits"',
+        "abc123",
+        "fedvision simulate 'long tail/config.toml' --out again",
+        "torch threads",
+    ):
+        assert said in page.text, said
+    assert all(attrs.get("aria-label") for tag, attrs in page.tags if tag == "svg")
+    assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
+
+
+def test_nothing_is_fetched_and_nothing_is_run(make_run: MakeRun) -> None:
+    folder = make_run()
+    _mistakes(folder)
+    text = write_report(folder).read_text(encoding="utf-8")
+    page = Page(text)
+    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    for tag, attrs in page.tags:
+        for name, value in attrs.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "xlink:href", "srcset", "action"):
+                assert value
+                assert value.startswith(("data:image/png;base64,", "#")), value
+    assert "http" not in text
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_what_people_wrote_is_text(make_run: MakeRun) -> None:
+    refusal = {"client": EVIL, "stage": EVIL, "reason": f"$x$ {EVIL}"}
+    folder = make_run(
+        "<b>bold",
+        classes=(EVIL, '" onload="x', "猫 & $dog$"),
+        changes={"refused": [refusal]},
+        summary={"status": "failed", "error": EVIL, "notices": [EVIL]},
+        data={"use": "npz", "path": EVIL},
+    )
+    _mistakes(folder)
+    text = write_report(folder).read_text(encoding="utf-8")
+    page = Page(text)
+    assert "<script" not in text
+    assert "<b>bold" not in text
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    assert page.text.count(EVIL) >= 6
+    assert "猫 & $dog$" in page.text
+
+
+def test_the_report_reads_only_the_run_folder(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run(summary={"status": "finished"})
+    before = write_report(folder).read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.move(folder.path, tmp_path / "elsewhere" / "run")
+    assert write_report(RunFolder.read(Path(moved))).read_bytes() == before
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+@pytest.mark.parametrize("split", [True, False])
+def test_a_run_that_has_just_begun_has_a_report(make_run: MakeRun, rounds: int, split: bool) -> None:
+    page = _read(write_report(make_run(rounds=rounds, split=split)))
+    assert f"unfinished, {rounds} of 3 rounds" in page.text
+    assert ("Nothing has been measured yet." in page.text) == (rounds == 0)
+    assert ("No round has been recorded yet." in page.text) == (rounds == 0)
+
+
+def test_sparse_records_have_a_report(make_run: MakeRun) -> None:
+    folder = make_run(rounds=1, changes={"server": None})
+    folder.append_round({"round": 2}, {"total": 1.0})
+    assert "unfinished, 2 of 3 rounds" in _read(write_report(folder)).text
+
+
+def test_only_measured_views_are_explained(make_run: MakeRun) -> None:
+    both = _read(write_report(make_run("both"))).text
+    server = _read(write_report(make_run("server only", changes={"local": None}))).text
+    assert "measured on images that they keep for it" in both
+    assert "measured on images that they keep for it" not in server
+
+
+def test_a_hundred_refusals_are_enough(make_run: MakeRun) -> None:
+    refused = [{"client": i, "stage": "training", "reason": "too slow"} for i in range(50)]
+    text = _read(write_report(make_run(changes={"refused": refused}))).text
+    assert text.count("too slow") == 100
+    assert "50 more are in rounds.jsonl" in text
+
+
+def test_a_damaged_folder_is_an_error_of_one_sentence(make_run: MakeRun) -> None:
+    folder = make_run()
+    (folder.path / "split.json").write_text("{")
+    with pytest.raises(RunFolderError, match=r"split\.json: this is no JSON"):
+        write_report(folder)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB"), (4, "RGB")])
+def test_images_keep_their_pixels(channels: int, mode: str) -> None:
+    image = np.arange(2 * 3 * channels, dtype=np.uint8).reshape(2, 3, channels)
+    prefix, _, data = png_uri(image[::-1]).partition(",")
+    shown = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert prefix == "data:image/png;base64"
+    assert shown.mode == mode
+    assert np.array_equal(np.array(shown).reshape(2, 3, -1), image[::-1, :, : 1 if channels < 3 else 3])
+
+
+def test_long_lists_stand_in_two_halves() -> None:
+    rows = list(range(25))
+    assert halves(rows) == [rows[:13], rows[13:]]  # type: ignore[arg-type,comparison-overlap]
+    assert halves(rows[:24]) == [rows[:24]]  # type: ignore[arg-type,comparison-overlap]
+    assert halves([]) == []

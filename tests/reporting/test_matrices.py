@@ -1,0 +1,65 @@
+"""The two matrices as pictures: every cell a pixel, rows in order, legible for few and many."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvision.reporting import matrices
+
+
+def _pixels(svg: str) -> np.ndarray:  # type: ignore[type-arg]
+    """Return the first embedded image, red, green, blue and opacity; the second one is the colour bar."""
+    uris = re.findall(r"data:image/png;base64,\s*([^\"]+)\"", svg)
+    return np.array(Image.open(io.BytesIO(base64.b64decode(uris[0]))).convert("RGBA"))
+
+
+def test_clients_stand_side_by_side_and_classes_by_frequency() -> None:
+    counts = np.array([[0, 5], [100, 1], [0, 0], [0, 1]])
+    svg = matrices.clients_by_classes(counts, ["a", "b"], np.array([0, 1]), name="x")
+    pixels = _pixels(svg)
+    assert pixels.shape == (2, 4, 4)
+    assert (pixels[..., 3] > 0).tolist() == [[False, True, False, False], [True, True, False, True]]
+    lightness = pixels[..., :3].sum(-1)
+    assert lightness[0, 1] < lightness[1, 0] < lightness[1, 1] == lightness[1, 3]
+    assert "50% of the cells are empty" in svg
+    swapped = matrices.clients_by_classes(counts, ["a", "b"], np.array([1, 0]), name="x")
+    assert (_pixels(swapped) == pixels[::-1]).all()
+
+
+def test_confusion_rows_are_shares() -> None:
+    matrix = np.array([[30, 10], [0, 0]])
+    svg = matrices.confusion(matrix, ["cat", "<dog>"], np.array([0, 1]), name="x")
+    assert ">75<" in svg
+    assert ">25<" in svg
+    assert "&lt;dog&gt;" in svg
+    assert "75.0% of 40 images" in svg
+    assert (_pixels(svg)[..., 3] > 0).tolist() == [[True, True], [False, False]]
+
+
+@pytest.mark.parametrize(
+    ("clients", "classes", "named"), [(1, 1, 1), (3, 25, 25), (1000, 10, 10), (40, 130, 33)]
+)
+def test_any_size_is_drawn_with_a_pixel_for_each_cell(clients: int, classes: int, named: int) -> None:
+    rng = np.random.default_rng(0)
+    names, order = [f"class {c}" for c in range(classes)], rng.permutation(classes)
+    counts = rng.integers(0, 9, (clients, classes))
+    assert _pixels(matrices.clients_by_classes(counts, names, order, name="x")).shape[:2] == (
+        classes,
+        clients,
+    )
+    matrix = rng.integers(0, 9, (classes, classes))
+    svg = matrices.confusion(matrix, names, order, name="x")
+    assert svg.count(">class ") == 2 * named
+    assert len(svg) < 400_000
+
+
+def test_long_names_are_cut_and_dollars_are_no_formula() -> None:
+    name = "$x_1$ " + "very " * 9 + "long"
+    svg = matrices.confusion(np.eye(2, dtype=np.int64), [name, "b"], np.array([0, 1]), name="x")
+    assert ">$x_1$ very very very…<" in svg

@@ -1,0 +1,47 @@
+"""A run folder's scalars, read back by TensorBoard itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedvision.errors import ConfigError
+from fedvision.reporting.tensorboard import write_scalars
+from tests.reporting.sample import MakeRun
+
+
+def _read(logs: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(logs))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(event.step, round(event.value, 4)) for event in events.Scalars(tag)] for tag in tags}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_figure_is_a_scalar(make_run: MakeRun) -> None:
+    folder = make_run(rounds=2, classes=("cat", "a/b <c>", "ant"), changes={"lr": None})
+    write_scalars(folder)
+    logs = write_scalars(folder)
+    assert logs == folder.path / "tensorboard"
+    found = _read(logs)
+    assert found["train/loss"] == [(1, 1.0), (2, 0.5)]
+    assert found["server/loss"] == [(1, 2.0), (2, 1.0)]
+    assert found["server/accuracy"] == [(1, 0.4667), (2, 0.5333)]
+    assert found["server recall/cat"] == [(1, 0.6), (2, 0.7)]
+    assert found["server recall/a_b _c_"] == [(1, 0.6), (2, 0.6)]
+    assert found["local recall/ant"] == [(1, 0.0), (2, 0.0)]
+    assert found["bytes/down"] == [(1, 1000.0), (2, 1000.0)]
+    assert found["seconds/total"] == [(1, 3.0), (2, 3.0)]
+    assert "train/lr" not in found
+
+
+def test_where_tensorboard_is_missing_the_error_says_how_to_install_it(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install 'fedvision\[tensorboard\]'"):
+        write_scalars(make_run(rounds=1))
