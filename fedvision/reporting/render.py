@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from fedvision.reporting.compare import Group, compare, shown_scores
 from fedvision.reporting.facts import VIEWS, Measurement, RunFacts, read_facts
 from fedvision.reporting.folder import RunFolder
@@ -44,9 +46,28 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
         cells = ["–" if spread is None else str(spread) for spread in spreads]
         table.add(group.label + _unfinished(group), str(len(group.runs)), *cells)
     parts: list[str | Sheet] = [table]
+    if rarest := _rarest_of(groups):
+        parts += ["", rarest]
     if any(len(group.runs) > 1 for group in groups):
         parts.append("mean ± sample standard deviation over n runs that differ in their seed alone")
     return plain_text(*parts)
+
+
+def _rarest_of(groups: Sequence[Group]) -> Sheet | None:
+    """Return each experiment's recall of the rarest classes, where all runs have the same ones."""
+    rows = [
+        [run.class_facts(run.best_view)[-RAREST:] for run in group.runs if run.best_view and run.counts.size]
+        for group in groups
+    ]
+    columns = {tuple((row.name, row.train) for row in rarest) for runs in rows for rarest in runs}
+    if len(columns) != 1 or not all(rows):
+        return None
+    names = (f"{name} ({whole(train)})" for name, train in columns.pop())
+    table = Sheet("recall of a class (training images)", *names)
+    for group, runs in zip(groups, rows, strict=True):
+        recalls = np.array([[row.recall for row in rarest] for rarest in runs], float).mean(0)
+        table.add(group.label, *(percent(float(recall)) for recall in recalls))
+    return table
 
 
 def _heading(facts: RunFacts) -> str:
