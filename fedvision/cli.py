@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedvision import __version__, registry
-from fedvision.errors import ConfigError, FedVisionError, RunFolderError
+from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 
 INTERRUPTED = 130
 
@@ -97,7 +97,7 @@ def _simulate(options: argparse.Namespace) -> None:
 
     registry.allow_folder(options.experiment.parent)
     sweep = load_sweep(options.experiment, options.overrides)
-    results = federation.simulate_sweep(
+    done = federation.simulate_sweep(
         sweep,
         engine=options.engine,
         out=options.out,
@@ -106,13 +106,17 @@ def _simulate(options: argparse.Namespace) -> None:
         threads=options.threads,
         tensorboard=options.tensorboard,
     )
-    folders = [result.folder for result in results.values()]
-    for folder in folders[:1] if len(folders) == 1 else []:
-        print(render.run_table(folder))
-        print(f"report: {folder.path / 'report.html'}")
-    if len(folders) > 1:
+    folders = [result.folder for result in done.results.values()]
+    if done.comparison:
         print(render.comparison_table(folders))
-        print(f"report: {folders[0].path.parent / 'comparison.html'}")
+        print(f"report: {done.comparison}")
+    elif folders:
+        print(render.run_table(folders[0]))
+        print(f"report: {folders[0].path / 'report.html'}")
+    if done.failures:
+        raise RunError(
+            "; ".join(f"{label}: {error}".removeprefix(": ") for label, error in done.failures.items())
+        )
 
 
 def _report(options: argparse.Namespace) -> None:

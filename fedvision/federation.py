@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
-from fedvision.errors import FedVisionError
+from fedvision.errors import FedVisionError, RunError
 from fedvision.sweep import Sweep
 from fedvision.types import MetricFn, PluginSpec
 
@@ -196,6 +196,18 @@ def simulate(
     return RunResult(folder=folder, rounds=folder.rounds(), state=state)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """What the experiments of a sweep left behind."""
+
+    results: Mapping[str, RunResult]
+    """By label: the runs that reached their end."""
+    failures: Mapping[str, RunError]
+    """By label: why the others did not."""
+    comparison: Path | None
+    """The page that compares the runs; None where there are fewer than two."""
+
+
 def simulate_sweep(
     sweep: Sweep,
     *,
@@ -203,7 +215,7 @@ def simulate_sweep(
     resume: bool = False,
     progress: Callable[[], Progress] | None = None,
     **options: Any,
-) -> dict[str, RunResult]:
+) -> SweepResult:
     """Run every experiment of a sweep, each in a folder of its own, and compare them.
 
     Args:
@@ -213,22 +225,32 @@ def simulate_sweep(
         progress: Makes a fresh display for each run.
         options: Passed on to ``simulate``.
 
-    Returns:
-        The results by label.
+    Raises:
+        ConfigError: An experiment is wrong; none was begun.
     """
     base = Path(out) if out is not None else default_folder(sweep.name, resume)
     if list(sweep.experiments) != [""]:
         for config in sweep.experiments.values():
             Federation.build(config)
-    results = {}
-    for label, config in sweep.experiments.items():
+    results: dict[str, RunResult] = {}
+    failures: dict[str, RunError] = {}
+    for number, (label, config) in enumerate(sweep.experiments.items(), 1):
         shown = progress() if progress else None
-        results[label] = simulate(config, out=base / label, resume=resume, progress=shown, **options)
-    if len(results) > 1:
-        from fedvision.reporting.compare import write_comparison
+        if shown and label:
+            shown.note(f"{label} ({number} of {len(sweep.experiments)})")
+        try:
+            results[label] = simulate(config, out=base / label, resume=resume, progress=shown, **options)
+        except RunError as error:
+            failures[label] = error
+    return SweepResult(results=results, failures=failures, comparison=_compare(base, results))
 
-        write_comparison([result.folder for result in results.values()], base / "comparison.html")
-    return results
+
+def _compare(base: Path, results: Mapping[str, RunResult]) -> Path | None:
+    from fedvision.reporting.compare import write_comparison
+
+    if len(results) < 2:
+        return None
+    return write_comparison([result.folder for result in results.values()], base / "comparison.html")
 
 
 def open_folder(config: ExperimentConfig, out: str | Path | None, resume: bool) -> RunFolder:

@@ -72,4 +72,6 @@ def check_state(round: int, combined: State, before: State) -> State:
 def hopeless(rounds: int, refused: Sequence[Mapping[str, Any]]) -> str:
     """Say in one sentence that nobody succeeded, with the first cause."""
     first = f"; client {refused[0]['client']}: {refused[0]['reason']}" if refused else ""
+    if any("NaN" in item["reason"] for item in refused):
+        first += "; the training diverged: lower training.lr or set training.clip_norm"
     return f"no client succeeded in {rounds} round{'s' * (rounds > 1)} in a row{first}"

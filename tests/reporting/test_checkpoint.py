@@ -172,8 +172,13 @@ def test_a_kill_at_a_random_instant_loses_nothing(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", CONFIG)
     last = 0
     for _ in range(8):
-        killed = _in_child(lambda start=last: _rounds(folder, start), after=chance.uniform(0.002, 0.03))  # type: ignore[misc]
-        assert killed
+
+        def soon(target: int = last + chance.randint(1, 4), delay: float = chance.uniform(0, 0.004)) -> None:
+            while len(folder.rounds()) < target:
+                time.sleep(0.0005)
+            time.sleep(delay)
+
+        assert _in_child(lambda start=last: _rounds(folder, start), until=soon)  # type: ignore[misc]
         reached = _check(folder, folder.checkpoints.load())
         assert reached >= last
         last = reached
@@ -239,8 +244,8 @@ def _deadly(call: Callable[..., object], left: list[int]) -> Callable[..., objec
     return counted
 
 
-def _in_child(work: Callable[[], None], after: float | None = None) -> bool:
-    """Run ``work`` in a forked process, kill it after some seconds, and say whether a kill ended it."""
+def _in_child(work: Callable[[], None], until: Callable[[], None] | None = None) -> bool:
+    """Run ``work`` in a forked process, kill it once ``until`` returns, and say whether a kill ended it."""
     child = os.fork()
     if child == 0:
         try:
@@ -248,8 +253,8 @@ def _in_child(work: Callable[[], None], after: float | None = None) -> bool:
             os._exit(0)
         finally:
             os._exit(1)
-    if after is not None:
-        time.sleep(after)
+    if until is not None:
+        until()
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0

@@ -15,6 +15,7 @@ from fedvision.reporting.compare import (
     compare,
     differing,
     flat,
+    rarest_recalls,
     shown_scores,
     write_comparison,
 )
@@ -112,6 +113,22 @@ def test_bands_cover_the_rounds_that_all_runs_have(make_run: MakeRun) -> None:
     assert Group(label="", settings={}, runs=[]).band("accuracy") == Band([], [], [], [])
 
 
+def test_recalls_of_the_rarest_classes_are_means_over_runs(make_run: MakeRun) -> None:
+    groups = compare(
+        [make_run("a", rounds=3), make_run("b", rounds=1, seed=1), make_run("c", loss={"use": "focal"})]
+    )
+    classes, recalls = rarest_recalls(groups, 2)
+    assert [(c.name, c.train) for c in classes] == [("dog", 8), ("ant", 2)]
+    assert recalls == [[pytest.approx(0.6), pytest.approx(0.3)], [pytest.approx(0.6), pytest.approx(0.4)]]
+
+
+def test_runs_with_other_classes_have_no_rarest_in_common(make_run: MakeRun) -> None:
+    same, other = make_run("a"), make_run("b", classes=("cat", "dog", "bee"))
+    assert rarest_recalls(compare([same, other]), 2) == ([], [])
+    unmeasured = make_run("c", rounds=0, loss={"use": "focal"})
+    assert rarest_recalls(compare([same, unmeasured]), 2) == ([], [])
+
+
 def test_the_page_has_table_pictures_and_links(make_run: MakeRun, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     folders = [
@@ -123,7 +140,16 @@ def test_the_page_has_table_pictures_and_links(make_run: MakeRun, tmp_path: Path
     path = write_comparison(folders, tmp_path / "out" / "comparison.html")
     text = path.read_text(encoding="utf-8")
     page = Page(text)
-    for said in ("3 runs, 2 experiments", "data.use", "60.0 ± 0.0%", "n runs", "1 of 3", evil, "b <i>"):
+    for said in (
+        "3 runs, 2 experiments",
+        "data.use",
+        "60.0 ± 0.0",
+        "n runs",
+        "cat (10) dog (8) ant (2) data.use=digits 80.0% 60.0% 40.0%",
+        "1 of 3",
+        evil,
+        "b <i>",
+    ):
         assert said in page.text, said
     assert "<script" not in text
     assert "http" not in text

@@ -59,6 +59,13 @@ def test_any_size_is_drawn_with_a_pixel_for_each_cell(clients: int, classes: int
     assert len(svg) < 400_000
 
 
+@pytest.mark.parametrize(("name", "turned"), [("a", 0), ("a long name", 12)])
+def test_names_under_the_columns_are_turned_where_they_would_meet(name: str, turned: int) -> None:
+    svg = matrices.confusion(np.eye(12, dtype=np.int64), [name] * 12, np.arange(12), name="x")
+    assert len(re.findall(rf"rotate\(-90[^>]*>{name}<", svg)) == turned
+    assert svg.count(f">{name}<") == 24
+
+
 def test_long_names_are_cut_and_dollars_are_no_formula() -> None:
     name = "$x_1$ " + "very " * 9 + "long"
     svg = matrices.confusion(np.eye(2, dtype=np.int64), [name, "b"], np.array([0, 1]), name="x")

@@ -47,5 +47,6 @@ def test_a_comparison_in_text(make_run: MakeRun) -> None:
     lines = _squeezed(comparison_table(folders))
     assert any(line.startswith("loss.use=cross-entropy 2 60.0 ± 0.0% 60.0 ± 0.0%") for line in lines)
     assert any(line.startswith("loss.use=focal (1 unfinished) 1 46.7% 46.7%") for line in lines)
+    assert "loss.use=focal 60.0% 60.0% 20.0%" in lines
     assert lines[-1] == "mean ± sample standard deviation over n runs that differ in their seed alone"
     assert "mean ±" not in comparison_table(folders[1:])

@@ -1,0 +1,73 @@
+"""What lies in simulations/ and in the READMEs works: every experiment is sound, every command exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedvision import cli, registry
+from fedvision.config import ExperimentConfig
+from fedvision.sweep import load_sweep
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(ROOT.glob("simulations/**/*.toml"))
+PAGES = sorted(page for page in ROOT.rglob("*.md") if ".venv" not in page.parts and "runs" not in page.parts)
+RUNTIME = {
+    "partition": {"columns"},
+    "model": {"num_classes", "in_channels", "image_size"},
+    "loss": {"counts", "round", "rounds"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_experiment_names_what_there_is(path: Path) -> None:
+    registry.allow_folder(path.parent)
+    for config in load_sweep(path).experiments.values():
+        for kind in ("data", "partition", "model", "loss", "strategy"):
+            registry.check(kind, getattr(config, kind), frozenset(RUNTIME.get(kind, ())))
+        assert ExperimentConfig.from_toml(config.to_toml()) == config
+
+
+def commands() -> list[tuple[str, str]]:
+    """Return every ``fedvision ...`` and ``make ...`` line of the pages' code blocks."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```(?:sh|console)?\n(.*?)```", page.read_text(), re.S):
+            for line in block.splitlines():
+                text = line.removeprefix("$ ").split("  #")[0].strip()
+                if text.startswith(("fedvision ", "make ")):
+                    found.append((str(page.relative_to(ROOT)), text))
+    return found
+
+
+def test_the_readme_shows_commands() -> None:
+    assert {"README.md"} <= {page for page, _ in commands()}
+
+
+@pytest.mark.parametrize(("page", "text"), commands())
+def test_every_command_in_a_readme_is_understood(page: str, text: str) -> None:
+    words = shlex.split(text)
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert set(words[1:]) <= set(targets)
+        return
+    options = cli._parser().parse_args(words[1:])
+    experiment = getattr(options, "experiment", None)
+    if experiment is not None and "mine" not in str(experiment):
+        assert (ROOT / experiment).exists(), f"{page}: {experiment}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page}: {target}"
