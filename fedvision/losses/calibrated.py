@@ -1,0 +1,121 @@
+"""Calibrated logits: the softmax is told how frequent each class is, so that the logits need not say it.
+
+Which counts the losses get decides what they mend: the federation's sum the long tail, a client's own its
+label skew too. A client often lacks classes, and the logarithm of a count of 0 would take such a class out of
+the softmax: nothing then holds its logit down while the features move beneath it, and the average of such
+clients predicts classes that they lack. Here a count below ``floor`` images is taken as ``floor``, one image
+by default.
+
+@@TABLE@@
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedvision.losses.counts import at_least, images
+from fedvision.losses.logits import PerClass, cross_entropy_of, precise
+
+if TYPE_CHECKING:
+    from fedvision.types import LossFn
+
+
+def balanced_softmax(counts: torch.Tensor, *, floor: float = 1.0) -> LossFn:
+    """Return ``-log softmax(z + log n)_y``: [B, C], [B] -> [B], in nats.
+
+    Ren, Yu, Sheng, Ma, Zhao, Yi, Li 2020, "Balanced Meta-Softmax for Long-Tailed Visual Recognition", arXiv
+    2007.10740; here without its meta-learned sampler. It is ``logit_adjusted`` with tau = 1. Equal counts
+    make it cross-entropy.
+
+    Args:
+        counts: Images per class [C].
+        floor: Images that a class counts as at least, > 0.
+
+    Raises:
+        ValueError: The floor is out of range.
+    """
+    return logit_adjusted(counts, tau=1.0, floor=floor)
+
+
+def logit_adjusted(counts: torch.Tensor, *, tau: float = 1.0, floor: float = 1.0) -> LossFn:
+    """Return ``-log softmax(z + tau log p)_y`` with ``p = n / sum(n)``: [B, C], [B] -> [B], in nats.
+
+    Menon, Jayasumana, Rawat, Jain, Veit, Kumar 2021, "Long-Tail Learning via Logit Adjustment", arXiv
+    2007.07314: with tau = 1 the argmax of z alone aims at the balanced accuracy. tau = 0 and equal counts
+    make it cross-entropy.
+
+    Args:
+        counts: Images per class [C].
+        tau: Strength of the adjustment, >= 0.
+        floor: Images that a class counts as at least, > 0.
+
+    Raises:
+        ValueError: tau or the floor is out of range.
+    """
+    n = at_least(counts, floor)
+    return _shifted(_strength(tau) * (n / n.sum(-1, keepdim=True)).log())
+
+
+def fedlc(counts: torch.Tensor, *, tau: float = 1.0, floor: float = 1.0) -> LossFn:
+    """Return ``-log softmax(z - tau n^(-1/4))_y``: [B, C], [B] -> [B], in nats.
+
+    Zhang, Li, Li, Xu, Wu, Ding, Wu 2022, "Federated Learning with Label Distribution Skew via Logits
+    Calibration", arXiv 2209.00189; there a vacant class leaves the softmax. tau = 0 and equal counts make it
+    cross-entropy.
+
+    Args:
+        counts: Images per class [C], in the paper the client's own.
+        tau: Strength of the calibration, >= 0: no logit moves by more than tau where the floor is 1.
+        floor: Images that a class counts as at least, > 0.
+
+    Raises:
+        ValueError: tau or the floor is out of range.
+    """
+    return _shifted(-_strength(tau) * at_least(counts, floor) ** -0.25)
+
+
+def fedrs(counts: torch.Tensor, *, alpha: float = 0.5, min_count: int = 1) -> LossFn:
+    """Return ``-log softmax(a z)_y``, a = 1 for a class that is present and alpha for one that is not.
+
+    [B, C], [B] -> [B], in nats. Li, Zhan 2021, "FedRS: Federated Learning with Restricted Softmax for Label
+    Distribution Non-IID Data", KDD 2021. alpha < 1 slows the pull of a client on classes that it lacks;
+    alpha = 1, or no such class, makes it cross-entropy.
+
+    Args:
+        counts: Images per class [C], in the paper the client's own.
+        alpha: Factor of absent classes' logits, 0 <= alpha <= 1.
+        min_count: Images from which on a class is present, >= 1.
+
+    Raises:
+        ValueError: alpha or min_count is out of range.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be >= 0 and <= 1, not {alpha}")
+    if min_count < 1:
+        raise ValueError(f"min_count must be >= 1, not {min_count}")
+    factors = PerClass(torch.where(images(counts) >= min_count, 1.0, alpha))
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        z = precise(logits)
+        return cross_entropy_of(factors.beside(z) * z, labels)
+
+    return loss
+
+
+def _shifted(offsets: torch.Tensor) -> LossFn:
+    """Return the cross-entropy of logits to which offsets per class [C] are added."""
+    shift = PerClass(offsets)
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        z = precise(logits)
+        return cross_entropy_of(z + shift.beside(z), labels)
+
+    return loss
+
+
+def _strength(tau: float) -> float:
+    if not 0 <= tau < float("inf"):
+        raise ValueError(f"tau must be >= 0, not {tau}")
+    return tau

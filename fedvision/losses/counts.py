@@ -1,0 +1,48 @@
+"""From class counts to numbers per class that stay finite where a class is vacant.
+
+A count is a number of images. It may come with noise (a private sum), so it is rounded to whole images and a
+negative one is 0. A class with no image is *vacant*: it has no label to learn from, yet every loss must stay
+finite for it, in value and in gradient, and for a label that occurs against its count.
+
+Every factory of this room takes counts [C], or counts [K, C] of K clients at once; its loss then takes logits
+[K, B, C] and labels [K, B]. No code branches on a count's value, so a factory may also be called inside
+``torch.func.vmap``. The legend of shape letters stands in ``fedvision.types``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def images(counts: torch.Tensor) -> torch.Tensor:
+    """Return counts [..., C] as whole numbers of images, >= 0, in float64 (on mps, which has none, float32).
+
+    Raises:
+        ValueError: The counts have no dimension of classes.
+    """
+    if counts.dim() == 0:
+        raise ValueError("counts must be [C], one number per class, not a single number")
+    dtype = torch.float32 if counts.device.type == "mps" else torch.float64
+    return counts.detach().to(dtype).round().clamp(min=0)
+
+
+def occupied(counts: torch.Tensor) -> torch.Tensor:
+    """Return counts [..., C] in which a vacant class has as many images as the rarest of the others.
+
+    What grows as a class gets rarer (a weight, a margin) then never exceeds what a class with images has.
+    Where all classes are vacant each counts as one image.
+    """
+    n = images(counts)
+    rarest = torch.where(n > 0, n, torch.inf).amin(-1, keepdim=True)
+    return torch.where(n > 0, n, torch.where(rarest.isinf(), 1.0, rarest))
+
+
+def at_least(counts: torch.Tensor, floor: float) -> torch.Tensor:
+    """Return counts [..., C] in which a class with fewer than ``floor`` images has ``floor`` of them.
+
+    Raises:
+        ValueError: ``floor`` is not a finite number > 0.
+    """
+    if not 0 < floor < float("inf"):
+        raise ValueError(f"floor must be > 0 images, not {floor}: it keeps a vacant class's logarithm finite")
+    return images(counts).clamp(min=floor)

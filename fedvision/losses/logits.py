@@ -1,0 +1,51 @@
+"""What the losses of this room do with logits: precision, numbers per class beside them, log-likelihood."""
+
+from __future__ import annotations
+
+import torch
+
+
+def precise(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits in float32, or in float64 if they are: bfloat16 holds two decimal digits."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def cross_entropy_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return ``log sum_c exp(z_c) - z_y`` in nats for logits [..., B, C] and labels [..., B] as [..., B].
+
+    Equal to torch's ``cross_entropy`` to the bit. Picking with ``gather`` costs 7 microseconds more on one
+    batch, but is 1.3 to 1.7 times as fast under ``vmap`` (20 clients, one CPU thread, torch 2.14).
+    """
+    return -of_label(logits.log_softmax(-1), labels)
+
+
+def of_label(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the value [..., B, C] of each example's label [..., B] as [..., B]."""
+    return values.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def is_label(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return where a logit [..., B, C] belongs to its example's label [..., B], as bool [..., B, C]."""
+    return labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
+
+
+class PerClass:
+    """Numbers per class that follow the logits: copied when device or precision change, not at every call.
+
+    Args:
+        values: [C], or [K, C] for logits [K, B, C].
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._exact = self._ready = values.unsqueeze(-2)
+
+    def beside(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the numbers as [..., 1, C], to be combined with logits [..., B, C]."""
+        if self._ready.dtype != logits.dtype or self._ready.device != logits.device:
+            # Precision first: not every device has float64.
+            self._ready = self._exact.to(logits.dtype).to(logits.device)
+        return self._ready
+
+    def at(self, labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Return the number of each label [..., B] as [..., B], in the logits' precision and place."""
+        return of_label(self.beside(logits).expand_as(logits), labels)
