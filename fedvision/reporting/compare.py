@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedvision.reporting.facts import Band, RunFacts, read_facts
+from fedvision.reporting.facts import Band, ClassFacts, RunFacts, read_facts
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.recorder import recording, replace_file
 from fedvision.reporting.wording import in_order, percent
@@ -28,9 +28,13 @@ class Spread(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        if self.deviation is None:
-            return percent(self.mean)
-        return f"{100 * self.mean:.1f} ± {percent(self.deviation)}"
+        return self.bare + "%"
+
+    @property
+    def bare(self) -> str:
+        """The mean and deviation in percent, without the sign."""
+        spread = "" if self.deviation is None else f" ± {100 * self.deviation:.1f}"
+        return f"{100 * self.mean:.1f}{spread}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +124,27 @@ def best_groups(groups: Sequence[Group], score: str) -> set[int]:
     top = max(known)
     top = max(known)
     return {place for place, mean in enumerate(means) if mean is not None and float(mean[:-1]) == top}
+
+
+def rarest_recalls(groups: Sequence[Group], count: int) -> tuple[list[ClassFacts], list[list[float | None]]]:
+    """Return the rarest classes, the rarest last, and each group's mean recall of them.
+
+    Both are empty where runs have other rarest classes than others, or were not measured.
+    """
+    rows = [
+        [run.class_facts(run.best_view)[-count:] for run in group.runs if run.best_view and run.counts.size]
+        for group in groups
+    ]
+    sets = {tuple((c.name, c.train) for c in rarest) for runs in rows for rarest in runs}
+    if len(sets) != 1 or not all(rows):
+        return [], []
+    means = [[_mean([c.recall for c in column]) for column in zip(*runs, strict=True)] for runs in rows]
+    return list(rows[0][0]), means
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def differing(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, str | None]]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from markupsafe import Markup
 
 from fedvision.reporting import plots, wording
-from fedvision.reporting.compare import Group, best_groups, shown_scores
+from fedvision.reporting.compare import WORST, Group, best_groups, rarest_recalls, shown_scores
 from fedvision.reporting.html import Picture, render_page
 
-DRAWN = ("accuracy", "balanced_accuracy", "tail", "worst client")
+DRAWN = ("accuracy", "balanced_accuracy", "tail", WORST)
+RAREST = 5
 
 
 def comparison_page(groups: Sequence[Group], links: Mapping[Path, str | None]) -> str:
@@ -28,7 +29,8 @@ def comparison_page(groups: Sequence[Group], links: Mapping[Path, str | None]) -
         runs=[run for group in groups for run in group.runs],
         keys=list(groups[0].settings) if groups else [],
         scores=scores,
-        names={score: wording.score_name(score) for score in scores},
+        names={score: wording.score_name(score).removesuffix(" classes") for score in scores},
+        rarest=rarest_recalls(groups, RAREST),
         best={score: best_groups(groups, score) for score in scores},
         repeated=any(len(group.runs) > 1 for group in groups),
         views={run.best_view.view for group in groups for run in group.runs if run.best_view},

@@ -37,6 +37,7 @@ def clients_by_classes(
     shown = counts[:, order].T
     top = max(int(counts.max(initial=1)), 2)
     ticks = [10**power for power in range(len(str(top)))]
+    ticks += [top] if top > 2.5 * ticks[-1] else []
 
     def paint(axes: Axes) -> None:
         image = _image(axes, shown, LogNorm(1, top), lightest=0.14)
@@ -75,7 +76,9 @@ def confusion(
         image = _image(axes, shares, PowerNorm(0.5, 0, 1), lightest=0.05)
         places, names = _labels([classes[c] for c in order], row)
         axes.set_yticks(places, names)
-        axes.set_xticks(places, names, rotation=90, fontsize=_font_size(row))
+        size = _font_size(row)
+        wide = max(map(len, names)) * size * 0.65 > 0.85 * WIDTH / len(names)
+        axes.set_xticks(places, names, rotation=90 if wide else 0, fontsize=size)
         axes.set_xlabel("named by the model", loc="left")
         axes.set_ylabel("true class", loc="top")
         if len(classes) <= _WRITTEN:
@@ -123,7 +126,7 @@ def _colour_bar(
     )
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.ax.set_title(label, fontsize=10, loc="left", pad=9)
+    bar.ax.set_title(label, fontsize=10, loc="right", pad=9)
     for spine in bar.ax.spines.values():
         spine.set_visible(False)
 

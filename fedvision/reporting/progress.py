@@ -65,7 +65,9 @@ class Progress:
         """Begin: ``rounds`` in all, of which those before ``first_round`` are done."""
         self._rounds, self._first, self._began = rounds, first_round, self._clock()
         self._display.begin(rounds, first_round - 1)
-        if first_round > 1:
+        if first_round > rounds:
+            self.note("all rounds are done")
+        elif first_round > 1:
             self.note(f"going on at round {first_round} of {rounds}")
 
     def client_done(self, round: int, done: int, total: int) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from fedvision.reporting.compare import Group, compare, shown_scores
+from fedvision.reporting.compare import Group, compare, rarest_recalls, shown_scores
 from fedvision.reporting.facts import VIEWS, Measurement, RunFacts, read_facts
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.sheets import Sheet, plain_text
@@ -54,19 +52,12 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
 
 
 def _rarest_of(groups: Sequence[Group]) -> Sheet | None:
-    """Return each experiment's recall of the rarest classes, where all runs have the same ones."""
-    rows = [
-        [run.class_facts(run.best_view)[-RAREST:] for run in group.runs if run.best_view and run.counts.size]
-        for group in groups
-    ]
-    columns = {tuple((row.name, row.train) for row in rarest) for runs in rows for rarest in runs}
-    if len(columns) != 1 or not all(rows):
+    classes, recalls = rarest_recalls(groups, RAREST)
+    if not classes:
         return None
-    names = (f"{name} ({whole(train)})" for name, train in columns.pop())
-    table = Sheet("recall of a class (training images)", *names)
-    for group, runs in zip(groups, rows, strict=True):
-        recalls = np.array([[row.recall for row in rarest] for rarest in runs], float).mean(0)
-        table.add(group.label, *(percent(float(recall)) for recall in recalls))
+    table = Sheet("recall of a class (training images)", *(f"{c.name} ({whole(c.train)})" for c in classes))
+    for group, row in zip(groups, recalls, strict=True):
+        table.add(group.label, *(percent(recall) for recall in row))
     return table
 
 

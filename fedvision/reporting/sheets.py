@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 
 from rich import box
@@ -46,9 +47,12 @@ class Sheet:
         yield self._table(part, widths)
 
     def _width(self, place: int) -> int:
-        """Return a column's width: its longest cell, or its head's longest word."""
-        words = self._heads[place].split() or [""]
-        return max(cell_len(text) for text in [*words, *(row[place] for row in self._rows)])
+        """Return a column's width: its longest cell, or what its head needs in two lines."""
+        head = self._heads[place]
+        longest = max(cell_len(text) for text in [*head.split(), *(row[place] for row in self._rows), " "])
+        while len(textwrap.wrap(head, longest)) > 2:
+            longest += 1
+        return longest
 
     def _table(self, part: Sequence[int], widths: Sequence[int]) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="")

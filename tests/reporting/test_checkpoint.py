@@ -174,7 +174,9 @@ def test_a_kill_at_a_random_instant_loses_nothing(tmp_path: Path) -> None:
     for _ in range(8):
 
         def soon(target: int = last + chance.randint(1, 4), delay: float = chance.uniform(0, 0.004)) -> None:
+            deadline = time.monotonic() + 60
             while len(folder.rounds()) < target:
+                assert time.monotonic() < deadline
                 time.sleep(0.0005)
             time.sleep(delay)
 

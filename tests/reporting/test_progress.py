@@ -66,6 +66,13 @@ def test_a_run_that_goes_on_says_so_and_counts_only_its_own_rounds() -> None:
     ]
 
 
+def test_a_run_with_nothing_left_to_do_says_so() -> None:
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        progress.start(4, 5)
+    assert stream.getvalue() == "all rounds are done\n"
+
+
 def test_a_terminal_gets_bars_and_keeps_its_last_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
