@@ -23,8 +23,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedvision import ExperimentConfig, seeding
-from fedvision.federation import Federation, simulate
+from fedvision import ExperimentConfig, seeding, simulate
+from fedvision.federation import Federation
 from fedvision.reporting.environment import environment
 from fedvision.reporting.progress import Silent
 from fedvision.strategies.averaging import FedAvg

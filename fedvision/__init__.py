@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedvision.api import RunResult as RunResult
+    from fedvision.api import simulate as simulate
+    from fedvision.api import simulate_sweep as simulate_sweep
     from fedvision.config import ExperimentConfig as ExperimentConfig
-    from fedvision.federation import RunResult as RunResult
-    from fedvision.federation import simulate as simulate
-    from fedvision.federation import simulate_sweep as simulate_sweep
     from fedvision.sweep import load_sweep as load_sweep
 
 __version__ = "0.1.0"
@@ -20,9 +20,9 @@ __version__ = "0.1.0"
 _LAZY = {
     "ExperimentConfig": "fedvision.config",
     "load_sweep": "fedvision.sweep",
-    "RunResult": "fedvision.federation",
-    "simulate": "fedvision.federation",
-    "simulate_sweep": "fedvision.federation",
+    "RunResult": "fedvision.api",
+    "simulate": "fedvision.api",
+    "simulate_sweep": "fedvision.api",
 }
 __all__ = ["ExperimentConfig", "RunResult", "__version__", "load_sweep", "simulate", "simulate_sweep"]
 

@@ -90,14 +90,14 @@ def _experiment(parser: argparse.ArgumentParser) -> None:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    from fedvision import federation
+    from fedvision.api import simulate_sweep
     from fedvision.reporting import render
     from fedvision.reporting.progress import Progress
     from fedvision.sweep import load_sweep
 
     registry.allow_folder(options.experiment.parent)
     sweep = load_sweep(options.experiment, options.overrides)
-    done = federation.simulate_sweep(
+    done = simulate_sweep(
         sweep,
         engine=options.engine,
         out=options.out,
@@ -121,7 +121,7 @@ def _simulate(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from fedvision.reporting import render
-    from fedvision.reporting.compare import write_comparison
+    from fedvision.reporting.comparison import write_comparison
     from fedvision.reporting.folder import RunFolder
     from fedvision.reporting.html import write_report
 

@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "flower": {"strategies", "training", "losses", "models", "data", "metrics"},
     "engines": {"flower"},
     "reporting": {"data", "metrics"},
+    "federation": {"reporting", "flower", "strategies", "training", "models", "data", "metrics"},
     "simulation": {
         "federation",
         "engines",
@@ -36,19 +37,9 @@ ROOMS: dict[str, set[str]] = {
         "data",
         "metrics",
     },
-    "federation": {
-        "simulation",
-        "engines",
-        "reporting",
-        "flower",
-        "strategies",
-        "training",
-        "models",
-        "data",
-        "metrics",
-    },
-    "cli": {"federation", "reporting"},
-    "__init__": {"federation"},
+    "api": {"simulation", "federation", "reporting"},
+    "cli": {"api", "federation", "reporting"},
+    "__init__": {"api"},
 }
 OUTSIDE = {"flwr": {"flower", "engines", "simulation", "federation"}, "ray": {"engines"}}
 NON_PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.clientapp")

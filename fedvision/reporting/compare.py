@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedvision.reporting.facts import Band, ClassFacts, RunFacts, read_facts
 from fedvision.reporting.folder import RunFolder
-from fedvision.reporting.recorder import recording, replace_file
 from fedvision.reporting.wording import in_order, percent
 
 WORST = "worst client"
@@ -166,28 +163,6 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[prefix + key] = value
     return found
-
-
-def write_comparison(folders: Sequence[RunFolder], path: Path) -> Path:
-    """Write one HTML page that compares several runs, and return its path.
-
-    Raises:
-        RunFolderError: A file in a folder is damaged.
-        RecordError: The page cannot be written.
-    """
-    from fedvision.reporting.comparison import comparison_page
-
-    groups = compare(folders)
-    links = {run.path: _link(run.path / "report.html", path.parent) for group in groups for run in group.runs}
-    with recording("the comparison", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, comparison_page(groups, links))
-    return path
-
-
-def _link(report: Path, base: Path) -> str | None:
-    """Return the way from a page's folder to a run's report, or None where there is no report."""
-    return Path(os.path.relpath(report, base)).as_posix() if report.exists() else None
 
 
 def _label(settings: Mapping[str, str | None]) -> str:

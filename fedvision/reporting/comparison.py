@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
 from fedvision.reporting import plots, wording
-from fedvision.reporting.compare import WORST, Group, best_groups, rarest_recalls, shown_scores
+from fedvision.reporting.compare import WORST, Group, best_groups, compare, rarest_recalls, shown_scores
+from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.html import Picture, render_page
+from fedvision.reporting.recorder import recording, replace_file
 
 DRAWN = ("accuracy", "balanced_accuracy", "tail", WORST)
 RAREST = 5
+
+
+def write_comparison(folders: Sequence[RunFolder], path: Path) -> Path:
+    """Write one HTML page that compares several runs, and return its path.
+
+    Raises:
+        RunFolderError: A file in a folder is damaged.
+        RecordError: The page cannot be written.
+    """
+    groups = compare(folders)
+    links = {run.path: _link(run.path / "report.html", path.parent) for group in groups for run in group.runs}
+    with recording("the comparison", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, comparison_page(groups, links))
+    return path
+
+
+def _link(report: Path, base: Path) -> str | None:
+    """Return the way from a page's folder to a run's report, or None where there is no report."""
+    return Path(os.path.relpath(report, base)).as_posix() if report.exists() else None
 
 
 def comparison_page(groups: Sequence[Group], links: Mapping[Path, str | None]) -> str:

@@ -17,8 +17,8 @@ from fedvision.reporting.compare import (
     flat,
     rarest_recalls,
     shown_scores,
-    write_comparison,
 )
+from fedvision.reporting.comparison import write_comparison
 from fedvision.reporting.facts import Band
 from tests.reporting.sample import MakeRun
 from tests.reporting.test_html import Page

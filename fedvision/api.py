@@ -1,0 +1,183 @@
+"""The Python interface: run an experiment or a sweep on this machine; the command line calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedvision import registry
+from fedvision.config import ExperimentConfig
+from fedvision.errors import FedVisionError, RunError
+from fedvision.federation import Federation
+from fedvision.sweep import Sweep
+from fedvision.types import PluginSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fedvision.reporting.folder import RunFolder
+    from fedvision.reporting.progress import Progress
+    from fedvision.types import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run left behind."""
+
+    folder: RunFolder
+    """The run folder: everything below is also there."""
+    rounds: list[dict[str, Any]]
+    """One record a round, as in ``rounds.jsonl``."""
+    state: State
+    """The travelling tensors of the final global model."""
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The last measured scores: the server's where it has test images, else the clients' together."""
+        for record in reversed(self.rounds):
+            for view in ("server", "local"):
+                if record.get(view):
+                    return dict(record[view]["scores"])
+        return {}
+
+    def frame(self) -> pd.DataFrame:
+        """Return the rounds as a data frame: a row a round, a column a figure such as ``server.accuracy``."""
+        import pandas as pd
+
+        return pd.DataFrame([_flat(record) for record in self.rounds]).set_index("round")
+
+
+def simulate(
+    config: ExperimentConfig,
+    *,
+    engine: str = "serial",
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    threads: int = 0,
+    tensorboard: bool = False,
+) -> RunResult:
+    """Run a whole federation on this machine and write its run folder.
+
+    Args:
+        config: The experiment.
+        engine: ``"serial"``, or an engine by ``"module:attr"``.
+        out: The run folder; ``runs/<name>`` (or the next free ``runs/<name>-2``, ...) where it is left out.
+        resume: Continue the run in ``out`` from its last checkpoint; a run that is not there is begun.
+        progress: Who shows the progress; nobody by default.
+        threads: torch's threads for arithmetic; 0 leaves torch's choice.
+        tensorboard: Also write TensorBoard scalars into the run folder.
+
+    Raises:
+        ConfigError: The experiment, its data or the run folder is wrong; nothing was written.
+        RunError: The run failed after it had started; the last checkpoint is intact.
+    """
+    federation = Federation.build(config)
+    from fedvision.simulation import Simulation
+
+    carrier = registry.build("engine", PluginSpec(use=engine))
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    folder = open_folder(config, out, resume)
+    run = Simulation(federation, folder, progress=progress, tensorboard=tensorboard)
+    try:
+        state = run.run(carrier)
+    except (FedVisionError, KeyboardInterrupt) as error:
+        run.abandon(error)
+        raise
+    return RunResult(folder=folder, rounds=folder.rounds(), state=state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """What the experiments of a sweep left behind."""
+
+    results: Mapping[str, RunResult]
+    """By label: the runs that reached their end."""
+    failures: Mapping[str, RunError]
+    """By label: why the others did not."""
+    comparison: Path | None
+    """The page that compares the runs; None where there are fewer than two."""
+
+
+def simulate_sweep(
+    sweep: Sweep,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[], Progress] | None = None,
+    **options: Any,
+) -> SweepResult:
+    """Run every experiment of a sweep, each in a folder of its own, and compare them.
+
+    Args:
+        sweep: As ``load_sweep`` reads it; a sweep of one is that one experiment.
+        out: The sweep's folder, with a run folder for each label; ``runs/<name>`` where it is left out.
+        resume: Continue what is there; experiments that are done are not run again.
+        progress: Makes a fresh display for each run.
+        options: Passed on to ``simulate``.
+
+    Raises:
+        ConfigError: An experiment is wrong; none was begun.
+    """
+    base = Path(out) if out is not None else default_folder(sweep.name, resume)
+    if list(sweep.experiments) != [""]:
+        for config in sweep.experiments.values():
+            Federation.build(config)
+    results: dict[str, RunResult] = {}
+    failures: dict[str, RunError] = {}
+    for number, (label, config) in enumerate(sweep.experiments.items(), 1):
+        shown = progress() if progress else None
+        if shown and label:
+            shown.note(f"{label} ({number} of {len(sweep.experiments)})")
+        try:
+            results[label] = simulate(config, out=base / label, resume=resume, progress=shown, **options)
+        except RunError as error:
+            failures[label] = error
+    return SweepResult(results=results, failures=failures, comparison=_compare(base, results))
+
+
+def _compare(base: Path, results: Mapping[str, RunResult]) -> Path | None:
+    from fedvision.reporting.comparison import write_comparison
+
+    if len(results) < 2:
+        return None
+    return write_comparison([result.folder for result in results.values()], base / "comparison.html")
+
+
+def open_folder(config: ExperimentConfig, out: str | Path | None, resume: bool) -> RunFolder:
+    """Create the run folder, or open the one to be continued.
+
+    Raises:
+        RunFolderError: It is there and not to be resumed, is another experiment's, or cannot be written.
+    """
+    from fedvision.reporting.folder import RunFolder
+
+    path = Path(out) if out is not None else default_folder(config.name, resume)
+    return RunFolder.resume(path, config) if resume else RunFolder.create(path, config)
+
+
+def default_folder(name: str, resume: bool) -> Path:
+    """Return ``runs/<name>``; for a new run the first of ``<name>``, ``<name>-2``, ... that is free."""
+    path = Path("runs") / name
+    number = 2
+    while not resume and path.exists():
+        path = Path("runs") / f"{name}-{number}"
+        number += 1
+    return path
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a round's scalar figures with dotted names."""
+    row: dict[str, Any] = {key: value for key, value in record.items() if isinstance(value, int | float)}
+    row |= {f"bytes.{key}": value for key, value in record.get("bytes", {}).items()}
+    for view in ("server", "local"):
+        facts = record.get(view) or {}
+        row |= {f"{view}.loss": facts["loss"]} if facts else {}
+        row |= {f"{view}.{key}": value for key, value in facts.get("scores", {}).items()}
+    row["clients"], row["refused"] = len(record["clients"]), len(record["refused"])
+    return row
