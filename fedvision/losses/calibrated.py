@@ -54,8 +54,8 @@ def logit_adjusted(counts: torch.Tensor, *, tau: float = 1.0, floor: float = 1.0
     Raises:
         ValueError: tau or the floor is out of range.
     """
-    n = at_least(counts, floor)
-    return _shifted(_strength(tau) * (n / n.sum(-1, keepdim=True)).log())
+    # log n for log p: a softmax does not see what is added to all logits alike.
+    return _shifted(_strength(tau) * at_least(counts, floor).log())
 
 
 def fedlc(counts: torch.Tensor, *, tau: float = 1.0, floor: float = 1.0) -> LossFn:

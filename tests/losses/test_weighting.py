@@ -40,10 +40,13 @@ def test_weights_by_hand(scheme: str, expected: list[float] | None) -> None:
         expected = [3 * w / sum(raw) for w in raw]
     weights = class_weights(torch.tensor([1, 4, 16]), scheme, beta=0.5)
     assert weights.tolist() == pytest.approx(expected, rel=1e-12)
+    # A vacant class weighs as the rarest other and leaves the others' weights as they are.
+    vacant = class_weights(torch.tensor([1, 4, 0, 16]), scheme, beta=0.5)
+    assert vacant.tolist() == pytest.approx([*expected[:2], expected[0], expected[2]], rel=1e-12)
 
 
 @given(
-    counts=st.lists(st.integers(0, 10**6), min_size=1, max_size=12),
+    counts=st.lists(st.just(0) | st.integers(1, 10**6), min_size=1, max_size=12),
     scheme=st.sampled_from(SCHEMES),
     beta=st.sampled_from([0.0, 0.5, 0.9999, 1 - 1e-9]),
 )
