@@ -3,10 +3,22 @@
 Which counts the losses get decides what they mend: the federation's sum the long tail, a client's own its
 label skew too. A client often lacks classes, and the logarithm of a count of 0 would take such a class out of
 the softmax: nothing then holds its logit down while the features move beneath it, and the average of such
-clients predicts classes that they lack. Here a count below ``floor`` images is taken as ``floor``, one image
-by default.
+clients predicts classes that few of them have. So a count below ``floor`` images is taken as ``floor``. One
+image, the default, gives up little on either side; balanced accuracy in % of ``logit_adjusted`` on clients'
+own counts:
 
-@@TABLE@@
+=====================  =============  ============  ============  ============  =============
+Dirichlet, imbalance   cross-entropy  floor 1e-6    floor 0.1     floor 1       floor 10
+=====================  =============  ============  ============  ============  =============
+0.05, 1                75.2 +- 2.0    73.4 +- 1.8   73.7 +- 2.4   74.7 +- 2.7   75.8 +- 2.3
+0.1, 1                 76.9 +- 2.3    77.3 +- 3.6   77.5 +- 3.5   77.9 +- 3.4   77.8 +- 3.0
+0.1, 50                62.9 +- 6.3    68.7 +- 4.6   68.9 +- 4.6   68.8 +- 4.8   67.9 +- 5.0
+0.5, 50                70.9 +- 2.3    76.0 +- 0.8   76.0 +- 0.8   75.9 +- 0.8   74.9 +- 1.4
+=====================  =============  ============  ============  ============  =============
+
+Mean and sample deviation of 10 seeds, which also draw the split: Fashion-MNIST at 14x14, 1500 images of the
+most frequent class, 10 clients, all in each of 30 rounds, 2 local epochs, batches of 32, SGD at 0.05, one
+hidden layer of 64; 5000 test images, mean of the last 5 rounds; torch 2.14, CPU.
 """
 
 from __future__ import annotations
