@@ -25,6 +25,11 @@ def test_balanced_data_gets_the_published_profile() -> None:
     assert profile(np.full(100, 500), 100).sum() == 10_847
 
 
+def test_whole_numbers_of_the_profile_stay_whole() -> None:
+    # 32 ** 0.8 comes out a hair above 16 in floating point, and 160 / 16 a hair below 10.
+    assert profile(np.full(6, 160), 32).tolist() == [160, 80, 40, 20, 10, 5]
+
+
 def test_unbalanced_data_is_cut_from_its_own_head() -> None:
     # By frequency: 400, 300, 100, 40 against 400, 400 / 2, 400 / 4, 400 / 8; the last keeps what it has.
     assert kept_counts([100, 400, 40, 300], 8) == [100, 400, 40, 200]

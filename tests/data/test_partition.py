@@ -84,6 +84,14 @@ def test_another_generator_makes_another_split(name: str) -> None:
     assert any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "shards", "quantity"])
+def test_images_of_a_class_are_chosen_at_random(name: str) -> None:
+    labels = np.zeros(100, np.int64)
+    parts = split(FACTORIES[name](labels, 2), labels, 2)
+    # In the order of the images the first client would hold a run of neighbours, or every second image.
+    assert all(len(set(np.diff(part))) > 1 for part in parts if len(part) > 9)
+
+
 def test_iid_sizes_differ_by_one_and_classes_hardly() -> None:
     counts = table(split(partition.iid(), BALANCED, 7), BALANCED)
     assert set(counts.sum(axis=1)) == {857, 858}
