@@ -26,7 +26,8 @@ def derive(root: int, purpose: str, *ids: int) -> int:
         purpose: What the stream is for, such as ``"partition"`` or ``"batches"``.
         ids: Numbers that tell streams of one purpose apart, such as round and client, each >= 0.
     """
-    entropy = [root, zlib.crc32(purpose.encode()), *ids]
+    # Their number goes in too: SeedSequence takes trailing zeros for nothing.
+    entropy = [root, zlib.crc32(purpose.encode()), len(ids), *ids]
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 

@@ -18,8 +18,10 @@ def test_a_stream_depends_on_root_purpose_and_ids_alone() -> None:
         seeding.derive(7, "dropout", 3, 1),
         seeding.derive(7, "batches", 1, 3),
         seeding.derive(7, "batches", 3),
+        seeding.derive(7, "batches", 3, 0),
+        seeding.derive(7, "batches", 3, 0, 0),
     }
-    assert len(others) == 5
+    assert len(others) == 7
 
 
 def test_streams_do_not_touch_the_global_generators() -> None:
