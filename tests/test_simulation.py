@@ -180,6 +180,7 @@ def test_batch_norm_statistics_travel_and_integers_do_not(tmp_path: Path) -> Non
 
 
 PLUGINS = """
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -196,6 +197,21 @@ def hopeless(counts):
     def loss(logits, labels):
         raise RuntimeError("always")
     return loss
+
+def vacant():
+    '''Four classes of which the last has no image.'''
+    from fedvision.data.images import Dataset, ImageSet
+
+    labels = np.arange(30) % 3
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1)).astype(np.uint8)
+    whole = ImageSet(images=images, labels=labels)
+    return Dataset(train=whole, test=whole, classes=("a", "b", "c", "none"), notices=("1 file was odd",))
+
+def lonely():
+    '''The first client has a single image.'''
+    def partition(labels, clients, rng):
+        return [np.array([0]), *np.array_split(np.arange(1, len(labels)), clients - 1)]
+    return partition
 
 def exploding(counts):
     def loss(logits, labels):
@@ -238,6 +254,29 @@ def test_updates_that_are_no_numbers_are_refused_by_name(plugins: str, tmp_path:
 def test_a_federation_in_which_all_fail_ends_with_the_cause(plugins: str, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no client succeeded.*RuntimeError: always"):
         simulate(tiny(loss={"use": f"{plugins}:hopeless"}), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("loss", ["logit-adjusted", "ldam", "weighted", "fedlc"])
+def test_a_vacant_class_and_a_single_image_are_handled_and_said(
+    norm: str, loss: str, plugins: str, tmp_path: Path
+) -> None:
+    config = tiny(
+        rounds=2,
+        data={"use": f"{plugins}:vacant"},
+        partition={"use": f"{plugins}:lonely", "clients": 3},
+        model={"use": "resnet8", "norm": norm, "width": 4},
+        loss={"use": loss, "prior": "global" if norm == "batch" else "local"},
+        training={"lr": 0.01},
+        evaluation={"holdout": 0.3},
+    )
+    result = simulate(config, out=tmp_path / "run")
+    assert result.rounds[-1]["clients"] == [0, 1, 2]
+    assert "0" not in result.rounds[-1]["local"]["accuracy"]
+    notices = json.loads((tmp_path / "run/summary.json").read_text())["notices"]
+    assert notices[0] == "1 file was odd"
+    assert "no client has images of none" in notices[1]
+    assert "with a single image each: client 0" in notices[2]
 
 
 def test_the_data_frame_has_a_row_a_round(tmp_path: Path) -> None:

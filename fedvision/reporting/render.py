@@ -27,7 +27,8 @@ def run_table(folder: RunFolder) -> str:
         parts += ["", _scores(measured)]
     if facts.best_view and facts.counts.size:
         parts += ["", _rarest(facts, facts.best_view)]
-    return plain_text(*parts, "", _cost(facts))
+    notices = [f"note: {notice}" for notice in facts.summary.get("notices", [])]
+    return plain_text(*parts, "", _cost(facts), *notices)
 
 
 def comparison_table(folders: Sequence[RunFolder]) -> str:

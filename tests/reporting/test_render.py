@@ -19,7 +19,8 @@ def _squeezed(text: str) -> list[str]:
 
 def test_a_run_in_text(make_run: MakeRun) -> None:
     refusal = {"client": 1, "stage": "training", "reason": "NaN"}
-    folder = make_run("tail", rounds=2, summary={"status": "stopped"}, changes={"refused": [refusal]})
+    summary = {"status": "stopped", "notices": ["2 of 9 files could not be read"]}
+    folder = make_run("tail", rounds=2, summary=summary, changes={"refused": [refusal]})
     lines = _squeezed(run_table(folder))
     assert lines[0] == "tail: stopped, 2 of 3 rounds, 2 clients"
     assert "accuracy 53.3% 60.0%" in lines
@@ -27,7 +28,10 @@ def test_a_run_in_text(make_run: MakeRun) -> None:
     assert "loss 1.000 0.700" in lines
     assert "worst client 50.0% (1)" in lines
     assert lines[lines.index("ant 2 30.0%") :][:3] == ["ant 2 30.0%", "dog 8 60.0%", "cat 10 70.0%"]
-    assert lines[-1] == "2 kB sent to clients, 1 kB back, 6.00 s; 2 replies refused"
+    assert lines[-2:] == [
+        "2 kB sent to clients, 1 kB back, 6.00 s; 2 replies refused",
+        "note: 2 of 9 files could not be read",
+    ]
 
 
 def test_a_run_that_has_just_begun_in_text(make_run: MakeRun) -> None:
