@@ -129,7 +129,7 @@ TOUR = {
     "more clients than images": ((), ["partition.clients=5000"], ["partition.clients", "5000", "lower it"]),
     "no clients": ((), ["partition.use=iid", "partition.alpha=1"], ["'alpha'"]),
     "missing folder": ((), ["data={use='image-folder', path='nowhere', size=8}"], ["nowhere", "data"]),
-    "corrupt": ((corrupt_folder,), ["data={use='image-folder', path='images', size=8}"], ["images", "0.png"]),
+    "corrupt": ((corrupt_folder,), ["data={use='image-folder', path='images', size=8}"], ["images", ".png"]),
     "incomplete npz": ((broken_npz,), ["data={use='npz', path='data.npz'}"], ["data.npz", "train_labels"]),
     "missing data set": ((), ["data={use='cifar10', root='none'}"], ["none", "download"]),
     "wrong model": ((wrong_model,), ["model={use='my_models:thousand'}"], ["my_models", "1000", "10"]),
