@@ -1,9 +1,44 @@
-"""What every test shares: one thread, so that bits and times do not depend on the machine's other work."""
+"""What every test shares: one thread, so that times do not depend on other work; a cache; real images."""
 
 from __future__ import annotations
 
+import gzip
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep decoded images out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDVISION_CACHE", str(tmp_path_factory.mktemp("decoded")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the real Fashion-MNIST in torchvision's layout: ROOT/FashionMNIST/raw."""
+    found = Path(os.environ.get("FEDVISION_DATA") or "~/.cache/fedvision").expanduser()
+    if (found / "FashionMNIST/raw/train-images-idx3-ubyte").is_file():
+        return found
+    packed = sorted(_DEBIAN.glob("*-ubyte.gz"))
+    if not packed:
+        how = "apt-get install dataset-fashion-mnist, or point FEDVISION_DATA to FashionMNIST/raw's parent"
+        if os.environ.get("FEDVISION_REQUIRE_DATA") == "1":
+            pytest.fail(f"Fashion-MNIST is required and missing: {how}")
+        pytest.skip(f"Fashion-MNIST is missing: {how}")
+    root = tmp_path_factory.mktemp("fashion-mnist")
+    raw = root / "FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    for file in packed:
+        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    return root

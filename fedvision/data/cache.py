@@ -88,7 +88,7 @@ class Cache:
             try:
                 unreadable = json.loads((self.folder / key / "unreadable.json").read_text())
                 images = np.load(self.folder / key / "images.npy", mmap_mode="r")
-            except (FileNotFoundError, ValueError):  # A power cut can leave a file short.
+            except (FileNotFoundError, ValueError, EOFError):  # A power cut can leave a file short.
                 shutil.rmtree(self.folder / key, ignore_errors=True)
                 return None
         return Entry(images, {int(number): why for number, why in unreadable.items()})

@@ -70,9 +70,7 @@ def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None) -
     train = _joined(archive, found, "train", fate)
     test = _joined(archive, found, "test", fate)
     if not train or not len(train):
-        raise DataError(
-            f"{archive.path}: there are no training images; it needs train_images and train_labels"
-        )
+        raise DataError(f"{archive.path}: train_images is empty; there must be training images")
     names = _class_names(archive.path, list(found.values()), classes)
     return Dataset(train=train, test=test, classes=names, notices=notices)
 
