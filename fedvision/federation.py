@@ -122,8 +122,8 @@ def _listed(names: list[str], longest: int = 5) -> str:
 def prepare_process() -> None:
     """Switch Flower's telemetry, update check and log lines off, and keep arithmetic threads from spinning.
 
-    What the user set stays. Two OpenMP threads that spin at barriers made a run twice as slow on a machine that
-    had other work, and no faster on an idle one. It takes effect where torch is not imported yet.
+    What the user set stays. Two OpenMP threads that spin at barriers made a run twice as slow on a machine
+    that had other work. It takes effect where torch is not imported yet.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
