@@ -17,6 +17,7 @@ from fedvision.reporting.compare import (
     flat,
     rarest_recalls,
     shown_scores,
+    telling,
 )
 from fedvision.reporting.comparison import write_comparison
 from fedvision.reporting.facts import Band
@@ -172,3 +173,19 @@ def test_a_page_that_cannot_be_written_is_an_error_of_one_sentence(make_run: Mak
     (tmp_path / "file").touch()
     with pytest.raises(RecordError, match="the comparison could not be written"):
         write_comparison([make_run("a")], tmp_path / "file" / "comparison.html")
+
+
+def test_labels_are_as_short_as_they_tell_apart() -> None:
+    settings = [
+        {"model.use": "cnn", "model.depth": None, "model.join": None},
+        {"model.use": "vit", "model.depth": "6", "model.join": None},
+        {"model.use": "fusion", "model.depth": "2", "model.join": "gated"},
+        {"model.use": "fusion", "model.depth": "2", "model.join": "concat"},
+    ]
+    assert telling(settings) == [
+        {"model.use": "cnn"},
+        {"model.use": "vit"},
+        {"model.use": "fusion", "model.join": "gated"},
+        {"model.use": "fusion", "model.join": "concat"},
+    ]
+    assert telling([]) == []
