@@ -1,4 +1,4 @@
-"""Arrays come out of an .npz file as they went in, without a copy where the file allows it, never unpickled."""
+"""Arrays leave an .npz file as they went in, without a copy where the file allows it, never unpickled."""
 
 from __future__ import annotations
 

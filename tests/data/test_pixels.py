@@ -78,7 +78,7 @@ def test_gray_becomes_three_equal_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_16_bit_gray_is_scaled_and_not_clipped(tmp_path: Path, suffix: str, channels: int) -> None:
-    values = np.array([[0, 256], [32768, 65535]], np.uint16)
+    values = np.array([[0, 400], [32768, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
     image = read(tmp_path / f"a.{suffix}", size=2, channels=channels)
     expected = np.round(values / 257)[..., None].repeat(channels, axis=-1)
@@ -225,11 +225,12 @@ def test_shrinking_averages_and_does_not_skip(tmp_path: Path) -> None:
 
 def test_a_jpeg_decoded_at_a_fraction_is_what_the_full_one_is(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    coarse = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     coarse.resize((512, 512), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
     Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
-    fast, full = read(tmp_path / "a.jpg", size=32), read(tmp_path / "a.png", size=32)
-    assert np.abs(fast.astype(int) - full).mean() < 1.5
+    fast, full = read(tmp_path / "a.jpg", size=64), read(tmp_path / "a.png", size=64)
+    # Measured 3 on this harsh noise; with as many pixels as are asked for, and none to average over, 12.
+    assert np.abs(fast.astype(int) - full).mean() < 4
 
 
 def test_the_first_page_counts(tmp_path: Path) -> None:
