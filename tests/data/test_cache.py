@@ -85,6 +85,17 @@ def test_an_interrupted_decode_leaves_nothing(cache: Cache, error: type[BaseExce
     assert partials(cache) == []
 
 
+def test_an_entry_appears_in_one_step(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cache.store("key", 1, RECIPE, answers(1))
+    assert sorted(path.name for path in cache.folder.iterdir()) == ["seen"]
+
+
 def test_a_killed_decode_leaves_no_entry_and_is_swept_later(cache: Cache) -> None:
     script = (
         "import sys, time; from pathlib import Path\n"

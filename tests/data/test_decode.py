@@ -167,6 +167,8 @@ def test_a_bar_is_shown_on_a_terminal_alone(
     root: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen = io.StringIO()
+    # Set by many build servers; it makes colours, not a terminal.
+    monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr(screen, "isatty", lambda: terminal)
     monkeypatch.setattr(sys, "stderr", screen)
     run(root)

@@ -84,4 +84,5 @@ def test_names_and_folders_are_part_of_the_fingerprint(root: Path) -> None:
     before = digest.fingerprint(root, NAMES, RECIPE)[0]
     assert digest.fingerprint(root, NAMES[:2], RECIPE)[0] != before
     assert digest.fingerprint(root, NAMES[::-1], RECIPE)[0] != before
-    assert digest.fingerprint(root / ".", [*NAMES[:2], "./c"], RECIPE)[0] != before
+    assert digest.fingerprint(root, [*NAMES[:2], "./c"], RECIPE)[0] != before
+    assert digest.fingerprint(root / ".." / root.name, NAMES, RECIPE)[0] != before

@@ -71,7 +71,9 @@ def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = subprocess.Popen
 
     def popen(command: list[str], **keys: object) -> object:
-        return start([sys.executable, str(script), *command[4:]], **keys)  # type: ignore[call-overload]
+        return start(
+            [sys.executable, str(script), *command[command.index("fedvision.data.decoder") + 1 :]], **keys
+        )  # type: ignore[call-overload]
 
     monkeypatch.setattr(subprocess, "Popen", popen)
 
@@ -99,6 +101,14 @@ def test_a_process_that_does_not_start_is_said(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(DataError, match=r"did not start; data\.workers = 1"):
         run(tmp_path, names, 2)
+
+
+def test_a_stray_file_in_the_working_folder_is_not_imported(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    assert len(run(tmp_path, names, 2)[1]) == 51
 
 
 def children() -> set[str]:
