@@ -8,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import fedvision
-
 
 def environment(device: str = "auto") -> dict[str, Any]:
     """Return what a run's numbers and times depend on beside its configuration; no name of the machine.
@@ -20,7 +18,7 @@ def environment(device: str = "auto") -> dict[str, Any]:
     import torch
 
     return {
-        "fedvision": fedvision.__version__,
+        "fedvision": _version("fedvision"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
