@@ -110,7 +110,7 @@ def _listing(path: str, levels: Sequence[str], classes: Sequence[str] | None) ->
 
 
 def _check_levels(levels: Sequence[str]) -> None:
-    good = not isinstance(levels, str) and all(isinstance(level, str) and level for level in levels)
+    good = isinstance(levels, list | tuple) and all(isinstance(level, str) and level for level in levels)
     if not good or list(levels).count("class") != 1 or len(set(levels)) < len(levels):
         raise ValueError(
             f'levels must be a list of different names, "class" among them, such as ["client", "class"], '

@@ -112,7 +112,7 @@ def settle_classes(given: Sequence[str] | None, found: Sequence[str], where: str
         raise DataError(f"{where}: there are no classes; it holds no labelled images")
     if given is None:
         return tuple(found)
-    if isinstance(given, str) or not all(isinstance(name, str) for name in given) or not given:
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given) or not given:
         raise ValueError(f'classes must be a list of names such as ["cat", "dog"], not {given!r}')
     if len(set(given)) < len(given):
         raise ValueError(f"classes must be different names, not {list(given)}")

@@ -174,7 +174,7 @@ def test_no_images(tmp_path: Path, folder: str, keys: dict[str, Any], words: str
 
 
 @pytest.mark.parametrize(
-    "levels", ["class", [], ["client"], ["class", "class"], ["a", "a", "class"], [1, "class"]]
+    "levels", ["class", [], ["client"], ["class", "class"], 1, ["a", "a", "class"], [1, "class"]]
 )
 def test_wrong_levels(tmp_path: Path, levels: Any) -> None:
     with pytest.raises(ValueError, match='levels must be a list of different names, "class" among them'):

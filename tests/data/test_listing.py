@@ -153,7 +153,7 @@ def test_classes_that_do_not_fit() -> None:
         settle_classes(["crow", "dog"], ["cow"], "here")
     with pytest.raises(DataError, match=r"^here: there are no classes"):
         settle_classes(None, [], "here")
-    for wrong in ("cat", [], [1, 2]):
+    for wrong in ("cat", [], [1, 2], 3):
         with pytest.raises(ValueError, match="classes must be a list of names such as"):
             settle_classes(wrong, ["cat"], "here")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="classes must be different names"):
