@@ -14,7 +14,7 @@ import pytest
 
 EXPERIMENT = """
 name = "small"
-rounds = 80
+rounds = 120
 [data]
 use = "digits"
 [partition]
@@ -49,7 +49,7 @@ def test_a_run_struck_at_random_moments_ends_in_the_same_bits(blow: signal.Signa
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     rng = random.Random(int(blow))
     struck = tmp_path / "struck"
-    blows = sum(_strike(struck, blow, rng.uniform(0, 0.15)) for _ in range(10))
+    blows = sum(_strike(struck, blow, rng.uniform(0, 0.06)) for _ in range(10))
     assert blows >= 8, "the run is too short to be struck so often"
     subprocess.run(command(struck), check=True, capture_output=True)
     assert digest(struck) == digest(tmp_path / "whole")

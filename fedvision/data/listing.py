@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.data.decode import Decoding, decode, named
+from fedvision.data.decode import Decoding, decode
 from fedvision.data.images import Dataset, ImageSet
 from fedvision.errors import DataError, nearest
 
@@ -63,11 +63,6 @@ def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation
     _require_training(cut, listing.root)
     chosen = order[decoded.kept]
     train, test = (_image_set(listing, decoded.images[part], chosen[part]) for part in _halves(cut))
-    missing = [name for name, n in zip(listing.classes, _counts(listing, train), strict=True) if n == 0]
-    if missing:
-        notices += (
-            f"{len(missing)} of {len(listing.classes)} classes have no training images: {named(missing)}",
-        )
     return Dataset(
         train=train,
         test=test if len(test) else None,
@@ -177,7 +172,3 @@ def _halves(cut: int) -> tuple[slice, slice]:
 def _image_set(listing: Listing, images: NDArray[np.uint8], numbers: Indices) -> ImageSet:
     columns = {name: values[numbers] for name, values in listing.columns.items()}
     return ImageSet(images=images, labels=listing.labels[numbers], columns=columns)
-
-
-def _counts(listing: Listing, image_set: ImageSet) -> Indices:
-    return np.bincount(image_set.labels, minlength=len(listing.classes))

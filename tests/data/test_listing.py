@@ -114,10 +114,6 @@ def test_labels_and_columns_stay_with_their_images_where_some_are_unreadable(tmp
     assert "2 of 8 image files cannot be read" in dataset.notices[0]
 
 
-def test_classes_without_training_images_are_said(tmp_path: Path) -> None:
-    assert made(tmp_path, "tte", "001").notices == ("1 of 2 classes have no training images: b",)
-
-
 def test_no_training_images_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no training image is left; see .*data\.validation"):
         made(tmp_path, "ee")
