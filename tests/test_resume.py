@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,12 @@ def test_a_run_struck_at_random_moments_ends_in_the_same_bits(blow: signal.Signa
 def _strike(folder: Path, blow: signal.Signals, delay: float) -> bool:
     """Run on in the folder, strike after one more round and a while; say whether it was still running."""
     with subprocess.Popen(
-        command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever starts the tests in the background makes them, and their children, deaf to Ctrl-C.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         _wait_for_a_line_more(folder, process)
         time.sleep(delay)
