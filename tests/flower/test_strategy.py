@@ -73,10 +73,10 @@ def test_fedavg_is_flowers_fedavg() -> None:
 
 
 def test_the_cohort_depends_on_clients_and_seed_not_on_node_numbers() -> None:
-    def cohort(seed: int, renumbered: int) -> list[int]:
+    def cohort(seed: int, renumbered: int, order: tuple[int, ...] = (102, 100, 103, 101)) -> list[int]:
         grid = Nodes()
         grid.clients = {node + renumbered: client for node, client in Nodes.clients.items()}
-        grid.get_node_ids = lambda: [node + renumbered for node in (102, 100, 103, 101)]  # type: ignore[method-assign]
+        grid.get_node_ids = lambda: [node + renumbered for node in order]  # type: ignore[method-assign]
         strategy = FlowerStrategy(FedAvg(fraction=0.5), seed=seed)
         strategy.introduce(grid.clients)
         internals.identify(1)
@@ -85,6 +85,8 @@ def test_the_cohort_depends_on_clients_and_seed_not_on_node_numbers() -> None:
 
     assert len(cohort(1, 0)) == 2
     assert cohort(1, 0) == cohort(1, 5000)
+    for seed in range(8):
+        assert cohort(seed, 0) == cohort(seed, 0, order=(100, 101, 102, 103))
     assert len({tuple(cohort(seed, 0)) for seed in range(8)}) > 1
 
 
