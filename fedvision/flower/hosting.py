@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -37,8 +38,6 @@ class Host:
     """Answers one message."""
     worker: Worker | None = None
     """Trains several clients at once, where the carrier can make use of it."""
-    folding: Folding | None = None
-    """Sums updates, where the strategy needs no more than sums."""
 
     def answer(self, message: Message, context: Context) -> Message:
         """Answer one message.
@@ -59,6 +58,9 @@ class Recipe(Protocol):
     def open(self) -> Host:
         """Make what answers messages, in the process that calls."""
 
+    def folding(self) -> Folding | None:
+        """Make what sums updates, where the strategy needs no more than sums."""
+
     def cost(self, client: int) -> float:
         """Return how much work a client's training is beside the others', in any unit."""
 
@@ -77,6 +79,8 @@ class SimulatedClients:
     """The network as it begins."""
     memory: Path
     """Folder of what the clients keep between rounds; the same for all processes."""
+    threads: int = 1
+    """Threads of a process's arithmetic. The bits of a result depend on it, so all engines have the same."""
 
     @property
     def clients(self) -> int:
@@ -105,11 +109,14 @@ class SimulatedClients:
         return ClientShards(self.dataset.train, self.split, holdout=evaluation.holdout, seed=seed)
 
     def open(self) -> Host:
-        """Make the host."""
+        """Make the host; its process then uses as many arithmetic threads as the recipe says."""
+        torch.set_num_threads(self.threads)
         worker = self.worker()
         test = None if self.dataset.test is None else Shard.whole(self.dataset.test)
+        return Host(app=client_app.build(worker, test), worker=worker)
+
+    def folding(self) -> Folding | None:
+        """Make what sums updates; None for a strategy that must see every update, or a stock one."""
         strategy = build_strategy(self.config.strategy, seed=self.config.seed)
         mean = summable(strategy.inner) if isinstance(strategy, FlowerStrategy) else None
-        return Host(
-            app=client_app.build(worker, test), worker=worker, folding=None if mean is None else Folding(mean)
-        )
+        return None if mean is None else Folding(mean)

@@ -21,7 +21,10 @@ class AppRecipe:
     strategy: Callable[[], MeanStrategy] | None = None
 
     def open(self) -> Host:
-        return Host(app=self.app(), folding=Folding(self.strategy()) if self.strategy else None)
+        return Host(app=self.app())
+
+    def folding(self) -> Folding | None:
+        return Folding(self.strategy()) if self.strategy else None
 
     def cost(self, client: int) -> float:
-        return 1.0
+        return 1.0 + client
