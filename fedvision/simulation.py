@@ -40,6 +40,7 @@ class Simulation:
         folder: Where it is recorded; a folder with a checkpoint is continued.
         progress: Who shows the progress; nobody by default.
         tensorboard: Also write TensorBoard scalars.
+        threads: Threads of each process's arithmetic.
     """
 
     def __init__(
@@ -49,10 +50,13 @@ class Simulation:
         *,
         progress: Progress | None = None,
         tensorboard: bool = False,
+        threads: int = 1,
     ) -> None:
         self.federation, self.folder, self.config = federation, folder, federation.config
         self.progress = progress or Silent()
-        self.tensorboard = tensorboard
+        self.tensorboard, self.threads = tensorboard, threads
+        self.notices: list[str] = []
+        """What the engine said."""
         names = travelling(federation.model, self.config.model.travel)
         self.state = get_state(federation.model, names)
         self.done = 0
@@ -72,7 +76,7 @@ class Simulation:
             measure=self._measure(),
             extra_metrics=self.federation.metrics,
         )
-        with self.progress, engine.open(recipe) as grid:
+        with self.progress, engine.open(recipe, tell=self._note) as grid:
             server_app.build(plan)(grid=grid, context=_context(self.config.to_toml()))
         self._finish(recipe.worker())
         return self.state
@@ -104,6 +108,10 @@ class Simulation:
             self._checkpoint()
         self.progress.round_done(self.done, record, seconds)
 
+    def _note(self, sentence: str) -> None:
+        self.notices.append(sentence)
+        self.progress.note(sentence)
+
     def _checkpoint(self) -> None:
         tensors, values = {"model": self.state}, {}
         for name, layer in layers(self.federation.strategy).items():
@@ -127,7 +135,8 @@ class Simulation:
             dataset=self.federation.dataset,
             split=self.federation.split,
             model=self.federation.model,
-            memory=self.folder.path / "clients",
+            memory=(self.folder.path / "clients").resolve(),
+            threads=self.threads,
         )
 
     def _measure(self) -> Any:
@@ -155,7 +164,7 @@ class Simulation:
             {
                 "status": "finished",
                 "rounds": self.done,
-                "notices": self.federation.notices(),
+                "notices": [*self.federation.notices(), *self.notices],
                 "parameters": sum(p.numel() for p in worker.model.parameters()),
                 "state_bytes": sum(t.numel() * t.element_size() for t in self.state.values()),
             }

@@ -7,7 +7,8 @@ memory-mapped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,9 +26,11 @@ from fedvision.flower import client_app
 from fedvision.flower.folding import Folding
 from fedvision.flower.roster import NumberedRoster
 from fedvision.flower.strategy import FlowerStrategy, build_strategy
+from fedvision.models.state import get_state, travelling
 from fedvision.strategies.mean import summable
 from fedvision.training.memory import ClientMemory
 from fedvision.training.worker import Worker
+from fedvision.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,13 @@ class Recipe(Protocol):
     @property
     def clients(self) -> int:
         """Number of clients that a host answers for."""
+
+    @property
+    def device(self) -> str:
+        """Where the arithmetic is to run: ``"auto"``, or a torch device."""
+
+    def rehearse(self) -> None:
+        """Train the costliest client once and keep nothing, so that it can be measured."""
 
     def open(self) -> Host:
         """Make what answers messages, in the process that calls."""
@@ -86,6 +96,19 @@ class SimulatedClients:
     def clients(self) -> int:
         """Number of clients."""
         return len(self.split.clients)
+
+    @property
+    def device(self) -> str:
+        """The experiment's device."""
+        return self.config.training.device
+
+    def rehearse(self) -> None:
+        """Train the client with most images of the first thousand once and keep nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            worker = replace(self, memory=Path(folder)).worker()
+            state = get_state(worker.model, travelling(worker.model, self.config.model.travel))
+            client = max(range(min(self.clients, 1000)), key=self.cost)
+            worker.train(Task(round=1, client=client, state=state))
 
     def cost(self, client: int) -> float:
         """Return the client's number of images."""

@@ -19,12 +19,15 @@ class AppRecipe:
     app: Callable[[], ClientApp]
     clients: int
     strategy: Callable[[], MeanStrategy] | None = None
+    device: str = "cpu"
 
     def open(self) -> Host:
         return Host(app=self.app())
 
     def folding(self) -> Folding | None:
         return Folding(self.strategy()) if self.strategy else None
+
+    def rehearse(self) -> None: ...
 
     def cost(self, client: int) -> float:
         return 1.0 + client
