@@ -135,7 +135,7 @@ def _tensor(array: NDArray[Any]) -> torch.Tensor:
 
 
 def _arrays(state: State) -> Arrays:
-    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in state.items()}
+    return {name: np.asarray(tensor.numpy(), order="C") for name, tensor in state.items()}
 
 
 def _numbers(content: RecordDict) -> dict[str, tuple[type, dict[str, Any]]]:
