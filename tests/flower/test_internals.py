@@ -48,3 +48,12 @@ def test_a_tensor_array_serialises_only_when_asked() -> None:
     assert "data" not in array.__dict__
     with pytest.raises(AttributeError):
         _ = array.nothing
+
+
+def test_a_filled_record_is_one_that_was_set_array_by_array() -> None:
+    arrays = {name: Array(np.full(2, value)) for name, value in (("a", 1.0), ("b", 2.0))}
+    expected = ArrayRecord()
+    for name, array in arrays.items():
+        expected[name] = array
+    assert internals.array_record(arrays) == expected
+    assert list(internals.array_record(arrays)) == ["a", "b"]
