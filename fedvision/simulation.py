@@ -23,7 +23,6 @@ from fedvision.flower.roster import Roster
 from fedvision.flower.strategy import layers
 from fedvision.models.state import get_state, load_state, travelling
 from fedvision.reporting.folder import RunFolder
-from fedvision.reporting.html import write_report
 from fedvision.reporting.mistakes import choose
 from fedvision.reporting.progress import Progress, Silent
 from fedvision.strategies.snapshot import restore, snapshot
@@ -173,6 +172,9 @@ class Simulation:
             from fedvision.reporting.tensorboard import write_scalars
 
             write_scalars(self.folder)
+        # Drawing takes a second and 25 MB to import, which no round should wait for.
+        from fedvision.reporting.html import write_report
+
         write_report(self.folder)
 
     def _write_mistakes(self, worker: Worker) -> None:
