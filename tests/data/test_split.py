@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedvision.config import PartitionConfig
-from fedvision.data import split
+from fedvision.data import clients, split
 from fedvision.data.images import ImageSet
 from fedvision.errors import ConfigError, DataError, PluginError
 from fedvision.types import Partitioner
@@ -72,14 +72,17 @@ def test_a_split_is_complete_and_counted() -> None:
     made = make(config("dirichlet", alpha=0.3))
     assert sorted(np.concatenate(made.clients)) == list(range(200))
     assert made.left_out.tolist() == []
+    counts = made.counts()
     for client, indices in enumerate(made.clients):
-        assert made.counts[client].tolist() == [int((LABELS[indices] == c).sum()) for c in range(4)]
+        assert counts[client].tolist() == [int((LABELS[indices] == c).sum()) for c in range(4)]
+    assert made.totals.tolist() == [50, 50, 50, 50]
+    assert made.exact
 
 
 def test_the_long_tail_comes_first_and_is_left_out() -> None:
     made = make(config(imbalance=8))
     # 50, 25, 12.5 and 6.25 images, rounded down.
-    assert made.counts.sum(axis=0).tolist() == [50, 25, 12, 6]
+    assert made.totals.tolist() == [50, 25, 12, 6]
     assert sorted([*np.concatenate(made.clients), *made.left_out]) == list(range(200))
     assert len(made.left_out) == 200 - 93
     assert (np.diff(made.left_out) > 0).all()
@@ -161,7 +164,7 @@ def test_a_guest_that_fails_is_named() -> None:
 
 def test_ten_empty_clients_are_not_all_listed() -> None:
     with pytest.raises(DataError, match=r"left 6 of 10 clients .* \(4, 5, 6, 7, 8, \.\.\.\)"):
-        split._checked([[k] if k < 4 else [] for k in range(10)], 10, 10, "x")
+        clients.check_list([[k] if k < 4 else [] for k in range(10)], 10, "x")
 
 
 @pytest.mark.parametrize(("labels", "found"), [([0, 4], "0 to 4"), ([-1, 2], "-1 to 2"), ([], "none at all")])
