@@ -3,9 +3,9 @@
     python benchmarks/big_model.py [--parameters 100000000] [--clients 50] [--rounds 2] [--engine serial]
 
 A plain network of two hidden layers whose activations are small beside its weights; every client takes one
-step of SGD on one image, so that the time goes where the memory goes: receiving, updating, sending and summing
-models. The memory of the driver and of the whole process tree is drawn in units of one model, above what the
-process held when everything was imported and the data were read. Table, picture and raw figures go to
+step of SGD on one image, so that the time goes where the memory goes: receiving, updating, sending, summing.
+The memory of the driver and of the whole process tree is drawn in units of one model, above what the process
+held when everything was imported and the data were read. Table, picture and raw figures go to
 benchmarks/results/.
 """
 

@@ -4,10 +4,10 @@
 
 Each population runs in a process of its own: images of Fashion-MNIST (``--data digits`` needs no files) dealt
 by ``partition.use = "population"``, the CNN, one step of SGD a client. Memory is that of the whole process
-tree, its peak in each round; a smaller population with the same cohort stands beside it, so that the difference
-is the price of idle clients. Beside the clients' own work a round has selection and bookkeeping: messages, sums,
-records, checkpoint. What was measured is kept after every round; the same command goes on where it was broken
-off. Table, picture and raw figures go to benchmarks/results/.
+tree, its peak in each round; a smaller population with the same cohort stands beside it, so that the
+difference is the price of idle clients. Beside the clients' own work a round has selection and bookkeeping:
+messages, sums, records, checkpoint. What was measured is kept after every round; the same command goes on
+where it was broken off. Table, picture and raw figures go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def save(options: argparse.Namespace, store: Mapping[str, Any]) -> None:
 
 
 def overhead(row: Mapping[str, Any]) -> float | None:
-    """Return a round's milliseconds beside the clients' work and the measuring; None where that is unknown."""
+    """Return a round's milliseconds beside the clients' work and the measuring, None if unknown."""
     if row["train_s"] is None:
         return None
     return 1e3 * (row["round_s"] - row["train_s"] - row["measured_s"])

@@ -1,8 +1,8 @@
 """Memory of one command over time: its driver and its whole process tree, seen from outside. Linux only.
 
 PSS, the proportional set size, counts a page that n processes share 1/n in each, so the sum over a tree is
-what the tree costs; RSS counts it n times. Processes are known by a mark in their environment, which those keep
-that leave their parent, as Ray's daemons do.
+what the tree costs; RSS counts it n times. Processes are known by a mark in their environment, which those
+keep that leave their parent, as Ray's daemons do.
 """
 
 from __future__ import annotations
