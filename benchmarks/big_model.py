@@ -100,7 +100,7 @@ def tell(**facts: Any) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the federation in a process of its own and return its phases, samples and facts."""
-    timeline = Timeline(every=0.2)
+    timeline = Timeline(every=0.5)
     run: dict[str, Any] = {"phases": []}
     begun = time.perf_counter()
 
