@@ -46,9 +46,9 @@ def test_a_million_clients_are_built_as_fast_and_as_small_as_ten() -> None:
     for clients in (10, 10, 1_000_000):  # the first one imports
         config = tiny(partition={**MILLION, "clients": clients})
         tracemalloc.start()
-        begun = time.perf_counter()
+        begun = time.process_time()
         federation = Federation.build(config)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert len(federation.split.clients) == clients
@@ -95,10 +95,10 @@ labels = np.repeat(np.arange(10), 6000)
 images = ImageSet(images=np.zeros((60_000, 1, 1, 1), np.uint8), labels=labels)
 config = PartitionConfig(use="population", clients=1_000_000, args={"alpha": 0.1})
 registry.build("partition", config, columns={})
-begun = time.perf_counter()
+begun = time.process_time()
 made = split.make(images, config, num_classes=10, seed=0)
 shards = ClientShards(images, made, holdout=0.1)
-seconds = time.perf_counter() - begun
+seconds = time.process_time() - begun
 asked = sum(len(shards.train(client)) for client in range(0, 1_000_000, 1000))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
 print(seconds, int(peak.split()[1]) / 1000, asked)
