@@ -25,6 +25,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from timeline import Timeline, memory
 
 from fedvision.reporting.environment import environment
@@ -251,6 +252,7 @@ def draw(store: Mapping[str, Any], path: Path) -> None:
         upper.set_ylabel("peak memory of the\nprocess tree, MB")
         lower.set_ylabel("selection and\nbookkeeping, ms")
         lower.set_xlabel("round")
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in (upper, lower):
             axes.set_ylim(0, None)
             axes.grid(axis="y", color="#dddddd")
