@@ -7,7 +7,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 
@@ -145,15 +144,7 @@ class Simulation:
         return partial(measure_parts, images=len(test), batch_size=self.config.evaluation.batch_size)
 
     def _record_split(self) -> None:
-        split = self.federation.split
-        self.folder.write_split(
-            {
-                "digest": split.digest,
-                "classes": list(self.federation.dataset.classes),
-                "counts": split.counts.tolist(),
-                "left_out": len(split.left_out),
-            }
-        )
+        self.folder.write_split(self.federation.split.facts(self.federation.dataset.classes))
 
     def _finish(self, worker: Worker) -> None:
         load_state(worker.model, {**worker.initial, **self.state})
@@ -185,8 +176,7 @@ class Simulation:
         predicted, confidence = predict(
             worker.model, Shard.whole(test), worker.settings, batch_size=batch_size
         )
-        counts = np.asarray(self.federation.split.counts).sum(0)
-        wall = choose(test.labels, predicted, confidence, counts)
+        wall = choose(test.labels, predicted, confidence, self.federation.split.totals)
         self.folder.write_mistakes(test.images[wall], test.labels[wall], predicted[wall], confidence[wall])
 
 
