@@ -215,6 +215,6 @@ def test_the_command_is_installed_and_frozen() -> None:
         for action in verb._actions
     }
     assert options == {
-        "help", "experiment", "overrides", "engine", "out", "resume", "threads", "tensorboard", "runs",
-        "kind",
+        "help", "experiment", "overrides", "engine", "workers", "address", "gpus_per_worker", "out",
+        "resume", "threads", "tensorboard", "runs", "kind",
     }  # fmt: skip
