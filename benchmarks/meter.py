@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import tempfile
 import threading
@@ -44,7 +45,7 @@ def measure(command: Sequence[str], environment: Mapping[str, str], timeout: flo
         CommandFailed: It failed, took too long or printed no result; the message ends with its last lines.
     """
     mark = uuid.uuid4().hex
-    tree, busy, own = Tree(mark), machine_seconds(), time.process_time()
+    tree, busy, own, children = Tree(mark), machine_seconds(), time.process_time(), children_seconds()
     begun = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
@@ -64,12 +65,14 @@ def measure(command: Sequence[str], environment: Mapping[str, str], timeout: flo
             process.wait()
         output.seek(0)
         text = output.read()
-    used = machine_seconds() - busy - tree.cpu_seconds() - (time.process_time() - own)
+    # What the system counted for the children is exact; daemons that left them are in the samples alone.
+    worked = max(tree.cpu_seconds(), children_seconds() - children)
+    used = machine_seconds() - busy - worked - (time.process_time() - own)
     return {
         **_result(command, code, text),
         "process_s": elapsed,
         "pss_mb": tree.peak / 2**20,
-        "cpu_s": tree.cpu_seconds(),
+        "cpu_s": worked,
         "others": max(0.0, used) / elapsed / (os.cpu_count() or 1),
     }
 
@@ -148,6 +151,12 @@ def proportional_memory(process: int) -> int:
     except OSError:
         pass
     return 0
+
+
+def children_seconds() -> float:
+    """Return the processor seconds of this process's ended children and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def machine_seconds() -> float:
