@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +18,9 @@ from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.models.state import get_state, kept, load_state, travelling
 from fedvision.training import device
+from fedvision.training.allocator import keep_freed_memory
 from fedvision.training.evaluate import Evaluation, evaluate
-from fedvision.training.loop import LocalUpdate, LoopSettings, build_optimizer, fit, learning_rate
+from fedvision.training.loop import LocalUpdate, LoopSettings, fit
 from fedvision.training.memory import ClientMemory
 from fedvision.training.objectives import Objective
 from fedvision.types import LossFn, PluginSpec, State, Task
@@ -65,6 +68,8 @@ class Worker:
     ) -> Worker:
         """Put the model on its device and make ready what all its clients share."""
         settings = loop_settings(config, channels(shards.train(0)))
+        if settings.device.type == "cpu":
+            keep_freed_memory()
         model = place(model, settings)
         initial = get_state(model, kept(model, travelling(model, config.model.travel)))
         return cls(
@@ -96,7 +101,7 @@ class Worker:
             settings=self.settings,
             memory=memory.get(_OBJECTIVE, {}),
         )
-        personal = get_state(self.model, tuple(self.initial))
+        personal = get_state(self.model, tuple(self.initial)) if self.initial else {}
         self.memory.save(task.client, task.round, {_OBJECTIVE: update.memory, _PERSONAL: personal})
         return update
 
@@ -144,7 +149,11 @@ class Worker:
     def _loss(self, task: Task, shard: Shard) -> LossFn:
         shared = task.counts if self.config.loss.prior == "global" else None
         counts = torch.tensor(shared) if shared else torch.from_numpy(shard.counts(self.num_classes))
-        return build_loss(self.config, counts, task.round)
+        return self._make_loss(counts, task.round)
+
+    @cached_property
+    def _make_loss(self) -> Callable[[torch.Tensor, int], LossFn]:
+        return loss_maker(self.config)
 
 
 def build_loss(config: ExperimentConfig, counts: torch.Tensor, round: int = 1) -> LossFn:
@@ -153,8 +162,22 @@ def build_loss(config: ExperimentConfig, counts: torch.Tensor, round: int = 1) -
     Raises:
         PluginError: The loss is unknown or its arguments do not fit.
     """
-    loss: LossFn = registry.build("loss", config.loss, counts=counts, round=round, rounds=config.rounds)
-    return loss
+    return loss_maker(config)(counts, round)
+
+
+def loss_maker(config: ExperimentConfig) -> Callable[[torch.Tensor, int], LossFn]:
+    """Return ``make(counts [C], round) -> loss`` for the many clients of a run.
+
+    Raises:
+        PluginError: The loss is unknown or its arguments do not fit.
+    """
+    build = registry.maker("loss", config.loss, frozenset({"counts", "round", "rounds"}))
+
+    def make(counts: torch.Tensor, round: int) -> LossFn:
+        loss: LossFn = build(counts=counts, round=round, rounds=config.rounds)
+        return loss
+
+    return make
 
 
 def loop_settings(config: ExperimentConfig, channels: int) -> LoopSettings:
@@ -189,7 +212,7 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
     Raises:
         ConfigError: The device, transforms, loss, schedule or optimiser cannot be built.
     """
-    loop_settings(config, channels)
+    settings = loop_settings(config, channels)
     build_loss(config, torch.ones(num_classes, dtype=torch.int64))
-    lr = learning_rate(config.training, 1, config.rounds)
-    build_optimizer(config.training, [nn.Parameter(torch.zeros(1))], lr)
+    lr = settings.training.lr * settings.schedule(1, config.rounds)
+    settings.make_optimizer([nn.Parameter(torch.zeros(1))], lr)
