@@ -115,6 +115,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "auto": Builtin("fedvision.engines.auto:AutoEngine"),
         "serial": Builtin("fedvision.engines.serial:SerialEngine"),
         "ray": Builtin("fedvision.engines.ray:RayEngine"),
+        "vectorized": Builtin("fedvision.engines.vectorized:VectorizedEngine"),
     },
 }
 

@@ -21,7 +21,7 @@ from fedvision.config import TrainingConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform
 from fedvision.errors import PluginError
-from fedvision.models.state import get_state, load_state
+from fedvision.models.state import get_state, kept, load_state
 from fedvision.training.objectives import Objective
 from fedvision.training.schedules import Schedule
 from fedvision.types import LossFn, State, Task
@@ -74,6 +74,8 @@ class LocalUpdate:
     """What the objective sends back."""
     memory: State = field(default_factory=dict)
     """What the objective keeps on the client."""
+    personal: State = field(default_factory=dict)
+    """The tensors after training that do not travel."""
 
 
 def fit(
@@ -109,18 +111,19 @@ def fit(
     step = _Step(model, loss, objective, optimizer, settings, (task.round, task.client))
     total, seen, steps = torch.zeros((), device=settings.device), 0, 0
     with seeding.torch_global(settings.seed, "dropout", task.round, task.client):
-        for positions in _positions(len(shard), task, settings, _has_batch_norm(model)):
-            total += step(*shard.batch(positions))
-            seen += len(positions)
+        for batch in positions(len(shard), task, settings, has_batch_norm(model)):
+            total += step(*shard.batch(batch))
+            seen += len(batch)
             steps += 1
-    tensors, kept = objective.finish(steps, lr)
+    tensors, remembered = objective.finish(steps, lr)
     return LocalUpdate(
         state=get_state(model, tuple(task.state)),
         examples=len(shard),
         loss=float(total) / seen,
         steps=steps,
         tensors=tensors,
-        memory=kept,
+        memory=remembered,
+        personal=get_state(model, kept(model, task.state)),
     )
 
 
@@ -213,7 +216,7 @@ class _Step:
             return weight * self.loss(logits, labels) + (1 - weight) * self.loss(logits, other)
 
 
-def _positions(
+def positions(
     examples: int, task: Task, settings: LoopSettings, batch_norm: bool
 ) -> Iterator[NDArray[np.int64]]:
     """Yield the positions [B] of each mini-batch: shuffled epochs, or a set number of steps over them."""
@@ -231,5 +234,6 @@ def _positions(
         taken += len(batches)
 
 
-def _has_batch_norm(model: nn.Module) -> bool:
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether a network measures its batches."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
