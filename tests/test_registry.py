@@ -67,7 +67,7 @@ def test_a_maker_looks_up_once_and_builds_often(monkeypatch: pytest.MonkeyPatch)
 
     built = [make(params=[torch.zeros(1, requires_grad=True)], lr=lr) for lr in (0.1, 0.2)]
     assert [optimizer.param_groups[0]["lr"] for optimizer in built] == [0.1, 0.2]
-    with pytest.raises(PluginError, match=r"\[optimizer\] use = 'sgd': Invalid learning rate: -1"):
+    with pytest.raises(PluginError, match=r"\[optimizer\] use = 'sgd': lr must be >= 0, not -1"):
         make(params=[torch.zeros(1, requires_grad=True)], lr=-1.0)
 
 
