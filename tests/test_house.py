@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "flower": {"strategies", "training", "losses", "models", "data", "metrics"},
     "engines": {"flower"},
     "reporting": {"data", "metrics"},
+    "deploy": {"flower", "training", "losses", "models", "data", "metrics"},
     "federation": {"reporting", "flower", "strategies", "training", "models", "data", "metrics"},
     "simulation": {
         "federation",
@@ -38,10 +39,11 @@ ROOMS: dict[str, set[str]] = {
         "metrics",
     },
     "api": {"simulation", "federation", "reporting"},
-    "cli": {"api", "federation", "reporting"},
+    "commands": {"api", "deploy", "federation", "reporting", "flower"},
+    "cli": {"commands", "api", "federation", "reporting"},
     "__init__": {"api"},
 }
-OUTSIDE = {"flwr": {"flower", "engines", "simulation", "federation"}, "ray": {"engines"}}
+OUTSIDE = {"flwr": {"flower", "engines", "simulation", "federation", "deploy"}, "ray": {"engines"}}
 NON_PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -83,6 +84,7 @@ def _moved(images: ImageSet, table: NDArray[np.int64]) -> ImageSet:
     labels = table[images.labels]
     kept = labels != LEFT_OUT
     if kept.all():
-        return ImageSet(images=images.images, labels=labels, columns=images.columns)
+        return dataclasses.replace(images, labels=labels)
     columns = {name: values[kept] for name, values in images.columns.items()}
-    return ImageSet(images=images.images[kept], labels=labels[kept], columns=columns)
+    names = [name for name, keep in zip(images.names, kept.tolist(), strict=False) if keep]
+    return ImageSet(images=images.images[kept], labels=labels[kept], columns=columns, names=names)

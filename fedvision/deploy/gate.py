@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import hashlib
 import json
 import logging
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from time import monotonic
 from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from fedvision.deploy.limits import Journal, Limits, TokenBuckets, peer_name
 from fedvision.flower import internals
@@ -38,10 +42,11 @@ class Refusal(Exception):
         status: HTTP status.
         reason: One sentence for the log and the peer.
         code: Flower's error code, which its clients print with the sentence.
+        detail: What the log adds for the server's administrator.
     """
 
-    def __init__(self, status: int, reason: str, code: int = 0) -> None:
-        self.status, self.reason, self.code = status, reason, code
+    def __init__(self, status: int, reason: str, code: int = 0, detail: str = "") -> None:
+        self.status, self.reason, self.code, self.detail = status, reason, code, detail
         super().__init__(reason)
 
 
@@ -84,7 +89,7 @@ class FleetGate:
                 self._check_key(scope)
                 receive = _replay(await self._body(scope, receive), receive)
         except Refusal as refusal:
-            self._journal.refused(peer, refusal.reason)
+            self._journal.refused(peer, refusal.reason, refusal.detail)
             await _answer(send, refusal)
             return
         await self._app(scope, receive, send)
@@ -106,7 +111,8 @@ class FleetGate:
         if key not in self._known():
             # Flower's client prints the code and the sentence of a refused activation, and stops on 401.
             activation = scope["path"].endswith("/activate-node")
-            raise Refusal(412 if activation else 401, UNKNOWN_KEY, internals.NOT_ACTIVATED)
+            status = 412 if activation else 401
+            raise Refusal(status, UNKNOWN_KEY, internals.NOT_ACTIVATED, f" [{fingerprint(key)}]")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """Read the whole body within the limits of size and time."""
@@ -127,6 +133,16 @@ class FleetGate:
                 return bytes(body)
             if self._clock() - began > limits.header_seconds + len(body) / limits.body_rate:
                 raise Refusal(408, f"a body slower than {limits.body_rate:g} bytes a second")
+
+
+def fingerprint(key: bytes) -> str:
+    """Return the SHA-256 of a public key (PEM) as ``ssh-keygen -lf NAME.pub`` prints it."""
+    try:
+        public = load_pem_public_key(key).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    except (ValueError, UnsupportedAlgorithm):
+        return "no key"
+    digest = hashlib.sha256(b64decode(public.split()[1])).digest()
+    return f"SHA256:{b64encode(digest).decode().rstrip('=')}"
 
 
 def _declared(scope: Scope) -> int:

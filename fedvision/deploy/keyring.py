@@ -20,7 +20,7 @@ from fedvision.errors import ConfigError
 from fedvision.flower import internals
 
 if TYPE_CHECKING:
-    from flwr.server.superlink.linkstate import LinkState
+    from fedvision.flower.internals import LinkState
 
 log = logging.getLogger("fedvision.deploy")
 
