@@ -18,7 +18,9 @@ def add(verbs: Verbs) -> None:
     """Add the verb to the command line."""
     parser = verbs.add_parser("doctor", help="check a client's machine before it joins")
     parser.add_argument("client", type=Path, metavar="CLIENT", help="the client's TOML file")
-    parser.add_argument("--experiment", type=Path, metavar="EXPERIMENT", help="what it shall train")
+    parser.add_argument(
+        "--experiment", dest="trains", type=Path, metavar="EXPERIMENT", help="what it shall train"
+    )
     parser.add_argument(
         "--set",
         dest="client_overrides",
@@ -36,7 +38,7 @@ def _examine(options: argparse.Namespace) -> None:
 
     registry.allow_folder(options.client.parent)
     config = ClientConfig.load(options.client, options.client_overrides)
-    experiment = ExperimentConfig.load(options.experiment) if options.experiment else None
+    experiment = ExperimentConfig.load(options.trains) if options.trains else None
     # Both files are right: only now is it worth seconds to load what trains.
     from fedvision.deploy.doctor import examine
     from fedvision.flower.internals import quiet

@@ -41,8 +41,8 @@ def destinations(
         elif meant or name not in mapping:
             mapped = f" (label_map: {meant!r})" if name in mapping else ""
             wrong.append(
-                f"the experiment does not know label {name!r}{mapped}{nearest(meant, classes)}; "
-                f'write {name!r} = its class, or {name!r} = "" to leave it out, into [data.label_map]'
+                f"label {name!r}{mapped} is no class of the experiment; write {name!r} = its class, or "
+                f'{name!r} = "" to leave it out, into [data.label_map]{nearest(meant, classes)}'
             )
     return target, tuple(wrong)
 

@@ -23,7 +23,7 @@ from fedvision.flower import internals
 
 _SOON_DAYS = 30
 _LITTLE = 10**9
-_CLOCK_MARGIN = 0.4
+_CLOCK_MARGIN = 0.5
 """Share of the clock difference that the server allows from which a line warns."""
 
 

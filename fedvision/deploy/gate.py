@@ -85,22 +85,28 @@ class FleetGate:
                 # 503: Flower's clients try again on it, as they would not on 429.
                 raise Refusal(503, f"more than {self._limits.requests:g} requests a second; try again later")
             self._check_path(scope)
+            body = b""
             if scope["path"] != HEALTH:
                 self._check_key(scope)
-                receive = _replay(await self._body(scope, receive), receive)
+                body = await self._body(scope, receive)
         except Refusal as refusal:
             self._journal.refused(peer, refusal.reason, refusal.detail)
             await _answer(send, refusal)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, _replay(body, receive), send)
 
     def _check_path(self, scope: Scope) -> None:
         method, path = scope["method"], scope["path"]
         # The path as it came in must be the path that Flower will see: no %2e, no //, no ...
         plain = scope.get("raw_path", path.encode()) == path.encode()
-        if plain and ((path in self._paths and method == "POST") or (path == HEALTH and method == "GET")):
-            return
-        raise Refusal(403, "only clients' calls are served on this port")
+        asks_health = path == HEALTH and method == "GET"
+        if not plain or not (asks_health or (path in self._paths and method == "POST")):
+            raise Refusal(403, "only clients' calls are served on this port")
+        if asks_health and (
+            _declared(scope) or any(name == b"transfer-encoding" for name, _ in scope["headers"])
+        ):
+            # Nobody would read it, and uvicorn would wait for its end.
+            raise Refusal(413, "a question for health has no body")
 
     def _check_key(self, scope: Scope) -> None:
         headers = [value for name, value in scope["headers"] if name == internals.PUBLIC_KEY_HEADER]

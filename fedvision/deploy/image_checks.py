@@ -37,14 +37,14 @@ def equal_pictures(dataset: Dataset) -> Lines:
     found, train = twins(dataset), dataset.train
     test = dataset.test or train
     kinds: tuple[tuple[Level, tuple[tuple[int, int], ...], ImageSet, str], ...] = (
-        ("WARN", found.repeated, train, "pictures are there twice and count twice"),
-        ("FAIL", found.contradicting, train, "pictures are there under two labels; keep the right one"),
-        ("FAIL", found.leaked, test, "test images are training images too; remove them from one"),
+        ("WARN", found.repeated, train, "pictures that are there twice and count twice"),
+        ("FAIL", found.contradicting, train, "pictures that are there under two labels; keep the right one"),
+        ("FAIL", found.leaked, test, "test images that are training images too; remove them from one"),
     )
     for level, pairs, first, what in kinds:
         if pairs:
             shown = _listed(f"{_name(first, one)} = {_name(train, other)}" for one, other in pairs)
-            yield level, f"{len(pairs):,} {what}: {shown}"
+            yield level, f"{what}: {len(pairs):,} ({shown})"
     if not any(found):
         yield "OK", "no picture is there twice"
 

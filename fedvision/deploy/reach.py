@@ -148,7 +148,9 @@ def _why(error: Exception, superlink: SuperlinkConfig) -> str:
     if isinstance(error, ssl.SSLError) and "CERTIFICATE_REQUIRED" in str(error):
         return "it asks for a client certificate; set superlink.client_certificate and superlink.client_key"
     if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError):
-        return "it hung up; does it speak TLS (then remove superlink.insecure) and know this client?"
+        if superlink.insecure:
+            return "it hung up; does it speak TLS? then remove superlink.insecure"
+        return "it hung up; does it ask for a client certificate? then set superlink.client_certificate"
     return f"it cannot be reached: {getattr(error, 'strerror', None) or type(error).__name__}"
 
 
@@ -177,9 +179,9 @@ def _valid_until(sock: object) -> datetime | None:
 
 
 def _ahead(date: str | None, now: float) -> float | None:
-    """Return seconds that ``now`` is ahead of a Date header, which is cut off to whole seconds."""
+    """Return seconds that ``now`` is ahead of a Date header: cut to whole seconds, made anew each second."""
     try:
-        return now - (parsedate_to_datetime(date).timestamp() + 0.5) if date else None
+        return now - (parsedate_to_datetime(date).timestamp() + 1) if date else None
     except ValueError:
         return None
 

@@ -13,6 +13,7 @@ Whoever works on the server machine itself reaches the private side: give no acc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import socket
@@ -149,9 +150,11 @@ def _bind(option: str, address: str) -> socket.socket:
     host, port = split(address)
     try:
         family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(place)
+        with contextlib.ExitStack() as unbound:
+            bound = unbound.enter_context(socket.socket(family, kind))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(place)
+            unbound.pop_all()
     except OSError as error:
         raise ConfigError(f"{option} {address}: it cannot listen there: {error.strerror}") from error
     return bound
