@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 
-from fedvision.data.shards import ClientShards, Shard
+from fedvision.data.shards import Shard
 from fedvision.engines.base import Engine
 from fedvision.errors import RecordError
 from fedvision.federation import Federation
-from fedvision.flower import client_app, server_app
+from fedvision.flower import server_app
+from fedvision.flower.hosting import SimulatedClients
 from fedvision.flower.internals import SERVER_NODE
+from fedvision.flower.measure import measure_parts
+from fedvision.flower.roster import Roster
 from fedvision.flower.strategy import layers
 from fedvision.models.state import get_state, load_state, travelling
 from fedvision.reporting.folder import RunFolder
@@ -23,8 +27,7 @@ from fedvision.reporting.html import write_report
 from fedvision.reporting.mistakes import choose
 from fedvision.reporting.progress import Progress, Silent
 from fedvision.strategies.snapshot import restore, snapshot
-from fedvision.training.evaluate import Evaluation, predict
-from fedvision.training.memory import ClientMemory
+from fedvision.training.evaluate import predict
 from fedvision.training.worker import Worker
 from fedvision.types import State
 
@@ -37,6 +40,7 @@ class Simulation:
         folder: Where it is recorded; a folder with a checkpoint is continued.
         progress: Who shows the progress; nobody by default.
         tensorboard: Also write TensorBoard scalars.
+        threads: Threads of each process's arithmetic.
     """
 
     def __init__(
@@ -46,10 +50,13 @@ class Simulation:
         *,
         progress: Progress | None = None,
         tensorboard: bool = False,
+        threads: int = 1,
     ) -> None:
         self.federation, self.folder, self.config = federation, folder, federation.config
         self.progress = progress or Silent()
-        self.tensorboard = tensorboard
+        self.tensorboard, self.threads = tensorboard, threads
+        self.notices: list[str] = []
+        """What the engine said."""
         names = travelling(federation.model, self.config.model.travel)
         self.state = get_state(federation.model, names)
         self.done = 0
@@ -57,7 +64,7 @@ class Simulation:
 
     def run(self, engine: Engine) -> State:
         """Run the rounds that are left, write everything else, and return the final state."""
-        worker = self._worker()
+        recipe = self._recipe()
         self._continue()
         plan = server_app.ServerPlan(
             config=self.config,
@@ -65,13 +72,13 @@ class Simulation:
             state=self.state,
             journal=self,
             first_round=self.done + 1,
-            measure=self._measure(worker),
+            roster=recipe.roster(),
+            measure=self._measure(),
             extra_metrics=self.federation.metrics,
         )
-        clients = len(self.federation.split.clients)
-        with self.progress, engine.open(client_app.build(worker), clients) as grid:
+        with self.progress, engine.open(recipe, tell=self._note) as grid:
             server_app.build(plan)(grid=grid, context=_context(self.config.to_toml()))
-        self._finish(worker)
+        self._finish(recipe.worker())
         return self.state
 
     def abandon(self, error: BaseException) -> None:
@@ -85,7 +92,7 @@ class Simulation:
 
     # The journal that the server tells what happens (flower.server_app.Journal).
 
-    def begin(self, clients: Mapping[int, int]) -> None:
+    def begin(self, roster: Roster) -> None:
         """Show the progress bar."""
         self.progress.start(self.config.rounds, self.done + 1)
 
@@ -100,6 +107,10 @@ class Simulation:
         if self.done % self.config.checkpoint_every == 0 or self.done == self.config.rounds:
             self._checkpoint()
         self.progress.round_done(self.done, record, seconds)
+
+    def _note(self, sentence: str) -> None:
+        self.notices.append(sentence)
+        self.progress.note(sentence)
 
     def _checkpoint(self) -> None:
         tensors, values = {"model": self.state}, {}
@@ -118,21 +129,21 @@ class Simulation:
         for name, layer in layers(self.federation.strategy).items():
             restore(layer, checkpoint.tensors.get(name, {}), checkpoint.values[name])
 
-    def _worker(self) -> Worker:
-        config, split, dataset = self.config, self.federation.split, self.federation.dataset
-        shards = ClientShards(dataset.train, split, holdout=config.evaluation.holdout, seed=config.seed)
-        memory = ClientMemory(self.folder.path / "clients", config.checkpoint_every)
-        return Worker.open(config, self.federation.model, len(dataset.classes), shards, memory)
+    def _recipe(self) -> SimulatedClients:
+        return SimulatedClients(
+            config=self.config,
+            dataset=self.federation.dataset,
+            split=self.federation.split,
+            model=self.federation.model,
+            memory=(self.folder.path / "clients").resolve(),
+            threads=self.threads,
+        )
 
-    def _measure(self, worker: Worker) -> Any:
-        if self.federation.dataset.test is None:
+    def _measure(self) -> Any:
+        test = self.federation.dataset.test
+        if test is None:
             return None
-        shard = Shard.whole(self.federation.dataset.test)
-
-        def measure(state: State) -> Evaluation:
-            return worker.measure(state, shard)
-
-        return measure
+        return partial(measure_parts, images=len(test), batch_size=self.config.evaluation.batch_size)
 
     def _record_split(self) -> None:
         split = self.federation.split
@@ -153,7 +164,7 @@ class Simulation:
             {
                 "status": "finished",
                 "rounds": self.done,
-                "notices": self.federation.notices(),
+                "notices": [*self.federation.notices(), *self.notices],
                 "parameters": sum(p.numel() for p in worker.model.parameters()),
                 "state_bytes": sum(t.numel() * t.element_size() for t in self.state.values()),
             }

@@ -8,24 +8,18 @@ old one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 
-from fedvision.strategies.base import RoundStrategy
-from fedvision.strategies.summation import weighted_mean
-from fedvision.types import State, Update
+from fedvision.strategies.mean import MODEL, MeanStrategy
+from fedvision.types import State
 
 
-class FedAvg(RoundStrategy):
+class FedAvg(MeanStrategy):
     """``x <- sum_k n_k y_k / sum_k n_k`` over the cohort's models y_k with n_k examples each."""
 
-    def combine(self, state: State, updates: Iterator[Update]) -> State:
+    def conclude(self, state: State, means: Mapping[str, State], heard: int) -> State:
         """Return the mean of the models, weighted by examples."""
-        return weighted_mean(updates, examples)
-
-
-def examples(update: Update) -> float:
-    """Return an update's number of examples, the usual weight."""
-    return float(update.examples)
+        return dict(means[MODEL])
 
 
 def only_averaged(name: str) -> bool:

@@ -19,21 +19,23 @@ learning rates that FedAvg still stands: begin with lr / (1 - momentum) of 0.1 o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fedvision.errors import RunError
 from fedvision.strategies.averaging import only_averaged
-from fedvision.strategies.base import RoundStrategy
-from fedvision.strategies.summation import WeightedSum, wide
+from fedvision.strategies.mean import MODEL, MeanStrategy, Summand
+from fedvision.strategies.summation import wide
 from fedvision.types import Instruction, State, Update
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+_CONTROL = "control"
 
-class Scaffold(RoundStrategy):
+
+class Scaffold(MeanStrategy):
     """Plain means of models and control variates.
 
     Args:
@@ -64,28 +66,25 @@ class Scaffold(RoundStrategy):
 
     def instruct(self, round: int, state: State, client: int) -> Instruction:
         """Send the server's control variate; a tensor that is not in it is zero."""
-        return Instruction(objective=self.objective, tensors={"control": self.control})
+        return Instruction(objective=self.objective, tensors={_CONTROL: self.control})
 
-    def combine(self, state: State, updates: Iterator[Update]) -> State:
-        """Step towards the mean model and move c by the share of clients that were heard.
+    def contribute(self, state: State, update: Update) -> Mapping[str, Summand]:
+        """Add the model and the change of c_i, each with weight 1.
 
         Raises:
-            RunError: An update has no ``control`` tensors.
+            RunError: The update has no ``control`` tensors.
         """
-        models, changes = WeightedSum(), WeightedSum()
-        heard = 0
-        for update in updates:
-            models.add(update.state, 1.0, update.position)
-            changes.add(_change(update), 1.0, update.position)
-            heard += 1
-            # Let go before the next one is made, or two models are in memory.
-            del update
+        change = Summand(state=_change(update), weight=1.0)
+        return {MODEL: Summand(state=update.state, weight=1.0), _CONTROL: change}
+
+    def conclude(self, state: State, means: Mapping[str, State], heard: int) -> State:
+        """Step towards the mean model and move c by the share of clients that were heard."""
         share = heard / max(self.clients, heard)
         self.control = {
             name: change.mul_(share).add_(self.control[name]) if name in self.control else change.mul_(share)
-            for name, change in changes.mean().items()
+            for name, change in means[_CONTROL].items()
         }
-        return {name: self._step(name, state[name], mean) for name, mean in models.mean().items()}
+        return {name: self._step(name, state[name], mean) for name, mean in means[MODEL].items()}
 
     def _step(self, name: str, old: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         if self.server_lr == 1 or only_averaged(name):
@@ -96,9 +95,9 @@ class Scaffold(RoundStrategy):
 
 def _change(update: Update) -> State:
     """Return c_i' - c_i as the client sent it."""
-    if "control" not in update.tensors:
+    if _CONTROL not in update.tensors:
         raise RunError(
             f"client {update.client} sent no 'control' tensors; its training must apply the objective "
             "'scaffold'"
         )
-    return update.tensors["control"]
+    return update.tensors[_CONTROL]

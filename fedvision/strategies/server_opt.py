@@ -19,18 +19,17 @@ normalisation are averaged and never optimised. Moments are kept in float32 or w
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 
 import torch
 
-from fedvision.strategies.averaging import examples, only_averaged
-from fedvision.strategies.base import RoundStrategy
-from fedvision.strategies.summation import weighted_mean, wide
+from fedvision.strategies.averaging import only_averaged
+from fedvision.strategies.mean import MODEL, MeanStrategy, Summand
+from fedvision.strategies.summation import wide
 from fedvision.types import State, Update
 
 
-class FedAvgM(RoundStrategy):
+class FedAvgM(MeanStrategy):
     """FedAvg with momentum on the server; ``server_lr=1, momentum=0`` is FedAvg.
 
     Args:
@@ -52,9 +51,13 @@ class FedAvgM(RoundStrategy):
         self.direction: State = {}
         """m by tensor."""
 
-    def combine(self, state: State, updates: Iterator[Update]) -> State:
+    def contribute(self, state: State, update: Update) -> Mapping[str, Summand]:
+        """Add the change of the model, weighted by examples."""
+        return _change(state, update)
+
+    def conclude(self, state: State, means: Mapping[str, State], heard: int) -> State:
         """Return the old model plus server_lr times the direction."""
-        return _step(state, updates, self.server_lr, self._direct)
+        return _step(state, means[MODEL], self.server_lr, self._direct)
 
     def _direct(self, name: str, change: torch.Tensor) -> torch.Tensor:
         if name in self.direction:
@@ -63,7 +66,7 @@ class FedAvgM(RoundStrategy):
         return change
 
 
-class AdaptiveOptimizer(RoundStrategy):
+class AdaptiveOptimizer(MeanStrategy):
     """What FedAdagrad, FedAdam and FedYogi share: all but the rule of v.
 
     Args:
@@ -98,9 +101,13 @@ class AdaptiveOptimizer(RoundStrategy):
         self.second_moment: State = {}
         """v by tensor."""
 
-    def combine(self, state: State, updates: Iterator[Update]) -> State:
+    def contribute(self, state: State, update: Update) -> Mapping[str, Summand]:
+        """Add the change of the model, weighted by examples."""
+        return _change(state, update)
+
+    def conclude(self, state: State, means: Mapping[str, State], heard: int) -> State:
         """Return the old model plus server_lr m / (sqrt(v) + tau)."""
-        return _step(state, updates, self.server_lr, self._direct)
+        return _step(state, means[MODEL], self.server_lr, self._direct)
 
     def _direct(self, name: str, change: torch.Tensor) -> torch.Tensor:
         if name not in self.first_moment:
@@ -169,37 +176,29 @@ class FedYogi(AdaptiveOptimizer):
         return second - (1 - self.beta2) * square * torch.sign(second - square)
 
 
-def _step(
-    state: State,
-    updates: Iterator[Update],
-    server_lr: float,
-    direct: Callable[[str, torch.Tensor], torch.Tensor],
-) -> State:
-    """Add server_lr times the direction to each tensor of the old model; take the mean of statistics."""
-    new: State = {}
-    for name, mean in weighted_mean(_changes(state, updates), examples).items():
-        old = state[name]
-        stepped = mean if only_averaged(name) else old.to(mean.dtype) + server_lr * direct(name, mean)
-        new[name] = stepped.to(old.dtype)
-    return new
-
-
-def _changes(state: State, updates: Iterator[Update]) -> Iterator[Update]:
-    """Yield the updates with changes y - x in place of models y, save for statistics.
+def _change(state: State, update: Update) -> Mapping[str, Summand]:
+    """Return the change y - x, weighted by examples; statistics as they are.
 
     The mean of the changes is exact where no client moved; the mean of the models minus x is a rounding error
     there, which a small tau would make a step of.
     """
-    for update in updates:
-        changes = {
-            name: tensor if only_averaged(name) else tensor.to(wide(tensor.dtype)) - state[name]
-            for name, tensor in update.state.items()
-        }
-        changed = replace(update, state=changes)
-        # Let go before it is added, and of the changes before the next ones are made.
-        del update, changes
-        yield changed
-        del changed
+    changes = {
+        name: tensor if only_averaged(name) else tensor.to(wide(tensor.dtype)) - state[name]
+        for name, tensor in update.state.items()
+    }
+    return {MODEL: Summand(state=changes, weight=float(update.examples))}
+
+
+def _step(
+    state: State, mean: State, server_lr: float, direct: Callable[[str, torch.Tensor], torch.Tensor]
+) -> State:
+    """Add server_lr times the direction to each tensor of the old model; take the mean of statistics."""
+    new: State = {}
+    for name, change in mean.items():
+        old = state[name]
+        stepped = change if only_averaged(name) else old.to(change.dtype) + server_lr * direct(name, change)
+        new[name] = stepped.to(old.dtype)
+    return new
 
 
 def _positive(name: str, value: float) -> float:

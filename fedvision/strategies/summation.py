@@ -1,154 +1,151 @@
-"""A weighted sum of models whose bits do not depend on who computed which part of it.
+"""A weighted sum of models whose bits depend on the models and weights alone, not on order or grouping.
 
-Floating-point addition is not associative: a different grouping gives different bits. The grouping is
-therefore fixed by the place of a client in the round's cohort. ``CHUNK`` neighbouring places are one chunk;
-within a chunk the models are added in order, and the chunks' sums are added in order. A worker that holds a
-whole chunk can sum it elsewhere (``ChunkSum``) and hand over one model instead of eight. A place that stays
-empty (a client that failed) changes nothing about the others' grouping.
+Floating-point addition is not associative: whoever adds in another order, or sums a part elsewhere, gets
+other bits. Here every product of weight and value is first rounded to a whole multiple of a common quantum,
+one for each tensor, in float64. Sums of such multiples are exact as long as they stay below 2^53 quanta, and
+exact sums are associative. So replies may be added as they come, a worker may sum whichever clients it
+trained and hand over one partial sum, and the mean has the same bits as if one process had added all in turn.
+The idea is the pre-rounding of Demmel and Nguyen 2013, "Fast Reproducible Floating-Point Summation", ARITH.
 
-Each product and each sum is rounded once, in float32 or wider, which IEEE 754 defines to the bit on any
-machine.
+The quantum is 2^-28 of the largest magnitude in the round's global tensor, rounded up to a power of two (and
+of 2^-8 at least, for tensors that begin at zero). A product is off by half a quantum at most, which for
+weights of 1 or more is less than a sixteenth of float32's own rounding of the largest value. The sum is exact
+while the weights times the magnitudes stay below 2^25 (33 million images at the global model's magnitudes).
+Beyond that nothing breaks: the last bits then depend on the order again. float64 tensors are summed in two
+such layers, to 2^-56.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
 from fedvision.errors import RunError
-from fedvision.types import State, Update
+from fedvision.types import State
 
-CHUNK = 8
-"""Places of the cohort that make one chunk. Part of what a run's bits depend on."""
-
-
-class ChunkSum:
-    """The weighted sum over one chunk of the cohort, wherever it is computed.
-
-    Args:
-        chunk: Number of the chunk: position // ``CHUNK``.
-    """
-
-    def __init__(self, chunk: int) -> None:
-        self.chunk = chunk
-        self.weight = 0.0
-        self.total: State = {}
-        self.dtypes: dict[str, torch.dtype] = {}
-        self._last = -1
-
-    def add(self, state: State, weight: float, position: int) -> None:
-        """Add one model times its weight.
-
-        Args:
-            state: Floating-point tensors; they are read, not kept.
-            weight: Finite and >= 0.
-            position: Place in the cohort, in this chunk and after the places added before.
-
-        Raises:
-            ValueError: The weight, the position or the tensors' names do not fit.
-        """
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"a weight must be finite and >= 0, not {weight}")
-        if position // CHUNK != self.chunk or position <= self._last:
-            raise ValueError(f"position {position} does not follow {self._last} in chunk {self.chunk}")
-        self._last = position
-        self.weight += weight
-        if not self.dtypes:
-            self.dtypes = {name: tensor.dtype for name, tensor in state.items()}
-        _check_names(self.dtypes, state)
-        for name, tensor in state.items():
-            # A product of its own, then a sum: add(alpha=...) rounds once or twice, as the processor likes.
-            product = tensor.to(wide(tensor.dtype)) * weight
-            self.total[name] = self.total[name].add_(product) if name in self.total else product
+BITS = 28
+"""Binary digits of a quantum below the largest magnitude of the global tensor."""
+SMALLEST = 2.0**-8
+"""Least magnitude that a quantum is taken from."""
+_SLICE = 1 << 16
+"""Elements at a time: float64 temporaries that stay in a core's cache and small beside any model."""
+_SHIFT = 1.5 * 2.0**52
+"""Adding and subtracting this many quanta rounds a float64 to whole quanta."""
 
 
+@dataclass(kw_only=True)
+class PartialSum:
+    """What was summed elsewhere: float64 sums by tensor, the weights in them, and the models' types."""
+
+    totals: Mapping[str, torch.Tensor]
+    """float64 [layers, *shape] by tensor; may be fetched only when it is asked for."""
+    weights: tuple[float, ...]
+    """The weight of every model in the sum."""
+    dtypes: Mapping[str, torch.dtype]
+    """The models' type by tensor."""
+
+
+@dataclass
 class WeightedSum:
     """The running weighted sum over a round's cohort.
 
-    In memory are the total, one chunk's sum and the model being added, however large the cohort is.
+    In memory are the float64 total and the model being added, however large the cohort is.
     """
 
-    def __init__(self) -> None:
-        self._done: ChunkSum | None = None
-        self._open: ChunkSum | None = None
+    reference: State = field(default_factory=dict)
+    """The round's global model, from which the quanta follow; a tensor that it lacks counts as of size 1."""
+    _totals: dict[str, torch.Tensor] = field(default_factory=dict)
+    _weights: list[float] = field(default_factory=list)
+    _dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    _parts: list[PartialSum] = field(default_factory=list)
+    _quanta: dict[str, float] = field(default_factory=dict)
 
-    def add(self, state: State, weight: float, position: int) -> None:
+    def add(self, state: State, weight: float) -> None:
         """Add one model times its weight.
 
         Args:
             state: Floating-point tensors; they are read, not kept.
-            weight: Finite and >= 0.
-            position: Place in the cohort, after the places added before.
+            weight: Finite and >= 0; rounded to float32. Weights far below 1 lose digits: count examples, not
+                shares of them.
 
         Raises:
-            ValueError: The weight, the position or the tensors' names do not fit.
+            ValueError: The weight or the tensors' names do not fit.
         """
-        chunk = position // CHUNK
-        if self._open is None or self._open.chunk != chunk:
-            self._close()
-            self._check_follows(chunk)
-            self._open = ChunkSum(chunk)
-        self._open.add(state, weight, position)
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"a weight must be finite and >= 0, not {weight}")
+        self._learn({name: tensor.dtype for name, tensor in state.items()})
+        # 24 digits times 24 digits is exact in float64, whether or not the processor fuses the operations.
+        weight = _float32(weight)
+        self._weights.append(weight)
+        for name, tensor in state.items():
+            _accumulate(self._total(name, tensor), tensor, weight, self._quantum(name))
 
-    def merge(self, part: ChunkSum) -> None:
-        """Add a chunk's sum that was computed elsewhere; the part is used up.
+    def merge(self, part: PartialSum) -> None:
+        """Add a sum that was computed elsewhere; its tensors are fetched when the mean is taken.
 
         Raises:
-            ValueError: The chunk does not come after those that are already in the sum.
+            ValueError: Its tensors are not those of the models before.
         """
-        self._close()
-        self._check_follows(part.chunk)
-        self._open = part
+        self._learn(part.dtypes)
+        self._parts.append(part)
+
+    def part(self) -> PartialSum:
+        """Return what was added so far, to be merged elsewhere, and end the sum."""
+        part = PartialSum(totals=self._totals, weights=tuple(self._weights), dtypes=self._dtypes)
+        self._totals, self._weights = {}, []
+        return part
 
     def mean(self) -> State:
-        """Return the sum over the weights in the dtypes of the first model, and end the sum.
+        """Return the sum over the weights in the dtypes of the models, and end the sum.
 
         Raises:
             RunError: Nothing was added, or all weights are 0.
         """
-        self._close()
-        done, self._done = self._done, None
-        if done is None or done.weight == 0:
+        weights = [*self._weights, *(weight for part in self._parts for weight in part.weights)]
+        # fsum rounds once, whatever the order.
+        weight = math.fsum(weights)
+        if weight == 0:
             raise RunError("there is no mean of this round's updates: all their weights are 0")
-        return {name: tensor.div_(done.weight).to(done.dtypes[name]) for name, tensor in done.total.items()}
+        return {name: self._mean(name, weight).to(dtype) for name, dtype in self._dtypes.items()}
 
-    def _close(self) -> None:
-        """Add the open chunk's sum to the total."""
-        part, self._open = self._open, None
-        if part is None:
-            return
-        if self._done is None:
-            self._done = part
-            return
-        self._done.chunk = part.chunk
-        self._done.weight += part.weight
-        _check_names(self._done.total, part.total)
-        for name, tensor in part.total.items():
-            self._done.total[name].add_(tensor)
+    def _mean(self, name: str, weight: float) -> torch.Tensor:
+        """Return one tensor's mean in float64; its total is let go."""
+        total = self._totals.pop(name, None)
+        for part in self._parts:
+            fetched = part.totals[name]
+            total = fetched.clone() if total is None else total.add_(fetched)
+        assert total is not None, "a name is known once something was added or merged"
+        return total.sum(0).div_(weight) if len(total) > 1 else total[0].div_(weight)
 
-    def _check_follows(self, chunk: int) -> None:
-        if self._done is not None and chunk <= self._done.chunk:
-            raise ValueError(f"chunk {chunk} does not follow chunk {self._done.chunk}: add them in order")
+    def _learn(self, dtypes: Mapping[str, torch.dtype]) -> None:
+        if not self._dtypes:
+            self._dtypes = dict(dtypes)
+        _check_names(self._dtypes, dtypes)
+
+    def _total(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        if name not in self._totals:
+            layers = 2 if like.dtype is torch.float64 else 1
+            self._totals[name] = torch.zeros((layers, *like.shape), dtype=torch.float64)
+        return self._totals[name]
+
+    def _quantum(self, name: str) -> float:
+        if name not in self._quanta:
+            self._quanta[name] = quantum(self.reference.get(name))
+        return self._quanta[name]
 
 
-def weighted_mean(updates: Iterable[Update], weight: Callable[[Update], float]) -> State:
-    """Return the weighted mean of the updates' models, holding one update at a time.
-
-    Args:
-        updates: At least one, their positions rising.
-        weight: Weight of an update, finite and >= 0, such as its number of examples.
-
-    Raises:
-        RunError: All weights are 0.
-    """
-    total = WeightedSum()
-    for update in updates:
-        total.add(update.state, weight(update), update.position)
-        # Let go before the next one is made, or two models are in memory.
-        del update
-    return total.mean()
+def quantum(reference: torch.Tensor | None) -> float:
+    """Return the quantum of a tensor's sum: a power of two, by the largest magnitude in the global one."""
+    if reference is None:
+        largest = 1.0
+    elif not reference.numel():
+        largest = SMALLEST
+    else:
+        largest = max(SMALLEST, float(torch.linalg.vector_norm(reference.float(), torch.inf)))
+    return 2.0 ** (math.ceil(math.log2(largest)) - BITS)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -156,6 +153,25 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _check_names(known: Collection[str], given: State) -> None:
-    if differing := ", ".join(sorted(given.keys() ^ set(known))):
+def _accumulate(total: torch.Tensor, values: torch.Tensor, weight: float, quantum: float) -> None:
+    """Add weight times values [...] to the layers of total [layers, ...], in whole quanta."""
+    layers, source = total.view(len(total), -1), values.reshape(-1)
+    for start in range(0, source.numel(), _SLICE):
+        rest = source[start : start + _SLICE].to(torch.float64, copy=True).mul_(weight)
+        step = quantum
+        for layer in layers:
+            shift = _SHIFT * step
+            rounded = rest.add(shift).sub_(shift)
+            layer[start : start + _SLICE].add_(rounded)
+            if len(layers) > 1:
+                rest.sub_(rounded)
+            step *= 2.0**-BITS
+
+
+def _float32(value: float) -> float:
+    return float(torch.tensor(value, dtype=torch.float32))
+
+
+def _check_names(known: Collection[str], given: Collection[str]) -> None:
+    if differing := ", ".join(sorted(set(given) ^ set(known))):
         raise ValueError(f"models of one sum must have the same tensors; these are not in both: {differing}")

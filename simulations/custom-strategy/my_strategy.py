@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 
-from fedvision.strategies.base import RoundStrategy
-from fedvision.strategies.summation import weighted_mean
+from fedvision.strategies.averaging import FedAvg
+from fedvision.strategies.mean import MODEL, Summand
 from fedvision.types import State, Update
 
 
-class RootWeighted(RoundStrategy):
+class RootWeighted(FedAvg):
     """A mean in which a client with 100 times the images has 10 times the weight.
 
     It lies between FedAvg (100 times the weight) and a plain mean (the same weight): large clients still
@@ -18,6 +18,6 @@ class RootWeighted(RoundStrategy):
     hold.
     """
 
-    def combine(self, state: State, updates: Iterator[Update]) -> State:
-        """Return the mean of the models, weighted by the square roots of their numbers of examples."""
-        return weighted_mean(updates, lambda update: math.sqrt(update.examples))
+    def contribute(self, state: State, update: Update) -> Mapping[str, Summand]:
+        """Add the client's model, weighted by the square root of its number of examples."""
+        return {MODEL: Summand(state=update.state, weight=math.sqrt(update.examples))}

@@ -34,7 +34,7 @@ def test_weights_are_square_roots(strategy: RoundStrategy) -> None:
 
 
 def test_it_has_one_method(strategy: RoundStrategy) -> None:
-    assert [name for name, value in vars(type(strategy)).items() if callable(value)] == ["combine"]
+    assert [name for name, value in vars(type(strategy)).items() if callable(value)] == ["contribute"]
 
 
 def test_the_readme_names_what_exists() -> None:

@@ -1,4 +1,4 @@
-"""The weighted sum: the same bits whoever sums a chunk, close to float64, one update in memory at a time."""
+"""The weighted sum: the same bits in any order and grouping, float64's value, one update in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvision.errors import RunError
-from fedvision.strategies.summation import CHUNK, ChunkSum, WeightedSum, weighted_mean
+from fedvision.strategies.averaging import FedAvg
+from fedvision.strategies.summation import WeightedSum, quantum
 from fedvision.types import Update
 
 State = dict[str, torch.Tensor]
@@ -30,79 +31,90 @@ def _models(count: int, seed: int = 0) -> list[State]:
     ]
 
 
-def _streamed(models: list[State], weights: list[float], positions: list[int]) -> State:
-    total = WeightedSum()
-    for model, weight, position in zip(models, weights, positions, strict=True):
-        total.add(model, weight, position)
+def _streamed(models: list[State], weights: list[float], reference: State | None = None) -> State:
+    total = WeightedSum(reference or {})
+    for model, weight in zip(models, weights, strict=True):
+        total.add(model, weight)
     return total.mean()
 
 
-def _merged(models: list[State], weights: list[float], positions: list[int]) -> State:
-    parts: dict[int, ChunkSum] = {}
-    for model, weight, position in zip(models, weights, positions, strict=True):
-        chunk = position // CHUNK
-        parts.setdefault(chunk, ChunkSum(chunk)).add(model, weight, position)
-    total = WeightedSum()
-    for chunk in sorted(parts):
-        total.merge(parts[chunk])
-    return total.mean()
+@settings(max_examples=40, deadline=None)
+@given(
+    owners=st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    seed=st.integers(0, 1000),
+    mixed=st.booleans(),
+)
+def test_any_order_and_any_grouping_give_the_same_bits(owners: list[int], seed: int, mixed: bool) -> None:
+    models = _models(len(owners), seed)
+    weights = [0.37 + (7 * place) % 50 for place in range(len(owners))]
+    expected = _streamed(models, weights, models[0])
+    workers = [WeightedSum(models[0]) for _ in range(4)]
+    places = torch.randperm(len(owners), generator=torch.Generator().manual_seed(seed)).tolist()
+    for place in places:
+        workers[owners[place]].add(models[place], weights[place])
+    total = workers.pop() if mixed else WeightedSum(models[0])
+    for worker in workers:
+        part = worker.part()
+        if part.weights:
+            total.merge(part)
+    mean = total.mean()
+    for name in ("w", "b"):
+        assert torch.equal(mean[name], expected[name])
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    positions=st.sets(st.integers(0, 60), min_size=1, max_size=40).map(sorted),
-    seed=st.integers(0, 1000),
-)
-def test_merging_parts_gives_the_bits_of_streaming_and_the_value_of_float64(
-    positions: list[int], seed: int
-) -> None:
-    models = _models(len(positions), seed)
-    weights = [float(1 + (7 * place) % 50) for place in range(len(positions))]
-    streamed, merged = (
-        _streamed(models, weights, positions),
-        _merged(models, weights, positions),
-    )
+@given(count=st.integers(1, 40), seed=st.integers(0, 1000))
+def test_the_mean_is_float64s_to_the_last_digits_of_the_largest_value(count: int, seed: int) -> None:
+    models = _models(count, seed)
+    weights = [float(1 + (7 * place) % 50) for place in range(count)]
+    mean = _streamed(models, weights, models[0])
     for name in ("w", "b"):
-        assert torch.equal(streamed[name], merged[name])
         exact = sum(w * m[name].double() for w, m in zip(weights, models, strict=True)) / sum(weights)
-        scale = max(float(m[name].abs().max()) for m in models)
-        torch.testing.assert_close(streamed[name].double(), exact, rtol=0, atol=1e-6 * scale)
+        # Half a quantum for each product, and the last rounding to float32.
+        error = (mean[name].double() - exact).abs()
+        assert bool((error <= quantum(models[0][name]) / 2 + exact.abs() * 2.0**-24).all())
 
 
-def test_a_partial_sum_may_be_mixed_with_single_updates() -> None:
-    models, weights = _models(3 * CHUNK), [1.0] * (3 * CHUNK)
-    part = ChunkSum(1)
-    for position in range(CHUNK, 2 * CHUNK):
-        part.add(models[position], 1.0, position)
-    total = WeightedSum()
-    for position in range(CHUNK):
-        total.add(models[position], 1.0, position)
-    total.merge(part)
-    for position in range(2 * CHUNK, 3 * CHUNK):
-        total.add(models[position], 1.0, position)
-    expected = _streamed(models, weights, list(range(3 * CHUNK)))
-    assert all(torch.equal(value, expected[name]) for name, value in total.mean().items())
+def test_float32_sums_would_depend_on_the_order() -> None:
+    # The contrast: were the sum taken in float32, adding 1 to 2^24 would lose it.
+    big, one = ({"w": torch.tensor([value])} for value in (2.0**24, 1.0))
+    first, last = _streamed([big, one, one], [1.0] * 3), _streamed([one, one, big], [1.0] * 3)
+    assert float(first["w"]) == float(last["w"]) == (2.0**24 + 2) / 3
 
 
-def test_chunks_are_by_place_so_that_a_missing_client_regroups_nobody() -> None:
-    # In float32 a 1 that is added to 2^24 is lost, and 2 is not: the result shows the grouping.
-    big, one, none = ({"w": torch.tensor([4 * value])} for value in (2.0**24, 1.0, 0.0))
+@pytest.mark.parametrize(
+    ("largest", "digits"), [(1.0, -28), (0.9, -28), (1.1, -27), (100.0, -21), (0.0, -36), (1e-9, -36)]
+)
+def test_the_quantum_follows_the_global_tensors_largest_value(largest: float, digits: int) -> None:
+    assert quantum(torch.tensor([0.0, -largest])) == 2.0**digits
 
-    def total(positions: list[int]) -> float:
-        # Four weights of 1/4 make the mean the sum.
-        return float(_streamed([big, one, one, none], [0.25] * 4, positions)["w"])
 
-    assert total([0, 1, 2, 3]) == 2.0**24  # ((big + 1) + 1): both are lost
-    assert total([0, 8, 9, 10]) == 2.0**24 + 2  # big + (1 + 1): chunks are eight places
-    assert total([5, 11, 15, 32]) == 2.0**24 + 2  # gaps inside and between chunks change nothing
-    assert total([0, 7, 8, 9]) == 2.0**24  # (big + 1) + (1 + 0)
+def test_a_tensor_without_reference_counts_as_of_size_one() -> None:
+    assert quantum(None) == 2.0**-28
+    assert quantum(torch.zeros(0)) == 2.0**-36
+
+
+def test_beyond_the_exact_range_the_mean_is_still_right() -> None:
+    models = [{"w": torch.tensor([3.0e20])}, {"w": torch.tensor([1.0e20])}]
+    assert float(_streamed(models, [1e6, 1e6])["w"]) == pytest.approx(2.0e20, rel=1e-6)
+
+
+def test_large_tensors_are_summed_in_slices() -> None:
+    values = torch.linspace(-1, 1, 200_001)
+    mean = _streamed([{"w": values}, {"w": -values}, {"w": values}], [1.0, 1.0, 1.0])["w"]
+    torch.testing.assert_close(mean, values / 3, rtol=0, atol=1e-8)
+
+
+def test_layouts_are_summed_by_place_not_by_memory() -> None:
+    images = torch.arange(24.0).reshape(1, 2, 3, 4)
+    mean = _streamed([{"w": images}, {"w": images.to(memory_format=torch.channels_last)}], [1.0, 1.0])["w"]
+    assert torch.equal(mean, images)
 
 
 def test_the_mean_is_weighted() -> None:
     mean = _streamed(
         [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([5.0, 4.0])}],
         [1.0, 3.0],
-        [0, 1],
     )
     assert mean["w"].tolist() == [4.0, 3.0]
 
@@ -113,7 +125,7 @@ def test_halves_are_summed_in_float32_and_returned_as_halves(
 ) -> None:
     # 300 times 1000 is beyond float16, and bfloat16 loses every 1 above 256.
     models = [{"w": torch.tensor([1000.0, 1.0], dtype=dtype)} for _ in range(300)]
-    mean = _streamed(models, [1.0] * 300, list(range(300)))["w"]
+    mean = _streamed(models, [1.0] * 300)["w"]
     assert mean.dtype == dtype
     assert mean.tolist() == models[0]["w"].tolist()
 
@@ -125,7 +137,6 @@ def test_float64_stays_float64() -> None:
             {"w": torch.tensor([1 + 1e-12], dtype=torch.float64)},
         ],
         [1.0, 1.0],
-        [0, 1],
     )
     assert mean["w"].dtype == torch.float64
     assert math.isclose(float(mean["w"]), 1 + 5e-13, rel_tol=1e-15)
@@ -134,7 +145,7 @@ def test_float64_stays_float64() -> None:
 def test_the_updates_are_not_changed() -> None:
     models = _models(20)
     before = [{name: value.clone() for name, value in model.items()} for model in models]
-    _streamed(models, [1.0] * 20, list(range(20)))
+    _streamed(models, [1.0] * 20)
     assert all(
         torch.equal(model[name], old[name]) for model, old in zip(models, before, strict=True) for name in old
     )
@@ -157,42 +168,30 @@ def test_one_update_is_alive_at_a_time() -> None:
 
     gc.disable()
     try:
-        mean = weighted_mean(updates(), lambda update: 1.0)
+        mean = FedAvg().combine({"w": torch.zeros(4)}, updates())
     finally:
         gc.enable()
     assert mean["w"].tolist() == [9.5] * 4
     assert most == 0
 
 
-def test_places_must_rise() -> None:
-    total = WeightedSum()
-    total.add({"w": torch.ones(1)}, 1.0, 3)
-    with pytest.raises(ValueError, match="position 3 does not follow 3"):
-        total.add({"w": torch.ones(1)}, 1.0, 3)
-    total.add({"w": torch.ones(1)}, 1.0, CHUNK)
-    with pytest.raises(ValueError, match="chunk 0 does not follow chunk 1"):
-        total.add({"w": torch.ones(1)}, 1.0, 4)
-    with pytest.raises(ValueError, match="chunk 1 does not follow chunk 1"):
-        total.merge(ChunkSum(1))
-
-
 @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
 def test_a_weight_must_be_finite_and_not_negative(weight: float) -> None:
     with pytest.raises(ValueError, match="a weight must be finite and >= 0"):
-        WeightedSum().add({"w": torch.ones(1)}, weight, 0)
+        WeightedSum().add({"w": torch.ones(1)}, weight)
 
 
 def test_the_models_of_a_sum_have_the_same_tensors() -> None:
     total = WeightedSum()
-    total.add({"w": torch.ones(1)}, 1.0, 0)
+    total.add({"w": torch.ones(1)}, 1.0)
     with pytest.raises(ValueError, match="not in both: b"):
-        total.add({"w": torch.ones(1), "b": torch.ones(1)}, 1.0, 1)
+        total.add({"w": torch.ones(1), "b": torch.ones(1)}, 1.0)
 
 
 def test_no_weight_is_no_mean() -> None:
     with pytest.raises(RunError, match="weights are 0"):
         WeightedSum().mean()
     total = WeightedSum()
-    total.add({"w": torch.ones(1)}, 0.0, 0)
+    total.add({"w": torch.ones(1)}, 0.0)
     with pytest.raises(RunError, match="weights are 0"):
         total.mean()

@@ -1,0 +1,145 @@
+"""What answers messages in one process, and the recipe that makes it there.
+
+A carrier of messages (an engine) gets a recipe and opens it in whichever processes do the work: this one, or
+workers on this or other machines. A recipe can be pickled, with its images by reference where they are
+memory-mapped.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from fedvision.config import ExperimentConfig
+from fedvision.data.images import Dataset
+from fedvision.data.shards import ClientShards, Shard
+from fedvision.data.split import Split
+from fedvision.flower import client_app
+from fedvision.flower.folding import Folding
+from fedvision.flower.roster import NumberedRoster
+from fedvision.flower.strategy import FlowerStrategy, build_strategy
+from fedvision.models.state import get_state, travelling
+from fedvision.strategies.mean import summable
+from fedvision.training.memory import ClientMemory
+from fedvision.training.worker import Worker
+from fedvision.types import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """What answers messages in one process."""
+
+    app: ClientApp
+    """Answers one message."""
+    worker: Worker | None = None
+    """Trains several clients at once, where the carrier can make use of it."""
+
+    def answer(self, message: Message, context: Context) -> Message:
+        """Answer one message.
+
+        Raises:
+            Exception: Whatever the client's work raised; its text names client, stage and cause.
+        """
+        return self.app(message, context)
+
+
+class Recipe(Protocol):
+    """Makes a host; can be pickled."""
+
+    @property
+    def clients(self) -> int:
+        """Number of clients that a host answers for."""
+
+    @property
+    def device(self) -> str:
+        """Where the arithmetic is to run: ``"auto"``, or a torch device."""
+
+    def rehearse(self) -> None:
+        """Train the costliest client once and keep nothing, so that it can be measured."""
+
+    def open(self) -> Host:
+        """Make what answers messages, in the process that calls."""
+
+    def folding(self) -> Folding | None:
+        """Make what sums updates, where the strategy needs no more than sums."""
+
+    def cost(self, client: int) -> float:
+        """Return how much work a client's training is beside the others', in any unit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedClients:
+    """The recipe of a simulation: every process can answer for every client."""
+
+    config: ExperimentConfig
+    """The experiment."""
+    dataset: Dataset
+    """All images."""
+    split: Split
+    """Which client has which images."""
+    model: nn.Module
+    """The network as it begins."""
+    memory: Path
+    """Folder of what the clients keep between rounds; the same for all processes."""
+    threads: int = 1
+    """Threads of a process's arithmetic. The bits of a result depend on it, so all engines have the same."""
+
+    @property
+    def clients(self) -> int:
+        """Number of clients."""
+        return len(self.split.clients)
+
+    @property
+    def device(self) -> str:
+        """The experiment's device."""
+        return self.config.training.device
+
+    def rehearse(self) -> None:
+        """Train the client with most images of the first thousand once and keep nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            worker = replace(self, memory=Path(folder)).worker()
+            state = get_state(worker.model, travelling(worker.model, self.config.model.travel))
+            client = max(range(min(self.clients, 1000)), key=self.cost)
+            worker.train(Task(round=1, client=client, state=state))
+
+    def cost(self, client: int) -> float:
+        """Return the client's number of images."""
+        return float(len(self.split.clients[client]))
+
+    def roster(self) -> NumberedRoster:
+        """Return the members, with the counts of the images that they train on."""
+        counts = self.split.counts.sum(0)
+        if self.config.evaluation.holdout:
+            shards, classes = self._shards(), len(self.dataset.classes)
+            counts = np.sum([shards.train(client).counts(classes) for client in range(self.clients)], axis=0)
+        return NumberedRoster(clients=self.clients, counts=tuple(counts.tolist()))
+
+    def worker(self) -> Worker:
+        """Make what trains and measures, on the experiment's device."""
+        memory = ClientMemory(self.memory, self.config.checkpoint_every)
+        return Worker.open(self.config, self.model, len(self.dataset.classes), self._shards(), memory)
+
+    def _shards(self) -> ClientShards:
+        evaluation, seed = self.config.evaluation, self.config.seed
+        return ClientShards(self.dataset.train, self.split, holdout=evaluation.holdout, seed=seed)
+
+    def open(self) -> Host:
+        """Make the host; its process then uses as many arithmetic threads as the recipe says."""
+        torch.set_num_threads(self.threads)
+        worker = self.worker()
+        test = None if self.dataset.test is None else Shard.whole(self.dataset.test)
+        return Host(app=client_app.build(worker, test), worker=worker)
+
+    def folding(self) -> Folding | None:
+        """Make what sums updates; None for a strategy that must see every update, or a stock one."""
+        strategy = build_strategy(self.config.strategy, seed=self.config.seed)
+        mean = summable(strategy.inner) if isinstance(strategy, FlowerStrategy) else None
+        return None if mean is None else Folding(mean)
