@@ -336,7 +336,7 @@ def test_a_server_does_not_start_with_a_certificate_that_no_client_accepts(
     assert caplog.messages == []
     now = datetime.now(UTC)
     make_at(tmp_path / "old", monkeypatch, now - timedelta(days=10))
-    with pytest.raises(ConfigError, match="only; remove server.crt and server.key and make new ones"):
+    with pytest.raises(ConfigError, match=r"only; remove server.crt and server.key and make new ones"):
         context(tmp_path / "old")
     make_at(tmp_path / "soon", monkeypatch, now)
     context(tmp_path / "soon")
