@@ -217,4 +217,5 @@ def test_the_command_is_installed_and_frozen() -> None:
     assert options == {
         "help", "experiment", "overrides", "engine", "out", "resume", "threads", "tensorboard", "runs",
         "kind", "folder", "host", "clients", "days", "mutual_tls", "client", "client_overrides", "trains",
+        "workers", "address", "gpus_per_worker",
     }  # fmt: skip
