@@ -10,7 +10,8 @@
     ├── ClientError            one client failed; carries node, stage and cause
     │   └── UpdateRefused      one client's reply cannot be used; the round goes on without it
     └── RunError               the run itself failed                                         (exit code 1)
-        └── RecordError        the run folder could not be written any more (full disk, ...)
+        ├── RecordError        the run folder could not be written any more (full disk, ...)
+        └── ServerError        the server cannot be reached, is not who it should be, or refuses this client
 
 A message is one sentence or two: what is wrong, where (file, table, key, node, stage) and what to do.
 """
@@ -65,6 +66,10 @@ class RunError(FedVisionError):
 
 class RecordError(RunError):
     """The run folder can no longer be written; the last checkpoint is intact."""
+
+
+class ServerError(RunError):
+    """The server cannot be reached, is not who it should be, or refuses this client."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from fedvision import registry
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fedvision"
-BASE = {"types", "errors", "seeding", "tables", "config", "sweep", "registry"}
+BASE = {"types", "errors", "seeding", "tables", "config", "client_config", "sweep", "registry"}
 # A room may import the rooms named here, itself and the base; the order is the house's, from the cellar up.
 ROOMS: dict[str, set[str]] = {
     "metrics": set(),
@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "flower": {"strategies", "training", "losses", "models", "data", "metrics"},
     "engines": {"flower"},
     "reporting": {"data", "metrics"},
+    "deploy": {"flower", "training", "losses", "models", "data", "metrics"},
     "federation": {"reporting", "flower", "strategies", "training", "models", "data", "metrics"},
     "simulation": {
         "federation",
@@ -38,10 +39,11 @@ ROOMS: dict[str, set[str]] = {
         "metrics",
     },
     "api": {"simulation", "federation", "reporting"},
-    "cli": {"api", "federation", "reporting"},
+    "commands": {"api", "deploy", "federation", "reporting", "flower"},
+    "cli": {"commands", "api", "federation", "reporting"},
     "__init__": {"api"},
 }
-OUTSIDE = {"flwr": {"flower", "engines", "simulation", "federation"}, "ray": {"engines"}}
+OUTSIDE = {"flwr": {"flower", "engines", "simulation", "federation", "deploy"}, "ray": {"engines"}}
 NON_PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
 
 
