@@ -91,7 +91,7 @@ def test_optimisers_of_torch_go_by_any_case() -> None:
     import torch
 
     assert registry.resolve("optimizer", "AdamW").call is torch.optim.AdamW
-    assert registry.resolve("optimizer", "sgd").call is torch.optim.SGD
+    assert registry.resolve("optimizer", "rMSprop").call is torch.optim.RMSprop
     assert "rmsprop" in registry.names("optimizer")
 
 
