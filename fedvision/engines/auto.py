@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from flwr.serverapp import Grid
 
 from fedvision import registry
@@ -35,12 +36,30 @@ class AutoEngine:
     @contextmanager
     def open(self, recipe: Recipe, *, run_id: int = 1, tell: Tell = print) -> Iterator[Grid]:
         """Open a Grid of the engine that is expected to be fastest."""
-        workers = self._workers or len(os.sched_getaffinity(0))
-        spec, why = choose(recipe.forecast(), workers)
+        gpus = _gpus(recipe.device)
+        if gpus:
+            spec, why = choose_on_gpus(gpus)
+        else:
+            spec, why = choose(recipe.forecast(), self._workers or len(os.sched_getaffinity(0)))
         tell(f"engine {spec.use}: {why}")
         engine: Engine = registry.build("engine", spec)
         with engine.open(recipe, run_id=run_id, tell=tell) as grid:
             yield grid
+
+
+def _gpus(device: str) -> int:
+    """Return how many GPUs an experiment's device means on this machine."""
+    if device == "auto":
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return int(torch.device(device).type == "cuda")
+
+
+def choose_on_gpus(gpus: int) -> tuple[PluginSpec, str]:
+    """Return an engine for so many GPUs and the reason in a few words."""
+    if gpus == 1:
+        return PluginSpec(use="vectorized"), "one GPU, which small clients one by one would leave idle"
+    args = {"workers": gpus, "gpus_per_worker": 1.0, "inner": "vectorized"}
+    return PluginSpec(use="ray", args=args), f"a vectorized worker on each of {gpus} GPUs"
 
 
 def choose(forecast: Forecast, workers: int) -> tuple[PluginSpec, str]:

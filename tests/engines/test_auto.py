@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedvision import registry
 from fedvision.api import simulate
-from fedvision.engines.auto import choose
+from fedvision.engines.auto import choose, choose_on_gpus
 from fedvision.flower.hosting import Forecast
 from tests.experiments import tiny
 
@@ -29,6 +30,15 @@ def test_processes_pay_where_there_is_enough_to_do(
     spec, why = choose(Forecast(seconds=seconds, cohort=cohort), workers)
     assert (spec.use, spec.args.get("workers")) == expected
     assert f"about {seconds:.0f} s" in why
+
+
+def test_gpus_get_vectorized_engines() -> None:
+    assert choose_on_gpus(1)[0].use == "vectorized"
+    spec, why = choose_on_gpus(4)
+    assert (spec.use, spec.args["workers"], spec.args["inner"]) == ("ray", 4, "vectorized")
+    assert "4 GPUs" in why
+    # What is chosen can be built.
+    registry.build("engine", spec)
 
 
 def test_a_short_run_is_serial_and_the_summary_says_why(tmp_path: Path) -> None:
