@@ -20,8 +20,12 @@ from fedvision.types import PluginSpec
 T = TypeVar("T")
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, what: str = "an experiment's TOML file") -> dict[str, Any]:
     """Read a TOML file.
+
+    Args:
+        path: The file.
+        what: What the file should be, for the error.
 
     Raises:
         ConfigError: It is missing, unreadable or no TOML.
@@ -29,7 +33,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: there is no such file; name an experiment's TOML file") from error
+        raise ConfigError(f"{path}: there is no such file; name {what}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: this is no TOML: {error}; correct that line") from error
     except OSError as error:
@@ -121,6 +125,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in options:
             raise ConfigError(f"{where} must be one of {', '.join(map(repr, options))}, not {value!r}")
         return value
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} must be a table, not {value!r}")
+        return {key: _convert(options[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is tuple:
         items = value if isinstance(value, list) else [value]
         return tuple(_convert(options[0], item, where) for item in items)

@@ -1,0 +1,88 @@
+"""A client's own labels -> the experiment's classes, so that machines that name things differently agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.data.images import Dataset, ImageSet
+from fedvision.errors import DataError, nearest
+
+LEFT_OUT = -1
+
+
+def destinations(
+    own: Sequence[str], mapping: Mapping[str, str], classes: Sequence[str]
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return where each own class goes, and a sentence for each that goes nowhere.
+
+    Args:
+        own: The client's C' class names.
+        mapping: Own name -> class of the experiment, or ``""``: leave its images out. Others keep their name.
+        classes: The experiment's C classes, in the order of their labels.
+
+    Returns:
+        int64 [C'], a label below C or ``LEFT_OUT``, and what is wrong; empty when nothing is.
+    """
+    number = {name: label for label, name in enumerate(classes)}
+    wrong = [
+        f"label_map: this data has no label {name!r}{nearest(name, own)}"
+        for name in mapping
+        if name not in own
+    ]
+    target = np.full(len(own), LEFT_OUT, np.int64)
+    for i, name in enumerate(own):
+        meant = mapping.get(name, name)
+        if meant in number:
+            target[i] = number[meant]
+        elif meant or name not in mapping:
+            mapped = f" (label_map: {meant!r})" if name in mapping else ""
+            wrong.append(
+                f"the experiment does not know label {name!r}{mapped}{nearest(meant, classes)}; "
+                f'write {name!r} = its class, or {name!r} = "" to leave it out, into [data.label_map]'
+            )
+    return target, tuple(wrong)
+
+
+def relabel(dataset: Dataset, mapping: Mapping[str, str], classes: Sequence[str]) -> Dataset:
+    """Return the images under the experiment's labels.
+
+    Images stay the memory map they are, unless some are left out: then the others are copied to memory.
+
+    Args:
+        dataset: As the client's data source gives it.
+        mapping: As for ``destinations``.
+        classes: The experiment's classes, in the order of their labels.
+
+    Raises:
+        DataError: A label is known to neither, or every training image is left out.
+    """
+    present = _present(dataset)
+    own = [name for i, name in enumerate(dataset.classes) if present[i] or name in mapping]
+    target, wrong = destinations(own, mapping, classes)
+    if wrong:
+        raise DataError("; ".join(wrong))
+    table = np.full(len(dataset.classes), LEFT_OUT, np.int64)
+    table[[dataset.classes.index(name) for name in own]] = target
+    train = _moved(dataset.train, table)
+    if not len(train):
+        raise DataError("[data.label_map] leaves every training image out; map one label to a class")
+    test = _moved(dataset.test, table) if dataset.test else None
+    return Dataset(train=train, test=test if test else None, classes=tuple(classes), notices=dataset.notices)
+
+
+def _present(dataset: Dataset) -> NDArray[np.int64]:
+    """Return images a class [C'], training and test together."""
+    parts = [dataset.train, *([dataset.test] if dataset.test else [])]
+    return np.bincount(np.concatenate([part.labels for part in parts]), minlength=len(dataset.classes))
+
+
+def _moved(images: ImageSet, table: NDArray[np.int64]) -> ImageSet:
+    labels = table[images.labels]
+    kept = labels != LEFT_OUT
+    if kept.all():
+        return ImageSet(images=images.images, labels=labels, columns=images.columns)
+    columns = {name: values[kept] for name, values in images.columns.items()}
+    return ImageSet(images=images.images[kept], labels=labels[kept], columns=columns)

@@ -1,0 +1,67 @@
+"""Own labels become the experiment's: renamed, merged, left out; a strange one gets its near match."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedvision.data.images import Dataset, ImageSet
+from fedvision.data.relabel import LEFT_OUT, destinations, relabel
+from fedvision.errors import DataError
+
+CLASSES = ("normal", "pneumonia", "covid")
+
+
+def dataset(labels: list[int], classes: tuple[str, ...], test: list[int] | None = None) -> Dataset:
+    def images(labels: list[int]) -> ImageSet:
+        pixels = np.arange(len(labels), dtype=np.uint8)[:, None, None, None]
+        site = np.array([f"site{i}" for i in range(len(labels))])
+        return ImageSet(images=pixels, labels=np.array(labels, np.int64), columns={"site": site})
+
+    return Dataset(train=images(labels), test=images(test) if test else None, classes=classes)
+
+
+def test_labels_are_renamed_and_merged_in_the_experiments_order() -> None:
+    own = dataset([0, 1, 2, 3], ("bacterial", "covid", "healthy", "viral"), test=[2])
+    mapping = {"bacterial": "pneumonia", "viral": "pneumonia", "healthy": "normal"}
+    moved = relabel(own, mapping, CLASSES)
+    assert moved.train.labels.tolist() == [1, 2, 0, 1]
+    assert moved.test is not None
+    assert moved.test.labels.tolist() == [0]
+    assert moved.classes == CLASSES
+    assert moved.train.images is own.train.images
+
+
+def test_an_empty_text_leaves_a_labels_images_out_with_their_columns() -> None:
+    moved = relabel(dataset([0, 1, 0], ("normal", "unclear")), {"unclear": ""}, CLASSES)
+    assert moved.train.labels.tolist() == [0, 0]
+    assert moved.train.images[:, 0, 0, 0].tolist() == [0, 2]
+    assert moved.train.columns["site"].tolist() == ["site0", "site2"]
+
+
+def test_a_client_may_lack_classes_and_hold_empty_ones_that_nobody_knows() -> None:
+    moved = relabel(dataset([1, 1], ("unused folder", "covid")), {}, CLASSES)
+    assert moved.train.labels.tolist() == [2, 2]
+
+
+def test_a_strange_label_is_named_with_the_near_match() -> None:
+    target, wrong = destinations(["pnuemonia", "normal"], {}, CLASSES)
+    assert target.tolist() == [LEFT_OUT, 0]
+    assert wrong == (
+        "the experiment does not know label 'pnuemonia'; did you mean 'pneumonia'?; write 'pnuemonia' = its "
+        "class, or 'pnuemonia' = \"\" to leave it out, into [data.label_map]",
+    )
+
+
+@pytest.mark.parametrize(
+    ("mapping", "sentence"),
+    [
+        ({"normal": "norml"}, "label 'normal' (label_map: 'norml'); did you mean 'normal'?"),
+        ({"nromal": "covid"}, "label_map: this data has no label 'nromal'; did you mean 'normal'?"),
+        ({"normal": ""}, "leaves every training image out"),
+    ],
+)
+def test_a_wrong_map_is_an_error(mapping: dict[str, str], sentence: str) -> None:
+    with pytest.raises(DataError) as caught:
+        relabel(dataset([0, 0], ("normal",)), mapping, CLASSES)
+    assert sentence in str(caught.value)
