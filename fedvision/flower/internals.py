@@ -13,13 +13,15 @@ What is leaned on, and why:
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from flwr.app import Array, Message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
+
+if TYPE_CHECKING:
+    import torch
 
 CLIENT_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 SERVER_NODE = SUPERLINK_NODE_ID
