@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 
-from fedvision.data.shards import ClientShards, Shard
+from fedvision.data.shards import Shard
 from fedvision.engines.base import Engine
 from fedvision.errors import RecordError
 from fedvision.federation import Federation
-from fedvision.flower import client_app, server_app
+from fedvision.flower import server_app
+from fedvision.flower.hosting import SimulatedClients
 from fedvision.flower.internals import SERVER_NODE
+from fedvision.flower.measure import measure_parts
+from fedvision.flower.roster import Roster
 from fedvision.flower.strategy import layers
 from fedvision.models.state import get_state, load_state, travelling
 from fedvision.reporting.folder import RunFolder
@@ -23,8 +27,7 @@ from fedvision.reporting.html import write_report
 from fedvision.reporting.mistakes import choose
 from fedvision.reporting.progress import Progress, Silent
 from fedvision.strategies.snapshot import restore, snapshot
-from fedvision.training.evaluate import Evaluation, predict
-from fedvision.training.memory import ClientMemory
+from fedvision.training.evaluate import predict
 from fedvision.training.worker import Worker
 from fedvision.types import State
 
@@ -57,7 +60,7 @@ class Simulation:
 
     def run(self, engine: Engine) -> State:
         """Run the rounds that are left, write everything else, and return the final state."""
-        worker = self._worker()
+        recipe = self._recipe()
         self._continue()
         plan = server_app.ServerPlan(
             config=self.config,
@@ -65,13 +68,13 @@ class Simulation:
             state=self.state,
             journal=self,
             first_round=self.done + 1,
-            measure=self._measure(worker),
+            roster=recipe.roster(),
+            measure=self._measure(),
             extra_metrics=self.federation.metrics,
         )
-        clients = len(self.federation.split.clients)
-        with self.progress, engine.open(client_app.build(worker), clients) as grid:
+        with self.progress, engine.open(recipe) as grid:
             server_app.build(plan)(grid=grid, context=_context(self.config.to_toml()))
-        self._finish(worker)
+        self._finish(recipe.worker())
         return self.state
 
     def abandon(self, error: BaseException) -> None:
@@ -85,7 +88,7 @@ class Simulation:
 
     # The journal that the server tells what happens (flower.server_app.Journal).
 
-    def begin(self, clients: Mapping[int, int]) -> None:
+    def begin(self, roster: Roster) -> None:
         """Show the progress bar."""
         self.progress.start(self.config.rounds, self.done + 1)
 
@@ -118,21 +121,20 @@ class Simulation:
         for name, layer in layers(self.federation.strategy).items():
             restore(layer, checkpoint.tensors.get(name, {}), checkpoint.values[name])
 
-    def _worker(self) -> Worker:
-        config, split, dataset = self.config, self.federation.split, self.federation.dataset
-        shards = ClientShards(dataset.train, split, holdout=config.evaluation.holdout, seed=config.seed)
-        memory = ClientMemory(self.folder.path / "clients", config.checkpoint_every)
-        return Worker.open(config, self.federation.model, len(dataset.classes), shards, memory)
+    def _recipe(self) -> SimulatedClients:
+        return SimulatedClients(
+            config=self.config,
+            dataset=self.federation.dataset,
+            split=self.federation.split,
+            model=self.federation.model,
+            memory=self.folder.path / "clients",
+        )
 
-    def _measure(self, worker: Worker) -> Any:
-        if self.federation.dataset.test is None:
+    def _measure(self) -> Any:
+        test = self.federation.dataset.test
+        if test is None:
             return None
-        shard = Shard.whole(self.federation.dataset.test)
-
-        def measure(state: State) -> Evaluation:
-            return worker.measure(state, shard)
-
-        return measure
+        return partial(measure_parts, images=len(test), batch_size=self.config.evaluation.batch_size)
 
     def _record_split(self) -> None:
         split = self.federation.split

@@ -11,36 +11,35 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedvision.flower import internals
+from fedvision.flower.hosting import Host, Recipe
 from fedvision.flower.internals import PARTITION
-
-FIRST_NODE = 1000
+from fedvision.flower.roster import FIRST_NODE
 
 
 class SerialEngine:
     """Carries messages to clients in this process."""
 
     @contextmanager
-    def open(self, client_app: ClientApp, clients: int, run_id: int = 1) -> Iterator[Grid]:
-        """Open a Grid of ``clients`` nodes that all run ``client_app``; one at a time in a process."""
+    def open(self, recipe: Recipe, run_id: int = 1) -> Iterator[Grid]:
+        """Open a Grid over the recipe's clients; one at a time in a process."""
         internals.identify(run_id)
-        yield SerialGrid(client_app, clients, run_id)
+        yield SerialGrid(recipe.open(), recipe.clients, run_id)
 
 
 class SerialGrid(Grid):
-    """A Flower Grid whose nodes are partitions 0, 1, ... of one process.
+    """A Flower Grid whose nodes are the clients of one host.
 
     Args:
-        client_app: Answers the messages of every node.
+        host: Answers the messages of every node.
         clients: Number of nodes; node ``FIRST_NODE + i`` has ``node_config["partition-id"] == i``.
         run_id: Flower's number of the run.
     """
 
-    def __init__(self, client_app: ClientApp, clients: int, run_id: int) -> None:
-        self._app, self._clients, self._run_id = client_app, clients, run_id
+    def __init__(self, host: Host, clients: int, run_id: int) -> None:
+        self._host, self._clients, self._run_id = host, clients, run_id
         self._run = internals.empty_run(run_id)
         self._kept: dict[int, RecordDict] = {}
         self._ids = itertools.count(1)
@@ -98,7 +97,7 @@ class SerialGrid(Grid):
             run_config={},
         )
         try:
-            reply = self._app(message, context)
+            reply = self._host.answer(message, context)
         except Exception as error:
             reply = Message(Error(code=internals.CLIENT_RAISED, reason=str(error)), reply_to=message)
         else:

@@ -13,21 +13,22 @@ from flwr.serverapp.strategy import Strategy
 from fedvision.errors import ConfigError, RunError
 from fedvision.flower import codec
 from fedvision.flower.exchange import Exchange
+from fedvision.flower.roster import AskedRoster, Unasked
 from fedvision.types import State
 
 
-def ask_roster(grid: Grid) -> dict[int, codec.RosterEntry]:
+def ask_roster(grid: Grid) -> AskedRoster:
     """Ask every node who it is and how many images of each class it has.
 
     Raises:
         RunError: No node answered usefully.
     """
     messages = [Message(RecordDict(), node, codec.ROSTER) for node in grid.get_node_ids()]
-    exchange = Exchange(clients={}, stage="data")
+    exchange = Exchange(roster=Unasked(), stage="data")
     replies = list(exchange.send(grid, messages))
     if not replies:
         raise RunError(hopeless(1, exchange.refused))
-    return {reply.metadata.src_node_id: codec.decode_roster(reply.content) for reply in replies}
+    return AskedRoster({reply.metadata.src_node_id: codec.decode_roster(reply.content) for reply in replies})
 
 
 def check_strategy(strategy: Strategy, clients: int) -> None:

@@ -11,17 +11,25 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedvision.data.shards import Shard
 from fedvision.errors import ClientError
 from fedvision.flower import codec
 from fedvision.flower.internals import PARTITION
 from fedvision.training.worker import Worker
 
 
-def build(worker: Worker) -> ClientApp:
-    """Return the ClientApp of a machine that hosts clients."""
+def build(worker: Worker, test: Shard | None = None) -> ClientApp:
+    """Return the ClientApp of a machine that hosts clients.
+
+    Args:
+        worker: Trains and measures.
+        test: The server's test images, where the machine has them, as in a simulation: it then answers
+            requests to measure a model on a part of them.
+    """
     app = ClientApp()
 
     @app.query("roster")
@@ -46,7 +54,21 @@ def build(worker: Worker) -> ClientApp:
 
         return _answer(message, context, "evaluation", work)
 
+    if test is not None:
+        _answer_measurements(app, worker, test)
     return app
+
+
+def _answer_measurements(app: ClientApp, worker: Worker, test: Shard) -> None:
+    @app.query(codec.MEASURE.removeprefix("query."))
+    def measure(message: Message, context: Context) -> Message:
+        def work(client: int) -> RecordDict:
+            state, images = codec.decode_measure(message.content)
+            return codec.encode_evaluation(
+                worker.measure(state, test.take(np.arange(images.start, images.stop)))
+            )
+
+        return _answer(message, context, "measurement", work)
 
 
 def _answer(message: Message, context: Context, stage: str, work: Callable[[int], RecordDict]) -> Message:

@@ -8,7 +8,8 @@ Everything decoded is checked: names, shapes, types and finiteness, against what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fedvision.errors import UpdateRefused
 from fedvision.flower.internals import TensorArray
+from fedvision.strategies.mean import Sums
+from fedvision.strategies.summation import PartialSum
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import LocalUpdate
 from fedvision.types import Instruction, State, Task, Update
@@ -27,6 +30,10 @@ ROSTER = "query.roster"
 _TENSORS, _NUMBER, _OBJECTIVE, _COUNTS = "tensors.", "number.", "objective", "class-counts"
 _STOCK_PROX = "proximal-mu"
 _CONFUSION, _LOSS = "confusion", "loss"
+_FOLDED, _BYTES = "folded", "bytes"
+_SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "dtypes."
+MEASURE = "query.measure"
+_START, _STOP = "start", "stop"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +65,27 @@ def decode_state(record: Mapping[str, Array]) -> State:
 
 
 def size(content: RecordDict) -> int:
-    """Return the bytes of all tensors in a message's content."""
-    return sum(
-        int(np.prod(array.shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
-        for record in content.array_records.values()
-        for array in record.values()
-    )
+    """Return the bytes of all tensors of a message; of a folded reply, those that it would have had."""
+    if is_folded(content):
+        return int(content.config_records[_FOLDED][_BYTES])  # type: ignore[arg-type]
+    return sum(_record_size(record) for record in content.array_records.values())
+
+
+def total_size(contents: Iterable[RecordDict]) -> int:
+    """Return the bytes of all tensors of many messages, which may share their records."""
+    known: dict[int, int] = {}
+    total = 0
+    for content in contents:
+        for record in content.array_records.values():
+            key = id(record)
+            if key not in known:
+                known[key] = _record_size(record)
+            total += known[key]
+    return total
+
+
+def _record_size(record: ArrayRecord) -> int:
+    return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in record.values())
 
 
 def encode_instruction(instruction: Instruction, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
@@ -127,6 +149,12 @@ def decode_update(content: RecordDict, client: int, position: int) -> Update:
     )
 
 
+def training_facts(content: RecordDict) -> tuple[float, int]:
+    """Return the mean training loss and the number of images that a reply, folded or not, tells."""
+    metrics = content.metric_records[METRICS]
+    return float(metrics[TRAIN_LOSS]), int(metrics[EXAMPLES])  # type: ignore[arg-type]
+
+
 def check_update(content: RecordDict, client: int, expected: State) -> None:
     """Refuse a reply that cannot be averaged with the others.
 
@@ -158,6 +186,68 @@ def check_update(content: RecordDict, client: int, expected: State) -> None:
             _check_finite(client, f"{group}.{name}", tensor)
 
 
+def encode_folded(content: RecordDict) -> RecordDict:
+    """Return a reply's content without its tensors, which are in a sum."""
+    told = ConfigRecord({_BYTES: size(content)})
+    return RecordDict({METRICS: content.metric_records[METRICS], _FOLDED: told})
+
+
+def is_folded(content: RecordDict) -> bool:
+    """Say whether a reply's tensors are in a sum."""
+    return _FOLDED in content
+
+
+def encode_sums(sums: Sums) -> RecordDict:
+    """Return the records of sums over several clients; a folded reply carries them beside its own."""
+    told = ConfigRecord({_HEARD: sums.heard})
+    content = RecordDict({_SUMS: told})
+    for group, part in sums.parts().items():
+        content[_SUM + group] = encode_state(dict(part.totals))
+        told[_WEIGHTS + group] = list(part.weights)
+        told[_DTYPES + group] = [str(dtype).removeprefix("torch.") for dtype in part.dtypes.values()]
+    return content
+
+
+def decode_sums(content: RecordDict, sums: Sums) -> None:
+    """Merge the sums that a folded reply carries, if it does; large tensors are fetched at the end."""
+    told = content.config_records.get(_SUMS)
+    if told is None:
+        return
+    parts = {
+        group: PartialSum(
+            totals=_LazyState(content.array_records[_SUM + group]),
+            weights=tuple(told[key]),  # type: ignore[arg-type]
+            dtypes={
+                name: getattr(torch, str(dtype))
+                for name, dtype in zip(
+                    content.array_records[_SUM + group],
+                    told[_DTYPES + group],  # type: ignore[arg-type]
+                    strict=True,
+                )
+            },
+        )
+        for key in told
+        if (group := key.removeprefix(_WEIGHTS)) != key
+    }
+    sums.merge(parts, int(told[_HEARD]))  # type: ignore[arg-type]
+
+
+class _LazyState(Mapping[str, torch.Tensor]):
+    """The tensors of a record, each decoded when it is asked for."""
+
+    def __init__(self, record: Mapping[str, Array]) -> None:
+        self._record = record
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return decode_state({name: self._record[name]})[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._record)
+
+    def __len__(self) -> int:
+        return len(self._record)
+
+
 def encode_evaluation(evaluation: Evaluation) -> RecordDict:
     """Return the content of a reply to an evaluation message: counts and sums, never ratios."""
     metrics = MetricRecord({EXAMPLES: evaluation.examples, _LOSS: evaluation.loss_sum})
@@ -171,6 +261,17 @@ def decode_evaluation(content: RecordDict) -> Evaluation:
         confusion=confusion.numpy(),
         loss_sum=float(content.metric_records[METRICS][_LOSS]),  # type: ignore[arg-type]
     )
+
+
+def encode_measure(arrays: ArrayRecord, images: range) -> RecordDict:
+    """Return the content of a request to measure a state on some of the server's test images."""
+    return RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({_START: images.start, _STOP: images.stop})})
+
+
+def decode_measure(content: RecordDict) -> tuple[State, range]:
+    """Return the state and the numbers of the test images that a request asks for."""
+    config = content.config_records[CONFIG]
+    return decode_state(content.array_records[ARRAYS]), range(int(config[_START]), int(config[_STOP]))  # type: ignore[arg-type]
 
 
 def encode_roster(entry: RosterEntry) -> RecordDict:

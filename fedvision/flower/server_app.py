@@ -7,7 +7,7 @@ the strategy for the same four things, so that stock strategies run unchanged.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from fedvision.errors import RunError
 from fedvision.flower import codec
 from fedvision.flower.checks import ask_roster, check_state, check_strategy, hopeless
 from fedvision.flower.exchange import Exchange
+from fedvision.flower.roster import Roster
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import learning_rate
@@ -34,8 +35,8 @@ FAILED_ROUNDS = 3
 class Journal(Protocol):
     """Who is told what happens: the run folder, the progress bar, a notebook."""
 
-    def begin(self, clients: Mapping[int, int]) -> None:
-        """The federation is there: ``{node: client}``."""
+    def begin(self, roster: Roster) -> None:
+        """The federation is there."""
 
     def client_done(self, round: int, done: int, total: int) -> None:
         """One more client of the round has answered."""
@@ -58,7 +59,9 @@ class ServerPlan:
     """Who is told."""
     first_round: int = 1
     """Where to begin; above 1 when a run is resumed."""
-    measure: Callable[[State], Evaluation] | None = None
+    roster: Roster | None = None
+    """The federation's members, where they are known beforehand; None asks every node."""
+    measure: Callable[[Grid, Roster, State], Evaluation] | None = None
     """Measures a state on the server's own test images; None where it has none."""
     extra_metrics: Mapping[str, MetricFn] = field(default_factory=dict)
     """Further numbers by name, from confusion counts."""
@@ -81,12 +84,10 @@ class _Server:
     def __init__(self, grid: Grid, plan: ServerPlan) -> None:
         self.grid, self.plan, self.config = grid, plan, plan.config
         self.strategy, self.state = plan.strategy, plan.state
-        self.roster = ask_roster(grid)
-        self.clients = {node: entry.client for node, entry in self.roster.items()}
-        self.counts = tuple(np.sum([entry.counts for entry in self.roster.values()], axis=0).tolist())
+        self.roster: Roster = plan.roster or ask_roster(grid)
         check_strategy(plan.strategy, len(self.roster))
         if isinstance(plan.strategy, FlowerStrategy):
-            plan.strategy.introduce(self.clients)
+            plan.strategy.introduce(self.roster)
 
     def run(self) -> None:
         """Run all rounds from the plan's first.
@@ -94,7 +95,7 @@ class _Server:
         Raises:
             RunError: Nobody succeeded for ``FAILED_ROUNDS`` rounds in a row, or in all of them.
         """
-        self.plan.journal.begin(self.clients)
+        self.plan.journal.begin(self.roster)
         failed = 0
         last = min(FAILED_ROUNDS, self.config.rounds)
         for number in range(self.plan.first_round, self.config.rounds + 1):
@@ -126,13 +127,14 @@ class _Server:
         arrays = codec.encode_state(self.state)
         with seeding.stock_globals(self.config.seed, "select", number):
             messages = list(self.strategy.configure_train(number, arrays, self._train_config(), self.grid))
-        exchange = Exchange(clients=self.clients, stage="training", expected=self.state)
-        losses: dict[int, tuple[float, int]] = {}
-        replies = self._watch(number, exchange, messages, losses)
+        exchange = Exchange(roster=self.roster, stage="training", expected=self.state)
+        told: dict[int, tuple[float, int]] = {}
+        replies = self._watch(number, exchange, messages, told)
         with seeding.stock_globals(self.config.seed, "combine", number):
             combined, _ = self.strategy.aggregate_train(number, replies)
         if combined is not None and exchange.answered:
             self.state = check_state(number, codec.decode_state(combined), self.state)
+        losses = {client: told[client] for client in exchange.answered}
         examples = sum(count for _, count in losses.values())
         return {
             "round": number,
@@ -146,24 +148,24 @@ class _Server:
         }
 
     def _watch(
-        self, number: int, exchange: Exchange, messages: list[Message], losses: dict[int, tuple[float, int]]
-    ) -> Any:
+        self, number: int, exchange: Exchange, messages: list[Message], told: dict[int, tuple[float, int]]
+    ) -> Iterator[Message]:
         """Yield usable replies, noting each client's loss and images and telling the journal."""
-        for done, reply in enumerate(exchange.send(self.grid, messages), 1):
-            facts = reply.content.metric_records[codec.METRICS]
-            loss, examples = facts[codec.TRAIN_LOSS], facts[codec.EXAMPLES]
-            losses[exchange.answered[-1]] = (float(loss), int(examples))  # type: ignore[arg-type]
+        ordered = not (isinstance(self.strategy, FlowerStrategy) and self.strategy.any_order)
+        for done, reply in enumerate(exchange.send(self.grid, messages, ordered=ordered), 1):
+            client = self.roster.client(reply.metadata.src_node_id)
+            told[client] = codec.training_facts(reply.content)
             self.plan.journal.client_done(number, done + len(exchange.refused), len(messages))
             yield reply
 
     def _train_config(self) -> ConfigRecord:
         shared = self.config.loss.prior == "global"
-        return codec.encode_counts(self.counts) if shared else ConfigRecord()
+        return codec.encode_counts(self.roster.counts) if shared else ConfigRecord()
 
     def _measure_here(self) -> dict[str, Any] | None:
         if self.plan.measure is None:
             return None
-        return self._facts([self.plan.measure(self.state)])
+        return self._facts([self.plan.measure(self.grid, self.roster, self.state)])
 
     def _measure_there(self, number: int, record: dict[str, Any]) -> dict[str, Any] | None:
         """Measure on the images that clients keep for it; confusion counts are summed, then divided."""
@@ -172,8 +174,8 @@ class _Server:
         arrays = codec.encode_state(self.state)
         with seeding.stock_globals(self.config.seed, "select-evaluate", number):
             messages = list(self.strategy.configure_evaluate(number, arrays, ConfigRecord(), self.grid))
-        exchange = Exchange(clients=self.clients, stage="evaluation")
-        replies = list(exchange.send(self.grid, messages))
+        exchange = Exchange(roster=self.roster, stage="evaluation")
+        replies = list(exchange.send(self.grid, messages, ordered=True))
         self.strategy.aggregate_evaluate(number, replies)
         record["refused"] += exchange.refused
         record["bytes"]["down"] += exchange.down
@@ -197,5 +199,5 @@ class _Server:
         return {
             "loss": loss / max(1, int(confusion.sum())),
             "confusion": confusion.tolist(),
-            "scores": metrics.scores(confusion, np.array(self.counts), self.plan.extra_metrics),
+            "scores": metrics.scores(confusion, np.array(self.roster.counts), self.plan.extra_metrics),
         }

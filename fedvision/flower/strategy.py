@@ -7,6 +7,7 @@ object runs in ``fedvision simulate``, in a deployment and in a ServerApp that s
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,9 @@ from flwr.serverapp.strategy import Strategy
 from fedvision import registry, seeding
 from fedvision.errors import PluginError
 from fedvision.flower import codec
+from fedvision.flower.roster import Roster, Unasked
 from fedvision.strategies.base import RoundStrategy
+from fedvision.strategies.mean import Sums, summable
 from fedvision.types import Instruction, PluginSpec, State, Update
 
 
@@ -31,49 +34,73 @@ class FlowerStrategy(Strategy):
 
     def __init__(self, inner: RoundStrategy, *, seed: int) -> None:
         self.inner, self._seed = inner, seed
-        self._clients: Mapping[int, int] = {}
-        self._cohort: dict[int, tuple[int, int]] = {}
+        self._mean = summable(inner)
+        self._roster: Roster = Unasked()
+        self._positions: dict[int, int] = {}
         self._state: State = {}
 
-    def introduce(self, clients: Mapping[int, int]) -> None:
-        """Learn which node hosts which client: ``{node: client}``; without it nodes count as clients."""
-        self._clients = clients
+    @property
+    def any_order(self) -> bool:
+        """Whether replies may be combined as they come; else they must come in the messages' order."""
+        return self._mean is not None
+
+    def introduce(self, roster: Roster) -> None:
+        """Learn which node hosts which client; without it nodes count as clients."""
+        self._roster = roster
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Select the round's cohort and yield one training message for each member."""
-        nodes = {self._clients.get(node, node): node for node in grid.get_node_ids()}
         rng = seeding.numpy_stream(self._seed, "select", server_round)
-        cohort = self.inner.select(server_round, sorted(nodes), rng)
-        self._cohort = {nodes[client]: (client, position) for position, client in enumerate(cohort)}
+        cohort = self.inner.select(server_round, self._roster.present(grid), rng)
+        self._positions = {client: position for position, client in enumerate(cohort)}
         self._state = codec.decode_state(arrays)
         config[codec.ROUND] = server_round
         return self._instructions(server_round, arrays, config)
 
     def _instructions(self, round: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
-        for node, (client, _) in self._cohort.items():
+        for client in self._positions:
             instruction = self.inner.instruct(round, self._state, client)
             content = codec.encode_instruction(instruction, arrays, config)
-            yield Message(content, node, MessageType.TRAIN)
+            yield Message(content, self._roster.node(client), MessageType.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Combine the replies as they come; None where nobody succeeded."""
-        seen = _Totals()
-        updates = seen.watch(self._updates(replies))
-        first = next(updates, None)
-        if first is None:
-            return None, None
-        state = self.inner.combine(self._state, itertools.chain([first], updates))
-        return codec.encode_state(state), MetricRecord({codec.TRAIN_LOSS: seen.loss / max(1, seen.examples)})
+        """Combine the replies as they come; None where nobody succeeded.
 
-    def _updates(self, replies: Iterable[Message]) -> Iterator[Update]:
+        Replies may be single updates or, from a carrier that folds, sums over several clients. A strategy
+        whose ``any_order`` is false needs single updates in the messages' order.
+        """
+        losses = _Losses()
+        usable = losses.watch(reply for reply in replies if not reply.has_error())
+        state = self._sum(usable) if self._mean else self._combine(usable)
+        if state is None:
+            return None, None
+        return codec.encode_state(state), MetricRecord({codec.TRAIN_LOSS: losses.mean()})
+
+    def _sum(self, replies: Iterator[Message]) -> State | None:
+        """Add up whatever comes, in any order: updates, and sums that others took."""
+        assert self._mean is not None
+        sums = Sums(self._mean, self._state)
         for reply in replies:
-            if not reply.has_error():
-                client, position = self._cohort[reply.metadata.src_node_id]
-                yield codec.decode_update(reply.content, client, position)
+            if codec.is_folded(reply.content):
+                codec.decode_sums(reply.content, sums)
+            else:
+                sums.add(self._update(reply))
+            # Let go before the next one is made, or two models are in memory.
+            del reply
+        return sums.conclude() if sums.heard else None
+
+    def _combine(self, replies: Iterator[Message]) -> State | None:
+        updates = (self._update(reply) for reply in replies)
+        first = next(updates, None)
+        return None if first is None else self.inner.combine(self._state, itertools.chain([first], updates))
+
+    def _update(self, reply: Message) -> Update:
+        client = self._roster.client(reply.metadata.src_node_id)
+        return codec.decode_update(reply.content, client, self._positions[client])
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -95,17 +122,21 @@ class FlowerStrategy(Strategy):
         """Say nothing: the run folder holds the configuration."""
 
 
-class _Totals:
-    """Sums the training loss of updates that pass through, without holding them."""
+class _Losses:
+    """Notes the training losses of replies that pass through, without holding these."""
 
     def __init__(self) -> None:
-        self.loss, self.examples = 0.0, 0
+        self._noted: list[tuple[float, int]] = []
 
-    def watch(self, updates: Iterable[Update]) -> Iterator[Update]:
-        for update in updates:
-            self.loss += update.loss * update.examples
-            self.examples += update.examples
-            yield update
+    def watch(self, replies: Iterable[Message]) -> Iterator[Message]:
+        for reply in replies:
+            self._noted.append(codec.training_facts(reply.content))
+            yield reply
+
+    def mean(self) -> float:
+        """Return the mean over all images; ``fsum`` rounds once, so the order of the replies is no matter."""
+        images = sum(examples for _, examples in self._noted)
+        return math.fsum(loss * examples for loss, examples in self._noted) / max(1, images)
 
 
 def build_strategy(spec: PluginSpec, *, seed: int) -> Strategy:

@@ -67,6 +67,13 @@ class MeanStrategy(RoundStrategy):
         return sums.conclude()
 
 
+def summable(strategy: RoundStrategy) -> MeanStrategy | None:
+    """Return a strategy if sums taken anywhere serve it; None where its ``combine`` is its own."""
+    if isinstance(strategy, MeanStrategy) and type(strategy).combine is MeanStrategy.combine:
+        return strategy
+    return None
+
+
 class Sums:
     """The sums of one round of a strategy, or of a worker's part of it.
 

@@ -11,7 +11,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedvision.engines.serial import FIRST_NODE, SerialEngine
+from fedvision.engines.serial import SerialEngine
+from fedvision.flower.roster import FIRST_NODE
+from tests.engines.hosts import AppRecipe
 
 
 def counting_app() -> ClientApp:
@@ -41,7 +43,7 @@ def counting_app() -> ClientApp:
 
 @pytest.fixture
 def grid() -> Iterator[Grid]:
-    with SerialEngine().open(counting_app(), clients=4) as opened:
+    with SerialEngine().open(AppRecipe(app=counting_app, clients=4)) as opened:
         yield opened
 
 

@@ -13,9 +13,10 @@ from fedvision.errors import ConfigError, RunError
 from fedvision.flower import codec, internals
 from fedvision.flower.checks import ask_roster, check_state, check_strategy, hopeless
 from fedvision.flower.exchange import Exchange
+from fedvision.flower.roster import Unasked
 from fedvision.training.loop import LocalUpdate
 from fedvision.types import State
-from tests.flower.test_strategy import Nodes
+from tests.flower.test_strategy import Nodes, members
 
 STATE: State = {"w": torch.zeros(2)}
 CLIENTS = {100: 0, 101: 1, 102: 2, 103: 3}
@@ -57,14 +58,14 @@ def answer(message: Message) -> Message | None:
 
 
 def test_what_cannot_be_used_is_named_and_the_rest_passes() -> None:
-    exchange = Exchange(clients=CLIENTS, stage="training", expected=STATE)
+    exchange = Exchange(roster=members(CLIENTS), stage="training", expected=STATE)
     replies = list(exchange.send(Answering(answer), orders()))
     assert [CLIENTS[reply.metadata.src_node_id] for reply in replies] == [0]
     assert exchange.answered == [0]
     assert exchange.refused == [
         {"client": 1, "stage": "training", "reason": "out of memory"},
-        {"client": 3, "stage": "training", "reason": "the tensor 'w' holds NaN or infinity"},
         {"client": 2, "stage": "training", "reason": "it did not answer"},
+        {"client": 3, "stage": "training", "reason": "the tensor 'w' holds NaN or infinity"},
     ]
     # Four models of two floats went out; two came back, the refused one too.
     assert (exchange.down, exchange.up) == (32, 16)
@@ -72,14 +73,66 @@ def test_what_cannot_be_used_is_named_and_the_rest_passes() -> None:
 
 def test_a_reply_passes_before_the_next_client_works() -> None:
     grid = Answering(lambda message: Message(update(), reply_to=message))
-    replies = Exchange(clients=CLIENTS, stage="training", expected=STATE).send(grid, orders())
+    replies = Exchange(roster=members(CLIENTS), stage="training", expected=STATE).send(grid, orders())
     next(replies)
     assert grid.made == 1
 
 
+class Shuffled(Answering):
+    """The same, but the replies come in another order."""
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Iterator[Message]:
+        replies = list(super().send_and_receive(messages))
+        yield from [replies[place] for place in (2, 0, 1)]
+
+
+def test_replies_come_as_they_are_or_in_the_messages_order() -> None:
+    def some(message: Message) -> Message | None:
+        return None if CLIENTS[message.metadata.dst_node_id] == 1 else Message(update(), reply_to=message)
+
+    def order(ordered: bool) -> list[int]:
+        exchange = Exchange(roster=members(CLIENTS), stage="training", expected=STATE)
+        replies = list(exchange.send(Shuffled(some), orders(), ordered=ordered))
+        assert exchange.answered == [0, 2, 3]
+        assert [item["client"] for item in exchange.refused] == [1]
+        return [CLIENTS[reply.metadata.src_node_id] for reply in replies]
+
+    assert order(ordered=False) == [3, 0, 2]
+    assert order(ordered=True) == [0, 2, 3]
+
+
+def test_sums_are_only_taken_from_a_part_of_this_program() -> None:
+    def folded(message: Message) -> Message:
+        return Message(codec.encode_folded(update()), reply_to=message)
+
+    class Folding(Answering):
+        folds = True
+
+    stranger, own = (Exchange(roster=members(CLIENTS), stage="training", expected=STATE) for _ in "ab")
+    assert list(stranger.send(Answering(folded), orders())) == []
+    assert "it lacks the record 'arrays'" in stranger.refused[0]["reason"]
+    assert len(list(own.send(Folding(folded), orders()))) == 4
+    assert (stranger.up, own.up) == (32, 32)
+
+
+def test_a_client_whose_second_run_fails_has_not_answered() -> None:
+    class Again(Answering):
+        folds = True
+
+        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Iterator[Message]:
+            yield from super().send_and_receive(messages)
+            yield Message(Error(code=2, reason="client 1, training: gone"), reply_to=messages[1])
+
+    grid = Again(lambda message: Message(codec.encode_folded(update()), reply_to=message))
+    exchange = Exchange(roster=members(CLIENTS), stage="training", expected=STATE)
+    list(exchange.send(grid, orders()))
+    assert exchange.answered == [0, 2, 3]
+    assert exchange.refused == [{"client": 1, "stage": "training", "reason": "gone"}]
+
+
 def test_nothing_is_sent_where_nobody_is_asked() -> None:
     grid = Answering(answer)
-    assert list(Exchange(clients={}, stage="training").send(grid, [])) == []
+    assert list(Exchange(roster=Unasked(), stage="training").send(grid, [])) == []
     assert grid.made == 0
 
 
@@ -94,7 +147,8 @@ def test_the_roster_holds_those_that_answer() -> None:
         return Message(codec.encode_roster(entry), reply_to=message)
 
     roster = ask_roster(Answering(introduce))
-    assert {node: entry.client for node, entry in roster.items()} == {100: 0, 101: 1, 103: 3}
+    assert [roster.client(node) for node in (100, 101, 103)] == [0, 1, 3]
+    assert (len(roster), roster.counts) == (3, (4, 3))
     with pytest.raises(RunError, match="it did not answer"):
         ask_roster(Answering(lambda message: None))
 

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedMedian
 
 from fedvision.errors import PluginError
 from fedvision.flower import codec, internals
+from fedvision.flower.roster import AskedRoster
 from fedvision.flower.strategy import FlowerStrategy, build_strategy, layers
 from fedvision.strategies.averaging import FedAvg
 from fedvision.training.loop import LocalUpdate
@@ -44,6 +45,11 @@ class Nodes(Grid):
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any: ...
 
 
+def members(clients: Mapping[int, int]) -> AskedRoster:
+    """A roster in which each client said that it has an image of the only class."""
+    return AskedRoster({node: codec.RosterEntry(client=k, counts=(1,)) for node, k in clients.items()})
+
+
 def answers(messages: list[Message], clients: Mapping[int, int]) -> Iterator[Message]:
     """Each client k answers with k + 1 everywhere, from 10 (k + 1) images."""
     for number, message in enumerate(messages):
@@ -58,7 +64,7 @@ def one_round(strategy: Any) -> tuple[State, float]:
     internals.identify(1)
     grid = Nodes()
     if isinstance(strategy, FlowerStrategy):
-        strategy.introduce(grid.clients)
+        strategy.introduce(members(grid.clients))
     messages = list(strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), grid))
     arrays, metrics = strategy.aggregate_train(1, answers(messages, grid.clients))
     return codec.decode_state(arrays), float(metrics["train_loss"])
@@ -78,7 +84,7 @@ def test_the_cohort_depends_on_clients_and_seed_not_on_node_numbers() -> None:
         grid.clients = {node + renumbered: client for node, client in Nodes.clients.items()}
         grid.get_node_ids = lambda: [node + renumbered for node in order]  # type: ignore[method-assign]
         strategy = FlowerStrategy(FedAvg(fraction=0.5), seed=seed)
-        strategy.introduce(grid.clients)
+        strategy.introduce(members(grid.clients))
         internals.identify(1)
         messages = strategy.configure_train(3, codec.encode_state(STATE), ConfigRecord(), grid)
         return [grid.clients[message.metadata.dst_node_id] for message in messages]
@@ -106,7 +112,7 @@ def test_replies_are_consumed_one_at_a_time() -> None:
             return state
 
     strategy = FlowerStrategy(Streaming(), seed=1)
-    strategy.introduce(Nodes.clients)
+    strategy.introduce(members(Nodes.clients))
     messages = list(strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), Nodes()))
 
     def watched() -> Iterator[Message]:

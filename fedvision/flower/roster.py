@@ -1,0 +1,116 @@
+"""Who is in the federation: which node hosts which client, and how many images of each class there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from fedvision.flower.codec import RosterEntry
+
+FIRST_NODE = 1000
+"""Node of client 0 in a simulation; node ``FIRST_NODE + k`` hosts client k."""
+
+
+class Roster(Protocol):
+    """The members of a federation."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Training images of each class [C] over all members."""
+
+    def __len__(self) -> int:
+        """Return the number of members."""
+
+    def client(self, node: int) -> int:
+        """Return the client on a node; a node that is no member stands for itself."""
+
+    def node(self, client: int) -> int:
+        """Return the node that hosts a client."""
+
+    def present(self, grid: Grid) -> Sequence[int]:
+        """Return the clients that can work now, rising."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberedRoster:
+    """A simulation's members: all there at all times, nodes by arithmetic, nothing held for each."""
+
+    clients: int
+    """Number of clients."""
+    counts: tuple[int, ...]
+    """Training images of each class [C] over all clients."""
+
+    def __len__(self) -> int:
+        return self.clients
+
+    def client(self, node: int) -> int:
+        """Return the client on a node."""
+        return node - FIRST_NODE
+
+    def node(self, client: int) -> int:
+        """Return the node that hosts a client."""
+        return client + FIRST_NODE
+
+    def present(self, grid: Grid) -> range:
+        """Return all clients."""
+        return range(self.clients)
+
+
+class AskedRoster:
+    """Members that told who they are.
+
+    Args:
+        entries: What each node said: ``{node: entry}``.
+    """
+
+    def __init__(self, entries: Mapping[int, RosterEntry]) -> None:
+        self._clients = {node: entry.client for node, entry in entries.items()}
+        self._nodes = {client: node for node, client in self._clients.items()}
+        self.counts: tuple[int, ...] = tuple(
+            np.sum([entry.counts for entry in entries.values()], axis=0).tolist()
+        )
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def client(self, node: int) -> int:
+        """Return the client on a node; a node that said nothing stands for itself."""
+        return self._clients.get(node, node)
+
+    def node(self, client: int) -> int:
+        """Return the node that hosts a client."""
+        return self._nodes[client]
+
+    def present(self, grid: Grid) -> list[int]:
+        """Return the members among the grid's nodes."""
+        return sorted(self._clients[node] for node in grid.get_node_ids() if node in self._clients)
+
+
+class Unasked:
+    """Members of whom nothing is known: nodes count as clients.
+
+    Args:
+        counts: Training images of each class [C] over all members.
+    """
+
+    def __init__(self, counts: tuple[int, ...] = ()) -> None:
+        self.counts = counts
+
+    def __len__(self) -> int:
+        return 0
+
+    def client(self, node: int) -> int:
+        """Return the node."""
+        return node
+
+    def node(self, client: int) -> int:
+        """Return the client."""
+        return client
+
+    def present(self, grid: Grid) -> list[int]:
+        """Return the grid's nodes."""
+        return sorted(grid.get_node_ids())
