@@ -8,25 +8,56 @@ What is leaned on, and why:
 * ``Metadata.__dict__["_message_id"]``: the id that a SuperLink would give; replies are matched by it.
 * ``Array``'s fields in ``__dict__``: ``TensorArray`` fills ``data`` only when something asks for bytes.
 * ``ErrorCode.CLIENT_APP_RAISED_EXCEPTION``: the code of an error reply.
+* ``create_app``, ``SuperLinkLifespanConfig``, ``SuperLinkLifespan``: the SuperLink as an ASGI application,
+  which its command would serve on a single socket.
+* ``PROTOBUF_REQUEST_TYPES``: the paths that clients call, every one behind Flower's check of signatures.
+* ``LinkState.create_node``, ``delete_node``, ``get_node_info``: which keys may call.
 """
 
 from __future__ import annotations
 
 import logging
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Array, Message
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
+from flwr.common.constant import (
+    HEARTBEAT_DEFAULT_INTERVAL,
+    NOOP_ACCOUNT_NAME,
+    NOOP_FLWR_AID,
+    SUPERLINK_NODE_ID,
+    TIMESTAMP_HEADER,
+    ErrorCode,
+    SType,
+)
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    FLWR_IN_MEMORY_DB_NAME,
+)
+from flwr.supercore.date import now
+from flwr.supercore.error import ApiErrorCode
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
 if TYPE_CHECKING:
     import torch
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from flwr.server.superlink.linkstate import LinkState
 
 CLIENT_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 SERVER_NODE = SUPERLINK_NODE_ID
 PARTITION = "partition-id"
 """Flower's key in ``node_config`` for the number of a simulated client."""
+PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode()
+"""Header of a client's call that holds its public key: PEM, base64; lower case as in ASGI."""
+NOT_ACTIVATED = int(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED)
+"""Code that Flower's clients print when the server does not let them in."""
+IN_MEMORY = FLWR_IN_MEMORY_DB_NAME
+"""Name of a SuperLink database that ends with the process."""
 
 
 class TensorArray(Array):
@@ -75,6 +106,101 @@ def empty_run(run_id: int) -> Run:
 def set_message_id(message: Message, message_id: str) -> None:
     """Give a message the id that a SuperLink would give it."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def fleet_paths() -> frozenset[str]:
+    """Return the paths that clients call with POST; Flower checks who calls on each of them."""
+    from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+
+    return frozenset(
+        path for method, path in PROTOBUF_REQUEST_TYPES if method == "POST" and path.startswith("/v1/fleet/")
+    )
+
+
+def signed_headers(key: EllipticCurvePrivateKey) -> dict[str, str]:
+    """Return the headers by which a client shows a SuperLink, for some minutes, that it holds a key."""
+    time = now().isoformat()
+    return {
+        FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public_key_to_bytes(key.public_key())).decode(),
+        TIMESTAMP_HEADER: time,
+        FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(key, time.encode())).decode(),
+    }
+
+
+def superlink(
+    *,
+    host: str,
+    port: int,
+    database: str,
+    tls: Mapping[str, Path] | None,
+    isolation: str,
+    secret: bytes | None,
+) -> tuple[Callable[..., Awaitable[None]], LinkState]:
+    """Return Flower's SuperLink as an ASGI application, and its state.
+
+    Clients must sign their calls; programs that a run names are never installed.
+
+    Args:
+        host: Of the socket that the processes of a run on this machine will reach.
+        port: Of the same.
+        database: SQLite file, or ``IN_MEMORY``.
+        tls: Files ``ca``, ``certificate`` and ``key``, or None for plain text.
+        isolation: ``"subprocess"`` starts the process that runs server apps, ``"process"`` waits for one.
+        secret: What such a waiting process must know, or None.
+    """
+    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+    from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
+    from flwr.superlink.main import create_app
+
+    names = ("ca", "certificate", "key")
+    files = {name: str(tls[name]) if tls else None for name in names}
+    pem = (tls["ca"].read_bytes(), tls["certificate"].read_bytes(), tls["key"].read_bytes()) if tls else None
+    config = SuperLinkLifespanConfig(
+        control_address="",
+        health_server_address=None,
+        host=host,
+        port=port,
+        insecure=tls is None,
+        certificates=pem,
+        superexec_auth_secret=secret,
+        authn_plugin=load_control_authn_plugin(),
+        event_log_plugin=None,
+        fleet_event_log_plugin=None,
+        enable_event_log=False,
+        artifact_provider=None,
+        enable_supernode_auth=True,
+        fleet_api_type="grpc-rere",
+        fleet_api_address=None,
+        simulation=False,
+        ssl_ca_certfile=files["ca"],
+        ssl_certfile=files["certificate"],
+        ssl_keyfile=files["key"],
+        database=database,
+        isolation=isolation,
+        runtime_dependency_install=False,
+    )
+    app = create_app(config, SuperLinkLifespan)
+    return app, app.state.linkstate_factory.state()
+
+
+def registered_keys(state: LinkState) -> dict[bytes, int]:
+    """Return public key (PEM) -> node number of every client that may call."""
+    nodes = state.get_node_info(owner_aids=[NOOP_FLWR_AID])
+    return {node.public_key: node.node_id for node in nodes if node.status != "unregistered"}
+
+
+def register_key(state: LinkState, key: bytes, name: str) -> None:
+    """Let a client call, as ``flwr supernode register`` would.
+
+    Raises:
+        ValueError: The key was registered before, or removed: Flower takes no key twice.
+    """
+    state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, HEARTBEAT_DEFAULT_INTERVAL, name=name)
+
+
+def remove_key(state: LinkState, node: int) -> None:
+    """Refuse a client's calls from now on."""
+    state.delete_node(NOOP_FLWR_AID, node)
 
 
 def quiet() -> None:

@@ -1,0 +1,158 @@
+"""The public side of the server, as an ASGI application: only Fleet calls of known keys, within limits.
+
+Every check here happens before Flower sees a byte of the body. What follows, the signature over the time and
+the node's number, is Flower's own check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import json
+import logging
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from time import monotonic
+from typing import Any
+
+from fedvision.deploy.limits import Journal, Limits, TokenBuckets, peer_name
+from fedvision.flower import internals
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+HEALTH = "/health"
+UNKNOWN_KEY = (
+    "The server does not know this client's key; send the .pub file to the server's administrator, who puts "
+    "it into the server's folder of client keys."
+)
+log = logging.getLogger("fedvision.deploy")
+
+
+class Refusal(Exception):
+    """A request that is not passed on.
+
+    Args:
+        status: HTTP status.
+        reason: One sentence for the log and the peer.
+        code: Flower's error code, which its clients print with the sentence.
+    """
+
+    def __init__(self, status: int, reason: str, code: int = 0) -> None:
+        self.status, self.reason, self.code = status, reason, code
+        super().__init__(reason)
+
+
+class FleetGate:
+    """Pass the Fleet calls of clients whose key is known, and ``/health``; refuse everything else.
+
+    Which connections come here is decided by the socket that accepted them, not by anything they say.
+
+    Args:
+        app: Flower's application.
+        known: Returns the public keys (PEM) that may call; asked anew at every request.
+        limits: What one peer may ask.
+        clock: Seconds that only rise.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        known: Callable[[], Collection[bytes]],
+        limits: Limits,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._app, self._known, self._limits, self._clock = app, known, limits, clock
+        self._paths = internals.fleet_paths()
+        self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
+        self._journal = Journal(log, clock)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] != "http":
+            # No websockets here; the lifespan is the private side's.
+            return
+        peer = peer_name(scope["client"][0]) if scope.get("client") else "unknown"
+        try:
+            if not self._buckets.take(peer):
+                # 503: Flower's clients try again on it, as they would not on 429.
+                raise Refusal(503, f"more than {self._limits.requests:g} requests a second; try again later")
+            self._check_path(scope)
+            if scope["path"] != HEALTH:
+                self._check_key(scope)
+                receive = _replay(await self._body(scope, receive), receive)
+        except Refusal as refusal:
+            self._journal.refused(peer, refusal.reason)
+            await _answer(send, refusal)
+            return
+        await self._app(scope, receive, send)
+
+    def _check_path(self, scope: Scope) -> None:
+        method, path = scope["method"], scope["path"]
+        # The path as it came in must be the path that Flower will see: no %2e, no //, no ...
+        plain = scope.get("raw_path", path.encode()) == path.encode()
+        if plain and ((path in self._paths and method == "POST") or (path == HEALTH and method == "GET")):
+            return
+        raise Refusal(403, "only clients' calls are served on this port")
+
+    def _check_key(self, scope: Scope) -> None:
+        headers = [value for name, value in scope["headers"] if name == internals.PUBLIC_KEY_HEADER]
+        try:
+            key = b64decode(headers[0], validate=True) if len(headers) == 1 else b""
+        except binascii.Error:
+            key = b""
+        if key not in self._known():
+            # Flower's client prints the code and the sentence of a refused activation, and stops on 401.
+            activation = scope["path"].endswith("/activate-node")
+            raise Refusal(412 if activation else 401, UNKNOWN_KEY, internals.NOT_ACTIVATED)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """Read the whole body within the limits of size and time."""
+        limits, began, body = self._limits, self._clock(), bytearray()
+        if _declared(scope) > limits.body:
+            raise Refusal(413, f"a body of more than {limits.body} bytes")
+        while True:
+            try:
+                message = await asyncio.wait_for(receive(), limits.idle_seconds)
+            except TimeoutError:
+                raise Refusal(408, f"no byte of the body in {limits.idle_seconds:g} seconds") from None
+            if message["type"] == "http.disconnect":
+                raise Refusal(400, "the connection ended inside a body")
+            body += message.get("body", b"")
+            if len(body) > limits.body:
+                raise Refusal(413, f"a body of more than {limits.body} bytes")
+            if not message.get("more_body", False):
+                return bytes(body)
+            if self._clock() - began > limits.header_seconds + len(body) / limits.body_rate:
+                raise Refusal(408, f"a body slower than {limits.body_rate:g} bytes a second")
+
+
+def _declared(scope: Scope) -> int:
+    """Return the body's length as declared, 0 where it is not; h11 lets only digits through."""
+    return max((int(value) for name, value in scope["headers"] if name == b"content-length"), default=0)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a ``receive`` that gives the whole body at once, then what the connection says."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> MutableMapping[str, Any]:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
+
+
+async def _answer(send: Send, refusal: Refusal) -> None:
+    """Answer and close: what is still to come of the body is not read."""
+    content = json.dumps({"code": refusal.code, "detail": refusal.reason}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"connection", b"close"),
+    ]
+    if refusal.status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
