@@ -39,6 +39,8 @@ ITEM_BYTES: Mapping[str, int] = {
     "float64": 8,
 }
 """Types that travel, by NumPy's name."""
+PIECE = 4 << 20
+"""Bytes that are joined at a time, and that travel in one request; proxies need to let 5 MiB pass."""
 MAX_TEXT, MAX_TENSORS, MAX_DIMENSIONS = 16 << 20, 100_000, 16
 _KINDS: Mapping[str, type[ConfigRecord] | type[MetricRecord]] = {
     "config": ConfigRecord,
@@ -282,7 +284,7 @@ def _padded(size: int) -> int:
 def _bytes_of(array: Array) -> memoryview:
     import numpy as np
 
-    return memoryview(np.ascontiguousarray(array.numpy()).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array.numpy()).reshape(-1).view(np.uint8).data
 
 
 def _plain(value: Any) -> Any:
