@@ -250,7 +250,7 @@ def _read_key(path: Path) -> EllipticCurvePrivateKey:
     try:
         key = load_ssh_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        key = None  # type: ignore[assignment]
+        key = None
     if not isinstance(key, EllipticCurvePrivateKey):
         raise ConfigError(
             f"superlink.key: {path} is no ECDSA key in OpenSSH's format without a password; "
