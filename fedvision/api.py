@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedvision import registry
 from fedvision.config import ExperimentConfig
-from fedvision.errors import FedVisionError, RunError
+from fedvision.errors import ConfigError, FedVisionError, RunError
 from fedvision.federation import Federation
 from fedvision.sweep import Sweep
 from fedvision.types import PluginSpec
@@ -52,22 +52,24 @@ class RunResult:
 def simulate(
     config: ExperimentConfig,
     *,
-    engine: str = "serial",
+    engine: str | PluginSpec = "serial",
     out: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    threads: int = 0,
+    threads: int = 1,
     tensorboard: bool = False,
 ) -> RunResult:
     """Run a whole federation on this machine and write its run folder.
 
     Args:
         config: The experiment.
-        engine: ``"serial"``, or an engine by ``"module:attr"``.
+        engine: ``"serial"``, ``"ray"``, or an engine by ``"module:attr"``; ``PluginSpec(use="ray",
+            args={"workers": 4})`` gives it arguments.
         out: The run folder; ``runs/<name>`` (or the next free ``runs/<name>-2``, ...) where it is left out.
         resume: Continue the run in ``out`` from its last checkpoint; a run that is not there is begun.
         progress: Who shows the progress; nobody by default.
-        threads: torch's threads for arithmetic; 0 leaves torch's choice.
+        threads: Threads of each process's arithmetic, >= 1. Runs with the same number have the same bits on
+            every engine; more than one pays only where cores are idle.
         tensorboard: Also write TensorBoard scalars into the run folder.
 
     Raises:
@@ -77,13 +79,11 @@ def simulate(
     federation = Federation.build(config)
     from fedvision.simulation import Simulation
 
-    carrier = registry.build("engine", PluginSpec(use=engine))
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
+    if threads < 1:
+        raise ConfigError(f"threads must be >= 1, not {threads}")
+    carrier = registry.build("engine", engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine))
     folder = open_folder(config, out, resume)
-    run = Simulation(federation, folder, progress=progress, tensorboard=tensorboard)
+    run = Simulation(federation, folder, progress=progress, tensorboard=tensorboard, threads=threads)
     try:
         state = run.run(carrier)
     except (FedVisionError, KeyboardInterrupt) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedvision import __version__, registry
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
+from fedvision.types import PluginSpec
 
 INTERRUPTED = 130
 
@@ -56,9 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     simulate = verbs.add_parser("simulate", help="run a whole federation on this machine")
     _experiment(simulate)
     simulate.add_argument("--engine", default="serial", help="what carries the messages (default: serial)")
+    simulate.add_argument("--workers", type=int, help="processes (default: one a core, or by GPU memory)")
+    simulate.add_argument("--address", help="Ray cluster to join: auto, HOST:PORT or ray://HOST:PORT")
+    simulate.add_argument("--gpus-per-worker", type=float, help="share of a GPU a worker (default: measured)")
     simulate.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
     simulate.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
-    simulate.add_argument("--threads", type=int, default=0, help="threads for arithmetic (default: torch's)")
+    simulate.add_argument("--threads", type=int, default=1, help="threads of a process (default: 1)")
     simulate.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars")
     simulate.set_defaults(call=_simulate)
 
@@ -99,7 +103,7 @@ def _simulate(options: argparse.Namespace) -> None:
     sweep = load_sweep(options.experiment, options.overrides)
     done = simulate_sweep(
         sweep,
-        engine=options.engine,
+        engine=_engine(options),
         out=options.out,
         resume=options.resume,
         progress=Progress,
@@ -117,6 +121,11 @@ def _simulate(options: argparse.Namespace) -> None:
         raise RunError(
             "; ".join(f"{label}: {error}".removeprefix(": ") for label, error in done.failures.items())
         )
+
+
+def _engine(options: argparse.Namespace) -> PluginSpec:
+    given = {name: getattr(options, name) for name in ("workers", "address", "gpus_per_worker")}
+    return PluginSpec(use=options.engine, args={k: v for k, v in given.items() if v is not None})
 
 
 def _report(options: argparse.Namespace) -> None:

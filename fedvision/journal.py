@@ -53,6 +53,8 @@ class RunJournal:
         self.federation, self.folder, self.config = federation, folder, federation.config
         self.progress = progress or Silent()
         self.tensorboard = tensorboard
+        self.notices: list[str] = []
+        """What was said to a person while it ran."""
         names = travelling(federation.model, self.config.model.travel)
         self.state = get_state(federation.model, names)
         self.done = 0
@@ -108,6 +110,11 @@ class RunJournal:
             self._checkpoint()
         self.progress.round_done(self.done, record, seconds)
 
+    def note(self, sentence: str) -> None:
+        """Say something that a person should know, now and in the report."""
+        self.notices.append(sentence)
+        self.progress.note(sentence)
+
     def _checkpoint(self) -> None:
         tensors, values = {"model": self.state}, {}
         for name, layer in layers(self.federation.strategy).items():
@@ -146,7 +153,7 @@ class RunJournal:
             {
                 "status": "finished",
                 "rounds": self.done,
-                "notices": self.federation.notices(),
+                "notices": [*self.federation.notices(), *self.notices],
                 "parameters": sum(p.numel() for p in worker.model.parameters()),
                 "state_bytes": sum(t.numel() * t.element_size() for t in self.state.values()),
             }

@@ -110,7 +110,10 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "geometric-mean": Builtin("fedvision.metrics:geometric_mean"),
         "kappa": Builtin("fedvision.metrics:kappa"),
     },
-    "engine": {"serial": Builtin("fedvision.engines.serial:SerialEngine")},
+    "engine": {
+        "serial": Builtin("fedvision.engines.serial:SerialEngine"),
+        "ray": Builtin("fedvision.engines.ray:RayEngine"),
+    },
 }
 
 

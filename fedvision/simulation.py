@@ -15,10 +15,20 @@ from fedvision.types import State
 
 
 class Simulation(RunJournal):
-    """Runs a federation on this machine and keeps its journal; arguments as for ``RunJournal``."""
+    """Runs a federation on this machine and keeps its journal.
 
-    def __init__(self, federation: Federation, folder: RunFolder, **options: Any) -> None:
+    Args:
+        federation: What to run.
+        folder: Where it is recorded; a folder with a checkpoint is continued.
+        threads: Threads of each process's arithmetic.
+        options: As ``RunJournal`` takes them.
+    """
+
+    def __init__(
+        self, federation: Federation, folder: RunFolder, *, threads: int = 1, **options: Any
+    ) -> None:
         super().__init__(federation, folder, **options)
+        self.threads = threads
         split = federation.split
         self.record_split(split.counts, digest=split.digest, left_out=len(split.left_out))
 
@@ -26,7 +36,7 @@ class Simulation(RunJournal):
         """Run the rounds that are left, write everything else, and return the final state."""
         recipe = self._recipe()
         self.resume()
-        with self.progress, engine.open(recipe) as grid:
+        with self.progress, engine.open(recipe, tell=self.note) as grid:
             self.play(grid, recipe.roster(), self._measure())
         self.finish(recipe.worker())
         return self.state
@@ -37,7 +47,8 @@ class Simulation(RunJournal):
             dataset=self.federation.dataset,
             split=self.federation.split,
             model=self.federation.model,
-            memory=self.folder.path / "clients",
+            memory=(self.folder.path / "clients").resolve(),
+            threads=self.threads,
         )
 
     def _measure(self) -> Any:

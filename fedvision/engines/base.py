@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from flwr.serverapp import Grid
 
 from fedvision.flower.hosting import Recipe
+
+Tell: TypeAlias = Callable[[str], None]
+"""Takes one sentence for the person who runs the federation."""
 
 
 class Engine(Protocol):
@@ -17,5 +21,12 @@ class Engine(Protocol):
     attribute ``folds`` answers training messages with sums where the host's ``folding`` allows it.
     """
 
-    def open(self, recipe: Recipe, run_id: int = 1) -> AbstractContextManager[Grid]:
-        """Open a Grid over the recipe's clients; leaving the block closes it."""
+    def open(self, recipe: Recipe, *, run_id: int = 1, tell: Tell = print) -> AbstractContextManager[Grid]:
+        """Open a Grid over the recipe's clients; leaving the block closes it.
+
+        Args:
+            recipe: Makes what answers the messages, in whichever process does the work.
+            run_id: Flower's number of the run.
+            tell: Is called with one sentence where a person should know of something: a worker that was
+                replaced, a model that cannot be stacked.
+        """

@@ -59,7 +59,7 @@ def decode_state(record: Mapping[str, Array]) -> State:
     return {
         name: array.tensor
         if isinstance(array, TensorArray)
-        else torch.from_numpy(np.ascontiguousarray(array.numpy()))
+        else torch.from_numpy(np.asarray(array.numpy(), order="C"))
         for name, array in record.items()
     }
 

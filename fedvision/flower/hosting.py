@@ -7,11 +7,13 @@ memory-mapped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -24,9 +26,11 @@ from fedvision.flower import client_app
 from fedvision.flower.folding import Folding
 from fedvision.flower.roster import NumberedRoster
 from fedvision.flower.strategy import FlowerStrategy, build_strategy
+from fedvision.models.state import get_state, travelling
 from fedvision.strategies.mean import summable
 from fedvision.training.memory import ClientMemory
 from fedvision.training.worker import Worker
+from fedvision.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +41,6 @@ class Host:
     """Answers one message."""
     worker: Worker | None = None
     """Trains several clients at once, where the carrier can make use of it."""
-    folding: Folding | None = None
-    """Sums updates, where the strategy needs no more than sums."""
 
     def answer(self, message: Message, context: Context) -> Message:
         """Answer one message.
@@ -56,8 +58,18 @@ class Recipe(Protocol):
     def clients(self) -> int:
         """Number of clients that a host answers for."""
 
+    @property
+    def device(self) -> str:
+        """Where the arithmetic is to run: ``"auto"``, or a torch device."""
+
+    def rehearse(self) -> None:
+        """Train the costliest client once and keep nothing, so that it can be measured."""
+
     def open(self) -> Host:
         """Make what answers messages, in the process that calls."""
+
+    def folding(self) -> Folding | None:
+        """Make what sums updates, where the strategy needs no more than sums."""
 
     def cost(self, client: int) -> float:
         """Return how much work a client's training is beside the others', in any unit."""
@@ -77,11 +89,26 @@ class SimulatedClients:
     """The network as it begins."""
     memory: Path
     """Folder of what the clients keep between rounds; the same for all processes."""
+    threads: int = 1
+    """Threads of a process's arithmetic. The bits of a result depend on it, so all engines have the same."""
 
     @property
     def clients(self) -> int:
         """Number of clients."""
         return len(self.split.clients)
+
+    @property
+    def device(self) -> str:
+        """The experiment's device."""
+        return self.config.training.device
+
+    def rehearse(self) -> None:
+        """Train the client with most images of the first thousand once and keep nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            worker = replace(self, memory=Path(folder)).worker()
+            state = get_state(worker.model, travelling(worker.model, self.config.model.travel))
+            client = max(range(min(self.clients, 1000)), key=self.cost)
+            worker.train(Task(round=1, client=client, state=state))
 
     def cost(self, client: int) -> float:
         """Return the client's number of images."""
@@ -105,11 +132,14 @@ class SimulatedClients:
         return ClientShards(self.dataset.train, self.split, holdout=evaluation.holdout, seed=seed)
 
     def open(self) -> Host:
-        """Make the host."""
+        """Make the host; its process then uses as many arithmetic threads as the recipe says."""
+        torch.set_num_threads(self.threads)
         worker = self.worker()
         test = None if self.dataset.test is None else Shard.whole(self.dataset.test)
+        return Host(app=client_app.build(worker, test), worker=worker)
+
+    def folding(self) -> Folding | None:
+        """Make what sums updates; None for a strategy that must see every update, or a stock one."""
         strategy = build_strategy(self.config.strategy, seed=self.config.seed)
         mean = summable(strategy.inner) if isinstance(strategy, FlowerStrategy) else None
-        return Host(
-            app=client_app.build(worker, test), worker=worker, folding=None if mean is None else Folding(mean)
-        )
+        return None if mean is None else Folding(mean)

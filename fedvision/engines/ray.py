@@ -1,0 +1,160 @@
+"""The Ray engine: worker processes on this machine's cores and GPUs, or on those of a cluster.
+
+Every worker hosts an inner engine over the same recipe, which lies once a machine in Ray's object store,
+images included. The global model goes there once a round; what comes back is one partial sum a worker where
+the strategy needs no more (``flower.folding``), else every update.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedvision.engines.base import Tell
+from fedvision.engines.grid import LocalGrid
+from fedvision.engines.placement import Seats, plan
+from fedvision.engines.ray_exchange import RayExchange
+from fedvision.engines.ray_pool import Pool
+from fedvision.engines.ray_worker import TRAIN, RayWorker, Setup
+from fedvision.errors import RunError
+from fedvision.flower import codec, internals
+from fedvision.flower.hosting import Recipe
+from fedvision.flower.roster import FIRST_NODE
+from fedvision.types import PluginSpec
+
+BATCH_BYTES = 64 * 2**20
+"""Tensors that one answer may carry: more updates than that come in several answers."""
+
+
+class RayEngine:
+    """Carries messages to clients in Ray workers.
+
+    Args:
+        workers: Number of worker processes; 0 takes one for each processor, or as many for each GPU as a
+            measured client's memory allows.
+        address: Of a running cluster (``"auto"``, ``"HOST:PORT"``, ``"ray://HOST:PORT"``); None starts Ray on
+            this machine for the time of the run.
+        gpus_per_worker: Share of a GPU for each worker; 0 leaves it to the measurement.
+        inner: The engine inside each worker.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 0,
+        address: str | None = None,
+        gpus_per_worker: float = 0.0,
+        inner: str = "serial",
+    ) -> None:
+        if workers < 0:
+            raise ValueError(f"workers must be >= 0, not {workers}")
+        if gpus_per_worker < 0:
+            raise ValueError(f"gpus_per_worker must be >= 0, not {gpus_per_worker}")
+        self._workers, self._address, self._gpus, self._inner = workers, address, gpus_per_worker, inner
+
+    @contextmanager
+    def open(self, recipe: Recipe, *, run_id: int = 1, tell: Tell = print) -> Iterator[Grid]:
+        """Open a Grid over the recipe's clients.
+
+        Raises:
+            RunError: Ray or its workers cannot be started.
+        """
+        internals.identify(run_id)
+        with _connected(self._address, self._workers):
+            setup = Setup(path=tuple(sys.path), inner=PluginSpec(use=self._inner), run_id=run_id)
+            reference = ray.put(recipe)
+            seats = plan(recipe, self._workers, self._gpus, lambda: _rehearse(setup, reference), tell)
+            pool = Pool(lambda: _worker(setup, reference, seats), min(seats.workers, recipe.clients), tell)
+            try:
+                pool.wait()
+                yield RayGrid(recipe, pool, run_id)
+            finally:
+                pool.close()
+
+
+class RayGrid(LocalGrid):
+    """A Grid over a pool of workers.
+
+    Args:
+        recipe: What the workers have opened.
+        pool: The workers.
+        run_id: Flower's number of the run.
+    """
+
+    def __init__(self, recipe: Recipe, pool: Pool, run_id: int) -> None:
+        super().__init__(recipe.clients, run_id)
+        self._recipe, self._pool = recipe, pool
+        self._exchanges = 0
+        self.folds = recipe.folding() is not None
+        """Whether training messages are answered with sums."""
+
+    def carry(self, messages: Sequence[Message]) -> Iterator[Message]:
+        """Yield the replies as they come."""
+        self._exchanges += 1
+        trains = all(message.metadata.message_type == TRAIN for message in messages)
+        folds = self.folds and trains
+        exchange = RayExchange(
+            self._pool,
+            self._exchanges,
+            messages,
+            [self._cost(message) if trains else 1.0 for message in messages],
+            most=len(messages) if folds or not trains else _batch(messages),
+            folds=folds,
+        )
+        return exchange.run()
+
+    def _cost(self, message: Message) -> float:
+        return self._recipe.cost(message.metadata.dst_node_id - FIRST_NODE)
+
+
+def _batch(messages: Sequence[Message]) -> int:
+    """Return how many updates may come in one answer."""
+    return max(1, BATCH_BYTES // max(1, codec.size(messages[0].content)))
+
+
+@contextmanager
+def _connected(address: str | None, workers: int) -> Iterator[None]:
+    """Join a cluster, or start Ray here and stop it at the end; a program's own connection is left alone."""
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        options |= {"num_cpus": workers or len(os.sched_getaffinity(0)), "include_dashboard": False}
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = f"join the Ray cluster at {address!r}" if address else "start Ray on this machine"
+        raise RunError(f"could not {where}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _worker(setup: Setup, recipe: Any, seats: Seats) -> Any:
+    actor = ray.remote(RayWorker).options(
+        num_cpus=seats.cpus, num_gpus=seats.gpus, scheduling_strategy="SPREAD", max_restarts=0
+    )
+    return actor.remote(setup, [recipe])
+
+
+def _rehearse(setup: Setup, recipe: Any) -> Any:
+    """Train the costliest client once on a GPU of its own and return what it took."""
+    actor: Any = ray.remote(RayWorker).options(num_cpus=1, num_gpus=1).remote(setup, [recipe])
+    try:
+        return ray.get(actor.rehearse.remote([recipe]))
+    finally:
+        ray.kill(actor)

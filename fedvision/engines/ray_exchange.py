@@ -1,0 +1,177 @@
+"""One exchange of messages over the pool: batches out, answers in, whoever dies on the way.
+
+A worker has two batches at a time, so that it never waits for the driver. What it trained lies in its sums
+until it is asked for them at the end; should it die before, its clients are run again by others. A task that
+was at work when a worker died runs alone from then on, and is given up after its second death there: so one
+client that kills its process costs two workers and not the round.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import ray
+from flwr.app import Message
+
+from fedvision.engines.queue import Queue
+from fedvision.engines.ray_pool import Job, Member, Pool, ran_out_of_memory
+from fedvision.engines.shipping import Answer, Content, Outbox, reply, unpack
+from fedvision.errors import RunError
+from fedvision.flower import internals
+
+AHEAD = 2
+"""Batches that a worker has at a time."""
+DEATHS = 2
+"""Workers that a task may take with it, alone, before it is given up."""
+
+
+class RayExchange:
+    """The state of one exchange.
+
+    Args:
+        pool: The workers.
+        number: Number of the exchange, so that workers tell one from the next.
+        messages: What goes out, one for each node.
+        costs: How much work each message is, in any unit.
+        most: Messages in a batch at most.
+        folds: Whether workers keep their answers' tensors in sums.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        number: int,
+        messages: Sequence[Message],
+        costs: Sequence[float],
+        *,
+        most: int,
+        folds: bool,
+    ) -> None:
+        self._pool, self._number, self._messages, self._folds = pool, number, messages, folds
+        self._queue = Queue(costs, most)
+        self._outbox = Outbox()
+        self._deaths: Counter[int] = Counter()
+        self._told: set[int] = set()
+
+    def run(self) -> Iterator[Message]:
+        """Yield a reply for each message, and a second one, an error, where a client fails when run again.
+
+        Raises:
+            RunError: No worker can be kept alive.
+        """
+        try:
+            while self._unfinished():
+                self._feed()
+                yield from self._collect()
+        except BaseException:
+            for member in [member for member in self._pool.members if member.jobs or member.folded]:
+                self._pool.lost(member)
+            raise
+
+    def _unfinished(self) -> bool:
+        return bool(self._queue) or any(member.jobs or member.folded for member in self._pool.members)
+
+    def _feed(self) -> None:
+        ready = [member for member in self._pool.members if member.starting is None]
+        for member in [member for member in self._pool.surplus() if not member.jobs and not member.folded]:
+            self._pool.lost(member)
+            ready = [other for other in ready if other is not member]
+        for _ in range(AHEAD):
+            for member in ready:
+                self._feed_one(member, len(ready))
+
+    def _feed_one(self, member: Member, workers: int) -> None:
+        if len(member.jobs) >= AHEAD or any(job.alone or not job.tasks for job in member.jobs):
+            return
+        if member not in self._pool.surplus():
+            if tasks := self._queue.take(workers):
+                self._send(member, tasks)
+                return
+            if not member.jobs and not member.folded and (task := self._queue.take_alone()) is not None:
+                self._send(member, [task], alone=True)
+                return
+        if not member.jobs and member.folded:
+            member.jobs.append(Job(member.actor.close.remote()))
+
+    def _send(self, member: Member, tasks: list[int], *, alone: bool = False) -> None:
+        orders = [self._outbox.order(self._messages[task]) for task in tasks]
+        reference = member.actor.work.remote(self._number, orders)
+        member.jobs.append(Job(reference, tuple(tasks), alone))
+
+    def _collect(self) -> Iterator[Message]:
+        waiting = {member.waits_for: member for member in self._pool.members if member.waits_for is not None}
+        if not waiting:
+            raise RunError(f"no worker is left: {self._pool.cause}")
+        done, _ = ray.wait(list(waiting), num_returns=1)
+        for reference in done:
+            member = waiting[reference]
+            if member.starting is not None:
+                self._pool.started(member)
+            else:
+                yield from self._finish(member)
+
+    def _finish(self, member: Member) -> Iterator[Message]:
+        job = member.jobs[0]
+        try:
+            result = ray.get(job.reference)
+        except ray.exceptions.RayTaskError as error:
+            # The worker itself is at fault, not a client: run again what it had, elsewhere.
+            yield from self._bury(member, error)
+            return
+        except ray.exceptions.RayError as error:
+            yield from self._bury(member, error)
+            return
+        member.jobs.popleft()
+        if job.tasks:
+            for task, answer in zip(job.tasks, result, strict=True):
+                yield from self._take(member, task, answer)
+        else:
+            yield from self._take_sums(member, result)
+
+    def _take(self, member: Member, task: int, answer: Answer) -> Iterator[Message]:
+        if answer.out_of_memory and self._pool.shrink():
+            self._queue.put_back([task])
+            return
+        if answer.content is None or not self._folds:
+            yield from self._tell(task, answer)
+            return
+        member.folded.append(task)
+        if member.held is None:
+            member.held = (task, answer)
+        else:
+            yield from self._tell(task, answer)
+
+    def _take_sums(self, member: Member, sums: Content) -> Iterator[Message]:
+        assert member.held is not None, "a worker with sums has an answer to carry them"
+        task, answer = member.held
+        member.folded, member.held = [], None
+        message = reply(answer, self._messages[task])
+        for key, record in unpack(sums).items():
+            message.content[key] = record
+        self._told.add(task)
+        yield message
+
+    def _tell(self, task: int, answer: Answer) -> Iterator[Message]:
+        """Yield an answer, but not the same good news twice."""
+        if task not in self._told or answer.content is None:
+            self._told.add(task)
+            yield reply(answer, self._messages[task])
+
+    def _bury(self, member: Member, error: Exception) -> Iterator[Message]:
+        """Replace a worker that died and run again what it had done and was doing."""
+        suspects = member.jobs[0].tasks
+        others = [task for job in list(member.jobs)[1:] for task in job.tasks] + member.folded
+        member.jobs.clear()
+        if ran_out_of_memory(error):
+            self._pool.shrink()
+        self._pool.lost(member, error)
+        self._queue.put_back(others)
+        for task in suspects:
+            if len(suspects) == 1:
+                self._deaths[task] += 1
+            if self._deaths[task] < DEATHS:
+                self._queue.put_back([task], alone=True)
+                continue
+            reason = f"its process died {DEATHS} times: {self._pool.cause}"
+            yield from self._tell(task, Answer(None, error=(internals.CLIENT_RAISED, reason)))

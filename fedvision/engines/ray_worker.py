@@ -1,0 +1,122 @@
+"""What runs in one Ray worker process: an inner engine over all clients, and the sums of their updates."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+from flwr.app import Message
+
+from fedvision import registry
+from fedvision.engines.base import Engine
+from fedvision.engines.placement import Footprint
+from fedvision.engines.shipping import Answer, Content, Inbox, Order, pack
+from fedvision.errors import ClientError
+from fedvision.flower import internals
+from fedvision.flower.roster import FIRST_NODE
+from fedvision.types import PluginSpec
+
+TRAIN = "train"
+_OUT_OF_MEMORY = "MemoryError"
+"""In the reason of a failure: Python's error, and the end of torch's ``OutOfMemoryError``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a worker must know before it can read its recipe."""
+
+    path: tuple[str, ...]
+    """``sys.path`` of the driver, where the experiment's plug-ins are found."""
+    inner: PluginSpec
+    """The engine inside the worker."""
+    run_id: int
+    """Flower's number of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a worker says of itself when it is ready."""
+
+    pid: int
+    node: str
+    notices: tuple[str, ...]
+
+
+class RayWorker:
+    """An actor: made once a process, it stays warm until the engine closes.
+
+    Args:
+        setup: What must be known first.
+        recipe: A reference to the recipe in the object store, in a list so that Ray does not read it before
+            ``setup`` has taken effect.
+    """
+
+    def __init__(self, setup: Setup, recipe: Sequence[ray.ObjectRef]) -> None:  # type: ignore[type-arg]
+        sys.path.extend(entry for entry in setup.path if entry not in sys.path)
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self._notices: list[str] = []
+        opened = ray.get(recipe[0])
+        engine: Engine = registry.build("engine", setup.inner)
+        self._open = contextlib.ExitStack()
+        grid = engine.open(opened, run_id=setup.run_id, tell=self._notices.append)
+        self._grid = self._open.enter_context(grid)
+        self._folding = opened.folding()
+        self._inbox = Inbox()
+        self._phase = -1
+
+    def ready(self) -> Facts:
+        """Return who this is, once it can work."""
+        node = ray.get_runtime_context().get_node_id()
+        return Facts(pid=os.getpid(), node=node, notices=tuple(self._notices))
+
+    def rehearse(self, recipe: Sequence[ray.ObjectRef]) -> Footprint:  # type: ignore[type-arg]
+        """Train the costliest client once on this worker's GPU and return what it took."""
+        import torch
+
+        start = time.perf_counter()
+        ray.get(recipe[0]).rehearse()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        # What the allocator holds on to is the peak; the context is in it too.
+        free, total = torch.cuda.mem_get_info()
+        return Footprint(peak=total - free, total=total, seconds=seconds)
+
+    def work(self, phase: int, orders: list[Order]) -> list[Answer]:
+        """Answer orders, in their order.
+
+        Args:
+            phase: Number of the exchange; sums of an earlier one that nobody asked for are dropped.
+            orders: To clients of this worker.
+        """
+        if phase != self._phase and self._folding:
+            self._folding.close()
+        self._phase = phase
+        messages = {order.node: message for order, message in self._inbox.messages(orders)}
+        answers: dict[int, Answer] = {}
+        for reply in self._grid.send_and_receive(messages.values()):
+            node = reply.metadata.src_node_id
+            answers[node] = self._answer(messages[node], reply)
+            # Let go before the next one is made, or two models are in memory.
+            del reply
+        return [answers[order.node] for order in orders]
+
+    def close(self) -> Content | None:
+        """Return the sums of this worker's updates since the last call; None where there are none."""
+        content = self._folding.close() if self._folding else None
+        return None if content is None else pack(content)
+
+    def _answer(self, message: Message, reply: Message) -> Answer:
+        if reply.has_error():
+            reason = reply.error.reason or ""
+            return Answer(None, error=(reply.error.code, reason), out_of_memory=_OUT_OF_MEMORY in reason)
+        if self._folding and message.metadata.message_type == TRAIN:
+            try:
+                reply = self._folding.fold(message, reply, message.metadata.dst_node_id - FIRST_NODE)
+            except ClientError as error:
+                return Answer(None, error=(internals.CLIENT_RAISED, str(error)))
+        return Answer(pack(reply.content))

@@ -1,0 +1,56 @@
+"""The order of work: longest first, shares that shrink, every task once."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedvision.engines.queue import Queue
+
+
+@given(
+    costs=st.lists(st.floats(0.1, 100), max_size=60),
+    workers=st.integers(1, 5),
+    most=st.integers(1, 10),
+    lost=st.integers(0, 3),
+)
+def test_every_task_is_taken_once_even_after_it_was_put_back(
+    costs: list[float], workers: int, most: int, lost: int
+) -> None:
+    queue = Queue(costs, most)
+    done: list[int] = []
+    while len(queue):
+        batch = queue.take(workers)
+        assert 1 <= len(batch) <= most
+        if lost:
+            lost -= 1
+            queue.put_back(batch)
+        else:
+            done += batch
+    assert sorted(done) == list(range(len(costs)))
+
+
+def test_the_longest_goes_first_and_alone_where_it_is_more_than_a_share() -> None:
+    queue = Queue([1.0, 50.0, 2.0, 3.0], most=10)
+    assert queue.take(2) == [1]
+    assert queue.take(2) == [3]  # a sixth of 6 is 1, and a batch has at least one task
+    assert queue.take(2) == [2]
+    assert queue.take(2) == [0]
+    assert queue.take(2) == []
+
+
+def test_many_small_tasks_go_in_few_batches() -> None:
+    queue = Queue([1.0] * 3000, most=3000)
+    sizes = []
+    while len(queue):
+        sizes.append(len(queue.take(2)))
+    assert sizes[0] == 500
+    assert len(sizes) < 50
+    assert sizes[-1] == 1
+
+
+def test_suspects_are_taken_alone() -> None:
+    queue = Queue([1.0, 1.0], most=10)
+    queue.put_back(queue.take(1), alone=True)
+    assert len(queue) == 2 or queue.take(1)
+    assert queue.take_alone() is not None

@@ -1,0 +1,175 @@
+"""The Ray engine with real processes: the serial engine's bits, and a round that completes whoever dies."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from flwr.app import Message, RecordDict
+
+from fedvision.api import simulate
+from fedvision.engines.ray import RayEngine
+from fedvision.engines.serial import SerialEngine
+from fedvision.errors import ConfigError
+from fedvision.flower import codec
+from fedvision.flower.exchange import Exchange
+from fedvision.flower.hosting import Recipe
+from fedvision.flower.roster import FIRST_NODE, NumberedRoster
+from fedvision.strategies.averaging import FedAvg
+from fedvision.strategies.mean import Sums
+from fedvision.types import PluginSpec, State
+from tests.engines.hosts import adders
+from tests.experiments import tiny
+
+STATE: State = {"w": torch.linspace(-1, 1, 50), "b": torch.zeros(())}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine() -> Iterator[None]:
+    """One Ray for all tests of this file; engines find it running and leave it so."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+class Round:
+    """What came of one training exchange with every client."""
+
+    def __init__(self, engine: Any, recipe: Recipe) -> None:
+        self.told: list[str] = []
+        sums = Sums(FedAvg(), STATE)
+        roster = NumberedRoster(clients=recipe.clients, counts=(1,))
+        exchange = Exchange(roster=roster, stage="training", expected=STATE)
+        self.updates = 0
+        with engine.open(recipe, tell=self.told.append) as grid:
+            content = RecordDict({"arrays": codec.encode_state(STATE)})
+            messages = [Message(content, FIRST_NODE + client, "train") for client in range(recipe.clients)]
+            for reply in exchange.send(grid, messages):
+                if codec.is_folded(reply.content):
+                    codec.decode_sums(reply.content, sums)
+                else:
+                    self.updates += 1
+                    client = roster.client(reply.metadata.src_node_id)
+                    sums.add(codec.decode_update(reply.content, client, 0))
+        self.heard, self.answered, self.refused = sums.heard, exchange.answered, exchange.refused
+        self.up = exchange.up
+        self.state = sums.conclude() if sums.heard else {}
+
+
+def same(state: State, other: State) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
+
+
+@pytest.fixture(scope="module")
+def serial() -> Round:
+    return Round(SerialEngine(), adders(12))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_sums_of_workers_are_the_serial_engines_sum(workers: int, serial: Round) -> None:
+    there = Round(RayEngine(workers=workers), adders(12))
+    assert same(there.state, serial.state)
+    assert there.answered == list(range(12))
+    assert (there.heard, there.updates, there.up) == (12, 0, serial.up)
+
+
+def test_a_strategy_that_must_see_every_update_gets_every_update(serial: Round) -> None:
+    there = Round(RayEngine(workers=2), adders(12, fold=False))
+    assert same(there.state, serial.state)
+    assert there.updates == 12
+
+
+def test_a_client_whose_process_dies_once_is_run_again_with_its_neighbours(
+    tmp_path: Path, serial: Round
+) -> None:
+    there = Round(RayEngine(workers=2), adders(12, tmp_path, "exit once"))
+    assert (tmp_path / "happened").exists()
+    assert same(there.state, serial.state)
+    assert there.answered == list(range(12))
+    assert there.refused == []
+
+
+def test_a_client_that_always_kills_its_process_costs_itself_only() -> None:
+    there = Round(RayEngine(workers=2), adders(6, trouble="exit"))
+    assert there.answered == [0, 1, 3, 4, 5]
+    assert [item["client"] for item in there.refused] == [2]
+    assert "its process died 2 times" in there.refused[0]["reason"]
+
+
+def test_with_one_worker_too_the_round_outlives_a_death(tmp_path: Path, serial: Round) -> None:
+    there = Round(RayEngine(workers=1), adders(12, tmp_path, "exit once"))
+    assert same(there.state, serial.state)
+
+
+@pytest.mark.parametrize(("trouble", "reason"), [("raise", "no luck"), ("nan", "holds NaN")])
+@pytest.mark.parametrize("fold", [True, False])
+def test_a_client_that_fails_is_named_as_by_the_serial_engine(trouble: str, reason: str, fold: bool) -> None:
+    recipe = adders(6, trouble=trouble, fold=fold)
+    there, here = Round(RayEngine(workers=2), recipe), Round(SerialEngine(), recipe)
+    assert there.refused == here.refused
+    assert reason in there.refused[0]["reason"]
+    assert same(there.state, here.state)
+
+
+def test_out_of_memory_halves_the_workers_and_tries_again(tmp_path: Path, serial: Round) -> None:
+    there = Round(RayEngine(workers=2), adders(12, tmp_path, "memory once"))
+    assert there.told == ["out of memory: going on with 1 worker"]
+    assert same(there.state, serial.state)
+    assert there.refused == []
+
+
+def digest(state: State) -> str:
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"use": "fedavg", "fraction": 0.6},
+        {"use": "scaffold", "fraction": 0.6},
+        {"use": "krum"},
+        {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0},
+    ],
+    ids=lambda table: table["use"].rpartition(":")[2],
+)
+def test_a_simulation_has_the_same_bits_and_the_same_record_on_every_engine(
+    strategy: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tiny(strategy=strategy, rounds=2)
+    serial = simulate(config, out=tmp_path / "serial")
+    for workers in (1, 2, 3):
+        spec = PluginSpec(use="ray", args={"workers": workers})
+        there = simulate(config, engine=spec, out=tmp_path / f"ray-{workers}")
+        assert digest(there.state) == digest(serial.state)
+        assert there.rounds == serial.rounds
+
+
+def test_a_plug_in_beside_the_experiment_is_found_by_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_loss_of_ray.py").write_text(
+        "import torch\ndef plain(counts):\n    return torch.nn.CrossEntropyLoss(reduction='none')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = tiny(loss={"use": "my_loss_of_ray:plain"}, rounds=1)
+    spec = PluginSpec(use="ray", args={"workers": 1})
+    assert simulate(config, engine=spec, out=tmp_path / "run").rounds[0]["refused"] == []
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        ({"workers": -1}, "workers must be >= 0, not -1"),
+        ({"gpus_per_worker": -0.5}, "gpus_per_worker must be >= 0"),
+        ({"worker": 2}, "worker"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(args: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        simulate(tiny(), engine=PluginSpec(use="ray", args=args), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
