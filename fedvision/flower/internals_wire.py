@@ -239,8 +239,12 @@ def fetched(response: message_pb2.PullObjectResponse, name: str) -> bytes:
     return bytes(response.object_content)
 
 
-def with_content(head: Message, content: RecordDict | Error) -> Message:
-    """Return the message of a head with a content, or with an error in its place."""
-    if isinstance(content, RecordDict):
-        return make_message(metadata=head.metadata, content=content)
-    return make_message(metadata=head.metadata, error=content)
+def with_content(head: Message, content: RecordDict) -> Message:
+    """Return the message of a head with its content."""
+    return make_message(metadata=head.metadata, content=content)
+
+
+def from_node(head: Message, node: int, error: Error) -> Message:
+    """Return an error reply that names its node, which the SuperLink's own replies do not."""
+    head.metadata.__dict__["_src_node_id"] = node
+    return make_message(metadata=head.metadata, error=error)
