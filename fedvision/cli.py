@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedvision import __version__, registry
+from fedvision.commands import certificates, doctor
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.types import PluginSpec
 
@@ -74,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = verbs.add_parser("inspect", help="show clients x classes and costs before training")
     _experiment(inspect)
     inspect.set_defaults(call=_inspect)
+
+    certificates.add(verbs)
+    doctor.add(verbs)
 
     names = verbs.add_parser("list", help="show what `use =` may say")
     names.add_argument("kind", nargs="?", choices=sorted(registry.BUILTINS), help="only this kind")

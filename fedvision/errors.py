@@ -11,7 +11,8 @@
     │   └── UpdateRefused      one client's reply cannot be used; the round goes on without it
     ├── WireError              a message that arrived is not what was announced or expected
     └── RunError               the run itself failed                                         (exit code 1)
-        └── RecordError        the run folder could not be written any more (full disk, ...)
+        ├── RecordError        the run folder could not be written any more (full disk, ...)
+        └── ServerError        the server cannot be reached, is not who it should be, or refuses this client
 
 A message is one sentence or two: what is wrong, where (file, table, key, node, stage) and what to do.
 """
@@ -70,6 +71,10 @@ class RunError(FedVisionError):
 
 class RecordError(RunError):
     """The run folder can no longer be written; the last checkpoint is intact."""
+
+
+class ServerError(RunError):
+    """The server cannot be reached, is not who it should be, or refuses this client."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

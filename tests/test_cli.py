@@ -216,5 +216,5 @@ def test_the_command_is_installed_and_frozen() -> None:
     }
     assert options == {
         "help", "experiment", "overrides", "engine", "out", "resume", "threads", "tensorboard", "runs",
-        "kind",
+        "kind", "folder", "host", "clients", "days", "mutual_tls", "client", "client_overrides", "trains",
     }  # fmt: skip

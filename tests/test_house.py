@@ -38,11 +38,13 @@ ROOMS: dict[str, set[str]] = {
     },
     "deploy": {
         "journal",
+        "engines",
         "federation",
         "reporting",
         "flower",
         "strategies",
         "training",
+        "losses",
         "models",
         "data",
         "metrics",
@@ -60,7 +62,8 @@ ROOMS: dict[str, set[str]] = {
         "metrics",
     },
     "api": {"simulation", "federation", "reporting"},
-    "cli": {"api", "deploy", "federation", "reporting"},
+    "commands": {"api", "deploy", "federation", "reporting", "flower"},
+    "cli": {"commands", "api", "federation", "reporting"},
     "__init__": {"api"},
 }
 OUTSIDE = {"flwr": {"flower", "engines", "simulation", "federation", "journal", "deploy"}, "ray": {"engines"}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,8 @@ class ImageSet:
     """int64 [N], from 0."""
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Other facts by name, each [N]: a manifest's columns, a folder level."""
+    names: Sequence[str] = ()
+    """[N] names of the files that the images came from, for messages; empty where there are none."""
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:

@@ -171,4 +171,5 @@ def _halves(cut: int) -> tuple[slice, slice]:
 
 def _image_set(listing: Listing, images: NDArray[np.uint8], numbers: Indices) -> ImageSet:
     columns = {name: values[numbers] for name, values in listing.columns.items()}
-    return ImageSet(images=images, labels=listing.labels[numbers], columns=columns)
+    names = [listing.names[i] for i in numbers.tolist()]
+    return ImageSet(images=images, labels=listing.labels[numbers], columns=columns, names=names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -40,8 +41,8 @@ def destinations(
         elif meant or name not in mapping:
             mapped = f" (label_map: {meant!r})" if name in mapping else ""
             wrong.append(
-                f"the experiment does not know label {name!r}{mapped}{nearest(meant, classes)}; "
-                f'write {name!r} = its class, or {name!r} = "" to leave it out, into [data.label_map]'
+                f"label {name!r}{mapped} is no class of the experiment; write {name!r} = its class, or "
+                f'{name!r} = "" to leave it out, into [data.label_map]{nearest(meant, classes)}'
             )
     return target, tuple(wrong)
 
@@ -83,6 +84,7 @@ def _moved(images: ImageSet, table: NDArray[np.int64]) -> ImageSet:
     labels = table[images.labels]
     kept = labels != LEFT_OUT
     if kept.all():
-        return ImageSet(images=images.images, labels=labels, columns=images.columns)
+        return dataclasses.replace(images, labels=labels)
     columns = {name: values[kept] for name, values in images.columns.items()}
-    return ImageSet(images=images.images[kept], labels=labels[kept], columns=columns)
+    names = [name for name, keep in zip(images.names, kept.tolist(), strict=False) if keep]
+    return ImageSet(images=images.images[kept], labels=labels[kept], columns=columns, names=names)

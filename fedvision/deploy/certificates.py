@@ -248,6 +248,7 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def _write(folder: Path, files: Mapping[Path, File]) -> list[Path]:
     """Write files that are not there yet; from the first byte only the owner can read secret ones."""
+    files = {name: file for name, file in files.items() if not _holds(folder / name, file[0])}
     if there := [folder / name for name in files if (folder / name).exists()]:
         raise ConfigError(
             f"{there[0]}: it is there already and is not written over; remove it if it shall be replaced, or "
@@ -264,3 +265,11 @@ def _write(folder: Path, files: Mapping[Path, File]) -> list[Path]:
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: it cannot be written: {error.strerror}") from error
     return [folder / name for name in files]
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Tell whether a file is there with this very content, as ``ca.crt`` is when a certificate is renewed."""
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import hashlib
 import json
 import logging
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from time import monotonic
 from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from fedvision.deploy.limits import Journal, Limits, TokenBuckets, peer_name
 from fedvision.flower import internals
@@ -38,10 +42,11 @@ class Refusal(Exception):
         status: HTTP status.
         reason: One sentence for the log and the peer.
         code: Flower's error code, which its clients print with the sentence.
+        detail: What the log adds for the server's administrator.
     """
 
-    def __init__(self, status: int, reason: str, code: int = 0) -> None:
-        self.status, self.reason, self.code = status, reason, code
+    def __init__(self, status: int, reason: str, code: int = 0, detail: str = "") -> None:
+        self.status, self.reason, self.code, self.detail = status, reason, code, detail
         super().__init__(reason)
 
 
@@ -80,22 +85,28 @@ class FleetGate:
                 # 503: Flower's clients try again on it, as they would not on 429.
                 raise Refusal(503, f"more than {self._limits.requests:g} requests a second; try again later")
             self._check_path(scope)
+            body = b""
             if scope["path"] != HEALTH:
                 self._check_key(scope)
-                receive = _replay(await self._body(scope, receive), receive)
+                body = await self._body(scope, receive)
         except Refusal as refusal:
-            self._journal.refused(peer, refusal.reason)
+            self._journal.refused(peer, refusal.reason, refusal.detail)
             await _answer(send, refusal)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, _replay(body, receive), send)
 
     def _check_path(self, scope: Scope) -> None:
         method, path = scope["method"], scope["path"]
         # The path as it came in must be the path that Flower will see: no %2e, no //, no ...
         plain = scope.get("raw_path", path.encode()) == path.encode()
-        if plain and ((path in self._paths and method == "POST") or (path == HEALTH and method == "GET")):
-            return
-        raise Refusal(403, "only clients' calls are served on this port")
+        asks_health = path == HEALTH and method == "GET"
+        if not plain or not (asks_health or (path in self._paths and method == "POST")):
+            raise Refusal(403, "only clients' calls are served on this port")
+        if asks_health and (
+            _declared(scope) or any(name == b"transfer-encoding" for name, _ in scope["headers"])
+        ):
+            # Nobody would read it, and uvicorn would wait for its end.
+            raise Refusal(413, "a question for health has no body")
 
     def _check_key(self, scope: Scope) -> None:
         headers = [value for name, value in scope["headers"] if name == internals.PUBLIC_KEY_HEADER]
@@ -106,7 +117,8 @@ class FleetGate:
         if key not in self._known():
             # Flower's client prints the code and the sentence of a refused activation, and stops on 401.
             activation = scope["path"].endswith("/activate-node")
-            raise Refusal(412 if activation else 401, UNKNOWN_KEY, internals.NOT_ACTIVATED)
+            status = 412 if activation else 401
+            raise Refusal(status, UNKNOWN_KEY, internals.NOT_ACTIVATED, f" [{fingerprint(key)}]")
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """Read the whole body within the limits of size and time."""
@@ -127,6 +139,16 @@ class FleetGate:
                 return bytes(body)
             if self._clock() - began > limits.header_seconds + len(body) / limits.body_rate:
                 raise Refusal(408, f"a body slower than {limits.body_rate:g} bytes a second")
+
+
+def fingerprint(key: bytes) -> str:
+    """Return the SHA-256 of a public key (PEM) as ``ssh-keygen -lf NAME.pub`` prints it."""
+    try:
+        public = load_pem_public_key(key).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    except (ValueError, UnsupportedAlgorithm):
+        return "no key"
+    digest = hashlib.sha256(b64decode(public.split()[1])).digest()
+    return f"SHA256:{b64encode(digest).decode().rstrip('=')}"
 
 
 def _declared(scope: Scope) -> int:

@@ -8,6 +8,7 @@ back needs a new key.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from fedvision.errors import ConfigError
 from fedvision.flower import internals
 
 if TYPE_CHECKING:
-    from flwr.server.superlink.linkstate import LinkState
+    from fedvision.flower.internals import LinkState
 
 log = logging.getLogger("fedvision.deploy")
 
@@ -69,9 +70,8 @@ class Keyring:
             ConfigError: The folder cannot be read.
         """
         try:
-            seen = {path: _stamp(path) for path in sorted(self._folder.glob("*.pub"))}
-            if not self._folder.is_dir():
-                raise NotADirectoryError(0, "it is no folder")
+            names = sorted(name for name in os.listdir(self._folder) if name.endswith(".pub"))
+            seen = {self._folder / name: _stamp(self._folder / name) for name in names}
         except OSError as error:
             raise ConfigError(
                 f"{self._folder}: the folder of client keys cannot be read: {error.strerror}; name a folder "

@@ -111,15 +111,21 @@ class Journal:
         self._logger, self._clock = logger, clock
         self._said: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
 
-    def refused(self, peer: str, reason: str) -> None:
-        """Say that a peer was refused, and how often since it was last said."""
+    def refused(self, peer: str, reason: str, detail: str = "") -> None:
+        """Say that a peer was refused, and how often since it was last said.
+
+        Args:
+            peer: Who.
+            reason: Why; one of few texts.
+            detail: What differs from time to time: it does not make a refusal a new one.
+        """
         now = self._clock()
         then, silent = self._said.pop((peer, reason), (float("-inf"), 0))
         if now - then < _QUIET_S:
             self._said[peer, reason] = (then, silent + 1)
             return
         more = f" ({silent} times more since it was last said)" if silent else ""
-        self._logger.warning("refused %s: %s%s", peer, reason, more)
+        self._logger.warning("refused %s: %s%s%s", peer, reason, detail, more)
         self._said[peer, reason] = (now, 0)
         if len(self._said) > _PEERS:
             self._said.popitem(last=False)

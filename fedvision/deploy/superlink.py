@@ -13,6 +13,7 @@ Whoever works on the server machine itself reaches the private side: give no acc
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import socket
@@ -23,7 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedvision import tables
 from fedvision.deploy.certificates import validity
+from fedvision.deploy.limits import Limits
 from fedvision.deploy.options import SuperlinkOptions, split
 from fedvision.errors import ConfigError, FedVisionError
 
@@ -147,9 +150,11 @@ def _bind(option: str, address: str) -> socket.socket:
     host, port = split(address)
     try:
         family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(place)
+        with contextlib.ExitStack() as unbound:
+            bound = unbound.enter_context(socket.socket(family, kind))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(place)
+            unbound.pop_all()
     except OSError as error:
         raise ConfigError(f"{option} {address}: it cannot listen there: {error.strerror}") from error
     return bound
@@ -182,6 +187,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--insecure", action="store_true", help="plain text, for trials on one machine")
     parser.add_argument("--client-certificates", action="store_true", help="demand them (mutual TLS)")
     parser.add_argument("--isolation", choices=("subprocess", "process"), default=fields.isolation)
+    parser.add_argument(
+        "--limit", dest="limits", action="append", default=[], metavar="KEY=VALUE", help="such as requests=50"
+    )
     parser.add_argument("--secret", type=Path, metavar="FILE", help="of a process that runs server apps")
     return parser
 
@@ -192,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log_to_standard_error()
     os.umask(0o077)
     try:
+        given["limits"] = tables.build(Limits, _pairs(given["limits"]), "--limit")
         serve(SuperlinkOptions(**given), _announce)
     except FedVisionError as error:
         print(f"fedvision: {error}", file=sys.stderr)
@@ -199,6 +208,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         pass
     return 0
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for text in texts:
+        tables.override(table, text)
+    return table
 
 
 def _log_to_standard_error() -> None:

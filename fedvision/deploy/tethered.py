@@ -1,4 +1,4 @@
-"""A module that ends with the process that started it: ``python -m fedvision.deploy.tethered MODULE ...``.
+"""A module that ends with the process that started it: ``python -m fedvision.deploy.tethered MODULE``.
 
 Standard input is the tether: it ends when the other process does, however that dies.
 """

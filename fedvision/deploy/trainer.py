@@ -31,7 +31,7 @@ from flwr.app import Context, Message, RecordDict
 from fedvision import registry
 from fedvision.client_config import ClientConfig
 from fedvision.deploy.contract import RunFacts
-from fedvision.deploy.own_data import OwnShards, on_this_machine, own_shards, told_counts
+from fedvision.deploy.own_shards import OwnShards, on_this_machine, own_shards, told_counts
 from fedvision.errors import FedVisionError
 from fedvision.flower import client_app, codec, internals, wire
 from fedvision.models.build import build_model

@@ -28,7 +28,9 @@ from flwr.common.constant import (
     NOOP_ACCOUNT_NAME,
     NOOP_FLWR_AID,
     SUPERLINK_NODE_ID,
+    SYSTEM_TIME_TOLERANCE,
     TIMESTAMP_HEADER,
+    TIMESTAMP_TOLERANCE,
     ErrorCode,
     SType,
 )
@@ -40,13 +42,14 @@ from flwr.supercore.constant import (
 from flwr.supercore.date import now
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.run import Run as Run
 from flwr.supercore.task_identity import TaskIdentity
 
 if TYPE_CHECKING:
     import torch
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from flwr.server.superlink.linkstate import LinkState
+    from flwr.server.superlink.linkstate import LinkState as LinkState
 
 CLIENT_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 SERVER_NODE = SUPERLINK_NODE_ID
@@ -54,8 +57,14 @@ PARTITION = "partition-id"
 """Flower's key in ``node_config`` for the number of a simulated client."""
 PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode()
 """Header of a client's call that holds its public key: PEM, base64; lower case as in ASGI."""
+MEDIA_TYPE = PROTOBUF_MEDIA_TYPE
+"""Content type of a call's body."""
+ASK_RUN = "/v1/fleet/get-run"
+"""One of ``fleet_paths``: a question that changes nothing."""
 NOT_ACTIVATED = int(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED)
 """Code that Flower's clients print when the server does not let them in."""
+CLOCK_AHEAD_S, CLOCK_BEHIND_S = SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+"""Seconds by which a client's clock may be ahead of the server's, and behind it: else it is refused."""
 IN_MEMORY = FLWR_IN_MEMORY_DB_NAME
 """Name of a SuperLink database that ends with the process."""
 

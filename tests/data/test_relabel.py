@@ -48,15 +48,15 @@ def test_a_strange_label_is_named_with_the_near_match() -> None:
     target, wrong = destinations(["pnuemonia", "normal"], {}, CLASSES)
     assert target.tolist() == [LEFT_OUT, 0]
     assert wrong == (
-        "the experiment does not know label 'pnuemonia'; did you mean 'pneumonia'?; write 'pnuemonia' = its "
-        "class, or 'pnuemonia' = \"\" to leave it out, into [data.label_map]",
+        "label 'pnuemonia' is no class of the experiment; write 'pnuemonia' = its class, or 'pnuemonia' = "
+        "\"\" to leave it out, into [data.label_map]; did you mean 'pneumonia'?",
     )
 
 
 @pytest.mark.parametrize(
     ("mapping", "sentence"),
     [
-        ({"normal": "norml"}, "label 'normal' (label_map: 'norml'); did you mean 'normal'?"),
+        ({"normal": "norml"}, "label 'normal' (label_map: 'norml') is no class of the experiment"),
         ({"nromal": "covid"}, "label_map: this data has no label 'nromal'; did you mean 'normal'?"),
         ({"normal": ""}, "leaves every training image out"),
     ],

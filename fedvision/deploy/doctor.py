@@ -1,0 +1,131 @@
+"""Before a machine joins: is everything here that its file and the experiment need? One page of text.
+
+Nothing is sent but what every client sends when it connects; no secret is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from datetime import UTC, datetime
+from pathlib import Path
+
+from fedvision.client_config import ClientConfig
+from fedvision.config import ExperimentConfig
+from fedvision.data.images import Dataset
+from fedvision.data.places import cache_folder
+from fedvision.deploy import image_checks
+from fedvision.deploy.certificates import validity
+from fedvision.deploy.findings import Findings, Level, Lines
+from fedvision.deploy.reach import Greeting, greet, introduce, read_key
+from fedvision.flower import internals
+
+_SOON_DAYS = 30
+_LITTLE = 10**9
+_CLOCK_MARGIN = 0.5
+"""Share of the clock difference that the server allows from which a line warns."""
+
+
+def examine(config: ClientConfig, experiment: ExperimentConfig | None = None) -> Findings:
+    """Check the machine, the server and the images against each other.
+
+    Args:
+        config: The client's file.
+        experiment: What it shall train; None leaves out labels, plug-ins and memory.
+    """
+    found = Findings(f"fedvision doctor: client {config.name}")
+    _network(found, config)
+    found.examine("folders", folders, config)
+    opened: list[Dataset] = []
+    found.examine("images", image_checks.opens, config, opened)
+    for dataset in opened:
+        found.examine("twins", image_checks.equal_pictures, dataset)
+        found.examine("classes", image_checks.histogram, dataset)
+    if experiment is None:
+        found.lines.append(("WARN", "experiment", "none named: labels, plug-ins and memory are not checked"))
+        return found
+    fits = found.examine("plug-ins", _plugins, config, experiment)
+    for dataset in opened:
+        fits &= found.examine("labels", image_checks.labels, config, dataset, experiment)
+        if fits:
+            found.examine("step", image_checks.step, config, dataset, experiment)
+    return found
+
+
+def _network(found: Findings, config: ClientConfig) -> None:
+    """Check files, then the server: each step only where those before it hold."""
+    greetings: list[Greeting] = []
+    if found.examine("files", files, config) and found.examine("server", _answers, config, greetings):
+        found.examine("certificate", certificates, config, greetings[0])
+        if found.examine("clock", clock, greetings[0].ahead):
+            found.examine("key", _known, config)
+
+
+def files(config: ClientConfig) -> Lines:
+    """Say whether the key and the certificates can be read, and by whom else."""
+    config.superlink.check_files()
+    read_key(config.superlink.key)
+    yield "OK", "key and certificates can be read"
+    for path in filter(None, (config.superlink.key, config.superlink.client_key)):
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+        if mode & 0o077:
+            yield "WARN", f"{path} can be read by other users of this machine (mode {mode:o}): chmod 600"
+
+
+def _answers(config: ClientConfig, greetings: list[Greeting]) -> Lines:
+    greetings.append(greet(config.superlink))
+    yield "OK", f"{config.superlink.address} answers in {greetings[0].seconds * 1000:.0f} ms"
+
+
+def certificates(config: ClientConfig, greeting: Greeting) -> Lines:
+    """Say until when the server's certificate is valid, and this client's where it has one."""
+    if greeting.valid_until is None:
+        yield "WARN", "plain text: everyone on the way can read and change models"
+    else:
+        yield _until("the server's", greeting.valid_until)
+    if config.superlink.client_certificate:
+        yield _until("this client's", validity(Path(config.superlink.client_certificate))[1])
+
+
+def _until(whose: str, end: datetime) -> tuple[Level, str]:
+    days = (end - datetime.now(UTC)).total_seconds() / 86400
+    level: Level = "FAIL" if days <= 0 else "WARN" if days < _SOON_DAYS else "OK"
+    return level, f"{whose} is valid until {end:%Y-%m-%d} ({days:.0f} days)"
+
+
+def clock(ahead: float | None) -> Lines:
+    """Say how far this clock is ahead of the server's, in seconds; beyond a limit no call is accepted."""
+    if ahead is None:
+        yield "WARN", "the server tells no time"
+        return
+    most = internals.CLOCK_AHEAD_S if ahead > 0 else internals.CLOCK_BEHIND_S
+    where = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
+    if abs(ahead) > most:
+        yield "FAIL", f"{where}: from {most} s on it refuses every call; set this machine's clock (NTP)"
+    elif abs(ahead) > _CLOCK_MARGIN * most:
+        yield "WARN", f"{where}: from {most} s on it refuses every call; set this machine's clock (NTP)"
+    else:
+        yield "OK", where
+
+
+def _known(config: ClientConfig) -> Lines:
+    introduce(config.superlink)
+    yield "OK", "the server does not refuse it"
+
+
+def folders(config: ClientConfig) -> Lines:
+    """Say whether the cache and the state can be written, and how much room there is."""
+    for key, folder in (("cache", cache_folder(config.cache)), ("state", Path(config.state).absolute())):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            yield "FAIL", f"{key} = {folder}: it cannot be written; choose another folder"
+            continue
+        free = shutil.disk_usage(there).free
+        text = f"{key} = {folder}: {image_checks.size_text(free)} free"
+        yield ("WARN", f"{text}; make room") if free < _LITTLE else ("OK", text)
+
+
+def _plugins(config: ClientConfig, experiment: ExperimentConfig) -> Lines:
+    config.permit_experiment(experiment)
+    yield "OK", "the experiment names nothing that this client does not allow"

@@ -1,0 +1,194 @@
+"""Ask the server before joining: is it there, who is it, what time has it, does it know this client."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+from fedvision.client_config import SuperlinkConfig
+from fedvision.errors import ConfigError, ServerError
+from fedvision.flower import internals
+
+_TIMEOUT_S = 10.0
+_SELF_SIGNED = {18, 19, 20, 21}
+_NOT_YET, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
+"""OpenSSL's X509_V_ERR_* numbers."""
+
+
+class Greeting(NamedTuple):
+    """What the server said."""
+
+    seconds: float
+    """Time to connect and answer."""
+    ahead: float | None
+    """Seconds by which this machine's clock is ahead of the server's; None where it tells no time."""
+    valid_until: datetime | None
+    """End of the server's certificate, UTC; None in plain text."""
+
+
+def read_key(path: str) -> ec.EllipticCurvePrivateKey:
+    """Read a client's private key: ECDSA in OpenSSH's format, without a passphrase.
+
+    Raises:
+        ConfigError: It cannot be read or is another kind of key; no sentence holds what is in the file.
+    """
+    try:
+        key = load_ssh_private_key(Path(path).read_bytes(), None)
+    except OSError as error:
+        raise ConfigError(f"superlink.key: {path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # The parser raises almost anything on a file of another kind.
+        raise ConfigError(
+            f"superlink.key: {path} is no OpenSSH private key without a passphrase; `fedvision certificates` "
+            'or `ssh-keygen -t ecdsa -b 384 -N ""` makes one'
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"superlink.key: {path} is no ECDSA key; `ssh-keygen -t ecdsa` makes one")
+    return key
+
+
+def tls_context(superlink: SuperlinkConfig) -> ssl.SSLContext:
+    """Return how this client checks the server, and what it shows of itself.
+
+    Raises:
+        ConfigError: A certificate or key cannot be used.
+    """
+    key = "superlink.root_certificate"
+    try:
+        context = ssl.create_default_context(cafile=superlink.root_certificate or None)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if superlink.client_certificate:
+            key = "superlink.client_certificate"
+            context.load_cert_chain(superlink.client_certificate, superlink.client_key)
+    except OSError as error:  # SSLError is one.
+        path = getattr(superlink, key.partition(".")[2])
+        raise ConfigError(f"{key}: {path} cannot be used: {error.strerror or error}") from error
+    return context
+
+
+def greet(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) -> Greeting:
+    """Ask the server for its health.
+
+    Raises:
+        ServerError: It cannot be reached, or its certificate is not good for its name; says what to do.
+        ConfigError: This client's own certificates cannot be used.
+    """
+    began = time.monotonic()
+    with _connection(superlink, timeout) as connection:
+        valid_until = _valid_until(connection.sock)
+        before = time.time()
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        answer.read()
+        middle = (before + time.time()) / 2
+        if answer.status != 200:
+            raise ServerError(
+                f"{superlink.address} answers, but not as a federation's server (status {answer.status}); "
+                "correct superlink.address"
+            )
+        return Greeting(time.monotonic() - began, _ahead(answer.getheader("date"), middle), valid_until)
+
+
+def introduce(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) -> None:
+    """Ask whether the server knows this client's key, without joining.
+
+    Raises:
+        ServerError: It does not, or the server cannot be reached.
+        ConfigError: The key or a certificate cannot be used.
+    """
+    headers = internals.signed_headers(read_key(superlink.key)) | {"content-type": internals.MEDIA_TYPE}
+    with _connection(superlink, timeout) as connection:
+        # An empty question of no node: it is refused in any case, but for an unknown key by the gate itself.
+        connection.request("POST", internals.ASK_RUN, body=b"", headers=headers)
+        answer = _json(connection.getresponse().read(65536))
+    if answer.get("code") == internals.NOT_ACTIVATED:
+        raise ServerError(str(answer.get("detail")))
+
+
+@contextmanager
+def _connection(superlink: SuperlinkConfig, timeout: float) -> Iterator[http.client.HTTPConnection]:
+    host, port = superlink.host, superlink.port
+    connection = (
+        http.client.HTTPConnection(host, port, timeout=timeout)
+        if superlink.insecure
+        else http.client.HTTPSConnection(host, port, timeout=timeout, context=tls_context(superlink))
+    )
+    try:
+        connection.connect()
+        yield connection
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(f"{superlink.address}: {_why(error, superlink)}") from error
+    finally:
+        connection.close()
+
+
+def _why(error: Exception, superlink: SuperlinkConfig) -> str:
+    """Return in one sentence why there is no connection, and what to do."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _distrust(error, superlink)
+    if isinstance(error, socket.gaierror):
+        return "there is no machine of this name; correct superlink.address"
+    if isinstance(error, TimeoutError):
+        return "no answer in time; is the port open in the server's firewall, and the address right?"
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there; is the server running, and the port right?"
+    if isinstance(error, ssl.SSLError) and "WRONG_VERSION" in str(error):
+        return "it speaks no TLS; correct superlink.address, or set superlink.insecure on a trial network"
+    if isinstance(error, ssl.SSLError) and "CERTIFICATE_REQUIRED" in str(error):
+        return "it asks for a client certificate; set superlink.client_certificate and superlink.client_key"
+    if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError):
+        if superlink.insecure:
+            return "it hung up; does it speak TLS? then remove superlink.insecure"
+        return "it hung up; does it ask for a client certificate? then set superlink.client_certificate"
+    return f"it cannot be reached: {getattr(error, 'strerror', None) or type(error).__name__}"
+
+
+def _distrust(error: ssl.SSLCertVerificationError, superlink: SuperlinkConfig) -> str:
+    code = error.verify_code
+    if code == _EXPIRED:
+        return "its certificate has expired; the server needs a new one (or is this machine's clock wrong?)"
+    if code == _NOT_YET:
+        return "its certificate is not valid yet; is this machine's clock wrong?"
+    if code in (_OTHER_NAME, _OTHER_ADDRESS):
+        return (
+            f"its certificate is not for {superlink.host}; write a name that it holds into "
+            "superlink.address, or ask for a certificate with this one"
+        )
+    if code in _SELF_SIGNED:
+        signer = superlink.root_certificate or "an authority of this system"
+        return f"its certificate is not signed by {signer}; ask for the federation's ca.crt"
+    return f"its certificate is refused: {error.verify_message}"
+
+
+def _valid_until(sock: object) -> datetime | None:
+    certificate = sock.getpeercert() if isinstance(sock, ssl.SSLSocket) else None
+    if not certificate:
+        return None
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
+
+
+def _ahead(date: str | None, now: float) -> float | None:
+    """Return seconds that ``now`` is ahead of a Date header: cut to whole seconds, made anew each second."""
+    try:
+        return now - (parsedate_to_datetime(date).timestamp() + 1) if date else None
+    except ValueError:
+        return None
+
+
+def _json(text: bytes) -> Mapping[str, object]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,166 @@
+"""The gate as an application: what it passes on, byte for byte, and what never reaches Flower."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64encode
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedvision.deploy.gate import FleetGate, fingerprint
+from fedvision.deploy.limits import Limits
+from fedvision.flower import internals
+
+KEY = b"-----BEGIN PUBLIC KEY-----\nthis one\n"
+PULL = "/v1/fleet/pull-messages"
+
+
+class Flower:
+    """Stands in for Flower's application: notes what it is given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, bytes]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        assert not message["more_body"]
+        self.seen.append((scope["path"], message["body"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+
+def ask(
+    gate: FleetGate,
+    path: str = PULL,
+    *,
+    method: str = "POST",
+    raw: bytes | None = None,
+    headers: list[tuple[bytes, bytes]] | None = None,
+    parts: list[bytes] | None = None,
+    peer: str = "192.0.2.1",
+) -> tuple[int, dict[str, Any]]:
+    """Make one request and return status and the answer's JSON."""
+    own = [(internals.PUBLIC_KEY_HEADER, b64encode(KEY))] if headers is None else headers
+    body = [b"x"] if parts is None else parts
+    waiting = [{"type": "http.request", "body": part, "more_body": True} for part in body]
+    waiting.append({"type": "http.request", "body": b"", "more_body": False})
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        if not waiting:
+            await asyncio.sleep(10)
+        return waiting.pop(0)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": path, "headers": own, "client": (peer, 1)}
+    scope["raw_path"] = path.encode() if raw is None else raw
+    asyncio.run(gate(scope, receive, send))
+    content = sent[1]["body"]
+    return sent[0]["status"], json.loads(content) if content[:1] == b"{" else {}
+
+
+def gate(flower: Flower, **limits: Any) -> FleetGate:
+    return FleetGate(flower, lambda: {KEY}, Limits(**limits))
+
+
+@given(st.lists(st.binary(max_size=50), max_size=5))
+def test_a_known_clients_body_arrives_whole(parts: list[bytes]) -> None:
+    flower = Flower()
+    assert ask(gate(flower), parts=parts)[0] == 200
+    assert flower.seen == [(PULL, b"".join(parts))]
+
+
+@given(st.text(max_size=30), st.sampled_from(["GET", "POST", "PUT", "HEAD", "DELETE"]))
+def test_no_other_path_gets_through(path: str, method: str) -> None:
+    flower = Flower()
+    assert ask(gate(flower), "/" + path, method=method)[0] == 403
+    assert flower.seen == []
+
+
+def test_health_passes_without_a_key() -> None:
+    flower = Flower()
+    assert ask(gate(flower), "/health", method="GET", headers=[])[0] == 200
+    assert flower.seen == [("/health", b"")]
+
+
+@pytest.mark.parametrize("path", sorted(internals.fleet_paths()))
+def test_a_path_that_came_in_encoded_is_another_path(path: str) -> None:
+    flower = Flower()
+    assert ask(gate(flower), path, raw=path.replace("f", "%66", 1).encode())[0] == 403
+    assert ask(gate(flower), path, method="GET")[0] == 403
+    assert flower.seen == []
+    assert ask(gate(flower), path)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(internals.PUBLIC_KEY_HEADER, b"")],
+        [(internals.PUBLIC_KEY_HEADER, b"!!")],
+        [(internals.PUBLIC_KEY_HEADER, b64encode(b"another"))],
+        # Two headers: whichever Flower would take, it is not for us to guess.
+        [(internals.PUBLIC_KEY_HEADER, b64encode(KEY)), (internals.PUBLIC_KEY_HEADER, b64encode(b"x"))],
+    ],
+)
+def test_without_one_known_key_nothing_gets_through(headers: list[tuple[bytes, bytes]]) -> None:
+    flower = Flower()
+    status, answer = ask(gate(flower), headers=headers)
+    assert (status, answer["code"]) == (401, internals.NOT_ACTIVATED)
+    # Flower's client prints the sentence of a refused activation, and stops on 401 in any other call.
+    assert ask(gate(flower), "/v1/fleet/activate-node", headers=headers)[0] == 412
+    assert flower.seen == []
+
+
+def test_a_key_is_known_from_the_moment_that_it_is() -> None:
+    known: set[bytes] = set()
+    watched = FleetGate(Flower(), lambda: known, Limits())
+    assert ask(watched)[0] == 401
+    known.add(KEY)
+    assert ask(watched)[0] == 200
+    known.clear()
+    assert ask(watched)[0] == 401
+
+
+def test_a_body_may_be_as_large_as_the_limit_and_no_larger() -> None:
+    flower = Flower()
+    assert ask(gate(flower, body=10), parts=[b"12345", b"67890"])[0] == 200
+    assert ask(gate(flower, body=10), parts=[b"12345", b"678901"])[0] == 413
+    declared = [(internals.PUBLIC_KEY_HEADER, b64encode(KEY)), (b"content-length", b"11")]
+    assert ask(gate(flower, body=10), headers=declared, parts=[])[0] == 413
+    assert len(flower.seen) == 1
+
+
+def test_a_body_that_drips_is_refused_though_it_never_stops() -> None:
+    clock = iter(range(1000))
+    slow = FleetGate(
+        Flower(), lambda: {KEY}, Limits(header_seconds=3, body_rate=1), lambda: float(next(clock))
+    )
+    status, answer = ask(slow, parts=[b""] * 20)
+    assert status == 408
+    assert answer["detail"] == "a body slower than 1 bytes a second"
+
+
+def test_more_requests_than_allowed_are_put_off_for_each_peer_alone() -> None:
+    flower = Flower()
+    busy = gate(flower, requests=0.001, burst=2)
+    assert [ask(busy, "/health", method="GET")[0] for _ in range(3)] == [200, 200, 503]
+    assert ask(busy, "/health", method="GET", peer="192.0.2.2")[0] == 200
+
+
+def test_a_websocket_gets_no_answer() -> None:
+    async def never(*_: Any) -> Any:
+        raise AssertionError
+
+    asyncio.run(gate(Flower())({"type": "websocket", "path": PULL, "client": ("192.0.2.1", 1)}, never, never))
+
+
+def test_no_key_has_no_fingerprint() -> None:
+    assert fingerprint(KEY) == "no key"

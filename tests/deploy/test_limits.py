@@ -1,0 +1,92 @@
+"""Token buckets, seats and the journal, with a clock that the test turns."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from fedvision.deploy import limits
+from fedvision.deploy.limits import Journal, Limits, Seats, TokenBuckets, peer_name
+
+
+class Clock:
+    """Seconds that rise when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
+    clock = Clock()
+    buckets = TokenBuckets(rate=2, burst=3, clock=clock)
+    assert [buckets.take("a") for _ in range(4)] == [True, True, True, False]
+    clock.now += 1
+    assert [buckets.take("a") for _ in range(3)] == [True, True, False]
+    clock.now += 0.5
+    assert buckets.take("a")
+    # It never holds more than the burst.
+    clock.now += 1000
+    assert [buckets.take("a") for _ in range(4)] == [True, True, True, False]
+
+
+def test_one_peers_flood_takes_nothing_from_another() -> None:
+    buckets = TokenBuckets(rate=1, burst=1, clock=Clock())
+    assert buckets.take("a")
+    assert not buckets.take("a")
+    assert buckets.take("b")
+
+
+def test_memory_of_peers_is_bounded_and_forgets_the_most_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_PEERS", 2)
+    buckets = TokenBuckets(rate=1, burst=1, clock=Clock())
+    for peer in "aab":
+        buckets.take(peer)
+    assert not buckets.take("a")
+    assert buckets.take("c")  # forgets b
+    assert not buckets.take("a")
+    assert buckets.take("b")
+
+
+@pytest.mark.parametrize(
+    ("address", "peer"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_a_peer_is_an_address_or_a_network_of_one_customer(address: str, peer: str) -> None:
+    assert peer_name(address) == peer
+
+
+def test_seats_are_counted_in_all_and_for_each_peer() -> None:
+    seats = Seats(Limits(connections=3, peer_connections=2))
+    assert [seats.take("a"), seats.take("a")] == [None, None]
+    assert seats.take("a") == "it has 2 open connections already"
+    assert seats.take("b") is None
+    assert seats.take("c") == "there are 3 open connections already"
+    seats.leave("a")
+    assert seats.take("c") is None
+
+
+def test_a_flood_is_one_line_a_minute_with_its_number(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    journal = Journal(logging.getLogger("test"), clock)
+    for i in range(5):
+        journal.refused("a", "slow", f" [{i}]")
+    journal.refused("a", "large")
+    journal.refused("b", "slow")
+    clock.now += 61
+    journal.refused("a", "slow", " [x]")
+    assert caplog.messages == [
+        "refused a: slow [0]",
+        "refused a: large",
+        "refused b: slow",
+        "refused a: slow [x] (4 times more since it was last said)",
+    ]

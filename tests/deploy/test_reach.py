@@ -1,0 +1,224 @@
+"""What a client is told of a server that is not there, not who it should be, or does not know it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from fedvision.client_config import SuperlinkConfig
+from fedvision.deploy import certificates, reach
+from fedvision.deploy.reach import greet, read_key
+from fedvision.errors import ConfigError, ServerError
+
+
+@contextlib.contextmanager
+def answering(
+    answer: bytes, certificate: Path | None = None, *, ask_for: Path | None = None
+) -> Iterator[int]:
+    """Serve one connection with an answer, over TLS where a folder with server.crt is named."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                plain, _ = listening.accept()
+                with plain:
+                    secure = _secure(plain, certificate, ask_for) if certificate else plain
+                    secure.settimeout(5)
+                    secure.recv(65536)
+                    secure.sendall(answer)
+                    secure.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            with contextlib.suppress(OSError):
+                socket.create_connection(listening.getsockname(), timeout=1).close()
+            thread.join(10)
+
+
+def _secure(plain: socket.socket, certificate: Path, ask_for: Path | None) -> ssl.SSLSocket:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate / "server.crt", certificate / "server.key")
+    if ask_for:
+        context.load_verify_locations(ask_for)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context.wrap_socket(plain, server_side=True)
+
+
+def asking(pki: Path, port: int, host: str = "127.0.0.1") -> SuperlinkConfig:
+    own = pki / "clients/north"
+    return SuperlinkConfig(
+        address=f"{host}:{port}", key=str(own / "client.key"), root_certificate=str(own / "ca.crt")
+    )
+
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n"
+
+
+def test_a_good_server_tells_its_time_and_its_certificates_end(pki: Path) -> None:
+    then = datetime.now(UTC) - timedelta(seconds=100)
+    date = then.strftime("date: %a, %d %b %Y %H:%M:%S GMT\r\n\r\n").encode()
+    with answering(OK + date, pki / "server") as port:
+        greeting = greet(asking(pki, port))
+    assert greeting.ahead == pytest.approx(100, abs=3)
+    assert greeting.valid_until is not None
+    assert greeting.valid_until == certificates.validity(pki / "server/server.crt")[1]
+
+
+def test_an_expired_certificate_is_refused_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_at(tmp_path, monkeypatch, datetime.now(UTC) - timedelta(days=10))
+    with answering(OK, tmp_path / "server") as port, pytest.raises(ServerError, match="has expired"):
+        greet(asking(tmp_path, port))
+
+
+def test_a_certificate_of_tomorrow_makes_the_clock_doubtful(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_at(tmp_path, monkeypatch, datetime.now(UTC) + timedelta(days=10))
+    with answering(OK, tmp_path / "server") as port, pytest.raises(ServerError, match="not valid yet"):
+        greet(asking(tmp_path, port))
+
+
+def make_at(folder: Path, monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
+    """Make certificates of one day as if it were another moment; the authority's is good today too."""
+
+    class Then(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return moment
+
+    authority = certificates._new_authority(3650)
+    certificates._write(
+        folder,
+        {
+            Path("ca.key"): (certificates._pem(authority.key), 0o600),
+            Path("ca.crt"): certificates._public(authority.certificate),
+        },
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(certificates, "datetime", Then)
+        certificates.make(folder, hosts=["localhost"], clients=["north"], days=1)
+    found = x509.load_pem_x509_certificate((folder / "server/server.crt").read_bytes())
+    assert found.not_valid_after_utc - found.not_valid_before_utc == timedelta(days=1, hours=1)
+
+
+@pytest.mark.parametrize(
+    ("host", "sentence"),
+    [
+        ("127.0.0.2", "its certificate is not for 127.0.0.2; write a name that it holds"),
+        ("no-such-name.invalid", "there is no machine of this name"),
+    ],
+)
+def test_another_name_is_a_sentence(pki: Path, host: str, sentence: str) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listening:
+        port = listening.getsockname()[1]
+
+        def serve() -> None:
+            with contextlib.suppress(OSError), listening.accept()[0] as plain:
+                _secure(plain, pki / "server", None).close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with pytest.raises(ServerError) as caught:
+            greet(asking(pki, port, host), timeout=5)
+        assert sentence in str(caught.value)
+        assert str(caught.value).startswith(f"{host}:{port}: ")
+        socket.create_connection(("127.0.0.1", port)).close()
+        thread.join(5)
+
+
+def test_a_stranger_authority_is_a_sentence(pki: Path, strangers: Path) -> None:
+    with answering(OK, strangers / "server") as port, pytest.raises(ServerError, match="is not signed by"):
+        greet(asking(pki, port))
+
+
+def test_a_port_where_nothing_listens_is_a_sentence(pki: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    with pytest.raises(ServerError, match="nothing listens there"):
+        greet(asking(pki, port))
+
+
+def test_a_server_that_is_silent_is_a_sentence(pki: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        with pytest.raises(ServerError, match="no answer in time"):
+            greet(asking(pki, listening.getsockname()[1]), timeout=0.3)
+
+
+def test_plain_text_and_tls_do_not_meet(pki: Path) -> None:
+    with answering(OK + b"\r\n") as port, pytest.raises(ServerError, match="it speaks no TLS"):
+        greet(asking(pki, port))
+    insecure = dataclasses.replace(asking(pki, 1), insecure=True, root_certificate="")
+    with answering(OK, pki / "server") as port:
+        with pytest.raises(ServerError, match=r"remove superlink.insecure|cannot be reached"):
+            greet(dataclasses.replace(insecure, address=f"127.0.0.1:{port}"))
+    with answering(OK + b"\r\n") as port:
+        greeting = greet(dataclasses.replace(insecure, address=f"127.0.0.1:{port}"))
+    assert (greeting.valid_until, greeting.ahead) == (None, None)
+
+
+def test_some_other_web_server_is_a_sentence(pki: Path) -> None:
+    other = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
+    with answering(other, pki / "server") as port:
+        with pytest.raises(ServerError, match="not as a federation's server"):
+            greet(asking(pki, port))
+
+
+def test_a_proxy_that_asks_for_a_certificate_gets_it_or_says_so(pki: Path) -> None:
+    own = asking(pki, 1)
+    shown = dataclasses.replace(
+        own,
+        client_certificate=str(pki / "clients/north/tls.crt"),
+        client_key=str(pki / "clients/north/tls.key"),
+    )
+    with answering(OK + b"\r\n", pki / "server", ask_for=pki / "ca.crt") as port:
+        greet(dataclasses.replace(shown, address=f"127.0.0.1:{port}"))
+    with answering(OK + b"\r\n", pki / "server", ask_for=pki / "ca.crt") as port:
+        with pytest.raises(ServerError, match=r"superlink\.client_certificate"):
+            greet(dataclasses.replace(own, address=f"127.0.0.1:{port}"))
+
+
+@pytest.mark.parametrize("content", ["secret nonsense", "-----BEGIN OPENSSH PRIVATE KEY-----\nc2VjcmV0\n"])
+def test_a_file_that_is_no_key_is_named_and_never_shown(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "key"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_key(str(path))
+    assert str(caught.value).startswith(f"superlink.key: {path} is no OpenSSH private key")
+    assert "secret" not in str(caught.value)
+    assert "c2Vj" not in str(caught.value)
+
+
+def test_keys_of_another_kind_or_with_a_passphrase_are_named(tmp_path: Path) -> None:
+    for name, kind, phrase in (("ed", "ed25519", ""), ("locked", "ecdsa", "secret")):
+        key = tmp_path / name
+        subprocess.run(["ssh-keygen", "-q", "-N", phrase, "-f", str(key), "-t", kind], check=True)
+    with pytest.raises(ConfigError, match="is no ECDSA key"):
+        read_key(str(tmp_path / "ed"))
+    with pytest.raises(ConfigError, match="without a passphrase"):
+        read_key(str(tmp_path / "locked"))
+
+
+def test_a_certificate_that_cannot_be_used_names_its_key(pki: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.crt"
+    broken.write_text("nothing")
+    own = asking(pki, 1)
+    with pytest.raises(ConfigError, match=r"superlink.root_certificate: .*broken.crt cannot be used"):
+        reach.tls_context(dataclasses.replace(own, root_certificate=str(broken)))
+    half = dataclasses.replace(own, client_certificate=str(broken), client_key=str(broken))
+    with pytest.raises(ConfigError, match=r"superlink.client_certificate: .*broken.crt cannot be used"):
+        reach.tls_context(half)
