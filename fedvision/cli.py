@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedvision import __version__, registry
-from fedvision.commands import certificates, doctor
+from fedvision.commands import certificates, deployment, doctor
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.types import PluginSpec
 
 INTERRUPTED = 130
+_AGAIN = "the same command with --resume goes on from the last round"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,10 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fedvision: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\nfedvision: stopped; the same command with --resume goes on from the last round",
-            file=sys.stderr,
-        )
+        print(f"\nfedvision: stopped; {getattr(options, 'again', _AGAIN)}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output (`head`, a pager) has enough; Python's exit must not write to it again.
@@ -76,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _experiment(inspect)
     inspect.set_defaults(call=_inspect)
 
+    deployment.add(verbs)
     certificates.add(verbs)
     doctor.add(verbs)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedvision.errors import ConfigError, RunError
+from fedvision.flower.internals_run import RunLink
 
 log = logging.getLogger("fedvision.deploy")
 _START_S = 60.0
@@ -61,6 +62,19 @@ class SuperlinkProcess:
     def __init__(self, place: LinkPlace, *, keep: bool = False) -> None:
         self.place, self._keep = place, keep
         self._process: subprocess.Popen[str] | None = None
+
+    def open(self) -> LinkPlace:
+        """Return where it listens: one that an earlier server left up, or a new one.
+
+        Raises:
+            ConfigError: It does not start; its own sentence says why.
+        """
+        port = self.place.private.rpartition(":")[2]
+        if port != "0" and RunLink(self.place.private, roots=self.place.roots).alive():
+            log.warning("the SuperLink on %s is up already and is used", self.place.private)
+        else:
+            self.start()
+        return self.place
 
     def start(self) -> None:
         """Start it and wait until it listens; a port that was 0 is settled by that.
