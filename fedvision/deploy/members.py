@@ -34,7 +34,8 @@ class Members:
     Args:
         file: Where numbers and names are kept.
         classes: C.
-        tell: Is called with one sentence where a person should know of something.
+        say: Is called with what a person may want to see now.
+        note: Is called with what shall also stand in the report.
         last_seen: Returns for every registered name the seconds since it was last seen, None where never.
     """
 
@@ -42,10 +43,17 @@ class Members:
         self,
         file: Path,
         classes: int,
-        tell: Callable[[str], None],
+        say: Callable[[str], None],
+        note: Callable[[str], None],
         last_seen: Callable[[], Mapping[str, float | None]],
     ) -> None:
-        self._file, self._classes, self._tell, self._last_seen = file, classes, tell, last_seen
+        self._file, self._classes, self._say, self._note, self._last_seen = (
+            file,
+            classes,
+            say,
+            note,
+            last_seen,
+        )
         self._by_name: dict[str, int] = read_json(file).get("clients", {})
         self.numbers: dict[int, int] = {}
         """Which client each node is."""
@@ -93,7 +101,7 @@ class Members:
                 return here
             if time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
-                self._tell(self._waiting(here))
+                self._say(self._waiting(here))
             time.sleep(_LOOK_S)
 
     def _admit(self, grid: LinkGrid, online: Mapping[int, str]) -> None:
@@ -120,7 +128,7 @@ class Members:
                 self._refused.pop(node, None)
         for item in exchange.refused:
             self._refused[item["client"]] = now
-            self._tell(f"{new[item['client']]} cannot take part: {item['reason']}")
+            self._note(f"{new[item['client']]} cannot take part: {item['reason']}")
 
     def _number(self, new: Mapping[int, str]) -> None:
         before = dict(self._by_name)

@@ -111,7 +111,11 @@ class Deployment(RunJournal):
 
     def _rounds(self, link: RunLink, process: SuperlinkProcess | None, wait_for: int) -> None:
         members = Members(
-            self._file, len(self.federation.dataset.classes), self.note, lambda: _last_seen(link)
+            self._file,
+            len(self.federation.dataset.classes),
+            self.progress.note,
+            self.note,
+            lambda: _last_seen(link),
         )
         numbers = link.start(bundle(), self._facts().to_table())
         self._remember(flower_run=numbers)

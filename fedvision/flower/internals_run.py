@@ -34,9 +34,9 @@ from fedvision.flower.internals_wire import (
     Incoming,
     LinkDown,
     LinkRefused,
-    Piece,
     call,
     fetched,
+    in_order,
     objects_of,
     tls_context,
 )
@@ -154,7 +154,7 @@ class RunLink:
             request = runtime_pb2.PushAppMessagesRequest(messages_list=heads, message_object_trees=trees)
             told = call(self._running().PushMessages, request)
             wanted = set(told.objects_to_push)
-            for name, thing in sorted(objects.items(), key=lambda item: not isinstance(item[1], Piece)):
+            for name, thing in in_order(objects).items():
                 if name in wanted:
                     self._push_object(name, thing.deflate(), told.session_id)
         return list(told.message_ids)

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,7 +129,9 @@ def parcel(source: Source) -> Parcel:
     blob = _Blob(source)
     unique = list(blob.children)
     order = tuple(unique.index(name) for name, _ in blob.slice_array())
-    return Parcel(ArrayRecord({_BLOB: blob}), order)
+    record = ArrayRecord()
+    record[_BLOB] = blob  # the constructor would copy the array's data, which is not there
+    return Parcel(record, order)
 
 
 def envelope(layout: Layout, tensors: Parcel) -> RecordDict:
@@ -209,12 +211,24 @@ def _parts(tree: message_pb2.ObjectTree) -> tuple[str, list[str]]:
 
 
 def objects_of(message: Message) -> tuple[message_pb2.ObjectTree, dict[str, Any]]:
-    """Give a message its id; return the tree of its objects and the objects, pieces of blobs first."""
+    """Give a message its id; return the tree of its objects and the objects in the order of sending."""
     message.metadata.__dict__["_message_id"] = message.object_id
-    tree = get_object_tree(message)
-    nested = get_all_nested_objects(message)
-    # Whoever sees the layout may rely on the tensors being there.
-    return tree, dict(sorted(nested.items(), key=lambda item: not isinstance(item[1], Piece)))
+    return get_object_tree(message), in_order(get_all_nested_objects(message))
+
+
+def in_order(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return objects with the pieces first and the layouts last.
+
+    Whoever sees a layout may rely on all the rest being there; when it has read the pieces it lets the
+    SuperLink forget the message, and what came later would be refused.
+    """
+    return dict(sorted(objects.items(), key=lambda item: _rank(item[1])))
+
+
+def _rank(thing: object) -> int:
+    if isinstance(thing, Piece):
+        return 0
+    return 2 if isinstance(thing, ConfigRecord) else 1
 
 
 def tls_context(roots: Path | None, certificate: tuple[str, str] | None) -> ssl.SSLContext:
