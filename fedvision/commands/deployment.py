@@ -133,7 +133,8 @@ def _client(options: argparse.Namespace) -> None:
     from fedvision.federation import prepare_process
 
     prepare_process()
-    _end_in_order()
+    # Whoever runs it as a service ends it so; that is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     serve(config, options.client.absolute().parent)
 
 

@@ -179,6 +179,7 @@ class Resident:
         """Do a task and return the reply's layout; its tensors are in the inbox."""
         facts = self._facts(incoming.head.metadata.run_id)
         kind = incoming.head.metadata.message_type
+        self._trainer.start()  # one that died between two tasks costs nothing
         if self._opened != (self._trainer.generation, facts.run):
             opened = self._trainer.ask({"open": facts.to_table()}, limited=False)
             self._expected = {name: Expected.from_text(text) for name, text in opened["expected"].items()}
