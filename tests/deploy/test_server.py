@@ -79,6 +79,7 @@ def test_a_dead_training_process_costs_one_reply(tmp_path: Path, pki: Path) -> N
         north = here.client("north")
         here.client("south")
         eventually(lambda: here.rounds() or server.poll() is not None, "the first round")
+        assert server.poll() is None, here.log("server")
         eventually((tmp_path / "state-north/inbox/task").exists, "a task")
         os.kill(here.training_child(north), signal.SIGKILL)
         assert server.wait(180) == 0, here.log("server")
