@@ -91,14 +91,13 @@ def test_a_dead_training_process_costs_one_reply(tmp_path: Path, pki: Path) -> N
 
 
 def test_a_client_that_may_not_or_cannot_follow_says_so_on_both_sides(tmp_path: Path, pki: Path) -> None:
-    (tmp_path / "mine.py").write_text("def loss(counts):\n    raise SystemExit('this ran')\n")
-    text = EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg") + '[loss]\nuse = "mine:loss"\n'
-    text = text.replace('name = "two"', 'name = "refused"')
     (tmp_path / "mine.py").write_text(
         "from fedvision.losses.weighting import cross_entropy\n"
         "def loss(counts):\n    return cross_entropy(counts)\n"
     )
-    with machines(tmp_path, pki, text) as here:
+    with machines(tmp_path, pki, EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg")) as here:
+        with here.experiment.open("a") as file:
+            file.write('[loss]\nuse = "mine:loss"\n')
         server = here.server()
         here.client("north")
         old = tmp_path / "old"
