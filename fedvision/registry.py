@@ -112,6 +112,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "kappa": Builtin("fedvision.metrics:kappa"),
     },
     "engine": {
+        "auto": Builtin("fedvision.engines.auto:AutoEngine"),
         "serial": Builtin("fedvision.engines.serial:SerialEngine"),
         "ray": Builtin("fedvision.engines.ray:RayEngine"),
     },

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.data.mapped import Mapped, reference
 from fedvision.errors import DataError
 
 
@@ -40,6 +41,14 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs: mapped images by their file, all else as it is."""
+        return vars(self) | {"images": reference(self.images) or self.images}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        images = state["images"]
+        vars(self).update(state, images=images.open() if isinstance(images, Mapped) else images)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,7 @@ class Pool:
         ray.kill(member.actor)
         if error is not None:
             self.cause = _cause(error)
+            self._tell(f"a worker was lost and what it had done is run again: {self.cause}")
         if self._failed_starts < STARTS:
             self._fill()
         elif not self.members:

@@ -65,7 +65,7 @@ class Outbox:
             content=Content(
                 numbers=_numbers(message.content),
                 arrays={
-                    key: self._reference(record) for key, record in message.content.array_records.items()
+                    key: self._reference(record) for key, record in codec.arrays_of(message.content).items()
                 },
             ),
         )
@@ -102,7 +102,7 @@ class Inbox:
 
 def pack(content: RecordDict) -> Content:
     """Return the content of a reply, its tensors as arrays that share their memory."""
-    arrays = {key: _arrays(codec.decode_state(held)) for key, held in content.array_records.items()}
+    arrays = {key: _arrays(codec.decode_state(held)) for key, held in codec.arrays_of(content).items()}
     return Content(numbers=_numbers(content), arrays=arrays)
 
 

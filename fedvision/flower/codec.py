@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedvision.errors import UpdateRefused
-from fedvision.flower.internals import TensorArray
+from fedvision.flower.internals import TensorArray, array_record
 from fedvision.strategies.mean import Sums
 from fedvision.strategies.summation import PartialSum
 from fedvision.training.evaluate import Evaluation
@@ -34,6 +35,9 @@ _FOLDED, _BYTES = "folded", "bytes"
 _SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "dtypes."
 MEASURE = "query.measure"
 _START, _STOP = "start", "stop"
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
+_SMALL = 1 << 14
+"""Elements up to which tensors are checked together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +52,12 @@ class RosterEntry:
 
 def encode_state(state: State) -> ArrayRecord:
     """Wrap CPU tensors without copying them; bfloat16, which NumPy does not know, travels as float32."""
-    record = ArrayRecord()
-    for name, tensor in state.items():
-        record[name] = TensorArray(tensor.float() if tensor.dtype is torch.bfloat16 else tensor)
-    return record
+    return array_record(
+        {
+            name: TensorArray(tensor.float() if tensor.dtype is torch.bfloat16 else tensor)
+            for name, tensor in state.items()
+        }
+    )
 
 
 def decode_state(record: Mapping[str, Array]) -> State:
@@ -64,11 +70,28 @@ def decode_state(record: Mapping[str, Array]) -> State:
     }
 
 
+def arrays_of(content: RecordDict) -> dict[str, ArrayRecord]:
+    """Return the array records of a message; Flower's own property checks every one anew."""
+    return {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
+
+
+def record(content: RecordDict, key: str, kind: type[R]) -> R:
+    """Return one record of a message.
+
+    Raises:
+        KeyError: There is none of this name and kind.
+    """
+    found = content[key]
+    if not isinstance(found, kind):
+        raise KeyError(key)
+    return found
+
+
 def size(content: RecordDict) -> int:
     """Return the bytes of all tensors of a message; of a folded reply, those that it would have had."""
     if is_folded(content):
-        return int(content.config_records[_FOLDED][_BYTES])  # type: ignore[arg-type]
-    return sum(_record_size(record) for record in content.array_records.values())
+        return int(record(content, _FOLDED, ConfigRecord)[_BYTES])  # type: ignore[arg-type]
+    return sum(_record_size(record) for record in arrays_of(content).values())
 
 
 def total_size(contents: Iterable[RecordDict]) -> int:
@@ -76,7 +99,7 @@ def total_size(contents: Iterable[RecordDict]) -> int:
     known: dict[int, int] = {}
     total = 0
     for content in contents:
-        for record in content.array_records.values():
+        for record in arrays_of(content).values():
             key = id(record)
             if key not in known:
                 known[key] = _record_size(record)
@@ -108,7 +131,7 @@ def encode_counts(counts: tuple[int, ...]) -> ConfigRecord:
 
 def decode_task(message: Message, client: int) -> Task:
     """Return a client's task from a training message of ours or of a stock strategy."""
-    content, config = message.content, message.content.config_records[CONFIG]
+    content, config = message.content, record(message.content, CONFIG, ConfigRecord)
     numbers = {k.removeprefix(_NUMBER): float(v) for k, v in config.items() if k.startswith(_NUMBER)}  # type: ignore[arg-type]
     objective = config.get(_OBJECTIVE)
     if objective is None and _STOCK_PROX in config:
@@ -117,7 +140,7 @@ def decode_task(message: Message, client: int) -> Task:
     return Task(
         round=int(config[ROUND]),  # type: ignore[arg-type]
         client=client,
-        state=decode_state(content.array_records[ARRAYS]),
+        state=decode_state(record(content, ARRAYS, ArrayRecord)),
         instruction=Instruction(
             objective=None if objective is None else str(objective),
             numbers=numbers,
@@ -138,12 +161,12 @@ def encode_update(update: LocalUpdate) -> RecordDict:
 
 def decode_update(content: RecordDict, client: int, position: int) -> Update:
     """Return a client's update from a reply that ``check_update`` let through."""
-    metrics = content.metric_records[METRICS]
+    metrics = record(content, METRICS, MetricRecord)
     return Update(
         client=client,
         position=position,
         examples=int(metrics[EXAMPLES]),  # type: ignore[arg-type]
-        state=decode_state(content.array_records[ARRAYS]),
+        state=decode_state(record(content, ARRAYS, ArrayRecord)),
         loss=float(metrics[TRAIN_LOSS]),  # type: ignore[arg-type]
         tensors=_groups(content),
     )
@@ -151,7 +174,7 @@ def decode_update(content: RecordDict, client: int, position: int) -> Update:
 
 def training_facts(content: RecordDict) -> tuple[float, int]:
     """Return the mean training loss and the number of images that a reply, folded or not, tells."""
-    metrics = content.metric_records[METRICS]
+    metrics = record(content, METRICS, MetricRecord)
     return float(metrics[TRAIN_LOSS]), int(metrics[EXAMPLES])  # type: ignore[arg-type]
 
 
@@ -165,12 +188,13 @@ def check_update(content: RecordDict, client: int, expected: State) -> None:
 
     Raises:
         UpdateRefused: A record is missing, a tensor is missing, extra, misshapen, not a number or infinite,
-        or
-            the reply rests on no images.
+            or the reply rests on no images.
     """
-    arrays, metrics = content.array_records.get(ARRAYS), content.metric_records.get(METRICS)
-    if arrays is None or metrics is None:
-        raise UpdateRefused(client, "reply", f"it lacks the record {ARRAYS if arrays is None else METRICS!r}")
+    arrays, metrics = content.get(ARRAYS), content.get(METRICS)
+    if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
+        raise UpdateRefused(
+            client, "reply", f"it lacks the record {METRICS if ARRAYS in content else ARRAYS!r}"
+        )
     if set(metrics) != {EXAMPLES, TRAIN_LOSS}:
         raise UpdateRefused(
             client, "reply", f"its metrics are {sorted(metrics)}, not {EXAMPLES} and {TRAIN_LOSS}"
@@ -180,16 +204,16 @@ def check_update(content: RecordDict, client: int, expected: State) -> None:
         raise UpdateRefused(client, "reply", f"it rests on {examples} images")
     _check_names(client, set(arrays), set(expected))
     for name, tensor in expected.items():
-        _check_array(client, name, arrays[name], tensor)
-    for group, state in _groups(content).items():
-        for name, tensor in state.items():
-            _check_finite(client, f"{group}.{name}", tensor)
+        _check_shape(client, name, arrays[name], tensor)
+    groups = _groups(content).items()
+    named = {f"{group}.{name}": tensor for group, state in groups for name, tensor in state.items()}
+    _check_finite(client, decode_state(arrays) | named)
 
 
 def encode_folded(content: RecordDict) -> RecordDict:
     """Return a reply's content without its tensors, which are in a sum."""
     told = ConfigRecord({_BYTES: size(content)})
-    return RecordDict({METRICS: content.metric_records[METRICS], _FOLDED: told})
+    return RecordDict({METRICS: record(content, METRICS, MetricRecord), _FOLDED: told})
 
 
 def is_folded(content: RecordDict) -> bool:
@@ -210,17 +234,17 @@ def encode_sums(sums: Sums) -> RecordDict:
 
 def decode_sums(content: RecordDict, sums: Sums) -> None:
     """Merge the sums that a folded reply carries, if it does; large tensors are fetched at the end."""
-    told = content.config_records.get(_SUMS)
-    if told is None:
+    if _SUMS not in content:
         return
+    told = record(content, _SUMS, ConfigRecord)
     parts = {
         group: PartialSum(
-            totals=_LazyState(content.array_records[_SUM + group]),
+            totals=_LazyState(record(content, _SUM + group, ArrayRecord)),
             weights=tuple(told[key]),  # type: ignore[arg-type]
             dtypes={
                 name: getattr(torch, str(dtype))
                 for name, dtype in zip(
-                    content.array_records[_SUM + group],
+                    record(content, _SUM + group, ArrayRecord),
                     told[_DTYPES + group],  # type: ignore[arg-type]
                     strict=True,
                 )
@@ -256,10 +280,10 @@ def encode_evaluation(evaluation: Evaluation) -> RecordDict:
 
 def decode_evaluation(content: RecordDict) -> Evaluation:
     """Return what a client counted."""
-    (confusion,) = content.array_records[_CONFUSION].values()
+    (confusion,) = record(content, _CONFUSION, ArrayRecord).values()
     return Evaluation(
         confusion=confusion.numpy(),
-        loss_sum=float(content.metric_records[METRICS][_LOSS]),  # type: ignore[arg-type]
+        loss_sum=float(record(content, METRICS, MetricRecord)[_LOSS]),  # type: ignore[arg-type]
     )
 
 
@@ -270,8 +294,8 @@ def encode_measure(arrays: ArrayRecord, images: range) -> RecordDict:
 
 def decode_measure(content: RecordDict) -> tuple[State, range]:
     """Return the state and the numbers of the test images that a request asks for."""
-    config = content.config_records[CONFIG]
-    return decode_state(content.array_records[ARRAYS]), range(int(config[_START]), int(config[_STOP]))  # type: ignore[arg-type]
+    config = record(content, CONFIG, ConfigRecord)
+    return decode_state(record(content, ARRAYS, ArrayRecord)), range(int(config[_START]), int(config[_STOP]))  # type: ignore[arg-type]
 
 
 def encode_roster(entry: RosterEntry) -> RecordDict:
@@ -281,14 +305,14 @@ def encode_roster(entry: RosterEntry) -> RecordDict:
 
 def decode_roster(content: RecordDict) -> RosterEntry:
     """Return what a client says of itself."""
-    config = content.config_records[CONFIG]
+    config = record(content, CONFIG, ConfigRecord)
     return RosterEntry(client=int(config["client"]), counts=tuple(config[_COUNTS]))  # type: ignore[arg-type]
 
 
 def _groups(content: RecordDict) -> dict[str, State]:
     return {
         key.removeprefix(_TENSORS): decode_state(record)
-        for key, record in content.array_records.items()
+        for key, record in arrays_of(content).items()
         if key.startswith(_TENSORS)
     }
 
@@ -302,18 +326,29 @@ def _check_names(client: int, names: set[str], expected: set[str]) -> None:
         )
 
 
-def _check_array(client: int, name: str, array: Array, expected: torch.Tensor) -> None:
+def _check_shape(client: int, name: str, array: Array, expected: torch.Tensor) -> None:
     if tuple(array.shape) != tuple(expected.shape):
         raise UpdateRefused(
             client, "reply", f"the tensor {name!r} is {list(array.shape)}, not {list(expected.shape)}"
         )
-    _check_finite(client, name, decode_state({name: array})[name])
 
 
-def _check_finite(client: int, name: str, tensor: torch.Tensor) -> None:
-    if not torch.is_floating_point(tensor):
-        raise UpdateRefused(client, "reply", f"the tensor {name!r} is {tensor.dtype}, not a float")
-    # One pass without a temporary: a sum is finite unless an element is not (or it overflows, which is
-    # refused too).
-    if not torch.isfinite(tensor.sum(dtype=torch.float64)):
-        raise UpdateRefused(client, "reply", f"the tensor {name!r} holds NaN or infinity")
+def _check_finite(client: int, state: State) -> None:
+    """Refuse tensors that are not finite, or so large that their sum is not.
+
+    A sum is finite unless an element is not, and takes one pass and no temporary. Small tensors are summed
+    together: a call costs more than their elements.
+    """
+    for name, tensor in state.items():
+        if not torch.is_floating_point(tensor):
+            raise UpdateRefused(client, "reply", f"the tensor {name!r} is {tensor.dtype}, not a float")
+    small = [tensor.reshape(-1) for tensor in state.values() if tensor.numel() <= _SMALL]
+    if small and _is_finite(torch.cat(small)):
+        state = {name: tensor for name, tensor in state.items() if tensor.numel() > _SMALL}
+    for name, tensor in state.items():
+        if not _is_finite(tensor):
+            raise UpdateRefused(client, "reply", f"the tensor {name!r} holds NaN or infinity")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return math.isfinite(tensor.sum(dtype=torch.float64).item())

@@ -7,7 +7,7 @@ of this program; a client far away sends its own update.
 
 from __future__ import annotations
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedvision.errors import ClientError, UpdateRefused
 from fedvision.flower import codec
@@ -32,7 +32,9 @@ class Folding:
             ClientError: The update cannot be averaged with the others; nothing was added.
         """
         if self._sums is None:
-            self._sums = Sums(self._strategy, codec.decode_state(message.content.array_records[codec.ARRAYS]))
+            self._sums = Sums(
+                self._strategy, codec.decode_state(codec.record(message.content, codec.ARRAYS, ArrayRecord))
+            )
         try:
             codec.check_update(reply.content, client, self._sums.state)
         except UpdateRefused as error:

@@ -7,6 +7,7 @@ memory-mapped.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fedvision import seeding
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset
 from fedvision.data.shards import ClientShards, Shard
@@ -51,6 +53,16 @@ class Host:
         return self.app(message, context)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What is ahead of a run."""
+
+    seconds: float
+    """Training of all rounds in one process, measured on a few steps."""
+    cohort: int
+    """Clients that work in a round."""
+
+
 class Recipe(Protocol):
     """Makes a host; can be pickled."""
 
@@ -64,6 +76,9 @@ class Recipe(Protocol):
 
     def rehearse(self) -> None:
         """Train the costliest client once and keep nothing, so that it can be measured."""
+
+    def forecast(self) -> Forecast:
+        """Measure a few steps and say how long the whole run would train in one process."""
 
     def open(self) -> Host:
         """Make what answers messages, in the process that calls."""
@@ -105,10 +120,41 @@ class SimulatedClients:
     def rehearse(self) -> None:
         """Train the client with most images of the first thousand once and keep nothing."""
         with tempfile.TemporaryDirectory() as folder:
-            worker = replace(self, memory=Path(folder)).worker()
+            worker = self._aside(folder).worker()
             state = get_state(worker.model, travelling(worker.model, self.config.model.travel))
-            client = max(range(min(self.clients, 1000)), key=self.cost)
+            client = max(self._sample(), key=self.cost)
             worker.train(Task(round=1, client=client, state=state))
+
+    def forecast(self) -> Forecast:
+        """Time a few batches of a large client and multiply by the images of all rounds.
+
+        It is a forecast of the work, not a promise: schedules of steps, early stops and other programs on the
+        machine are not in it.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            worker = self._aside(folder).worker()
+            seconds = worker.seconds_per_image(max(self._sample(), key=self.cost))
+        training, cohort = self.config.training, self._cohort()
+        sample = self._sample()
+        images = sum(map(self.cost, sample)) / len(sample) * training.epochs
+        if training.steps:
+            images = training.steps * training.batch_size
+        return Forecast(seconds=seconds * images * cohort * self.config.rounds, cohort=cohort)
+
+    def _aside(self, folder: str) -> SimulatedClients:
+        """Return the recipe of a host whose training leaves no trace."""
+        return replace(self, memory=Path(folder), model=copy.deepcopy(self.model))
+
+    def _sample(self) -> range:
+        return range(min(self.clients, 1000))
+
+    def _cohort(self) -> int:
+        """Return how many clients work in a round; of a stock strategy, all are taken to."""
+        strategy = build_strategy(self.config.strategy, seed=self.config.seed)
+        if not isinstance(strategy, FlowerStrategy):
+            return self.clients
+        rng = seeding.numpy_stream(self.config.seed, "select", 1)
+        return len(strategy.inner.select(1, range(self.clients), rng))
 
     def cost(self, client: int) -> float:
         """Return the client's number of images."""

@@ -32,6 +32,8 @@ SMALLEST = 2.0**-8
 """Least magnitude that a quantum is taken from."""
 _SLICE = 1 << 16
 """Elements at a time: float64 temporaries that stay in a core's cache and small beside any model."""
+_SMALL = 1 << 14
+"""Elements up to which tensors are summed together: a call costs more than their elements."""
 _SHIFT = 1.5 * 2.0**52
 """Adding and subtracting this many quanta rounds a float64 to whole quanta."""
 
@@ -62,6 +64,8 @@ class WeightedSum:
     _dtypes: dict[str, torch.dtype] = field(default_factory=dict)
     _parts: list[PartialSum] = field(default_factory=list)
     _quanta: dict[str, float] = field(default_factory=dict)
+    _small: _Together | None = None
+    _large: list[str] = field(default_factory=list)
 
     def add(self, state: State, weight: float) -> None:
         """Add one model times its weight.
@@ -80,8 +84,12 @@ class WeightedSum:
         # 24 digits times 24 digits is exact in float64, whether or not the processor fuses the operations.
         weight = _float32(weight)
         self._weights.append(weight)
-        for name, tensor in state.items():
-            _accumulate(self._total(name, tensor), tensor, weight, self._quantum(name))
+        if not self._totals:
+            self._begin(state)
+        if self._small is not None:
+            self._small.add(state, weight)
+        for name in self._large:
+            _accumulate(self._totals[name], state[name], weight, self._quantum(name))
 
     def merge(self, part: PartialSum) -> None:
         """Add a sum that was computed elsewhere; its tensors are fetched when the mean is taken.
@@ -125,16 +133,49 @@ class WeightedSum:
             self._dtypes = dict(dtypes)
         _check_names(self._dtypes, dtypes)
 
-    def _total(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        if name not in self._totals:
-            layers = 2 if like.dtype is torch.float64 else 1
-            self._totals[name] = torch.zeros((layers, *like.shape), dtype=torch.float64)
-        return self._totals[name]
+    def _begin(self, state: State) -> None:
+        """Make zeros for every tensor, those of small ones as views of one array."""
+        small = {name: t for name, t in state.items() if t.numel() <= _SMALL and t.dtype is not torch.float64}
+        self._large = [name for name in state if name not in small]
+        self._small = _Together(small, [self._quantum(name) for name in small]) if small else None
+        views = self._small.views(small) if self._small is not None else {}
+        for name, tensor in state.items():
+            layers = 2 if tensor.dtype is torch.float64 else 1
+            made = views.get(name)
+            self._totals[name] = (
+                torch.zeros((layers, *tensor.shape), dtype=torch.float64) if made is None else made
+            )
 
     def _quantum(self, name: str) -> float:
         if name not in self._quanta:
             self._quanta[name] = quantum(self.reference.get(name))
         return self._quanta[name]
+
+
+class _Together:
+    """The sum of many small tensors as one vector.
+
+    Args:
+        state: The tensors.
+        quanta: The quantum of each.
+    """
+
+    def __init__(self, state: State, quanta: list[float]) -> None:
+        self._names = list(state)
+        sizes = torch.tensor([tensor.numel() for tensor in state.values()])
+        self._sizes: list[int] = sizes.tolist()
+        self._shift = torch.repeat_interleave(torch.tensor(quanta, dtype=torch.float64) * _SHIFT, sizes)
+        self._total = torch.zeros(int(sizes.sum()), dtype=torch.float64)
+
+    def views(self, state: State) -> State:
+        """Return each tensor's sum [1, *shape]; they follow what is added later."""
+        parts = zip(state.items(), torch.split(self._total, self._sizes), strict=True)
+        return {name: part.view(1, *tensor.shape) for (name, tensor), part in parts}
+
+    def add(self, state: State, weight: float) -> None:
+        """Add weight times the tensors, in whole quanta."""
+        flat = torch.cat([state[name].reshape(-1) for name in self._names]).to(torch.float64)
+        self._total.add_(flat.mul_(weight).add_(self._shift).sub_(self._shift))
 
 
 def quantum(reference: torch.Tensor | None) -> float:

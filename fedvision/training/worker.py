@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -108,6 +110,25 @@ class Worker:
         """Measure a state on a shard of no client, such as the server's test images."""
         load_state(self.model, {**self.initial, **state})
         return self._measure(shard)
+
+    def seconds_per_image(self, client: int, batches: int = 4) -> float:
+        """Return how long training takes for an image, measured on a client's first batches.
+
+        Args:
+            client: Whose images are used; nothing of it is kept, but the model is overwritten.
+            batches: How many are timed, after one that warms up.
+        """
+        shard, size = self.shards.train(client), self.settings.training.batch_size
+        names = travelling(self.model, self.config.model.travel)
+        task = Task(round=1, client=client, state=get_state(self.model, names))
+        settings = replace(self.settings, training=replace(self.settings.training, epochs=1, steps=0))
+        seconds = float("inf")
+        for count in (size, size * batches):
+            part = shard.take(np.arange(min(count, len(shard))))
+            start = time.perf_counter()
+            fit(self.model, part, task, loss=self._loss(task, part), objective=Objective(), settings=settings)
+            seconds = min(seconds, (time.perf_counter() - start) / len(part))
+        return seconds
 
     def _measure(self, shard: Shard) -> Evaluation:
         batch_size = self.config.evaluation.batch_size

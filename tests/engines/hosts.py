@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 
 from fedvision.flower import codec
 from fedvision.flower.folding import Folding
-from fedvision.flower.hosting import Host
+from fedvision.flower.hosting import Forecast, Host
 from fedvision.strategies.averaging import FedAvg
 from fedvision.strategies.mean import MeanStrategy
 from fedvision.training.loop import LocalUpdate
@@ -28,6 +28,7 @@ class AppRecipe:
     clients: int
     strategy: Callable[[], MeanStrategy] | None = None
     device: str = "cpu"
+    seconds: float = 0.0
 
     def open(self) -> Host:
         return Host(app=self.app())
@@ -36,6 +37,9 @@ class AppRecipe:
         return Folding(self.strategy()) if self.strategy else None
 
     def rehearse(self) -> None: ...
+
+    def forecast(self) -> Forecast:
+        return Forecast(seconds=self.seconds, cohort=self.clients)
 
     def cost(self, client: int) -> float:
         return 1.0 + client

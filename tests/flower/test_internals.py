@@ -115,3 +115,12 @@ def test_importing_the_names_loads_no_torch() -> None:
     script = "import sys, fedvision.flower.internals; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_filled_record_is_one_that_was_set_array_by_array() -> None:
+    arrays = {name: Array(np.full(2, value)) for name, value in (("a", 1.0), ("b", 2.0))}
+    expected = ArrayRecord()
+    for name, array in arrays.items():
+        expected[name] = array
+    assert internals.array_record(arrays) == expected
+    assert list(internals.array_record(arrays)) == ["a", "b"]

@@ -1,0 +1,63 @@
+"""The choice of an engine: processes where they save more than they cost to start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedvision.api import simulate
+from fedvision.engines.auto import choose
+from fedvision.flower.hosting import Forecast
+from tests.experiments import tiny
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cohort", "workers", "expected"),
+    [
+        (15.0, 10, 2, ("serial", None)),  # 8 + 7.5 is no gain
+        (17.0, 10, 2, ("ray", 2)),
+        (1000.0, 10, 1, ("serial", None)),  # one processor
+        (1000.0, 1, 8, ("serial", None)),  # one client at a time
+        (1000.0, 5, 8, ("ray", 5)),  # no more workers than clients in a round
+    ],
+)
+def test_processes_pay_where_there_is_enough_to_do(
+    seconds: float, cohort: int, workers: int, expected: tuple[str, int | None]
+) -> None:
+    spec, why = choose(Forecast(seconds=seconds, cohort=cohort), workers)
+    assert (spec.use, spec.args.get("workers")) == expected
+    assert f"about {seconds:.0f} s" in why
+
+
+def test_a_short_run_is_serial_and_the_summary_says_why(tmp_path: Path) -> None:
+    result = simulate(tiny(rounds=1), engine="auto", out=tmp_path / "run")
+    (notice,) = [said for said in result.folder.summary()["notices"] if said.startswith("engine")]
+    assert notice.startswith("engine serial: about ")
+
+
+def test_the_forecast_is_of_the_right_size(tmp_path: Path) -> None:
+    import time
+
+    from fedvision.federation import Federation
+    from fedvision.flower.hosting import SimulatedClients
+
+    config = tiny(rounds=20)
+    federation = Federation.build(config)
+    recipe = SimulatedClients(
+        config=config,
+        dataset=federation.dataset,
+        split=federation.split,
+        model=federation.model,
+        memory=tmp_path / "clients",
+    )
+    before = {name: tensor.clone() for name, tensor in federation.model.state_dict().items()}
+    forecast = recipe.forecast()
+    assert all(torch.equal(tensor, before[n]) for n, tensor in federation.model.state_dict().items())
+    assert forecast.cohort == 5
+    start = time.perf_counter()
+    simulate(config, out=tmp_path / "run")
+    assert forecast.seconds > 0
+    assert 0.05 < forecast.seconds / (time.perf_counter() - start) < 3
+    assert not (tmp_path / "clients").exists()
