@@ -46,7 +46,9 @@ def examine(config: ClientConfig, experiment: ExperimentConfig | None = None) ->
         found.lines.append(("WARN", "experiment", "none named: labels, plug-ins and memory are not checked"))
         return found
     fits = found.examine("plug-ins", _plugins, config, experiment)
+    fits &= found.examine("sharing", _sharing, config, experiment)
     for dataset in opened:
+        fits &= found.examine("size", image_checks.size, dataset, experiment)
         fits &= found.examine("labels", image_checks.labels, config, dataset, experiment)
         if fits:
             found.examine("step", image_checks.step, config, dataset, experiment)
@@ -129,3 +131,17 @@ def folders(config: ClientConfig) -> Lines:
 def _plugins(config: ClientConfig, experiment: ExperimentConfig) -> Lines:
     config.permit_experiment(experiment)
     yield "OK", "the experiment names nothing that this client does not allow"
+
+
+def _sharing(config: ClientConfig, experiment: ExperimentConfig) -> Lines:
+    if experiment.loss.prior == "global" and config.share.counts == "none":
+        yield (
+            "FAIL",
+            "the experiment's loss needs the federation's class counts (loss.prior is global) and this "
+            'client shares none; set share.counts to "plain" or "noisy", or do not join',
+        )
+    elif config.share.counts == "noisy":
+        yield "OK", f"class counts are told with noise of epsilon {config.share.epsilon:g}"
+    else:
+        told = "told as they are" if config.share.counts == "plain" else "not told"
+        yield "OK", f"class counts are {told}"

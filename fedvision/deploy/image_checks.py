@@ -12,7 +12,7 @@ from fedvision.data.images import Dataset, ImageSet
 from fedvision.data.relabel import destinations
 from fedvision.data.twins import twins
 from fedvision.deploy.findings import Level, Lines
-from fedvision.deploy.own_data import known_classes, open_own, under_classes
+from fedvision.deploy.own_data import known_classes, known_size, open_own, under_classes
 from fedvision.errors import DataError
 
 _NAMED = 3
@@ -25,9 +25,8 @@ def opens(config: ClientConfig, opened: list[Dataset]) -> Lines:
     """Open the images, put them into ``opened``, and say how many there are and what cannot be read."""
     dataset = open_own(config)
     opened.append(dataset)
-    height, width, channels = dataset.train.images.shape[1:]
     tests = f" and {len(dataset.test):,} test" if dataset.test else ""
-    yield "OK", f"{len(dataset.train):,} training{tests} images of {width} x {height} x {channels}"
+    yield "OK", f"{len(dataset.train):,} training{tests} images of {_sides(dataset.train.images.shape[1:])}"
     for notice in dataset.notices:
         yield "WARN", notice
 
@@ -61,6 +60,23 @@ def histogram(dataset: Dataset) -> Lines:
         yield "OK", f"and {len(rest)} rarer classes with {counts[rest].sum():,} images"
     if vacant := [name for name, count in zip(dataset.classes, counts, strict=True) if not count]:
         yield "WARN", f"no training image of {_listed(vacant)}"
+
+
+def size(dataset: Dataset, experiment: ExperimentConfig) -> Lines:
+    """Compare the images' size with the experiment's, where it says one."""
+    own, wanted = tuple(dataset.train.images.shape[1:]), known_size(experiment)
+    if wanted is not None and own != wanted:
+        yield (
+            "FAIL",
+            f"images are {_sides(own)} and the experiment's {_sides(wanted)}; set size and channels of the "
+            "data source in the client's file",
+        )
+    elif wanted is not None:
+        yield "OK", f"images are {_sides(own)}, as the experiment's"
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} x {shape[1]} x {shape[2]}"
 
 
 def labels(config: ClientConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:

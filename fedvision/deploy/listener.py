@@ -20,7 +20,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedvision.deploy.keyring import Keyring
 from fedvision.deploy.limits import Journal, Limits, Seats, peer_name
-from fedvision.errors import ConfigError
 
 Ready = Callable[[tuple[str, int], tuple[str, int]], None]
 log = logging.getLogger("fedvision.deploy")
@@ -231,8 +230,8 @@ class GuardedServer(uvicorn.Server):
             await asyncio.sleep(_RESCAN_S)
             try:
                 problems = await asyncio.to_thread(self._keyring.sync)
-            except ConfigError as error:
-                problems = [str(error)]
+            except Exception as error:  # A busy database is no reason to end: the next time will do.
+                problems = [f"the client keys were not read again: {error}"]
             for problem in problems:
                 log.warning("%s", problem)
 

@@ -32,6 +32,14 @@ def under_classes(dataset: Dataset, config: ClientConfig, classes: tuple[str, ..
     return dataset if classes is None else relabel(dataset, config.data.label_map, classes)
 
 
+def known_size(experiment: ExperimentConfig) -> tuple[int, int, int] | None:
+    """Return (H, W, channels) where the experiment says what images its clients have, else None."""
+    found = [experiment.data.args.get(name) for name in ("height", "width", "channels")]
+    if not isinstance(found[0], int) or not isinstance(found[1], int):
+        return None
+    return found[0], found[1], found[2] if isinstance(found[2], int) else 3
+
+
 def known_classes(experiment: ExperimentConfig) -> tuple[str, ...] | None:
     """Return the experiment's class names where it lists them (``data.classes``), else None."""
     names = experiment.data.args.get("classes")

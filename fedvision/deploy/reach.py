@@ -25,6 +25,7 @@ _TIMEOUT_S = 10.0
 _SELF_SIGNED = {18, 19, 20, 21}
 _NOT_YET, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
 """OpenSSL's X509_V_ERR_* numbers."""
+_HUNG_UP = (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class Greeting(NamedTuple):
@@ -147,7 +148,7 @@ def _why(error: Exception, superlink: SuperlinkConfig) -> str:
         return "it speaks no TLS; correct superlink.address, or set superlink.insecure on a trial network"
     if isinstance(error, ssl.SSLError) and "CERTIFICATE_REQUIRED" in str(error):
         return "it asks for a client certificate; set superlink.client_certificate and superlink.client_key"
-    if isinstance(error, http.client.RemoteDisconnected | ConnectionResetError):
+    if isinstance(error, _HUNG_UP):
         if superlink.insecure:
             return "it hung up; does it speak TLS? then remove superlink.insecure"
         return "it hung up; does it ask for a client certificate? then set superlink.client_certificate"

@@ -155,6 +155,32 @@ def test_an_experiment_without_classes_cannot_be_compared(pki: Path, images: Pat
     assert any("lists no data.classes" in line for line in lines(found, "WARN"))
 
 
+@pytest.mark.parametrize(("height", "level"), [(9, "OK"), (8, "FAIL")])
+def test_images_of_another_size_than_the_experiments_are_bad(
+    pki: Path, images: Path, height: int, level: str
+) -> None:
+    said = f'"owl"]\nheight = {height}\nwidth = 9'
+    found = examine(client(pki, images, 1), experiment('"owl"]', said))
+    assert [line for line, topic, _ in found.lines if topic == "size"] == [level]
+
+
+@pytest.mark.parametrize(
+    ("counts", "prior", "level"),
+    [
+        ("none", "global", "FAIL"),
+        ("none", "local", "OK"),
+        ("plain", "global", "OK"),
+        ("noisy", "global", "OK"),
+    ],
+)
+def test_a_loss_that_needs_everyones_counts_needs_this_clients(
+    pki: Path, images: Path, counts: str, prior: str, level: str
+) -> None:
+    trains = experiment("[training]", f'[loss]\nprior = "{prior}"\n[training]')
+    found = examine(client(pki, images, 1, f"share.counts={counts}"), trains)
+    assert [line for line, topic, _ in found.lines if topic == "sharing"] == [level]
+
+
 def test_images_that_are_not_there_are_one_bad_line(pki: Path, images: Path) -> None:
     shutil.rmtree(images)
     images.parent.mkdir(exist_ok=True)

@@ -13,12 +13,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 
 from fedvision.client_config import SuperlinkConfig
 from fedvision.deploy import certificates, reach
 from fedvision.deploy.reach import greet, read_key
 from fedvision.errors import ConfigError, ServerError
+from tests.deploy.moments import make_at
 
 
 @contextlib.contextmanager
@@ -91,29 +91,6 @@ def test_a_certificate_of_tomorrow_makes_the_clock_doubtful(
     make_at(tmp_path, monkeypatch, datetime.now(UTC) + timedelta(days=10))
     with answering(OK, tmp_path / "server") as port, pytest.raises(ServerError, match="not valid yet"):
         greet(asking(tmp_path, port))
-
-
-def make_at(folder: Path, monkeypatch: pytest.MonkeyPatch, moment: datetime) -> None:
-    """Make certificates of one day as if it were another moment; the authority's is good today too."""
-
-    class Then(datetime):
-        @classmethod
-        def now(cls, tz: object = None) -> datetime:
-            return moment
-
-    authority = certificates._new_authority(3650)
-    certificates._write(
-        folder,
-        {
-            Path("ca.key"): (certificates._pem(authority.key), 0o600),
-            Path("ca.crt"): certificates._public(authority.certificate),
-        },
-    )
-    with monkeypatch.context() as patch:
-        patch.setattr(certificates, "datetime", Then)
-        certificates.make(folder, hosts=["localhost"], clients=["north"], days=1)
-    found = x509.load_pem_x509_certificate((folder / "server/server.crt").read_bytes())
-    assert found.not_valid_after_utc - found.not_valid_before_utc == timedelta(days=1, hours=1)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,9 @@ from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse, StartRun
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedvision.deploy import superlink as module
+from fedvision.errors import ConfigError
 from fedvision.flower import internals
+from tests.deploy.moments import make_at
 from tests.deploy.processes import Running, eventually, hear, request, say, secured, status, superlink
 
 BODY = 100_000
@@ -185,7 +188,11 @@ def test_a_known_key_with_anothers_signature_is_refused_by_flower(
 def test_a_body_that_is_too_large_is_refused_declared_or_not(pki: Path, server: Running) -> None:
     headers = signed(pki, "north")
     declared = request("POST", PULL, f"content-length: {BODY + 1}", *headers)
-    assert status(say(secured(pki, server.public), declared)) == 413
+    kept = declared.replace(b"connection: close", b"connection: keep-alive")
+    answer = say(secured(pki, server.public), kept)
+    assert status(answer) == 413
+    # What follows of the body is nobody's: the connection must end.
+    assert b"\r\nconnection: close\r\n" in answer
     chunk = b"%x\r\n" % 1000 + b"x" * 1000 + b"\r\n"
     chunked = request("POST", PULL, "transfer-encoding: chunked", *headers) + chunk * (BODY // 1000 + 1)
     assert status(say(secured(pki, server.public), chunked)) == 413
@@ -319,6 +326,28 @@ def test_plain_text_only_where_it_is_asked_for(pki: Path, strangers: Path, tmp_p
         assert status(say(plain(), request("POST", "/v1/control/list-nodes"))) == 403
         stranger = request("POST", PULL, *signed(strangers, "stranger"))
         assert b"does not know this client's key" in say(plain(), stranger)
+
+
+def test_a_server_does_not_start_with_a_certificate_that_no_client_accepts(
+    pki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def context(folder: Path) -> ssl.SSLContext:
+        names = {"ca": "ca.crt", "certificate": "server.crt", "key": "server.key"}
+        files = {name: folder / "server" / file for name, file in names.items()}
+        return module.tls_context(files, client_certificates=False)
+
+    assert context(pki).minimum_version == ssl.TLSVersion.TLSv1_2
+    assert caplog.messages == []
+    now = datetime.now(UTC)
+    make_at(tmp_path / "old", monkeypatch, now - timedelta(days=10))
+    with pytest.raises(ConfigError, match=r"only; remove server.crt and server.key and make new ones"):
+        context(tmp_path / "old")
+    make_at(tmp_path / "soon", monkeypatch, now)
+    context(tmp_path / "soon")
+    assert "make a new one in time" in caplog.text
+    (tmp_path / "soon/server/server.key").write_bytes((pki / "server/server.key").read_bytes())
+    with pytest.raises(ConfigError, match="certificate, key and authority do not fit each other"):
+        context(tmp_path / "soon")
 
 
 @pytest.mark.parametrize(
