@@ -22,7 +22,7 @@ _AGAIN = "the same command with --resume goes on from the last round"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         options.call(options)
     except ConfigError as error:
@@ -48,7 +48,8 @@ def _placed(error: ConfigError, options: argparse.Namespace) -> str:
     return f"{file}: {error}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="fedvision", description="Federated learning for images.")
     parser.add_argument("--version", action="version", version=f"fedvision {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")

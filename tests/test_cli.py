@@ -211,7 +211,7 @@ def test_the_command_is_installed_and_frozen() -> None:
     assert "{simulate,report,inspect,list}" in done.stdout or "VERB" in done.stdout
     options = {
         action.dest
-        for verb in cli._parser()._subparsers._group_actions[0].choices.values()  # type: ignore[union-attr]
+        for verb in cli.parser()._subparsers._group_actions[0].choices.values()  # type: ignore[union-attr]
         for action in verb._actions
     }
     assert options == {
