@@ -1,6 +1,6 @@
 """What a round costs beside its training across machines: ours and stock Flower's deployment in turn.
 
-    python benchmarks/deployment.py [--rounds 8] [--only ours|stock|large] [--out FILE]
+    python benchmarks/deployment.py [--rounds 8] [--only ours|stock|large] [--models cnn resnet18]
 
 Two clients and a server on this machine's loopback, TLS, a key for each client, SQLite. Both sides send the
 same number of tensors of the same shapes (``cnn``: 8 tensors, ``resnet18``: 62 and its float buffers) and
@@ -58,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--only", choices=("ours", "stock", "large"))
+    parser.add_argument("--models", nargs="+", default=["cnn", "resnet18"], choices=("cnn", "resnet18"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     os.environ.update(QUIET)
@@ -66,7 +67,7 @@ def main() -> None:
         "load": os.getloadavg()[0],
         "versions": {name: version(name) for name in ("flwr", "torch", "fedvision")},
     }
-    for model in ("cnn", "resnet18"):
+    for model in options.models:
         if options.only in (None, "ours"):
             facts[f"ours {model}"] = ours(model, options.rounds)
         if options.only in (None, "stock"):
@@ -188,7 +189,8 @@ def run(folder: Path, command: list[str]) -> dict[str, float]:
             peaks[name] = max(peaks.get(name, 0.0), size)
         time.sleep(0.2)
     if process.returncode:
-        raise SystemExit((folder / "command.log").read_text())
+        logs = [folder / "command.log", folder / "superlink/superlink.log"]
+        raise SystemExit("\n".join(log.read_text()[-4000:] for log in logs if log.exists()))
     return peaks
 
 

@@ -127,7 +127,8 @@ def parcel(source: Source) -> Parcel:
     if not source.size:
         return Parcel(None, ())
     blob = _Blob(source)
-    unique = list(blob.children)
+    # By name: a SuperLink gives a tree's children back in any order.
+    unique = sorted(blob.children)
     order = tuple(unique.index(name) for name, _ in blob.slice_array())
     record = ArrayRecord()
     record[_BLOB] = blob  # the constructor would copy the array's data, which is not there
@@ -199,7 +200,7 @@ class Incoming:
 
 
 def _parts(tree: message_pb2.ObjectTree) -> tuple[str, list[str]]:
-    """Return the id of the layout's record and those of the blob's pieces, by the shape of the tree."""
+    """Return the id of the layout's record and those of the blob's pieces, sorted, by the tree's shape."""
     (content,) = tree.children
     heads = [record for record in content.children if not record.children]
     blobs = [record for record in content.children if record.children]
@@ -207,7 +208,7 @@ def _parts(tree: message_pb2.ObjectTree) -> tuple[str, list[str]]:
     if not blobs:
         return head.object_id, []
     ((blob,),) = ([array for array in record.children] for record in blobs)
-    return head.object_id, [piece.object_id for piece in blob.children]
+    return head.object_id, sorted(piece.object_id for piece in blob.children)
 
 
 def objects_of(message: Message) -> tuple[message_pb2.ObjectTree, dict[str, Any]]:

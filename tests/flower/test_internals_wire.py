@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,14 +35,15 @@ def sent(content: RecordDict, client: int = -1) -> tuple[Message, Counting]:
 
 
 def big() -> RecordDict:
-    """Return two and a half pieces, the first two equal: content-addressed pieces are sent once."""
-    values = np.zeros(wire.PIECE * 5 // 2 // 4, np.float32)
-    values[-1] = 3
+    """Return four and a half pieces, the first two equal: content-addressed pieces are sent once."""
+    values = np.zeros(wire.PIECE * 9 // 2 // 4, np.float32)
+    values[wire.PIECE // 2 :] = np.arange(len(values) - wire.PIECE // 2)
     return RecordDict({"arrays": ArrayRecord({"w": TensorArray(torch.from_numpy(values))})})
 
 
 def arrival(message: Message, drop: str = "") -> Incoming:
     tree, objects = internals_wire.objects_of(message)
+    reverse(tree)  # a SuperLink keeps no order among children
     contents = {name: thing.deflate() for name, thing in objects.items() if name != drop}
 
     def fetch(name: str) -> bytes:
@@ -50,6 +52,14 @@ def arrival(message: Message, drop: str = "") -> Incoming:
         return contents[name]
 
     return Incoming(message, tree, fetch)
+
+
+def reverse(tree: Any) -> None:
+    children = list(tree.children)
+    del tree.children[:]
+    tree.children.extend(reversed(children))
+    for child in tree.children:
+        reverse(child)
 
 
 def test_a_message_arrives_piece_by_piece_with_its_bits() -> None:
@@ -63,8 +73,8 @@ def test_a_message_arrives_piece_by_piece_with_its_bits() -> None:
     assert np.array_equal(
         back.array_records["arrays"]["w"].numpy(), content.array_records["arrays"]["w"].numpy()
     )
-    assert len(incoming.pieces) == 3
-    assert len(set(incoming.pieces)) == 2
+    assert len(incoming.pieces) == 5
+    assert len(set(incoming.pieces)) == 4
     assert source.largest == wire.PIECE, "no more than a piece is ever joined"
 
 
@@ -132,7 +142,7 @@ def test_a_message_that_lies_is_refused_before_a_piece_is_fetched(lie: Callable[
 
 def test_a_piece_of_another_size_is_refused() -> None:
     message, _ = sent(big())
-    layout = wire.Layout(tensors={"arrays": (wire.Entry("w", "uint8", (wire.PIECE * 3 - 1,)),)})
+    layout = wire.Layout(tensors={"arrays": (wire.Entry("w", "uint8", (wire.PIECE * 5 - 1,)),)})
     message.content.config_records["packed"]["layout"] = layout.to_text()
     incoming = arrival(message)
     with pytest.raises(WireError, match="a piece of the message has"):
