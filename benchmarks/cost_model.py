@@ -4,9 +4,9 @@
 
 Five constants are measured on this machine: training seconds an image in one process, seconds of the driver a
 message (clients that do nothing), seconds a call of a worker, bytes a second through the object store, and
-seconds a parameter in a sum. The model (docs/scale.md explains it) adds them up for W workers on M machines. It
-is then asked for the time of a round on two Ray nodes of one worker each, and that round is measured. Results
-go to benchmarks/results/cost_model.json.
+seconds a parameter in a sum. The model (docs/scale.md explains it) adds them up for W workers on M machines.
+It is then asked for the time of a round on two Ray nodes of one worker each, and that round is measured.
+Results go to benchmarks/results/cost_model.json.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from flwr.serverapp import Grid
 from fedvision import ExperimentConfig
 from fedvision.engines.queue import SHARES
 from fedvision.engines.ray import RayEngine
+from fedvision.engines.serial import SerialEngine
 from fedvision.federation import Federation, prepare_process
 from fedvision.flower import codec
 from fedvision.flower.exchange import Exchange
@@ -40,6 +41,7 @@ from fedvision.strategies.summation import WeightedSum
 
 RESULT = Path(__file__).parent / "results" / "cost_model.json"
 ROUNDS = 12
+COHORT = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Costs:
     """The measured constants of a machine."""
 
     image: float
-    """Seconds to train on an image, in one process."""
+    """Seconds to train on an image in one process, its share of the client's fixed costs included."""
     message: float
     """Seconds of the driver for a client that does nothing."""
     batch: float
@@ -117,7 +119,11 @@ def experiment() -> ExperimentConfig:
 def measure(recipe: SimulatedClients, idle: Recipe) -> Costs:
     """Measure the constants of this machine."""
     torch.set_num_threads(1)
-    image = min(recipe.worker().seconds_per_image(0, batches=20) for _ in range(3))
+    state = get_state(recipe.model, travelling(recipe.model, recipe.config.model.travel))
+    with SerialEngine().open(recipe) as grid:
+        one_process = rounds(grid, recipe, COHORT, repeat=ROUNDS, state=state)
+    images = statistics.mean(recipe.cost(client) for client in range(recipe.clients))
+    image = one_process / (COHORT * images)
     with RayEngine(workers=1).open(idle) as grid:
         first = rounds(grid, idle, 20, repeat=4)
         many = rounds(grid, idle, idle.clients, repeat=4)
@@ -177,7 +183,7 @@ def two_nodes(recipe: SimulatedClients) -> float:
     state = get_state(recipe.model, travelling(recipe.model, recipe.config.model.travel))
     try:
         with RayEngine(workers=2, address=cluster.address).open(recipe) as grid:
-            return rounds(grid, recipe, 40, repeat=ROUNDS, state=state)
+            return rounds(grid, recipe, COHORT, repeat=ROUNDS, state=state)
     finally:
         cluster.shutdown()
 
@@ -202,10 +208,10 @@ def main() -> None:
         costs = measure(recipe, Idle(clients=3000))
         sizes = sorted(recipe.cost(client) for client in range(recipe.clients))
         plan = Plan(
-            clients=40,
+            clients=COHORT,
             images=statistics.mean(sizes),
             # Of forty clients drawn, the largest is about this quantile.
-            largest=sizes[int(len(sizes) * 40 / 41)],
+            largest=sizes[int(len(sizes) * COHORT / (COHORT + 1))],
             parameters=sum(p.numel() for p in federation.model.parameters()),
             workers=2,
             machines=2,

@@ -30,7 +30,7 @@ class PartitionConfig(PluginSpec):
     """How the training images are spread over clients."""
 
     use: str = "iid"
-    """``iid``, ``dirichlet``, ``shards``, ``quantity``, ``column`` or ``"module:attr"``."""
+    """``iid``, ``dirichlet``, ``shards``, ``quantity``, ``column``, ``population`` or ``"module:attr"``."""
     clients: int | None = None
     """Number of clients; may be left out only where the data settles it (``column``)."""
     imbalance: float = 1.0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
+from fedvision.reporting.wording import plural, whole
 from fedvision.types import MetricFn
 
 if TYPE_CHECKING:
@@ -80,14 +81,22 @@ class Federation:
         )
 
     def notices(self) -> list[str]:
-        """Return what a person should know of the data: unreadable files, vacant classes, tiny clients."""
-        counts = self.split.counts
-        said = list(self.dataset.notices)
-        if len(counts) == 0:  # the images are elsewhere
+        """Return what a person should know of the data: unreadable files, vacant classes, tiny clients.
+
+        Clients that are made when asked for are not gone through; that they share images is said instead.
+        """
+        split, said = self.split, list(self.dataset.notices)
+        if len(split.clients) == 0:  # the images are on other machines
             return said
-        if vacant := [self.dataset.classes[c] for c in (counts.sum(0) == 0).nonzero()[0]]:
+        if vacant := [self.dataset.classes[c] for c in (split.totals == 0).nonzero()[0]]:
             said.append(f"no client has images of {_listed(vacant)}; the model cannot learn it")
-        if single := [f"client {client}" for client in (counts.sum(1) == 1).nonzero()[0]]:
+        if split.lazy:
+            images = len(split.labels) - len(split.left_out)
+            said.append(
+                f"{plural(len(split.clients), 'client')} draw their images from the same {whole(images)}: an "
+                f"image belongs to {split.totals.sum() / images:,.1f} of them on average"
+            )
+        elif single := [f"client {number}" for number, part in enumerate(split.clients) if len(part) == 1]:
             said.append(f"with a single image each: {_listed(single)}")
         return said
 
@@ -96,21 +105,22 @@ class Federation:
         import torch
 
         from fedvision.models.state import get_state, size_in_bytes, travelling
-        from fedvision.reporting.skew_report import skew_report
+        from fedvision.reporting.skew_report import Whole, skew_report
         from fedvision.training.worker import build_loss
 
-        counts, classes = self.split.counts, self.dataset.classes
-        loss = build_loss(self.config, torch.from_numpy(counts.sum(0)))
+        split, classes = self.split, self.dataset.classes
+        loss = build_loss(self.config, torch.from_numpy(split.totals))
         even = loss(torch.zeros(len(classes), len(classes)), torch.arange(len(classes)))
         text = skew_report(
-            counts,
+            split.counts(split.shown),
             classes,
+            whole=Whole(len(split.clients), split.totals, split.exact, split.shown),
             weights={"loss at even logits": even.tolist()},
             state_bytes=size_in_bytes(
                 get_state(self.model, travelling(self.model, self.config.model.travel))
             ),
             cohort=self._cohort(),
-            left_out=len(self.split.left_out),
+            left_out=len(split.left_out),
         )
         return "\n".join([text, *self.notices()])
 

@@ -21,7 +21,6 @@ from fedvision.flower.roster import Roster
 from fedvision.flower.strategy import layers
 from fedvision.models.state import get_state, load_state, travelling
 from fedvision.reporting.folder import RunFolder
-from fedvision.reporting.html import write_report
 from fedvision.reporting.mistakes import choose
 from fedvision.reporting.progress import Progress, Silent
 from fedvision.strategies.snapshot import restore, snapshot
@@ -58,7 +57,7 @@ class RunJournal:
         names = travelling(federation.model, self.config.model.travel)
         self.state = get_state(federation.model, names)
         self.done = 0
-        self._counts: NDArray[np.int64] = np.zeros((0, len(federation.dataset.classes)), np.int64)
+        self._totals: NDArray[np.int64] = np.zeros(len(federation.dataset.classes), np.int64)
 
     def play(self, grid: Grid, roster: Roster, measure: Measure | None) -> None:
         """Run the rounds that are left.
@@ -132,17 +131,15 @@ class RunJournal:
         for name, layer in layers(self.federation.strategy).items():
             restore(layer, checkpoint.tensors.get(name, {}), checkpoint.values[name])
 
-    def record_split(self, counts: NDArray[np.int64], *, digest: str = "", left_out: int = 0) -> None:
-        """Write which client has how many images of each class [K, C], and what proves it the same split."""
-        self.folder.write_split(
-            {
-                "digest": digest,
-                "classes": list(self.federation.dataset.classes),
-                "counts": counts.tolist(),
-                "left_out": left_out,
-            }
-        )
-        self._counts = counts
+    def record_split(self, facts: Mapping[str, Any], totals: NDArray[np.int64]) -> None:
+        """Write which client has what.
+
+        Args:
+            facts: As ``Split.facts`` gives them.
+            totals: int64 [C]: images of each class over all clients.
+        """
+        self.folder.write_split(facts)
+        self._totals = totals
 
     def finish(self, worker: Worker) -> None:
         """Write the final model, what it gets wrong, how the run ended, and the report."""
@@ -162,6 +159,9 @@ class RunJournal:
             from fedvision.reporting.tensorboard import write_scalars
 
             write_scalars(self.folder)
+        # Drawing takes a second and 25 MB to import, which no round should wait for.
+        from fedvision.reporting.html import write_report
+
         write_report(self.folder)
 
     def _write_mistakes(self, worker: Worker) -> None:
@@ -172,8 +172,7 @@ class RunJournal:
         predicted, confidence = predict(
             worker.model, Shard.whole(test), worker.settings, batch_size=batch_size
         )
-        counts = self._counts.sum(0)
-        wall = choose(test.labels, predicted, confidence, counts)
+        wall = choose(test.labels, predicted, confidence, self._totals)
         self.folder.write_mistakes(test.images[wall], test.labels[wall], predicted[wall], confidence[wall])
 
 

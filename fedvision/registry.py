@@ -64,6 +64,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "shards": Builtin("fedvision.data.partition:shards"),
         "quantity": Builtin("fedvision.data.partition:quantity"),
         "column": Builtin("fedvision.data.partition:column"),
+        "population": Builtin("fedvision.data.population:population"),
     },
     "model": {
         "cnn": Builtin("fedvision.models.cnn:cnn"),

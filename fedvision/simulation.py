@@ -29,8 +29,7 @@ class Simulation(RunJournal):
     ) -> None:
         super().__init__(federation, folder, **options)
         self.threads = threads
-        split = federation.split
-        self.record_split(split.counts, digest=split.digest, left_out=len(split.left_out))
+        self.record_split(federation.split.facts(federation.dataset.classes), federation.split.totals)
 
     def run(self, engine: Engine) -> State:
         """Run the rounds that are left, write everything else, and return the final state."""

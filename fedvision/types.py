@@ -7,9 +7,9 @@ Image tensors are [B, channels, H, W]; image arrays at rest are uint8 [N, H, W, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,10 +20,29 @@ State: TypeAlias = "dict[str, torch.Tensor]"
 """Named tensors: a model, a control variate, a server optimiser's moment."""
 LossFn: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
 """``loss(logits [B, C], labels [B]) -> [B]``: per example, not reduced."""
-Partitioner: TypeAlias = "Callable[[NDArray[np.int64], int, np.random.Generator], list[NDArray[np.int64]]]"
-"""``partition(labels [N], clients, rng) -> one index array per client``: disjoint and complete."""
+Partitioner: TypeAlias = (
+    "Callable[[NDArray[np.int64], int, np.random.Generator], Sequence[NDArray[np.int64]] | LazyClients]"
+)
+"""``partition(labels [N], clients, rng) -> one index array per client``: a list, disjoint and complete, or a
+lazy sequence, of which neither is promised."""
 MetricFn: TypeAlias = "Callable[[NDArray[np.int64]], float]"
 """``metric(confusion [C, C], rows true, columns predicted) -> number``."""
+
+
+class LazyClients(Protocol):
+    """A partitioner's result that makes each client's images when they are asked for.
+
+    Client k must be a function of k alone, whoever was asked before, in any process. Clients may share
+    images; within one client an image is there once. An attribute ``expected_counts``, numbers [C] or fewer,
+    tells how many images of each label 0, 1, ... all clients have together; without it that is estimated from
+    some of them.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of clients."""
+
+    def __getitem__(self, client: int, /) -> NDArray[np.int64]:
+        """Return the image numbers [n] of a client, from 0, in any order."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """A client's images as a view: the base array is shared, only the client's image numbers are its own.
 
-A thousand shards of one data set cost their indices and no pixel; the base may be a memory map that many
-processes share.
+A thousand shards of one data set cost their indices and no pixel, and those of a lazy split not even indices;
+the base may be a memory map that many processes share.
 """
 
 from __future__ import annotations
@@ -124,8 +124,24 @@ class ClientShards:
         """Return the images that a client (from 0) measures on; empty where ``holdout`` is 0."""
         return self._halves(client)[1]
 
+    def totals(self) -> NDArray[np.int64]:
+        """Return the training images of each class over all clients, int64 [C].
+
+        Where the split is counted and not large they are counted too; else what is held out is taken off as
+        an expectation, and a class that is there keeps 1 image at least.
+        """
+        totals: NDArray[np.int64] = self.split.totals
+        if not self.holdout:
+            return totals
+        if self.split.exact and not self.split.sampled:
+            return sum((self.train(k).counts(len(totals)) for k in range(len(self))), np.zeros_like(totals))
+        kept: NDArray[np.int64] = np.rint(totals * (1 - self.holdout)).astype(np.int64)
+        return np.maximum(kept, np.minimum(totals, 1))
+
     def _halves(self, client: int) -> tuple[Shard, Shard]:
         images, labels = self.image_set.images, self.image_set.labels
         shard = Shard(images=images, labels=labels, indices=self.split.clients[client])
+        if not self.holdout:
+            return shard, shard.take(np.zeros(0, np.int64))
         # The stream is the client's own: its halves do not depend on who was asked before.
         return holdout(shard, self.holdout, seeding.numpy_stream(self.seed, "holdout", client))

@@ -32,7 +32,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Skew:
-    """Measures of K clients; a client without images has 0 in every one."""
+    """Measures of K clients, or of a sample of K; a client without images has 0 in every one."""
 
     sizes: NDArray[np.int64]
     """int64 [K]: images."""
@@ -54,11 +54,13 @@ class Skew:
     """Median, minimum and maximum over clients of every [K] measure, by its name."""
 
 
-def measure(counts: NDArray[np.int64]) -> Skew:
+def measure(counts: NDArray[np.int64], totals: NDArray[np.int64] | None = None) -> Skew:
     """Measure the skew of a split.
 
     Args:
         counts: int64 [K, C], images of each class on each client, K >= 1, C >= 1.
+        totals: int64 [C], images of each class in the federation, where ``counts`` holds a sample of its
+            clients; by default their sum.
 
     Raises:
         ValueError: ``counts`` is no [K, C] array of numbers >= 0.
@@ -66,7 +68,7 @@ def measure(counts: NDArray[np.int64]) -> Skew:
     if counts.ndim != 2 or 0 in counts.shape or counts.min() < 0:
         raise ValueError(f"counts must be [clients, classes] and >= 0, not of shape {list(counts.shape)}")
     sizes = counts.sum(axis=1)
-    total = counts.sum(axis=0)
+    total = counts.sum(axis=0) if totals is None else totals
     p = counts / np.maximum(sizes, 1)[:, None]
     q = total / max(int(total.sum()), 1)
     entropy = _entropy(p)

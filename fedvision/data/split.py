@@ -1,15 +1,17 @@
 """One split of the training images: the long tail first, then the partition, then every check.
 
 A split depends on labels, columns, the partition's table and the root seed alone; ``digest`` proves that two
-machines made the same one.
+machines made the same one. Of a list of clients everything is there and counted. Of a lazy sequence
+(``types.LazyClients``) nothing is held for a client, and the federation's class counts are an expectation.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,30 +19,82 @@ from numpy.typing import NDArray
 from fedvision import registry, seeding
 from fedvision.config import PartitionConfig
 from fedvision.data import longtail
+from fedvision.data.clients import FAILURES, Checked, check_list, check_number, is_lazy
 from fedvision.data.images import ImageSet
 from fedvision.errors import ConfigError, DataError, PluginError
 
 Indices = NDArray[np.int64]
+Clients: TypeAlias = "tuple[Indices, ...] | Checked"
+LISTED, SAMPLE = 10_000, 100
+"""Reports show all of a list of at most ``LISTED`` clients; of more, and of lazy ones, ``SAMPLE`` of them."""
+ESTIMATED_FROM = 1000
+"""Clients from which the class counts of a lazy sequence are estimated that does not tell them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
     """Which client has which training images."""
 
-    clients: tuple[Indices, ...]
-    """One sorted int64 array [n] of image numbers for each client, none empty."""
+    clients: Clients
+    """A sorted int64 array [n] of image numbers for each client, none empty; in memory or made when asked."""
     left_out: Indices
-    """Sorted int64 image numbers that no client has: dropped by the long tail or by the partition."""
-    counts: Indices
-    """int64 [K, C]: images of each class on each client."""
+    """Sorted int64 image numbers that no client has: dropped by the long tail or by a list's partition."""
+    labels: Indices
+    """int64 [N]: the images' labels."""
+    totals: Indices
+    """int64 [C]: images of each class over all clients, an image counted once for each client that has it."""
+    exact: bool
+    """Whether ``totals`` was counted; else it is an expectation, rounded."""
+    shown: Indices
+    """int64, rising: the clients that reports show, all or a sample that the root seed draws."""
     digest: str
-    """SHA-256 over the clients' image numbers, hexadecimal."""
+    """SHA-256, hexadecimal: over the image numbers of a list's clients; else over labels, the partition's
+    table, the seed and the image numbers of the clients shown."""
+
+    @property
+    def lazy(self) -> bool:
+        """Whether clients are made when asked for, and may share images."""
+        return not isinstance(self.clients, tuple)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether reports show a sample of the clients and not all."""
+        return len(self.shown) < len(self.clients)
+
+    def counts(self, clients: Iterable[int] | None = None) -> Indices:
+        """Count the images of each class on some clients, all by default.
+
+        Returns:
+            int64 [K, C], a row for each client in the order given.
+        """
+        chosen = self.clients if clients is None else [self.clients[int(client)] for client in clients]
+        return _counts(list(chosen), self.labels, len(self.totals))
+
+    def facts(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Return what a run folder keeps of the split; its size does not grow with the number of clients.
+
+        Args:
+            classes: Names [C].
+        """
+        facts: dict[str, Any] = {"digest": self.digest, "classes": list(classes)}
+        if self.sampled:
+            facts |= {"clients": len(self.clients), "totals": self.totals, "exact": self.exact}
+            facts |= {"shown": self.shown}
+        return {**facts, "counts": self.counts(self.shown), "left_out": len(self.left_out)}
 
 
 def elsewhere(num_classes: int) -> Split:
     """Return the split of images that are on other machines: nothing is known of it."""
     none = np.zeros(0, np.int64)
-    return Split(clients=(), left_out=none, counts=np.zeros((0, num_classes), np.int64), digest="")
+    return Split(
+        clients=(),
+        left_out=none,
+        labels=none,
+        totals=np.zeros(num_classes, np.int64),
+        exact=False,
+        shown=none,
+        digest="",
+    )
 
 
 def make(train: ImageSet, config: PartitionConfig, *, num_classes: int, seed: int) -> Split:
@@ -64,17 +118,47 @@ def make(train: ImageSet, config: PartitionConfig, *, num_classes: int, seed: in
     kept = longtail.subsample(labels, config.imbalance, seeding.numpy_stream(seed, "longtail"), num_classes)
     columns = {name: values[kept] for name, values in train.columns.items()}
     partition = registry.build("partition", config, columns=columns)
-    clients = _clients(partition, config)
+    number, where = _clients(partition, config), f"[partition] use = {config.use!r}"
     try:
-        parts = partition(labels[kept], clients, seeding.numpy_stream(seed, "partition"))
-    except (TypeError, ValueError, IndexError) as error:
-        raise PluginError(f"[partition] use = {config.use!r} failed: {error}") from error
-    lists = tuple(np.sort(kept[part]) for part in _checked(parts, len(kept), clients, config.use))
+        parts = partition(labels[kept], number, seeding.numpy_stream(seed, "partition"))
+    except FAILURES as error:
+        raise PluginError(f"{where} failed: {error}") from error
+    check_number(parts, number, where)
+    if is_lazy(parts):
+        return _lazy(Checked(source=parts, kept=kept, where=where), labels, num_classes, config, seed)
+    return _listed([kept[part] for part in check_list(parts, len(kept), where)], labels, num_classes, seed)
+
+
+def _listed(lists: Sequence[Indices], labels: Indices, num_classes: int, seed: int) -> Split:
+    clients = tuple(np.sort(part) for part in lists)
+    everything = np.concatenate(clients)
     return Split(
-        clients=lists,
-        left_out=np.setdiff1d(np.arange(len(labels)), np.concatenate(lists), assume_unique=True),
-        counts=_counts(lists, labels, num_classes),
-        digest=_digest(lists),
+        clients=clients,
+        left_out=np.setdiff1d(np.arange(len(labels)), everything, assume_unique=True),
+        labels=labels,
+        totals=np.bincount(labels[everything], minlength=num_classes),
+        exact=True,
+        shown=_shown(len(clients), LISTED, seed),
+        digest=_digest(clients),
+    )
+
+
+def _lazy(clients: Checked, labels: Indices, num_classes: int, config: PartitionConfig, seed: int) -> Split:
+    shown = _shown(len(clients), SAMPLE, seed)
+    table = {"use": config.use, "args": config.args, "clients": len(clients), "imbalance": config.imbalance}
+    written = json.dumps({**table, "seed": seed}, sort_keys=True, default=str).encode()
+    lists = [clients[int(client)] for client in shown]
+    sample = _digest([labels, clients.kept, *lists])
+    exact = len(lists) == len(clients)
+    totals = _counts(lists, labels, num_classes).sum(axis=0) if exact else None
+    return Split(
+        clients=clients,
+        left_out=np.setdiff1d(np.arange(len(labels)), clients.kept, assume_unique=True),
+        labels=labels,
+        totals=_expected(clients, labels, num_classes, seed) if totals is None else totals,
+        exact=exact,
+        shown=shown,
+        digest=hashlib.sha256(written + sample.encode()).hexdigest(),
     )
 
 
@@ -88,42 +172,36 @@ def _clients(partition: Any, config: PartitionConfig) -> int:
     return int(settled)
 
 
-def _checked(parts: Any, images: int, clients: int, use: str) -> list[Indices]:
-    """Return a partitioner's result as int64 arrays, or say what is wrong with it."""
-    where = f"[partition] use = {use!r}"
-    if not isinstance(parts, Sequence) or len(parts) != clients:
-        found = len(parts) if isinstance(parts, Sequence) else type(parts).__name__
-        raise DataError(f"{where} must return a list of {clients} index arrays, one per client, not {found}")
-    arrays = [np.asarray(part) for part in parts]
-    if empty := [client for client, part in enumerate(arrays) if part.size == 0]:
-        names = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
-        raise DataError(
-            f"{where} left {len(empty)} of {clients} clients without images ({names}); "
-            "lower partition.clients or change the partition"
-        )
-    for client, part in enumerate(arrays):
-        if part.ndim != 1 or not np.issubdtype(part.dtype, np.integer):
-            shape = list(part.shape)
-            raise DataError(
-                f"{where} gave client {client} {part.dtype} {shape}; it must be whole numbers [n]"
-            )
-        if part.min() < 0 or part.max() >= images:
-            raise DataError(
-                f"{where} gave client {client} images {part.min()} to {part.max()}, not 0 to {images - 1}"
-            )
-    _check_disjoint(arrays, images, where)
-    return [part.astype(np.int64) for part in arrays]
+def _shown(clients: int, longest: int, seed: int) -> Indices:
+    """Return all clients where there are at most ``longest``, else a sample."""
+    if clients <= longest:
+        return np.arange(clients)
+    return np.sort(seeding.numpy_stream(seed, "shown").choice(clients, SAMPLE, replace=False))
 
 
-def _check_disjoint(arrays: Sequence[NDArray[Any]], images: int, where: str) -> None:
-    times = np.bincount(np.concatenate(arrays), minlength=images)
-    if times.max() > 1:
-        image = int(times.argmax())
-        owners = [client for client, part in enumerate(arrays) if image in part]
+def _expected(clients: Checked, labels: Indices, num_classes: int, seed: int) -> Indices:
+    """Return a lazy sequence's class counts [C]: as it tells them, or scaled up from some of its clients.
+
+    A class that has images has one at least: it is rare, not absent.
+    """
+    there = np.bincount(labels[clients.kept], minlength=num_classes) > 0
+    told = getattr(clients.source, "expected_counts", None)
+    if told is None:
+        some = min(len(clients), ESTIMATED_FROM)
+        asked = seeding.numpy_stream(seed, "estimate").choice(len(clients), some, replace=False)
+        counts = _counts([clients[int(client)] for client in asked], labels, num_classes)
+        told = counts.sum(axis=0) * (len(clients) / some)
+    numbers = np.asarray(told)
+    usable = numbers.ndim == 1 and len(numbers) <= num_classes and np.issubdtype(numbers.dtype, np.number)
+    if not usable or not (np.isfinite(numbers).all() and (numbers >= 0).all()):
         raise DataError(
-            f"{where} gave image {image} {times[image]} times, to clients {owners[:5]}; "
-            "an image belongs to one client"
+            f"{clients.where}: expected_counts must be at most {num_classes} finite numbers >= 0, one for "
+            f"each class, not {numbers.dtype} {list(numbers.shape)}"
         )
+    totals = np.zeros(num_classes, np.int64)
+    # The cumulated numbers are rounded, so that the sum is off by less than one.
+    totals[: len(numbers)] = np.diff(np.rint(np.cumsum(numbers)), prepend=0)
+    return np.maximum(totals, there)
 
 
 def _counts(lists: Sequence[Indices], labels: Indices, num_classes: int) -> Indices:

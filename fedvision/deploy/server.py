@@ -106,7 +106,8 @@ class Deployment(RunJournal):
     def begin(self, roster: Roster) -> None:
         """Show the progress, and write who has what as far as the clients tell."""
         assert isinstance(roster, Members)
-        self.record_split(roster.table())
+        counts, classes = roster.table(), list(self.federation.dataset.classes)
+        self.record_split({"digest": "", "classes": classes, "counts": counts, "left_out": 0}, counts.sum(0))
         super().begin(roster)
 
     def _rounds(self, link: RunLink, process: SuperlinkProcess | None, wait_for: int) -> None:

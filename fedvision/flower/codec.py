@@ -36,8 +36,8 @@ _SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "d
 MEASURE = "query.measure"
 _START, _STOP = "start", "stop"
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-_SMALL = 1 << 14
-"""Elements up to which tensors are checked together."""
+_SMALL, _SLICE = 1 << 14, 1 << 20
+"""Elements up to which tensors are checked together, and by which large ones are checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,8 +336,8 @@ def _check_shape(client: int, name: str, array: Array, expected: torch.Tensor) -
 def _check_finite(client: int, state: State) -> None:
     """Refuse tensors that are not finite, or so large that their sum is not.
 
-    A sum is finite unless an element is not, and takes one pass and no temporary. Small tensors are summed
-    together: a call costs more than their elements.
+    A sum is finite unless an element is not, and takes one pass. Small tensors are summed together, as a call
+    costs more than their elements, and large ones in slices, as torch widens what it sums.
     """
     for name, tensor in state.items():
         if not torch.is_floating_point(tensor):
@@ -351,4 +351,5 @@ def _check_finite(client: int, state: State) -> None:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    return math.isfinite(tensor.sum(dtype=torch.float64).item())
+    slices = tensor.reshape(-1).split(_SLICE)  # type: ignore[no-untyped-call]
+    return all(math.isfinite(part.sum(dtype=torch.float64).item()) for part in slices)

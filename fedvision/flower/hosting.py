@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -162,11 +161,7 @@ class SimulatedClients:
 
     def roster(self) -> NumberedRoster:
         """Return the members, with the counts of the images that they train on."""
-        counts = self.split.counts.sum(0)
-        if self.config.evaluation.holdout:
-            shards, classes = self._shards(), len(self.dataset.classes)
-            counts = np.sum([shards.train(client).counts(classes) for client in range(self.clients)], axis=0)
-        return NumberedRoster(clients=self.clients, counts=tuple(counts.tolist()))
+        return NumberedRoster(clients=self.clients, counts=tuple(self._shards().totals().tolist()))
 
     def worker(self) -> Worker:
         """Make what trains and measures, on the experiment's device."""

@@ -145,7 +145,7 @@ def rarest_recalls(groups: Sequence[Group], count: int) -> tuple[list[ClassFacts
     Both are empty where runs have other rarest classes than others, or were not measured.
     """
     rows = [
-        [run.class_facts(run.best_view)[-count:] for run in group.runs if run.best_view and run.counts.size]
+        [run.class_facts(run.best_view)[-count:] for run in group.runs if run.best_view and run.clients]
         for group in groups
     ]
     sets = {tuple((c.name, c.train) for c in rarest) for runs in rows for rarest in runs}

@@ -60,14 +60,14 @@ def _tail(facts: RunFacts) -> str:
 
 
 def _data(facts: RunFacts) -> str:
-    counts = facts.counts
-    if not counts.size:
+    if not facts.clients:
         return ""
-    who = plural(len(counts), "client") + (" keeps" if len(counts) == 1 else " keep")
-    told = f"{who} {whole(int(counts.sum()))} training images of {plural(counts.shape[1], 'class', 'es')}"
+    who = plural(facts.clients, "client") + (" keeps" if facts.clients == 1 else " keep")
+    images = ("" if facts.exact else "about ") + whole(int(facts.totals.sum()))
+    told = f"{who} {images} training images of {plural(len(facts.totals), 'class', 'es')}"
     frequent, rare = (facts.class_facts(None)[place] for place in (0, -1))
     if frequent.train == rare.train:
-        return told + (", equally many of each." if counts.shape[1] > 1 else ".")
+        return told + (", equally many of each." if len(facts.totals) > 1 else ".")
     most = f"{whole(frequent.train)} of {frequent.name}, the most frequent one"
     return f"{told}: {most}, and {whole(rare.train)} of {rare.name}, the rarest."
 

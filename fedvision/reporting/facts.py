@@ -98,7 +98,13 @@ class RunFacts:
     classes: tuple[str, ...]
     """Class names [C]."""
     counts: NDArray[np.int64]
-    """int64 [K, C]: training images of each class on each client; [0, C] where unknown."""
+    """int64 [K, C]: training images of each class on each client, or on those shown; [0, C] where unknown."""
+    totals: NDArray[np.int64]
+    """int64 [C]: training images of each class over all clients, expected ones where ``exact`` is False."""
+    clients: int
+    """Number of clients, of whom ``counts`` may hold a sample; 0 where unknown."""
+    exact: bool
+    """Whether ``totals`` was counted."""
 
     @property
     def done(self) -> int:
@@ -148,7 +154,7 @@ class RunFacts:
 
     def class_facts(self, measured: Measurement | None) -> list[ClassFacts]:
         """Return the classes, the one with most training images first."""
-        train = self.counts.sum(0)
+        train = self.totals
         groups = frequency_groups(train)
         confusion = np.zeros((len(train), len(train)), np.int64)
         if measured is not None and len(measured.confusion) == len(train):
@@ -202,7 +208,8 @@ def read_facts(folder: RunFolder) -> RunFacts:
     """
     rounds, split = folder.rounds(), folder.split()
     classes = tuple(str(name) for name in split.get("classes", ())) or _numbered(rounds)
-    counts = np.array(split.get("counts") or np.zeros((0, len(classes))), np.int64)
+    rows = np.array(split.get("counts") or np.zeros((0, len(classes))), np.int64)
+    counts = rows.reshape(len(rows), len(classes))
     return RunFacts(
         path=folder.path,
         config=folder.config(),
@@ -213,7 +220,10 @@ def read_facts(folder: RunFolder) -> RunFacts:
         environment=folder.environment(),
         split=split,
         classes=classes,
-        counts=counts.reshape(len(counts), len(classes)),
+        counts=counts,
+        totals=np.array(split["totals"], np.int64) if "totals" in split else counts.sum(0),
+        clients=int(split.get("clients", len(counts))),
+        exact=bool(split.get("exact", True)),
     )
 
 

@@ -4,7 +4,9 @@
 
     config.toml           the canonical experiment
     environment.json      versions, processor, device; under "earlier" those of a run that went on elsewhere
-    split.json            {"digest", "classes": [C names], "counts": [K][C], "left_out"}
+    split.json            {"digest", "classes": [C names], "counts": [K][C], "left_out"}; of many clients
+                          "counts" holds a sample, and there are "shown": whose rows those are, "clients": K,
+                          "totals": [C], and "exact": whether the totals were counted
     rounds.jsonl          one line a round, what depends on config and data alone: equal runs, equal bytes
     timings.jsonl         one line a round, seconds by stage
     checkpoint/           where a killed run goes on; see checkpoint.py
@@ -138,8 +140,9 @@ class RunFolder:
         """Write down how the images are spread.
 
         Args:
-            split_facts: ``digest`` (text), ``classes`` [C names], ``counts`` [K][C] training images and
-                ``left_out`` (images that no client got).
+            split_facts: ``digest`` (text), ``classes`` [C names], ``counts`` [K][C] training images,
+                ``left_out`` (images that no client got), and for a sample of the clients what ``Split.facts``
+                adds.
 
         Raises:
             RunFolderError: The run went on and its images are spread otherwise than before.

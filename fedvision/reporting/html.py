@@ -133,14 +133,17 @@ def _score_rows(facts: RunFacts) -> list[tuple[str, list[float | None]]]:
 def _clients(facts: RunFacts) -> Markup | None:
     if not facts.counts.size:
         return None
-    order = by_frequency(facts.counts.sum(0))
-    return Markup(matrices.clients_by_classes(facts.counts, facts.classes, order, name="clients"))
+    order = by_frequency(facts.totals)
+    sample = wording.sample(len(facts.counts), facts.clients) if len(facts.counts) < facts.clients else None
+    return Markup(
+        matrices.clients_by_classes(facts.counts, facts.classes, order, name="clients", sample=sample)
+    )
 
 
 def _confusion(facts: RunFacts, measured: Measurement | None) -> Markup | None:
     if measured is None or not measured.confusion.sum():
         return None
-    order = by_frequency(facts.counts.sum(0))
+    order = by_frequency(facts.totals)
     return Markup(matrices.confusion(measured.confusion, facts.classes, order, name="confusion"))
 
 

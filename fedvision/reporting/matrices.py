@@ -23,7 +23,12 @@ _WRITTEN = 20
 
 
 def clients_by_classes(
-    counts: NDArray[np.int64], classes: Sequence[str], order: NDArray[np.int64], *, name: str
+    counts: NDArray[np.int64],
+    classes: Sequence[str],
+    order: NDArray[np.int64],
+    *,
+    name: str,
+    sample: str | None = None,
 ) -> str:
     """Draw how many training images of each class every client has, on a logarithmic scale.
 
@@ -32,6 +37,7 @@ def clients_by_classes(
         classes: Names [C].
         order: Class numbers from the top row to the bottom one [C].
         name: Prefix of the picture's ids.
+        sample: ``"100 of 1,000,000 clients"`` where these are not all; columns have no numbers then.
     """
     clients, row = len(counts), _row_height(len(classes))
     shown = counts[:, order].T
@@ -42,16 +48,16 @@ def clients_by_classes(
     def paint(axes: Axes) -> None:
         image = _image(axes, shown, LogNorm(1, top), lightest=0.14)
         axes.set_yticks(*_labels([classes[c] for c in order], row))
-        axes.set_xlabel("client", loc="left")
-        axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+        axes.set_xlabel(f"{sample}, drawn at random" if sample else "client", loc="left")
+        axes.xaxis.set_major_locator(NullLocator() if sample else MaxNLocator(20, integer=True))
         if clients <= 24 and len(classes) <= _WRITTEN:
             _write_cells(axes, shown, image, _short)
         _colour_bar(axes, image, "images", ticks, lambda value: whole(round(value)))
 
     empty = float((counts == 0).mean()) if counts.size else 0.0
     alt = (
-        f"training images of {clients} clients (columns) in {len(classes)} classes (rows, most frequent "
-        f"first); {percent(empty, 0)} of the cells are empty"
+        f"training images of {sample or f'{clients} clients'} (columns) in {len(classes)} classes (rows, "
+        f"most frequent first); {percent(empty, 0)} of the cells are empty"
     )
     return draw(paint, name=name, alt=alt, width=WIDTH, height=row * len(classes) + 62)
 

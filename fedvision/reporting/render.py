@@ -25,7 +25,7 @@ def run_table(folder: RunFolder) -> str:
     parts: list[str | Sheet] = [_heading(facts)]
     if measured := [found for view in VIEWS if (found := facts.measurement(view))]:
         parts += ["", _scores(measured)]
-    if facts.best_view and facts.counts.size:
+    if facts.best_view and facts.clients:
         parts += ["", _rarest(facts, facts.best_view)]
     notices = [f"note: {notice}" for notice in facts.summary.get("notices", [])]
     return plain_text(*parts, "", _cost(facts), *notices)
@@ -64,7 +64,7 @@ def _rarest_of(groups: Sequence[Group]) -> Sheet | None:
 
 def _heading(facts: RunFacts) -> str:
     where = f"{facts.done} of {plural(facts.config.rounds, 'round')}"
-    clients = f", {plural(len(facts.counts), 'client')}" if len(facts.counts) else ""
+    clients = f", {plural(facts.clients, 'client')}" if facts.clients else ""
     return f"{facts.config.name}: {facts.status}, {where}{clients}"
 
 

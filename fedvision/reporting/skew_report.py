@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from fedvision.data.skew import Skew, measure
 from fedvision.reporting.facts import by_frequency
 from fedvision.reporting.sheets import Sheet, plain_text
-from fedvision.reporting.wording import number, percent, plural, size, whole
+from fedvision.reporting.wording import number, percent, plural, sample, size
 
 CLIENTS_SHOWN, CLASSES_SHOWN = 20, 12
 _MEASURES = {
@@ -23,10 +24,29 @@ _MEASURES = {
 }
 
 
+class Whole(NamedTuple):
+    """The federation whose clients, all of them or a sample, a report shows."""
+
+    clients: int
+    """K."""
+    totals: NDArray[np.int64]
+    """int64 [C]: training images of each class over all clients."""
+    exact: bool
+    """Whether they were counted; else they are expected numbers."""
+    shown: NDArray[np.int64]
+    """Which clients are shown."""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether some clients are not shown."""
+        return len(self.shown) < self.clients
+
+
 def skew_report(
     counts: NDArray[np.int64],
     classes: Sequence[str],
     *,
+    whole: Whole | None = None,
     weights: Mapping[str, Sequence[float]] | None = None,
     state_bytes: int | None = None,
     cohort: int | None = None,
@@ -35,55 +55,58 @@ def skew_report(
     """Return a split in text.
 
     Args:
-        counts: int64 [K, C]: training images of each class on each client.
+        counts: int64 [K, C]: training images of each class on each client, or on each one of a sample.
         classes: Names [C].
+        whole: The federation; by default ``counts`` are all its clients.
         weights: What the loss makes of the class counts, [C] by name, such as ``{"weight": ...}``.
         state_bytes: Bytes of the tensors that travel to one client, and as many back.
         cohort: Clients a round.
         left_out: Images that no client has.
     """
-    skew = measure(counts)
+    whole = whole or Whole(len(counts), counts.sum(0), True, np.arange(len(counts)))
+    skew = measure(counts, whole.totals)
     parts: list[str | Sheet] = [
-        _size(counts, left_out),
+        _size(whole, left_out),
         "",
-        _clients(counts, classes, skew),
-        *_more(counts),
+        _clients(counts, classes, skew, whole),
+        *_more(whole),
     ]
-    parts += ["", _spread(skew), "", _classes(counts, classes, weights or {})]
+    parts += ["", _spread(skew, whole), "", _classes(counts, classes, weights or {}, whole)]
     if state_bytes is not None:
-        parts += ["", _traffic(state_bytes, cohort or len(counts))]
+        parts += ["", _traffic(state_bytes, cohort or whole.clients)]
     return plain_text(*parts)
 
 
-def _size(counts: NDArray[np.int64], left_out: int) -> str:
-    clients, classes = counts.shape
+def _size(whole: Whole, left_out: int) -> str:
     told = (
-        f"{plural(int(counts.sum()), 'training image')} of {plural(classes, 'class', 'es')} on "
-        f"{plural(clients, 'client')}"
+        f"{'' if whole.exact else 'about '}{plural(int(whole.totals.sum()), 'training image')} of "
+        f"{plural(len(whole.totals), 'class', 'es')} on {plural(whole.clients, 'client')}"
     )
     return told + (f"; {plural(left_out, 'image')} left out" if left_out else "")
 
 
-def _clients(counts: NDArray[np.int64], classes: Sequence[str], skew: Skew) -> Sheet:
+def _clients(counts: NDArray[np.int64], classes: Sequence[str], skew: Skew, whole: Whole) -> Sheet:
     """Return clients x classes; of many classes only how many and how even each client has."""
     wide = counts.shape[1] <= CLASSES_SHOWN
-    order = by_frequency(counts.sum(0))[: None if wide else 0]
+    order = by_frequency(whole.totals)[: None if wide else 0]
     names = (classes[c] for c in order)
     table = Sheet("client", "images", "effective classes", "divergence", *names, keys=2)
-    for client in range(min(len(counts), CLIENTS_SHOWN)):
-        cells = [whole(int(counts[client, c])) if counts[client, c] else "·" for c in order]
-        facts = (number(skew.effective_classes[client], 1), number(skew.jensen_shannon[client]))
-        table.add(str(client), whole(int(skew.sizes[client])), *facts, *cells)
+    for row, client in enumerate(whole.shown[:CLIENTS_SHOWN]):
+        cells = [f"{counts[row, c]:,}" if counts[row, c] else "·" for c in order]
+        facts = (number(skew.effective_classes[row], 1), number(skew.jensen_shannon[row]))
+        table.add(str(client), f"{skew.sizes[row]:,}", *facts, *cells)
     return table
 
 
-def _more(counts: NDArray[np.int64]) -> list[str]:
-    hidden = len(counts) - CLIENTS_SHOWN
-    return [f"and {plural(hidden, 'client')} more"] if hidden > 0 else []
+def _more(whole: Whole) -> list[str]:
+    hidden = whole.clients - CLIENTS_SHOWN
+    drawn = "; those shown are drawn at random" if whole.sampled else ""
+    return [f"and {plural(hidden, 'client')} more{drawn}"] if hidden > 0 else []
 
 
-def _spread(skew: Skew) -> Sheet:
-    table = Sheet("over clients", "median", "lowest", "highest")
+def _spread(skew: Skew, whole: Whole) -> Sheet:
+    over = sample(len(whole.shown), whole.clients) if whole.sampled else "clients"
+    table = Sheet(f"over {over}", "median", "lowest", "highest")
     for key, (name, digits) in _MEASURES.items():
         spread = skew.summary[key]
         table.add(name, *(f"{value:,.{digits}f}" for value in spread))
@@ -93,11 +116,12 @@ def _spread(skew: Skew) -> Sheet:
 
 
 def _classes(
-    counts: NDArray[np.int64], classes: Sequence[str], weights: Mapping[str, Sequence[float]]
+    counts: NDArray[np.int64], classes: Sequence[str], weights: Mapping[str, Sequence[float]], whole: Whole
 ) -> Sheet:
     """Return the classes, the most frequent first; of many the ends of the list, where the skew is."""
-    total, order = counts.sum(0), by_frequency(counts.sum(0))
-    table = Sheet("class", "images", "share", "clients that have it", *weights)
+    total, order = whole.totals, by_frequency(whole.totals)
+    having_it = f"of {len(counts)} clients have it" if whole.sampled else "clients that have it"
+    table = Sheet("class", "images", "share", having_it, *weights)
     half = CLASSES_SHOWN // 2
     for place, c in enumerate(order):
         if len(order) > CLASSES_SHOWN and half <= place < len(order) - half:
@@ -105,7 +129,7 @@ def _classes(
                 table.add("...", "", "", "", *("" for _ in weights))
             continue
         having = int(np.count_nonzero(counts[:, c]))
-        facts = (whole(int(total[c])), percent(total[c] / max(total.sum(), 1)), whole(having))
+        facts = (f"{total[c]:,}", percent(total[c] / max(total.sum(), 1)), f"{having:,}")
         table.add(classes[c], *facts, *(number(values[c]) for values in weights.values()))
     return table
 

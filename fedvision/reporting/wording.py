@@ -66,6 +66,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+def sample(shown: int, of: int) -> str:
+    """Return ``"100 of 1,000,000 clients"``."""
+    return f"{whole(shown)} of {plural(of, 'client')}"
+
+
 def plural(count: int, stem: str, many: str = "s", one: str = "") -> str:
     """Return ``"1 client"``, ``"2 clients"``; with other endings ``"2 classes"``, ``"2 replies"``."""
     return f"{whole(count)} {stem}{one if count == 1 else many}"

@@ -47,7 +47,7 @@ class RoundStrategy(ABC):
 
         Args:
             round: Round number, from 1.
-            clients: Partition numbers of the clients that can work now.
+            clients: Partition numbers of the clients that can work now; a range of a million is not unrolled.
             rng: The round's own stream.
 
         Returns:
@@ -55,7 +55,9 @@ class RoundStrategy(ABC):
             that the order of summation depends on who was drawn and not on the order of the draw.
         """
         size = cohort_size(len(clients), self.fraction, self.min_clients)
-        return sorted(int(client) for client in rng.permutation(list(clients))[:size])
+        # The positions are shuffled: the same draw as of a list of the clients, without making that list.
+        places = rng.permutation(len(clients))[:size]
+        return sorted(int(clients[place]) for place in places.tolist())
 
     def instruct(self, round: int, state: State, client: int) -> Instruction:
         """Say what one client is told beside the model: by default the objective's name.

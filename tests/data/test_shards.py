@@ -130,3 +130,35 @@ def test_clients_hold_out_by_streams_of_their_own() -> None:
     shards = ClientShards(base, made, 0.5, 5)
     places = [np.isin(made.clients[k], shards.test(k).indices).tolist() for k in range(2)]
     assert places[0] != places[1]
+
+
+def test_totals_are_counted_after_the_holdout_or_expected() -> None:
+    base = numbered([k % 3 for k in range(60)])
+    table = PartitionConfig(use="dirichlet", clients=20, args={"alpha": 0.3})
+    made = split.make(base, table, num_classes=4, seed=0)
+    assert ClientShards(base, made).totals().tolist() == [20, 20, 20, 0]
+    shards = ClientShards(base, made, 0.3, 5)
+    counted = np.array([shards.train(client).counts(4) for client in range(20)]).sum(axis=0)
+    assert shards.totals().tolist() == counted.tolist() != [14, 14, 14, 0]
+    assert 0 < counted.sum() < 60
+
+
+def test_shards_of_a_lazy_split_are_made_when_asked_for() -> None:
+    base = numbered([k % 3 for k in range(60)])
+    table = PartitionConfig(use="population", clients=1_000_000, args={"alpha": 1, "mean_images": 10})
+    made = split.make(base, table, num_classes=4, seed=0)
+    shards = ClientShards(base, made, 0.25, 5)
+    assert len(shards) == 1_000_000
+    train, test = shards.train(987_654), shards.test(987_654)
+    assert sorted([*train.indices, *test.indices]) == made.clients[987_654].tolist()
+    np.testing.assert_allclose(shards.totals(), np.array([1, 1, 1, 0]) * 2.5e6, atol=1)
+    assert ClientShards(base, made).totals().tolist() == made.totals.tolist()
+    assert len(ClientShards(base, made).test(5)) == 0
+    assert ClientShards(base, made).train(5).indices.tolist() == made.clients[5].tolist()
+
+
+def test_a_rare_class_is_not_held_out_of_an_expectation() -> None:
+    base = numbered([0] * 99 + [1])
+    table = PartitionConfig(use="population", clients=101, args={"alpha": 1, "mean_images": 1})
+    made = split.make(base, table, num_classes=2, seed=0)
+    assert ClientShards(base, made, 0.9, 5).totals().tolist() == [10, 1]

@@ -105,3 +105,13 @@ def test_ten_thousand_clients_take_no_time() -> None:
     measure(counts)
     # About 0.1 s on one core.
     assert time.perf_counter() - start < 1.5
+
+
+def test_a_sample_is_measured_against_the_whole() -> None:
+    sample = np.array([[4, 0], [0, 4]])
+    own, whole = measure(sample), measure(sample, np.array([30, 10]))
+    assert own.total_variation.tolist() == [0.5, 0.5]
+    # p = (1, 0) and (0, 1) against q = (3/4, 1/4).
+    assert whole.total_variation.tolist() == [0.25, 0.75]
+    assert (own.global_imbalance, whole.global_imbalance) == (1, 3)
+    assert whole.gini == own.gini

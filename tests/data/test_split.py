@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedvision.config import PartitionConfig
+from fedvision.data import clients as checks
 from fedvision.data import split
 from fedvision.data.images import ImageSet
 from fedvision.errors import ConfigError, DataError, PluginError
@@ -72,14 +73,17 @@ def test_a_split_is_complete_and_counted() -> None:
     made = make(config("dirichlet", alpha=0.3))
     assert sorted(np.concatenate(made.clients)) == list(range(200))
     assert made.left_out.tolist() == []
+    counts = made.counts()
     for client, indices in enumerate(made.clients):
-        assert made.counts[client].tolist() == [int((LABELS[indices] == c).sum()) for c in range(4)]
+        assert counts[client].tolist() == [int((LABELS[indices] == c).sum()) for c in range(4)]
+    assert made.totals.tolist() == [50, 50, 50, 50]
+    assert made.exact
 
 
 def test_the_long_tail_comes_first_and_is_left_out() -> None:
     made = make(config(imbalance=8))
     # 50, 25, 12.5 and 6.25 images, rounded down.
-    assert made.counts.sum(axis=0).tolist() == [50, 25, 12, 6]
+    assert made.totals.tolist() == [50, 25, 12, 6]
     assert sorted([*np.concatenate(made.clients), *made.left_out]) == list(range(200))
     assert len(made.left_out) == 200 - 93
     assert (np.diff(made.left_out) > 0).all()
@@ -161,10 +165,112 @@ def test_a_guest_that_fails_is_named() -> None:
 
 def test_ten_empty_clients_are_not_all_listed() -> None:
     with pytest.raises(DataError, match=r"left 6 of 10 clients .* \(4, 5, 6, 7, 8, \.\.\.\)"):
-        split._checked([[k] if k < 4 else [] for k in range(10)], 10, 10, "x")
+        checks.check_list([[k] if k < 4 else [] for k in range(10)], 10, "x")
 
 
 @pytest.mark.parametrize(("labels", "found"), [([0, 4], "0 to 4"), ([-1, 2], "-1 to 2"), ([], "none at all")])
 def test_labels_out_of_range_are_refused(labels: list[int], found: str) -> None:
     with pytest.raises(DataError, match=f"labels must be 0 to 3, but there are {found}"):
         make(config(), image_set(labels))
+
+
+class Windows:
+    """A guest's lazy sequence: client k has three images in a row, from image 2 k on."""
+
+    def __init__(self, images: int, clients: int, told: Any) -> None:
+        self.images, self.clients = images, clients
+        if told is not None:
+            self.expected_counts = told
+
+    def __len__(self) -> int:
+        return self.clients
+
+    def __getitem__(self, client: int) -> Any:
+        return (2 * client + np.arange(3)) % self.images
+
+
+def lazy_guest(*, told: Any = None) -> Any:
+    def partition(labels: Any, clients: int, rng: np.random.Generator) -> Windows:
+        return Windows(len(labels), clients, told)
+
+    return partition
+
+
+LAZY = f"{__name__}:lazy_guest"
+
+
+def test_a_lazy_split_holds_no_clients_and_expects_its_counts() -> None:
+    made = make(config("population", 1_000_000, imbalance=8, alpha=0.5, mean_images=5))
+    assert (len(made.clients), made.lazy, made.sampled, made.exact) == (1_000_000, True, True, False)
+    # 50, 25, 12 and 6 images are kept of 200; five million are spread in their proportion.
+    np.testing.assert_allclose(made.totals, np.array([50, 25, 12, 6]) * 5e6 / 93, atol=1)
+    assert len(made.left_out) == 200 - 93
+    assert not np.isin(made.left_out, np.concatenate([made.clients[int(k)] for k in made.shown])).any()
+    asked = [7, 999_999, 7]
+    counts = made.counts(asked)
+    for row, client in zip(counts, asked, strict=True):
+        assert row.tolist() == np.bincount(LABELS[made.clients[client]], minlength=4).tolist()
+
+
+def test_a_lazy_splits_digest_depends_on_all_that_decides_it() -> None:
+    def digest(settings: PartitionConfig, labels: Any = LABELS, seed: int = 3) -> str:
+        return make(settings, image_set(labels), seed).digest
+
+    def population(clients: int = 500, alpha: float = 0.5, imbalance: float = 1.0) -> PartitionConfig:
+        return config("population", clients, imbalance, alpha=alpha, mean_images=5)
+
+    digests = {
+        digest(population()),
+        digest(population(501)),
+        digest(population(alpha=0.25)),
+        digest(population(imbalance=2)),
+        digest(population(), seed=4),
+        digest(population(), LABELS[::-1]),
+        digest(config(LAZY, 500)),
+    }
+    assert len(digests) == 7
+    assert digest(population()) in digests
+
+
+def test_a_lazy_guests_counts_are_as_it_tells_or_estimated_or_counted() -> None:
+    told = make(config(LAZY, 5000, told=[5, 1.5, 2.75]))
+    # Cumulated 5, 6.5, 9.25 are rounded to 5, 6, 9; class 3 has images, so it cannot be expected nowhere.
+    assert (told.totals.tolist(), told.exact) == ([5, 1, 3, 1], False)
+    estimated = make(config(LAZY, 8000))
+    assert abs(int(estimated.totals.sum()) - 24_000) <= 1
+    # Of every two neighbours one begins with class 0 and one with class 2: 2 of 6 images are 0, 1 is 1, ...
+    np.testing.assert_allclose(estimated.totals, [8000, 4000, 8000, 4000], rtol=0.1)
+    counted = make(config(LAZY, 100))
+    assert (counted.totals.tolist(), counted.exact, counted.sampled) == ([100, 50, 100, 50], True, False)
+
+
+@pytest.mark.parametrize("told", [[1, 2, 3, 4, 5], [1, -1], [float("nan")], [[1, 2]], ["a"]])
+def test_unusable_expected_counts_are_named(told: Any) -> None:
+    message = (
+        rf"use = '{LAZY}': expected_counts must be at most 4 finite numbers >= 0, one for each class, not"
+    )
+    with pytest.raises(DataError, match=message):
+        make(config(LAZY, 5000, told=told))
+
+
+def test_facts_are_small_for_many_clients_and_whole_for_few() -> None:
+    few = make(config()).facts("abcd")
+    assert list(few) == ["digest", "classes", "counts", "left_out"]
+    assert few["counts"].shape == (4, 4)
+    for made in (
+        make(config("population", 1_000_000, alpha=1, mean_images=2)),
+        make(config(clients=10_001), image_set(np.arange(20_000) % 4)),
+    ):
+        facts = made.facts("abcd")
+        assert facts["clients"] == len(made.clients)
+        assert facts["counts"].shape == (100, 4)
+        assert facts["shown"].tolist() == sorted(set(made.shown.tolist()))
+        assert facts["shown"].max() > 9000
+        assert facts["totals"].sum() == (20_000 if made.exact else 2_000_000)
+        assert (facts["counts"] == made.counts(made.shown)).all()
+
+
+def test_a_list_is_shown_whole_up_to_ten_thousand_clients() -> None:
+    made = make(config(clients=10_000), image_set(np.arange(20_000) % 4))
+    assert not made.sampled
+    assert made.facts("abcd")["counts"].shape == (10_000, 4)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedvision.reporting.explain import story
 from fedvision.reporting.facts import Band, Series, frequency_groups, read_facts
 from fedvision.reporting.folder import RunFolder
-from tests.reporting.sample import MakeRun, record
+from fedvision.reporting.render import run_table
+from tests.reporting.sample import COUNTS, MakeRun, record
 
 
 def test_series_leave_out_what_was_not_measured(make_run: MakeRun) -> None:
@@ -85,3 +87,35 @@ def test_equally_frequent_classes_have_no_groups() -> None:
     assert frequency_groups(np.array([5, 5, 5])) == ["", "", ""]
     assert frequency_groups(np.array([1, 9, 5])) == ["tail", "head", "medium"]
     assert frequency_groups(np.array([], np.int64)) == []
+
+
+SAMPLED = {
+    "digest": "d",
+    "classes": ["cat", "dog", "ant"],
+    "clients": 1_000_000,
+    "totals": [50, 900, 5_000_000],
+    "exact": False,
+    "shown": [7, 99],
+    "counts": COUNTS,
+    "left_out": 0,
+}
+
+
+def test_a_sample_of_the_clients_does_not_stand_for_the_whole(make_run: MakeRun) -> None:
+    folder = make_run(split=False)
+    folder.write_split(SAMPLED)
+    facts = read_facts(folder)
+    assert facts.counts.tolist() == COUNTS
+    assert (facts.clients, facts.exact, facts.totals.tolist()) == (1_000_000, False, [50, 900, 5_000_000])
+    assert [(c.name, c.train) for c in facts.class_facts(None)] == [
+        ("ant", 5_000_000),
+        ("dog", 900),
+        ("cat", 50),
+    ]
+    assert story(facts)[0].startswith("1,000,000 clients keep about 5,000,950 training images of 3 classes: ")
+    assert run_table(folder).splitlines()[0].endswith(", 1,000,000 clients")
+
+
+def test_all_clients_are_the_whole(make_run: MakeRun) -> None:
+    facts = read_facts(make_run())
+    assert (facts.clients, facts.exact, facts.totals.tolist()) == (2, True, [10, 8, 2])

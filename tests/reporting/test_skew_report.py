@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedvision.reporting.skew_report import CLIENTS_SHOWN, skew_report
+from fedvision.reporting.skew_report import CLIENTS_SHOWN, Whole, skew_report
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +48,18 @@ def test_many_clients_and_classes_are_cut_with_a_word() -> None:
     assert lines.index("...") > 0
     assert "sends" not in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_sample_of_the_clients_says_so() -> None:
+    counts = np.tile([[3, 0], [1, 2]], (50, 1))
+    whole = Whole(1_000_000, np.array([5_000_000, 1_000_000]), False, np.arange(100) * 9999)
+    lines = _lines(skew_report(counts, ["cat", "ant"], whole=whole, state_bytes=8))
+    assert lines[0] == "about 6,000,000 training images of 2 classes on 1,000,000 clients"
+    assert any(line.startswith("9999 3 1.9") for line in lines)
+    assert "and 999,980 clients more; those shown are drawn at random" in lines
+    assert any(line.startswith("over 100 of 1,000,000 clients median") for line in lines)
+    assert "whole: most frequent / rarest class 5.0" in lines
+    assert any("have it" in line and "clients that" not in line for line in lines)
+    assert "cat 5,000,000 83.3% 100" in lines
+    assert "ant 1,000,000 16.7% 50" in lines
+    assert lines[-1].startswith("a round sends 8 MB to 1,000,000 clients")

@@ -1,0 +1,128 @@
+"""A partitioner's result, checked: a list whole and at once, a lazy sequence client by client when asked.
+
+A lazy sequence (``types.LazyClients``) is anything with ``len`` and ``[]`` that is neither list nor tuple.
+Nobody promises that its clients are disjoint or complete; each client is checked alone.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.errors import DataError, PluginError
+from fedvision.types import LazyClients
+
+Indices = NDArray[np.int64]
+FAILURES = (TypeError, ValueError, IndexError)
+"""What a partitioner raises that was given arguments it cannot use."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checked:
+    """A lazy sequence of clients that gives out checked, sorted numbers of the data set's images.
+
+    Raises:
+        DataError: The client's images are none, repeated, or not there; the sentence names the client.
+        PluginError: The partitioner's sequence failed.
+    """
+
+    source: LazyClients
+    """What the partitioner returned."""
+    kept: Indices
+    """int64 [M]: the images that were partitioned; the source counts them from 0."""
+    where: str
+    """Which table named the partitioner."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, client: int) -> Indices:
+        number = range(len(self))[operator.index(client)]
+        try:
+            part = np.asarray(self.source[number])
+        except FAILURES as error:
+            raise PluginError(f"{self.where} failed for client {number}: {error}") from error
+        if part.size == 0:
+            raise DataError(f"{self.where} left client {number} without images; each needs at least one")
+        _check_numbers(part, number, len(self.kept), self.where)
+        numbers = np.sort(part.astype(np.int64, copy=False))
+        if (again := numbers[1:] == numbers[:-1]).any():
+            image = numbers[1:][again][0]
+            raise DataError(
+                f"{self.where} gave client {number} image {image} twice; a client has an image at most once"
+            )
+        return self.kept[numbers]
+
+    def __iter__(self) -> Iterator[Indices]:
+        return map(self.__getitem__, range(len(self)))
+
+
+def is_lazy(parts: Any) -> TypeGuard[LazyClients]:
+    """Say whether a partitioner's result is a lazy sequence."""
+    if isinstance(parts, list | tuple | str | bytes | Mapping | np.ndarray):
+        return False
+    return hasattr(parts, "__len__") and hasattr(parts, "__getitem__")
+
+
+def check_number(parts: Any, clients: int, where: str) -> None:
+    """Refuse a partitioner's result that is no sequence, or not of this many clients.
+
+    Raises:
+        DataError: It is.
+    """
+    if not (isinstance(parts, Sequence) or is_lazy(parts)) or len(parts) != clients:
+        found = len(parts) if isinstance(parts, Sequence) or is_lazy(parts) else type(parts).__name__
+        raise DataError(
+            f"{where} must return a list of {clients} index arrays, one per client, not {found}; a lazy "
+            "sequence with len and [] serves too"
+        )
+
+
+def check_list(parts: Sequence[Any], images: int, where: str) -> list[Indices]:
+    """Return a list of clients as int64 arrays, or say what is wrong with it.
+
+    Args:
+        parts: One index array for each client.
+        images: Number of images that were partitioned.
+        where: Which table named the partitioner.
+
+    Raises:
+        DataError: A client has no images, or images that are not there or another client's.
+    """
+    arrays = [np.asarray(part) for part in parts]
+    if empty := [client for client, part in enumerate(arrays) if part.size == 0]:
+        names = ", ".join(map(str, empty[:5])) + (", ..." if len(empty) > 5 else "")
+        raise DataError(
+            f"{where} left {len(empty)} of {len(arrays)} clients without images ({names}); "
+            "lower partition.clients or change the partition"
+        )
+    for client, part in enumerate(arrays):
+        _check_numbers(part, client, images, where)
+    _check_disjoint(arrays, images, where)
+    return [part.astype(np.int64) for part in arrays]
+
+
+def _check_numbers(part: NDArray[Any], client: int, images: int, where: str) -> None:
+    if part.ndim != 1 or not np.issubdtype(part.dtype, np.integer):
+        shape = list(part.shape)
+        raise DataError(f"{where} gave client {client} {part.dtype} {shape}; it must be whole numbers [n]")
+    if part.min() < 0 or part.max() >= images:
+        raise DataError(
+            f"{where} gave client {client} images {part.min()} to {part.max()}, not 0 to {images - 1}"
+        )
+
+
+def _check_disjoint(arrays: Sequence[NDArray[Any]], images: int, where: str) -> None:
+    times = np.bincount(np.concatenate(arrays), minlength=images)
+    if times.max() > 1:
+        image = int(times.argmax())
+        owners = [client for client, part in enumerate(arrays) if image in part]
+        raise DataError(
+            f"{where} gave image {image} {times[image]} times, to clients {owners[:5]}; "
+            "an image belongs to one client"
+        )
