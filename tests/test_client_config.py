@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_key(tmp_path: Path) -> Non
 def guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two modules of the owner: one defines a model and imports more than it defines."""
     (tmp_path / "guest_models.py").write_text(
-        "import os\nfrom subprocess import run\ndef net(): pass\nclass Net: pass\n"
+        "import os\nfrom subprocess import run\ndef net(): pass\nclass Net:\n    def inner(self): pass\n"
     )
     (tmp_path / "guest_other.py").write_text("def net(): pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -158,6 +158,7 @@ def test_built_ins_and_what_the_owner_lists_may_be_named(
         # What the module imported is not its own.
         (("guest_models",), "model", "guest_models:run"),
         (("guest_models",), "model", "guest_models:os.system"),
+        (("guest_models",), "model", "guest_models:Net.inner"),
     ],
 )
 @pytest.mark.usefixtures("guests")

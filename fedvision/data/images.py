@@ -43,8 +43,8 @@ class ImageSet:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process needs: mapped images by their file, all else as it is."""
-        return vars(self) | {"images": reference(self.images) or self.images}
+        """Return what another process needs: mapped images by their file, no names of files."""
+        return vars(self) | {"images": reference(self.images) or self.images, "names": ()}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         images = state["images"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,15 @@ def test_one_tree(tmp_path: Path) -> None:
     assert dataset.test is None
     assert dataset.notices == ()
     assert dataset.train.columns == {}
+
+
+def test_each_image_knows_its_file_but_takes_no_names_along_to_another_process(tmp_path: Path) -> None:
+    fill(tmp_path, "dog", "cat")
+    spoil(tmp_path / "cat/0.png")
+    train = read(tmp_path, max_unreadable=0.5).train
+    own = {0: "dog/0.png", 1: "dog/1.png", 11: "cat/1.png"}
+    assert dict(zip(shades(train.images), train.names, strict=True)) == own
+    assert pickle.loads(pickle.dumps(train)).names == ()
 
 
 def test_one_tree_with_a_share_for_the_test(tmp_path: Path) -> None:

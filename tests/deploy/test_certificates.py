@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import subprocess
@@ -119,13 +120,25 @@ def test_a_clients_key_is_what_openssh_and_flower_read(pki: Path) -> None:
     assert key.public_key() == load_ssh_public_key(public.encode())
 
 
-def test_secret_files_are_the_owners_alone_whatever_the_umask(pki: Path) -> None:
-    modes = {path.relative_to(pki): path.stat().st_mode & 0o777 for path in pki.rglob("*") if path.is_file()}
-    secret = {path for path in modes if path.suffix == ".key"}
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_secret_files_are_the_owners_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        make(tmp_path, hosts=["localhost"], clients=["a", "b"], mutual_tls=True)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    secret = {path for path in files if path.suffix == ".key"}
     assert len(secret) == 1 + 1 + 2 * 2
-    assert all(modes[path] == (0o600 if path in secret else 0o644) for path in modes)
-    for path in modes.keys() - secret:
-        assert b"PRIVATE" not in (pki / path).read_bytes()
+    assert all(path.stat().st_mode & 0o777 == (0o600 if path in secret else 0o644) for path in files)
+    assert all(b"PRIVATE" not in path.read_bytes() for path in files if path not in secret)
+
+
+def test_only_the_authority_can_sign(pki: Path) -> None:
+    for certificate, said in (("ca.crt", "CA:TRUE"), ("server/server.crt", "CA:FALSE")):
+        shown = openssl("x509", "-in", f"{pki}/{certificate}", "-noout", "-ext", "basicConstraints,keyUsage")
+        assert said in shown.stdout
+        assert ("Certificate Sign" in shown.stdout) is (said == "CA:TRUE")
 
 
 def test_clients_are_added_to_an_authority_that_is_there(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fedvision.client_config import ClientConfig
 from fedvision.config import ExperimentConfig
-from fedvision.deploy import doctor, image_checks
+from fedvision.data.images import Dataset
+from fedvision.deploy import doctor, image_checks, step
 from fedvision.deploy.doctor import examine
 from fedvision.deploy.findings import Findings
 from tests.deploy.processes import Running, superlink
@@ -144,6 +146,20 @@ def test_a_label_that_the_experiment_does_not_know_is_named_until_it_is_mapped(
     assert any(line.startswith("step") for line in lines(mapped, "OK"))
 
 
+def test_the_step_is_taken_with_the_experiments_classes(
+    pki: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Dataset] = []
+
+    def cost(experiment: ExperimentConfig, dataset: Dataset, device: str) -> step.StepCost:
+        seen.append(dataset)
+        return step.StepCost(1, 2, 0.1, 3, torch.device(device))
+
+    monkeypatch.setattr(step, "step_cost", cost)
+    examine(client(pki, images, 1, "device=cpu", 'data.label_map.dog=""'), experiment())
+    assert [(data.classes, len(data.train)) for data in seen] == [(("cat", "dog", "owl"), 6)]
+
+
 def test_code_that_the_owner_does_not_allow_is_never_run(pki: Path, images: Path) -> None:
     found = examine(client(pki, images, 1), experiment('"cnn"', '"os:system"'))
     assert any(line.startswith("plug-ins: [model] use = 'os:system'") for line in lines(found, "FAIL"))
@@ -231,9 +247,10 @@ def test_a_key_that_others_can_read_and_a_folder_that_cannot_be_written_are_noti
 ) -> None:
     key = tmp_path / "own.key"
     shutil.copy(pki / "clients/north/client.key", key)
-    os.chmod(key, 0o644)
-    config = client(pki, images, 1, "state=/sys/state", key=key)
-    assert [level for level, _ in doctor.files(config)] == ["OK", "WARN"]
+    config = client(pki, images, 1, key=key)
+    for mode in (0o644, 0o640, 0o604):
+        os.chmod(key, mode)
+        assert [level for level, _ in doctor.files(config)] == ["OK", "WARN"]
     os.chmod(key, 0o600)
     assert [level for level, _ in doctor.files(config)] == ["OK"]
     (tmp_path / "file").touch()

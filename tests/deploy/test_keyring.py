@@ -54,6 +54,18 @@ def test_a_wrong_file_stops_the_start_and_is_passed_over_later(folder: Path, sta
         Keyring(folder, state)
 
 
+def test_a_key_that_was_removed_once_stays_unknown(folder: Path, state: LinkState) -> None:
+    keyring = Keyring(folder, state)
+    content = (folder / "north.pub").read_bytes()
+    (folder / "north.pub").unlink()
+    keyring.sync()
+    (folder / "again.pub").write_bytes(content)
+    assert [problem.split(": ")[1] for problem in keyring.sync()] == [
+        "this key was removed once and cannot come back; make a new one for the client"
+    ]
+    assert keyring.known == {read_public_key(folder / "south.pub")}
+
+
 def test_two_names_for_one_key_are_refused(folder: Path, state: LinkState) -> None:
     (folder / "zz.pub").write_bytes((folder / "north.pub").read_bytes())
     with pytest.raises(ConfigError, match=r"zz.pub: this is the key of north.pub too"):

@@ -81,7 +81,10 @@ def test_an_expired_certificate_is_refused_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_at(tmp_path, monkeypatch, datetime.now(UTC) - timedelta(days=10))
-    with answering(OK, tmp_path / "server") as port, pytest.raises(ServerError, match="has expired"):
+    with (
+        answering(OK, tmp_path / "server") as port,
+        pytest.raises(ServerError, match="has expired; the server needs a new one"),
+    ):
         greet(asking(tmp_path, port))
 
 
