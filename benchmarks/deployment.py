@@ -67,7 +67,7 @@ def main() -> None:
         "load": os.getloadavg()[0],
         "versions": {name: version(name) for name in ("flwr", "torch", "fedvision")},
     }
-    for model in options.models:
+    for model in options.models if options.only != "large" else ():
         if options.only in (None, "ours"):
             facts[f"ours {model}"] = ours(model, options.rounds)
         if options.only in (None, "stock"):

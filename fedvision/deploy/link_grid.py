@@ -16,13 +16,14 @@ from typing import TypeVar
 from flwr.app import Error, Message, RecordDict
 
 from fedvision.engines.grid import LocalGrid
-from fedvision.errors import WireError
+from fedvision.errors import RunError, WireError
 from fedvision.flower import codec, internals, wire
 from fedvision.flower.internals_run import RunLink
 from fedvision.flower.internals_wire import (
     NODE_UNAVAILABLE,
     Incoming,
     LinkDown,
+    LinkRefused,
     NotThereYet,
     Parcel,
     RunEnded,
@@ -202,12 +203,21 @@ class LinkGrid(LocalGrid):
             message.content = envelope(layout, cut[key])
 
     def _surely(self, call: Callable[[], _T]) -> _T:
-        """Call until the SuperLink answers."""
+        """Call until the SuperLink answers.
+
+        Raises:
+            RunError: It no longer knows the run.
+        """
         while True:
             try:
                 return call()
             except LinkDown as error:
                 self._restore(error)
+            except LinkRefused as error:
+                raise RunError(
+                    f"the SuperLink no longer takes this run's messages ({error}): it was stopped there, or "
+                    "this machine was asleep for a minute; the same command goes on from the last round"
+                ) from error
 
 
 def expected_replies(state: State, classes: int) -> dict[str, wire.Expected]:

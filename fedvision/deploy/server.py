@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fedvision.data.shards import Shard
 from fedvision.deploy.contract import RunFacts, bundle
 from fedvision.deploy.link_grid import LinkGrid, expected_replies
@@ -98,6 +100,8 @@ class Deployment(RunJournal):
             with self.progress:
                 if self.done < self.config.rounds:
                     self._rounds(link, process, wait_for)
+                else:
+                    self._recall_split()
             self.finish(self._worker())
         finally:
             link.close()
@@ -127,6 +131,10 @@ class Deployment(RunJournal):
             members.present(grid)
             members.least = 1
             self.play(grid, members, self._measure())
+
+    def _recall_split(self) -> None:
+        facts = self.folder.split()
+        self.record_split(facts, np.sum(facts["counts"], axis=0, dtype=np.int64))
 
     def _facts(self) -> RunFacts:
         _, height, width, channels = self.federation.dataset.train.images.shape

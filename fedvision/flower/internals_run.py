@@ -133,7 +133,11 @@ class RunLink:
         return self._runtime
 
     def beat(self) -> bool:
-        """Say that the ServerApp is alive; False when the run was stopped from outside."""
+        """Say that the ServerApp is alive.
+
+        Raises:
+            LinkRefused: The run was stopped from outside, or nothing was heard of its server for a minute.
+        """
         request = runtime_pb2.SendTaskHeartbeatRequest()
         return bool(call(self._running().SendTaskHeartbeat, request).success)
 
