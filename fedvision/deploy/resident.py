@@ -265,7 +265,7 @@ def _explained(error: FedVisionError, address: str) -> str:
     text = f"{address}: {error}"
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return f"{text}; superlink.root_certificate must be the authority that signed the server's"
-    if "could not be activated" in text or "not be activated" in text:
+    if "Failed to activate" in text:
         return f"{text}; the key counts as online: another machine uses it, or this one lost its state"
     return text
 

@@ -142,7 +142,7 @@ def test_a_killed_node_comes_back_by_a_heartbeat_and_not_by_activation(
 ) -> None:
     node = client.activate()
     again = FleetLink(place.public, key(pki), roots=pki / "ca.crt")
-    with pytest.raises(LinkRefused, match="could not be activated"):
+    with pytest.raises(LinkRefused, match="Failed to activate"):
         again.activate()
     again.node_id = node
     assert again.beat()
