@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup simulate test lint types check clean
+.PHONY: help setup simulate test lint types check bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ types: $(READY)  ## check types
 	$(BIN)/mypy
 
 check: lint types test  ## all of the above
+
+bench: $(READY)  ## measure beside plain PyTorch, pfl and Flower, the short form (below ten minutes)
+	$(BIN)/python benchmarks/peers.py --name short --workloads w1 --rounds 10 --repetitions 1 --engines serial ray
 
 clean:  ## remove the environment and caches; runs are kept
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

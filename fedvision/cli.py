@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
     simulate = verbs.add_parser("simulate", help="run a whole federation on this machine")
     _experiment(simulate)
-    simulate.add_argument("--engine", default="serial", help="what carries the messages (default: serial)")
+    simulate.add_argument("--engine", default="auto", help="auto, serial, vectorized or ray (default: auto)")
     simulate.add_argument("--workers", type=int, help="processes (default: one a core, or by GPU memory)")
     simulate.add_argument("--address", help="Ray cluster to join: auto, HOST:PORT or ray://HOST:PORT")
     simulate.add_argument("--gpus-per-worker", type=float, help="share of a GPU a worker (default: measured)")

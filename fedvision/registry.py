@@ -116,6 +116,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "auto": Builtin("fedvision.engines.auto:AutoEngine"),
         "serial": Builtin("fedvision.engines.serial:SerialEngine"),
         "ray": Builtin("fedvision.engines.ray:RayEngine"),
+        "vectorized": Builtin("fedvision.engines.vectorized:VectorizedEngine"),
     },
 }
 
@@ -181,16 +182,38 @@ def build(kind: str, spec: PluginSpec, **runtime: Any) -> Any:
     Raises:
         PluginError: The plug-in is unknown or its arguments do not fit.
     """
+    return maker(kind, spec, frozenset(runtime))(**runtime)
+
+
+def maker(kind: str, spec: PluginSpec, runtime: frozenset[str] = frozenset()) -> Callable[..., Any]:
+    """Find and check a plug-in once where it is built for every client: a look-up may read every package.
+
+    Args:
+        kind: A key of ``BUILTINS``.
+        spec: Name and keyword arguments, as written in the experiment.
+        runtime: Names of what only the program knows.
+
+    Returns:
+        ``make(**runtime) -> plug-in``, to be called with all of those names; it raises PluginError where the
+        factory refuses a value.
+
+    Raises:
+        PluginError: The plug-in is unknown or its arguments do not fit.
+    """
     factory = resolve(kind, spec.use)
-    arguments = check(kind, spec, frozenset(runtime), factory)
-    accepted = inspect.signature(factory.call).parameters
-    arguments |= {name: value for name, value in runtime.items() if name in accepted}
-    try:
-        return factory.call(**arguments)
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise PluginError(f"[{kind}] use = {spec.use!r}: {error}") from error
+    arguments = check(kind, spec, runtime, factory)
+    accepted = runtime & inspect.signature(factory.call).parameters.keys()
+
+    def make(**given: Any) -> Any:
+        told = {name: value for name, value in given.items() if name in accepted}
+        try:
+            return factory.call(**{**arguments, **told})
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise PluginError(f"[{kind}] use = {spec.use!r}: {error}") from error
+
+    return make
 
 
 def check(

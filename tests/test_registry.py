@@ -60,6 +60,17 @@ def test_a_wrong_plugin_gets_one_sentence(use: str, args: dict[str, Any], senten
     assert f"[loss] use = {use!r}" in str(caught.value)
 
 
+def test_a_maker_looks_up_once_and_builds_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = registry.maker("optimizer", spec("sgd", nesterov=False), frozenset({"params", "lr"}))
+    monkeypatch.setattr(registry, "resolve", None)
+    import torch
+
+    built = [make(params=[torch.zeros(1, requires_grad=True)], lr=lr) for lr in (0.1, 0.2)]
+    assert [optimizer.param_groups[0]["lr"] for optimizer in built] == [0.1, 0.2]
+    with pytest.raises(PluginError, match=r"\[optimizer\] use = 'sgd': Invalid learning rate: -1"):
+        make(params=[torch.zeros(1, requires_grad=True)], lr=-1.0)
+
+
 def test_a_missing_argument_is_named() -> None:
     with pytest.raises(PluginError, match="the key 'counts' is missing"):
         registry.build("loss", spec(f"{HERE}:doubled"))

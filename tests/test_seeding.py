@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 import torch
 
 from fedvision import seeding
@@ -44,3 +45,22 @@ def test_global_blocks_repeat() -> None:
         with seeding.torch_global(1, "model"), seeding.stock_globals(1, "select"):
             draws.append((torch.rand(1).item(), random.random(), np.random.normal()))  # noqa: NPY002
     assert draws[0] == draws[1]
+
+
+def test_a_global_block_draws_what_torch_draws_after_manual_seed() -> None:
+    with seeding.torch_global(1, "dropout", 2, 3):
+        drawn = torch.rand(4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.derive(1, "dropout", 2, 3))
+        assert torch.equal(drawn, torch.rand(4))
+
+
+def test_a_global_block_restores_after_an_error() -> None:
+    def failing() -> None:
+        with seeding.torch_global(1, "a"):
+            raise ValueError("inside")
+
+    before = torch.random.get_rng_state()
+    with pytest.raises(ValueError, match="inside"):
+        failing()
+    assert torch.equal(torch.random.get_rng_state(), before)

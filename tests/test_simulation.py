@@ -164,9 +164,9 @@ def test_tensors_that_stay_are_each_clients_own(travel: str, tmp_path: Path) -> 
     model = {"use": "resnet8", "norm": "batch", "width": 4, "travel": travel}
     result = simulate(tiny(rounds=2, model=model, evaluation={"holdout": 0.2}), out=tmp_path / "run")
     assert not any("running" in name for name in result.state)
-    kept = load_file(next((tmp_path / "run/clients/0000000").glob("round-*.safetensors")))
+    kept = load_file(next((tmp_path / "run/clients/000000/000000000").glob("round-*.safetensors")))
     assert any("running_mean" in name for name in kept)
-    other = load_file(next((tmp_path / "run/clients/0000001").glob("round-*.safetensors")))
+    other = load_file(next((tmp_path / "run/clients/000000/000000001").glob("round-*.safetensors")))
     assert any(not torch.equal(kept[name], other[name]) for name in kept if "running_mean" in name)
 
 

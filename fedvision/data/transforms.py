@@ -11,6 +11,9 @@ the data set's mean colour.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeAlias
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +21,9 @@ from torch.nn import functional
 
 from fedvision.config import TransformConfig
 from fedvision.errors import ConfigError
+
+Draws: TypeAlias = Mapping[str, Tensor]
+"""What happens to each image of a batch, by name; every tensor's last dimension is B."""
 
 
 def prepare(config: TransformConfig, channels: int) -> BatchTransform:
@@ -81,17 +87,41 @@ class BatchTransform:
         Returns:
             The same shape, dtype, device and strides; ``x`` itself where nothing is switched on.
         """
-        config, batch = self.config, len(x)
+        return self.apply(x, self.draw(len(x), (x.shape[2], x.shape[3]), generator))
+
+    def draw(self, batch: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
+        """Draw what ``apply`` does to each image of a batch, on the generator's own device.
+
+        Args:
+            batch: B.
+            size: (H, W).
+            generator: Source of every draw.
+
+        Returns:
+            One tensor [..., B] by the name of each thing that is switched on.
+        """
+        config, drawn = self.config, {}
         if config.flip:
-            x = flip(x, _whole(2, (batch,), generator).bool())
+            drawn["flip"] = _whole(2, (batch,), generator).bool()
         if config.crop:
-            x = crop(x, _whole(2 * config.crop + 1, (2, batch), generator), config.crop)
+            drawn["crop"] = _whole(2 * config.crop + 1, (2, batch), generator)
         if config.rotation:
             turn = torch.rand(batch, generator=generator, device=generator.device)
-            x = rotate(x, (2 * turn - 1) * config.rotation)
+            drawn["rotation"] = (2 * turn - 1) * config.rotation
         if config.cutout:
-            centre = torch.stack([_whole(size, (batch,), generator) for size in x.shape[2:]])
-            x = cutout(x, centre, config.cutout)
+            drawn["cutout"] = torch.stack([_whole(side, (batch,), generator) for side in size])
+        return drawn
+
+    def apply(self, x: Tensor, drawn: Draws) -> Tensor:
+        """Return images [B, channels, H, W] changed as ``draw`` says; ``x`` itself where it says nothing."""
+        if "flip" in drawn:
+            x = flip(x, drawn["flip"])
+        if "crop" in drawn:
+            x = crop(x, drawn["crop"], self.config.crop)
+        if "rotation" in drawn:
+            x = rotate(x, drawn["rotation"])
+        if "cutout" in drawn:
+            x = cutout(x, drawn["cutout"], self.config.cutout)
         return x
 
     def mixup(

@@ -130,7 +130,9 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
         return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
-        options |= {"num_cpus": workers or len(os.sched_getaffinity(0)), "include_dashboard": False}
+        # Without "local" Ray would join whatever cluster was started on this machine.
+        options |= {"address": "local", "include_dashboard": False}
+        options |= {"num_cpus": workers or len(os.sched_getaffinity(0))}
     else:
         options["address"] = address
     try:

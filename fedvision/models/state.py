@@ -28,7 +28,7 @@ def travelling(model: nn.Module, travel: Travel) -> tuple[str, ...]:
             client (SiloBN; Andreux et al. 2020, arXiv 2008.07424); or ``"trainable"``, only parameters that
             are trained.
     """
-    tensors = _tensors(model)
+    tensors = floating(model)
     if travel == "trainable":
         return tuple(name for name, tensor in tensors.items() if tensor.requires_grad)
     local = _batch_norm_statistics(model) if travel == "no-batch-norm-statistics" else frozenset()
@@ -38,7 +38,7 @@ def travelling(model: nn.Module, travel: Travel) -> tuple[str, ...]:
 def kept(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the floating-point tensors that are not among the travelling ``names``."""
     travel = frozenset(names)
-    return tuple(name for name in _tensors(model) if name not in travel)
+    return tuple(name for name in floating(model) if name not in travel)
 
 
 def get_state(model: nn.Module, names: Iterable[str]) -> State:
@@ -62,6 +62,18 @@ def load_state(model: nn.Module, state: State) -> None:
     Raises:
         ConfigError: A name is unknown to the model or a shape differs; then nothing was written.
     """
+    check_state(model, state)
+    tensors = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        tensors[name].copy_(value)
+
+
+def check_state(model: nn.Module, state: State) -> None:
+    """Refuse tensors that are not those of a model.
+
+    Raises:
+        ConfigError: A name is unknown to the model or a shape differs.
+    """
     tensors = model.state_dict(keep_vars=True)
     for name, value in state.items():
         own = _find(tensors, name)
@@ -70,8 +82,6 @@ def load_state(model: nn.Module, state: State) -> None:
                 f"the state's {name!r} is {list(value.shape)}, the model's {list(own.shape)}: "
                 "they come from different [model] tables"
             )
-    for name, value in state.items():
-        tensors[name].copy_(value)
 
 
 def size_in_bytes(state: State) -> int:
@@ -79,7 +89,7 @@ def size_in_bytes(state: State) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def floating(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the floating-point tensors by their first name, in the order of ``state_dict``."""
     found: dict[int, tuple[str, torch.Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -21,6 +21,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from fedvision.errors import RunError
@@ -210,7 +211,7 @@ def _accumulate(total: torch.Tensor, values: torch.Tensor, weight: float, quantu
 
 
 def _float32(value: float) -> float:
-    return float(torch.tensor(value, dtype=torch.float32))
+    return float(np.float32(value))
 
 
 def _check_names(known: Collection[str], given: Collection[str]) -> None:

@@ -6,9 +6,10 @@ class counts and called per example. The stacked version of the same mathematics
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from fedvision.config import TrainingConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform
 from fedvision.errors import PluginError
-from fedvision.models.state import get_state, load_state
+from fedvision.models.state import get_state, kept, load_state
 from fedvision.training.objectives import Objective
+from fedvision.training.schedules import Schedule
 from fedvision.types import LossFn, State, Task
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,6 +44,19 @@ class LoopSettings:
     rounds: int
     """Rounds of the whole run, for schedules."""
 
+    # Found once a run and not for every client: a look-up reads the entry points of every package.
+
+    @cached_property
+    def make_optimizer(self) -> Callable[[list[nn.Parameter], float], torch.optim.Optimizer]:
+        """``make_optimizer(parameters, lr)``, checked."""
+        return optimizer_maker(self.training)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """``schedule(round, rounds) -> factor`` on the learning rate."""
+        schedule: Schedule = registry.build("schedule", self.training.schedule)
+        return schedule
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalUpdate:
@@ -59,6 +74,8 @@ class LocalUpdate:
     """What the objective sends back."""
     memory: State = field(default_factory=dict)
     """What the objective keeps on the client."""
+    personal: State = field(default_factory=dict)
+    """The tensors after training that do not travel."""
 
 
 def fit(
@@ -88,24 +105,25 @@ def fit(
     load_state(model, task.state)
     model.train()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    lr = learning_rate(settings.training, task.round, settings.rounds)
-    optimizer = build_optimizer(settings.training, list(parameters.values()), lr)
+    lr = float(settings.training.lr * settings.schedule(task.round, settings.rounds))
+    optimizer = settings.make_optimizer(list(parameters.values()), lr)
     objective.begin(parameters, task, memory or {})
     step = _Step(model, loss, objective, optimizer, settings, (task.round, task.client))
     total, seen, steps = torch.zeros((), device=settings.device), 0, 0
     with seeding.torch_global(settings.seed, "dropout", task.round, task.client):
-        for positions in _positions(len(shard), task, settings, _has_batch_norm(model)):
-            total += step(*shard.batch(positions))
-            seen += len(positions)
+        for batch in positions(len(shard), task, settings, has_batch_norm(model)):
+            total += step(*shard.batch(batch))
+            seen += len(batch)
             steps += 1
-    tensors, kept = objective.finish(steps, lr)
+    tensors, remembered = objective.finish(steps, lr)
     return LocalUpdate(
         state=get_state(model, tuple(task.state)),
         examples=len(shard),
         loss=float(total) / seen,
         steps=steps,
         tensors=tensors,
-        memory=kept,
+        memory=remembered,
+        personal=get_state(model, kept(model, task.state)),
     )
 
 
@@ -115,23 +133,28 @@ def learning_rate(training: TrainingConfig, round: int, rounds: int) -> float:
     return float(training.lr * schedule(round, rounds))
 
 
-def build_optimizer(
-    training: TrainingConfig, parameters: list[nn.Parameter], lr: float
-) -> torch.optim.Optimizer:
-    """Build the local optimiser.
+def optimizer_maker(
+    training: TrainingConfig,
+) -> Callable[[list[nn.Parameter], float], torch.optim.Optimizer]:
+    """Return ``make(parameters, lr)``, which builds the local optimiser.
 
     Raises:
         PluginError: The optimiser is unknown, or ``training.momentum`` is set and it has none.
     """
-    runtime: dict[str, object] = {"params": parameters, "lr": lr, "weight_decay": training.weight_decay}
+    fixed: dict[str, object] = {"weight_decay": training.weight_decay}
     if training.momentum:
         if "momentum" not in registry.parameters("optimizer", training.optimizer.use):
             raise PluginError(
                 f"training.momentum: the optimiser {training.optimizer.use!r} has none; set momentum = 0"
             )
-        runtime["momentum"] = training.momentum
-    optimizer: torch.optim.Optimizer = registry.build("optimizer", training.optimizer, **runtime)
-    return optimizer
+        fixed["momentum"] = training.momentum
+    build = registry.maker("optimizer", training.optimizer, frozenset({"params", "lr", *fixed}))
+
+    def make(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = build(params=parameters, lr=lr, **fixed)
+        return optimizer
+
+    return make
 
 
 def autocast(training: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
@@ -157,7 +180,7 @@ class _Step:
         self.settings = settings
         self.generator = seeding.torch_stream(settings.seed, "augment", *stream)
         scaled = settings.training.precision == "float16" and settings.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(settings.device.type, enabled=scaled)
+        self.scaler = torch.amp.GradScaler(settings.device.type) if scaled else None
 
     def __call__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> torch.Tensor:
         training, device = self.settings.training, self.settings.device
@@ -165,13 +188,18 @@ class _Step:
         target = torch.from_numpy(labels).to(device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._losses(pixels, target)
-        self.scaler.scale(losses.mean()).backward()  # type: ignore[no-untyped-call]
-        self.scaler.unscale_(self.optimizer)
+        mean = losses.mean()
+        (self.scaler.scale(mean) if self.scaler else mean).backward()  # type: ignore[no-untyped-call]
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
         self.objective.adjust()
         if training.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
         return losses.detach().sum()
 
     def _losses(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -188,7 +216,7 @@ class _Step:
             return weight * self.loss(logits, labels) + (1 - weight) * self.loss(logits, other)
 
 
-def _positions(
+def positions(
     examples: int, task: Task, settings: LoopSettings, batch_norm: bool
 ) -> Iterator[NDArray[np.int64]]:
     """Yield the positions [B] of each mini-batch: shuffled epochs, or a set number of steps over them."""
@@ -206,5 +234,6 @@ def _positions(
         taken += len(batches)
 
 
-def _has_batch_norm(model: nn.Module) -> bool:
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether a network measures its batches."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())

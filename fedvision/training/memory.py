@@ -3,6 +3,11 @@
 A file belongs to one (client, round). Training round r reads the newest file of a round before r, so a
 message that is delivered twice, or a round that is run again after a crash, starts from the same memory and
 ends in the same one: exactly one training per (round, client) counts.
+
+Nothing of a client that does not work now is in this process: no tensor, no name, no list of clients. A file
+is mapped into memory when its client works, so its pages come from the disk once somebody reads them. Each
+client has a folder of its few files and a thousand clients share one above it, so loading and saving take the
+same time whether ten clients or a million have something to keep.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from fedvision.types import State
 
 _SEPARATOR = "/"
+_CLIENTS_A_FOLDER = 1000
+_PREFIX, _SUFFIX = "round-", ".safetensors"
 
 
 class ClientMemory:
@@ -30,11 +37,11 @@ class ClientMemory:
 
     def load(self, client: int, round: int) -> dict[str, State]:
         """Return the groups of tensors that a client kept before a round; empty at first."""
-        before = [file for file in self._files(client) if _round(file) < round]
+        before = [kept for kept in self._rounds(client) if kept < round]
         if not before:
             return {}
         groups: dict[str, State] = {}
-        for key, tensor in load_file(before[-1]).items():
+        for key, tensor in load_file(self._file(client, before[-1])).items():
             group, _, name = key.partition(_SEPARATOR)
             groups.setdefault(group, {})[name] = tensor
         return groups
@@ -52,7 +59,7 @@ class ClientMemory:
         }
         if not tensors:
             return
-        target = self._folder / f"{client:07d}" / f"round-{round:07d}.safetensors"
+        target = self._file(client, round)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_suffix(".tmp")
         save_file(tensors, temporary)
@@ -62,14 +69,21 @@ class ClientMemory:
     def _forget(self, client: int, round: int) -> None:
         """Drop what no run can come back to: all before the newest file at or before the last checkpoint."""
         checkpoint = (round - 1) // self._checkpoint_every * self._checkpoint_every
-        files = self._files(client)
-        settled = [file for file in files if _round(file) <= checkpoint]
-        for file in settled[:-1] + [file for file in files if _round(file) > round]:
-            file.unlink()
+        rounds = self._rounds(client)
+        settled = [kept for kept in rounds if kept <= checkpoint]
+        for past in settled[:-1] + [kept for kept in rounds if kept > round]:
+            self._file(client, past).unlink()
 
-    def _files(self, client: int) -> list[Path]:
-        return sorted((self._folder / f"{client:07d}").glob("round-*.safetensors"))
+    def _rounds(self, client: int) -> list[int]:
+        """Return the rounds of which a client has a file, rising."""
+        try:
+            names = os.listdir(self._of(client))
+        except FileNotFoundError:
+            return []
+        return sorted(int(name[len(_PREFIX) : -len(_SUFFIX)]) for name in names if name.endswith(_SUFFIX))
 
+    def _file(self, client: int, round: int) -> Path:
+        return self._of(client) / f"{_PREFIX}{round:07d}{_SUFFIX}"
 
-def _round(file: Path) -> int:
-    return int(file.stem.removeprefix("round-"))
+    def _of(self, client: int) -> Path:
+        return self._folder / f"{client // _CLIENTS_A_FOLDER:06d}" / f"{client:09d}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -16,10 +18,13 @@ from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.models.state import get_state, kept, load_state, travelling
 from fedvision.training import device
+from fedvision.training.allocator import keep_freed_memory
+from fedvision.training.batched import fit_many
 from fedvision.training.evaluate import Evaluation, evaluate
-from fedvision.training.loop import LocalUpdate, LoopSettings, build_optimizer, fit, learning_rate
+from fedvision.training.loop import LocalUpdate, LoopSettings, fit
 from fedvision.training.memory import ClientMemory
 from fedvision.training.objectives import Objective
+from fedvision.training.stackable import stackable, stacks_objective
 from fedvision.types import LossFn, PluginSpec, State, Task
 
 _OBJECTIVE, _PERSONAL = "objective", "personal"
@@ -65,6 +70,8 @@ class Worker:
     ) -> Worker:
         """Put the model on its device and make ready what all its clients share."""
         settings = loop_settings(config, channels(shards.train(0)))
+        if settings.device.type == "cpu":
+            keep_freed_memory()
         model = place(model, settings)
         initial = get_state(model, kept(model, travelling(model, config.model.travel)))
         return cls(
@@ -85,20 +92,79 @@ class Worker:
         """Train one client on its task and keep what it must remember."""
         shard = self.shards.train(task.client)
         memory = self._recall(task.client, task.round)
-        name = task.instruction.objective
-        objective = registry.build("objective", PluginSpec(use=name)) if name else Objective()
         update = fit(
             self.model,
             shard,
             task,
-            loss=self._loss(task, shard),
-            objective=objective,
+            loss=self._make_loss(self._counts(task, shard), task.round),
+            objective=_objective(task),
             settings=self.settings,
             memory=memory.get(_OBJECTIVE, {}),
         )
-        personal = get_state(self.model, tuple(self.initial))
-        self.memory.save(task.client, task.round, {_OBJECTIVE: update.memory, _PERSONAL: personal})
+        self._keep(task, update)
         return update
+
+    def train_many(self, tasks: Sequence[Task], chunk: int = 0) -> list[LocalUpdate]:
+        """Train several clients on their tasks, as many at once as can be; the result is that of ``train``.
+
+        Args:
+            tasks: One for each client.
+            chunk: Clients that are trained at once; 0 trains all that can be.
+
+        Returns:
+            The updates in the order of the tasks. An error of one client is raised and loses the others;
+            training a client again starts from the same memory.
+        """
+        alike: dict[tuple[int, str | None], list[int]] = {}
+        updates: dict[int, LocalUpdate] = {}
+        for place, task in enumerate(tasks):
+            alike.setdefault((task.round, task.instruction.objective), []).append(place)
+        for places in alike.values():
+            own = [tasks[place] for place in places]
+            if len(own) == 1 or self.obstacle(own[0]):
+                updates |= zip(places, map(self.train, own), strict=True)
+            else:
+                updates |= zip(places, self._train_stack(own, chunk), strict=True)
+        return [updates[place] for place in range(len(tasks))]
+
+    def obstacle(self, task: Task) -> str | None:
+        """Return in one line why a task is not trained together with others; None where it can be."""
+        if not self._obstacle and not stacks_objective(type(_objective(task))):
+            return f"the objective {task.instruction.objective!r} does not say how it serves several clients"
+        return self._obstacle
+
+    @cached_property
+    def _obstacle(self) -> str | None:
+        return stackable(
+            self.model,
+            self.shards.train(0).images.shape[1:],
+            self.num_classes,
+            loss=partial(build_loss, self.config),
+            settings=self.settings,
+        )
+
+    def _train_stack(self, tasks: Sequence[Task], chunk: int) -> list[LocalUpdate]:
+        shards = [self.shards.train(task.client) for task in tasks]
+        memories = [self.memory.load(task.client, task.round) for task in tasks]
+        both = zip(tasks, shards, strict=True)
+        counts = torch.stack([self._counts(task, shard) for task, shard in both]).to(self.settings.device)
+        updates = fit_many(
+            self.model,
+            shards,
+            tasks,
+            loss=lambda places: self._make_loss(counts[list(places)], tasks[0].round),
+            objectives=[_objective(task) for task in tasks],
+            settings=self.settings,
+            memories=[memory.get(_OBJECTIVE, {}) for memory in memories],
+            personals=[memory.get(_PERSONAL, self.initial) for memory in memories],
+            chunk=chunk,
+        )
+        for task, update in zip(tasks, updates, strict=True):
+            self._keep(task, update)
+        return updates
+
+    def _keep(self, task: Task, update: LocalUpdate) -> None:
+        self.memory.save(task.client, task.round, {_OBJECTIVE: update.memory, _PERSONAL: update.personal})
 
     def evaluate(self, client: int, round: int, state: State) -> Evaluation:
         """Measure a state on the images that a client kept for it, with the client's personal tensors."""
@@ -126,7 +192,8 @@ class Worker:
         for count in (size, size * batches):
             part = shard.take(np.arange(min(count, len(shard))))
             start = time.perf_counter()
-            fit(self.model, part, task, loss=self._loss(task, part), objective=Objective(), settings=settings)
+            loss = self._make_loss(self._counts(task, part), task.round)
+            fit(self.model, part, task, loss=loss, objective=Objective(), settings=settings)
             seconds = min(seconds, (time.perf_counter() - start) / len(part))
         return seconds
 
@@ -141,10 +208,20 @@ class Worker:
             load_state(self.model, memory.get(_PERSONAL, self.initial))
         return memory
 
-    def _loss(self, task: Task, shard: Shard) -> LossFn:
+    def _counts(self, task: Task, shard: Shard) -> torch.Tensor:
+        """Return the class counts [C] that a client's loss sees."""
         shared = task.counts if self.config.loss.prior == "global" else None
-        counts = torch.tensor(shared) if shared else torch.from_numpy(shard.counts(self.num_classes))
-        return build_loss(self.config, counts, task.round)
+        return torch.tensor(shared) if shared else torch.from_numpy(shard.counts(self.num_classes))
+
+    @cached_property
+    def _make_loss(self) -> Callable[[torch.Tensor, int], LossFn]:
+        return loss_maker(self.config)
+
+
+def _objective(task: Task) -> Objective:
+    name = task.instruction.objective
+    objective: Objective = registry.build("objective", PluginSpec(use=name)) if name else Objective()
+    return objective
 
 
 def build_loss(config: ExperimentConfig, counts: torch.Tensor, round: int = 1) -> LossFn:
@@ -153,8 +230,22 @@ def build_loss(config: ExperimentConfig, counts: torch.Tensor, round: int = 1) -
     Raises:
         PluginError: The loss is unknown or its arguments do not fit.
     """
-    loss: LossFn = registry.build("loss", config.loss, counts=counts, round=round, rounds=config.rounds)
-    return loss
+    return loss_maker(config)(counts, round)
+
+
+def loss_maker(config: ExperimentConfig) -> Callable[[torch.Tensor, int], LossFn]:
+    """Return ``make(counts [C], round) -> loss`` for the many clients of a run.
+
+    Raises:
+        PluginError: The loss is unknown or its arguments do not fit.
+    """
+    build = registry.maker("loss", config.loss, frozenset({"counts", "round", "rounds"}))
+
+    def make(counts: torch.Tensor, round: int) -> LossFn:
+        loss: LossFn = build(counts=counts, round=round, rounds=config.rounds)
+        return loss
+
+    return make
 
 
 def loop_settings(config: ExperimentConfig, channels: int) -> LoopSettings:
@@ -189,7 +280,7 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
     Raises:
         ConfigError: The device, transforms, loss, schedule or optimiser cannot be built.
     """
-    loop_settings(config, channels)
+    settings = loop_settings(config, channels)
     build_loss(config, torch.ones(num_classes, dtype=torch.int64))
-    lr = learning_rate(config.training, 1, config.rounds)
-    build_optimizer(config.training, [nn.Parameter(torch.zeros(1))], lr)
+    lr = settings.training.lr * settings.schedule(1, config.rounds)
+    settings.make_optimizer([nn.Parameter(torch.zeros(1))], lr)

@@ -124,6 +124,14 @@ def test_client_shards_are_the_split_whoever_is_asked_first() -> None:
     assert any(other.test(k).indices.tolist() != backwards[k] for k in range(4))
 
 
+def test_without_a_holdout_clients_train_on_all_they_have() -> None:
+    base = numbered([k % 3 for k in range(20)])
+    shards = ClientShards(base, split.make(base, PartitionConfig(clients=2), num_classes=3, seed=0), 0.0, 5)
+    for client in range(2):
+        assert shards.train(client).indices.tolist() == shards.split.clients[client].tolist()
+        assert len(shards.test(client)) == 0
+
+
 def test_clients_hold_out_by_streams_of_their_own() -> None:
     base = numbered([0] * 40)
     made = split.make(base, PartitionConfig(clients=2), num_classes=1, seed=0)

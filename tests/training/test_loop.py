@@ -15,7 +15,7 @@ from fedvision.config import TrainingConfig, TransformConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.errors import PluginError
-from fedvision.training.loop import LocalUpdate, LoopSettings, build_optimizer, fit, learning_rate
+from fedvision.training.loop import LocalUpdate, LoopSettings, fit, learning_rate, optimizer_maker
 from fedvision.training.objectives import Objective
 from fedvision.types import PluginSpec, State, Task
 
@@ -178,11 +178,11 @@ def test_both_memory_layouts_agree() -> None:
 def test_optimisers_take_their_own_keys_and_refuse_momentum_they_lack() -> None:
     parameters = [nn.Parameter(torch.zeros(1))]
     spec = PluginSpec(use="AdamW", args={"betas": [0.8, 0.9]})
-    optimizer = build_optimizer(TrainingConfig(optimizer=spec, weight_decay=0.1), parameters, 0.5)
+    optimizer = optimizer_maker(TrainingConfig(optimizer=spec, weight_decay=0.1))(parameters, 0.5)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], list(group["betas"])) == (0.5, 0.1, [0.8, 0.9])
     with pytest.raises(PluginError, match="has none; set momentum = 0"):
-        build_optimizer(TrainingConfig(optimizer=spec, momentum=0.9), parameters, 0.5)
+        optimizer_maker(TrainingConfig(optimizer=spec, momentum=0.9))
 
 
 def test_the_learning_rate_follows_its_schedule() -> None:

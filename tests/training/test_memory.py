@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from fedvision.training.memory import ClientMemory
@@ -50,3 +52,35 @@ def test_old_files_go_but_not_those_a_killed_run_falls_back_to(tmp_path: Path) -
     assert len(list(tmp_path.rglob("*.safetensors"))) == 4
     memory.save(0, 6, groups(60.0))
     assert value(memory, 0, 9) == 60.0
+
+
+def test_no_folder_grows_with_the_clients(tmp_path: Path) -> None:
+    memory = ClientMemory(tmp_path)
+    clients = [*range(40), 999, 1000, 1001, 16_000_000]
+    for client in clients:
+        memory.save(client, 1, groups(float(client)))
+    assert [value(memory, client, 2) for client in clients] == [float(client) for client in clients]
+    assert len(list(tmp_path.iterdir())) == 3
+    assert all(len(list(folder.iterdir())) <= 1000 for folder in tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc lists what is mapped")
+def test_a_state_is_mapped_and_not_read_until_it_is_used(tmp_path: Path) -> None:
+    memory = ClientMemory(tmp_path)
+    memory.save(7, 1, {"objective": {"w": torch.ones(1 << 20)}})
+    kept = memory.load(7, 2)
+    assert "000000007/round-0000001" in Path("/proc/self/maps").read_text()
+    # What is mapped outlives its file, and what training does to it does not reach the file.
+    kept["objective"]["w"].mul_(2)
+    assert float(memory.load(7, 2)["objective"]["w"].sum()) == 1 << 20
+    memory.save(7, 2, {"objective": {"w": torch.zeros(1)}})
+    memory.save(7, 3, {"objective": {"w": torch.zeros(1)}})
+    assert float(kept["objective"]["w"].sum()) == 2 << 20
+
+
+def test_a_file_that_was_being_written_does_not_count(tmp_path: Path) -> None:
+    memory = ClientMemory(tmp_path)
+    memory.save(0, 1, groups(1.0))
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.with_name("round-0000002.tmp").write_bytes(b"half")
+    assert value(memory, 0, 9) == 1.0

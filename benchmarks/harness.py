@@ -1,0 +1,105 @@
+"""Rivals in turns, and what was measured kept: a run that was broken off goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Run = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One measurement: a rival, a workload, the how-manieth time."""
+
+    workload: str
+    rival: str
+    repetition: int
+
+    def of(self, run: Run) -> bool:
+        """Say whether a stored run is this measurement."""
+        return (run["workload"], run["rival"], run["repetition"]) == (
+            self.workload,
+            self.rival,
+            self.repetition,
+        )
+
+
+class Store:
+    """The measurements in a JSON file, written after each one.
+
+    Args:
+        path: The file; it may not exist yet.
+        facts: What the measurements depend on (machine, versions, rounds); a file of other facts is refused.
+
+    Raises:
+        ValueError: The file's measurements were taken under other facts.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        self.path, self.facts = path, json.loads(json.dumps(facts))
+        self.runs: list[Run] = []
+        if path.exists():
+            held = json.loads(path.read_text())
+            differing = sorted(
+                key for key in {*held["facts"], *self.facts} if held["facts"].get(key) != self.facts.get(key)
+            )
+            if differing:
+                raise ValueError(
+                    f"{path} was measured with another {', '.join(differing)}; measure all --again or "
+                    "give the results another --name"
+                )
+            self.runs = held["runs"]
+
+    def find(self, turn: Turn) -> Run | None:
+        """Return a measurement that is there."""
+        return next((run for run in self.runs if turn.of(run)), None)
+
+    def drop(self, turns: Sequence[Turn]) -> None:
+        """Forget measurements, to take them again."""
+        self.runs = [run for run in self.runs if not any(turn.of(run) for turn in turns)]
+
+    def add(self, turn: Turn, run: Mapping[str, Any]) -> None:
+        """Keep a measurement."""
+        self.runs.append({**vars(turn), **run})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"facts": self.facts, "runs": self.runs}, indent=1))
+        os.replace(temporary, self.path)
+
+
+def turns(workloads: Sequence[str], rivals: Sequence[str], repetitions: int) -> Iterator[Turn]:
+    """Yield every measurement: repetitions outside, rivals inside, each time another one first.
+
+    So a spell in which the machine is busy falls on all rivals, and none always follows the same one.
+    """
+    for repetition in range(repetitions):
+        for workload in workloads:
+            first = repetition % max(1, len(rivals))
+            for rival in [*rivals[first:], *rivals[:first]]:
+                yield Turn(workload, rival, repetition)
+
+
+def take(
+    store: Store,
+    plan: Sequence[Turn],
+    measure: Callable[[Turn], Mapping[str, Any]],
+    say: Callable[[str], None] = print,
+) -> None:
+    """Take the measurements that are missing; one that fails is said and left out."""
+    for number, turn in enumerate(plan, 1):
+        label = f"{number}/{len(plan)} {turn.workload} {turn.rival} #{turn.repetition + 1}"
+        if store.find(turn):
+            say(f"{label}: kept")
+            continue
+        try:
+            run = measure(turn)
+        except Exception as error:
+            say(f"{label}: failed: {error}")
+            continue
+        store.add(turn, run)
+        say(f"{label}: {run['loop_s']:.1f} s, others {run['others']:.0%}")

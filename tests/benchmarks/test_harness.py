@@ -1,0 +1,57 @@
+"""Turns, what is kept, and what is measured again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Store, Turn, take, turns
+
+FACTS = {"environment": {"cpus": 2}, "rounds": {"w1": 3}}
+
+
+def test_rivals_take_turns_and_another_begins_each_time() -> None:
+    plan = list(turns(["w1"], ["a", "b", "c"], 3))
+    assert [turn.rival for turn in plan] == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+    assert [turn.repetition for turn in plan] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def measured(store: Store, plan: list[Turn], fail: str = "") -> list[Turn]:
+    """Take a plan with a stand-in and return what it was asked for."""
+    asked = []
+
+    def measure(turn: Turn) -> dict[str, Any]:
+        asked.append(turn)
+        if turn.rival == fail:
+            raise RuntimeError("it broke")
+        return {"loop_s": 1.0, "others": 0.0}
+
+    take(store, plan, measure, lambda line: None)
+    return asked
+
+
+def test_a_broken_off_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    path, plan = tmp_path / "results/a.json", list(turns(["w1"], ["a", "b"], 2))
+    assert measured(Store(path, FACTS), plan, fail="b") == plan
+    missing = [turn for turn in plan if turn.rival == "b"]
+    assert measured(Store(path, FACTS), plan) == missing
+    assert measured(Store(path, FACTS), plan) == []
+    assert len(json.loads(path.read_text())["runs"]) == 4
+
+
+def test_again_takes_what_is_asked_and_keeps_the_rest(tmp_path: Path) -> None:
+    path, plan = tmp_path / "a.json", list(turns(["w1"], ["a", "b"], 1))
+    measured(Store(path, FACTS), plan)
+    store = Store(path, FACTS)
+    store.drop(plan[:1])
+    assert measured(store, plan) == plan[:1]
+    assert len(Store(path, FACTS).runs) == 2
+
+
+def test_figures_of_another_machine_are_not_mixed(tmp_path: Path) -> None:
+    path, plan = tmp_path / "a.json", list(turns(["w1"], ["a"], 1))
+    measured(Store(path, FACTS), plan)
+    with pytest.raises(ValueError, match="measured with another environment; measure all --again"):
+        Store(path, {**FACTS, "environment": {"cpus": 4}})

@@ -1,0 +1,46 @@
+"""Freed memory stays: the pages of a large block are faulted in once and not at every use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fedvision.training.allocator import keep_freed_memory
+
+# 40 MiB are above every threshold that glibc finds by itself.
+SCRIPT = """
+import resource, sys
+from fedvision.training.allocator import keep_freed_memory
+told = keep_freed_memory() if sys.argv[1] == "keep" else False
+bytearray(40 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    bytearray(40 << 20)
+print(told, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> tuple[str, int]:
+    """Return what the process was told and the page faults of five blocks."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", SCRIPT, how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean)
+    told, count = done.stdout.split()
+    return told, int(count)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the thresholds are glibc's")
+def test_pages_of_a_freed_block_are_used_again() -> None:
+    told, kept = faults("keep")
+    if told == "False":
+        pytest.skip("the C library has no mallopt")
+    assert kept < 100
+    assert faults("leave")[1] > 10 * max(1, kept)
+
+
+def test_the_users_own_thresholds_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert not keep_freed_memory()
