@@ -218,5 +218,6 @@ def test_the_command_is_installed_and_frozen() -> None:
         "help", "experiment", "overrides", "engine", "workers", "address", "gpus_per_worker", "out",
         "resume", "threads", "tensorboard", "runs", "kind",
         "folder", "host", "clients", "days", "mutual_tls", "client", "client_overrides", "trains",
-        "wait_for", "tls", "private", "public", "state", "insecure", "client_certificates", "keep", "superlink",
+        "wait_for", "tls", "private", "public", "state", "insecure", "client_certificates", "keep",
+        "superlink",
     }  # fmt: skip
