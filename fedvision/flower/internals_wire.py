@@ -36,8 +36,8 @@ from fedvision.flower.wire import PIECE, Layout, Source
 
 NODE_UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
 CLIENT_CRASHED = ErrorCode.CLIENT_APP_CRASHED
-HEARTBEAT_SECONDS = 10.0
-"""The shortest that Flower takes; a node is gone after two of them without a beat."""
+HEARTBEAT_SECONDS = 15.0
+"""A node is gone after two of them without a beat: as long as a killed client may take to come back."""
 _RECORD, _LAYOUT, _ORDER, _BLOB = "packed", "layout", "order", "blob"
 _ENDED = {ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, ApiErrorCode.FLEET_GET_RUN_FAILED}
 _R = TypeVar("_R")

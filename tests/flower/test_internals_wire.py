@@ -121,6 +121,10 @@ def lie_of_place(content: RecordDict) -> None:
     content.config_records["packed"]["order"] = [0, -1, 7]
 
 
+def lie_of_sign(content: RecordDict) -> None:
+    content.config_records["packed"]["order"] = [0, 0, 1, 2, -1]
+
+
 def lie_of_size(content: RecordDict) -> None:
     layout = wire.Layout(tensors={"arrays": (wire.Entry("w", "float32", (2**40,)),)})
     content.config_records["packed"]["layout"] = layout.to_text()
@@ -131,7 +135,7 @@ def lie_of_kind(content: RecordDict) -> None:
     content["arrays"] = ArrayRecord({"w": Array(np.zeros(3))})
 
 
-@pytest.mark.parametrize("lie", [lie_of_order, lie_of_place, lie_of_size, lie_of_kind])
+@pytest.mark.parametrize("lie", [lie_of_order, lie_of_place, lie_of_sign, lie_of_size, lie_of_kind])
 def test_a_message_that_lies_is_refused_before_a_piece_is_fetched(lie: Callable[[RecordDict], None]) -> None:
     message, _ = sent(big())
     lie(message.content)
