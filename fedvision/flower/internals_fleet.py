@@ -1,7 +1,7 @@
 """Flower's non-public names for a client's connection (flwr 1.41 and 1.42), contract-tested.
 
 * ``FleetHttpClient``, ``NodeAuthHttpInterceptor``, ``fleet_pb2``: what a SuperNode calls. Flower's own
-  connection ends the process when it is refused, beats every 30 s whatever is asked, and takes no client certificate.
+  connection ends the process when it is refused, beats every 30 s and takes no client certificate.
 * ``message_to_proto``, ``message_from_proto``, ``remove_content_from_message``, ``run_from_proto``.
 """
 
