@@ -89,7 +89,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "prox": Builtin("fedvision.training.objectives:Prox"),
         "scaffold": Builtin("fedvision.training.objectives:Scaffold"),
     },
-    "optimizer": {},
+    "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
     "schedule": {
         "constant": Builtin("fedvision.training.schedules:constant"),
         "cosine": Builtin("fedvision.training.schedules:cosine"),
@@ -138,10 +138,11 @@ def allow_folder(folder: Path) -> None:
 
 def names(kind: str) -> dict[str, str]:
     """Return every name that ``use =`` may say for a kind, with where it comes from."""
-    found = {name: builtin.target for name, builtin in BUILTINS[kind].items()}
-    found.update({point.name: point.value for point in entry_points(group=f"fedvision.{kind}")})
+    found: dict[str, str] = {}
     if kind == "optimizer":
-        found.update({name.lower(): f"torch.optim:{name}" for name in _optimizers()})
+        found |= {name.lower(): f"torch.optim:{name}" for name in _optimizers()}
+    found |= {name: builtin.target for name, builtin in BUILTINS[kind].items()}
+    found |= {point.name: point.value for point in entry_points(group=f"fedvision.{kind}")}
     return found
 
 

@@ -67,7 +67,7 @@ def test_a_maker_looks_up_once_and_builds_often(monkeypatch: pytest.MonkeyPatch)
 
     built = [make(params=[torch.zeros(1, requires_grad=True)], lr=lr) for lr in (0.1, 0.2)]
     assert [optimizer.param_groups[0]["lr"] for optimizer in built] == [0.1, 0.2]
-    with pytest.raises(PluginError, match=r"\[optimizer\] use = 'sgd': Invalid learning rate: -1"):
+    with pytest.raises(PluginError, match=r"\[optimizer\] use = 'sgd': lr must be >= 0, not -1"):
         make(params=[torch.zeros(1, requires_grad=True)], lr=-1.0)
 
 
@@ -91,7 +91,7 @@ def test_optimisers_of_torch_go_by_any_case() -> None:
     import torch
 
     assert registry.resolve("optimizer", "AdamW").call is torch.optim.AdamW
-    assert registry.resolve("optimizer", "sgd").call is torch.optim.SGD
+    assert registry.resolve("optimizer", "rMSprop").call is torch.optim.RMSprop
     assert "rmsprop" in registry.names("optimizer")
 
 

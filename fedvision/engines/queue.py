@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 
-SHARES = 3
+SHARES = 1.6
 """A batch is at most one part in ``SHARES`` of a worker's even share of the work that is left."""
 
 

@@ -135,6 +135,9 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
         options |= {"num_cpus": workers or len(os.sched_getaffinity(0))}
     else:
         options["address"] = address
+    if address is None:
+        # Ray would keep spare processes beside the workers, 75 MB each.
+        os.environ.setdefault("RAY_num_workers_soft_limit", "1")
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:

@@ -65,15 +65,17 @@ class Pool:
         self.members: list[Member] = []
         self._fill()
 
-    def wait(self) -> None:
-        """Return once a worker is ready.
+    def wait(self, patience: float = 5.0) -> None:
+        """Return once a worker is ready, and all of them unless that takes longer than ``patience`` seconds.
 
         Raises:
             RunError: None could be started.
         """
-        while not any(member.starting is None for member in self.members):
-            starting = [member.starting for member in self.members]
-            done, _ = ray.wait(starting, timeout=30)
+        while starting := [member.starting for member in self.members if member.starting is not None]:
+            first = len(starting) == len(self.members)
+            done, _ = ray.wait(starting, timeout=30 if first else patience)
+            if not done and not first:
+                return
             if not done:
                 self._tell("still waiting for a worker; are the processors or GPUs that it asks for there?")
             for member in [member for member in self.members if member.starting in done]:

@@ -21,9 +21,11 @@ from fedvision import registry, seeding
 from fedvision.config import TrainingConfig
 from fedvision.training.loop import LoopSettings
 from fedvision.training.objectives import Objective
+from fedvision.training.sgd import SGD
 from fedvision.types import LossFn, State
 
 ELEMENTWISE = (
+    SGD,
     torch.optim.SGD,
     torch.optim.Adam,
     torch.optim.AdamW,
@@ -36,7 +38,7 @@ ELEMENTWISE = (
     torch.optim.Rprop,
     torch.optim.ASGD,
 )
-"""torch's optimisers that move each number by its own gradients: K clients' tensors may lie on each other."""
+"""Optimisers that move each number by its own gradients: K clients' tensors may lie on each other."""
 _CLIENTS, _IMAGES = 2, 2
 # Reduced precision of matrix units is tolerated; a network that mixes images or clients is far beyond it.
 _TOLERANCE = 0.02
