@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedvision import __version__, registry
-from fedvision.commands import certificates, doctor
+from fedvision.commands import certificates, deployment, doctor
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.types import PluginSpec
 
 INTERRUPTED = 130
+_AGAIN = "the same command with --resume goes on from the last round"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         options.call(options)
     except ConfigError as error:
@@ -31,10 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fedvision: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\nfedvision: stopped; the same command with --resume goes on from the last round",
-            file=sys.stderr,
-        )
+        print(f"\nfedvision: stopped; {getattr(options, 'again', _AGAIN)}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output (`head`, a pager) has enough; Python's exit must not write to it again.
@@ -50,7 +48,8 @@ def _placed(error: ConfigError, options: argparse.Namespace) -> str:
     return f"{file}: {error}"
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="fedvision", description="Federated learning for images.")
     parser.add_argument("--version", action="version", version=f"fedvision {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
@@ -76,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _experiment(inspect)
     inspect.set_defaults(call=_inspect)
 
+    deployment.add(verbs)
     certificates.add(verbs)
     doctor.add(verbs)
 

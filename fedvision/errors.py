@@ -9,6 +9,7 @@
     │   └── RunFolderError     a run folder that cannot be written or belongs to another experiment
     ├── ClientError            one client failed; carries node, stage and cause
     │   └── UpdateRefused      one client's reply cannot be used; the round goes on without it
+    ├── WireError              a message that arrived is not what was announced or expected
     └── RunError               the run itself failed                                         (exit code 1)
         ├── RecordError        the run folder could not be written any more (full disk, ...)
         └── ServerError        the server cannot be reached, is not who it should be, or refuses this client
@@ -58,6 +59,10 @@ class ClientError(FedVisionError):
 
 class UpdateRefused(ClientError):
     """A client's reply cannot be used (NaN, wrong shape, missing tensor, no examples)."""
+
+
+class WireError(FedVisionError):
+    """A message that arrived does not fit; it was set aside before memory was taken for it."""
 
 
 class RunError(FedVisionError):

@@ -41,8 +41,13 @@ class Federation:
     """Further metrics by name."""
 
     @classmethod
-    def build(cls, config: ExperimentConfig) -> Federation:
+    def build(cls, config: ExperimentConfig, *, split_here: bool = True) -> Federation:
         """Build and check everything that an experiment names; nothing is written.
+
+        Args:
+            config: The experiment.
+            split_here: Whether the clients' images are this machine's to split; a server across machines has
+                none, and the partition is not used.
 
         Raises:
             ConfigError: Something in the experiment or its data is wrong; the sentence says what to do.
@@ -58,8 +63,11 @@ class Federation:
         strategy = build_strategy(config.strategy, seed=config.seed)
         dataset: Dataset = registry.build("data", config.data)
         classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
-        parts = split.make(dataset.train, config.partition, num_classes=classes, seed=config.seed)
-        check_strategy(strategy, len(parts.clients))
+        if split_here:
+            parts = split.make(dataset.train, config.partition, num_classes=classes, seed=config.seed)
+            check_strategy(strategy, len(parts.clients))
+        else:
+            parts = split.elsewhere(classes)
         check_training(config, channels, classes)
         model = build_model(
             config.model,
@@ -78,6 +86,8 @@ class Federation:
         Clients that are made when asked for are not gone through; that they share images is said instead.
         """
         split, said = self.split, list(self.dataset.notices)
+        if len(split.clients) == 0:  # the images are on other machines
+            return said
         if vacant := [self.dataset.classes[c] for c in (split.totals == 0).nonzero()[0]]:
             said.append(f"no client has images of {_listed(vacant)}; the model cannot learn it")
         if split.lazy:

@@ -34,6 +34,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
     "data": {
         "digits": Builtin("fedvision.data.sources:digits"),
         "npz": Builtin("fedvision.data.sources:npz"),
+        "elsewhere": Builtin("fedvision.data.elsewhere:elsewhere"),
         "image-folder": Builtin("fedvision.data.folder:image_folder"),
         "manifest": Builtin("fedvision.data.manifest:manifest"),
         "mnist": _vision("MNIST"),

@@ -2,130 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import torch
-from flwr.app import Context, RecordDict
-
-from fedvision.data.shards import Shard
 from fedvision.engines.base import Engine
-from fedvision.errors import RecordError
 from fedvision.federation import Federation
-from fedvision.flower import server_app
 from fedvision.flower.hosting import SimulatedClients
-from fedvision.flower.internals import SERVER_NODE
 from fedvision.flower.measure import measure_parts
-from fedvision.flower.roster import Roster
-from fedvision.flower.strategy import layers
-from fedvision.models.state import get_state, load_state, travelling
+from fedvision.journal import RunJournal
 from fedvision.reporting.folder import RunFolder
-from fedvision.reporting.mistakes import choose
-from fedvision.reporting.progress import Progress, Silent
-from fedvision.strategies.snapshot import restore, snapshot
-from fedvision.training.evaluate import predict
-from fedvision.training.worker import Worker
 from fedvision.types import State
 
 
-class Simulation:
-    """Runs a federation in its folder and keeps its journal.
+class Simulation(RunJournal):
+    """Runs a federation on this machine and keeps its journal.
 
     Args:
         federation: What to run.
         folder: Where it is recorded; a folder with a checkpoint is continued.
-        progress: Who shows the progress; nobody by default.
-        tensorboard: Also write TensorBoard scalars.
         threads: Threads of each process's arithmetic.
+        options: As ``RunJournal`` takes them.
     """
 
     def __init__(
-        self,
-        federation: Federation,
-        folder: RunFolder,
-        *,
-        progress: Progress | None = None,
-        tensorboard: bool = False,
-        threads: int = 1,
+        self, federation: Federation, folder: RunFolder, *, threads: int = 1, **options: Any
     ) -> None:
-        self.federation, self.folder, self.config = federation, folder, federation.config
-        self.progress = progress or Silent()
-        self.tensorboard, self.threads = tensorboard, threads
-        self.notices: list[str] = []
-        """What the engine said."""
-        names = travelling(federation.model, self.config.model.travel)
-        self.state = get_state(federation.model, names)
-        self.done = 0
-        self._record_split()
+        super().__init__(federation, folder, **options)
+        self.threads = threads
+        self.record_split(federation.split.facts(federation.dataset.classes), federation.split.totals)
 
     def run(self, engine: Engine) -> State:
         """Run the rounds that are left, write everything else, and return the final state."""
         recipe = self._recipe()
-        self._continue()
-        plan = server_app.ServerPlan(
-            config=self.config,
-            strategy=self.federation.strategy,
-            state=self.state,
-            journal=self,
-            first_round=self.done + 1,
-            roster=recipe.roster(),
-            measure=self._measure(),
-            extra_metrics=self.federation.metrics,
-        )
-        with self.progress, engine.open(recipe, tell=self._note) as grid:
-            server_app.build(plan)(grid=grid, context=_context(self.config.to_toml()))
-        self._finish(recipe.worker())
+        self.resume()
+        with self.progress, engine.open(recipe, tell=self.note) as grid:
+            self.play(grid, recipe.roster(), self._measure())
+        self.finish(recipe.worker())
         return self.state
-
-    def abandon(self, error: BaseException) -> None:
-        """Note in the run folder that and why the run ended early."""
-        stopped = isinstance(error, KeyboardInterrupt)
-        summary: dict[str, Any] = {"status": "stopped" if stopped else "failed", "rounds": self.done}
-        if not stopped:
-            summary["error"] = str(error)
-        with suppress(RecordError):  # on a full disk the error itself says more than a missing summary
-            self.folder.write_summary(summary)
-
-    # The journal that the server tells what happens (flower.server_app.Journal).
-
-    def begin(self, roster: Roster) -> None:
-        """Show the progress bar."""
-        self.progress.start(self.config.rounds, self.done + 1)
-
-    def client_done(self, round: int, done: int, total: int) -> None:
-        """Move the progress bar."""
-        self.progress.client_done(round, done, total)
-
-    def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
-        """Write a round's line, then its checkpoint."""
-        self.state, self.done = state, int(record["round"])
-        self.folder.append_round(record, seconds)
-        if self.done % self.config.checkpoint_every == 0 or self.done == self.config.rounds:
-            self._checkpoint()
-        self.progress.round_done(self.done, record, seconds)
-
-    def _note(self, sentence: str) -> None:
-        self.notices.append(sentence)
-        self.progress.note(sentence)
-
-    def _checkpoint(self) -> None:
-        tensors, values = {"model": self.state}, {}
-        for name, layer in layers(self.federation.strategy).items():
-            tensors[name], values[name] = snapshot(layer)
-        self.folder.checkpoints.save(self.done, tensors, values)
-
-    def _continue(self) -> None:
-        """Take up the run where its last checkpoint left it."""
-        checkpoint = self.folder.checkpoints.load()
-        if checkpoint is None:
-            return
-        self.done = checkpoint.round
-        # In the model's order, which the file does not keep: stock strategies count tensors by position.
-        self.state = {name: checkpoint.tensors["model"][name] for name in self.state}
-        for name, layer in layers(self.federation.strategy).items():
-            restore(layer, checkpoint.tensors.get(name, {}), checkpoint.values[name])
 
     def _recipe(self) -> SimulatedClients:
         return SimulatedClients(
@@ -142,50 +55,3 @@ class Simulation:
         if test is None:
             return None
         return partial(measure_parts, images=len(test), batch_size=self.config.evaluation.batch_size)
-
-    def _record_split(self) -> None:
-        self.folder.write_split(self.federation.split.facts(self.federation.dataset.classes))
-
-    def _finish(self, worker: Worker) -> None:
-        load_state(worker.model, {**worker.initial, **self.state})
-        self.folder.write_model(_full_state(worker.model))
-        self._write_mistakes(worker)
-        self.folder.write_summary(
-            {
-                "status": "finished",
-                "rounds": self.done,
-                "notices": [*self.federation.notices(), *self.notices],
-                "parameters": sum(p.numel() for p in worker.model.parameters()),
-                "state_bytes": sum(t.numel() * t.element_size() for t in self.state.values()),
-            }
-        )
-        if self.tensorboard:
-            from fedvision.reporting.tensorboard import write_scalars
-
-            write_scalars(self.folder)
-        # Drawing takes a second and 25 MB to import, which no round should wait for.
-        from fedvision.reporting.html import write_report
-
-        write_report(self.folder)
-
-    def _write_mistakes(self, worker: Worker) -> None:
-        test = self.federation.dataset.test
-        if test is None:
-            return
-        batch_size = self.config.evaluation.batch_size
-        predicted, confidence = predict(
-            worker.model, Shard.whole(test), worker.settings, batch_size=batch_size
-        )
-        wall = choose(test.labels, predicted, confidence, self.federation.split.totals)
-        self.folder.write_mistakes(test.images[wall], test.labels[wall], predicted[wall], confidence[wall])
-
-
-def _full_state(model: torch.nn.Module) -> State:
-    """Return all tensors of a model on the CPU, each with memory of its own."""
-    return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-
-
-def _context(toml: str) -> Context:
-    return Context(
-        run_id=1, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={"experiment": toml}
-    )

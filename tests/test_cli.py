@@ -211,11 +211,13 @@ def test_the_command_is_installed_and_frozen() -> None:
     assert "{simulate,report,inspect,list}" in done.stdout or "VERB" in done.stdout
     options = {
         action.dest
-        for verb in cli._parser()._subparsers._group_actions[0].choices.values()  # type: ignore[union-attr]
+        for verb in cli.parser()._subparsers._group_actions[0].choices.values()  # type: ignore[union-attr]
         for action in verb._actions
     }
     assert options == {
         "help", "experiment", "overrides", "engine", "workers", "address", "gpus_per_worker", "out",
-        "resume", "threads", "tensorboard", "runs", "kind", "folder", "host", "clients", "days",
-        "mutual_tls", "client", "client_overrides", "trains",
+        "resume", "threads", "tensorboard", "runs", "kind",
+        "folder", "host", "clients", "days", "mutual_tls", "client", "client_overrides", "trains",
+        "wait_for", "tls", "private", "public", "state", "insecure", "client_certificates", "keep",
+        "superlink",
     }  # fmt: skip

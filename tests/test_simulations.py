@@ -60,7 +60,7 @@ def test_every_command_in_a_readme_is_understood(page: str, text: str) -> None:
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert set(words[1:]) <= set(targets)
         return
-    options = cli._parser().parse_args(words[1:])
+    options = cli.parser().parse_args(words[1:])
     experiment = getattr(options, "experiment", None)
     if experiment is not None and "mine" not in str(experiment):
         assert (ROOT / experiment).exists(), f"{page}: {experiment}"

@@ -64,7 +64,7 @@ def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None) -
         DataError: The file or an array is missing, or images or labels are not as above.
     """
     archive = Archive(expand(path))
-    found = {part: _part(archive, part) for part in ("train", "val", "test") if _has(archive, part)}
+    found = {part: read_part(archive, part) for part in ("train", "val", "test") if _has(archive, part)}
     fate = settle_val(val, has_test="test" in found)
     notices = (left_out(len(found["val"])),) if fate == "drop" and "val" in found else ()
     train = _joined(archive, found, "train", fate)
@@ -80,7 +80,12 @@ def _has(archive: Archive, part: str) -> bool:
     return part == "train" or f"{part}_images" in archive or f"{part}_labels" in archive
 
 
-def _part(archive: Archive, part: str) -> ImageSet:
+def read_part(archive: Archive, part: str) -> ImageSet:
+    """Return one part of an archive: ``"train"``, ``"val"`` or ``"test"``.
+
+    Raises:
+        DataError: An array of it is missing, or images or labels are not as ``npz`` says.
+    """
     where = f"{archive.path}: {part}"
     images, labels = archive.read(f"{part}_images"), archive.read(f"{part}_labels")
     _check_images(images, where)

@@ -83,6 +83,20 @@ class Split:
         return {**facts, "counts": self.counts(self.shown), "left_out": len(self.left_out)}
 
 
+def elsewhere(num_classes: int) -> Split:
+    """Return the split of images that are on other machines: nothing is known of it."""
+    none = np.zeros(0, np.int64)
+    return Split(
+        clients=(),
+        left_out=none,
+        labels=none,
+        totals=np.zeros(num_classes, np.int64),
+        exact=False,
+        shown=none,
+        digest="",
+    )
+
+
 def make(train: ImageSet, config: PartitionConfig, *, num_classes: int, seed: int) -> Split:
     """Spread training images over clients.
 

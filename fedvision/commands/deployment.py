@@ -1,0 +1,151 @@
+"""``fedvision server``, ``submit`` and ``client``: the same experiment across machines."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedvision import registry
+from fedvision.errors import ConfigError, FedVisionError
+
+if TYPE_CHECKING:
+    from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
+
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_AGAIN = "the same command goes on from the last round"
+_PRIVATE, _PUBLIC, _STATE = "127.0.0.1:8000", "0.0.0.0:8443", Path("superlink")
+
+
+def add(verbs: Verbs) -> None:
+    """Add the verbs to the command line."""
+    server = verbs.add_parser("server", help="run an experiment on the machines that own the images")
+    _add_run(server)
+    server.add_argument(
+        "--clients", type=Path, metavar="DIR", help="folder of NAME.pub (default: TLS/clients)"
+    )
+    server.add_argument(
+        "--public", default=_PUBLIC, metavar="HOST:PORT", help=f"for clients (default: {_PUBLIC})"
+    )
+    server.add_argument("--insecure", action="store_true", help="plain text, for trials on one machine")
+    server.add_argument("--client-certificates", action="store_true", help="demand them (mutual TLS)")
+    server.add_argument("--keep", action="store_true", help="leave the SuperLink up for `fedvision submit`")
+    server.set_defaults(call=_server, again=_AGAIN)
+
+    submit = verbs.add_parser("submit", help="run an experiment on a SuperLink that was left up")
+    _add_run(submit)
+    submit.set_defaults(call=_submit, again=_AGAIN)
+
+    client = verbs.add_parser("client", help="join a federation with this machine's images")
+    client.add_argument("client", type=Path, metavar="CLIENT", help="TOML file of this machine")
+    client.add_argument("--superlink", metavar="HOST:PORT", help="another address than the file's")
+    client.set_defaults(call=_client, again="the same command joins again")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="TOML file")
+    parser.add_argument(
+        "--wait-for", type=int, default=1, metavar="N", help="clients to begin with (default: 1)"
+    )
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="folder of ca.crt, server.crt and server.key")
+    parser.add_argument(
+        "--private", default=_PRIVATE, metavar="HOST:PORT", help=f"loopback (default: {_PRIVATE})"
+    )
+    parser.add_argument(
+        "--state", type=Path, default=_STATE, metavar="DIR", help="the SuperLink's files (default: superlink)"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="training.lr=0.1"
+    )
+
+
+def _server(options: argparse.Namespace) -> None:
+    from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
+
+    clients = options.clients or (options.tls / "clients" if options.tls else None)
+    if clients is None:
+        raise ConfigError("--clients: name the folder with one NAME.pub a client")
+    if not options.insecure and options.tls is None:
+        raise ConfigError("--tls: name the folder with ca.crt, server.crt and server.key")
+    place = LinkPlace(
+        tls=None if options.insecure else options.tls.resolve(),
+        clients=clients.resolve(),
+        state=options.state.resolve(),
+        public=options.public,
+        private=options.private,
+        client_certificates=options.client_certificates,
+    )
+    _run(options, place, SuperlinkProcess(place, keep=options.keep))
+
+
+def _submit(options: argparse.Namespace) -> None:
+    from fedvision.deploy.superlink_process import LinkPlace
+
+    tls = options.tls.resolve() if options.tls else None
+    place = LinkPlace(tls=tls, clients=Path(), state=options.state.resolve(), private=options.private)
+    if not (place.state / "secret").exists():
+        raise ConfigError(
+            f"--state {options.state}: there is no SuperLink's secret; name the server's folder"
+        )
+    _run(options, place, None)
+
+
+def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProcess | None) -> None:
+    from fedvision.config import ExperimentConfig
+    from fedvision.federation import Federation
+
+    if options.wait_for < 1:
+        raise ConfigError(f"--wait-for must be >= 1, not {options.wait_for}")
+    registry.allow_folder(options.experiment.parent)
+    federation = Federation.build(
+        ExperimentConfig.load(options.experiment, options.overrides), split_here=False
+    )
+    from fedvision.api import open_folder
+    from fedvision.deploy.server import Deployment
+    from fedvision.reporting import render
+    from fedvision.reporting.progress import Progress
+
+    folder = open_folder(federation.config, options.out, resume=True)
+    run = Deployment(federation, folder, progress=Progress(), tensorboard=options.tensorboard)
+    _end_in_order()
+    try:
+        run.run(place, process, options.wait_for)
+    except (FedVisionError, KeyboardInterrupt) as error:
+        run.abandon(error)
+        raise
+    print(render.run_table(folder))
+    print(f"report: {folder.path / 'report.html'}")
+
+
+def _client(options: argparse.Namespace) -> None:
+    _log_to_standard_error()
+    from fedvision.client_config import ClientConfig
+
+    overrides = [f"superlink.address={options.superlink}"] if options.superlink else []
+    config = ClientConfig.load(options.client, overrides)
+    from fedvision.deploy.resident import serve
+    from fedvision.federation import prepare_process
+
+    prepare_process()
+    # Whoever runs it as a service ends it so; that is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    serve(config, options.client.absolute().parent)
+
+
+def _end_in_order() -> None:
+    """Let SIGTERM end the process as Ctrl-C does: everything is closed, nobody waits for it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _log_to_standard_error() -> None:
+    log = logging.getLogger("fedvision.deploy")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    log.propagate = False

@@ -1,0 +1,150 @@
+"""What a client is working on, in files: a process that is killed takes the same task up again.
+
+::
+
+    STATE/
+    ├── lock                one process a client
+    ├── node                which node of which server this client is
+    ├── inbox/message       the message as it came, kept until its answer has arrived
+    ├── inbox/task          the message's tensors
+    ├── inbox/reply         the reply's tensors
+    ├── inbox/reply.json    the reply's layout, and to which task it is the answer
+    └── runs/RUN/           what the client keeps of a run between its rounds
+
+The last reply stays: the same task asked again, because a server was started again, is answered with it and
+not trained twice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from fedvision.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes of one client are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
+
+class FileSource:
+    """The bytes of a file, read piece by piece.
+
+    Args:
+        path: The file; it must not change while it is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.size = path.stat().st_size
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the bytes from ``start`` up to ``stop``."""
+        with self._path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+
+class Inbox:
+    """The files of one client.
+
+    Args:
+        folder: The client's ``state``; made where it is missing, for its owner's eyes only.
+
+    Raises:
+        ConfigError: The folder cannot be made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._inbox = folder, folder / "inbox"
+        try:
+            self._inbox.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.chmod(0o700)
+        except OSError as error:
+            raise ConfigError(f"state: {folder} cannot be made: {error.strerror}") from error
+        self.task, self.reply = self._inbox / "task", self._inbox / "reply"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the client's lock.
+
+        Raises:
+            ConfigError: Another process has it.
+        """
+        with (self._folder / "lock").open("w") as file:
+            try:
+                _lock(file)
+            except OSError as error:
+                raise ConfigError(
+                    f"state: {self._folder} is in use: this client runs already; stop the other process, "
+                    "or give this one a state of its own"
+                ) from error
+            yield
+
+    def run_folder(self, run: str) -> Path:
+        """Return the folder of what is kept of a run."""
+        return self._folder / "runs" / run
+
+    def node(self, address: str) -> int:
+        """Return which node of a server this client was, 0 where that is not known."""
+        kept = self._table(self._folder / "node")
+        return int(kept.get("node", 0)) if kept.get("superlink") == address else 0
+
+    def keep_node(self, address: str, node: int) -> None:
+        """Remember which node this client is."""
+        page = json.dumps({"superlink": address, "node": node})
+        _replace(self._folder / "node", page.encode())
+
+    def message(self) -> bytes | None:
+        """Return the message that is not answered yet, or None."""
+        try:
+            return (self._inbox / "message").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def keep_message(self, message: bytes) -> None:
+        """Keep a message until it is answered."""
+        _replace(self._inbox / "message", message)
+
+    def answered(self) -> None:
+        """Forget the message; its reply stays."""
+        (self._inbox / "message").unlink(missing_ok=True)
+        self.task.unlink(missing_ok=True)
+
+    def last_reply(self, task: str) -> str | None:
+        """Return the layout of the reply to a task by its digest, or None where the last one was another."""
+        kept = self._table(self._inbox / "reply.json")
+        complete = self.reply.exists() and self.reply.stat().st_size == kept.get("bytes")
+        return str(kept["layout"]) if complete and kept.get("task") == task else None
+
+    def keep_reply(self, task: str, layout: str) -> None:
+        """Remember to which task the reply's tensors, which are written, are the answer."""
+        page = {"task": task, "layout": layout, "bytes": self.reply.stat().st_size}
+        _replace(self._inbox / "reply.json", json.dumps(page).encode())
+
+    def drop_reply(self) -> None:
+        """Forget the last reply, before the next one is written over it."""
+        (self._inbox / "reply.json").unlink(missing_ok=True)
+
+    @staticmethod
+    def _table(path: Path) -> dict[str, Any]:
+        with suppress(OSError, ValueError):
+            page = json.loads(path.read_text())
+            return page if isinstance(page, dict) else {}
+        return {}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _lock(file: IO[str]) -> None:
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

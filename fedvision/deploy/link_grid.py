@@ -1,0 +1,237 @@
+"""The server's Grid over a SuperLink: messages packed once, replies checked before they are fetched.
+
+Flower's own Grid asks every 3 s, fetches whatever a client sent, and holds all replies of a round. Here
+replies are asked for several times a second and fetched one at a time, when the strategy wants the next, so
+that the server's memory holds one reply whatever the cohort; what does not fit the model is never fetched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flwr.app import Error, Message, RecordDict
+
+from fedvision.engines.grid import LocalGrid
+from fedvision.errors import RunError, WireError
+from fedvision.flower import codec, internals, wire
+from fedvision.flower.internals_run import RunLink
+from fedvision.flower.internals_wire import (
+    NODE_UNAVAILABLE,
+    Incoming,
+    LinkDown,
+    LinkRefused,
+    NotThereYet,
+    Parcel,
+    RunEnded,
+    envelope,
+    from_node,
+    parcel,
+    with_content,
+)
+from fedvision.types import State
+
+_SHORTEST_S, _LONGEST_S = 0.05, 0.5
+"""Pauses between two questions for replies: they grow with the round's length."""
+_UPLOAD_S = 200.0
+"""How long a client may take between two pieces of a reply; the SuperLink gives up after 180 s."""
+_SPARE = 4
+"""An objective may send this many models' worth of tensors beside the model."""
+_T = TypeVar("_T")
+
+
+@dataclass
+class _Sent:
+    """A message that waits for its reply."""
+
+    message: Message
+    node: int
+    again: bool = False
+
+
+@dataclass
+class _Arrived:
+    """A reply that is announced."""
+
+    incoming: Incoming
+    sent: _Sent
+    since: float
+
+
+class LinkGrid(LocalGrid):
+    """A Flower Grid whose nodes are machines far away.
+
+    Args:
+        link: The SuperLink.
+        expected: What replies may bring, by message type; others bring numbers.
+        numbers: Which client each node is; read whenever a message is sent.
+        restore: Brings a SuperLink back that does not answer; raises when it gives up.
+    """
+
+    def __init__(
+        self,
+        link: RunLink,
+        expected: Mapping[str, wire.Expected],
+        numbers: Mapping[int, int],
+        restore: Callable[[LinkDown], None],
+    ) -> None:
+        super().__init__(0, link.run_id)
+        self._link, self._expected, self._numbers, self._restore = link, expected, numbers, restore
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes that are online, in the order of their clients."""
+        online = self._surely(self._link.online)
+        return sorted(online, key=lambda node: (self._numbers.get(node, 1 << 62), node))
+
+    def names(self) -> dict[int, str]:
+        """Return the nodes that are online with the names under which they are registered."""
+        return self._surely(self._link.online)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Yield one reply for each message, as they come.
+
+        Args:
+            messages: Are packed in place.
+            timeout: Seconds after which the rest is not waited for.
+        """
+        sent = list(messages)
+        self._pack(sent)
+        ids = self._surely(lambda: self._link.push(sent)) if sent else []
+        waiting = {
+            name: _Sent(message, message.metadata.dst_node_id)
+            for name, message in zip(ids, sent, strict=True)
+            if name
+        }
+        return self._receive(waiting, time.monotonic(), timeout)
+
+    def carry(self, messages: Sequence[Message]) -> Iterator[Message]:
+        """Yield the replies to messages."""
+        return self.send_and_receive(messages)
+
+    def _receive(self, waiting: dict[str, _Sent], began: float, timeout: float | None) -> Iterator[Message]:
+        arrived: deque[_Arrived] = deque()
+        while waiting or arrived:
+            if waiting:
+                for incoming in self._surely(lambda: self._link.pull(list(waiting))):
+                    arrived.append(self._arrival(incoming, waiting))
+            moved = False
+            for _ in range(len(arrived)):
+                reply = self._take(arrived.popleft(), waiting, arrived)
+                if reply is not None:
+                    moved = True
+                    yield reply
+            seconds = time.monotonic() - began
+            if timeout is not None and seconds > timeout:
+                return
+            if not moved:
+                time.sleep(min(_LONGEST_S, max(_SHORTEST_S, seconds / 20)))
+
+    @staticmethod
+    def _arrival(incoming: Incoming, waiting: dict[str, _Sent]) -> _Arrived:
+        sent = waiting.pop(incoming.head.metadata.reply_to_message_id)
+        return _Arrived(incoming, sent, time.monotonic())
+
+    def _take(self, found: _Arrived, waiting: dict[str, _Sent], arrived: deque[_Arrived]) -> Message | None:
+        """Return a reply, or None where it is not delivered yet or was lost and is asked for again."""
+        head = found.incoming.head
+        if head.has_error():
+            if self._is_lost(head) and not found.sent.again:
+                self._ask_again(found.sent, waiting)
+                return None
+            return from_node(head, found.sent.node, self._said(head))
+        try:
+            content = self._surely(lambda: self._fetch(found.incoming, head.metadata.message_type))
+        except NotThereYet:
+            if time.monotonic() - found.since > _UPLOAD_S:
+                return self._failed(found, "its reply was announced and never delivered")
+            arrived.append(found)
+            return None
+        except WireError as error:
+            return self._failed(found, str(error))
+        except RunEnded:
+            if found.sent.again:
+                return self._failed(found, "its reply was lost")
+            self._ask_again(found.sent, waiting)
+            return None
+        return with_content(head, content)
+
+    def _fetch(self, incoming: Incoming, kind: str) -> RecordDict:
+        layout = incoming.open()
+        self._expected.get(kind, wire.Expected()).check(layout)
+        blob, start = bytearray(layout.size), 0
+        for piece in incoming.read(layout.size):
+            blob[start : start + len(piece)] = piece
+            start += len(piece)
+        self._link.confirm(incoming)
+        return wire.unpack(layout, blob)
+
+    def _ask_again(self, sent: _Sent, waiting: dict[str, _Sent]) -> None:
+        """Send a message again whose reply was lost with a SuperLink; the client has kept its reply."""
+        (name,) = self._surely(lambda: self._link.push([sent.message]))
+        waiting[name] = _Sent(sent.message, sent.node, again=True)
+
+    @staticmethod
+    def _is_lost(head: Message) -> bool:
+        generated = head.metadata.src_node_id == internals.SERVER_NODE
+        return generated and head.error.code != NODE_UNAVAILABLE
+
+    @staticmethod
+    def _said(head: Message) -> Error:
+        if head.metadata.src_node_id == internals.SERVER_NODE:
+            return Error(code=head.error.code, reason="it went offline before it answered")
+        return head.error
+
+    @staticmethod
+    def _failed(found: _Arrived, reason: str) -> Message:
+        error = Error(code=internals.CLIENT_RAISED, reason=reason)
+        return from_node(found.incoming.head, found.sent.node, error)
+
+    def _pack(self, messages: Sequence[Message]) -> None:
+        """Put the packed content into every message; tensors that several share are cut up once."""
+        cut: dict[tuple[tuple[str, int], ...], Parcel] = {}
+        for message in messages:
+            content = message.content
+            layout = wire.describe(content, self._numbers.get(message.metadata.dst_node_id, -1))
+            key = tuple((name, id(record)) for name, record in content.array_records.items())
+            if key not in cut:
+                cut[key] = parcel(wire.TensorSource(content, layout))
+            message.content = envelope(layout, cut[key])
+
+    def _surely(self, call: Callable[[], _T]) -> _T:
+        """Call until the SuperLink answers.
+
+        Raises:
+            RunError: It no longer knows the run.
+        """
+        while True:
+            try:
+                return call()
+            except LinkDown as error:
+                self._restore(error)
+            except LinkRefused as error:
+                raise RunError(
+                    f"the SuperLink no longer takes this run's messages ({error}): it was stopped there, or "
+                    "this machine was asleep for a minute; the same command goes on from the last round"
+                ) from error
+
+
+def expected_replies(state: State, classes: int) -> dict[str, wire.Expected]:
+    """Return what clients may send back: the model exactly, and numbers.
+
+    Args:
+        state: The travelling tensors.
+        classes: C; an evaluation brings confusion counts [C, C].
+    """
+    entries = tuple(
+        wire.Entry(name, array.dtype, tuple(array.shape)) for name, array in codec.encode_state(state).items()
+    )
+    size = sum(entry.size + wire.ALIGN for entry in entries)
+    return {
+        "train": wire.Expected(groups={codec.ARRAYS: entries}, spare_bytes=_SPARE * size),
+        "evaluate": wire.Expected(spare_bytes=8 * classes * classes + (1 << 16)),
+    }

@@ -1,0 +1,275 @@
+"""The client process: one connection to the server that outlives the training, the server and itself.
+
+It speaks Flower's Fleet API as a SuperNode does (TLS, a signature on every call, heartbeats), reads what the
+server says of a run, and lets a process of its own do each task. No code of the server ever runs here. What
+may go wrong, and what becomes of it:
+
+* the training dies or takes too long: an error reply that says so; the next task meets a new process;
+* this process dies: the same command takes the unanswered message up again, under the same node number;
+* the server dies or the link breaks: it tries again for as long as ``superlink.retry_for`` says;
+* the server was started again and asks for the same task: it gets the same reply, not a second training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Error, Message
+
+from fedvision.client_config import ClientConfig
+from fedvision.deploy.contract import RunFacts
+from fedvision.deploy.inbox import FileSource, Inbox
+from fedvision.deploy.patience import Patience
+from fedvision.deploy.training_process import TaskFailed, TrainingProcess
+from fedvision.errors import ConfigError, FedVisionError, WireError
+from fedvision.flower.internals import CLIENT_RAISED
+from fedvision.flower.internals_fleet import FleetLink
+from fedvision.flower.internals_wire import (
+    Incoming,
+    LinkDown,
+    LinkRefused,
+    NotThereYet,
+    RunEnded,
+    envelope,
+    parcel,
+)
+from fedvision.flower.wire import Expected, Layout
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+log = logging.getLogger("fedvision.deploy")
+_BEAT_S = 4.0
+_BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.1, 1.0, 30.0
+"""Pauses between two questions to the server: while a run goes on, and when nothing happened for a while."""
+_UPLOAD_S = 180.0
+"""How long the server may take to deliver a message that it announced; Flower gives up then, too."""
+
+
+class Resident:
+    """One client, from joining to leaving.
+
+    Args:
+        config: The machine's own file.
+        folder: Where it lies.
+        sleep: Waits.
+    """
+
+    def __init__(
+        self, config: ClientConfig, folder: Path, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        config.superlink.check_files()
+        self._config, self._sleep = config, sleep
+        self._inbox = Inbox(Path(config.state))
+        self._trainer = TrainingProcess(config, folder)
+        self._link = _connect(config)
+        self._patience = Patience(config.superlink.retry_for, sleep=sleep)
+        self._runs: dict[int, RunFacts] = {}
+        self._opened: tuple[int, str] = (0, "")
+        self._expected: Mapping[str, Expected] = {}
+        self._lost = threading.Event()
+        self._over = threading.Event()
+
+    def serve(self) -> None:
+        """Join and answer until the process is told to end.
+
+        Raises:
+            ConfigError: This client runs already.
+            RunError: The server could not be reached for ``superlink.retry_for`` seconds.
+        """
+        with self._inbox.locked():
+            beats = threading.Thread(target=self._beat, daemon=True)
+            try:
+                self._trainer.start()
+                while True:
+                    try:
+                        self._join()
+                        if not beats.is_alive():
+                            beats.start()
+                        self._work()
+                    except (LinkDown, LinkRefused) as error:
+                        self._patience.wait(_explained(error, self._config.superlink.address))
+            finally:
+                self._leave(beats)
+
+    def _leave(self, beats: threading.Thread) -> None:
+        self._over.set()
+        self._trainer.stop()
+        if beats.is_alive():
+            beats.join(timeout=10)
+            with suppress(FedVisionError):
+                self._link.sign_off()
+        self._link.close()
+
+    def _join(self) -> None:
+        """Go online under the number of last time, or as the server gives it."""
+        address = self._config.superlink.address
+        known = self._link.node_id or self._inbox.node(address)
+        self._lost.clear()
+        if known:
+            self._link.node_id = known
+            with suppress(LinkRefused):
+                # A node that was killed counts as online for a while and may not be activated; its own
+                # heartbeat brings it back at once.
+                if self._link.beat():
+                    self._joined()
+                    return
+        self._inbox.keep_node(address, self._link.activate())
+        self._joined()
+
+    def _joined(self) -> None:
+        self._patience.success()
+        log.warning("%s is connected to %s", self._config.name, self._config.superlink.address)
+
+    def _beat(self) -> None:
+        while not self._over.wait(_BEAT_S):
+            try:
+                if not self._link.beat():
+                    self._lost.set()
+            except LinkRefused:
+                self._lost.set()
+            except LinkDown:
+                pass  # the main thread meets the same and says so
+
+    def _work(self) -> None:
+        """Answer messages until the connection is lost."""
+        last = float("-inf")
+        while not self._lost.is_set():
+            message = self._inbox.message() or self._link.receive()
+            if message is None:
+                idle = time.monotonic() - last > _IDLE_AFTER_S
+                self._sleep(_IDLE_S if idle else _BUSY_S)
+                continue
+            self._inbox.keep_message(message)
+            try:
+                self._handle(self._link.incoming(message))
+            except RunEnded:
+                log.warning("the run is over; its last task is dropped")
+            self._inbox.answered()
+            last = time.monotonic()
+        raise LinkRefused("the server no longer knows this client")
+
+    def _handle(self, incoming: Incoming) -> None:
+        began = time.monotonic()
+        kind = incoming.head.metadata.message_type
+        try:
+            layout = self._do(incoming)
+            reply = Message(
+                envelope(Layout.from_text(layout), parcel(FileSource(self._inbox.reply))),
+                reply_to=incoming.head,
+            )
+            said = "done"
+        except (TaskFailed, WireError, ConfigError) as error:
+            reply = Message(Error(code=CLIENT_RAISED, reason=str(error)), reply_to=incoming.head)
+            said = str(error)
+        took = time.monotonic() - began
+        self._link.answer(reply, took)
+        with suppress(RunEnded):
+            self._link.confirm(incoming)
+        log.warning("%s: %s (%.1f s, %.1f s with sending)", kind, said, took, time.monotonic() - began)
+
+    def _do(self, incoming: Incoming) -> str:
+        """Do a task and return the reply's layout; its tensors are in the inbox."""
+        facts = self._facts(incoming.head.metadata.run_id)
+        kind = incoming.head.metadata.message_type
+        self._trainer.start()  # one that died between two tasks costs nothing
+        if self._opened != (self._trainer.generation, facts.run):
+            opened = self._trainer.ask({"open": facts.to_table()}, limited=False)
+            self._expected = {name: Expected.from_text(text) for name, text in opened["expected"].items()}
+            self._opened = (self._trainer.generation, facts.run)
+        layout = self._patiently(incoming.open)
+        self._expected.get(kind, Expected()).check(layout)
+        task = _digest(facts.run, kind, layout, incoming.pieces)
+        if kept := self._inbox.last_reply(task):
+            log.warning("%s: this task was done before; the same reply is sent", kind)
+            return kept
+        self._patiently(lambda: self._fetch(incoming, layout.size))
+        self._inbox.drop_reply()
+        answer = self._trainer.ask(
+            {
+                "answer": kind,
+                "layout": layout.to_text(),
+                "task": str(self._inbox.task),
+                "reply": str(self._inbox.reply),
+            }
+        )
+        self._inbox.keep_reply(task, answer["layout"])
+        return str(answer["layout"])
+
+    def _fetch(self, incoming: Incoming, size: int) -> None:
+        with self._inbox.task.open("wb") as file:
+            for piece in incoming.read(size):
+                file.write(piece)
+
+    def _facts(self, run_id: int) -> RunFacts:
+        if run_id not in self._runs:
+            self._runs[run_id] = RunFacts.from_table(self._link.run_config(run_id))
+        return self._runs[run_id]
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """Call until what the server announced has been delivered."""
+        end, pause = time.monotonic() + _UPLOAD_S, 0.02
+        while True:
+            try:
+                return call()
+            except NotThereYet as error:
+                if time.monotonic() > end:
+                    raise RunEnded("the server announced a message and did not deliver it") from error
+                self._sleep(pause)
+                pause = min(2 * pause, 1.0)
+
+
+def _digest(run: str, kind: str, layout: Layout, pieces: list[str]) -> str:
+    """Return what is the same for two messages that ask for the same work."""
+    return hashlib.sha256("\n".join([run, kind, layout.to_text(), *pieces]).encode()).hexdigest()
+
+
+def _connect(config: ClientConfig) -> FleetLink:
+    link = config.superlink
+    mutual = (link.client_certificate, link.client_key) if link.client_certificate else None
+    return FleetLink(
+        link.address,
+        _read_key(Path(link.key)),
+        roots=Path(link.root_certificate) if link.root_certificate else None,
+        insecure=link.insecure,
+        certificate=mutual,
+    )
+
+
+def _read_key(path: Path) -> EllipticCurvePrivateKey:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+    try:
+        key = load_ssh_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, EllipticCurvePrivateKey):
+        raise ConfigError(
+            f"superlink.key: {path} is no ECDSA key in OpenSSH's format without a password; "
+            "`fedvision certificates` makes one"
+        )
+    return key
+
+
+def _explained(error: FedVisionError, address: str) -> str:
+    """Return what is wrong with the connection, and what to do where that is known."""
+    text = f"{address}: {error}"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return f"{text}; superlink.root_certificate must be the authority that signed the server's"
+    if "Failed to activate" in text:
+        return f"{text}; the key counts as online: another machine uses it, or this one lost its state"
+    return text
+
+
+def serve(config: ClientConfig, folder: Path) -> None:
+    """Run a client until the process is told to end; as ``Resident.serve``."""
+    Resident(config, folder).serve()

@@ -1,0 +1,252 @@
+"""The server command: a SuperLink, a run on it, and the run folder; ``kill -9`` of any part is survived.
+
+The command is the run's ServerApp itself: it starts the run through the SuperLink's private side, takes the
+task that Flower's superexec would take, and drives the rounds. So there is one process to watch beside the
+SuperLink, its exit code is the run's, no app bundle is unpacked and no dependency is installed. What Flower
+cannot do is done by the run folder's checkpoints: a server that is started again begins a new Flower run at
+the round in which the old one was, and clients know it by its key as the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedvision.data.shards import Shard
+from fedvision.deploy.contract import RunFacts, bundle
+from fedvision.deploy.link_grid import LinkGrid, expected_replies
+from fedvision.deploy.members import Members
+from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
+from fedvision.errors import FedVisionError, RunError
+from fedvision.federation import Federation
+from fedvision.flower.internals_run import RunLink
+from fedvision.flower.internals_wire import HEARTBEAT_SECONDS, LinkDown, LinkRefused
+from fedvision.flower.roster import Roster
+from fedvision.journal import RunJournal
+from fedvision.reporting.folder import RunFolder
+from fedvision.reporting.recorder import read_json, recording, replace_file
+from fedvision.training.evaluate import Evaluation
+from fedvision.training.memory import ClientMemory
+from fedvision.training.worker import Worker
+from fedvision.types import State
+
+log = logging.getLogger("fedvision.deploy")
+_BEAT_S = 10.0
+_GIVE_UP_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneShard:
+    """The server's own images, where a worker asks for a client's."""
+
+    shard: Shard
+
+    def train(self, client: int) -> Shard:
+        """Return the images."""
+        return self.shard
+
+    def test(self, client: int) -> Shard:
+        """Return the images."""
+        return self.shard
+
+
+class Deployment(RunJournal):
+    """A run across machines: ``RunJournal`` over a SuperLink.
+
+    Args:
+        federation: What to run; its training images stay unused.
+        folder: Where it is recorded.
+        options: As ``RunJournal`` takes them.
+    """
+
+    def __init__(self, federation: Federation, folder: RunFolder, **options: Any) -> None:
+        super().__init__(federation, folder, **options)
+        self._file = folder.path / "deployment.json"
+        self._stopped = threading.Event()
+
+    def run(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
+        """Run the rounds that are left on a SuperLink that is up.
+
+        Args:
+            place: The SuperLink.
+            process: Its process, where it is ours to start again.
+            wait_for: Clients that must be there before the first round.
+
+        Raises:
+            RunError: The run failed, or the SuperLink stayed away.
+        """
+        self.resume()
+        if process is not None:
+            place = process.open()
+        try:
+            return self._over(place, process, wait_for)
+        finally:
+            if process is not None:
+                process.stop()
+
+    def _over(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
+        link = RunLink(place.private, roots=place.roots, secret=place.secret())
+        self._end_last(link)
+        try:
+            with self.progress:
+                if self.done < self.config.rounds:
+                    self._rounds(link, process, wait_for)
+                else:
+                    self._recall_split()
+            self.finish(self._worker())
+        finally:
+            link.close()
+        return self.state
+
+    def begin(self, roster: Roster) -> None:
+        """Show the progress, and write who has what as far as the clients tell."""
+        assert isinstance(roster, Members)
+        counts, classes = roster.table(), list(self.federation.dataset.classes)
+        self.record_split({"digest": "", "classes": classes, "counts": counts, "left_out": 0}, counts.sum(0))
+        super().begin(roster)
+
+    def _rounds(self, link: RunLink, process: SuperlinkProcess | None, wait_for: int) -> None:
+        members = Members(
+            self._file,
+            len(self.federation.dataset.classes),
+            self.progress.note,
+            self.note,
+            lambda: _last_seen(link),
+        )
+        numbers = link.start(bundle(), self._facts().to_table())
+        self._remember(flower_run=numbers)
+        expected = expected_replies(self.state, len(self.federation.dataset.classes))
+        grid = LinkGrid(link, expected, members.numbers, _Restoring(process))
+        with _heartbeats(link), _outcome(link):
+            members.least = wait_for
+            members.present(grid)
+            members.least = 1
+            self.play(grid, members, self._measure())
+
+    def _recall_split(self) -> None:
+        facts = self.folder.split()
+        self.record_split(facts, np.sum(facts["counts"], axis=0, dtype=np.int64))
+
+    def _facts(self) -> RunFacts:
+        _, height, width, channels = self.federation.dataset.train.images.shape
+        return RunFacts(
+            run=self._key(),
+            experiment=self.config.to_toml(),
+            classes=self.federation.dataset.classes,
+            image=(height, width, channels),
+        )
+
+    def _key(self) -> str:
+        """Return the key under which clients keep what belongs to this run folder."""
+        key = read_json(self._file).get("run")
+        if not key:
+            key = secrets.token_hex(8)
+            self._remember(run=key)
+        return str(key)
+
+    def _remember(self, **facts: Any) -> None:
+        with recording("the deployment", self._file):
+            replace_file(self._file, json.dumps({**read_json(self._file), **facts}, indent=2) + "\n")
+
+    def _end_last(self, link: RunLink) -> None:
+        """End the Flower run of a server that was killed, so that clients do not work for it."""
+        if last := read_json(self._file).get("flower_run"):
+            with suppress(FedVisionError):
+                link.stop(int(last))
+
+    def _worker(self) -> Worker:
+        dataset = self.federation.dataset
+        memory = ClientMemory(self.folder.path / "clients", self.config.checkpoint_every)
+        shards = OneShard(shard=Shard.whole(dataset.train))
+        return Worker.open(self.config, self.federation.model, len(dataset.classes), shards, memory)
+
+    def _measure(self) -> Any:
+        test = self.federation.dataset.test
+        if test is None:
+            return None
+        worker, shard = self._worker(), Shard.whole(test)
+
+        def measure(grid: object, roster: object, state: State) -> Evaluation:
+            return worker.measure(state, shard)
+
+        return measure
+
+
+class _Restoring:
+    """Waits for a SuperLink that does not answer, and starts it again where it is ours.
+
+    Args:
+        process: The SuperLink's process, or None where somebody else runs it.
+    """
+
+    def __init__(self, process: SuperlinkProcess | None) -> None:
+        self._process = process
+        self._since = self._last = float("-inf")
+
+    def __call__(self, error: LinkDown) -> None:
+        now = time.monotonic()
+        if now - self._last > 2 * _BEAT_S:
+            self._since = now
+        self._last = now
+        if now - self._since > _GIVE_UP_S:
+            raise RunError(f"the SuperLink does not answer for {_GIVE_UP_S:.0f} s: {error}") from error
+        if self._process is not None:
+            self._process.ensure()
+        time.sleep(0.3)
+
+
+@contextmanager
+def _heartbeats(link: RunLink) -> Iterator[None]:
+    """Tell the SuperLink now and then that the run's server is alive."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(_BEAT_S):
+            with suppress(LinkDown, LinkRefused):
+                link.beat()
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=_BEAT_S)
+
+
+@contextmanager
+def _outcome(link: RunLink) -> Iterator[None]:
+    """Tell the SuperLink how the run ended, so that its own list says the same."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(FedVisionError):
+            link.finish("failed", str(error) or type(error).__name__)
+        raise
+    with suppress(FedVisionError):
+        link.finish("completed", "")
+
+
+def _last_seen(link: RunLink) -> dict[str, float | None]:
+    """Return for every registered client the seconds since its last heartbeat, None where there was none."""
+    seen: dict[str, float | None] = {}
+    with suppress(LinkDown):
+        for node in link.nodes():
+            if node.status == "unregistered":
+                continue
+            interval = node.heartbeat_interval or HEARTBEAT_SECONDS
+            beat = node.online_until - 2 * interval if node.online_until else None
+            offline = node.status == "offline"
+            seen[node.name] = (
+                None if beat is None else max(0.0, time.time() - (node.online_until if offline else beat))
+            )
+    return seen

@@ -1,0 +1,160 @@
+"""The SuperLink as a process of its own: started, watched, started again, and ended with the server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedvision.errors import ConfigError, RunError
+from fedvision.flower.internals_run import RunLink
+
+log = logging.getLogger("fedvision.deploy")
+_START_S = 60.0
+_ENDED_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkPlace:
+    """Where a SuperLink listens and what it keeps."""
+
+    tls: Path | None
+    """Folder with ``ca.crt``, ``server.crt``, ``server.key``; None speaks plain text."""
+    clients: Path
+    """Folder with ``NAME.pub`` of each client that may join."""
+    state: Path
+    """Folder of its database, log and secret."""
+    public: str = "0.0.0.0:8443"
+    """``HOST:PORT`` that clients reach."""
+    private: str = "127.0.0.1:8000"
+    """``HOST:PORT`` of the server's own side."""
+    client_certificates: bool = False
+    """Demand a certificate of every client (mutual TLS)."""
+
+    @property
+    def roots(self) -> Path | None:
+        """The authority that signed the server's certificate."""
+        return self.tls / "ca.crt" if self.tls else None
+
+    def secret(self) -> bytes:
+        """Return what a process must know to be a run's ServerApp; made at the first call."""
+        path = self.state / "secret"
+        if not path.exists():
+            self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+        return path.read_bytes().strip()
+
+
+class SuperlinkProcess:
+    """A running SuperLink.
+
+    Args:
+        place: Where and what.
+        keep: Leave it running when this process ends.
+    """
+
+    def __init__(self, place: LinkPlace, *, keep: bool = False) -> None:
+        self.place, self._keep = place, keep
+        self._process: subprocess.Popen[str] | None = None
+
+    def open(self) -> LinkPlace:
+        """Return where it listens: one that an earlier server left up, or a new one.
+
+        Raises:
+            ConfigError: It does not start; its own sentence says why.
+        """
+        port = self.place.private.rpartition(":")[2]
+        if port != "0" and RunLink(self.place.private, roots=self.place.roots).alive():
+            log.warning("the SuperLink on %s is up already and is used", self.place.private)
+        else:
+            self.start()
+        return self.place
+
+    def start(self) -> None:
+        """Start it and wait until it listens; a port that was 0 is settled by that.
+
+        Raises:
+            ConfigError: It does not start; its own sentence says why.
+            RunError: It does not answer.
+        """
+        deadline = time.monotonic() + _START_S
+        while not (told := self._try()):
+            # The one before us ends a moment after its server.
+            if "cannot listen there" not in self._last_line() or time.monotonic() > deadline - _START_S + 15:
+                raise ConfigError(f"the SuperLink did not start: {self._last_line()}")
+            time.sleep(0.3)
+        self.place = replace(self.place, private=told["private"], public=told["public"])
+
+    def _try(self) -> dict[str, str] | None:
+        """Start the process and return its addresses, or None when it ended."""
+        self.place.secret()
+        log_file = self.place.state / "superlink.log"
+        with log_file.open("ab") as errors:
+            self._process = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL if self._keep else subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+        assert self._process.stdout
+        told: dict[str, str] = {}
+        for line in self._process.stdout:
+            key, _, value = line.strip().partition(" ")
+            if key == "ready":
+                self._process.stdout.close()
+                return told
+            told[key] = value
+        self._process.wait()
+        return None
+
+    def _command(self) -> list[str]:
+        place = self.place
+        tether = [] if self._keep else ["fedvision.deploy.tethered"]
+        module = [sys.executable, "-m", *tether, "fedvision.deploy.superlink"]
+        tls = ["--tls", str(place.tls)] if place.tls else ["--insecure"]
+        mutual = ["--client-certificates"] if place.client_certificates else []
+        files = ["--clients", str(place.clients), "--database", str(place.state / "superlink.db")]
+        sockets = ["--public", place.public, "--private", place.private]
+        process = ["--isolation", "process", "--secret", str(place.state / "secret")]
+        return [*module, *sockets, *tls, *mutual, *files, *process]
+
+    def _last_line(self) -> str:
+        lines = (self.place.state / "superlink.log").read_text(errors="replace").strip().splitlines()
+        return lines[-1].removeprefix("fedvision: ") if lines else "it said nothing"
+
+    def ensure(self) -> None:
+        """Start it again where it died.
+
+        Raises:
+            RunError: It cannot be started again.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return
+        if self._process is not None:
+            log.warning("the SuperLink ended unexpectedly and is started again")
+            try:
+                self.start()
+            except ConfigError as error:
+                raise RunError(str(error)) from error
+
+    def stop(self) -> None:
+        """End it, unless it is to be left."""
+        if self._process is None or self._keep:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_ENDED_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process = None

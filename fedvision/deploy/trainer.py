@@ -1,0 +1,221 @@
+"""The process that trains: ``python -m fedvision.deploy.trainer``, kept by the resident client.
+
+It holds the decoded images, the model and the CUDA context from one task to the next. Requests come as lines
+of JSON on standard input, answers leave as lines of JSON, tensors lie in files that both sides know; nothing
+is unpickled. It may die at any time: the connection to the server is not here. When the resident client dies,
+standard input ends and so does this process.
+
+::
+
+    {"client": TOML, "folder": DIR}                      first line: the machine's own file
+    {"open": run facts}                                  -> {"expected": {message type: what may come}}
+    {"answer": type, "layout": ..., "task": FILE, "reply": FILE}      -> {"layout": ...}
+    anything                                             -> {"error": sentence, "broken": replace me}
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import queue
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from flwr.app import Context, Message, RecordDict
+
+from fedvision import registry
+from fedvision.client_config import ClientConfig
+from fedvision.deploy.contract import RunFacts
+from fedvision.deploy.own_shards import OwnShards, on_this_machine, own_shards, told_counts
+from fedvision.errors import FedVisionError
+from fedvision.flower import client_app, codec, internals, wire
+from fedvision.models.build import build_model
+from fedvision.models.state import get_state, travelling
+from fedvision.training.memory import ClientMemory
+from fedvision.training.worker import Worker
+
+_ROUND_TYPES = ("train", "evaluate")
+_SPARE = 4
+"""A strategy may send this many models' worth of tensors beside the model."""
+
+
+class Trainer:
+    """Answers the resident client's requests.
+
+    Args:
+        client: The machine's own file.
+        folder: Where it lies; modules beside it can be plug-ins.
+    """
+
+    def __init__(self, client: ClientConfig, folder: Path) -> None:
+        self.client = client
+        registry.allow_folder(folder)
+        self._facts: RunFacts | None = None
+        self._worker: Worker | None = None
+        self._shards: OwnShards | None = None
+        self._read: tuple[object, ...] = ()
+
+    def open(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        """Make ready what a run's tasks share; images that were read for another run are kept.
+
+        Raises:
+            FedVisionError: The run asks for what this machine does not have or does not allow.
+        """
+        facts = RunFacts.from_table(table)
+        config = facts.config
+        self.client.permit_experiment(config)
+        config = on_this_machine(self.client, config)
+        evaluation = config.evaluation
+        wanted = (facts.classes, facts.image, evaluation.holdout, config.seed)
+        if self._shards is None or self._read != wanted:
+            self._shards, self._read = own_shards(self.client, facts, config), wanted
+        height, width, channels = facts.image
+        model = build_model(
+            config.model,
+            num_classes=len(facts.classes),
+            in_channels=channels,
+            image_size=(height, width),
+            seed=config.seed,
+        )
+        memory = ClientMemory(self._folder(facts) / "clients", config.checkpoint_every)
+        self._worker = Worker.open(config, model, len(facts.classes), self._shards, memory)
+        self._facts = facts
+        expected = _expected(self._worker)
+        return {"expected": {kind: expected.to_text() for kind in _ROUND_TYPES}}
+
+    def answer(self, kind: str, layout: str, task: Path, reply: Path) -> dict[str, Any]:
+        """Do one task and write the reply's tensors.
+
+        Raises:
+            FedVisionError: The task failed; the sentence names stage and cause.
+        """
+        if self._worker is None or self._facts is None:
+            raise FedVisionError("no run was opened")
+        heard = wire.Layout.from_text(layout)
+        content = wire.unpack(heard, _mapped(task, heard.size))
+        if kind == codec.ROSTER:
+            answered = self._introduce(heard.client)
+        else:
+            answered = _ask(self._worker, kind, content, heard.client)
+        told = wire.describe(answered)
+        source = wire.TensorSource(answered, told)
+        with reply.open("wb") as file:
+            for start in range(0, source.size, wire.PIECE):
+                file.write(source.read(start, min(start + wire.PIECE, source.size)))
+        return {"layout": told.to_text()}
+
+    def _introduce(self, client: int) -> RecordDict:
+        assert self._worker
+        assert self._facts
+        counts = told_counts(
+            self._worker.counts(client),
+            self.client.share,
+            self._folder(self._facts) / "counts.json",
+            needed=self._worker.config.loss.prior == "global",
+        )
+        return codec.encode_roster(codec.RosterEntry(client=client, counts=counts))
+
+    def _folder(self, facts: RunFacts) -> Path:
+        return Path(self.client.state) / "runs" / facts.run
+
+
+def _ask(worker: Worker, kind: str, content: RecordDict, client: int) -> RecordDict:
+    """Hand a message to the ClientApp, as any other carrier does."""
+    internals.identify(1)
+    message = Message(content, internals.SERVER_NODE, kind)
+    internals.set_message_id(message, "task")
+    context = Context(
+        run_id=1,
+        node_id=internals.SERVER_NODE,
+        node_config={internals.PARTITION: client},
+        state=RecordDict(),
+        run_config={},
+    )
+    return client_app.build(worker)(message, context).content
+
+
+def _expected(worker: Worker) -> wire.Expected:
+    """Return what a task may bring: the model exactly, and as much again for what a strategy adds."""
+    names = travelling(worker.model, worker.config.model.travel)
+    record = codec.encode_state(get_state(worker.model, names))
+    entries = tuple(wire.Entry(name, array.dtype, tuple(array.shape)) for name, array in record.items())
+    size = sum(entry.size + wire.ALIGN for entry in entries)
+    return wire.Expected(groups={codec.ARRAYS: entries}, spare_bytes=_SPARE * size)
+
+
+def _mapped(path: Path, size: int) -> Any:
+    """Return a file's bytes, read where they are touched; writing changes the memory and not the file."""
+    if not size:
+        return bytearray()
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+
+
+def _is_broken() -> bool:
+    """Tell whether the device is lost to this process: after some CUDA errors every further call fails."""
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _respond(trainer: Trainer, request: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        if "open" in request:
+            return trainer.open(request["open"])
+        return trainer.answer(
+            request["answer"], request["layout"], Path(request["task"]), Path(request["reply"])
+        )
+    except FedVisionError as error:
+        return {"error": str(error), "broken": _is_broken()}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "broken": _is_broken()}
+
+
+def _requests(stream: IO[str]) -> queue.SimpleQueue[str]:
+    """Return the lines of a stream as they come; its end ends the process, whatever it is doing."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    # What plug-ins print must not mix with the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    # When memory runs out it is this process that shall go, not the connection.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800")
+    requests = _requests(sys.stdin)
+    first = json.loads(requests.get())
+    client = ClientConfig.from_toml(first["client"])
+    if client.threads:
+        import torch
+
+        torch.set_num_threads(client.threads)
+    trainer = Trainer(client, Path(first["folder"]))
+    while True:
+        answer = _respond(trainer, json.loads(requests.get()))
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Flower's non-public names for a client's connection (flwr 1.41 and 1.42), contract-tested.
+
+* ``FleetHttpClient``, ``NodeAuthHttpInterceptor``, ``fleet_pb2``: what a SuperNode calls. Flower's own
+  connection ends the process when it is refused, beats every 30 s and takes no client certificate.
+* ``message_to_proto``, ``message_from_proto``, ``remove_content_from_message``, ``run_from_proto``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from flwr.app import Message
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto, run_from_proto
+from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, node_pb2, run_pb2
+from flwr.supercore.inflatable.inflatable_object import no_object_id_recompute
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from fedvision.flower.internals_wire import (
+    HEARTBEAT_SECONDS,
+    Incoming,
+    LinkDown,
+    call,
+    fetched,
+    objects_of,
+    tls_context,
+)
+
+
+class FleetLink:
+    """A client's connection: Flower's Fleet API as a SuperNode uses it.
+
+    Args:
+        address: ``HOST:PORT``.
+        key: The client's private key.
+        roots: File of the authority that signed the server's certificate; None trusts the system's.
+        insecure: Speak plain text.
+        certificate: Files of certificate and key for mutual TLS.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        key: EllipticCurvePrivateKey,
+        *,
+        roots: Path | None = None,
+        insecure: bool = False,
+        certificate: tuple[str, str] | None = None,
+    ) -> None:
+        self._public = public_key_to_bytes(key.public_key())
+        self._client = FleetHttpClient(
+            f"{'http' if insecure else 'https'}://{address}",
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(key, key.public_key()),
+            ],
+            verify=True if insecure else tls_context(roots, certificate),
+        )
+        self.node_id = 0
+
+    def _node(self) -> node_pb2.Node:
+        return node_pb2.Node(node_id=self.node_id)
+
+    def activate(self) -> int:
+        """Go online and return the node's number.
+
+        Raises:
+            LinkRefused: The key is unknown, or counts as online.
+        """
+        request = fleet_pb2.ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_SECONDS)
+        self.node_id = int(call(self._client.ActivateNode, request).node_id)
+        return self.node_id
+
+    def beat(self) -> bool:
+        """Say that the node is alive, which also brings it online again; False where it is not known."""
+        request = heartbeat_pb2.SendNodeHeartbeatRequest(
+            node=self._node(), heartbeat_interval=HEARTBEAT_SECONDS
+        )
+        return bool(call(self._client.SendNodeHeartbeat, request).success)
+
+    def sign_off(self) -> None:
+        """Go offline at once, so that nobody waits for this client."""
+        call(self._client.DeactivateNode, fleet_pb2.DeactivateNodeRequest(node_id=self.node_id))
+
+    def receive(self) -> bytes | None:
+        """Return the next message for this node as bytes that can be kept, or None."""
+        found = call(self._client.PullMessages, fleet_pb2.PullMessagesRequest(node=self._node()))
+        return bytes(found.SerializeToString()) if found.messages_list else None
+
+    def incoming(self, received: bytes) -> Incoming:
+        """Return the message that ``receive`` gave."""
+        found = fleet_pb2.PullMessagesResponse.FromString(received)
+        head = message_from_proto(found.messages_list[0])
+        run_id = head.metadata.run_id
+
+        def fetch(name: str) -> bytes:
+            request = message_pb2.PullObjectRequest(node=self._node(), run_id=run_id, object_id=name)
+            return fetched(call(self._client.PullObject, request), name)
+
+        return Incoming(head, found.message_object_trees[0], fetch)
+
+    def run_config(self, run_id: int) -> Mapping[str, Any]:
+        """Return what the server said of a run when it started it; no code is fetched."""
+        found = call(self._client.GetRun, run_pb2.GetRunRequest(node=self._node(), run_id=run_id))
+        return dict(run_from_proto(found.run).override_config)
+
+    def answer(self, message: Message, seconds: float) -> None:
+        """Send a reply; the same reply may be sent again."""
+        with no_object_id_recompute():
+            tree, objects = objects_of(message)
+            bare = remove_content_from_message(message) if message.has_content() else message
+            request = fleet_pb2.PushMessagesRequest(
+                node=self._node(),
+                messages_list=[message_to_proto(bare)],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[seconds],
+            )
+            told = call(self._client.PushMessages, request)
+            wanted, run_id = set(told.objects_to_push), message.metadata.run_id
+            for name, thing in objects.items():
+                if name in wanted:
+                    request = message_pb2.PushObjectRequest(
+                        node=self._node(),
+                        run_id=run_id,
+                        object_id=name,
+                        object_content=thing.deflate(),
+                        session_id=told.session_id,
+                    )
+                    if not call(self._client.PushObject, request).stored:
+                        raise LinkDown("the server gave up waiting for the rest of the reply")
+
+    def confirm(self, incoming: Incoming) -> None:
+        """Let the SuperLink forget a message's content."""
+        request = message_pb2.ConfirmMessageReceivedRequest(
+            node=self._node(),
+            run_id=incoming.head.metadata.run_id,
+            message_object_id=incoming.head.metadata.message_id,
+        )
+        call(self._client.ConfirmMessageReceived, request)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()

@@ -1,0 +1,207 @@
+"""Flower's non-public names for the server's own connection (flwr 1.41 and 1.42), contract-tested.
+
+* ``ControlHttpClient``, ``RuntimeHttpClient``, ``RuntimeTokenHttpInterceptor``,
+  ``SuperExecAuthHttpInterceptor``: what ``flwr run``, the superexec and a ServerApp process call; here one
+  process is all three.
+* ``TaskIdentity``: which run the messages of this process belong to.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from flwr.app import Message
+from flwr.app.message.message import remove_content_from_message
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.serde import message_from_proto, message_to_proto, user_config_to_proto
+from flwr.proto import control_pb2, fab_pb2, message_pb2, node_pb2, runtime_pb2
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.inflatable.inflatable_object import no_object_id_recompute
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedvision.flower.internals_wire import (
+    Incoming,
+    LinkDown,
+    LinkRefused,
+    call,
+    fetched,
+    in_order,
+    objects_of,
+    tls_context,
+)
+
+
+class RunLink:
+    """The server's connection to its SuperLink's private side: starts a run and is its ServerApp.
+
+    Args:
+        address: ``HOST:PORT`` of the private side.
+        roots: File of the authority that signed the certificate; None speaks plain text.
+        secret: What a process that runs server apps must know, or None.
+    """
+
+    def __init__(self, address: str, *, roots: Path | None, secret: bytes | None = None) -> None:
+        self._base = f"{'https' if roots else 'http'}://{address}"
+        self._verify: ssl.SSLContext | bool = tls_context(roots, None) if roots else True
+        self._secret = secret
+        self._control = self._connect(ControlHttpClient, "flwr-cli")
+        self._runtime: RuntimeHttpClient | None = None
+        self.run_id = 0
+
+    def _connect(self, kind: type[Any], component: str, *more: Any) -> Any:
+        version = RuntimeVersionHttpInterceptor(component_name=component)
+        return kind(self._base, interceptors=[version, *more], verify=self._verify)
+
+    def alive(self) -> bool:
+        """Tell whether the SuperLink answers."""
+        try:
+            return httpx.get(f"{self._base}/health", verify=self._verify, timeout=5).is_success
+        except (httpx.HTTPError, OSError):
+            return False
+
+    def nodes(self) -> Sequence[Any]:
+        """Return every node that is registered: ``node_id``, ``name``, ``status``, ``online_until``."""
+        found = call(self._control.ListNodes, control_pb2.ListNodesRequest())
+        return list(found.nodes_info)
+
+    def start(self, bundle: bytes, config: Mapping[str, Any]) -> int:
+        """Start a run, become its ServerApp and return its number.
+
+        Raises:
+            LinkRefused: The SuperLink does not take the bundle, or the secret is wrong.
+        """
+        request = control_pb2.StartRunRequest(
+            fab=fab_pb2.Fab(content=bundle), override_config=user_config_to_proto(dict(config))
+        )
+        run_id = int(call(self._control.StartRun, request).run_id)
+        if not run_id:
+            raise LinkRefused("the SuperLink did not start the run")
+        token = self._acquire(run_id)
+        self._runtime = self._connect(
+            RuntimeHttpClient, "flwr-serverapp", RuntimeTokenHttpInterceptor(token=token)
+        )
+        found = call(self._runtime.PullTaskInput, runtime_pb2.PullTaskInputRequest())
+        TaskIdentity.task_id, TaskIdentity.run_id = found.task_id, found.run.run_id
+        TaskIdentity.node_id = SUPERLINK_NODE_ID
+        self.run_id = run_id
+        return run_id
+
+    def _acquire(self, run_id: int) -> str:
+        sign = (
+            [
+                SuperExecAuthHttpInterceptor(
+                    master_secret=self._secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
+                )
+            ]
+            if self._secret
+            else []
+        )
+        client = self._connect(RuntimeHttpClient, "flwr-superexec", *sign)
+        request = runtime_pb2.AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+        try:
+            while found := call(client.AcquireTask, request):
+                if not found.token:
+                    raise LinkRefused(f"another process took run {run_id}")
+                if found.task.run_id == run_id:
+                    return str(found.token)
+                self.stop(found.task.run_id)
+        finally:
+            client.close()
+        raise LinkRefused(f"run {run_id} cannot be taken")
+
+    def stop(self, run_id: int) -> None:
+        """End a run that is not over; one that is, or is not known, is left alone."""
+        try:
+            call(self._control.StopRun, control_pb2.StopRunRequest(run_id=run_id))
+        except LinkRefused:
+            pass
+
+    def _running(self) -> RuntimeHttpClient:
+        if self._runtime is None:
+            raise LinkRefused("no run was started")
+        return self._runtime
+
+    def beat(self) -> bool:
+        """Say that the ServerApp is alive.
+
+        Raises:
+            LinkRefused: The run was stopped from outside, or nothing was heard of its server for a minute.
+        """
+        request = runtime_pb2.SendTaskHeartbeatRequest()
+        return bool(call(self._running().SendTaskHeartbeat, request).success)
+
+    def online(self) -> dict[int, str]:
+        """Return the nodes that are online now: ``{node: name}``."""
+        found = call(self._running().GetNodes, runtime_pb2.GetNodesRequest())
+        return {int(node.node_id): str(node.name) for node in found.nodes}
+
+    def push(self, messages: Sequence[Message]) -> list[str]:
+        """Send messages and return their ids; the same message may be pushed again."""
+        with no_object_id_recompute():
+            trees, objects = [], {}
+            for message in messages:
+                tree, nested = objects_of(message)
+                trees.append(tree)
+                objects.update(nested)
+            heads = [message_to_proto(remove_content_from_message(message)) for message in messages]
+            request = runtime_pb2.PushAppMessagesRequest(messages_list=heads, message_object_trees=trees)
+            told = call(self._running().PushMessages, request)
+            wanted = set(told.objects_to_push)
+            for name, thing in in_order(objects).items():
+                if name in wanted:
+                    self._push_object(name, thing.deflate(), told.session_id)
+        return list(told.message_ids)
+
+    def _push_object(self, name: str, content: bytes, session: str) -> None:
+        request = message_pb2.PushObjectRequest(
+            node=node_pb2.Node(node_id=SUPERLINK_NODE_ID),
+            run_id=self.run_id,
+            object_id=name,
+            object_content=content,
+            session_id=session,
+        )
+        if not call(self._running().PushObject, request).stored:
+            raise LinkDown("the SuperLink gave up waiting for the rest of a message")
+
+    def pull(self, ids: Sequence[str]) -> list[Incoming]:
+        """Return the replies that are there; the SuperLink gives each reply once."""
+        found = call(self._running().PullMessages, runtime_pb2.PullAppMessagesRequest(message_ids=ids))
+        node = node_pb2.Node(node_id=SUPERLINK_NODE_ID)
+
+        def fetch(name: str) -> bytes:
+            request = message_pb2.PullObjectRequest(node=node, run_id=self.run_id, object_id=name)
+            return fetched(call(self._running().PullObject, request), name)
+
+        pairs = zip(found.messages_list, found.message_object_trees, strict=True)
+        return [Incoming(message_from_proto(head), tree, fetch) for head, tree in pairs]
+
+    def confirm(self, incoming: Incoming) -> None:
+        """Let the SuperLink forget a reply's content."""
+        request = message_pb2.ConfirmMessageReceivedRequest(
+            node=node_pb2.Node(node_id=SUPERLINK_NODE_ID),
+            run_id=self.run_id,
+            message_object_id=incoming.head.metadata.message_id,
+        )
+        call(self._running().ConfirmMessageReceived, request)
+
+    def finish(self, outcome: str, details: str) -> None:
+        """Tell the SuperLink how the run ended: ``"completed"`` or ``"failed"``."""
+        request = runtime_pb2.PushTaskOutputRequest(sub_status=outcome, details=details)
+        call(self._running().PushTaskOutput, request)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._control.close()
+        if self._runtime is not None:
+            self._runtime.close()

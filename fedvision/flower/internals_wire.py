@@ -1,0 +1,265 @@
+"""Flower's non-public names for a message as content-addressed objects (flwr 1.41, 1.42), contract-tested.
+
+``internals`` and its neighbours ``internals_...`` are the only files that touch such names. Here:
+
+* ``Array``'s ``_chunks`` and ``ArrayChunk``: a blob's pieces, made when they are sent.
+* ``get_object_tree``, ``get_all_nested_objects``, ``get_object_body``: a message as objects.
+* ``make_message``, ``Metadata.__dict__["_message_id"]``: a head and its content are joined again.
+* ``FlowerError``, ``ApiErrorCode``: what a SuperLink says when it refuses.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.app.message.message import make_message
+from flwr.common.constant import ErrorCode
+from flwr.proto import message_pb2
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.inflatable.inflatable_object import (
+    add_header_to_object_body,
+    get_all_nested_objects,
+    get_object_body,
+    get_object_id,
+    get_object_tree,
+)
+
+from fedvision.errors import FedVisionError, WireError
+from fedvision.flower.wire import PIECE, Layout, Source
+
+NODE_UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
+CLIENT_CRASHED = ErrorCode.CLIENT_APP_CRASHED
+HEARTBEAT_SECONDS = 15.0
+"""A node is gone after two of them without a beat: as long as a killed client may take to come back."""
+_RECORD, _LAYOUT, _ORDER, _BLOB = "packed", "layout", "order", "blob"
+_ENDED = {ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, ApiErrorCode.FLEET_GET_RUN_FAILED}
+_R = TypeVar("_R")
+
+
+class LinkDown(FedVisionError):
+    """The SuperLink cannot be reached, or is not able to answer; trying again may help."""
+
+
+class LinkRefused(FedVisionError):
+    """The SuperLink answered no: an unknown key, or one that counts as online elsewhere."""
+
+
+class RunEnded(FedVisionError):
+    """The run to which a message belongs is over; nobody waits for an answer."""
+
+
+class NotThereYet(FedVisionError):
+    """An object was announced, and its sender has not delivered it."""
+
+
+def call(method: Callable[[Any], _R], request: Any) -> _R:
+    """Call the SuperLink and say what went wrong in our words.
+
+    Raises:
+        LinkDown: It cannot be reached.
+        LinkRefused: It answered no.
+        RunEnded: The run is over.
+    """
+    try:
+        return method(request)
+    except httpx.HTTPStatusError as error:
+        said = FlowerError.from_json(error.response.text)
+        status = error.response.status_code
+        text = (said.message if said else "") or f"HTTP status {status}"
+        if said and said.code in _ENDED:
+            raise RunEnded(text) from error
+        raise (LinkDown if status >= 500 else LinkRefused)(text) from error
+    except (httpx.HTTPError, OSError) as error:
+        raise LinkDown(str(error) or type(error).__name__) from error
+
+
+class Piece(ArrayChunk):
+    """A piece of a blob: only its place and its id are held; the bytes are read when it is sent."""
+
+    __qualname__ = "ArrayChunk"
+
+    def __init__(self, source: Source, start: int, stop: int) -> None:
+        self._source, self._start, self._stop = source, start, stop
+        self._id = get_object_id(self.deflate())
+
+    def deflate(self) -> bytes:
+        """Return the piece as an object."""
+        content: bytes = add_header_to_object_body(
+            object_body=self._source.read(self._start, self._stop), obj=self
+        )
+        return content
+
+    @property
+    def object_id(self) -> str:
+        """The digest of the object."""
+        return self._id
+
+
+class _Blob(Array):
+    """An array of bytes that is never in memory as a whole for sending it."""
+
+    __qualname__ = "Array"
+
+    def __init__(self, source: Source) -> None:
+        edges = range(0, source.size, PIECE)
+        pieces = [Piece(source, start, min(start + PIECE, source.size)) for start in edges]
+        self.__dict__.update(dtype="uint8", shape=(source.size,), stype="fedvision.packed")
+        self.__dict__["_chunks"] = [(piece.object_id, piece) for piece in pieces]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A message's tensors, ready to be put into any number of messages."""
+
+    record: ArrayRecord | None
+    order: tuple[int, ...]
+
+
+def parcel(source: Source) -> Parcel:
+    """Cut a blob into content-addressed pieces; its bytes are read once here and once when sent."""
+    if not source.size:
+        return Parcel(None, ())
+    blob = _Blob(source)
+    # By name: a SuperLink gives a tree's children back in any order.
+    unique = sorted(blob.children)
+    order = tuple(unique.index(name) for name, _ in blob.slice_array())
+    record = ArrayRecord()
+    record[_BLOB] = blob  # the constructor would copy the array's data, which is not there
+    return Parcel(record, order)
+
+
+def envelope(layout: Layout, tensors: Parcel) -> RecordDict:
+    """Return the content that travels: the layout as a text, the tensors as one object."""
+    head = ConfigRecord({_LAYOUT: layout.to_text(), _ORDER: list(tensors.order)})
+    records: dict[str, Any] = {_RECORD: head}
+    if tensors.record is not None:
+        records[_BLOB] = tensors.record
+    return RecordDict(records)
+
+
+class Incoming:
+    """A message that arrived: its head is here, its content still with the SuperLink.
+
+    Args:
+        head: The message without content.
+        tree: Flower's tree of the content's objects.
+        fetch: Returns an object's content by id; raises ``NotThereYet``.
+    """
+
+    def __init__(self, head: Message, tree: message_pb2.ObjectTree, fetch: Callable[[str], bytes]) -> None:
+        self.head, self.tree, self._fetch = head, tree, fetch
+        self.pieces: list[str] = []
+        """Ids of the pieces in the order of the blob, once it is open."""
+
+    def open(self) -> Layout:
+        """Fetch and read the layout; no tensor is fetched.
+
+        Raises:
+            NotThereYet: Its sender has not delivered it.
+            WireError: It is no message of this kind.
+        """
+        try:
+            head_id, pieces = _parts(self.tree)
+            record = ConfigRecord.inflate(self._fetch(head_id))
+            layout = Layout.from_text(str(record[_LAYOUT]))
+            order = [int(number) for number in record[_ORDER]]  # type: ignore[union-attr]
+            self.pieces = [pieces[number] for number in order if number >= 0]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise WireError("the message is not packed as this version packs it") from error
+        if len(self.pieces) != -(-layout.size // PIECE):
+            raise WireError(f"the message has {len(self.pieces)} pieces for {layout.size:,} bytes")
+        return layout
+
+    def read(self, size: int) -> Iterator[memoryview]:
+        """Fetch the tensors, piece by piece.
+
+        Args:
+            size: The layout's size, which has been found good.
+
+        Raises:
+            NotThereYet: Its sender has not delivered a piece.
+            WireError: A piece has another size than the layout gives it.
+        """
+        for number, name in enumerate(self.pieces):
+            expected = min(PIECE, size - number * PIECE)
+            content = self._fetch(name)
+            try:
+                piece = memoryview(get_object_body(content, ArrayChunk))
+            except ValueError as error:
+                raise WireError("a piece of the message is none") from error
+            if len(piece) != expected:
+                raise WireError(f"a piece of the message has {len(piece):,} bytes, not {expected:,}")
+            yield piece
+
+
+def _parts(tree: message_pb2.ObjectTree) -> tuple[str, list[str]]:
+    """Return the id of the layout's record and those of the blob's pieces, sorted, by the tree's shape."""
+    (content,) = tree.children
+    heads = [record for record in content.children if not record.children]
+    blobs = [record for record in content.children if record.children]
+    (head,) = heads
+    if not blobs:
+        return head.object_id, []
+    ((blob,),) = ([array for array in record.children] for record in blobs)
+    return head.object_id, sorted(piece.object_id for piece in blob.children)
+
+
+def objects_of(message: Message) -> tuple[message_pb2.ObjectTree, dict[str, Any]]:
+    """Give a message its id; return the tree of its objects and the objects in the order of sending."""
+    message.metadata.__dict__["_message_id"] = message.object_id
+    return get_object_tree(message), in_order(get_all_nested_objects(message))
+
+
+def in_order(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return objects with the pieces first and the layouts last.
+
+    Whoever sees a layout may rely on all the rest being there; when it has read the pieces it lets the
+    SuperLink forget the message, and what came later would be refused.
+    """
+    return dict(sorted(objects.items(), key=lambda item: _rank(item[1])))
+
+
+def _rank(thing: object) -> int:
+    if isinstance(thing, Piece):
+        return 0
+    return 2 if isinstance(thing, ConfigRecord) else 1
+
+
+def tls_context(roots: Path | None, certificate: tuple[str, str] | None) -> ssl.SSLContext:
+    """Return TLS settings that check the server, and that show our certificate where there is one."""
+    context = ssl.create_default_context(cafile=str(roots) if roots else None)
+    if certificate:
+        context.load_cert_chain(*certificate)
+    return context
+
+
+def fetched(response: message_pb2.PullObjectResponse, name: str) -> bytes:
+    """Return an object's content.
+
+    Raises:
+        RunEnded: The SuperLink forgot it.
+        NotThereYet: Its sender has not delivered it.
+    """
+    if not response.object_found:
+        raise RunEnded(f"the SuperLink no longer has the object {name[:12]}")
+    if not response.object_available:
+        raise NotThereYet(name)
+    return bytes(response.object_content)
+
+
+def with_content(head: Message, content: RecordDict) -> Message:
+    """Return the message of a head with its content."""
+    return make_message(metadata=head.metadata, content=content)
+
+
+def from_node(head: Message, node: int, error: Error) -> Message:
+    """Return an error reply that names its node, which the SuperLink's own replies do not."""
+    head.metadata.__dict__["_src_node_id"] = node
+    return make_message(metadata=head.metadata, error=error)

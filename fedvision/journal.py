@@ -1,0 +1,187 @@
+"""What every run does, whatever carries its messages: go on from a checkpoint, keep the journal, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedvision.data.shards import Shard
+from fedvision.errors import RecordError
+from fedvision.federation import Federation
+from fedvision.flower import server_app
+from fedvision.flower.internals import SERVER_NODE
+from fedvision.flower.roster import Roster
+from fedvision.flower.strategy import layers
+from fedvision.models.state import get_state, load_state, travelling
+from fedvision.reporting.folder import RunFolder
+from fedvision.reporting.mistakes import choose
+from fedvision.reporting.progress import Progress, Silent
+from fedvision.strategies.snapshot import restore, snapshot
+from fedvision.training.evaluate import Evaluation, predict
+from fedvision.training.worker import Worker
+from fedvision.types import State
+
+Measure = Callable[[Grid, Roster, State], Evaluation]
+
+
+class RunJournal:
+    """A federation in its folder: state, rounds done, and all that is written.
+
+    Args:
+        federation: What to run.
+        folder: Where it is recorded; a folder with a checkpoint is continued.
+        progress: Who shows the progress; nobody by default.
+        tensorboard: Also write TensorBoard scalars.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        folder: RunFolder,
+        *,
+        progress: Progress | None = None,
+        tensorboard: bool = False,
+    ) -> None:
+        self.federation, self.folder, self.config = federation, folder, federation.config
+        self.progress = progress or Silent()
+        self.tensorboard = tensorboard
+        self.notices: list[str] = []
+        """What was said to a person while it ran."""
+        names = travelling(federation.model, self.config.model.travel)
+        self.state = get_state(federation.model, names)
+        self.done = 0
+        self._totals: NDArray[np.int64] = np.zeros(len(federation.dataset.classes), np.int64)
+
+    def play(self, grid: Grid, roster: Roster, measure: Measure | None) -> None:
+        """Run the rounds that are left.
+
+        Args:
+            grid: Carries the messages.
+            roster: The federation's members.
+            measure: Measures a state on the server's test images; None where it has none.
+
+        Raises:
+            RunError: Nobody succeeded for several rounds in a row.
+        """
+        plan = server_app.ServerPlan(
+            config=self.config,
+            strategy=self.federation.strategy,
+            state=self.state,
+            journal=self,
+            first_round=self.done + 1,
+            roster=roster,
+            measure=measure,
+            extra_metrics=self.federation.metrics,
+        )
+        server_app.build(plan)(grid=grid, context=_context(self.config.to_toml()))
+
+    def abandon(self, error: BaseException) -> None:
+        """Note in the run folder that and why the run ended early."""
+        stopped = isinstance(error, KeyboardInterrupt)
+        summary: dict[str, Any] = {"status": "stopped" if stopped else "failed", "rounds": self.done}
+        if not stopped:
+            summary["error"] = str(error)
+        with suppress(RecordError):  # on a full disk the error itself says more than a missing summary
+            self.folder.write_summary(summary)
+
+    # The journal that the server tells what happens (flower.server_app.Journal).
+
+    def begin(self, roster: Roster) -> None:
+        """Show the progress bar."""
+        self.progress.start(self.config.rounds, self.done + 1)
+
+    def client_done(self, round: int, done: int, total: int) -> None:
+        """Move the progress bar."""
+        self.progress.client_done(round, done, total)
+
+    def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
+        """Write a round's line, then its checkpoint."""
+        self.state, self.done = state, int(record["round"])
+        self.folder.append_round(record, seconds)
+        if self.done % self.config.checkpoint_every == 0 or self.done == self.config.rounds:
+            self._checkpoint()
+        self.progress.round_done(self.done, record, seconds)
+
+    def note(self, sentence: str) -> None:
+        """Say something that a person should know, now and in the report."""
+        self.notices.append(sentence)
+        self.progress.note(sentence)
+
+    def _checkpoint(self) -> None:
+        tensors, values = {"model": self.state}, {}
+        for name, layer in layers(self.federation.strategy).items():
+            tensors[name], values[name] = snapshot(layer)
+        self.folder.checkpoints.save(self.done, tensors, values)
+
+    def resume(self) -> None:
+        """Take up the run where its last checkpoint left it."""
+        checkpoint = self.folder.checkpoints.load()
+        if checkpoint is None:
+            return
+        self.done = checkpoint.round
+        # In the model's order, which the file does not keep: stock strategies count tensors by position.
+        self.state = {name: checkpoint.tensors["model"][name] for name in self.state}
+        for name, layer in layers(self.federation.strategy).items():
+            restore(layer, checkpoint.tensors.get(name, {}), checkpoint.values[name])
+
+    def record_split(self, facts: Mapping[str, Any], totals: NDArray[np.int64]) -> None:
+        """Write which client has what.
+
+        Args:
+            facts: As ``Split.facts`` gives them.
+            totals: int64 [C]: images of each class over all clients.
+        """
+        self.folder.write_split(facts)
+        self._totals = totals
+
+    def finish(self, worker: Worker) -> None:
+        """Write the final model, what it gets wrong, how the run ended, and the report."""
+        load_state(worker.model, {**worker.initial, **self.state})
+        self.folder.write_model(_full_state(worker.model))
+        self._write_mistakes(worker)
+        self.folder.write_summary(
+            {
+                "status": "finished",
+                "rounds": self.done,
+                "notices": [*self.federation.notices(), *self.notices],
+                "parameters": sum(p.numel() for p in worker.model.parameters()),
+                "state_bytes": sum(t.numel() * t.element_size() for t in self.state.values()),
+            }
+        )
+        if self.tensorboard:
+            from fedvision.reporting.tensorboard import write_scalars
+
+            write_scalars(self.folder)
+        # Drawing takes a second and 25 MB to import, which no round should wait for.
+        from fedvision.reporting.html import write_report
+
+        write_report(self.folder)
+
+    def _write_mistakes(self, worker: Worker) -> None:
+        test = self.federation.dataset.test
+        if test is None:
+            return
+        batch_size = self.config.evaluation.batch_size
+        predicted, confidence = predict(
+            worker.model, Shard.whole(test), worker.settings, batch_size=batch_size
+        )
+        wall = choose(test.labels, predicted, confidence, self._totals)
+        self.folder.write_mistakes(test.images[wall], test.labels[wall], predicted[wall], confidence[wall])
+
+
+def _full_state(model: torch.nn.Module) -> State:
+    """Return all tensors of a model on the CPU, each with memory of its own."""
+    return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+
+
+def _context(toml: str) -> Context:
+    return Context(
+        run_id=1, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={"experiment": toml}
+    )

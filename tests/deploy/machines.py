@@ -1,0 +1,181 @@
+"""Real clients and servers on loopback, each in a process of its own, with TLS and keys."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedvision.config import ExperimentConfig
+from fedvision.federation import Federation
+
+WAIT_S = 120.0
+
+
+def eventually(holds: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
+    """Wait until something is true and return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.02)
+    return found
+
+
+class Machines:
+    """A folder with an experiment, a server's files and each client's own images.
+
+    Args:
+        folder: Everything goes here.
+        pki: As ``fedvision certificates`` makes it, for the clients north and south.
+        experiment: TOML of an experiment on digits with two clients.
+    """
+
+    names = ("north", "south")
+
+    def __init__(self, folder: Path, pki: Path, experiment: str) -> None:
+        self.folder, self.pki = folder, pki
+        self.experiment = folder / "experiment.toml"
+        self.experiment.write_text(experiment)
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.public = ""
+        federation = Federation.build(ExperimentConfig.load(self.experiment))
+        train = federation.dataset.train
+        for indices, name in zip(federation.split.clients, self.names, strict=True):
+            np.savez(
+                folder / f"{name}.npz", train_images=train.images[indices], train_labels=train.labels[indices]
+            )
+
+    def client_file(self, name: str, *lines: str) -> Path:
+        """Write a client's own file; ``lines`` stand before its tables."""
+        own = self.pki / "clients" / name
+        file = self.folder / f"{name}.toml"
+        classes = json.dumps([str(digit) for digit in range(10)])
+        file.write_text(
+            "\n".join(
+                [
+                    f'name = "{name}"',
+                    "threads = 1",
+                    f'state = "state-{name}"',
+                    *lines,
+                    "[superlink]",
+                    f'address = "{self.public}"',
+                    f'key = "{own}/client.key"',
+                    f'root_certificate = "{self.pki}/ca.crt"',
+                    "[data]",
+                    'use = "npz"',
+                    f'path = "{name}.npz"',
+                    f"classes = {classes}",
+                    "[share]",
+                    'counts = "plain"',
+                ]
+            )
+        )
+        return file
+
+    def client(self, name: str, *lines: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a client."""
+        return self._start(f"{name}.log", ["client", str(self.client_file(name, *lines))], environment)
+
+    def server(self, *options: str) -> subprocess.Popen[bytes]:
+        """Start the server on the ports that its first start found."""
+        private, public = self._ports()
+        self.public = public
+        command = ["server", str(self.experiment), "--wait-for", "2", "--tls", str(self.pki / "server")]
+        command += ["--public", public, "--private", private, "--out", str(self.out)]
+        command += ["--state", str(self.folder / "superlink"), *options]
+        return self._start("server.log", command, {})
+
+    def _ports(self) -> tuple[str, str]:
+        import socket
+
+        file = self.folder / "ports.json"
+        if not file.exists():
+            with contextlib.ExitStack() as stack:
+                found = [stack.enter_context(socket.socket()) for _ in range(2)]
+                for one in found:
+                    one.bind(("127.0.0.1", 0))
+                ports = [one.getsockname()[1] for one in found]
+            file.write_text(json.dumps([f"127.0.0.1:{ports[0]}", f"localhost:{ports[1]}"]))
+        private, public = json.loads(file.read_text())
+        return private, public
+
+    def _start(
+        self, log: str, command: Sequence[str], environment: dict[str, str]
+    ) -> subprocess.Popen[bytes]:
+        with (self.folder / log).open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fedvision.cli", *command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                cwd=self.folder,
+            )
+        self.processes.append(process)
+        return process
+
+    @property
+    def out(self) -> Path:
+        """The server's run folder."""
+        return self.folder / "run"
+
+    def log(self, name: str) -> str:
+        """Return what a client or the server has said so far."""
+        file = self.folder / f"{name}.log"
+        return file.read_text() if file.exists() else ""
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """Return the recorded rounds."""
+        file = self.out / "rounds.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def training_child(self, client: subprocess.Popen[bytes]) -> int:
+        """Return the process number of a client's training process."""
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                after = path.read_text().rpartition(")")[2].split()
+                if int(after[1]) == client.pid:
+                    return int(path.parent.name)
+        return 0
+
+    def simulated(self) -> str:
+        """Run the same experiment on the serial engine and return its model's digest."""
+        out = self.folder / "simulated"
+        command = ["simulate", str(self.experiment), "--engine", "serial", "--out", str(out)]
+        subprocess.run([sys.executable, "-m", "fedvision.cli", *command], check=True, capture_output=True)
+        return digest(out)
+
+    def end(self) -> None:
+        """End what still runs."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+            process.wait()
+
+
+def digest(run: Path) -> str:
+    """Return the digest of a run's final model."""
+    return hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def machines(folder: Path, pki: Path, experiment: str) -> Iterator[Machines]:
+    """Make machines that are ended with the block."""
+    made = Machines(folder, pki, experiment)
+    try:
+        yield made
+    finally:
+        made.end()

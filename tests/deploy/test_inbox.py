@@ -1,0 +1,82 @@
+"""A client's files: what is in work survives, the last reply is given once more, one process a client."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedvision.deploy.inbox import FileSource, Inbox
+from fedvision.errors import ConfigError
+
+
+def test_a_message_is_kept_until_it_is_answered(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    assert inbox.message() is None
+    inbox.keep_message(b"task")
+    inbox.task.write_bytes(b"tensors")
+    assert Inbox(tmp_path).message() == b"task"
+    Inbox(tmp_path).answered()
+    assert inbox.message() is None
+    assert not inbox.task.exists()
+
+
+def test_the_last_reply_answers_its_own_task_only(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    inbox.reply.write_bytes(b"update")
+    assert inbox.last_reply("t1") is None
+    inbox.keep_reply("t1", "layout")
+    inbox.answered()
+    assert Inbox(tmp_path).last_reply("t1") == "layout"
+    assert Inbox(tmp_path).last_reply("t2") is None
+    inbox.reply.write_bytes(b"upd")  # a process was killed while it wrote the next one
+    assert Inbox(tmp_path).last_reply("t1") is None
+    inbox.reply.write_bytes(b"update")
+    inbox.drop_reply()
+    assert Inbox(tmp_path).last_reply("t1") is None
+
+
+def test_a_node_number_belongs_to_its_server(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    assert inbox.node("a:1") == 0
+    inbox.keep_node("a:1", 2**63 + 5)
+    assert Inbox(tmp_path).node("a:1") == 2**63 + 5
+    assert inbox.node("b:1") == 0
+    (tmp_path / "node").write_text("torn {")
+    assert inbox.node("a:1") == 0
+
+
+def test_one_process_a_client(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from fedvision.deploy.inbox import Inbox\n"
+        "with Inbox(Path(sys.argv[1])).locked(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="this client runs already"), Inbox(tmp_path).locked():
+            pass
+        other.kill()
+    with Inbox(tmp_path).locked():  # a killed process holds nothing
+        pass
+
+
+def test_only_the_owner_sees_the_folder(tmp_path: Path) -> None:
+    Inbox(tmp_path / "state")
+    assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"):
+        Inbox(tmp_path / "file" / "state")
+
+
+def test_a_file_is_read_piece_by_piece(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"0123456789")
+    source = FileSource(tmp_path / "f")
+    assert (source.size, source.read(2, 5), source.read(8, 10)) == (10, b"234", b"89")

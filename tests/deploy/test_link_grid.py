@@ -1,0 +1,170 @@
+"""The server's Grid over a SuperLink that is a table in memory: checks, lost replies, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+
+from fedvision.deploy.link_grid import LinkGrid, expected_replies
+from fedvision.flower import codec, internals, internals_wire, wire
+from fedvision.flower.internals import TensorArray
+from fedvision.flower.internals_wire import NODE_UNAVAILABLE, Incoming, LinkDown, NotThereYet, RunEnded
+
+STATE = {"w": torch.zeros(3, 2), "b": torch.zeros(2)}
+
+
+class FakeLink:
+    """A SuperLink whose clients answer at once with what the test gives them."""
+
+    run_id = 1
+
+    def __init__(self) -> None:
+        self.replies: dict[int, list[RecordDict | Error]] = {}
+        self.pushed: list[Message] = []
+        self.fetched: list[str] = []
+        self.late = 0
+        self.down = 0
+        self.waiting: list[Message] = []
+
+    def online(self) -> dict[int, str]:
+        return {30: "c", 10: "a", 20: "b"}
+
+    def push(self, messages: Sequence[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            self.pushed.append(message)
+            internals.set_message_id(message, f"m{len(self.pushed)}")
+            content = self.replies[message.metadata.dst_node_id].pop(0)
+            reply = Message(content, reply_to=message)
+            if isinstance(content, Error) and content.code != internals.CLIENT_RAISED:
+                reply.metadata.__dict__["_src_node_id"] = internals.SERVER_NODE
+            self.waiting.append(reply)
+            ids.append(f"m{len(self.pushed)}")
+        return ids
+
+    def pull(self, ids: Sequence[str]) -> list[Incoming]:
+        if self.down:
+            self.down -= 1
+            raise LinkDown("away")
+        found, self.waiting = self.waiting, []
+        return [self._incoming(reply) for reply in found]
+
+    def _incoming(self, reply: Message) -> Incoming:
+        tree, objects = internals_wire.objects_of(reply)
+
+        def fetch(name: str) -> bytes:
+            if self.late:
+                self.late -= 1
+                raise NotThereYet(name)
+            if "lost" in reply.content.config_records:
+                del reply.content["lost"]
+                raise RunEnded("gone")
+            self.fetched.append(name)
+            return objects[name].deflate()
+
+        return Incoming(reply, tree, fetch)
+
+    def confirm(self, incoming: Incoming) -> None:
+        pass
+
+
+@pytest.fixture
+def link() -> FakeLink:
+    internals.identify(1)
+    return FakeLink()
+
+
+def grid(link: FakeLink) -> LinkGrid:
+    def restore(error: LinkDown) -> None:
+        assert str(error) == "away"
+
+    return LinkGrid(link, expected_replies(STATE, 2), {10: 2, 20: 0, 30: 1}, restore)  # type: ignore[arg-type]
+
+
+def packed(content: RecordDict) -> RecordDict:
+    layout = wire.describe(content)
+    return internals_wire.envelope(layout, internals_wire.parcel(wire.TensorSource(content, layout)))
+
+
+def update(value: float, shape: tuple[int, ...] = (3, 2)) -> RecordDict:
+    state = {"w": torch.full(shape, value), "b": torch.zeros(2)}
+    return packed(RecordDict({"arrays": codec.encode_state(state)}))
+
+
+def ask(nodes: Sequence[int]) -> list[Message]:
+    shared = ArrayRecord({name: TensorArray(tensor) for name, tensor in STATE.items()})
+    return [
+        Message(RecordDict({"arrays": shared, "config": ConfigRecord({"r": 1})}), node, "train")
+        for node in nodes
+    ]
+
+
+def test_nodes_come_in_the_order_of_their_clients(link: FakeLink) -> None:
+    assert list(grid(link).get_node_ids()) == [20, 30, 10]
+
+
+def test_replies_come_back_whole_and_messages_share_their_tensors(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0)], 20: [update(2.0)]}
+    link.down = 2
+    replies = list(grid(link).send_and_receive(ask([10, 20])))
+    values = {
+        r.metadata.src_node_id: float(r.content.array_records["arrays"]["w"].numpy()[0, 0]) for r in replies
+    }
+    assert values == {10: 1.0, 20: 2.0}
+    first, second = (message.content for message in link.pushed)
+    assert first.array_records["blob"] is second.array_records["blob"]
+    heads = [str(content.config_records["packed"]["layout"]) for content in (first, second)]
+    assert [wire.Layout.from_text(head).client for head in heads] == [2, 0]
+
+
+def test_a_reply_that_does_not_fit_is_refused_and_never_fetched(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0, (300, 200))], 20: [update(2.0)]}
+    bad, good = list(grid(link).send_and_receive(ask([10, 20])))
+    assert bad.error.reason == "the tensor 'w' is float32 [300, 200], not float32 [3, 2]"
+    assert bad.metadata.src_node_id == 10
+    assert good.has_content()
+    assert len(link.fetched) == 3, "two layouts and one piece"
+
+
+def test_a_reply_that_is_still_on_its_way_is_waited_for(link: FakeLink) -> None:
+    link.replies, link.late = {10: [update(1.0)]}, 3
+    (reply,) = grid(link).send_and_receive(ask([10]))
+    assert reply.has_content()
+
+
+def test_a_client_that_went_offline_is_named(link: FakeLink) -> None:
+    link.replies = {10: [Error(code=NODE_UNAVAILABLE, reason="Node Unavailable")]}
+    (reply,) = grid(link).send_and_receive(ask([10]))
+    assert (reply.metadata.src_node_id, reply.error.reason) == (10, "it went offline before it answered")
+
+
+def test_a_reply_that_a_superlink_lost_is_asked_for_once_more(link: FakeLink) -> None:
+    lost = Error(code=3, reason="Message Unavailable")
+    link.replies = {10: [lost, update(4.0)], 20: [lost, lost]}
+    replies = {r.metadata.src_node_id: r for r in grid(link).send_and_receive(ask([10, 20]))}
+    assert replies[10].content.array_records["arrays"]["w"].numpy()[0, 0] == 4.0
+    assert replies[20].has_error()
+    assert len(link.pushed) == 4
+
+
+def test_a_clients_own_error_is_passed_on(link: FakeLink) -> None:
+    link.replies = {10: [Error(code=internals.CLIENT_RAISED, reason="client 2, training: no")]}
+    (reply,) = grid(link).send_and_receive(ask([10]))
+    assert reply.error.reason == "client 2, training: no"
+
+
+def test_a_deadline_leaves_the_rest(link: FakeLink) -> None:
+    link.replies, link.late = {10: [update(1.0)]}, 10**9
+    assert list(grid(link).send_and_receive(ask([10]), timeout=0.2)) == []
+
+
+def test_expected_replies_follow_the_model() -> None:
+    expected = expected_replies({"h": torch.zeros(4, dtype=torch.bfloat16)}, 1000)
+    assert [str(entry) for entry in expected["train"].groups["arrays"]] == ["float32 [4]"]
+    confusion = np.zeros((1000, 1000), np.int64)
+    content = RecordDict({"confusion": ArrayRecord([confusion])})
+    expected["evaluate"].check(wire.describe(content))

@@ -1,0 +1,61 @@
+"""Trying again: pauses that grow, a line a minute, an end where one is set."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from fedvision.deploy.patience import Patience
+from fedvision.errors import RunError
+
+
+class Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now, self.pauses = 100.0, list[float]()
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+def test_pauses_grow_to_the_longest_and_begin_anew(caplog: pytest.LogCaptureFixture) -> None:
+    time = Time()
+    patience = Patience(longest=4.0, clock=time.clock, sleep=time.sleep)
+    for _ in range(7):
+        patience.wait("down")
+    assert all(a * 0.8 <= p <= a * 1.2 for a, p in zip([0.25, 0.5, 1, 2, 4, 4, 4], time.pauses, strict=True))
+    patience.success()
+    patience.wait("down")
+    assert time.pauses[-1] <= 0.3
+
+
+def test_it_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    time = Time()
+    patience = Patience(clock=time.clock, sleep=time.sleep)
+    with caplog.at_level(logging.WARNING, "fedvision.deploy"):
+        while time.now < 100 + 170:
+            patience.wait("the server is away")
+        assert len(caplog.messages) == 3, "at 0, 60 and 120 s; pauses are up to 12 s"
+        assert caplog.messages[0] == "the server is away; trying again"
+        assert "trying again since 6" in caplog.messages[1]
+        patience.success()
+        assert caplog.messages[-1].startswith("the server is there again after 17")
+
+
+def test_it_is_given_up_after_the_limit() -> None:
+    time = Time()
+    patience = Patience(limit=30, clock=time.clock, sleep=time.sleep)
+    with pytest.raises(RunError, match=r"away; given up after \d+ s \(superlink.retry_for is 30\)"):
+        _for_ever(patience)
+    assert 30 <= time.now - 100 < 45
+
+
+def _for_ever(patience: Patience) -> None:
+    while True:
+        patience.wait("away")

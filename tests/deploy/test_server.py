@@ -1,0 +1,120 @@
+"""The same experiment across machines: real processes, TLS, keys, and ``kill -9`` of each of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from tests.deploy.machines import digest, eventually, machines
+
+EXPERIMENT = """
+name = "two"
+seed = 3
+rounds = {rounds}
+[data]
+use = "digits"
+[partition]
+use = "dirichlet"
+clients = 2
+alpha = 1.0
+[model]
+use = "cnn"
+width = 4
+dense = 8
+[training]
+epochs = {epochs}
+lr = 0.1
+[strategy]
+use = "{strategy}"
+[evaluation]
+holdout = 0.2
+"""
+
+
+def test_three_rounds_across_machines_end_in_the_simulations_bits(tmp_path: Path, pki: Path) -> None:
+    text = EXPERIMENT.format(rounds=3, epochs=1, strategy="fedavg")
+    with machines(tmp_path, pki, text) as here:
+        server = here.server()
+        north, south = here.client("north"), here.client("south")
+        assert server.wait(180) == 0, here.log("server")
+        expected = here.simulated()
+        assert digest(here.out) == expected
+        assert [record["clients"] for record in here.rounds()] == [[0, 1]] * 3
+        assert all(record["refused"] == [] for record in here.rounds())
+        for name in ("report.html", "summary.json", "split.json"):
+            assert (here.out / name).exists()
+        # The clients do not end with the run; they end when they are told to, and in order.
+        for client in (north, south):
+            assert client.poll() is None
+            client.send_signal(signal.SIGTERM)
+            assert client.wait(30) == 0
+
+
+def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: Path) -> None:
+    text = EXPERIMENT.format(rounds=4, epochs=8, strategy="scaffold")
+    with machines(tmp_path, pki, text) as here:
+        server = here.server()
+        north = here.client("north")
+        here.client("south")
+        eventually(lambda: len(here.rounds()) >= 1 or server.poll() is not None, "the first round")
+        north.kill()
+        north.wait()
+        here.client("north")
+        eventually(lambda: len(here.rounds()) >= 2 or server.poll() is not None, "the second round")
+        server.kill()
+        server.wait()
+        done = len(here.rounds())
+        again = here.server()
+        assert again.wait(180) == 0, here.log("server")
+        assert done < 4, "the run was over before the server was killed"
+        assert digest(here.out) == here.simulated()
+        assert [record["refused"] for record in here.rounds()] == [[]] * 4
+
+
+def test_a_dead_training_process_costs_one_reply(tmp_path: Path, pki: Path) -> None:
+    text = EXPERIMENT.format(rounds=3, epochs=20, strategy="fedavg")
+    with machines(tmp_path, pki, text) as here:
+        server = here.server()
+        north = here.client("north")
+        here.client("south")
+        eventually(lambda: here.rounds() or server.poll() is not None, "the first round")
+        assert server.poll() is None, here.log("server")
+        eventually((tmp_path / "state-north/inbox/task").exists, "a task")
+        os.kill(here.training_child(north), signal.SIGKILL)
+        assert server.wait(180) == 0, here.log("server")
+        refused = [item for record in here.rounds() for item in record["refused"]]
+        assert [item["client"] for item in refused] == [0]
+        assert "the training process died (killed by SIGKILL" in refused[0]["reason"]
+        assert here.rounds()[-1]["clients"] == [0, 1]
+        assert north.poll() is None
+
+
+def test_a_client_that_may_not_or_cannot_follow_says_so_on_both_sides(tmp_path: Path, pki: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from fedvision.losses.weighting import cross_entropy\n"
+        "def loss(counts):\n    return cross_entropy(counts)\n"
+    )
+    with machines(tmp_path, pki, EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg")) as here:
+        with here.experiment.open("a") as file:
+            file.write('[loss]\nuse = "mine:loss"\n')
+        server = here.server()
+        here.client("north")
+        old = tmp_path / "old"
+        old.mkdir()
+        (old / "sitecustomize.py").write_text(
+            "import fedvision.deploy.contract as contract\ncontract.PROTOCOL = 99\n"
+        )
+        path = os.pathsep.join([str(old), os.environ.get("PYTHONPATH", "")])
+        here.client("south", 'plugins = ["mine"]', PYTHONPATH=path)
+        plugin = "use = 'mine:loss': this client allows built-ins"
+        version = "speaks protocol 1 (fedvision"
+        for name, sentence in (("north", plugin), ("south", version)):
+            eventually(lambda name=name, sentence=sentence: sentence in here.log(name), f"{name}'s sentence")
+            eventually(
+                lambda name=name, sentence=sentence: (
+                    f"{name} cannot take part" in here.log("server") and sentence in here.log("server")
+                ),
+                f"the server's sentence on {name}",
+            )
+        assert server.poll() is None, "it waits for clients that can"

@@ -1,0 +1,177 @@
+"""Contract tests of the non-public names for talking to a SuperLink, against a real one with TLS and keys."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+
+from fedvision.deploy.certificates import make
+from fedvision.deploy.contract import RunFacts, bundle
+from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
+from fedvision.flower import internals, wire
+from fedvision.flower.internals import TensorArray
+from fedvision.flower.internals_fleet import FleetLink
+from fedvision.flower.internals_run import RunLink
+from fedvision.flower.internals_wire import (
+    Incoming,
+    LinkDown,
+    LinkRefused,
+    NotThereYet,
+    RunEnded,
+    envelope,
+    parcel,
+)
+from tests.experiments import tiny
+
+FACTS = RunFacts(run="r", experiment=tiny().to_toml(), classes=("a", "b"), image=(8, 8, 1)).to_table()
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pki")
+    make(folder, hosts=["localhost"], clients=["north"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkPlace]:
+    state = tmp_path_factory.mktemp("superlink")
+    server = pki / "server"
+    asked = LinkPlace(
+        tls=server, clients=server / "clients", state=state, public="127.0.0.1:0", private="127.0.0.1:0"
+    )
+    process = SuperlinkProcess(asked)
+    yield process.open()
+    process.stop()
+
+
+def key(pki: Path) -> EllipticCurvePrivateKey:
+    found = load_ssh_private_key((pki / "clients/north/client.key").read_bytes(), None)
+    assert isinstance(found, EllipticCurvePrivateKey)
+    return found
+
+
+@pytest.fixture
+def client(pki: Path, place: LinkPlace) -> Iterator[FleetLink]:
+    link = FleetLink(place.public, key(pki), roots=pki / "ca.crt")
+    yield link
+    link.close()
+
+
+def content(value: float) -> RecordDict:
+    """Return a model of 5 MB, two pieces, as it travels."""
+    tensors = {"w": TensorArray(torch.full((1_300_000,), value))}
+    plain = RecordDict({"arrays": ArrayRecord(tensors)})
+    layout = wire.describe(plain)
+    return envelope(layout, parcel(wire.TensorSource(plain, layout)))
+
+
+def value(incoming: Incoming) -> float:
+    """Fetch a message as soon as it is delivered, and return the one number that its tensor holds."""
+    while True:
+        try:
+            layout = incoming.open()
+            blob = bytearray(b"".join(incoming.read(layout.size)))
+            break
+        except NotThereYet:
+            time.sleep(0.01)
+    (number,) = set(wire.unpack(layout, blob).array_records["arrays"]["w"].numpy().tolist())
+    return float(number)
+
+
+def test_a_message_and_its_reply_travel_whole(pki: Path, place: LinkPlace, client: FleetLink) -> None:
+    server = RunLink(place.private, roots=place.roots, secret=place.secret())
+    node = client.activate()
+    run_id = server.start(bundle(), FACTS)
+    assert server.online() == {node: "north"}
+    assert [(info.name, info.status) for info in server.nodes()] == [("north", "online")]
+    assert server.beat()
+    (sent,) = server.push([Message(content(2.0), node, "train")])
+    received = client.receive()
+    assert received is not None
+    assert client.receive() is None, "a message is given once"
+    assert client.run_config(run_id) == FACTS
+    incoming = client.incoming(received)
+    assert value(incoming) == 2.0
+    reply = Message(content(3.0), reply_to=incoming.head)
+    client.answer(reply, 0.1)
+    client.answer(reply, 0.1)  # a client that lost the connection sends it again
+    client.confirm(incoming)
+    (back,) = server.pull([sent])
+    assert (back.head.metadata.src_node_id, back.head.metadata.reply_to_message_id) == (node, sent)
+    assert value(back) == 3.0
+    server.confirm(back)
+    assert [found.head.has_error() for found in server.pull([sent])] == [True], "a reply is given once"
+    server.finish("completed", "")
+    with pytest.raises(RunEnded):
+        client.run_config(run_id)
+    client.sign_off()
+    server.close()
+
+
+def test_an_error_reply_comes_with_its_head(place: LinkPlace, client: FleetLink) -> None:
+    server = RunLink(place.private, roots=place.roots, secret=place.secret())
+    node = client.activate()
+    run_id = server.start(bundle(), FACTS)
+    (sent,) = server.push([Message(content(1.0), node, "train")])
+    received = client.receive()
+    assert received is not None
+    head = client.incoming(received).head
+    client.answer(
+        Message(Error(code=internals.CLIENT_RAISED, reason="client 0, training: no"), reply_to=head), 0.1
+    )
+    (back,) = server.pull([sent])
+    assert back.head.error.reason == "client 0, training: no"
+    client.sign_off()
+    server.stop(run_id)
+    server.stop(run_id)  # one that is over is left alone
+    with pytest.raises(LinkRefused):
+        server.beat()
+    server.close()
+
+
+def test_a_killed_node_comes_back_by_a_heartbeat_and_not_by_activation(
+    pki: Path, place: LinkPlace, client: FleetLink
+) -> None:
+    node = client.activate()
+    again = FleetLink(place.public, key(pki), roots=pki / "ca.crt")
+    with pytest.raises(LinkRefused, match="Failed to activate"):
+        again.activate()
+    again.node_id = node
+    assert again.beat()
+    again.node_id = node + 1
+    with pytest.raises(LinkRefused):
+        again.beat()
+    again.close()
+    client.sign_off()
+
+
+def test_strangers_and_wrong_secrets_are_refused(place: LinkPlace, tmp_path: Path) -> None:
+    make(tmp_path, hosts=["localhost"], clients=["north"])
+    stranger = FleetLink(place.public, key(tmp_path), roots=place.roots)
+    with pytest.raises(LinkRefused, match="does not know this client's key"):
+        stranger.activate()
+    stranger.close()
+    fooled = FleetLink(place.public, key(tmp_path), roots=tmp_path / "ca.crt")
+    with pytest.raises(LinkDown, match="CERTIFICATE_VERIFY_FAILED"):
+        fooled.activate()
+    fooled.close()
+    thief = RunLink(place.private, roots=place.roots, secret=b"0" * 64)
+    with pytest.raises(LinkRefused):
+        thief.start(bundle(), FACTS)
+    thief.close()
+
+
+def test_a_superlink_that_is_away_is_down(pki: Path) -> None:
+    link = RunLink("127.0.0.1:9", roots=pki / "ca.crt")
+    assert not link.alive()
+    with pytest.raises(LinkDown):
+        link.nodes()
+    link.close()
