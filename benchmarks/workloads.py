@@ -59,7 +59,23 @@ def cnn(*, num_classes: int) -> nn.Module:
 
 
 def idle(*, num_classes: int) -> nn.Module:
-    """Build a linear layer, and let the clients of this process do nothing with it."""
+    """Build a linear layer, and let the clients of every process that has it do nothing."""
+    return Idle(num_classes)
+
+
+class Idle(nn.Sequential):
+    """A linear layer in whose presence, built here or sent here, training is answering."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(784, num_classes))
+        _do_nothing()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _do_nothing()
+
+
+def _do_nothing() -> None:
     from fedvision.training.loop import LocalUpdate
     from fedvision.training.worker import Worker
     from fedvision.types import Task
@@ -67,9 +83,7 @@ def idle(*, num_classes: int) -> nn.Module:
     def nothing(worker: Worker, task: Task) -> LocalUpdate:
         return LocalUpdate(state=task.state, examples=1, loss=0.0, steps=0)
 
-    # The model is built in every process that hosts clients, so this reaches the workers of any engine.
     Worker.train = nothing  # type: ignore[method-assign]
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, num_classes))
 
 
 def experiment(workload: str, *, rounds: int | None = None) -> dict[str, Any]:

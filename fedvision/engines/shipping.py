@@ -18,6 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from numpy.typing import NDArray
 
 from fedvision.flower import codec, internals
+from fedvision.flower.internals import filled
 from fedvision.types import State
 
 Arrays: TypeAlias = "dict[str, NDArray[Any]]"
@@ -56,19 +57,19 @@ class Outbox:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, ...], tuple[Any, list[torch.Tensor]]] = {}
+        self._contents: dict[int, tuple[Content, RecordDict]] = {}
 
     def order(self, message: Message) -> Order:
         """Return a message as an order."""
-        return Order(
-            node=message.metadata.dst_node_id,
-            kind=message.metadata.message_type,
-            content=Content(
-                numbers=_numbers(message.content),
-                arrays={
-                    key: self._reference(record) for key, record in codec.arrays_of(message.content).items()
-                },
-            ),
-        )
+        content, metadata = message.content, message.metadata
+        if id(content) not in self._contents:
+            self._contents[id(content)] = (self._content(content), content)
+        packed, _ = self._contents[id(content)]
+        return Order(node=metadata.dst_node_id, kind=metadata.message_type, content=packed)
+
+    def _content(self, content: RecordDict) -> Content:
+        arrays = {key: self._reference(record) for key, record in codec.arrays_of(content).items()}
+        return Content(numbers=_numbers(content), arrays=arrays)
 
     def _reference(self, record: ArrayRecord) -> Any:
         state = codec.decode_state(record)
@@ -147,4 +148,4 @@ def _numbers(content: RecordDict) -> dict[str, tuple[type, dict[str, Any]]]:
 
 
 def _records(numbers: Mapping[str, tuple[type, dict[str, Any]]]) -> RecordDict:
-    return RecordDict({key: kind(values) for key, (kind, values) in numbers.items()})
+    return filled(RecordDict, {key: filled(kind, values) for key, (kind, values) in numbers.items()})

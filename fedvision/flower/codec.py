@@ -18,7 +18,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedvision.errors import UpdateRefused
-from fedvision.flower.internals import TensorArray, array_record
+from fedvision.flower.internals import TensorArray, filled
 from fedvision.strategies.mean import Sums
 from fedvision.strategies.summation import PartialSum
 from fedvision.training.evaluate import Evaluation
@@ -52,12 +52,11 @@ class RosterEntry:
 
 def encode_state(state: State) -> ArrayRecord:
     """Wrap CPU tensors without copying them; bfloat16, which NumPy does not know, travels as float32."""
-    return array_record(
-        {
-            name: TensorArray(tensor.float() if tensor.dtype is torch.bfloat16 else tensor)
-            for name, tensor in state.items()
-        }
-    )
+    arrays = {
+        name: TensorArray(tensor.float() if tensor.dtype is torch.bfloat16 else tensor)
+        for name, tensor in state.items()
+    }
+    return filled(ArrayRecord, arrays)
 
 
 def decode_state(record: Mapping[str, Array]) -> State:
@@ -152,8 +151,8 @@ def decode_task(message: Message, client: int) -> Task:
 
 def encode_update(update: LocalUpdate) -> RecordDict:
     """Return the content of a reply to a training message."""
-    metrics = MetricRecord({EXAMPLES: update.examples, TRAIN_LOSS: update.loss})
-    content = RecordDict({ARRAYS: encode_state(update.state), METRICS: metrics})
+    metrics = filled(MetricRecord, {EXAMPLES: update.examples, TRAIN_LOSS: update.loss})
+    content = filled(RecordDict, {ARRAYS: encode_state(update.state), METRICS: metrics})
     for group, state in update.tensors.items():
         content[_TENSORS + group] = encode_state(state)
     return content
@@ -212,8 +211,8 @@ def check_update(content: RecordDict, client: int, expected: State) -> None:
 
 def encode_folded(content: RecordDict) -> RecordDict:
     """Return a reply's content without its tensors, which are in a sum."""
-    told = ConfigRecord({_BYTES: size(content)})
-    return RecordDict({METRICS: record(content, METRICS, MetricRecord), _FOLDED: told})
+    told = filled(ConfigRecord, {_BYTES: size(content)})
+    return filled(RecordDict, {METRICS: record(content, METRICS, MetricRecord), _FOLDED: told})
 
 
 def is_folded(content: RecordDict) -> bool:

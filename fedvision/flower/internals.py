@@ -7,7 +7,7 @@ What is leaned on, and why:
 * ``Run``: the type of ``Grid.run``.
 * ``Metadata.__dict__["_message_id"]``: the id that a SuperLink would give; replies are matched by it.
 * ``Array``'s fields in ``__dict__``: ``TensorArray`` fills ``data`` only when something asks for bytes.
-* ``ArrayRecord.__dict__["_data"]``: the arrays by name, filled without a check of each.
+* ``__dict__["_data"]`` of records: the values by name, filled without a check of each.
 * ``ErrorCode.CLIENT_APP_RAISED_EXCEPTION``: the code of an error reply.
 * ``create_app``, ``SuperLinkLifespanConfig``, ``SuperLinkLifespan``: the SuperLink as an ASGI application,
   which its command would serve on a single socket.
@@ -21,9 +21,9 @@ import logging
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.constant import (
     HEARTBEAT_DEFAULT_INTERVAL,
     NOOP_ACCOUNT_NAME,
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from flwr.server.superlink.linkstate import LinkState as LinkState
 
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord, RecordDict)
 CLIENT_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 SERVER_NODE = SUPERLINK_NODE_ID
 PARTITION = "partition-id"
@@ -103,10 +104,10 @@ class TensorArray(Array):
         return self.tensor.numpy()
 
 
-def array_record(arrays: Mapping[str, Array]) -> ArrayRecord:
-    """Return a record of arrays that are known to be arrays: Flower would check every one anew."""
-    record = ArrayRecord()
-    record.__dict__["_data"].update(arrays)
+def filled(kind: type[R], values: Mapping[str, Any]) -> R:
+    """Return a record of values whose types are known to be right: Flower would check every one anew."""
+    record = kind()
+    record.__dict__["_data"].update(values)
     return record
 
 

@@ -60,9 +60,11 @@ class FlowerStrategy(Strategy):
         return self._instructions(server_round, arrays, config)
 
     def _instructions(self, round: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
+        told, content = Instruction(), None
         for client in self._positions:
             instruction = self.inner.instruct(round, self._state, client)
-            content = codec.encode_instruction(instruction, arrays, config)
+            if content is None or not _alike(instruction, told):
+                told, content = instruction, codec.encode_instruction(instruction, arrays, config)
             yield Message(content, self._roster.node(client), MessageType.TRAIN)
 
     def aggregate_train(
@@ -120,6 +122,14 @@ class FlowerStrategy(Strategy):
 
     def summary(self) -> None:
         """Say nothing: the run folder holds the configuration."""
+
+
+def _alike(one: Instruction, other: Instruction) -> bool:
+    """Say whether two instructions can share a content: the same words and the very same tensors."""
+    same = one.tensors.keys() == other.tensors.keys() and all(
+        state is other.tensors[group] for group, state in one.tensors.items()
+    )
+    return same and one.objective == other.objective and one.numbers == other.numbers
 
 
 class _Losses:

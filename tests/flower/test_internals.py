@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedvision.flower import internals
 from fedvision.flower.internals import TensorArray
@@ -122,5 +122,11 @@ def test_a_filled_record_is_one_that_was_set_array_by_array() -> None:
     expected = ArrayRecord()
     for name, array in arrays.items():
         expected[name] = array
-    assert internals.array_record(arrays) == expected
-    assert list(internals.array_record(arrays)) == ["a", "b"]
+    made = internals.filled(ArrayRecord, arrays)
+    assert made == expected
+    assert list(made) == ["a", "b"]
+    numbers = {"n": 3, "loss": 0.5}
+    assert internals.filled(MetricRecord, numbers) == MetricRecord(numbers)
+    assert internals.filled(ConfigRecord, numbers) == ConfigRecord(numbers)
+    content = {"arrays": made, "metrics": MetricRecord(numbers)}
+    assert internals.filled(RecordDict, content) == RecordDict(content)

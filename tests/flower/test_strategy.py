@@ -18,7 +18,7 @@ from fedvision.flower.roster import AskedRoster
 from fedvision.flower.strategy import FlowerStrategy, build_strategy, layers
 from fedvision.strategies.averaging import FedAvg
 from fedvision.training.loop import LocalUpdate
-from fedvision.types import PluginSpec, State, Update
+from fedvision.types import Instruction, PluginSpec, State, Update
 
 STATE: State = {"w": torch.zeros(3), "b": torch.zeros(1)}
 
@@ -150,3 +150,18 @@ def test_evaluation_asks_every_node() -> None:
     strategy = FlowerStrategy(FedAvg(fraction=0.25), seed=1)
     messages = list(strategy.configure_evaluate(4, ArrayRecord(), ConfigRecord(), Nodes()))
     assert [message.metadata.dst_node_id for message in messages] == [100, 101, 102, 103]
+
+
+def test_clients_who_are_told_the_same_share_a_content() -> None:
+    class Telling(FedAvg):
+        def instruct(self, round: int, state: State, client: int) -> Instruction:
+            return Instruction(numbers={"mu": float(client >= 2)})
+
+    internals.identify(1)
+    for inner, contents in ((FedAvg(), 1), (Telling(), 2)):
+        strategy = FlowerStrategy(inner, seed=1)
+        strategy.introduce(members(Nodes.clients))
+        messages = list(strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), Nodes()))
+        assert len({id(message.content) for message in messages}) == contents
+        told = [codec.decode_task(message, 0).instruction.numbers for message in messages]
+        assert told == ([{}] * 4 if contents == 1 else [{"mu": 0.0}, {"mu": 0.0}, {"mu": 1.0}, {"mu": 1.0}])
