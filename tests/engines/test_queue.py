@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.engines.queue import Queue
+from fedvision.engines.queue import SHARES, Queue
 
 
 @given(
@@ -44,8 +44,8 @@ def test_many_small_tasks_go_in_few_batches() -> None:
     sizes = []
     while len(queue):
         sizes.append(len(queue.take(2)))
-    assert sizes[0] == 500
-    assert len(sizes) < 50
+    assert sizes[0] == int(3000 / (SHARES * 2))
+    assert len(sizes) < 30
     assert sizes[-1] == 1
 
 
