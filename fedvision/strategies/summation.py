@@ -118,16 +118,21 @@ class WeightedSum:
         weight = math.fsum(weights)
         if weight == 0:
             raise RunError("there is no mean of this round's updates: all their weights are 0")
-        return {name: self._mean(name, weight).to(dtype) for name, dtype in self._dtypes.items()}
+        return {name: self._mean(name, weight, dtype) for name, dtype in self._dtypes.items()}
 
-    def _mean(self, name: str, weight: float) -> torch.Tensor:
-        """Return one tensor's mean in float64; its total is let go."""
-        total = self._totals.pop(name, None)
-        for part in self._parts:
-            fetched = part.totals[name]
-            total = fetched.clone() if total is None else total.add_(fetched)
-        assert total is not None, "a name is known once something was added or merged"
-        return total.sum(0).div_(weight) if len(total) > 1 else total[0].div_(weight)
+    def _mean(self, name: str, weight: float, dtype: torch.dtype) -> torch.Tensor:
+        """Return one tensor's mean; slice by slice, so that no float64 copy of all parts is made."""
+        totals = [part.totals[name] for part in self._parts]
+        if name in self._totals:
+            totals.append(self._totals.pop(name))
+        mean = torch.empty(totals[0].shape[1:], dtype=dtype)
+        flat, parts = mean.view(-1), [total.reshape(len(total), -1) for total in totals]
+        for start in range(0, flat.numel(), _SLICE):
+            total = parts[0][:, start : start + _SLICE].clone()
+            for part in parts[1:]:
+                total.add_(part[:, start : start + _SLICE])
+            flat[start : start + _SLICE] = total.sum(0).div_(weight)
+        return mean
 
     def _learn(self, dtypes: Mapping[str, torch.dtype]) -> None:
         if not self._dtypes:
