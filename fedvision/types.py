@@ -90,7 +90,7 @@ class Update:
     client: int
     """Partition number of the client."""
     position: int
-    """Place of the client in the round's cohort, from 0: sums are ordered by it."""
+    """Place of the client in the round's cohort, from 0: who must see every update gets them by it."""
     examples: int
     """Number of training images behind the update, > 0."""
     state: State

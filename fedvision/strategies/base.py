@@ -52,7 +52,7 @@ class RoundStrategy(ABC):
 
         Returns:
             ``max(min_clients, fraction * len(clients))`` clients, never more than there are. They rise, so
-            that the order of summation depends on who was drawn and not on the order of the draw.
+            that a median or Krum sees the models by who was drawn and not by the order of the draw.
         """
         size = cohort_size(len(clients), self.fraction, self.min_clients)
         # The positions are shuffled: the same draw as of a list of the clients, without making that list.
