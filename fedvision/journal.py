@@ -19,6 +19,7 @@ from fedvision.flower import server_app
 from fedvision.flower.internals import SERVER_NODE
 from fedvision.flower.roster import Roster
 from fedvision.flower.strategy import layers
+from fedvision.interruption import Interruption
 from fedvision.models.state import get_state, load_state, travelling
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.mistakes import choose
@@ -52,6 +53,8 @@ class RunJournal:
         self.federation, self.folder, self.config = federation, folder, federation.config
         self.progress = progress or Silent()
         self.tensorboard = tensorboard
+        self.interruption = Interruption()
+        """Is entered around all that may be interrupted."""
         self.notices: list[str] = []
         """What was said to a person while it ran."""
         names = travelling(federation.model, self.config.model.travel)
@@ -99,10 +102,12 @@ class RunJournal:
 
     def client_done(self, round: int, done: int, total: int) -> None:
         """Move the progress bar."""
+        self.interruption.check()
         self.progress.client_done(round, done, total)
 
     def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
-        """Write a round's line, then its checkpoint."""
+        """Write a round's line, then its checkpoint; a round that was interrupted is not written."""
+        self.interruption.check()
         self.state, self.done = state, int(record["round"])
         self.folder.append_round(record, seconds)
         if self.done % self.config.checkpoint_every == 0 or self.done == self.config.rounds:

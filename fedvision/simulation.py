@@ -34,10 +34,11 @@ class Simulation(RunJournal):
     def run(self, engine: Engine) -> State:
         """Run the rounds that are left, write everything else, and return the final state."""
         recipe = self._recipe()
-        self.resume()
-        with self.progress, engine.open(recipe, tell=self.note) as grid:
-            self.play(grid, recipe.roster(), self._measure())
-        self.finish(recipe.worker())
+        with self.interruption:
+            self.resume()
+            with self.progress, engine.open(recipe, tell=self.note) as grid:
+                self.play(grid, recipe.roster(), self._measure())
+            self.finish(recipe.worker())
         return self.state
 
     def _recipe(self) -> SimulatedClients:

@@ -13,7 +13,17 @@ from fedvision import registry
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fedvision"
-BASE = {"types", "errors", "seeding", "tables", "config", "client_config", "sweep", "registry"}
+BASE = {
+    "types",
+    "errors",
+    "seeding",
+    "tables",
+    "config",
+    "client_config",
+    "sweep",
+    "registry",
+    "interruption",
+}
 # A room may import the rooms named here, itself and the base; the order is the house's, from the cellar up.
 ROOMS: dict[str, set[str]] = {
     "metrics": set(),

@@ -84,14 +84,15 @@ class Deployment(RunJournal):
         Raises:
             RunError: The run failed, or the SuperLink stayed away.
         """
-        self.resume()
-        if process is not None:
-            place = process.open()
-        try:
-            return self._over(place, process, wait_for)
-        finally:
+        with self.interruption:
+            self.resume()
             if process is not None:
-                process.stop()
+                place = process.open()
+            try:
+                return self._over(place, process, wait_for)
+            finally:
+                if process is not None:
+                    process.stop()
 
     def _over(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
         link = RunLink(place.private, roots=place.roots, secret=place.secret())
