@@ -18,6 +18,7 @@ from fedvision.federation import Federation
 from fedvision.flower import server_app
 from fedvision.flower.internals import SERVER_NODE
 from fedvision.flower.roster import Roster
+from fedvision.flower.rounds import Rounds
 from fedvision.flower.strategy import layers
 from fedvision.interruption import Interruption
 from fedvision.models.state import get_state, load_state, travelling
@@ -60,6 +61,7 @@ class RunJournal:
         names = travelling(federation.model, self.config.model.travel)
         self.state = get_state(federation.model, names)
         self.done = 0
+        self.rounds = Rounds(self.config.round, self.config.seed)
         self._totals: NDArray[np.int64] = np.zeros(len(federation.dataset.classes), np.int64)
 
     def play(self, grid: Grid, roster: Roster, measure: Measure | None) -> None:
@@ -82,6 +84,7 @@ class RunJournal:
             roster=roster,
             measure=measure,
             extra_metrics=self.federation.metrics,
+            rounds=self.rounds,
         )
         server_app.build(plan)(grid=grid, context=_context(self.config.to_toml()))
 
@@ -120,7 +123,10 @@ class RunJournal:
         self.progress.note(sentence)
 
     def _checkpoint(self) -> None:
-        tensors, values = {"model": self.state}, {}
+        tensors: dict[str, State] = {"model": self.state}
+        values: dict[str, Any] = {}
+        owed, values["rounds"] = self.rounds.snapshot(self.done)
+        tensors |= {"rounds": owed} if owed else {}
         for name, layer in layers(self.federation.strategy).items():
             tensors[name], values[name] = snapshot(layer)
         self.folder.checkpoints.save(self.done, tensors, values)
@@ -133,6 +139,7 @@ class RunJournal:
         self.done = checkpoint.round
         # In the model's order, which the file does not keep: stock strategies count tensors by position.
         self.state = {name: checkpoint.tensors["model"][name] for name in self.state}
+        self.rounds.restore(checkpoint.tensors.get("rounds", {}), checkpoint.values.get("rounds", {}))
         for name, layer in layers(self.federation.strategy).items():
             restore(layer, checkpoint.tensors.get(name, {}), checkpoint.values[name])
 
