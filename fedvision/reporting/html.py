@@ -135,6 +135,8 @@ def _clients(facts: RunFacts) -> Markup | None:
         return None
     order = by_frequency(facts.totals)
     sample = wording.sample(len(facts.counts), facts.clients) if len(facts.counts) < facts.clients else None
+    if sample:
+        sample += "; the others do not share their counts" if facts.withheld else ", drawn at random"
     return Markup(
         matrices.clients_by_classes(facts.counts, facts.classes, order, name="clients", sample=sample)
     )
