@@ -94,6 +94,13 @@ class Members:
         """Members that tell their own class counts, as they are or with noise, rising."""
         return sorted(client for client, entry in self._entries.items() if entry.sharing in _TELLING)
 
+    @property
+    def exact(self) -> bool:
+        """Whether ``counts`` holds every image of every member."""
+        return all(
+            entry.sharing == "plain" or client in self._masked for client, entry in self._entries.items()
+        )
+
     def table(self) -> NDArray[np.int64]:
         """Return the images of each class of every client in ``told`` [K, C]."""
         rows = [self._entries[client].counts for client in self.told]

@@ -114,12 +114,9 @@ class Deployment(RunJournal):
         assert isinstance(roster, Members)
         facts: dict[str, Any] = {"digest": "", "classes": list(self.federation.dataset.classes)}
         facts |= {"counts": roster.table(), "left_out": 0}
-        if len(roster.told) < len(roster):
-            facts |= {
-                "clients": len(roster),
-                "shown": roster.told,
-                "withheld": len(roster) - len(roster.told),
-            }
+        if withheld := len(roster) - len(roster.told):
+            facts |= {"clients": len(roster), "shown": roster.told, "withheld": withheld}
+        facts["exact"] = roster.exact
         self.record_split({**facts, "totals": list(roster.counts)}, np.array(roster.counts))
         super().begin(roster)
 
