@@ -66,7 +66,8 @@ class RunFacts:
         Raises:
             ConfigError: It speaks another protocol, or the text is not the one that was sent.
         """
-        if table.get("protocol") != PROTOCOL:
+        # Another version may train otherwise: then nobody could say what the model rests on.
+        if table.get("protocol") != PROTOCOL or table.get("version") != __version__:
             raise ConfigError(
                 f"the server speaks protocol {table.get('protocol', 'unknown')} (fedvision "
                 f"{table.get('version', 'unknown')}) and this client protocol {PROTOCOL} (fedvision "
