@@ -2,7 +2,7 @@
 
 A third of scikit-learn's handwritten digits each, in the three forms that clients have: ``north`` has a
 folder of classes, ``south`` a CSV file that names images and labels, ``west`` arrays in an .npz file. Beside
-the images lies each machine's ``client.toml``, made from this folder's; it wants the machine's keys in ``keys``.
+the images lies each machine's ``client.toml``, made from this folder's; its keys go into ``keys``.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Deployment(RunJournal):
             try:
                 return self._over(place, process, wait_for)
             finally:
-                if process is not None:
+                if process is not None and not process.keep:
                     process.stop()
 
     def _over(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:

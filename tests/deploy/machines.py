@@ -107,6 +107,12 @@ class Machines:
         command += ["--state", str(self.folder / "superlink"), *options]
         return self._start("server.log", command, {})
 
+    def submit(self, experiment: Path, out: Path) -> subprocess.Popen[bytes]:
+        """Send an experiment to the SuperLink that a server keeps up."""
+        command = ["submit", str(experiment), "--wait-for", f"{len(self.names)}", "--out", str(out)]
+        command += ["--tls", str(self.pki / "server"), "--private", self._ports()[0]]
+        return self._start("submit.log", [*command, "--state", str(self.folder / "superlink")], {})
+
     def _ports(self) -> tuple[str, str]:
         import socket
 
