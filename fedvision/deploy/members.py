@@ -132,7 +132,7 @@ class Members:
                 return here
             if time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
-                self._say(self._waiting(here))
+                self._say(self._waiting(online))
             time.sleep(_LOOK_S)
 
     def _admit(self, grid: LinkGrid, online: Mapping[int, str]) -> None:
@@ -201,19 +201,17 @@ class Members:
             page = {**read_json(self._file), "clients": self._by_name, "sums": sums}
             replace_file(self._file, json.dumps(page, indent=2) + "\n")
 
-    def _waiting(self, here: list[int]) -> str:
+    def _waiting(self, online: Mapping[int, str]) -> str:
         masked = [self.name(client) for client in sorted(self._masked.waiting)]
-        there = {self.name(client) for client in here} | set(masked)
+        there = {name for node, name in online.items() if node not in self._refused} - set(masked)
         others = [
             f"{name} {_ago(seconds)}"
             for name, seconds in sorted(self._last_seen().items())
-            if name not in there
+            if name not in there and name not in masked
         ]
-        few = [
-            f"{' and '.join(masked)} mask{'s' * (len(masked) == 1)} class counts, and a sum that hides them "
-            f"needs {FEWEST} such clients"
-        ]
-        return "; ".join([f"waiting: {len(here)} of {self.least} clients", *(few if masked else ()), *others])
+        few = f"{' and '.join(masked)} mask{'s' * (len(masked) == 1)} class counts, and a sum that hides them"
+        hidden = [f"{few} needs {FEWEST} such clients"] if masked and self._needed else []
+        return "; ".join([f"waiting: {len(there)} of {self.least} clients", *hidden, *others])
 
 
 def _ago(seconds: float | None) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import mmap
 import os
 import queue
@@ -239,6 +240,7 @@ def main() -> None:
     # When memory runs out it is this process that shall go, not the connection.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("800")
+    logging.basicConfig(format="%(asctime)s %(message)s")
     requests = _requests(sys.stdin)
     first = json.loads(requests.get())
     client = ClientConfig.from_toml(first["client"])
