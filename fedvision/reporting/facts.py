@@ -55,6 +55,8 @@ class Measurement:
     """Mean cross-entropy, nats."""
     worst: tuple[str, float] | None
     """The client with the lowest accuracy, and that accuracy."""
+    withheld: int = 0
+    """Clients of whom only sums with others are known, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,8 @@ class RunFacts:
     """Number of clients, of whom ``counts`` may hold a sample; 0 where unknown."""
     exact: bool
     """Whether ``totals`` was counted."""
+    withheld: int = 0
+    """Clients that do not share their own class counts."""
 
     @property
     def done(self) -> int:
@@ -144,6 +148,7 @@ class RunFacts:
                     confusion=np.array(facts.get("confusion") or np.zeros((0, 0)), np.int64),
                     loss=facts.get("loss"),
                     worst=_worst(facts),
+                    withheld=len(facts.get("withheld") or ()),
                 )
         return None
 
@@ -224,6 +229,7 @@ def read_facts(folder: RunFolder) -> RunFacts:
         totals=np.array(split["totals"], np.int64) if "totals" in split else counts.sum(0),
         clients=int(split.get("clients", len(counts))),
         exact=bool(split.get("exact", True)),
+        withheld=int(split.get("withheld", 0)),
     )
 
 
