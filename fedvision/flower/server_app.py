@@ -50,6 +50,9 @@ class Journal(Protocol):
     def client_done(self, round: int, done: int, total: int) -> None:
         """One more client of the round has answered."""
 
+    def given_up(self, record: Mapping[str, Any]) -> None:
+        """The run ends with this round, which failed like those before it and is not counted."""
+
     def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
         """A round is over: its facts, its times and the global state after it."""
 
@@ -116,6 +119,7 @@ class _Server:
             record, seconds = self._round(number)
             failed = 0 if record["changed"] else failed + 1
             if failed >= last:
+                self.plan.journal.given_up(record)
                 raise RunError(hopeless(failed, record["refused"]))
             self.plan.journal.round_done(record, seconds, self.state)
 
@@ -167,7 +171,13 @@ class _Server:
             "busy": sorted(excluded - self.rounds.aside),
             "set_aside": self.rounds.note(exchange),
             "bytes": {"down": exchange.down, "up": exchange.up},
+            **self._time(),
         }
+
+    def _time(self) -> dict[str, float]:
+        """Return the seconds since the run began where they are simulated."""
+        lasting = self.post.lasting
+        return {"clock": lasting.now()} if lasting and lasting.simulated else {}
 
     def _messages(self, number: int, bound: float) -> list[Message]:
         """Return the training messages of those who are asked."""

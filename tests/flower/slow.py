@@ -114,6 +114,9 @@ class Diary:
     def client_done(self, round: int, done: int, total: int) -> None:
         assert 0 < done <= total
 
+    def given_up(self, record: Mapping[str, Any]) -> None:
+        self.last = dict(record)
+
     def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
         self.records.append(dict(record))
         self.states.append(state)
