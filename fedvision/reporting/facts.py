@@ -56,7 +56,7 @@ class Measurement:
     """Mean cross-entropy, nats."""
     worst: tuple[str, float] | None
     """The client with the lowest accuracy, and that accuracy."""
-    withheld: int = 0
+    withheld: int
     """Clients of whom only sums with others are known, or nothing."""
 
 
@@ -108,9 +108,8 @@ class RunFacts:
     """Number of clients, of whom ``counts`` may hold a sample; 0 where unknown."""
     exact: bool
     """Whether ``totals`` was counted."""
-    withheld: int = 0
+    withheld: int
     """Clients that do not share their own class counts."""
-
     events: list[Event]
     """What happened beside training, by round."""
 
