@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,8 @@ class Members:
         self._nodes: dict[int, int] = {}
         self._counts: dict[int, tuple[int, ...]] = {}
         self._refused: dict[int, float] = {}
+        self._here: set[int] = set()
+        self._left: set[int] = set()
         self.least = 1
         """Members without whom no round begins."""
 
@@ -97,12 +99,22 @@ class Members:
             if len(online) >= self.least or len(self._counts) >= self.least:
                 self._admit(grid, online)
             here = sorted(self.numbers[node] for node in online if self.numbers.get(node) in self._counts)
+            self._compare(here)
             if len(here) >= self.least:
                 return here
             if time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
                 self._say(self._waiting(here))
             time.sleep(_LOOK_S)
+
+    def _compare(self, here: Sequence[int]) -> None:
+        """Note which members left since the last look, and which came back."""
+        for client in sorted(self._here - set(here)):
+            self._note(f"{self.name(client)} ({client}) is not there any more")
+        for client in sorted(set(here) & self._left):
+            self._note(f"{self.name(client)} ({client}) is there again")
+        self._left = (self._left | self._here) - set(here)
+        self._here = set(here)
 
     def _admit(self, grid: LinkGrid, online: Mapping[int, str]) -> None:
         """Number machines that are new and ask them what they have."""
@@ -120,7 +132,9 @@ class Members:
         self._number(new)
         exchange = Exchange(roster=Unasked(), stage="data")
         messages = [Message(RecordDict(), node, codec.ROSTER) for node in new]
-        for reply in exchange.send(grid, messages):
+        # Who asks to join a run that is going on must not hold it up.
+        patience = None if len(self._counts) < self.least else _ASK_AGAIN_S
+        for reply in exchange.send(grid, messages, timeout=patience):
             node = reply.metadata.src_node_id
             entry = codec.decode_roster(reply.content)
             if len(entry.counts) == self._classes:
