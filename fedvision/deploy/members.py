@@ -128,13 +128,9 @@ class Members:
             online = grid.names()
             if len(online) >= self.least or len(self) >= self.least:
                 self._admit(grid, online)
-<<<<<<< HEAD
-            here = sorted(self.numbers[node] for node in online if self.numbers.get(node) in self._counts)
-            self._compare(here)
-=======
             members = self._joined()
             here = sorted(self.numbers[node] for node in online if self.numbers.get(node) in members)
->>>>>>> main
+            self._compare(here)
             if len(here) >= self.least:
                 return here
             if time.monotonic() - said > _SAY_EVERY_S:
@@ -174,7 +170,7 @@ class Members:
         exchange = Exchange(roster=Unasked(), stage="data")
         messages = [Message(RecordDict(), node, codec.ROSTER) for node in new]
         # Who asks to join a run that is going on must not hold it up.
-        patience = None if len(self._counts) < self.least else _ASK_AGAIN_S
+        patience = None if len(self) < self.least else _ASK_AGAIN_S
         for reply in exchange.send(grid, messages, timeout=patience):
             node = reply.metadata.src_node_id
             client, entry = self.numbers[node], codec.decode_roster(reply.content)
