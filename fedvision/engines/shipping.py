@@ -17,7 +17,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedvision.flower import codec, internals
+from fedvision.flower import codec, internals, internals_message
 from fedvision.flower.internals import filled
 from fedvision.types import State
 
@@ -118,7 +118,7 @@ def unpack(content: Content) -> RecordDict:
 def reply(answer: Answer, message: Message) -> Message:
     """Return an answer as the reply to its message."""
     if answer.content is not None:
-        return Message(unpack(answer.content), reply_to=message)
+        return internals_message.answer(unpack(answer.content), message)
     code, reason = answer.error or (internals.CLIENT_RAISED, "no reason was given")
     return Message(Error(code=code, reason=reason), reply_to=message)
 

@@ -9,7 +9,7 @@ Everything decoded is checked: names, shapes, types and finiteness, against what
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fedvision.errors import UpdateRefused
 from fedvision.flower.internals import TensorArray, filled
+from fedvision.flower.internals_message import values
 from fedvision.strategies.mean import Sums
 from fedvision.strategies.summation import PartialSum
 from fedvision.training.evaluate import Evaluation
@@ -36,8 +37,9 @@ _SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "d
 MEASURE = "query.measure"
 _START, _STOP = "start", "stop"
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-_SMALL, _SLICE = 1 << 14, 1 << 20
-"""Elements up to which tensors are checked together, and by which large ones are checked."""
+_FEW, _SMALL, _SLICE = 4, 1 << 14, 1 << 20
+"""Tensors up to which each is checked alone; of more, those of at most ``_SMALL`` elements are checked
+together. Elements of a slice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +63,18 @@ def encode_state(state: State) -> ArrayRecord:
 
 def decode_state(record: Mapping[str, Array]) -> State:
     """Return the tensors of a record; they may share memory with it."""
-    return {
-        name: array.tensor
-        if isinstance(array, TensorArray)
-        else torch.from_numpy(np.asarray(array.numpy(), order="C"))
-        for name, array in record.items()
-    }
+    return {name: _tensor(array) for name, array in record.items()}
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    if isinstance(array, TensorArray):
+        return array.tensor
+    return torch.from_numpy(np.asarray(array.numpy(), order="C"))
 
 
 def arrays_of(content: RecordDict) -> dict[str, ArrayRecord]:
     """Return the array records of a message; Flower's own property checks every one anew."""
-    return {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
+    return {key: held for key, held in values(content).items() if isinstance(held, ArrayRecord)}
 
 
 def record(content: RecordDict, key: str, kind: type[R]) -> R:
@@ -80,7 +83,7 @@ def record(content: RecordDict, key: str, kind: type[R]) -> R:
     Raises:
         KeyError: There is none of this name and kind.
     """
-    found = content[key]
+    found = values(content)[key]
     if not isinstance(found, kind):
         raise KeyError(key)
     return found
@@ -107,7 +110,13 @@ def total_size(contents: Iterable[RecordDict]) -> int:
 
 
 def _record_size(record: ArrayRecord) -> int:
-    return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in record.values())
+    return sum(_array_size(array) for array in values(record).values())
+
+
+def _array_size(array: Array) -> int:
+    if isinstance(array, TensorArray):
+        return array.tensor.nbytes
+    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
 
 
 def encode_instruction(instruction: Instruction, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
@@ -130,22 +139,22 @@ def encode_counts(counts: tuple[int, ...]) -> ConfigRecord:
 
 def decode_task(message: Message, client: int) -> Task:
     """Return a client's task from a training message of ours or of a stock strategy."""
-    content, config = message.content, record(message.content, CONFIG, ConfigRecord)
-    numbers = {k.removeprefix(_NUMBER): float(v) for k, v in config.items() if k.startswith(_NUMBER)}  # type: ignore[arg-type]
+    content, config = message.content, values(record(message.content, CONFIG, ConfigRecord))
+    numbers = {k.removeprefix(_NUMBER): float(v) for k, v in config.items() if k.startswith(_NUMBER)}
     objective = config.get(_OBJECTIVE)
     if objective is None and _STOCK_PROX in config:
-        objective, numbers = "prox", {"mu": float(config[_STOCK_PROX])}  # type: ignore[arg-type]
+        objective, numbers = "prox", {"mu": float(config[_STOCK_PROX])}
     counts = config.get(_COUNTS)
     return Task(
-        round=int(config[ROUND]),  # type: ignore[arg-type]
+        round=int(config[ROUND]),
         client=client,
-        state=decode_state(record(content, ARRAYS, ArrayRecord)),
+        state=decode_state(values(record(content, ARRAYS, ArrayRecord))),
         instruction=Instruction(
             objective=None if objective is None else str(objective),
             numbers=numbers,
             tensors=_groups(content),
         ),
-        counts=None if counts is None else tuple(counts),  # type: ignore[arg-type]
+        counts=None if counts is None else tuple(counts),
     )
 
 
@@ -160,21 +169,21 @@ def encode_update(update: LocalUpdate) -> RecordDict:
 
 def decode_update(content: RecordDict, client: int, position: int) -> Update:
     """Return a client's update from a reply that ``check_update`` let through."""
-    metrics = record(content, METRICS, MetricRecord)
+    metrics = values(record(content, METRICS, MetricRecord))
     return Update(
         client=client,
         position=position,
-        examples=int(metrics[EXAMPLES]),  # type: ignore[arg-type]
-        state=decode_state(record(content, ARRAYS, ArrayRecord)),
-        loss=float(metrics[TRAIN_LOSS]),  # type: ignore[arg-type]
+        examples=int(metrics[EXAMPLES]),
+        state=decode_state(values(record(content, ARRAYS, ArrayRecord))),
+        loss=float(metrics[TRAIN_LOSS]),
         tensors=_groups(content),
     )
 
 
 def training_facts(content: RecordDict) -> tuple[float, int]:
     """Return the mean training loss and the number of images that a reply, folded or not, tells."""
-    metrics = record(content, METRICS, MetricRecord)
-    return float(metrics[TRAIN_LOSS]), int(metrics[EXAMPLES])  # type: ignore[arg-type]
+    metrics = values(record(content, METRICS, MetricRecord))
+    return float(metrics[TRAIN_LOSS]), int(metrics[EXAMPLES])
 
 
 def check_update(content: RecordDict, client: int, expected: State) -> None:
@@ -189,24 +198,24 @@ def check_update(content: RecordDict, client: int, expected: State) -> None:
         UpdateRefused: A record is missing, a tensor is missing, extra, misshapen, not a number or infinite,
             or the reply rests on no images.
     """
-    arrays, metrics = content.get(ARRAYS), content.get(METRICS)
+    held = values(content)
+    arrays, metrics = held.get(ARRAYS), held.get(METRICS)
     if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
+        raise UpdateRefused(client, "reply", f"it lacks the record {METRICS if ARRAYS in held else ARRAYS!r}")
+    told, given = values(metrics), values(arrays)
+    if told.keys() != {EXAMPLES, TRAIN_LOSS}:
         raise UpdateRefused(
-            client, "reply", f"it lacks the record {METRICS if ARRAYS in content else ARRAYS!r}"
+            client, "reply", f"its metrics are {sorted(told)}, not {EXAMPLES} and {TRAIN_LOSS}"
         )
-    if set(metrics) != {EXAMPLES, TRAIN_LOSS}:
-        raise UpdateRefused(
-            client, "reply", f"its metrics are {sorted(metrics)}, not {EXAMPLES} and {TRAIN_LOSS}"
-        )
-    examples = metrics[EXAMPLES]
+    examples = told[EXAMPLES]
     if not isinstance(examples, int) or examples < 1:
         raise UpdateRefused(client, "reply", f"it rests on {examples} images")
-    _check_names(client, set(arrays), set(expected))
+    _check_names(client, given.keys(), expected.keys())
     for name, tensor in expected.items():
-        _check_shape(client, name, arrays[name], tensor)
-    groups = _groups(content).items()
-    named = {f"{group}.{name}": tensor for group, state in groups for name, tensor in state.items()}
-    _check_finite(client, decode_state(arrays) | named)
+        _check_shape(client, name, given[name], tensor)
+    _check_finite(client, decode_state(given))
+    for group, state in _groups(content).items():
+        _check_finite(client, {f"{group}.{name}": tensor for name, tensor in state.items()})
 
 
 def encode_folded(content: RecordDict) -> RecordDict:
@@ -217,7 +226,7 @@ def encode_folded(content: RecordDict) -> RecordDict:
 
 def is_folded(content: RecordDict) -> bool:
     """Say whether a reply's tensors are in a sum."""
-    return _FOLDED in content
+    return _FOLDED in values(content)
 
 
 def encode_sums(sums: Sums) -> RecordDict:
@@ -310,13 +319,15 @@ def decode_roster(content: RecordDict) -> RosterEntry:
 
 def _groups(content: RecordDict) -> dict[str, State]:
     return {
-        key.removeprefix(_TENSORS): decode_state(record)
-        for key, record in arrays_of(content).items()
-        if key.startswith(_TENSORS)
+        key.removeprefix(_TENSORS): decode_state(values(held))
+        for key, held in values(content).items()
+        if key.startswith(_TENSORS) and isinstance(held, ArrayRecord)
     }
 
 
-def _check_names(client: int, names: set[str], expected: set[str]) -> None:
+def _check_names(client: int, names: KeysView[str], expected: KeysView[str]) -> None:
+    if names == expected:
+        return
     if missing := sorted(expected - names):
         raise UpdateRefused(client, "reply", f"the tensor {missing[0]!r} is missing ({len(missing)} in all)")
     if extra := sorted(names - expected):
@@ -335,20 +346,24 @@ def _check_shape(client: int, name: str, array: Array, expected: torch.Tensor) -
 def _check_finite(client: int, state: State) -> None:
     """Refuse tensors that are not finite, or so large that their sum is not.
 
-    A sum is finite unless an element is not, and takes one pass. Small tensors are summed together, as a call
-    costs more than their elements, and large ones in slices, as torch widens what it sums.
+    A sum is finite unless an element is not, and takes one pass. Many small tensors are summed together, as a
+    call costs more than their elements.
     """
     for name, tensor in state.items():
-        if not torch.is_floating_point(tensor):
+        if not tensor.is_floating_point():
             raise UpdateRefused(client, "reply", f"the tensor {name!r} is {tensor.dtype}, not a float")
-    small = [tensor.reshape(-1) for tensor in state.values() if tensor.numel() <= _SMALL]
-    if small and _is_finite(torch.cat(small)):
-        state = {name: tensor for name, tensor in state.items() if tensor.numel() > _SMALL}
+    if len(state) > _FEW:
+        small = [tensor.reshape(-1) for tensor in state.values() if tensor.numel() <= _SMALL]
+        if small and _is_finite(torch.cat(small)):
+            state = {name: tensor for name, tensor in state.items() if tensor.numel() > _SMALL}
     for name, tensor in state.items():
         if not _is_finite(tensor):
             raise UpdateRefused(client, "reply", f"the tensor {name!r} holds NaN or infinity")
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
+    if math.isfinite(tensor.sum().item()):
+        return True
+    # The sum in the tensor's own type may have overflowed; in slices, as torch copies what it widens.
     slices = tensor.reshape(-1).split(_SLICE)  # type: ignore[no-untyped-call]
     return all(math.isfinite(part.sum(dtype=torch.float64).item()) for part in slices)

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedvision.errors import ClientError, UpdateRefused
 from fedvision.flower import codec
+from fedvision.flower.internals_message import answer
 from fedvision.strategies.mean import MeanStrategy, Sums
 
 
@@ -40,7 +41,7 @@ class Folding:
         except UpdateRefused as error:
             raise ClientError(client, "training", error.cause) from error
         self._sums.add(codec.decode_update(reply.content, client, 0))
-        return Message(codec.encode_folded(reply.content), reply_to=message)
+        return answer(codec.encode_folded(reply.content), message)
 
     def close(self) -> RecordDict | None:
         """Return the sums since the last call and begin anew; None where nothing was added."""

@@ -5,7 +5,8 @@ What is leaned on, and why:
 * ``TaskIdentity``: ``Message(...)`` reads run, node and task from these process-wide values, which a
   SuperLink would set. One run a process at a time.
 * ``Run``: the type of ``Grid.run``.
-* ``Metadata.__dict__["_message_id"]``: the id that a SuperLink would give; replies are matched by it.
+* ``Message.__dict__["_metadata"]`` and in it ``__dict__["_message_id"]``: the id that a SuperLink would give;
+  replies are matched by it.
 * ``Array``'s fields in ``__dict__``: ``TensorArray`` fills ``data`` only when something asks for bytes.
 * ``__dict__["_data"]`` of records: the values by name, filled without a check of each.
 * ``ErrorCode.CLIENT_APP_RAISED_EXCEPTION``: the code of an error reply.
@@ -123,7 +124,7 @@ def empty_run(run_id: int) -> Run:
 
 def set_message_id(message: Message, message_id: str) -> None:
     """Give a message the id that a SuperLink would give it."""
-    message.metadata.__dict__["_message_id"] = message_id
+    message.__dict__["_metadata"].__dict__["_message_id"] = message_id
 
 
 def fleet_paths() -> frozenset[str]:

@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 from fedvision import registry, seeding
 from fedvision.errors import PluginError
 from fedvision.flower import codec
+from fedvision.flower.internals_message import addressed
 from fedvision.flower.roster import Roster, Unasked
 from fedvision.strategies.base import RoundStrategy
 from fedvision.strategies.mean import Sums, summable
@@ -60,12 +61,15 @@ class FlowerStrategy(Strategy):
         return self._instructions(server_round, arrays, config)
 
     def _instructions(self, round: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
-        told, content = Instruction(), None
+        told, message = Instruction(), None
         for client in self._positions:
-            instruction = self.inner.instruct(round, self._state, client)
-            if content is None or not _alike(instruction, told):
-                told, content = instruction, codec.encode_instruction(instruction, arrays, config)
-            yield Message(content, self._roster.node(client), MessageType.TRAIN)
+            node, instruction = self._roster.node(client), self.inner.instruct(round, self._state, client)
+            if message is None or not _alike(instruction, told):
+                content = codec.encode_instruction(instruction, arrays, config)
+                told, message = instruction, Message(content, node, MessageType.TRAIN)
+            else:
+                message = addressed(message, node)
+            yield message
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

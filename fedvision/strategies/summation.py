@@ -81,7 +81,8 @@ class WeightedSum:
         """
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"a weight must be finite and >= 0, not {weight}")
-        self._learn({name: tensor.dtype for name, tensor in state.items()})
+        if state.keys() != self._dtypes.keys():
+            self._learn({name: tensor.dtype for name, tensor in state.items()})
         # 24 digits times 24 digits is exact in float64, whether or not the processor fuses the operations.
         weight = _float32(weight)
         self._weights.append(weight)
@@ -167,11 +168,13 @@ class _Together:
     """
 
     def __init__(self, state: State, quanta: list[float]) -> None:
-        self._names = list(state)
         sizes = torch.tensor([tensor.numel() for tensor in state.values()])
         self._sizes: list[int] = sizes.tolist()
         self._shift = torch.repeat_interleave(torch.tensor(quanta, dtype=torch.float64) * _SHIFT, sizes)
         self._total = torch.zeros(int(sizes.sum()), dtype=torch.float64)
+        self._values = torch.empty_like(self._total)
+        split = zip(state.items(), torch.split(self._values, self._sizes), strict=True)
+        self._places = [(name, part.view(tensor.shape)) for (name, tensor), part in split]
 
     def views(self, state: State) -> State:
         """Return each tensor's sum [1, *shape]; they follow what is added later."""
@@ -180,8 +183,11 @@ class _Together:
 
     def add(self, state: State, weight: float) -> None:
         """Add weight times the tensors, in whole quanta."""
-        flat = torch.cat([state[name].reshape(-1) for name in self._names]).to(torch.float64)
-        self._total.add_(flat.mul_(weight).add_(self._shift).sub_(self._shift))
+        for name, place in self._places:
+            place.copy_(state[name])
+        # The product is exact, so it is no matter whether it is rounded before it is added.
+        torch.add(self._shift, self._values, alpha=weight, out=self._values)
+        self._total.add_(self._values.sub_(self._shift))
 
 
 def quantum(reference: torch.Tensor | None) -> float:
