@@ -11,17 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedvision.errors import UpdateRefused
-from fedvision.flower.internals import TensorArray, filled
+from fedvision.flower.internals import DistantArray, TensorArray, filled
 from fedvision.flower.internals_message import values
 from fedvision.strategies.mean import Sums
-from fedvision.strategies.summation import PartialSum
+from fedvision.strategies.summation import Distant, PartialSum
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import LocalUpdate
 from fedvision.types import Instruction, State, Task, Update
@@ -234,7 +234,8 @@ def encode_sums(sums: Sums) -> RecordDict:
     told = ConfigRecord({_HEARD: sums.heard})
     content = RecordDict({_SUMS: told})
     for group, part in sums.parts().items():
-        content[_SUM + group] = encode_state(dict(part.totals))
+        here = {name: total for name, total in part.totals.items() if isinstance(total, torch.Tensor)}
+        content[_SUM + group] = encode_state(here)
         told[_WEIGHTS + group] = list(part.weights)
         told[_DTYPES + group] = [str(dtype).removeprefix("torch.") for dtype in part.dtypes.values()]
     return content
@@ -264,14 +265,15 @@ def decode_sums(content: RecordDict, sums: Sums) -> None:
     sums.merge(parts, int(told[_HEARD]))  # type: ignore[arg-type]
 
 
-class _LazyState(Mapping[str, torch.Tensor]):
-    """The tensors of a record, each decoded when it is asked for."""
+class _LazyState(Mapping[str, "torch.Tensor | Distant"]):
+    """The tensors of a record, each decoded when it is asked for; those that lie elsewhere stay there."""
 
     def __init__(self, record: Mapping[str, Array]) -> None:
         self._record = record
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return decode_state({name: self._record[name]})[name]
+    def __getitem__(self, name: str) -> torch.Tensor | Distant:
+        array = self._record[name]
+        return cast("Distant", array) if isinstance(array, DistantArray) else _tensor(array)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._record)

@@ -105,6 +105,19 @@ class TensorArray(Array):
         return self.tensor.numpy()
 
 
+class DistantArray(Array):
+    """An ``Array`` whose numbers lie in another process of this program, from which slices are fetched.
+
+    Args:
+        dtype: NumPy's name of the type.
+        shape: [layers, ...].
+        part: As ``strategies.summation.Distant`` has it.
+    """
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], part: Callable[[int, int], torch.Tensor]) -> None:
+        self.__dict__.update(dtype=dtype, shape=shape, part=part, stype=SType.NUMPY)
+
+
 def filled(kind: type[R], values: Mapping[str, Any]) -> R:
     """Return a record of values whose types are known to be right: Flower would check every one anew."""
     record = kind()

@@ -81,7 +81,10 @@ class FlowerStrategy(Strategy):
         """
         losses = _Losses()
         usable = losses.watch(reply for reply in replies if not reply.has_error())
-        state = self._sum(usable) if self._mean else self._combine(usable)
+        try:
+            state = self._sum(usable) if self._mean else self._combine(usable)
+        finally:
+            self._state = {}
         if state is None:
             return None, None
         return codec.encode_state(state), MetricRecord({codec.TRAIN_LOSS: losses.mean()})

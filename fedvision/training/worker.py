@@ -16,6 +16,7 @@ from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
+from fedvision.models.hollow import filled
 from fedvision.models.state import get_state, kept, load_state, travelling
 from fedvision.training import device
 from fedvision.training.allocator import keep_freed_memory
@@ -72,7 +73,7 @@ class Worker:
         settings = loop_settings(config, channels(shards.train(0)))
         if settings.device.type == "cpu":
             keep_freed_memory()
-        model = place(model, settings)
+        model = place(filled(model), settings)
         initial = get_state(model, kept(model, travelling(model, config.model.travel)))
         return cls(
             config=config,
