@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from flwr.app import Message
@@ -53,7 +54,8 @@ class Exchange:
         nodes = [message.metadata.dst_node_id for message in messages]
         self.down += codec.total_size(message.content for message in messages)
         replies = self._screen(grid, messages, set(nodes))
-        yield from _in_order(nodes, replies) if ordered else (reply for _, reply in replies if reply)
+        # Nothing on the way may hold a reply while the next one is made, or two models are in memory.
+        yield from _in_order(nodes, replies) if ordered else filter(None, map(itemgetter(1), replies))
         place = {self.roster.client(node): number for number, node in enumerate(nodes)}
         self.answered.sort(key=place.__getitem__)
         self.refused.sort(key=lambda item: place[item["client"]])
@@ -71,6 +73,7 @@ class Exchange:
             if usable:
                 self.answered.append(client)
             yield node, reply if usable else None
+            del reply
         for node in sorted(silent):
             self._refuse(self.roster.client(node), "it did not answer")
 

@@ -168,6 +168,8 @@ class _Server:
             told[client] = codec.training_facts(reply.content)
             self.plan.journal.client_done(number, done + len(exchange.refused), len(messages))
             yield reply
+            # Let go before the next one is made, or two models are in memory.
+            del reply
 
     def _train_config(self) -> ConfigRecord:
         shared = self.config.loss.prior == "global"

@@ -80,7 +80,7 @@ class FlowerStrategy(Strategy):
         whose ``any_order`` is false needs single updates in the messages' order.
         """
         losses = _Losses()
-        usable = losses.watch(reply for reply in replies if not reply.has_error())
+        usable = losses.watch(itertools.filterfalse(Message.has_error, replies))
         try:
             state = self._sum(usable) if self._mean else self._combine(usable)
         finally:
@@ -149,6 +149,7 @@ class _Losses:
         for reply in replies:
             self._noted.append(codec.training_facts(reply.content))
             yield reply
+            del reply
 
     def mean(self) -> float:
         """Return the mean over all images; ``fsum`` rounds once, so the order of the replies is no matter."""
