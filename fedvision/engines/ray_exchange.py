@@ -182,8 +182,8 @@ class RayExchange:
             yield from self._tell(task, Answer(None, error=(internals.CLIENT_RAISED, reason)))
 
 
-def _fetch(actor: Any, key: str, name: str, start: int, stop: int, piece: int) -> list[Any]:
+def _fetch(actor: Any, place: int, key: str, name: str, start: int, stop: int, piece: int) -> list[Any]:
     """Ask a worker for a slice of an array that stayed there; return a reference to each piece."""
     count = -(-(stop - start) // piece)
-    asked = actor.part.options(num_returns=count).remote(key, name, start, stop, piece)
+    asked = actor.part.options(num_returns=count).remote(place, key, name, start, stop, piece)
     return list(asked) if count > 1 else [asked]

@@ -72,7 +72,7 @@ class RayWorker:
         self._folding = opened.folding()
         self._inbox = Inbox()
         self._phase = -1
-        self._staying = Content()
+        self._staying: list[Content] = []
 
     def ready(self) -> Facts:
         """Return who this is, once it can work."""
@@ -100,7 +100,7 @@ class RayWorker:
         """
         if phase != self._phase and self._folding:
             self._folding.close()
-            self._staying = Content()
+            self._staying = []
         self._phase = phase
         messages = {order.node: message for order, message in self._inbox.messages(orders)}
         answers: dict[int, Answer] = {}
@@ -122,12 +122,13 @@ class RayWorker:
         packed = pack(content)
         if size(packed) <= INLINE:
             return packed
-        self._staying = packed
-        return staying(packed)
+        # A worker is asked again where another one died after this one's sums were fetched.
+        self._staying.append(packed)
+        return staying(packed, len(self._staying) - 1)
 
-    def part(self, key: str, name: str, start: int, stop: int, piece: int) -> Any:
+    def part(self, place: int, key: str, name: str, start: int, stop: int, piece: int) -> Any:
         """Return elements start to stop of an array that ``close`` left here, as ``slices.cut`` has them."""
-        pieces = cut(self._staying.arrays[key][name], start, stop, piece)
+        pieces = cut(self._staying[place].arrays[key][name], start, stop, piece)
         return pieces if len(pieces) > 1 else pieces[0]
 
     def _answer(self, message: Message, reply: Message) -> Answer:

@@ -23,7 +23,7 @@ from fedvision.flower.internals import filled
 from fedvision.types import State
 
 Arrays: TypeAlias = "dict[str, NDArray[Any]]"
-Fetch: TypeAlias = Callable[[str, str, int, int, int], list[Any]]
+Fetch: TypeAlias = Callable[[int, str, str, int, int, int], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def unpack(content: Content, fetch: Fetch | None = None) -> RecordDict:
 
     Args:
         content: The reply.
-        fetch: Asks for a slice of an array that stayed where it is: record, name, start, stop, piece.
+        fetch: Asks for a slice of an array that stayed where it is: place, record, name,
+            start, stop, piece.
     """
     records = _records(content.numbers)
     for key, arrays in content.arrays.items():
@@ -123,7 +124,9 @@ def unpack(content: Content, fetch: Fetch | None = None) -> RecordDict:
             records[key] = record(arrays)
             continue
         assert fetch is not None, "an array that stayed where it is must be fetched"
-        far = {name: Slices(layout, partial(fetch, key, name)) for name, layout in staying.items()}
+        far = {
+            name: Slices(layout, partial(fetch, layout.place, key, name)) for name, layout in staying.items()
+        }
         records[key] = filled(
             ArrayRecord,
             {name: internals.DistantArray(s.layout.dtype, s.layout.shape, s.part) for name, s in far.items()},
@@ -131,10 +134,10 @@ def unpack(content: Content, fetch: Fetch | None = None) -> RecordDict:
     return records
 
 
-def staying(content: Content) -> Content:
-    """Return a packed reply with the layout of its arrays in their place."""
+def staying(content: Content, place: int) -> Content:
+    """Return a packed reply with the layout of its arrays, which are kept in some place, instead of them."""
     layouts = {
-        key: {name: Layout(str(array.dtype), array.shape) for name, array in arrays.items()}
+        key: {name: Layout(str(array.dtype), array.shape, place) for name, array in arrays.items()}
         for key, arrays in content.arrays.items()
     }
     return Content(numbers=content.numbers, arrays=layouts)

@@ -33,6 +33,8 @@ class Layout:
 
     dtype: str
     shape: tuple[int, ...]
+    place: int
+    """Which of the sums that the worker keeps it belongs to."""
 
 
 class Slices:
