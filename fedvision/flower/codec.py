@@ -30,7 +30,7 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 EXAMPLES, ROUND, TRAIN_LOSS = "num-examples", "server-round", "train_loss"
 ROSTER = "query.roster"
 _TENSORS, _NUMBER, _OBJECTIVE, _COUNTS = "tensors.", "number.", "objective", "class-counts"
-_STOCK_PROX = "proximal-mu"
+_STOCK_PROX, _LR_FACTOR = "proximal-mu", "lr-factor"
 _CONFUSION, _LOSS = "confusion", "loss"
 _FOLDED, _BYTES = "folded", "bytes"
 _SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "dtypes."
@@ -126,6 +126,8 @@ def encode_instruction(instruction: Instruction, arrays: ArrayRecord, config: Co
         told[_OBJECTIVE] = instruction.objective
     for name, number in instruction.numbers.items():
         told[_NUMBER + name] = float(number)
+    if instruction.lr_factor != 1:
+        told[_LR_FACTOR] = float(instruction.lr_factor)
     content = RecordDict({ARRAYS: arrays, CONFIG: told})
     for group, state in instruction.tensors.items():
         content[_TENSORS + group] = encode_state(state)
@@ -153,6 +155,7 @@ def decode_task(message: Message, client: int) -> Task:
             objective=None if objective is None else str(objective),
             numbers=numbers,
             tensors=_groups(content),
+            lr_factor=float(config.get(_LR_FACTOR, 1.0)),
         ),
         counts=None if counts is None else tuple(counts),
     )
