@@ -6,6 +6,7 @@ import argparse
 import logging
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ def add(verbs: Verbs) -> None:
     )
     server.add_argument("--insecure", action="store_true", help="plain text, for trials on one machine")
     server.add_argument("--client-certificates", action="store_true", help="demand them (mutual TLS)")
-    server.add_argument("--keep", action="store_true", help="leave the SuperLink up for `fedvision submit`")
+    server.add_argument("--keep", action="store_true", help="stay up for `fedvision submit`")
     server.set_defaults(call=_server, again=_AGAIN)
 
     submit = verbs.add_parser("submit", help="run an experiment on a SuperLink that was left up")
@@ -86,6 +87,7 @@ def _server(options: argparse.Namespace) -> None:
 
 def _submit(options: argparse.Namespace) -> None:
     from fedvision.deploy.superlink_process import LinkPlace
+    from fedvision.flower.internals_run import RunLink
 
     tls = options.tls.resolve() if options.tls else None
     place = LinkPlace(tls=tls, clients=Path(), state=options.state.resolve(), private=options.private)
@@ -93,7 +95,19 @@ def _submit(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"--state {options.state}: there is no SuperLink's secret; name the server's folder"
         )
+    link = RunLink(place.private, roots=_readable(place.roots))
+    if not link.alive():
+        raise ConfigError(
+            f"--private {options.private}: no SuperLink answers there; start one with `fedvision server ... "
+            "--keep`, and give its --tls and --private here"
+        )
     _run(options, place, None)
+
+
+def _readable(roots: Path | None) -> Path | None:
+    if roots is not None and not roots.is_file():
+        raise ConfigError(f"--tls: {roots} cannot be read; name the server's folder of certificates")
+    return roots
 
 
 def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProcess | None) -> None:
@@ -116,11 +130,33 @@ def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProces
     _end_in_order()
     try:
         run.run(place, process, options.wait_for)
+        print(render.run_table(folder))
+        print(f"report: {folder.path / 'report.html'}", flush=True)
     except (FedVisionError, KeyboardInterrupt) as error:
         run.abandon(error)
+        if process is not None:
+            process.stop()
         raise
-    print(render.run_table(folder))
-    print(f"report: {folder.path / 'report.html'}")
+    if process is not None and process.keep:
+        _stay(process)
+
+
+def _stay(process: SuperlinkProcess) -> None:
+    """Keep the SuperLink up until somebody ends this process."""
+    place = process.place
+    print(
+        f"the SuperLink stays up on {place.public}: `fedvision submit EXPERIMENT` with the same --tls, "
+        "--state and --private sends it further runs, Ctrl-C ends it",
+        flush=True,
+    )
+    try:
+        while True:
+            process.ensure()
+            time.sleep(1)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        process.stop()
 
 
 def _client(options: argparse.Namespace) -> None:

@@ -41,11 +41,11 @@ class Patience:
             log.warning("the server is there again after %.0f s", self._clock() - self._since)
         self._since, self._pause, self._said = None, 0.25, float("-inf")
 
-    def wait(self, reason: str) -> None:
+    def wait(self, reason: str | Callable[[], str]) -> None:
         """Pause after a failure, a little longer each time.
 
         Args:
-            reason: What is wrong, for the log: at once, then once a minute.
+            reason: What is wrong, for the log: at once, then once a minute; it is found out then.
 
         Raises:
             RunError: The limit is over.
@@ -55,11 +55,15 @@ class Patience:
         waited = now - self._since
         if self._limit and waited >= self._limit:
             raise RunError(
-                f"{reason}; given up after {waited:.0f} s (superlink.retry_for is {self._limit:g})"
+                f"{_said(reason)}; given up after {waited:.0f} s (superlink.retry_for is {self._limit:g})"
             )
         if now - self._said >= _SAY_EVERY_S:
-            log.warning("%s; trying again%s", reason, f" since {waited:.0f} s" if waited >= 1 else "")
+            log.warning("%s; trying again%s", _said(reason), f" since {waited:.0f} s" if waited >= 1 else "")
             self._said = now
         # Clients that lost the same server do not all come back at the same instant.
         self._sleep(self._pause * random.uniform(0.8, 1.2))
         self._pause = min(self._pause * 2, self._longest)
+
+
+def _said(reason: str | Callable[[], str]) -> str:
+    return reason if isinstance(reason, str) else reason()

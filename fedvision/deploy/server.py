@@ -24,6 +24,7 @@ import numpy as np
 from fedvision.data.shards import Shard
 from fedvision.deploy.contract import RunFacts, bundle
 from fedvision.deploy.link_grid import LinkGrid, expected_replies
+from fedvision.deploy.masking import read_certificates
 from fedvision.deploy.members import Members
 from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
 from fedvision.errors import FedVisionError, RunError
@@ -91,7 +92,7 @@ class Deployment(RunJournal):
             try:
                 return self._over(place, process, wait_for)
             finally:
-                if process is not None:
+                if process is not None and not process.keep:
                     process.stop()
 
     def _over(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
@@ -100,7 +101,7 @@ class Deployment(RunJournal):
         try:
             with self.progress:
                 if self.done < self.config.rounds:
-                    self._rounds(link, process, wait_for)
+                    self._rounds(link, place, process, wait_for)
                 else:
                     self._recall_split()
             self.finish(self._worker())
@@ -111,19 +112,28 @@ class Deployment(RunJournal):
     def begin(self, roster: Roster) -> None:
         """Show the progress, and write who has what as far as the clients tell."""
         assert isinstance(roster, Members)
-        counts, classes = roster.table(), list(self.federation.dataset.classes)
-        self.record_split({"digest": "", "classes": classes, "counts": counts, "left_out": 0}, counts.sum(0))
+        facts: dict[str, Any] = {"digest": "", "classes": list(self.federation.dataset.classes)}
+        facts |= {"counts": roster.table(), "left_out": 0}
+        if withheld := len(roster) - len(roster.told):
+            facts |= {"clients": len(roster), "shown": roster.told, "withheld": withheld}
+        facts["exact"] = roster.exact
+        self.record_split({**facts, "totals": list(roster.counts)}, np.array(roster.counts))
         super().begin(roster)
 
-    def _rounds(self, link: RunLink, process: SuperlinkProcess | None, wait_for: int) -> None:
+    def _rounds(
+        self, link: RunLink, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int
+    ) -> None:
+        facts = self._facts()
         members = Members(
             self._file,
             len(self.federation.dataset.classes),
             self.progress.note,
             self.note,
             lambda: _last_seen(link),
+            needed=self.config.loss.prior == "global",
+            authorities=read_certificates(place.roots) if place.roots else (),
         )
-        numbers = link.start(bundle(), self._facts().to_table())
+        numbers = link.start(bundle(), facts.to_table())
         self._remember(flower_run=numbers)
         expected = expected_replies(self.state, len(self.federation.dataset.classes))
         grid = LinkGrid(link, expected, members.numbers, _Restoring(process))
@@ -135,7 +145,7 @@ class Deployment(RunJournal):
 
     def _recall_split(self) -> None:
         facts = self.folder.split()
-        self.record_split(facts, np.sum(facts["counts"], axis=0, dtype=np.int64))
+        self.record_split(facts, np.array(facts["totals"], np.int64))
 
     def _facts(self) -> RunFacts:
         _, height, width, channels = self.federation.dataset.train.images.shape

@@ -56,11 +56,11 @@ class SuperlinkProcess:
 
     Args:
         place: Where and what.
-        keep: Leave it running when this process ends.
+        keep: Leave it running when a run is over.
     """
 
     def __init__(self, place: LinkPlace, *, keep: bool = False) -> None:
-        self.place, self._keep = place, keep
+        self.place, self.keep = place, keep
         self._process: subprocess.Popen[str] | None = None
 
     def open(self) -> LinkPlace:
@@ -98,7 +98,7 @@ class SuperlinkProcess:
         with log_file.open("ab") as errors:
             self._process = subprocess.Popen(
                 self._command(),
-                stdin=subprocess.DEVNULL if self._keep else subprocess.PIPE,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
@@ -117,8 +117,7 @@ class SuperlinkProcess:
 
     def _command(self) -> list[str]:
         place = self.place
-        tether = [] if self._keep else ["fedvision.deploy.tethered"]
-        module = [sys.executable, "-m", *tether, "fedvision.deploy.superlink"]
+        module = [sys.executable, "-m", "fedvision.deploy.tethered", "fedvision.deploy.superlink"]
         tls = ["--tls", str(place.tls)] if place.tls else ["--insecure"]
         mutual = ["--client-certificates"] if place.client_certificates else []
         files = ["--clients", str(place.clients), "--database", str(place.state / "superlink.db")]
@@ -146,8 +145,8 @@ class SuperlinkProcess:
                 raise RunError(str(error)) from error
 
     def stop(self) -> None:
-        """End it, unless it is to be left."""
-        if self._process is None or self._keep:
+        """End it, where it is ours."""
+        if self._process is None:
             return
         self._process.terminate()
         try:

@@ -1,23 +1,23 @@
-"""The wire format: the only file that names the keys of records.
+"""The wire format: the only file, with ``sharing``, that names the keys of records.
 
 Plain traffic uses Flower's default keys (``arrays``, ``config``, ``metrics``, ``num-examples``) with exactly
 one ArrayRecord and one MetricRecord in a reply to a training message, so that stock strategies work
 unchanged. Further groups of tensors travel as ``tensors.<group>`` and only where an objective asked for them.
-Everything decoded is checked: names, shapes, types and finiteness, against what the model expects.
+``screening`` checks what comes back against what the model expects.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator, KeysView, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedvision.errors import UpdateRefused
 from fedvision.flower.internals import DistantArray, TensorArray, filled
 from fedvision.flower.internals_message import values
 from fedvision.strategies.mean import Sums
@@ -30,16 +30,15 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 EXAMPLES, ROUND, TRAIN_LOSS = "num-examples", "server-round", "train_loss"
 ROSTER = "query.roster"
 _TENSORS, _NUMBER, _OBJECTIVE, _COUNTS = "tensors.", "number.", "objective", "class-counts"
+_SHARING, _IMAGES, _CARD = "sharing", "images", "card"
 _STOCK_PROX, _LR_FACTOR = "proximal-mu", "lr-factor"
 _CONFUSION, _LOSS = "confusion", "loss"
-_FOLDED, _BYTES = "folded", "bytes"
+_FOLDED, _BYTES, _NORM = "folded", "bytes", "norm"
+NORM_BOUND = "norm-bound"
 _SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "dtypes."
 MEASURE = "query.measure"
 _START, _STOP = "start", "stop"
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-_FEW, _SMALL, _SLICE = 4, 1 << 14, 1 << 20
-"""Tensors up to which each is checked alone; of more, those of at most ``_SMALL`` elements are checked
-together. Elements of a slice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,13 @@ class RosterEntry:
     client: int
     """Partition number."""
     counts: tuple[int, ...]
-    """Training images per class [C]."""
+    """Training images per class [C]; zeros where they are not told."""
+    sharing: str = "plain"
+    """How: ``plain``, ``noisy``, ``masked`` (they come with others' in a sum) or ``none``."""
+    images: int = 0
+    """Training images in all, where ``sharing`` is ``masked``."""
+    card: Mapping[str, str] = field(default_factory=dict)
+    """What the other masked clients are shown."""
 
 
 def encode_state(state: State) -> ArrayRecord:
@@ -134,6 +139,16 @@ def encode_instruction(instruction: Instruction, arrays: ArrayRecord, config: Co
     return content
 
 
+def round_of(content: RecordDict) -> int:
+    """Return the round that a message to a client belongs to."""
+    return int(record(content, CONFIG, ConfigRecord)[ROUND])  # type: ignore[arg-type]
+
+
+def norm_bound(content: RecordDict) -> float:
+    """Return the norm from which on a change is refused, where a training message tells it; else infinity."""
+    return float(record(content, CONFIG, ConfigRecord).get(NORM_BOUND, math.inf))  # type: ignore[arg-type]
+
+
 def encode_counts(counts: tuple[int, ...]) -> ConfigRecord:
     """Return the configuration that tells clients the federation's class counts [C]."""
     return ConfigRecord({_COUNTS: list(counts)})
@@ -154,7 +169,7 @@ def decode_task(message: Message, client: int) -> Task:
         instruction=Instruction(
             objective=None if objective is None else str(objective),
             numbers=numbers,
-            tensors=_groups(content),
+            tensors=groups(content),
             lr_factor=float(config.get(_LR_FACTOR, 1.0)),
         ),
         counts=None if counts is None else tuple(counts),
@@ -171,7 +186,7 @@ def encode_update(update: LocalUpdate) -> RecordDict:
 
 
 def decode_update(content: RecordDict, client: int, position: int) -> Update:
-    """Return a client's update from a reply that ``check_update`` let through."""
+    """Return a client's update from a reply that ``screening.Screen`` let through."""
     metrics = values(record(content, METRICS, MetricRecord))
     return Update(
         client=client,
@@ -179,7 +194,7 @@ def decode_update(content: RecordDict, client: int, position: int) -> Update:
         examples=int(metrics[EXAMPLES]),
         state=decode_state(values(record(content, ARRAYS, ArrayRecord))),
         loss=float(metrics[TRAIN_LOSS]),
-        tensors=_groups(content),
+        tensors=groups(content),
     )
 
 
@@ -189,47 +204,20 @@ def training_facts(content: RecordDict) -> tuple[float, int]:
     return float(metrics[TRAIN_LOSS]), int(metrics[EXAMPLES])
 
 
-def check_update(content: RecordDict, client: int, expected: State) -> None:
-    """Refuse a reply that cannot be averaged with the others.
-
-    Args:
-        content: The reply's records.
-        client: Who sent it, for the error.
-        expected: The global state: names, shapes and types that a reply must have.
-
-    Raises:
-        UpdateRefused: A record is missing, a tensor is missing, extra, misshapen, not a number or infinite,
-            or the reply rests on no images.
-    """
-    held = values(content)
-    arrays, metrics = held.get(ARRAYS), held.get(METRICS)
-    if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
-        raise UpdateRefused(client, "reply", f"it lacks the record {METRICS if ARRAYS in held else ARRAYS!r}")
-    told, given = values(metrics), values(arrays)
-    if told.keys() != {EXAMPLES, TRAIN_LOSS}:
-        raise UpdateRefused(
-            client, "reply", f"its metrics are {sorted(told)}, not {EXAMPLES} and {TRAIN_LOSS}"
-        )
-    examples = told[EXAMPLES]
-    if not isinstance(examples, int) or examples < 1:
-        raise UpdateRefused(client, "reply", f"it rests on {examples} images")
-    _check_names(client, given.keys(), expected.keys())
-    for name, tensor in expected.items():
-        _check_shape(client, name, given[name], tensor)
-    _check_finite(client, decode_state(given))
-    for group, state in _groups(content).items():
-        _check_finite(client, {f"{group}.{name}": tensor for name, tensor in state.items()})
-
-
-def encode_folded(content: RecordDict) -> RecordDict:
-    """Return a reply's content without its tensors, which are in a sum."""
-    told = filled(ConfigRecord, {_BYTES: size(content)})
+def encode_folded(content: RecordDict, norm: float) -> RecordDict:
+    """Return a reply's content without its tensors, which are in a sum, with the norm of its change."""
+    told = filled(ConfigRecord, {_BYTES: size(content), _NORM: norm})
     return filled(RecordDict, {METRICS: record(content, METRICS, MetricRecord), _FOLDED: told})
 
 
 def is_folded(content: RecordDict) -> bool:
     """Say whether a reply's tensors are in a sum."""
     return _FOLDED in values(content)
+
+
+def folded_norm(content: RecordDict) -> float:
+    """Return the norm that a folded reply tells."""
+    return float(record(content, _FOLDED, ConfigRecord)[_NORM])  # type: ignore[arg-type]
 
 
 def encode_sums(sums: Sums) -> RecordDict:
@@ -285,9 +273,15 @@ class _LazyState(Mapping[str, "torch.Tensor | Distant"]):
         return len(self._record)
 
 
-def encode_evaluation(evaluation: Evaluation) -> RecordDict:
-    """Return the content of a reply to an evaluation message: counts and sums, never ratios."""
-    metrics = MetricRecord({EXAMPLES: evaluation.examples, _LOSS: evaluation.loss_sum})
+def encode_evaluation(evaluation: Evaluation, examples: int | None = None) -> RecordDict:
+    """Return the content of a reply to an evaluation message: counts and sums, never ratios.
+
+    Args:
+        evaluation: What was counted.
+        examples: Number of images, where the counts do not tell it.
+    """
+    images = evaluation.examples if examples is None else examples
+    metrics = MetricRecord({EXAMPLES: images, _LOSS: evaluation.loss_sum})
     return RecordDict({METRICS: metrics, _CONFUSION: ArrayRecord([evaluation.confusion])})
 
 
@@ -298,6 +292,11 @@ def decode_evaluation(content: RecordDict) -> Evaluation:
         confusion=confusion.numpy(),
         loss_sum=float(record(content, METRICS, MetricRecord)[_LOSS]),  # type: ignore[arg-type]
     )
+
+
+def told_examples(content: RecordDict) -> int:
+    """Return on how many images a reply rests, as it says."""
+    return int(record(content, METRICS, MetricRecord)[EXAMPLES])  # type: ignore[arg-type]
 
 
 def encode_measure(arrays: ArrayRecord, images: range) -> RecordDict:
@@ -313,62 +312,28 @@ def decode_measure(content: RecordDict) -> tuple[State, range]:
 
 def encode_roster(entry: RosterEntry) -> RecordDict:
     """Return the content of a reply to the roster query."""
-    return RecordDict({CONFIG: ConfigRecord({"client": entry.client, _COUNTS: list(entry.counts)})})
+    told = ConfigRecord({"client": entry.client, _COUNTS: list(entry.counts), _SHARING: entry.sharing})
+    if entry.card:
+        told[_IMAGES], told[_CARD] = entry.images, json.dumps(dict(entry.card))
+    return RecordDict({CONFIG: told})
 
 
 def decode_roster(content: RecordDict) -> RosterEntry:
     """Return what a client says of itself."""
     config = record(content, CONFIG, ConfigRecord)
-    return RosterEntry(client=int(config["client"]), counts=tuple(config[_COUNTS]))  # type: ignore[arg-type]
+    return RosterEntry(
+        client=int(config["client"]),  # type: ignore[arg-type]
+        counts=tuple(config[_COUNTS]),  # type: ignore[arg-type]
+        sharing=str(config.get(_SHARING, "plain")),
+        images=int(config.get(_IMAGES, 0)),  # type: ignore[arg-type]
+        card=json.loads(str(config.get(_CARD, "{}"))),
+    )
 
 
-def _groups(content: RecordDict) -> dict[str, State]:
+def groups(content: RecordDict) -> dict[str, State]:
+    """Return the groups of tensors that travel beside a model."""
     return {
         key.removeprefix(_TENSORS): decode_state(values(held))
         for key, held in values(content).items()
         if key.startswith(_TENSORS) and isinstance(held, ArrayRecord)
     }
-
-
-def _check_names(client: int, names: KeysView[str], expected: KeysView[str]) -> None:
-    if names == expected:
-        return
-    if missing := sorted(expected - names):
-        raise UpdateRefused(client, "reply", f"the tensor {missing[0]!r} is missing ({len(missing)} in all)")
-    if extra := sorted(names - expected):
-        raise UpdateRefused(
-            client, "reply", f"the tensor {extra[0]!r} is not in the model ({len(extra)} in all)"
-        )
-
-
-def _check_shape(client: int, name: str, array: Array, expected: torch.Tensor) -> None:
-    if tuple(array.shape) != tuple(expected.shape):
-        raise UpdateRefused(
-            client, "reply", f"the tensor {name!r} is {list(array.shape)}, not {list(expected.shape)}"
-        )
-
-
-def _check_finite(client: int, state: State) -> None:
-    """Refuse tensors that are not finite, or so large that their sum is not.
-
-    A sum is finite unless an element is not, and takes one pass. Many small tensors are summed together, as a
-    call costs more than their elements.
-    """
-    for name, tensor in state.items():
-        if not tensor.is_floating_point():
-            raise UpdateRefused(client, "reply", f"the tensor {name!r} is {tensor.dtype}, not a float")
-    if len(state) > _FEW:
-        small = [tensor.reshape(-1) for tensor in state.values() if tensor.numel() <= _SMALL]
-        if small and _is_finite(torch.cat(small)):
-            state = {name: tensor for name, tensor in state.items() if tensor.numel() > _SMALL}
-    for name, tensor in state.items():
-        if not _is_finite(tensor):
-            raise UpdateRefused(client, "reply", f"the tensor {name!r} holds NaN or infinity")
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    if math.isfinite(tensor.sum().item()):
-        return True
-    # The sum in the tensor's own type may have overflowed; in slices, as torch copies what it widens.
-    slices = tensor.reshape(-1).split(_SLICE)  # type: ignore[no-untyped-call]
-    return all(math.isfinite(part.sum(dtype=torch.float64).item()) for part in slices)

@@ -39,6 +39,7 @@ class FlowerStrategy(Strategy):
         self._mean = summable(inner)
         self._roster: Roster = Unasked()
         self._positions: dict[int, int] = {}
+        self._next = 0
         self._state: State = {}
 
     @property
@@ -57,6 +58,7 @@ class FlowerStrategy(Strategy):
         rng = seeding.numpy_stream(self._seed, "select", server_round)
         cohort = self.inner.select(server_round, self._roster.present(grid), rng)
         self._positions = {client: position for position, client in enumerate(cohort)}
+        self._next = len(cohort)
         self._state = codec.decode_state(arrays)
         config[codec.ROUND] = server_round
         return self._instructions(server_round, arrays, config)
@@ -110,24 +112,31 @@ class FlowerStrategy(Strategy):
 
     def _update(self, reply: Message) -> Update:
         client = self._roster.client(reply.metadata.src_node_id)
-        return codec.decode_update(reply.content, client, self._positions[client])
+        # Late answers, of clients whom this round may have asked or not, come after the cohort.
+        position = self._positions.pop(client, None)
+        if position is None:
+            position = self._next
+            self._next += 1
+        return codec.decode_update(reply.content, client, position)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Yield one evaluation message for every client, or for a share that the round's stream draws."""
         config[codec.ROUND] = server_round
-        clients = self._roster.present(grid)
-        if self._measured < 1 and len(clients):
+        nodes: Iterable[int] = grid.get_node_ids()
+        if self._measured < 1:
+            there = nodes if isinstance(nodes, range) else sorted(nodes, key=self._roster.client)
             rng = seeding.numpy_stream(self._seed, "measured-clients", server_round)
-            clients = draw(clients, cohort_size(len(clients), self._measured, 1), rng)
+            nodes = draw(there, cohort_size(len(there), self._measured, 1), rng) if there else []
         content = codec.encode_instruction(Instruction(), arrays, config)
-        return (Message(content, self._roster.node(client), MessageType.EVALUATE) for client in clients)
+        return (Message(content, node, MessageType.EVALUATE) for node in nodes)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean loss over all images; counts are summed by whoever reads the replies."""
-        evaluations = [codec.decode_evaluation(reply.content) for reply in replies if not reply.has_error()]
-        examples = sum(evaluation.examples for evaluation in evaluations)
+        contents = [reply.content for reply in replies if not reply.has_error()]
+        evaluations = [codec.decode_evaluation(content) for content in contents]
+        examples = sum(map(codec.told_examples, contents))
         if not examples:
             return None
         return MetricRecord({"loss": sum(evaluation.loss_sum for evaluation in evaluations) / examples})

@@ -21,7 +21,7 @@ from fedvision.reporting.facts import VIEWS, ClassFacts, Measurement, RunFacts, 
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.mistakes import Mistakes
 
-REFUSALS_SHOWN = 100
+EVENTS_SHOWN = 200
 
 
 class Picture(NamedTuple):
@@ -61,12 +61,21 @@ def write_report(folder: RunFolder) -> Path:
         clients=_clients(facts),
         confusion=_confusion(facts, measured),
         wall=_wall(folder.mistakes(), facts.classes),
-        refused=facts.refused(),
-        refusals_shown=REFUSALS_SHOWN,
+        events=facts.events,
+        events_shown=EVENTS_SHOWN,
+        notices=_notices(facts),
         stages={**wording.STAGES, "total": "time in all"},
-        again=f"fedvision simulate {shlex.quote(str(Path(facts.path.name) / 'config.toml'))} --out again",
+        again=_again(facts),
     )
     return folder.write_page("report.html", page)
+
+
+def _again(facts: RunFacts) -> str:
+    """Return the command that runs the experiment again, in the folder's parent."""
+    file = shlex.quote(str(Path(facts.path.name) / "config.toml"))
+    if facts.config.data.use == "elsewhere":  # the images are on the clients' machines
+        return f"fedvision server {file} --out again --tls pki/server --wait-for {facts.clients or 1}"
+    return f"fedvision simulate {file} --out again"
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -130,11 +139,19 @@ def _score_rows(facts: RunFacts) -> list[tuple[str, list[float | None]]]:
     return [(wording.score_name(key), [measured.scores.get(key) for measured in views]) for key in keys]
 
 
+def _notices(facts: RunFacts) -> list[str]:
+    """Return what was said of the whole run and is no event."""
+    told = {event.what for event in facts.events}
+    return [notice for notice in facts.summary.get("notices", []) if notice not in told]
+
+
 def _clients(facts: RunFacts) -> Markup | None:
     if not facts.counts.size:
         return None
     order = by_frequency(facts.totals)
     sample = wording.sample(len(facts.counts), facts.clients) if len(facts.counts) < facts.clients else None
+    if sample:
+        sample += "; the others do not share their counts" if facts.withheld else ", drawn at random"
     return Markup(
         matrices.clients_by_classes(facts.counts, facts.classes, order, name="clients", sample=sample)
     )
