@@ -69,6 +69,8 @@ class Members:
         self._nodes: dict[int, int] = {}
         self._entries: dict[int, codec.RosterEntry] = {}
         self._refused: dict[int, float] = {}
+        self._here: set[int] = set()
+        self._left: set[int] = set()
         self.least = 1
         """Members without whom no round begins."""
 
@@ -128,12 +130,22 @@ class Members:
                 self._admit(grid, online)
             members = self._joined()
             here = sorted(self.numbers[node] for node in online if self.numbers.get(node) in members)
+            self._compare(here)
             if len(here) >= self.least:
                 return here
             if time.monotonic() - said > _SAY_EVERY_S:
                 said = time.monotonic()
                 self._say(self._waiting(online))
             time.sleep(_LOOK_S)
+
+    def _compare(self, here: Sequence[int]) -> None:
+        """Note which members left since the last look, and which came back."""
+        for client in sorted(self._here - set(here)):
+            self._note(f"{self.name(client)} ({client}) is not there any more")
+        for client in sorted(set(here) & self._left):
+            self._note(f"{self.name(client)} ({client}) is there again")
+        self._left = (self._left | self._here) - set(here)
+        self._here = set(here)
 
     def _admit(self, grid: LinkGrid, online: Mapping[int, str]) -> None:
         """Number machines that are new and ask them what they have."""
@@ -157,7 +169,9 @@ class Members:
         self._number(new)
         exchange = Exchange(roster=Unasked(), stage="data")
         messages = [Message(RecordDict(), node, codec.ROSTER) for node in new]
-        for reply in exchange.send(grid, messages):
+        # Who asks to join a run that is going on must not hold it up.
+        patience = None if len(self) < self.least else _ASK_AGAIN_S
+        for reply in exchange.send(grid, messages, timeout=patience):
             node = reply.metadata.src_node_id
             client, entry = self.numbers[node], codec.decode_roster(reply.content)
             if len(entry.counts) != self._classes:

@@ -14,7 +14,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -136,7 +136,7 @@ class Deployment(RunJournal):
         numbers = link.start(bundle(), facts.to_table())
         self._remember(flower_run=numbers)
         expected = expected_replies(self.state, len(self.federation.dataset.classes))
-        grid = LinkGrid(link, expected, members.numbers, _Restoring(process))
+        grid = LinkGrid(link, expected, members.numbers, _Restoring(process, self.note))
         with _heartbeats(link), _outcome(link):
             members.least = wait_for
             members.present(grid)
@@ -197,10 +197,11 @@ class _Restoring:
 
     Args:
         process: The SuperLink's process, or None where somebody else runs it.
+        note: Is called with what shall stand in the report.
     """
 
-    def __init__(self, process: SuperlinkProcess | None) -> None:
-        self._process = process
+    def __init__(self, process: SuperlinkProcess | None, note: Callable[[str], None]) -> None:
+        self._process, self._note = process, note
         self._since = self._last = float("-inf")
 
     def __call__(self, error: LinkDown) -> None:
@@ -210,8 +211,8 @@ class _Restoring:
         self._last = now
         if now - self._since > _GIVE_UP_S:
             raise RunError(f"the SuperLink does not answer for {_GIVE_UP_S:.0f} s: {error}") from error
-        if self._process is not None:
-            self._process.ensure()
+        if self._process is not None and self._process.ensure():
+            self._note("the SuperLink ended unexpectedly and was started again")
         time.sleep(0.3)
 
 

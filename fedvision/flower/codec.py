@@ -146,7 +146,8 @@ def round_of(content: RecordDict) -> int:
 
 def norm_bound(content: RecordDict) -> float:
     """Return the norm from which on a change is refused, where a training message tells it; else infinity."""
-    return float(record(content, CONFIG, ConfigRecord).get(NORM_BOUND, math.inf))  # type: ignore[arg-type]
+    config = content.get(CONFIG)
+    return float(config.get(NORM_BOUND, math.inf)) if isinstance(config, ConfigRecord) else math.inf  # type: ignore[arg-type]
 
 
 def encode_counts(counts: tuple[int, ...]) -> ConfigRecord:

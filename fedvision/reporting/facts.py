@@ -56,7 +56,7 @@ class Measurement:
     """Mean cross-entropy, nats."""
     worst: tuple[str, float] | None
     """The client with the lowest accuracy, and that accuracy."""
-    withheld: int
+    withheld: int = 0
     """Clients of whom only sums with others are known, or nothing."""
 
 
@@ -108,10 +108,10 @@ class RunFacts:
     """Number of clients, of whom ``counts`` may hold a sample; 0 where unknown."""
     exact: bool
     """Whether ``totals`` was counted."""
-    withheld: int
-    """Clients that do not share their own class counts."""
     events: list[Event]
     """What happened beside training, by round."""
+    withheld: int = 0
+    """Clients that do not share their own class counts."""
 
     @property
     def done(self) -> int:
@@ -232,8 +232,8 @@ def read_facts(folder: RunFolder) -> RunFacts:
         totals=np.array(split["totals"], np.int64) if "totals" in split else counts.sum(0),
         clients=int(split.get("clients", len(counts))),
         exact=bool(split.get("exact", True)),
-        withheld=int(split.get("withheld", 0)),
         events=all_events(rounds, folder.events(), folder.names(), buffered=config.round.buffer > 0),
+        withheld=int(split.get("withheld", 0)),
     )
 
 
