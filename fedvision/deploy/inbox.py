@@ -7,6 +7,7 @@
     ├── node                which node of which server this client is
     ├── inbox/message       the message as it came, kept until its answer has arrived
     ├── inbox/task          the message's tensors
+    ├── inbox/session       under which the reply to the message is being sent, once that has begun
     ├── inbox/reply         the reply's tensors
     ├── inbox/reply.json    the reply's layout, and to which task it is the answer
     └── runs/RUN/           what the client keeps of a run between its rounds
@@ -114,7 +115,17 @@ class Inbox:
     def answered(self) -> None:
         """Forget the message; its reply stays."""
         (self._inbox / "message").unlink(missing_ok=True)
+        (self._inbox / "session").unlink(missing_ok=True)
         self.task.unlink(missing_ok=True)
+
+    def session(self, reply: str) -> str:
+        """Return under which session a reply was being sent, "" where its sending has not begun."""
+        kept = self._table(self._inbox / "session")
+        return str(kept.get("session", "")) if kept.get("reply") == reply else ""
+
+    def keep_session(self, reply: str, session: str) -> None:
+        """Remember under which session a reply is being sent."""
+        _replace(self._inbox / "session", json.dumps({"reply": reply, "session": session}).encode())
 
     def last_reply(self, task: str) -> str | None:
         """Return the layout of the reply to a task by its digest, or None where the last one was another."""

@@ -36,8 +36,8 @@ from fedvision.types import State
 
 _SHORTEST_S, _LONGEST_S = 0.05, 0.5
 """Pauses between two questions for replies: they grow with the round's length."""
-_UPLOAD_S = 200.0
-"""How long a client may take between two pieces of a reply; the SuperLink gives up after 180 s."""
+_UPLOAD_S = 6 * 3600.0
+"""How long a client may take to deliver a reply; a SuperLink gives up on one that rests for 180 s."""
 _SPARE = 4
 """An objective may send this many models' worth of tensors beside the model."""
 _T = TypeVar("_T")

@@ -123,15 +123,22 @@ class Deployment(RunJournal):
             self.note,
             lambda: _last_seen(link),
         )
-        numbers = link.start(bundle(), self._facts().to_table())
-        self._remember(flower_run=numbers)
+        restore = _Restoring(process)
+        self._remember(flower_run=self._start(link, restore))
         expected = expected_replies(self.state, len(self.federation.dataset.classes))
-        grid = LinkGrid(link, expected, members.numbers, _Restoring(process))
+        grid = LinkGrid(link, expected, members.numbers, restore)
         with _heartbeats(link), _outcome(link):
             members.least = wait_for
             members.present(grid)
             members.least = 1
             self.play(grid, members, self._measure())
+
+    def _start(self, link: RunLink, restore: _Restoring) -> int:
+        while True:
+            try:
+                return link.start(bundle(), self._facts().to_table())
+            except LinkDown as error:
+                restore(error)
 
     def _recall_split(self) -> None:
         facts = self.folder.split()

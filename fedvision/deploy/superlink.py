@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -69,7 +70,12 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
         )
         keyring = Keyring(options.clients, state)
         server = GuardedServer(uvicorn.Config(app, **_settings(), **_private_tls(files)), keyring, ready)
-        gate = FleetGate(app, lambda: keyring.known, options.limits)
+        gate = FleetGate(
+            app,
+            lambda: keyring.known,
+            options.limits,
+            give_again=functools.partial(internals.give_again, state),
+        )
         config = uvicorn.Config(
             gate,
             ws="none",

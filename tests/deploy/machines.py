@@ -48,6 +48,11 @@ class Machines:
         self.experiment.write_text(experiment)
         self.processes: list[subprocess.Popen[bytes]] = []
         self.public = ""
+        self._give_images()
+
+    def _give_images(self) -> None:
+        """Write each client's images to a file of its own."""
+        folder = self.folder
         federation = Federation.build(ExperimentConfig.load(self.experiment))
         train = federation.dataset.train
         for indices, name in zip(federation.split.clients, self.names, strict=True):
@@ -55,11 +60,15 @@ class Machines:
                 folder / f"{name}.npz", train_images=train.images[indices], train_labels=train.labels[indices]
             )
 
+    def data_lines(self, name: str) -> list[str]:
+        """Return what a client's file says of its images."""
+        classes = json.dumps([str(digit) for digit in range(10)])
+        return ['use = "npz"', f'path = "{name}.npz"', f"classes = {classes}"]
+
     def client_file(self, name: str, *lines: str) -> Path:
         """Write a client's own file; ``lines`` stand before its tables."""
         own = self.pki / "clients" / name
         file = self.folder / f"{name}.toml"
-        classes = json.dumps([str(digit) for digit in range(10)])
         file.write_text(
             "\n".join(
                 [
@@ -72,9 +81,7 @@ class Machines:
                     f'key = "{own}/client.key"',
                     f'root_certificate = "{self.pki}/ca.crt"',
                     "[data]",
-                    'use = "npz"',
-                    f'path = "{name}.npz"',
-                    f"classes = {classes}",
+                    *self.data_lines(name),
                     "[share]",
                     'counts = "plain"',
                 ]
@@ -84,7 +91,7 @@ class Machines:
 
     def client(self, name: str, *lines: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a client."""
-        return self._start(f"{name}.log", ["client", str(self.client_file(name, *lines))], environment)
+        return self._start(name, ["client", str(self.client_file(name, *lines))], environment)
 
     def server(self, *options: str) -> subprocess.Popen[bytes]:
         """Start the server on the ports that its first start found."""
@@ -93,7 +100,7 @@ class Machines:
         command = ["server", str(self.experiment), "--wait-for", "2", "--tls", str(self.pki / "server")]
         command += ["--public", public, "--private", private, "--out", str(self.out)]
         command += ["--state", str(self.folder / "superlink"), *options]
-        return self._start("server.log", command, {})
+        return self._start("server", command, {})
 
     def _ports(self) -> tuple[str, str]:
         import socket
@@ -110,10 +117,11 @@ class Machines:
         return private, public
 
     def _start(
-        self, log: str, command: Sequence[str], environment: dict[str, str]
+        self, name: str, command: Sequence[str], environment: dict[str, str]
     ) -> subprocess.Popen[bytes]:
-        with (self.folder / log).open("ab") as file:
-            process = subprocess.Popen(
+        with (self.folder / f"{name}.log").open("ab") as file:
+            process = self._launch(
+                name,
                 [sys.executable, "-m", "fedvision.cli", *command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -122,6 +130,10 @@ class Machines:
             )
         self.processes.append(process)
         return process
+
+    def _launch(self, name: str, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process on the machine of a client or of the server."""
+        return subprocess.Popen(command, **options)
 
     @property
     def out(self) -> Path:
