@@ -108,7 +108,7 @@ class Resident:
     def _leave(self, beats: threading.Thread) -> None:
         self._over.set()
         self._trainer.stop()
-        if beats.is_alive():
+        if beats.ident is not None:  # it was online; the thread itself may have ended by now
             beats.join(timeout=10)
             with suppress(FedVisionError):
                 self._link.sign_off()

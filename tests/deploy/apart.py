@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.deploy.machines import Machines
+from tests.deploy.machines import Machines, digest, eventually
 from tests.deploy.network import Network, network
 
 CLASSES = (
@@ -75,6 +75,7 @@ class Apart(Machines):
 
     def __init__(self, folder: Path, pki: Path, raw: Path, net: Network, **experiment: object) -> None:
         self.net, self._raw = net, raw
+        self.servers: list[subprocess.Popen[bytes]] = []
         table = {"rounds": 5, "epochs": 1, "strategy": "scaffold", "width": 4, "folder": folder}
         super().__init__(folder, pki, EXPERIMENT.format(**{**table, **experiment}))
 
@@ -100,7 +101,33 @@ class Apart(Machines):
         return "127.0.0.1:8000", f"{self.net['server'].address}:8443"
 
     def _launch(self, name: str, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-        return self.net[name].start(command, **options)
+        process = self.net[name].start(command, **options)
+        if name == "server":
+            self.servers.append(process)
+        return process
+
+    def everybody(self) -> list[subprocess.Popen[bytes]]:
+        """Start the server and both clients; return the clients."""
+        self.server()
+        return [self.client(name) for name in self.names]
+
+    def working(self, name: str, after: int) -> None:
+        """Wait until a client has a task in work, some rounds having been done."""
+        task, ended = self.folder / f"state-{name}/inbox/task", self._server_ended
+        eventually(lambda: len(self.rounds()) >= after or ended(), f"{after} rounds")
+        eventually(lambda: task.exists() or ended(), "a task")
+        assert not ended(), self.log("server")
+
+    def _server_ended(self) -> bool:
+        return self.servers[-1].poll() is not None
+
+    def finish(self, rounds: int = 5) -> None:
+        """Wait for the run's end and check that nothing of it differs from a simulation."""
+        assert self.servers[-1].wait(180) == 0, self.log("server")
+        assert [record["round"] for record in self.rounds()] == list(range(1, rounds + 1))
+        assert [record["clients"] for record in self.rounds()] == [[0, 1]] * rounds
+        assert [record["refused"] for record in self.rounds()] == [[]] * rounds
+        assert digest(self.out) == self.simulated()
 
     def simulated(self) -> str:
         """Run the same experiment on the serial engine, once for all tests that share it."""

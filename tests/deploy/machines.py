@@ -74,7 +74,7 @@ class Machines:
                 [
                     f'name = "{name}"',
                     "threads = 1",
-                    f'state = "state-{name}"',
+                    *([] if any(line.startswith("state") for line in lines) else [f'state = "state-{name}"']),
                     *lines,
                     "[superlink]",
                     f'address = "{self.public}"',
