@@ -7,6 +7,7 @@ a run folder.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,6 +157,81 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoundConfig:
+    """What a round waits for, and what becomes of answers that are late or bad.
+
+    Buffer and weight by age: Nguyen et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation",
+    arXiv 2106.06639; Xie, Koyejo, Gupta 2019, "Asynchronous Federated Optimization", arXiv 1903.03934.
+    """
+
+    min_clients: int = 1
+    """Quorum: a round with fewer usable answers leaves the model as it was, and counts as failed."""
+    deadline: float = 0.0
+    """Seconds that a round's training may take, and then its measurement on clients; 0 waits for all."""
+    wait_after_quorum: float = 0.0
+    """Seconds to wait for the rest once the quorum is there; 0 waits until the deadline."""
+    late: Literal["discard", "next-round"] = "discard"
+    """An answer that comes after its round is discarded, or used in the round in which it comes."""
+    staleness: float = 0.5
+    """a: a change of the model that is s rounds old counts (1 + s)^-a; 0 counts all in full."""
+    max_staleness: int = 10
+    """Rounds after which an answer is discarded in any case."""
+    buffer: int = 0
+    """K: a round ends with K usable answers, new or late; late ones are used; 0 waits for all it asked."""
+    concurrency: int = 0
+    """M: clients at work at a time where there is a buffer; 0 takes all that the strategy selects."""
+    norm_limit: float = 1000.0
+    """A change of the model is refused if its norm is so many times the usual one; 0 takes all of them."""
+    set_aside_after: int = 3
+    """Refused answers after which a client is not asked again in this run; 0 asks for ever."""
+    failed_rounds: int = 3
+    """Failed rounds in a row that end the run."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_clients", "max_staleness", "failed_rounds"):
+            value = getattr(self, name)
+            _require(value >= 1, f"round.{name}", f"must be >= 1, not {value}")
+        for name in ("deadline", "wait_after_quorum", "staleness", "norm_limit"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"round.{name}", f"must be >= 0, not {value}")
+        for name in ("buffer", "concurrency", "set_aside_after"):
+            value = getattr(self, name)
+            _require(value >= 0, f"round.{name}", f"must be >= 0, not {value}")
+        _require(
+            not self.buffer or self.min_clients <= self.buffer,
+            "round.min_clients",
+            f"must be <= round.buffer, which is {self.buffer}, not {self.min_clients}",
+        )
+        _require(
+            not self.concurrency or 0 < self.buffer <= self.concurrency,
+            "round.concurrency",
+            f"is {self.concurrency} and needs a round.buffer of 1 to as many, not {self.buffer}",
+        )
+
+    @property
+    def uses_late(self) -> bool:
+        """Whether answers that come after their round are used."""
+        return self.late == "next-round" or self.buffer > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockConfig:
+    """Simulated time: how long clients take to train. Machines far apart have a clock of their own."""
+
+    seconds_per_image: float = 0.0
+    """Of a client of middling speed, for one pass; 0 simulates no time, and every client answers at once."""
+    spread: float = 0.0
+    """Deviation of the logarithm of the clients' speeds: at 1 one client in six is 2.7 times slower."""
+    jitter: float = 0.0
+    """The same for one client from round to round."""
+
+    def __post_init__(self) -> None:
+        for name in ("seconds_per_image", "spread", "jitter"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"clock.{name}", f"must be >= 0, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """One federated experiment, whatever carries it: a simulation engine or machines far apart."""
 
@@ -183,12 +259,21 @@ class ExperimentConfig:
     """Selection and aggregation: ``fedavg``, ``scaffold``, ``flwr.serverapp.strategy:FedMedian``, ..."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measurement."""
+    round: RoundConfig = field(default_factory=RoundConfig)
+    """Quorum, deadline, late and bad answers."""
+    clock: ClockConfig = field(default_factory=ClockConfig)
+    """Simulated time."""
 
     def __post_init__(self) -> None:
         _require(bool(self.name) and "/" not in self.name, "name", "must be a non-empty name without '/'")
         _require(self.seed >= 0, "seed", f"must be >= 0, not {self.seed}")
         _require(self.rounds >= 1, "rounds", f"must be >= 1, not {self.rounds}")
         _require(self.checkpoint_every >= 1, "checkpoint_every", f"must be >= 1, not {self.checkpoint_every}")
+
+    @property
+    def timed(self) -> bool:
+        """Whether a simulation needs simulated time: answers that come one after the other."""
+        return self.round.buffer > 0 or self.clock.seconds_per_image > 0
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -13,14 +13,16 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedvision.data.shards import Shard
-from fedvision.errors import RecordError
+from fedvision.errors import RecordError, RunError
 from fedvision.federation import Federation
 from fedvision.flower import server_app
 from fedvision.flower.internals import SERVER_NODE
 from fedvision.flower.roster import Roster
+from fedvision.flower.rounds import Rounds
 from fedvision.flower.strategy import layers
 from fedvision.interruption import Interruption
 from fedvision.models.state import get_state, load_state, travelling
+from fedvision.reporting.events import BEGAN, Event, round_events, shown
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.mistakes import choose
 from fedvision.reporting.progress import Progress, Silent
@@ -59,7 +61,10 @@ class RunJournal:
         """What was said to a person while it ran."""
         names = travelling(federation.model, self.config.model.travel)
         self.state = get_state(federation.model, names)
+        others = {name: t for name, t in federation.model.state_dict().items() if name not in self.state}
+        self._initial = {name: tensor.detach().cpu().clone() for name, tensor in others.items()}
         self.done = 0
+        self.rounds = Rounds(self.config.round, self.config.seed)
         self._totals: NDArray[np.int64] = np.zeros(len(federation.dataset.classes), np.int64)
 
     def play(self, grid: Grid, roster: Roster, measure: Measure | None) -> None:
@@ -82,8 +87,24 @@ class RunJournal:
             roster=roster,
             measure=measure,
             extra_metrics=self.federation.metrics,
+            rounds=self.rounds,
         )
-        server_app.build(plan)(grid=grid, context=_context(self.config.to_toml()))
+        try:
+            server_app.build(plan)(grid=grid, context=_context(self.config.to_toml()))
+        except RecordError:
+            raise
+        except RunError as error:
+            raise RunError(f"{error}{self._keep_last_model()}") from error
+
+    def _keep_last_model(self) -> str:
+        """Write the model of the last good round and say where it is."""
+        if not self.done:
+            return ""
+        with suppress(RecordError):
+            self.folder.write_model({**self._initial, **self.state})
+            path = self.folder.path / "model.safetensors"
+            return f"; the model of round {self.done} is in {path} and in the checkpoint beside it"
+        return ""
 
     def abandon(self, error: BaseException) -> None:
         """Note in the run folder that and why the run ended early."""
@@ -93,12 +114,20 @@ class RunJournal:
             summary["error"] = str(error)
         with suppress(RecordError):  # on a full disk the error itself says more than a missing summary
             self.folder.write_summary(summary)
+            if self.done and not stopped:
+                from fedvision.reporting.html import write_report
+
+                write_report(self.folder)
 
     # The journal that the server tells what happens (flower.server_app.Journal).
 
     def begin(self, roster: Roster) -> None:
-        """Show the progress bar."""
+        """Show the progress bar; a run that was begun before notes that it goes on."""
         self.progress.start(self.config.rounds, self.done + 1)
+        if self.done < self.config.rounds:
+            began = any(event["what"] == BEGAN for event in self.folder.events())
+            again = "the run had been stopped or killed, and went on"
+            self.folder.append_event(self.done + 1, again if began else BEGAN)
 
     def client_done(self, round: int, done: int, total: int) -> None:
         """Move the progress bar."""
@@ -113,14 +142,32 @@ class RunJournal:
         if self.done % self.config.checkpoint_every == 0 or self.done == self.config.rounds:
             self._checkpoint()
         self.progress.round_done(self.done, record, seconds)
+        self._show(record)
+
+    def given_up(self, record: Mapping[str, Any]) -> None:
+        """Note the events of a round that is not recorded."""
+        for event in self._show(record):
+            self.folder.append_event(event.round, event.what, event.client or None)
+
+    def _show(self, record: Mapping[str, Any]) -> list[Event]:
+        """Say what happened in a round."""
+        found = round_events(record, self.folder.names(), buffered=self.config.round.buffer > 0)
+        for line in shown(found):
+            self.progress.note(line)
+        return found
 
     def note(self, sentence: str) -> None:
         """Say something that a person should know, now and in the report."""
         self.notices.append(sentence)
+        with suppress(RecordError):  # the round's own record will say that the disk is full
+            self.folder.append_event(min(self.done + 1, self.config.rounds), sentence)
         self.progress.note(sentence)
 
     def _checkpoint(self) -> None:
-        tensors, values = {"model": self.state}, {}
+        tensors: dict[str, State] = {"model": self.state}
+        values: dict[str, Any] = {}
+        owed, values["rounds"] = self.rounds.snapshot(self.done)
+        tensors |= {"rounds": owed} if owed else {}
         for name, layer in layers(self.federation.strategy).items():
             tensors[name], values[name] = snapshot(layer)
         self.folder.checkpoints.save(self.done, tensors, values)
@@ -133,6 +180,7 @@ class RunJournal:
         self.done = checkpoint.round
         # In the model's order, which the file does not keep: stock strategies count tensors by position.
         self.state = {name: checkpoint.tensors["model"][name] for name in self.state}
+        self.rounds.restore(checkpoint.tensors.get("rounds", {}), checkpoint.values.get("rounds", {}))
         for name, layer in layers(self.federation.strategy).items():
             restore(layer, checkpoint.tensors.get(name, {}), checkpoint.values[name])
 

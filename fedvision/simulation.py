@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from fedvision.engines.base import Engine
+from fedvision.engines.timed import in_time
 from fedvision.federation import Federation
 from fedvision.flower.hosting import SimulatedClients
 from fedvision.flower.measure import measure_parts
@@ -37,7 +38,7 @@ class Simulation(RunJournal):
         with self.interruption:
             self.resume()
             with self.progress, engine.open(recipe, tell=self.note) as grid:
-                self.play(grid, recipe.roster(), self._measure())
+                self.play(in_time(grid, self.config, recipe.cost), recipe.roster(), self._measure())
             self.finish(recipe.worker())
         return self.state
 

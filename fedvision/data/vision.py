@@ -1,7 +1,8 @@
 """torchvision's classification sets by name.
 
-Sets that torchvision holds in memory (the MNIST family, USPS, CIFAR, SVHN, STL-10) are taken as arrays,
-without a loop over pictures; sets of image files go through the decode-once cache and need a ``size``.
+Sets that torchvision holds in memory (EMNIST, QMNIST, USPS, CIFAR, SVHN, STL-10) are taken as arrays, without
+a loop over pictures; MNIST and its kin that are there already are mapped from their files; sets of image
+files go through the decode-once cache and need a ``size``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.decode import Decoding
+from fedvision.data.idx import idx_dataset
 from fedvision.data.images import Dataset, ImageSet
 from fedvision.data.listing import Listing, to_dataset
 from fedvision.data.pcam import pcam_arrays
@@ -63,15 +65,17 @@ def torchvision_dataset(
         ValueError: A value is out of range or does not suit the set.
         DataError: The set is not there, cannot be fetched or cannot be read.
     """
-    maker, folder = _maker(dataset), data_root(root)
+    folder = data_root(root)
     if split != "balanced" and dataset != "EMNIST":
         raise ValueError(f"split = {split!r} is for emnist alone; {dataset} is not made of several sets")
+    if found := idx_dataset(dataset, folder):
+        _refuse_picture_keys(dataset, size, validation)
+        return found
+    maker = _maker(dataset)
     train, test = (_open(maker, folder, download, half, split) for half in (True, False))
     arrays = _arrays(train)
     if arrays is not None and test is not None:
-        if size or validation:
-            key = "size" if size else "validation"
-            raise ValueError(f"{key} is for other sets; {dataset} has a test set and one size of image")
+        _refuse_picture_keys(dataset, size, validation)
         return _from_arrays(dataset, arrays, _arrays(test), _names(train), split)
     if size < 1:
         raise ValueError(f"size is missing: the images of {dataset} differ in size; add size = 64, say")
@@ -79,6 +83,12 @@ def torchvision_dataset(
         size=size, channels=channels, fit=fit, max_unreadable=max_unreadable, cache=cache, workers=workers
     )
     return to_dataset(_listing(folder, train, test), how, validation=validation)
+
+
+def _refuse_picture_keys(dataset: str, size: int, validation: float) -> None:
+    if size or validation:
+        key = "size" if size else "validation"
+        raise ValueError(f"{key} is for other sets; {dataset} has a test set and one size of image")
 
 
 def _maker(dataset: str) -> Any:

@@ -7,6 +7,7 @@ that the server's memory holds one reply whatever the cohort; what does not fit 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -79,6 +80,9 @@ class LinkGrid(LocalGrid):
         restore: Callable[[LinkDown], None],
     ) -> None:
         super().__init__(0, link.run_id)
+        self._owed: dict[str, _Sent] = {}
+        self._here: deque[_Arrived] = deque()
+        self._unsent: list[Message] = []
         self._link, self._expected, self._numbers, self._restore = link, expected, numbers, restore
 
     def get_node_ids(self) -> Iterable[int]:
@@ -99,37 +103,92 @@ class LinkGrid(LocalGrid):
             messages: Are packed in place.
             timeout: Seconds after which the rest is not waited for.
         """
-        sent = list(messages)
-        self._pack(sent)
-        ids = self._surely(lambda: self._link.push(sent)) if sent else []
-        waiting = {
-            name: _Sent(message, message.metadata.dst_node_id)
-            for name, message in zip(ids, sent, strict=True)
-            if name
-        }
-        return self._receive(waiting, time.monotonic(), timeout)
+        waiting, began = self._push(list(messages)), time.monotonic()
+        limit = began + timeout if timeout is not None else math.inf
+        for _, reply in self._receive(waiting, deque(), lambda: limit, ""):
+            yield reply
 
     def carry(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Yield the replies to messages."""
         return self.send_and_receive(messages)
 
-    def _receive(self, waiting: dict[str, _Sent], began: float, timeout: float | None) -> Iterator[Message]:
-        arrived: deque[_Arrived] = deque()
+    # What may be owed when a round is over (flower.post.Lasting).
+
+    simulated = False
+
+    def now(self) -> float:
+        """Return the seconds of this machine's clock."""
+        return time.monotonic()
+
+    def post(self, messages: Sequence[Message]) -> None:
+        """Send messages, packed in place."""
+        sent = self._push(list(messages))
+        taken = {id(one.message) for one in sent.values()}
+        self._unsent += [message for message in messages if id(message) not in taken]
+        self._owed |= sent
+
+    def go_on(self, messages: Sequence[Message], since: Sequence[float], now: float) -> None:
+        """Send messages again; a client that has done the task already answers without doing it again."""
+        self.post(messages)
+
+    def watch(self, limit: Callable[[], float], kind: str = "") -> Iterator[tuple[Message, Message]]:
+        """Yield messages with their replies as they come; as ``Lasting.watch``."""
+        while self._unsent:
+            message = self._unsent.pop()
+            error = Error(code=NODE_UNAVAILABLE, reason="it went offline before it was asked")
+            yield message, Message(error, reply_to=message)
+        yield from self._receive(self._owed, self._here, limit, kind)
+
+    def ready(self) -> list[Message]:
+        """Return the messages whose replies are announced."""
+        self._look(self._owed, self._here)
+        return [*self._unsent, *(found.sent.message for found in self._here)]
+
+    def wait(self, until: float) -> None:
+        """Return when one more reply is announced, or at ``until``."""
+        before = len(self._here)
+        while self._owed and len(self._here) == before and self.now() < until:
+            time.sleep(_LONGEST_S / 2)
+            self._look(self._owed, self._here)
+
+    def _push(self, messages: list[Message]) -> dict[str, _Sent]:
+        self._pack(messages)
+        ids = self._surely(lambda: self._link.push(messages)) if messages else []
+        return {
+            name: _Sent(message, message.metadata.dst_node_id)
+            for name, message in zip(ids, messages, strict=True)
+            if name
+        }
+
+    def _receive(
+        self, waiting: dict[str, _Sent], arrived: deque[_Arrived], limit: Callable[[], float], kind: str
+    ) -> Iterator[tuple[Message, Message]]:
+        """Yield messages with their replies; replies that were announced by the limit are still taken."""
+        began = time.monotonic()
         while waiting or arrived:
-            if waiting:
-                for incoming in self._surely(lambda: self._link.pull(list(waiting))):
-                    arrived.append(self._arrival(incoming, waiting))
+            over = time.monotonic() > limit()
+            if not over:
+                self._look(waiting, arrived)
             moved = False
             for _ in range(len(arrived)):
-                reply = self._take(arrived.popleft(), waiting, arrived)
-                if reply is not None:
+                found = arrived.popleft()
+                if kind and found.sent.message.metadata.message_type != kind:
+                    arrived.append(found)
+                elif reply := self._take(found, waiting, arrived):
                     moved = True
-                    yield reply
-            seconds = time.monotonic() - began
-            if timeout is not None and seconds > timeout:
+                    yield found.sent.message, reply
+            if over:
                 return
             if not moved:
-                time.sleep(min(_LONGEST_S, max(_SHORTEST_S, seconds / 20)))
+                seconds = time.monotonic() - began
+                pause = min(_LONGEST_S, max(_SHORTEST_S, seconds / 20))
+                time.sleep(max(0.0, min(pause, limit() - time.monotonic())))
+
+    def _look(self, waiting: dict[str, _Sent], arrived: deque[_Arrived]) -> None:
+        """Ask which replies are there."""
+        if waiting:
+            for incoming in self._surely(lambda: self._link.pull(list(waiting))):
+                arrived.append(self._arrival(incoming, waiting))
 
     @staticmethod
     def _arrival(incoming: Incoming, waiting: dict[str, _Sent]) -> _Arrived:
@@ -152,7 +211,7 @@ class LinkGrid(LocalGrid):
             arrived.append(found)
             return None
         except WireError as error:
-            return self._failed(found, str(error))
+            return self._failed(found, str(error), internals.REPLY_REFUSED)
         except RunEnded:
             if found.sent.again:
                 return self._failed(found, "its reply was lost")
@@ -187,8 +246,8 @@ class LinkGrid(LocalGrid):
         return head.error
 
     @staticmethod
-    def _failed(found: _Arrived, reason: str) -> Message:
-        error = Error(code=internals.CLIENT_RAISED, reason=reason)
+    def _failed(found: _Arrived, reason: str, code: int = internals.CLIENT_RAISED) -> Message:
+        error = Error(code=code, reason=reason)
         return from_node(found.incoming.head, found.sent.node, error)
 
     def _pack(self, messages: Sequence[Message]) -> None:

@@ -1,7 +1,9 @@
 """Who works on what next: the longest tasks first, in shares that shrink as the work runs out.
 
 Guided self-scheduling (Polychronopoulos and Kuck 1987): a worker that asks gets a fixed share of what is
-left, so that early requests are few and large, and the last ones are single tasks that even out the finish.
+left, so that early requests are few and large, and the last ones are small and even out the finish. A request
+costs the worker that waits and the driver that answers a few milliseconds, so the last ones are not single
+tasks either.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Sequence
 
-SHARES = 1.6
-"""A batch is at most one part in ``SHARES`` of a worker's even share of the work that is left."""
+SHARES = 2.0
+"""A batch is one part in ``SHARES`` of a worker's even share of the work that is left,"""
+LEAST = 0.1
+"""but not less than this part of its even share of all work."""
 
 
 class Queue:
@@ -26,7 +30,7 @@ class Queue:
         self._most = most
         # Ascending, so that the longest is taken from the end.
         self._waiting = sorted(range(len(costs)), key=lambda task: (self._cost(task), -task))
-        self._left = float(sum(costs))
+        self._left = self._all = float(sum(costs))
         self._alone: list[int] = []
 
     def __len__(self) -> int:
@@ -34,15 +38,17 @@ class Queue:
 
     def take(self, workers: int) -> list[int]:
         """Return the next batch for one of so many workers; empty where nothing is left for one."""
-        share = self._left / (SHARES * max(1, workers))
+        share = max(self._left / SHARES, self._all * LEAST) / max(1, workers)
         batch: list[int] = []
         taken = 0.0
-        while self._waiting and len(batch) < self._most:
-            cost = self._cost(self._waiting[-1])
-            if batch and taken + cost > share:
+        # The longest, and after it whatever still fits.
+        for place in range(len(self._waiting) - 1, -1, -1):
+            cost = self._cost(self._waiting[place])
+            if not batch or taken + cost <= share:
+                batch.append(self._waiting.pop(place))
+                taken += cost
+            if len(batch) == self._most:
                 break
-            batch.append(self._waiting.pop())
-            taken += cost
         self._left -= taken
         return batch
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -21,6 +21,7 @@ from fedvision.engines.base import Tell
 from fedvision.engines.grid import LocalGrid
 from fedvision.engines.placement import Seats, plan
 from fedvision.engines.ray_exchange import RayExchange
+from fedvision.engines.ray_internals import without_daemons
 from fedvision.engines.ray_pool import Pool
 from fedvision.engines.ray_worker import TRAIN, RayWorker, Setup
 from fedvision.errors import RunError
@@ -139,7 +140,8 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
         # Ray would keep spare processes beside the workers, 75 MB each.
         os.environ.setdefault("RAY_num_workers_soft_limit", "1")
     try:
-        ray.init(**options)
+        with without_daemons() if address is None else nullcontext():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"join the Ray cluster at {address!r}" if address else "start Ray on this machine"
         raise RunError(f"could not {where}: {error}") from error

@@ -1,9 +1,9 @@
 """One exchange of messages over the pool: batches out, answers in, whoever dies on the way.
 
 A worker has two batches at a time, so that it never waits for the driver. What it trained lies in its sums
-until it is asked for them at the end; should it die before, its clients are run again by others. A task that
-was at work when a worker died runs alone from then on, and is given up after its second death there: so one
-client that kills its process costs two workers and not the round.
+until it is asked for them, behind its last batch; should it die before, its clients are run again by others.
+A task that was at work when a worker died runs alone from then on, and is given up after its second death
+there: so one client that kills its process costs two workers and not the round.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class RayExchange:
             if not member.jobs and not member.folded and (task := self._queue.take_alone()) is not None:
                 self._send(member, [task], alone=True)
                 return
-        if not member.jobs and member.folded:
+        if member.folded or (self._folds and member.jobs):
+            # Nothing is left to hand out: its sums can follow its last batch without a word from here.
             member.jobs.append(Job(member.actor.close.remote()))
 
     def _send(self, member: Member, tasks: list[int], *, alone: bool = False) -> None:
@@ -142,7 +143,9 @@ class RayExchange:
         else:
             yield from self._tell(task, answer)
 
-    def _take_sums(self, member: Member, sums: Content) -> Iterator[Message]:
+    def _take_sums(self, member: Member, sums: Content | None) -> Iterator[Message]:
+        if sums is None:  # all its clients failed
+            return
         assert member.held is not None, "a worker with sums has an answer to carry them"
         task, answer = member.held
         member.folded, member.held = [], None

@@ -16,7 +16,7 @@ from fedvision import registry
 from fedvision.engines.base import Engine
 from fedvision.engines.placement import Footprint
 from fedvision.engines.shipping import Answer, Content, Inbox, Order, pack
-from fedvision.errors import ClientError
+from fedvision.errors import UpdateRefused
 from fedvision.flower import internals
 from fedvision.flower.roster import FIRST_NODE
 from fedvision.types import PluginSpec
@@ -117,6 +117,6 @@ class RayWorker:
         if self._folding and message.metadata.message_type == TRAIN:
             try:
                 reply = self._folding.fold(message, reply, message.metadata.dst_node_id - FIRST_NODE)
-            except ClientError as error:
-                return Answer(None, error=(internals.CLIENT_RAISED, str(error)))
+            except UpdateRefused as error:
+                return Answer(None, error=(internals.REPLY_REFUSED, error.cause))
         return Answer(pack(reply.content))

@@ -10,11 +10,15 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedvision.config import RoundConfig
 from fedvision.errors import ConfigError, RunError
 from fedvision.flower import codec
 from fedvision.flower.exchange import Exchange
 from fedvision.flower.roster import AskedRoster, Unasked
 from fedvision.types import State
+
+_MINIMA = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
+"""A stock strategy waits for so many nodes, without end."""
 
 
 def ask_roster(grid: Grid) -> AskedRoster:
@@ -37,12 +41,30 @@ def check_strategy(strategy: Strategy, clients: int) -> None:
     Raises:
         ConfigError: Its minimum is above the number of clients.
     """
-    for name in ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes"):
+    for name in _MINIMA:
         needed = getattr(strategy, name, 0)
         if needed > clients:
             raise ConfigError(
                 f"strategy.{name} is {needed} but there are {clients} clients; set it to {clients} or less"
             )
+
+
+def least_free(strategy: Strategy, config: RoundConfig, members: int) -> int:
+    """Return how many clients must be free before a round begins."""
+    if config.buffer:
+        return 0
+    quorum = 1 if config.uses_late else min(config.min_clients, members)
+    return max(quorum, _minimum(strategy))
+
+
+def has_enough(strategy: Strategy, grid: Grid) -> bool:
+    """Say whether a strategy finds as many nodes as it must have; a stock one would wait for ever."""
+    needed = _minimum(strategy)
+    return needed <= 0 or len(list(grid.get_node_ids())) >= needed
+
+
+def _minimum(strategy: Strategy) -> int:
+    return max(getattr(strategy, name, 0) for name in _MINIMA)
 
 
 def check_state(round: int, combined: State, before: State) -> State:

@@ -3,7 +3,7 @@
 Plain traffic uses Flower's default keys (``arrays``, ``config``, ``metrics``, ``num-examples``) with exactly
 one ArrayRecord and one MetricRecord in a reply to a training message, so that stock strategies work
 unchanged. Further groups of tensors travel as ``tensors.<group>`` and only where an objective asked for them.
-Everything decoded is checked: names, shapes, types and finiteness, against what the model expects.
+``screening`` checks what comes back against what the model expects.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedvision.errors import UpdateRefused
 from fedvision.flower.internals import TensorArray, filled
 from fedvision.strategies.mean import Sums
 from fedvision.strategies.summation import PartialSum
@@ -31,13 +30,12 @@ ROSTER = "query.roster"
 _TENSORS, _NUMBER, _OBJECTIVE, _COUNTS = "tensors.", "number.", "objective", "class-counts"
 _STOCK_PROX = "proximal-mu"
 _CONFUSION, _LOSS = "confusion", "loss"
-_FOLDED, _BYTES = "folded", "bytes"
+_FOLDED, _BYTES, _NORM = "folded", "bytes", "norm"
+NORM_BOUND = "norm-bound"
 _SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "dtypes."
 MEASURE = "query.measure"
 _START, _STOP = "start", "stop"
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
-_SMALL, _SLICE = 1 << 14, 1 << 20
-"""Elements up to which tensors are checked together, and by which large ones are checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +121,16 @@ def encode_instruction(instruction: Instruction, arrays: ArrayRecord, config: Co
     return content
 
 
+def round_of(content: RecordDict) -> int:
+    """Return the round that a message to a client belongs to."""
+    return int(record(content, CONFIG, ConfigRecord)[ROUND])  # type: ignore[arg-type]
+
+
+def norm_bound(content: RecordDict) -> float:
+    """Return the norm from which on a change is refused, where a training message tells it; else infinity."""
+    return float(record(content, CONFIG, ConfigRecord).get(NORM_BOUND, math.inf))  # type: ignore[arg-type]
+
+
 def encode_counts(counts: tuple[int, ...]) -> ConfigRecord:
     """Return the configuration that tells clients the federation's class counts [C]."""
     return ConfigRecord({_COUNTS: list(counts)})
@@ -143,7 +151,7 @@ def decode_task(message: Message, client: int) -> Task:
         instruction=Instruction(
             objective=None if objective is None else str(objective),
             numbers=numbers,
-            tensors=_groups(content),
+            tensors=groups(content),
         ),
         counts=None if counts is None else tuple(counts),  # type: ignore[arg-type]
     )
@@ -159,7 +167,7 @@ def encode_update(update: LocalUpdate) -> RecordDict:
 
 
 def decode_update(content: RecordDict, client: int, position: int) -> Update:
-    """Return a client's update from a reply that ``check_update`` let through."""
+    """Return a client's update from a reply that ``screening.Screen`` let through."""
     metrics = record(content, METRICS, MetricRecord)
     return Update(
         client=client,
@@ -167,7 +175,7 @@ def decode_update(content: RecordDict, client: int, position: int) -> Update:
         examples=int(metrics[EXAMPLES]),  # type: ignore[arg-type]
         state=decode_state(record(content, ARRAYS, ArrayRecord)),
         loss=float(metrics[TRAIN_LOSS]),  # type: ignore[arg-type]
-        tensors=_groups(content),
+        tensors=groups(content),
     )
 
 
@@ -177,47 +185,20 @@ def training_facts(content: RecordDict) -> tuple[float, int]:
     return float(metrics[TRAIN_LOSS]), int(metrics[EXAMPLES])  # type: ignore[arg-type]
 
 
-def check_update(content: RecordDict, client: int, expected: State) -> None:
-    """Refuse a reply that cannot be averaged with the others.
-
-    Args:
-        content: The reply's records.
-        client: Who sent it, for the error.
-        expected: The global state: names, shapes and types that a reply must have.
-
-    Raises:
-        UpdateRefused: A record is missing, a tensor is missing, extra, misshapen, not a number or infinite,
-            or the reply rests on no images.
-    """
-    arrays, metrics = content.get(ARRAYS), content.get(METRICS)
-    if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
-        raise UpdateRefused(
-            client, "reply", f"it lacks the record {METRICS if ARRAYS in content else ARRAYS!r}"
-        )
-    if set(metrics) != {EXAMPLES, TRAIN_LOSS}:
-        raise UpdateRefused(
-            client, "reply", f"its metrics are {sorted(metrics)}, not {EXAMPLES} and {TRAIN_LOSS}"
-        )
-    examples = metrics[EXAMPLES]
-    if not isinstance(examples, int) or examples < 1:
-        raise UpdateRefused(client, "reply", f"it rests on {examples} images")
-    _check_names(client, set(arrays), set(expected))
-    for name, tensor in expected.items():
-        _check_shape(client, name, arrays[name], tensor)
-    groups = _groups(content).items()
-    named = {f"{group}.{name}": tensor for group, state in groups for name, tensor in state.items()}
-    _check_finite(client, decode_state(arrays) | named)
-
-
-def encode_folded(content: RecordDict) -> RecordDict:
-    """Return a reply's content without its tensors, which are in a sum."""
-    told = filled(ConfigRecord, {_BYTES: size(content)})
+def encode_folded(content: RecordDict, norm: float) -> RecordDict:
+    """Return a reply's content without its tensors, which are in a sum, with the norm of its change."""
+    told = filled(ConfigRecord, {_BYTES: size(content), _NORM: norm})
     return filled(RecordDict, {METRICS: record(content, METRICS, MetricRecord), _FOLDED: told})
 
 
 def is_folded(content: RecordDict) -> bool:
     """Say whether a reply's tensors are in a sum."""
     return _FOLDED in content
+
+
+def folded_norm(content: RecordDict) -> float:
+    """Return the norm that a folded reply tells."""
+    return float(record(content, _FOLDED, ConfigRecord)[_NORM])  # type: ignore[arg-type]
 
 
 def encode_sums(sums: Sums) -> RecordDict:
@@ -308,47 +289,10 @@ def decode_roster(content: RecordDict) -> RosterEntry:
     return RosterEntry(client=int(config["client"]), counts=tuple(config[_COUNTS]))  # type: ignore[arg-type]
 
 
-def _groups(content: RecordDict) -> dict[str, State]:
+def groups(content: RecordDict) -> dict[str, State]:
+    """Return the groups of tensors that travel beside a model."""
     return {
         key.removeprefix(_TENSORS): decode_state(record)
         for key, record in arrays_of(content).items()
         if key.startswith(_TENSORS)
     }
-
-
-def _check_names(client: int, names: set[str], expected: set[str]) -> None:
-    if missing := sorted(expected - names):
-        raise UpdateRefused(client, "reply", f"the tensor {missing[0]!r} is missing ({len(missing)} in all)")
-    if extra := sorted(names - expected):
-        raise UpdateRefused(
-            client, "reply", f"the tensor {extra[0]!r} is not in the model ({len(extra)} in all)"
-        )
-
-
-def _check_shape(client: int, name: str, array: Array, expected: torch.Tensor) -> None:
-    if tuple(array.shape) != tuple(expected.shape):
-        raise UpdateRefused(
-            client, "reply", f"the tensor {name!r} is {list(array.shape)}, not {list(expected.shape)}"
-        )
-
-
-def _check_finite(client: int, state: State) -> None:
-    """Refuse tensors that are not finite, or so large that their sum is not.
-
-    A sum is finite unless an element is not, and takes one pass. Small tensors are summed together, as a call
-    costs more than their elements, and large ones in slices, as torch widens what it sums.
-    """
-    for name, tensor in state.items():
-        if not torch.is_floating_point(tensor):
-            raise UpdateRefused(client, "reply", f"the tensor {name!r} is {tensor.dtype}, not a float")
-    small = [tensor.reshape(-1) for tensor in state.values() if tensor.numel() <= _SMALL]
-    if small and _is_finite(torch.cat(small)):
-        state = {name: tensor for name, tensor in state.items() if tensor.numel() > _SMALL}
-    for name, tensor in state.items():
-        if not _is_finite(tensor):
-            raise UpdateRefused(client, "reply", f"the tensor {name!r} holds NaN or infinity")
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    slices = tensor.reshape(-1).split(_SLICE)  # type: ignore[no-untyped-call]
-    return all(math.isfinite(part.sum(dtype=torch.float64).item()) for part in slices)

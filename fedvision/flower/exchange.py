@@ -15,9 +15,11 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedvision.errors import UpdateRefused
-from fedvision.flower import codec
+from fedvision.flower import codec, internals
 from fedvision.flower.roster import Roster
-from fedvision.types import State
+from fedvision.flower.screening import Screen
+
+SILENT = "it did not answer"
 
 
 @dataclass(kw_only=True)
@@ -28,23 +30,28 @@ class Exchange:
     """Which node hosts which client."""
     stage: str
     """What the clients are asked for: ``"data"``, ``"training"``, ``"evaluation"``."""
-    expected: State | None = None
-    """The state that replies must match; None where they carry no model."""
+    screen: Screen | None = None
+    """What replies must pass; None where they carry no model."""
+    folds: bool = False
+    """Whether the carrier is a part of this program and may answer with sums over its clients' updates."""
     refused: list[dict[str, Any]] = field(default_factory=list)
     """Client, stage and reason of each reply that was not used; once all are in, in the messages' order."""
     answered: list[int] = field(default_factory=list)
     """Clients whose replies were used; once all are in, in the messages' order."""
+    unusable: list[int] = field(default_factory=list)
+    """Clients who sent a reply that was refused for what is in it."""
+    norms: dict[int, float] = field(default_factory=dict)
+    """By client, the norm of the change that its reply makes."""
     down: int = 0
     """Bytes of tensors sent."""
     up: int = 0
     """Bytes of tensors received."""
 
     def send(self, grid: Grid, messages: Sequence[Message], *, ordered: bool = False) -> Iterator[Message]:
-        """Send messages and yield the replies that can be used.
+        """Send messages, wait for everybody, and yield the replies that can be used.
 
         Args:
-            grid: Carries the messages. One with a true attribute ``folds`` is a part of this program and may
-                answer with sums that it took over its clients' updates.
+            grid: Carries the messages.
             messages: One for each node asked.
             ordered: Yield in the order of the messages, not as replies come.
         """
@@ -52,50 +59,66 @@ class Exchange:
             return
         nodes = [message.metadata.dst_node_id for message in messages]
         self.down += codec.total_size(message.content for message in messages)
-        replies = self._screen(grid, messages, set(nodes))
-        yield from _in_order(nodes, replies) if ordered else (reply for _, reply in replies if reply)
-        place = {self.roster.client(node): number for number, node in enumerate(nodes)}
-        self.answered.sort(key=place.__getitem__)
-        self.refused.sort(key=lambda item: place[item["client"]])
+        replies = self._receive(grid, messages, set(nodes))
+        yield from in_order(nodes, replies) if ordered else (reply for _, reply in replies if reply)
+        self.sort([self.roster.client(node) for node in nodes])
 
-    def _screen(
+    def _receive(
         self, grid: Grid, messages: Sequence[Message], silent: set[int]
     ) -> Iterator[tuple[int, Message | None]]:
         """Yield each node that answered with its reply, or with None where that cannot be used."""
-        folds = bool(getattr(grid, "folds", False))
         for reply in grid.send_and_receive(messages):
             node = reply.metadata.src_node_id
             silent.discard(node)
-            client = self.roster.client(node)
-            usable = self._usable(reply, client, folds)
-            if usable:
-                self.answered.append(client)
-            yield node, reply if usable else None
+            yield node, self.take(reply, self.roster.client(node))
         for node in sorted(silent):
-            self._refuse(self.roster.client(node), "it did not answer")
+            self.refuse(self.roster.client(node), SILENT)
 
-    def _usable(self, reply: Message, client: int, folds: bool) -> bool:
+    def take(self, reply: Message, client: int) -> Message | None:
+        """Note a reply and return it if it can be used."""
+        reason = self.examine(reply, client, self.screen)
+        if reason is not None:
+            self.refuse(client, reason)
+            return None
+        self.answered.append(client)
+        return reply
+
+    def examine(self, reply: Message, client: int, screen: Screen | None) -> str | None:
+        """Return why a reply cannot be used, None where it can; note its size and its norm."""
         if reply.has_error():
-            self._refuse(client, _reason(reply.error.reason or "", client, self.stage))
-            return False
+            if reply.error.code == internals.REPLY_REFUSED:
+                self.unusable.append(client)
+            return _reason(reply.error.reason or "", client, self.stage)
         self.up += codec.size(reply.content)
-        if self.expected is None or (folds and codec.is_folded(reply.content)):
-            return True
+        if screen is None:
+            return None
+        if self.folds and codec.is_folded(reply.content):
+            self.norms[client] = codec.folded_norm(reply.content)
+            return None
         try:
-            codec.check_update(reply.content, client, self.expected)
+            self.norms[client] = screen.check(reply.content, client)
         except UpdateRefused as error:
-            self._refuse(client, error.cause)
-            return False
-        return True
+            self.unusable.append(client)
+            return error.cause
+        return None
 
-    def _refuse(self, client: int, reason: str) -> None:
+    def refuse(self, client: int, reason: str) -> None:
+        """Note that a client's reply is not used, or that there is none."""
         if client in self.answered:
             # A worker died with its sum, and the client's second run failed.
             self.answered.remove(client)
+            self.norms.pop(client, None)
         self.refused.append({"client": client, "stage": self.stage, "reason": reason})
 
+    def sort(self, clients: Sequence[int]) -> None:
+        """Put who answered and who was refused into the order in which clients were asked."""
+        place = {client: number for number, client in enumerate(clients)}
+        self.answered.sort(key=place.__getitem__)
+        self.refused.sort(key=lambda item: place[item["client"]])
 
-def _in_order(nodes: Sequence[int], replies: Iterator[tuple[int, Message | None]]) -> Iterator[Message]:
+
+def in_order(nodes: Sequence[int], replies: Iterator[tuple[int, Message | None]]) -> Iterator[Message]:
+    """Yield the replies of nodes in the nodes' order; None stands for one that cannot be used."""
     early: dict[int, Message | None] = {}
     due = 0
     for node, reply in replies:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from fedvision.errors import ClientError, UpdateRefused
 from fedvision.flower import codec
+from fedvision.flower.screening import Screen
 from fedvision.strategies.mean import MeanStrategy, Sums
 
 
@@ -24,25 +24,23 @@ class Folding:
     def __init__(self, strategy: MeanStrategy) -> None:
         self._strategy = strategy
         self._sums: Sums | None = None
+        self._screen: Screen | None = None
 
     def fold(self, message: Message, reply: Message, client: int) -> Message:
         """Add a training reply's update to the sums and return the reply without its tensors.
 
         Raises:
-            ClientError: The update cannot be averaged with the others; nothing was added.
+            UpdateRefused: The update cannot be averaged with the others; nothing was added.
         """
-        if self._sums is None:
-            self._sums = Sums(
-                self._strategy, codec.decode_state(codec.record(message.content, codec.ARRAYS, ArrayRecord))
-            )
-        try:
-            codec.check_update(reply.content, client, self._sums.state)
-        except UpdateRefused as error:
-            raise ClientError(client, "training", error.cause) from error
+        if self._sums is None or self._screen is None:
+            state = codec.decode_state(codec.record(message.content, codec.ARRAYS, ArrayRecord))
+            self._sums = Sums(self._strategy, state)
+            self._screen = Screen(state, codec.norm_bound(message.content))
+        norm = self._screen.check(reply.content, client)
         self._sums.add(codec.decode_update(reply.content, client, 0))
-        return Message(codec.encode_folded(reply.content), reply_to=message)
+        return Message(codec.encode_folded(reply.content, norm), reply_to=message)
 
     def close(self) -> RecordDict | None:
         """Return the sums since the last call and begin anew; None where nothing was added."""
-        sums, self._sums = self._sums, None
+        sums, self._sums, self._screen = self._sums, None, None
         return codec.encode_sums(sums) if sums is not None and sums.heard else None

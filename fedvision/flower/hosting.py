@@ -180,7 +180,9 @@ class SimulatedClients:
         return Host(app=client_app.build(worker, test), worker=worker)
 
     def folding(self) -> Folding | None:
-        """Make what sums updates; None for a strategy that must see every update, or a stock one."""
+        """Make what sums updates; None where every update is needed: by the strategy, or to be in time."""
+        if self.config.timed:
+            return None
         strategy = build_strategy(self.config.strategy, seed=self.config.seed)
         mean = summable(strategy.inner) if isinstance(strategy, FlowerStrategy) else None
         return None if mean is None else Folding(mean)

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord, RecordDict)
 CLIENT_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+REPLY_REFUSED = 100
+"""Code of an error reply that stands for a reply that could not be used; Flower has none above 8."""
 SERVER_NODE = SUPERLINK_NODE_ID
 PARTITION = "partition-id"
 """Flower's key in ``node_config`` for the number of a simulated client."""

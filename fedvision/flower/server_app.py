@@ -6,13 +6,14 @@ the strategy for the same four things, so that stock strategies run unchanged.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
@@ -20,16 +21,23 @@ from fedvision import metrics, seeding
 from fedvision.config import ExperimentConfig
 from fedvision.errors import RunError
 from fedvision.flower import codec
-from fedvision.flower.checks import ask_roster, check_state, check_strategy, hopeless
+from fedvision.flower.checks import (
+    ask_roster,
+    check_state,
+    check_strategy,
+    has_enough,
+    hopeless,
+    least_free,
+)
+from fedvision.flower.eligible import EligibleNodes, EligibleRoster
 from fedvision.flower.exchange import Exchange
 from fedvision.flower.roster import Roster
+from fedvision.flower.rounds import Collection, QuorumMissed, Rounds
+from fedvision.flower.screening import Screen
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import learning_rate
 from fedvision.types import MetricFn, State
-
-FAILED_ROUNDS = 3
-"""Rounds in a row in which nobody succeeds before the run is given up."""
 
 
 class Journal(Protocol):
@@ -40,6 +48,9 @@ class Journal(Protocol):
 
     def client_done(self, round: int, done: int, total: int) -> None:
         """One more client of the round has answered."""
+
+    def given_up(self, record: Mapping[str, Any]) -> None:
+        """The run ends with this round, which failed like those before it and is not counted."""
 
     def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
         """A round is over: its facts, its times and the global state after it."""
@@ -65,6 +76,8 @@ class ServerPlan:
     """Measures a state on the server's own test images; None where it has none."""
     extra_metrics: Mapping[str, MetricFn] = field(default_factory=dict)
     """Further numbers by name, from confusion counts."""
+    rounds: Rounds | None = None
+    """What is remembered from round to round; None begins anew."""
 
 
 def build(plan: ServerPlan) -> ServerApp:
@@ -86,22 +99,26 @@ class _Server:
         self.strategy, self.state = plan.strategy, plan.state
         self.roster: Roster = plan.roster or ask_roster(grid)
         check_strategy(plan.strategy, len(self.roster))
+        self.eligible = EligibleRoster(self.roster)
         if isinstance(plan.strategy, FlowerStrategy):
-            plan.strategy.introduce(self.roster)
+            plan.strategy.introduce(self.eligible)
+        self.rounds = plan.rounds or Rounds(self.config.round, self.config.seed)
+        self.post = self.rounds.open(grid, self.roster)
 
     def run(self) -> None:
         """Run all rounds from the plan's first.
 
         Raises:
-            RunError: Nobody succeeded for ``FAILED_ROUNDS`` rounds in a row, or in all of them.
+            RunError: ``round.failed_rounds`` rounds in a row failed, or all of them.
         """
         self.plan.journal.begin(self.roster)
         failed = 0
-        last = min(FAILED_ROUNDS, self.config.rounds)
+        last = min(self.config.round.failed_rounds, self.config.rounds)
         for number in range(self.plan.first_round, self.config.rounds + 1):
             record, seconds = self._round(number)
-            failed = 0 if record["clients"] else failed + 1
+            failed = 0 if record["changed"] else failed + 1
             if failed >= last:
+                self.plan.journal.given_up(record)
                 raise RunError(hopeless(failed, record["refused"]))
             self.plan.journal.round_done(record, seconds, self.state)
 
@@ -124,38 +141,79 @@ class _Server:
 
     def _train(self, number: int) -> dict[str, Any]:
         """Run one training phase, replace the state where somebody succeeded, and return the facts."""
-        arrays = codec.encode_state(self.state)
-        with seeding.stock_globals(self.config.seed, "select", number):
-            messages = list(self.strategy.configure_train(number, arrays, self._train_config(), self.grid))
-        exchange = Exchange(roster=self.roster, stage="training", expected=self.state)
+        self.eligible.excluded = excluded = self.rounds.begin(
+            number, self.grid, self.roster, least_free(self.strategy, self.config.round, len(self.roster))
+        )
+        screen = Screen(self.state, self.rounds.bound(self.state))
+        folds = bool(getattr(self.grid, "folds", False))
+        messages = self._messages(number, screen.bound if folds else math.inf)
+        exchange = Exchange(roster=self.roster, stage="training", screen=screen, folds=folds)
+        collection = Collection(self.rounds, exchange, number, self.state)
         told: dict[int, tuple[float, int]] = {}
-        replies = self._watch(number, exchange, messages, told)
-        with seeding.stock_globals(self.config.seed, "combine", number):
-            combined, _ = self.strategy.aggregate_train(number, replies)
-        if combined is not None and exchange.answered:
+        combined = self._combine(number, self._watch(number, collection, messages, told))
+        if combined is not None and collection.used:
             self.state = check_state(number, codec.decode_state(combined), self.state)
-        losses = {client: told[client] for client in exchange.answered}
-        examples = sum(count for _, count in losses.values())
+        late, self.rounds.lost = self.rounds.lost + collection.late, []
+        facts = [(client, *told[client]) for client in exchange.answered]
+        facts += [(item["client"], item["loss"], item["examples"]) for item in late if item["used"]]
+        examples = sum(count for _, _, count in facts)
         return {
             "round": number,
-            "clients": exchange.answered,
+            "clients": [client for client, _, _ in facts],
             "examples": examples,
+            "changed": combined is not None and bool(facts),
             "lr": learning_rate(self.config.training, number, self.config.rounds),
-            "train_loss": sum(loss * n for loss, n in losses.values()) / examples if examples else None,
-            "client_loss": {str(client): loss for client, (loss, _) in losses.items()},
+            "train_loss": sum(loss * n for _, loss, n in facts) / examples if examples else None,
+            "client_loss": {str(client): loss for client, loss, _ in facts},
             "refused": exchange.refused,
+            "late": late,
+            "busy": sorted(excluded - self.rounds.aside),
+            "set_aside": self.rounds.note(exchange),
             "bytes": {"down": exchange.down, "up": exchange.up},
+            **self._time(),
         }
 
+    def _time(self) -> dict[str, float]:
+        """Return the seconds since the run began where they are simulated."""
+        lasting = self.post.lasting
+        return {"clock": lasting.now()} if lasting and lasting.simulated else {}
+
+    def _messages(self, number: int, bound: float) -> list[Message]:
+        """Return the training messages of those who are asked."""
+        config = self._train_config()
+        if bound < math.inf:
+            config[codec.NORM_BOUND] = bound
+        eligible: Grid = self.grid  # our strategies ask the roster
+        if not isinstance(self.strategy, FlowerStrategy):
+            eligible = EligibleNodes(self.grid, self.roster, self.eligible.excluded)
+        if not has_enough(self.strategy, eligible):
+            return []
+        arrays = codec.encode_state(self.state)
+        with seeding.stock_globals(self.config.seed, "select", number):
+            messages = list(self.strategy.configure_train(number, arrays, config, eligible))
+        return self.rounds.thinned(messages, number)
+
+    def _combine(self, number: int, replies: Iterator[Message]) -> ArrayRecord | None:
+        """Return what the strategy makes of the replies, None where there are too few."""
+        with seeding.stock_globals(self.config.seed, "combine", number):
+            try:
+                return self.strategy.aggregate_train(number, replies)[0]
+            except QuorumMissed:
+                return None
+
     def _watch(
-        self, number: int, exchange: Exchange, messages: list[Message], told: dict[int, tuple[float, int]]
+        self,
+        number: int,
+        collection: Collection,
+        messages: list[Message],
+        told: dict[int, tuple[float, int]],
     ) -> Iterator[Message]:
         """Yield usable replies, noting each client's loss and images and telling the journal."""
         ordered = not (isinstance(self.strategy, FlowerStrategy) and self.strategy.any_order)
-        for done, reply in enumerate(exchange.send(self.grid, messages, ordered=ordered), 1):
+        for reply in collection.receive(messages, ordered=ordered):
             client = self.roster.client(reply.metadata.src_node_id)
             told[client] = codec.training_facts(reply.content)
-            self.plan.journal.client_done(number, done + len(exchange.refused), len(messages))
+            self.plan.journal.client_done(number, collection.done, max(collection.done, len(messages)))
             yield reply
 
     def _train_config(self) -> ConfigRecord:
@@ -172,12 +230,19 @@ class _Server:
         if not self.config.evaluation.holdout:
             return None
         arrays = codec.encode_state(self.state)
+        lasting = self.post.lasting
+        busy = frozenset() if lasting is None or lasting.simulated else frozenset(self.post.busy())
+        eligible = EligibleNodes(self.grid, self.roster, self.rounds.aside | busy)
+        if not has_enough(self.strategy, eligible):
+            return None
         with seeding.stock_globals(self.config.seed, "select-evaluate", number):
-            messages = list(self.strategy.configure_evaluate(number, arrays, ConfigRecord(), self.grid))
+            messages = list(self.strategy.configure_evaluate(number, arrays, ConfigRecord(), eligible))
         exchange = Exchange(roster=self.roster, stage="evaluation")
-        replies = list(exchange.send(self.grid, messages, ordered=True))
+        collection = Collection(self.rounds, exchange, number, self.state)
+        replies = list(collection.receive(messages, ordered=True))
         self.strategy.aggregate_evaluate(number, replies)
         record["refused"] += exchange.refused
+        record["late"] += collection.late
         record["bytes"]["down"] += exchange.down
         record["bytes"]["up"] += exchange.up
         if not replies:

@@ -37,6 +37,7 @@ class FlowerStrategy(Strategy):
         self._mean = summable(inner)
         self._roster: Roster = Unasked()
         self._positions: dict[int, int] = {}
+        self._next = 0
         self._state: State = {}
 
     @property
@@ -55,6 +56,7 @@ class FlowerStrategy(Strategy):
         rng = seeding.numpy_stream(self._seed, "select", server_round)
         cohort = self.inner.select(server_round, self._roster.present(grid), rng)
         self._positions = {client: position for position, client in enumerate(cohort)}
+        self._next = len(cohort)
         self._state = codec.decode_state(arrays)
         config[codec.ROUND] = server_round
         return self._instructions(server_round, arrays, config)
@@ -102,7 +104,12 @@ class FlowerStrategy(Strategy):
 
     def _update(self, reply: Message) -> Update:
         client = self._roster.client(reply.metadata.src_node_id)
-        return codec.decode_update(reply.content, client, self._positions[client])
+        # Late answers, of clients whom this round may have asked or not, come after the cohort.
+        position = self._positions.pop(client, None)
+        if position is None:
+            position = self._next
+            self._next += 1
+        return codec.decode_update(reply.content, client, position)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedvision import metrics
 from fedvision.config import ExperimentConfig
+from fedvision.reporting.events import Event, all_events
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.wording import STAGES
 
@@ -105,6 +106,9 @@ class RunFacts:
     """Number of clients, of whom ``counts`` may hold a sample; 0 where unknown."""
     exact: bool
     """Whether ``totals`` was counted."""
+
+    events: list[Event]
+    """What happened beside training, by round."""
 
     @property
     def done(self) -> int:
@@ -206,13 +210,13 @@ def read_facts(folder: RunFolder) -> RunFacts:
     Raises:
         RunFolderError: A file in it is damaged.
     """
-    rounds, split = folder.rounds(), folder.split()
+    rounds, split, config = folder.rounds(), folder.split(), folder.config()
     classes = tuple(str(name) for name in split.get("classes", ())) or _numbered(rounds)
     rows = np.array(split.get("counts") or np.zeros((0, len(classes))), np.int64)
     counts = rows.reshape(len(rows), len(classes))
     return RunFacts(
         path=folder.path,
-        config=folder.config(),
+        config=config,
         config_text=folder.config_text(),
         rounds=rounds,
         timings=folder.timings(),
@@ -224,6 +228,7 @@ def read_facts(folder: RunFolder) -> RunFacts:
         totals=np.array(split["totals"], np.int64) if "totals" in split else counts.sum(0),
         clients=int(split.get("clients", len(counts))),
         exact=bool(split.get("exact", True)),
+        events=all_events(rounds, folder.events(), folder.names(), buffered=config.round.buffer > 0),
     )
 
 

@@ -9,6 +9,8 @@
                           "totals": [C], and "exact": whether the totals were counted
     rounds.jsonl          one line a round, what depends on config and data alone: equal runs, equal bytes
     timings.jsonl         one line a round, seconds by stage
+    events.jsonl          {"round", "client", "what"}: what was told while the run went on; see events.py
+    deployment.json       across machines: the run's key, and the clients' names and numbers
     checkpoint/           where a killed run goes on; see checkpoint.py
     model.safetensors     the final model
     summary.json          {"status": "finished" | "failed" | "stopped", "rounds", "notices", "error", ...}
@@ -169,6 +171,25 @@ class RunFolder:
         with recording(f"round {number}", self.path / "rounds.jsonl"):
             append_line(self.path / "rounds.jsonl", json_line(record))
             append_line(self.path / "timings.jsonl", json_line({"round": number, **seconds}))
+
+    def append_event(self, round: int, what: str, client: str | None = None) -> None:
+        """Add something that happened; it stays when a run goes on from an earlier round.
+
+        Raises:
+            RecordError: The disk is full or refuses.
+        """
+        with recording("an event", self.path / "events.jsonl"):
+            line = {"round": round, "client": client, "what": what}
+            append_line(self.path / "events.jsonl", json_line(line))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what was told while the run went on: ``round``, ``client`` or None, ``what``."""
+        return read_lines(self.path / "events.jsonl")
+
+    def names(self) -> dict[int, str]:
+        """Return the clients' names by number; empty in a simulation."""
+        clients = read_json(self.path / "deployment.json").get("clients", {})
+        return {int(number): str(name) for name, number in clients.items()}
 
     def rounds(self) -> list[dict[str, Any]]:
         """Return the rounds' records in order.

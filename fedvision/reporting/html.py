@@ -21,7 +21,7 @@ from fedvision.reporting.facts import VIEWS, ClassFacts, Measurement, RunFacts, 
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.mistakes import Mistakes
 
-REFUSALS_SHOWN = 100
+EVENTS_SHOWN = 200
 
 
 class Picture(NamedTuple):
@@ -61,8 +61,9 @@ def write_report(folder: RunFolder) -> Path:
         clients=_clients(facts),
         confusion=_confusion(facts, measured),
         wall=_wall(folder.mistakes(), facts.classes),
-        refused=facts.refused(),
-        refusals_shown=REFUSALS_SHOWN,
+        events=facts.events,
+        events_shown=EVENTS_SHOWN,
+        notices=_notices(facts),
         stages={**wording.STAGES, "total": "time in all"},
         again=f"fedvision simulate {shlex.quote(str(Path(facts.path.name) / 'config.toml'))} --out again",
     )
@@ -128,6 +129,12 @@ def _score_rows(facts: RunFacts) -> list[tuple[str, list[float | None]]]:
     views = [measured for view in VIEWS if (measured := facts.measurement(view))]
     keys = wording.in_order({key for measured in views for key in measured.scores})
     return [(wording.score_name(key), [measured.scores.get(key) for measured in views]) for key in keys]
+
+
+def _notices(facts: RunFacts) -> list[str]:
+    """Return what was said of the whole run and is no event."""
+    told = {event.what for event in facts.events}
+    return [notice for notice in facts.summary.get("notices", []) if notice not in told]
 
 
 def _clients(facts: RunFacts) -> Markup | None:

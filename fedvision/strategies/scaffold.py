@@ -57,11 +57,11 @@ class Scaffold(MeanStrategy):
         self.control: State = {}
         """The server's c: zeros, that is empty, until the first round has ended."""
         self.clients = 0
-        """N, as the last selection saw it."""
+        """N, the most that a selection saw: who is busy or away now still has a c_i in c."""
 
     def select(self, round: int, clients: Sequence[int], rng: np.random.Generator) -> list[int]:
         """Draw the cohort and remember how many clients there are."""
-        self.clients = len(clients)
+        self.clients = max(self.clients, len(clients))
         return super().select(round, clients, rng)
 
     def instruct(self, round: int, state: State, client: int) -> Instruction:

@@ -14,6 +14,7 @@ from fedvision.flower import codec, internals
 from fedvision.flower.checks import ask_roster, check_state, check_strategy, hopeless
 from fedvision.flower.exchange import Exchange
 from fedvision.flower.roster import Unasked
+from fedvision.flower.screening import Screen
 from fedvision.training.loop import LocalUpdate
 from fedvision.types import State
 from tests.flower.test_strategy import Nodes, members
@@ -58,7 +59,7 @@ def answer(message: Message) -> Message | None:
 
 
 def test_what_cannot_be_used_is_named_and_the_rest_passes() -> None:
-    exchange = Exchange(roster=members(CLIENTS), stage="training", expected=STATE)
+    exchange = Exchange(roster=members(CLIENTS), stage="training", screen=Screen(STATE))
     replies = list(exchange.send(Answering(answer), orders()))
     assert [CLIENTS[reply.metadata.src_node_id] for reply in replies] == [0]
     assert exchange.answered == [0]
@@ -73,7 +74,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_passes() -> None:
 
 def test_a_reply_passes_before_the_next_client_works() -> None:
     grid = Answering(lambda message: Message(update(), reply_to=message))
-    replies = Exchange(roster=members(CLIENTS), stage="training", expected=STATE).send(grid, orders())
+    replies = Exchange(roster=members(CLIENTS), stage="training", screen=Screen(STATE)).send(grid, orders())
     next(replies)
     assert grid.made == 1
 
@@ -91,7 +92,7 @@ def test_replies_come_as_they_are_or_in_the_messages_order() -> None:
         return None if CLIENTS[message.metadata.dst_node_id] == 1 else Message(update(), reply_to=message)
 
     def order(ordered: bool) -> list[int]:
-        exchange = Exchange(roster=members(CLIENTS), stage="training", expected=STATE)
+        exchange = Exchange(roster=members(CLIENTS), stage="training", screen=Screen(STATE))
         replies = list(exchange.send(Shuffled(some), orders(), ordered=ordered))
         assert exchange.answered == [0, 2, 3]
         assert [item["client"] for item in exchange.refused] == [1]
@@ -103,31 +104,30 @@ def test_replies_come_as_they_are_or_in_the_messages_order() -> None:
 
 def test_sums_are_only_taken_from_a_part_of_this_program() -> None:
     def folded(message: Message) -> Message:
-        return Message(codec.encode_folded(update()), reply_to=message)
+        return Message(codec.encode_folded(update(), 1.0), reply_to=message)
 
-    class Folding(Answering):
-        folds = True
-
-    stranger, own = (Exchange(roster=members(CLIENTS), stage="training", expected=STATE) for _ in "ab")
+    stranger, own = (
+        Exchange(roster=members(CLIENTS), stage="training", screen=Screen(STATE), folds=folds)
+        for folds in (False, True)
+    )
     assert list(stranger.send(Answering(folded), orders())) == []
     assert "it lacks the record 'arrays'" in stranger.refused[0]["reason"]
-    assert len(list(own.send(Folding(folded), orders()))) == 4
+    assert len(list(own.send(Answering(folded), orders()))) == 4
     assert (stranger.up, own.up) == (32, 32)
 
 
 def test_a_client_whose_second_run_fails_has_not_answered() -> None:
     class Again(Answering):
-        folds = True
-
         def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Iterator[Message]:
             yield from super().send_and_receive(messages)
             yield Message(Error(code=2, reason="client 1, training: gone"), reply_to=messages[1])
 
-    grid = Again(lambda message: Message(codec.encode_folded(update()), reply_to=message))
-    exchange = Exchange(roster=members(CLIENTS), stage="training", expected=STATE)
+    grid = Again(lambda message: Message(codec.encode_folded(update(), 1.0), reply_to=message))
+    exchange = Exchange(roster=members(CLIENTS), stage="training", screen=Screen(STATE), folds=True)
     list(exchange.send(grid, orders()))
     assert exchange.answered == [0, 2, 3]
     assert exchange.refused == [{"client": 1, "stage": "training", "reason": "gone"}]
+    assert sorted(exchange.norms) == [0, 2, 3]
 
 
 def test_nothing_is_sent_where_nobody_is_asked() -> None:

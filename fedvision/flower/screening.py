@@ -1,0 +1,170 @@
+"""Which training replies can be used: names, shapes, types, finite numbers, and a norm that is no absurdity.
+
+A reply is measured against the model that its client was sent, alone: what is refused does not depend on who
+else answered, on the order of the replies, or on the process that looks at them. The bound of the norm is
+known before the round begins (see ``norm_bound``).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+
+import torch
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+
+from fedvision.errors import UpdateRefused
+from fedvision.flower import codec
+from fedvision.strategies.summation import wide
+from fedvision.types import State
+
+_SMALL, _SLICE = 1 << 14, 1 << 20
+"""Elements up to which tensors are checked together, and by which large ones are checked."""
+_REMEMBERED = 5
+"""Rounds whose usual norm is remembered."""
+
+
+class Screen:
+    """Lets through the replies of clients that were sent one model.
+
+    Args:
+        state: The model as they got it.
+        bound: Norm above which a change is refused.
+    """
+
+    def __init__(self, state: State, bound: float = math.inf) -> None:
+        self.state, self.bound = state, bound
+        self._names = frozenset(state)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        self._small = [name for name, tensor in state.items() if tensor.numel() <= _SMALL]
+        self._large = [name for name in state if name not in set(self._small)]
+        self._flat = _flat(state, self._small)
+
+    def check(self, content: RecordDict, client: int) -> float:
+        """Return the norm of the change that a reply makes to the model.
+
+        Args:
+            content: The reply's records.
+            client: Who sent it, for the error.
+
+        Raises:
+            UpdateRefused: A record is missing, a tensor is missing, extra, misshapen, not a number or
+                infinite, the reply rests on no images, or its norm is above the bound.
+        """
+        arrays = self._arrays(content, client)
+        update = codec.decode_state(arrays)
+        for name, tensor in update.items():
+            _check_float(client, name, tensor)
+        # One pass measures the change and finds what is not finite, tensor by tensor only where it must.
+        norm = self._norm(update)
+        if not math.isfinite(norm):
+            _check_finite(client, update)
+        groups = codec.groups(content)
+        if groups:
+            _check_finite(
+                client, {f"{group}.{name}": t for group, s in groups.items() for name, t in s.items()}
+            )
+        if not norm <= self.bound or math.isinf(norm):
+            raise UpdateRefused(
+                client, "reply", f"the norm of its change is {norm:.3g}, above the bound of {self.bound:.3g}"
+            )
+        return norm
+
+    def _arrays(self, content: RecordDict, client: int) -> ArrayRecord:
+        """Return the reply's model, if names, shapes and numbers are right."""
+        arrays, metrics = content.get(codec.ARRAYS), content.get(codec.METRICS)
+        if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
+            lacking = codec.METRICS if codec.ARRAYS in content else codec.ARRAYS
+            raise UpdateRefused(client, "reply", f"it lacks the record {lacking!r}")
+        if set(metrics) != {codec.EXAMPLES, codec.TRAIN_LOSS}:
+            known = f"{codec.EXAMPLES} and {codec.TRAIN_LOSS}"
+            raise UpdateRefused(client, "reply", f"its metrics are {sorted(metrics)}, not {known}")
+        examples = metrics[codec.EXAMPLES]
+        if not isinstance(examples, int) or examples < 1:
+            raise UpdateRefused(client, "reply", f"it rests on {examples} images")
+        _check_names(client, set(arrays), self._names)
+        for name, shape in self._shapes.items():
+            _check_shape(client, name, arrays[name], shape)
+        return arrays
+
+    def _norm(self, update: State) -> float:
+        squares = []
+        if self._small:
+            squares.append(_square(_flat(update, self._small) - self._flat))
+        for name in self._large:
+            parts = zip(_slices(update[name]), _slices(self.state[name]), strict=True)
+            squares += [_square(new - old.to(wide(old.dtype))) for new, old in parts]
+        return math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.inf
+
+
+def norm_bound(limit: float, state: State, usual: Sequence[float]) -> float:
+    """Return the norm above which a change of a model is refused.
+
+    A change is absurd if its norm is ``limit`` times the usual one and above the model's own. The usual one
+    is the median over past rounds, so that one client cannot shift it; before there is one, the model's own
+    stands for it. A model's norm counts as 1 at least, as some begin at zero.
+
+    Args:
+        limit: How many times; 0 gives infinity.
+        state: The global model of the round.
+        usual: Median norms of past rounds.
+    """
+    if not limit:
+        return math.inf
+    own = max(1.0, math.sqrt(math.fsum(_square(t) for tensor in state.values() for t in _slices(tensor))))
+    return max(own, limit * statistics.median(usual)) if usual else limit * own
+
+
+def remember(usual: Sequence[float], norms: Iterable[float]) -> list[float]:
+    """Return the median norms of past rounds with that of a round's accepted changes."""
+    taken = list(norms)
+    return [*usual, statistics.median(taken)][-_REMEMBERED:] if taken else list(usual)
+
+
+def _flat(state: State, names: Sequence[str]) -> torch.Tensor:
+    """Return small tensors as one vector, in a type to compute in: a call costs more than their elements."""
+    parts = [state[name].reshape(-1) for name in names]
+    flat = torch.cat(parts) if parts else torch.zeros(0)
+    return flat.to(wide(flat.dtype))
+
+
+def _slices(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Return a tensor in pieces: what is computed from one needs little memory."""
+    parts: Sequence[torch.Tensor] = tensor.reshape(-1).split(_SLICE)  # type: ignore[no-untyped-call]
+    return parts
+
+
+def _square(values: torch.Tensor) -> float:
+    """Return the sum of squares, in float64."""
+    norm = float(torch.linalg.vector_norm(values, dtype=torch.float64))
+    return norm * norm
+
+
+def _check_names(client: int, names: set[str], expected: frozenset[str]) -> None:
+    if missing := sorted(expected - names):
+        raise UpdateRefused(client, "reply", f"the tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    if extra := sorted(names - expected):
+        raise UpdateRefused(
+            client, "reply", f"the tensor {extra[0]!r} is not in the model ({len(extra)} in all)"
+        )
+
+
+def _check_shape(client: int, name: str, array: Array, expected: tuple[int, ...]) -> None:
+    if tuple(array.shape) != expected:
+        raise UpdateRefused(
+            client, "reply", f"the tensor {name!r} is {list(array.shape)}, not {list(expected)}"
+        )
+
+
+def _check_float(client: int, name: str, tensor: torch.Tensor) -> None:
+    if not torch.is_floating_point(tensor):
+        raise UpdateRefused(client, "reply", f"the tensor {name!r} is {tensor.dtype}, not a float")
+
+
+def _check_finite(client: int, state: State) -> None:
+    """Refuse tensors that are not finite, or so large that their sum is not."""
+    for name, tensor in state.items():
+        _check_float(client, name, tensor)
+        if not all(math.isfinite(part.sum(dtype=torch.float64).item()) for part in _slices(tensor)):
+            raise UpdateRefused(client, "reply", f"the tensor {name!r} holds NaN or infinity")
