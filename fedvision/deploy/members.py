@@ -66,6 +66,10 @@ class Members:
     def __len__(self) -> int:
         return len(self._counts)
 
+    def has(self, node: int) -> bool:
+        """Tell whether a node is a member: it was asked and can take part."""
+        return self.numbers.get(node) in self._counts
+
     @property
     def counts(self) -> tuple[int, ...]:
         """Training images of each class [C] over all members, as far as they tell."""

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,15 @@ from fedvision.flower.internals_wire import (
     parcel,
     reply_to,
 )
-from fedvision.flower.wire import Expected, Layout
+from fedvision.flower.wire import MAX_NOTES, Expected, Layout
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 log = logging.getLogger("fedvision.deploy")
 _BEAT_S, _BEAT_AGAIN_S = 4.0, 1.0
+_AWAY_S = 15.0
+"""A silence between two beats that the report shall name: they are a few seconds apart."""
 _BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.1, 1.0, 30.0
 """Pauses between two questions to the server: while a run goes on, and when nothing happened for a while."""
 _EMPTY_S, _SURE_S = 60.0, 40.0
@@ -81,6 +84,9 @@ class Resident:
         self._empty_since: float | None = None
         self._lost = threading.Event()
         self._in_hand: bytes | None = None
+        self._notes: list[str] = []
+        self._twice = False
+        self._answered = ""
         self._over = threading.Event()
 
     def serve(self) -> None:
@@ -91,6 +97,9 @@ class Resident:
             RunError: The server could not be reached for ``superlink.retry_for`` seconds.
         """
         with self._inbox.locked():
+            with self._disk("that this client runs"):
+                if self._inbox.begin():
+                    self._notes.append("its process died and was started again")
             beats = threading.Thread(target=self._beat, daemon=True)
             try:
                 self._trainer.start()
@@ -113,6 +122,7 @@ class Resident:
             with suppress(FedVisionError):
                 self._link.sign_off()
         self._link.close()
+        self._inbox.end()
 
     def _join(self) -> None:
         """Go online under the number of last time, or as the server gives it."""
@@ -141,11 +151,14 @@ class Resident:
             log.warning("%s is connected to %s", self._config.name, self._config.superlink.address)
 
     def _beat(self) -> None:
-        pause = _BEAT_S
+        pause, heard = _BEAT_S, time.monotonic()
         while not self._over.wait(pause):
             try:
                 if not self._link.beat(self._empty_for()):
                     self._lost.set()
+                away, heard = time.monotonic() - heard, time.monotonic()
+                if away > _AWAY_S:
+                    self._notes.append(f"its connection was away for {away:.0f} s")
                 pause = _BEAT_S
             except LinkRefused:
                 self._lost.set()
@@ -160,19 +173,25 @@ class Resident:
         """Answer messages until the connection is lost."""
         last = float("-inf")
         while not self._lost.is_set():
-            message = self._message() or self._link.receive()
+            resumed = self._message()
+            message = resumed or self._link.receive()
             if message is None:
                 self._empty_since = self._empty_since or time.monotonic()
                 idle = time.monotonic() - last > _IDLE_AFTER_S
                 self._sleep(_IDLE_S if idle else _BUSY_S)
                 continue
-            self._in_hand, self._empty_since = message, None
+            self._in_hand, self._empty_since, self._twice = message, None, not resumed
             with self._disk("a message in work"):
                 self._inbox.keep_message(message)
+            incoming = self._link.incoming(message)
             try:
-                self._handle(self._link.incoming(message))
+                if incoming.head.metadata.message_id == self._answered:
+                    self._notes.append("it was given a message twice, and answered it once")
+                else:
+                    self._handle(incoming)
+                    self._answered = incoming.head.metadata.message_id
             except RunEnded:
-                log.warning("the run is over; its last task is dropped")
+                log.warning("nobody waits for this task any more; it is dropped")
             self._in_hand = None
             self._inbox.answered()
             last = time.monotonic()
@@ -197,7 +216,8 @@ class Resident:
         try:
             layout = self._do(incoming)
             tensors = parcel(FileSource(self._inbox.reply))
-            reply = reply_to(incoming.head, envelope(Layout.from_text(layout), tensors))
+            told = replace(Layout.from_text(layout), notes=self._told(incoming.head.metadata.message_id))
+            reply = reply_to(incoming.head, envelope(told, tensors))
             said = "done"
         except (TaskFailed, WireError, ConfigError, OSError) as error:
             # An operating system's error names a path of this machine, which stays here.
@@ -208,6 +228,16 @@ class Resident:
         with suppress(RunEnded):
             self._link.confirm(incoming)
         log.warning("%s: %s (%.1f s, %.1f s with sending)", kind, said, took, time.monotonic() - began)
+
+    def _told(self, message: str) -> tuple[str, ...]:
+        """Return what the reply to a message tells of this client."""
+        notes = self._inbox.notes(message)
+        if notes is None:
+            notes = tuple(self._notes[:MAX_NOTES])
+            with self._disk("what is told of this client"):
+                self._inbox.keep_notes(message, notes)
+            del self._notes[: len(notes)]
+        return notes
 
     def _answer(self, reply: Message, took: float) -> None:
         name = reply.object_id
@@ -232,6 +262,8 @@ class Resident:
         task = _digest(facts.run, kind, layout, incoming.pieces)
         if kept := self._inbox.last_reply(task):
             log.warning("%s: this task was done before; the same reply is sent", kind)
+            if self._twice:
+                self._notes.append("it was asked twice, and did the task once")
             return kept
         self._patiently(lambda: self._fetch(incoming, layout.size))
         self._inbox.drop_reply()

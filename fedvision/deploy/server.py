@@ -14,7 +14,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +26,13 @@ from fedvision.deploy.contract import RunFacts, bundle
 from fedvision.deploy.link_grid import LinkGrid, expected_replies
 from fedvision.deploy.members import Members
 from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
-from fedvision.errors import FedVisionError, RunError
+from fedvision.errors import FedVisionError, RecordError, RunError
 from fedvision.federation import Federation
 from fedvision.flower.internals_run import RunLink
 from fedvision.flower.internals_wire import HEARTBEAT_SECONDS, LinkDown, LinkRefused
 from fedvision.flower.roster import Roster
 from fedvision.journal import RunJournal
+from fedvision.reporting.events import named
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.recorder import read_json, recording, replace_file
 from fedvision.training.evaluate import Evaluation
@@ -123,10 +124,10 @@ class Deployment(RunJournal):
             self.note,
             lambda: _last_seen(link),
         )
-        restore = _Restoring(process)
+        restore = _Restoring(process, self.note)
         self._remember(flower_run=self._start(link, restore))
         expected = expected_replies(self.state, len(self.federation.dataset.classes))
-        grid = LinkGrid(link, expected, members.numbers, restore)
+        grid = LinkGrid(link, expected, members.numbers, restore, self._hear, members.has)
         with _heartbeats(link), _outcome(link):
             members.least = wait_for
             members.present(grid)
@@ -139,6 +140,13 @@ class Deployment(RunJournal):
                 return link.start(bundle(), self._facts().to_table())
             except LinkDown as error:
                 restore(error)
+
+    def _hear(self, client: int, sentence: str) -> None:
+        """Note what a client says of itself."""
+        who, what = named(client, self.folder.names()), f"says that {sentence}"
+        with suppress(RecordError):
+            self.folder.append_event(min(self.done + 1, self.config.rounds), what, who)
+        self.progress.note(f"client {who} {what}")
 
     def _recall_split(self) -> None:
         facts = self.folder.split()
@@ -194,10 +202,11 @@ class _Restoring:
 
     Args:
         process: The SuperLink's process, or None where somebody else runs it.
+        note: Is called with what shall also stand in the report.
     """
 
-    def __init__(self, process: SuperlinkProcess | None) -> None:
-        self._process = process
+    def __init__(self, process: SuperlinkProcess | None, note: Callable[[str], None]) -> None:
+        self._process, self._note = process, note
         self._since = self._last = float("-inf")
 
     def __call__(self, error: LinkDown) -> None:
@@ -207,8 +216,8 @@ class _Restoring:
         self._last = now
         if now - self._since > _GIVE_UP_S:
             raise RunError(f"the SuperLink does not answer for {_GIVE_UP_S:.0f} s: {error}") from error
-        if self._process is not None:
-            self._process.ensure()
+        if self._process is not None and self._process.ensure():
+            self._note("the SuperLink ended unexpectedly and was started again")
         time.sleep(0.3)
 
 

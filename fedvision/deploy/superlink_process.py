@@ -130,20 +130,20 @@ class SuperlinkProcess:
         lines = (self.place.state / "superlink.log").read_text(errors="replace").strip().splitlines()
         return lines[-1].removeprefix("fedvision: ") if lines else "it said nothing"
 
-    def ensure(self) -> None:
-        """Start it again where it died.
+    def ensure(self) -> bool:
+        """Start it again where it died, and return whether it had.
 
         Raises:
             RunError: It cannot be started again.
         """
-        if self._process is not None and self._process.poll() is None:
-            return
-        if self._process is not None:
-            log.warning("the SuperLink ended unexpectedly and is started again")
-            try:
-                self.start()
-            except ConfigError as error:
-                raise RunError(str(error)) from error
+        if self._process is None or self._process.poll() is None:
+            return False
+        log.warning("the SuperLink ended unexpectedly and is started again")
+        try:
+            self.start()
+        except ConfigError as error:
+            raise RunError(str(error)) from error
+        return True
 
     def stop(self) -> None:
         """End it, unless it is to be left."""

@@ -34,7 +34,7 @@ CLASSES = (
 _LABELS = (8, 9, 4, 3, 2, 5, 6, 7, 1, 0)
 """Place in ``CLASSES`` of each of Fashion-MNIST's labels."""
 _EACH = 300
-"""Training images of a client; the second has twice as many of the last five classes."""
+"""Training images of a client; the second of two has twice as many of the last five classes."""
 EXPERIMENT = """
 name = "apart"
 seed = 5
@@ -59,6 +59,7 @@ lr = 0.05
 use = "{strategy}"
 [evaluation]
 holdout = 0.2
+{more}
 """
 
 
@@ -76,21 +77,26 @@ class Apart(Machines):
     def __init__(self, folder: Path, pki: Path, raw: Path, net: Network, **experiment: object) -> None:
         self.net, self._raw = net, raw
         self.servers: list[subprocess.Popen[bytes]] = []
-        table = {"rounds": 5, "epochs": 1, "strategy": "scaffold", "width": 4, "folder": folder}
+        table = {"rounds": 5, "epochs": 1, "strategy": "scaffold", "width": 4, "folder": folder, "more": ""}
         super().__init__(folder, pki, EXPERIMENT.format(**{**table, **experiment}))
 
     def _give_images(self) -> None:
         images, labels = _first(self._raw, "train", 3 * _EACH)
-        mine = np.where(labels < 5, np.arange(len(labels)) % 3 == 0, np.arange(len(labels)) % 3 != 0)
         test = _first(self._raw, "t10k", _EACH)
         (self.folder / "images/train").mkdir(parents=True)
-        for name, part in (("north", ~mine), ("south", mine)):
-            _write(self.folder / name / "train", images[part][:_EACH], labels[part][:_EACH])
+        for name, part in self.parts(labels).items():
+            _write(self.folder / name / "train", images[part], labels[part])
             # With a test folder of its own a client reads its images in the order of their names, as the
             # simulation reads them.
             _write(self.folder / name / "test", test[0][:10], test[1][:10])
             (self.folder / "images/train" / name).symlink_to(self.folder / name / "train")
         _write(self.folder / "images/test/all", *test)
+
+    def parts(self, labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """Return which images each client has, by its name."""
+        third = np.arange(len(labels)) % 3 == 0
+        south = third == (labels < 5)
+        return {"north": np.flatnonzero(~south)[:_EACH], "south": np.flatnonzero(south)[:_EACH]}
 
     def data_lines(self, name: str) -> list[str]:
         """Return what a client's file says: its own folders of classes and nobody else's."""
@@ -105,6 +111,13 @@ class Apart(Machines):
         if name == "server":
             self.servers.append(process)
         return process
+
+    def superlink(self) -> int:
+        """Return the number of the process that the server started as its SuperLink."""
+        for number in self.net["server"].processes():
+            if b"fedvision.deploy.superlink" in Path(f"/proc/{number}/cmdline").read_bytes():
+                return number
+        raise AssertionError("there is no SuperLink")
 
     def everybody(self) -> list[subprocess.Popen[bytes]]:
         """Start the server and both clients; return the clients."""

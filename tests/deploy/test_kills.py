@@ -9,18 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.apart import Apart, apart
+from tests.deploy.apart import apart
 from tests.deploy.machines import eventually
 
 pytestmark = pytest.mark.real_data
-
-
-def superlink(here: Apart) -> int:
-    """Return the number of the process that the server started as its SuperLink."""
-    for number in here.net["server"].processes():
-        if b"fedvision.deploy.superlink" in Path(f"/proc/{number}/cmdline").read_bytes():
-            return number
-    raise AssertionError("there is no SuperLink")
 
 
 def test_whatever_is_killed_the_run_goes_on_to_the_same_bits(
@@ -31,7 +23,7 @@ def test_whatever_is_killed_the_run_goes_on_to_the_same_bits(
         machine = here.net["server"]
 
         here.working("north", after=1)
-        os.kill(superlink(here), signal.SIGKILL)
+        os.kill(here.superlink(), signal.SIGKILL)
         eventually(lambda: "the SuperLink ended unexpectedly" in here.log("server"), "the server's word")
 
         here.working("south", after=2)
