@@ -8,10 +8,10 @@
     ├── node                which node of which server this client is
     ├── inbox/message       the message as it came, kept until its answer has arrived
     ├── inbox/task          the message's tensors
-    ├── inbox/notes         what the reply to the message tells of this client
     ├── inbox/session       under which the reply to the message is being sent, once that has begun
     ├── inbox/reply         the reply's tensors
     ├── inbox/reply.json    the reply's layout, and to which task it is the answer
+    ├── inbox/notes         what this reply tells of the client, and to which task it is the answer
     └── runs/RUN/           what the client keeps of a run between its rounds
 
 The last reply stays: the same task asked again, because a server was started again, is answered with it and
@@ -118,7 +118,6 @@ class Inbox:
         """Forget the message; its reply stays."""
         (self._inbox / "message").unlink(missing_ok=True)
         (self._inbox / "session").unlink(missing_ok=True)
-        (self._inbox / "notes").unlink(missing_ok=True)
         self.task.unlink(missing_ok=True)
 
     def session(self, reply: str) -> str:
@@ -130,14 +129,14 @@ class Inbox:
         """Remember under which session a reply is being sent."""
         _replace(self._inbox / "session", json.dumps({"reply": reply, "session": session}).encode())
 
-    def notes(self, message: str) -> tuple[str, ...] | None:
-        """Return what the reply to a message tells of this client, None where that is not settled."""
+    def notes(self, task: str) -> tuple[str, ...] | None:
+        """Return what the reply to a task tells of this client, None where that is not settled."""
         kept = self._table(self._inbox / "notes")
-        return tuple(map(str, kept.get("notes", ()))) if kept.get("message") == message else None
+        return tuple(map(str, kept.get("notes", ()))) if kept.get("task") == task else None
 
-    def keep_notes(self, message: str, notes: tuple[str, ...]) -> None:
-        """Settle what the reply to a message tells: made again, it must be the same reply."""
-        _replace(self._inbox / "notes", json.dumps({"message": message, "notes": notes}).encode())
+    def keep_notes(self, task: str, notes: tuple[str, ...]) -> None:
+        """Settle what the reply to a task tells: made again, it must be the same reply."""
+        _replace(self._inbox / "notes", json.dumps({"task": task, "notes": notes}).encode())
 
     def begin(self) -> bool:
         """Note that the process runs; return whether the one before it died."""

@@ -214,9 +214,9 @@ class Resident:
         began = time.monotonic()
         kind = incoming.head.metadata.message_type
         try:
-            layout = self._do(incoming)
+            layout, task = self._do(incoming)
             tensors = parcel(FileSource(self._inbox.reply))
-            told = replace(Layout.from_text(layout), notes=self._told(incoming.head.metadata.message_id))
+            told = replace(Layout.from_text(layout), notes=self._told(task))
             reply = reply_to(incoming.head, envelope(told, tensors))
             said = "done"
         except (TaskFailed, WireError, ConfigError, OSError) as error:
@@ -229,13 +229,13 @@ class Resident:
             self._link.confirm(incoming)
         log.warning("%s: %s (%.1f s, %.1f s with sending)", kind, said, took, time.monotonic() - began)
 
-    def _told(self, message: str) -> tuple[str, ...]:
-        """Return what the reply to a message tells of this client."""
-        notes = self._inbox.notes(message)
+    def _told(self, task: str) -> tuple[str, ...]:
+        """Return what the reply to a task tells of this client, whoever asks for it how often."""
+        notes = self._inbox.notes(task)
         if notes is None:
             notes = tuple(self._notes[:MAX_NOTES])
             with self._disk("what is told of this client"):
-                self._inbox.keep_notes(message, notes)
+                self._inbox.keep_notes(task, notes)
             del self._notes[: len(notes)]
         return notes
 
@@ -248,8 +248,8 @@ class Resident:
 
         self._link.answer(reply, took, self._inbox.session(name), keep)
 
-    def _do(self, incoming: Incoming) -> str:
-        """Do a task and return the reply's layout; its tensors are in the inbox."""
+    def _do(self, incoming: Incoming) -> tuple[str, str]:
+        """Do a task; return the reply's layout, whose tensors are in the inbox, and the task's digest."""
         facts = self._facts(incoming.head.metadata.run_id)
         kind = incoming.head.metadata.message_type
         self._trainer.start()  # one that died between two tasks costs nothing
@@ -264,7 +264,7 @@ class Resident:
             log.warning("%s: this task was done before; the same reply is sent", kind)
             if self._twice:
                 self._notes.append("it was asked twice, and did the task once")
-            return kept
+            return kept, task
         self._patiently(lambda: self._fetch(incoming, layout.size))
         self._inbox.drop_reply()
         answer = self._trainer.ask(
@@ -276,7 +276,7 @@ class Resident:
             }
         )
         self._inbox.keep_reply(task, answer["layout"])
-        return str(answer["layout"])
+        return str(answer["layout"]), task
 
     def _fetch(self, incoming: Incoming, size: int) -> None:
         with self._inbox.task.open("wb") as file:

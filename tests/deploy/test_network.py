@@ -10,13 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.deploy.network import Line, Network, missing, network
+from tests.deploy.network import Line, Network, network
 
 
 @pytest.fixture
-def two() -> Iterator[Network]:
-    if why := missing():
-        pytest.skip(why)
+def two(spaces: None) -> Iterator[Network]:
     with network("here", "there") as made:
         yield made
 

@@ -12,6 +12,7 @@ attic    has a full disk
 
 from __future__ import annotations
 
+import html
 import os
 import signal
 import subprocess
@@ -185,11 +186,9 @@ class Torture(Apart):
 
     def untold(self) -> list[tuple[str, str]]:
         """Return what should stand in the report and does not."""
-        events = read_facts(RunFolder(self.out)).events
-        page = (self.out / "report.html").read_text()
-        return [
-            told for told in TOLD if not any(_is(event, *told) and event.what in page for event in events)
-        ]
+        page = html.unescape((self.out / "report.html").read_text())
+        shown = [event for event in read_facts(RunFolder(self.out)).events if event.what in page]
+        return [told for told in TOLD if not any(_is(event, *told) for event in shown)]
 
 
 def _is(event: Event, client: str, words: str) -> bool:
