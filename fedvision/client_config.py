@@ -114,9 +114,19 @@ class ShareConfig:
     """Class counts: not at all, as they are, with noise, or masked so that only the sum can be read."""
     epsilon: float = 1.0
     """Privacy loss of ``noisy``: Laplace noise of scale 1 / epsilon on every class; smaller hides more."""
+    certificate: str = ""
+    """For ``masked``: file of the certificate of ``superlink.key``; it proves this client to the others."""
+    authority: str = ""
+    """For ``masked``: file of the authority that proves the others; empty is superlink.root_certificate."""
 
     def __post_init__(self) -> None:
         _require(self.epsilon > 0, "share.epsilon", f"must be > 0, not {self.epsilon}")
+        _require(
+            self.counts != "masked" or bool(self.certificate),
+            "share.certificate",
+            "must name this client's client.crt where share.counts is masked: it proves to the other clients "
+            "that this one is no invention of the server",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +157,12 @@ class ClientConfig:
     """What an experiment may name beside built-ins: ``"module"``, with all it holds, or ``"module:attr"``."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.share.counts != "masked" or bool(self.share.authority or self.superlink.root_certificate),
+            "share.authority",
+            "must name the authority's ca.crt where share.counts is masked and superlink.root_certificate is "
+            "empty: it proves the other clients",
+        )
         good = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name)
         _require(good is not None, "name", f"must be of letters, digits, '.', '_' and '-', not {self.name!r}")
         for name in ("threads", "memory_limit", "time_limit"):
@@ -254,7 +270,12 @@ def _within(module: str, package: str) -> bool:
 def _placed(table: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return the table with its relative paths made absolute, as seen from the file's folder."""
     table.setdefault("state", "state")
-    parts = [(table, ("cache", "state")), (table.get("superlink"), _FILES), (table.get("data"), _DATA_PATHS)]
+    parts = [
+        (table, ("cache", "state")),
+        (table.get("superlink"), _FILES),
+        (table.get("data"), _DATA_PATHS),
+        (table.get("share"), ("certificate", "authority")),
+    ]
     for part, names in parts:
         if not isinstance(part, dict):
             continue

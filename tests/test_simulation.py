@@ -16,7 +16,8 @@ from sklearn.metrics import balanced_accuracy_score
 from fedvision import registry, simulate
 from fedvision.errors import ConfigError, RunError
 from fedvision.federation import Federation
-from fedvision.types import State
+from fedvision.strategies.averaging import FedAvg
+from fedvision.types import Instruction, State
 from tests.experiments import tiny
 
 
@@ -312,3 +313,29 @@ def test_lower_precision_trains(precision: str, tmp_path: Path) -> None:
     result = simulate(config, out=tmp_path / "run")
     assert result.rounds[-1]["train_loss"] < result.rounds[0]["train_loss"]
     assert all(tensor.dtype is torch.float32 for tensor in result.state.values())
+
+
+class Failing(FedAvg):
+    """From round 3 on it asks for an objective that no client knows."""
+
+    def instruct(self, round: int, state: State, client: int) -> Instruction:
+        return Instruction(objective="nonsense" if round > 2 else None)
+
+
+def test_a_run_that_fails_leaves_its_last_good_model_and_names_it(tmp_path: Path) -> None:
+    config = tiny(strategy={"use": f"{__name__}:Failing"}, rounds=9, round={"failed_rounds": 2})
+    with pytest.raises(RunError) as caught:
+        simulate(config, out=tmp_path / "run")
+    assert "no client succeeded in 2 rounds in a row; client 0: " in str(caught.value)
+    model = tmp_path / "run/model.safetensors"
+    assert f"the model of round 3 is in {model} and in the checkpoint beside it" in str(caught.value)
+    # Round 3 failed and is recorded; it left the model as round 2 had made it.
+    good = simulate(tiny(rounds=2), out=tmp_path / "good")
+    assert same(load_file(model), load_file(tmp_path / "good/model.safetensors"))
+    (checkpoint,) = (tmp_path / "run/checkpoint").glob("round-*/model.safetensors")
+    assert same(load_file(checkpoint), good.state)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["status"], summary["error"]) == ("failed", str(caught.value))
+    page = (tmp_path / "run/report.html").read_text()
+    for event in ("the model stayed as it was: 0 usable answers", "nonsense"):
+        assert page.count(event) >= 2, "of round 3 and of round 4, with which it ended"

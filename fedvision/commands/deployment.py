@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from fedvision import registry
 from fedvision.errors import ConfigError, FedVisionError
 
 if TYPE_CHECKING:
+    from fedvision.client_config import ClientConfig
     from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -33,7 +36,7 @@ def add(verbs: Verbs) -> None:
     )
     server.add_argument("--insecure", action="store_true", help="plain text, for trials on one machine")
     server.add_argument("--client-certificates", action="store_true", help="demand them (mutual TLS)")
-    server.add_argument("--keep", action="store_true", help="leave the SuperLink up for `fedvision submit`")
+    server.add_argument("--keep", action="store_true", help="stay up for `fedvision submit`")
     server.set_defaults(call=_server, again=_AGAIN)
 
     submit = verbs.add_parser("submit", help="run an experiment on a SuperLink that was left up")
@@ -66,15 +69,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _server(options: argparse.Namespace) -> None:
+    from fedvision.deploy.options import SuperlinkOptions
     from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
 
-    clients = options.clients or (options.tls / "clients" if options.tls else None)
-    if clients is None:
+    tls, clients = options.tls, options.clients or (options.tls and options.tls / "clients")
+    if options.insecure and not clients:
         raise ConfigError("--clients: name the folder with one NAME.pub a client")
-    if not options.insecure and options.tls is None:
-        raise ConfigError("--tls: name the folder with ca.crt, server.crt and server.key")
+    # Everything that the SuperLink would refuse is better said before anything is written.
+    SuperlinkOptions(
+        public=options.public,
+        private=options.private,
+        tls=tls,
+        clients=clients or Path(),
+        insecure=options.insecure,
+        client_certificates=options.client_certificates,
+    ).files()
     place = LinkPlace(
-        tls=None if options.insecure else options.tls.resolve(),
+        tls=tls and tls.resolve(),
         clients=clients.resolve(),
         state=options.state.resolve(),
         public=options.public,
@@ -86,6 +97,7 @@ def _server(options: argparse.Namespace) -> None:
 
 def _submit(options: argparse.Namespace) -> None:
     from fedvision.deploy.superlink_process import LinkPlace
+    from fedvision.flower.internals_run import RunLink
 
     tls = options.tls.resolve() if options.tls else None
     place = LinkPlace(tls=tls, clients=Path(), state=options.state.resolve(), private=options.private)
@@ -93,7 +105,19 @@ def _submit(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"--state {options.state}: there is no SuperLink's secret; name the server's folder"
         )
+    link = RunLink(place.private, roots=_readable(place.roots))
+    if not link.alive():
+        raise ConfigError(
+            f"--private {options.private}: no SuperLink answers there; start one with `fedvision server ... "
+            "--keep`, and give its --tls and --private here"
+        )
     _run(options, place, None)
+
+
+def _readable(roots: Path | None) -> Path | None:
+    if roots is not None and not roots.is_file():
+        raise ConfigError(f"--tls: {roots} cannot be read; name the server's folder of certificates")
+    return roots
 
 
 def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProcess | None) -> None:
@@ -116,19 +140,42 @@ def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProces
     _end_in_order()
     try:
         run.run(place, process, options.wait_for)
+        print(render.run_table(folder))
+        print(f"report: {folder.path / 'report.html'}", flush=True)
     except (FedVisionError, KeyboardInterrupt) as error:
         run.abandon(error)
+        if process is not None:
+            process.stop()
         raise
-    print(render.run_table(folder))
-    print(f"report: {folder.path / 'report.html'}")
+    if process is not None and process.keep:
+        _stay(process)
+
+
+def _stay(process: SuperlinkProcess) -> None:
+    """Keep the SuperLink up until somebody ends this process."""
+    place = process.place
+    print(
+        f"the SuperLink stays up on {place.public}: `fedvision submit EXPERIMENT` with the same --tls, "
+        "--state and --private sends it further runs, Ctrl-C ends it",
+        flush=True,
+    )
+    try:
+        while True:
+            process.ensure()
+            time.sleep(1)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        process.stop()
 
 
 def _client(options: argparse.Namespace) -> None:
     _log_to_standard_error()
     from fedvision.client_config import ClientConfig
 
-    overrides = [f"superlink.address={options.superlink}"] if options.superlink else []
+    overrides = [f"superlink.address={json.dumps(options.superlink)}"] if options.superlink else []
     config = ClientConfig.load(options.client, overrides)
+    _check_data(options.client, config)
     from fedvision.deploy.resident import serve
     from fedvision.federation import prepare_process
 
@@ -136,6 +183,22 @@ def _client(options: argparse.Namespace) -> None:
     # Whoever runs it as a service ends it so; that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     serve(config, options.client.absolute().parent)
+
+
+def _check_data(file: Path, config: ClientConfig) -> None:
+    """Refuse what would otherwise be found out when the first run begins.
+
+    Raises:
+        ConfigError: The data source is unknown, takes no such key, or its images are not there.
+    """
+    path = config.data.args.get("path")
+    if ":" not in config.data.use:  # a source of the owner's own is code, which this process does not run
+        try:
+            registry.check("data", config.data)
+        except ConfigError as error:
+            raise type(error)(f"{file}: {error}") from error
+        if isinstance(path, str) and not Path(path).exists():
+            raise ConfigError(f"{file}: data.path: there is no {path}; correct it, or copy the images there")
 
 
 def _end_in_order() -> None:

@@ -6,10 +6,11 @@
     ├── ca.key              signs further certificates; keep it safe and off the other machines
     ├── ca.crt              the authority's certificate, public
     ├── server/             for the server's machine: ca.crt server.crt server.key clients/NAME.pub
-    └── clients/NAME/       for the machine NAME: ca.crt client.key [tls.crt tls.key]
+    └── clients/NAME/       for the machine NAME: ca.crt client.key client.crt [tls.crt tls.key]
 
 ``client.key`` is what Flower takes as a node's key: ECDSA on NIST P-384 (FIPS 186-5), in OpenSSH's format.
-``tls.crt`` and ``tls.key`` are for mutual TLS. Certificates follow RFC 5280 with subject alternative names.
+``client.crt`` proves to the other clients whose key it is (``share.counts = "masked"``). ``tls.crt`` and
+``tls.key`` are for mutual TLS. Certificates follow RFC 5280 with subject alternative names.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def make(
     if hosts:
         files |= _server_files(authority, hosts, days)
     for client in clients:
-        files |= _client_files(authority, client, days if mutual_tls else 0)
+        files |= _client_files(authority, client, days, mutual_tls)
     return _write(folder, files)
 
 
@@ -168,19 +169,21 @@ def _server_files(authority: Authority, hosts: Sequence[str], days: int) -> dict
     }
 
 
-def _client_files(authority: Authority, client: str, tls_days: int) -> dict[Path, File]:
+def _client_files(authority: Authority, client: str, days: int, mutual_tls: bool) -> dict[Path, File]:
     own = Path("clients") / client
     key = ec.generate_private_key(ec.SECP384R1())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    proof = _issue(authority, client, key, days, ExtendedKeyUsageOID.CLIENT_AUTH, [])
     files: dict[Path, File] = {
         own / "ca.crt": _public(authority.certificate),
         own / "client.key": (private, _SECRET),
+        own / "client.crt": _public(proof),
         Path("server/clients") / f"{client}.pub": (public + f" {client}\n".encode(), _OPEN),
     }
-    if tls_days:
+    if mutual_tls:
         tls = ec.generate_private_key(ec.SECP384R1())
-        certificate = _issue(authority, client, tls, tls_days, ExtendedKeyUsageOID.CLIENT_AUTH, [])
+        certificate = _issue(authority, client, tls, days, ExtendedKeyUsageOID.CLIENT_AUTH, [])
         files[own / "tls.crt"] = _public(certificate)
         files[own / "tls.key"] = (_pem(tls), _SECRET)
     return files

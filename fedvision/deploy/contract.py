@@ -20,7 +20,7 @@ from fedvision import __version__
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever an older client or server could misunderstand the other."""
 _KEYS = ("protocol", "version", "run", "experiment", "digest", "classes", "image")
 
@@ -66,7 +66,8 @@ class RunFacts:
         Raises:
             ConfigError: It speaks another protocol, or the text is not the one that was sent.
         """
-        if table.get("protocol") != PROTOCOL:
+        # Another version may train otherwise: then nobody could say what the model rests on.
+        if table.get("protocol") != PROTOCOL or table.get("version") != __version__:
             raise ConfigError(
                 f"the server speaks protocol {table.get('protocol', 'unknown')} (fedvision "
                 f"{table.get('version', 'unknown')}) and this client protocol {PROTOCOL} (fedvision "

@@ -11,11 +11,13 @@ import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
 from fedvision.client_config import ClientConfig
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset
 from fedvision.data.places import cache_folder
-from fedvision.deploy import image_checks
+from fedvision.deploy import image_checks, masking
 from fedvision.deploy.certificates import validity
 from fedvision.deploy.findings import Findings, Level, Lines
 from fedvision.deploy.reach import Greeting, greet, introduce, read_key
@@ -133,13 +135,29 @@ def _plugins(config: ClientConfig, experiment: ExperimentConfig) -> Lines:
     yield "OK", "the experiment names nothing that this client does not allow"
 
 
+def _masks(config: ClientConfig) -> None:
+    """Check that this client can prove itself to the others.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    (certificate, *_) = masking.read_certificates(config.share.certificate)
+    key = read_key(config.superlink.key)
+    card = masking.make_card("doctor", X25519PrivateKey.generate(), key, certificate)
+    authority = config.share.authority or config.superlink.root_certificate
+    masking.holder(card, "doctor", masking.read_certificates(authority))
+
+
 def _sharing(config: ClientConfig, experiment: ExperimentConfig) -> Lines:
     if experiment.loss.prior == "global" and config.share.counts == "none":
         yield (
             "FAIL",
             "the experiment's loss needs the federation's class counts (loss.prior is global) and this "
-            'client shares none; set share.counts to "plain" or "noisy", or do not join',
+            'client shares none; set share.counts to "masked", "noisy" or "plain", or do not join',
         )
+    elif config.share.counts == "masked":
+        _masks(config)
+        yield "OK", f"class counts are told in sums over at least {masking.FEWEST} clients that mask them"
     elif config.share.counts == "noisy":
         yield "OK", f"class counts are told with noise of epsilon {config.share.epsilon:g}"
     else:

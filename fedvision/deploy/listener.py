@@ -34,12 +34,15 @@ class PromptProtocol(H11Protocol):
     Args:
         header_seconds: From the connection, or a request's first byte, to the end of its headers.
         left: Called when the connection is gone.
+        slow: Called before it hangs up.
         arguments: As for uvicorn's protocol.
     """
 
-    def __init__(self, *, header_seconds: float, left: Callable[[], None], **arguments: Any) -> None:
+    def __init__(
+        self, *, header_seconds: float, left: Callable[[], None], slow: Callable[[], None], **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
-        self._header_seconds, self._left = header_seconds, left
+        self._header_seconds, self._left, self._slow = header_seconds, left, slow
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -76,7 +79,7 @@ class PromptProtocol(H11Protocol):
             self._deadline = None
 
     def _hang_up(self) -> None:
-        log.debug("hung up on %s: no request within %g seconds", self.client, self._header_seconds)
+        self._slow()
         self.transport.abort()
 
 
@@ -150,23 +153,25 @@ class PublicListener:
             if held:
                 self._seats.leave(held.pop())
 
+        seconds = self._limits.header_seconds
+
         def protocol() -> PromptProtocol:
             return PromptProtocol(
-                header_seconds=self._limits.header_seconds,
+                header_seconds=seconds,
                 left=leave,
+                slow=lambda: self._journal.refused(peer, f"no whole request within {seconds:g} seconds"),
                 config=self._config,
                 server_state=self._server.server_state,
                 app_state=self._server.lifespan.state,
             )
 
-        seconds = self._limits.header_seconds if self._context else None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 protocol,
                 connection,
                 ssl=self._context,
-                ssl_handshake_timeout=seconds,
-                ssl_shutdown_timeout=seconds,
+                ssl_handshake_timeout=seconds if self._context else None,
+                ssl_shutdown_timeout=seconds if self._context else None,
             )
         except (OSError, ssl.SSLError) as error:
             self._journal.refused(peer, f"the TLS handshake failed ({_short(error)})")
@@ -180,6 +185,8 @@ class PublicListener:
 
 def _short(error: OSError) -> str:
     """Return why a handshake failed, without numbers that differ each time."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its client certificate: {error.verify_message}"
     return getattr(error, "reason", None) or error.strerror or type(error).__name__
 
 

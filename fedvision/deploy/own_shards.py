@@ -82,17 +82,18 @@ def told_counts(counts: tuple[int, ...], share: ShareConfig, memo: Path, *, need
         needed: Whether the experiment's loss rests on the federation's counts.
 
     Raises:
-        ConfigError: They are needed and not shared, or to be shared in a way that is not built.
+        ConfigError: They are needed and not shared.
     """
     if share.counts == "none":
         if needed:
             raise ConfigError(
                 "the experiment's loss needs the federation's class counts (loss.prior is global) and this "
-                'client shares none; set share.counts to "plain" or "noisy" in its file, or leave the run'
+                'client shares none; set share.counts to "masked", "noisy" or "plain" in its file, or leave '
+                "the run"
             )
         return (0,) * len(counts)
-    if share.counts == "masked":
-        raise ConfigError('share.counts = "masked" is not built; set "none", "plain" or "noisy"')
+    if share.counts == "masked":  # they come with others' in a sum
+        return (0,) * len(counts)
     if share.counts == "plain":
         return counts
     if memo.exists():

@@ -52,11 +52,11 @@ class Patience:
         self._since, self._told = None, False
         return first
 
-    def wait(self, reason: str) -> None:
+    def wait(self, reason: str | Callable[[], str]) -> None:
         """Pause after a failure, a little longer each time.
 
         Args:
-            reason: What is wrong, for the log: at once, then once a minute.
+            reason: What is wrong, for the log: at once, then once a minute; it is found out then.
 
         Raises:
             RunError: The limit is over.
@@ -69,15 +69,19 @@ class Patience:
         waited = now - self._since
         if self._limit and waited >= self._limit:
             raise RunError(
-                f"{reason}; given up after {waited:.0f} s (superlink.retry_for is {self._limit:g})"
+                f"{_said(reason)}; given up after {waited:.0f} s (superlink.retry_for is {self._limit:g})"
             )
         if now - self._said >= _SAY_EVERY_S:
             since = f" since {waited:.0f} s" if waited >= 1 else ""
             more = f" ({self._unsaid} failures more since this was last said)" if self._unsaid else ""
-            log.warning("%s; trying again%s%s", reason, since, "" if since else more)
+            log.warning("%s; trying again%s%s", _said(reason), since, "" if since else more)
             self._said, self._unsaid, self._told = now, 0, True
         else:
             self._unsaid += 1
         # Clients that lost the same server do not all come back at the same instant.
         self._sleep(self._pause * random.uniform(0.8, 1.2))
         self._pause = min(self._pause * 2, self._longest)
+
+
+def _said(reason: str | Callable[[], str]) -> str:
+    return reason if isinstance(reason, str) else reason()

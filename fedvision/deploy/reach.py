@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
 import socket
 import ssl
 import time
@@ -18,10 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from fedvision.client_config import SuperlinkConfig
-from fedvision.errors import ConfigError, ServerError
+from fedvision.deploy.certificates import validity
+from fedvision.errors import ConfigError, FedVisionError, ServerError
 from fedvision.flower import internals
 
 _TIMEOUT_S = 10.0
+_FIRST_WORD_S = 1.0
 _SELF_SIGNED = {18, 19, 20, 21}
 _NOT_YET, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
 """OpenSSL's X509_V_ERR_* numbers."""
@@ -74,7 +77,9 @@ def tls_context(superlink: SuperlinkConfig) -> ssl.SSLContext:
             context.load_cert_chain(superlink.client_certificate, superlink.client_key)
     except OSError as error:  # SSLError is one.
         path = getattr(superlink, key.partition(".")[2])
-        raise ConfigError(f"{key}: {path} cannot be used: {error.strerror or error}") from error
+        reason = getattr(error, "reason", None)
+        why = reason.lower().replace("_", " ") if reason else error.strerror or str(error)
+        raise ConfigError(f"{key}: {path} cannot be used: {why}") from error
     return context
 
 
@@ -117,6 +122,33 @@ def introduce(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) -> None:
         raise ServerError(str(answer.get("detail")))
 
 
+def explain(superlink: SuperlinkConfig, error: FedVisionError, timeout: float = 5.0) -> str:
+    """Return why a connection does not work, in one sentence: what the server is asked anew tells more.
+
+    Args:
+        superlink: The server.
+        error: How the connection failed.
+        timeout: Seconds for each of two questions.
+    """
+    try:
+        ahead = greet(superlink, timeout).ahead or 0.0
+        if not -internals.CLOCK_BEHIND_S < ahead < internals.CLOCK_AHEAD_S:
+            where = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
+            return (
+                f"{superlink.address}: this machine's clock is {where}, which refuses its calls; set it (NTP)"
+            )
+        introduce(superlink, timeout)
+    except ServerError as found:
+        text = str(found)
+        return text if text.startswith(superlink.address) else f"{superlink.address}: {text}"
+    if "Failed to activate" in str(error):
+        return (
+            f"{superlink.address}: {error}; the key counts as online: another machine uses it, or this one "
+            "lost its state"
+        )
+    return f"{superlink.address}: {error}"
+
+
 @contextmanager
 def _connection(superlink: SuperlinkConfig, timeout: float) -> Iterator[http.client.HTTPConnection]:
     host, port = superlink.host, superlink.port
@@ -127,11 +159,30 @@ def _connection(superlink: SuperlinkConfig, timeout: float) -> Iterator[http.cli
     )
     try:
         connection.connect()
+        _hear(connection.sock, timeout)
         yield connection
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(f"{superlink.address}: {_why(error, superlink)}") from error
     finally:
         connection.close()
+
+
+def _hear(sock: socket.socket, timeout: float) -> None:
+    """Wait for a server's first word, before anything is sent that it would not read.
+
+    In TLS 1.3 a client's certificate is refused after the handshake; a request that is under way then makes
+    the connection break before the reason has come. A server that is content sends its session tickets.
+    """
+    if not isinstance(sock, ssl.SSLSocket) or not select.select([sock], [], [], _FIRST_WORD_S)[0]:
+        return
+    sock.setblocking(False)
+    try:
+        if not sock.recv(1):
+            raise ConnectionResetError
+    except (ssl.SSLWantReadError, BlockingIOError):
+        pass
+    finally:
+        sock.settimeout(timeout)
 
 
 def _why(error: Exception, superlink: SuperlinkConfig) -> str:
@@ -146,13 +197,25 @@ def _why(error: Exception, superlink: SuperlinkConfig) -> str:
         return "nothing listens there; is the server running, and the port right?"
     if isinstance(error, ssl.SSLError) and "WRONG_VERSION" in str(error):
         return "it speaks no TLS; correct superlink.address, or set superlink.insecure on a trial network"
-    if isinstance(error, ssl.SSLError) and "CERTIFICATE_REQUIRED" in str(error):
-        return "it asks for a client certificate; set superlink.client_certificate and superlink.client_key"
+    if own := _own_certificate(error, superlink):
+        return own
     if isinstance(error, _HUNG_UP):
         if superlink.insecure:
             return "it hung up; does it speak TLS? then remove superlink.insecure"
         return "it hung up; does it ask for a client certificate? then set superlink.client_certificate"
     return f"it cannot be reached: {getattr(error, 'strerror', None) or type(error).__name__}"
+
+
+def _own_certificate(error: Exception, superlink: SuperlinkConfig) -> str | None:
+    """Return what is wrong with this client's certificate, where that may be why there is no connection."""
+    if "CERTIFICATE_REQUIRED" in str(error):
+        return "it asks for a client certificate; set superlink.client_certificate and superlink.client_key"
+    # Not every server says why it hangs up: asyncio drops the alert of a handshake that failed.
+    if not superlink.client_certificate or not isinstance(error, (ssl.SSLError, *_HUNG_UP)):
+        return None
+    if validity(Path(superlink.client_certificate))[1] <= datetime.now(UTC):
+        return "it refuses superlink.client_certificate, which has expired; ask for a new one"
+    return "it hung up when it saw superlink.client_certificate; is that signed by the server's authority?"
 
 
 def _distrust(error: ssl.SSLCertVerificationError, superlink: SuperlinkConfig) -> str:

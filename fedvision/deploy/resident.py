@@ -19,15 +19,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.app import Error, Message
 
 from fedvision.client_config import ClientConfig
 from fedvision.deploy.contract import RunFacts
+from fedvision.deploy.discretion import discreet
 from fedvision.deploy.inbox import FileSource, Inbox
 from fedvision.deploy.patience import Patience
+from fedvision.deploy.reach import explain, read_key, tls_context
 from fedvision.deploy.training_process import TaskFailed, TrainingProcess
 from fedvision.errors import ConfigError, FedVisionError, WireError
 from fedvision.flower.internals import CLIENT_RAISED
@@ -43,9 +46,6 @@ from fedvision.flower.internals_wire import (
     reply_to,
 )
 from fedvision.flower.wire import MAX_NOTES, Expected, Layout
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 log = logging.getLogger("fedvision.deploy")
 _BEAT_S, _BEAT_AGAIN_S = 4.0, 1.0
@@ -110,7 +110,7 @@ class Resident:
                             beats.start()
                         self._work()
                     except (LinkDown, LinkRefused) as error:
-                        self._patience.wait(_explained(error, self._config.superlink.address))
+                        self._patience.wait(partial(explain, self._config.superlink, error))
             finally:
                 self._leave(beats)
 
@@ -222,7 +222,8 @@ class Resident:
         except (TaskFailed, WireError, ConfigError, OSError) as error:
             # An operating system's error names a path of this machine, which stays here.
             said = f"this machine says: {error.strerror}" if isinstance(error, OSError) else str(error)
-            reply = reply_to(incoming.head, Error(code=CLIENT_RAISED, reason=said))
+            reason = discreet(said, self._config)
+            reply = reply_to(incoming.head, Error(code=CLIENT_RAISED, reason=reason))
         took = time.monotonic() - began
         self._answer(reply, took)
         with suppress(RunEnded):
@@ -308,41 +309,16 @@ def _digest(run: str, kind: str, layout: Layout, pieces: list[str]) -> str:
 
 def _connect(config: ClientConfig) -> FleetLink:
     link = config.superlink
+    if not link.insecure:
+        tls_context(link)  # says which file is wrong
     mutual = (link.client_certificate, link.client_key) if link.client_certificate else None
     return FleetLink(
         link.address,
-        _read_key(Path(link.key)),
+        read_key(link.key),
         roots=Path(link.root_certificate) if link.root_certificate else None,
         insecure=link.insecure,
         certificate=mutual,
     )
-
-
-def _read_key(path: Path) -> EllipticCurvePrivateKey:
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-
-    try:
-        key = load_ssh_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        key = None
-    if not isinstance(key, EllipticCurvePrivateKey):
-        raise ConfigError(
-            f"superlink.key: {path} is no ECDSA key in OpenSSH's format without a password; "
-            "`fedvision certificates` makes one"
-        )
-    return key
-
-
-def _explained(error: FedVisionError, address: str) -> str:
-    """Return what is wrong with the connection, and what to do where that is known."""
-    text = f"{address}: {error}"
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return f"{text}; superlink.root_certificate must be the authority that signed the server's"
-    if "Failed to activate" in text:
-        return f"{text}; the key counts as online: another machine uses it, or this one lost its state"
-    return text
 
 
 def serve(config: ClientConfig, folder: Path) -> None:

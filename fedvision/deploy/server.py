@@ -24,6 +24,7 @@ import numpy as np
 from fedvision.data.shards import Shard
 from fedvision.deploy.contract import RunFacts, bundle
 from fedvision.deploy.link_grid import LinkGrid, expected_replies
+from fedvision.deploy.masking import read_certificates
 from fedvision.deploy.members import Members
 from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
 from fedvision.errors import FedVisionError, RecordError, RunError
@@ -92,7 +93,7 @@ class Deployment(RunJournal):
             try:
                 return self._over(place, process, wait_for)
             finally:
-                if process is not None:
+                if process is not None and not process.keep:
                     process.stop()
 
     def _over(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
@@ -101,7 +102,7 @@ class Deployment(RunJournal):
         try:
             with self.progress:
                 if self.done < self.config.rounds:
-                    self._rounds(link, process, wait_for)
+                    self._rounds(link, place, process, wait_for)
                 else:
                     self._recall_split()
             self.finish(self._worker())
@@ -112,20 +113,29 @@ class Deployment(RunJournal):
     def begin(self, roster: Roster) -> None:
         """Show the progress, and write who has what as far as the clients tell."""
         assert isinstance(roster, Members)
-        counts, classes = roster.table(), list(self.federation.dataset.classes)
-        self.record_split({"digest": "", "classes": classes, "counts": counts, "left_out": 0}, counts.sum(0))
+        facts: dict[str, Any] = {"digest": "", "classes": list(self.federation.dataset.classes)}
+        facts |= {"counts": roster.table(), "left_out": 0}
+        if withheld := len(roster) - len(roster.told):
+            facts |= {"clients": len(roster), "shown": roster.told, "withheld": withheld}
+        facts["exact"] = roster.exact
+        self.record_split({**facts, "totals": list(roster.counts)}, np.array(roster.counts))
         super().begin(roster)
 
-    def _rounds(self, link: RunLink, process: SuperlinkProcess | None, wait_for: int) -> None:
+    def _rounds(
+        self, link: RunLink, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int
+    ) -> None:
+        facts = self._facts()
         members = Members(
             self._file,
             len(self.federation.dataset.classes),
             self.progress.note,
             self.note,
             lambda: _last_seen(link),
+            needed=self.config.loss.prior == "global",
+            authorities=read_certificates(place.roots) if place.roots else (),
         )
         restore = _Restoring(process, self.note)
-        self._remember(flower_run=self._start(link, restore))
+        self._remember(flower_run=self._start(link, restore, facts))
         expected = expected_replies(self.state, len(self.federation.dataset.classes))
         grid = LinkGrid(link, expected, members.numbers, restore, self._hear, members.has)
         with _heartbeats(link), _outcome(link):
@@ -134,10 +144,11 @@ class Deployment(RunJournal):
             members.least = 1
             self.play(grid, members, self._measure())
 
-    def _start(self, link: RunLink, restore: _Restoring) -> int:
+    @staticmethod
+    def _start(link: RunLink, restore: _Restoring, facts: RunFacts) -> int:
         while True:
             try:
-                return link.start(bundle(), self._facts().to_table())
+                return link.start(bundle(), facts.to_table())
             except LinkDown as error:
                 restore(error)
 
@@ -153,7 +164,7 @@ class Deployment(RunJournal):
 
     def _recall_split(self) -> None:
         facts = self.folder.split()
-        self.record_split(facts, np.sum(facts["counts"], axis=0, dtype=np.int64))
+        self.record_split(facts, np.array(facts["totals"], np.int64))
 
     def _facts(self) -> RunFacts:
         _, height, width, channels = self.federation.dataset.train.images.shape
@@ -205,7 +216,7 @@ class _Restoring:
 
     Args:
         process: The SuperLink's process, or None where somebody else runs it.
-        note: Is called with what shall also stand in the report.
+        note: Is called with what shall stand in the report.
     """
 
     def __init__(self, process: SuperlinkProcess | None, note: Callable[[str], None]) -> None:

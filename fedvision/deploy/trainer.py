@@ -15,7 +15,9 @@ standard input ends and so does this process.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import mmap
 import os
 import queue
@@ -23,6 +25,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,9 +34,10 @@ from flwr.app import Context, Message, RecordDict
 from fedvision import registry
 from fedvision.client_config import ClientConfig
 from fedvision.deploy.contract import RunFacts
+from fedvision.deploy.masks import Masks
 from fedvision.deploy.own_shards import OwnShards, on_this_machine, own_shards, told_counts
-from fedvision.errors import FedVisionError
-from fedvision.flower import client_app, codec, internals, wire
+from fedvision.errors import ConfigError, FedVisionError
+from fedvision.flower import client_app, codec, internals, sharing, wire
 from fedvision.models.build import build_model
 from fedvision.models.state import get_state, travelling
 from fedvision.training.memory import ClientMemory
@@ -100,8 +104,12 @@ class Trainer:
         content = wire.unpack(heard, _mapped(task, heard.size))
         if kind == codec.ROSTER:
             answered = self._introduce(heard.client)
+        elif kind == sharing.MASKED:
+            answered = self._tell_masked(content, heard.client)
         else:
             answered = _ask(self._worker, kind, content, heard.client)
+            if kind == "evaluate":
+                answered = self._guard(answered, task, content)
         told = wire.describe(answered)
         source = wire.TensorSource(answered, told)
         with reply.open("wb") as file:
@@ -118,7 +126,35 @@ class Trainer:
             self._folder(self._facts) / "counts.json",
             needed=self._worker.config.loss.prior == "global",
         )
-        return codec.encode_roster(codec.RosterEntry(client=client, counts=counts))
+        entry = codec.RosterEntry(client=client, counts=counts, sharing=self.client.share.counts)
+        if entry.sharing == "masked":
+            own = sum(self._worker.counts(client))
+            entry = replace(entry, images=own, card=self._masks().card().to_table())
+        return codec.encode_roster(entry)
+
+    def _tell_masked(self, content: RecordDict, client: int) -> RecordDict:
+        assert self._worker
+        if self.client.share.counts != "masked":
+            raise ConfigError(f'share.counts is "{self.client.share.counts}" here, not "masked"')
+        counts = self._masks().tell(sharing.decode_group(content), self._worker.counts(client))
+        return sharing.encode_masked(counts)
+
+    def _guard(self, evaluation: RecordDict, task: Path, asked: RecordDict) -> RecordDict:
+        """Return an evaluation as the owner shares class counts: its rows add up to them."""
+        if self.client.share.counts == "plain":
+            return evaluation
+        masks = self._masks() if self.client.share.counts == "masked" else None
+        if masks is None or not masks.group:
+            return sharing.withhold(evaluation)
+        counted = codec.decode_evaluation(evaluation)
+        with task.open("rb") as file:
+            model = hashlib.file_digest(file, "sha256").digest()
+        question = model + str(codec.round_of(asked)).encode()
+        return sharing.conceal(evaluation, masks.hide(counted.confusion, question), masks.group)
+
+    def _masks(self) -> Masks:
+        assert self._facts
+        return Masks(self._folder(self._facts) / "masks.json", self._facts.run, self.client)
 
     def _folder(self, facts: RunFacts) -> Path:
         return Path(self.client.state) / "runs" / facts.run
@@ -209,6 +245,7 @@ def main() -> None:
     # When memory runs out it is this process that shall go, not the connection.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("800")
+    logging.basicConfig(format="%(asctime)s %(message)s")
     requests = _requests(sys.stdin)
     first = json.loads(requests.get())
     client = ClientConfig.from_toml(first["client"])

@@ -1,4 +1,4 @@
-"""The wire format: the only file that names the keys of records.
+"""The wire format: the only file, with ``sharing``, that names the keys of records.
 
 Plain traffic uses Flower's default keys (``arrays``, ``config``, ``metrics``, ``num-examples``) with exactly
 one ArrayRecord and one MetricRecord in a reply to a training message, so that stock strategies work
@@ -8,9 +8,10 @@ unchanged. Further groups of tensors travel as ``tensors.<group>`` and only wher
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -28,6 +29,7 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 EXAMPLES, ROUND, TRAIN_LOSS = "num-examples", "server-round", "train_loss"
 ROSTER = "query.roster"
 _TENSORS, _NUMBER, _OBJECTIVE, _COUNTS = "tensors.", "number.", "objective", "class-counts"
+_SHARING, _IMAGES, _CARD = "sharing", "images", "card"
 _STOCK_PROX = "proximal-mu"
 _CONFUSION, _LOSS = "confusion", "loss"
 _FOLDED, _BYTES, _NORM = "folded", "bytes", "norm"
@@ -45,7 +47,13 @@ class RosterEntry:
     client: int
     """Partition number."""
     counts: tuple[int, ...]
-    """Training images per class [C]."""
+    """Training images per class [C]; zeros where they are not told."""
+    sharing: str = "plain"
+    """How: ``plain``, ``noisy``, ``masked`` (they come with others' in a sum) or ``none``."""
+    images: int = 0
+    """Training images in all, where ``sharing`` is ``masked``."""
+    card: Mapping[str, str] = field(default_factory=dict)
+    """What the other masked clients are shown."""
 
 
 def encode_state(state: State) -> ArrayRecord:
@@ -128,7 +136,8 @@ def round_of(content: RecordDict) -> int:
 
 def norm_bound(content: RecordDict) -> float:
     """Return the norm from which on a change is refused, where a training message tells it; else infinity."""
-    return float(record(content, CONFIG, ConfigRecord).get(NORM_BOUND, math.inf))  # type: ignore[arg-type]
+    config = content.get(CONFIG)
+    return float(config.get(NORM_BOUND, math.inf)) if isinstance(config, ConfigRecord) else math.inf  # type: ignore[arg-type]
 
 
 def encode_counts(counts: tuple[int, ...]) -> ConfigRecord:
@@ -252,9 +261,15 @@ class _LazyState(Mapping[str, torch.Tensor]):
         return len(self._record)
 
 
-def encode_evaluation(evaluation: Evaluation) -> RecordDict:
-    """Return the content of a reply to an evaluation message: counts and sums, never ratios."""
-    metrics = MetricRecord({EXAMPLES: evaluation.examples, _LOSS: evaluation.loss_sum})
+def encode_evaluation(evaluation: Evaluation, examples: int | None = None) -> RecordDict:
+    """Return the content of a reply to an evaluation message: counts and sums, never ratios.
+
+    Args:
+        evaluation: What was counted.
+        examples: Number of images, where the counts do not tell it.
+    """
+    images = evaluation.examples if examples is None else examples
+    metrics = MetricRecord({EXAMPLES: images, _LOSS: evaluation.loss_sum})
     return RecordDict({METRICS: metrics, _CONFUSION: ArrayRecord([evaluation.confusion])})
 
 
@@ -265,6 +280,11 @@ def decode_evaluation(content: RecordDict) -> Evaluation:
         confusion=confusion.numpy(),
         loss_sum=float(record(content, METRICS, MetricRecord)[_LOSS]),  # type: ignore[arg-type]
     )
+
+
+def told_examples(content: RecordDict) -> int:
+    """Return on how many images a reply rests, as it says."""
+    return int(record(content, METRICS, MetricRecord)[EXAMPLES])  # type: ignore[arg-type]
 
 
 def encode_measure(arrays: ArrayRecord, images: range) -> RecordDict:
@@ -280,13 +300,22 @@ def decode_measure(content: RecordDict) -> tuple[State, range]:
 
 def encode_roster(entry: RosterEntry) -> RecordDict:
     """Return the content of a reply to the roster query."""
-    return RecordDict({CONFIG: ConfigRecord({"client": entry.client, _COUNTS: list(entry.counts)})})
+    told = ConfigRecord({"client": entry.client, _COUNTS: list(entry.counts), _SHARING: entry.sharing})
+    if entry.card:
+        told[_IMAGES], told[_CARD] = entry.images, json.dumps(dict(entry.card))
+    return RecordDict({CONFIG: told})
 
 
 def decode_roster(content: RecordDict) -> RosterEntry:
     """Return what a client says of itself."""
     config = record(content, CONFIG, ConfigRecord)
-    return RosterEntry(client=int(config["client"]), counts=tuple(config[_COUNTS]))  # type: ignore[arg-type]
+    return RosterEntry(
+        client=int(config["client"]),  # type: ignore[arg-type]
+        counts=tuple(config[_COUNTS]),  # type: ignore[arg-type]
+        sharing=str(config.get(_SHARING, "plain")),
+        images=int(config.get(_IMAGES, 0)),  # type: ignore[arg-type]
+        card=json.loads(str(config.get(_CARD, "{}"))),
+    )
 
 
 def groups(content: RecordDict) -> dict[str, State]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 from flwr.app import Message
@@ -64,6 +64,11 @@ class EligibleRoster:
     def counts(self) -> tuple[int, ...]:
         """Training images of each class [C] over all members."""
         return self.roster.counts
+
+    @property
+    def groups(self) -> Mapping[str, Collection[int]]:
+        """Clients whose counts can be read as a sum alone, by their group's name."""
+        return self.roster.groups
 
     def client(self, node: int) -> int:
         """Return the client on a node."""

@@ -7,7 +7,7 @@ in the order of the messages: then those that come early wait.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,27 +47,33 @@ class Exchange:
     up: int = 0
     """Bytes of tensors received."""
 
-    def send(self, grid: Grid, messages: Sequence[Message], *, ordered: bool = False) -> Iterator[Message]:
+    def send(
+        self,
+        grid: Grid,
+        messages: Sequence[Message],
+        *,
+        ordered: bool = False,
+        timeout: float | None = None,
+    ) -> Iterator[Message]:
         """Send messages, wait for everybody, and yield the replies that can be used.
 
         Args:
             grid: Carries the messages.
             messages: One for each node asked.
             ordered: Yield in the order of the messages, not as replies come.
+            timeout: Seconds after which who is missing is not waited for.
         """
         if not messages:
             return
         nodes = [message.metadata.dst_node_id for message in messages]
         self.down += codec.total_size(message.content for message in messages)
-        replies = self._receive(grid, messages, set(nodes))
+        replies = self._receive(grid.send_and_receive(messages, timeout=timeout), set(nodes))
         yield from in_order(nodes, replies) if ordered else (reply for _, reply in replies if reply)
         self.sort([self.roster.client(node) for node in nodes])
 
-    def _receive(
-        self, grid: Grid, messages: Sequence[Message], silent: set[int]
-    ) -> Iterator[tuple[int, Message | None]]:
+    def _receive(self, replies: Iterable[Message], silent: set[int]) -> Iterator[tuple[int, Message | None]]:
         """Yield each node that answered with its reply, or with None where that cannot be used."""
-        for reply in grid.send_and_receive(messages):
+        for reply in replies:
             node = reply.metadata.src_node_id
             silent.discard(node)
             yield node, self.take(reply, self.roster.client(node))

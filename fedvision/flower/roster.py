@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -21,6 +21,10 @@ class Roster(Protocol):
     @property
     def counts(self) -> tuple[int, ...]:
         """Training images of each class [C] over all members."""
+
+    @property
+    def groups(self) -> Mapping[str, Collection[int]]:
+        """Clients whose counts can be read as a sum alone, by their group's name."""
 
     def __len__(self) -> int:
         """Return the number of members."""
@@ -43,6 +47,8 @@ class NumberedRoster:
     """Number of clients."""
     counts: tuple[int, ...]
     """Training images of each class [C] over all clients."""
+    groups: ClassVar[Mapping[str, Collection[int]]] = {}
+    """Nobody hides anything here."""
 
     def __len__(self) -> int:
         return self.clients
@@ -66,6 +72,8 @@ class AskedRoster:
     Args:
         entries: What each node said: ``{node: entry}``.
     """
+
+    groups: ClassVar[Mapping[str, Collection[int]]] = {}
 
     def __init__(self, entries: Mapping[int, RosterEntry]) -> None:
         self._clients = {node: entry.client for node, entry in entries.items()}
@@ -96,6 +104,8 @@ class Unasked:
     Args:
         counts: Training images of each class [C] over all members.
     """
+
+    groups: ClassVar[Mapping[str, Collection[int]]] = {}
 
     def __init__(self, counts: tuple[int, ...] = ()) -> None:
         self.counts = counts

@@ -34,6 +34,7 @@ from fedvision.flower.exchange import Exchange
 from fedvision.flower.roster import Roster
 from fedvision.flower.rounds import Collection, QuorumMissed, Rounds
 from fedvision.flower.screening import Screen
+from fedvision.flower.sharing import sift
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import learning_rate
@@ -247,13 +248,15 @@ class _Server:
         record["bytes"]["up"] += exchange.up
         if not replies:
             return None
-        by_client = {
-            client: codec.decode_evaluation(reply.content)
-            for client, reply in zip(exchange.answered, replies, strict=True)
-        }
-        confusions = {client: evaluation.confusion for client, evaluation in by_client.items()}
+        answers = zip(exchange.answered, replies, strict=True)
+        found = sift({client: reply.content for client, reply in answers}, self.roster.groups)
+        confusions = {client: evaluation.confusion for client, evaluation in found.told.items()}
+        own = {"withheld": found.withheld} if found.withheld else {}
+        if not found.readable:
+            return None
         return {
-            **self._facts(list(by_client.values())),
+            **self._facts(found.readable),
+            **own,
             "spread": metrics.client_spread(confusions),
             "accuracy": {str(c): metrics.accuracy(m) for c, m in confusions.items() if m.sum()},
         }
@@ -261,8 +264,10 @@ class _Server:
     def _facts(self, evaluations: list[Evaluation]) -> dict[str, Any]:
         confusion = np.sum([evaluation.confusion for evaluation in evaluations], axis=0)
         loss = sum(evaluation.loss_sum for evaluation in evaluations)
+        counts = self.roster.counts
         return {
             "loss": loss / max(1, int(confusion.sum())),
             "confusion": confusion.tolist(),
-            "scores": metrics.scores(confusion, np.array(self.roster.counts), self.plan.extra_metrics),
+            # Of unknown counts nobody can say which classes are rare.
+            "scores": metrics.scores(confusion, counts if any(counts) else None, self.plan.extra_metrics),
         }

@@ -121,8 +121,9 @@ class FlowerStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean loss over all images; counts are summed by whoever reads the replies."""
-        evaluations = [codec.decode_evaluation(reply.content) for reply in replies if not reply.has_error()]
-        examples = sum(evaluation.examples for evaluation in evaluations)
+        contents = [reply.content for reply in replies if not reply.has_error()]
+        evaluations = [codec.decode_evaluation(content) for content in contents]
+        examples = sum(map(codec.told_examples, contents))
         if not examples:
             return None
         return MetricRecord({"loss": sum(evaluation.loss_sum for evaluation in evaluations) / examples})

@@ -63,6 +63,8 @@ def _data(facts: RunFacts) -> str:
     if not facts.clients:
         return ""
     who = plural(facts.clients, "client") + (" keeps" if facts.clients == 1 else " keep")
+    if not facts.totals.any() and facts.withheld:
+        return f"{who} images and do not say how many of each class."
     images = ("" if facts.exact else "about ") + whole(int(facts.totals.sum()))
     told = f"{who} {images} training images of {plural(len(facts.totals), 'class', 'es')}"
     frequent, rare = (facts.class_facts(None)[place] for place in (0, -1))

@@ -56,6 +56,8 @@ class Measurement:
     """Mean cross-entropy, nats."""
     worst: tuple[str, float] | None
     """The client with the lowest accuracy, and that accuracy."""
+    withheld: int = 0
+    """Clients of whom only sums with others are known, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +108,10 @@ class RunFacts:
     """Number of clients, of whom ``counts`` may hold a sample; 0 where unknown."""
     exact: bool
     """Whether ``totals`` was counted."""
-
     events: list[Event]
     """What happened beside training, by round."""
+    withheld: int = 0
+    """Clients that do not share their own class counts."""
 
     @property
     def done(self) -> int:
@@ -148,6 +151,7 @@ class RunFacts:
                     confusion=np.array(facts.get("confusion") or np.zeros((0, 0)), np.int64),
                     loss=facts.get("loss"),
                     worst=_worst(facts),
+                    withheld=len(facts.get("withheld") or ()),
                 )
         return None
 
@@ -229,6 +233,7 @@ def read_facts(folder: RunFolder) -> RunFacts:
         clients=int(split.get("clients", len(counts))),
         exact=bool(split.get("exact", True)),
         events=all_events(rounds, folder.events(), folder.names(), buffered=config.round.buffer > 0),
+        withheld=int(split.get("withheld", 0)),
     )
 
 

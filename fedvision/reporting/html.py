@@ -65,9 +65,17 @@ def write_report(folder: RunFolder) -> Path:
         events_shown=EVENTS_SHOWN,
         notices=_notices(facts),
         stages={**wording.STAGES, "total": "time in all"},
-        again=f"fedvision simulate {shlex.quote(str(Path(facts.path.name) / 'config.toml'))} --out again",
+        again=_again(facts),
     )
     return folder.write_page("report.html", page)
+
+
+def _again(facts: RunFacts) -> str:
+    """Return the command that runs the experiment again, in the folder's parent."""
+    file = shlex.quote(str(Path(facts.path.name) / "config.toml"))
+    if facts.config.data.use == "elsewhere":  # the images are on the clients' machines
+        return f"fedvision server {file} --out again --tls pki/server --wait-for {facts.clients or 1}"
+    return f"fedvision simulate {file} --out again"
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -142,6 +150,8 @@ def _clients(facts: RunFacts) -> Markup | None:
         return None
     order = by_frequency(facts.totals)
     sample = wording.sample(len(facts.counts), facts.clients) if len(facts.counts) < facts.clients else None
+    if sample:
+        sample += "; the others do not share their counts" if facts.withheld else ", drawn at random"
     return Markup(
         matrices.clients_by_classes(facts.counts, facts.classes, order, name="clients", sample=sample)
     )

@@ -37,7 +37,8 @@ def clients_by_classes(
         classes: Names [C].
         order: Class numbers from the top row to the bottom one [C].
         name: Prefix of the picture's ids.
-        sample: ``"100 of 1,000,000 clients"`` where these are not all; columns have no numbers then.
+        sample: ``"100 of 1,000,000 clients, drawn at random"`` where these are not all; columns have no
+            numbers then.
     """
     clients, row = len(counts), _row_height(len(classes))
     shown = counts[:, order].T
@@ -48,7 +49,7 @@ def clients_by_classes(
     def paint(axes: Axes) -> None:
         image = _image(axes, shown, LogNorm(1, top), lightest=0.14)
         axes.set_yticks(*_labels([classes[c] for c in order], row))
-        axes.set_xlabel(f"{sample}, drawn at random" if sample else "client", loc="left")
+        axes.set_xlabel(sample or "client", loc="left")
         axes.xaxis.set_major_locator(NullLocator() if sample else MaxNLocator(20, integer=True))
         if clients <= 24 and len(classes) <= _WRITTEN:
             _write_cells(axes, shown, image, _short)

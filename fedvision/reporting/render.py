@@ -73,10 +73,16 @@ def _scores(measured: Sequence[Measurement]) -> Sheet:
     for key in in_order({key for view in measured for key in view.scores}):
         table.add(score_name(key), *(percent(view.scores.get(key)) for view in measured))
     table.add("loss", *(number(view.loss) for view in measured))
-    if any(view.worst for view in measured):
-        cells = [f"{percent(view.worst[1])} ({view.worst[0]})" if view.worst else "" for view in measured]
-        table.add("worst client", *cells)
+    if any(view.worst or view.withheld for view in measured):
+        table.add("worst client", *map(_worst, measured))
     return table
+
+
+def _worst(measured: Measurement) -> str:
+    told = [f"{percent(measured.worst[1])} ({measured.worst[0]})"] if measured.worst else []
+    if measured.withheld:
+        told.append(f"{whole(measured.withheld)} not shared" if told else "not shared")
+    return ", ".join(told)
 
 
 def _rarest(facts: RunFacts, measured: Measurement) -> Sheet:

@@ -37,12 +37,16 @@ class Machines:
     Args:
         folder: Everything goes here.
         pki: As ``fedvision certificates`` makes it, for the clients north and south.
-        experiment: TOML of an experiment on digits with two clients.
+        experiment: TOML of an experiment on digits with as many clients as there are names.
+        names: The clients, as ``pki`` knows them.
     """
 
-    names = ("north", "south")
-
-    def __init__(self, folder: Path, pki: Path, experiment: str) -> None:
+    def __init__(
+        self, folder: Path, pki: Path, experiment: str, names: Sequence[str] = ("north", "south")
+    ) -> None:
+        self.names = tuple(names)
+        self.share: dict[str, str] = {}
+        """How clients share their class counts; the others share them as they are."""
         self.folder, self.pki = folder, pki
         self.experiment = folder / "experiment.toml"
         self.experiment.write_text(experiment)
@@ -83,7 +87,8 @@ class Machines:
                     "[data]",
                     *self.data_lines(name),
                     "[share]",
-                    'counts = "plain"',
+                    f'counts = "{self.share.get(name, "plain")}"',
+                    f'certificate = "{own}/client.crt"',
                 ]
             )
         )
@@ -97,10 +102,23 @@ class Machines:
         """Start the server on the ports that its first start found."""
         private, public = self._ports()
         self.public = public
-        command = ["server", str(self.experiment), "--wait-for", "2", "--tls", str(self.pki / "server")]
+        command = [
+            "server",
+            str(self.experiment),
+            "--wait-for",
+            f"{len(self.names)}",
+            "--tls",
+            str(self.pki / "server"),
+        ]
         command += ["--public", public, "--private", private, "--out", str(self.out)]
         command += ["--state", str(self.folder / "superlink"), *options]
         return self._start("server", command, {})
+
+    def submit(self, experiment: Path, out: Path) -> subprocess.Popen[bytes]:
+        """Send an experiment to the SuperLink that a server keeps up."""
+        command = ["submit", str(experiment), "--wait-for", f"{len(self.names)}", "--out", str(out)]
+        command += ["--tls", str(self.pki / "server"), "--private", self._ports()[0]]
+        return self._start("submit.log", [*command, "--state", str(self.folder / "superlink")], {})
 
     def _ports(self) -> tuple[str, str]:
         import socket
@@ -184,9 +202,11 @@ def digest(run: Path) -> str:
 
 
 @contextlib.contextmanager
-def machines(folder: Path, pki: Path, experiment: str) -> Iterator[Machines]:
+def machines(
+    folder: Path, pki: Path, experiment: str, names: Sequence[str] = ("north", "south")
+) -> Iterator[Machines]:
     """Make machines that are ended with the block."""
-    made = Machines(folder, pki, experiment)
+    made = Machines(folder, pki, experiment, names)
     try:
         yield made
     finally:

@@ -35,7 +35,12 @@ def test_a_run_config_holds_plain_values_that_the_bundle_declares() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"protocol": PROTOCOL + 1, "version": "9.9"}, "the server speaks protocol 2 (fedvision 9.9)"),
+        ({"protocol": PROTOCOL + 1, "version": "9.9"}, "the server speaks protocol 3 (fedvision 9.9)"),
+        (
+            {"protocol": PROTOCOL - 1, "version": "0.0.1"},
+            f"protocol {PROTOCOL - 1} (fedvision 0.0.1) and this client protocol {PROTOCOL}",
+        ),
+        ({"version": "9.9"}, "(fedvision 9.9) and this client"),
         ({"protocol": None}, "install the same fedvision on both"),
         ({"experiment": "rounds = 99"}, "is not the one that the server sent"),
         ({"classes": "{"}, "incomplete"),

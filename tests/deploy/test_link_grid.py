@@ -14,6 +14,7 @@ from fedvision.deploy.link_grid import LinkGrid, expected_replies
 from fedvision.flower import codec, internals, internals_wire, wire
 from fedvision.flower.internals import TensorArray
 from fedvision.flower.internals_wire import NODE_UNAVAILABLE, Incoming, LinkDown, NotThereYet, RunEnded
+from fedvision.flower.post import Lasting
 
 STATE = {"w": torch.zeros(3, 2), "b": torch.zeros(2)}
 
@@ -30,6 +31,10 @@ class FakeLink:
         self.late = 0
         self.down = 0
         self.waiting: list[Message] = []
+        self.held: set[int] = set()
+        """Nodes that have not answered yet."""
+        self.gone: set[int] = set()
+        """Nodes for which no message is taken."""
 
     def online(self) -> dict[int, str]:
         return {30: "c", 10: "a", 20: "b"}
@@ -37,6 +42,9 @@ class FakeLink:
     def push(self, messages: Sequence[Message]) -> list[str]:
         ids = []
         for message in messages:
+            if message.metadata.dst_node_id in self.gone:
+                ids.append("")
+                continue
             self.pushed.append(message)
             internals.set_message_id(message, f"m{len(self.pushed)}")
             content = self.replies[message.metadata.dst_node_id].pop(0)
@@ -51,7 +59,12 @@ class FakeLink:
         if self.down:
             self.down -= 1
             raise LinkDown("away")
-        found, self.waiting = self.waiting, []
+        found = [
+            reply
+            for reply in self.waiting
+            if reply.metadata.src_node_id not in self.held and reply.metadata.reply_to_message_id in ids
+        ]
+        self.waiting = [reply for reply in self.waiting if reply not in found]
         return [self._incoming(reply) for reply in found]
 
     def _incoming(self, reply: Message) -> Incoming:
@@ -189,3 +202,69 @@ def test_expected_replies_follow_the_model() -> None:
     confusion = np.zeros((1000, 1000), np.int64)
     content = RecordDict({"confusion": ArrayRecord([confusion])})
     expected["evaluate"].check(wire.describe(content))
+
+
+def watched(carrier: LinkGrid, seconds: float = 5.0, kind: str = "") -> list[tuple[int, Message]]:
+    """Return who was asked and the reply, until nothing is owed or the seconds are over."""
+    end = carrier.now() + seconds
+    found = carrier.watch(lambda: end, kind)
+    return [(message.metadata.dst_node_id, reply) for message, reply in found]
+
+
+def test_what_is_late_is_owed_and_comes_with_a_later_round(link: FakeLink) -> None:
+    link.replies, link.held = {10: [update(1.0), update(3.0)], 20: [update(2.0)]}, {20}
+    carrier = grid(link)
+    assert isinstance(carrier, Lasting)
+    carrier.post(ask([10, 20]))
+    assert [node for node, _ in watched(carrier, 0.2)] == [10]
+    assert carrier.ready() == []
+    carrier.post(ask([10]))
+    link.held = set()
+    carrier.wait(carrier.now() + 5)
+    assert len(carrier.ready()) == 2
+    found = dict(watched(carrier))
+    values = {node: float(r.content.array_records["arrays"]["w"].numpy()[0, 0]) for node, r in found.items()}
+    assert values == {10: 3.0, 20: 2.0}
+    assert watched(carrier) == [], "nothing is owed any more"
+
+
+def test_who_stops_watching_loses_nothing(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0)], 20: [update(2.0)]}
+    carrier = grid(link)
+    carrier.post(ask([10, 20]))
+    message, _ = next(carrier.watch(lambda: float("inf")))
+    rest = watched(carrier)
+    assert {message.metadata.dst_node_id, *(node for node, _ in rest)} == {10, 20}
+
+
+def test_a_measurement_does_not_take_a_late_training_away(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0)], 20: [packed(RecordDict({"m": ConfigRecord({"x": 1})}))]}
+    carrier = grid(link)
+    carrier.post(ask([10]))
+    carrier.post([Message(RecordDict({"config": ConfigRecord({"r": 1})}), 20, "evaluate")])
+    assert [node for node, _ in watched(carrier, 0.2, "evaluate")] == [20]
+    assert [node for node, _ in watched(carrier, 0.2)] == [10]
+
+
+def test_a_question_beside_it_takes_no_answer_that_is_owed(link: FakeLink) -> None:
+    link.replies, link.held = {10: [update(1.0)], 20: [update(2.0)]}, {10}
+    carrier = grid(link)
+    carrier.post(ask([10]))
+    assert [r.metadata.src_node_id for r in carrier.send_and_receive(ask([20]))] == [20]
+    link.held = set()
+    assert [node for node, _ in watched(carrier)] == [10]
+
+
+def test_whom_the_superlink_does_not_take_a_message_for_is_named(link: FakeLink) -> None:
+    link.replies, link.gone = {20: [update(2.0)]}, {10}
+    carrier = grid(link)
+    carrier.post(ask([10, 20]))
+    found = dict(watched(carrier))
+    assert found[10].error.reason == "it went offline before it was asked"
+    assert found[20].has_content()
+
+
+def test_what_does_not_fit_is_marked_as_refused(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0, (300, 200))]}
+    (reply,) = grid(link).send_and_receive(ask([10]))
+    assert reply.error.code == internals.REPLY_REFUSED

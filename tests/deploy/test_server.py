@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
 
+from fedvision.deploy.contract import PROTOCOL
 from tests.deploy.machines import digest, eventually, machines
 
 EXPERIMENT = """
@@ -49,6 +51,34 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(tmp_path: Path
             assert client.poll() is None
             client.send_signal(signal.SIGTERM)
             assert client.wait(30) == 0
+
+
+def test_a_server_that_is_kept_serves_what_is_submitted_and_ends_with_ctrl_c(
+    tmp_path: Path, pki: Path
+) -> None:
+    with machines(tmp_path, pki, EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg")) as here:
+        server = here.server("--keep")
+        clients = [here.client(name) for name in here.names]
+        eventually(lambda: "the SuperLink stays up on" in here.log("server"), "the first run")
+        first = digest(here.out)
+        second = tmp_path / "second.toml"
+        second.write_text(EXPERIMENT.format(rounds=2, epochs=1, strategy="fedprox").replace("two", "three"))
+        assert here.submit(second, tmp_path / "second").wait(120) == 0, here.log("submit")
+        lines = (tmp_path / "second/rounds.jsonl").read_text().splitlines()
+        assert [json.loads(line)["clients"] for line in lines] == [[0, 1]] * 2
+        assert (tmp_path / "second/report.html").exists()
+        assert digest(tmp_path / "second") != first == digest(here.out)
+        assert server.poll() is None
+        assert [client.poll() for client in clients] == [None, None], "the same processes serve both runs"
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0, "both runs are done"
+        again = here.submit(second, tmp_path / "third")
+        assert again.wait(60) == 2
+        assert "no SuperLink answers there; start one with `fedvision server" in here.log("submit")
+        assert not (tmp_path / "third").exists()
+        for client in clients:
+            client.send_signal(signal.SIGINT)
+        assert {client.wait(30) for client in clients} == {130}
 
 
 def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: Path) -> None:
@@ -108,7 +138,7 @@ def test_a_client_that_may_not_or_cannot_follow_says_so_on_both_sides(tmp_path: 
         path = os.pathsep.join([str(old), os.environ.get("PYTHONPATH", "")])
         here.client("south", 'plugins = ["mine"]', PYTHONPATH=path)
         plugin = "use = 'mine:loss': this client allows built-ins"
-        version = "speaks protocol 1 (fedvision"
+        version = f"speaks protocol {PROTOCOL} (fedvision"
         for name, sentence in (("north", plugin), ("south", version)):
             eventually(lambda name=name, sentence=sentence: sentence in here.log(name), f"{name}'s sentence")
             eventually(

@@ -15,10 +15,19 @@ from pathlib import Path
 import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse, StartRunRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListNodesResponse,
+    ListRunsRequest,
+    ListRunsResponse,
+    StartRunRequest,
+    StartRunResponse,
+)
+from flwr.proto.fab_pb2 import Fab
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from fedvision.deploy import superlink as module
+from fedvision.deploy.contract import bundle
 from fedvision.errors import ConfigError
 from fedvision.flower import internals
 from tests.deploy.moments import make_at
@@ -141,6 +150,23 @@ def test_the_control_api_answers_inside_only(
     assert b"only clients' calls" not in inside.content
 
 
+def test_a_run_that_would_start_inside_does_not_start_from_outside(pki: Path, server: Running) -> None:
+    request = StartRunRequest(fab=Fab(content=bundle())).SerializeToString()
+
+    def runs() -> set[int]:
+        answer = control(pki, server.private, "list-runs", ListRunsRequest().SerializeToString())
+        return set(ListRunsResponse.FromString(answer.content).run_dict)
+
+    before = runs()
+    refused = control(pki, server.public, "start-run", request)
+    assert refused.status_code == 403
+    assert refused.json()["detail"] == "only clients' calls are served on this port"
+    assert runs() == before
+    started = StartRunResponse.FromString(control(pki, server.private, "start-run", request).content)
+    assert runs() - before == {started.run_id}
+    assert "only clients' calls are served on this port" in server.log.read_text()
+
+
 def test_the_private_side_is_not_there_for_other_addresses(server: Running) -> None:
     for address in {"127.0.0.2", *_own_addresses()}:
         with pytest.raises(OSError, match="refused"):
@@ -221,6 +247,7 @@ def test_whoever_is_slow_is_hung_up_on(pki: Path, server: Running) -> None:
         with connection:
             assert hear(connection) == b""
     assert time.monotonic() - began < 8
+    assert eventually(lambda: "no whole request within 1 seconds" in server.log.read_text())
 
 
 def test_a_body_that_stops_is_refused(pki: Path, server: Running) -> None:

@@ -51,7 +51,7 @@ def adding(folder: Path | None = None, trouble: str = "") -> ClientApp:
     Args:
         folder: Where what has happened is noted, so that it happens once.
         trouble: What client 2 does: ``"raise"``, ``"exit"`` (its process dies), ``"exit once"``, ``"memory
-            once"``, ``"nan"``.
+            once"``, ``"nan"``, ``"huge"``.
     """
     app = ClientApp()
 
@@ -66,6 +66,8 @@ def adding(folder: Path | None = None, trouble: str = "") -> ClientApp:
         }
         if client == 2 and trouble == "nan":
             state["w"][0] = torch.nan
+        if client == 2 and trouble == "huge":
+            state = {name: tensor * 1e12 for name, tensor in state.items()}
         update = LocalUpdate(state=state, examples=client + 1, loss=float(client), steps=1)
         return Message(codec.encode_update(update), reply_to=message)
 

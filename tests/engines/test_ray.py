@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedvision.api import simulate
 from fedvision.engines.ray import RayEngine
@@ -20,6 +20,7 @@ from fedvision.flower import codec
 from fedvision.flower.exchange import Exchange
 from fedvision.flower.hosting import Recipe
 from fedvision.flower.roster import FIRST_NODE, NumberedRoster
+from fedvision.flower.screening import Screen
 from fedvision.strategies.averaging import FedAvg
 from fedvision.strategies.mean import Sums
 from fedvision.types import PluginSpec, State
@@ -40,14 +41,16 @@ def machine() -> Iterator[None]:
 class Round:
     """What came of one training exchange with every client."""
 
-    def __init__(self, engine: Any, recipe: Recipe) -> None:
+    def __init__(self, engine: Any, recipe: Recipe, bound: float = 1e9) -> None:
         self.told: list[str] = []
         sums = Sums(FedAvg(), STATE)
         roster = NumberedRoster(clients=recipe.clients, counts=(1,))
-        exchange = Exchange(roster=roster, stage="training", expected=STATE)
+        exchange = Exchange(roster=roster, stage="training", screen=Screen(STATE, bound))
         self.updates = 0
         with engine.open(recipe, tell=self.told.append) as grid:
-            content = RecordDict({"arrays": codec.encode_state(STATE)})
+            exchange.folds = getattr(grid, "folds", False)
+            told = ConfigRecord({codec.NORM_BOUND: bound})
+            content = RecordDict({"arrays": codec.encode_state(STATE), "config": told})
             messages = [Message(content, FIRST_NODE + client, "train") for client in range(recipe.clients)]
             for reply in exchange.send(grid, messages):
                 if codec.is_folded(reply.content):
@@ -57,7 +60,7 @@ class Round:
                     client = roster.client(reply.metadata.src_node_id)
                     sums.add(codec.decode_update(reply.content, client, 0))
         self.heard, self.answered, self.refused = sums.heard, exchange.answered, exchange.refused
-        self.up = exchange.up
+        self.up, self.norms, self.unusable = exchange.up, exchange.norms, exchange.unusable
         self.state = sums.conclude() if sums.heard else {}
 
 
@@ -107,13 +110,18 @@ def test_with_one_worker_too_the_round_outlives_a_death(tmp_path: Path, serial: 
     assert same(there.state, serial.state)
 
 
-@pytest.mark.parametrize(("trouble", "reason"), [("raise", "no luck"), ("nan", "holds NaN")])
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [("raise", "no luck"), ("nan", "holds NaN"), ("huge", "the norm of its change is")],
+)
 @pytest.mark.parametrize("fold", [True, False])
 def test_a_client_that_fails_is_named_as_by_the_serial_engine(trouble: str, reason: str, fold: bool) -> None:
     recipe = adders(6, trouble=trouble, fold=fold)
     there, here = Round(RayEngine(workers=2), recipe), Round(SerialEngine(), recipe)
     assert there.refused == here.refused
     assert reason in there.refused[0]["reason"]
+    assert there.unusable == here.unusable == ([] if trouble == "raise" else [2])
+    assert there.norms == here.norms, "the next round's bound has the same bits"
     assert same(there.state, here.state)
 
 

@@ -75,7 +75,7 @@ def test_long_names_are_cut_and_dollars_are_no_formula() -> None:
 def test_a_sample_of_clients_is_called_one() -> None:
     counts = np.ones((100, 2), np.int64)
     svg = matrices.clients_by_classes(
-        counts, ["a", "b"], np.arange(2), name="x", sample="100 of 1,000,000 clients"
+        counts, ["a", "b"], np.arange(2), name="x", sample="100 of 1,000,000 clients, drawn at random"
     )
     assert ">100 of 1,000,000 clients, drawn at random<" in svg
     assert "training images of 100 of 1,000,000 clients (columns)" in svg

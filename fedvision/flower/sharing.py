@@ -1,0 +1,139 @@
+"""Messages about class counts that not everybody may see: their keys, and what the server makes of them.
+
+A confusion matrix tells a client's class counts as well as the counts themselves do: its rows add up to them.
+So a client that does not share its counts as they are sends its confusion counts masked, of which only the
+sum over its group can be read, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedvision.flower import codec
+from fedvision.training.evaluate import Evaluation
+
+MASKED = "query.masked"
+"""Message type: the cards of a group go out, masked class counts come back."""
+_CARDS, _COUNTS, _GROUP = "cards", "masked-counts", "group"
+_WITHHELD = "none"
+
+
+def encode_group(cards: Sequence[Mapping[str, str]]) -> RecordDict:
+    """Return the content that asks a group for its masked class counts."""
+    return RecordDict({codec.CONFIG: ConfigRecord({_CARDS: json.dumps(list(cards))})})
+
+
+def decode_group(content: RecordDict) -> list[dict[str, Any]]:
+    """Return a group's cards, which are still to be proven."""
+    cards: list[dict[str, Any]] = json.loads(str(codec.record(content, codec.CONFIG, ConfigRecord)[_CARDS]))
+    return cards
+
+
+def encode_masked(counts: Sequence[int]) -> RecordDict:
+    """Return the reply to ``encode_group``: numbers of 64 bits [C], signed."""
+    return RecordDict({codec.CONFIG: ConfigRecord({_COUNTS: list(counts)})})
+
+
+def decode_masked(content: RecordDict) -> NDArray[np.int64]:
+    """Return masked class counts [C]; sums of them wrap around, modulo 2^64."""
+    return np.array(codec.record(content, codec.CONFIG, ConfigRecord)[_COUNTS], np.int64)
+
+
+def withhold(evaluation: RecordDict) -> RecordDict:
+    """Return an evaluation without its counts: the number of images and the summed loss are left."""
+    counted = codec.decode_evaluation(evaluation)
+    return _marked(evaluation, np.zeros_like(counted.confusion), _WITHHELD)
+
+
+def conceal(evaluation: RecordDict, masked: NDArray[np.int64], group: str) -> RecordDict:
+    """Return an evaluation with masked counts [C, C] in the place of its own.
+
+    Args:
+        evaluation: As the client counted.
+        masked: Its counts with the masks of its group.
+        group: The group's name: all of it is needed for a sum.
+    """
+    return _marked(evaluation, masked, group)
+
+
+def _marked(evaluation: RecordDict, confusion: NDArray[np.int64], group: str) -> RecordDict:
+    counted = codec.decode_evaluation(evaluation)
+    told = codec.encode_evaluation(replace(counted, confusion=confusion), counted.examples)
+    told[codec.CONFIG] = ConfigRecord({_GROUP: group})
+    return told
+
+
+def _group(content: RecordDict) -> str:
+    """Return the group for which a reply is masked, empty for one that is told as it is."""
+    if codec.CONFIG not in content:
+        return ""
+    return str(codec.record(content, codec.CONFIG, ConfigRecord).get(_GROUP, ""))
+
+
+@dataclass(kw_only=True)
+class Sifted:
+    """What can be read of clients' evaluations."""
+
+    told: dict[int, Evaluation] = field(default_factory=dict)
+    """By client: those that are told as they are."""
+    sums: list[Evaluation] = field(default_factory=list)
+    """One for each group of masked clients that is complete."""
+    withheld: list[int] = field(default_factory=list)
+    """Clients of whom nothing can be read alone, rising."""
+
+    @property
+    def readable(self) -> list[Evaluation]:
+        """All evaluations and sums, to be added up."""
+        return [*self.told.values(), *self.sums]
+
+
+def sift(replies: Mapping[int, RecordDict], groups: Mapping[str, Collection[int]]) -> Sifted:
+    """Tell evaluations that can be read from those that only count as a sum.
+
+    Args:
+        replies: By client.
+        groups: The clients of each group by its name. A group of which somebody is missing gives no sum.
+    """
+    found, waiting = Sifted(), dict[str, dict[int, RecordDict]]()
+    for client, content in replies.items():
+        if group := _group(content):
+            waiting.setdefault(group, {})[client] = content
+            found.withheld.append(client)
+        else:
+            found.told[client] = codec.decode_evaluation(content)
+    for group, members in waiting.items():
+        if set(groups.get(group, ())) == set(members) and (total := _total(list(members.values()))):
+            found.sums.append(total)
+    found.withheld.sort()
+    return found
+
+
+def _total(contents: Sequence[RecordDict]) -> Evaluation | None:
+    """Return a group's sum, or None where the masks are not gone from it."""
+    parts = [codec.decode_evaluation(content) for content in contents]
+    if len({part.confusion.shape for part in parts}) != 1:
+        return None
+    confusion = added([part.confusion for part in parts])
+    images = sum(codec.told_examples(content) for content in contents)
+    if not unmasked(confusion, images):
+        return None
+    return Evaluation(confusion=confusion, loss_sum=sum(part.loss_sum for part in parts))
+
+
+def added(parts: Sequence[NDArray[np.int64]] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sum of arrays [...], modulo 2^64."""
+    total: NDArray[np.int64] = np.asarray(parts, np.int64).sum(axis=0)
+    return total
+
+
+def unmasked(numbers: NDArray[np.int64], images: int) -> bool:
+    """Tell whether a sum is free of masks: counts of so many images, of which none is negative."""
+    # In Python's numbers: those of a sum that is not free of masks would wrap around.
+    return bool((numbers >= 0).all()) and sum(map(int, numbers.ravel())) == images

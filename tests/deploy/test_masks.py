@@ -1,0 +1,141 @@
+"""What a client keeps of its masked sums: one answer for one group, and no to what would unmask it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvision.client_config import ClientConfig
+from fedvision.deploy.certificates import make
+from fedvision.deploy.masks import Masks
+from fedvision.errors import ConfigError
+
+NAMES = ["north", "south", "west", "east"]
+COUNTS = {"north": [3, 0, 1], "south": [0, 5, 0], "west": [2, 2, 2], "east": [0, 0, 9]}
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("four")
+    make(folder, hosts=["localhost"], clients=NAMES)
+    return folder
+
+
+def config(pki: Path, name: str, **share: str) -> ClientConfig:
+    own = pki / "clients" / name
+    return ClientConfig.from_dict(
+        {
+            "name": name,
+            "superlink": {
+                "address": "localhost:1",
+                "key": str(own / "client.key"),
+                "root_certificate": str(own / "ca.crt"),
+            },
+            "data": {"use": "digits"},
+            "share": {"counts": "masked", "certificate": str(own / "client.crt"), **share},
+        }
+    )
+
+
+def group(pki: Path, folder: Path, names: list[str], run: str = "r1") -> dict[str, Masks]:
+    return {name: Masks(folder / name / f"{run}.json", run, config(pki, name)) for name in names}
+
+
+def tables(masks: dict[str, Masks]) -> list[dict[str, str]]:
+    return [one.card().to_table() for one in masks.values()]
+
+
+def sum_of(told: list[Any]) -> list[int]:
+    with np.errstate(over="ignore"):
+        return list(np.sum(np.array(told, np.int64), axis=0))
+
+
+def test_four_clients_counts_add_up_and_none_of_them_shows(four: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, NAMES)
+    told = [one.tell(tables(masks), COUNTS[name]) for name, one in masks.items()]
+    assert sum_of(told) == [5, 7, 12]
+    assert all(abs(number) > 2**40 for row in told for number in row)
+    assert len({one.group for one in masks.values()}) == 1
+
+
+def test_the_same_group_hears_the_same_after_a_restart_even_of_other_images(
+    four: Path, tmp_path: Path
+) -> None:
+    masks = group(four, tmp_path, NAMES)
+    cards = tables(masks)
+    first = masks["north"].tell(cards, COUNTS["north"])
+    again = group(four, tmp_path, NAMES)["north"]
+    # Two vectors under one mask would tell by how much they differ.
+    assert again.tell(cards[::-1], [9, 9, 9]) == first
+
+
+def test_who_drops_out_makes_a_new_group_with_fresh_masks(four: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, NAMES)
+    before = {name: one.tell(tables(masks), COUNTS[name]) for name, one in masks.items() if name != "east"}
+    rest = {name: one for name, one in masks.items() if name != "east"}
+    told = {name: one.tell(tables(rest), COUNTS[name]) for name, one in rest.items()}
+    assert sum_of(list(told.values())) == [5, 7, 3]
+    assert all(set(told[name]).isdisjoint(before[name]) for name in rest)
+
+
+def test_confusion_counts_are_masked_anew_for_every_question(four: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, NAMES)
+    for name, one in masks.items():
+        one.tell(tables(masks), COUNTS[name])
+    confusion = {name: np.full((3, 3), place, np.int64) for place, name in enumerate(NAMES)}
+    told = {name: one.hide(confusion[name], b"round 1") for name, one in masks.items()}
+    assert np.array_equal(sum_of(list(told.values())), np.full((3, 3), 6))
+    assert not np.array_equal(masks["north"].hide(confusion["north"], b"round 2"), told["north"])
+    mixed = [*list(told.values())[:-1], masks["east"].hide(confusion["east"], b"round 2")]
+    assert not np.array_equal(sum_of(mixed), np.full((3, 3), 6))
+
+
+def test_groups_that_would_unmask_this_client_are_refused(four: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, NAMES)
+    cards, others = tables(masks), group(four, tmp_path / "other", NAMES)
+    strange = {**masks, "north": others["north"]}
+    doubled = [*cards[:3], {**others["west"].card().to_table()}]
+    wrong = [
+        (cards[:2], "a sum over 2 masked clients hides too little; 3 are needed"),
+        (tables(strange), "that lacks this client"),
+        (doubled, "named a client twice"),
+        ([*cards[:3], cards[2]], "named a client twice"),
+        ([*cards[:3], {}], "is damaged"),
+    ]
+    for asked, sentence in wrong:
+        with pytest.raises(ConfigError, match=sentence):
+            masks["north"].tell(asked, COUNTS["north"])
+    assert masks["north"].group == ""
+
+
+def test_a_server_that_invents_clients_learns_nothing(four: Path, strangers: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, ["north"])
+    stranger = Masks(
+        tmp_path / "stranger.json",
+        "r1",
+        config(strangers, "stranger", certificate=f"{strangers}/clients/stranger/client.crt"),
+    )
+    invented = [masks["north"].card().to_table(), stranger.card().to_table(), stranger.card().to_table()]
+    with pytest.raises(ConfigError, match=r"stranger's certificate .* not of this federation's authority"):
+        masks["north"].tell(invented, COUNTS["north"])
+
+
+def test_it_is_not_asked_for_ever(four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedvision.deploy.masks._GROUPS", 2)
+    masks = group(four, tmp_path, NAMES)
+    cards = tables(masks)
+    masks["north"].tell(cards, COUNTS["north"])
+    masks["north"].tell(cards[:3], COUNTS["north"])
+    with pytest.raises(ConfigError, match="masked its class counts for 2 groups already"):
+        masks["north"].tell(cards, COUNTS["north"])
+
+
+def test_the_key_of_a_run_is_its_owners_alone_and_no_other_runs(four: Path, tmp_path: Path) -> None:
+    one, other = (group(four, tmp_path, ["north"], run)["north"] for run in ("r1", "r2"))
+    assert one.card().public != other.card().public
+    assert stat.S_IMODE((tmp_path / "north/r1.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "north").stat().st_mode) == 0o700

@@ -1,0 +1,170 @@
+"""Who is a member, and what is known of whom, when clients share their class counts in different ways."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedvision.deploy import members as module
+from fedvision.deploy.certificates import make
+from fedvision.deploy.masking import read_certificates
+from fedvision.deploy.members import Members
+from fedvision.flower import codec, sharing
+from tests.deploy.grids import Clients
+
+COUNTS = {
+    "ada": [10, 0, 1],
+    "bob": [0, 20, 2],
+    "cyd": [5, 5, 5],
+    "dan": [0, 0, 30],
+    "eve": [1, 1, 1],
+    "fay": [2, 0, 0],
+}
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("six")
+    make(folder, hosts=["localhost"], clients=sorted(COUNTS))
+    return folder
+
+
+class Room:
+    """A server's members over some clients."""
+
+    def __init__(self, folder: Path, pki: Path, names: str, needed: bool = True, **how: str) -> None:
+        self.file, self.pki, self.needed = folder / "deployment.json", pki, needed
+        self.file.write_text(json.dumps({"run": "ab12"}))
+        self.grid = Clients(folder, pki, {name: COUNTS[name] for name in names.split()}, **how)
+        self.said: list[str] = []
+        self.noted: list[str] = []
+        self.members = self.again()
+
+    def again(self) -> Members:
+        """Return the members as a server that is started again knows them."""
+        last_seen: dict[str, float | None] = {}
+        return Members(
+            self.file,
+            3,
+            self.said.append,
+            self.noted.append,
+            lambda: last_seen,
+            needed=self.needed,
+            authorities=read_certificates(self.pki / "ca.crt"),
+        )
+
+    def look(self) -> list[int]:
+        self.members.least = 0
+        return self.members.present(self.grid)
+
+    def asked(self, kind: str) -> list[str]:
+        return [name for name, what in self.grid.asked if what == kind]
+
+
+def test_three_masked_clients_are_known_as_a_sum_alone(six: Path, tmp_path: Path) -> None:
+    room = Room(tmp_path, six, "ada bob cyd")
+    assert room.look() == [0, 1, 2]
+    assert room.members.counts == (15, 25, 8)
+    assert room.members.table().tolist() == []
+    assert (room.members.told, room.members.exact) == ([], True)
+    assert list(room.members.groups.values()) == [(0, 1, 2)]
+    page = room.file.read_text()
+    assert json.loads(page)["sums"][0]["counts"] == [15, 25, 8]
+    room.look()
+    assert len(room.asked(sharing.MASKED)) == len(room.asked(codec.ROSTER)) == 3, "each is asked once"
+
+
+def test_every_way_of_sharing_at_once_gives_the_right_sum(six: Path, tmp_path: Path) -> None:
+    room = Room(tmp_path, six, "ada bob cyd dan eve fay", needed=False, dan="plain", eve="noisy", fay="none")
+    assert room.look() == list(range(6))
+    assert room.members.counts == (15 + 0 + 1, 25 + 0 + 1, 8 + 30 + 1)
+    assert room.members.told == [3, 4]
+    assert room.members.table().tolist() == [[0, 0, 30], [1, 1, 1]]
+    assert not room.members.exact
+
+
+def test_two_masked_clients_wait_where_counts_are_needed_and_are_named(six: Path, tmp_path: Path) -> None:
+    room = Room(tmp_path, six, "ada bob dan", dan="plain")
+    assert room.look() == [2]
+    assert room.asked(sharing.MASKED) == []
+    room.members.least = 3
+    watcher = threading.Thread(target=room.members.present, args=(room.grid,), daemon=True)
+    watcher.start()
+    watcher.join(1.5)
+    waiting = "ada and bob mask class counts, and a sum that hides them needs 3 such clients"
+    assert room.said == [f"waiting: 1 of 3 clients; {waiting}"]
+    # The third one ends it.
+    room.grid.counts["cyd"] = COUNTS["cyd"]
+    room.grid.online = {*room.grid.online, "cyd"}
+    watcher.join(10)
+    assert not watcher.is_alive()
+    assert room.members.counts == (15, 25, 38)
+
+
+def test_two_masked_clients_take_part_uncounted_where_counts_are_not_needed(
+    six: Path, tmp_path: Path
+) -> None:
+    room = Room(tmp_path, six, "ada bob", needed=False)
+    assert room.look() == [0, 1]
+    assert room.members.counts == (0, 0, 0)
+    assert not room.members.exact
+
+
+def test_a_dropout_begins_the_sum_again_with_the_others(six: Path, tmp_path: Path) -> None:
+    room = Room(tmp_path, six, "ada bob cyd dan")
+    room.grid.silent = {"bob"}
+    assert room.look() == [0, 2, 3]
+    assert room.members.counts == (15, 5, 36)
+    assert room.noted == ["bob cannot take part: it went offline"]
+    assert room.asked(sharing.MASKED) == ["ada", "bob", "cyd", "dan", "ada", "cyd", "dan"]
+
+
+def test_too_many_dropouts_leave_nobody_and_no_sum(six: Path, tmp_path: Path) -> None:
+    room = Room(tmp_path, six, "ada bob cyd")
+    room.grid.silent = {"bob"}
+    assert room.look() == []
+    assert room.members.counts == (0, 0, 0)
+    assert len(room.asked(sharing.MASKED)) == 3
+
+
+def test_a_sum_never_grows_by_one_client(six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ASK_AGAIN_S", 0.0)
+    room = Room(tmp_path, six, "ada bob cyd dan eve fay")
+    room.grid.online = {"ada", "bob", "cyd"}
+    assert room.look() == [0, 1, 2]
+    room.grid.online |= {"dan", "eve"}
+    assert room.look() == [0, 1, 2], "two sums that differ by one client would tell its counts"
+    room.grid.online |= {"fay"}
+    assert room.look() == list(range(6))
+    assert sorted(room.members.groups.values()) == [(0, 1, 2), (3, 4, 5)]
+    assert room.members.counts == (18, 26, 39)
+
+
+def test_a_server_that_is_started_again_asks_for_no_second_sum(six: Path, tmp_path: Path) -> None:
+    room = Room(tmp_path, six, "ada bob cyd")
+    room.look()
+    before: Any = (room.members.counts, room.members.groups)
+    room.members = room.again()
+    room.grid.online = {"ada", "cyd"}
+    room.grid.asked.clear()
+    assert room.look() == [0, 2]
+    assert (room.members.counts, room.members.groups) == before
+    assert room.asked(sharing.MASKED) == []
+
+
+def test_a_client_without_a_proof_is_named_and_left_out(six: Path, strangers: Path, tmp_path: Path) -> None:
+    room = Room(tmp_path, six, "ada bob cyd dan")
+    (tmp_path / "pki/clients").mkdir(parents=True)
+    for name in ("ada", "bob", "cyd"):
+        (tmp_path / "pki/clients" / name).symlink_to(six / "clients" / name)
+    (tmp_path / "pki/clients/dan").symlink_to(strangers / "clients/stranger")
+    room.grid.pki = tmp_path / "pki"
+    assert room.look() == [0, 1, 2]
+    assert room.noted == [
+        "dan cannot take part: stranger's certificate for masked counts is not of this federation's authority"
+    ]
+    assert room.members.counts == (15, 25, 8)

@@ -1,0 +1,72 @@
+"""What the server can read of evaluations that are told, masked or withheld."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+
+from fedvision.flower import codec, sharing
+from fedvision.training.evaluate import Evaluation
+
+PLAIN = np.array([[3, 1], [0, 2]], np.int64)
+
+
+def reply(confusion: np.ndarray = PLAIN, loss: float = 1.5) -> RecordDict:
+    return codec.encode_evaluation(Evaluation(confusion=confusion, loss_sum=loss))
+
+
+def masked(count: int, group: str = "g") -> list[RecordDict]:
+    """Replies whose masks cancel modulo 2^64."""
+    rng = np.random.default_rng(0)
+    masks = rng.integers(-(2**63), 2**63, (count - 1, 2, 2), np.int64)
+    every = [*masks, -masks.sum(0)]
+    return [sharing.conceal(reply(), PLAIN + mask, group) for mask in every]
+
+
+def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None:
+    one, two, three = masked(3)
+    found = sharing.sift({0: reply(), 1: one, 2: two, 5: three}, {"g": (1, 2, 5)})
+    assert found.told.keys() == {0}
+    assert found.withheld == [1, 2, 5]
+    (total,) = found.sums
+    assert np.array_equal(total.confusion, 3 * PLAIN)
+    assert total.loss_sum == 4.5
+    assert sum(part.examples for part in found.readable) == 4 * 6
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [{}, {"g": (1, 2, 3, 4)}, {"g": (1, 2)}, {"h": (1, 2, 3)}],
+    ids=["unknown", "one missing", "one too many", "another"],
+)
+def test_a_group_that_is_not_complete_gives_nothing(groups: dict[str, tuple[int, ...]]) -> None:
+    found = sharing.sift(dict(enumerate(masked(3), 1)), groups)
+    assert found.readable == []
+    assert found.withheld == [1, 2, 3]
+
+
+def test_masks_that_did_not_cancel_are_noticed() -> None:
+    one, two, _ = masked(3)
+    found = sharing.sift({1: one, 2: two, 3: one}, {"g": (1, 2, 3)})
+    assert found.sums == []
+    assert not sharing.unmasked(np.array([5, -1]), 4)
+    assert not sharing.unmasked(np.array([5, 1]), 4)
+    assert not sharing.unmasked(np.array([2**63 - 1, 2**63 - 1, 2, 0]), 0)
+    assert sharing.unmasked(np.array([3, 1]), 4)
+
+
+def test_what_is_withheld_tells_images_and_loss_alone() -> None:
+    content = sharing.withhold(reply())
+    told = codec.decode_evaluation(content)
+    assert told.confusion.sum() == 0
+    assert (codec.told_examples(content), told.loss_sum) == (6, 1.5)
+    found = sharing.sift({4: content}, {"none": (4,)})
+    assert (found.readable, found.withheld) == ([], [4])
+
+
+def test_cards_and_masked_counts_survive_the_way() -> None:
+    cards = [{"public": "a"}, {"public": "b"}]
+    assert sharing.decode_group(sharing.encode_group(cards)) == cards
+    numbers = [-(2**63), 2**63 - 1, 0]
+    assert sharing.decode_masked(sharing.encode_masked(numbers)).tolist() == numbers
