@@ -41,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _placed(error: ConfigError, options: argparse.Namespace) -> str:
-    """Return the error's sentence with the experiment's file before it, unless it is about a run folder."""
+    """Return the error's sentence with the experiment's file before it, unless it is about something else."""
     file = getattr(options, "experiment", None)
-    if file is None or isinstance(error, RunFolderError) or str(error).startswith(f"{file}: "):
+    told = str(error).startswith((f"{file}: ", "--", "the SuperLink "))
+    if file is None or told or isinstance(error, RunFolderError):
         return str(error)
     return f"{file}: {error}"
 

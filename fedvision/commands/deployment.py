@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import signal
 import sys
@@ -14,6 +15,7 @@ from fedvision import registry
 from fedvision.errors import ConfigError, FedVisionError
 
 if TYPE_CHECKING:
+    from fedvision.client_config import ClientConfig
     from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -67,15 +69,23 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _server(options: argparse.Namespace) -> None:
+    from fedvision.deploy.options import SuperlinkOptions
     from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
 
-    clients = options.clients or (options.tls / "clients" if options.tls else None)
-    if clients is None:
+    tls, clients = options.tls, options.clients or (options.tls and options.tls / "clients")
+    if options.insecure and not clients:
         raise ConfigError("--clients: name the folder with one NAME.pub a client")
-    if not options.insecure and options.tls is None:
-        raise ConfigError("--tls: name the folder with ca.crt, server.crt and server.key")
+    # Everything that the SuperLink would refuse is better said before anything is written.
+    SuperlinkOptions(
+        public=options.public,
+        private=options.private,
+        tls=tls,
+        clients=clients or Path(),
+        insecure=options.insecure,
+        client_certificates=options.client_certificates,
+    ).files()
     place = LinkPlace(
-        tls=None if options.insecure else options.tls.resolve(),
+        tls=tls and tls.resolve(),
         clients=clients.resolve(),
         state=options.state.resolve(),
         public=options.public,
@@ -163,8 +173,9 @@ def _client(options: argparse.Namespace) -> None:
     _log_to_standard_error()
     from fedvision.client_config import ClientConfig
 
-    overrides = [f"superlink.address={options.superlink}"] if options.superlink else []
+    overrides = [f"superlink.address={json.dumps(options.superlink)}"] if options.superlink else []
     config = ClientConfig.load(options.client, overrides)
+    _check_data(options.client, config)
     from fedvision.deploy.resident import serve
     from fedvision.federation import prepare_process
 
@@ -172,6 +183,22 @@ def _client(options: argparse.Namespace) -> None:
     # Whoever runs it as a service ends it so; that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     serve(config, options.client.absolute().parent)
+
+
+def _check_data(file: Path, config: ClientConfig) -> None:
+    """Refuse what would otherwise be found out when the first run begins.
+
+    Raises:
+        ConfigError: The data source is unknown, takes no such key, or its images are not there.
+    """
+    path = config.data.args.get("path")
+    if ":" not in config.data.use:  # a source of the owner's own is code, which this process does not run
+        try:
+            registry.check("data", config.data)
+        except ConfigError as error:
+            raise type(error)(f"{file}: {error}") from error
+        if isinstance(path, str) and not Path(path).exists():
+            raise ConfigError(f"{file}: data.path: there is no {path}; correct it, or copy the images there")
 
 
 def _end_in_order() -> None:

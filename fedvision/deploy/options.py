@@ -46,6 +46,7 @@ class SuperlinkOptions:
                 "--tls: name the folder with ca.crt, server.crt and server.key, such as `fedvision "
                 "certificates` makes; --insecure does without, for trials on one machine"
             )
+        split(self.public)
         if not is_loopback(split(self.private)[0]):
             raise ConfigError(
                 f"--private {self.private}: everyone who reaches this side can run code here; it must be a "

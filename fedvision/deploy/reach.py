@@ -77,7 +77,9 @@ def tls_context(superlink: SuperlinkConfig) -> ssl.SSLContext:
             context.load_cert_chain(superlink.client_certificate, superlink.client_key)
     except OSError as error:  # SSLError is one.
         path = getattr(superlink, key.partition(".")[2])
-        raise ConfigError(f"{key}: {path} cannot be used: {error.strerror or error}") from error
+        reason = getattr(error, "reason", None)
+        why = reason.lower().replace("_", " ") if reason else error.strerror or str(error)
+        raise ConfigError(f"{key}: {path} cannot be used: {why}") from error
     return context
 
 

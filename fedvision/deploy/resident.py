@@ -26,6 +26,7 @@ from flwr.app import Error, Message
 
 from fedvision.client_config import ClientConfig
 from fedvision.deploy.contract import RunFacts
+from fedvision.deploy.discretion import discreet
 from fedvision.deploy.inbox import FileSource, Inbox
 from fedvision.deploy.patience import Patience
 from fedvision.deploy.reach import explain, read_key, tls_context
@@ -166,8 +167,9 @@ class Resident:
             )
             said = "done"
         except (TaskFailed, WireError, ConfigError) as error:
-            reply = Message(Error(code=CLIENT_RAISED, reason=str(error)), reply_to=incoming.head)
             said = str(error)
+            told = Error(code=CLIENT_RAISED, reason=discreet(said, self._config))
+            reply = Message(told, reply_to=incoming.head)
         took = time.monotonic() - began
         self._link.answer(reply, took)
         with suppress(RunEnded):

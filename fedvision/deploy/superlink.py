@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -156,7 +157,10 @@ def _bind(option: str, address: str) -> socket.socket:
             bound.bind(place)
             unbound.pop_all()
     except OSError as error:
-        raise ConfigError(f"{option} {address}: it cannot listen there: {error.strerror}") from error
+        used = "; a server that still runs, or another program, has the port" * (
+            error.errno == errno.EADDRINUSE
+        )
+        raise ConfigError(f"{option} {address}: it cannot listen there: {error.strerror}{used}") from error
     return bound
 
 

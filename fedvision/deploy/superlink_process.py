@@ -15,7 +15,8 @@ from fedvision.errors import ConfigError, RunError
 from fedvision.flower.internals_run import RunLink
 
 log = logging.getLogger("fedvision.deploy")
-_START_S = 60.0
+_PORT_S = 15.0
+"""How long the port of a server that was just killed may still be taken."""
 _ENDED_S = 10.0
 
 
@@ -42,13 +43,22 @@ class LinkPlace:
         return self.tls / "ca.crt" if self.tls else None
 
     def secret(self) -> bytes:
-        """Return what a process must know to be a run's ServerApp; made at the first call."""
+        """Return what a process must know to be a run's ServerApp; made at the first call.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+        """
         path = self.state / "secret"
-        if not path.exists():
-            self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
-        return path.read_bytes().strip()
+        try:
+            if not path.exists():
+                self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                    file.write(secrets.token_hex(32))
+            return path.read_bytes().strip()
+        except OSError as error:
+            raise ConfigError(
+                f"--state {self.state}: it cannot be written: {error.strerror}; name another folder"
+            ) from error
 
 
 class SuperlinkProcess:
@@ -81,12 +91,11 @@ class SuperlinkProcess:
 
         Raises:
             ConfigError: It does not start; its own sentence says why.
-            RunError: It does not answer.
         """
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + _PORT_S
         while not (told := self._try()):
             # The one before us ends a moment after its server.
-            if "cannot listen there" not in self._last_line() or time.monotonic() > deadline - _START_S + 15:
+            if "cannot listen there" not in self._last_line() or time.monotonic() > deadline:
                 raise ConfigError(f"the SuperLink did not start: {self._last_line()}")
             time.sleep(0.3)
         self.place = replace(self.place, private=told["private"], public=told["public"])
@@ -113,6 +122,7 @@ class SuperlinkProcess:
                 return told
             told[key] = value
         self._process.wait()
+        self._close()
         return None
 
     def _command(self) -> list[str]:
@@ -140,6 +150,7 @@ class SuperlinkProcess:
         if self._process is None:
             return False
         log.warning("the SuperLink ended unexpectedly and is started again")
+        self._close()
         try:
             self.start()
         except ConfigError as error:
@@ -156,6 +167,11 @@ class SuperlinkProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stdin:
-            self._process.stdin.close()
+        self._close()
+
+    def _close(self) -> None:
+        assert self._process
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
         self._process = None

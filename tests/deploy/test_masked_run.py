@@ -10,7 +10,7 @@ import numpy as np
 from fedvision.config import ExperimentConfig
 from fedvision.deploy.certificates import make
 from fedvision.federation import Federation
-from tests.deploy.machines import digest, machines
+from tests.deploy.machines import Machines, digest, machines
 
 NAMES = ("east", "north", "south", "west")
 EXPERIMENT = """
@@ -81,5 +81,39 @@ def test_masked_clients_train_to_the_simulations_bits_and_only_their_sum_is_know
     for client in (1, 2, 3):
         row = federation.split.counts(np.array([client]))[0].tolist()
         assert json.dumps(row).replace(" ", "") not in kept
+    nothing_private_is_kept(here)
     page = (here.out / "report.html").read_text()
     assert "3 of 4 clients tell class counts in sums alone, or not at all" in " ".join(page.split())
+
+
+def nothing_private_is_kept(here: Machines) -> None:
+    """Look for clients' images, paths and secrets in every byte that the server wrote."""
+    files = [path for top in (here.out, here.folder / "superlink") for path in top.rglob("*")]
+    written = {path: path.read_bytes() for path in [*files, here.folder / "server.log"] if path.is_file()}
+    assert {"rounds.jsonl", "report.html", "superlink.db", "superlink.log"} <= {path.name for path in written}
+    secrets = [(here.folder / "superlink/secret").read_bytes()]
+    for name in NAMES:
+        secrets.append((here.pki / "clients" / name / "client.key").read_bytes().splitlines()[3])
+        secrets += [key.encode() for key in masking_keys(here, name)]
+    secrets.append((here.pki / "server/server.key").read_bytes().splitlines()[2])
+    paths = [f"{name}.npz".encode() for name in NAMES] + [f"state-{name}".encode() for name in NAMES]
+    images = {
+        image.tobytes() for name in NAMES for image in np.load(here.folder / f"{name}.npz")["train_images"]
+    }
+    # The server's own test images may stand in its records; some of the clients' are equal to one.
+    test = Federation.build(ExperimentConfig.load(here.experiment)).dataset.test
+    assert test is not None
+    images -= {image.tobytes() for image in test.images}
+    assert len(images) > 100
+    for path, content in written.items():
+        assert not any(secret in content for secret in secrets if path.name != "secret"), path
+        assert not any(found in content for found in paths), path
+        assert not any(image in content for image in images), path
+    logs = "".join(here.log(name) for name in NAMES).encode()
+    assert not any(secret in logs for secret in secrets)
+
+
+def masking_keys(here: Machines, name: str) -> list[str]:
+    files = list((here.folder / f"state-{name}").rglob("masks.json"))
+    assert len(files) == (name != "east")
+    return [json.loads(path.read_text())["private"] for path in files]
