@@ -38,9 +38,9 @@ class Screen:
         self.state, self.bound = state, bound
         self._names = frozenset(state)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        self._small = [name for name, tensor in state.items() if tensor.numel() <= _SMALL]
-        self._large = [name for name in state if name not in set(self._small)]
-        self._flat = _flat(state, self._small)
+        small = {name: tensor for name, tensor in state.items() if tensor.numel() <= _SMALL}
+        self._small = _Together(small) if small else None
+        self._large = [name for name in state if name not in small]
 
     def check(self, content: RecordDict, client: int) -> float:
         """Return the norm of the change that a reply makes to the model.
@@ -92,12 +92,39 @@ class Screen:
 
     def _norm(self, update: State) -> float:
         squares = []
-        if self._small:
-            squares.append(_square(_flat(update, self._small).sub_(self._flat)))
+        if self._small is not None:
+            squares.append(self._small.square(update))
         for name in self._large:
             parts = zip(_slices(update[name]), _slices(self.state[name]), strict=True)
             squares += [_square(new - old.to(wide(old.dtype))) for new, old in parts]
         return math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.inf
+
+
+class _Together:
+    """Many small tensors as one vector in float64: a call costs more than their elements.
+
+    Args:
+        state: The tensors from which changes are measured.
+    """
+
+    def __init__(self, state: State) -> None:
+        sizes = [tensor.numel() for tensor in state.values()]
+        self._old, self._new = (torch.empty(sum(sizes), dtype=torch.float64) for _ in range(2))
+        for name, place in self._places(state, self._old, sizes):
+            place.copy_(state[name])
+        self._named = self._places(state, self._new, sizes)
+
+    @staticmethod
+    def _places(state: State, vector: torch.Tensor, sizes: list[int]) -> list[tuple[str, torch.Tensor]]:
+        parts = zip(state.items(), torch.split(vector, sizes), strict=True)
+        return [(name, part.view(tensor.shape)) for (name, tensor), part in parts]
+
+    def square(self, state: State) -> float:
+        """Return the sum of squares of the changes."""
+        for name, place in self._named:
+            place.copy_(state[name])
+        change = self._new.sub_(self._old)
+        return float(torch.dot(change, change))
 
 
 def norm_bound(limit: float, state: State, usual: Sequence[float]) -> float:
@@ -122,14 +149,6 @@ def remember(usual: Sequence[float], norms: Iterable[float]) -> list[float]:
     """Return the median norms of past rounds with that of a round's accepted changes."""
     taken = list(norms)
     return [*usual, statistics.median(taken)][-_REMEMBERED:] if taken else list(usual)
-
-
-def _flat(state: State, names: Sequence[str]) -> torch.Tensor:
-    """Return small tensors as one vector, in a type to compute in: a call costs more than their elements."""
-    parts = [state[name].reshape(-1) for name in names]
-    # A vector of its own, of one tensor as well: the caller may change it in place.
-    flat = torch.cat(parts) if parts else torch.zeros(0)
-    return flat.to(wide(flat.dtype))
 
 
 def _slices(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
