@@ -27,12 +27,13 @@ from fedvision.deploy.link_grid import LinkGrid, expected_replies
 from fedvision.deploy.masking import read_certificates
 from fedvision.deploy.members import Members
 from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
-from fedvision.errors import FedVisionError, RunError
+from fedvision.errors import FedVisionError, RecordError, RunError
 from fedvision.federation import Federation
 from fedvision.flower.internals_run import RunLink
 from fedvision.flower.internals_wire import HEARTBEAT_SECONDS, LinkDown, LinkRefused
 from fedvision.flower.roster import Roster
 from fedvision.journal import RunJournal
+from fedvision.reporting.events import named
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.recorder import read_json, recording, replace_file
 from fedvision.training.evaluate import Evaluation
@@ -133,15 +134,33 @@ class Deployment(RunJournal):
             needed=self.config.loss.prior == "global",
             authorities=read_certificates(place.roots) if place.roots else (),
         )
-        numbers = link.start(bundle(), facts.to_table())
-        self._remember(flower_run=numbers)
+        restore = _Restoring(process, self.note)
+        self._remember(flower_run=self._start(link, restore, facts))
         expected = expected_replies(self.state, len(self.federation.dataset.classes))
-        grid = LinkGrid(link, expected, members.numbers, _Restoring(process, self.note))
+        grid = LinkGrid(link, expected, members.numbers, restore, self._hear, members.has)
         with _heartbeats(link), _outcome(link):
             members.least = wait_for
             members.present(grid)
             members.least = 1
             self.play(grid, members, self._measure())
+
+    @staticmethod
+    def _start(link: RunLink, restore: _Restoring, facts: RunFacts) -> int:
+        while True:
+            try:
+                return link.start(bundle(), facts.to_table())
+            except LinkDown as error:
+                restore(error)
+
+    def _hear(self, client: int, sentence: str) -> None:
+        """Note what a client says of itself."""
+        who, what = named(client, self.folder.names()), f"says that {sentence}"
+        number = min(self.done + 1, self.config.rounds)
+        with suppress(RecordError):
+            # A server that was started again asks for the same reply, and hears the same.
+            if {"round": number, "client": who, "what": what} not in self.folder.events():
+                self.folder.append_event(number, what, who)
+        self.progress.note(f"client {who} {what}")
 
     def _recall_split(self) -> None:
         facts = self.folder.split()

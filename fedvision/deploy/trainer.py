@@ -215,6 +215,11 @@ def _respond(trainer: Trainer, request: Mapping[str, Any]) -> dict[str, Any]:
         )
     except FedVisionError as error:
         return {"error": str(error), "broken": _is_broken()}
+    except OSError as error:  # it names a path, which stays on this machine
+        return {
+            "error": f"this machine says: {error.strerror or type(error).__name__}",
+            "broken": _is_broken(),
+        }
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "broken": _is_broken()}
 
