@@ -12,6 +12,9 @@
     ├── WireError              a message that arrived is not what was announced or expected
     └── RunError               the run itself failed                                         (exit code 1)
         ├── RoundLost          what a round had gathered is gone; the round can be played again
+
+
+        ├── RunLost            nothing was heard of the run's server for too long; it can go on
         ├── RecordError        the run folder could not be written any more (full disk, ...)
         └── ServerError        the server cannot be reached, is not who it should be, or refuses this client
 
@@ -72,6 +75,10 @@ class RunError(FedVisionError):
 
 class RoundLost(RunError):
     """What a round had gathered is gone with the process that held it; nothing else has changed."""
+
+
+class RunLost(RunError):
+    """A SuperLink gave a run up, as its server was stopped or asleep; it goes on from its last round."""
 
 
 class RecordError(RunError):

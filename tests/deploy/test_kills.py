@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,18 @@ def test_whatever_is_killed_the_run_goes_on_to_the_same_bits(
         here.server()
 
         here.finish(rounds=6)
+
+
+@pytest.mark.long
+def test_a_server_that_slept_goes_on_by_itself(tmp_path: Path, far_pki: Path, raw: Path) -> None:
+    with apart(tmp_path, far_pki, raw, rounds=4, epochs=3) as here:
+        here.everybody()
+        here.working("north", after=1)
+        asleep = here.net["server"].processes()
+        for number in asleep:
+            os.kill(number, signal.SIGSTOP)
+        time.sleep(75)
+        for number in asleep:
+            os.kill(number, signal.SIGCONT)
+        here.finish(rounds=4)
+        assert "the server was not heard of for 7" in (here.out / "report.html").read_text()
