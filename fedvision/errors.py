@@ -12,8 +12,6 @@
     ├── WireError              a message that arrived is not what was announced or expected
     └── RunError               the run itself failed                                         (exit code 1)
         ├── RoundLost          what a round had gathered is gone; the round can be played again
-
-
         ├── RunLost            nothing was heard of the run's server for too long; it can go on
         ├── RecordError        the run folder could not be written any more (full disk, ...)
         └── ServerError        the server cannot be reached, is not who it should be, or refuses this client
