@@ -47,8 +47,9 @@ from fedvision.flower.wire import Expected, Layout
 
 log = logging.getLogger("fedvision.deploy")
 _BEAT_S = 4.0
-_BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.1, 1.0, 30.0
-"""Pauses between two questions to the server: while a run goes on, and when nothing happened for a while."""
+_BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.02, 1.0, 30.0
+"""Pauses between two questions to the server, which holds them while there is nothing to say (see ``news``):
+while a run goes on, and when nothing happened for a while."""
 _UPLOAD_S = 180.0
 """How long the server may take to deliver a message that it announced; Flower gives up then, too."""
 
@@ -73,6 +74,7 @@ class Resident:
         self._patience = Patience(config.superlink.retry_for, sleep=sleep)
         self._runs: dict[int, RunFacts] = {}
         self._opened: tuple[int, str] = (0, "")
+        self._worked = 0.0
         self._expected: Mapping[str, Expected] = {}
         self._lost = threading.Event()
         self._over = threading.Event()
@@ -160,6 +162,7 @@ class Resident:
         began = time.monotonic()
         kind = incoming.head.metadata.message_type
         try:
+            self._worked = 0.0
             layout = self._do(incoming)
             reply = Message(
                 envelope(Layout.from_text(layout), parcel(FileSource(self._inbox.reply))),
@@ -174,7 +177,8 @@ class Resident:
         self._link.answer(reply, took)
         with suppress(RunEnded):
             self._link.confirm(incoming)
-        log.warning("%s: %s (%.1f s, %.1f s with sending)", kind, said, took, time.monotonic() - began)
+        seconds = (took, time.monotonic() - began, self._worked)
+        log.warning("%s: %s (%.1f s, %.1f s with sending, %.2f s of work)", kind, said, *seconds)
 
     def _do(self, incoming: Incoming) -> str:
         """Do a task and return the reply's layout; its tensors are in the inbox."""
@@ -201,6 +205,7 @@ class Resident:
                 "reply": str(self._inbox.reply),
             }
         )
+        self._worked = float(answer.get("worked", 0.0))
         self._inbox.keep_reply(task, answer["layout"])
         return str(answer["layout"])
 
@@ -224,7 +229,7 @@ class Resident:
                 if time.monotonic() > end:
                     raise RunEnded("the server announced a message and did not deliver it") from error
                 self._sleep(pause)
-                pause = min(2 * pause, 1.0)
+                pause = min(2 * pause, 0.1)
 
 
 def _digest(run: str, kind: str, layout: Layout, pieces: list[str]) -> str:

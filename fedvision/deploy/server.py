@@ -14,7 +14,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +33,7 @@ from fedvision.flower.internals_run import RunLink
 from fedvision.flower.internals_wire import HEARTBEAT_SECONDS, LinkDown, LinkRefused
 from fedvision.flower.roster import Roster
 from fedvision.journal import RunJournal
+from fedvision.models.state import adopt_state
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.recorder import read_json, recording, replace_file
 from fedvision.training.evaluate import Evaluation
@@ -96,8 +97,9 @@ class Deployment(RunJournal):
                     process.stop()
 
     def _over(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
-        link = RunLink(place.private, roots=place.roots, secret=place.secret())
+        link = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=place.objects)
         self._end_last(link)
+        adopt_state(self.federation.model, self.state)
         try:
             with self.progress:
                 if self.done < self.config.rounds:
@@ -108,6 +110,11 @@ class Deployment(RunJournal):
         finally:
             link.close()
         return self.state
+
+    def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
+        """Write a round, and let the last one's model go."""
+        adopt_state(self.federation.model, state)
+        super().round_done(record, seconds, state)
 
     def begin(self, roster: Roster) -> None:
         """Show the progress, and write who has what as far as the clients tell."""
@@ -178,7 +185,9 @@ class Deployment(RunJournal):
         dataset = self.federation.dataset
         memory = ClientMemory(self.folder.path / "clients", self.config.checkpoint_every)
         shards = OneShard(shard=Shard.whole(dataset.train))
-        return Worker.open(self.config, self.federation.model, len(dataset.classes), shards, memory)
+        return Worker.open(
+            self.config, self.federation.model, len(dataset.classes), shards, memory, trains=False
+        )
 
     def _measure(self) -> Any:
         test = self.federation.dataset.test
@@ -187,6 +196,7 @@ class Deployment(RunJournal):
         worker, shard = self._worker(), Shard.whole(test)
 
         def measure(grid: object, roster: object, state: State) -> Evaluation:
+            adopt_state(worker.model, state)
             return worker.measure(state, shard)
 
         return measure

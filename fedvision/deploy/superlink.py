@@ -54,7 +54,9 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
     from fedvision.deploy.gate import FleetGate
     from fedvision.deploy.keyring import Keyring
     from fedvision.deploy.listener import GuardedServer, PublicListener
+    from fedvision.deploy.news import News
     from fedvision.flower import internals
+    from fedvision.flower.internals_lane import ObjectLane
 
     files = options.files()
     context = tls_context(files, options.client_certificates) if files else None
@@ -69,8 +71,9 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
             secret=_secret(options.secret),
         )
         keyring = Keyring(options.clients, state)
-        server = GuardedServer(uvicorn.Config(app, **_settings(), **_private_tls(files)), keyring, ready)
-        gate = FleetGate(app, lambda: keyring.known, options.limits)
+        news = News(ObjectLane(app))
+        server = GuardedServer(uvicorn.Config(news, **_settings(), **_private_tls(files)), keyring, ready)
+        gate = FleetGate(news, lambda: keyring.known, options.limits)
         config = uvicorn.Config(
             gate,
             ws="none",

@@ -68,7 +68,7 @@ class Exchange:
         nodes = [message.metadata.dst_node_id for message in messages]
         self.down += codec.total_size(message.content for message in messages)
         replies = self._receive(grid.send_and_receive(messages, timeout=timeout), set(nodes))
-        yield from in_order(nodes, replies) if ordered else (reply for _, reply in replies if reply)
+        yield from in_order(nodes, replies) if ordered else as_they_come(replies)
         self.sort([self.roster.client(node) for node in nodes])
 
     def _receive(self, replies: Iterable[Message], silent: set[int]) -> Iterator[tuple[int, Message | None]]:
@@ -77,6 +77,8 @@ class Exchange:
             node = reply.metadata.src_node_id
             silent.discard(node)
             yield node, self.take(reply, self.roster.client(node))
+            # Here and below: a reply is a model, and must be gone when the next one is fetched.
+            del reply
         for node in sorted(silent):
             self.refuse(self.roster.client(node), SILENT)
 
@@ -123,15 +125,25 @@ class Exchange:
         self.refused.sort(key=lambda item: place[item["client"]])
 
 
+def as_they_come(replies: Iterable[tuple[object, Message | None]]) -> Iterator[Message]:
+    """Yield the replies that can be used."""
+    for _, reply in replies:
+        if reply:
+            yield reply
+        del reply
+
+
 def in_order(nodes: Sequence[int], replies: Iterator[tuple[int, Message | None]]) -> Iterator[Message]:
     """Yield the replies of nodes in the nodes' order; None stands for one that cannot be used."""
     early: dict[int, Message | None] = {}
     due = 0
     for node, reply in replies:
         early[node] = reply
+        del reply
         while due < len(nodes) and nodes[due] in early:
             if found := early.pop(nodes[due]):
                 yield found
+            del found
             due += 1
     for node in nodes[due:]:
         if found := early.get(node):

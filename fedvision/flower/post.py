@@ -124,12 +124,14 @@ class Post:
             sent = {letter.message.metadata.dst_node_id: letter for letter in letters}
             for reply in self.grid.send_and_receive([letter.message for letter in letters]):
                 yield sent[reply.metadata.src_node_id], reply
+                del reply  # a model, which must be gone when the next one is fetched
             return
         self._out |= {id(letter.message): letter for letter in letters}
         self.lasting.post([letter.message for letter in letters])
         for message, reply in self.lasting.watch(limit, kind):
             if letter := self._out.pop(id(message), None):
                 yield letter, reply
+            del reply
 
     def owed(self) -> list[Letter]:
         """Return the letters that have no answer yet, whether or not it is there."""

@@ -23,7 +23,7 @@ from fedvision import seeding
 from fedvision.config import RoundConfig
 from fedvision.flower import codec
 from fedvision.flower.eligible import Without
-from fedvision.flower.exchange import SILENT, Exchange, in_order
+from fedvision.flower.exchange import SILENT, Exchange, as_they_come, in_order
 from fedvision.flower.post import NEVER, Letter, Post
 from fedvision.flower.roster import Roster
 from fedvision.flower.screening import Screen, norm_bound, remember
@@ -186,7 +186,7 @@ class Collection:
         if ordered:
             yield from self._sorted(letters, replies)
         else:
-            yield from (reply for _, reply in replies if reply)
+            yield from as_they_come(replies)
         self._exchange.sort([letter.client for letter in letters])
         self.late.sort(key=lambda item: (item["asked"], item["client"]))
         if self._trains and 0 < self.used < self.config.min_clients:
@@ -213,6 +213,7 @@ class Collection:
                     yield id(letter), reply
                 elif reply:
                     late.append((letter.round, letter.client, reply))
+                del reply
 
         yield from in_order([id(letter) for letter in letters], new())
         yield from (reply for _, _, reply in sorted(late, key=lambda item: item[:2]))

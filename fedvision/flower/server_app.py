@@ -216,6 +216,7 @@ class _Server:
             told[client] = codec.training_facts(reply.content)
             self.plan.journal.client_done(number, collection.done, max(collection.done, len(messages)))
             yield reply
+            del reply  # a model, which must be gone when the next one is fetched
 
     def _train_config(self) -> ConfigRecord:
         shared = self.config.loss.prior == "global"

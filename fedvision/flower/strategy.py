@@ -78,10 +78,11 @@ class FlowerStrategy(Strategy):
         whose ``any_order`` is false needs single updates in the messages' order.
         """
         losses = _Losses()
-        usable = losses.watch(reply for reply in replies if not reply.has_error())
+        usable = losses.watch(replies)
         state = self._sum(usable) if self._mean else self._combine(usable)
         if state is None:
             return None, None
+        self._state = {}  # the last round's model must not stay until the next round begins
         return codec.encode_state(state), MetricRecord({codec.TRAIN_LOSS: losses.mean()})
 
     def _sum(self, replies: Iterator[Message]) -> State | None:
@@ -98,7 +99,7 @@ class FlowerStrategy(Strategy):
         return sums.conclude() if sums.heard else None
 
     def _combine(self, replies: Iterator[Message]) -> State | None:
-        updates = (self._update(reply) for reply in replies)
+        updates = map(self._update, replies)
         first = next(updates, None)
         return None if first is None else self.inner.combine(self._state, itertools.chain([first], updates))
 
@@ -147,9 +148,13 @@ class _Losses:
         self._noted: list[tuple[float, int]] = []
 
     def watch(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Yield the replies that are no errors."""
         for reply in replies:
-            self._noted.append(codec.training_facts(reply.content))
-            yield reply
+            if not reply.has_error():
+                self._noted.append(codec.training_facts(reply.content))
+                yield reply
+            # Whoever is asked for the next reply must not hold the last one: it is a model.
+            del reply
 
     def mean(self) -> float:
         """Return the mean over all images; ``fsum`` rounds once, so the order of the replies is no matter."""

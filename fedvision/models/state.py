@@ -68,6 +68,30 @@ def load_state(model: nn.Module, state: State) -> None:
         tensors[name].copy_(value)
 
 
+@torch.no_grad()
+def adopt_state(model: nn.Module, state: State) -> None:
+    """Make a model's tensors the state's own, so that one copy serves both.
+
+    A tensor that lies otherwise in memory, or elsewhere, is copied.
+
+    Args:
+        model: The network, not to be trained.
+        state: Tensors by name; names that it leaves out stay as they are.
+
+    Raises:
+        ConfigError: A name is unknown to the model or a shape differs; then nothing was changed.
+    """
+    check_state(model, state)
+    tensors = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        own = tensors[name]
+        alike = (own.dtype, own.device, own.stride()) == (value.dtype, value.device, value.stride())
+        if alike:
+            own.data = value.detach()
+        else:
+            own.copy_(value)
+
+
 def check_state(model: nn.Module, state: State) -> None:
     """Refuse tensors that are not those of a model.
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedvision.errors import ConfigError
-from fedvision.models.state import get_state, kept, load_state, size_in_bytes, travelling
+from fedvision.models.state import adopt_state, get_state, kept, load_state, size_in_bytes, travelling
 
 
 class Normed(nn.Module):
@@ -153,3 +153,33 @@ def test_a_scalar_is_not_spread_over_a_vector() -> None:
 def test_asking_for_an_unknown_tensor_names_it() -> None:
     with pytest.raises(ConfigError, match="no tensor 'head'; known: bias, weight"):
         get_state(nn.Linear(2, 2), ("head",))
+
+
+def test_an_adopted_state_is_the_models_own_memory() -> None:
+    model = Normed()
+    state = {name: torch.full_like(t, 2.0) for name, t in get_state(model, CONV + STATISTICS).items()}
+    adopt_state(model, state)
+    tensors = model.state_dict(keep_vars=True)
+    assert all(tensors[name].data_ptr() == tensor.data_ptr() for name, tensor in state.items())
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in state.items())
+    assert tensors["conv.weight"].requires_grad
+    load_state(model, state)
+    assert torch.equal(state["conv.bias"], torch.full((3,), 2.0))
+
+
+def test_what_lies_otherwise_in_memory_is_copied() -> None:
+    model = Normed().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = {"conv.weight": torch.randn(3, 2, 3, 3), "conv.bias": torch.randn(3).double()}
+    before = model.conv.weight.data_ptr()
+    adopt_state(model, state)
+    assert model.conv.weight.data_ptr() == before
+    assert torch.equal(model.conv.weight, state["conv.weight"])
+    assert model.conv.bias.dtype is torch.float32
+
+
+def test_a_state_of_another_model_is_not_adopted() -> None:
+    model = Normed()
+    before = get_state(model, CONV)
+    with pytest.raises(ConfigError, match=r"shape|is \["):
+        adopt_state(model, {"conv.bias": torch.zeros(3), "conv.weight": torch.zeros(1)})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in get_state(model, CONV).items())
