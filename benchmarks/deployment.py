@@ -1,12 +1,15 @@
 """What a round costs beside its training across machines: ours and stock Flower's deployment in turn.
 
-    python benchmarks/deployment.py [--rounds 8] [--only ours|stock|large] [--models cnn resnet18]
+    python benchmarks/deployment.py [--models cnn] [--turns 2] [--only rounds|large] [--out DIR]
 
-Two clients and a server on this machine's loopback, TLS, a key for each client, SQLite. Both sides send the
-same number of tensors of the same shapes (``cnn``: 8 tensors, ``resnet18``: 62 and its float buffers) and
-work next to nothing, so that a round is its overhead: the median of rounds 2 and later is taken. ``large``
-sends a model of 100 million parameters (400 MB) for one round, compares the bits with a simulation, and says
-how much memory each process held at most.
+Two clients and a server on this machine's loopback, TLS, a key for each client, a database. Both sides build
+the same model (``cnn``: 8 tensors, ``resnet18``: 62 and its float buffers) and train it by one step on two
+images of 8x8. What is counted is from the end of a round to the end of the next, less the work of the slower
+client (decode, one step, encode): transport, checks, sum, checkpoint. The first round, which loads libraries,
+is left out. Ours and stock take turns, so that a busy spell of the machine falls on both.
+
+``large`` sends a model of 100 million parameters (400 MB) for two rounds, compares its bits with a simulation
+and notes every process's memory over time: private bytes (PSS of anonymous memory) and with mapped files.
 """
 
 from __future__ import annotations
@@ -24,13 +27,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stock_flower import stock
 
 NAMES = ("north", "south")
 PUBLIC, PRIVATE = "localhost:28443", "127.0.0.1:28000"
@@ -54,52 +60,103 @@ QUIET = {
 }
 
 
+Rounds = list[tuple[float, float]]
+"""Seconds of a round, and of the slower client's work in it."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--only", choices=("ours", "stock", "large"))
+    parser.add_argument("--rounds", type=int, default=6, help="of each turn; the first is not counted")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--only", choices=("rounds", "large"))
     parser.add_argument("--models", nargs="+", default=["cnn", "resnet18"], choices=("cnn", "resnet18"))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     os.environ.update(QUIET)
     facts: dict[str, Any] = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "load": os.getloadavg()[0],
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("flwr", "torch", "fedvision")},
+        "load at the start": os.getloadavg()[0],
     }
-    for model in options.models if options.only != "large" else ():
-        if options.only in (None, "ours"):
-            facts[f"ours {model}"] = ours(model, options.rounds)
-        if options.only in (None, "stock"):
-            facts[f"stock {model}"] = stock(model, options.rounds)
-        print(json.dumps({key: value for key, value in facts.items() if model in key}), flush=True)
-    if options.only in (None, "large"):
+    if options.only != "large":
+        rounds = compare(options.models, options.rounds, options.turns)
+        facts["rounds"] = measured(options.out / "deployment.json", facts) | rounds
+        keep(options.out / "deployment.json", facts, draw_rounds)
+    if options.only != "rounds":
+        facts.pop("rounds", None)
         facts["large"] = large()
+        keep(options.out / "deployment-large.json", facts, draw_memory)
+
+
+def measured(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what was measured of other models on this machine with these versions."""
+    held = json.loads(path.read_text()) if path.exists() else {}
+    alike = all(held.get(key) == facts[key] for key in ("machine", "versions"))
+    return dict(held["rounds"]) if alike and "rounds" in held else {}
+
+
+def keep(path: Path, facts: dict[str, Any], draw: Any) -> None:
+    """Write what was measured, and a picture beside it."""
     facts["load at the end"] = os.getloadavg()[0]
-    page = json.dumps(facts, indent=2)
-    print(page)
-    if options.out:
-        options.out.write_text(page + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+    draw(facts, path.with_suffix(".svg"))
+    shown = {key: value for key, value in facts.items() if key != "large"}
+    print(json.dumps(shown | {k: v for k, v in facts.get("large", {}).items() if k != "memory"}, indent=2))
 
 
-def ours(model: str, rounds: int) -> dict[str, Any]:
-    """Return the seconds of our rounds beside the slower client's training."""
-    with federation(model, rounds) as folder:
+def compare(models: list[str], rounds: int, turns: int) -> dict[str, Any]:
+    """Let both sides run in turns, each time the other one first, and return the medians by model."""
+    heard: dict[str, dict[str, Rounds]] = {model: {"ours": [], "stock": []} for model in models}
+    for turn, model in itertools.product(range(turns), models):
+        for side in ("ours", "stock") if turn % 2 == 0 else ("stock", "ours"):
+            with made(model, rounds) as folder:
+                if side == "ours":
+                    heard[model][side] += ours(folder)
+                else:
+                    heard[model][side] += stock(folder, NAMES, PRIVATE, rounds)
+            print(model, side, [f"{total - worked:.2f}" for total, worked in heard[model][side]], flush=True)
+    return {model: summary(sides) for model, sides in heard.items()}
+
+
+def summary(sides: dict[str, Rounds]) -> dict[str, Any]:
+    """Return what rounds cost beside the training on both sides, and the ratio of the medians."""
+    found: dict[str, Any] = {}
+    for side, rounds in sides.items():
+        beside = [total - worked for total, worked in rounds]
+        found[side] = {
+            "seconds beside training": figures(beside),
+            "seconds of a round": figures([total for total, _ in rounds]),
+            "seconds of work": figures([worked for _, worked in rounds]),
+        }
+    medians = [found[side]["seconds beside training"]["median"] for side in ("ours", "stock")]
+    return found | {"ours / stock": round(medians[0] / medians[1], 3)}
+
+
+def ours(folder: Path) -> Rounds:
+    """Run our side and return its rounds, from one answer of the clients to the next."""
+    with joined(folder):
         run(folder, ["server", "experiment.toml", *SERVER, "--out", "run"])
         logs = [(folder / f"{name}.log").read_text() for name in NAMES]
-        timings = [
-            json.loads(line)["train"] for line in (folder / "run/timings.jsonl").read_text().splitlines()
-        ]
-        worked = [[float(s) for s in re.findall(r"train: done \(([\d.]+) s", log)] for log in logs]
-        beside = [total - max(times) for total, *times in zip(timings, *worked, strict=True)]
-        return {"seconds a round": figures(timings), "beside training": figures(beside)}
+    ended = [[_moment(line) for line in log.splitlines() if " train: done" in line] for log in logs]
+    worked = [[float(s) for s in re.findall(r"train: done .* ([\d.]+) s of work", log)] for log in logs]
+    last = [max(times) for times in zip(*ended, strict=True)]
+    work = [max(times) for times in zip(*worked, strict=True)]
+    return [
+        (after - before, s) for (before, after), s in zip(itertools.pairwise(last), work[1:], strict=True)
+    ]
+
+
+def _moment(line: str) -> float:
+    return datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
 
 def large() -> dict[str, Any]:
-    """Send a model of 400 MB for one round and return whether its bits are the simulation's, and memory."""
-    with federation("large", 1) as folder:
-        peaks = run(folder, ["server", "experiment.toml", *SERVER, "--out", "run"])
-        timings = json.loads((folder / "run/timings.jsonl").read_text().splitlines()[-1])
+    """Send a model of 400 MB and return whether its bits are the simulation's, and memory over time."""
+    with made("large", 2) as folder:
+        with joined(folder):
+            memory = run(folder, ["server", "experiment.toml", *SERVER, "--out", "run"])
+        timings = [json.loads(line) for line in (folder / "run/timings.jsonl").read_text().splitlines()]
         run(folder, ["simulate", "experiment.toml", "--out", "simulated"])
         digests = {
             hashlib.sha256((folder / out / "model.safetensors").read_bytes()).hexdigest()
@@ -109,8 +166,16 @@ def large() -> dict[str, Any]:
         return {
             "bytes of the model": size,
             "same bits as the simulation": len(digests) == 1,
-            "seconds of the round": timings["train"],
-            "peak GB by process": peaks,
+            "seconds of the rounds": [round(timing["total"], 1) for timing in timings],
+            "peak GB by process": {
+                name: {
+                    "private": max(private for _, private, _ in samples),
+                    "with mapped files": max(whole for _, _, whole in samples),
+                    "private at its first sample": samples[0][1],
+                }
+                for name, samples in memory.items()
+            },
+            "memory": memory,
         }
 
 
@@ -118,16 +183,21 @@ SERVER = ["--wait-for", "2", "--tls", "pki/server", "--public", PUBLIC, "--priva
 
 
 @contextlib.contextmanager
-def federation(model: str, rounds: int) -> Iterator[Path]:
-    """Make a folder with keys, images and files, and run two clients in it until the block ends."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        write_files(folder, model, rounds)
-        clients = [start(folder, ["client", f"{name}.toml"], f"{name}.log") for name in NAMES]
-        try:
-            yield folder
-        finally:
-            end(clients)
+def made(model: str, rounds: int) -> Iterator[Path]:
+    """Make a folder with keys, images and files."""
+    with tempfile.TemporaryDirectory() as name:
+        write_files(Path(name), model, rounds)
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def joined(folder: Path) -> Iterator[None]:
+    """Run two clients in a folder until the block ends."""
+    clients = [start(folder, ["client", f"{name}.toml"], f"{name}.log") for name in NAMES]
+    try:
+        yield
+    finally:
+        end(clients)
 
 
 def write_files(folder: Path, model: str, rounds: int) -> None:
@@ -180,33 +250,61 @@ def start(folder: Path, command: list[str], log: str) -> subprocess.Popen[bytes]
         )
 
 
-def run(folder: Path, command: list[str]) -> dict[str, float]:
-    """Run a command and return the most memory that each process of the folder held."""
+Memory = dict[str, list[tuple[float, float, float]]]
+"""By kind of process: second, gigabytes of private memory, gigabytes with mapped files."""
+
+
+def run(folder: Path, command: list[str]) -> Memory:
+    """Run a command and return the memory of each process of the folder over time."""
     process = start(folder, command, "command.log")
-    peaks: dict[str, float] = {}
-    while process.poll() is None:
-        for name, size in held().items():
-            peaks[name] = max(peaks.get(name, 0.0), size)
-        time.sleep(0.2)
-    if process.returncode:
+    memory: Memory = {}
+    over, began = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            second = round(time.monotonic() - began, 1)
+            for name, held in held_by(folder).items():
+                memory.setdefault(name, []).append((second, *held))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = process.wait()
+    over.set()
+    watcher.join()
+    if code:
         logs = [folder / "command.log", folder / "superlink/superlink.log"]
         raise SystemExit("\n".join(log.read_text()[-4000:] for log in logs if log.exists()))
-    return peaks
+    return memory
 
 
-def held() -> dict[str, float]:
-    """Return gigabytes by kind of process: the largest of each."""
+def held_by(folder: Path) -> dict[str, tuple[float, float]]:
+    """Return gigabytes by kind of process, private and in all: the largest of each kind."""
     kinds = {"trainer": "client: training", "deploy.superlink": "SuperLink", "cli server": "server"}
-    found: dict[str, float] = {}
+    kinds["cli client"] = "client: connection"
+    found: dict[str, tuple[float, float]] = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
+            if Path(os.readlink(path / "cwd")) != folder.resolve():
+                continue
             line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             kind = next((name for part, name in kinds.items() if part in line), "")
-            kind = kind or ("client: connection" if "cli client" in line else "")
-            peak = re.search(r"VmHWM:\s+(\d+) kB", (path / "status").read_text())
-            if kind and peak:
-                found[kind] = max(found.get(kind, 0.0), round(int(peak[1]) * 1024 / 1e9, 2))
+            text = (path / "smaps_rollup").read_text()
+            private, whole = (_gigabytes(text, name) for name in ("Pss_Anon", "Pss"))
+            if kind and whole > found.get(kind, (0.0, 0.0))[1]:
+                found[kind] = (private, whole)
     return found
+
+
+def _gigabytes(text: str, name: str) -> float:
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    return round(int(found[1]) * 1024 / 1e9, 3) if found else 0.0
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        if found := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
+            return found[1]
+    return platform.machine()
 
 
 def end(processes: list[subprocess.Popen[bytes]]) -> None:
@@ -220,152 +318,59 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def figures(seconds: list[float]) -> dict[str, float]:
-    """Return median and range without the first round, which loads libraries."""
-    later = seconds[1:] or seconds
+    """Return median and range."""
     return {
-        "median": round(statistics.median(later), 2),
-        "min": round(min(later), 2),
-        "max": round(max(later), 2),
-        "n": len(later),
+        "median": round(statistics.median(seconds), 2),
+        "min": round(min(seconds), 2),
+        "max": round(max(seconds), 2),
+        "n": len(seconds),
     }
 
 
-STOCK_APP = """
-import json, os, time
-from flwr.app import ArrayRecord, MetricRecord, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import FedAvg
+def draw_rounds(facts: dict[str, Any], path: Path) -> None:
+    """Draw what a round costs beside its training: a bar for each side and model."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-def shapes():
-    return json.load(open(os.environ["SHAPES"]))
-
-client = ClientApp()
-
-@client.train()
-def train(message, context):
-    import torch  # as any client that trains must
-    content = RecordDict({"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 2})})
-    return Message(content, reply_to=message)
-
-class Timed(FedAvg):
-    def aggregate_train(self, server_round, replies):
-        done = super().aggregate_train(server_round, replies)
-        with open(os.environ["TIMES"], "a") as file:
-            print(server_round, time.time(), file=file)
-        return done
-
-server = ServerApp()
-
-@server.main()
-def main(grid, context):
-    import numpy as np
-    arrays = ArrayRecord([np.zeros(shape, np.float32) for shape in shapes()])
-    with open(os.environ["TIMES"], "a") as file:
-        print(0, time.time(), file=file)
-    Timed(fraction_evaluate=0.0).start(grid, arrays, num_rounds=int(os.environ["ROUNDS"]))
-"""
-STOCK_PROJECT = """
-[project]
-name = "stock"
-version = "1.0.0"
-[tool.flwr.app]
-publisher = "benchmark"
-[tool.flwr.app.components]
-serverapp = "stock_app:server"
-clientapp = "stock_app:client"
-"""
+    bars = [
+        (f"{model}, {name}", sides[side]["seconds beside training"], colour)
+        for model, sides in facts["rounds"].items()
+        for side, name, colour in (("ours", "fedvision", "#0072b2"), ("stock", "stock Flower", "#d55e00"))
+    ][::-1]
+    with rc_context({"font.size": 11, "svg.fonttype": "path", "svg.hashsalt": "fedvision"}):
+        figure = Figure(figsize=(8, 0.6 * len(bars) + 1), layout="constrained")
+        figure.patch.set_facecolor("white")
+        axes = figure.add_subplot()
+        for place, (_, seconds, colour) in enumerate(bars):
+            low, high = seconds["median"] - seconds["min"], seconds["max"] - seconds["median"]
+            axes.barh(place, seconds["median"], color=colour, xerr=[[low], [high]], height=0.6)
+            axes.text(seconds["max"], place, f"  {seconds['median']:.2f}", va="center")
+        axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
+        axes.set_xlabel("seconds a round beside training (median and range)")
+        axes.margins(x=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
 
 
-def stock(model: str, rounds: int) -> dict[str, Any]:
-    """Return the seconds of stock Flower's rounds: SuperLink, two SuperNodes, ``flwr run``."""
-    from fedvision.models.build import build_model
-    from fedvision.models.state import get_state, travelling
-    from fedvision.types import PluginSpec
+def draw_memory(facts: dict[str, Any], path: Path) -> None:
+    """Draw every process's private memory over time."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        write_files(folder, model, rounds)
-        from fedvision.config import ExperimentConfig
-
-        config = ExperimentConfig.load(folder / "experiment.toml")
-        built = build_model(config.model, num_classes=10, in_channels=1, image_size=(8, 8), seed=0)
-        assert isinstance(config.model, PluginSpec)
-        state = get_state(built, travelling(built, config.model.travel))
-        (folder / "shapes.json").write_text(json.dumps([list(tensor.shape) for tensor in state.values()]))
-        os.environ.update(
-            SHAPES=str(folder / "shapes.json"),
-            TIMES=str(folder / "times"),
-            ROUNDS=str(rounds),
-            FLWR_HOME=str(folder / "home"),
-        )
-        (folder / "app").mkdir()
-        (folder / "app/pyproject.toml").write_text(STOCK_PROJECT)
-        (folder / "app/stock_app.py").write_text(STOCK_APP)
-        (folder / "home").mkdir()
-        (folder / "home/config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{PRIVATE}"\n'
-            f'root-certificates = "{folder}/pki/ca.crt"\n'
-        )
-        with stock_processes(folder):
-            wait_for(folder / "times", rounds)
-        times = [float(line.split()[1]) for line in (folder / "times").read_text().splitlines()]
-        seconds = [after - before for before, after in itertools.pairwise(times)]
-        return {"seconds a round": figures(seconds), "tensors": len(state)}
-
-
-@contextlib.contextmanager
-def stock_processes(folder: Path) -> Iterator[None]:
-    tools, tls = Path(sys.executable).parent, folder / "pki/server"
-    os.environ["PATH"] = f"{tools}{os.pathsep}{os.environ['PATH']}"
-    host, port = PRIVATE.split(":")
-    running: list[subprocess.Popen[bytes]] = []
-
-    def begin(*command: str) -> None:
-        with (folder / "stock.log").open("ab") as log:
-            running.append(
-                subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-            )
-
-    try:
-        files = ["--ssl-certfile", f"{tls}/server.crt", "--ssl-keyfile", f"{tls}/server.key"]
-        files += ["--ssl-ca-certfile", f"{tls}/ca.crt", "--database", "sl.db"]
-        safe = ["--enable-supernode-auth", "--disable-runtime-dependency-installation"]
-        begin(str(tools / "flower-superlink"), "--host", host, "--port", port, *files, *safe)
-        for number, name in enumerate(NAMES):
-            key = f"{tls}/clients/{name}.pub"
-            retry([str(tools / "flwr"), "supernode", "register", key, "here"], folder)
-            node = [str(tools / "flower-supernode"), "--root-certificates", "pki/ca.crt"]
-            node += ["--superlink", PRIVATE, "--port", str(28094 + number)]
-            begin(*node, "--auth-supernode-private-key", f"pki/clients/{name}/client.key")
-        retry([str(tools / "flwr"), "run", "app", "here"], folder)
-        yield
-    finally:
-        for process in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        time.sleep(3)
-        for process in running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def retry(command: list[str], folder: Path) -> None:
-    for _ in range(40):
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if not done.returncode:
-            return
-        time.sleep(1)
-    raise SystemExit(f"{command}: {done.stdout} {done.stderr} {(folder / 'stock.log').read_text()[-3000:]}")
-
-
-def wait_for(times: Path, rounds: int) -> None:
-    end = time.monotonic() + 60 * rounds
-    while not times.exists() or len(times.read_text().splitlines()) <= rounds:
-        if time.monotonic() > end:
-            raise SystemExit((times.parent / "stock.log").read_text()[-3000:])
-        time.sleep(0.5)
+    size = facts["large"]["bytes of the model"] / 1e9
+    with rc_context({"font.size": 11, "svg.fonttype": "path", "svg.hashsalt": "fedvision"}):
+        figure = Figure(figsize=(8, 4), layout="constrained")
+        figure.patch.set_facecolor("white")
+        axes = figure.add_subplot()
+        for name, samples in facts["large"]["memory"].items():
+            axes.plot([s[0] for s in samples], [s[1] for s in samples], label=name)
+        axes.axhline(size, color="#999999", linestyle=":", label=f"one model ({size:.2f} GB)")
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("private memory, GB")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
-from fedvision.deploy.limits import Journal, Limits, TokenBuckets, peer_name
+from fedvision.deploy.limits import Journal, Limits, Room, TokenBuckets, peer_name
 from fedvision.flower import internals
 from fedvision.flower.internals_wire import EMPTY_HEADER
 
@@ -30,6 +30,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEALTH = "/health"
 _LONG_S = 3600.0
+_START = 1 << 16
 UNKNOWN_KEY = (
     "The server does not know this client's key; send the .pub file to the server's administrator, who puts "
     "it into the server's folder of client keys."
@@ -78,6 +79,7 @@ class FleetGate:
         self._paths = internals.fleet_paths()
         self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
         self._journal = Journal(log, clock)
+        self._room = Room(limits.body_memory)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
@@ -90,25 +92,35 @@ class FleetGate:
                 # 503: Flower's clients try again on it, as they would not on 429.
                 raise Refusal(503, f"more than {self._limits.requests:g} requests a second; try again later")
             self._check_path(scope)
-            body = b""
             if scope["path"] != HEALTH:
                 self._check_key(scope)
-                body = await self._body(scope, receive)
+                await self._read_and_pass(scope, receive, send)
+                return
         except Refusal as refusal:
             self._journal.refused(peer, refusal.reason, refusal.detail)
             await _answer(send, refusal)
             return
-        seconds = _empty_for(scope)
-        if seconds is None:
-            await self._app(scope, _replay(body, receive), send)
-        else:
-            await self._empty_handed(scope, body, seconds, receive, send)
+        await self._app(scope, _replay([b""], receive), send)
+
+    async def _read_and_pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on once its body is here; a large one is read when there is room for it."""
+        declared = _declared(scope) or self._limits.body
+        if declared > self._limits.body:
+            raise Refusal(413, f"a body of more than {self._limits.body} bytes")
+        async with self._room.take(declared):
+            body = await self._body(receive)
+            seconds = _empty_for(scope)
+            if seconds is None:
+                await self._app(scope, _replay(body, receive), send)
+            else:
+                await self._empty_handed(scope, body, seconds, receive, send)
 
     async def _empty_handed(
-        self, scope: Scope, body: bytes, seconds: float, receive: Receive, send: Send
+        self, scope: Scope, body: list[bytes], seconds: float, receive: Receive, send: Send
     ) -> None:
         """Pass a heartbeat on; where Flower finds it good, the client may have again what it did not get."""
         statuses: list[int] = []
+        said = b"".join(body)
 
         async def watched(message: MutableMapping[str, Any]) -> None:
             statuses.append(message.get("status", 0))
@@ -116,7 +128,7 @@ class FleetGate:
 
         await self._app(scope, _replay(body, receive), watched)
         if statuses[:1] == [200]:
-            node = internals.heartbeat_node(body)
+            node = internals.heartbeat_node(said)
             if again := await asyncio.to_thread(self._give_again, node, seconds):
                 log.info("node %d did not get what it was given: %d messages are given again", node, again)
 
@@ -143,11 +155,15 @@ class FleetGate:
             status = 412 if activation else 401
             raise Refusal(status, UNKNOWN_KEY, internals.NOT_ACTIVATED, f" [{fingerprint(key)}]")
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """Read the whole body within the limits of size and time."""
-        limits, began, body = self._limits, self._clock(), bytearray()
-        if _declared(scope) > limits.body:
-            raise Refusal(413, f"a body of more than {limits.body} bytes")
+    async def _body(self, receive: Receive) -> list[bytes]:
+        """Read the whole body within the limits of size and time.
+
+        Returns:
+            A small body as a whole; of a large one the first ``_START`` bytes or more, and the rest as it
+            came, since to join 15 MiB is to copy them.
+        """
+        limits, began, size = self._limits, self._clock(), 0
+        parts = [b""]
         while True:
             try:
                 message = await asyncio.wait_for(receive(), limits.idle_seconds)
@@ -155,12 +171,17 @@ class FleetGate:
                 raise Refusal(408, f"no byte of the body in {limits.idle_seconds:g} seconds") from None
             if message["type"] == "http.disconnect":
                 raise Refusal(400, "the connection ended inside a body")
-            body += message.get("body", b"")
-            if len(body) > limits.body:
+            part = message.get("body", b"")
+            size += len(part)
+            if len(parts[0]) < _START:
+                parts[0] += part
+            else:
+                parts.append(part)
+            if size > limits.body:
                 raise Refusal(413, f"a body of more than {limits.body} bytes")
             if not message.get("more_body", False):
-                return bytes(body)
-            if self._clock() - began > limits.header_seconds + len(body) / limits.body_rate:
+                return parts
+            if self._clock() - began > limits.header_seconds + size / limits.body_rate:
                 raise Refusal(408, f"a body slower than {limits.body_rate:g} bytes a second")
 
 
@@ -191,12 +212,14 @@ def _empty_for(scope: Scope) -> float | None:
     return seconds if 0 <= seconds < _LONG_S else None
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that gives the whole body at once, then what the connection says."""
-    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+def _replay(body: list[bytes], receive: Receive) -> Receive:
+    """Return a ``receive`` that gives the body that was read, then what the connection says."""
 
     async def replayed() -> MutableMapping[str, Any]:
-        return waiting.pop() if waiting else await receive()
+        if not body:
+            return await receive()
+        part = body.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(body)}
 
     return replayed
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 
 _PEERS = 10_000
 """Peers that are remembered; beyond them the one that was silent longest is forgotten."""
 _QUIET_S = 60.0
+_LITTLE = 1 << 16
+"""Bodies up to this size, such as heartbeats, never wait."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,9 @@ class Limits:
     burst: float = 2000.0
     """Requests at once of one peer."""
     body: int = 16 * 2**20
-    """Largest body in bytes; Flower sends models in pieces of 5 MiB."""
+    """Largest body in bytes; models travel in pieces of 15 MiB, Flower's own clients' in pieces of 5 MiB."""
+    body_memory: int = 128 * 2**20
+    """Bytes of large bodies that are in memory at a time; further ones wait to be read."""
     connections: int = 512
     """Open connections, those still shaking hands included."""
     peer_connections: int = 64
@@ -74,6 +80,32 @@ class TokenBuckets:
         if len(self._buckets) > _PEERS:
             self._buckets.popitem(last=False)
         return allowed
+
+
+class Room:
+    """Memory for large bodies: who finds none waits, so that it does not grow with the number of clients.
+
+    Args:
+        size: Bytes in all.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._free, self._size = size, size
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def take(self, size: int) -> AsyncIterator[None]:
+        """Hold some of it; small bodies always find room, larger ones than there is take it all."""
+        size = 0 if size <= _LITTLE else min(size, self._size)
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._free += size
+                self._changed.notify_all()
 
 
 class Seats:

@@ -11,13 +11,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from flwr.app import Error, Message, RecordDict
 
 from fedvision.engines.grid import LocalGrid
-from fedvision.errors import RunError, WireError
+from fedvision.errors import FedVisionError, RunError, WireError
 from fedvision.flower import codec, internals, wire
 from fedvision.flower.internals_run import RunLink
 from fedvision.flower.internals_wire import (
@@ -35,8 +37,8 @@ from fedvision.flower.internals_wire import (
 )
 from fedvision.types import State
 
-_SHORTEST_S, _LONGEST_S = 0.05, 0.5
-"""Pauses between two questions for replies: they grow with the round's length."""
+_PAUSE_S = 0.05
+"""Pause between two questions for replies, which the SuperLink holds while there is none (see ``news``)."""
 _UPLOAD_S = 6 * 3600.0
 """How long a client may take to deliver a reply; a SuperLink gives up on one that rests for 180 s."""
 _SPARE = 4
@@ -91,6 +93,7 @@ class LinkGrid(LocalGrid):
         self._here: deque[_Arrived] = deque()
         self._unsent: list[Message] = []
         self._link, self._expected, self._numbers, self._restore = link, expected, numbers, restore
+        self._later = ThreadPoolExecutor(1, "confirm")
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the members that are online, in the order of their clients."""
@@ -114,6 +117,7 @@ class LinkGrid(LocalGrid):
         limit = began + timeout if timeout is not None else math.inf
         for _, reply in self._receive(waiting, deque(), lambda: limit, ""):
             yield reply
+            del reply
 
     def carry(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Yield the replies to messages."""
@@ -155,7 +159,7 @@ class LinkGrid(LocalGrid):
         """Return when one more reply is announced, or at ``until``."""
         before = len(self._here)
         while self._owed and len(self._here) == before and self.now() < until:
-            time.sleep(_LONGEST_S / 2)
+            time.sleep(_PAUSE_S)
             self._look(self._owed, self._here)
 
     def _push(self, messages: list[Message]) -> dict[str, _Sent]:
@@ -171,7 +175,6 @@ class LinkGrid(LocalGrid):
         self, waiting: dict[str, _Sent], arrived: deque[_Arrived], limit: Callable[[], float], kind: str
     ) -> Iterator[tuple[Message, Message]]:
         """Yield messages with their replies; replies that were announced by the limit are still taken."""
-        began = time.monotonic()
         while waiting or arrived:
             over = time.monotonic() > limit()
             if not over:
@@ -184,12 +187,11 @@ class LinkGrid(LocalGrid):
                 elif reply := self._take(found, waiting, arrived):
                     moved = True
                     yield found.sent.message, reply
+                reply = None  # a model, which must be gone when the next one is fetched
             if over:
                 return
             if not moved:
-                seconds = time.monotonic() - began
-                pause = min(_LONGEST_S, max(_SHORTEST_S, seconds / 20))
-                time.sleep(max(0.0, min(pause, limit() - time.monotonic())))
+                time.sleep(max(0.0, min(_PAUSE_S, limit() - time.monotonic())))
 
     def _look(self, waiting: dict[str, _Sent], arrived: deque[_Arrived]) -> None:
         """Ask which replies are there."""
@@ -236,9 +238,14 @@ class LinkGrid(LocalGrid):
         for piece in incoming.read(layout.size):
             blob[start : start + len(piece)] = piece
             start += len(piece)
-        self._link.confirm(incoming)
+        self._later.submit(self._confirm, incoming)
         found.notes = layout.notes
         return wire.unpack(layout, blob)
+
+    def _confirm(self, incoming: Incoming) -> None:
+        """Let the SuperLink forget a reply; what it does not hear of goes when the run ends."""
+        with suppress(FedVisionError):
+            self._link.confirm(incoming)
 
     def _ask_again(self, sent: _Sent, waiting: dict[str, _Sent]) -> None:
         """Send a message again whose reply was lost with a SuperLink; the client has kept its reply."""

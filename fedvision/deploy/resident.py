@@ -51,8 +51,9 @@ log = logging.getLogger("fedvision.deploy")
 _BEAT_S, _BEAT_AGAIN_S = 4.0, 1.0
 _AWAY_S = 15.0
 """A silence between two beats that the report shall name: they are a few seconds apart."""
-_BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.1, 1.0, 30.0
-"""Pauses between two questions to the server: while a run goes on, and when nothing happened for a while."""
+_BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.02, 1.0, 30.0
+"""Pauses between two questions to the server, which holds them while there is nothing to say (see ``news``):
+while a run goes on, and when nothing happened for a while."""
 _EMPTY_S, _SURE_S = 60.0, 40.0
 """Who had nothing in hand for the first may have again what he was given longer ago than the second, which is
 longer than a question may take."""
@@ -80,6 +81,7 @@ class Resident:
         self._patience = Patience(config.superlink.retry_for, sleep=sleep)
         self._runs: dict[int, RunFacts] = {}
         self._opened: tuple[int, str] = (0, "")
+        self._worked = 0.0
         self._expected: Mapping[str, Expected] = {}
         self._empty_since: float | None = None
         self._lost = threading.Event()
@@ -214,6 +216,7 @@ class Resident:
         began = time.monotonic()
         kind = incoming.head.metadata.message_type
         try:
+            self._worked = 0.0
             layout, task = self._do(incoming)
             tensors = parcel(FileSource(self._inbox.reply))
             told = replace(Layout.from_text(layout), notes=self._told(task))
@@ -228,7 +231,8 @@ class Resident:
         self._answer(reply, took)
         with suppress(RunEnded):
             self._link.confirm(incoming)
-        log.warning("%s: %s (%.1f s, %.1f s with sending)", kind, said, took, time.monotonic() - began)
+        seconds = (took, time.monotonic() - began, self._worked)
+        log.warning("%s: %s (%.1f s, %.1f s with sending, %.2f s of work)", kind, said, *seconds)
 
     def _told(self, task: str) -> tuple[str, ...]:
         """Return what the reply to a task tells of this client, whoever asks for it how often."""
@@ -276,6 +280,7 @@ class Resident:
                 "reply": str(self._inbox.reply),
             }
         )
+        self._worked = float(answer.get("worked", 0.0))
         self._inbox.keep_reply(task, answer["layout"])
         return str(answer["layout"]), task
 
@@ -299,7 +304,7 @@ class Resident:
                 if time.monotonic() > end:
                     raise RunEnded("the server announced a message and did not deliver it") from error
                 self._sleep(pause)
-                pause = min(2 * pause, 1.0)
+                pause = min(2 * pause, 0.1)
 
 
 def _digest(run: str, kind: str, layout: Layout, pieces: list[str]) -> str:

@@ -97,7 +97,7 @@ class Deployment(RunJournal):
                     process.stop()
 
     def _over(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
-        link = RunLink(place.private, roots=place.roots, secret=place.secret())
+        link = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=place.objects)
         self._end_last(link)
         try:
             with self.progress:
@@ -202,7 +202,9 @@ class Deployment(RunJournal):
         dataset = self.federation.dataset
         memory = ClientMemory(self.folder.path / "clients", self.config.checkpoint_every)
         shards = OneShard(shard=Shard.whole(dataset.train))
-        return Worker.open(self.config, self.federation.model, len(dataset.classes), shards, memory)
+        return Worker.open(
+            self.config, self.federation.model, len(dataset.classes), shards, memory, trains=False
+        )
 
     def _measure(self) -> Any:
         test = self.federation.dataset.test

@@ -55,7 +55,9 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
     from fedvision.deploy.gate import FleetGate
     from fedvision.deploy.keyring import Keyring
     from fedvision.deploy.listener import GuardedServer, PublicListener
+    from fedvision.deploy.news import News
     from fedvision.flower import internals
+    from fedvision.flower.internals_lane import ObjectLane
 
     files = options.files()
     context = tls_context(files, options.client_certificates) if files else None
@@ -70,9 +72,10 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
             secret=_secret(options.secret),
         )
         keyring = Keyring(options.clients, state)
-        server = GuardedServer(uvicorn.Config(app, **_settings(), **_private_tls(files)), keyring, ready)
+        news = News(ObjectLane(app))
+        server = GuardedServer(uvicorn.Config(news, **_settings(), **_private_tls(files)), keyring, ready)
         gate = FleetGate(
-            app,
+            news,
             lambda: keyring.known,
             options.limits,
             give_again=functools.partial(internals.give_again, state),

@@ -42,6 +42,11 @@ class LinkPlace:
         """The authority that signed the server's certificate."""
         return self.tls / "ca.crt" if self.tls else None
 
+    @property
+    def objects(self) -> Path:
+        """The folder in which it keeps the tensors of messages."""
+        return self.state / "superlink.objects"
+
     def secret(self) -> bytes:
         """Return what a process must know to be a run's ServerApp; made at the first call.
 

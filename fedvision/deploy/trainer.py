@@ -9,7 +9,7 @@ standard input ends and so does this process.
 
     {"client": TOML, "folder": DIR}                      first line: the machine's own file
     {"open": run facts}                                  -> {"expected": {message type: what may come}}
-    {"answer": type, "layout": ..., "task": FILE, "reply": FILE}      -> {"layout": ...}
+    {"answer": type, "layout": ..., "task": FILE, "reply": FILE}      -> {"layout": ..., "worked": s}
     anything                                             -> {"error": sentence, "broken": replace me}
 """
 
@@ -23,6 +23,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -104,6 +105,7 @@ class Trainer:
             raise FedVisionError("no run was opened")
         heard = wire.Layout.from_text(layout)
         content = wire.unpack(heard, _mapped(task, heard.size))
+        began = time.perf_counter()
         if kind == codec.ROSTER:
             answered = self._introduce(heard.client)
         elif kind == sharing.MASKED:
@@ -112,12 +114,13 @@ class Trainer:
             answered = _ask(self._worker, kind, content, heard.client)
             if kind == "evaluate":
                 answered = self._guard(answered, task, content)
+        worked = time.perf_counter() - began
         told = wire.describe(answered)
         source = wire.TensorSource(answered, told)
         with reply.open("wb") as file:
             for start in range(0, source.size, wire.PIECE):
                 file.write(source.read(start, min(start + wire.PIECE, source.size)))
-        return {"layout": told.to_text()}
+        return {"layout": told.to_text(), "worked": worked}
 
     def _introduce(self, client: int) -> RecordDict:
         assert self._worker

@@ -132,9 +132,11 @@ def in_order(nodes: Sequence[int], replies: Iterator[tuple[int, Message | None]]
     due = 0
     for node, reply in replies:
         early[node] = reply
+        del reply
         while due < len(nodes) and nodes[due] in early:
             if found := early.pop(nodes[due]):
                 yield found
+            del found
             due += 1
     for node in nodes[due:]:
         if found := early.get(node):

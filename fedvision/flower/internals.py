@@ -178,7 +178,7 @@ def superlink(
     Args:
         host: Of the socket that the processes of a run on this machine will reach.
         port: Of the same.
-        database: SQLite file, or ``IN_MEMORY``.
+        database: SQLite file, beside which a folder of objects is made, or ``IN_MEMORY``.
         tls: Files ``ca``, ``certificate`` and ``key``, or None for plain text.
         isolation: ``"subprocess"`` starts the process that runs server apps, ``"process"`` waits for one.
         secret: What such a waiting process must know, or None.
@@ -215,7 +215,12 @@ def superlink(
         runtime_dependency_install=False,
     )
     app = create_app(config, SuperLinkLifespan)
-    return app, app.state.linkstate_factory.state()
+    state = app.state.linkstate_factory.state()
+    if database != IN_MEMORY:
+        from fedvision.flower.internals_store import keep_in_files
+
+        keep_in_files(app, state, Path(database).with_suffix(".objects"))
+    return app, state
 
 
 def heartbeat_node(body: bytes) -> int:

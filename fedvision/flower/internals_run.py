@@ -40,6 +40,7 @@ from fedvision.flower.internals_wire import (
     objects_of,
     tls_context,
 )
+from fedvision.flower.shelf import IN_FILE, SMALL, Shelf
 
 
 class RunLink:
@@ -49,12 +50,21 @@ class RunLink:
         address: ``HOST:PORT`` of the private side.
         roots: File of the authority that signed the certificate; None speaks plain text.
         secret: What a process that runs server apps must know, or None.
+        objects: Folder in which a SuperLink on this machine keeps objects; None sends and fetches all.
     """
 
-    def __init__(self, address: str, *, roots: Path | None, secret: bytes | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        roots: Path | None,
+        secret: bytes | None = None,
+        objects: Path | None = None,
+    ) -> None:
         self._base = f"{'https' if roots else 'http'}://{address}"
         self._verify: ssl.SSLContext | bool = tls_context(roots, None) if roots else True
         self._secret = secret
+        self._shelf = Shelf(objects) if objects else None
         self._control = self._connect(ControlHttpClient, "flwr-cli")
         self._runtime: RuntimeHttpClient | None = None
         self.run_id = 0
@@ -164,22 +174,31 @@ class RunLink:
         return list(told.message_ids)
 
     def _push_object(self, name: str, content: bytes, session: str) -> None:
-        request = message_pb2.PushObjectRequest(
-            node=node_pb2.Node(node_id=SUPERLINK_NODE_ID),
-            run_id=self.run_id,
-            object_id=name,
-            object_content=content,
-            session_id=session,
-        )
-        if not call(self._running().PushObject, request).stored:
-            raise LinkDown("the SuperLink gave up waiting for the rest of a message")
+        """Send an object; one that the SuperLink can see as a file by its name alone."""
+        shared = len(content) > SMALL and self._shelf is not None and self._shelf.is_open
+        if shared and self._shelf:
+            self._shelf.put(name, content)
+        for sent in (IN_FILE, content) if shared else (content,):
+            request = message_pb2.PushObjectRequest(
+                node=node_pb2.Node(node_id=SUPERLINK_NODE_ID),
+                run_id=self.run_id,
+                object_id=name,
+                object_content=sent,
+                session_id=session,
+            )
+            if call(self._running().PushObject, request).stored:
+                return
+        raise LinkDown("the SuperLink gave up waiting for the rest of a message")
 
     def pull(self, ids: Sequence[str]) -> list[Incoming]:
         """Return the replies that are there; the SuperLink gives each reply once."""
         found = call(self._running().PullMessages, runtime_pb2.PullAppMessagesRequest(message_ids=ids))
         node = node_pb2.Node(node_id=SUPERLINK_NODE_ID)
 
-        def fetch(name: str) -> bytes:
+        def fetch(name: str) -> bytes | memoryview:
+            held = self._shelf.get(name) if self._shelf else None
+            if held is not None:
+                return held
             request = message_pb2.PullObjectRequest(node=node, run_id=self.run_id, object_id=name)
             return fetched(call(self._running().PullObject, request), name)
 

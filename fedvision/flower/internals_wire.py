@@ -3,7 +3,8 @@
 ``internals`` and its neighbours ``internals_...`` are the only files that touch such names. Here:
 
 * ``Array``'s ``_chunks`` and ``ArrayChunk``: a blob's pieces, made when they are sent.
-* ``get_object_tree``, ``get_all_nested_objects``, ``get_object_body``: a message as objects.
+* ``get_object_tree``, ``get_all_nested_objects``: a message as objects.
+* ``HEAD_BODY_DIVIDER``, ``HEAD_VALUE_DIVIDER``: what separates an object's kind, its length and its bytes.
 * ``make_message``, ``Metadata.__dict__["_message_id"]``, ``["_created_at"]``: a head and its content are
   joined again, and a reply that is sent again is the same message.
 * ``FlowerError``, ``ApiErrorCode``: what a SuperLink says when it refuses.
@@ -23,11 +24,11 @@ from flwr.app.message.arraychunk import ArrayChunk
 from flwr.app.message.message import make_message
 from flwr.common.constant import ErrorCode
 from flwr.proto import message_pb2
+from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
     add_header_to_object_body,
     get_all_nested_objects,
-    get_object_body,
     get_object_id,
     get_object_tree,
 )
@@ -44,6 +45,11 @@ EMPTY_HEADER = "x-fedvision-empty-for"
 """In a heartbeat: seconds for which the client has had no message in hand."""
 _RECORD, _LAYOUT, _ORDER, _BLOB = "packed", "layout", "order", "blob"
 _ENDED = {ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, ApiErrorCode.FLEET_GET_RUN_FAILED}
+Fetch = Callable[[str], bytes | memoryview]
+"""Returns an object's content by id; raises ``NotThereYet``."""
+_HEAD = 64
+"""Bytes within which the words before a piece's bytes end: its kind and its length."""
+_PIECE_HEAD = f"{ArrayChunk.__qualname__}{HEAD_VALUE_DIVIDER}".encode()
 _R = TypeVar("_R")
 
 
@@ -159,7 +165,7 @@ class Incoming:
         fetch: Returns an object's content by id; raises ``NotThereYet``.
     """
 
-    def __init__(self, head: Message, tree: message_pb2.ObjectTree, fetch: Callable[[str], bytes]) -> None:
+    def __init__(self, head: Message, tree: message_pb2.ObjectTree, fetch: Fetch) -> None:
         self.head, self.tree, self._fetch = head, tree, fetch
         self.pieces: list[str] = []
         """Ids of the pieces in the order of the blob, once it is open."""
@@ -173,7 +179,7 @@ class Incoming:
         """
         try:
             head_id, pieces = _parts(self.tree)
-            record = ConfigRecord.inflate(self._fetch(head_id))
+            record = ConfigRecord.inflate(bytes(self._fetch(head_id)))
             layout = Layout.from_text(str(record[_LAYOUT]))
             order = [int(number) for number in record[_ORDER]]  # type: ignore[union-attr]
             self.pieces = [pieces[number] for number in order if number >= 0]
@@ -195,14 +201,31 @@ class Incoming:
         """
         for number, name in enumerate(self.pieces):
             expected = min(PIECE, size - number * PIECE)
-            content = self._fetch(name)
-            try:
-                piece = memoryview(get_object_body(content, ArrayChunk))
-            except ValueError as error:
-                raise WireError("a piece of the message is none") from error
+            piece = _body(memoryview(self._fetch(name)))
             if len(piece) != expected:
                 raise WireError(f"a piece of the message has {len(piece):,} bytes, not {expected:,}")
             yield piece
+
+
+def _body(content: memoryview) -> memoryview:
+    """Return a piece's bytes where they lie, without the words before them.
+
+    Raises:
+        WireError: It is no piece.
+    """
+    head, divider, _ = bytes(content[:_HEAD]).partition(HEAD_BODY_DIVIDER)
+    if not divider or not head.startswith(_PIECE_HEAD):
+        raise WireError("a piece of the message is none")
+    return content[len(head) + 1 :]
+
+
+def is_piece(start: memoryview, size: int) -> bool:
+    """Return whether an object of so many bytes, of which the first are given, is a piece as it says."""
+    try:
+        head = len(start) - len(_body(start))
+        return int(bytes(start[: head - 1]).split(b" ")[-1]) == size - head
+    except (WireError, ValueError):
+        return False
 
 
 def _parts(tree: message_pb2.ObjectTree) -> tuple[str, list[str]]:

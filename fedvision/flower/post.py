@@ -132,6 +132,7 @@ class Post:
         for message, reply in self.lasting.watch(limit, kind):
             if letter := self._out.pop(id(message), None):
                 yield letter, reply
+            del reply
 
     def owed(self) -> list[Letter]:
         """Return the letters that have no answer yet, whether or not it is there."""

@@ -215,6 +215,7 @@ class Collection:
                     yield id(letter), reply
                 elif reply:
                     late.append((letter.round, letter.client, reply))
+                del reply
 
         yield from in_order([id(letter) for letter in letters], new())
         yield from (reply for _, _, reply in sorted(late, key=lambda item: item[:2]))

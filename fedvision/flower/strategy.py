@@ -106,7 +106,7 @@ class FlowerStrategy(Strategy):
         return sums.conclude() if sums.heard else None
 
     def _combine(self, replies: Iterator[Message]) -> State | None:
-        updates = (self._update(reply) for reply in replies)
+        updates = map(self._update, replies)
         first = next(updates, None)
         return None if first is None else self.inner.combine(self._state, itertools.chain([first], updates))
 
@@ -161,6 +161,7 @@ class _Losses:
         self._noted: list[tuple[float, int]] = []
 
     def watch(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Yield the replies that are no errors."""
         for reply in replies:
             self._noted.append(codec.training_facts(reply.content))
             yield reply

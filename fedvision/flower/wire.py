@@ -39,8 +39,8 @@ ITEM_BYTES: Mapping[str, int] = {
     "float64": 8,
 }
 """Types that travel, by NumPy's name."""
-PIECE = 4 << 20
-"""Bytes that are joined at a time, and that travel in one request; proxies need to let 5 MiB pass."""
+PIECE = 15 << 20
+"""Bytes that are joined at a time, and that travel in one request; proxies need to let 16 MiB pass."""
 MAX_NOTES, MAX_NOTE = 8, 200
 MAX_TEXT, MAX_TENSORS, MAX_DIMENSIONS = 16 << 20, 100_000, 16
 _KINDS: Mapping[str, type[ConfigRecord] | type[MetricRecord]] = {

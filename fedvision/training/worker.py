@@ -68,10 +68,22 @@ class Worker:
         num_classes: int,
         shards: Shards,
         memory: ClientMemory,
+        *,
+        trains: bool = True,
     ) -> Worker:
-        """Put the model on its device and make ready what all its clients share."""
+        """Put the model on its device and make ready what all its clients share.
+
+        Args:
+            config: The experiment.
+            model: The network.
+            num_classes: C.
+            shards: The clients' images.
+            memory: What the clients keep between rounds.
+            trains: A process that only measures gives back what it frees: large models pass through it, and
+                a heap that keeps their gaps grew to twice what was in use.
+        """
         settings = loop_settings(config, channels(shards.train(0)))
-        if settings.device.type == "cpu":
+        if trains and settings.device.type == "cpu":
             keep_freed_memory()
         model = place(filled(model), settings)
         initial = get_state(model, kept(model, travelling(model, config.model.travel)))

@@ -201,3 +201,23 @@ def test_a_websocket_gets_no_answer() -> None:
 
 def test_no_key_has_no_fingerprint() -> None:
     assert fingerprint(KEY) == "no key"
+
+
+def test_a_large_body_is_passed_on_in_parts_that_begin_with_a_whole_head() -> None:
+    got: list[bytes] = []
+
+    async def flower(scope: Any, receive: Any, send: Any) -> None:
+        more = True
+        while more:
+            message = await receive()
+            got.append(message["body"])
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    parts = [bytes([number]) * 1000 for number in range(200)]
+    guarded = FleetGate(flower, lambda: {KEY}, Limits())
+    assert ask(guarded, parts=parts)[0] == 200
+    assert b"".join(got) == b"".join(parts)
+    assert len(got[0]) >= 1 << 16
+    assert len(got) > 100, "they are not joined"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
 
 from fedvision.deploy import limits
-from fedvision.deploy.limits import Journal, Limits, Seats, TokenBuckets, peer_name
+from fedvision.deploy.limits import Journal, Limits, Room, Seats, TokenBuckets, peer_name
 
 
 class Clock:
@@ -90,3 +91,41 @@ def test_a_flood_is_one_line_a_minute_with_its_number(caplog: pytest.LogCaptureF
         "refused b: slow",
         "refused a: slow [x] (4 times more since it was last said)",
     ]
+
+
+def test_large_bodies_wait_for_room_and_small_ones_do_not() -> None:
+    async def scene() -> None:
+        room, order = Room(100 << 10), []
+
+        async def hold(name: str, size: int, until: asyncio.Event) -> None:
+            async with room.take(size):
+                order.append(name)
+                await until.wait()
+
+        first, rest = asyncio.Event(), asyncio.Event()
+        rest.set()
+        held = asyncio.create_task(hold("first", 70 << 10, first))
+        await asyncio.sleep(0)
+        others = [
+            asyncio.create_task(hold("large", 70 << 10, rest)),
+            asyncio.create_task(hold("huge", 1 << 30, rest)),
+            asyncio.create_task(hold("small", 64 << 10, rest)),
+        ]
+        await asyncio.sleep(0.05)
+        assert order == ["first", "small"]
+        first.set()
+        await asyncio.gather(held, *others)
+        assert sorted(order) == ["first", "huge", "large", "small"], "more than there is takes it all"
+
+    asyncio.run(asyncio.wait_for(scene(), 10))
+
+
+def test_room_is_given_back_when_a_request_fails() -> None:
+    async def scene() -> None:
+        room = Room(100 << 10)
+        for _ in range(3):
+            with pytest.raises(ValueError, match="broken"):
+                async with room.take(100 << 10):
+                    raise ValueError("broken")
+
+    asyncio.run(asyncio.wait_for(scene(), 10))

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
 from fedvision.deploy.link_grid import LinkGrid, expected_replies
 from fedvision.flower import codec, internals, internals_wire, wire
 from fedvision.flower.internals import TensorArray
 from fedvision.flower.internals_wire import NODE_UNAVAILABLE, Incoming, LinkDown, NotThereYet, RunEnded
 from fedvision.flower.post import Lasting
+from fedvision.flower.rounds import Rounds
+from fedvision.flower.server_app import ServerPlan, build
+from fedvision.flower.strategy import FlowerStrategy
+from fedvision.strategies.averaging import FedAvg
+from fedvision.strategies.base import RoundStrategy
+from fedvision.strategies.robust import Median
+from fedvision.training.loop import LocalUpdate
+from fedvision.types import State
+from tests.experiments import tiny
+from tests.flower.test_strategy import members
 
 STATE = {"w": torch.zeros(3, 2), "b": torch.zeros(2)}
 
@@ -31,13 +44,14 @@ class FakeLink:
         self.late = 0
         self.down = 0
         self.waiting: list[Message] = []
+        self.here = {30: "c", 10: "a", 20: "b"}
         self.held: set[int] = set()
         """Nodes that have not answered yet."""
         self.gone: set[int] = set()
         """Nodes for which no message is taken."""
 
     def online(self) -> dict[int, str]:
-        return {30: "c", 10: "a", 20: "b"}
+        return self.here
 
     def push(self, messages: Sequence[Message]) -> list[str]:
         ids = []
@@ -107,6 +121,11 @@ def packed(content: RecordDict) -> RecordDict:
 def update(value: float, shape: tuple[int, ...] = (3, 2)) -> RecordDict:
     state = {"w": torch.full(shape, value), "b": torch.zeros(2)}
     return packed(RecordDict({"arrays": codec.encode_state(state)}))
+
+
+def trained(value: float) -> RecordDict:
+    state = {"w": torch.full((3, 2), value), "b": torch.zeros(2)}
+    return packed(codec.encode_update(LocalUpdate(state=state, examples=4, loss=0.5, steps=1)))
 
 
 def ask(nodes: Sequence[int]) -> list[Message]:
@@ -202,6 +221,86 @@ def test_expected_replies_follow_the_model() -> None:
     confusion = np.zeros((1000, 1000), np.int64)
     content = RecordDict({"confusion": ArrayRecord([confusion])})
     expected["evaluate"].check(wire.describe(content))
+
+
+class Silent:
+    """A journal that keeps the states."""
+
+    def __init__(self) -> None:
+        self.states: list[State] = []
+
+    def begin(self, *told: object) -> None:
+        pass
+
+    client_done = begin
+
+    def round_done(self, record: object, seconds: object, state: State) -> None:
+        self.states.append(state)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+class Watched(LinkGrid):
+    """Counts the replies that are still held when the next one is fetched."""
+
+    def __post__(self) -> None:
+        self.seen: list[weakref.ref[RecordDict]] = []
+        self.most = 0
+
+    def _fetch(self, incoming: Incoming, kind: str) -> RecordDict:
+        self.most = max(self.most, sum(reference() is not None for reference in self.seen))
+        content = super()._fetch(incoming, kind)
+        self.seen.append(weakref.ref(content))
+        return content
+
+
+@pytest.mark.parametrize("clients", [3, 12])
+@pytest.mark.parametrize("strategy", [FedAvg(), Median()], ids=["summed", "listed"])
+def test_the_server_holds_no_reply_when_it_fetches_the_next(
+    link: FakeLink, clients: int, strategy: RoundStrategy
+) -> None:
+    """A round through all its layers; a strategy that needs all models at once holds them, and only they."""
+    nodes = [10 * (number + 1) for number in range(clients)]
+    link.here = {node: "" for node in nodes}
+    link.replies = {node: [trained(float(node))] for node in nodes}
+    numbers = {node: number for number, node in enumerate(nodes)}
+    held = Watched(link, expected_replies(STATE, 2), numbers, pytest.fail)  # type: ignore[arg-type]
+    held.__post__()
+    journal = Silent()
+    config, roster = tiny(rounds=1, evaluation={"holdout": 0.0}), members(numbers)
+    plan = ServerPlan(
+        config=config,
+        strategy=FlowerStrategy(strategy, seed=0),
+        state=dict(STATE),
+        journal=journal,
+        roster=roster,
+        rounds=Rounds(config.round),
+    )
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    build(plan)(grid=held, context=context)
+    assert journal.states[0]["w"][0, 0] == pytest.approx(np.mean(nodes))
+    assert len(held.seen) == clients
+    if isinstance(strategy, FedAvg):
+        assert held.most == 0
+
+
+def test_a_reply_is_let_go_at_the_superlink_and_no_round_waits_for_it(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0)], 20: [update(2.0)]}
+    confirmed, may = [], threading.Event()
+
+    def confirm(incoming: Incoming) -> None:
+        may.wait(10)
+        confirmed.append(incoming.head.metadata.src_node_id)
+        raise LinkDown("away")
+
+    link.confirm = confirm  # type: ignore[method-assign]
+    sender = grid(link)
+    assert len(list(sender.send_and_receive(ask([10, 20])))) == 2
+    assert confirmed == []
+    may.set()
+    sender._later.shutdown()
+    assert sorted(confirmed) == [10, 20]
 
 
 def watched(carrier: LinkGrid, seconds: float = 5.0, kind: str = "") -> list[tuple[int, Message]]:

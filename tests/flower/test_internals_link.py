@@ -30,6 +30,7 @@ from fedvision.flower.internals_wire import (
     parcel,
     reply_to,
 )
+from fedvision.flower.shelf import Shelf
 from tests.experiments import tiny
 
 FACTS = RunFacts(run="r", experiment=tiny().to_toml(), classes=("a", "b"), image=(8, 8, 1)).to_table()
@@ -68,8 +69,8 @@ def client(pki: Path, place: LinkPlace) -> Iterator[FleetLink]:
 
 
 def content(value: float) -> RecordDict:
-    """Return a model of 5 MB, two pieces, as it travels."""
-    tensors = {"w": TensorArray(torch.full((1_300_000,), value))}
+    """Return a model of two pieces as it travels."""
+    tensors = {"w": TensorArray(torch.full((wire.PIECE // 4 + 1000,), value))}
     plain = RecordDict({"arrays": ArrayRecord(tensors)})
     layout = wire.describe(plain)
     return envelope(layout, parcel(wire.TensorSource(plain, layout)))
@@ -165,19 +166,19 @@ def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
     pushed: list[str] = []
     push = client._client.PushObject
 
-    def first_two(request: PushObjectRequest) -> PushObjectResponse:
+    def first_one(request: PushObjectRequest) -> PushObjectResponse:
         pushed.append(request.object_id)
-        if len(pushed) == 3:
+        if len(pushed) == 2:
             raise OSError("cut")
         return push(request)
 
     with monkeypatch.context() as patch:
-        patch.setattr(client._client, "PushObject", first_two)
+        patch.setattr(client._client, "PushObject", first_one)
         with pytest.raises(LinkDown, match="cut"):
             client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1, "", sessions.append)
         (back,) = server.pull([sent])
         with pytest.raises(NotThereYet):
-            back.open()
+            list(back.read(back.open().size))
         client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1, sessions[0])
     assert value(back) == 3.0
     assert len(pushed) == 2 + len(set(pushed)) - 1, "what had arrived is not sent again"
@@ -248,3 +249,47 @@ def test_a_superlink_that_is_away_is_down(pki: Path) -> None:
     with pytest.raises(LinkDown):
         link.nodes()
     link.close()
+
+
+def test_what_the_server_shares_with_its_superlink_travels_by_name(
+    pki: Path, place: LinkPlace, client: FleetLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=place.objects)
+    node = client.activate()
+    server.start(bundle(), FACTS)
+    runtime = server._running()
+    sizes: list[int] = []
+    push, pull = runtime.PushObject, runtime.PullObject
+    monkeypatch.setattr(runtime, "PushObject", lambda r: sizes.append(len(r.object_content)) or push(r))  # type: ignore[func-returns-value]
+    (sent,) = server.push([Message(content(5.0), node, "train")])
+    assert len(sizes) >= 6
+    assert max(sizes) < 10_000, "pieces are named, not sent"
+    incoming = client.incoming(client.receive() or b"")
+    assert value(incoming) == 5.0
+    client.answer(Message(content(6.0), reply_to=incoming.head), 0.1)
+    client.confirm(incoming)
+    monkeypatch.setattr(runtime, "PullObject", lambda request: pytest.fail("it is a file"))
+    (back,) = server.pull([sent])
+    assert value(back) == 6.0
+    monkeypatch.setattr(runtime, "PullObject", pull)
+    server.confirm(back)
+    assert not list(place.objects.glob("?" * 64)), "nothing is left when all is confirmed"
+    server.finish("completed", "")
+    client.sign_off()
+    server.close()
+
+
+def test_a_folder_that_the_superlink_does_not_use_is_no_hindrance(
+    pki: Path, place: LinkPlace, client: FleetLink, tmp_path: Path
+) -> None:
+    Shelf(tmp_path / "stale").open()
+    server = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=tmp_path / "stale")
+    node = client.activate()
+    server.start(bundle(), FACTS)
+    server.push([Message(content(7.0), node, "train")])
+    incoming = client.incoming(client.receive() or b"")
+    assert value(incoming) == 7.0
+    client.confirm(incoming)
+    server.finish("completed", "")
+    client.sign_off()
+    server.close()

@@ -1,0 +1,88 @@
+"""The training process keeps what it read: images are read once, whatever the rounds and runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvision.client_config import ClientConfig
+from fedvision.deploy import own_shards
+from fedvision.deploy.contract import RunFacts
+from fedvision.deploy.trainer import Trainer
+from fedvision.flower import codec, wire
+from tests.experiments import tiny
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Trainer:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (40, 8, 8), np.uint8)
+    np.savez(tmp_path / "own.npz", train_images=images, train_labels=np.arange(40) % 3)
+    client = ClientConfig.from_dict(
+        {
+            "name": "north",
+            "superlink": {"address": "localhost:1", "key": "k"},
+            "data": {"use": "npz", "path": str(tmp_path / "own.npz")},
+            "state": str(tmp_path / "state"),
+        }
+    )
+    return Trainer(client, tmp_path)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows whenever the machine's images are read."""
+    found: list[str] = []
+    read = own_shards.open_own
+
+    def counted(client: ClientConfig) -> Any:
+        found.append(client.name)
+        return read(client)
+
+    monkeypatch.setattr(own_shards, "open_own", counted)
+    return found
+
+
+def facts(run: str, **tables: Any) -> dict[str, Any]:
+    config = tiny(**{"evaluation": {"holdout": 0.2}, **tables})
+    return RunFacts(run=run, experiment=config.to_toml(), classes=("0", "1", "2"), image=(8, 8, 1)).to_table()
+
+
+def play(trainer: Trainer, folder: Path, opened: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
+    """Train and measure for some rounds and return the answers."""
+    answers = []
+    for number in range(1, rounds + 1):
+        for kind in ("train", "evaluate"):
+            tensors = dict(wire.Expected.from_text(opened["expected"][kind]).groups)
+            records = {codec.CONFIG: ("config", {codec.ROUND: number})}
+            layout = wire.Layout(tensors=tensors, records=records, client=0)
+            (folder / "task").write_bytes(bytes(layout.size))
+            answers.append(trainer.answer(kind, layout.to_text(), folder / "task", folder / "reply"))
+    return answers
+
+
+def test_images_are_read_once_for_all_rounds_and_runs(
+    trainer: Trainer, reads: list[str], tmp_path: Path
+) -> None:
+    opened = trainer.open(facts("r1"))
+    (tmp_path / "own.npz").unlink()  # nothing is left to be read again
+    answers = play(trainer, tmp_path, opened, 4)
+    assert len(answers) == 8
+    opened = trainer.open(facts("r2", training={"batch_size": 8, "lr": 0.2}))
+    play(trainer, tmp_path, opened, 1)
+    assert reads == ["north"]
+
+
+def test_an_answer_says_how_long_the_work_took(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedvision.deploy import trainer as module
+
+    opened, now = trainer.open(facts("r1")), iter([100.0, 102.5, 200.0, 200.5])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(now, 300.0))
+    monkeypatch.setattr(module, "_ask", lambda worker, kind, content, client: content)
+    monkeypatch.setattr(Trainer, "_guard", lambda self, answered, *_: answered)
+    assert [answer["worked"] for answer in play(trainer, tmp_path, opened, 1)] == [2.5, 0.5]
