@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup simulate test lint types check bench clean
+.PHONY: help setup simulate test long lint types check bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ simulate: $(READY)  ## run the first simulation: 20 clients, a long tail, two lo
 
 test: $(READY)  ## run the tests
 	$(BIN)/pytest
+
+long: $(READY)  ## run the tests that take minutes: bad lines and cut links, one by one (root, Linux)
+	$(BIN)/pytest -m long
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import registry
-from fedvision.errors import ConfigError, FedVisionError
+from fedvision.errors import ConfigError, FedVisionError, RunLost
 
 if TYPE_CHECKING:
     from fedvision.client_config import ClientConfig
@@ -142,6 +143,11 @@ def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProces
         run.run(place, process, options.wait_for)
         print(render.run_table(folder))
         print(f"report: {folder.path / 'report.html'}", flush=True)
+    except RunLost as error:
+        run.note(f"{error}; the run goes on from its last round")
+        if process is not None:
+            process.stop()
+        _once_more()
     except (FedVisionError, KeyboardInterrupt) as error:
         run.abandon(error)
         if process is not None:
@@ -149,6 +155,12 @@ def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProces
         raise
     if process is not None and process.keep:
         _stay(process)
+
+
+def _once_more() -> None:
+    """Become the same command anew, as a person would give it after a crash."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _stay(process: SuperlinkProcess) -> None:

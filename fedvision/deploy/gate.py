@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from fedvision.deploy.limits import Journal, Limits, TokenBuckets, peer_name
 from fedvision.flower import internals
+from fedvision.flower.internals_wire import EMPTY_HEADER
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,6 +29,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEALTH = "/health"
+_LONG_S = 3600.0
 UNKNOWN_KEY = (
     "The server does not know this client's key; send the .pub file to the server's administrator, who puts "
     "it into the server's folder of client keys."
@@ -60,6 +62,7 @@ class FleetGate:
         known: Returns the public keys (PEM) that may call; asked anew at every request.
         limits: What one peer may ask.
         clock: Seconds that only rise.
+        give_again: As ``internals.give_again`` on the SuperLink's state.
     """
 
     def __init__(
@@ -68,8 +71,10 @@ class FleetGate:
         known: Callable[[], Collection[bytes]],
         limits: Limits,
         clock: Callable[[], float] = monotonic,
+        give_again: Callable[[int, float], int] = lambda node, seconds: 0,
     ) -> None:
         self._app, self._known, self._limits, self._clock = app, known, limits, clock
+        self._give_again = give_again
         self._paths = internals.fleet_paths()
         self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
         self._journal = Journal(log, clock)
@@ -93,7 +98,27 @@ class FleetGate:
             self._journal.refused(peer, refusal.reason, refusal.detail)
             await _answer(send, refusal)
             return
-        await self._app(scope, _replay(body, receive), send)
+        seconds = _empty_for(scope)
+        if seconds is None:
+            await self._app(scope, _replay(body, receive), send)
+        else:
+            await self._empty_handed(scope, body, seconds, receive, send)
+
+    async def _empty_handed(
+        self, scope: Scope, body: bytes, seconds: float, receive: Receive, send: Send
+    ) -> None:
+        """Pass a heartbeat on; where Flower finds it good, the client may have again what it did not get."""
+        statuses: list[int] = []
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            statuses.append(message.get("status", 0))
+            await send(message)
+
+        await self._app(scope, _replay(body, receive), watched)
+        if statuses[:1] == [200]:
+            node = internals.heartbeat_node(body)
+            if again := await asyncio.to_thread(self._give_again, node, seconds):
+                log.info("node %d did not get what it was given: %d messages are given again", node, again)
 
     def _check_path(self, scope: Scope) -> None:
         method, path = scope["method"], scope["path"]
@@ -152,6 +177,18 @@ def fingerprint(key: bytes) -> str:
 def _declared(scope: Scope) -> int:
     """Return the body's length as declared, 0 where it is not; h11 lets only digits through."""
     return max((int(value) for name, value in scope["headers"] if name == b"content-length"), default=0)
+
+
+def _empty_for(scope: Scope) -> float | None:
+    """Return for how many seconds a client has had no message in hand, None where it says nothing of it."""
+    if not scope["path"].endswith("/send-node-heartbeat"):
+        return None
+    said = dict(scope["headers"]).get(EMPTY_HEADER.encode(), b"")
+    try:
+        seconds = float(said)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < _LONG_S else None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

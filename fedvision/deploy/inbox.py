@@ -4,11 +4,14 @@
 
     STATE/
     ├── lock                one process a client
+    ├── online              is there while the process runs, and stays when it dies
     ├── node                which node of which server this client is
     ├── inbox/message       the message as it came, kept until its answer has arrived
     ├── inbox/task          the message's tensors
+    ├── inbox/session       under which the reply to the message is being sent, once that has begun
     ├── inbox/reply         the reply's tensors
     ├── inbox/reply.json    the reply's layout, and to which task it is the answer
+    ├── inbox/notes         what this reply tells of the client, and to which task it is the answer
     └── runs/RUN/           what the client keeps of a run between its rounds
 
 The last reply stays: the same task asked again, because a server was started again, is answered with it and
@@ -114,7 +117,36 @@ class Inbox:
     def answered(self) -> None:
         """Forget the message; its reply stays."""
         (self._inbox / "message").unlink(missing_ok=True)
+        (self._inbox / "session").unlink(missing_ok=True)
         self.task.unlink(missing_ok=True)
+
+    def session(self, reply: str) -> str:
+        """Return under which session a reply was being sent, "" where its sending has not begun."""
+        kept = self._table(self._inbox / "session")
+        return str(kept.get("session", "")) if kept.get("reply") == reply else ""
+
+    def keep_session(self, reply: str, session: str) -> None:
+        """Remember under which session a reply is being sent."""
+        _replace(self._inbox / "session", json.dumps({"reply": reply, "session": session}).encode())
+
+    def notes(self, task: str) -> tuple[str, ...] | None:
+        """Return what the reply to a task tells of this client, None where that is not settled."""
+        kept = self._table(self._inbox / "notes")
+        return tuple(map(str, kept.get("notes", ()))) if kept.get("task") == task else None
+
+    def keep_notes(self, task: str, notes: tuple[str, ...]) -> None:
+        """Settle what the reply to a task tells: made again, it must be the same reply."""
+        _replace(self._inbox / "notes", json.dumps({"task": task, "notes": notes}).encode())
+
+    def begin(self) -> bool:
+        """Note that the process runs; return whether the one before it died."""
+        died = (self._folder / "online").exists()
+        (self._folder / "online").touch()
+        return died
+
+    def end(self) -> None:
+        """Note that the process ended as it should."""
+        (self._folder / "online").unlink(missing_ok=True)
 
     def last_reply(self, task: str) -> str | None:
         """Return the layout of the reply to a task by its digest, or None where the last one was another."""

@@ -37,8 +37,8 @@ from fedvision.types import State
 
 _SHORTEST_S, _LONGEST_S = 0.05, 0.5
 """Pauses between two questions for replies: they grow with the round's length."""
-_UPLOAD_S = 200.0
-"""How long a client may take between two pieces of a reply; the SuperLink gives up after 180 s."""
+_UPLOAD_S = 6 * 3600.0
+"""How long a client may take to deliver a reply; a SuperLink gives up on one that rests for 180 s."""
 _SPARE = 4
 """An objective may send this many models' worth of tensors beside the model."""
 _T = TypeVar("_T")
@@ -60,6 +60,7 @@ class _Arrived:
     incoming: Incoming
     sent: _Sent
     since: float
+    notes: tuple[str, ...] = ()
 
 
 class LinkGrid(LocalGrid):
@@ -70,6 +71,9 @@ class LinkGrid(LocalGrid):
         expected: What replies may bring, by message type; others bring numbers.
         numbers: Which client each node is; read whenever a message is sent.
         restore: Brings a SuperLink back that does not answer; raises when it gives up.
+        hear: Is called with a client and a sentence of its own on what befell it.
+        belongs: Tells whether a node is a member: one that came in the middle of a round, or that said that
+            it cannot take part, is not asked.
     """
 
     def __init__(
@@ -78,7 +82,10 @@ class LinkGrid(LocalGrid):
         expected: Mapping[str, wire.Expected],
         numbers: Mapping[int, int],
         restore: Callable[[LinkDown], None],
+        hear: Callable[[int, str], None] = lambda client, sentence: None,
+        belongs: Callable[[int], bool] = lambda node: True,
     ) -> None:
+        self._hear, self._belongs = hear, belongs
         super().__init__(0, link.run_id)
         self._owed: dict[str, _Sent] = {}
         self._here: deque[_Arrived] = deque()
@@ -86,8 +93,8 @@ class LinkGrid(LocalGrid):
         self._link, self._expected, self._numbers, self._restore = link, expected, numbers, restore
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes that are online, in the order of their clients."""
-        online = self._surely(self._link.online)
+        """Return the members that are online, in the order of their clients."""
+        online = [node for node in self._surely(self._link.online) if self._belongs(node)]
         return sorted(online, key=lambda node: (self._numbers.get(node, 1 << 62), node))
 
     def names(self) -> dict[int, str]:
@@ -204,7 +211,7 @@ class LinkGrid(LocalGrid):
                 return None
             return from_node(head, found.sent.node, self._said(head))
         try:
-            content = self._surely(lambda: self._fetch(found.incoming, head.metadata.message_type))
+            content = self._surely(lambda: self._fetch(found, head.metadata.message_type))
         except NotThereYet:
             if time.monotonic() - found.since > _UPLOAD_S:
                 return self._failed(found, "its reply was announced and never delivered")
@@ -217,9 +224,12 @@ class LinkGrid(LocalGrid):
                 return self._failed(found, "its reply was lost")
             self._ask_again(found.sent, waiting)
             return None
+        for note in found.notes:
+            self._hear(self._numbers.get(found.sent.node, found.sent.node), note)
         return with_content(head, content)
 
-    def _fetch(self, incoming: Incoming, kind: str) -> RecordDict:
+    def _fetch(self, found: _Arrived, kind: str) -> RecordDict:
+        incoming = found.incoming
         layout = incoming.open()
         self._expected.get(kind, wire.Expected()).check(layout)
         blob, start = bytearray(layout.size), 0
@@ -227,6 +237,7 @@ class LinkGrid(LocalGrid):
             blob[start : start + len(piece)] = piece
             start += len(piece)
         self._link.confirm(incoming)
+        found.notes = layout.notes
         return wire.unpack(layout, blob)
 
     def _ask_again(self, sent: _Sent, waiting: dict[str, _Sent]) -> None:

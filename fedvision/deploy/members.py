@@ -79,7 +79,14 @@ class Members:
 
     def _joined(self) -> set[int]:
         """Return the members: those that told what they have, or need not."""
-        return {client for client in self._entries if not (self._needed and client in self._masked.waiting)}
+        return {client for client in self._entries if self._is_member(client)}
+
+    def _is_member(self, client: int) -> bool:
+        return client in self._entries and not (self._needed and client in self._masked.waiting)
+
+    def has(self, node: int) -> bool:
+        """Tell whether a node is a member: it was asked and can take part."""
+        return self._is_member(self.numbers.get(node, -1))
 
     @property
     def counts(self) -> tuple[int, ...]:

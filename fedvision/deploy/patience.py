@@ -1,4 +1,8 @@
-"""Trying again: pauses that grow, one line a minute, and an end where one is set."""
+"""Trying again: pauses that grow, one line a minute, and an end where one is set.
+
+A link that comes and goes is no success: pauses go on growing until it has held for a while, and what was
+not said when it went is not said when it comes back.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,9 @@ from fedvision.errors import RunError
 
 log = logging.getLogger("fedvision.deploy")
 _SAY_EVERY_S = 60.0
+_SHORTEST_S = 0.25
+_HELD_S = 10.0
+"""A link that held for so long is good: the next failure is a new one."""
 
 
 class Patience:
@@ -31,15 +38,19 @@ class Patience:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._limit, self._longest, self._clock, self._sleep = limit, longest, clock, sleep
-        self._pause = 0.25
+        self._pause = _SHORTEST_S
         self._since: float | None = None
-        self._said = float("-inf")
+        self._said = self._held = float("-inf")
+        self._unsaid, self._told = 0, False
 
-    def success(self) -> None:
-        """Forget the failures."""
-        if self._since is not None:
+    def success(self) -> bool:
+        """Note that it works; return whether there is something to say about it."""
+        first, self._held = self._held == float("-inf"), self._clock()
+        if self._told and self._since is not None:
             log.warning("the server is there again after %.0f s", self._clock() - self._since)
-        self._since, self._pause, self._said = None, 0.25, float("-inf")
+            first = True
+        self._since, self._told = None, False
+        return first
 
     def wait(self, reason: str | Callable[[], str]) -> None:
         """Pause after a failure, a little longer each time.
@@ -51,15 +62,22 @@ class Patience:
             RunError: The limit is over.
         """
         now = self._clock()
-        self._since = now if self._since is None else self._since
+        if self._since is None:
+            self._since = now
+            if now - self._held >= _HELD_S:
+                self._pause = _SHORTEST_S
         waited = now - self._since
         if self._limit and waited >= self._limit:
             raise RunError(
                 f"{_said(reason)}; given up after {waited:.0f} s (superlink.retry_for is {self._limit:g})"
             )
         if now - self._said >= _SAY_EVERY_S:
-            log.warning("%s; trying again%s", _said(reason), f" since {waited:.0f} s" if waited >= 1 else "")
-            self._said = now
+            since = f" since {waited:.0f} s" if waited >= 1 else ""
+            more = f" ({self._unsaid} failures more since this was last said)" if self._unsaid else ""
+            log.warning("%s; trying again%s%s", _said(reason), since, "" if since else more)
+            self._said, self._unsaid, self._told = now, 0, True
+        else:
+            self._unsaid += 1
         # Clients that lost the same server do not all come back at the same instant.
         self._sleep(self._pause * random.uniform(0.8, 1.2))
         self._pause = min(self._pause * 2, self._longest)

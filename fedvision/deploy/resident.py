@@ -16,8 +16,9 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,19 @@ from fedvision.flower.internals_wire import (
     RunEnded,
     envelope,
     parcel,
+    reply_to,
 )
-from fedvision.flower.wire import Expected, Layout
+from fedvision.flower.wire import MAX_NOTES, Expected, Layout
 
 log = logging.getLogger("fedvision.deploy")
-_BEAT_S = 4.0
+_BEAT_S, _BEAT_AGAIN_S = 4.0, 1.0
+_AWAY_S = 15.0
+"""A silence between two beats that the report shall name: they are a few seconds apart."""
 _BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.1, 1.0, 30.0
 """Pauses between two questions to the server: while a run goes on, and when nothing happened for a while."""
+_EMPTY_S, _SURE_S = 60.0, 40.0
+"""Who had nothing in hand for the first may have again what he was given longer ago than the second, which is
+longer than a question may take."""
 _UPLOAD_S = 180.0
 """How long the server may take to deliver a message that it announced; Flower gives up then, too."""
 
@@ -74,7 +81,12 @@ class Resident:
         self._runs: dict[int, RunFacts] = {}
         self._opened: tuple[int, str] = (0, "")
         self._expected: Mapping[str, Expected] = {}
+        self._empty_since: float | None = None
         self._lost = threading.Event()
+        self._in_hand: bytes | None = None
+        self._notes: list[str] = []
+        self._twice = False
+        self._answered = ""
         self._over = threading.Event()
 
     def serve(self) -> None:
@@ -85,6 +97,9 @@ class Resident:
             RunError: The server could not be reached for ``superlink.retry_for`` seconds.
         """
         with self._inbox.locked():
+            with self._disk("that this client runs"):
+                if self._inbox.begin():
+                    self._notes.append("its process died and was started again")
             beats = threading.Thread(target=self._beat, daemon=True)
             try:
                 self._trainer.start()
@@ -102,82 +117,140 @@ class Resident:
     def _leave(self, beats: threading.Thread) -> None:
         self._over.set()
         self._trainer.stop()
-        if beats.is_alive():
+        if beats.ident is not None:  # it was online; the thread itself may have ended by now
             beats.join(timeout=10)
             with suppress(FedVisionError):
                 self._link.sign_off()
         self._link.close()
+        self._inbox.end()
 
     def _join(self) -> None:
         """Go online under the number of last time, or as the server gives it."""
         address = self._config.superlink.address
         known = self._link.node_id or self._inbox.node(address)
         self._lost.clear()
+        self._empty_since = None
+        # A message that the server gave and that is not here was lost with the connection.
+        empty_for = None if self._message() else 0.0
         if known:
             self._link.node_id = known
             with suppress(LinkRefused):
                 # A node that was killed counts as online for a while and may not be activated; its own
                 # heartbeat brings it back at once.
-                if self._link.beat():
+                if self._link.beat(empty_for):
                     self._joined()
                     return
-        self._inbox.keep_node(address, self._link.activate())
+        node = self._link.activate()
+        self._link.beat(empty_for)
+        with self._disk("this client's number"):
+            self._inbox.keep_node(address, node)
         self._joined()
 
     def _joined(self) -> None:
-        self._patience.success()
-        log.warning("%s is connected to %s", self._config.name, self._config.superlink.address)
+        if self._patience.success():
+            log.warning("%s is connected to %s", self._config.name, self._config.superlink.address)
 
     def _beat(self) -> None:
-        while not self._over.wait(_BEAT_S):
+        pause, heard = _BEAT_S, time.monotonic()
+        while not self._over.wait(pause):
             try:
-                if not self._link.beat():
+                if not self._link.beat(self._empty_for()):
                     self._lost.set()
+                away, heard = time.monotonic() - heard, time.monotonic()
+                if away > _AWAY_S:
+                    self._notes.append(f"its connection was away for {away:.0f} s")
+                pause = _BEAT_S
             except LinkRefused:
                 self._lost.set()
             except LinkDown:
-                pass  # the main thread meets the same and says so
+                pause = _BEAT_AGAIN_S  # the main thread meets the same and says so
+
+    def _empty_for(self) -> float | None:
+        since = self._empty_since
+        return _SURE_S if since is not None and time.monotonic() - since > _EMPTY_S else None
 
     def _work(self) -> None:
         """Answer messages until the connection is lost."""
         last = float("-inf")
         while not self._lost.is_set():
-            message = self._inbox.message() or self._link.receive()
+            resumed = self._message()
+            message = resumed or self._link.receive()
             if message is None:
+                self._empty_since = self._empty_since or time.monotonic()
                 idle = time.monotonic() - last > _IDLE_AFTER_S
                 self._sleep(_IDLE_S if idle else _BUSY_S)
                 continue
-            self._inbox.keep_message(message)
+            self._in_hand, self._empty_since, self._twice = message, None, not resumed
+            with self._disk("a message in work"):
+                self._inbox.keep_message(message)
+            incoming = self._link.incoming(message)
             try:
-                self._handle(self._link.incoming(message))
+                if incoming.head.metadata.message_id == self._answered:
+                    self._notes.append("it was given a message twice, and answered it once")
+                else:
+                    self._handle(incoming)
+                    self._answered = incoming.head.metadata.message_id
             except RunEnded:
-                log.warning("the run is over; its last task is dropped")
+                log.warning("nobody waits for this task any more; it is dropped")
+            self._in_hand = None
             self._inbox.answered()
             last = time.monotonic()
         raise LinkRefused("the server no longer knows this client")
+
+    def _message(self) -> bytes | None:
+        """Return the message that is not answered yet, or None."""
+        return self._in_hand or self._inbox.message()
+
+    @staticmethod
+    @contextmanager
+    def _disk(what: str) -> Iterator[None]:
+        """Go on where the disk is full: what is not kept is lost only if this process dies, too."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("%s could not be kept: %s; make room", what, error.strerror)
 
     def _handle(self, incoming: Incoming) -> None:
         began = time.monotonic()
         kind = incoming.head.metadata.message_type
         try:
-            layout = self._do(incoming)
-            reply = Message(
-                envelope(Layout.from_text(layout), parcel(FileSource(self._inbox.reply))),
-                reply_to=incoming.head,
-            )
+            layout, task = self._do(incoming)
+            tensors = parcel(FileSource(self._inbox.reply))
+            told = replace(Layout.from_text(layout), notes=self._told(task))
+            reply = reply_to(incoming.head, envelope(told, tensors))
             said = "done"
-        except (TaskFailed, WireError, ConfigError) as error:
-            said = str(error)
-            told = Error(code=CLIENT_RAISED, reason=discreet(said, self._config))
-            reply = Message(told, reply_to=incoming.head)
+        except (TaskFailed, WireError, ConfigError, OSError) as error:
+            # An operating system's error names a path of this machine, which stays here.
+            said = f"this machine says: {error.strerror}" if isinstance(error, OSError) else str(error)
+            reason = discreet(said, self._config)
+            reply = reply_to(incoming.head, Error(code=CLIENT_RAISED, reason=reason))
         took = time.monotonic() - began
-        self._link.answer(reply, took)
+        self._answer(reply, took)
         with suppress(RunEnded):
             self._link.confirm(incoming)
         log.warning("%s: %s (%.1f s, %.1f s with sending)", kind, said, took, time.monotonic() - began)
 
-    def _do(self, incoming: Incoming) -> str:
-        """Do a task and return the reply's layout; its tensors are in the inbox."""
+    def _told(self, task: str) -> tuple[str, ...]:
+        """Return what the reply to a task tells of this client, whoever asks for it how often."""
+        notes = self._inbox.notes(task)
+        if notes is None:
+            notes = tuple(self._notes[:MAX_NOTES])
+            with self._disk("what is told of this client"):
+                self._inbox.keep_notes(task, notes)
+            del self._notes[: len(notes)]
+        return notes
+
+    def _answer(self, reply: Message, took: float) -> None:
+        name = reply.object_id
+
+        def keep(session: str) -> None:
+            with self._disk("how far a reply was sent"):
+                self._inbox.keep_session(name, session)
+
+        self._link.answer(reply, took, self._inbox.session(name), keep)
+
+    def _do(self, incoming: Incoming) -> tuple[str, str]:
+        """Do a task; return the reply's layout, whose tensors are in the inbox, and the task's digest."""
         facts = self._facts(incoming.head.metadata.run_id)
         kind = incoming.head.metadata.message_type
         self._trainer.start()  # one that died between two tasks costs nothing
@@ -190,7 +263,9 @@ class Resident:
         task = _digest(facts.run, kind, layout, incoming.pieces)
         if kept := self._inbox.last_reply(task):
             log.warning("%s: this task was done before; the same reply is sent", kind)
-            return kept
+            if self._twice:
+                self._notes.append("it was asked twice, and did the task once")
+            return kept, task
         self._patiently(lambda: self._fetch(incoming, layout.size))
         self._inbox.drop_reply()
         answer = self._trainer.ask(
@@ -202,7 +277,7 @@ class Resident:
             }
         )
         self._inbox.keep_reply(task, answer["layout"])
-        return str(answer["layout"])
+        return str(answer["layout"]), task
 
     def _fetch(self, incoming: Incoming, size: int) -> None:
         with self._inbox.task.open("wb") as file:

@@ -26,13 +26,15 @@ from fedvision.deploy.contract import RunFacts, bundle
 from fedvision.deploy.link_grid import LinkGrid, expected_replies
 from fedvision.deploy.masking import read_certificates
 from fedvision.deploy.members import Members
+from fedvision.deploy.pulse import BEAT_S, LOST_S, Pulse
 from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
-from fedvision.errors import FedVisionError, RunError
+from fedvision.errors import FedVisionError, RecordError, RunError, RunLost
 from fedvision.federation import Federation
 from fedvision.flower.internals_run import RunLink
 from fedvision.flower.internals_wire import HEARTBEAT_SECONDS, LinkDown, LinkRefused
 from fedvision.flower.roster import Roster
 from fedvision.journal import RunJournal
+from fedvision.reporting.events import named
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.recorder import read_json, recording, replace_file
 from fedvision.training.evaluate import Evaluation
@@ -41,7 +43,6 @@ from fedvision.training.worker import Worker
 from fedvision.types import State
 
 log = logging.getLogger("fedvision.deploy")
-_BEAT_S = 10.0
 _GIVE_UP_S = 300.0
 
 
@@ -133,15 +134,38 @@ class Deployment(RunJournal):
             needed=self.config.loss.prior == "global",
             authorities=read_certificates(place.roots) if place.roots else (),
         )
-        numbers = link.start(bundle(), facts.to_table())
-        self._remember(flower_run=numbers)
+        restore = _Restoring(process, self.note)
+        self._remember(flower_run=self._start(link, restore, facts))
         expected = expected_replies(self.state, len(self.federation.dataset.classes))
-        grid = LinkGrid(link, expected, members.numbers, _Restoring(process, self.note))
-        with _heartbeats(link), _outcome(link):
+        grid = LinkGrid(link, expected, members.numbers, restore, self._hear, members.has)
+        with Pulse(link) as pulse, _outcome(link):
             members.least = wait_for
-            members.present(grid)
-            members.least = 1
-            self.play(grid, members, self._measure())
+            try:
+                members.present(grid)
+                members.least = 1
+                self.play(grid, members, self._measure())
+            except RunError as error:
+                if _was_refused(error) and pulse.silence > LOST_S:
+                    raise RunLost(f"the server was not heard of for {pulse.silence:.0f} s") from error
+                raise
+
+    @staticmethod
+    def _start(link: RunLink, restore: _Restoring, facts: RunFacts) -> int:
+        while True:
+            try:
+                return link.start(bundle(), facts.to_table())
+            except LinkDown as error:
+                restore(error)
+
+    def _hear(self, client: int, sentence: str) -> None:
+        """Note what a client says of itself."""
+        who, what = named(client, self.folder.names()), f"says that {sentence}"
+        number = min(self.done + 1, self.config.rounds)
+        with suppress(RecordError):
+            # A server that was started again asks for the same reply, and hears the same.
+            if {"round": number, "client": who, "what": what} not in self.folder.events():
+                self.folder.append_event(number, what, who)
+        self.progress.note(f"client {who} {what}")
 
     def _recall_split(self) -> None:
         facts = self.folder.split()
@@ -206,7 +230,7 @@ class _Restoring:
 
     def __call__(self, error: LinkDown) -> None:
         now = time.monotonic()
-        if now - self._last > 2 * _BEAT_S:
+        if now - self._last > 2 * BEAT_S:
             self._since = now
         self._last = now
         if now - self._since > _GIVE_UP_S:
@@ -216,23 +240,10 @@ class _Restoring:
         time.sleep(0.3)
 
 
-@contextmanager
-def _heartbeats(link: RunLink) -> Iterator[None]:
-    """Tell the SuperLink now and then that the run's server is alive."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(_BEAT_S):
-            with suppress(LinkDown, LinkRefused):
-                link.beat()
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(timeout=_BEAT_S)
+def _was_refused(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, LinkRefused):
+        error = error.__cause__
+    return error is not None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
@@ -70,7 +71,12 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
         )
         keyring = Keyring(options.clients, state)
         server = GuardedServer(uvicorn.Config(app, **_settings(), **_private_tls(files)), keyring, ready)
-        gate = FleetGate(app, lambda: keyring.known, options.limits)
+        gate = FleetGate(
+            app,
+            lambda: keyring.known,
+            options.limits,
+            give_again=functools.partial(internals.give_again, state),
+        )
         config = uvicorn.Config(
             gate,
             ws="none",

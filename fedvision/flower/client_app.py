@@ -19,6 +19,7 @@ from fedvision.data.shards import Shard
 from fedvision.errors import ClientError
 from fedvision.flower import codec
 from fedvision.flower.internals import PARTITION
+from fedvision.flower.internals_message import answer
 from fedvision.training.worker import Worker
 
 
@@ -74,7 +75,7 @@ def _answer_measurements(app: ClientApp, worker: Worker, test: Shard) -> None:
 def _answer(message: Message, context: Context, stage: str, work: Callable[[int], RecordDict]) -> Message:
     client = int(context.node_config[PARTITION])
     try:
-        return Message(work(client), reply_to=message)
+        return answer(work(client), message)
     except ClientError:
         raise
     except Exception as error:
@@ -84,5 +85,7 @@ def _answer(message: Message, context: Context, stage: str, work: Callable[[int]
 def _cause(error: Exception) -> str:
     """Return an exception as one sentence with the place it came from; no path of the machine."""
     frames = traceback.extract_tb(error.__traceback__)
+    # An operating system's error names the file; what it says of the cause is enough.
+    said = error.strerror if isinstance(error, OSError) and error.strerror else error
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{type(error).__name__}: {said}{place}"

@@ -5,7 +5,8 @@ What is leaned on, and why:
 * ``TaskIdentity``: ``Message(...)`` reads run, node and task from these process-wide values, which a
   SuperLink would set. One run a process at a time.
 * ``Run``: the type of ``Grid.run``.
-* ``Metadata.__dict__["_message_id"]``: the id that a SuperLink would give; replies are matched by it.
+* ``Message.__dict__["_metadata"]`` and in it ``__dict__["_message_id"]``: the id that a SuperLink would give;
+  replies are matched by it.
 * ``Array``'s fields in ``__dict__``: ``TensorArray`` fills ``data`` only when something asks for bytes.
 * ``__dict__["_data"]`` of records: the values by name, filled without a check of each.
 * ``ErrorCode.CLIENT_APP_RAISED_EXCEPTION``: the code of an error reply.
@@ -20,6 +21,7 @@ from __future__ import annotations
 import logging
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -106,6 +108,19 @@ class TensorArray(Array):
         return self.tensor.numpy()
 
 
+class DistantArray(Array):
+    """An ``Array`` whose numbers lie in another process of this program, from which slices are fetched.
+
+    Args:
+        dtype: NumPy's name of the type.
+        shape: [layers, ...].
+        part: As ``strategies.summation.Distant`` has it.
+    """
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], part: Callable[[int, int], torch.Tensor]) -> None:
+        self.__dict__.update(dtype=dtype, shape=shape, part=part, stype=SType.NUMPY)
+
+
 def filled(kind: type[R], values: Mapping[str, Any]) -> R:
     """Return a record of values whose types are known to be right: Flower would check every one anew."""
     record = kind()
@@ -125,7 +140,7 @@ def empty_run(run_id: int) -> Run:
 
 def set_message_id(message: Message, message_id: str) -> None:
     """Give a message the id that a SuperLink would give it."""
-    message.metadata.__dict__["_message_id"] = message_id
+    message.__dict__["_metadata"].__dict__["_message_id"] = message_id
 
 
 def fleet_paths() -> frozenset[str]:
@@ -201,6 +216,44 @@ def superlink(
     )
     app = create_app(config, SuperLinkLifespan)
     return app, app.state.linkstate_factory.state()
+
+
+def heartbeat_node(body: bytes) -> int:
+    """Return the number of the node that a heartbeat's body names."""
+    from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+
+    return int(SendNodeHeartbeatRequest.FromString(body).node.node_id)
+
+
+def give_again(state: LinkState, node: int, seconds: float) -> int:
+    """Let a node have again what it was given and has not answered; return how many messages that is.
+
+    Flower gives every message once: what is lost with the answer that carries it is lost for good, and the
+    server waits for a reply that nobody works on. Only a state in a database knows what it gave.
+
+    Args:
+        state: The SuperLink's.
+        node: Who says that it has nothing in hand.
+        seconds: For how long; what it was given since may be under way.
+    """
+    from flwr.supercore.date import now
+    from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
+    from flwr.supercore.utils import uint64_to_int64
+    from sqlalchemy import select, update
+
+    if not hasattr(state, "session"):
+        return 0
+    lost = (
+        MessageIns.dst_node_id == uint64_to_int64(node),
+        MessageIns.delivered_at != "",
+        MessageIns.delivered_at <= (now() - timedelta(seconds=seconds)).isoformat(),
+        MessageIns.message_id.not_in(select(MessageRes.reply_to_message_id)),
+    )
+    with state.session() as session:
+        found = session.scalars(select(MessageIns.message_id).where(*lost)).all()
+        if found:
+            session.execute(update(MessageIns).where(*lost).values(delivered_at=""))
+    return len(found)
 
 
 def registered_keys(state: LinkState) -> dict[bytes, int]:

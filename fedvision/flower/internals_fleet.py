@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Message
 from flwr.app.message.message import remove_content_from_message
@@ -19,10 +21,12 @@ from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2, node_pb2, run_pb2
 from flwr.supercore.inflatable.inflatable_object import no_object_id_recompute
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedvision.flower.internals_wire import (
+    EMPTY_HEADER,
     HEARTBEAT_SECONDS,
     Incoming,
     LinkDown,
@@ -31,6 +35,18 @@ from fedvision.flower.internals_wire import (
     objects_of,
     tls_context,
 )
+
+_EMPTY_FOR: ContextVar[float | None] = ContextVar("empty_for", default=None)
+
+
+class _EmptyHanded:
+    """Adds to a request for how long the client has had no message in hand."""
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        seconds = _EMPTY_FOR.get()
+        if seconds is not None:
+            context.request.headers[EMPTY_HEADER] = f"{seconds:.1f}"
+        return call_next(context)
 
 
 class FleetLink:
@@ -59,10 +75,12 @@ class FleetLink:
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(key, key.public_key()),
+                _EmptyHanded(),
             ],
             verify=True if insecure else tls_context(roots, certificate),
         )
         self.node_id = 0
+        self._delivered: set[str] = set()
 
     def _node(self) -> node_pb2.Node:
         return node_pb2.Node(node_id=self.node_id)
@@ -77,12 +95,21 @@ class FleetLink:
         self.node_id = int(call(self._client.ActivateNode, request).node_id)
         return self.node_id
 
-    def beat(self) -> bool:
-        """Say that the node is alive, which also brings it online again; False where it is not known."""
+    def beat(self, empty_for: float | None = None) -> bool:
+        """Say that the node is alive, which also brings it online again; False where it is not known.
+
+        Args:
+            empty_for: Seconds for which the client has had no message in hand, or None where it has one. What
+                was given to it before and is not answered got lost on the way and is given again.
+        """
         request = heartbeat_pb2.SendNodeHeartbeatRequest(
             node=self._node(), heartbeat_interval=HEARTBEAT_SECONDS
         )
-        return bool(call(self._client.SendNodeHeartbeat, request).success)
+        said = _EMPTY_FOR.set(empty_for)
+        try:
+            return bool(call(self._client.SendNodeHeartbeat, request).success)
+        finally:
+            _EMPTY_FOR.reset(said)
 
     def sign_off(self) -> None:
         """Go offline at once, so that nobody waits for this client."""
@@ -110,10 +137,29 @@ class FleetLink:
         found = call(self._client.GetRun, run_pb2.GetRunRequest(node=self._node(), run_id=run_id))
         return dict(run_from_proto(found.run).override_config)
 
-    def answer(self, message: Message, seconds: float) -> None:
-        """Send a reply; the same reply may be sent again."""
+    def answer(
+        self,
+        message: Message,
+        seconds: float,
+        session: str = "",
+        keep_session: Callable[[str], None] = lambda session: None,
+    ) -> None:
+        """Send a reply.
+
+        A server that has seen its head takes no second reply to the same question: when the connection
+        breaks, the same reply is sent again under the same session, which goes on where it was.
+
+        Args:
+            message: As ``reply_to`` makes it.
+            seconds: What the task took.
+            session: Under which it was sent before, or ``""``.
+            keep_session: Is told the session before the tensors are sent.
+        """
         with no_object_id_recompute():
             tree, objects = objects_of(message)
+            if session:
+                self._deliver(message, objects.keys() - self._delivered, objects, session)
+                return
             bare = remove_content_from_message(message) if message.has_content() else message
             request = fleet_pb2.PushMessagesRequest(
                 node=self._node(),
@@ -122,18 +168,26 @@ class FleetLink:
                 clientapp_runtime_list=[seconds],
             )
             told = call(self._client.PushMessages, request)
-            wanted, run_id = set(told.objects_to_push), message.metadata.run_id
-            for name, thing in objects.items():
-                if name in wanted:
-                    request = message_pb2.PushObjectRequest(
-                        node=self._node(),
-                        run_id=run_id,
-                        object_id=name,
-                        object_content=thing.deflate(),
-                        session_id=told.session_id,
-                    )
-                    if not call(self._client.PushObject, request).stored:
-                        raise LinkDown("the server gave up waiting for the rest of the reply")
+            keep_session(told.session_id)
+            self._delivered.clear()
+            if not self._deliver(message, set(told.objects_to_push), objects, told.session_id):
+                raise LinkDown("the server gave up waiting for the rest of the reply")
+
+    def _deliver(self, message: Message, wanted: Set[str], objects: Mapping[str, Any], session: str) -> bool:
+        """Send a reply's objects; return whether each was still waited for."""
+        stored = True
+        for name, thing in objects.items():
+            if name in wanted:
+                request = message_pb2.PushObjectRequest(
+                    node=self._node(),
+                    run_id=message.metadata.run_id,
+                    object_id=name,
+                    object_content=thing.deflate(),
+                    session_id=session,
+                )
+                stored &= call(self._client.PushObject, request).stored
+                self._delivered.add(name)
+        return stored
 
     def confirm(self, incoming: Incoming) -> None:
         """Let the SuperLink forget a message's content."""

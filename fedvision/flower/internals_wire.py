@@ -4,7 +4,8 @@
 
 * ``Array``'s ``_chunks`` and ``ArrayChunk``: a blob's pieces, made when they are sent.
 * ``get_object_tree``, ``get_all_nested_objects``, ``get_object_body``: a message as objects.
-* ``make_message``, ``Metadata.__dict__["_message_id"]``: a head and its content are joined again.
+* ``make_message``, ``Metadata.__dict__["_message_id"]``, ``["_created_at"]``: a head and its content are
+  joined again, and a reply that is sent again is the same message.
 * ``FlowerError``, ``ApiErrorCode``: what a SuperLink says when it refuses.
 """
 
@@ -36,8 +37,11 @@ from fedvision.flower.wire import PIECE, Layout, Source
 
 NODE_UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
 CLIENT_CRASHED = ErrorCode.CLIENT_APP_CRASHED
-HEARTBEAT_SECONDS = 15.0
-"""A node is gone after two of them without a beat: as long as a killed client may take to come back."""
+HEARTBEAT_SECONDS = 25.0
+"""A node is gone after two of them without a beat: as long as a killed client may take to come back. A link
+that is cut for 30 s costs up to 40 s: the last beat was a while before, the next one a while after."""
+EMPTY_HEADER = "x-fedvision-empty-for"
+"""In a heartbeat: seconds for which the client has had no message in hand."""
 _RECORD, _LAYOUT, _ORDER, _BLOB = "packed", "layout", "order", "blob"
 _ENDED = {ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, ApiErrorCode.FLEET_GET_RUN_FAILED}
 _R = TypeVar("_R")
@@ -78,6 +82,8 @@ def call(method: Callable[[Any], _R], request: Any) -> _R:
         raise (LinkDown if status >= 500 else LinkRefused)(text) from error
     except (httpx.HTTPError, OSError) as error:
         raise LinkDown(str(error) or type(error).__name__) from error
+    except ValueError as error:  # a login page of the network's, or half an answer
+        raise LinkDown(f"what answers is no SuperLink ({error})") from error
 
 
 class Piece(ArrayChunk):
@@ -257,6 +263,18 @@ def fetched(response: message_pb2.PullObjectResponse, name: str) -> bytes:
 def with_content(head: Message, content: RecordDict) -> Message:
     """Return the message of a head with its content."""
     return make_message(metadata=head.metadata, content=content)
+
+
+def reply_to(head: Message, content: RecordDict | Error) -> Message:
+    """Return the reply to a message; made twice it is the same message, for it bears its question's time.
+
+    A SuperLink takes one reply to a message. When the link breaks while its tensors are on their way, only
+    the same reply may go on delivering them; another one would be dropped, and nobody told.
+    """
+    reply = Message(content, reply_to=head)
+    reply.metadata.__dict__["_created_at"] = head.metadata.created_at
+    reply.metadata.ttl = head.metadata.ttl
+    return reply
 
 
 def from_node(head: Message, node: int, error: Error) -> Message:

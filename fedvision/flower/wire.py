@@ -41,6 +41,7 @@ ITEM_BYTES: Mapping[str, int] = {
 """Types that travel, by NumPy's name."""
 PIECE = 4 << 20
 """Bytes that are joined at a time, and that travel in one request; proxies need to let 5 MiB pass."""
+MAX_NOTES, MAX_NOTE = 8, 200
 MAX_TEXT, MAX_TENSORS, MAX_DIMENSIONS = 16 << 20, 100_000, 16
 _KINDS: Mapping[str, type[ConfigRecord] | type[MetricRecord]] = {
     "config": ConfigRecord,
@@ -75,6 +76,8 @@ class Layout:
     """By name: kind (a key of ``config``, ``metrics``) and values."""
     client: int = -1
     """The number that the server gave the client it asks; -1 in replies."""
+    notes: tuple[str, ...] = ()
+    """What befell the sender, in replies: at most ``MAX_NOTES`` sentences for the report."""
 
     @property
     def size(self) -> int:
@@ -92,6 +95,7 @@ class Layout:
             {
                 "format": FORMAT,
                 "client": self.client,
+                "notes": self.notes,
                 "tensors": {
                     group: [[entry.name, entry.dtype, entry.shape] for entry in entries]
                     for group, entries in self.tensors.items()
@@ -120,7 +124,9 @@ class Layout:
         _require(page.get("format") == FORMAT, f"has format {page.get('format')!r}, not {FORMAT}")
         client = page.get("client", -1)
         _require(_whole(client, low=-1), "has no whole client number")
-        layout = cls(tensors=_read_tensors(page), records=_read_records(page), client=client)
+        layout = cls(
+            tensors=_read_tensors(page), records=_read_records(page), client=client, notes=_read_notes(page)
+        )
         _require(sum(map(len, layout.tensors.values())) <= MAX_TENSORS, "names too many tensors")
         return layout
 
@@ -309,6 +315,15 @@ def _require(holds: bool, problem: str) -> None:
 
 def _whole(value: Any, low: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**48
+
+
+def _read_notes(page: Mapping[str, Any]) -> tuple[str, ...]:
+    notes = page.get("notes", [])
+    good = isinstance(notes, list) and len(notes) <= MAX_NOTES
+    good = good and all(isinstance(note, str) and len(note) <= MAX_NOTE for note in notes)
+    _require(good, f"has notes other than {MAX_NOTES} texts of {MAX_NOTE} characters at most")
+    # They end in a terminal and in a page: no control characters, no line breaks.
+    return tuple("".join(letter if letter.isprintable() else " " for letter in note) for note in notes)
 
 
 def _read_tensors(page: Mapping[str, Any]) -> dict[str, tuple[Entry, ...]]:

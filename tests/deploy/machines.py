@@ -52,6 +52,11 @@ class Machines:
         self.experiment.write_text(experiment)
         self.processes: list[subprocess.Popen[bytes]] = []
         self.public = ""
+        self._give_images()
+
+    def _give_images(self) -> None:
+        """Write each client's images to a file of its own."""
+        folder = self.folder
         federation = Federation.build(ExperimentConfig.load(self.experiment))
         train = federation.dataset.train
         for indices, name in zip(federation.split.clients, self.names, strict=True):
@@ -59,26 +64,28 @@ class Machines:
                 folder / f"{name}.npz", train_images=train.images[indices], train_labels=train.labels[indices]
             )
 
+    def data_lines(self, name: str) -> list[str]:
+        """Return what a client's file says of its images."""
+        classes = json.dumps([str(digit) for digit in range(10)])
+        return ['use = "npz"', f'path = "{name}.npz"', f"classes = {classes}"]
+
     def client_file(self, name: str, *lines: str) -> Path:
         """Write a client's own file; ``lines`` stand before its tables."""
         own = self.pki / "clients" / name
         file = self.folder / f"{name}.toml"
-        classes = json.dumps([str(digit) for digit in range(10)])
         file.write_text(
             "\n".join(
                 [
                     f'name = "{name}"',
                     "threads = 1",
-                    f'state = "state-{name}"',
+                    *([] if any(line.startswith("state") for line in lines) else [f'state = "state-{name}"']),
                     *lines,
                     "[superlink]",
                     f'address = "{self.public}"',
                     f'key = "{own}/client.key"',
                     f'root_certificate = "{self.pki}/ca.crt"',
                     "[data]",
-                    'use = "npz"',
-                    f'path = "{name}.npz"',
-                    f"classes = {classes}",
+                    *self.data_lines(name),
                     "[share]",
                     f'counts = "{self.share.get(name, "plain")}"',
                     f'certificate = "{own}/client.crt"',
@@ -89,7 +96,7 @@ class Machines:
 
     def client(self, name: str, *lines: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start a client."""
-        return self._start(f"{name}.log", ["client", str(self.client_file(name, *lines))], environment)
+        return self._start(name, ["client", str(self.client_file(name, *lines))], environment)
 
     def server(self, *options: str) -> subprocess.Popen[bytes]:
         """Start the server on the ports that its first start found."""
@@ -105,7 +112,7 @@ class Machines:
         ]
         command += ["--public", public, "--private", private, "--out", str(self.out)]
         command += ["--state", str(self.folder / "superlink"), *options]
-        return self._start("server.log", command, {})
+        return self._start("server", command, {})
 
     def submit(self, experiment: Path, out: Path) -> subprocess.Popen[bytes]:
         """Send an experiment to the SuperLink that a server keeps up."""
@@ -128,10 +135,11 @@ class Machines:
         return private, public
 
     def _start(
-        self, log: str, command: Sequence[str], environment: dict[str, str]
+        self, name: str, command: Sequence[str], environment: dict[str, str]
     ) -> subprocess.Popen[bytes]:
-        with (self.folder / log).open("ab") as file:
-            process = subprocess.Popen(
+        with (self.folder / f"{name}.log").open("ab") as file:
+            process = self._launch(
+                name,
                 [sys.executable, "-m", "fedvision.cli", *command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -140,6 +148,10 @@ class Machines:
             )
         self.processes.append(process)
         return process
+
+    def _launch(self, name: str, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process on the machine of a client or of the server."""
+        return subprocess.Popen(command, **options)
 
     @property
     def out(self) -> Path:

@@ -23,14 +23,15 @@ PULL = "/v1/fleet/pull-messages"
 class Flower:
     """Stands in for Flower's application: notes what it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: int = 200) -> None:
+        self.status = status
         self.seen: list[tuple[str, bytes]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
         assert not message["more_body"]
         self.seen.append((scope["path"], message["body"]))
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
 
 
@@ -64,6 +65,42 @@ def ask(
     asyncio.run(gate(scope, receive, send))
     content = sent[1]["body"]
     return sent[0]["status"], json.loads(content) if content[:1] == b"{" else {}
+
+
+BEAT = "/v1/fleet/send-node-heartbeat"
+
+
+@pytest.mark.parametrize(
+    ("path", "said", "status", "again"),
+    [
+        (BEAT, b"40.0", 200, [(7, 40.0)]),
+        (BEAT, b"40.0", 401, []),
+        (BEAT, b"nan", 200, []),
+        (BEAT, b"-1", 200, []),
+        (BEAT, None, 200, []),
+        (PULL, b"40.0", 200, []),
+    ],
+)
+def test_a_heartbeat_that_flower_finds_good_asks_for_what_got_lost(
+    path: str, said: bytes | None, status: int, again: list[tuple[int, float]]
+) -> None:
+    from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+    from flwr.proto.node_pb2 import Node
+
+    asked: list[tuple[int, float]] = []
+
+    def give_again(node: int, seconds: float) -> int:
+        asked.append((node, seconds))
+        return 1
+
+    flower = Flower(status)
+    guarded = FleetGate(flower, lambda: {KEY}, Limits(), give_again=give_again)
+    body = SendNodeHeartbeatRequest(node=Node(node_id=7), heartbeat_interval=25).SerializeToString()
+    headers = [(internals.PUBLIC_KEY_HEADER, b64encode(KEY))]
+    headers += [(b"x-fedvision-empty-for", said)] if said else []
+    assert ask(guarded, path, headers=headers, parts=[body])[0] == status
+    assert flower.seen == [(path, body)]
+    assert asked == again
 
 
 def gate(flower: Flower, **limits: Any) -> FleetGate:

@@ -38,6 +38,27 @@ def test_the_last_reply_answers_its_own_task_only(tmp_path: Path) -> None:
     assert Inbox(tmp_path).last_reply("t1") is None
 
 
+def test_a_reply_in_delivery_is_the_same_for_the_next_process(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    assert (inbox.notes("m1"), inbox.session("r1")) == (None, "")
+    inbox.keep_notes("m1", ("it fell",))
+    inbox.keep_session("r1", "s")
+    later = Inbox(tmp_path)
+    assert (later.notes("m1"), later.session("r1")) == (("it fell",), "s")
+    assert (later.notes("m2"), later.session("r2")) == (None, "")
+    later.answered()
+    assert inbox.session("r1") == ""
+    assert inbox.notes("m1") == ("it fell",), "the same task may be asked for again"
+
+
+def test_a_process_that_died_is_known_to_the_next_one(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    assert not inbox.begin()
+    assert Inbox(tmp_path).begin()
+    inbox.end()
+    assert not Inbox(tmp_path).begin()
+
+
 def test_a_node_number_belongs_to_its_server(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path)
     assert inbox.node("a:1") == 0

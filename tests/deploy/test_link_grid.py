@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,6 +121,13 @@ def test_nodes_come_in_the_order_of_their_clients(link: FakeLink) -> None:
     assert list(grid(link).get_node_ids()) == [20, 30, 10]
 
 
+def test_who_is_no_member_is_not_shown_to_strategies(link: FakeLink) -> None:
+    made = grid(link)
+    made._belongs = {10, 30}.__contains__
+    assert list(made.get_node_ids()) == [30, 10]
+    assert set(made.names()) == {10, 20, 30}
+
+
 def test_replies_come_back_whole_and_messages_share_their_tensors(link: FakeLink) -> None:
     link.replies = {10: [update(1.0)], 20: [update(2.0)]}
     link.down = 2
@@ -141,6 +149,19 @@ def test_a_reply_that_does_not_fit_is_refused_and_never_fetched(link: FakeLink) 
     assert bad.metadata.src_node_id == 10
     assert good.has_content()
     assert len(link.fetched) == 3, "two layouts and one piece"
+
+
+def test_what_a_client_says_of_itself_is_heard_once(link: FakeLink) -> None:
+    told = RecordDict({"arrays": codec.encode_state(STATE)})
+    layout = replace(wire.describe(told), notes=("its process died", "it was asked twice"))
+    reply = internals_wire.envelope(layout, internals_wire.parcel(wire.TensorSource(told, layout)))
+    link.replies, link.late = {10: [reply]}, 2
+    heard: list[tuple[int, str]] = []
+    made = grid(link)
+    made._hear = lambda client, sentence: heard.append((client, sentence))
+    (back,) = made.send_and_receive(ask([10]))
+    assert heard == [(2, "its process died"), (2, "it was asked twice")]
+    assert set(back.content) == {"arrays"}
 
 
 def test_a_reply_that_is_still_on_its_way_is_waited_for(link: FakeLink) -> None:

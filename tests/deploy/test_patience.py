@@ -32,6 +32,11 @@ def test_pauses_grow_to_the_longest_and_begin_anew(caplog: pytest.LogCaptureFixt
         patience.wait("down")
     assert all(a * 0.8 <= p <= a * 1.2 for a, p in zip([0.25, 0.5, 1, 2, 4, 4, 4], time.pauses, strict=True))
     patience.success()
+    time.now += 9
+    patience.wait("down")
+    assert time.pauses[-1] >= 3.2, "a link that held for 9 s only is no better than before"
+    patience.success()
+    time.now += 10
     patience.wait("down")
     assert time.pauses[-1] <= 0.3
 
@@ -47,6 +52,23 @@ def test_it_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
         assert "trying again since 6" in caplog.messages[1]
         patience.success()
         assert re.fullmatch(r"the server is there again after 1[78]\d s", caplog.messages[-1])
+
+
+def test_a_link_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    time = Time()
+    patience = Patience(clock=time.clock, sleep=time.sleep)
+    with caplog.at_level(logging.WARNING, "fedvision.deploy"):
+        assert patience.success(), "the first time there is something to say"
+        worth_saying = 0
+        while time.now < 100 + 118:
+            patience.wait("the link broke")
+            worth_saying += patience.success()
+            time.now += 2
+    assert worth_saying == 2
+    said = [message for message in caplog.messages if message.startswith("the link broke")]
+    assert len(said) == 2
+    assert re.search(r"trying again \(\d+ failures more since this was last said\)", said[1])
+    assert len(caplog.messages) == 4, "two failures, and twice that it is there again"
 
 
 def test_it_is_given_up_after_the_limit() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 
 from fedvision.deploy.certificates import make
 from fedvision.deploy.contract import RunFacts, bundle
@@ -27,6 +28,7 @@ from fedvision.flower.internals_wire import (
     RunEnded,
     envelope,
     parcel,
+    reply_to,
 )
 from tests.experiments import tiny
 
@@ -113,6 +115,77 @@ def test_a_message_and_its_reply_travel_whole(pki: Path, place: LinkPlace, clien
     with pytest.raises(RunEnded):
         client.run_config(run_id)
     client.sign_off()
+    server.close()
+
+
+def test_a_message_that_got_lost_on_its_way_is_given_again(
+    pki: Path, place: LinkPlace, client: FleetLink
+) -> None:
+    server = RunLink(place.private, roots=place.roots, secret=place.secret())
+    node = client.activate()
+    run_id = server.start(bundle(), FACTS)
+    server.push([Message(content(2.0), node, "train")])
+    lost = client.receive()
+    assert lost is not None
+    client.beat()
+    assert not _soon(client.receive), "who has a message in hand is given no other"
+    client.beat(empty_for=30.0)
+    assert not _soon(client.receive), "what was given a moment ago may be under way"
+    client.beat(empty_for=0.0)
+    again = _soon(client.receive)
+    assert again is not None
+    incoming = client.incoming(again)
+    assert value(incoming) == 2.0
+    client.answer(reply_to(incoming.head, content(3.0)), 0.1)
+    client.beat(empty_for=0.0)
+    assert not _soon(client.receive), "what is answered is done"
+    client.sign_off()
+    server.stop(run_id)
+    server.close()
+
+
+def _soon(receive: Callable[[], bytes | None]) -> bytes | None:
+    for _ in range(5):
+        if found := receive():
+            return found
+        time.sleep(0.1)
+    return None
+
+
+def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
+    place: LinkPlace, client: FleetLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = RunLink(place.private, roots=place.roots, secret=place.secret())
+    node = client.activate()
+    run_id = server.start(bundle(), FACTS)
+    (sent,) = server.push([Message(content(2.0), node, "train")])
+    received = client.receive()
+    assert received is not None
+    sessions: list[str] = []
+    pushed: list[str] = []
+    push = client._client.PushObject
+
+    def first_two(request: PushObjectRequest) -> PushObjectResponse:
+        pushed.append(request.object_id)
+        if len(pushed) == 3:
+            raise OSError("cut")
+        return push(request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client._client, "PushObject", first_two)
+        with pytest.raises(LinkDown, match="cut"):
+            client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1, "", sessions.append)
+        (back,) = server.pull([sent])
+        with pytest.raises(NotThereYet):
+            back.open()
+        client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1, sessions[0])
+    assert value(back) == 3.0
+    assert len(pushed) == 2 + len(set(pushed)) - 1, "what had arrived is not sent again"
+    # A client that was killed knows the session alone.
+    client._delivered.clear()
+    client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1, sessions[0])
+    client.sign_off()
+    server.stop(run_id)
     server.close()
 
 

@@ -194,3 +194,15 @@ def test_tensors_share_the_blob_and_nothing_is_copied() -> None:
     back = wire.unpack(layout(*MODEL), blob)
     back.array_records["arrays"]["w"].numpy()[0, 0] = 1.0
     assert bytes(blob[:4]) == np.float32(1).tobytes()
+
+
+def test_notes_travel_as_text_without_control_characters() -> None:
+    layout = wire.Layout(notes=("it fell\n\x1b[2Jand rose", "ä"))
+    assert wire.Layout.from_text(layout.to_text()).notes == ("it fell  [2Jand rose", "ä")
+
+
+@pytest.mark.parametrize("notes", [["x" * 201], ["x"] * 9, [1], "x", {"x": 1}, None])
+def test_notes_of_another_kind_are_refused(notes: object) -> None:
+    page = json.loads(wire.Layout().to_text()) | {"notes": notes}
+    with pytest.raises(WireError, match="notes"):
+        wire.Layout.from_text(json.dumps(page))

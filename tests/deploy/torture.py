@@ -1,0 +1,227 @@
+"""One run in which everything goes wrong once, on six machines; what it must end in, and what must be told.
+
+=======  ===============================================================================================
+server   its SuperLink is killed, then the whole machine, then the command; each time it goes on
+north    its training process is killed; its link is cut for half a minute
+south    its process is killed and started again; it gets a message twice
+east     is slower than a round waits for
+west     answers with NaN
+attic    has a full disk
+=======  ===============================================================================================
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.reporting.events import Event
+from fedvision.reporting.facts import read_facts
+from fedvision.reporting.folder import RunFolder
+from tests.deploy.apart import Apart
+from tests.deploy.machines import eventually
+
+NAMES = ("north", "south", "east", "west", "attic")
+ROUND = """
+[round]
+min_clients = 2
+wait_after_quorum = {wait}
+late = "next-round"
+"""
+TOLD_OF_CLIENTS = (
+    ("", "the run had been stopped or killed, and went on"),
+    ("north", "the training process died (killed by SIGKILL"),
+    ("south", "says that it was given a message twice, and answered it once"),
+    ("east", "after the quorum of 2"),
+    ("east", "answered late, used with weight"),
+    ("west", "NaN"),
+    ("west", "set aside, not asked again: 3 of its answers were refused"),
+    ("attic", "No space left on device"),
+)
+"""Whom each thing happens to, and words of the sentence that must stand in the report."""
+TOLD = (
+    *TOLD_OF_CLIENTS,
+    ("", "the SuperLink ended unexpectedly and was started again"),
+    ("north", "says that its connection was away for"),
+    ("south", "says that its process died and was started again"),
+)
+_DISK_BYTES = 1 << 20
+_NOT_A_NUMBER = """
+import sys
+if "fedvision.deploy.trainer" in sys.orig_argv:
+    from fedvision.flower import client_app, codec
+    class Codec:
+        def __getattr__(self, name):
+            return getattr(codec, name)
+        def encode_update(self, update):
+            for tensor in update.state.values():
+                tensor.fill_(float("nan"))
+            return codec.encode_update(update)
+    client_app.codec = Codec()
+"""
+_TWICE = """
+import sys
+if "fedvision.cli" in sys.orig_argv:
+    from fedvision.flower.internals_fleet import FleetLink
+    receive, again = FleetLink.receive, []
+    def twice(self):
+        if len(again) == 1 and again[0] is not None:
+            return again.append(None) or again[0]
+        found = receive(self)
+        if found and not again and self.incoming(found).head.metadata.message_type == "train":
+            again.append(found)
+        return found
+    FleetLink.receive = twice
+"""
+
+
+class Torture(Apart):
+    """As ``Apart``, with five clients and what goes wrong with them."""
+
+    names = NAMES
+
+    def __init__(self, *arguments: Any, wait: float = 5.0, **experiment: object) -> None:
+        super().__init__(*arguments, **{"strategy": "fedavg", "more": ROUND.format(wait=wait), **experiment})
+
+    def parts(self, labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """Return every fifth image for each: who is lost for a while takes no class away."""
+        return {name: np.arange(number, len(labels), 5) for number, name in enumerate(NAMES)}
+
+    def start_all(self) -> dict[str, subprocess.Popen[bytes]]:
+        """Start the server and the clients with what is wrong with them."""
+        self.server("--wait-for", str(len(NAMES)))
+        clients = {name: self.client(name) for name in ("north", "east", "attic")}
+        clients["south"] = self.client("south", PYTHONPATH=self._wrong("south", _TWICE))
+        clients["west"] = self.client("west", PYTHONPATH=self._wrong("west", _NOT_A_NUMBER))
+        return clients
+
+    def _wrong(self, name: str, code: str) -> str:
+        folder = self.folder / f"wrong-{name}"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(code)
+        return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+
+    def _launch(self, name: str, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        if name == "attic":
+            # A disk of its own, gone with the process.
+            state = self.folder / "state-attic"
+            state.mkdir(exist_ok=True)
+            mount = f'mount -t tmpfs -o size={_DISK_BYTES} none "{state}" && exec "$@"'
+            command = ["unshare", "--mount", "sh", "-c", mount, "sh", *command]
+        return super()._launch(name, command, **options)
+
+    @staticmethod
+    def fill(state: Path, client: subprocess.Popen[bytes]) -> Path:
+        """Fill the disk on which a client's state is; the file returned is what fills it."""
+        filler = Path(f"/proc/{client.pid}/root{state}/filler")
+        try:
+            with filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        except OSError:
+            return filler
+
+    def until(self, holds: Callable[[], object], what: str) -> None:
+        """Wait until something holds while the run goes on."""
+        eventually(lambda: holds() or self.servers[-1].poll() is not None, what)
+        assert self.servers[-1].poll() is None, self.log("server")
+
+    def kill_training(self, north: subprocess.Popen[bytes]) -> None:
+        """Kill a client's training process until that happens in the middle of a task."""
+        for _ in range(5):
+            self.working("north", after=len(self.rounds()) + 1)
+            os.kill(self.training_child(north), signal.SIGKILL)
+            self.one_more_round()
+            if self.refused("north", "the training process died"):
+                return
+        raise AssertionError("the process was never killed at work")
+
+    def kill_client(self, south: subprocess.Popen[bytes]) -> None:
+        """Kill a client at work, and start it again."""
+        self.working("south", after=len(self.rounds()))
+        south.kill()
+        south.wait()
+        self.client("south")
+
+    def fill_disk(self, attic: subprocess.Popen[bytes]) -> None:
+        """Leave no room on a client's disk until it has said so."""
+        filler = self.fill(self.folder / "state-attic", attic)
+        self.until(lambda: self.refused("attic", "No space left on device"), "a full disk's sentence")
+        filler.unlink()
+
+    def slow_down(self, east: subprocess.Popen[bytes]) -> None:
+        """Hold a client's training up until a round goes on without it."""
+        self.working("east", after=len(self.rounds()))
+        slow = self.training_child(east)
+        os.kill(slow, signal.SIGSTOP)
+        self.until(lambda: self.refused("east", "after the quorum of 2"), "a round without the slow one")
+        os.kill(slow, signal.SIGCONT)
+
+    def cut_link(self, seconds: float) -> None:
+        """Cut a client's link; in the meantime the SuperLink is killed."""
+        self.working("north", after=len(self.rounds()))
+        self.net["north"].line.cut = True
+        time.sleep(seconds / 2)
+        os.kill(self.superlink(), signal.SIGKILL)
+        self.until(lambda: "started again" in self.log("server"), "another SuperLink")
+        time.sleep(seconds / 2)
+        self.net["north"].line.cut = False
+
+    def lose_power(self) -> None:
+        """Kill all processes of the server's machine at once, and start the command again."""
+        self.net["server"].power_off()
+        self.server()
+        self.one_more_round()
+
+    def kill_server(self) -> None:
+        """Kill the server's command, and start it again."""
+        # A round that has no checkpoint yet is run again, and what happened in it goes with its record.
+        self.one_more_round()
+        self.servers[-1].kill()
+        self.servers[-1].wait()
+        self.server()
+
+    def one_more_round(self) -> None:
+        """Wait for the end of the round."""
+        before = len(self.rounds())
+        self.until(lambda: len(self.rounds()) > before, "one more round")
+
+    def torment(self, cut: float) -> None:
+        """Start everything and let everything go wrong, a round or two apart.
+
+        Args:
+            cut: Seconds for which a link is cut.
+        """
+        clients = self.start_all()
+        self.kill_training(clients["north"])
+        self.kill_client(clients["south"])
+        self.fill_disk(clients["attic"])
+        self.slow_down(clients["east"])
+        self.cut_link(cut)
+        self.lose_power()
+        self.kill_server()
+
+    def refused(self, name: str, words: str) -> bool:
+        """Tell whether a round's record refuses an answer of a client with such a sentence."""
+        number = sorted(NAMES).index(name)
+        refusals = [item for record in self.rounds() for item in record["refused"]]
+        return any(item["client"] == number and words in item["reason"] for item in refusals)
+
+    def untold(self, told: Sequence[tuple[str, str]] = TOLD) -> list[tuple[str, str]]:
+        """Return what should stand in the report and does not."""
+        page = html.unescape((self.out / "report.html").read_text())
+        shown = [event for event in read_facts(RunFolder(self.out)).events if event.what in page]
+        return [one for one in told if not any(_is(event, *one) for event in shown)]
+
+
+def _is(event: Event, client: str, words: str) -> bool:
+    return event.client.partition(" ")[0] == client and words in event.what
