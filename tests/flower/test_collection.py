@@ -263,3 +263,11 @@ def test_whatever_clients_do_each_training_counts_once_or_is_accounted_for(
         assert buffer or known == set(range(4)), "everybody answered, was missed, or is busy"
     assert len(fates) == len(set(fates)), "no training counts twice"
     assert set(fates) <= set(grid.asked)
+
+
+def test_a_round_short_of_its_quorum_waits_for_late_answers_until_its_deadline() -> None:
+    grid = SlowGrid(seconds={(2, 1): 12.0})
+    first, second = play(grid, rounds=2, deadline=10.0, late="next-round", min_clients=3).records
+    assert (first["changed"], second["changed"]) == (False, True)
+    # Clients 0 and 1 answer at 11 s; the third answer that the round needs is that of 12 s.
+    assert (second["clients"], grid.time) == ([0, 1, 2], 12.0)
