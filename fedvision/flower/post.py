@@ -161,8 +161,12 @@ class Post:
             place = contents[id(letter.content)] = len(contents)
             for group, record in codec.arrays_of(letter.content).items():
                 tensors |= {f"{place}/{group}/{k}": t for k, t in codec.decode_state(record).items()}
+            # The order of records and names is kept: a client knows a task that it has done by its bytes.
             told.append(
-                {key: dict(held) for key, held in letter.content.items() if isinstance(held, ConfigRecord)}
+                {
+                    key: dict(held) if isinstance(held, ConfigRecord) else list(held)
+                    for key, held in letter.content.items()
+                }
             )
         listed = [[one.client, one.round, one.since, contents[id(one.content)]] for one in letters]
         return tensors, {"letters": listed, "contents": told, "now": self.now()}
@@ -199,16 +203,12 @@ class Post:
         return lost
 
 
-def _content(place: int, told: Mapping[str, Mapping[str, Any]], tensors: State) -> RecordDict:
+def _content(place: int, told: Mapping[str, Any], tensors: State) -> RecordDict:
     """Return a letter's content as ``snapshot`` wrote it."""
     content = RecordDict()
-    groups: dict[str, State] = {}
-    for key, tensor in tensors.items():
-        number, group, name = key.split("/", 2)
-        if int(number) == place:
-            groups.setdefault(group, {})[name] = tensor
-    for group, state in groups.items():
-        content[group] = codec.encode_state(state)
-    for key, values in told.items():
-        content[key] = ConfigRecord(dict(values))
+    for key, held in told.items():
+        if isinstance(held, Mapping):
+            content[key] = ConfigRecord(dict(held))
+        else:
+            content[key] = codec.encode_state({name: tensors[f"{place}/{key}/{name}"] for name in held})
     return content

@@ -1,39 +1,26 @@
-"""Rounds with a quorum and a deadline: when a phase is over, who is asked again, what late answers are worth.
+"""What a run remembers from round to round beside model and strategy: who owes an answer, who was refused.
 
-A round asks clients who are free, when it begins. It ends when all of them have answered; or at its deadline;
-or some seconds after its quorum is there; or, with a buffer of K, with K usable answers, whoever was asked
-when (Nguyen et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation", arXiv 2106.06639). Who
-has not answered by then is busy: named, not asked again, and its late answer is used with less weight (see
-``staleness``) or discarded. Either way it stands in the record of the round in which it came.
-
-A client is asked at most once a round and each letter is answered once, so exactly one training counts for
-each (round, client).
+A round asks clients who are free when it begins; who is busy with an earlier round is not asked again, and
+who was refused too often is set aside. ``collection`` decides when the round is over. A client is asked at
+most once a round and each letter is answered once, so exactly one training counts for each (round, client).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flwr.app import Message, MessageType
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedvision import seeding
 from fedvision.config import RoundConfig
-from fedvision.flower import codec
 from fedvision.flower.eligible import Without
-from fedvision.flower.exchange import SILENT, Exchange, in_order
-from fedvision.flower.post import NEVER, Letter, Post
+from fedvision.flower.exchange import Exchange
+from fedvision.flower.post import NEVER, Post
 from fedvision.flower.roster import Roster
-from fedvision.flower.screening import Screen, norm_bound, remember
-from fedvision.flower.staleness import bring_up, weight
+from fedvision.flower.screening import norm_bound, remember
 from fedvision.types import State
-
-
-class QuorumMissed(Exception):
-    """Fewer usable answers than the quorum; raised into a strategy before it draws a conclusion."""
 
 
 class Rounds:
@@ -87,7 +74,8 @@ class Rounds:
             lasting.wait(end)
             busy = self.post.busy()
         given_up = round - self.config.max_staleness - 1
-        reason = f"no answer in {_rounds(self.config.max_staleness)}; it is of no use any more"
+        rounds = f"{self.config.max_staleness} round{'s' * (self.config.max_staleness > 1)}"
+        reason = f"no answer in {rounds}; it is of no use any more"
         self.lost += [
             {"client": letter.client, "asked": letter.round, "used": False, "reason": reason}
             for letter in self.post.owed()
@@ -138,177 +126,3 @@ class Rounds:
         self.refusals = {int(client): int(times) for client, times in values.get("refusals", [])}
         self.usual = [float(norm) for norm in values.get("usual", [])]
         self._saved = (tensors, values)
-
-
-class Collection:
-    """The answers of one phase of one round, as far as they come in time.
-
-    Args:
-        rounds: The run's memory.
-        exchange: Where answers are noted.
-        round: Number of the round.
-        state: The present model.
-    """
-
-    def __init__(self, rounds: Rounds, exchange: Exchange, round: int, state: State) -> None:
-        assert rounds.post
-        self.post, self.config, self._exchange = rounds.post, rounds.config, exchange
-        self._round, self._state = round, state
-        self._trains = exchange.stage == "training"
-        self._began = self.post.now()
-        self._quorum_at = NEVER
-        self.late: list[dict[str, Any]] = []
-        """Late answers that came: client, round it was asked in, and what became of it."""
-        self._screens: dict[int, Screen] = {}
-
-    @property
-    def used(self) -> int:
-        """Answers used so far, new and late."""
-        return len(self._exchange.answered) + len([item for item in self.late if item["used"]])
-
-    @property
-    def done(self) -> int:
-        """Answers that came so far, usable or not."""
-        return len(self._exchange.answered) + len(self._exchange.refused) + len(self.late)
-
-    def receive(self, messages: Sequence[Message], *, ordered: bool) -> Iterator[Message]:
-        """Send messages and yield the replies that can be used, those of earlier rounds brought up to date.
-
-        Args:
-            messages: One for each client asked.
-            ordered: Yield in the order of the messages, then late ones by round and client.
-
-        Raises:
-            QuorumMissed: There were some, and fewer than ``round.min_clients``.
-        """
-        letters = self.post.letters(messages, self._round, self._exchange.stage)
-        self._exchange.down += codec.total_size(letter.content for letter in letters)
-        replies = self._screened(letters)
-        if ordered:
-            yield from self._sorted(letters, replies)
-        else:
-            # Nothing on the way may hold a reply while the next one is made, or two models are in memory.
-            yield from filter(None, map(itemgetter(1), replies))
-        self._exchange.sort([letter.client for letter in letters])
-        self.late.sort(key=lambda item: (item["asked"], item["client"]))
-        if self._trains and 0 < self.used < self.config.min_clients:
-            self._annul()
-            raise QuorumMissed
-
-    def _annul(self) -> None:
-        """Note that good answers are not used, as there are too few of them."""
-        reason = f"the round had {self.used} of the {self.config.min_clients} answers that it needs"
-        for client in list(self._exchange.answered):
-            self._exchange.refuse(client, reason)
-        for item in self.late:
-            if item["used"]:
-                item |= {"used": False, "reason": reason}
-
-    def _sorted(
-        self, letters: Sequence[Letter], replies: Iterator[tuple[Letter, Message | None]]
-    ) -> Iterator[Message]:
-        late: list[tuple[int, int, Message]] = []
-
-        def new() -> Iterator[tuple[int, Message | None]]:
-            for letter, reply in replies:
-                if letter.round == self._round and letter.stage == self._exchange.stage:
-                    yield id(letter), reply
-                elif reply:
-                    late.append((letter.round, letter.client, reply))
-                del reply
-
-        yield from in_order([id(letter) for letter in letters], new())
-        yield from (reply for _, _, reply in sorted(late, key=lambda item: item[:2]))
-
-    def _screened(self, letters: Sequence[Letter]) -> Iterator[tuple[Letter, Message | None]]:
-        """Yield letters with their replies, None where these are not used, until the phase is over."""
-        missing = dict.fromkeys(letters)
-        lasting = self.post.lasting is not None
-        if not (lasting and self._complete(missing)):
-            kind = "" if self._trains else MessageType.EVALUATE
-            for letter, reply in self.post.deliver(letters, self._limit, kind):
-                missing.pop(letter, None)
-                yield letter, self._take(letter, reply)
-                del reply
-                if lasting and self._complete(missing):
-                    break
-        if lasting and self.config.buffer and self._trains:
-            return  # they are at work, as they should be
-        for letter in missing:
-            self._exchange.refuse(letter.client, self._excuse() if lasting else SILENT)
-
-    def _complete(self, missing: Mapping[Letter, None]) -> bool:
-        """Say whether nothing more is to be waited for."""
-        if not self._trains:
-            return not missing
-        if self.config.buffer:
-            return self.used >= self.config.buffer
-        if missing:
-            return False
-        return self.used >= self.config.min_clients or not self.config.uses_late or not self.post.owed()
-
-    def _take(self, letter: Letter, reply: Message) -> Message | None:
-        if letter.round == self._round and letter.stage == self._exchange.stage:
-            taken = self._exchange.take(reply, letter.client)
-        else:
-            taken = self._take_late(letter, reply)
-        if self._quorum_at == NEVER and self.used >= self.config.min_clients:
-            self._quorum_at = self.post.now()
-        return taken
-
-    def _take_late(self, letter: Letter, reply: Message) -> Message | None:
-        """Note a late reply and return it, brought up to date, if it is used."""
-        age = self._round - letter.round
-        noted: dict[str, Any] = {"client": letter.client, "asked": letter.round, "used": False}
-        self.late.append(noted)
-        wanted = self._trains and letter.stage == "training" and self.config.uses_late
-        if not wanted or age > self.config.max_staleness:
-            what = "its answer" if letter.stage == "training" else "its measurement"
-            noted["reason"] = (
-                self._failure(letter, reply) or f"{what} came {_rounds(age)} late and was discarded"
-            )
-            return None
-        reason = self._exchange.examine(reply, letter.client, self._screen(letter))
-        if reason is not None:
-            noted["reason"] = reason
-            return None
-        share = weight(age, self.config.staleness)
-        loss, examples = codec.training_facts(reply.content)
-        noted |= {"used": True, "weight": share, "loss": loss, "examples": examples}
-        bring_up(reply, letter.state, self._state, share)
-        return reply
-
-    def _failure(self, letter: Letter, reply: Message) -> str | None:
-        if not reply.has_error():
-            self._exchange.up += codec.size(reply.content)
-            return None
-        return (reply.error.reason or "").removeprefix(f"client {letter.client}, {letter.stage}: ")
-
-    def _screen(self, letter: Letter) -> Screen:
-        """Return the screen for those who were sent an older model; replies of a round share one."""
-        assert self._exchange.screen
-        if letter.round not in self._screens:
-            self._screens = {letter.round: Screen(letter.state, self._exchange.screen.bound)}
-        return self._screens[letter.round]
-
-    def _limit(self) -> float:
-        """Return when the phase ends, whoever is missing."""
-        ends = [NEVER]
-        if self.config.deadline:
-            ends.append(self._began + self.config.deadline)
-        if self._trains and self.config.wait_after_quorum:
-            ends.append(self._quorum_at + self.config.wait_after_quorum)
-        return min(ends)
-
-    def _excuse(self) -> str:
-        """Return why a client that is still missing was not waited for."""
-        deadline, wait = self.config.deadline, self.config.wait_after_quorum
-        if deadline and self._limit() >= self._began + deadline:
-            return f"no answer by the deadline of {deadline:g} s"
-        if math.isfinite(self._limit()):
-            return f"no answer within {wait:g} s after the quorum of {self.config.min_clients}"
-        return SILENT
-
-
-def _rounds(count: int) -> str:
-    return f"{count} round{'s' * (count != 1)}"

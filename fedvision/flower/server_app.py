@@ -30,10 +30,11 @@ from fedvision.flower.checks import (
     hopeless,
     least_free,
 )
+from fedvision.flower.collection import Collection, QuorumMissed
 from fedvision.flower.eligible import EligibleNodes, EligibleRoster
 from fedvision.flower.exchange import Exchange
 from fedvision.flower.roster import Roster
-from fedvision.flower.rounds import Collection, QuorumMissed, Rounds
+from fedvision.flower.rounds import Rounds
 from fedvision.flower.screening import Screen
 from fedvision.flower.sharing import sift
 from fedvision.flower.strategy import FlowerStrategy

@@ -118,7 +118,7 @@ class Machines:
         """Send an experiment to the SuperLink that a server keeps up."""
         command = ["submit", str(experiment), "--wait-for", f"{len(self.names)}", "--out", str(out)]
         command += ["--tls", str(self.pki / "server"), "--private", self._ports()[0]]
-        return self._start("submit.log", [*command, "--state", str(self.folder / "superlink")], {})
+        return self._start("submit", [*command, "--state", str(self.folder / "superlink")], {})
 
     def _ports(self) -> tuple[str, str]:
         import socket

@@ -103,7 +103,7 @@ def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: 
 
 
 def test_a_dead_training_process_costs_one_reply(tmp_path: Path, pki: Path) -> None:
-    text = EXPERIMENT.format(rounds=3, epochs=20, strategy="fedavg")
+    text = EXPERIMENT.format(rounds=3, epochs=120, strategy="fedavg")
     with machines(tmp_path, pki, text) as here:
         server = here.server()
         north = here.client("north")

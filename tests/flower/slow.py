@@ -28,6 +28,11 @@ def plus_one(client: int, round: int, state: State) -> State:
     return {name: tensor + 1 for name, tensor in state.items()}
 
 
+def eight(client: int, round: int, state: State) -> State:
+    """Client 2 adds 8, the others add 1."""
+    return {"w": state["w"] + (8.0 if client == 2 else 1.0)}
+
+
 class SlowGrid(Nodes):
     """Node 100 + k is client k; ``seconds[(client, round)]`` says how long its training takes, 1 s else."""
 
