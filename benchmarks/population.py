@@ -6,8 +6,9 @@ Each population runs in a process of its own: images of Fashion-MNIST (``--data 
 by ``partition.use = "population"``, the CNN, one step of SGD a client. Memory is that of the whole process
 tree, its peak in each round; a smaller population with the same cohort stands beside it, so that the
 difference is the price of idle clients. Beside the clients' own work a round has selection and bookkeeping:
-messages, sums, records, checkpoint. What was measured is kept after every round; the same command goes on
-where it was broken off. Table, picture and raw figures go to benchmarks/results/.
+messages, sums, records, checkpoint; with workers of their own, that is the driver's processor time. What was
+measured is kept after every round; the same command goes on where it was broken off. Table, picture and raw
+figures go to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -66,16 +67,17 @@ def child(options: argparse.Namespace) -> None:
         """Prints each round's times; recording and checkpoint are in them."""
 
         def start(self, rounds: int, first_round: int) -> None:
-            self.begun = time.perf_counter()
+            self.begun, self.worked = time.perf_counter(), time.thread_time()
 
         def round_done(self, round: int, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-            took = time.perf_counter() - self.begun
+            took, worked = time.perf_counter() - self.begun, time.thread_time() - self.worked
             facts = {f"{name}_s": inside.pop(name, None) for name in ("select", "train")}
             facts["measured_s"] = seconds["server"] + seconds["local"]
+            facts["driver_s"] = worked
             tell(
                 round=round, clients=len(record["clients"]), images=record["examples"], round_s=took, **facts
             )
-            self.begun = time.perf_counter()
+            self.begun, self.worked = time.perf_counter(), time.thread_time()
 
     out = Path(options.runs) / name(options.engine, options.child)
     result = simulate(config, engine=options.engine, out=out, resume=True, progress=Rounds())
@@ -189,9 +191,12 @@ def save(options: argparse.Namespace, store: Mapping[str, Any]) -> None:
 
 
 def overhead(row: Mapping[str, Any]) -> float | None:
-    """Return a round's milliseconds beside the clients' work and the measuring, None if unknown."""
+    """Return a round's milliseconds beside the clients' work and the measuring, None if unknown.
+
+    Where the clients work in other processes it is what the driver's thread worked, much of it meanwhile.
+    """
     if row["train_s"] is None:
-        return None
+        return 1e3 * row["driver_s"] if "driver_s" in row else None
     return 1e3 * (row["round_s"] - row["train_s"] - row["measured_s"])
 
 

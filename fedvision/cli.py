@@ -61,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--workers", type=int, help="processes (default: one a core, or by GPU memory)")
     simulate.add_argument("--address", help="Ray cluster to join: auto, HOST:PORT or ray://HOST:PORT")
     simulate.add_argument("--gpus-per-worker", type=float, help="share of a GPU a worker (default: measured)")
+    simulate.add_argument(
+        "--stack", type=int, help="clients that vectorized trains at once (default: measured)"
+    )
     simulate.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
     simulate.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
     simulate.add_argument("--threads", type=int, default=1, help="threads of a process (default: 1)")
@@ -129,7 +132,7 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _engine(options: argparse.Namespace) -> PluginSpec:
-    given = {name: getattr(options, name) for name in ("workers", "address", "gpus_per_worker")}
+    given = {name: getattr(options, name) for name in ("workers", "address", "gpus_per_worker", "stack")}
     return PluginSpec(use=options.engine, args={k: v for k, v in given.items() if v is not None})
 
 

@@ -145,6 +145,8 @@ class EvaluationConfig:
     """Rounds between measurements; the last round is always measured."""
     holdout: float = 0.0
     """Share of each client's images kept from training for a measurement on the client itself."""
+    fraction: float = 1.0
+    """Share of the clients that measure on what they kept, drawn anew each time; not for stock strategies."""
     batch_size: int = 100
     """Images a forward pass."""
     metrics: tuple[str, ...] = ()
@@ -153,6 +155,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         _require(self.every >= 1, "evaluation.every", f"must be >= 1, not {self.every}")
         _require(self.batch_size >= 1, "evaluation.batch_size", f"must be >= 1, not {self.batch_size}")
+        _require(0 < self.fraction <= 1, "evaluation.fraction", f"must be > 0 and <= 1, not {self.fraction}")
         _require(0 <= self.holdout < 1, "evaluation.holdout", f"must be >= 0 and < 1, not {self.holdout}")
 
 

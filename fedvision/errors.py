@@ -11,6 +11,7 @@
     │   └── UpdateRefused      one client's reply cannot be used; the round goes on without it
     ├── WireError              a message that arrived is not what was announced or expected
     └── RunError               the run itself failed                                         (exit code 1)
+        ├── RoundLost          what a round had gathered is gone; the round can be played again
         ├── RunLost            nothing was heard of the run's server for too long; it can go on
         ├── RecordError        the run folder could not be written any more (full disk, ...)
         └── ServerError        the server cannot be reached, is not who it should be, or refuses this client
@@ -68,6 +69,10 @@ class WireError(FedVisionError):
 
 class RunError(FedVisionError):
     """The run failed after it had started."""
+
+
+class RoundLost(RunError):
+    """What a round had gathered is gone with the process that held it; nothing else has changed."""
 
 
 class RunLost(RunError):

@@ -60,7 +60,7 @@ class Federation:
         from fedvision.training.worker import check_training
 
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
-        strategy = build_strategy(config.strategy, seed=config.seed)
+        strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
         dataset: Dataset = registry.build("data", config.data)
         classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
         if split_here:

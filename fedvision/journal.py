@@ -21,6 +21,7 @@ from fedvision.flower.roster import Roster
 from fedvision.flower.rounds import Rounds
 from fedvision.flower.strategy import layers
 from fedvision.interruption import Interruption
+from fedvision.models.hollow import hollow_out
 from fedvision.models.state import get_state, load_state, travelling
 from fedvision.reporting.events import BEGAN, Event, round_events, shown
 from fedvision.reporting.folder import RunFolder
@@ -63,6 +64,8 @@ class RunJournal:
         self.state = get_state(federation.model, names)
         others = {name: t for name, t in federation.model.state_dict().items() if name not in self.state}
         self._initial = {name: tensor.detach().cpu().clone() for name, tensor in others.items()}
+        # From here on the state is the model: its numbers are not held twice, nor sent to every worker.
+        hollow_out(federation.model, names)
         self.done = 0
         self.rounds = Rounds(self.config.round, self.config.seed)
         self._totals: NDArray[np.int64] = np.zeros(len(federation.dataset.classes), np.int64)
@@ -81,7 +84,7 @@ class RunJournal:
         plan = server_app.ServerPlan(
             config=self.config,
             strategy=self.federation.strategy,
-            state=self.state,
+            state=dict(self.state),
             journal=self,
             first_round=self.done + 1,
             roster=roster,
@@ -230,8 +233,8 @@ class RunJournal:
 
 
 def _full_state(model: torch.nn.Module) -> State:
-    """Return all tensors of a model on the CPU, each with memory of its own."""
-    return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    """Return all tensors of a model on the CPU; they may share its memory."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def _context(toml: str) -> Context:

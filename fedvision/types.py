@@ -35,7 +35,8 @@ class LazyClients(Protocol):
     Client k must be a function of k alone, whoever was asked before, in any process. Clients may share
     images; within one client an image is there once. An attribute ``expected_counts``, numbers [C] or fewer,
     tells how many images of each label 0, 1, ... all clients have together; without it that is estimated from
-    some of them.
+    some of them. A method ``size(k)`` tells how many images client k has without making them: a simulation
+    asks for it of every client of a cohort, to begin with the largest.
     """
 
     def __len__(self) -> int:
@@ -65,6 +66,8 @@ class Instruction:
     """Scalars for the objective, such as ``{"mu": 0.01}``."""
     tensors: Mapping[str, State] = field(default_factory=dict)
     """Named groups of tensors for the objective, such as ``{"control": ...}``."""
+    lr_factor: float = 1.0
+    """Factor on the client's learning rate of this round, > 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

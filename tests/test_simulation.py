@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score
 
 from fedvision import registry, simulate
-from fedvision.errors import ConfigError, RunError
+from fedvision.errors import ConfigError, RoundLost, RunError
 from fedvision.federation import Federation
 from fedvision.strategies.averaging import FedAvg
+from fedvision.strategies.mean import Sums
 from fedvision.types import Instruction, State
 from tests.experiments import tiny
 
@@ -313,6 +314,23 @@ def test_lower_precision_trains(precision: str, tmp_path: Path) -> None:
     result = simulate(config, out=tmp_path / "run")
     assert result.rounds[-1]["train_loss"] < result.rounds[0]["train_loss"]
     assert all(tensor.dtype is torch.float32 for tensor in result.state.values())
+
+
+def test_a_round_whose_sums_are_lost_is_played_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = simulate(tiny(rounds=2), out=tmp_path / "whole")
+    conclude, lost = Sums.conclude, [1, 2]
+
+    def losing(sums: Sums) -> State:
+        if lost:
+            lost.pop()
+            raise RoundLost("a worker was lost")
+        return conclude(sums)
+
+    monkeypatch.setattr(Sums, "conclude", losing)
+    again = simulate(tiny(rounds=2), out=tmp_path / "again")
+    assert lost == []
+    assert same(again.state, whole.state)
+    assert (tmp_path / "again/rounds.jsonl").read_bytes() == (tmp_path / "whole/rounds.jsonl").read_bytes()
 
 
 class Failing(FedAvg):

@@ -58,6 +58,11 @@ class Checked:
             )
         return self.kept[numbers]
 
+    def size(self, client: int) -> int:
+        """Return a client's number of images, from the source's own ``size`` where it has one."""
+        told = getattr(self.source, "size", None)
+        return int(told(client)) if callable(told) else len(self[client])
+
     def __iter__(self) -> Iterator[Indices]:
         return map(self.__getitem__, range(len(self)))
 

@@ -106,6 +106,10 @@ class Population:
         counts = _within(rng.multinomial(size, mixture), self.pools, rng)
         return np.sort(self.order[self._places(counts, rng)])
 
+    def size(self, client: int) -> int:
+        """Return client k's number of images; its stream begins with it, so no image is drawn."""
+        return self.sizes.draw(seeding.numpy_stream(self.seed, "population", client))
+
     @property
     def expected_counts(self) -> NDArray[np.float64]:
         """Expected images of each label 0, 1, ... over all clients: K E[n] q.

@@ -61,6 +61,10 @@ class Split:
         """Whether reports show a sample of the clients and not all."""
         return len(self.shown) < len(self.clients)
 
+    def size(self, client: int) -> int:
+        """Return a client's number of images; a lazy client is not made for it where its source knows."""
+        return self.clients.size(client) if isinstance(self.clients, Checked) else len(self.clients[client])
+
     def counts(self, clients: Iterable[int] | None = None) -> Indices:
         """Count the images of each class on some clients, all by default.
 

@@ -34,6 +34,7 @@ from flwr.app import Context, Message, RecordDict
 from fedvision import registry
 from fedvision.client_config import ClientConfig
 from fedvision.deploy.contract import RunFacts
+from fedvision.deploy.masking import FEWEST
 from fedvision.deploy.masks import Masks
 from fedvision.deploy.own_shards import OwnShards, on_this_machine, own_shards, told_counts
 from fedvision.errors import ConfigError, FedVisionError
@@ -43,6 +44,7 @@ from fedvision.models.state import get_state, travelling
 from fedvision.training.memory import ClientMemory
 from fedvision.training.worker import Worker
 
+log = logging.getLogger("fedvision.deploy")
 _ROUND_TYPES = ("train", "evaluate")
 _SPARE = 4
 """A strategy may send this many models' worth of tensors beside the model."""
@@ -128,8 +130,14 @@ class Trainer:
         )
         entry = codec.RosterEntry(client=client, counts=counts, sharing=self.client.share.counts)
         if entry.sharing == "masked":
-            own = sum(self._worker.counts(client))
-            entry = replace(entry, images=own, card=self._masks().card().to_table())
+            own, masks = sum(self._worker.counts(client)), self._masks()
+            entry = replace(entry, images=own, card=masks.card().to_table())
+            if not masks.group:
+                log.warning(
+                    "class counts are told in a sum over %d or more clients that mask theirs; the server may "
+                    "wait for them",
+                    FEWEST,
+                )
         return codec.encode_roster(entry)
 
     def _tell_masked(self, content: RecordDict, client: int) -> RecordDict:

@@ -71,6 +71,8 @@ class LocalGrid(Grid):
         for reply in self.carry(sent):
             internals.set_message_id(reply, f"r{next(self._ids)}")
             yield reply
+            # Let go before the next one is made, or two models are in memory.
+            del reply
 
     @abstractmethod
     def carry(self, messages: Sequence[Message]) -> Iterator[Message]:

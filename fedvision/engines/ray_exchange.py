@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import ray
 from flwr.app import Message
@@ -150,7 +152,7 @@ class RayExchange:
         task, answer = member.held
         member.folded, member.held = [], None
         message = reply(answer, self._messages[task])
-        for key, record in unpack(sums).items():
+        for key, record in unpack(sums, partial(_fetch, member.actor)).items():
             message.content[key] = record
         self._told.add(task)
         yield message
@@ -178,3 +180,10 @@ class RayExchange:
                 continue
             reason = f"its process died {DEATHS} times: {self._pool.cause}"
             yield from self._tell(task, Answer(None, error=(internals.CLIENT_RAISED, reason)))
+
+
+def _fetch(actor: Any, place: int, key: str, name: str, start: int, stop: int, piece: int) -> list[Any]:
+    """Ask a worker for a slice of an array that stayed there; return a reference to each piece."""
+    count = -(-(stop - start) // piece)
+    asked = actor.part.options(num_returns=count).remote(place, key, name, start, stop, piece)
+    return list(asked) if count > 1 else [asked]

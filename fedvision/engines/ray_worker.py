@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from flwr.app import Message
@@ -15,13 +16,16 @@ from flwr.app import Message
 from fedvision import registry
 from fedvision.engines.base import Engine
 from fedvision.engines.placement import Footprint
-from fedvision.engines.shipping import Answer, Content, Inbox, Order, pack
+from fedvision.engines.shipping import Answer, Content, Inbox, Order, pack, size, staying
+from fedvision.engines.slices import cut
 from fedvision.errors import UpdateRefused
 from fedvision.flower import internals
 from fedvision.flower.roster import FIRST_NODE
 from fedvision.types import PluginSpec
 
 TRAIN = "train"
+INLINE = 32 * 2**20
+"""Bytes of sums up to which they are handed over in one piece."""
 _OUT_OF_MEMORY = "MemoryError"
 """In the reason of a failure: Python's error, and the end of torch's ``OutOfMemoryError``."""
 
@@ -68,6 +72,7 @@ class RayWorker:
         self._folding = opened.folding()
         self._inbox = Inbox()
         self._phase = -1
+        self._staying: list[Content] = []
 
     def ready(self) -> Facts:
         """Return who this is, once it can work."""
@@ -95,6 +100,7 @@ class RayWorker:
         """
         if phase != self._phase and self._folding:
             self._folding.close()
+            self._staying = []
         self._phase = phase
         messages = {order.node: message for order, message in self._inbox.messages(orders)}
         answers: dict[int, Answer] = {}
@@ -106,9 +112,24 @@ class RayWorker:
         return [answers[order.node] for order in orders]
 
     def close(self) -> Content | None:
-        """Return the sums of this worker's updates since the last call; None where there are none."""
+        """Return the sums of this worker's updates since the last call; None where there are none.
+
+        Large ones stay here until the next exchange, to be had in slices: nobody needs them whole.
+        """
         content = self._folding.close() if self._folding else None
-        return None if content is None else pack(content)
+        if content is None:
+            return None
+        packed = pack(content)
+        if size(packed) <= INLINE:
+            return packed
+        # A worker is asked again where another one died after this one's sums were fetched.
+        self._staying.append(packed)
+        return staying(packed, len(self._staying) - 1)
+
+    def part(self, place: int, key: str, name: str, start: int, stop: int, piece: int) -> Any:
+        """Return elements start to stop of an array that ``close`` left here, as ``slices.cut`` has them."""
+        pieces = cut(self._staying[place].arrays[key][name], start, stop, piece)
+        return pieces if len(pieces) > 1 else pieces[0]
 
     def _answer(self, message: Message, reply: Message) -> Answer:
         if reply.has_error():

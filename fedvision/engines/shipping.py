@@ -6,9 +6,9 @@ memory and are mapped, not copied, by whoever reads them; tensors that many mess
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,11 +17,13 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedvision.flower import codec, internals
+from fedvision.engines.slices import Layout, Slices, tensor
+from fedvision.flower import codec, internals, internals_message
 from fedvision.flower.internals import filled
 from fedvision.types import State
 
 Arrays: TypeAlias = "dict[str, NDArray[Any]]"
+Fetch: TypeAlias = Callable[[int, str, str, int, int, int], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -107,32 +109,56 @@ def pack(content: RecordDict) -> Content:
     return Content(numbers=_numbers(content), arrays=arrays)
 
 
-def unpack(content: Content) -> RecordDict:
-    """Return the records of a packed reply; tensors share memory with its arrays."""
+def unpack(content: Content, fetch: Fetch | None = None) -> RecordDict:
+    """Return the records of a packed reply; tensors share memory with its arrays.
+
+    Args:
+        content: The reply.
+        fetch: Asks for a slice of an array that stayed where it is: place, record, name,
+            start, stop, piece.
+    """
     records = _records(content.numbers)
     for key, arrays in content.arrays.items():
-        records[key] = record(arrays)
+        staying = {name: array for name, array in arrays.items() if isinstance(array, Layout)}
+        if not staying:
+            records[key] = record(arrays)
+            continue
+        assert fetch is not None, "an array that stayed where it is must be fetched"
+        far = {
+            name: Slices(layout, partial(fetch, layout.place, key, name)) for name, layout in staying.items()
+        }
+        records[key] = filled(
+            ArrayRecord,
+            {name: internals.DistantArray(s.layout.dtype, s.layout.shape, s.part) for name, s in far.items()},
+        )
     return records
+
+
+def staying(content: Content, place: int) -> Content:
+    """Return a packed reply with the layout of its arrays, which are kept in some place, instead of them."""
+    layouts = {
+        key: {name: Layout(str(array.dtype), array.shape, place) for name, array in arrays.items()}
+        for key, arrays in content.arrays.items()
+    }
+    return Content(numbers=content.numbers, arrays=layouts)
+
+
+def size(content: Content) -> int:
+    """Return the bytes of a packed reply's arrays."""
+    return sum(array.nbytes for arrays in content.arrays.values() for array in arrays.values())
 
 
 def reply(answer: Answer, message: Message) -> Message:
     """Return an answer as the reply to its message."""
     if answer.content is not None:
-        return Message(unpack(answer.content), reply_to=message)
+        return internals_message.answer(unpack(answer.content), message)
     code, reason = answer.error or (internals.CLIENT_RAISED, "no reason was given")
     return Message(Error(code=code, reason=reason), reply_to=message)
 
 
 def record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Return arrays as a record of tensors that share their memory."""
-    return codec.encode_state({name: _tensor(array) for name, array in arrays.items()})
-
-
-def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    with warnings.catch_warnings():
-        # Views of the object store are read-only; nothing here writes to them.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
+    return codec.encode_state({name: tensor(array) for name, array in arrays.items()})
 
 
 def _arrays(state: State) -> Arrays:

@@ -20,6 +20,7 @@ from fedvision.engines.desk import Desk
 from fedvision.engines.grid import LocalGrid
 from fedvision.flower import codec, internals
 from fedvision.flower.hosting import Host, Recipe
+from fedvision.flower.internals_message import answer
 from fedvision.flower.roster import FIRST_NODE
 from fedvision.types import Task
 
@@ -144,7 +145,7 @@ class StackingDesk(Desk):
             with self.capacity.watch(len(stack)):
                 updates = self._worker.train_many([task for _, task in stack])
             pairs = zip(stack, updates, strict=True)
-            return [Message(codec.encode_update(update), reply_to=message) for (message, _), update in pairs]
+            return [answer(codec.encode_update(update), message) for (message, _), update in pairs]
         except torch.OutOfMemoryError:
             self.capacity.exceeded(len(stack))
             self._say("memory", f"{len(stack)} clients at once do not fit into the device's memory")

@@ -17,6 +17,8 @@ from fedvision.flower.exchange import Exchange
 from fedvision.flower.roster import AskedRoster, Unasked
 from fedvision.types import State
 
+_SLICE = 1 << 20
+"""Elements of a slice."""
 _MINIMA = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
 """A stock strategy waits for so many nodes, without end."""
 
@@ -83,13 +85,19 @@ def check_state(round: int, combined: State, before: State) -> State:
             raise RunError(
                 f"round {round}: the strategy made {name!r} {list(new.shape)}, not {list(old.shape)}"
             )
-        if not bool(torch.isfinite(new).all()):
+        if not _is_finite(new):
             raise RunError(
                 f"round {round}: the strategy's result holds NaN or infinity in {name!r}; "
                 "the training diverged: lower its learning rates and resume from the last checkpoint"
             )
         state[name] = new
     return state
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Look at a large tensor in slices, as torch makes a copy of what it compares."""
+    slices = tensor.reshape(-1).split(_SLICE)  # type: ignore[no-untyped-call]
+    return all(bool(torch.isfinite(part).all()) for part in slices)
 
 
 def hopeless(rounds: int, refused: Sequence[Mapping[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from fedvision.data.shards import Shard
 from fedvision.errors import ClientError
 from fedvision.flower import codec
 from fedvision.flower.internals import PARTITION
+from fedvision.flower.internals_message import answer
 from fedvision.training.worker import Worker
 
 
@@ -74,7 +75,7 @@ def _answer_measurements(app: ClientApp, worker: Worker, test: Shard) -> None:
 def _answer(message: Message, context: Context, stage: str, work: Callable[[int], RecordDict]) -> Message:
     client = int(context.node_config[PARTITION])
     try:
-        return Message(work(client), reply_to=message)
+        return answer(work(client), message)
     except ClientError:
         raise
     except Exception as error:

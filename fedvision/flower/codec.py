@@ -12,15 +12,16 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedvision.flower.internals import TensorArray, filled
+from fedvision.flower.internals import DistantArray, TensorArray, filled
+from fedvision.flower.internals_message import values
 from fedvision.strategies.mean import Sums
-from fedvision.strategies.summation import PartialSum
+from fedvision.strategies.summation import Distant, PartialSum
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import LocalUpdate
 from fedvision.types import Instruction, State, Task, Update
@@ -30,7 +31,7 @@ EXAMPLES, ROUND, TRAIN_LOSS = "num-examples", "server-round", "train_loss"
 ROSTER = "query.roster"
 _TENSORS, _NUMBER, _OBJECTIVE, _COUNTS = "tensors.", "number.", "objective", "class-counts"
 _SHARING, _IMAGES, _CARD = "sharing", "images", "card"
-_STOCK_PROX = "proximal-mu"
+_STOCK_PROX, _LR_FACTOR = "proximal-mu", "lr-factor"
 _CONFUSION, _LOSS = "confusion", "loss"
 _FOLDED, _BYTES, _NORM = "folded", "bytes", "norm"
 NORM_BOUND = "norm-bound"
@@ -67,17 +68,18 @@ def encode_state(state: State) -> ArrayRecord:
 
 def decode_state(record: Mapping[str, Array]) -> State:
     """Return the tensors of a record; they may share memory with it."""
-    return {
-        name: array.tensor
-        if isinstance(array, TensorArray)
-        else torch.from_numpy(np.asarray(array.numpy(), order="C"))
-        for name, array in record.items()
-    }
+    return {name: _tensor(array) for name, array in record.items()}
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    if isinstance(array, TensorArray):
+        return array.tensor
+    return torch.from_numpy(np.asarray(array.numpy(), order="C"))
 
 
 def arrays_of(content: RecordDict) -> dict[str, ArrayRecord]:
     """Return the array records of a message; Flower's own property checks every one anew."""
-    return {key: record for key, record in content.items() if isinstance(record, ArrayRecord)}
+    return {key: held for key, held in values(content).items() if isinstance(held, ArrayRecord)}
 
 
 def record(content: RecordDict, key: str, kind: type[R]) -> R:
@@ -86,7 +88,7 @@ def record(content: RecordDict, key: str, kind: type[R]) -> R:
     Raises:
         KeyError: There is none of this name and kind.
     """
-    found = content[key]
+    found = values(content)[key]
     if not isinstance(found, kind):
         raise KeyError(key)
     return found
@@ -113,7 +115,13 @@ def total_size(contents: Iterable[RecordDict]) -> int:
 
 
 def _record_size(record: ArrayRecord) -> int:
-    return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in record.values())
+    return sum(_array_size(array) for array in values(record).values())
+
+
+def _array_size(array: Array) -> int:
+    if isinstance(array, TensorArray):
+        return array.tensor.nbytes
+    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
 
 
 def encode_instruction(instruction: Instruction, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
@@ -123,6 +131,8 @@ def encode_instruction(instruction: Instruction, arrays: ArrayRecord, config: Co
         told[_OBJECTIVE] = instruction.objective
     for name, number in instruction.numbers.items():
         told[_NUMBER + name] = float(number)
+    if instruction.lr_factor != 1:
+        told[_LR_FACTOR] = float(instruction.lr_factor)
     content = RecordDict({ARRAYS: arrays, CONFIG: told})
     for group, state in instruction.tensors.items():
         content[_TENSORS + group] = encode_state(state)
@@ -147,22 +157,23 @@ def encode_counts(counts: tuple[int, ...]) -> ConfigRecord:
 
 def decode_task(message: Message, client: int) -> Task:
     """Return a client's task from a training message of ours or of a stock strategy."""
-    content, config = message.content, record(message.content, CONFIG, ConfigRecord)
-    numbers = {k.removeprefix(_NUMBER): float(v) for k, v in config.items() if k.startswith(_NUMBER)}  # type: ignore[arg-type]
+    content, config = message.content, values(record(message.content, CONFIG, ConfigRecord))
+    numbers = {k.removeprefix(_NUMBER): float(v) for k, v in config.items() if k.startswith(_NUMBER)}
     objective = config.get(_OBJECTIVE)
     if objective is None and _STOCK_PROX in config:
-        objective, numbers = "prox", {"mu": float(config[_STOCK_PROX])}  # type: ignore[arg-type]
+        objective, numbers = "prox", {"mu": float(config[_STOCK_PROX])}
     counts = config.get(_COUNTS)
     return Task(
-        round=int(config[ROUND]),  # type: ignore[arg-type]
+        round=int(config[ROUND]),
         client=client,
-        state=decode_state(record(content, ARRAYS, ArrayRecord)),
+        state=decode_state(values(record(content, ARRAYS, ArrayRecord))),
         instruction=Instruction(
             objective=None if objective is None else str(objective),
             numbers=numbers,
             tensors=groups(content),
+            lr_factor=float(config.get(_LR_FACTOR, 1.0)),
         ),
-        counts=None if counts is None else tuple(counts),  # type: ignore[arg-type]
+        counts=None if counts is None else tuple(counts),
     )
 
 
@@ -177,21 +188,21 @@ def encode_update(update: LocalUpdate) -> RecordDict:
 
 def decode_update(content: RecordDict, client: int, position: int) -> Update:
     """Return a client's update from a reply that ``screening.Screen`` let through."""
-    metrics = record(content, METRICS, MetricRecord)
+    metrics = values(record(content, METRICS, MetricRecord))
     return Update(
         client=client,
         position=position,
-        examples=int(metrics[EXAMPLES]),  # type: ignore[arg-type]
-        state=decode_state(record(content, ARRAYS, ArrayRecord)),
-        loss=float(metrics[TRAIN_LOSS]),  # type: ignore[arg-type]
+        examples=int(metrics[EXAMPLES]),
+        state=decode_state(values(record(content, ARRAYS, ArrayRecord))),
+        loss=float(metrics[TRAIN_LOSS]),
         tensors=groups(content),
     )
 
 
 def training_facts(content: RecordDict) -> tuple[float, int]:
     """Return the mean training loss and the number of images that a reply, folded or not, tells."""
-    metrics = record(content, METRICS, MetricRecord)
-    return float(metrics[TRAIN_LOSS]), int(metrics[EXAMPLES])  # type: ignore[arg-type]
+    metrics = values(record(content, METRICS, MetricRecord))
+    return float(metrics[TRAIN_LOSS]), int(metrics[EXAMPLES])
 
 
 def encode_folded(content: RecordDict, norm: float) -> RecordDict:
@@ -202,7 +213,7 @@ def encode_folded(content: RecordDict, norm: float) -> RecordDict:
 
 def is_folded(content: RecordDict) -> bool:
     """Say whether a reply's tensors are in a sum."""
-    return _FOLDED in content
+    return _FOLDED in values(content)
 
 
 def folded_norm(content: RecordDict) -> float:
@@ -215,7 +226,8 @@ def encode_sums(sums: Sums) -> RecordDict:
     told = ConfigRecord({_HEARD: sums.heard})
     content = RecordDict({_SUMS: told})
     for group, part in sums.parts().items():
-        content[_SUM + group] = encode_state(dict(part.totals))
+        here = {name: total for name, total in part.totals.items() if isinstance(total, torch.Tensor)}
+        content[_SUM + group] = encode_state(here)
         told[_WEIGHTS + group] = list(part.weights)
         told[_DTYPES + group] = [str(dtype).removeprefix("torch.") for dtype in part.dtypes.values()]
     return content
@@ -245,14 +257,15 @@ def decode_sums(content: RecordDict, sums: Sums) -> None:
     sums.merge(parts, int(told[_HEARD]))  # type: ignore[arg-type]
 
 
-class _LazyState(Mapping[str, torch.Tensor]):
-    """The tensors of a record, each decoded when it is asked for."""
+class _LazyState(Mapping[str, "torch.Tensor | Distant"]):
+    """The tensors of a record, each decoded when it is asked for; those that lie elsewhere stay there."""
 
     def __init__(self, record: Mapping[str, Array]) -> None:
         self._record = record
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return decode_state({name: self._record[name]})[name]
+    def __getitem__(self, name: str) -> torch.Tensor | Distant:
+        array = self._record[name]
+        return cast("Distant", array) if isinstance(array, DistantArray) else _tensor(array)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._record)
@@ -321,7 +334,7 @@ def decode_roster(content: RecordDict) -> RosterEntry:
 def groups(content: RecordDict) -> dict[str, State]:
     """Return the groups of tensors that travel beside a model."""
     return {
-        key.removeprefix(_TENSORS): decode_state(record)
-        for key, record in arrays_of(content).items()
-        if key.startswith(_TENSORS)
+        key.removeprefix(_TENSORS): decode_state(values(held))
+        for key, held in values(content).items()
+        if key.startswith(_TENSORS) and isinstance(held, ArrayRecord)
     }

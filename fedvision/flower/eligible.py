@@ -22,9 +22,8 @@ class Without(Sequence[int]):
 
     def __init__(self, clients: Sequence[int], excluded: Iterable[int]) -> None:
         self._clients = clients
-        places = (bisect.bisect_left(clients, client) for client in sorted(excluded))
-        gone = set(excluded)
-        self._gaps = [place for place in places if place < len(clients) and clients[place] in gone]
+        found = [(bisect.bisect_left(clients, client), client) for client in sorted(set(excluded))]
+        self._gaps = [place for place, gone in found if place < len(clients) and clients[place] == gone]
         # Before the gap with number i there are this many clients that are left.
         self._left = [place - number for number, place in enumerate(self._gaps)]
 

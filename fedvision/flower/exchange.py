@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from flwr.app import Message
@@ -68,7 +69,8 @@ class Exchange:
         nodes = [message.metadata.dst_node_id for message in messages]
         self.down += codec.total_size(message.content for message in messages)
         replies = self._receive(grid.send_and_receive(messages, timeout=timeout), set(nodes))
-        yield from in_order(nodes, replies) if ordered else (reply for _, reply in replies if reply)
+        # Nothing on the way may hold a reply while the next one is made, or two models are in memory.
+        yield from in_order(nodes, replies) if ordered else filter(None, map(itemgetter(1), replies))
         self.sort([self.roster.client(node) for node in nodes])
 
     def _receive(self, replies: Iterable[Message], silent: set[int]) -> Iterator[tuple[int, Message | None]]:
@@ -77,6 +79,7 @@ class Exchange:
             node = reply.metadata.src_node_id
             silent.discard(node)
             yield node, self.take(reply, self.roster.client(node))
+            del reply
         for node in sorted(silent):
             self.refuse(self.roster.client(node), SILENT)
 

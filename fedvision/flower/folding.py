@@ -10,6 +10,7 @@ from __future__ import annotations
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedvision.flower import codec
+from fedvision.flower.internals_message import answer
 from fedvision.flower.screening import Screen
 from fedvision.strategies.mean import MeanStrategy, Sums
 
@@ -38,7 +39,7 @@ class Folding:
             self._screen = Screen(state, codec.norm_bound(message.content))
         norm = self._screen.check(reply.content, client)
         self._sums.add(codec.decode_update(reply.content, client, 0))
-        return Message(codec.encode_folded(reply.content, norm), reply_to=message)
+        return answer(codec.encode_folded(reply.content, norm), message)
 
     def close(self) -> RecordDict | None:
         """Return the sums since the last call and begin anew; None where nothing was added."""

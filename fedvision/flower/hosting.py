@@ -121,7 +121,7 @@ class SimulatedClients:
         with tempfile.TemporaryDirectory() as folder:
             worker = self._aside(folder).worker()
             state = get_state(worker.model, travelling(worker.model, self.config.model.travel))
-            client = max(self._sample(), key=self.cost)
+            client = max(self._sample(), key=self.split.size)
             worker.train(Task(round=1, client=client, state=state))
 
     def forecast(self) -> Forecast:
@@ -132,12 +132,9 @@ class SimulatedClients:
         """
         with tempfile.TemporaryDirectory() as folder:
             worker = self._aside(folder).worker()
-            seconds = worker.seconds_per_image(max(self._sample(), key=self.cost))
-        training, cohort = self.config.training, self._cohort()
-        sample = self._sample()
-        images = sum(map(self.cost, sample)) / len(sample) * training.epochs
-        if training.steps:
-            images = training.steps * training.batch_size
+            seconds = worker.seconds_per_image(max(self._sample(), key=self.split.size))
+        sample, cohort = self._sample(), self._cohort()
+        images = sum(map(self.cost, sample)) / len(sample)
         return Forecast(seconds=seconds * images * cohort * self.config.rounds, cohort=cohort)
 
     def _aside(self, folder: str) -> SimulatedClients:
@@ -156,8 +153,14 @@ class SimulatedClients:
         return len(strategy.inner.select(1, range(self.clients), rng))
 
     def cost(self, client: int) -> float:
-        """Return the client's number of images."""
-        return float(len(self.split.clients[client]))
+        """Return the images that a client's training sees in a round, repeats counted.
+
+        A set number of steps is the same work for all, and nobody's size is asked for.
+        """
+        training = self.config.training
+        if training.steps:
+            return float(training.steps * training.batch_size)
+        return float(self.split.size(client) * training.epochs)
 
     def roster(self) -> NumberedRoster:
         """Return the members, with the counts of the images that they train on."""

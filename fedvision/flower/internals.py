@@ -5,7 +5,8 @@ What is leaned on, and why:
 * ``TaskIdentity``: ``Message(...)`` reads run, node and task from these process-wide values, which a
   SuperLink would set. One run a process at a time.
 * ``Run``: the type of ``Grid.run``.
-* ``Metadata.__dict__["_message_id"]``: the id that a SuperLink would give; replies are matched by it.
+* ``Message.__dict__["_metadata"]`` and in it ``__dict__["_message_id"]``: the id that a SuperLink would give;
+  replies are matched by it.
 * ``Array``'s fields in ``__dict__``: ``TensorArray`` fills ``data`` only when something asks for bytes.
 * ``__dict__["_data"]`` of records: the values by name, filled without a check of each.
 * ``ErrorCode.CLIENT_APP_RAISED_EXCEPTION``: the code of an error reply.
@@ -107,6 +108,19 @@ class TensorArray(Array):
         return self.tensor.numpy()
 
 
+class DistantArray(Array):
+    """An ``Array`` whose numbers lie in another process of this program, from which slices are fetched.
+
+    Args:
+        dtype: NumPy's name of the type.
+        shape: [layers, ...].
+        part: As ``strategies.summation.Distant`` has it.
+    """
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], part: Callable[[int, int], torch.Tensor]) -> None:
+        self.__dict__.update(dtype=dtype, shape=shape, part=part, stype=SType.NUMPY)
+
+
 def filled(kind: type[R], values: Mapping[str, Any]) -> R:
     """Return a record of values whose types are known to be right: Flower would check every one anew."""
     record = kind()
@@ -126,7 +140,7 @@ def empty_run(run_id: int) -> Run:
 
 def set_message_id(message: Message, message_id: str) -> None:
     """Give a message the id that a SuperLink would give it."""
-    message.metadata.__dict__["_message_id"] = message_id
+    message.__dict__["_metadata"].__dict__["_message_id"] = message_id
 
 
 def fleet_paths() -> frozenset[str]:

@@ -124,6 +124,8 @@ class Post:
             sent = {letter.message.metadata.dst_node_id: letter for letter in letters}
             for reply in self.grid.send_and_receive([letter.message for letter in letters]):
                 yield sent[reply.metadata.src_node_id], reply
+                # Let go before the next one is made, or two models are in memory.
+                del reply
             return
         self._out |= {id(letter.message): letter for letter in letters}
         self.lasting.post([letter.message for letter in letters])

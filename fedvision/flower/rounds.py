@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from flwr.app import Message, MessageType
@@ -186,7 +187,8 @@ class Collection:
         if ordered:
             yield from self._sorted(letters, replies)
         else:
-            yield from (reply for _, reply in replies if reply)
+            # Nothing on the way may hold a reply while the next one is made, or two models are in memory.
+            yield from filter(None, map(itemgetter(1), replies))
         self._exchange.sort([letter.client for letter in letters])
         self.late.sort(key=lambda item: (item["asked"], item["client"]))
         if self._trains and 0 < self.used < self.config.min_clients:

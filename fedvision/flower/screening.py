@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from fedvision.errors import UpdateRefused
 from fedvision.flower import codec
+from fedvision.flower.internals_message import values
 from fedvision.strategies.summation import wide
 from fedvision.types import State
 
@@ -37,9 +38,9 @@ class Screen:
         self.state, self.bound = state, bound
         self._names = frozenset(state)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        self._small = [name for name, tensor in state.items() if tensor.numel() <= _SMALL]
-        self._large = [name for name in state if name not in set(self._small)]
-        self._flat = _flat(state, self._small)
+        small = {name: tensor for name, tensor in state.items() if tensor.numel() <= _SMALL}
+        self._small = _Together(small) if small else None
+        self._large = [name for name in state if name not in small]
 
     def check(self, content: RecordDict, client: int) -> float:
         """Return the norm of the change that a reply makes to the model.
@@ -61,41 +62,69 @@ class Screen:
         if not math.isfinite(norm):
             _check_finite(client, update)
         groups = codec.groups(content)
-        if groups:
-            _check_finite(
-                client, {f"{group}.{name}": t for group, s in groups.items() for name, t in s.items()}
-            )
+        for group, tensors in groups.items():
+            _check_finite(client, {f"{group}.{name}": tensor for name, tensor in tensors.items()})
         if not norm <= self.bound or math.isinf(norm):
             raise UpdateRefused(
                 client, "reply", f"the norm of its change is {norm:.3g}, above the bound of {self.bound:.3g}"
             )
         return norm
 
-    def _arrays(self, content: RecordDict, client: int) -> ArrayRecord:
+    def _arrays(self, content: RecordDict, client: int) -> Mapping[str, Array]:
         """Return the reply's model, if names, shapes and numbers are right."""
-        arrays, metrics = content.get(codec.ARRAYS), content.get(codec.METRICS)
+        held = values(content)
+        arrays, metrics = held.get(codec.ARRAYS), held.get(codec.METRICS)
         if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
-            lacking = codec.METRICS if codec.ARRAYS in content else codec.ARRAYS
+            lacking = codec.METRICS if codec.ARRAYS in held else codec.ARRAYS
             raise UpdateRefused(client, "reply", f"it lacks the record {lacking!r}")
-        if set(metrics) != {codec.EXAMPLES, codec.TRAIN_LOSS}:
+        told, given = values(metrics), values(arrays)
+        if told.keys() != {codec.EXAMPLES, codec.TRAIN_LOSS}:
             known = f"{codec.EXAMPLES} and {codec.TRAIN_LOSS}"
-            raise UpdateRefused(client, "reply", f"its metrics are {sorted(metrics)}, not {known}")
-        examples = metrics[codec.EXAMPLES]
+            raise UpdateRefused(client, "reply", f"its metrics are {sorted(told)}, not {known}")
+        examples = told[codec.EXAMPLES]
         if not isinstance(examples, int) or examples < 1:
             raise UpdateRefused(client, "reply", f"it rests on {examples} images")
-        _check_names(client, set(arrays), self._names)
+        if given.keys() != self._names:
+            _check_names(client, given.keys(), self._names)
         for name, shape in self._shapes.items():
-            _check_shape(client, name, arrays[name], shape)
-        return arrays
+            _check_shape(client, name, given[name], shape)
+        return given
 
     def _norm(self, update: State) -> float:
         squares = []
-        if self._small:
-            squares.append(_square(_flat(update, self._small) - self._flat))
+        if self._small is not None:
+            squares.append(self._small.square(update))
         for name in self._large:
             parts = zip(_slices(update[name]), _slices(self.state[name]), strict=True)
             squares += [_square(new - old.to(wide(old.dtype))) for new, old in parts]
         return math.sqrt(math.fsum(squares)) if all(map(math.isfinite, squares)) else math.inf
+
+
+class _Together:
+    """Many small tensors as one vector in float64: a call costs more than their elements.
+
+    Args:
+        state: The tensors from which changes are measured.
+    """
+
+    def __init__(self, state: State) -> None:
+        sizes = [tensor.numel() for tensor in state.values()]
+        self._old, self._new = (torch.empty(sum(sizes), dtype=torch.float64) for _ in range(2))
+        for name, place in self._places(state, self._old, sizes):
+            place.copy_(state[name])
+        self._named = self._places(state, self._new, sizes)
+
+    @staticmethod
+    def _places(state: State, vector: torch.Tensor, sizes: list[int]) -> list[tuple[str, torch.Tensor]]:
+        parts = zip(state.items(), torch.split(vector, sizes), strict=True)
+        return [(name, part.view(tensor.shape)) for (name, tensor), part in parts]
+
+    def square(self, state: State) -> float:
+        """Return the sum of squares of the changes."""
+        for name, place in self._named:
+            place.copy_(state[name])
+        change = self._new.sub_(self._old)
+        return float(torch.dot(change, change))
 
 
 def norm_bound(limit: float, state: State, usual: Sequence[float]) -> float:
@@ -122,13 +151,6 @@ def remember(usual: Sequence[float], norms: Iterable[float]) -> list[float]:
     return [*usual, statistics.median(taken)][-_REMEMBERED:] if taken else list(usual)
 
 
-def _flat(state: State, names: Sequence[str]) -> torch.Tensor:
-    """Return small tensors as one vector, in a type to compute in: a call costs more than their elements."""
-    parts = [state[name].reshape(-1) for name in names]
-    flat = torch.cat(parts) if parts else torch.zeros(0)
-    return flat.to(wide(flat.dtype))
-
-
 def _slices(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
     """Return a tensor in pieces: what is computed from one needs little memory."""
     parts: Sequence[torch.Tensor] = tensor.reshape(-1).split(_SLICE)  # type: ignore[no-untyped-call]
@@ -141,7 +163,7 @@ def _square(values: torch.Tensor) -> float:
     return norm * norm
 
 
-def _check_names(client: int, names: set[str], expected: frozenset[str]) -> None:
+def _check_names(client: int, names: Set[str], expected: frozenset[str]) -> None:
     if missing := sorted(expected - names):
         raise UpdateRefused(client, "reply", f"the tensor {missing[0]!r} is missing ({len(missing)} in all)")
     if extra := sorted(names - expected):
@@ -158,7 +180,7 @@ def _check_shape(client: int, name: str, array: Array, expected: tuple[int, ...]
 
 
 def _check_float(client: int, name: str, tensor: torch.Tensor) -> None:
-    if not torch.is_floating_point(tensor):
+    if not tensor.is_floating_point():
         raise UpdateRefused(client, "reply", f"the tensor {name!r} is {tensor.dtype}, not a float")
 
 

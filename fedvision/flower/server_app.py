@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedvision import metrics, seeding
 from fedvision.config import ExperimentConfig
-from fedvision.errors import RunError
+from fedvision.errors import RoundLost, RunError
 from fedvision.flower import codec
 from fedvision.flower.checks import (
     ask_roster,
@@ -39,6 +40,9 @@ from fedvision.flower.strategy import FlowerStrategy
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import learning_rate
 from fedvision.types import MetricFn, State
+
+ATTEMPTS = 3
+"""Times that a round is played whose sums are lost with the worker that held them."""
 
 
 class Journal(Protocol):
@@ -66,7 +70,7 @@ class ServerPlan:
     strategy: Strategy
     """Selects, instructs and combines."""
     state: State
-    """The travelling tensors to begin with."""
+    """The travelling tensors to begin with; taken out of here, or they were held for the whole run."""
     journal: Journal
     """Who is told."""
     first_round: int = 1
@@ -97,7 +101,8 @@ class _Server:
 
     def __init__(self, grid: Grid, plan: ServerPlan) -> None:
         self.grid, self.plan, self.config = grid, plan, plan.config
-        self.strategy, self.state = plan.strategy, plan.state
+        self.strategy, self.state = plan.strategy, dict(plan.state)
+        plan.state.clear()
         self.roster: Roster = plan.roster or ask_roster(grid)
         check_strategy(plan.strategy, len(self.roster))
         self.eligible = EligibleRoster(self.roster)
@@ -125,7 +130,7 @@ class _Server:
 
     def _round(self, number: int) -> tuple[dict[str, Any], dict[str, float]]:
         start = time.perf_counter()
-        record = self._train(number)
+        record = self._train_again(number)
         trained = time.perf_counter()
         measured = number % self.config.evaluation.every == 0 or number == self.config.rounds
         record["server"] = self._measure_here() if measured else None
@@ -139,6 +144,13 @@ class _Server:
             "total": end - start,
         }
         return record, seconds
+
+    def _train_again(self, number: int) -> dict[str, Any]:
+        """Run the training phase, and once more from the same state where what it gathered was lost."""
+        for _ in range(ATTEMPTS - 1):
+            with suppress(RoundLost):
+                return self._train(number)
+        return self._train(number)
 
     def _train(self, number: int) -> dict[str, Any]:
         """Run one training phase, replace the state where somebody succeeded, and return the facts."""
@@ -216,6 +228,8 @@ class _Server:
             told[client] = codec.training_facts(reply.content)
             self.plan.journal.client_done(number, collection.done, max(collection.done, len(messages)))
             yield reply
+            # Let go before the next one is made, or two models are in memory.
+            del reply
 
     def _train_config(self) -> ConfigRecord:
         shared = self.config.loss.prior == "global"

@@ -18,8 +18,9 @@ from flwr.serverapp.strategy import Strategy
 from fedvision import registry, seeding
 from fedvision.errors import PluginError
 from fedvision.flower import codec
+from fedvision.flower.internals_message import addressed
 from fedvision.flower.roster import Roster, Unasked
-from fedvision.strategies.base import RoundStrategy
+from fedvision.strategies.base import RoundStrategy, cohort_size, draw
 from fedvision.strategies.mean import Sums, summable
 from fedvision.types import Instruction, PluginSpec, State, Update
 
@@ -30,10 +31,11 @@ class FlowerStrategy(Strategy):
     Args:
         inner: The strategy.
         seed: The experiment's root seed, for the selection of clients.
+        measured: Share of the clients that are asked to measure a model, 0 < measured <= 1.
     """
 
-    def __init__(self, inner: RoundStrategy, *, seed: int) -> None:
-        self.inner, self._seed = inner, seed
+    def __init__(self, inner: RoundStrategy, *, seed: int, measured: float = 1.0) -> None:
+        self.inner, self._seed, self._measured = inner, seed, measured
         self._mean = summable(inner)
         self._roster: Roster = Unasked()
         self._positions: dict[int, int] = {}
@@ -62,12 +64,15 @@ class FlowerStrategy(Strategy):
         return self._instructions(server_round, arrays, config)
 
     def _instructions(self, round: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
-        told, content = Instruction(), None
+        told, message = Instruction(), None
         for client in self._positions:
-            instruction = self.inner.instruct(round, self._state, client)
-            if content is None or not _alike(instruction, told):
-                told, content = instruction, codec.encode_instruction(instruction, arrays, config)
-            yield Message(content, self._roster.node(client), MessageType.TRAIN)
+            node, instruction = self._roster.node(client), self.inner.instruct(round, self._state, client)
+            if message is None or not _alike(instruction, told):
+                content = codec.encode_instruction(instruction, arrays, config)
+                told, message = instruction, Message(content, node, MessageType.TRAIN)
+            else:
+                message = addressed(message, node)
+            yield message
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -78,8 +83,11 @@ class FlowerStrategy(Strategy):
         whose ``any_order`` is false needs single updates in the messages' order.
         """
         losses = _Losses()
-        usable = losses.watch(reply for reply in replies if not reply.has_error())
-        state = self._sum(usable) if self._mean else self._combine(usable)
+        usable = losses.watch(itertools.filterfalse(Message.has_error, replies))
+        try:
+            state = self._sum(usable) if self._mean else self._combine(usable)
+        finally:
+            self._state = {}
         if state is None:
             return None, None
         return codec.encode_state(state), MetricRecord({codec.TRAIN_LOSS: losses.mean()})
@@ -114,10 +122,15 @@ class FlowerStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Yield one evaluation message for every client."""
+        """Yield one evaluation message for every client, or for a share that the round's stream draws."""
         config[codec.ROUND] = server_round
+        nodes: Iterable[int] = grid.get_node_ids()
+        if self._measured < 1:
+            there = nodes if isinstance(nodes, range) else sorted(nodes, key=self._roster.client)
+            rng = seeding.numpy_stream(self._seed, "measured-clients", server_round)
+            nodes = draw(there, cohort_size(len(there), self._measured, 1), rng) if there else []
         content = codec.encode_instruction(Instruction(), arrays, config)
-        return (Message(content, node, MessageType.EVALUATE) for node in grid.get_node_ids())
+        return (Message(content, node, MessageType.EVALUATE) for node in nodes)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean loss over all images; counts are summed by whoever reads the replies."""
@@ -137,7 +150,8 @@ def _alike(one: Instruction, other: Instruction) -> bool:
     same = one.tensors.keys() == other.tensors.keys() and all(
         state is other.tensors[group] for group, state in one.tensors.items()
     )
-    return same and one.objective == other.objective and one.numbers == other.numbers
+    numbers = one.numbers == other.numbers and one.lr_factor == other.lr_factor
+    return same and numbers and one.objective == other.objective
 
 
 class _Losses:
@@ -150,6 +164,7 @@ class _Losses:
         for reply in replies:
             self._noted.append(codec.training_facts(reply.content))
             yield reply
+            del reply
 
     def mean(self) -> float:
         """Return the mean over all images; ``fsum`` rounds once, so the order of the replies is no matter."""
@@ -157,8 +172,14 @@ class _Losses:
         return math.fsum(loss * examples for loss, examples in self._noted) / max(1, images)
 
 
-def build_strategy(spec: PluginSpec, *, seed: int) -> Strategy:
+def build_strategy(spec: PluginSpec, *, seed: int, measured: float = 1.0) -> Strategy:
     """Build a strategy by name, ours or a Flower one; a wrapper's inner strategy is a table of its own.
+
+    Args:
+        spec: The ``[strategy]`` table.
+        seed: The experiment's root seed.
+        measured: Share of the clients that are asked to measure a model; Flower's own strategies have an
+            argument for it.
 
     Raises:
         PluginError: The strategy is unknown, its arguments do not fit, or the result is no strategy.
@@ -167,10 +188,10 @@ def build_strategy(spec: PluginSpec, *, seed: int) -> Strategy:
     if isinstance(args.get("strategy"), Mapping):
         table = dict(args["strategy"])
         inner = PluginSpec(use=str(table.pop("use", "fedavg")), args=table)
-        args["strategy"] = build_strategy(inner, seed=seed)
+        args["strategy"] = build_strategy(inner, seed=seed, measured=measured)
     built = registry.build("strategy", PluginSpec(use=spec.use, args=args))
     if isinstance(built, RoundStrategy):
-        return FlowerStrategy(built, seed=seed)
+        return FlowerStrategy(built, seed=seed, measured=measured)
     if isinstance(built, Strategy):
         return built
     raise PluginError(

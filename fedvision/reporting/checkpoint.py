@@ -18,13 +18,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedvision.errors import RunFolderError
 from fedvision.reporting.recorder import PART, read_json, recording, replace_file, sync_folder, write_synced
+from fedvision.reporting.tensor_file import pieces
 
 if TYPE_CHECKING:
     from fedvision.types import State
@@ -47,16 +48,7 @@ def encode_state(state: State) -> bytes:
 
     Tensors that share memory (tied weights) are written twice: the format knows no sharing.
     """
-    from safetensors.torch import save
-
-    seen: set[int] = set()
-    own: State = {}
-    for name, tensor in state.items():
-        moved = tensor.detach().cpu().contiguous()
-        address = moved.untyped_storage().data_ptr()
-        own[name] = moved.clone() if address in seen else moved
-        seen.add(address)
-    return save(own)
+    return b"".join(pieces(state))
 
 
 def decode_state(data: bytes) -> State:
@@ -143,13 +135,13 @@ class Checkpoints:
         """Write every file of a checkpoint and return the digest of its state.json."""
         files = {}
         for group, state in tensors.items():
-            data = encode_state(state)
-            files[f"{group}.safetensors"] = hashlib.sha256(data).hexdigest()
-            write_synced(target / f"{group}.safetensors", data)
+            digest = hashlib.sha256()
+            write_synced(target / f"{group}.safetensors", _through(digest, pieces(state)))
+            files[f"{group}.safetensors"] = digest.hexdigest()
         lengths = {log.name: log.stat().st_size if log.exists() else 0 for log in self._logs}
         facts = {"round": round, "files": files, "lengths": lengths, "values": values}
         page = json.dumps(facts, indent=2).encode()
-        write_synced(target / "state.json", page)
+        write_synced(target / "state.json", [page])
         sync_folder(target)
         sync_folder(self._folder)
         return hashlib.sha256(page).hexdigest()
@@ -172,6 +164,13 @@ class Checkpoints:
             if size > wanted:
                 with recording("the cut to the last checkpoint", log):
                     os.truncate(log, wanted)
+
+
+def _through(digest: hashlib._Hash, data: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Yield pieces as they are, each taken into a digest on its way."""
+    for piece in data:
+        digest.update(piece)
+        yield piece
 
 
 def _verified(path: Path, digest: str) -> bytes:

@@ -21,7 +21,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, RunFolderError
-from fedvision.reporting.checkpoint import Checkpoints, encode_state
+from fedvision.reporting.checkpoint import Checkpoints
 from fedvision.reporting.environment import environment
 from fedvision.reporting.mistakes import Mistakes
 from fedvision.reporting.recorder import (
@@ -43,6 +43,7 @@ from fedvision.reporting.recorder import (
     recording,
     replace_file,
 )
+from fedvision.reporting.tensor_file import pieces
 
 if TYPE_CHECKING:
     from fedvision.types import State
@@ -226,7 +227,7 @@ class RunFolder:
         Raises:
             RecordError: The disk is full or refuses.
         """
-        self._write("model.safetensors", encode_state(state))
+        self._write("model.safetensors", pieces(state))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write how the run ended.
@@ -271,7 +272,7 @@ class RunFolder:
         self._write(name, text)
         return self.path / name
 
-    def _write(self, name: str, content: bytes | str) -> None:
+    def _write(self, name: str, content: bytes | str | Iterable[bytes | memoryview]) -> None:
         with recording(name, self.path):
             replace_file(self.path / name, content)
 

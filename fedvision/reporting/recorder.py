@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,29 +65,31 @@ def recording(what: str, path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file and wait until the disk has it.
+def write_synced(path: Path, data: Iterable[bytes | memoryview]) -> None:
+    """Write a new file, piece by piece, and wait until the disk has it.
 
     Raises:
         OSError: The disk is full or refuses; an incomplete file may remain.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        _write_all(descriptor, data)
+        for piece in data:
+            _write_all(descriptor, piece)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes | str) -> None:
-    """Give a file new content at one instant.
+def replace_file(path: Path, data: bytes | str | Iterable[bytes | memoryview]) -> None:
+    """Give a file new content, a text, bytes or pieces of them, at one instant.
 
     Raises:
         OSError: The disk is full or refuses; the old content stands and nothing is left beside it.
     """
     part = path.with_name(path.name + PART)
     try:
-        write_synced(part, data.encode() if isinstance(data, str) else data)
+        whole = data.encode() if isinstance(data, str) else data
+        write_synced(part, [whole] if isinstance(whole, bytes) else whole)
         os.replace(part, path)
     except OSError:
         part.unlink(missing_ok=True)
@@ -160,7 +162,7 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -18,8 +18,9 @@ such layers, to 2^-56.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -39,11 +40,25 @@ _SHIFT = 1.5 * 2.0**52
 """Adding and subtracting this many quanta rounds a float64 to whole quanta."""
 
 
+class Distant(Protocol):
+    """A total that lies in another process and comes in slices."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[layers, *shape]."""
+
+    def part(self, start: int, stop: int) -> torch.Tensor:
+        """Return elements ``start`` to ``stop`` of each layer, float64 [layers, stop - start]; only to read.
+
+        Slices are asked for in their order.
+        """
+
+
 @dataclass(kw_only=True)
 class PartialSum:
     """What was summed elsewhere: float64 sums by tensor, the weights in them, and the models' types."""
 
-    totals: Mapping[str, torch.Tensor]
+    totals: Mapping[str, torch.Tensor | Distant]
     """float64 [layers, *shape] by tensor; may be fetched only when it is asked for."""
     weights: tuple[float, ...]
     """The weight of every model in the sum."""
@@ -81,7 +96,8 @@ class WeightedSum:
         """
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"a weight must be finite and >= 0, not {weight}")
-        self._learn({name: tensor.dtype for name, tensor in state.items()})
+        if state.keys() != self._dtypes.keys():
+            self._learn({name: tensor.dtype for name, tensor in state.items()})
         # 24 digits times 24 digits is exact in float64, whether or not the processor fuses the operations.
         weight = _float32(weight)
         self._weights.append(weight)
@@ -126,12 +142,13 @@ class WeightedSum:
         if name in self._totals:
             totals.append(self._totals.pop(name))
         mean = torch.empty(totals[0].shape[1:], dtype=dtype)
-        flat, parts = mean.view(-1), [total.reshape(len(total), -1) for total in totals]
+        flat, (first, *others) = mean.view(-1), map(_slicer, totals)
         for start in range(0, flat.numel(), _SLICE):
-            total = parts[0][:, start : start + _SLICE].clone()
-            for part in parts[1:]:
-                total.add_(part[:, start : start + _SLICE])
-            flat[start : start + _SLICE] = total.sum(0).div_(weight)
+            stop = min(start + _SLICE, flat.numel())
+            total = first(start, stop).clone()
+            for other in others:
+                total.add_(other(start, stop))
+            flat[start:stop] = total.sum(0).div_(weight)
         return mean
 
     def _learn(self, dtypes: Mapping[str, torch.dtype]) -> None:
@@ -167,11 +184,13 @@ class _Together:
     """
 
     def __init__(self, state: State, quanta: list[float]) -> None:
-        self._names = list(state)
         sizes = torch.tensor([tensor.numel() for tensor in state.values()])
         self._sizes: list[int] = sizes.tolist()
         self._shift = torch.repeat_interleave(torch.tensor(quanta, dtype=torch.float64) * _SHIFT, sizes)
         self._total = torch.zeros(int(sizes.sum()), dtype=torch.float64)
+        self._values = torch.empty_like(self._total)
+        split = zip(state.items(), torch.split(self._values, self._sizes), strict=True)
+        self._places = [(name, part.view(tensor.shape)) for (name, tensor), part in split]
 
     def views(self, state: State) -> State:
         """Return each tensor's sum [1, *shape]; they follow what is added later."""
@@ -180,8 +199,18 @@ class _Together:
 
     def add(self, state: State, weight: float) -> None:
         """Add weight times the tensors, in whole quanta."""
-        flat = torch.cat([state[name].reshape(-1) for name in self._names]).to(torch.float64)
-        self._total.add_(flat.mul_(weight).add_(self._shift).sub_(self._shift))
+        for name, place in self._places:
+            place.copy_(state[name])
+        # The product is exact, so it is no matter whether it is rounded before it is added.
+        torch.add(self._shift, self._values, alpha=weight, out=self._values)
+        self._total.add_(self._values.sub_(self._shift))
+
+
+def _slicer(total: torch.Tensor | Distant) -> Callable[[int, int], torch.Tensor]:
+    if not isinstance(total, torch.Tensor):
+        return total.part
+    flat = total.reshape(len(total), -1)
+    return lambda start, stop: flat[:, start:stop]
 
 
 def quantum(reference: torch.Tensor | None) -> float:

@@ -29,6 +29,7 @@ from fedvision.training.loop import (
     has_batch_norm,
     learning_rate,
     positions,
+    rate,
 )
 from fedvision.training.objectives import Objective
 from fedvision.training.plan import Plan, stacks
@@ -115,6 +116,12 @@ class _Stack:
                 self.still[name] = _stacked(values, own)
         self.parameters = {name: nn.Parameter(tensor) for name, tensor in self.full.items()}
         self.lr = learning_rate(settings.training, tasks[0].round, settings.rounds)
+        self.rates = [rate(task) for task in tasks]
+        alike = len(set(self.rates)) == 1
+        self.lr, self.rates = (
+            (self.lr * self.rates[0], [1.0] * len(tasks)) if alike else (self.lr, self.rates)
+        )
+        self.scales = None if alike else torch.tensor(self.rates, device=settings.device)
         self.optimizer = settings.make_optimizer(list(self.parameters.values()), self.lr)
         self.objectives: Sequence[Objective] = ()
 
@@ -156,8 +163,22 @@ class _Stack:
         self._adjust(plan.active[step])
         if self.settings.training.clip_norm:
             clip_each([p.grad for p in self.parameters.values()], self.settings.training.clip_norm)
-        self.optimizer.step()
+        self._move()
         return losses.detach().sum(1)
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        """Step; where clients have rates of their own, each goes its multiple of the common step.
+
+        That is the step at its own rate: optimisers that ``scalable`` lets through move by the rate times
+        what does not depend on it.
+        """
+        before = [p.clone() for p in self.parameters.values()] if self.scales is not None else []
+        self.optimizer.step()
+        for parameter, old in zip(self.parameters.values(), before, strict=False):
+            assert self.scales is not None
+            scales = self.scales[: len(old)].view(-1, *[1] * (old.dim() - 1))
+            parameter.copy_(old + (parameter - old) * scales)
 
     def _batch(self, plan: Plan, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a step's images [K, B, channels, H, W], normalised and augmented, and labels [K, B]."""
@@ -199,8 +220,8 @@ class _Stack:
     def finish(self, plan: Plan, sums: torch.Tensor, sizes: Sequence[int]) -> list[LocalUpdate]:
         """Close the round: each client's tensors and facts, on the CPU."""
         ends = [
-            objective.finish(steps, self.lr)
-            for objective, steps in zip(self.objectives, plan.steps, strict=True)
+            objective.finish(steps, self.lr * own)
+            for objective, steps, own in zip(self.objectives, plan.steps, self.rates, strict=True)
         ]
         stacked = {name: tensor.cpu() for name, tensor in {**self.full, **self.still}.items()}
         fixed = {name: tensor.cpu() for name, tensor in self.fixed.items()}

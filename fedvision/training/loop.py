@@ -6,6 +6,7 @@ class counts and called per example. The stacked version of the same mathematics
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from fedvision import registry, seeding
 from fedvision.config import TrainingConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform
-from fedvision.errors import PluginError
+from fedvision.errors import ClientError, PluginError
 from fedvision.models.state import get_state, kept, load_state
 from fedvision.training.objectives import Objective
 from fedvision.training.schedules import Schedule
@@ -105,7 +106,7 @@ def fit(
     load_state(model, task.state)
     model.train()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    lr = float(settings.training.lr * settings.schedule(task.round, settings.rounds))
+    lr = float(settings.training.lr * settings.schedule(task.round, settings.rounds)) * rate(task)
     optimizer = settings.make_optimizer(list(parameters.values()), lr)
     objective.begin(parameters, task, memory or {})
     step = _Step(model, loss, objective, optimizer, settings, (task.round, task.client))
@@ -125,6 +126,18 @@ def fit(
         memory=remembered,
         personal=get_state(model, kept(model, task.state)),
     )
+
+
+def rate(task: Task) -> float:
+    """Return the factor on a client's learning rate that its task tells.
+
+    Raises:
+        ClientError: It is not > 0 and finite.
+    """
+    factor = task.instruction.lr_factor
+    if not 0 < factor < math.inf:
+        raise ClientError(task.client, "training", f"the factor on its learning rate is {factor}, not > 0")
+    return factor
 
 
 def learning_rate(training: TrainingConfig, round: int, rounds: int) -> float:

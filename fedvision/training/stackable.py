@@ -39,6 +39,7 @@ ELEMENTWISE = (
     torch.optim.ASGD,
 )
 """Optimisers that move each number by its own gradients: K clients' tensors may lie on each other."""
+_NOT_BY_THE_RATE = (torch.optim.Rprop, torch.optim.ASGD)
 _CLIENTS, _IMAGES = 2, 2
 # Reduced precision of matrix units is tolerated; a network that mixes images or clients is far beyond it.
 _TOLERANCE = 0.02
@@ -87,6 +88,11 @@ def _optimizer(training: TrainingConfig) -> str | None:
     if registry.resolve("optimizer", training.optimizer.use).call in ELEMENTWISE:
         return None
     return f"the optimiser {training.optimizer.use!r} is not known to move each number by itself"
+
+
+def scalable(training: TrainingConfig) -> bool:
+    """Say whether the optimiser's step is its learning rate times what does not depend on that."""
+    return registry.resolve("optimizer", training.optimizer.use).call not in _NOT_BY_THE_RATE
 
 
 def _layers(model: nn.Module, device: torch.device) -> str | None:

@@ -16,6 +16,7 @@ from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
+from fedvision.models.hollow import filled
 from fedvision.models.state import get_state, kept, load_state, travelling
 from fedvision.training import device
 from fedvision.training.allocator import keep_freed_memory
@@ -24,7 +25,7 @@ from fedvision.training.evaluate import Evaluation, evaluate
 from fedvision.training.loop import LocalUpdate, LoopSettings, fit
 from fedvision.training.memory import ClientMemory
 from fedvision.training.objectives import Objective
-from fedvision.training.stackable import stackable, stacks_objective
+from fedvision.training.stackable import scalable, stackable, stacks_objective
 from fedvision.types import LossFn, PluginSpec, State, Task
 
 _OBJECTIVE, _PERSONAL = "objective", "personal"
@@ -72,7 +73,7 @@ class Worker:
         settings = loop_settings(config, channels(shards.train(0)))
         if settings.device.type == "cpu":
             keep_freed_memory()
-        model = place(model, settings)
+        model = place(filled(model), settings)
         initial = get_state(model, kept(model, travelling(model, config.model.travel)))
         return cls(
             config=config,
@@ -131,6 +132,9 @@ class Worker:
         """Return in one line why a task is not trained together with others; None where it can be."""
         if not self._obstacle and not stacks_objective(type(_objective(task))):
             return f"the objective {task.instruction.objective!r} does not say how it serves several clients"
+        if task.instruction.lr_factor != 1 and not scalable(self.settings.training):
+            use = self.settings.training.optimizer.use
+            return f"the optimiser {use!r} has no stacked form for clients with learning rates of their own"
         return self._obstacle
 
     @cached_property

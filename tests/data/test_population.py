@@ -58,6 +58,11 @@ def test_the_bits_of_a_client_are_pinned() -> None:
     assert [parts[k].tolist() for k in (0, 1, 999_999)] == [[607, 902], [161, 274, 521], [6, 428]]
 
 
+def test_sizes_are_told_without_making_clients() -> None:
+    parts = made(clients=1_000_000, mean_images=6)
+    assert [parts.size(k) for k in (0, 1, 2, 999_999)] == [len(parts[k]) for k in (0, 1, 2, 999_999)]
+
+
 def test_another_seed_and_another_client_have_other_images() -> None:
     assert made(seed=0)[5].tolist() != made(seed=1)[5].tolist() != made(seed=1)[6].tolist()
 

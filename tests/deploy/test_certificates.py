@@ -145,7 +145,14 @@ def test_clients_are_added_to_an_authority_that_is_there(tmp_path: Path) -> None
     make(tmp_path, hosts=["localhost"], clients=["a"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     written = make(tmp_path, hosts=[], clients=["b"], mutual_tls=True)
-    assert {path.name for path in written} == {"ca.crt", "client.key", "b.pub", "tls.crt", "tls.key"}
+    assert {path.name for path in written} == {
+        "ca.crt",
+        "client.key",
+        "client.crt",
+        "b.pub",
+        "tls.crt",
+        "tls.key",
+    }
     assert all(path.read_bytes() == content for path, content in before.items())
     assert openssl("verify", "-CAfile", f"{tmp_path}/ca.crt", f"{tmp_path}/clients/b/tls.crt").returncode == 0
 

@@ -53,6 +53,7 @@ def test_masked_clients_train_to_the_simulations_bits_and_only_their_sum_is_know
     simulated = json.loads((here.folder / "simulated/split.json").read_text())
     federation = Federation.build(ExperimentConfig.load(here.experiment))
     assert (split["clients"], split["shown"], split["withheld"], split["exact"]) == (4, [0], 3, True)
+    assert "class counts are told in a sum over 3 or more clients that mask theirs" in here.log("north")
     assert "class counts are masked for a sum over north, south, west" in here.log("north")
 
     # The same measurements as the simulation's, from sums alone.

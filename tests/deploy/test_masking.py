@@ -54,8 +54,10 @@ def test_the_order_of_the_cards_is_no_matter_and_the_context_is() -> None:
     once = mask(numbers, private[0], cards, b"a")
     assert np.array_equal(mask(numbers, private[0], cards[::-1], b"a"), once)
     assert not np.array_equal(mask(numbers, private[0], cards, b"b"), once)
-    # Another group means fresh masks towards the same clients.
-    assert not np.array_equal(mask(numbers, private[0], cards[:3], b"a"), once)
+    # Another group means fresh masks towards the same clients: those of two pairs do not make a group's.
+    nothing = np.zeros(5, np.uint64)
+    pairs = [mask(nothing, private[0], [cards[0], cards[other]], b"a") for other in (1, 2)]
+    assert not np.array_equal(mask(nothing, private[0], cards[:3], b"a"), pairs[0] + pairs[1])
 
 
 def test_what_a_client_tells_looks_random_whatever_it_has() -> None:

@@ -118,7 +118,9 @@ def test_nothing_that_a_request_says_of_itself_makes_it_an_inside_one(pki: Path,
         "x-http-method-override: POST",
     ]
     for path in ("/v1/control/list-nodes", "/docs"):
-        assert status(say(secured(pki, server.public), request("POST", path, *forged))) == 403
+        answer = say(secured(pki, server.public), request("POST", path, *forged))
+        assert status(answer) == 403
+        assert b"only clients' calls are served on this port" in answer
     call = request("POST", "/v1/control/list-nodes").replace(
         b"host: localhost", f"host: 127.0.0.1:{server.private}".encode()
     )
@@ -132,7 +134,9 @@ def test_a_websocket_is_refused(pki: Path, server: Running) -> None:
         "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
     ]
     asked = request("GET", "/docs", *upgrade).replace(b"connection: close", b"connection: upgrade")
-    assert status(say(secured(pki, server.public), asked)) == 403
+    answer = say(secured(pki, server.public), asked)
+    assert status(answer) == 403
+    assert b"only clients' calls are served on this port" in answer
 
 
 @pytest.mark.parametrize(
@@ -217,6 +221,7 @@ def test_a_body_that_is_too_large_is_refused_declared_or_not(pki: Path, server: 
     kept = declared.replace(b"connection: close", b"connection: keep-alive")
     answer = say(secured(pki, server.public), kept)
     assert status(answer) == 413
+    assert f"a body of more than {BODY} bytes".encode() in answer
     # What follows of the body is nobody's: the connection must end.
     assert b"\r\nconnection: close\r\n" in answer
     chunk = b"%x\r\n" % 1000 + b"x" * 1000 + b"\r\n"

@@ -41,16 +41,16 @@ def machine() -> Iterator[None]:
 class Round:
     """What came of one training exchange with every client."""
 
-    def __init__(self, engine: Any, recipe: Recipe, bound: float = 1e9) -> None:
+    def __init__(self, engine: Any, recipe: Recipe, bound: float = 1e9, state: State = STATE) -> None:
         self.told: list[str] = []
-        sums = Sums(FedAvg(), STATE)
+        sums = Sums(FedAvg(), state)
         roster = NumberedRoster(clients=recipe.clients, counts=(1,))
-        exchange = Exchange(roster=roster, stage="training", screen=Screen(STATE, bound))
+        exchange = Exchange(roster=roster, stage="training", screen=Screen(state, bound))
         self.updates = 0
         with engine.open(recipe, tell=self.told.append) as grid:
             exchange.folds = getattr(grid, "folds", False)
             told = ConfigRecord({codec.NORM_BOUND: bound})
-            content = RecordDict({"arrays": codec.encode_state(STATE), "config": told})
+            content = RecordDict({"arrays": codec.encode_state(state), "config": told})
             messages = [Message(content, FIRST_NODE + client, "train") for client in range(recipe.clients)]
             for reply in exchange.send(grid, messages):
                 if codec.is_folded(reply.content):
@@ -59,9 +59,9 @@ class Round:
                     self.updates += 1
                     client = roster.client(reply.metadata.src_node_id)
                     sums.add(codec.decode_update(reply.content, client, 0))
+            self.state = sums.conclude() if sums.heard else {}
         self.heard, self.answered, self.refused = sums.heard, exchange.answered, exchange.refused
         self.up, self.norms, self.unusable = exchange.up, exchange.norms, exchange.unusable
-        self.state = sums.conclude() if sums.heard else {}
 
 
 def same(state: State, other: State) -> bool:
@@ -79,6 +79,15 @@ def test_sums_of_workers_are_the_serial_engines_sum(workers: int, serial: Round)
     assert same(there.state, serial.state)
     assert there.answered == list(range(12))
     assert (there.heard, there.updates, there.up) == (12, 0, serial.up)
+
+
+def test_large_sums_are_fetched_in_slices_and_are_the_serial_engines(tmp_path: Path) -> None:
+    # 5 million float64 are more than a worker hands over in one piece; the second tensor has two layers.
+    large = {"w": torch.linspace(-1, 1, 5_000_003), "v": torch.linspace(0, 1, 20_000, dtype=torch.float64)}
+    here = Round(SerialEngine(), adders(4), state=large)
+    assert same(Round(RayEngine(workers=2), adders(4), state=large).state, here.state)
+    dying = Round(RayEngine(workers=2), adders(4, tmp_path, "exit once"), state=large)
+    assert same(dying.state, here.state)
 
 
 def test_a_strategy_that_must_see_every_update_gets_every_update(serial: Round) -> None:

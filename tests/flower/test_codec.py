@@ -32,13 +32,14 @@ def over_the_wire(content: RecordDict) -> RecordDict:
 
 @pytest.mark.parametrize("carrier", [lambda content: content, over_the_wire], ids=["process", "wire"])
 def test_a_task_comes_out_as_it_went_in(carrier: Callable[[RecordDict], RecordDict]) -> None:
-    told = Instruction(objective="scaffold", numbers={"mu": 0.5}, tensors={"control": STATE})
+    told = Instruction(objective="scaffold", numbers={"mu": 0.5}, tensors={"control": STATE}, lr_factor=0.25)
     config = codec.encode_counts((3, 0, 2))
     config[codec.ROUND] = 4
     content = carrier(codec.encode_instruction(told, codec.encode_state(STATE), config))
     task = codec.decode_task(message(content), client=9)
     assert (task.round, task.client, task.counts) == (4, 9, (3, 0, 2))
     assert (task.instruction.objective, task.instruction.numbers) == ("scaffold", {"mu": 0.5})
+    assert task.instruction.lr_factor == 0.25
     for found in (task.state, task.instruction.tensors["control"]):
         assert all(torch.equal(found[name], tensor) for name, tensor in STATE.items())
 

@@ -152,10 +152,26 @@ def test_evaluation_asks_every_node() -> None:
     assert [message.metadata.dst_node_id for message in messages] == [100, 101, 102, 103]
 
 
+def test_evaluation_asks_a_share_that_is_drawn_anew_each_round() -> None:
+    internals.identify(1)
+
+    def asked(round: int, seed: int = 1) -> list[int]:
+        strategy = FlowerStrategy(FedAvg(), seed=seed, measured=0.5)
+        strategy.introduce(members(Nodes.clients))
+        messages = strategy.configure_evaluate(round, ArrayRecord(), ConfigRecord(), Nodes())
+        return [message.metadata.dst_node_id for message in messages]
+
+    drawn = [tuple(asked(round)) for round in range(1, 20)]
+    assert {len(set(nodes)) for nodes in drawn} == {2}
+    assert {node for nodes in drawn for node in nodes} == {100, 101, 102, 103}
+    assert drawn == [tuple(asked(round)) for round in range(1, 20)]
+    assert drawn != [tuple(asked(round, seed=2)) for round in range(1, 20)]
+
+
 def test_clients_who_are_told_the_same_share_a_content() -> None:
     class Telling(FedAvg):
         def instruct(self, round: int, state: State, client: int) -> Instruction:
-            return Instruction(numbers={"mu": float(client >= 2)})
+            return Instruction(numbers={"mu": float(client >= 2)}, lr_factor=1.0)
 
     internals.identify(1)
     for inner, contents in ((FedAvg(), 1), (Telling(), 2)):

@@ -78,6 +78,6 @@ def test_a_sample_of_clients_is_called_one() -> None:
         counts, ["a", "b"], np.arange(2), name="x", sample="100 of 1,000,000 clients, drawn at random"
     )
     assert ">100 of 1,000,000 clients, drawn at random<" in svg
-    assert "training images of 100 of 1,000,000 clients (columns)" in svg
+    assert "training images of 100 of 1,000,000 clients, drawn at random (columns)" in svg
     assert ">client<" not in svg
     assert ">50<" not in svg

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fedvision import seeding
-from fedvision.strategies.base import RoundStrategy, cohort_size
+from fedvision.strategies.base import RoundStrategy, cohort_size, draw
 from fedvision.types import Update
 
 
@@ -120,3 +120,16 @@ def test_a_million_clients_are_not_gone_through() -> None:
         whole.append(time.process_time() - middle)
     # About 0.019 s on one core, all of it the shuffling; an array of the range takes five times as long.
     assert min(whole) < 2 * min(bare)
+
+
+def test_of_a_large_population_everyone_is_drawn_as_often() -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([draw(range(200_000), 100_000, rng) for _ in range(40)])
+    thousands = np.bincount(drawn // 1000, minlength=200)
+    # 40 draws of 1000 with probability 1/2: the standard deviation is 100.
+    assert abs(thousands - 20_000).max() < 500
+    cohort = draw(range(7, 1_000_007), 1000, rng)
+    assert cohort == sorted(set(cohort))
+    assert 7 <= min(cohort) < 100_000
+    assert 900_000 < max(cohort) < 1_000_007
+    assert all(type(client) is int for client in cohort)

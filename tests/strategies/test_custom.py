@@ -11,7 +11,7 @@ import torch
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.strategies.base import RoundStrategy
-from fedvision.types import Update
+from fedvision.types import PluginSpec, Update
 
 FOLDER = Path(__file__).parents[2] / "simulations" / "custom-strategy"
 
@@ -43,3 +43,12 @@ def test_the_readme_names_what_exists() -> None:
     for path in ("simulations/custom-strategy/experiment.toml", "fedvision/strategies/prox.py"):
         assert path in text
         assert (root / path).is_file()
+
+
+def test_a_client_that_is_asked_again_has_a_smaller_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = PluginSpec(use="own_rates:OftenAskedSlower", args={"fraction": 0.5})
+    strategy: RoundStrategy = registry.build("strategy", spec)
+    monkeypatch.delitem(sys.modules, "own_rates")
+    told = [strategy.instruct(round, {}, client).lr_factor for round, client in enumerate((3, 5, 3, 3, 3), 1)]
+    assert told == [1.0, 1.0, 2**-0.5, 3**-0.5, 0.5]

@@ -238,3 +238,30 @@ def test_the_plain_objective_costs_no_views() -> None:
     )
     # Batches of 8 of 5, 1, 23, 17, 16 images: 1 + 1 + 3 + 3 + 2 steps, and nobody is asked after their last.
     assert Watched.asked == 10
+
+
+@pytest.mark.parametrize("use", ["sgd", "adam", "adamw", "rmsprop", "nadam"])
+@pytest.mark.parametrize("objective", [None, "scaffold"])
+def test_every_client_has_its_own_learning_rate(use: str, objective: str | None) -> None:
+    factors = (1.0, 0.25, 3.0, 0.5, 2.0)
+    state = get_state(network(), travelling(network(), "all"))
+    tensors = {"control": noise(state, 99)} if objective else {}
+    crowd = Crowd(
+        settings=settings(epochs=2, weight_decay=0.01, lr=0.01, optimizer=PluginSpec(use=use), clip_norm=0.5),
+        objective=objective,
+        instructions=[Instruction(objective=objective, tensors=tensors, lr_factor=f) for f in factors],
+    )
+    check(crowd, 0, 2)
+    alike = Crowd(settings=crowd.settings).one_by_one()
+    own = crowd.one_by_one()
+    if objective is None:
+        assert torch.equal(own[0].state["head.weight"], alike[0].state["head.weight"])
+        assert not torch.equal(own[2].state["head.weight"], alike[2].state["head.weight"])
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_learning_rate_that_is_none_is_refused(factor: float) -> None:
+    crowd = Crowd(instructions=[Instruction(lr_factor=factor)] * len(SIZES))
+    for train in (crowd.one_by_one, crowd.at_once):
+        with pytest.raises(ClientError, match="the factor on its learning rate"):
+            train()

@@ -162,3 +162,14 @@ def test_a_network_that_cannot_be_stacked_is_tried_once(
         many.train_many(tasks)
         assert many.obstacle(tasks[0]) == "it is shy"
     assert (tried, stacks) == ([1], [])
+
+
+def test_rates_of_their_own_keep_an_optimiser_that_does_not_scale_out_of_the_stack(tmp_path: Path) -> None:
+    task = tasks_of(make_worker(tmp_path), 1, None)[0]
+    own = replace(task, instruction=Instruction(lr_factor=0.5))
+    assert make_worker(tmp_path).obstacle(own) is None
+    worker = make_worker(tmp_path, training={"batch_size": 8, "optimizer": "rprop"})
+    assert worker.obstacle(task) is None
+    assert worker.obstacle(own) == (
+        "the optimiser 'rprop' has no stacked form for clients with learning rates of their own"
+    )

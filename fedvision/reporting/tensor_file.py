@@ -1,0 +1,69 @@
+"""Tensors as the pieces of a safetensors file, so that a large model is written where it lies.
+
+The format: the header's length (8 bytes, little-endian), the header (JSON, filled up with spaces to a
+multiple of 8 bytes), then the tensors one after the other, the widest types first so that all are aligned.
+Reading is left to the safetensors package.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedvision.types import State
+
+_NAMES = {
+    "float64": "F64",
+    "int64": "I64",
+    "complex64": "C64",
+    "float32": "F32",
+    "int32": "I32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int16": "I16",
+    "uint8": "U8",
+    "int8": "I8",
+    "bool": "BOOL",
+}
+
+
+def pieces(state: State) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a safetensors file: the same for the same tensors, NaN payloads included.
+
+    A piece is good until the next one is taken; a tensor on the CPU is not copied. Tensors that share memory
+    (tied weights) are written twice: the format knows no sharing.
+
+    Raises:
+        ValueError: The format has no such type.
+    """
+    import torch
+
+    names = sorted(state, key=lambda name: (-state[name].element_size(), name))
+    header, end = {}, 0
+    for name in names:
+        tensor = state[name]
+        start, end = end, end + math.prod(tensor.shape) * tensor.element_size()
+        header[name] = {
+            "dtype": _type(name, tensor),
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        flat = state[name].detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _type(name: str, tensor: torch.Tensor) -> str:
+    spelled = str(tensor.dtype).removeprefix("torch.")
+    if spelled not in _NAMES:
+        raise ValueError(f"the tensor {name!r} is {spelled}, which a safetensors file does not hold")
+    return _NAMES[spelled]

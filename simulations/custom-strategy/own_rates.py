@@ -1,0 +1,23 @@
+"""Clients with learning rates of their own: one who has been asked often takes smaller steps."""
+
+from __future__ import annotations
+
+from fedvision.strategies.averaging import FedAvg
+from fedvision.types import Instruction, State
+
+
+class OftenAskedSlower(FedAvg):
+    """FedAvg in which a client's rate falls with the square root of the rounds it has worked in.
+
+    With few clients a round, some are drawn early and often; their images would shape the model the most.
+    """
+
+    def __init__(self, *, fraction: float = 1.0, min_clients: int = 1) -> None:
+        super().__init__(fraction=fraction, min_clients=min_clients)
+        self.asked: dict[int, int] = {}
+        """Rounds in which each client was asked; kept in checkpoints as every attribute of numbers is."""
+
+    def instruct(self, round: int, state: State, client: int) -> Instruction:
+        """Tell the client its factor on the round's learning rate."""
+        self.asked[client] = self.asked.get(client, 0) + 1
+        return Instruction(lr_factor=self.asked[client] ** -0.5)

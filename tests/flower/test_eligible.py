@@ -1,0 +1,56 @@
+"""Who may be asked: the members without some, in order, however many there are."""
+
+from __future__ import annotations
+
+import time
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedvision.flower.eligible import EligibleNodes, EligibleRoster, Without
+from fedvision.flower.roster import NumberedRoster
+from tests.flower.test_strategy import Nodes, members
+
+
+@settings(deadline=None)
+@given(st.sets(st.integers(0, 60)), st.sets(st.integers(-5, 70)))
+def test_it_is_the_sequence_without_them(clients: set[int], excluded: set[int]) -> None:
+    expected = sorted(clients - excluded)
+    found = Without(sorted(clients), excluded)
+    assert (list(found), len(found)) == (expected, len(expected))
+    assert found[1:-1:2] == expected[1:-1:2]
+    if expected:
+        assert found[-1] == expected[-1]
+
+
+def test_a_million_are_not_unrolled() -> None:
+    began = time.process_time()
+    found = Without(range(10**6), {3, 500_000, 999_999})
+    assert (len(found), found[3], found[499_998], found[499_999], found[-1]) == (
+        999_997,
+        4,
+        499_999,
+        500_001,
+        999_998,
+    )
+    assert time.process_time() - began < 0.1
+
+
+def test_a_roster_shows_who_can_be_asked_and_is_otherwise_itself() -> None:
+    roster = EligibleRoster(NumberedRoster(clients=5, counts=(2, 3)))
+    assert roster.present(Nodes()) == range(5)
+    roster.excluded = frozenset({1, 4})
+    assert list(roster.present(Nodes())) == [0, 2, 3]
+    assert (len(roster), roster.counts, roster.client(1003), roster.node(3)) == (5, (2, 3), 3, 1003)
+
+
+def test_a_stock_strategy_sees_the_nodes_that_can_be_asked() -> None:
+    nodes = EligibleNodes(Nodes(), members(Nodes.clients), frozenset({0, 1}))
+    assert list(nodes.get_node_ids()) == [100, 102]
+    assert [node.node_id for node in nodes.get_nodes()] == [100, 102]
+    assert list(EligibleNodes(Nodes(), members(Nodes.clients), frozenset()).get_node_ids()) == [
+        100,
+        101,
+        102,
+        103,
+    ]
