@@ -44,8 +44,8 @@ def test_bad_clients_and_a_killed_server(here: Torture) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("here", [10], indirect=True)
+@pytest.mark.parametrize("here", [12], indirect=True)
 def test_everything_goes_wrong_once(here: Torture) -> None:
     here.torment(cut=30)
-    finish(here, 10)
+    finish(here, 12)
     assert here.untold() == []

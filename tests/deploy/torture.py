@@ -17,7 +17,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ class Torture(Apart):
         """Fill the disk on which a client's state is; the file returned is what fills it."""
         filler = Path(f"/proc/{client.pid}/root{state}/filler")
         try:
-            with filler.open("wb", buffering=0) as file:
+            with filler.open("ab", buffering=0) as file:
                 while True:
                     file.write(bytes(4096))
         except OSError:
@@ -154,9 +155,10 @@ class Torture(Apart):
 
     def fill_disk(self, attic: subprocess.Popen[bytes]) -> None:
         """Leave no room on a client's disk until it has said so."""
-        filler = self.fill(self.folder / "state-attic", attic)
-        self.until(lambda: self.refused("attic", "No space left on device"), "a full disk's sentence")
-        filler.unlink()
+        state, said = self.folder / "state-attic", lambda: self.refused("attic", "No space left on device")
+        # Again and again: the client's own files come and go, and leave room.
+        self.until(lambda: self.fill(state, attic) and said(), "a full disk's sentence")
+        self.fill(state, attic).unlink()
 
     def slow_down(self, east: subprocess.Popen[bytes]) -> None:
         """Hold a client's training up until a round goes on without it."""
@@ -166,15 +168,21 @@ class Torture(Apart):
         self.until(lambda: self.refused("east", "after the quorum of 2"), "a round without the slow one")
         os.kill(slow, signal.SIGCONT)
 
-    def cut_link(self, seconds: float) -> None:
-        """Cut a client's link; in the meantime the SuperLink is killed."""
+    @contextmanager
+    def cut_link(self, seconds: float) -> Iterator[None]:
+        """Cut a client's link while other things go wrong, and for so many seconds at least."""
         self.working("north", after=len(self.rounds()))
         self.net["north"].line.cut = True
-        time.sleep(seconds / 2)
+        end = time.monotonic() + seconds
+        yield
+        time.sleep(max(0.0, end - time.monotonic()))
+        self.net["north"].line.cut = False
+
+    def kill_superlink(self) -> None:
+        """Kill the SuperLink alone."""
         os.kill(self.superlink(), signal.SIGKILL)
         self.until(lambda: "started again" in self.log("server"), "another SuperLink")
-        time.sleep(seconds / 2)
-        self.net["north"].line.cut = False
+        self.one_more_round()
 
     def lose_power(self) -> None:
         """Kill all processes of the server's machine at once, and start the command again."""
@@ -203,10 +211,11 @@ class Torture(Apart):
         """
         clients = self.start_all()
         self.kill_training(clients["north"])
-        self.kill_client(clients["south"])
-        self.fill_disk(clients["attic"])
-        self.slow_down(clients["east"])
-        self.cut_link(cut)
+        with self.cut_link(cut):
+            self.kill_client(clients["south"])
+            self.fill_disk(clients["attic"])
+            self.slow_down(clients["east"])
+        self.kill_superlink()
         self.lose_power()
         self.kill_server()
 
