@@ -41,8 +41,10 @@ def commands() -> list[tuple[str, str]]:
     """Return every ``fedvision ...`` and ``make ...`` line of the pages' code blocks."""
     found = []
     for page in PAGES:
-        for block in re.findall(r"```(?:sh|console)?\n(.*?)```", page.read_text(), re.S):
+        for kind, block in re.findall(r"```(sh|console)?\n(.*?)```", page.read_text(), re.S):
             for line in block.splitlines():
+                if kind == "console" and not line.startswith("$ "):
+                    continue  # what a command printed
                 text = line.removeprefix("$ ").split("  #")[0].strip()
                 if text.startswith(("fedvision ", "make ")):
                     found.append((str(page.relative_to(ROOT)), text))
