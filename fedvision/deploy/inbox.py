@@ -89,10 +89,6 @@ class Inbox:
                 ) from error
             yield
 
-    def run_folder(self, run: str) -> Path:
-        """Return the folder of what is kept of a run."""
-        return self._folder / "runs" / run
-
     def node(self, address: str) -> int:
         """Return which node of a server this client was, 0 where that is not known."""
         kept = self._table(self._folder / "node")

@@ -37,7 +37,6 @@ from fedvision.errors import FedVisionError, WireError
 from fedvision.flower.wire import PIECE, Layout, Source
 
 NODE_UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
-CLIENT_CRASHED = ErrorCode.CLIENT_APP_CRASHED
 HEARTBEAT_SECONDS = 25.0
 """A node is gone after two of them without a beat: as long as a killed client may take to come back. A link
 that is cut for 30 s costs up to 40 s: the last beat was a while before, the next one a while after."""
