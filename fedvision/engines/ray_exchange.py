@@ -18,7 +18,7 @@ from flwr.app import Message
 
 from fedvision.engines.queue import Queue
 from fedvision.engines.ray_pool import Job, Member, Pool, ran_out_of_memory
-from fedvision.engines.shipping import Answer, Content, Outbox, reply, unpack
+from fedvision.engines.shipping import Answer, Content, Failure, Outbox, reply, unpack
 from fedvision.errors import RunError
 from fedvision.flower import internals
 
@@ -133,10 +133,10 @@ class RayExchange:
             yield from self._take_sums(member, result)
 
     def _take(self, member: Member, task: int, answer: Answer) -> Iterator[Message]:
-        if answer.out_of_memory and self._pool.shrink():
+        if isinstance(answer, Failure) and answer.out_of_memory and self._pool.shrink():
             self._queue.put_back([task])
             return
-        if answer.content is None or not self._folds:
+        if isinstance(answer, Failure) or not self._folds:
             yield from self._tell(task, answer)
             return
         member.folded.append(task)
@@ -159,7 +159,7 @@ class RayExchange:
 
     def _tell(self, task: int, answer: Answer) -> Iterator[Message]:
         """Yield an answer, but not the same good news twice."""
-        if task not in self._told or answer.content is None:
+        if task not in self._told or isinstance(answer, Failure):
             self._told.add(task)
             yield reply(answer, self._messages[task])
 
@@ -179,7 +179,7 @@ class RayExchange:
                 self._queue.put_back([task], alone=True)
                 continue
             reason = f"its process died {DEATHS} times: {self._pool.cause}"
-            yield from self._tell(task, Answer(None, error=(internals.CLIENT_RAISED, reason)))
+            yield from self._tell(task, Failure(internals.CLIENT_RAISED, reason))
 
 
 def _fetch(actor: Any, place: int, key: str, name: str, start: int, stop: int, piece: int) -> list[Any]:

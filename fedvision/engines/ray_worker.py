@@ -16,7 +16,7 @@ from flwr.app import Message
 from fedvision import registry
 from fedvision.engines.base import Engine
 from fedvision.engines.placement import Footprint
-from fedvision.engines.shipping import Answer, Content, Inbox, Order, pack, size, staying
+from fedvision.engines.shipping import Answer, Content, Failure, Inbox, Order, pack, size, staying
 from fedvision.engines.slices import cut
 from fedvision.errors import UpdateRefused
 from fedvision.flower import internals
@@ -102,14 +102,14 @@ class RayWorker:
             self._folding.close()
             self._staying = []
         self._phase = phase
-        messages = {order.node: message for order, message in self._inbox.messages(orders)}
+        messages = {message.metadata.dst_node_id: message for message in self._inbox.messages(orders)}
         answers: dict[int, Answer] = {}
         for reply in self._grid.send_and_receive(messages.values()):
             node = reply.metadata.src_node_id
             answers[node] = self._answer(messages[node], reply)
             # Let go before the next one is made, or two models are in memory.
             del reply
-        return [answers[order.node] for order in orders]
+        return [answers[node] for node, _, _ in orders]
 
     def close(self) -> Content | None:
         """Return the sums of this worker's updates since the last call; None where there are none.
@@ -128,16 +128,16 @@ class RayWorker:
 
     def part(self, place: int, key: str, name: str, start: int, stop: int, piece: int) -> Any:
         """Return elements start to stop of an array that ``close`` left here, as ``slices.cut`` has them."""
-        pieces = cut(self._staying[place].arrays[key][name], start, stop, piece)
+        pieces = cut(self._staying[place][1][key][name], start, stop, piece)
         return pieces if len(pieces) > 1 else pieces[0]
 
     def _answer(self, message: Message, reply: Message) -> Answer:
         if reply.has_error():
             reason = reply.error.reason or ""
-            return Answer(None, error=(reply.error.code, reason), out_of_memory=_OUT_OF_MEMORY in reason)
+            return Failure(reply.error.code, reason, out_of_memory=_OUT_OF_MEMORY in reason)
         if self._folding and message.metadata.message_type == TRAIN:
             try:
                 reply = self._folding.fold(message, reply, message.metadata.dst_node_id - FIRST_NODE)
             except UpdateRefused as error:
-                return Answer(None, error=(internals.REPLY_REFUSED, error.cause))
-        return Answer(pack(reply.content))
+                return Failure(internals.REPLY_REFUSED, error.cause)
+        return pack(reply.content)

@@ -2,12 +2,14 @@
 
 Flower's records would be serialised tensor by tensor. Arrays instead go into the object store as they lie in
 memory and are mapped, not copied, by whoever reads them; tensors that many messages share go there once.
+What thousands of clients need is plain tuples: of every instance of a class Ray's pickler asks a function in
+Python, which costs a hundred times as much as a tuple does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -23,35 +25,28 @@ from fedvision.flower.internals import filled
 from fedvision.types import State
 
 Arrays: TypeAlias = "dict[str, NDArray[Any]]"
+Numbers: TypeAlias = "dict[str, tuple[type, dict[str, Any]]]"
 Fetch: TypeAlias = Callable[[int, str, str, int, int, int], list[Any]]
 
 
-@dataclass(frozen=True)
-class Content:
-    """The records of a message."""
-
-    numbers: dict[str, tuple[type, dict[str, Any]]] = field(default_factory=dict)
-    """Metric and configuration records: type and values."""
-    arrays: dict[str, Any] = field(default_factory=dict)
-    """Array records: the arrays by name, or a reference to them in the object store."""
+Content: TypeAlias = "tuple[Numbers, dict[str, Any]]"
+"""The records of a message. Metric and configuration records by name: type and values. Array records by name:
+the arrays by name, or a reference to them in the object store."""
+Order: TypeAlias = "tuple[int, str, Content]"
+"""A message to a client: node, type, content."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """A message to a client."""
+class Failure:
+    """Why there is no reply to an order."""
 
-    node: int
-    kind: str
-    content: Content
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A reply to an order: its content, or why there is none."""
-
-    content: Content | None
-    error: tuple[int, str] | None = None
+    code: int
+    reason: str
     out_of_memory: bool = False
+
+
+Answer: TypeAlias = "Content | Failure"
+"""What became of an order."""
 
 
 class Outbox:
@@ -67,11 +62,11 @@ class Outbox:
         if id(content) not in self._contents:
             self._contents[id(content)] = (self._content(content), content)
         packed, _ = self._contents[id(content)]
-        return Order(node=metadata.dst_node_id, kind=metadata.message_type, content=packed)
+        return metadata.dst_node_id, metadata.message_type, packed
 
     def _content(self, content: RecordDict) -> Content:
         arrays = {key: self._reference(record) for key, record in codec.arrays_of(content).items()}
-        return Content(numbers=_numbers(content), arrays=arrays)
+        return _numbers(content), arrays
 
     def _reference(self, record: ArrayRecord) -> Any:
         state = codec.decode_state(record)
@@ -88,25 +83,25 @@ class Inbox:
     def __init__(self) -> None:
         self._read: dict[Any, ArrayRecord] = {}
 
-    def messages(self, orders: list[Order]) -> list[tuple[Order, Message]]:
-        """Return orders with their messages. Tensors are read-only views of the object store."""
-        references = {value for order in orders for value in order.content.arrays.values()}
+    def messages(self, orders: list[Order]) -> list[Message]:
+        """Return orders as messages. Tensors are read-only views of the object store."""
+        references = {value for _, _, (_, arrays) in orders for value in arrays.values()}
         self._read = {
             key: self._read[key] if key in self._read else record(ray.get(key)) for key in references
         }
-        return [(order, self._message(order)) for order in orders]
+        return [self._message(node, kind, *content) for node, kind, content in orders]
 
-    def _message(self, order: Order) -> Message:
-        content = _records(order.content.numbers)
-        for key, reference in order.content.arrays.items():
+    def _message(self, node: int, kind: str, numbers: Numbers, arrays: Mapping[str, Any]) -> Message:
+        content = _records(numbers)
+        for key, reference in arrays.items():
             content[key] = self._read[reference]
-        return Message(content, order.node, order.kind)
+        return Message(content, node, kind)
 
 
 def pack(content: RecordDict) -> Content:
     """Return the content of a reply, its tensors as arrays that share their memory."""
     arrays = {key: _arrays(codec.decode_state(held)) for key, held in codec.arrays_of(content).items()}
-    return Content(numbers=_numbers(content), arrays=arrays)
+    return _numbers(content), arrays
 
 
 def unpack(content: Content, fetch: Fetch | None = None) -> RecordDict:
@@ -117,8 +112,9 @@ def unpack(content: Content, fetch: Fetch | None = None) -> RecordDict:
         fetch: Asks for a slice of an array that stayed where it is: place, record, name,
             start, stop, piece.
     """
-    records = _records(content.numbers)
-    for key, arrays in content.arrays.items():
+    numbers, held = content
+    records = _records(numbers)
+    for key, arrays in held.items():
         staying = {name: array for name, array in arrays.items() if isinstance(array, Layout)}
         if not staying:
             records[key] = record(arrays)
@@ -136,24 +132,25 @@ def unpack(content: Content, fetch: Fetch | None = None) -> RecordDict:
 
 def staying(content: Content, place: int) -> Content:
     """Return a packed reply with the layout of its arrays, which are kept in some place, instead of them."""
+    numbers, held = content
     layouts = {
         key: {name: Layout(str(array.dtype), array.shape, place) for name, array in arrays.items()}
-        for key, arrays in content.arrays.items()
+        for key, arrays in held.items()
     }
-    return Content(numbers=content.numbers, arrays=layouts)
+    return numbers, layouts
 
 
 def size(content: Content) -> int:
     """Return the bytes of a packed reply's arrays."""
-    return sum(array.nbytes for arrays in content.arrays.values() for array in arrays.values())
+    _, held = content
+    return sum(array.nbytes for arrays in held.values() for array in arrays.values())
 
 
 def reply(answer: Answer, message: Message) -> Message:
     """Return an answer as the reply to its message."""
-    if answer.content is not None:
-        return internals_message.answer(unpack(answer.content), message)
-    code, reason = answer.error or (internals.CLIENT_RAISED, "no reason was given")
-    return Message(Error(code=code, reason=reason), reply_to=message)
+    if isinstance(answer, Failure):
+        return Message(Error(code=answer.code, reason=answer.reason), reply_to=message)
+    return internals_message.answer(unpack(answer), message)
 
 
 def record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
@@ -165,7 +162,7 @@ def _arrays(state: State) -> Arrays:
     return {name: np.asarray(tensor.numpy(), order="C") for name, tensor in state.items()}
 
 
-def _numbers(content: RecordDict) -> dict[str, tuple[type, dict[str, Any]]]:
+def _numbers(content: RecordDict) -> Numbers:
     return {
         key: (type(held), dict(held))
         for key, held in content.items()
@@ -173,5 +170,5 @@ def _numbers(content: RecordDict) -> dict[str, tuple[type, dict[str, Any]]]:
     }
 
 
-def _records(numbers: Mapping[str, tuple[type, dict[str, Any]]]) -> RecordDict:
+def _records(numbers: Numbers) -> RecordDict:
     return filled(RecordDict, {key: filled(kind, values) for key, (kind, values) in numbers.items()})

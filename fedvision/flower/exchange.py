@@ -98,14 +98,15 @@ class Exchange:
             if reply.error.code == internals.REPLY_REFUSED:
                 self.unusable.append(client)
             return _reason(reply.error.reason or "", client, self.stage)
-        self.up += codec.size(reply.content)
+        content = reply.content
+        self.up += codec.size(content)
         if screen is None:
             return None
-        if self.folds and codec.is_folded(reply.content):
-            self.norms[client] = codec.folded_norm(reply.content)
+        if self.folds and codec.is_folded(content):
+            self.norms[client] = codec.folded_norm(content)
             return None
         try:
-            self.norms[client] = screen.check(reply.content, client)
+            self.norms[client] = screen.check(content, client)
         except UpdateRefused as error:
             self.unusable.append(client)
             return error.cause

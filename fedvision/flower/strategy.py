@@ -97,12 +97,13 @@ class FlowerStrategy(Strategy):
         assert self._mean is not None
         sums = Sums(self._mean, self._state)
         for reply in replies:
-            if codec.is_folded(reply.content):
-                codec.decode_sums(reply.content, sums)
+            content = reply.content
+            if codec.is_folded(content):
+                codec.decode_sums(content, sums)
             else:
                 sums.add(self._update(reply))
             # Let go before the next one is made, or two models are in memory.
-            del reply
+            del reply, content
         return sums.conclude() if sums.heard else None
 
     def _combine(self, replies: Iterator[Message]) -> State | None:

@@ -21,10 +21,13 @@ from fedvision.errors import RecordError, RunFolderError
 
 PART = ".part"
 """Suffix of a file that is not complete yet."""
+_AS_IT_IS = frozenset({int, str, bool, type(None)})
 
 
 def plain(value: Any) -> Any:
     """Return a value as JSON has it: no NumPy, tuples as lists, and NaN or infinity as None."""
+    if type(value) in _AS_IT_IS:  # most values of a large cohort's record; the checks below cost more
+        return value
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
