@@ -22,7 +22,7 @@ simulate: $(READY)  ## run the first simulation: 20 clients, a long tail, two lo
 	$(BIN)/fedvision simulate simulations/first.toml
 
 test: $(READY)  ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 long: $(READY)  ## run the tests that take minutes: bad lines and cut links, one by one (root, Linux)
 	$(BIN)/pytest -m long

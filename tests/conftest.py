@@ -13,7 +13,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
+_TOGETHER = {"deploy": "machines", "test_internals_link.py": "machines", "test_ray": "ray", "test_timed.py": "ray"}
+"""What tests that must not run at the same time have in their paths: networks, ports, Ray's processes."""
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give those tests that share something of the machine to one process, where several run tests."""
+    for item in items:
+        for part, group in _TOGETHER.items():
+            if part in item.nodeid:
+                item.add_marker(pytest.mark.xdist_group(group))
+                break
 
 
 @pytest.fixture(autouse=True, scope="session")
