@@ -13,7 +13,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-_TOGETHER = {"deploy": "machines", "test_internals_link.py": "machines", "test_ray": "ray", "test_timed.py": "ray"}
+_TOGETHER = {
+    "deploy": "machines",
+    "test_internals_link.py": "machines",
+    "test_ray": "ray",
+    "test_timed.py": "ray",
+}
 """What tests that must not run at the same time have in their paths: networks, ports, Ray's processes."""
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
