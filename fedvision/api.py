@@ -29,7 +29,7 @@ class RunResult:
     folder: RunFolder
     """The run folder: everything below is also there."""
     rounds: list[dict[str, Any]]
-    """One record a round, as in ``rounds.jsonl``."""
+    """One record a round, as in ``rounds.jsonl``; each measurement in the round whose model it is of."""
     state: State
     """The travelling tensors of the final global model."""
 

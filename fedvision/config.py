@@ -147,6 +147,9 @@ class EvaluationConfig:
     """Share of each client's images kept from training for a measurement on the client itself."""
     fraction: float = 1.0
     """Share of the clients that measure on what they kept, drawn anew each time; not for stock strategies."""
+    with_training: bool = False
+    """Clients that train measure first, the model that they are sent, and tell it with what they trained: a
+    round has no messages for measuring, but the last one, whose model goes out once more to all clients."""
     batch_size: int = 100
     """Images a forward pass."""
     metrics: tuple[str, ...] = ()
@@ -157,6 +160,12 @@ class EvaluationConfig:
         _require(self.batch_size >= 1, "evaluation.batch_size", f"must be >= 1, not {self.batch_size}")
         _require(0 < self.fraction <= 1, "evaluation.fraction", f"must be > 0 and <= 1, not {self.fraction}")
         _require(0 <= self.holdout < 1, "evaluation.holdout", f"must be >= 0 and < 1, not {self.holdout}")
+        if self.with_training:
+            key, share = "evaluation.with_training", self.fraction
+            _require(
+                self.holdout > 0, key, "needs evaluation.holdout > 0: clients keep nothing to measure on"
+            )
+            _require(share == 1, key, f"needs evaluation.fraction = 1, not {share}: who trains measures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +281,11 @@ class ExperimentConfig:
         _require(self.seed >= 0, "seed", f"must be >= 0, not {self.seed}")
         _require(self.rounds >= 1, "rounds", f"must be >= 1, not {self.rounds}")
         _require(self.checkpoint_every >= 1, "checkpoint_every", f"must be >= 1, not {self.checkpoint_every}")
+        _require(
+            not (self.evaluation.with_training and self.round.buffer),
+            "evaluation.with_training",
+            f"needs round.buffer = 0, not {self.round.buffer}: a buffer's answers measured various models",
+        )
 
     @property
     def timed(self) -> bool:

@@ -84,6 +84,8 @@ class Task:
     """What the strategy said beside the model."""
     counts: tuple[int, ...] | None = None
     """Class counts [C] over the federation where they are shared, else None."""
+    measure: bool = False
+    """Whether ``state`` is to be measured before training, on the images that the client keeps for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,18 @@ def test_whole_numbers_serve_as_numbers() -> None:
         (MINIMAL + "[partition]\nimbalance = 0.5\n", "partition.imbalance must be >= 1, not 0.5"),
         (MINIMAL + "[evaluation]\nfraction = 0\n", "evaluation.fraction must be > 0 and <= 1, not 0"),
         (MINIMAL + "[evaluation]\nholdout = 1\n", "evaluation.holdout must be >= 0 and < 1, not 1.0"),
+        (
+            MINIMAL + "[evaluation]\nwith_training = true\n",
+            "evaluation.with_training needs evaluation.holdout > 0",
+        ),
+        (
+            MINIMAL + "[evaluation]\nholdout = 0.2\nfraction = 0.5\nwith_training = true\n",
+            "evaluation.with_training needs evaluation.fraction = 1, not 0.5",
+        ),
+        (
+            MINIMAL + "[evaluation]\nholdout = 0.2\nwith_training = true\n[round]\nbuffer = 2\n",
+            "evaluation.with_training needs round.buffer = 0, not 2",
+        ),
         (MINIMAL + "[transforms]\nstd = [0]\n", "transforms.std must hold numbers > 0"),
         ("rounds = 0\n" + MINIMAL, "rounds must be >= 1, not 0"),
         ("training = 3\n" + MINIMAL, "training must be a table, not 3"),

@@ -31,6 +31,7 @@ use = "scaffold"
 fraction = 0.5
 [evaluation]
 holdout = 0.2
+with_training = true
 """
 
 

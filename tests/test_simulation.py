@@ -124,8 +124,9 @@ STRATEGIES: list[dict[str, Any]] = [
 def test_every_strategy_trains_and_resumes_to_the_same_bits(
     strategy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(strategy=strategy, evaluation={"holdout": 0.2})
+    config = tiny(strategy=strategy, evaluation={"holdout": 0.2, "with_training": True})
     whole = simulate(config, out=tmp_path / "whole")
+    assert all(record["local"] for record in whole.rounds[:2])
     with monkeypatch.context() as patch:
         stopping_after(2, patch)
         with pytest.raises(KeyboardInterrupt):
@@ -293,6 +294,34 @@ def test_the_data_frame_has_a_row_a_round(tmp_path: Path) -> None:
 def test_measurements_keep_to_their_rounds(tmp_path: Path) -> None:
     result = simulate(tiny(rounds=5, evaluation={"every": 3}), out=tmp_path / "run")
     assert [bool(record["server"]) for record in result.rounds] == [False, False, True, False, True]
+
+
+@pytest.mark.parametrize("engine", ["serial", "vectorized"])
+def test_what_is_measured_with_training_is_what_is_measured_after_it(engine: str, tmp_path: Path) -> None:
+    model = {"use": "cnn", "width": 4, "dropout": 0.3}
+    one, two = (
+        simulate(
+            tiny(rounds=4, model=model, evaluation={"holdout": 0.2, "every": 2, "with_training": riding}),
+            engine=engine,
+            out=tmp_path / str(riding),
+        )
+        for riding in (False, True)
+    )
+    assert same(one.state, two.state)
+    assert [bool(record["local"]) for record in two.rounds] == [False, True, False, True]
+    assert [record["local"] for record in one.rounds] == [record["local"] for record in two.rounds]
+    assert [record["clients"] for record in one.rounds] == [record["clients"] for record in two.rounds]
+    assert [record["server"] for record in one.rounds] == [record["server"] for record in two.rounds]
+    lines = [json.loads(line) for line in (tmp_path / "True/rounds.jsonl").read_text().splitlines()]
+    assert [line.get("received", {}).get("round") for line in lines] == [None, None, 2, None]
+    # Round 2 sends the model once, and what was counted comes with round 3.
+    sent = sum(tensor.numel() * 4 for tensor in two.state.values())
+    (down, up), counts = (5 * sent, 5 * sent), 5 * 8 * 10 * 10
+    assert [line["bytes"] for line in lines[1:3]] == [
+        {"down": down, "up": up},
+        {"down": down, "up": up + counts},
+    ]
+    assert two.scores == one.scores
 
 
 def test_bytes_are_those_of_the_models_sent(tmp_path: Path) -> None:

@@ -297,18 +297,21 @@ class LinkGrid(LocalGrid):
                 ) from error
 
 
-def expected_replies(state: State, classes: int) -> dict[str, wire.Expected]:
+def expected_replies(state: State, classes: int, *, measured: bool = False) -> dict[str, wire.Expected]:
     """Return what clients may send back: the model exactly, and numbers.
 
     Args:
         state: The travelling tensors.
         classes: C; an evaluation brings confusion counts [C, C].
+        measured: Whether replies to training messages bring them, too.
     """
     entries = tuple(
         wire.Entry(name, array.dtype, tuple(array.shape)) for name, array in codec.encode_state(state).items()
     )
     size = sum(entry.size + wire.ALIGN for entry in entries)
+    counts = 8 * classes * classes + (1 << 16)
+    spare = _SPARE * size + (counts if measured else 0)
     return {
-        "train": wire.Expected(groups={codec.ARRAYS: entries}, spare_bytes=_SPARE * size),
-        "evaluate": wire.Expected(spare_bytes=8 * classes * classes + (1 << 16)),
+        "train": wire.Expected(groups={codec.ARRAYS: entries}, spare_bytes=spare),
+        "evaluate": wire.Expected(spare_bytes=counts),
     }

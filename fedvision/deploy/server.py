@@ -136,7 +136,8 @@ class Deployment(RunJournal):
         )
         restore = _Restoring(process, self.note)
         self._remember(flower_run=self._start(link, restore, facts))
-        expected = expected_replies(self.state, len(self.federation.dataset.classes))
+        measured, classes = self.config.evaluation.with_training, len(self.federation.dataset.classes)
+        expected = expected_replies(self.state, classes, measured=measured)
         grid = LinkGrid(link, expected, members.numbers, restore, self._hear, members.has)
         with Pulse(link) as pulse, _outcome(link):
             members.least = wait_for

@@ -15,7 +15,6 @@ standard input ends and so does this process.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import mmap
@@ -113,7 +112,9 @@ class Trainer:
         else:
             answered = _ask(self._worker, kind, content, heard.client)
             if kind == "evaluate":
-                answered = self._guard(answered, task, content)
+                answered = self._guard(answered, kind, content)
+            elif evaluation := codec.unload(answered):
+                codec.carry(answered, self._guard(evaluation, kind, content))
         worked = time.perf_counter() - began
         told = wire.describe(answered)
         source = wire.TensorSource(answered, told)
@@ -150,7 +151,7 @@ class Trainer:
         counts = self._masks().tell(sharing.decode_group(content), self._worker.counts(client))
         return sharing.encode_masked(counts)
 
-    def _guard(self, evaluation: RecordDict, task: Path, asked: RecordDict) -> RecordDict:
+    def _guard(self, evaluation: RecordDict, kind: str, asked: RecordDict) -> RecordDict:
         """Return an evaluation as the owner shares class counts: its rows add up to them."""
         if self.client.share.counts == "plain":
             return evaluation
@@ -158,10 +159,8 @@ class Trainer:
         if masks is None or not masks.group:
             return sharing.withhold(evaluation)
         counted = codec.decode_evaluation(evaluation)
-        with task.open("rb") as file:
-            model = hashlib.file_digest(file, "sha256").digest()
-        question = model + str(codec.round_of(asked)).encode()
-        return sharing.conceal(evaluation, masks.hide(counted.confusion, question), masks.group)
+        masked = masks.hide(counted.confusion, sharing.question(kind, asked))
+        return sharing.conceal(evaluation, masked, masks.group)
 
     def _masks(self) -> Masks:
         assert self._facts

@@ -120,7 +120,8 @@ class RayGrid(LocalGrid):
 
 def _batch(messages: Sequence[Message]) -> int:
     """Return how many updates may come in one answer."""
-    return max(1, BATCH_BYTES // max(1, codec.size(messages[0].content)))
+    update = codec.size(messages[0].content) if messages else 0
+    return max(1, BATCH_BYTES // max(1, update))
 
 
 @contextmanager

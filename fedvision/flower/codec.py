@@ -4,6 +4,9 @@ Plain traffic uses Flower's default keys (``arrays``, ``config``, ``metrics``, `
 one ArrayRecord and one MetricRecord in a reply to a training message, so that stock strategies work
 unchanged. Further groups of tensors travel as ``tensors.<group>`` and only where an objective asked for them.
 ``screening`` checks what comes back against what the model expects.
+
+A reply to a training message that also asked for a measurement carries that of an evaluation message, its
+records under ``measured.<name>``. The server takes them out before a strategy sees the reply.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ _FOLDED, _BYTES, _NORM = "folded", "bytes", "norm"
 NORM_BOUND = "norm-bound"
 _SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "dtypes."
 MEASURE = "query.measure"
+MEASURE_FIRST = "measure-first"
+_MEASURED = "measured."
 _START, _STOP = "start", "stop"
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
@@ -174,6 +179,7 @@ def decode_task(message: Message, client: int) -> Task:
             lr_factor=float(config.get(_LR_FACTOR, 1.0)),
         ),
         counts=None if counts is None else tuple(counts),
+        measure=bool(config.get(MEASURE_FIRST, False)),
     )
 
 
@@ -183,7 +189,22 @@ def encode_update(update: LocalUpdate) -> RecordDict:
     content = filled(RecordDict, {ARRAYS: encode_state(update.state), METRICS: metrics})
     for group, state in update.tensors.items():
         content[_TENSORS + group] = encode_state(state)
+    if update.measured is not None:
+        carry(content, encode_evaluation(update.measured))
     return content
+
+
+def carry(reply: RecordDict, evaluation: RecordDict) -> None:
+    """Put the content of a reply to an evaluation message into one to a training message."""
+    for name, held in values(evaluation).items():
+        reply[_MEASURED + name] = held
+
+
+def unload(reply: RecordDict) -> RecordDict | None:
+    """Take an evaluation out of a reply to a training message and return it; None where it has none."""
+    keys = [key for key in values(reply) if key.startswith(_MEASURED)]
+    taken = {key.removeprefix(_MEASURED): reply.pop(key) for key in keys}
+    return filled(RecordDict, taken) if taken else None
 
 
 def decode_update(content: RecordDict, client: int, position: int) -> Update:
@@ -208,7 +229,9 @@ def training_facts(content: RecordDict) -> tuple[float, int]:
 def encode_folded(content: RecordDict, norm: float) -> RecordDict:
     """Return a reply's content without its tensors, which are in a sum, with the norm of its change."""
     told = filled(ConfigRecord, {_BYTES: size(content), _NORM: norm})
-    return filled(RecordDict, {METRICS: record(content, METRICS, MetricRecord), _FOLDED: told})
+    measured = {key: held for key, held in values(content).items() if key.startswith(_MEASURED)}
+    own = {METRICS: record(content, METRICS, MetricRecord), _FOLDED: told}
+    return filled(RecordDict, own | measured)
 
 
 def is_folded(content: RecordDict) -> bool:

@@ -163,6 +163,7 @@ class Collection:
             return None
         share = weight(age, self.config.staleness)
         loss, examples = codec.training_facts(reply.content)
+        codec.unload(reply.content)  # what it measured is of an older model than the round's
         noted |= {"used": True, "weight": share, "loss": loss, "examples": examples}
         bring_up(reply, letter.state, self._state, share)
         return reply

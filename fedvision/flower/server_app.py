@@ -13,12 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from fedvision import metrics, seeding
+from fedvision import seeding
 from fedvision.config import ExperimentConfig
 from fedvision.errors import RoundLost, RunError
 from fedvision.flower import codec
@@ -35,8 +34,8 @@ from fedvision.flower.eligible import EligibleNodes, EligibleRoster
 from fedvision.flower.exchange import Exchange
 from fedvision.flower.roster import Roster
 from fedvision.flower.rounds import Rounds
+from fedvision.flower.scores import Scores
 from fedvision.flower.screening import Screen
-from fedvision.flower.sharing import sift
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import learning_rate
@@ -97,6 +96,22 @@ def build(plan: ServerPlan) -> ServerApp:
     return app
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What clients tell beside their models in one training phase."""
+
+    facts: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """By client: training loss and images."""
+    measured: dict[int, RecordDict] = field(default_factory=dict)
+    """By client: its measurement of the model that it was sent."""
+
+    def note(self, client: int, content: RecordDict) -> None:
+        """Note a reply and take the measurement out of it: stock strategies want one record of arrays."""
+        self.facts[client] = codec.training_facts(content)
+        if (measured := codec.unload(content)) is not None:
+            self.measured[client] = measured
+
+
 class _Server:
     """The rounds of one run."""
 
@@ -111,6 +126,7 @@ class _Server:
             plan.strategy.introduce(self.eligible)
         self.rounds = plan.rounds or Rounds(self.config.round, self.config.seed)
         self.post = self.rounds.open(grid, self.roster)
+        self.scores = Scores(self.roster, plan.extra_metrics)
 
     def run(self) -> None:
         """Run all rounds from the plan's first.
@@ -136,7 +152,9 @@ class _Server:
         measured = number % self.config.evaluation.every == 0 or number == self.config.rounds
         record["server"] = self._measure_here() if measured else None
         served = time.perf_counter()
-        record["local"] = self._measure_there(number, record) if measured else None
+        # Who trains in the next round is to measure this model then; after the last nobody trains.
+        rides = self.config.evaluation.with_training and number < self.config.rounds
+        record["local"] = self._measure_there(number, record) if measured and not rides else None
         end = time.perf_counter()
         seconds = {
             "train": trained - start,
@@ -163,14 +181,15 @@ class _Server:
         messages = self._messages(number, screen.bound if folds else math.inf)
         exchange = Exchange(roster=self.roster, stage="training", screen=screen, folds=folds)
         collection = Collection(self.rounds, exchange, number, self.state)
-        told: dict[int, tuple[float, int]] = {}
+        told = _Told()
         combined = self._combine(number, self._watch(number, collection, messages, told))
         if combined is not None and collection.used:
             self.state = check_state(number, codec.decode_state(combined), self.state)
         late, self.rounds.lost = self.rounds.lost + collection.late, []
-        facts = [(client, *told[client]) for client in exchange.answered]
+        facts = [(client, *told.facts[client]) for client in exchange.answered]
         facts += [(item["client"], item["loss"], item["examples"]) for item in late if item["used"]]
         examples = sum(count for _, _, count in facts)
+        received = self._received(number, exchange, told)
         return {
             "round": number,
             "clients": [client for client, _, _ in facts],
@@ -185,7 +204,22 @@ class _Server:
             "set_aside": self.rounds.note(exchange),
             "bytes": {"down": exchange.down, "up": exchange.up},
             **self._time(),
+            **received,
         }
+
+    def _received(self, number: int, exchange: Exchange, told: _Told) -> dict[str, Any]:
+        """Return what the clients whose answers are used measured of the model that they were sent."""
+        if not self._measures_first(number):
+            return {}
+        good, bad = self.scores.usable({c: told.measured.get(c) for c in sorted(exchange.answered)})
+        exchange.refused += bad
+        local = self.scores.local(good)
+        return {"received": {"round": number - 1, **local} if local else None}
+
+    def _measures_first(self, number: int) -> bool:
+        """Say whether a round's training messages ask for a measurement of the model after the last one."""
+        evaluation = self.config.evaluation
+        return evaluation.with_training and number > 1 and (number - 1) % evaluation.every == 0
 
     def _time(self) -> dict[str, float]:
         """Return the seconds since the run began where they are simulated."""
@@ -194,7 +228,7 @@ class _Server:
 
     def _messages(self, number: int, bound: float) -> list[Message]:
         """Return the training messages of those who are asked."""
-        config = self._train_config()
+        config = self._train_config(number)
         if bound < math.inf:
             config[codec.NORM_BOUND] = bound
         eligible: Grid = self.grid  # our strategies ask the roster
@@ -220,26 +254,28 @@ class _Server:
         number: int,
         collection: Collection,
         messages: list[Message],
-        told: dict[int, tuple[float, int]],
+        told: _Told,
     ) -> Iterator[Message]:
-        """Yield usable replies, noting each client's loss and images and telling the journal."""
+        """Yield usable replies, noting what each client tells beside its model, and telling the journal."""
         ordered = not (isinstance(self.strategy, FlowerStrategy) and self.strategy.any_order)
         for reply in collection.receive(messages, ordered=ordered):
-            client = self.roster.client(reply.metadata.src_node_id)
-            told[client] = codec.training_facts(reply.content)
+            told.note(self._client(reply), reply.content)
             self.plan.journal.client_done(number, collection.done, max(collection.done, len(messages)))
             yield reply
             # Let go before the next one is made, or two models are in memory.
             del reply
 
-    def _train_config(self) -> ConfigRecord:
+    def _train_config(self, number: int) -> ConfigRecord:
         shared = self.config.loss.prior == "global"
-        return codec.encode_counts(self.roster.counts) if shared else ConfigRecord()
+        config = codec.encode_counts(self.roster.counts) if shared else ConfigRecord()
+        if self._measures_first(number):
+            config[codec.MEASURE_FIRST] = True
+        return config
 
     def _measure_here(self) -> dict[str, Any] | None:
         if self.plan.measure is None:
             return None
-        return self._facts([self.plan.measure(self.grid, self.roster, self.state)])
+        return self.scores.total([self.plan.measure(self.grid, self.roster, self.state)])
 
     def _measure_there(self, number: int, record: dict[str, Any]) -> dict[str, Any] | None:
         """Measure on the images that clients keep for it; confusion counts are summed, then divided."""
@@ -256,33 +292,14 @@ class _Server:
         exchange = Exchange(roster=self.roster, stage="evaluation")
         collection = Collection(self.rounds, exchange, number, self.state)
         replies = list(collection.receive(messages, ordered=True))
-        self.strategy.aggregate_evaluate(number, replies)
-        record["refused"] += exchange.refused
+        contents = [reply.content for reply in replies]
+        good, bad = self.scores.usable(dict(zip(exchange.answered, contents, strict=True)))
+        self.strategy.aggregate_evaluate(number, [one for one in replies if self._client(one) in good])
+        record["refused"] += exchange.refused + bad
         record["late"] += collection.late
         record["bytes"]["down"] += exchange.down
         record["bytes"]["up"] += exchange.up
-        if not replies:
-            return None
-        answers = zip(exchange.answered, replies, strict=True)
-        found = sift({client: reply.content for client, reply in answers}, self.roster.groups)
-        confusions = {client: evaluation.confusion for client, evaluation in found.told.items()}
-        own = {"withheld": found.withheld} if found.withheld else {}
-        if not found.readable:
-            return None
-        return {
-            **self._facts(found.readable),
-            **own,
-            "spread": metrics.client_spread(confusions),
-            "accuracy": {str(c): metrics.accuracy(m) for c, m in confusions.items() if m.sum()},
-        }
+        return self.scores.local(good)
 
-    def _facts(self, evaluations: list[Evaluation]) -> dict[str, Any]:
-        confusion = np.sum([evaluation.confusion for evaluation in evaluations], axis=0)
-        loss = sum(evaluation.loss_sum for evaluation in evaluations)
-        counts = self.roster.counts
-        return {
-            "loss": loss / max(1, int(confusion.sum())),
-            "confusion": confusion.tolist(),
-            # Of unknown counts nobody can say which classes are rare.
-            "scores": metrics.scores(confusion, counts if any(counts) else None, self.plan.extra_metrics),
-        }
+    def _client(self, reply: Message) -> int:
+        return self.roster.client(reply.metadata.src_node_id)

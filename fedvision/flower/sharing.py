@@ -7,13 +7,14 @@ sum over its group can be read, or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedvision.flower import codec
@@ -63,11 +64,48 @@ def conceal(evaluation: RecordDict, masked: NDArray[np.int64], group: str) -> Re
     return _marked(evaluation, masked, group)
 
 
+def question(kind: str, asked: RecordDict) -> bytes:
+    """Return what is the same for clients who count with one model at one time, and for nobody else.
+
+    Masks serve for one question. A strategy may tell each client something of its own, which they must not
+    depend on; and one model in one round is measured before training with other personal tensors than after.
+
+    Args:
+        kind: Type of the message that asks.
+        asked: Its content.
+    """
+    digest = hashlib.sha256(f"{kind}\n{codec.round_of(asked)}\n".encode())
+    for name, array in sorted(codec.record(asked, codec.ARRAYS, ArrayRecord).items()):
+        digest.update(f"{name}\n{array.dtype}\n{list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array.numpy()).reshape(-1).view(np.uint8).data)
+    return digest.digest()
+
+
 def _marked(evaluation: RecordDict, confusion: NDArray[np.int64], group: str) -> RecordDict:
     counted = codec.decode_evaluation(evaluation)
     told = codec.encode_evaluation(replace(counted, confusion=confusion), counted.examples)
     told[codec.CONFIG] = ConfigRecord({_GROUP: group})
     return told
+
+
+def problem(content: RecordDict, classes: int) -> str | None:
+    """Return why an evaluation cannot be used; None where it can.
+
+    Args:
+        content: As it came.
+        classes: C; 0 where it is not known.
+    """
+    try:
+        confusion, images = codec.decode_evaluation(content).confusion, codec.told_examples(content)
+        group = _group(content)
+    except (KeyError, TypeError, ValueError):
+        return "its measurement lacks counts, loss or number of images"
+    shape = list(confusion.shape)
+    wanted = [classes or max(shape, default=0)] * 2
+    if confusion.dtype != np.int64 or shape != wanted:
+        return f"its confusion counts are {confusion.dtype} {shape}, not int64 {wanted}"
+    bare = ((confusion >= 0) & (confusion <= images)).all() and int(confusion.sum()) == images
+    return None if group or bare else f"its confusion counts are not those of {images} images"
 
 
 def _group(content: RecordDict) -> str:

@@ -7,7 +7,9 @@
     split.json            {"digest", "classes": [C names], "counts": [K][C], "left_out"}; of many clients
                           "counts" holds a sample, and there are "shown": whose rows those are, "clients": K,
                           "totals": [C], and "exact": whether the totals were counted
-    rounds.jsonl          one line a round, what depends on config and data alone: equal runs, equal bytes
+    rounds.jsonl          one line a round, what depends on config and data alone: equal runs, equal bytes.
+                          What clients measured of the model after round r is "local" in line r; where it came
+                          with the training of round r + 1 it is "received" there, and its "round" is r
     timings.jsonl         one line a round, seconds by stage
     events.jsonl          {"round", "client", "what"}: what was told while the run went on; see events.py
     deployment.json       across machines: the run's key, and the clients' names and numbers
@@ -21,7 +23,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,12 +195,12 @@ class RunFolder:
         return {int(number): str(name) for name, number in clients.items()}
 
     def rounds(self) -> list[dict[str, Any]]:
-        """Return the rounds' records in order.
+        """Return the rounds' records in order, each with what was measured of the model after it.
 
         Raises:
             RunFolderError: A line is damaged.
         """
-        return read_lines(self.path / "rounds.jsonl")
+        return in_their_rounds(read_lines(self.path / "rounds.jsonl"))
 
     def timings(self) -> list[dict[str, Any]]:
         """Return the rounds' seconds by stage, each with ``round``."""
@@ -284,6 +286,17 @@ class RunFolder:
             before = [*earlier, last] if last else earlier
             facts = {**now, "earlier": before} if before else now
             replace_file(self.path / "environment.json", json_page(facts))
+
+
+def in_their_rounds(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rounds' records in which nothing is ``received``: it is ``local`` in the round that it is of."""
+    placed = {record["round"]: dict(record) for record in records}
+    for record in records:
+        if "received" in record:
+            received = dict(placed[record["round"]].pop("received") or {})
+            if (round := received.pop("round", None)) in placed:
+                placed[round]["local"] = received
+    return list(placed.values())
 
 
 def difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:

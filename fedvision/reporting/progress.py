@@ -52,6 +52,7 @@ class Progress:
         self._rounds = self._first = 0
         self._began = 0.0
         self._figures: dict[str, str] = {}
+        self._served = False
 
     def __enter__(self) -> Self:
         return self
@@ -82,12 +83,15 @@ class Progress:
             record: The round's record, as in ``rounds.jsonl``.
             seconds: Seconds by stage, with ``total``.
         """
-        measured = _figures(record)
-        self._figures |= measured
+        self._served |= bool(record.get("server"))
+        measured = record.get("server") or record.get("local") or {}
+        self._figures |= _figures(
+            record, measured if self._served or measured else record.get("received") or {}
+        )
         took = seconds.get("total", sum(seconds.values()))
         mean = (self._clock() - self._began) / max(round - self._first + 1, 1)
         left = mean * (self._rounds - round)
-        shown = [f"{name} {value}" for name, value in self._figures.items()]
+        shown = [f"{name} {value}" for name, value in self._figures.items() if value]
         if (clients := record.get("clients")) is not None:
             shown.append(plural(len(clients), "client"))
         if refused := len(record.get("refused") or ()):
@@ -184,13 +188,15 @@ class BarDisplay:
         self._live.stop()
 
 
-def _figures(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return a round's figures in text; scores are the server's where it measures, else the clients'."""
+def _figures(record: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, str]:
+    """Return a round's figures in text; where it tells of an earlier round's model it says of which."""
     shown = {}
     if (loss := record.get("train_loss")) is not None:
         shown["loss"] = f"{loss:.3f}"
-    scores = (record.get("server") or record.get("local") or {}).get("scores") or {}
+    scores = measured.get("scores") or {}
     for key, name in (("accuracy", "accuracy"), ("balanced_accuracy", "balanced"), ("tail", "tail")):
         if scores.get(key) is not None:
             shown[name] = percent(scores[key])
+    if scores:
+        shown["after round"] = str(measured.get("round", ""))
     return shown

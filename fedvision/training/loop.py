@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from fedvision.models.state import get_state, kept, load_state
 from fedvision.training.objectives import Objective
 from fedvision.training.schedules import Schedule
 from fedvision.types import LossFn, State, Task
+
+if TYPE_CHECKING:
+    from fedvision.training.evaluate import Evaluation
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -77,6 +81,8 @@ class LocalUpdate:
     """What the objective keeps on the client."""
     personal: State = field(default_factory=dict)
     """The tensors after training that do not travel."""
+    measured: Evaluation | None = None
+    """What was counted of the task's state before training, where the task asked for it."""
 
 
 def fit(

@@ -102,7 +102,8 @@ class Worker:
         return tuple(self.shards.train(client).counts(self.num_classes).tolist())
 
     def train(self, task: Task) -> LocalUpdate:
-        """Train one client on its task and keep what it must remember."""
+        """Train one client on its task and keep what it must remember; measure first where it is asked to."""
+        measured = self._measure_first(task)
         shard = self.shards.train(task.client)
         memory = self._recall(task.client, task.round)
         update = fit(
@@ -115,7 +116,7 @@ class Worker:
             memory=memory.get(_OBJECTIVE, {}),
         )
         self._keep(task, update)
-        return update
+        return replace(update, measured=measured)
 
     def train_many(self, tasks: Sequence[Task], chunk: int = 0) -> list[LocalUpdate]:
         """Train several clients on their tasks, as many at once as can be; the result is that of ``train``.
@@ -160,6 +161,7 @@ class Worker:
         )
 
     def _train_stack(self, tasks: Sequence[Task], chunk: int) -> list[LocalUpdate]:
+        measured = [self._measure_first(task) for task in tasks]
         shards = [self.shards.train(task.client) for task in tasks]
         memories = [self.memory.load(task.client, task.round) for task in tasks]
         both = zip(tasks, shards, strict=True)
@@ -177,10 +179,18 @@ class Worker:
         )
         for task, update in zip(tasks, updates, strict=True):
             self._keep(task, update)
-        return updates
+        return [replace(update, measured=own) for update, own in zip(updates, measured, strict=True)]
 
     def _keep(self, task: Task, update: LocalUpdate) -> None:
         self.memory.save(task.client, task.round, {_OBJECTIVE: update.memory, _PERSONAL: update.personal})
+
+    def _measure_first(self, task: Task) -> Evaluation | None:
+        """Measure the state that a task begins with, if it asks for it.
+
+        Training draws from streams of its own, loads every tensor anew and evaluation changes none, so what
+        is trained afterwards does not depend on this.
+        """
+        return self.evaluate(task.client, task.round - 1, task.state) if task.measure else None
 
     def evaluate(self, client: int, round: int, state: State) -> Evaluation:
         """Measure a state on the images that a client kept for it, with the client's personal tensors."""

@@ -14,6 +14,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
 from fedvision.deploy.link_grid import LinkGrid, expected_replies
+from fedvision.errors import WireError
 from fedvision.flower import codec, internals, internals_wire, wire
 from fedvision.flower.internals import TensorArray
 from fedvision.flower.internals_wire import NODE_UNAVAILABLE, Incoming, LinkDown, NotThereYet, RunEnded
@@ -221,6 +222,16 @@ def test_expected_replies_follow_the_model() -> None:
     confusion = np.zeros((1000, 1000), np.int64)
     content = RecordDict({"confusion": ArrayRecord([confusion])})
     expected["evaluate"].check(wire.describe(content))
+
+
+def test_replies_to_training_bring_counts_only_where_they_were_asked_for() -> None:
+    state = {"w": torch.zeros(4)}
+    counts = {"measured.confusion": ArrayRecord([np.zeros((1000, 1000), np.int64)])}
+    layout = wire.describe(RecordDict({"arrays": codec.encode_state(state), **counts}))
+    expected_replies(state, 1000, measured=True)["train"].check(layout)
+    for fewer in (expected_replies(state, 1000), expected_replies(state, 990, measured=True)):
+        with pytest.raises(WireError, match="it would bring 8,000,000 bytes"):
+            fewer["train"].check(layout)
 
 
 class Silent:

@@ -10,6 +10,7 @@ import numpy as np
 from fedvision.config import ExperimentConfig
 from fedvision.deploy.certificates import make
 from fedvision.federation import Federation
+from fedvision.reporting.folder import RunFolder
 from tests.deploy.machines import Machines, digest, machines
 
 NAMES = ("east", "north", "south", "west")
@@ -35,6 +36,7 @@ prior = "global"
 lr = 0.1
 [evaluation]
 holdout = 0.2
+with_training = true
 """
 
 
@@ -57,9 +59,10 @@ def test_masked_clients_train_to_the_simulations_bits_and_only_their_sum_is_know
     assert "class counts are masked for a sum over north, south, west" in here.log("north")
 
     # The same measurements as the simulation's, from sums alone.
-    rounds = here.rounds()
-    lines = (here.folder / "simulated/rounds.jsonl").read_text().splitlines()
-    for ours, theirs in zip(rounds, map(json.loads, lines), strict=True):
+    # Of round 1's model they came with round 2's training, of the last one in messages of their own.
+    assert [line.get("received", {}).get("round") for line in here.rounds()] == [None, 1]
+    runs = [RunFolder.read(path).rounds() for path in (here.out, here.folder / "simulated")]
+    for ours, theirs in zip(*runs, strict=True):
         assert ours["local"]["confusion"] == theirs["local"]["confusion"]
         assert ours["local"]["scores"] == theirs["local"]["scores"]
         assert ours["local"]["accuracy"] == {"0": theirs["local"]["accuracy"]["0"]}

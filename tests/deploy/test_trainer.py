@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import RecordDict
 
-from fedvision.client_config import ClientConfig
+from fedvision.client_config import ClientConfig, ShareConfig
 from fedvision.deploy import own_shards
 from fedvision.deploy.contract import RunFacts
 from fedvision.deploy.trainer import Trainer
-from fedvision.flower import codec, wire
+from fedvision.flower import codec, sharing, wire
 from tests.experiments import tiny
 
 
@@ -86,3 +88,44 @@ def test_an_answer_says_how_long_the_work_took(
     monkeypatch.setattr(module, "_ask", lambda worker, kind, content, client: content)
     monkeypatch.setattr(Trainer, "_guard", lambda self, answered, *_: answered)
     assert [answer["worked"] for answer in play(trainer, tmp_path, opened, 1)] == [2.5, 0.5]
+
+
+def measured(trainer: Trainer, folder: Path) -> tuple[RecordDict, RecordDict]:
+    """Train with a measurement, then measure the same model; return what was counted both times."""
+    expected = wire.Expected.from_text(trainer.open(facts("r1"))["expected"]["train"])
+    found = []
+    for kind, told in (
+        ("train", {codec.ROUND: 2, codec.MEASURE_FIRST: True}),
+        ("evaluate", {codec.ROUND: 1}),
+    ):
+        layout = wire.Layout(
+            tensors=dict(expected.groups), records={codec.CONFIG: ("config", told)}, client=0
+        )
+        (folder / "task").write_bytes(bytes(layout.size))
+        answer = trainer.answer(kind, layout.to_text(), folder / "task", folder / "reply")
+        back = wire.Layout.from_text(answer["layout"])
+        found.append(wire.unpack(back, bytearray((folder / "reply").read_bytes())))
+    with_training = codec.unload(found[0])
+    assert with_training is not None
+    assert list(found[0]) == [codec.ARRAYS, codec.METRICS]
+    return with_training, found[1]
+
+
+def test_what_rides_with_training_is_what_a_message_of_its_own_would_tell(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
+    with_training, alone = (codec.decode_evaluation(content) for content in measured(trainer, tmp_path))
+    assert with_training.confusion.tolist() == alone.confusion.tolist()
+    assert (with_training.loss_sum, with_training.examples) == (alone.loss_sum, 8)
+
+
+@pytest.mark.parametrize("counts", ["none", "noisy"])
+def test_who_hides_class_counts_does_not_tell_them_with_training(
+    counts: str, trainer: Trainer, tmp_path: Path
+) -> None:
+    trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts=counts))  # type: ignore[arg-type]
+    for content in measured(trainer, tmp_path):
+        assert codec.told_examples(content) == 8
+        assert not codec.decode_evaluation(content).confusion.any()
+        assert sharing.sift({0: content}, {}).withheld == [0]

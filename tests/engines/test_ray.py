@@ -158,8 +158,9 @@ def digest(state: State) -> str:
 def test_a_simulation_has_the_same_bits_and_the_same_record_on_every_engine(
     strategy: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = tiny(strategy=strategy, rounds=2)
+    config = tiny(strategy=strategy, rounds=2, evaluation={"holdout": 0.2, "with_training": True})
     serial = simulate(config, out=tmp_path / "serial")
+    assert serial.rounds[0]["local"]
     for workers in (1, 2, 3):
         spec = PluginSpec(use="ray", args={"workers": workers})
         there = simulate(config, engine=spec, out=tmp_path / f"ray-{workers}")

@@ -90,14 +90,18 @@ class SlowGrid(Nodes):
 
     def reply(self, message: Message) -> Message:
         client = self.clients[message.metadata.dst_node_id]
+        right = codec.round_of(message.content) * torch.eye(2, dtype=torch.int64)
+        counted = Evaluation(confusion=right.numpy(), loss_sum=1.0)
         if message.metadata.message_type != "train":
-            counted = Evaluation(confusion=torch.eye(2, dtype=torch.int64).numpy(), loss_sum=1.0)
             return Message(codec.encode_evaluation(counted), reply_to=message)
         state = codec.decode_state(message.content.array_records["arrays"])
         answer = self.answer(client, codec.round_of(message.content), state)
         if isinstance(answer, Error):
             return Message(answer, reply_to=message)
-        return Message(content(answer), reply_to=message)
+        told = content(answer)
+        if codec.decode_task(message, client).measure:
+            codec.carry(told, codec.encode_evaluation(counted))
+        return Message(told, reply_to=message)
 
 
 def content(answer: State) -> RecordDict:
@@ -140,6 +144,7 @@ def play(
     first: int = 1,
     state: State | None = None,
     holdout: float = 0.0,
+    with_training: bool = False,
     **table: Any,
 ) -> Diary:
     """Run rounds of a model of one number, which begins at 0."""
@@ -149,7 +154,7 @@ def play(
             "rounds": rounds,
             "data": {"use": "digits"},
             "round": table,
-            "evaluation": {"holdout": holdout},
+            "evaluation": {"holdout": holdout, "with_training": with_training},
         }
     )
     diary = Diary()

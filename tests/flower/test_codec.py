@@ -91,3 +91,32 @@ def test_a_roster_entry_comes_out_as_it_went_in() -> None:
 
 def test_size_counts_bytes_of_tensors() -> None:
     assert codec.size(update()) == 3 * 4
+
+
+COUNTED = Evaluation(confusion=np.array([[3, 1], [0, 2]]), loss_sum=4.5)
+
+
+def test_a_measurement_rides_with_an_update_and_leaves_a_plain_reply_behind() -> None:
+    content = over_the_wire(update(measured=COUNTED, tensors={"control": STATE}))
+    assert codec.size(content) == 2 * 3 * 4 + 4 * 8
+    taken = codec.unload(content)
+    assert taken is not None
+    found = codec.decode_evaluation(taken)
+    assert (found.confusion.tolist(), found.loss_sum) == ([[3, 1], [0, 2]], 4.5)
+    assert codec.told_examples(taken) == 6
+    assert list(content) == list(update(tensors={"control": STATE}))
+    assert codec.unload(content) is None
+
+
+def test_a_folded_reply_keeps_its_measurement_and_counts_its_bytes() -> None:
+    content = codec.encode_folded(update(measured=COUNTED), 1.0)
+    assert codec.size(content) == 3 * 4 + 4 * 8
+    assert list(content.array_records) == ["measured.confusion"]
+    assert codec.decode_evaluation(codec.unload(content) or content).loss_sum == 4.5
+
+
+def test_a_task_asks_for_a_measurement_only_where_it_says_so() -> None:
+    for asked in (True, False):
+        config = ConfigRecord({codec.ROUND: 2} | ({codec.MEASURE_FIRST: True} if asked else {}))
+        content = codec.encode_instruction(Instruction(), codec.encode_state(STATE), config)
+        assert codec.decode_task(message(content), 0).measure is asked

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from flwr.app import Error
+from flwr.app import Error, Message
+from flwr.serverapp.strategy import FedAvg as FlowersFedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvision.errors import RunError
+from fedvision.flower import codec
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.strategies.base import RoundStrategy
 from fedvision.strategies.robust import Median
@@ -143,6 +146,74 @@ def test_what_is_measured_while_a_client_trains_neither_waits_for_it_nor_loses_i
     assert sorted(first["local"]["accuracy"]) == ["0", "1"]
     assert [item["used"] for item in second["late"]] == [True]
     assert sorted(second["local"]["accuracy"]) == ["0", "1", "2"]
+
+
+def test_a_late_answer_is_used_without_its_measurement_which_is_of_an_older_model() -> None:
+    grid = SlowGrid(seconds={(2, 2): 2.5, (0, 3): 2.0, (1, 3): 2.0})
+    stock = FlowersFedAvg(fraction_evaluate=0.0)  # it breaks off where a reply has more than its model
+    options: dict[str, Any] = {"deadline": 2.0, "late": "next-round", "holdout": 0.5, "with_training": True}
+    first, second, third, _ = play(grid, rounds=4, strategy=stock, **options).records
+    assert (first["local"], first.get("received")) == (None, None)
+    assert (sorted(second["clients"]), sorted(second["received"]["accuracy"])) == ([0, 1], ["0", "1"])
+    assert [(item["client"], item["used"]) for item in third["late"]] == [(2, True)]
+    assert (sorted(third["clients"]), third["changed"]) == ([0, 1, 2], True)
+    assert (third["received"]["round"], sorted(third["received"]["accuracy"])) == (2, ["0", "1"])
+
+
+def test_who_answers_late_and_anew_in_one_round_is_counted_with_what_it_was_asked_anew() -> None:
+    class Busy(SlowGrid):
+        def ready(self) -> list[Message]:
+            self.time += 0.1  # the server had something else to do
+            return super().ready()
+
+    grid = Busy(seconds={(2, 2): 2.05})
+    options: dict[str, Any] = {"deadline": 2.0, "late": "next-round", "holdout": 0.5, "with_training": True}
+    third = play(grid, rounds=4, strategy=FlowerStrategy(Median(), seed=0), **options).records[2]
+    assert third["clients"] == [0, 1, 2, 2]
+    assert third["received"]["confusion"] == [[9, 0], [0, 9]], "three clients, each as often right as asked"
+
+
+def test_answers_that_are_too_few_bring_no_measurement() -> None:
+    grid = SlowGrid(seconds={(2, 2): 9.0})
+    second = play(grid, rounds=3, deadline=2.0, min_clients=3, holdout=0.5, with_training=True).records[1]
+    assert (second["changed"], second["received"]) == (False, None)
+
+
+def test_a_client_that_does_not_measure_is_named_and_its_training_counts() -> None:
+    class Forgetful(SlowGrid):
+        def reply(self, message: Message) -> Message:
+            reply = super().reply(message)
+            if self.clients[message.metadata.dst_node_id] == 1 and not reply.has_error():
+                codec.unload(reply.content)
+            return reply
+
+    second = play(Forgetful(), rounds=2, holdout=0.5, with_training=True).records[1]
+    assert second["clients"] == [0, 1, 2]
+    assert sorted(second["received"]["accuracy"]) == ["0", "2"]
+    reason = "its answer brought no measurement"
+    assert second["refused"] == [{"client": 1, "stage": "evaluation", "reason": reason}]
+
+
+@pytest.mark.parametrize("with_training", [False, True])
+def test_a_measurement_that_is_none_is_refused_by_name_and_the_run_goes_on(with_training: bool) -> None:
+    class Lying(SlowGrid):
+        def reply(self, message: Message) -> Message:
+            reply, own = super().reply(message), message.metadata.message_type == "evaluate"
+            if self.clients[message.metadata.dst_node_id] == 1 and not reply.has_error():
+                found = reply.content if own else codec.unload(reply.content)
+                if found is not None:
+                    found.pop("confusion")
+                if found is not None and not own:
+                    codec.carry(reply.content, found)
+            return reply
+
+    first, second = play(Lying(), rounds=2, holdout=0.5, with_training=with_training).records
+    found = second["received"] if with_training else first["local"]
+    assert sorted(found["accuracy"]) == sorted(second["local"]["accuracy"]) == ["0", "2"]
+    assert [(item["client"], item["stage"]) for item in second["refused"]] == [(1, "evaluation")] * (
+        1 + with_training
+    )
+    assert (second["clients"], second["changed"]) == ([0, 1, 2], True)
 
 
 def test_answers_that_come_twice_count_once() -> None:

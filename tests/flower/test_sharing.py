@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flwr.app import RecordDict
+import torch
+from flwr.app import ConfigRecord, RecordDict
 
 from fedvision.flower import codec, sharing
 from fedvision.training.evaluate import Evaluation
+from fedvision.types import Instruction
 
 PLAIN = np.array([[3, 1], [0, 2]], np.int64)
 
@@ -70,3 +72,25 @@ def test_cards_and_masked_counts_survive_the_way() -> None:
     assert sharing.decode_group(sharing.encode_group(cards)) == cards
     numbers = [-(2**63), 2**63 - 1, 0]
     assert sharing.decode_masked(sharing.encode_masked(numbers)).tolist() == numbers
+
+
+def asked(round: int = 2, control: float = 0.0, **tensors: torch.Tensor) -> RecordDict:
+    told = Instruction(tensors={"control": {"w": torch.tensor([control])}})
+    config = ConfigRecord({codec.ROUND: round})
+    return codec.encode_instruction(told, codec.encode_state(tensors), config)
+
+
+def test_a_question_is_the_same_for_whoever_counts_with_the_same_model_and_for_nobody_else() -> None:
+    w, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    mine = sharing.question("train", asked(w=w, b=b))
+    # What a strategy tells a client of its own has no part in what is counted.
+    assert sharing.question("train", asked(control=9.0, b=b, w=w)) == mine
+    others = [
+        ("evaluate", asked(w=w, b=b)),
+        ("train", asked(3, w=w, b=b)),
+        ("train", asked(w=b, b=w)),
+        ("train", asked(v=w, b=b)),
+        ("train", asked(w=w.reshape(2, 1), b=b)),
+        ("train", asked(w=w, b=b + 1)),
+    ]
+    assert mine not in {sharing.question(*one) for one in others}

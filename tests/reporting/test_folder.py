@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,24 @@ def test_equal_runs_leave_equal_bytes(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
     assert json.loads(contents[0][0]) == {"round": 1, "train_loss": 1 / 3, "server": None, "lr": None}
     assert folder.timings() == [{"round": 1, "train": 0.7}]
+
+
+def test_what_was_measured_in_the_next_round_stands_in_the_round_whose_model_it_is_of(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    lines: list[dict[str, Any]] = [
+        {"round": 1, "local": None},
+        {"round": 2, "local": None, "received": {"round": 1, "loss": 0.5}},
+        {"round": 3, "local": None, "received": None},
+        {"round": 4, "local": {"loss": 0.25}},
+    ]
+    for line in lines:
+        folder.append_round(line, {})
+    assert folder.rounds() == [
+        {"round": 1, "local": {"loss": 0.5}},
+        {"round": 2, "local": None},
+        {"round": 3, "local": None},
+        {"round": 4, "local": {"loss": 0.25}},
+    ]
 
 
 def test_the_final_model_opens_without_fedvision(tmp_path: Path) -> None:

@@ -51,6 +51,25 @@ def test_a_log_gets_a_line_a_round_with_the_time_left() -> None:
     ]
 
 
+def test_figures_of_an_earlier_rounds_model_say_so_and_never_replace_the_servers() -> None:
+    stream, clients = io.StringIO(), {"scores": {"accuracy": 0.75}}
+    for server in (None, {"scores": {"accuracy": 0.5}}):
+        with Progress(stream, Clock()) as progress:
+            progress.start(3, 1)
+            progress.round_done(1, {"server": server}, {})
+            progress.round_done(2, {"received": {"round": 1, **clients}}, {})
+            progress.round_done(3, {"local": clients}, {})
+    said = [line.rpartition("  ")[0].rstrip() for line in stream.getvalue().splitlines()]
+    assert said == [
+        "round 1/3",
+        "round 2/3  accuracy 75.0%  after round 1",
+        "round 3/3  accuracy 75.0%",
+        "round 1/3  accuracy 50.0%",
+        "round 2/3  accuracy 50.0%",
+        "round 3/3  accuracy 75.0%",
+    ]
+
+
 def test_a_run_that_goes_on_says_so_and_counts_only_its_own_rounds() -> None:
     stream, clock = io.StringIO(), Clock()
     with Progress(stream, clock) as progress:

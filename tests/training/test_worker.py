@@ -34,10 +34,10 @@ class Fixed:
         return self.shards[client]
 
 
-def make_worker(folder: Path, model: str = "cnn", **tables: Any) -> Worker:
+def make_worker(folder: Path, model_of_all: torch.nn.Module | None = None, **tables: Any) -> Worker:
     base = {"data": {"use": "digits"}, "training": {"batch_size": 8, "epochs": 2}, "rounds": 5}
     config = ExperimentConfig.from_dict(base | {"loss": {"use": "weighted"}} | tables)
-    return Worker.open(config, network(model), CLASSES, Fixed(), ClientMemory(folder))
+    return Worker.open(config, model_of_all or network(), CLASSES, Fixed(), ClientMemory(folder))
 
 
 def tasks_of(worker: Worker, round: int, *objectives: str | None, seed: int = 1) -> list[Task]:
@@ -78,6 +78,29 @@ def test_memories_are_recalled_and_saved_as_by_one(tmp_path: Path, stacks: list[
         found, wanted = many.memory.load(client, 4), one.memory.load(client, 4)
         assert found.keys() == wanted.keys() == {"objective"}
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [("cnn", {"dropout": 0.5}), ("resnet8", {"norm": "batch"})])
+def test_who_measures_first_trains_to_the_same_bits(
+    model: tuple[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    own = {"model": {"travel": "no-batch-norm-statistics"}}
+    plain, first = (
+        make_worker(tmp_path / n, network(model[0], **model[1]), **own) for n in ("plain", "first")
+    )
+    for round in (1, 2):
+        start = get_state(plain.model, travelling(plain.model, "no-batch-norm-statistics"))
+        tasks = [Task(round=round, client=client, state=start) for client in range(4)]
+        asking = [replace(task, measure=True) for task in tasks]
+        wanted = [plain.evaluate(task.client, round - 1, start) for task in tasks]
+        for train in (lambda w, some: w.train_many(some), lambda w, some: [w.train(task) for task in some]):
+            updates, others = train(first, asking), train(plain, tasks)
+            for update, other, counted in zip(updates, others, wanted, strict=True):
+                assert update.measured is not None
+                assert update.measured.confusion.tolist() == counted.confusion.tolist()
+                assert (update.measured.loss_sum, other.measured) == (counted.loss_sum, None)
+                for one, two in ((update.state, other.state), (update.personal, other.personal)):
+                    assert all(torch.equal(one[name], two[name]) for name in two)
 
 
 def test_personal_tensors_stay_with_their_client(tmp_path: Path) -> None:
