@@ -15,6 +15,7 @@ from fedvision.data.images import Dataset
 from fedvision.data.shards import Shard
 from fedvision.models.build import build_model
 from fedvision.models.state import get_state, size_in_bytes, travelling
+from fedvision.training.allocator import give_back_freed_memory
 from fedvision.training.loop import fit
 from fedvision.training.objectives import Objective
 from fedvision.training.worker import build_loss, loop_settings, place
@@ -88,6 +89,7 @@ class _Meter:
             torch.cuda.reset_peak_memory_stats(device)
             self._before: int | None = int(torch.cuda.memory_reserved(device))
         else:
+            give_back_freed_memory()
             # Linux: 5 makes the highest resident size so far the present one (man 5 proc).
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")

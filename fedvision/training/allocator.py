@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h, for mallopt
 _MMAP_BYTES, _TRIM_BYTES = 1 << 27, (1 << 31) - 1
@@ -24,9 +25,19 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it was told: not where the user has set its thresholds, nor with another C library.
     """
-    if not sys.platform.startswith("linux") or any(name in os.environ for name in _USERS_OWN):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
+    mallopt = _glibc("mallopt")
+    if mallopt is None or any(name in os.environ for name in _USERS_OWN):
         return False
     return bool(mallopt(_MMAP_THRESHOLD, _MMAP_BYTES)) and bool(mallopt(_TRIM_THRESHOLD, _TRIM_BYTES))
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what is freed and was kept, so that what is taken from now on can be measured."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name: str) -> Any:
+    """Return a function of the C library, None where it has none of this name."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
