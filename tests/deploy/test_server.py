@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 from fedvision.deploy.contract import PROTOCOL
+from tests.deploy.held import begun, holding, release
 from tests.deploy.machines import digest, eventually, machines
 
 EXPERIMENT = """
@@ -85,38 +86,45 @@ def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: 
     text = EXPERIMENT.format(rounds=4, epochs=8, strategy="scaffold")
     with machines(tmp_path, pki, text) as here:
         server = here.server()
-        north = here.client("north")
-        here.client("south")
-        eventually(lambda: len(here.rounds()) >= 1 or server.poll() is not None, "the first round")
+        north = here.client("north", **holding(here, "north", 2))
+        here.client("south", **holding(here, "south", 3))
+        eventually(lambda: begun(here, "north") == [1, 2] or server.poll() is not None, "the second round")
         north.kill()
         north.wait()
-        here.client("north")
-        eventually(lambda: len(here.rounds()) >= 2 or server.poll() is not None, "the second round")
+        here.client("north", **holding(here, "north"))
+        # South is in its third training and north has answered: its third training message.
+        done = "train: done"
+        eventually(lambda: here.log("north").count(done) == 3 or server.poll() is not None, "an answer")
+        eventually(lambda: begun(here, "south") == [1, 2, 3], "a client at work")
         server.kill()
         server.wait()
-        done = len(here.rounds())
+        assert len(here.rounds()) == 2
+        release(here, "south")
         again = here.server()
         assert again.wait(180) == 0, here.log("server")
-        assert done < 4, "the run was over before the server was killed"
         assert digest(here.out) == here.simulated()
         assert [record["refused"] for record in here.rounds()] == [[]] * 4
+        # Only who was killed in the middle of a training does it again.
+        assert begun(here, "north") == [1, 2, 2, 3, 4]
+        assert begun(here, "south") == [1, 2, 3, 4]
+        for name in here.names:
+            assert here.log(name).count("this task was done before; the same reply is sent") == 1
 
 
 def test_a_dead_training_process_costs_one_reply(tmp_path: Path, pki: Path) -> None:
-    text = EXPERIMENT.format(rounds=3, epochs=120, strategy="fedavg")
+    text = EXPERIMENT.format(rounds=3, epochs=1, strategy="fedavg")
     with machines(tmp_path, pki, text) as here:
         server = here.server()
-        north = here.client("north")
+        north = here.client("north", **holding(here, "north", 2))
         here.client("south")
-        eventually(lambda: here.rounds() or server.poll() is not None, "the first round")
-        assert server.poll() is None, here.log("server")
-        eventually((tmp_path / "state-north/inbox/task").exists, "a task")
+        eventually(lambda: begun(here, "north") == [1, 2] or server.poll() is not None, "the second round")
         os.kill(here.training_child(north), signal.SIGKILL)
         assert server.wait(180) == 0, here.log("server")
-        refused = [item for record in here.rounds() for item in record["refused"]]
-        assert [item["client"] for item in refused] == [0]
-        assert "the training process died (killed by SIGKILL" in refused[0]["reason"]
-        assert here.rounds()[-1]["clients"] == [0, 1]
+        refused = [record["refused"] for record in here.rounds()]
+        assert [[item["client"] for item in items] for items in refused] == [[], [0], []]
+        assert "the training process died (killed by SIGKILL" in refused[1][0]["reason"]
+        assert [record["clients"] for record in here.rounds()] == [[0, 1], [1], [0, 1]]
+        assert begun(here, "north") == [1, 2, 3]
         assert north.poll() is None
 
 
