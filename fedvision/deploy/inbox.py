@@ -9,14 +9,14 @@
     ├── inbox/message       the message as it came, kept until its answer has arrived
     ├── inbox/task          the message's tensors
     ├── inbox/session       under which the reply to the message is being sent, once that has begun
-    ├── inbox/KIND          the reply's tensors; KIND is ``training`` or ``other``
+    ├── inbox/KIND          the reply's tensors; KIND is ``training``, ``evaluation`` or ``other``
     ├── inbox/KIND.json     the reply's layout, and to which task it is the answer
     ├── inbox/KIND.notes    what this reply tells of the client, and to which task it is the answer
     └── runs/RUN/           what the client keeps of a run between its rounds
 
 The last reply stays: the same task asked again, because a server was started again, is answered with it and
-not trained twice. That of a training stays through all that is asked in between: such a server first asks who
-is there, and one that was stopped while it measured goes back to the training before.
+not done twice. Those to a training and to an evaluation have places of their own: such a server first asks
+who is there, and one that was stopped while it measured goes back to the training before.
 """
 
 from __future__ import annotations
@@ -110,11 +110,15 @@ class Inbox:
         except OSError as error:
             raise ConfigError(f"state: {folder} cannot be made: {error.strerror}") from error
         self.task = self._inbox / "task"
-        self._training, self._other = Reply(self._inbox / "training"), Reply(self._inbox / "other")
+        self._other = Reply(self._inbox / "other")
+        self._replies = {
+            MessageType.TRAIN: Reply(self._inbox / "training"),
+            MessageType.EVALUATE: Reply(self._inbox / "evaluation"),
+        }
 
     def reply(self, kind: str) -> Reply:
-        """Return where the reply to a message of a type is kept; what is no training shares one place."""
-        return self._training if kind == MessageType.TRAIN else self._other
+        """Return where the reply to a message of a type is kept; those beside the rounds share a place."""
+        return self._replies.get(kind, self._other)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

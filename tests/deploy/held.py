@@ -25,19 +25,21 @@ if "fedvision.deploy.trainer" in sys.orig_argv:
 """
 
 
-def holding(here: Machines, name: str, *rounds: int) -> dict[str, str]:
-    """Return the environment of a client that is held in its trainings of some rounds."""
-    site, holds = here.folder / f"held-{name}", here.folder / f"{name}-holds"
+def holding(here: Machines, name: str, *rounds: int, more: str = "") -> dict[str, str]:
+    """Return the environment of a client that is held in its trainings of some rounds, and does ``more``."""
+    site = here.folder / f"held-{name}"
     site.mkdir(exist_ok=True)
-    code = _SITE.format(began=here.folder / f"{name}-began", holds=holds)
-    (site / "sitecustomize.py").write_text(code)
-    holds.write_text(" ".join(map(str, rounds)))
+    code = _SITE.format(began=here.folder / f"{name}-began", holds=here.folder / f"{name}-holds")
+    (site / "sitecustomize.py").write_text(code + more)
+    hold(here, name, *rounds)
     return {"PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
 
 
-def release(here: Machines, name: str) -> None:
-    """Let a client go on."""
-    (here.folder / f"{name}-holds").write_text("")
+def hold(here: Machines, name: str, *rounds: int) -> None:
+    """Hold a client in its trainings of these rounds, and no longer in those of others."""
+    file = here.folder / f"{name}-holds"
+    file.with_suffix(".part").write_text(" ".join(map(str, rounds)))
+    file.with_suffix(".part").replace(file)
 
 
 def begun(here: Machines, name: str) -> list[int]:

@@ -39,21 +39,21 @@ def test_the_last_reply_answers_its_own_task_only(tmp_path: Path) -> None:
     assert reply.layout("t1") is None
 
 
-def test_a_trainings_reply_stays_while_other_things_are_asked(tmp_path: Path) -> None:
+def test_a_rounds_replies_stay_while_other_things_are_asked(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path)
-    for kind in ("train", "query.roster", "evaluate"):
+    for kind in ("train", "evaluate", "query.masked", "query.roster"):
         reply = inbox.reply(kind)
         reply.drop()
         reply.path.write_bytes(kind.encode())
         reply.keep(f"task of {kind}", kind)
         reply.keep_notes(f"task of {kind}", (kind,))
-    assert inbox.reply("train").layout("task of train") == "train"
-    assert inbox.reply("train").path.read_bytes() == b"train"
-    assert inbox.reply("train").notes("task of train") == ("train",)
-    assert inbox.reply("evaluate").layout("task of evaluate") == "evaluate"
-    assert inbox.reply("query.roster").layout("task of query.roster") is None
+    for kind in ("train", "evaluate", "query.roster"):
+        kept = Inbox(tmp_path).reply(kind)
+        assert kept.layout(f"task of {kind}") == kept.path.read_bytes().decode() == kind
+        assert kept.notes(f"task of {kind}") == (kind,)
+    assert inbox.reply("query.masked").layout("task of query.masked") is None
     # A server chooses the words of a message's type, and no file by them.
-    assert inbox.reply("../../escape").path == inbox.reply("evaluate").path
+    assert inbox.reply("../../escape").path == inbox.reply("query.roster").path
 
 
 def test_a_reply_in_delivery_is_the_same_for_the_next_process(tmp_path: Path) -> None:

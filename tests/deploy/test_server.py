@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from fedvision.deploy.contract import PROTOCOL
-from tests.deploy.held import begun, holding, release
+from tests.deploy.held import begun, hold, holding
 from tests.deploy.machines import digest, eventually, machines
 
 EXPERIMENT = """
@@ -99,7 +99,7 @@ def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: 
         server.kill()
         server.wait()
         assert len(here.rounds()) == 2
-        release(here, "south")
+        hold(here, "south")
         again = here.server()
         assert again.wait(180) == 0, here.log("server")
         assert digest(here.out) == here.simulated()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.deploy.held import begun, holding, release
+from tests.deploy.held import begun, hold, holding
 from tests.deploy.machines import Machines, eventually, machines
 from tests.deploy.test_server import EXPERIMENT
 
@@ -30,7 +30,7 @@ def test_a_slow_client_is_named_and_its_late_answer_used(tmp_path: Path, pki: Pa
         here.client("north", **holding(here, "north", 2))
         here.client("south")
         eventually(lambda: missed(here) or server.poll() is not None, "a round without north")
-        release(here, "north")
+        hold(here, "north")
         assert server.wait(180) == 0, here.log("server")
         late = [(record["round"], item) for record in here.rounds() for item in record["late"]]
         ((used_in, item),) = late
@@ -59,7 +59,7 @@ def test_a_server_that_was_killed_still_gets_what_it_was_owed(tmp_path: Path, pk
         eventually(lambda: json.loads(latest.read_text())["folder"] >= "round-00002", "its checkpoint")
         server.kill()
         server.wait()
-        release(here, "north")
+        hold(here, "north")
         again = here.server()
         assert again.wait(180) == 0, here.log("server")
         late = [item for record in here.rounds() for item in record["late"]]
