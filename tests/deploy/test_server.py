@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
+from fedvision import __version__
+from fedvision.deploy.certificates import make
 from fedvision.deploy.contract import PROTOCOL
 from tests.deploy.held import begun, hold, holding
-from tests.deploy.machines import digest, eventually, machines
+from tests.deploy.machines import Machines, digest, eventually, machines
 
 EXPERIMENT = """
 name = "two"
@@ -128,31 +131,39 @@ def test_a_dead_training_process_costs_one_reply(tmp_path: Path, pki: Path) -> N
         assert north.poll() is None
 
 
-def test_a_client_that_may_not_or_cannot_follow_says_so_on_both_sides(tmp_path: Path, pki: Path) -> None:
+def test_a_client_that_may_not_or_cannot_follow_says_so_on_both_sides(tmp_path: Path) -> None:
+    names = ("north", "south", "west")
+    make(tmp_path / "pki", hosts=["localhost"], clients=names)
     (tmp_path / "mine.py").write_text(
         "from fedvision.losses.weighting import cross_entropy\n"
         "def loss(counts):\n    return cross_entropy(counts)\n"
     )
-    with machines(tmp_path, pki, EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg")) as here:
+    text = EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg").replace("clients = 2", "clients = 3")
+    with machines(tmp_path, tmp_path / "pki", text, names) as here:
         with here.experiment.open("a") as file:
             file.write('[loss]\nuse = "mine:loss"\n')
         server = here.server()
         here.client("north")
-        old = tmp_path / "old"
-        old.mkdir()
-        (old / "sitecustomize.py").write_text(
-            "import fedvision.deploy.contract as contract\ncontract.PROTOCOL = 99\n"
-        )
-        path = os.pathsep.join([str(old), os.environ.get("PYTHONPATH", "")])
-        here.client("south", 'plugins = ["mine"]', PYTHONPATH=path)
-        plugin = "use = 'mine:loss': this client allows built-ins"
-        version = f"speaks protocol {PROTOCOL} (fedvision"
-        for name, sentence in (("north", plugin), ("south", version)):
+        here.client("south", 'plugins = ["mine"]', **speaking(here, PROTOCOL - 1))
+        here.client("west", 'plugins = ["mine"]', **speaking(here, PROTOCOL + 1))
+        told = f"the server speaks protocol {PROTOCOL} (fedvision {__version__}) and this client protocol "
+        sentences = {
+            "north": "use = 'mine:loss': this client allows built-ins",
+            "south": f"{told}{PROTOCOL - 1} (",
+            "west": f"{told}{PROTOCOL + 1} (",
+        }
+        for name, sentence in sentences.items():
             eventually(lambda name=name, sentence=sentence: sentence in here.log(name), f"{name}'s sentence")
-            eventually(
-                lambda name=name, sentence=sentence: (
-                    f"{name} cannot take part" in here.log("server") and sentence in here.log("server")
-                ),
-                f"the server's sentence on {name}",
-            )
+            heard = re.compile(f"{name} cannot take part: .*{re.escape(sentence)}")
+            eventually(lambda heard=heard: heard.search(here.log("server")), f"the server's on {name}")
         assert server.poll() is None, "it waits for clients that can"
+
+
+def speaking(here: Machines, protocol: int) -> dict[str, str]:
+    """Return the environment of a client of another version, older or newer than its server."""
+    site = here.folder / f"protocol-{protocol}"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        f"import fedvision.deploy.contract as contract\ncontract.PROTOCOL = {protocol}\n"
+    )
+    return {"PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
