@@ -31,7 +31,7 @@ def test_a_slow_client_is_named_and_its_late_answer_used(tmp_path: Path, pki: Pa
         here.client("south")
         eventually(lambda: missed(here) or server.poll() is not None, "a round without north")
         hold(here, "north")
-        assert server.wait(180) == 0, here.log("server")
+        assert server.wait(300) == 0, here.log("server")
         late = [(record["round"], item) for record in here.rounds() for item in record["late"]]
         ((used_in, item),) = late
         assert (item["client"], item["asked"], item["used"]) == (0, 2, True)
@@ -61,7 +61,7 @@ def test_a_server_that_was_killed_still_gets_what_it_was_owed(tmp_path: Path, pk
         server.wait()
         hold(here, "north")
         again = here.server()
-        assert again.wait(180) == 0, here.log("server")
+        assert again.wait(300) == 0, here.log("server")
         late = [item for record in here.rounds() for item in record["late"]]
         assert [(item["client"], item["asked"], item["used"]) for item in late] == [(0, 2, True)]
         assert "train: this task was done before; the same reply is sent" in here.log("north")

@@ -29,7 +29,7 @@ from fedvision.reporting.events import Event
 from fedvision.reporting.facts import read_facts
 from fedvision.reporting.folder import RunFolder
 from tests.deploy.apart import Apart
-from tests.deploy.held import begun, hold, holding
+from tests.deploy.held import hold, holding
 from tests.deploy.machines import eventually
 
 NAMES = ("north", "south", "east", "west", "attic")
@@ -134,10 +134,6 @@ class Torture(Apart):
         """Wait until something holds while the run goes on."""
         eventually(lambda: holds() or self.servers[-1].poll() is not None, what)
         assert self.servers[-1].poll() is None, self.log("server")
-
-    def at_work(self, name: str, round: int) -> None:
-        """Wait until a client that is held in a round's training has begun it."""
-        self.until(lambda: round in begun(self, name), f"{name} in round {round}")
 
     def kill_training(self, north: subprocess.Popen[bytes]) -> None:
         """Kill a client's training process in the second round."""
