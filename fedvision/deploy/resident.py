@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, MessageType
 
 from fedvision.client_config import ClientConfig
 from fedvision.deploy.contract import RunFacts
@@ -57,6 +57,7 @@ while a run goes on, and when nothing happened for a while."""
 _EMPTY_S, _SURE_S = 60.0, 40.0
 """Who had nothing in hand for the first may have again what he was given longer ago than the second, which is
 longer than a question may take."""
+_ROUND_TYPES = (MessageType.TRAIN, MessageType.EVALUATE)
 _UPLOAD_S = 180.0
 """How long the server may take to deliver a message that it announced; Flower gives up then, too."""
 
@@ -266,7 +267,9 @@ class Resident:
             self._opened = (self._trainer.generation, facts.run)
         layout = self._patiently(incoming.open)
         self._expected.get(kind, Expected()).check(layout)
-        task = _digest(facts.run, kind, layout, incoming.pieces)
+        # Beside the rounds, a server asks anew for what may have changed: what this machine has and shares.
+        asked = "" if kind in _ROUND_TYPES else incoming.head.metadata.message_id
+        task = _digest(facts.run, kind, layout, [*incoming.pieces, asked])
         if kept := reply.layout(task):
             log.warning("%s: this task was done before; the same reply is sent", kind)
             if self._twice:
@@ -309,9 +312,9 @@ class Resident:
                 pause = min(2 * pause, 0.1)
 
 
-def _digest(run: str, kind: str, layout: Layout, pieces: list[str]) -> str:
+def _digest(run: str, kind: str, layout: Layout, details: list[str]) -> str:
     """Return what is the same for two messages that ask for the same work."""
-    return hashlib.sha256("\n".join([run, kind, layout.to_text(), *pieces]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([run, kind, layout.to_text(), *details]).encode()).hexdigest()
 
 
 def _connect(config: ClientConfig) -> FleetLink:
