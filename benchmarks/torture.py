@@ -1,6 +1,6 @@
 """A run in which everything goes wrong once, beside the same experiment undisturbed.
 
-    python benchmarks/torture.py [--rounds 12] [--seeds 3]
+    python benchmarks/torture.py [--rounds 10] [--seeds 3]
 
 Six machines, each a network namespace with an address of its own (root, Linux), TLS and keys, Fashion-MNIST
 in folders of classes on five clients. Processes are killed, a machine loses its power, a link is cut for half
@@ -42,7 +42,7 @@ CUT_S = 30.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--raw", type=Path, default=RAW, help="folder of Fashion-MNIST's files")
     options = parser.parse_args()

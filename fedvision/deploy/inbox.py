@@ -9,13 +9,14 @@
     ├── inbox/message       the message as it came, kept until its answer has arrived
     ├── inbox/task          the message's tensors
     ├── inbox/session       under which the reply to the message is being sent, once that has begun
-    ├── inbox/reply         the reply's tensors
-    ├── inbox/reply.json    the reply's layout, and to which task it is the answer
-    ├── inbox/notes         what this reply tells of the client, and to which task it is the answer
+    ├── inbox/KIND          the reply's tensors; KIND is ``training``, ``evaluation`` or ``other``
+    ├── inbox/KIND.json     the reply's layout, and to which task it is the answer
+    ├── inbox/KIND.notes    what this reply tells of the client, and to which task it is the answer
     └── runs/RUN/           what the client keeps of a run between its rounds
 
 The last reply stays: the same task asked again, because a server was started again, is answered with it and
-not trained twice.
+not done twice. Those to a training and to an evaluation have places of their own: such a server first asks
+who is there, and one that was stopped while it measured goes back to the training before.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from flwr.app import MessageType
 
 from fedvision.errors import ConfigError
 
@@ -53,6 +56,42 @@ class FileSource:
             return file.read(stop - start)
 
 
+class Reply:
+    """The reply to the last task of a kind.
+
+    Args:
+        path: File of its tensors; what belongs to it lies beside it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._about, self._told = path.with_suffix(".json"), path.with_suffix(".notes")
+
+    def layout(self, task: str) -> str | None:
+        """Return the layout of the reply to a task by its digest, or None where the last one was another."""
+        kept = _table(self._about)
+        complete = self.path.exists() and self.path.stat().st_size == kept.get("bytes")
+        return str(kept["layout"]) if complete and kept.get("task") == task else None
+
+    def keep(self, task: str, layout: str) -> None:
+        """Remember to which task the tensors, which are written, are the answer."""
+        page = {"task": task, "layout": layout, "bytes": self.path.stat().st_size}
+        _replace(self._about, json.dumps(page).encode())
+
+    def drop(self) -> None:
+        """Forget it, before the next one is written over it."""
+        self._about.unlink(missing_ok=True)
+
+    def notes(self, task: str) -> tuple[str, ...] | None:
+        """Return what the reply to a task tells of this client, None where that is not settled."""
+        kept = _table(self._told)
+        return tuple(map(str, kept.get("notes", ()))) if kept.get("task") == task else None
+
+    def keep_notes(self, task: str, notes: tuple[str, ...]) -> None:
+        """Settle what the reply to a task tells: made again, it must be the same reply."""
+        _replace(self._told, json.dumps({"task": task, "notes": notes}).encode())
+
+
 class Inbox:
     """The files of one client.
 
@@ -70,7 +109,16 @@ class Inbox:
             folder.chmod(0o700)
         except OSError as error:
             raise ConfigError(f"state: {folder} cannot be made: {error.strerror}") from error
-        self.task, self.reply = self._inbox / "task", self._inbox / "reply"
+        self.task = self._inbox / "task"
+        self._other = Reply(self._inbox / "other")
+        self._replies = {
+            MessageType.TRAIN: Reply(self._inbox / "training"),
+            MessageType.EVALUATE: Reply(self._inbox / "evaluation"),
+        }
+
+    def reply(self, kind: str) -> Reply:
+        """Return where the reply to a message of a type is kept; those beside the rounds share a place."""
+        return self._replies.get(kind, self._other)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -91,7 +139,7 @@ class Inbox:
 
     def node(self, address: str) -> int:
         """Return which node of a server this client was, 0 where that is not known."""
-        kept = self._table(self._folder / "node")
+        kept = _table(self._folder / "node")
         return int(kept.get("node", 0)) if kept.get("superlink") == address else 0
 
     def keep_node(self, address: str, node: int) -> None:
@@ -118,21 +166,12 @@ class Inbox:
 
     def session(self, reply: str) -> str:
         """Return under which session a reply was being sent, "" where its sending has not begun."""
-        kept = self._table(self._inbox / "session")
+        kept = _table(self._inbox / "session")
         return str(kept.get("session", "")) if kept.get("reply") == reply else ""
 
     def keep_session(self, reply: str, session: str) -> None:
         """Remember under which session a reply is being sent."""
         _replace(self._inbox / "session", json.dumps({"reply": reply, "session": session}).encode())
-
-    def notes(self, task: str) -> tuple[str, ...] | None:
-        """Return what the reply to a task tells of this client, None where that is not settled."""
-        kept = self._table(self._inbox / "notes")
-        return tuple(map(str, kept.get("notes", ()))) if kept.get("task") == task else None
-
-    def keep_notes(self, task: str, notes: tuple[str, ...]) -> None:
-        """Settle what the reply to a task tells: made again, it must be the same reply."""
-        _replace(self._inbox / "notes", json.dumps({"task": task, "notes": notes}).encode())
 
     def begin(self) -> bool:
         """Note that the process runs; return whether the one before it died."""
@@ -144,27 +183,12 @@ class Inbox:
         """Note that the process ended as it should."""
         (self._folder / "online").unlink(missing_ok=True)
 
-    def last_reply(self, task: str) -> str | None:
-        """Return the layout of the reply to a task by its digest, or None where the last one was another."""
-        kept = self._table(self._inbox / "reply.json")
-        complete = self.reply.exists() and self.reply.stat().st_size == kept.get("bytes")
-        return str(kept["layout"]) if complete and kept.get("task") == task else None
 
-    def keep_reply(self, task: str, layout: str) -> None:
-        """Remember to which task the reply's tensors, which are written, are the answer."""
-        page = {"task": task, "layout": layout, "bytes": self.reply.stat().st_size}
-        _replace(self._inbox / "reply.json", json.dumps(page).encode())
-
-    def drop_reply(self) -> None:
-        """Forget the last reply, before the next one is written over it."""
-        (self._inbox / "reply.json").unlink(missing_ok=True)
-
-    @staticmethod
-    def _table(path: Path) -> dict[str, Any]:
-        with suppress(OSError, ValueError):
-            page = json.loads(path.read_text())
-            return page if isinstance(page, dict) else {}
-        return {}
+def _table(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        page = json.loads(path.read_text())
+        return page if isinstance(page, dict) else {}
+    return {}
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -23,12 +23,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, MessageType
 
 from fedvision.client_config import ClientConfig
 from fedvision.deploy.contract import RunFacts
 from fedvision.deploy.discretion import discreet
-from fedvision.deploy.inbox import FileSource, Inbox
+from fedvision.deploy.inbox import FileSource, Inbox, Reply
 from fedvision.deploy.patience import Patience
 from fedvision.deploy.reach import explain, read_key, tls_context
 from fedvision.deploy.training_process import TaskFailed, TrainingProcess
@@ -57,6 +57,7 @@ while a run goes on, and when nothing happened for a while."""
 _EMPTY_S, _SURE_S = 60.0, 40.0
 """Who had nothing in hand for the first may have again what he was given longer ago than the second, which is
 longer than a question may take."""
+_ROUND_TYPES = (MessageType.TRAIN, MessageType.EVALUATE)
 _UPLOAD_S = 180.0
 """How long the server may take to deliver a message that it announced; Flower gives up then, too."""
 
@@ -218,8 +219,9 @@ class Resident:
         try:
             self._worked = 0.0
             layout, task = self._do(incoming)
-            tensors = parcel(FileSource(self._inbox.reply))
-            told = replace(Layout.from_text(layout), notes=self._told(task))
+            kept = self._inbox.reply(kind)
+            tensors = parcel(FileSource(kept.path))
+            told = replace(Layout.from_text(layout), notes=self._told(kept, task))
             reply = reply_to(incoming.head, envelope(told, tensors))
             said = "done"
         except (TaskFailed, WireError, ConfigError, OSError) as error:
@@ -234,13 +236,13 @@ class Resident:
         seconds = (took, time.monotonic() - began, self._worked)
         log.warning("%s: %s (%.1f s, %.1f s with sending, %.2f s of work)", kind, said, *seconds)
 
-    def _told(self, task: str) -> tuple[str, ...]:
+    def _told(self, kept: Reply, task: str) -> tuple[str, ...]:
         """Return what the reply to a task tells of this client, whoever asks for it how often."""
-        notes = self._inbox.notes(task)
+        notes = kept.notes(task)
         if notes is None:
             notes = tuple(self._notes[:MAX_NOTES])
             with self._disk("what is told of this client"):
-                self._inbox.keep_notes(task, notes)
+                kept.keep_notes(task, notes)
             del self._notes[: len(notes)]
         return notes
 
@@ -257,6 +259,7 @@ class Resident:
         """Do a task; return the reply's layout, whose tensors are in the inbox, and the task's digest."""
         facts = self._facts(incoming.head.metadata.run_id)
         kind = incoming.head.metadata.message_type
+        reply = self._inbox.reply(kind)
         self._trainer.start()  # one that died between two tasks costs nothing
         if self._opened != (self._trainer.generation, facts.run):
             opened = self._trainer.ask({"open": facts.to_table()}, limited=False)
@@ -264,24 +267,26 @@ class Resident:
             self._opened = (self._trainer.generation, facts.run)
         layout = self._patiently(incoming.open)
         self._expected.get(kind, Expected()).check(layout)
-        task = _digest(facts.run, kind, layout, incoming.pieces)
-        if kept := self._inbox.last_reply(task):
+        # Beside the rounds, a server asks anew for what may have changed: what this machine has and shares.
+        asked = "" if kind in _ROUND_TYPES else incoming.head.metadata.message_id
+        task = _digest(facts.run, kind, layout, [*incoming.pieces, asked])
+        if kept := reply.layout(task):
             log.warning("%s: this task was done before; the same reply is sent", kind)
             if self._twice:
                 self._notes.append("it was asked twice, and did the task once")
             return kept, task
         self._patiently(lambda: self._fetch(incoming, layout.size))
-        self._inbox.drop_reply()
+        reply.drop()
         answer = self._trainer.ask(
             {
                 "answer": kind,
                 "layout": layout.to_text(),
                 "task": str(self._inbox.task),
-                "reply": str(self._inbox.reply),
+                "reply": str(reply.path),
             }
         )
         self._worked = float(answer.get("worked", 0.0))
-        self._inbox.keep_reply(task, answer["layout"])
+        reply.keep(task, answer["layout"])
         return str(answer["layout"]), task
 
     def _fetch(self, incoming: Incoming, size: int) -> None:
@@ -307,9 +312,9 @@ class Resident:
                 pause = min(2 * pause, 0.1)
 
 
-def _digest(run: str, kind: str, layout: Layout, pieces: list[str]) -> str:
+def _digest(run: str, kind: str, layout: Layout, details: list[str]) -> str:
     """Return what is the same for two messages that ask for the same work."""
-    return hashlib.sha256("\n".join([run, kind, layout.to_text(), *pieces]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([run, kind, layout.to_text(), *details]).encode()).hexdigest()
 
 
 def _connect(config: ClientConfig) -> FleetLink:

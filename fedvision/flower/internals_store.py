@@ -81,7 +81,8 @@ class FileObjectStore(InMemoryObjectStore):
         """Keep an object that was announced; one that is on the shelf already may come as ``IN_FILE``.
 
         Raises:
-            ValueError: The content is not the object of this digest, or is no object.
+            ValueError: The content is not the object of this digest, or is not on the shelf.
+            UnexpectedObjectContentError: It is no object.
             NoObjectInStoreError: It was not announced.
         """
         if object_id not in self:

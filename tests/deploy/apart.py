@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.deploy.held import begun, holding
 from tests.deploy.machines import Machines, digest, eventually
 from tests.deploy.network import Network, network
 
@@ -119,24 +120,27 @@ class Apart(Machines):
                 return number
         raise AssertionError("there is no SuperLink")
 
-    def everybody(self) -> list[subprocess.Popen[bytes]]:
-        """Start the server and both clients; return the clients."""
-        self.server()
-        return [self.client(name) for name in self.names]
+    def everybody(self, **held: int) -> list[subprocess.Popen[bytes]]:
+        """Start the server and both clients; return the clients.
 
-    def working(self, name: str, after: int) -> None:
-        """Wait until a client has a task in work, some rounds having been done."""
-        task, ended = self.folder / f"state-{name}/inbox/task", self._server_ended
-        eventually(lambda: len(self.rounds()) >= after or ended(), f"{after} rounds")
-        eventually(lambda: task.exists() or ended(), "a task")
-        assert not ended(), self.log("server")
+        Args:
+            held: By client, a round in whose training it is held.
+        """
+        self.server()
+        rounds = {name: [held[name]] if name in held else [] for name in self.names}
+        return [self.client(name, **holding(self, name, *rounds[name])) for name in self.names]
+
+    def at_work(self, name: str, round: int) -> None:
+        """Wait until a client that is held in a round's training has begun it."""
+        eventually(lambda: round in begun(self, name) or self._server_ended(), f"{name} in round {round}")
+        assert not self._server_ended(), self.log("server")
 
     def _server_ended(self) -> bool:
         return self.servers[-1].poll() is not None
 
     def finish(self, rounds: int = 5) -> None:
         """Wait for the run's end and check that nothing of it differs from a simulation."""
-        assert self.servers[-1].wait(180) == 0, self.log("server")
+        assert self.servers[-1].wait(300) == 0, self.log("server")
         assert [record["round"] for record in self.rounds()] == list(range(1, rounds + 1))
         assert [record["clients"] for record in self.rounds()] == [[0, 1]] * rounds
         assert [record["refused"] for record in self.rounds()] == [[]] * rounds

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ import numpy as np
 from fedvision.config import ExperimentConfig
 from fedvision.federation import Federation
 
-WAIT_S = 120.0
+WAIT_S = 240.0
 
 
 def eventually(holds: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
@@ -122,16 +124,10 @@ class Machines:
         return self._start("submit", [*command, "--state", str(self.folder / "superlink")], {})
 
     def _ports(self) -> tuple[str, str]:
-        import socket
-
         file = self.folder / "ports.json"
         if not file.exists():
-            with contextlib.ExitStack() as stack:
-                found = [stack.enter_context(socket.socket()) for _ in range(2)]
-                for one in found:
-                    one.bind(("127.0.0.1", 0))
-                ports = [one.getsockname()[1] for one in found]
-            file.write_text(json.dumps([f"127.0.0.1:{ports[0]}", f"localhost:{ports[1]}"]))
+            private, public = free_ports(2)
+            file.write_text(json.dumps([f"127.0.0.1:{private}", f"localhost:{public}"]))
         private, public = json.loads(file.read_text())
         return private, public
 
@@ -197,6 +193,18 @@ class Machines:
                 process.wait(20)
             process.kill()
             process.wait()
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports on which nobody listens, and which no outgoing connection is given in the meantime."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == number:
+            return found
+    raise AssertionError("no port is free")
 
 
 def digest(run: Path) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-START_S = 60.0
+START_S = 180.0
 
 
 class Running(NamedTuple):
@@ -46,7 +46,7 @@ def superlink(pki: Path, folder: Path, *options: str, tls: bool = True) -> Itera
             yield Running(ports["private"], ports["public"], clients, log)
         finally:
             process.terminate()
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
 
 
 def _ports(process: subprocess.Popen[str], log: Path) -> dict[str, int]:
@@ -107,7 +107,7 @@ def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
+def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
     """Wait until something holds; False when it does not in time."""
     deadline = time.monotonic() + seconds
     while not holds():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.apart import Apart, apart
+from tests.deploy.held import hold
 from tests.deploy.machines import eventually
 from tests.deploy.network import Line
 
@@ -24,17 +25,19 @@ def test_three_machines_end_in_the_simulations_bits(tmp_path: Path, far_pki: Pat
         here.finish()
         for client in clients:
             client.send_signal(signal.SIGTERM)
-            assert client.wait(30) == 0
+            assert client.wait(60) == 0
 
 
 def test_slow_lossy_throttled_and_cut_lines_change_no_bit(tmp_path: Path, far_pki: Path, raw: Path) -> None:
     with apart(tmp_path, far_pki, raw, rounds=4, epochs=3, width=16) as here:
         here.net["north"].line = Line(delay=0.2, loss=0.02)
-        here.everybody()
-        here.working("north", after=1)
+        here.everybody(north=2, south=3)
+        here.at_work("north", 2)
         here.net["north"].line = Line(rate=5e6)
-        here.working("south", after=2)
+        hold(here, "north")
+        here.at_work("south", 3)
         here.net["south"].line.cut = True
+        hold(here, "south")
         time.sleep(CUT_S)
         assert len(here.rounds()) == 2, "nobody goes on without the client"
         here.net["south"].line.cut = False
@@ -58,16 +61,17 @@ def test_a_link_that_is_away_for_half_a_minute(
 ) -> None:
     with apart(tmp_path, far_pki, raw, epochs=4, width=48) as here:
         south = here.net["south"]
-        here.everybody()
-        here.working("south", after=2)
+        here.everybody(south=3)
+        here.at_work("south", 3)
         if when == "uploading":
             south.line.rate = 1e6  # the reply takes seconds
+            hold(here, "south")
             eventually((tmp_path / "state-south/inbox/session").exists, "the reply's first byte")
             time.sleep(0.5)
-        before = len(here.rounds())
         with _away(here, how):
+            hold(here, "south")
             time.sleep(CUT_S)
-        assert len(here.rounds()) == before
+        assert len(here.rounds()) == 2
         south.line.rate = 0
         here.finish()
 

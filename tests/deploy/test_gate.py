@@ -77,6 +77,8 @@ BEAT = "/v1/fleet/send-node-heartbeat"
         (BEAT, b"40.0", 401, []),
         (BEAT, b"nan", 200, []),
         (BEAT, b"-1", 200, []),
+        (BEAT, b"0", 200, [(7, 0.0)]),
+        (BEAT, b"3600", 200, []),
         (BEAT, None, 200, []),
         (PULL, b"40.0", 200, []),
     ],
@@ -183,6 +185,37 @@ def test_a_body_that_drips_is_refused_though_it_never_stops() -> None:
     status, answer = ask(slow, parts=[b""] * 20)
     assert status == 408
     assert answer["detail"] == "a body slower than 1 bytes a second"
+
+
+def test_a_large_body_may_take_the_time_that_its_size_gives_it() -> None:
+    clock, flower = iter(range(1000)), Flower()
+    limits = Limits(header_seconds=3, body_rate=1)
+    patient = FleetGate(flower, lambda: {KEY}, limits, lambda: float(next(clock)))
+    assert ask(patient, parts=[b"x"] * 20)[0] == 200
+    assert flower.seen == [(PULL, b"x" * 20)]
+
+
+def test_half_a_body_reaches_nobody() -> None:
+    flower, sent = Flower(), []
+    coming = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive() -> MutableMapping[str, Any]:
+        return coming.pop(0)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message.get("status", 0))
+
+    headers = [(internals.PUBLIC_KEY_HEADER, b64encode(KEY))]
+    scope = {"type": "http", "method": "POST", "path": PULL, "raw_path": PULL.encode(), "headers": headers}
+    asyncio.run(gate(flower)(scope, receive, send))
+    assert (sent, flower.seen) == ([400, 0], [])
+
+
+@pytest.mark.parametrize("header", [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")])
+def test_a_question_for_health_with_a_body_is_refused(header: tuple[bytes, bytes]) -> None:
+    flower = Flower()
+    assert ask(gate(flower), "/health", method="GET", headers=[header])[0] == 413
+    assert flower.seen == []
 
 
 def test_more_requests_than_allowed_are_put_off_for_each_peer_alone() -> None:

@@ -24,31 +24,49 @@ def test_a_message_is_kept_until_it_is_answered(tmp_path: Path) -> None:
 
 
 def test_the_last_reply_answers_its_own_task_only(tmp_path: Path) -> None:
+    reply = Inbox(tmp_path).reply("train")
+    reply.path.write_bytes(b"update")
+    assert reply.layout("t1") is None
+    reply.keep("t1", "layout")
+    Inbox(tmp_path).answered()
+    later = Inbox(tmp_path).reply("train")
+    assert later.layout("t1") == "layout"
+    assert later.layout("t2") is None
+    later.path.write_bytes(b"upd")  # a process was killed while it wrote the next one
+    assert later.layout("t1") is None
+    later.path.write_bytes(b"update")
+    later.drop()
+    assert reply.layout("t1") is None
+
+
+def test_a_rounds_replies_stay_while_other_things_are_asked(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path)
-    inbox.reply.write_bytes(b"update")
-    assert inbox.last_reply("t1") is None
-    inbox.keep_reply("t1", "layout")
-    inbox.answered()
-    assert Inbox(tmp_path).last_reply("t1") == "layout"
-    assert Inbox(tmp_path).last_reply("t2") is None
-    inbox.reply.write_bytes(b"upd")  # a process was killed while it wrote the next one
-    assert Inbox(tmp_path).last_reply("t1") is None
-    inbox.reply.write_bytes(b"update")
-    inbox.drop_reply()
-    assert Inbox(tmp_path).last_reply("t1") is None
+    for kind in ("train", "evaluate", "query.masked", "query.roster"):
+        reply = inbox.reply(kind)
+        reply.drop()
+        reply.path.write_bytes(kind.encode())
+        reply.keep(f"task of {kind}", kind)
+        reply.keep_notes(f"task of {kind}", (kind,))
+    for kind in ("train", "evaluate", "query.roster"):
+        kept = Inbox(tmp_path).reply(kind)
+        assert kept.layout(f"task of {kind}") == kept.path.read_bytes().decode() == kind
+        assert kept.notes(f"task of {kind}") == (kind,)
+    assert inbox.reply("query.masked").layout("task of query.masked") is None
+    # A server chooses the words of a message's type, and no file by them.
+    assert inbox.reply("../../escape").path == inbox.reply("query.roster").path
 
 
 def test_a_reply_in_delivery_is_the_same_for_the_next_process(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path)
-    assert (inbox.notes("m1"), inbox.session("r1")) == (None, "")
-    inbox.keep_notes("m1", ("it fell",))
+    assert (inbox.reply("train").notes("m1"), inbox.session("r1")) == (None, "")
+    inbox.reply("train").keep_notes("m1", ("it fell",))
     inbox.keep_session("r1", "s")
     later = Inbox(tmp_path)
-    assert (later.notes("m1"), later.session("r1")) == (("it fell",), "s")
-    assert (later.notes("m2"), later.session("r2")) == (None, "")
+    assert (later.reply("train").notes("m1"), later.session("r1")) == (("it fell",), "s")
+    assert (later.reply("train").notes("m2"), later.session("r2")) == (None, "")
     later.answered()
     assert inbox.session("r1") == ""
-    assert inbox.notes("m1") == ("it fell",), "the same task may be asked for again"
+    assert inbox.reply("train").notes("m1") == ("it fell",), "the same task may be asked for again"
 
 
 def test_a_process_that_died_is_known_to_the_next_one(tmp_path: Path) -> None:

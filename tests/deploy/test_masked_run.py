@@ -47,7 +47,7 @@ def test_masked_clients_train_to_the_simulations_bits_and_only_their_sum_is_know
         server = here.server()
         for name in NAMES:
             here.client(name)
-        assert server.wait(240) == 0, here.log("server")
+        assert server.wait(400) == 0, here.log("server")
         assert digest(here.out) == here.simulated(), "the global class counts must be those of all"
         logs = "".join(here.log(name) for name in ("server", *NAMES))
 

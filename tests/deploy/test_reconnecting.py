@@ -39,11 +39,12 @@ def test_a_refused_client_and_one_whose_server_comes_and_goes_say_so_once_a_minu
             return here.log("north").removeprefix(first_log)
 
         eventually(lambda: "the key counts as online" in twin(), "the second client's sentence")
+        began = time.monotonic()
         time.sleep(6)
         assert twin().count("\n") == 1, "some four attempts, one line"
         first.send_signal(signal.SIGTERM)
-        assert first.wait(30) == 0
-        eventually(lambda: ONLINE in twin(), "the second client", 20)
+        assert first.wait(60) == 0
+        eventually(lambda: ONLINE in twin(), "the second client")
         assert re.search(r"the server is there again after \d+ s", twin())
         assert twin().count("\n") == 3
 
@@ -52,10 +53,12 @@ def test_a_refused_client_and_one_whose_server_comes_and_goes_say_so_once_a_minu
             time.sleep(1.5)
             server = SuperlinkProcess(replace(asked, public=place.public, private=place.private))
             server.open()
-            seen = here.log("north")
             time.sleep(4)
-        assert here.log("north") == seen, "it is back and said so less than a minute ago"
-        assert twin().count("trying again") == 1
+        # It is back; it said that it was away, and that it was back, less than a minute ago. Not so on a
+        # machine that takes minutes for all this.
+        minutes = 1 + int((time.monotonic() - began) / 60)
+        assert twin().count("trying again") <= minutes
+        assert twin().count("\n") <= 3 * minutes
         assert second.poll() is None
     finally:
         here.end()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
+from fedvision import __version__
+from fedvision.deploy.certificates import make
 from fedvision.deploy.contract import PROTOCOL
-from tests.deploy.machines import digest, eventually, machines
+from tests.deploy.held import begun, hold, holding
+from tests.deploy.machines import Machines, digest, eventually, machines
 
 EXPERIMENT = """
 name = "two"
@@ -39,7 +43,7 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(tmp_path: Path
     with machines(tmp_path, pki, text) as here:
         server = here.server()
         north, south = here.client("north"), here.client("south")
-        assert server.wait(180) == 0, here.log("server")
+        assert server.wait(300) == 0, here.log("server")
         expected = here.simulated()
         assert digest(here.out) == expected
         assert [record["clients"] for record in here.rounds()] == [[0, 1]] * 3
@@ -50,7 +54,7 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(tmp_path: Path
         for client in (north, south):
             assert client.poll() is None
             client.send_signal(signal.SIGTERM)
-            assert client.wait(30) == 0
+            assert client.wait(60) == 0
 
 
 def test_a_server_that_is_kept_serves_what_is_submitted_and_ends_with_ctrl_c(
@@ -63,7 +67,7 @@ def test_a_server_that_is_kept_serves_what_is_submitted_and_ends_with_ctrl_c(
         first = digest(here.out)
         second = tmp_path / "second.toml"
         second.write_text(EXPERIMENT.format(rounds=2, epochs=1, strategy="fedprox").replace("two", "three"))
-        assert here.submit(second, tmp_path / "second").wait(120) == 0, here.log("submit")
+        assert here.submit(second, tmp_path / "second").wait(300) == 0, here.log("submit")
         lines = (tmp_path / "second/rounds.jsonl").read_text().splitlines()
         assert [json.loads(line)["clients"] for line in lines] == [[0, 1]] * 2
         assert (tmp_path / "second/report.html").exists()
@@ -71,80 +75,95 @@ def test_a_server_that_is_kept_serves_what_is_submitted_and_ends_with_ctrl_c(
         assert server.poll() is None
         assert [client.poll() for client in clients] == [None, None], "the same processes serve both runs"
         server.send_signal(signal.SIGINT)
-        assert server.wait(30) == 0, "both runs are done"
+        assert server.wait(60) == 0, "both runs are done"
         again = here.submit(second, tmp_path / "third")
-        assert again.wait(60) == 2
+        assert again.wait(120) == 2
         assert "no SuperLink answers there; start one with `fedvision server" in here.log("submit")
         assert not (tmp_path / "third").exists()
         for client in clients:
             client.send_signal(signal.SIGINT)
-        assert {client.wait(30) for client in clients} == {130}
+        assert {client.wait(60) for client in clients} == {130}
 
 
 def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: Path) -> None:
     text = EXPERIMENT.format(rounds=4, epochs=8, strategy="scaffold")
     with machines(tmp_path, pki, text) as here:
         server = here.server()
-        north = here.client("north")
-        here.client("south")
-        eventually(lambda: len(here.rounds()) >= 1 or server.poll() is not None, "the first round")
+        north = here.client("north", **holding(here, "north", 2))
+        here.client("south", **holding(here, "south", 3))
+        eventually(lambda: begun(here, "north") == [1, 2] or server.poll() is not None, "the second round")
         north.kill()
         north.wait()
-        here.client("north")
-        eventually(lambda: len(here.rounds()) >= 2 or server.poll() is not None, "the second round")
+        here.client("north", **holding(here, "north"))
+        # South is in its third training and north has answered: its third training message.
+        done = "train: done"
+        eventually(lambda: here.log("north").count(done) == 3 or server.poll() is not None, "an answer")
+        eventually(lambda: begun(here, "south") == [1, 2, 3], "a client at work")
         server.kill()
         server.wait()
-        done = len(here.rounds())
+        assert len(here.rounds()) == 2
+        hold(here, "south")
         again = here.server()
-        assert again.wait(180) == 0, here.log("server")
-        assert done < 4, "the run was over before the server was killed"
+        assert again.wait(300) == 0, here.log("server")
         assert digest(here.out) == here.simulated()
         assert [record["refused"] for record in here.rounds()] == [[]] * 4
+        # Only who was killed in the middle of a training does it again.
+        assert begun(here, "north") == [1, 2, 2, 3, 4]
+        assert begun(here, "south") == [1, 2, 3, 4]
+        for name in here.names:
+            assert here.log(name).count("this task was done before; the same reply is sent") == 1
 
 
 def test_a_dead_training_process_costs_one_reply(tmp_path: Path, pki: Path) -> None:
-    text = EXPERIMENT.format(rounds=3, epochs=120, strategy="fedavg")
+    text = EXPERIMENT.format(rounds=3, epochs=1, strategy="fedavg")
     with machines(tmp_path, pki, text) as here:
         server = here.server()
-        north = here.client("north")
+        north = here.client("north", **holding(here, "north", 2))
         here.client("south")
-        eventually(lambda: here.rounds() or server.poll() is not None, "the first round")
-        assert server.poll() is None, here.log("server")
-        eventually((tmp_path / "state-north/inbox/task").exists, "a task")
+        eventually(lambda: begun(here, "north") == [1, 2] or server.poll() is not None, "the second round")
         os.kill(here.training_child(north), signal.SIGKILL)
-        assert server.wait(180) == 0, here.log("server")
-        refused = [item for record in here.rounds() for item in record["refused"]]
-        assert [item["client"] for item in refused] == [0]
-        assert "the training process died (killed by SIGKILL" in refused[0]["reason"]
-        assert here.rounds()[-1]["clients"] == [0, 1]
+        assert server.wait(300) == 0, here.log("server")
+        refused = [record["refused"] for record in here.rounds()]
+        assert [[item["client"] for item in items] for items in refused] == [[], [0], []]
+        assert "the training process died (killed by SIGKILL" in refused[1][0]["reason"]
+        assert [record["clients"] for record in here.rounds()] == [[0, 1], [1], [0, 1]]
+        assert begun(here, "north") == [1, 2, 3]
         assert north.poll() is None
 
 
-def test_a_client_that_may_not_or_cannot_follow_says_so_on_both_sides(tmp_path: Path, pki: Path) -> None:
+def test_a_client_that_may_not_or_cannot_follow_says_so_on_both_sides(tmp_path: Path) -> None:
+    names = ("north", "south", "west")
+    make(tmp_path / "pki", hosts=["localhost"], clients=names)
     (tmp_path / "mine.py").write_text(
         "from fedvision.losses.weighting import cross_entropy\n"
         "def loss(counts):\n    return cross_entropy(counts)\n"
     )
-    with machines(tmp_path, pki, EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg")) as here:
+    text = EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg").replace("clients = 2", "clients = 3")
+    with machines(tmp_path, tmp_path / "pki", text, names) as here:
         with here.experiment.open("a") as file:
             file.write('[loss]\nuse = "mine:loss"\n')
         server = here.server()
         here.client("north")
-        old = tmp_path / "old"
-        old.mkdir()
-        (old / "sitecustomize.py").write_text(
-            "import fedvision.deploy.contract as contract\ncontract.PROTOCOL = 99\n"
-        )
-        path = os.pathsep.join([str(old), os.environ.get("PYTHONPATH", "")])
-        here.client("south", 'plugins = ["mine"]', PYTHONPATH=path)
-        plugin = "use = 'mine:loss': this client allows built-ins"
-        version = f"speaks protocol {PROTOCOL} (fedvision"
-        for name, sentence in (("north", plugin), ("south", version)):
+        here.client("south", 'plugins = ["mine"]', **speaking(here, PROTOCOL - 1))
+        here.client("west", 'plugins = ["mine"]', **speaking(here, PROTOCOL + 1))
+        told = f"the server speaks protocol {PROTOCOL} (fedvision {__version__}) and this client protocol "
+        sentences = {
+            "north": "use = 'mine:loss': this client allows built-ins",
+            "south": f"{told}{PROTOCOL - 1} (",
+            "west": f"{told}{PROTOCOL + 1} (",
+        }
+        for name, sentence in sentences.items():
             eventually(lambda name=name, sentence=sentence: sentence in here.log(name), f"{name}'s sentence")
-            eventually(
-                lambda name=name, sentence=sentence: (
-                    f"{name} cannot take part" in here.log("server") and sentence in here.log("server")
-                ),
-                f"the server's sentence on {name}",
-            )
+            heard = re.compile(f"{name} cannot take part: .*{re.escape(sentence)}")
+            eventually(lambda heard=heard: heard.search(here.log("server")), f"the server's on {name}")
         assert server.poll() is None, "it waits for clients that can"
+
+
+def speaking(here: Machines, protocol: int) -> dict[str, str]:
+    """Return the environment of a client of another version, older or newer than its server."""
+    site = here.folder / f"protocol-{protocol}"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        f"import fedvision.deploy.contract as contract\ncontract.PROTOCOL = {protocol}\n"
+    )
+    return {"PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}

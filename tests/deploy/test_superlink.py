@@ -39,7 +39,7 @@ PULL = "/v1/fleet/pull-messages"
 
 @pytest.fixture(scope="module")
 def server(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    limits = ["header_seconds=1", "idle_seconds=1", f"body={BODY}", "peer_connections=20", "body_rate=1e6"]
+    limits = ["header_seconds=3", "idle_seconds=2", f"body={BODY}", "peer_connections=20", "body_rate=1e6"]
     options = [option for limit in limits for option in ("--limit", limit)]
     folder = tmp_path_factory.mktemp("server")
     with superlink(pki, folder, "--database", str(folder / "sl.db"), *options) as running:
@@ -58,7 +58,7 @@ def control(pki: Path, port: int, call: str, message: bytes) -> httpx.Response:
         content=message,
         headers={"content-type": PROTOBUF_MEDIA_TYPE},
         verify=ssl.create_default_context(cafile=pki / "ca.crt"),
-        timeout=20,
+        timeout=60,
     )
 
 
@@ -247,19 +247,19 @@ def test_whoever_is_slow_is_hung_up_on(pki: Path, server: Running) -> None:
             dripping.sendall(bytes([byte]))
         except OSError:
             break
-        time.sleep(0.08)
+        time.sleep(0.16)
     for connection in (silent, mute, dripping):
         with connection:
             assert hear(connection) == b""
-    assert time.monotonic() - began < 8
-    assert eventually(lambda: "no whole request within 1 seconds" in server.log.read_text())
+    assert time.monotonic() - began < 30
+    assert eventually(lambda: "no whole request within 3 seconds" in server.log.read_text())
 
 
 def test_a_body_that_stops_is_refused(pki: Path, server: Running) -> None:
     begun = request("POST", PULL, "content-length: 50000", *signed(pki, "north"), body=b"x" * 10)
     answer = say(secured(pki, server.public), begun)
     assert status(answer) == 408
-    assert b"no byte of the body in 1 seconds" in answer
+    assert b"no byte of the body in 2 seconds" in answer
 
 
 def test_one_peer_cannot_take_all_connections(pki: Path, server: Running) -> None:
@@ -292,7 +292,7 @@ def supernode(pki: Path, keys: Path, client: str, server: Running) -> subprocess
 
 
 def test_an_unknown_key_is_told_so_on_both_sides(pki: Path, strangers: Path, server: Running) -> None:
-    output, _ = supernode(pki, strangers, "stranger", server).communicate(timeout=60)
+    output, _ = supernode(pki, strangers, "stranger", server).communicate(timeout=240)
     assert "The server does not know this client's key; send the .pub file" in " ".join(output.split())
     public = strangers / "server/clients/stranger.pub"
     fingerprint = subprocess.run(
@@ -307,12 +307,12 @@ def test_an_unknown_key_is_told_so_on_both_sides(pki: Path, strangers: Path, ser
 def test_a_client_joins_while_its_key_is_in_the_folder(pki: Path, server: Running) -> None:
     process = supernode(pki, pki, "south", server)
     try:
-        assert eventually(lambda: nodes(pki, server).get("south") == "online", 40)
+        assert eventually(lambda: nodes(pki, server).get("south") == "online")
         assert nodes(pki, server)["north"] == "registered"
         (server.clients / "south.pub").unlink()
         assert eventually(lambda: nodes(pki, server).get("south") != "online")
         # Refused from now on, it ends by itself.
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
     finally:
         process.kill()
     assert "its client is shut out" in server.log.read_text()

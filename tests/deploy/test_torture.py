@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedvision.deploy.certificates import make
+from tests.deploy.held import hold
 from tests.deploy.network import network
 from tests.deploy.torture import NAMES, TOLD_OF_CLIENTS, Torture
 
@@ -32,20 +33,23 @@ def finish(here: Torture, rounds: int) -> None:
     assert here.rounds()[-1]["server"]["scores"]["accuracy"] > 0.5
 
 
-@pytest.mark.parametrize("here", [8], indirect=True)
+@pytest.mark.parametrize("here", [7], indirect=True)
 def test_bad_clients_and_a_killed_server(here: Torture) -> None:
     clients = here.start_all()
     here.kill_training(clients["north"])
     here.fill_disk(clients["attic"])
-    here.slow_down(clients["east"])
+    for name in ("north", "south", "attic"):
+        hold(here, name)
+    here.slow_down()
+    hold(here, "east")
     here.kill_server()
-    finish(here, 8)
+    finish(here, 7)
     assert here.untold(TOLD_OF_CLIENTS) == []
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("here", [12], indirect=True)
+@pytest.mark.parametrize("here", [10], indirect=True)
 def test_everything_goes_wrong_once(here: Torture) -> None:
     here.torment(cut=30)
-    finish(here, 12)
+    finish(here, 10)
     assert here.untold() == []

@@ -29,6 +29,7 @@ from fedvision.reporting.events import Event
 from fedvision.reporting.facts import read_facts
 from fedvision.reporting.folder import RunFolder
 from tests.deploy.apart import Apart
+from tests.deploy.held import hold, holding
 from tests.deploy.machines import eventually
 
 NAMES = ("north", "south", "east", "west", "attic")
@@ -53,8 +54,11 @@ TOLD = (
     *TOLD_OF_CLIENTS,
     ("", "the SuperLink ended unexpectedly and was started again"),
     ("north", "says that its connection was away for"),
+    ("north", "answered late, used with weight"),
     ("south", "says that its process died and was started again"),
 )
+_HELD = {"north": (2, 3), "south": (3,), "east": (3,), "attic": (2,)}
+"""The rounds in whose training something happens to a client, which waits there for it."""
 _DISK_BYTES = 1 << 20
 _NOT_A_NUMBER = """
 import sys
@@ -100,16 +104,11 @@ class Torture(Apart):
     def start_all(self) -> dict[str, subprocess.Popen[bytes]]:
         """Start the server and the clients with what is wrong with them."""
         self.server("--wait-for", str(len(NAMES)))
-        clients = {name: self.client(name) for name in ("north", "east", "attic")}
-        clients["south"] = self.client("south", PYTHONPATH=self._wrong("south", _TWICE))
-        clients["west"] = self.client("west", PYTHONPATH=self._wrong("west", _NOT_A_NUMBER))
-        return clients
-
-    def _wrong(self, name: str, code: str) -> str:
-        folder = self.folder / f"wrong-{name}"
-        folder.mkdir()
-        (folder / "sitecustomize.py").write_text(code)
-        return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        wrong = {"south": _TWICE, "west": _NOT_A_NUMBER}
+        return {
+            name: self.client(name, **holding(self, name, *_HELD.get(name, ()), more=wrong.get(name, "")))
+            for name in NAMES
+        }
 
     def _launch(self, name: str, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         if name == "attic":
@@ -137,49 +136,55 @@ class Torture(Apart):
         assert self.servers[-1].poll() is None, self.log("server")
 
     def kill_training(self, north: subprocess.Popen[bytes]) -> None:
-        """Kill a client's training process until that happens in the middle of a task."""
-        for _ in range(5):
-            self.working("north", after=len(self.rounds()) + 1)
-            os.kill(self.training_child(north), signal.SIGKILL)
-            self.one_more_round()
-            if self.refused("north", "the training process died"):
-                return
-        raise AssertionError("the process was never killed at work")
-
-    def kill_client(self, south: subprocess.Popen[bytes]) -> None:
-        """Kill a client at work, and start it again."""
-        self.working("south", after=len(self.rounds()))
-        south.kill()
-        south.wait()
-        self.client("south")
+        """Kill a client's training process in the second round."""
+        self.at_work("north", 2)
+        os.kill(self.training_child(north), signal.SIGKILL)
 
     def fill_disk(self, attic: subprocess.Popen[bytes]) -> None:
-        """Leave no room on a client's disk until it has said so."""
-        state, said = self.folder / "state-attic", lambda: self.refused("attic", "No space left on device")
+        """Leave no room on a client's disk for what it trained in the second round."""
+        state, said = self.folder / "state-attic", "train: this machine says: No space left on device"
+        self.at_work("attic", 2)
+        self.fill(state, attic)
+        hold(self, "attic", 4, 6)
         # Again and again: the client's own files come and go, and leave room.
-        self.until(lambda: self.fill(state, attic) and said(), "a full disk's sentence")
+        self.until(lambda: self.fill(state, attic) and said in self.log("attic"), "a full disk's sentence")
         self.fill(state, attic).unlink()
 
-    def slow_down(self, east: subprocess.Popen[bytes]) -> None:
-        """Hold a client's training up until a round goes on without it."""
-        self.working("east", after=len(self.rounds()))
-        slow = self.training_child(east)
-        os.kill(slow, signal.SIGSTOP)
+    def kill_client(self, south: subprocess.Popen[bytes]) -> None:
+        """Kill a client at work in the third round, and start it again."""
+        self.at_work("south", 3)
+        south.kill()
+        south.wait()
+        self.client("south", **holding(self, "south", 6))
+
+    def slow_down(self) -> None:
+        """Hold a client up in its third training until the round goes on without it."""
         self.until(lambda: self.refused("east", "after the quorum of 2"), "a round without the slow one")
-        os.kill(slow, signal.SIGCONT)
+        hold(self, "east", 6)
 
     @contextmanager
     def cut_link(self, seconds: float) -> Iterator[None]:
-        """Cut a client's link while other things go wrong, and for so many seconds at least."""
-        self.working("north", after=len(self.rounds()))
+        """Cut a client's link in its third training while other things go wrong.
+
+        On a fast machine the others would be through all rounds meanwhile: they wait in the sixth.
+
+        Args:
+            seconds: For which it is cut at least.
+        """
+        self.at_work("north", 3)
         self.net["north"].line.cut = True
         end = time.monotonic() + seconds
+        hold(self, "north")
         yield
         time.sleep(max(0.0, end - time.monotonic()))
         self.net["north"].line.cut = False
+        for name in NAMES:
+            hold(self, name)
 
     def kill_superlink(self) -> None:
-        """Kill the SuperLink alone."""
+        """Kill the SuperLink alone, in the fourth round."""
+        self.at_work("attic", 4)
+        hold(self, "attic", 6)
         os.kill(self.superlink(), signal.SIGKILL)
         self.until(lambda: "started again" in self.log("server"), "another SuperLink")
         self.one_more_round()
@@ -204,18 +209,18 @@ class Torture(Apart):
         self.until(lambda: len(self.rounds()) > before, "one more round")
 
     def torment(self, cut: float) -> None:
-        """Start everything and let everything go wrong, a round or two apart.
+        """Start everything and let everything go wrong, in ten rounds.
 
         Args:
             cut: Seconds for which a link is cut.
         """
         clients = self.start_all()
         self.kill_training(clients["north"])
+        self.fill_disk(clients["attic"])
         with self.cut_link(cut):
             self.kill_client(clients["south"])
-            self.fill_disk(clients["attic"])
-            self.slow_down(clients["east"])
-        self.kill_superlink()
+            self.slow_down()
+            self.kill_superlink()
         self.lose_power()
         self.kill_server()
 

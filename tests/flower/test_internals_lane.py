@@ -17,6 +17,9 @@ from hypothesis import strategies as st
 
 from fedvision.flower import internals_lane as lane
 from fedvision.flower.internals_lane import ObjectLane
+from fedvision.flower.internals_store import FileObjectStore
+from fedvision.flower.shelf import IN_FILE, SMALL
+from tests.flower.test_internals_store import message
 
 FIELD = PushObjectRequest.DESCRIPTOR.fields_by_name["object_content"].number
 
@@ -142,6 +145,74 @@ def test_a_file_leaves_in_chunks(tmp_path: Path) -> None:
     assert max(len(message.get("body", b"")) for message in sent.messages) <= lane._CHUNK
     assert dict(sent.messages[0]["headers"])[b"content-length"] == str(len(sent.body)).encode()
     assert [message.get("more_body", False) for message in sent.messages[1:]][-1] is False
+
+
+class State:
+    """What a SuperLink's state is told of objects."""
+
+    def __init__(self, folder: Path) -> None:
+        self.object_store = FileObjectStore(folder)
+        self.object_store.open()
+        self.stored, self.told = True, list[tuple[Any, ...]]()
+
+    def store_object(self, *given: Any) -> bool:
+        self.told.append(given)
+        return self.stored
+
+    def store_traffic(self, run_id: int, *, bytes_sent: int, bytes_recv: int) -> None:
+        self.told.append((run_id, bytes_sent, bytes_recv))
+
+
+@pytest.fixture
+def over(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Runs that are over."""
+    runs: set[int] = set()
+    monkeypatch.setattr(lane, "check_abort", lambda run_id, *_: "over" if run_id in runs else None)
+    return runs
+
+
+def test_an_object_is_stored_for_the_session_under_which_it_came(tmp_path: Path, over: set[int]) -> None:
+    tree, objects = message(1)
+    name, content = next((name, content) for name, content in objects.items() if len(content) > SMALL)
+    parts = [memoryview(content[:100_000]), memoryview(content[100_000:])]
+    asked = PushObjectRequest(run_id=7, object_id=name, session_id="s")
+    state, app = State(tmp_path / "objects"), ObjectLane(None)
+    state.object_store.preregister(7, tree)
+    over.add(7)
+    with pytest.raises(ValueError, match="Flower answers"):
+        app._push_to_file(asked, parts, state)  # type: ignore[arg-type]
+    assert (state.told, state.object_store.shelf.holds(name)) == ([], False)
+    over.clear()
+    assert app._push_to_file(asked, parts, state).stored  # type: ignore[arg-type]
+    assert state.told == [(7, "s", name, IN_FILE), (7, 0, len(content))]
+    assert state.object_store.shelf.holds(name)
+    state.stored, state.told = False, []
+    small = next(name for name, content in objects.items() if len(content) < SMALL)
+    asked = PushObjectRequest(run_id=7, object_id=small, session_id="gone")
+    assert not app._push_to_file(asked, [memoryview(objects[small])], state).stored  # type: ignore[arg-type]
+    assert state.told == [(7, "gone", small, objects[small])], "what is not stored is no traffic"
+    state.object_store.close()
+
+
+def test_a_file_is_given_while_its_run_goes_on(
+    tmp_path: Path, over: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, objects = message(1)
+    name, content = next((name, content) for name, content in objects.items() if len(content) > SMALL)
+    state = State(tmp_path / "objects")
+    state.object_store.preregister(7, tree)
+    state.object_store.put(name, content)
+    monkeypatch.setattr(lane.fleet_handlers, "pull_object", lambda request, state: "Flower's")
+    asked = PullObjectRequest(run_id=7, object_id=name)
+    start, path = ObjectLane(None)._pull_from_file(asked, state)  # type: ignore[arg-type, misc]
+    assert path
+    whole = PullObjectResponse(object_found=True, object_available=True, object_content=content)
+    assert start + path.read_bytes() == whole.SerializeToString()
+    assert state.told == [(7, len(content), 0)]
+    over.add(7)
+    assert ObjectLane(None)._pull_from_file(asked, state) == "Flower's"  # type: ignore[arg-type]
+    assert len(state.told) == 1
+    state.object_store.close()
 
 
 def test_a_run_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

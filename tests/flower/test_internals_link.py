@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -159,32 +160,45 @@ def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
     server = RunLink(place.private, roots=place.roots, secret=place.secret())
     node = client.activate()
     run_id = server.start(bundle(), FACTS)
-    (sent,) = server.push([Message(content(2.0), node, "train")])
-    received = client.receive()
-    assert received is not None
-    sessions: list[str] = []
-    pushed: list[str] = []
-    push = client._client.PushObject
+    objects: set[int] = set()
+    for number in (1.0, 2.0):  # asked twice, answered twice with the same tensors
+        (sent,) = server.push([Message(content(number), node, "train")])
+        received = client.receive()
+        assert received is not None
+        sessions: list[str] = []
+        pushed: list[str] = []
+        push = client._client.PushObject
 
-    def first_one(request: PushObjectRequest) -> PushObjectResponse:
-        pushed.append(request.object_id)
-        if len(pushed) == 2:
-            raise OSError("cut")
-        return push(request)
+        def first_one(
+            request: PushObjectRequest,
+            pushed: list[str] = pushed,
+            push: Callable[[PushObjectRequest], PushObjectResponse] = push,
+        ) -> PushObjectResponse:
+            pushed.append(request.object_id)
+            if len(pushed) == 2:
+                raise OSError("cut")
+            return push(request)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(client._client, "PushObject", first_one)
-        with pytest.raises(LinkDown, match="cut"):
-            client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1, "", sessions.append)
-        (back,) = server.pull([sent])
-        with pytest.raises(NotThereYet):
-            list(back.read(back.open().size))
-        client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1, sessions[0])
-    assert value(back) == 3.0
-    assert len(pushed) == 2 + len(set(pushed)) - 1, "what had arrived is not sent again"
+        def answer(received: bytes = received, **session: Any) -> None:
+            client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1, **session)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(client._client, "PushObject", first_one)
+            with pytest.raises(LinkDown, match="cut"):
+                answer(keep_session=sessions.append)
+            (back,) = server.pull([sent])
+            with pytest.raises(NotThereYet):
+                list(back.read(back.open().size))
+            answer(session=sessions[0])
+        objects.add(len(set(pushed)))
+        assert len(pushed) == 2 + len(set(pushed)) - 1, "what had arrived is not sent again"
+        assert len(objects) == 1, "what was sent with another reply is sent with this one, too"
+        assert value(back) == 3.0
+        server.confirm(back)
+        client.confirm(client.incoming(received))
     # A client that was killed knows the session alone.
     client._delivered.clear()
-    client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1, sessions[0])
+    answer(session=sessions[0])
     client.sign_off()
     server.stop(run_id)
     server.close()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError
 from flwr.supercore.object_store.object_store import NoObjectInStoreError
 
 from fedvision.flower import internals, internals_store, internals_wire, shelf, wire
@@ -112,6 +115,52 @@ def test_an_object_is_brought_in_parts_and_not_hashed_twice(
     assert not store.bring(name, parts), "it is here"
     small = next(name for name, content in objects.items() if len(content) < SMALL)
     assert not store.bring(small, [memoryview(objects[small])])
+
+
+def test_a_name_is_taken_once_for_what_was_brought(store: FileObjectStore) -> None:
+    tree, objects = message(1)
+    name, content = next((name, content) for name, content in objects.items() if len(content) > SMALL)
+    for lose in (lambda: store.shelf.remove(name), lambda: store.delete(tree.object_id)):
+        store.preregister(RUN, tree)
+        assert store.bring(name, [memoryview(content)])
+        store.put(name, IN_FILE)
+        lose()
+        assert store.get(name) is None
+        store.preregister(RUN, tree)
+        with pytest.raises(ValueError, match="not on the shelf"):
+            store.put(name, IN_FILE)
+        store.put(name, content)
+        store.delete(tree.object_id)
+    store.preregister(RUN, tree)
+    assert store.bring(name, [memoryview(content)])
+    store.delete(tree.object_id)
+    store.preregister(RUN, tree)
+    with pytest.raises(ValueError, match="not on the shelf"):
+        store.put(name, IN_FILE)
+
+
+def test_what_is_no_piece_is_read_before_it_is_kept(store: FileObjectStore) -> None:
+    for content in (b"nonsense" * 10_000, ConfigRecord({"text": "x" * 100_000}).deflate()):
+        name = sha256(content).hexdigest()
+        store.preregister(RUN, ObjectTree(object_id=name))
+        assert not store.bring(name, [memoryview(content)])
+        if content.startswith(b"nonsense"):
+            with pytest.raises(UnexpectedObjectContentError):
+                store.put(name, content)
+            assert store.get(name) == b""
+        else:
+            store.put(name, content)
+            assert store.get(name) == content
+
+
+def test_what_was_cleared_stays_away(store: FileObjectStore, tmp_path: Path) -> None:
+    tree, objects = message(1)
+    for name in store.preregister(RUN, tree):
+        store.put(name, objects[name])
+    store.clear()
+    assert files(tmp_path) == set()
+    with again(tmp_path) as found:
+        assert len(found) == 0
 
 
 def test_a_message_that_is_done_with_takes_its_files_along(store: FileObjectStore, tmp_path: Path) -> None:
