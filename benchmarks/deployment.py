@@ -1,11 +1,12 @@
 """What a round costs beside its training across machines: ours and stock Flower's deployment in turn.
 
-    python benchmarks/deployment.py [--models cnn] [--turns 2] [--only rounds|large] [--out DIR]
+    python benchmarks/deployment.py [--models small] [--turns 2] [--only rounds|large] [--out DIR]
 
 Two clients and a server on this machine's loopback, TLS, a key for each client, a database. Both sides build
-the same model (``cnn``: 8 tensors, ``resnet18``: 62 and its float buffers) and train it by one step on two
-images of 8x8. What is counted is from the end of a round to the end of the next, less the work of the slower
-client (decode, one step, encode): transport, checks, sum, checkpoint. The first round, which loads libraries,
+the same model (``small``: a convolutional network of 11 tensors, ``cnn``: one of 8, ``resnet18``: 62 and its
+float buffers) and train it by one step on two images of 8x8. What is counted is from the end of a round to
+the end of the next, less the work of the slower client (decode, one step, encode): transport, checks, sum,
+checkpoint. The first round, which loads libraries,
 is left out. Ours and stock take turns, so that a busy spell of the machine falls on both.
 
 ``large`` sends a model of 100 million parameters (400 MB) for two rounds, compares its bits with a simulation
@@ -41,12 +42,22 @@ from stock_flower import stock
 NAMES = ("north", "south")
 PUBLIC, PRIVATE = "localhost:28443", "127.0.0.1:28000"
 MODELS = {
+    "small": {"use": "own_models:small"},
     "cnn": {"use": "cnn", "width": 4, "dense": 8},
     "resnet18": {"use": "resnet18"},
-    "large": {"use": "large_model:wide"},
+    "large": {"use": "own_models:wide"},
 }
-LARGE = """
+OWN_MODELS = """
 from torch import nn
+
+def small(*, num_classes, in_channels, image_size):
+    pixels = image_size[0] * image_size[1]
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * pixels, 8), nn.ReLU(), nn.Linear(8, num_classes),
+    )
+
 def wide(*, num_classes, in_channels, image_size):
     pixels = in_channels * image_size[0] * image_size[1]
     hidden = 100_000_000 // (pixels + num_classes)
@@ -69,7 +80,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="of each turn; the first is not counted")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--only", choices=("rounds", "large"))
-    parser.add_argument("--models", nargs="+", default=["cnn", "resnet18"], choices=("cnn", "resnet18"))
+    parser.add_argument(
+        "--models", nargs="+", default=["small", "resnet18"], choices=("small", "cnn", "resnet18")
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     os.environ.update(QUIET)
@@ -136,7 +149,7 @@ def summary(sides: dict[str, Rounds]) -> dict[str, Any]:
 def ours(folder: Path) -> Rounds:
     """Run our side and return its rounds, from one answer of the clients to the next."""
     with joined(folder):
-        run(folder, ["server", "experiment.toml", *SERVER, "--out", "run"])
+        run(folder, ["server", "experiment.toml", *SERVER, "--out", "run"], watched=False)
         logs = [(folder / f"{name}.log").read_text() for name in NAMES]
     ended = [[_moment(line) for line in log.splitlines() if " train: done" in line] for log in logs]
     worked = [[float(s) for s in re.findall(r"train: done .* ([\d.]+) s of work", log)] for log in logs]
@@ -209,7 +222,7 @@ def write_files(folder: Path, model: str, rounds: int) -> None:
     from fedvision.registry import allow_folder
 
     make(folder / "pki", hosts=["localhost"], clients=list(NAMES))
-    (folder / "large_model.py").write_text(LARGE)
+    (folder / "own_models.py").write_text(OWN_MODELS)
     experiment = {
         "name": "overhead",
         "rounds": rounds,
@@ -232,7 +245,7 @@ def write_files(folder: Path, model: str, rounds: int) -> None:
             "name": name,
             "threads": 1,
             "state": f"state-{name}",
-            "plugins": ["large_model"],
+            "plugins": ["own_models"],
             "superlink": {
                 "address": PUBLIC,
                 "key": str(own / "client.key"),
@@ -254,8 +267,11 @@ Memory = dict[str, list[tuple[float, float, float]]]
 """By kind of process: second, gigabytes of private memory, gigabytes with mapped files."""
 
 
-def run(folder: Path, command: list[str]) -> Memory:
-    """Run a command and return the memory of each process of the folder over time."""
+def run(folder: Path, command: list[str], *, watched: bool = True) -> Memory:
+    """Run a command and return the memory of each process of the folder over time.
+
+    To look at it walks every process's pages: what is timed is not watched.
+    """
     process = start(folder, command, "command.log")
     memory: Memory = {}
     over, began = threading.Event(), time.monotonic()
@@ -267,10 +283,12 @@ def run(folder: Path, command: list[str]) -> Memory:
                 memory.setdefault(name, []).append((second, *held))
 
     watcher = threading.Thread(target=watch)
-    watcher.start()
+    if watched:
+        watcher.start()
     code = process.wait()
     over.set()
-    watcher.join()
+    if watched:
+        watcher.join()
     if code:
         logs = [folder / "command.log", folder / "superlink/superlink.log"]
         raise SystemExit("\n".join(log.read_text()[-4000:] for log in logs if log.exists()))

@@ -24,8 +24,11 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 def built():
+    from pathlib import Path
     from fedvision.config import ExperimentConfig
     from fedvision.models.build import build_model
+    from fedvision.registry import allow_folder
+    allow_folder(Path(os.environ["EXPERIMENT"]).parent)
     config = ExperimentConfig.load(os.environ["EXPERIMENT"])
     return build_model(config.model, num_classes=10, in_channels=1, image_size=(8, 8), seed=0)
 

@@ -173,7 +173,11 @@ class RunJournal:
         tensors |= {"rounds": owed} if owed else {}
         for name, layer in layers(self.federation.strategy).items():
             tensors[name], values[name] = snapshot(layer)
-        self.folder.checkpoints.save(self.done, tensors, values)
+        self._save(self.done, tensors, values)
+
+    def _save(self, round: int, tensors: Mapping[str, State], values: Mapping[str, Any]) -> None:
+        """Write a checkpoint, on which the run may rely before anybody learns of the next round."""
+        self.folder.checkpoints.save(round, tensors, values)
 
     def resume(self) -> None:
         """Take up the run where its last checkpoint left it."""

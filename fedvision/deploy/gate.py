@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from fedvision.deploy.limits import Journal, Limits, Room, TokenBuckets, peer_name
 from fedvision.flower import internals
+from fedvision.flower.internals_bundle import FLEET
 from fedvision.flower.internals_wire import EMPTY_HEADER
 
 Scope = MutableMapping[str, Any]
@@ -76,7 +77,7 @@ class FleetGate:
     ) -> None:
         self._app, self._known, self._limits, self._clock = app, known, limits, clock
         self._give_again = give_again
-        self._paths = internals.fleet_paths()
+        self._paths = internals.fleet_paths() | {FLEET}
         self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
         self._journal = Journal(log, clock)
         self._room = Room(limits.body_memory)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 from flwr.app import Error, Message, RecordDict
 
 from fedvision.engines.grid import LocalGrid
@@ -37,7 +38,7 @@ from fedvision.flower.internals_wire import (
 )
 from fedvision.types import State
 
-_PAUSE_S = 0.05
+_PAUSE_S = 0.02
 """Pause between two questions for replies, which the SuperLink holds while there is none (see ``news``)."""
 _UPLOAD_S = 6 * 3600.0
 """How long a client may take to deliver a reply; a SuperLink gives up on one that rests for 180 s."""
@@ -76,6 +77,8 @@ class LinkGrid(LocalGrid):
         hear: Is called with a client and a sentence of its own on what befell it.
         belongs: Tells whether a node is a member: one that came in the middle of a round, or that said that
             it cannot take part, is not asked.
+        settle: Is called when messages are made, before anybody can see them; what must be settled by then
+            is settled when it returns.
     """
 
     def __init__(
@@ -86,8 +89,9 @@ class LinkGrid(LocalGrid):
         restore: Callable[[LinkDown], None],
         hear: Callable[[int, str], None] = lambda client, sentence: None,
         belongs: Callable[[int], bool] = lambda node: True,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
-        self._hear, self._belongs = hear, belongs
+        self._hear, self._belongs, self._settle = hear, belongs, settle
         super().__init__(0, link.run_id)
         self._owed: dict[str, _Sent] = {}
         self._here: deque[_Arrived] = deque()
@@ -164,7 +168,7 @@ class LinkGrid(LocalGrid):
 
     def _push(self, messages: list[Message]) -> dict[str, _Sent]:
         self._pack(messages)
-        ids = self._surely(lambda: self._link.push(messages)) if messages else []
+        ids = self._surely(lambda: self._link.push(messages, self._settle)) if messages else []
         return {
             name: _Sent(message, message.metadata.dst_node_id)
             for name, message in zip(ids, messages, strict=True)
@@ -234,7 +238,8 @@ class LinkGrid(LocalGrid):
         incoming = found.incoming
         layout = incoming.open()
         self._expected.get(kind, wire.Expected()).check(layout)
-        blob, start = bytearray(layout.size), 0
+        # NumPy takes large memory in large pages, which makes it three times as fast as a bytearray.
+        blob, start = np.empty(layout.size, np.uint8).data, 0
         for piece in incoming.read(layout.size):
             blob[start : start + len(piece)] = piece
             start += len(piece)

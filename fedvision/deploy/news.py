@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from fedvision.flower.internals import MEDIA_TYPE, PUBLIC_KEY_HEADER
+from fedvision.flower.internals_bundle import FLEET, RUNTIME
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -71,9 +72,9 @@ class News:
             await self._server(scope, receive, send)
         else:
             await self._app(scope, receive, send)
-            if path == TASK_SENT:
+            if path in (TASK_SENT, RUNTIME):
                 self._tasks.ring()
-            elif path == REPLY_SENT or (path == OBJECT_SENT and _size(scope) < _SMALL):
+            elif path in (REPLY_SENT, FLEET) or (path == OBJECT_SENT and _size(scope) < _SMALL):
                 self._replies.ring()
 
     async def _client(self, scope: Scope, receive: Receive, send: Send) -> None:

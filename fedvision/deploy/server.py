@@ -14,7 +14,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,8 @@ class Deployment(RunJournal):
         super().__init__(federation, folder, **options)
         self._file = folder.path / "deployment.json"
         self._stopped = threading.Event()
+        self._saver = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future[None] | None = None
 
     def run(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
         """Run the rounds that are left on a SuperLink that is up.
@@ -103,12 +106,32 @@ class Deployment(RunJournal):
             with self.progress:
                 if self.done < self.config.rounds:
                     self._rounds(link, place, process, wait_for)
+                    self._saved()
                 else:
                     self._recall_split()
             self.finish(self._worker())
         finally:
+            self._saver.shutdown()
             link.close()
         return self.state
+
+    def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
+        """Write a round's line; its checkpoint is written while the next round's messages are made."""
+        self._saved()
+        super().round_done(record, seconds, state)
+
+    def _save(self, round: int, tensors: Mapping[str, State], values: Mapping[str, Any]) -> None:
+        self._saving = self._saver.submit(super()._save, round, tensors, values)
+
+    def _saved(self) -> None:
+        """Wait until the last checkpoint is on the disk: before that no client may hear of a later round.
+
+        Raises:
+            RecordError: The disk is full or refuses.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def begin(self, roster: Roster) -> None:
         """Show the progress, and write who has what as far as the clients tell."""
@@ -138,7 +161,7 @@ class Deployment(RunJournal):
         self._remember(flower_run=self._start(link, restore, facts))
         measured, classes = self.config.evaluation.with_training, len(self.federation.dataset.classes)
         expected = expected_replies(self.state, classes, measured=measured)
-        grid = LinkGrid(link, expected, members.numbers, restore, self._hear, members.has)
+        grid = LinkGrid(link, expected, members.numbers, restore, self._hear, members.has, self._saved)
         with Pulse(link) as pulse, _outcome(link):
             members.least = wait_for
             try:

@@ -120,7 +120,7 @@ class Trainer:
         source = wire.TensorSource(answered, told)
         with reply.open("wb") as file:
             for start in range(0, source.size, wire.PIECE):
-                file.write(source.read(start, min(start + wire.PIECE, source.size)))
+                file.writelines(source.views(start, min(start + wire.PIECE, source.size)))
         return {"layout": told.to_text(), "worked": worked}
 
     def _introduce(self, client: int) -> RecordDict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,15 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedvision.flower.internals_bulk import BulkLink
+from fedvision.flower.internals_bundle import FLEET, LITTLE, Bundle, bundles, push_bundle
 from fedvision.flower.internals_wire import (
     EMPTY_HEADER,
     HEARTBEAT_SECONDS,
     Incoming,
     LinkDown,
+    LinkRefused,
+    Piece,
     call,
     fetched,
     objects_of,
@@ -70,14 +75,17 @@ class FleetLink:
         certificate: tuple[str, str] | None = None,
     ) -> None:
         self._public = public_key_to_bytes(key.public_key())
+        base = f"{'http' if insecure else 'https'}://{address}"
+        context = None if insecure else tls_context(roots, certificate)
+        self._bulk = BulkLink(base, key, context)
         self._client = FleetHttpClient(
-            f"{'http' if insecure else 'https'}://{address}",
+            base,
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(key, key.public_key()),
                 _EmptyHanded(),
             ],
-            verify=True if insecure else tls_context(roots, certificate),
+            verify=context or True,
         )
         self.node_id = 0
         self._delivered: set[str] = set()
@@ -126,8 +134,10 @@ class FleetLink:
         head = message_from_proto(found.messages_list[0])
         run_id = head.metadata.run_id
 
-        def fetch(name: str) -> bytes:
+        def fetch(name: str) -> bytes | memoryview:
             request = message_pb2.PullObjectRequest(node=self._node(), run_id=run_id, object_id=name)
+            if self._bulk.direct:
+                return self._bulk.pull(request)
             return fetched(call(self._client.PullObject, request), name)
 
         return Incoming(head, found.message_object_trees[0], fetch)
@@ -175,19 +185,34 @@ class FleetLink:
 
     def _deliver(self, message: Message, wanted: Set[str], objects: Mapping[str, Any], session: str) -> bool:
         """Send a reply's objects; return whether each was still waited for."""
-        stored = True
+        stored, small = True, []
         for name, thing in objects.items():
             if name in wanted:
                 request = message_pb2.PushObjectRequest(
-                    node=self._node(),
-                    run_id=message.metadata.run_id,
-                    object_id=name,
-                    object_content=thing.deflate(),
-                    session_id=session,
+                    node=self._node(), run_id=message.metadata.run_id, object_id=name, session_id=session
                 )
+                if self._bulk.direct and isinstance(thing, Piece) and thing.size > LITTLE:
+                    stored &= self._bulk.push(request, thing)
+                    self._delivered.add(name)
+                    continue
+                request.object_content = thing.deflate()
+                if len(request.object_content) <= LITTLE:
+                    small.append(request)
+                    continue
                 stored &= call(self._client.PushObject, request).stored
                 self._delivered.add(name)
+        for bundle in bundles(small):
+            stored &= self._deliver_together(bundle)
         return stored
+
+    def _deliver_together(self, bundle: Bundle) -> bool:
+        """Send small objects in one call; return whether each was still waited for."""
+        try:
+            stored = call(partial(push_bundle, self._client, FLEET), bundle)
+        except LinkRefused:  # a SuperLink that is not ours, or one that shall say in Flower's words why not
+            stored = [call(self._client.PushObject, request).stored for request in bundle.requests]
+        self._delivered.update(request.object_id for request in bundle.requests)
+        return all(stored)
 
     def confirm(self, incoming: Incoming) -> None:
         """Let the SuperLink forget a message's content."""
@@ -199,5 +224,6 @@ class FleetLink:
         call(self._client.ConfirmMessageReceived, request)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
+        self._bulk.close()
         self._client.close()

@@ -1,4 +1,4 @@
-"""Flower's non-public names behind the calls that carry tensors (flwr 1.41 and 1.42), contract-tested.
+"""Flower's non-public names behind the calls of a round (flwr 1.41 and 1.42), contract-tested.
 
 * ``authenticate_node``, ``get_linkstate``: Flower's own check of who calls.
 * ``authenticate_task``: the same for the process that is the run's ServerApp.
@@ -7,8 +7,9 @@
 * ``PullObjectResponse``: its bytes are put together by hand, so that a file is never in memory as a whole.
 
 Flower hands every call through six layers of middleware, each of which copies the body or starts a task for
-every piece of it, and holds the whole answer in memory. Objects go past them here: the same checks,
-the same work, and files leave as they are read. Whatever is unusual goes Flower's way, errors above all.
+every piece of it, and holds the whole answer in memory. What every round calls goes past them here: the same
+checks, the same work, and files leave as they are read. Whatever is unusual goes Flower's way, errors above
+all.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from flwr.common.constant import Status
+from flwr.common.constant import SUPERLINK_NODE_ID, Status
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
     PullObjectRequest,
     PullObjectResponse,
     PushObjectRequest,
     PushObjectResponse,
 )
+from flwr.proto.runtime_pb2 import GetNodesRequest, PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.server.superlink.linkstate import LinkState
 from flwr.server.superlink.utils import check_abort
 from flwr.supercore.constant import TASK_TOKEN_HEADER
@@ -40,6 +45,7 @@ from flwr.superlink.servicer.runtime import runtime_handlers
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from fedvision.flower.internals_bundle import FLEET, RUNTIME, Bundle, Told, split, store_together, varint
 from fedvision.flower.internals_store import FileObjectStore
 from fedvision.flower.shelf import IN_FILE
 
@@ -55,7 +61,7 @@ _ENDED = [Status.PENDING, Status.STARTING, Status.FINISHED]
 
 
 class ObjectLane:
-    """An ASGI application that serves objects itself and leaves all else to Flower.
+    """An ASGI application that serves a round's calls itself and leaves all else to Flower.
 
     Args:
         app: Flower's application.
@@ -69,8 +75,28 @@ class ObjectLane:
                 PushObjectRequest, self._push_to_file, _client, aside="object_content"
             ),
             "/v1/fleet/pull-object": _Call(PullObjectRequest, self._pull_from_file, _client),
+            FLEET: _Call(Bundle, self._push_bundle, _client),
+            "/v1/fleet/pull-messages": _Call(PullMessagesRequest, fleet_handlers.pull_messages, _client_at),
+            "/v1/fleet/push-messages": _Call(PushMessagesRequest, fleet_handlers.push_messages, _client),
+            "/v1/fleet/confirm-message-received": _Call(
+                ConfirmMessageReceivedRequest, fleet_handlers.confirm_message_received, _client_at
+            ),
+            "/v1/fleet/send-node-heartbeat": _Call(
+                SendNodeHeartbeatRequest, fleet_handlers.send_node_heartbeat, _client
+            ),
             "/v1/runtime/push-object": _Call(PushObjectRequest, runtime_handlers.push_object, _server),
             "/v1/runtime/pull-object": _Call(PullObjectRequest, runtime_handlers.pull_object, _server),
+            RUNTIME: _Call(Bundle, self._push_servers_bundle, _server),
+            "/v1/runtime/pull-messages": _Call(
+                PullAppMessagesRequest, runtime_handlers.pull_messages, _server
+            ),
+            "/v1/runtime/push-messages": _Call(
+                PushAppMessagesRequest, runtime_handlers.push_messages, _server
+            ),
+            "/v1/runtime/confirm-message-received": _Call(
+                ConfirmMessageReceivedRequest, runtime_handlers.confirm_message_received, _server
+            ),
+            "/v1/runtime/get-nodes": _Call(GetNodesRequest, runtime_handlers.get_nodes, _server),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,6 +139,26 @@ class ObjectLane:
         size = path.stat().st_size
         state.store_traffic(asked.run_id, bytes_sent=size, bytes_recv=0)
         return _before_content(size), path
+
+    def _push_bundle(self, asked: Bundle, state: LinkState) -> Told:
+        """Take a client's small objects, as Flower's handler takes each."""
+        (run_id,) = {request.run_id for request in asked.requests}
+        if not self._running(state, run_id):
+            raise ValueError("Flower answers this")
+        stored = store_together(state, run_id, asked)
+        size = sum(
+            len(request.object_content) * kept for request, kept in zip(asked.requests, stored, strict=True)
+        )
+        if size:
+            state.store_traffic(run_id, bytes_sent=0, bytes_recv=size)
+        return Told(stored)
+
+    @staticmethod
+    def _push_servers_bundle(asked: Bundle, state: LinkState, task: Any) -> Told:
+        """Take the server's small objects, as Flower's handler takes each."""
+        if asked.node.node_id != SUPERLINK_NODE_ID:
+            raise ValueError("Flower answers this")
+        return Told(store_together(state, task.run_id, asked))
 
     def _running(self, state: LinkState, run_id: int) -> bool:
         """Return whether a run is going on, or was less than a second ago: to ask takes five statements."""
@@ -158,6 +204,12 @@ def _client(request: Request, asked: Any) -> dict[str, Any]:
     return {"state": get_linkstate(request)}
 
 
+def _client_at(request: Request, asked: Any) -> dict[str, Any]:
+    """Check as ``_client``, for handlers that want the store beside the state."""
+    found = _client(request, asked)
+    return found | {"store": found["state"].object_store}
+
+
 def _server(request: Request, asked: Any) -> dict[str, Any]:
     """Check the token of the process that is the run's ServerApp."""
     state = get_linkstate(request)
@@ -168,71 +220,7 @@ def _before_content(size: int) -> bytes:
     """Return what stands before the content in a ``PullObjectResponse`` with ``size`` bytes of it."""
     facts: bytes = PullObjectResponse(object_found=True, object_available=True).SerializeToString()
     number: int = PullObjectResponse.DESCRIPTOR.fields_by_name["object_content"].number
-    return facts + bytes([number << 3 | 2]) + _varint(size)
-
-
-def split(parts: Sequence[bytes], number: int) -> tuple[bytes, list[memoryview]]:
-    """Return a message in protobuf's format without one field of bytes, and that field's bytes as they lie.
-
-    Args:
-        parts: The message; what stands before the field, and the field's length, are in the first part.
-        number: The field's number.
-
-    Raises:
-        ValueError: The message ends inside a field, or has one that is neither a number nor bytes.
-    """
-    body, position, rest = memoryview(parts[0]), 0, bytearray()
-    while position < len(body):
-        start = position
-        tag, position = _read_varint(body, position)
-        size = 0
-        if tag & 7 == 0:
-            _, position = _read_varint(body, position)
-        elif tag & 7 == 2:
-            size, position = _read_varint(body, position)
-        else:
-            raise ValueError("not a field of such a message")
-        if tag == (number << 3 | 2):
-            views = [body[position:], *(memoryview(part) for part in parts[1:])]
-            field, behind = _cut(views, size)
-            return bytes(rest) + b"".join(behind), field
-        position += size
-        rest += body[start:position]
-    raise ValueError("the field is not in the message's first part")
-
-
-def _cut(views: Sequence[memoryview], size: int) -> tuple[list[memoryview], list[memoryview]]:
-    """Return the first ``size`` bytes of what lies in several places, and the rest."""
-    before, behind = [], []
-    for view in views:
-        before.append(view[:size])
-        behind.append(view[size:])
-        size -= len(before[-1])
-    if size:
-        raise ValueError("the message ends inside a field")
-    return before, behind
-
-
-def _read_varint(body: memoryview, position: int) -> tuple[int, int]:
-    """Return a number as protobuf writes it, and the position behind it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(body):
-            break
-        digit, position = body[position], position + 1
-        value |= (digit & 0x7F) << shift
-        if not digit & 0x80:
-            return value, position
-    raise ValueError("the message ends inside a number")
-
-
-def _varint(value: int) -> bytes:
-    """Return a number as protobuf writes it: seven bits a byte, the lowest first."""
-    digits = bytearray()
-    while value > 0x7F:
-        digits.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*digits, value])
+    return facts + bytes([number << 3 | 2]) + varint(size)
 
 
 async def _whole(receive: Receive) -> list[bytes]:

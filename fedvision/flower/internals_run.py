@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedvision.flower.internals_bundle import LITTLE, RUNTIME, Bundle, bundles, push_bundle
 from fedvision.flower.internals_wire import (
     Incoming,
     LinkDown,
     LinkRefused,
+    Piece,
     call,
     fetched,
     in_order,
@@ -41,6 +44,8 @@ from fedvision.flower.internals_wire import (
     tls_context,
 )
 from fedvision.flower.shelf import IN_FILE, SMALL, Shelf
+
+_GAVE_UP = "the SuperLink gave up waiting for the rest of a message"
 
 
 class RunLink:
@@ -156,8 +161,13 @@ class RunLink:
         found = call(self._running().GetNodes, runtime_pb2.GetNodesRequest())
         return {int(node.node_id): str(node.name) for node in found.nodes}
 
-    def push(self, messages: Sequence[Message]) -> list[str]:
-        """Send messages and return their ids; the same message may be pushed again."""
+    def push(self, messages: Sequence[Message], settle: Callable[[], None] = lambda: None) -> list[str]:
+        """Send messages and return their ids; the same message may be pushed again.
+
+        Args:
+            messages: Packed.
+            settle: Is called when all is made ready, before anybody can see it.
+        """
         with no_object_id_recompute():
             trees, objects = [], {}
             for message in messages:
@@ -165,35 +175,71 @@ class RunLink:
                 trees.append(tree)
                 objects.update(nested)
             heads = [message_to_proto(remove_content_from_message(message)) for message in messages]
+            on_shelf = {name for name, thing in objects.items() if self._puts_on_shelf(name, thing)}
+            settle()
             request = runtime_pb2.PushAppMessagesRequest(messages_list=heads, message_object_trees=trees)
             told = call(self._running().PushMessages, request)
             wanted = set(told.objects_to_push)
-            for name, thing in in_order(objects).items():
-                if name in wanted:
-                    self._push_object(name, thing.deflate(), told.session_id)
+            objects = {name: thing for name, thing in in_order(objects).items() if name in wanted}
+            self._push_objects(objects, on_shelf, told.session_id)
         return list(told.message_ids)
 
-    def _push_object(self, name: str, content: bytes, session: str) -> None:
-        """Send an object; one that the SuperLink can see as a file by its name alone."""
-        shared = len(content) > SMALL and self._shelf is not None and self._shelf.is_open
+    def _push_objects(self, objects: Mapping[str, Any], on_shelf: Set[str], session: str) -> None:
+        """Send objects, small ones together; one that the SuperLink can see as a file by its name alone."""
+        small: list[message_pb2.PushObjectRequest] = []
+        for name, thing in objects.items():
+            if name in on_shelf:
+                small.append(self._push_request(name, IN_FILE, session))
+                continue
+            request = self._push_request(name, thing.deflate(), session)
+            if len(request.object_content) <= LITTLE:
+                small.append(request)
+            else:
+                self._push_object(request)
+        for bundle in bundles(small):
+            for request, stored in zip(bundle.requests, self._push_together(bundle), strict=True):
+                if not stored and request.object_content == IN_FILE:
+                    content = objects[request.object_id].deflate()
+                    self._push_object(self._push_request(request.object_id, content, session))
+                elif not stored:
+                    raise LinkDown(_GAVE_UP)
+
+    def _puts_on_shelf(self, name: str, thing: Any) -> bool:
+        """Put an object where the SuperLink sees it, if it is worth a file and there is a shelf."""
+        shared = isinstance(thing, Piece) and thing.size > SMALL and self._shelf and self._shelf.is_open
         if shared and self._shelf:
-            self._shelf.put(name, content)
-        for sent in (IN_FILE, content) if shared else (content,):
-            request = message_pb2.PushObjectRequest(
-                node=node_pb2.Node(node_id=SUPERLINK_NODE_ID),
-                run_id=self.run_id,
-                object_id=name,
-                object_content=sent,
-                session_id=session,
-            )
-            if call(self._running().PushObject, request).stored:
-                return
-        raise LinkDown("the SuperLink gave up waiting for the rest of a message")
+            self._shelf.put(name, *thing.views())
+        return bool(shared)
+
+    def _push_request(self, name: str, content: bytes, session: str) -> message_pb2.PushObjectRequest:
+        return message_pb2.PushObjectRequest(
+            node=node_pb2.Node(node_id=SUPERLINK_NODE_ID),
+            run_id=self.run_id,
+            object_id=name,
+            object_content=content,
+            session_id=session,
+        )
+
+    def _push_together(self, bundle: Bundle) -> Sequence[bool]:
+        try:
+            return call(partial(push_bundle, self._running(), RUNTIME), bundle)
+        except LinkRefused:  # a SuperLink that is not ours, or one that shall say in Flower's words why not
+            return [call(self._running().PushObject, request).stored for request in bundle.requests]
+
+    def _push_object(self, request: message_pb2.PushObjectRequest) -> None:
+        if not call(self._running().PushObject, request).stored:
+            raise LinkDown(_GAVE_UP)
 
     def pull(self, ids: Sequence[str]) -> list[Incoming]:
         """Return the replies that are there; the SuperLink gives each reply once."""
         found = call(self._running().PullMessages, runtime_pb2.PullAppMessagesRequest(message_ids=ids))
         node = node_pb2.Node(node_id=SUPERLINK_NODE_ID)
+
+        def here(names: Sequence[str]) -> bool:
+            """Tell whether it is worth asking: all pieces but the last are files once they have come."""
+            if self._shelf is None or not self._shelf.is_open:
+                return True
+            return sum(not self._shelf.place(name).exists() for name in names) <= 1
 
         def fetch(name: str) -> bytes | memoryview:
             held = self._shelf.get(name) if self._shelf else None
@@ -203,7 +249,7 @@ class RunLink:
             return fetched(call(self._running().PullObject, request), name)
 
         pairs = zip(found.messages_list, found.message_object_trees, strict=True)
-        return [Incoming(message_from_proto(head), tree, fetch) for head, tree in pairs]
+        return [Incoming(message_from_proto(head), tree, fetch, here) for head, tree in pairs]
 
     def confirm(self, incoming: Incoming) -> None:
         """Let the SuperLink forget a reply's content."""

@@ -13,8 +13,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,9 +29,7 @@ from flwr.proto import message_pb2
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
-    add_header_to_object_body,
     get_all_nested_objects,
-    get_object_id,
     get_object_tree,
 )
 
@@ -46,6 +46,8 @@ _RECORD, _LAYOUT, _ORDER, _BLOB = "packed", "layout", "order", "blob"
 _ENDED = {ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, ApiErrorCode.FLEET_GET_RUN_FAILED}
 Fetch = Callable[[str], bytes | memoryview]
 """Returns an object's content by id; raises ``NotThereYet``."""
+_ASK_S = 1.0
+"""Seconds after which a sender's objects are asked for although they seem not to be there."""
 _HEAD = 64
 """Bytes within which the words before a piece's bytes end: its kind and its length."""
 _PIECE_HEAD = f"{ArrayChunk.__qualname__}{HEAD_VALUE_DIVIDER}".encode()
@@ -79,16 +81,25 @@ def call(method: Callable[[Any], _R], request: Any) -> _R:
     try:
         return method(request)
     except httpx.HTTPStatusError as error:
-        said = FlowerError.from_json(error.response.text)
-        status = error.response.status_code
-        text = (said.message if said else "") or f"HTTP status {status}"
-        if said and said.code in _ENDED:
-            raise RunEnded(text) from error
-        raise (LinkDown if status >= 500 else LinkRefused)(text) from error
+        raise refusal(error.response.status_code, error.response.text) from error
     except (httpx.HTTPError, OSError) as error:
         raise LinkDown(str(error) or type(error).__name__) from error
     except ValueError as error:  # a login page of the network's, or half an answer
         raise LinkDown(f"what answers is no SuperLink ({error})") from error
+
+
+def refusal(status: int, answer: str) -> LinkDown | LinkRefused | RunEnded:
+    """Return the error that a SuperLink's answer is.
+
+    Args:
+        status: HTTP status.
+        answer: The answer's body.
+    """
+    said = FlowerError.from_json(answer)
+    text = (said.message if said else "") or f"HTTP status {status}"
+    if said and said.code in _ENDED:
+        return RunEnded(text)
+    return (LinkDown if status >= 500 else LinkRefused)(text)
 
 
 class Piece(ArrayChunk):
@@ -98,14 +109,21 @@ class Piece(ArrayChunk):
 
     def __init__(self, source: Source, start: int, stop: int) -> None:
         self._source, self._start, self._stop = source, start, stop
-        self._id = get_object_id(self.deflate())
+        # Between kind and length an object names its children; a piece has none.
+        self._head = _PIECE_HEAD + f"{HEAD_VALUE_DIVIDER}{stop - start}".encode() + HEAD_BODY_DIVIDER
+        self.size = len(self._head) + stop - start
+        digest = sha256()
+        for part in self.views():
+            digest.update(part)
+        self._id = digest.hexdigest()
+
+    def views(self) -> list[memoryview]:
+        """Return the piece as an object, in parts that lie where its bytes are."""
+        return [memoryview(self._head), *self._source.views(self._start, self._stop)]
 
     def deflate(self) -> bytes:
         """Return the piece as an object."""
-        content: bytes = add_header_to_object_body(
-            object_body=self._source.read(self._start, self._stop), obj=self
-        )
-        return content
+        return b"".join(self.views())
 
     @property
     def object_id(self) -> str:
@@ -162,10 +180,18 @@ class Incoming:
         head: The message without content.
         tree: Flower's tree of the content's objects.
         fetch: Returns an object's content by id; raises ``NotThereYet``.
+        here: Tells whether pieces may have been delivered, where that is known without asking.
     """
 
-    def __init__(self, head: Message, tree: message_pb2.ObjectTree, fetch: Fetch) -> None:
-        self.head, self.tree, self._fetch = head, tree, fetch
+    def __init__(
+        self,
+        head: Message,
+        tree: message_pb2.ObjectTree,
+        fetch: Fetch,
+        here: Callable[[Sequence[str]], bool] = lambda names: True,
+    ) -> None:
+        self.head, self.tree, self._fetch, self._here = head, tree, fetch, here
+        self._asked = time.monotonic()
         self.pieces: list[str] = []
         """Ids of the pieces in the order of the blob, once it is open."""
 
@@ -178,6 +204,9 @@ class Incoming:
         """
         try:
             head_id, pieces = _parts(self.tree)
+            if not self._here(pieces) and time.monotonic() - self._asked < _ASK_S:
+                raise NotThereYet(head_id)
+            self._asked = time.monotonic()  # now and then all the same: it may be gone for good
             record = ConfigRecord.inflate(bytes(self._fetch(head_id)))
             layout = Layout.from_text(str(record[_LAYOUT]))
             order = [int(number) for number in record[_ORDER]]  # type: ignore[union-attr]

@@ -73,9 +73,8 @@ class Shelf:
         path = self.place(name)
         part = path.with_suffix(f".{os.getpid()}.part")
         try:
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0) as file:
-                for piece in content:
-                    file.write(piece)
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.writelines(content)
             os.replace(part, path)
         except OSError:
             part.unlink(missing_ok=True)

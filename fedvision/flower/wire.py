@@ -41,6 +41,7 @@ ITEM_BYTES: Mapping[str, int] = {
 """Types that travel, by NumPy's name."""
 PIECE = 15 << 20
 """Bytes that are joined at a time, and that travel in one request; proxies need to let 16 MiB pass."""
+_ZEROS = memoryview(bytes(ALIGN))
 MAX_NOTES, MAX_NOTE = 8, 200
 MAX_TEXT, MAX_TENSORS, MAX_DIMENSIONS = 16 << 20, 100_000, 16
 _KINDS: Mapping[str, type[ConfigRecord] | type[MetricRecord]] = {
@@ -180,12 +181,12 @@ class Source(Protocol):
     size: int
     """Bytes in all."""
 
-    def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes from ``start`` up to ``stop``."""
+    def views(self, start: int, stop: int) -> list[memoryview]:
+        """Return the bytes from ``start`` up to ``stop`` where they lie, not copied."""
 
 
 class TensorSource:
-    """The blob of a content's tensors, joined piece by piece: no second copy of the whole is made.
+    """The blob of a content's tensors, as they lie: no copy is made.
 
     Args:
         content: Records whose arrays can give themselves as NumPy arrays.
@@ -209,19 +210,19 @@ class TensorSource:
             self._open = (number, _bytes_of(self._arrays[number]))
         return self._open[1]
 
-    def read(self, start: int, stop: int) -> bytes:
-        """Return the bytes from ``start`` up to ``stop``."""
-        joined = bytearray(stop - start)
+    def views(self, start: int, stop: int) -> list[memoryview]:
+        """Return the bytes from ``start`` up to ``stop`` where they lie, with zeros between tensors."""
+        found: list[memoryview] = []
         first = bisect_right(self._starts, start) - 1
         for number in range(first, len(self._arrays)):
-            begin = self._starts[number]
+            begin, end = self._starts[number : number + 2]
             if begin >= stop:
                 break
             held = self._held(number)
-            low, high = max(start, begin), min(stop, begin + len(held))
-            if low < high:
-                joined[low - start : high - start] = held[low - begin : high - begin]
-        return bytes(joined)
+            low, high = max(start - begin, 0), min(stop, end) - begin
+            parts = held[low:high], _ZEROS[max(low, len(held)) - len(held) : max(high, len(held)) - len(held)]
+            found += [part for part in parts if len(part)]
+        return found
 
 
 def describe(content: RecordDict, client: int = -1) -> Layout:

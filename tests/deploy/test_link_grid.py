@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,7 +55,8 @@ class FakeLink:
     def online(self) -> dict[int, str]:
         return self.here
 
-    def push(self, messages: Sequence[Message]) -> list[str]:
+    def push(self, messages: Sequence[Message], settle: Callable[[], None] = lambda: None) -> list[str]:
+        settle()
         ids = []
         for message in messages:
             if message.metadata.dst_node_id in self.gone:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvision.flower import internals_lane as lane
+from fedvision.flower.internals_bundle import split
 from fedvision.flower.internals_lane import ObjectLane
 from fedvision.flower.internals_store import FileObjectStore
 from fedvision.flower.shelf import IN_FILE, SMALL
@@ -39,7 +40,7 @@ def test_a_field_is_set_aside_wherever_the_body_was_cut(content: bytes, cuts: li
     body = request(content).SerializeToString()
     edges = [0, *sorted({min(cut, len(body)) for cut in cuts}), len(body)]
     parts = [body[start:stop] for start, stop in itertools.pairwise(edges)]
-    rest, field = lane.split(parts, FIELD)
+    rest, field = split(parts, FIELD)
     assert b"".join(field) == content
     told = PushObjectRequest.FromString(rest)
     assert told == request(b"")
@@ -60,7 +61,7 @@ def test_a_field_is_set_aside_wherever_the_body_was_cut(content: bytes, cuts: li
 )
 def test_what_is_no_such_message_is_left_to_flower(parts: Sequence[bytes]) -> None:
     with pytest.raises(ValueError, match=r"message|field"):
-        lane.split(parts, FIELD)
+        split(parts, FIELD)
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 70_000, 3_000_000])

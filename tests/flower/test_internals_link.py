@@ -12,13 +12,14 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import ArrayRecord, Error, Message, RecordDict
-from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
+from flwr.proto.message_pb2 import PushObjectRequest
 
 from fedvision.deploy.certificates import make
 from fedvision.deploy.contract import RunFacts, bundle
 from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
-from fedvision.flower import internals, wire
+from fedvision.flower import internals, internals_fleet, internals_run, wire
 from fedvision.flower.internals import TensorArray
+from fedvision.flower.internals_bundle import Bundle
 from fedvision.flower.internals_fleet import FleetLink
 from fedvision.flower.internals_run import RunLink
 from fedvision.flower.internals_wire import (
@@ -26,6 +27,7 @@ from fedvision.flower.internals_wire import (
     LinkDown,
     LinkRefused,
     NotThereYet,
+    Piece,
     RunEnded,
     envelope,
     parcel,
@@ -160,40 +162,56 @@ def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
     server = RunLink(place.private, roots=place.roots, secret=place.secret())
     node = client.activate()
     run_id = server.start(bundle(), FACTS)
-    objects: set[int] = set()
+    counts: set[int] = set()
     for number in (1.0, 2.0):  # asked twice, answered twice with the same tensors
         (sent,) = server.push([Message(content(number), node, "train")])
         received = client.receive()
         assert received is not None
         sessions: list[str] = []
-        pushed: list[str] = []
-        push = client._client.PushObject
+        pushed: list[list[str]] = []
+        send, bulk = client._client._unary_unary, client._bulk.push
 
-        def first_one(
+        def piece(
             request: PushObjectRequest,
-            pushed: list[str] = pushed,
-            push: Callable[[PushObjectRequest], PushObjectResponse] = push,
-        ) -> PushObjectResponse:
-            pushed.append(request.object_id)
-            if len(pushed) == 2:
-                raise OSError("cut")
-            return push(request)
+            thing: Piece,
+            pushed: list[list[str]] = pushed,
+            bulk: Callable[[PushObjectRequest, Piece], bool] = bulk,
+        ) -> bool:
+            pushed.append([request.object_id])
+            return bulk(request, thing)
+
+        def cut_once(
+            *,
+            path: str,
+            request: Any,
+            pushed: list[list[str]] = pushed,
+            send: Callable[..., Any] = send,
+            **more: Any,
+        ) -> Any:
+            if "push-object" in path:
+                pushed.append([one.object_id for one in getattr(request, "requests", (request,))])
+                if len(pushed) == 2:
+                    raise OSError("cut")
+            return send(path=path, request=request, **more)
 
         def answer(received: bytes = received, **session: Any) -> None:
             client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1, **session)
 
         with monkeypatch.context() as patch:
-            patch.setattr(client._client, "PushObject", first_one)
+            patch.setattr(client._bulk, "push", piece)
+            patch.setattr(client._client, "_unary_unary", cut_once)
             with pytest.raises(LinkDown, match="cut"):
                 answer(keep_session=sessions.append)
             (back,) = server.pull([sent])
             with pytest.raises(NotThereYet):
                 list(back.read(back.open().size))
             answer(session=sessions[0])
-        objects.add(len(set(pushed)))
-        assert len(pushed) == 2 + len(set(pushed)) - 1, "what had arrived is not sent again"
-        assert len(objects) == 1, "what was sent with another reply is sent with this one, too"
         assert value(back) == 3.0
+        assert len(pushed) == 3
+        assert set(pushed[1]) <= set(pushed[2])
+        assert not set(pushed[0]) & set(pushed[2]), "what had arrived is not sent again"
+        counts.add(len(set(pushed[0]) | set(pushed[2])))
+        assert len(counts) == 1, "what was sent with another reply is sent with this one, too"
         server.confirm(back)
         client.confirm(client.incoming(received))
     # A client that was killed knows the session alone.
@@ -273,8 +291,13 @@ def test_what_the_server_shares_with_its_superlink_travels_by_name(
     server.start(bundle(), FACTS)
     runtime = server._running()
     sizes: list[int] = []
-    push, pull = runtime.PushObject, runtime.PullObject
-    monkeypatch.setattr(runtime, "PushObject", lambda r: sizes.append(len(r.object_content)) or push(r))  # type: ignore[func-returns-value]
+    together, pull = internals_run.push_bundle, runtime.PullObject
+
+    def count(link: Any, path: str, small: Bundle) -> Any:
+        sizes.extend(len(request.object_content) for request in small.requests)
+        return together(link, path, small)
+
+    monkeypatch.setattr(internals_run, "push_bundle", count)
     (sent,) = server.push([Message(content(5.0), node, "train")])
     assert len(sizes) >= 6
     assert max(sizes) < 10_000, "pieces are named, not sent"
@@ -306,4 +329,56 @@ def test_a_folder_that_the_superlink_does_not_use_is_no_hindrance(
     client.confirm(incoming)
     server.finish("completed", "")
     client.sign_off()
+    server.close()
+
+
+def test_small_objects_that_are_false_are_refused_and_the_others_kept(
+    place: LinkPlace, client: FleetLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = RunLink(place.private, roots=place.roots, secret=place.secret())
+    node = client.activate()
+    run_id = server.start(bundle(), FACTS)
+    (sent,) = server.push([Message(content(2.0), node, "train")])
+    received = client.receive()
+    assert received is not None
+    told: list[list[bool]] = []
+    together = internals_fleet.push_bundle
+
+    def forge(link: Any, path: str, small: Bundle) -> Any:
+        true = small.requests[0].object_content
+        small.requests[0].object_content = true[:-1] + b"?"
+        told.append(list(together(link, path, small)))
+        small.requests[0].object_content = true
+        told.append(list(together(link, path, small)))
+        return [True] * len(small.requests)
+
+    monkeypatch.setattr(internals_fleet, "push_bundle", forge)
+    client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1)
+    assert told[0] == [False] + [True] * (len(told[0]) - 1)
+    assert told[1] == [True] + [False] * (len(told[0]) - 1), "the others are no longer waited for"
+    (back,) = server.pull([sent])
+    assert value(back) == 3.0
+    client.sign_off()
+    server.stop(run_id)
+    server.close()
+
+
+def test_a_superlink_without_bundles_gets_objects_one_by_one(
+    place: LinkPlace, client: FleetLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(internals_fleet, "FLEET", "/v1/fleet/unknown")
+    monkeypatch.setattr(internals_run, "RUNTIME", "/v1/runtime/unknown")
+    server = RunLink(place.private, roots=place.roots, secret=place.secret())
+    node = client.activate()
+    run_id = server.start(bundle(), FACTS)
+    (sent,) = server.push([Message(content(2.0), node, "train")])
+    received = client.receive()
+    assert received is not None
+    incoming = client.incoming(received)
+    assert value(incoming) == 2.0
+    client.answer(reply_to(incoming.head, content(3.0)), 0.1)
+    (back,) = server.pull([sent])
+    assert value(back) == 3.0
+    client.sign_off()
+    server.stop(run_id)
     server.close()
