@@ -10,6 +10,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from fedvision.deploy.certificates import make
+
 # An example that a busy machine makes wait for 200 ms is no failure.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
@@ -18,7 +20,8 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 _TOGETHER = {
-    "deploy": "machines",
+    "tests/deploy/": "machines",
+    "tests/client/": "machines",
     "test_internals_link.py": "machines",
     "test_ray": "ray",
     "test_timed.py": "ray",
@@ -62,3 +65,19 @@ def fashion_mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in packed:
         (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
     return root
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, a server for localhost, and the clients north and south."""
+    folder = tmp_path_factory.mktemp("pki")
+    make(folder, hosts=["fl.example.org"], clients=["north", "south"], mutual_tls=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another federation's, of which nothing is known here."""
+    folder = tmp_path_factory.mktemp("strangers")
+    make(folder, hosts=["localhost"], clients=["stranger"], mutual_tls=True)
+    return folder

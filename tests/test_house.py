@@ -19,7 +19,6 @@ BASE = {
     "seeding",
     "tables",
     "config",
-    "client_config",
     "sweep",
     "registry",
     "interruption",
@@ -59,6 +58,16 @@ ROOMS: dict[str, set[str]] = {
         "data",
         "metrics",
     },
+    "client": {
+        "deploy",
+        "flower",
+        "strategies",
+        "training",
+        "losses",
+        "models",
+        "data",
+        "metrics",
+    },
     "simulation": {
         "journal",
         "federation",
@@ -72,11 +81,14 @@ ROOMS: dict[str, set[str]] = {
         "metrics",
     },
     "api": {"simulation", "federation", "reporting"},
-    "commands": {"api", "deploy", "federation", "reporting", "flower"},
+    "commands": {"api", "client", "deploy", "federation", "reporting", "flower"},
     "cli": {"commands", "api", "federation", "reporting"},
     "__init__": {"api"},
 }
-OUTSIDE = {"flwr": {"flower", "engines", "simulation", "federation", "journal", "deploy"}, "ray": {"engines"}}
+OUTSIDE = {
+    "flwr": {"flower", "engines", "simulation", "federation", "journal", "deploy", "client"},
+    "ray": {"engines"},
+}
 NON_PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
 
 

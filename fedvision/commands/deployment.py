@@ -16,7 +16,7 @@ from fedvision import registry
 from fedvision.errors import ConfigError, FedVisionError, RunLost
 
 if TYPE_CHECKING:
-    from fedvision.client_config import ClientConfig
+    from fedvision.client.config import ClientConfig
     from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -183,12 +183,12 @@ def _stay(process: SuperlinkProcess) -> None:
 
 def _client(options: argparse.Namespace) -> None:
     _log_to_standard_error()
-    from fedvision.client_config import ClientConfig
+    from fedvision.client.config import ClientConfig
 
     overrides = [f"superlink.address={json.dumps(options.superlink)}"] if options.superlink else []
     config = ClientConfig.load(options.client, overrides)
     _check_data(options.client, config)
-    from fedvision.deploy.resident import serve
+    from fedvision.client.resident import serve
     from fedvision.federation import prepare_process
 
     prepare_process()

@@ -33,14 +33,14 @@ def add(verbs: Verbs) -> None:
 
 
 def _examine(options: argparse.Namespace) -> None:
-    from fedvision.client_config import ClientConfig
+    from fedvision.client.config import ClientConfig
     from fedvision.config import ExperimentConfig
 
     registry.allow_folder(options.client.parent)
     config = ClientConfig.load(options.client, options.client_overrides)
     experiment = ExperimentConfig.load(options.trains) if options.trains else None
     # Both files are right: only now is it worth seconds to load what trains.
-    from fedvision.deploy.doctor import examine
+    from fedvision.client.doctor import examine
     from fedvision.flower.internals import quiet
 
     quiet()

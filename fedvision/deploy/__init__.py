@@ -1,1 +1,1 @@
-"""A federation across machines: certificates, the guarded server, checks before a machine joins."""
+"""The server of a federation across machines: certificates, the guarded SuperLink, who is there."""

@@ -39,8 +39,8 @@ def test_a_machine_that_is_not_ready_is_1(here: Path, capsys: pytest.CaptureFixt
 def test_a_machine_that_is_ready_is_0(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedvision.deploy import doctor
-    from fedvision.deploy.reach import Greeting
+    from fedvision.client import doctor
+    from fedvision.client.reach import Greeting
 
     monkeypatch.setattr(doctor, "greet", lambda superlink: Greeting(0.1, 0.0, None))
     monkeypatch.setattr(doctor, "introduce", lambda superlink: None)

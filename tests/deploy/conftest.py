@@ -12,22 +12,6 @@ from tests.deploy.network import missing
 
 
 @pytest.fixture(scope="session")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, a server for localhost, and the clients north and south."""
-    folder = tmp_path_factory.mktemp("pki")
-    make(folder, hosts=["fl.example.org"], clients=["north", "south"], mutual_tls=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def strangers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another federation's, of which nothing is known here."""
-    folder = tmp_path_factory.mktemp("strangers")
-    make(folder, hosts=["localhost"], clients=["stranger"], mutual_tls=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def spaces() -> None:
     """Leave out what needs machines with an address each where they cannot be made."""
     if why := missing():

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from flwr.app import Error, Message, RecordDict
 
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
+from fedvision.client.masks import Masks
 from fedvision.deploy.link_grid import LinkGrid
-from fedvision.deploy.masks import Masks
 from fedvision.flower import codec, internals, sharing
 
 

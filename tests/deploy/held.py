@@ -12,7 +12,7 @@ from tests.deploy.machines import Machines
 _SITE = """
 import sys, time
 from pathlib import Path
-if "fedvision.deploy.trainer" in sys.orig_argv:
+if "fedvision.client.trainer" in sys.orig_argv:
     from fedvision.training.worker import Worker
     train = Worker.train
     def held(self, task):

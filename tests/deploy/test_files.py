@@ -15,9 +15,9 @@ import yaml
 
 from fedvision import registry
 from fedvision.cli import INTERRUPTED, parser
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
+from fedvision.client.own_data import known_classes, open_own, under_classes
 from fedvision.config import ExperimentConfig
-from fedvision.deploy.own_data import known_classes, open_own, under_classes
 from fedvision.federation import Federation
 from tests.deploy.processes import superlink
 
@@ -161,7 +161,7 @@ def test_the_clients_healthcheck_sees_the_training_process_and_not_itself(tmp_pa
 
     client = "python -m fedvision.cli client client.toml"
     assert not healthy(client, f"sh -c {command}", command)
-    assert healthy(client, command, "python -m fedvision.deploy.trainer")
+    assert healthy(client, command, "python -m fedvision.client.trainer")
 
 
 def test_the_example_makes_three_clients_whose_images_fit_the_servers_experiment(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fedvision.client.reach import read_key
 from fedvision.deploy import certificates, masking
 from fedvision.deploy.masking import Card, group_name, holder, make_card, mask, read_certificates
-from fedvision.deploy.reach import read_key
 from fedvision.errors import ConfigError
 from tests.deploy.moments import make_at
 

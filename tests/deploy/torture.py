@@ -62,7 +62,7 @@ _HELD = {"north": (2, 3), "south": (3,), "east": (3,), "attic": (2,)}
 _DISK_BYTES = 1 << 20
 _NOT_A_NUMBER = """
 import sys
-if "fedvision.deploy.trainer" in sys.orig_argv:
+if "fedvision.client.trainer" in sys.orig_argv:
     from fedvision.flower import client_app, codec
     class Codec:
         def __getattr__(self, name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedvision.deploy.findings import Findings, Lines
+from fedvision.client.findings import Findings, Lines
 from fedvision.errors import DataError
 
 

@@ -25,13 +25,13 @@ from typing import Any
 
 from flwr.app import Error, Message, MessageType
 
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
+from fedvision.client.discretion import discreet
+from fedvision.client.inbox import FileSource, Inbox, Reply
+from fedvision.client.patience import Patience
+from fedvision.client.reach import explain, read_key, tls_context
+from fedvision.client.training_process import TaskFailed, TrainingProcess
 from fedvision.deploy.contract import RunFacts
-from fedvision.deploy.discretion import discreet
-from fedvision.deploy.inbox import FileSource, Inbox, Reply
-from fedvision.deploy.patience import Patience
-from fedvision.deploy.reach import explain, read_key, tls_context
-from fedvision.deploy.training_process import TaskFailed, TrainingProcess
 from fedvision.errors import ConfigError, FedVisionError, WireError
 from fedvision.flower.internals import CLIENT_RAISED
 from fedvision.flower.internals_fleet import FleetLink

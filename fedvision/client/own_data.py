@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedvision import registry
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset
 from fedvision.data.relabel import relabel

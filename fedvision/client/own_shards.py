@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from fedvision import seeding
-from fedvision.client_config import ClientConfig, ShareConfig
+from fedvision.client.config import ClientConfig, ShareConfig
+from fedvision.client.own_data import open_own, under_classes
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import ImageSet
 from fedvision.data.shards import Shard, holdout
 from fedvision.deploy.contract import RunFacts
-from fedvision.deploy.own_data import open_own, under_classes
 from fedvision.errors import ConfigError, DataError
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
+from fedvision.client.masks import Masks
 from fedvision.deploy.certificates import make
-from fedvision.deploy.masks import Masks
 from fedvision.errors import ConfigError
 
 NAMES = ["north", "south", "west", "east"]
@@ -125,7 +125,7 @@ def test_a_server_that_invents_clients_learns_nothing(four: Path, strangers: Pat
 
 
 def test_it_is_not_asked_for_ever(four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedvision.deploy.masks._GROUPS", 2)
+    monkeypatch.setattr("fedvision.client.masks._GROUPS", 2)
     masks = group(four, tmp_path, NAMES)
     cards = tables(masks)
     masks["north"].tell(cards, COUNTS["north"])

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvision.client_config import ClientConfig, ShareConfig
+from fedvision.client.config import ClientConfig, ShareConfig
+from fedvision.client.own_shards import on_this_machine, own_shards, told_counts
 from fedvision.deploy.contract import RunFacts
-from fedvision.deploy.own_shards import on_this_machine, own_shards, told_counts
 from fedvision.errors import ConfigError, DataError
 from tests.experiments import tiny
 

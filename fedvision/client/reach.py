@@ -18,7 +18,7 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from fedvision.client_config import SuperlinkConfig
+from fedvision.client.config import SuperlinkConfig
 from fedvision.deploy.certificates import validity
 from fedvision.errors import ConfigError, FedVisionError, ServerError
 from fedvision.flower import internals

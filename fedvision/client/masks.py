@@ -17,10 +17,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
+from fedvision.client.reach import read_key
 from fedvision.deploy import masking
 from fedvision.deploy.masking import Card
-from fedvision.deploy.reach import read_key
 from fedvision.errors import ConfigError
 
 log = logging.getLogger("fedvision.deploy")

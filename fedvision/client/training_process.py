@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
 from fedvision.errors import FedVisionError
 
 log = logging.getLogger("fedvision.deploy")
@@ -48,7 +48,7 @@ class TrainingProcess:
         if self._process is not None and self._process.poll() is None:
             return
         self.stop()
-        command = [sys.executable, "-m", "fedvision.deploy.trainer"]
+        command = [sys.executable, "-m", "fedvision.client.trainer"]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -64,7 +64,7 @@ class TrainingProcess:
         """Send a request and wait for its answer.
 
         Args:
-            request: As ``fedvision.deploy.trainer`` takes it.
+            request: As ``fedvision.client.trainer`` takes it.
             limited: Whether ``time_limit`` holds.
 
         Raises:

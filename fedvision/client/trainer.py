@@ -1,4 +1,4 @@
-"""The process that trains: ``python -m fedvision.deploy.trainer``, kept by the resident client.
+"""The process that trains: ``python -m fedvision.client.trainer``, kept by the resident client.
 
 It holds the decoded images, the model and the CUDA context from one task to the next. Requests come as lines
 of JSON on standard input, answers leave as lines of JSON, tensors lie in files that both sides know; nothing
@@ -32,11 +32,11 @@ from typing import IO, Any
 from flwr.app import Context, Message, RecordDict
 
 from fedvision import registry
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
+from fedvision.client.masks import Masks
+from fedvision.client.own_shards import OwnShards, on_this_machine, own_shards, told_counts
 from fedvision.deploy.contract import RunFacts
 from fedvision.deploy.masking import FEWEST
-from fedvision.deploy.masks import Masks
-from fedvision.deploy.own_shards import OwnShards, on_this_machine, own_shards, told_counts
 from fedvision.errors import ConfigError, FedVisionError
 from fedvision.flower import client_app, codec, internals, sharing, wire
 from fedvision.models.build import build_model

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fedvision.client_config import ClientConfig
-from fedvision.deploy import certificates, reach, resident
-from fedvision.deploy.training_process import TrainingProcess
+from fedvision.client import reach, resident
+from fedvision.client.config import ClientConfig
+from fedvision.client.training_process import TrainingProcess
+from fedvision.deploy import certificates
 from fedvision.errors import ConfigError, RunError
 from tests.deploy.moments import make_at
 from tests.deploy.processes import Running, eventually, superlink

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from fedvision.client_config import ClientConfig, ShareConfig
-from fedvision.deploy import own_shards
+from fedvision.client import own_shards
+from fedvision.client.config import ClientConfig, ShareConfig
+from fedvision.client.trainer import Trainer
 from fedvision.deploy.contract import RunFacts
-from fedvision.deploy.trainer import Trainer
 from fedvision.flower import codec, sharing, wire
 from tests.experiments import tiny
 
@@ -81,7 +81,7 @@ def test_images_are_read_once_for_all_rounds_and_runs(
 def test_an_answer_says_how_long_the_work_took(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedvision.deploy import trainer as module
+    from fedvision.client import trainer as module
 
     opened, now = trainer.open(facts("r1")), iter([100.0, 102.5, 200.0, 200.5])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(now, 300.0))

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fedvision.client_config import ClientConfig
+from fedvision.client import doctor, image_checks, step
+from fedvision.client.config import ClientConfig
+from fedvision.client.doctor import examine
+from fedvision.client.findings import Findings
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset
-from fedvision.deploy import doctor, image_checks, step
-from fedvision.deploy.doctor import examine
-from fedvision.deploy.findings import Findings
 from tests.deploy.processes import Running, superlink
 
 EXPERIMENT = """

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
+from fedvision.client.training_process import TaskFailed, TrainingProcess
 from fedvision.deploy.contract import RunFacts
-from fedvision.deploy.training_process import TaskFailed, TrainingProcess
 from fedvision.flower import codec, wire
 from tests.experiments import tiny
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from fedvision.client.step import free_memory, resident_memory, step_cost
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset, ImageSet
-from fedvision.deploy.step import free_memory, resident_memory, step_cost
 from fedvision.errors import ConfigError
 from fedvision.training.allocator import keep_freed_memory
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from fedvision.deploy.patience import Patience
+from fedvision.client.patience import Patience
 from fedvision.errors import RunError
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.client_config import ClientConfig
-from fedvision.deploy.discretion import AT_HOME, discreet
+from fedvision.client.config import ClientConfig
+from fedvision.client.discretion import AT_HOME, discreet
 
 CONFIG = ClientConfig.from_dict(
     {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
 
 AT_HOME = "it could not use a file of its own; its own log says which"
 _ABSOLUTE = re.compile(

@@ -13,14 +13,15 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedvision.client_config import ClientConfig
+from fedvision.client import image_checks
+from fedvision.client.config import ClientConfig
+from fedvision.client.findings import Findings, Level, Lines
+from fedvision.client.reach import Greeting, greet, introduce, read_key
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset
 from fedvision.data.places import cache_folder
-from fedvision.deploy import image_checks, masking
+from fedvision.deploy import masking
 from fedvision.deploy.certificates import validity
-from fedvision.deploy.findings import Findings, Level, Lines
-from fedvision.deploy.reach import Greeting, greet, introduce, read_key
 from fedvision.flower import internals
 
 _SOON_DAYS = 30

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedvision.deploy.inbox import FileSource, Inbox
+from fedvision.client.inbox import FileSource, Inbox
 from fedvision.errors import ConfigError
 
 
@@ -89,7 +89,7 @@ def test_a_node_number_belongs_to_its_server(tmp_path: Path) -> None:
 
 def test_one_process_a_client(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from fedvision.deploy.inbox import Inbox\n"
+        "import sys; from pathlib import Path; from fedvision.client.inbox import Inbox\n"
         "with Inbox(Path(sys.argv[1])).locked(): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from fedvision.client_config import SuperlinkConfig
-from fedvision.deploy import certificates, reach
-from fedvision.deploy.reach import greet, read_key
+from fedvision.client import reach
+from fedvision.client.config import SuperlinkConfig
+from fedvision.client.reach import greet, read_key
+from fedvision.deploy import certificates
 from fedvision.errors import ConfigError, ServerError
 from tests.deploy.moments import make_at
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fedvision.client_config import ClientConfig
+from fedvision.client.config import ClientConfig
+from fedvision.client.findings import Level, Lines
+from fedvision.client.own_data import known_classes, known_size, open_own, under_classes
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset, ImageSet
 from fedvision.data.relabel import destinations
 from fedvision.data.twins import twins
-from fedvision.deploy.findings import Level, Lines
-from fedvision.deploy.own_data import known_classes, known_size, open_own, under_classes
 from fedvision.errors import DataError
 
 _NAMED = 3
@@ -106,7 +106,7 @@ def step(config: ClientConfig, dataset: Dataset, experiment: ExperimentConfig) -
     """Train for a step and say how long it takes, how much memory, and how much there is."""
     import torch
 
-    from fedvision.deploy.step import resident_memory, step_cost
+    from fedvision.client.step import resident_memory, step_cost
 
     own = under_classes(dataset, config, known_classes(experiment))
     if config.threads:
