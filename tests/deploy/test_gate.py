@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fedvision.deploy.gate import FleetGate, fingerprint
 from fedvision.deploy.limits import Limits
 from fedvision.flower import internals
+from fedvision.flower.internals_bundle import FLEET
 
 KEY = b"-----BEGIN PUBLIC KEY-----\nthis one\n"
 PULL = "/v1/fleet/pull-messages"
@@ -129,7 +130,7 @@ def test_health_passes_without_a_key() -> None:
     assert flower.seen == [("/health", b"")]
 
 
-@pytest.mark.parametrize("path", sorted(internals.fleet_paths()))
+@pytest.mark.parametrize("path", sorted(internals.fleet_paths() | {FLEET}))
 def test_a_path_that_came_in_encoded_is_another_path(path: str) -> None:
     flower = Flower()
     assert ask(gate(flower), path, raw=path.replace("f", "%66", 1).encode())[0] == 403

@@ -15,7 +15,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 
 from fedvision.deploy.link_grid import LinkGrid, expected_replies
-from fedvision.errors import WireError
+from fedvision.errors import RecordError, WireError
 from fedvision.flower import codec, internals, internals_wire, wire
 from fedvision.flower.internals import TensorArray
 from fedvision.flower.internals_wire import NODE_UNAVAILABLE, Incoming, LinkDown, NotThereYet, RunEnded
@@ -109,11 +109,20 @@ def link() -> FakeLink:
     return FakeLink()
 
 
-def grid(link: FakeLink) -> LinkGrid:
+def grid(link: FakeLink, **options: Any) -> LinkGrid:
     def restore(error: LinkDown) -> None:
         assert str(error) == "away"
 
-    return LinkGrid(link, expected_replies(STATE, 2), {10: 2, 20: 0, 30: 1}, restore)  # type: ignore[arg-type]
+    return LinkGrid(link, expected_replies(STATE, 2), {10: 2, 20: 0, 30: 1}, restore, **options)  # type: ignore[arg-type]
+
+
+def test_nobody_hears_of_a_round_before_the_last_one_is_settled(link: FakeLink) -> None:
+    def settle() -> None:
+        raise RecordError("the disk is full")
+
+    with pytest.raises(RecordError, match="the disk is full"):
+        list(grid(link, settle=settle).send_and_receive(ask([10])))
+    assert link.pushed == []
 
 
 def packed(content: RecordDict) -> RecordDict:

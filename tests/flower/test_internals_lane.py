@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvision.flower import internals_lane as lane
-from fedvision.flower.internals_bundle import split
+from fedvision.flower.internals_bundle import FLEET, RUNTIME, Bundle, split
 from fedvision.flower.internals_lane import ObjectLane
 from fedvision.flower.internals_store import FileObjectStore
 from fedvision.flower.shelf import IN_FILE, SMALL
@@ -119,7 +119,14 @@ def ask(app: Any, path: str, parts: list[bytes]) -> Sent:
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/fleet/push-object", "/v1/fleet/pull-object", "/v1/runtime/push-object", "/v1/fleet/pull-messages"],
+    [
+        "/v1/fleet/push-object",
+        "/v1/fleet/pull-object",
+        "/v1/runtime/push-object",
+        "/v1/fleet/pull-messages",
+        FLEET,
+        RUNTIME,
+    ],
 )
 def test_what_cannot_be_served_goes_to_flower_whole(path: str) -> None:
     flower = Flower()
@@ -129,12 +136,22 @@ def test_what_cannot_be_served_goes_to_flower_whole(path: str) -> None:
     assert sent.messages == []
 
 
-def test_an_unsigned_call_is_left_to_flower(monkeypatch: pytest.MonkeyPatch) -> None:
-    flower, body = Flower(), PullObjectRequest(run_id=1, object_id="a" * 64).SerializeToString()
+@pytest.mark.parametrize(
+    ("path", "handler", "request_"),
+    [
+        ("/v1/fleet/pull-object", "_pull_from_file", PullObjectRequest(run_id=1, object_id="a" * 64)),
+        (FLEET, "_push_bundle", Bundle((PushObjectRequest(run_id=1, object_id="a" * 64),))),
+        (RUNTIME, "_push_servers_bundle", Bundle((PushObjectRequest(run_id=1, object_id="a" * 64),))),
+    ],
+)
+def test_an_unsigned_call_is_left_to_flower(
+    path: str, handler: str, request_: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flower, body = Flower(), request_.SerializeToString()
     factory = SimpleNamespace(state=lambda: None)
     flower.state = SimpleNamespace(linkstate_factory=factory)  # type: ignore[attr-defined]
-    monkeypatch.setattr(ObjectLane, "_pull_from_file", lambda *_, **__: pytest.fail("it was let in"))
-    ask(ObjectLane(flower), "/v1/fleet/pull-object", [body])
+    monkeypatch.setattr(ObjectLane, handler, lambda *_, **__: pytest.fail("it was let in"))
+    ask(ObjectLane(flower), path, [body])
     assert flower.got == [body]
 
 

@@ -222,6 +222,28 @@ def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
     server.close()
 
 
+def test_a_message_is_seen_by_nobody_before_the_sender_has_settled_what_it_must(
+    place: LinkPlace, client: FleetLink
+) -> None:
+    server = RunLink(place.private, roots=place.roots, secret=place.secret())
+    node = client.activate()
+    run_id = server.start(bundle(), FACTS)
+
+    def settle() -> None:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        server.push([Message(content(1.0), node, "train")], settle)
+    server.push([Message(content(2.0), node, "train")])
+    received = _soon(client.receive)
+    assert received is not None
+    assert value(client.incoming(received)) == 2.0
+    client.confirm(client.incoming(received))
+    client.sign_off()
+    server.stop(run_id)
+    server.close()
+
+
 def test_an_error_reply_comes_with_its_head(place: LinkPlace, client: FleetLink) -> None:
     server = RunLink(place.private, roots=place.roots, secret=place.secret())
     node = client.activate()
