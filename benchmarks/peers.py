@@ -8,7 +8,8 @@ A measurement that is done is kept in results/NAME.json and not taken again unle
 was broken off goes on where it stopped. Out come results/NAME.json, NAME.md and NAME.svg.
 
 plain: a PyTorch loop without a framework; tuned: the same as an expert leaves it; pfl and pfl-2: Apple's pfl
-in one process and in two; flower: Flower on Ray; fedvision-ENGINE: this project.
+in one process and in two; flower: Flower on Ray; fedvision-ENGINE: this project, in float32 or, with a plus
+and its name behind the engine's, in another precision.
 """
 
 from __future__ import annotations
@@ -44,16 +45,9 @@ def command(turn: Turn, rounds: Mapping[str, int]) -> list[str]:
     w, rival = workloads.WORKLOADS[turn.workload], turn.rival
     count = str(rounds[turn.workload])
     if rival.startswith(OURS):
-        engine = rival.removeprefix(OURS)
-        return [
-            sys.executable,
-            str(SCRIPTS / "ours.py"),
-            turn.workload,
-            "--engine",
-            engine,
-            "--rounds",
-            count,
-        ]
+        engine, _, precision = rival.removeprefix(OURS).partition("+")
+        program = [sys.executable, str(SCRIPTS / "ours.py"), turn.workload]
+        return [*program, "--engine", engine, "--precision", precision or "float32", "--rounds", count]
     numbers = [str(file(turn.workload)), "--batch", str(w["batch"]), "--every", str(w["every"])]
     numbers += ["--rounds", count]
     if rival in ("plain", "tuned"):
@@ -91,7 +85,7 @@ def check_engines(engines: list[str]) -> None:
         SystemExit: With one sentence.
     """
     known = registry.names("engine")
-    for engine in engines:
+    for engine in (name.partition("+")[0] for name in engines):
         if engine not in known and ":" not in engine:
             raise SystemExit(f"--engines: fedvision has no engine {engine!r}; there are {', '.join(known)}")
 
@@ -129,7 +123,9 @@ def main() -> None:
     )
     parser.add_argument("--workloads", nargs="+", choices=workloads.WORKLOADS, default=["w1", "w2", "idle"])
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=list(RIVALS))
-    parser.add_argument("--engines", nargs="*", default=["serial"], help="of fedvision: serial, ray, ...")
+    parser.add_argument(
+        "--engines", nargs="*", default=["serial"], help="of fedvision: serial, ray+bfloat16, ..."
+    )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--rounds", type=int, help="fewer rounds in every workload")
     parser.add_argument("--name", default="peers", help="of the files in results/")

@@ -34,8 +34,11 @@ def test_only_who_can_be_idle_is_measured_idle() -> None:
 
 def test_ours_is_run_with_the_engine_and_rounds_that_are_asked_for() -> None:
     command = peers.command(Turn("w2", "fedvision-ray", 0), {"w2": 4})
-    assert command[2:] == ["w2", "--engine", "ray", "--rounds", "4"]
+    assert command[2:] == ["w2", "--engine", "ray", "--precision", "float32", "--rounds", "4"]
     assert Path(command[1]).is_file()
+    lower = peers.command(Turn("w2", "fedvision-ray+bfloat16", 0), {"w2": 4})
+    assert lower[4:7] == ["ray", "--precision", "bfloat16"]
+    peers.check_engines(["ray+bfloat16"])
 
 
 @pytest.mark.parametrize("workload", workloads.WORKLOADS)
