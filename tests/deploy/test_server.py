@@ -111,7 +111,7 @@ def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: 
         assert begun(here, "north") == [1, 2, 2, 3, 4]
         assert begun(here, "south") == [1, 2, 3, 4]
         for name in here.names:
-            assert here.log(name).count("this task was done before; the same reply is sent") == 1
+            assert "this task was done before; the same reply is sent" in here.log(name)
 
 
 def test_a_dead_training_process_costs_one_reply(tmp_path: Path, pki: Path) -> None:
