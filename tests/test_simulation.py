@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from sklearn.metrics import balanced_accuracy_score
 from fedvision import registry, simulate
 from fedvision.errors import ConfigError, RoundLost, RunError
 from fedvision.federation import Federation
+from fedvision.reporting.progress import Silent
 from fedvision.strategies.averaging import FedAvg
 from fedvision.strategies.mean import Sums
 from fedvision.types import Instruction, State
@@ -66,6 +68,24 @@ def test_two_runs_have_the_same_bits_and_the_same_history(tmp_path: Path) -> Non
     assert same(one.state, two.state)
     for file in ("rounds.jsonl", "model.safetensors", "split.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_there_before_the_rounds_is_not_collected_in_them(own: bool, tmp_path: Path) -> None:
+    frozen: list[int] = []
+
+    class Rounds(Silent):
+        def round_done(self, *_: Any) -> None:
+            frozen.append(gc.get_freeze_count())
+
+    if own:
+        gc.freeze()  # as a program may have done that calls us
+    try:
+        simulate(tiny(rounds=2), out=tmp_path / "run", progress=Rounds())
+        assert min(frozen) > 10_000
+        assert (gc.get_freeze_count() > 0) == own
+    finally:
+        gc.unfreeze()
 
 
 def test_another_seed_is_another_run(tmp_path: Path) -> None:
