@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score
 
-from fedvision import registry, simulate
+from fedvision import simulate
 from fedvision.errors import ConfigError, RoundLost, RunError
 from fedvision.federation import Federation
 from fedvision.reporting.progress import Silent
@@ -200,106 +199,6 @@ def test_batch_norm_statistics_travel_and_integers_do_not(tmp_path: Path) -> Non
     assert not any("num_batches_tracked" in name for name in result.state)
     saved = load_file(tmp_path / "run/model.safetensors")
     assert any("num_batches_tracked" in name for name in saved)
-
-
-PLUGINS = """
-import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-def moody(counts, *, bad: int = 0, value: float = float("nan")):
-    '''Cross-entropy that fails or explodes on the client with the most images of one class.'''
-    def loss(logits, labels):
-        if counts[bad] == 0:
-            raise RuntimeError("no images of that class")
-        return F.cross_entropy(logits, labels, reduction="none")
-    return loss
-
-def hopeless(counts):
-    def loss(logits, labels):
-        raise RuntimeError("always")
-    return loss
-
-def vacant():
-    '''Four classes of which the last has no image.'''
-    from fedvision.data.images import Dataset, ImageSet
-
-    labels = np.arange(30) % 3
-    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1)).astype(np.uint8)
-    whole = ImageSet(images=images, labels=labels)
-    return Dataset(train=whole, test=whole, classes=("a", "b", "c", "none"), notices=("1 file was odd",))
-
-def lonely():
-    '''The first client has a single image.'''
-    def partition(labels, clients, rng):
-        return [np.array([0]), *np.array_split(np.arange(1, len(labels)), clients - 1)]
-    return partition
-
-def exploding(counts):
-    def loss(logits, labels):
-        return F.cross_entropy(logits, labels, reduction="none") * float("nan")
-    return loss
-"""
-
-
-@pytest.fixture
-def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "plugins_of_a_test.py").write_text(PLUGINS)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    registry.allow_folder(tmp_path)
-    yield "plugins_of_a_test"
-    sys.modules.pop("plugins_of_a_test", None)
-
-
-def test_a_round_goes_on_without_the_clients_that_fail(plugins: str, tmp_path: Path) -> None:
-    partition = {"use": "shards", "clients": 5, "classes_per_client": 4}
-    config = tiny(loss={"use": f"{plugins}:moody", "bad": 0}, partition=partition)
-    result = simulate(config, out=tmp_path / "run")
-    record = result.rounds[0]
-    assert record["clients"]
-    assert record["refused"]
-    assert record["refused"][0]["stage"] == "training"
-    assert "RuntimeError: no images of that class" in record["refused"][0]["reason"]
-    assert "plugins_of_a_test.py" in record["refused"][0]["reason"]
-    assert sorted(record["clients"] + [item["client"] for item in record["refused"]]) == list(range(5))
-
-
-def test_updates_that_are_no_numbers_are_refused_by_name(plugins: str, tmp_path: Path) -> None:
-    config = tiny(loss={"use": f"{plugins}:exploding"})
-    with pytest.raises(RunError, match=r"no client succeeded in 3 rounds in a row.*holds NaN or infinity"):
-        simulate(config, out=tmp_path / "run")
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    assert summary["status"] == "failed"
-    assert "NaN" in summary["error"]
-
-
-def test_a_federation_in_which_all_fail_ends_with_the_cause(plugins: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no client succeeded.*RuntimeError: always"):
-        simulate(tiny(loss={"use": f"{plugins}:hopeless"}), out=tmp_path / "run")
-
-
-@pytest.mark.parametrize("norm", ["group", "batch"])
-@pytest.mark.parametrize("loss", ["logit-adjusted", "ldam", "weighted", "fedlc"])
-def test_a_vacant_class_and_a_single_image_are_handled_and_said(
-    norm: str, loss: str, plugins: str, tmp_path: Path
-) -> None:
-    config = tiny(
-        rounds=2,
-        data={"use": f"{plugins}:vacant"},
-        partition={"use": f"{plugins}:lonely", "clients": 3},
-        model={"use": "resnet8", "norm": norm, "width": 4},
-        loss={"use": loss, "prior": "global" if norm == "batch" else "local"},
-        training={"lr": 0.01},
-        evaluation={"holdout": 0.3},
-    )
-    result = simulate(config, out=tmp_path / "run")
-    assert result.rounds[-1]["clients"] == [0, 1, 2]
-    assert "0" not in result.rounds[-1]["local"]["accuracy"]
-    notices = json.loads((tmp_path / "run/summary.json").read_text())["notices"]
-    assert notices[0] == "1 file was odd"
-    assert "no client has images of none" in notices[1]
-    assert "with a single image each: client 0" in notices[2]
 
 
 def test_the_data_frame_has_a_row_a_round(tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+
+from fedvision.flower import internals
+
 START_S = 180.0
+PULL = "/v1/fleet/pull-messages"
 
 
 class Running(NamedTuple):
@@ -115,3 +123,28 @@ def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def signed(pki: Path, client: str) -> list[str]:
+    """Return the headers with which a client signs a call."""
+    key = load_ssh_private_key((pki / "clients" / client / "client.key").read_bytes(), None)
+    headers = internals.signed_headers(key) | {"content-type": PROTOBUF_MEDIA_TYPE}  # type: ignore[arg-type]
+    return [f"{name}: {value}" for name, value in headers.items()]
+
+
+def control(pki: Path, port: int, call: str, message: bytes) -> httpx.Response:
+    """Call the Control API."""
+    return httpx.post(
+        f"https://127.0.0.1:{port}/v1/control/{call}",
+        content=message,
+        headers={"content-type": PROTOBUF_MEDIA_TYPE},
+        verify=ssl.create_default_context(cafile=pki / "ca.crt"),
+        timeout=60,
+    )
+
+
+def nodes(pki: Path, server: Running) -> dict[str, str]:
+    """Return name -> status of every client, as the administrator sees them."""
+    answer = control(pki, server.private, "list-nodes", ListNodesRequest().SerializeToString())
+    assert answer.status_code == 200
+    return {node.name: node.status for node in ListNodesResponse.FromString(answer.content).nodes_info}

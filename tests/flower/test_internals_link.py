@@ -156,6 +156,27 @@ def _soon(receive: Callable[[], bytes | None]) -> bytes | None:
     return None
 
 
+def _cut_at_the_second(client: FleetLink, patch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Break off a client's second call that sends objects; return those of each call, as they go."""
+    pushed: list[list[str]] = []
+    send, bulk = client._client._unary_unary, client._bulk.push
+
+    def piece(request: PushObjectRequest, thing: Piece) -> bool:
+        pushed.append([request.object_id])
+        return bulk(request, thing)
+
+    def cut_once(*, path: str, request: Any, **more: Any) -> Any:
+        if "push-object" in path:
+            pushed.append([one.object_id for one in getattr(request, "requests", (request,))])
+            if len(pushed) == 2:
+                raise OSError("cut")
+        return send(path=path, request=request, **more)
+
+    patch.setattr(client._bulk, "push", piece)
+    patch.setattr(client._client, "_unary_unary", cut_once)
+    return pushed
+
+
 def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
     place: LinkPlace, client: FleetLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,38 +189,12 @@ def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
         received = client.receive()
         assert received is not None
         sessions: list[str] = []
-        pushed: list[list[str]] = []
-        send, bulk = client._client._unary_unary, client._bulk.push
-
-        def piece(
-            request: PushObjectRequest,
-            thing: Piece,
-            pushed: list[list[str]] = pushed,
-            bulk: Callable[[PushObjectRequest, Piece], bool] = bulk,
-        ) -> bool:
-            pushed.append([request.object_id])
-            return bulk(request, thing)
-
-        def cut_once(
-            *,
-            path: str,
-            request: Any,
-            pushed: list[list[str]] = pushed,
-            send: Callable[..., Any] = send,
-            **more: Any,
-        ) -> Any:
-            if "push-object" in path:
-                pushed.append([one.object_id for one in getattr(request, "requests", (request,))])
-                if len(pushed) == 2:
-                    raise OSError("cut")
-            return send(path=path, request=request, **more)
 
         def answer(received: bytes = received, **session: Any) -> None:
             client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1, **session)
 
         with monkeypatch.context() as patch:
-            patch.setattr(client._bulk, "push", piece)
-            patch.setattr(client._client, "_unary_unary", cut_once)
+            pushed = _cut_at_the_second(client, patch)
             with pytest.raises(LinkDown, match="cut"):
                 answer(keep_session=sessions.append)
             (back,) = server.pull([sent])
