@@ -19,6 +19,7 @@ from typing import Any
 import ray._private.node
 import ray._private.ray_constants
 import ray._private.services
+import ray._raylet
 
 UNUSED = ("start_monitor", "start_api_server", "start_log_monitor")
 """Methods of a node that start what a single run does not need."""
@@ -40,7 +41,7 @@ def without_daemons() -> Iterator[None]:
     with ExitStack() as back:
         for name in UNUSED:
             _replace(back, ray._private.node.Node, name, lambda _: _nothing)
-        if not any(name in os.environ for name in _ENVIRONMENTS):
+        if not any(name in os.environ for name in _ENVIRONMENTS) and _waits_for_files():
             _replace(back, ray._private.ray_constants, UV, lambda _: False)
             _replace(back, ray._private.services, START, _with_stand_ins)
         yield
@@ -52,6 +53,12 @@ def _replace(back: ExitStack, owner: Any, name: str, made: Callable[[Any], Any])
         found = getattr(owner, name)
         back.callback(setattr, owner, name, found)
         setattr(owner, name, made(found))
+
+
+def _waits_for_files() -> bool:
+    """Return whether this Ray's scheduler reads its agents' ports from files of these names."""
+    known = {getattr(ray._raylet, name) for name in dir(ray._raylet) if name.endswith("_PORT_NAME")}
+    return hasattr(ray._raylet, "persist_port") and all(known.issuperset(names) for names in AGENTS.values())
 
 
 def _nothing(node: object, *arguments: object, **options: object) -> None:

@@ -61,6 +61,13 @@ def test_they_come_back() -> None:
     assert [getattr(owner, name) for owner, name in NAMES] == before
 
 
+def test_a_ray_that_asks_its_agents_otherwise_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray._raylet, "METRICS_AGENT_PORT_NAME", "another")
+    start = ray._private.services.start_ray_process
+    with without_daemons():
+        assert ray._private.services.start_ray_process is start
+
+
 @pytest.mark.parametrize("name", ["RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR"])
 def test_who_wants_environments_for_workers_keeps_the_agents(
     name: str, monkeypatch: pytest.MonkeyPatch
