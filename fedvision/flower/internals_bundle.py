@@ -1,12 +1,12 @@
 """Several of Flower's objects in one call (flwr 1.41 and 1.42), contract-tested.
 
 * ``ProtobufClient._unary_unary``: a call of a path that Flower does not have.
-* ``ObjectPushSession``, ``ObjectPushSessionPending``: which objects a SuperLink waits for.
 
 A message is seven objects and more, most of them of a few hundred bytes, and Flower takes one a call. Each
 call costs a SuperLink milliseconds of the processor's time, however little it carries: for a small model this
-was most of what its round cost. Here those that are small go together, and ``ObjectLane`` takes them with few
-statements. A SuperLink without that lane knows no such path and gets them as Flower sends them.
+was most of what its round cost. Here those that are small go together. A SuperLink without that lane knows no
+such path and gets them as Flower sends them. Each is kept by Flower itself: objects that were put down before
+their claim was settled were seen, and deleted, too early.
 
 A bundle is a sequence of messages in protobuf's format, each after its length.
 """
@@ -14,21 +14,12 @@ A bundle is a sequence of messages in protobuf's format, each after its length.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 from flwr.server.superlink.linkstate import LinkState
-from flwr.supercore.date import now
-from flwr.supercore.object_store import NoObjectInStoreError
 from flwr.supercore.protobuf.client import ProtobufClient
-from flwr.supercore.state.schema.corestate_models import (
-    ObjectPushSession,
-    ObjectPushSessionPending,
-)
-from flwr.supercore.utils import uint64_to_int64
-from sqlalchemy import delete, select, update
 
 FLEET, RUNTIME = "/v1/fleet/push-objects", "/v1/runtime/push-objects"
 """Paths of a client's bundles and of the server's."""
@@ -96,10 +87,7 @@ def bundles(requests: Iterable[PushObjectRequest]) -> Iterator[Bundle]:
 
 
 def store_together(state: LinkState, run_id: int, bundle: Bundle) -> list[bool]:
-    """Keep a bundle's objects as ``state.store_object`` keeps each, with few statements.
-
-    Flower asks the database four times for an object. Here all that are waited for but one are claimed at
-    once; that one is left to Flower, which also looks after the end of the sending.
+    """Keep a bundle's objects as ``state.store_object`` keeps each.
 
     Args:
         state: The SuperLink's.
@@ -109,42 +97,10 @@ def store_together(state: LinkState, run_id: int, bundle: Bundle) -> list[bool]:
     Returns:
         For each object whether it was waited for.
     """
-    stored: set[str] = set()
-    if hasattr(state, "session") and len({request.session_id for request in bundle.requests}) == 1:
-        with suppress(ValueError, NoObjectInStoreError, OSError):
-            stored = _store_claimed(state, run_id, bundle.requests)
     return [
-        one.object_id in stored
-        or state.store_object(run_id, one.session_id, one.object_id, one.object_content)
+        state.store_object(run_id, one.session_id, one.object_id, one.object_content)
         for one in bundle.requests
     ]
-
-
-def _store_claimed(state: Any, run_id: int, requests: Sequence[PushObjectRequest]) -> set[str]:
-    """Keep all but one of the objects that are waited for; where one fails, none counts as kept."""
-    named = {request.object_id: request.object_content for request in requests}
-    sending = ObjectPushSession.session_id == requests[0].session_id
-    pending = ObjectPushSessionPending.session_id == requests[0].session_id
-    going_on = (
-        sending,
-        ObjectPushSession.run_id == uint64_to_int64(run_id),
-        ObjectPushSession.expires_at > now(),
-    )
-    with state.session() as session:
-        waiting = select(ObjectPushSessionPending.object_id).where(
-            pending,
-            ObjectPushSessionPending.object_id.in_(list(named)),
-            select(ObjectPushSession.session_id).where(*going_on).exists(),
-        )
-        most = list(session.scalars(waiting))[1:]
-        claim = delete(ObjectPushSessionPending).where(pending, ObjectPushSessionPending.object_id.in_(most))
-        claimed = set(session.scalars(claim.returning(ObjectPushSessionPending.object_id))) if most else set()
-        for name in claimed:
-            state.object_store.put(name, named[name])
-        if claimed:
-            left = ObjectPushSession.pending_count - len(claimed)
-            session.execute(update(ObjectPushSession).where(sending).values(pending_count=left))
-    return claimed
 
 
 def push_bundle(client: ProtobufClient, path: str, bundle: Bundle) -> Sequence[bool]:

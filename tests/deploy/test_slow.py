@@ -63,7 +63,8 @@ def test_a_server_that_was_killed_still_gets_what_it_was_owed(tmp_path: Path, pk
         again = here.server()
         assert again.wait(300) == 0, here.log("server")
         late = [item for record in here.rounds() for item in record["late"]]
-        assert [(item["client"], item["asked"], item["used"]) for item in late] == [(0, 2, True)]
+        # South may be late, too, on a busy machine.
+        assert [item["used"] for item in late if (item["client"], item["asked"]) == (0, 2)] == [True]
         assert "train: this task was done before; the same reply is sent" in here.log("north")
         assert begun(here, "north").count(2) == 1
         assert [record["round"] for record in here.rounds()] == list(range(1, 11))
