@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup simulate test long lint types check bench clean
+.PHONY: help setup simulate test long search lint types check bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ test: $(READY)  ## run the tests
 
 long: $(READY)  ## run the tests that take minutes: bad lines and cut links, one by one (root, Linux)
 	$(BIN)/pytest -m long
+
+search: $(READY)  ## run the tests of properties on new random input, and more of it
+	$(BIN)/pytest -n 2 --dist loadgroup --hypothesis-profile=new -m hypothesis
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff format --check .

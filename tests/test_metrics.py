@@ -63,7 +63,7 @@ def test_confusion_refuses_what_is_no_class(labels: list[int], predicted: list[i
         metrics.confusion(np.array(labels), np.array(predicted), 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(predictions())
 def test_figures_equal_scikit_learns(drawn: tuple[NDArray[np.int64], NDArray[np.int64], int]) -> None:
     labels, predicted, classes = drawn
@@ -94,7 +94,7 @@ def test_figures_equal_scikit_learns(drawn: tuple[NDArray[np.int64], NDArray[np.
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9, err_msg=name)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(predictions())
 def test_precision_equals_scikit_learns_where_a_class_occurs(
     drawn: tuple[NDArray[np.int64], NDArray[np.int64], int],
@@ -109,7 +109,7 @@ def test_precision_equals_scikit_learns_where_a_class_occurs(
     assert np.isnan(ours[~occurs]).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(predictions())
 def test_geometric_mean_equals_scipys(drawn: tuple[NDArray[np.int64], NDArray[np.int64], int]) -> None:
     counts = metrics.confusion(*drawn)

@@ -36,7 +36,7 @@ def test_pauses_grow_to_the_longest_and_begin_anew(caplog: pytest.LogCaptureFixt
     patience.wait("down")
     assert time.pauses[-1] >= 3.2, "a link that held for 9 s only is no better than before"
     patience.success()
-    time.now += 10
+    time.now += 10.5
     patience.wait("down")
     assert time.pauses[-1] <= 0.3
 
@@ -49,7 +49,7 @@ def test_it_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
             patience.wait("the server is away")
         assert len(caplog.messages) == 3, "at 0, 60 and 120 s; pauses are up to 12 s"
         assert caplog.messages[0] == "the server is away; trying again"
-        assert "trying again since 6" in caplog.messages[1]
+        assert re.search(r"trying again since (6\d|7[0-2]) s", caplog.messages[1])
         patience.success()
         assert re.fullmatch(r"the server is there again after 1[78]\d s", caplog.messages[-1])
 

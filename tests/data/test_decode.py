@@ -151,7 +151,7 @@ def test_a_file_without_permission_is_named(root: Path, monkeypatch: pytest.Monk
 
 
 @given(spoilt=st.sets(st.integers(0, 9), max_size=9))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_readable_and_unreadable_together_are_all(
     spoilt: set[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -53,7 +53,7 @@ FACTORIES: dict[str, Callable[[Labels, int], Any]] = {
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(labels=[0], share=1.0, seed=0)
 @example(labels=[3, 3, 3, 3], share=1.0, seed=1)
 @example(labels=[5, 5, 5, 0, 0, 2], share=1.0, seed=2)
@@ -154,7 +154,7 @@ def test_shards_of_balanced_classes_are_mcmahans() -> None:
     assert set(counts.flatten()) == {0, 60, 120}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=2, max_size=8).filter(any),
     clients=st.integers(1, 12),
@@ -259,8 +259,8 @@ def test_a_column_that_does_not_fit_says_which_number_to_write() -> None:
 def test_ten_thousand_clients_are_spread_at_once(name: str) -> None:
     labels = np.repeat(np.arange(10), 6000)
     make = FACTORIES[name](labels, 10_000)
-    start = time.perf_counter()
+    start = time.process_time()
     parts = split(make, labels, 10_000)
     # About 0.02 s on one core; a loop over clients and classes in Python takes more than 2 s.
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert len(parts) == 10_000

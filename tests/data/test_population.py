@@ -25,7 +25,7 @@ def made(labels: Labels = UNEVEN, clients: int = 1000, seed: int = 0, **args: An
     return parts  # type: ignore[no-any-return]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(labels=[2], alpha=0.1, mean=1.0, sigma=0.0, seed=0, first=0, second=0)
 @given(
     labels=st.lists(st.integers(0, 6), min_size=1, max_size=40),
@@ -112,7 +112,6 @@ def test_every_image_of_a_class_is_drawn_equally_often() -> None:
         np.testing.assert_allclose(times, mean / 50, atol=4.5 * (mean / 50 * (1 - mean / 50) / 6000) ** 0.5)
 
 
-@settings(deadline=None)
 @given(
     lowest=st.integers(1, 50),
     span=st.integers(0, 5000),

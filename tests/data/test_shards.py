@@ -58,7 +58,7 @@ def test_a_memory_map_is_read_and_never_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(images[0], base.images[2])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @example(labels=[0], share=0.99, seed=0)
 @example(labels=[0, 1], share=0.99, seed=0)
 @given(

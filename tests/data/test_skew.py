@@ -75,7 +75,7 @@ def test_a_client_without_images_has_zeros_and_disturbs_nobody() -> None:
     assert measure(np.zeros((2, 3), np.int64)).gini == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     rows=st.lists(st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any), min_size=1, max_size=6)
 )
@@ -101,10 +101,10 @@ def test_what_is_no_table_of_counts_is_refused(counts: np.ndarray) -> None:
 
 def test_ten_thousand_clients_take_no_time() -> None:
     counts = np.random.default_rng(0).integers(0, 5, (10_000, 100))
-    start = time.perf_counter()
+    start = time.process_time()
     measure(counts)
     # About 0.1 s on one core.
-    assert time.perf_counter() - start < 1.5
+    assert time.process_time() - start < 1.5
 
 
 def test_a_sample_is_measured_against_the_whole() -> None:

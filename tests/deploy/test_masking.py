@@ -35,7 +35,7 @@ def masked(values: NDArray[np.uint64], context: bytes = b"counts") -> NDArray[np
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_sum_is_exact_for_any_numbers_any_clients_and_any_order(data: st.DataObject) -> None:
     clients = data.draw(st.integers(2, 6), "clients")
     numbers = st.integers(0, 2**40)

@@ -32,6 +32,16 @@ def _connected(two: Network) -> tuple[socket.socket, socket.socket, float]:
     return here, other, took
 
 
+def _quickest(two: Network) -> float:
+    """Return how many seconds the fastest of three connections takes: a busy machine adds to some of them."""
+    taken = []
+    for _ in range(3):
+        here, other, took = _connected(two)
+        with here, other:
+            taken.append(took)
+    return min(taken)
+
+
 def _flow(source: socket.socket, target: socket.socket, size: int) -> float:
     """Return how many seconds some bytes take."""
     began = time.monotonic()
@@ -46,15 +56,13 @@ def _flow(source: socket.socket, target: socket.socket, size: int) -> float:
 
 def test_a_connection_takes_the_lines_delay(two: Network) -> None:
     two["here"].line = Line(delay=0.2)
-    here, other, took = _connected(two)
-    with here, other:
-        assert 0.2 <= took < 0.35
+    assert 0.2 <= _quickest(two) < 0.35
 
 
 def test_a_throttled_line_carries_so_many_bits_a_second_in_both_directions(two: Network) -> None:
-    here, other, took = _connected(two)
+    assert _quickest(two) < 0.1
+    here, other, _ = _connected(two)
     with here, other:
-        assert took < 0.1
         fast = _flow(here, other, 500_000)
         two["there"].line = Line(rate=5e6)
         for source, target in ((here, other), (other, here)):

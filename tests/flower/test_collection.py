@@ -293,7 +293,7 @@ def test_a_buffer_ends_a_round_and_others_stay_at_work() -> None:
     assert all(record["refused"] == [] for record in diary.records), "nobody is late who is at work"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seconds=st.dictionaries(
         st.tuples(st.integers(0, 3), st.integers(1, 6)), st.sampled_from([0.5, 1.0, 1.5, 2.5, 4.0, 9.0, 1e9])

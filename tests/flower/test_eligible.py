@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvision.flower.eligible import EligibleNodes, EligibleRoster, Without
@@ -12,7 +12,6 @@ from fedvision.flower.roster import NumberedRoster
 from tests.flower.test_strategy import Nodes, members
 
 
-@settings(deadline=None)
 @given(st.sets(st.integers(0, 60)), st.sets(st.integers(-5, 70)))
 def test_it_is_the_sequence_without_them(clients: set[int], excluded: set[int]) -> None:
     expected = sorted(clients - excluded)
@@ -23,17 +22,17 @@ def test_it_is_the_sequence_without_them(clients: set[int], excluded: set[int]) 
         assert found[-1] == expected[-1]
 
 
-def test_a_million_are_not_unrolled() -> None:
+def test_a_hundred_million_are_not_unrolled() -> None:
     began = time.process_time()
-    found = Without(range(10**6), {3, 500_000, 999_999})
+    found = Without(range(10**8), {3, 500_000, 99_999_999})
     assert (len(found), found[3], found[499_998], found[499_999], found[-1]) == (
-        999_997,
+        99_999_997,
         4,
         499_999,
         500_001,
-        999_998,
+        99_999_998,
     )
-    assert time.process_time() - began < 0.1
+    assert time.process_time() - began < 1, "going through them takes several seconds"
 
 
 def test_a_roster_shows_who_can_be_asked_and_is_otherwise_itself() -> None:

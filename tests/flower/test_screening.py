@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import MetricRecord, RecordDict
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvision.errors import UpdateRefused
@@ -71,7 +71,6 @@ def test_the_norm_is_that_of_the_change_over_all_tensors() -> None:
     assert Screen(STATE).check(update(), 5) == 0.0
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 40_000), st.sampled_from([torch.float32, torch.float16])), min_size=1),
     st.floats(0.01, 100.0),

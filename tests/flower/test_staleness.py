@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from flwr.app import Message, RecordDict
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvision.flower import codec, internals
@@ -52,7 +52,6 @@ def test_other_tensors_are_left_alone() -> None:
     assert codec.decode_update(answer.content, 0, 0).tensors["control"]["w"].tolist() == [4.0]
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1), st.sampled_from([torch.float16, torch.float32, torch.float64]))
 def test_of_an_unchanged_model_nothing_is_left_but_the_share(share: float, kind: torch.dtype) -> None:
     then = {"w": torch.tensor([0.5, -2.0], dtype=kind)}

@@ -43,7 +43,7 @@ def packed(content: RecordDict, client: int = -1) -> tuple[Layout, bytearray]:
     return layout, bytearray(b"".join(source.views(0, source.size)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(groups=RECORDS)
 def test_every_tensor_comes_back_with_its_bits(groups: dict[str, dict[str, np.ndarray[Any, Any]]]) -> None:
     content = RecordDict(
@@ -75,7 +75,7 @@ def test_numbers_and_words_come_back_as_they_are() -> None:
     assert dict(back.metric_records["metrics"]) == {"n": 3, "x": [1.5, 2.0]}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_pieces_are_the_whole(data: st.DataObject) -> None:
     rng = np.random.default_rng(0)
@@ -124,7 +124,7 @@ PAGES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(page=PAGES | JSON)
 def test_what_strangers_write_is_read_or_refused_with_a_sentence(page: Any) -> None:
     with contextlib.suppress(WireError):  # and nothing else
@@ -133,7 +133,7 @@ def test_what_strangers_write_is_read_or_refused_with_a_sentence(page: Any) -> N
             wire.unpack(layout, bytearray(layout.size))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(max_size=200))
 def test_noise_is_refused(text: str) -> None:
     with pytest.raises(WireError):

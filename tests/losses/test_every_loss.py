@@ -79,7 +79,7 @@ def test_values_and_gradients_are_finite_at_extreme_logits(
 
 
 @every
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(counts=st.lists(st.just(0) | st.integers(1, 10**6), min_size=1, max_size=6), data=st.data())
 def test_values_and_gradients_are_finite_for_any_counts(
     name: str, args: dict[str, Any], counts: list[int], data: st.DataObject

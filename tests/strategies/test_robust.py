@@ -48,7 +48,7 @@ def test_median_by_hand() -> None:
     assert _combine(Median(), [[7.0]]) == [7.0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(count=st.integers(1, 12), seed=st.integers(0, 1000))
 def test_median_is_numpys(count: int, seed: int) -> None:
     states = _random(count, seed)
@@ -65,7 +65,7 @@ def test_trimmed_mean_by_hand() -> None:
     assert _combine(TrimmedMean(share=0.4), rows) == [2.0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(count=st.integers(1, 12), seed=st.integers(0, 1000), share=st.sampled_from([0.0, 0.1, 0.25, 0.49]))
 def test_trimmed_mean_is_scipys(count: int, seed: int, share: float) -> None:
     states = _random(count, seed)
@@ -90,7 +90,7 @@ def _krum_reference(states: list[State], malicious: int) -> np.ndarray:
     return scores
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     malicious=st.integers(0, 3), extra=st.integers(0, 4), keep=st.integers(1, 3), seed=st.integers(0, 1000)
 )

@@ -38,7 +38,7 @@ def _streamed(models: list[State], weights: list[float], reference: State | None
     return total.mean()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     owners=st.lists(st.integers(0, 3), min_size=1, max_size=30),
     seed=st.integers(0, 1000),
@@ -62,7 +62,7 @@ def test_any_order_and_any_grouping_give_the_same_bits(owners: list[int], seed: 
         assert torch.equal(mean[name], expected[name])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(count=st.integers(1, 40), seed=st.integers(0, 1000))
 def test_the_mean_is_float64s_to_the_last_digits_of_the_largest_value(count: int, seed: int) -> None:
     models = _models(count, seed)

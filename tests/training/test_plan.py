@@ -33,7 +33,7 @@ def test_stacks_are_full_and_the_longest_stand_first() -> None:
     assert stacks(batches, 9) == [[2, 0, 4, 3, 1]]
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6), epochs=st.integers(1, 3))
 def test_every_image_has_its_slot_and_every_batch_weighs_one(sizes: list[int], epochs: int) -> None:
     chosen = settings(epochs=epochs, batch_size=4)
