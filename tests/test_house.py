@@ -45,7 +45,9 @@ ROOMS: dict[str, set[str]] = {
         "data",
         "metrics",
     },
+    "link": {"flower"},
     "deploy": {
+        "link",
         "journal",
         "engines",
         "federation",
@@ -60,6 +62,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "client": {
         "deploy",
+        "link",
         "flower",
         "strategies",
         "training",
@@ -81,12 +84,12 @@ ROOMS: dict[str, set[str]] = {
         "metrics",
     },
     "api": {"simulation", "federation", "reporting"},
-    "commands": {"api", "client", "deploy", "federation", "reporting", "flower"},
+    "commands": {"api", "client", "deploy", "federation", "reporting", "link", "flower"},
     "cli": {"commands", "api", "federation", "reporting"},
     "__init__": {"api"},
 }
 OUTSIDE = {
-    "flwr": {"flower", "engines", "simulation", "federation", "journal", "deploy", "client"},
+    "flwr": {"flower", "link", "engines", "simulation", "federation", "journal", "deploy", "client"},
     "ray": {"engines"},
 }
 NON_PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.clientapp")

@@ -22,7 +22,7 @@ from fedvision.data.images import Dataset
 from fedvision.data.places import cache_folder
 from fedvision.deploy import masking
 from fedvision.deploy.certificates import validity
-from fedvision.flower import internals
+from fedvision.link import internals_superlink
 
 _SOON_DAYS = 30
 _LITTLE = 10**9
@@ -104,7 +104,7 @@ def clock(ahead: float | None) -> Lines:
     if ahead is None:
         yield "WARN", "the server tells no time"
         return
-    most = internals.CLOCK_AHEAD_S if ahead > 0 else internals.CLOCK_BEHIND_S
+    most = internals_superlink.CLOCK_AHEAD_S if ahead > 0 else internals_superlink.CLOCK_BEHIND_S
     where = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
     if abs(ahead) > most:
         yield "FAIL", f"{where}: from {most} s on it refuses every call; set this machine's clock (NTP)"

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from fedvision.client.config import SuperlinkConfig
 from fedvision.deploy.certificates import validity
 from fedvision.errors import ConfigError, FedVisionError, ServerError
-from fedvision.flower import internals
+from fedvision.link import internals_superlink
 
 _TIMEOUT_S = 10.0
 _FIRST_WORD_S = 1.0
@@ -113,12 +113,13 @@ def introduce(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) -> None:
         ServerError: It does not, or the server cannot be reached.
         ConfigError: The key or a certificate cannot be used.
     """
-    headers = internals.signed_headers(read_key(superlink.key)) | {"content-type": internals.MEDIA_TYPE}
+    headers = internals_superlink.signed_headers(read_key(superlink.key))
+    headers["content-type"] = internals_superlink.MEDIA_TYPE
     with _connection(superlink, timeout) as connection:
         # An empty question of no node: it is refused in any case, but for an unknown key by the gate itself.
-        connection.request("POST", internals.ASK_RUN, body=b"", headers=headers)
+        connection.request("POST", internals_superlink.ASK_RUN, body=b"", headers=headers)
         answer = _json(connection.getresponse().read(65536))
-    if answer.get("code") == internals.NOT_ACTIVATED:
+    if answer.get("code") == internals_superlink.NOT_ACTIVATED:
         raise ServerError(str(answer.get("detail")))
 
 
@@ -132,7 +133,7 @@ def explain(superlink: SuperlinkConfig, error: FedVisionError, timeout: float = 
     """
     try:
         ahead = greet(superlink, timeout).ahead or 0.0
-        if not -internals.CLOCK_BEHIND_S < ahead < internals.CLOCK_AHEAD_S:
+        if not -internals_superlink.CLOCK_BEHIND_S < ahead < internals_superlink.CLOCK_AHEAD_S:
             where = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
             return (
                 f"{superlink.address}: this machine's clock is {where}, which refuses its calls; set it (NTP)"

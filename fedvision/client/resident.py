@@ -34,8 +34,8 @@ from fedvision.client.training_process import TaskFailed, TrainingProcess
 from fedvision.deploy.contract import RunFacts
 from fedvision.errors import ConfigError, FedVisionError, WireError
 from fedvision.flower.internals import CLIENT_RAISED
-from fedvision.flower.internals_fleet import FleetLink
-from fedvision.flower.internals_wire import (
+from fedvision.link.internals_fleet import FleetLink
+from fedvision.link.internals_wire import (
     Incoming,
     LinkDown,
     LinkRefused,
@@ -45,7 +45,7 @@ from fedvision.flower.internals_wire import (
     parcel,
     reply_to,
 )
-from fedvision.flower.wire import MAX_NOTES, Expected, Layout
+from fedvision.link.wire import MAX_NOTES, Expected, Layout
 
 log = logging.getLogger("fedvision.deploy")
 _BEAT_S, _BEAT_AGAIN_S = 4.0, 1.0

@@ -38,7 +38,8 @@ from fedvision.client.own_shards import OwnShards, on_this_machine, own_shards, 
 from fedvision.deploy.contract import RunFacts
 from fedvision.deploy.masking import FEWEST
 from fedvision.errors import ConfigError, FedVisionError
-from fedvision.flower import client_app, codec, internals, sharing, wire
+from fedvision.flower import client_app, codec, internals, sharing
+from fedvision.link import wire
 from fedvision.models.build import build_model
 from fedvision.models.state import get_state, travelling
 from fedvision.training.memory import ClientMemory

@@ -98,7 +98,7 @@ def _server(options: argparse.Namespace) -> None:
 
 def _submit(options: argparse.Namespace) -> None:
     from fedvision.deploy.superlink_process import LinkPlace
-    from fedvision.flower.internals_run import RunLink
+    from fedvision.link.internals_run import RunLink
 
     tls = options.tls.resolve() if options.tls else None
     place = LinkPlace(tls=tls, clients=Path(), state=options.state.resolve(), private=options.private)

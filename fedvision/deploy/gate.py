@@ -20,9 +20,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from fedvision.deploy.limits import Journal, Limits, Room, TokenBuckets, peer_name
-from fedvision.flower import internals
-from fedvision.flower.internals_bundle import FLEET
-from fedvision.flower.internals_wire import EMPTY_HEADER
+from fedvision.link import internals_superlink
+from fedvision.link.internals_bundle import FLEET
+from fedvision.link.internals_wire import EMPTY_HEADER
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -64,7 +64,7 @@ class FleetGate:
         known: Returns the public keys (PEM) that may call; asked anew at every request.
         limits: What one peer may ask.
         clock: Seconds that only rise.
-        give_again: As ``internals.give_again`` on the SuperLink's state.
+        give_again: As ``internals_superlink.give_again`` on the SuperLink's state.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class FleetGate:
     ) -> None:
         self._app, self._known, self._limits, self._clock = app, known, limits, clock
         self._give_again = give_again
-        self._paths = internals.fleet_paths() | {FLEET}
+        self._paths = internals_superlink.fleet_paths() | {FLEET}
         self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
         self._journal = Journal(log, clock)
         self._room = Room(limits.body_memory)
@@ -129,7 +129,7 @@ class FleetGate:
 
         await self._app(scope, _replay(body, receive), watched)
         if statuses[:1] == [200]:
-            node = internals.heartbeat_node(said)
+            node = internals_superlink.heartbeat_node(said)
             if again := await asyncio.to_thread(self._give_again, node, seconds):
                 log.info("node %d did not get what it was given: %d messages are given again", node, again)
 
@@ -145,7 +145,7 @@ class FleetGate:
             raise Refusal(413, "a question for health has no body")
 
     def _check_key(self, scope: Scope) -> None:
-        headers = [value for name, value in scope["headers"] if name == internals.PUBLIC_KEY_HEADER]
+        headers = [value for name, value in scope["headers"] if name == internals_superlink.PUBLIC_KEY_HEADER]
         try:
             key = b64decode(headers[0], validate=True) if len(headers) == 1 else b""
         except binascii.Error:
@@ -154,7 +154,7 @@ class FleetGate:
             # Flower's client prints the code and the sentence of a refused activation, and stops on 401.
             activation = scope["path"].endswith("/activate-node")
             status = 412 if activation else 401
-            raise Refusal(status, UNKNOWN_KEY, internals.NOT_ACTIVATED, f" [{fingerprint(key)}]")
+            raise Refusal(status, UNKNOWN_KEY, internals_superlink.NOT_ACTIVATED, f" [{fingerprint(key)}]")
 
     async def _body(self, receive: Receive) -> list[bytes]:
         """Read the whole body within the limits of size and time.

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from fedvision.errors import ConfigError
-from fedvision.flower import internals
+from fedvision.link import internals_superlink
 
 if TYPE_CHECKING:
-    from fedvision.flower.internals import LinkState
+    from fedvision.link.internals_superlink import LinkState
 
 log = logging.getLogger("fedvision.deploy")
 
@@ -80,10 +80,10 @@ class Keyring:
         if seen == self._seen:
             return []
         wanted, problems = self._read(seen)
-        here = internals.registered_keys(self._state)
+        here = internals_superlink.registered_keys(self._state)
         problems += list(self._admit(wanted, here))
         for key in here.keys() - wanted.keys():
-            internals.remove_key(self._state, here[key])
+            internals_superlink.remove_key(self._state, here[key])
             log.warning("a client's key is no longer in %s: its client is shut out", self._folder)
         self.known, self._seen = frozenset(wanted), seen
         return problems
@@ -108,7 +108,7 @@ class Keyring:
             if key in here:
                 continue
             try:
-                internals.register_key(self._state, key, path.stem)
+                internals_superlink.register_key(self._state, key, path.stem)
             except ValueError:
                 del wanted[key]
                 yield f"{path}: this key was removed once and cannot come back; make a new one for the client"

@@ -21,9 +21,10 @@ from flwr.app import Error, Message, RecordDict
 
 from fedvision.engines.grid import LocalGrid
 from fedvision.errors import FedVisionError, RunError, WireError
-from fedvision.flower import codec, internals, wire
-from fedvision.flower.internals_run import RunLink
-from fedvision.flower.internals_wire import (
+from fedvision.flower import codec, internals
+from fedvision.link import wire
+from fedvision.link.internals_run import RunLink
+from fedvision.link.internals_wire import (
     NODE_UNAVAILABLE,
     Incoming,
     LinkDown,

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
-from fedvision.flower.internals import MEDIA_TYPE, PUBLIC_KEY_HEADER
-from fedvision.flower.internals_bundle import FLEET, RUNTIME
+from fedvision.link.internals_bundle import FLEET, RUNTIME
+from fedvision.link.internals_superlink import MEDIA_TYPE, PUBLIC_KEY_HEADER
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

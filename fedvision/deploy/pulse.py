@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Protocol, Self
 
-from fedvision.flower.internals_wire import LinkDown, LinkRefused
+from fedvision.link.internals_wire import LinkDown, LinkRefused
 
 BEAT_S = 10.0
 LOST_S = 45.0

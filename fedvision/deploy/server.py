@@ -31,10 +31,10 @@ from fedvision.deploy.pulse import BEAT_S, LOST_S, Pulse
 from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
 from fedvision.errors import FedVisionError, RecordError, RunError, RunLost
 from fedvision.federation import Federation
-from fedvision.flower.internals_run import RunLink
-from fedvision.flower.internals_wire import HEARTBEAT_SECONDS, LinkDown, LinkRefused
 from fedvision.flower.roster import Roster
 from fedvision.journal import RunJournal
+from fedvision.link.internals_run import RunLink
+from fedvision.link.internals_wire import HEARTBEAT_SECONDS, LinkDown, LinkRefused
 from fedvision.reporting.events import named
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.recorder import read_json, recording, replace_file

@@ -56,17 +56,17 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
     from fedvision.deploy.keyring import Keyring
     from fedvision.deploy.listener import GuardedServer, PublicListener
     from fedvision.deploy.news import News
-    from fedvision.flower import internals
-    from fedvision.flower.internals_lane import ObjectLane
+    from fedvision.link import internals_superlink
+    from fedvision.link.internals_lane import ObjectLane
 
     files = options.files()
     context = tls_context(files, options.client_certificates) if files else None
     with _bind("--private", options.private) as private, _bind("--public", options.public) as public:
         host, port = private.getsockname()[:2]
-        app, state = internals.superlink(
+        app, state = internals_superlink.superlink(
             host=host,
             port=port,
-            database=_database(options.database) or internals.IN_MEMORY,
+            database=_database(options.database) or internals_superlink.IN_MEMORY,
             tls=files,
             isolation=options.isolation,
             secret=_secret(options.secret),
@@ -78,7 +78,7 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
             news,
             lambda: keyring.known,
             options.limits,
-            give_again=functools.partial(internals.give_again, state),
+            give_again=functools.partial(internals_superlink.give_again, state),
         )
         config = uvicorn.Config(
             gate,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedvision.errors import ConfigError, RunError
-from fedvision.flower.internals_run import RunLink
+from fedvision.link.internals_run import RunLink
 
 log = logging.getLogger("fedvision.deploy")
 _PORT_S = 15.0

@@ -1,1 +1,1 @@
-"""The bridge to Flower: wire format, client app, server app and the non-public names that are leaned on."""
+"""The bridge to Flower: what messages hold, client app, server app and the non-public names leaned on."""

@@ -14,7 +14,8 @@ from fedvision.client import own_shards
 from fedvision.client.config import ClientConfig, ShareConfig
 from fedvision.client.trainer import Trainer
 from fedvision.deploy.contract import RunFacts
-from fedvision.flower import codec, sharing, wire
+from fedvision.flower import codec, sharing
+from fedvision.link import wire
 from tests.experiments import tiny
 
 

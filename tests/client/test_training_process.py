@@ -16,7 +16,8 @@ from flwr.app import RecordDict
 from fedvision.client.config import ClientConfig
 from fedvision.client.training_process import TaskFailed, TrainingProcess
 from fedvision.deploy.contract import RunFacts
-from fedvision.flower import codec, wire
+from fedvision.flower import codec
+from fedvision.link import wire
 from tests.experiments import tiny
 
 LOSS = """

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from fedvision.flower import internals
+from fedvision.link import internals_superlink
 
 START_S = 180.0
 PULL = "/v1/fleet/pull-messages"
@@ -128,7 +128,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
 def signed(pki: Path, client: str) -> list[str]:
     """Return the headers with which a client signs a call."""
     key = load_ssh_private_key((pki / "clients" / client / "client.key").read_bytes(), None)
-    headers = internals.signed_headers(key) | {"content-type": PROTOBUF_MEDIA_TYPE}  # type: ignore[arg-type]
+    headers = internals_superlink.signed_headers(key) | {"content-type": PROTOBUF_MEDIA_TYPE}  # type: ignore[arg-type]
     return [f"{name}: {value}" for name, value in headers.items()]
 
 

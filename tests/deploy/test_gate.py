@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fedvision.deploy.gate import FleetGate, fingerprint
 from fedvision.deploy.limits import Limits
-from fedvision.flower import internals
-from fedvision.flower.internals_bundle import FLEET
+from fedvision.link.internals_bundle import FLEET
+from fedvision.link.internals_superlink import NOT_ACTIVATED, PUBLIC_KEY_HEADER, fleet_paths
 
 KEY = b"-----BEGIN PUBLIC KEY-----\nthis one\n"
 PULL = "/v1/fleet/pull-messages"
@@ -47,7 +47,7 @@ def ask(
     peer: str = "192.0.2.1",
 ) -> tuple[int, dict[str, Any]]:
     """Make one request and return status and the answer's JSON."""
-    own = [(internals.PUBLIC_KEY_HEADER, b64encode(KEY))] if headers is None else headers
+    own = [(PUBLIC_KEY_HEADER, b64encode(KEY))] if headers is None else headers
     body = [b"x"] if parts is None else parts
     waiting = [{"type": "http.request", "body": part, "more_body": True} for part in body]
     waiting.append({"type": "http.request", "body": b"", "more_body": False})
@@ -99,7 +99,7 @@ def test_a_heartbeat_that_flower_finds_good_asks_for_what_got_lost(
     flower = Flower(status)
     guarded = FleetGate(flower, lambda: {KEY}, Limits(), give_again=give_again)
     body = SendNodeHeartbeatRequest(node=Node(node_id=7), heartbeat_interval=25).SerializeToString()
-    headers = [(internals.PUBLIC_KEY_HEADER, b64encode(KEY))]
+    headers = [(PUBLIC_KEY_HEADER, b64encode(KEY))]
     headers += [(b"x-fedvision-empty-for", said)] if said else []
     assert ask(guarded, path, headers=headers, parts=[body])[0] == status
     assert flower.seen == [(path, body)]
@@ -130,7 +130,7 @@ def test_health_passes_without_a_key() -> None:
     assert flower.seen == [("/health", b"")]
 
 
-@pytest.mark.parametrize("path", sorted(internals.fleet_paths() | {FLEET}))
+@pytest.mark.parametrize("path", sorted(fleet_paths() | {FLEET}))
 def test_a_path_that_came_in_encoded_is_another_path(path: str) -> None:
     flower = Flower()
     assert ask(gate(flower), path, raw=path.replace("f", "%66", 1).encode())[0] == 403
@@ -143,17 +143,20 @@ def test_a_path_that_came_in_encoded_is_another_path(path: str) -> None:
     "headers",
     [
         [],
-        [(internals.PUBLIC_KEY_HEADER, b"")],
-        [(internals.PUBLIC_KEY_HEADER, b"!!")],
-        [(internals.PUBLIC_KEY_HEADER, b64encode(b"another"))],
+        [(PUBLIC_KEY_HEADER, b"")],
+        [(PUBLIC_KEY_HEADER, b"!!")],
+        [(PUBLIC_KEY_HEADER, b64encode(b"another"))],
         # Two headers: whichever Flower would take, it is not for us to guess.
-        [(internals.PUBLIC_KEY_HEADER, b64encode(KEY)), (internals.PUBLIC_KEY_HEADER, b64encode(b"x"))],
+        [
+            (PUBLIC_KEY_HEADER, b64encode(KEY)),
+            (PUBLIC_KEY_HEADER, b64encode(b"x")),
+        ],
     ],
 )
 def test_without_one_known_key_nothing_gets_through(headers: list[tuple[bytes, bytes]]) -> None:
     flower = Flower()
     status, answer = ask(gate(flower), headers=headers)
-    assert (status, answer["code"]) == (401, internals.NOT_ACTIVATED)
+    assert (status, answer["code"]) == (401, NOT_ACTIVATED)
     # Flower's client prints the sentence of a refused activation, and stops on 401 in any other call.
     assert ask(gate(flower), "/v1/fleet/activate-node", headers=headers)[0] == 412
     assert flower.seen == []
@@ -173,7 +176,7 @@ def test_a_body_may_be_as_large_as_the_limit_and_no_larger() -> None:
     flower = Flower()
     assert ask(gate(flower, body=10), parts=[b"12345", b"67890"])[0] == 200
     assert ask(gate(flower, body=10), parts=[b"12345", b"678901"])[0] == 413
-    declared = [(internals.PUBLIC_KEY_HEADER, b64encode(KEY)), (b"content-length", b"11")]
+    declared = [(PUBLIC_KEY_HEADER, b64encode(KEY)), (b"content-length", b"11")]
     assert ask(gate(flower, body=10), headers=declared, parts=[])[0] == 413
     assert len(flower.seen) == 1
 
@@ -206,7 +209,7 @@ def test_half_a_body_reaches_nobody() -> None:
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message.get("status", 0))
 
-    headers = [(internals.PUBLIC_KEY_HEADER, b64encode(KEY))]
+    headers = [(PUBLIC_KEY_HEADER, b64encode(KEY))]
     scope = {"type": "http", "method": "POST", "path": PULL, "raw_path": PULL.encode(), "headers": headers}
     asyncio.run(gate(flower)(scope, receive, send))
     assert (sent, flower.seen) == ([400, 0], [])

@@ -12,12 +12,12 @@ from flwr.superlink.federation import NoOpFederationManager
 
 from fedvision.deploy.keyring import Keyring, read_public_key
 from fedvision.errors import ConfigError
-from fedvision.flower import internals
+from fedvision.link.internals_superlink import IN_MEMORY, registered_keys
 
 
 @pytest.fixture
 def state() -> LinkState:
-    return InMemoryLinkState(NoOpFederationManager(), ObjectStoreFactory(internals.IN_MEMORY).store())
+    return InMemoryLinkState(NoOpFederationManager(), ObjectStoreFactory(IN_MEMORY).store())
 
 
 @pytest.fixture
@@ -30,19 +30,19 @@ def folder(pki: Path, tmp_path: Path) -> Path:
 def test_the_folders_keys_are_flowers_keys_before_and_after_a_change(folder: Path, state: LinkState) -> None:
     keyring = Keyring(folder, state)
     north, south = (read_public_key(folder / f"{name}.pub") for name in ("north", "south"))
-    assert keyring.known == internals.registered_keys(state).keys() == {north, south}
+    assert keyring.known == registered_keys(state).keys() == {north, south}
     (folder / "north.pub").unlink()
     assert keyring.sync() == []
-    assert keyring.known == internals.registered_keys(state).keys() == {south}
+    assert keyring.known == registered_keys(state).keys() == {south}
 
 
 def test_a_server_that_starts_again_knows_its_clients_by_their_old_numbers(
     folder: Path, state: LinkState
 ) -> None:
     Keyring(folder, state)
-    before = internals.registered_keys(state)
+    before = registered_keys(state)
     Keyring(folder, state)
-    assert internals.registered_keys(state) == before
+    assert registered_keys(state) == before
 
 
 def test_a_wrong_file_stops_the_start_and_is_passed_over_later(folder: Path, state: LinkState) -> None:

@@ -16,13 +16,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 
 from fedvision.deploy.link_grid import LinkGrid, expected_replies
 from fedvision.errors import RecordError, WireError
-from fedvision.flower import codec, internals, internals_wire, wire
+from fedvision.flower import codec, internals
 from fedvision.flower.internals import TensorArray
-from fedvision.flower.internals_wire import NODE_UNAVAILABLE, Incoming, LinkDown, NotThereYet, RunEnded
 from fedvision.flower.post import Lasting
 from fedvision.flower.rounds import Rounds
 from fedvision.flower.server_app import ServerPlan, build
 from fedvision.flower.strategy import FlowerStrategy
+from fedvision.link import internals_wire, wire
+from fedvision.link.internals_wire import NODE_UNAVAILABLE, Incoming, LinkDown, NotThereYet, RunEnded
 from fedvision.strategies.averaging import FedAvg
 from fedvision.strategies.base import RoundStrategy
 from fedvision.strategies.robust import Median

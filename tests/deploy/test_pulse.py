@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedvision.deploy.pulse import Pulse
-from fedvision.flower.internals_wire import LinkDown, LinkRefused
+from fedvision.link.internals_wire import LinkDown, LinkRefused
 
 
 class Link:

@@ -20,7 +20,7 @@ from flwr.proto.control_pb2 import (
 from flwr.proto.fab_pb2 import Fab
 
 from fedvision.deploy.contract import bundle
-from fedvision.flower import internals
+from fedvision.link import internals_superlink
 from tests.deploy.processes import (
     PULL,
     Running,
@@ -186,10 +186,10 @@ def test_a_known_key_with_anothers_signature_is_refused_by_flower(
     pki: Path, strangers: Path, server: Running
 ) -> None:
     known, stranger = signed(pki, "north"), signed(strangers, "stranger")
-    name = internals.PUBLIC_KEY_HEADER.decode()
+    name = internals_superlink.PUBLIC_KEY_HEADER.decode()
     mixed = [line for line in known if line.lower().startswith(name)]
     mixed += [line for line in stranger if not line.lower().startswith(name)]
-    answer = say(secured(pki, server.public), request("POST", internals.ASK_RUN, *mixed))
+    answer = say(secured(pki, server.public), request("POST", internals_superlink.ASK_RUN, *mixed))
     assert status(answer) == 401
     assert b"Invalid SuperNode authentication" in answer
 

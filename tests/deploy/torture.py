@@ -76,7 +76,7 @@ if "fedvision.client.trainer" in sys.orig_argv:
 _TWICE = """
 import sys
 if "fedvision.cli" in sys.orig_argv:
-    from fedvision.flower.internals_fleet import FleetLink
+    from fedvision.link.internals_fleet import FleetLink
     receive, again = FleetLink.receive, []
     def twice(self):
         if len(again) == 1 and again[0] is not None:

@@ -50,64 +50,6 @@ def test_a_tensor_array_serialises_only_when_asked() -> None:
         _ = array.nothing
 
 
-def test_the_paths_of_clients_are_flowers_and_all_behind_its_check_of_signatures() -> None:
-    from flwr.superlink.routers.fleet.router import router
-
-    paths = internals.fleet_paths()
-    assert paths == {route.path for route in router.routes}  # type: ignore[attr-defined]
-    assert {"/v1/fleet/activate-node", "/v1/fleet/pull-object", internals.ASK_RUN} <= paths
-
-
-def test_signed_headers_are_what_flower_verifies() -> None:
-    from types import SimpleNamespace
-
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from fastapi import HTTPException
-    from flwr.proto.fleet_pb2 import ActivateNodeRequest
-    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-    from flwr.superlink.routers.fleet.node_auth import authenticate_node
-    from starlette.datastructures import Headers
-
-    key, other = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
-    call = ActivateNodeRequest(public_key=public_key_to_bytes(key.public_key()))
-
-    def verify(headers: dict[str, str]) -> None:
-        state = SimpleNamespace(protobuf_request=call)
-        authenticate_node(SimpleNamespace(headers=Headers(headers), state=state))  # type: ignore[arg-type]
-
-    good = internals.signed_headers(key)
-    verify(good)
-    assert internals.PUBLIC_KEY_HEADER.decode() in {name.lower() for name in good}
-    with pytest.raises(HTTPException):
-        verify(internals.signed_headers(other))
-
-
-def test_the_superlink_is_an_application_that_asks_clients_to_sign() -> None:
-    app, state = internals.superlink(
-        host="127.0.0.1",
-        port=1,
-        database=internals.IN_MEMORY,
-        tls=None,
-        isolation="process",
-        secret=None,
-    )
-    assert app.state.enable_supernode_auth is True  # type: ignore[attr-defined]
-    assert internals.registered_keys(state) == {}
-
-
-def test_keys_are_registered_listed_and_removed_for_good() -> None:
-    _, state = internals.superlink(
-        host="", port=1, database=internals.IN_MEMORY, tls=None, isolation="process", secret=None
-    )
-    internals.register_key(state, b"one", "north")
-    node = internals.registered_keys(state)[b"one"]
-    assert [info.name for info in state.get_node_info(node_ids=[node])] == ["north"]
-    with pytest.raises(ValueError, match="already in use"):
-        internals.register_key(state, b"one", "again")
-    internals.remove_key(state, node)
-    assert internals.registered_keys(state) == {}
-
-
 def test_importing_the_names_loads_no_torch() -> None:
     import subprocess
     import sys

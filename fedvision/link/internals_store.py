@@ -26,8 +26,8 @@ from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supercore.object_store.object_store import NoObjectInStoreError
 
-from fedvision.flower.internals_wire import is_piece
-from fedvision.flower.shelf import IN_FILE, SMALL, Shelf
+from fedvision.link.internals_wire import is_piece
+from fedvision.link.shelf import IN_FILE, SMALL, Shelf
 
 _TREE, _GONE, _OVER = "tree", "gone", "over"
 _LINES = 20_000

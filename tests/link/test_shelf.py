@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedvision.flower import shelf
-from fedvision.flower.shelf import Shelf
+from fedvision.link import shelf
+from fedvision.link.shelf import Shelf
 
 CONTENT = b"ArrayChunk  3\0abc"
 NAME = hashlib.sha256(CONTENT).hexdigest()

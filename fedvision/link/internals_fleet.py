@@ -26,9 +26,9 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fedvision.flower.internals_bulk import BulkLink
-from fedvision.flower.internals_bundle import FLEET, LITTLE, Bundle, bundles, push_bundle
-from fedvision.flower.internals_wire import (
+from fedvision.link.internals_bulk import BulkLink
+from fedvision.link.internals_bundle import FLEET, LITTLE, Bundle, bundles, push_bundle
+from fedvision.link.internals_wire import (
     EMPTY_HEADER,
     HEARTBEAT_SECONDS,
     Incoming,

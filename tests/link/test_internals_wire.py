@@ -12,9 +12,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedvision.errors import WireError
-from fedvision.flower import internals, internals_wire, wire
+from fedvision.flower import internals
 from fedvision.flower.internals import TensorArray
-from fedvision.flower.internals_wire import Incoming, NotThereYet, Piece
+from fedvision.link import internals_wire, wire
+from fedvision.link.internals_wire import Incoming, NotThereYet, Piece
 
 
 class Counting(wire.TensorSource):

@@ -17,12 +17,13 @@ from flwr.proto.message_pb2 import PushObjectRequest
 from fedvision.deploy.certificates import make
 from fedvision.deploy.contract import RunFacts, bundle
 from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
-from fedvision.flower import internals, internals_fleet, internals_run, wire
+from fedvision.flower import internals
 from fedvision.flower.internals import TensorArray
-from fedvision.flower.internals_bundle import Bundle
-from fedvision.flower.internals_fleet import FleetLink
-from fedvision.flower.internals_run import RunLink
-from fedvision.flower.internals_wire import (
+from fedvision.link import internals_fleet, internals_run, wire
+from fedvision.link.internals_bundle import Bundle
+from fedvision.link.internals_fleet import FleetLink
+from fedvision.link.internals_run import RunLink
+from fedvision.link.internals_wire import (
     Incoming,
     LinkDown,
     LinkRefused,
@@ -33,7 +34,7 @@ from fedvision.flower.internals_wire import (
     parcel,
     reply_to,
 )
-from fedvision.flower.shelf import Shelf
+from fedvision.link.shelf import Shelf
 from tests.experiments import tiny
 
 FACTS = RunFacts(run="r", experiment=tiny().to_toml(), classes=("a", "b"), image=(8, 8, 1)).to_table()

@@ -16,10 +16,11 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError
 from flwr.supercore.object_store.object_store import NoObjectInStoreError
 
-from fedvision.flower import internals, internals_store, internals_wire, shelf, wire
+from fedvision.flower import internals
 from fedvision.flower.internals import TensorArray
-from fedvision.flower.internals_store import FileObjectStore
-from fedvision.flower.shelf import IN_FILE, SMALL
+from fedvision.link import internals_store, internals_wire, shelf, wire
+from fedvision.link.internals_store import FileObjectStore
+from fedvision.link.shelf import IN_FILE, SMALL
 
 RUN = 7
 

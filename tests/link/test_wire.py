@@ -14,9 +14,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 
 from fedvision.errors import WireError
-from fedvision.flower import wire
 from fedvision.flower.internals import TensorArray
-from fedvision.flower.wire import Entry, Expected, Layout, TensorSource
+from fedvision.link import wire
+from fedvision.link.wire import Entry, Expected, Layout, TensorSource
 
 DTYPES = st.sampled_from(sorted(wire.ITEM_BYTES))
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 
 from fedvision.errors import FedVisionError
-from fedvision.flower.internals_bulk import BulkLink
-from fedvision.flower.internals_wire import LinkDown, LinkRefused, NotThereYet, RunEnded
+from fedvision.link.internals_bulk import BulkLink
+from fedvision.link.internals_wire import LinkDown, LinkRefused, NotThereYet, RunEnded
 
 ASKED = PullObjectRequest(run_id=1, object_id="a" * 64)
 

@@ -34,7 +34,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 
 from fedvision.errors import FedVisionError, WireError
-from fedvision.flower.wire import PIECE, Layout, Source
+from fedvision.link.wire import PIECE, Layout, Source
 
 NODE_UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
 HEARTBEAT_SECONDS = 25.0

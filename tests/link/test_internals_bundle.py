@@ -8,8 +8,8 @@ from flwr.proto.node_pb2 import Node
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.flower import internals_bundle
-from fedvision.flower.internals_bundle import Bundle, Told, bundles
+from fedvision.link import internals_bundle
+from fedvision.link.internals_bundle import Bundle, Told, bundles
 
 
 def request(number: int, content: bytes, node: int = 5) -> PushObjectRequest:

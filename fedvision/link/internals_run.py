@@ -31,8 +31,8 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedvision.flower.internals_bundle import LITTLE, RUNTIME, Bundle, bundles, push_bundle
-from fedvision.flower.internals_wire import (
+from fedvision.link.internals_bundle import LITTLE, RUNTIME, Bundle, bundles, push_bundle
+from fedvision.link.internals_wire import (
     Incoming,
     LinkDown,
     LinkRefused,
@@ -43,7 +43,7 @@ from fedvision.flower.internals_wire import (
     objects_of,
     tls_context,
 )
-from fedvision.flower.shelf import IN_FILE, SMALL, Shelf
+from fedvision.link.shelf import IN_FILE, SMALL, Shelf
 
 _GAVE_UP = "the SuperLink gave up waiting for the rest of a message"
 

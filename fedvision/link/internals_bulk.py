@@ -27,10 +27,10 @@ from flwr.proto.message_pb2 import (
 )
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from fedvision.flower.internals import MEDIA_TYPE, signed_headers
-from fedvision.flower.internals_bundle import split, varint
-from fedvision.flower.internals_wire import LinkDown, Piece, fetched, refusal
-from fedvision.flower.wire import PIECE
+from fedvision.link.internals_bundle import split, varint
+from fedvision.link.internals_superlink import MEDIA_TYPE, signed_headers
+from fedvision.link.internals_wire import LinkDown, Piece, fetched, refusal
+from fedvision.link.wire import PIECE
 
 _TIMEOUT_S = 30.0
 _IDLE_S = 15.0

@@ -45,9 +45,9 @@ from flwr.superlink.servicer.runtime import runtime_handlers
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from fedvision.flower.internals_bundle import FLEET, RUNTIME, Bundle, Told, split, store_together, varint
-from fedvision.flower.internals_store import FileObjectStore
-from fedvision.flower.shelf import IN_FILE
+from fedvision.link.internals_bundle import FLEET, RUNTIME, Bundle, Told, split, store_together, varint
+from fedvision.link.internals_store import FileObjectStore
+from fedvision.link.shelf import IN_FILE
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -15,12 +15,12 @@ from flwr.proto.node_pb2 import Node
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.flower import internals_lane as lane
-from fedvision.flower.internals_bundle import FLEET, RUNTIME, Bundle, split
-from fedvision.flower.internals_lane import ObjectLane
-from fedvision.flower.internals_store import FileObjectStore
-from fedvision.flower.shelf import IN_FILE, SMALL
-from tests.flower.test_internals_store import message
+from fedvision.link import internals_lane as lane
+from fedvision.link.internals_bundle import FLEET, RUNTIME, Bundle, split
+from fedvision.link.internals_lane import ObjectLane
+from fedvision.link.internals_store import FileObjectStore
+from fedvision.link.shelf import IN_FILE, SMALL
+from tests.link.test_internals_store import message
 
 FIELD = PushObjectRequest.DESCRIPTOR.fields_by_name["object_content"].number
 
