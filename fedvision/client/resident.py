@@ -68,18 +68,16 @@ class Resident:
     Args:
         config: The machine's own file.
         folder: Where it lies.
-        sleep: Waits.
     """
 
-    def __init__(
-        self, config: ClientConfig, folder: Path, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, config: ClientConfig, folder: Path) -> None:
         config.superlink.check_files()
-        self._config, self._sleep = config, sleep
+        self._config = config
         self._inbox = Inbox(Path(config.state))
         self._trainer = TrainingProcess(config, folder)
         self._link = _connect(config)
-        self._patience = Patience(config.superlink.retry_for, sleep=sleep)
+        self._reached = threading.Event()
+        self._patience = Patience(config.superlink.retry_for, sleep=self._rest)
         self._runs: dict[int, RunFacts] = {}
         self._opened: tuple[int, str] = (0, "")
         self._worked = 0.0
@@ -116,6 +114,11 @@ class Resident:
                         self._patience.wait(partial(explain, self._config.superlink, error))
             finally:
                 self._leave(beats)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait before the next attempt, or until a heartbeat found the server."""
+        self._reached.clear()
+        self._reached.wait(seconds)
 
     def _leave(self, beats: threading.Thread) -> None:
         self._over.set()
@@ -157,7 +160,9 @@ class Resident:
         pause, heard = _BEAT_S, time.monotonic()
         while not self._over.wait(pause):
             try:
-                if not self._link.beat(self._empty_for()):
+                if self._link.beat(self._empty_for()):
+                    self._reached.set()
+                else:
                     self._lost.set()
                 away, heard = time.monotonic() - heard, time.monotonic()
                 if away > _AWAY_S:
@@ -181,7 +186,7 @@ class Resident:
             if message is None:
                 self._empty_since = self._empty_since or time.monotonic()
                 idle = time.monotonic() - last > _IDLE_AFTER_S
-                self._sleep(_IDLE_S if idle else _BUSY_S)
+                time.sleep(_IDLE_S if idle else _BUSY_S)
                 continue
             self._in_hand, self._empty_since, self._twice = message, None, not resumed
             with self._disk("a message in work"):
@@ -308,7 +313,7 @@ class Resident:
             except NotThereYet as error:
                 if time.monotonic() > end:
                     raise RunEnded("the server announced a message and did not deliver it") from error
-                self._sleep(pause)
+                time.sleep(pause)
                 pause = min(2 * pause, 0.1)
 
 

@@ -1,8 +1,9 @@
-"""Who takes part in a run across machines: numbered by name, remembered in the run folder, asked once.
+"""Who takes part in a run across machines: numbered by name, asked once, remembered in the run folder.
 
 A client keeps its number for the whole run, whoever else comes and goes: its random streams hang on it. A
-machine that joins later gets the next number. Where the loss rests on the federation's class counts, a client
-that masks its own is a member once they are in a sum.
+machine that joins later gets the next number. A server that is started again knows what its members have: it
+waits for nobody who is still at work, and reckons with those that are away. Where the loss rests on the
+federation's class counts, a client that masks its own is a member once they are in a sum.
 """
 
 from __future__ import annotations
@@ -71,6 +72,15 @@ class Members:
         self._refused: dict[int, float] = {}
         self._here: set[int] = set()
         self._left: set[int] = set()
+        for row in kept.get("told", ()):
+            self._entries[row["client"]] = codec.RosterEntry(
+                client=row["client"], counts=tuple(row["counts"]), sharing=row["sharing"]
+            )
+            self._nodes[row["client"]] = row["node"]
+            self.numbers[row["node"]] = row["client"]
+        self._unheard = set(self._entries)
+        """Members that an earlier server knew, and that gave no sign of life since."""
+        self._began = time.monotonic()
         self.least = 1
         """Members without whom no round begins."""
 
@@ -135,7 +145,7 @@ class Members:
             online = grid.names()
             if len(online) >= self.least or len(self) >= self.least:
                 self._admit(grid, online)
-            members = self._joined()
+            members = self._joined() - self._not_heard_yet()
             here = sorted(self.numbers[node] for node in online if self.numbers.get(node) in members)
             self._compare(here)
             if len(here) >= self.least:
@@ -144,6 +154,14 @@ class Members:
                 said = time.monotonic()
                 self._say(self._waiting(online))
             time.sleep(_LOOK_S)
+
+    def _not_heard_yet(self) -> set[int]:
+        """Return the members that have not found this server: they count as online for a while."""
+        if self._unheard:
+            seen, since = self._last_seen(), time.monotonic() - self._began
+            ages = {client: seen.get(self.name(client)) for client in self._unheard}
+            self._unheard = {client for client, age in ages.items() if age is None or age >= since}
+        return self._unheard
 
     def _compare(self, here: Sequence[int]) -> None:
         """Note which members left since the last look, and which came back."""
@@ -193,6 +211,7 @@ class Members:
         for item in exchange.refused:
             self._refused[item["client"]] = now
             self._note(f"{new[item['client']]} cannot take part: {item['reason']}")
+        self._write()
 
     def _leave_out(self, client: int, reason: str) -> None:
         """Say that a client cannot take part, and ask it again after a while."""
@@ -219,12 +238,24 @@ class Members:
     def _write(self) -> None:
         with recording("the members", self._file):
             sums = [known.to_table() for known in self._masked.sums]
-            page = {**read_json(self._file), "clients": self._by_name, "sums": sums}
+            # Whoever waits for a sum is asked again: what it said holds for that sum alone.
+            told = [
+                {
+                    "client": client,
+                    "node": self._nodes[client],
+                    "counts": entry.counts,
+                    "sharing": entry.sharing,
+                }
+                for client, entry in self._entries.items()
+                if client not in self._masked.waiting
+            ]
+            page = {**read_json(self._file), "clients": self._by_name, "told": told, "sums": sums}
             replace_file(self._file, json.dumps(page, indent=2) + "\n")
 
     def _waiting(self, online: Mapping[int, str]) -> str:
         masked = [self.name(client) for client in sorted(self._masked.waiting)]
-        there = {name for node, name in online.items() if node not in self._refused} - set(masked)
+        unheard = {self.name(client) for client in self._unheard}
+        there = {name for node, name in online.items() if node not in self._refused} - unheard - set(masked)
         others = [
             f"{name} {_ago(seconds)}"
             for name, seconds in sorted(self._last_seen().items())

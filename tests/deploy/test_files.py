@@ -64,6 +64,7 @@ UNIT_KEYS = {
         "StateDirectory",
         "SuccessExitStatus",
         "TimeoutStopSec",
+        "UMask",
         "User",
         "WorkingDirectory",
     },

@@ -40,19 +40,20 @@ class Room:
         self.file, self.pki, self.needed = folder / "deployment.json", pki, needed
         self.file.write_text(json.dumps({"run": "ab12"}))
         self.grid = Clients(folder, pki, {name: COUNTS[name] for name in names.split()}, **how)
+        self.seconds = 0.0
+        """Since the clients that are online gave a sign of life."""
         self.said: list[str] = []
         self.noted: list[str] = []
         self.members = self.again()
 
     def again(self) -> Members:
         """Return the members as a server that is started again knows them."""
-        last_seen: dict[str, float | None] = {}
         return Members(
             self.file,
             3,
             self.said.append,
             self.noted.append,
-            lambda: last_seen,
+            lambda: dict.fromkeys(self.grid.online, self.seconds),
             needed=self.needed,
             authorities=read_certificates(self.pki / "ca.crt"),
         )
@@ -154,6 +155,62 @@ def test_a_server_that_is_started_again_asks_for_no_second_sum(six: Path, tmp_pa
     assert room.look() == [0, 2]
     assert (room.members.counts, room.members.groups) == before
     assert room.asked(sharing.MASKED) == []
+
+
+def test_a_server_that_is_started_again_knows_who_has_what_and_asks_nobody(six: Path, tmp_path: Path) -> None:
+    how = {"dan": "plain", "eve": "noisy", "fay": "none"}
+    room = Room(tmp_path, six, "ada bob cyd dan eve fay", needed=False, **how)
+    room.look()
+    members = room.members
+    before: Any = (members.counts, members.told, members.table().tolist(), members.groups, members.exact)
+    room.members = members = room.again()
+    assert (members.counts, members.told, members.table().tolist(), members.groups, members.exact) == before
+    room.grid.asked.clear()
+    room.grid.online = {"ada", "dan", "fay"}
+    assert room.look() == [0, 3, 5], "those that are here; what the others have still counts"
+    assert room.grid.asked == []
+    assert members.counts == before[0]
+    assert [members.client(members.node(client)) for client in range(6)] == list(range(6))
+
+
+def test_who_has_not_found_the_server_that_is_started_again_is_not_asked_to_train(
+    six: Path, tmp_path: Path
+) -> None:
+    room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
+    room.look()
+    room.members, room.seconds = room.again(), 100.0
+    assert room.look() == [], "what the SuperLink knows is of the time before"
+    room.members.least = 2
+    watcher = threading.Thread(target=room.members.present, args=(room.grid,), daemon=True)
+    watcher.start()
+    watcher.join(1.0)
+    assert room.said == ["waiting: 0 of 2 clients; dan last seen 100 s ago; eve last seen 100 s ago"]
+    room.seconds = 0.0
+    watcher.join(10)
+    assert not watcher.is_alive()
+    assert room.look() == [0, 1]
+
+
+def test_who_waited_for_a_sum_is_asked_again_by_a_server_that_is_started_again(
+    six: Path, tmp_path: Path
+) -> None:
+    room = Room(tmp_path, six, "ada bob dan", dan="plain")
+    assert room.look() == [2]
+    room.members = room.again()
+    room.grid.asked.clear()
+    assert room.look() == [2]
+    assert sorted(room.asked(codec.ROSTER)) == ["ada", "bob"]
+
+
+def test_a_machine_that_took_over_a_name_is_asked_what_it_has(six: Path, tmp_path: Path) -> None:
+    room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
+    room.look()
+    room.members = room.again()
+    room.grid.asked.clear()
+    room.grid.counts = {"fay": [0, 0, 0], "eve": COUNTS["eve"], "dan": [1, 1, 30]}  # dan is node 102 now
+    assert room.look() == [0, 1]
+    assert room.asked(codec.ROSTER) == ["dan"]
+    assert room.members.counts == (2, 2, 31)
 
 
 def test_a_client_without_a_proof_is_named_and_left_out(six: Path, strangers: Path, tmp_path: Path) -> None:
