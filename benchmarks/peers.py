@@ -7,9 +7,10 @@
 A measurement that is done is kept in results/NAME.json and not taken again unless ``--again``; a command that
 was broken off goes on where it stopped. Out come results/NAME.json, NAME.md and NAME.svg.
 
-plain: a PyTorch loop without a framework; tuned: the same as an expert leaves it; pfl and pfl-2: Apple's pfl
-in one process and in two; flower: Flower on Ray; fedvision-ENGINE: this project, in float32 or, with a plus
-and its name behind the engine's, in another precision.
+plain: a PyTorch loop without a framework; tuned: the same as an expert leaves it; tuned-2: that in two bare
+processes that share memory; pfl and pfl-2: Apple's pfl in one process and in two; flower: Flower on Ray;
+fedvision-ENGINE: this project, in float32 or, with a plus and its name behind the engine's, in another
+precision.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from fedvision.reporting.environment import environment
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 SCRIPTS = HERE / "peers"
-RIVALS = ("plain", "tuned", "pfl", "pfl-2", "flower")
+RIVALS = ("plain", "tuned", "tuned-2", "pfl", "pfl-2", "flower")
 IDLE_RIVALS = ("flower",)
 OURS = "fedvision-"
 
@@ -52,6 +53,8 @@ def command(turn: Turn, rounds: Mapping[str, int]) -> list[str]:
     numbers += ["--rounds", count]
     if rival in ("plain", "tuned"):
         return [sys.executable, str(SCRIPTS / "plain_loop.py"), *numbers, *(["--tuned"] * (rival == "tuned"))]
+    if rival == "tuned-2":
+        return [sys.executable, str(SCRIPTS / "tuned_pair.py"), *numbers]
     if rival == "flower":
         interpreter, idle = environments.python("flower"), ["--idle"] * (turn.workload == "idle")
         return [str(interpreter), str(SCRIPTS / "flower_ray.py"), *numbers, *idle]

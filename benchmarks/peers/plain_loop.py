@@ -12,7 +12,7 @@ import time
 BEGUN = time.perf_counter()
 
 import torch  # noqa: E402
-from common import EVALUATION_BATCH, LR, Clock, Net, arguments, workload  # noqa: E402
+from common import EVALUATION_BATCH, LR, Clock, Net, Workload, arguments, workload  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 
@@ -25,22 +25,46 @@ class Tuned(Net):
         return self.head(F.relu(self.dense(x.flatten(1))))
 
 
+class Trainer:
+    """One model, in which one client after another trains.
+
+    Args:
+        w: The workload.
+        tuned: Whether as an expert would leave it.
+    """
+
+    def __init__(self, w: Workload, tuned: bool) -> None:
+        self._w, self.tuned = w, tuned
+        self._images, self._labels = w.images(), w.labels()
+        self.model = Tuned() if tuned else Net()
+        self.model.load_state_dict(w.initial())
+        self.model.to(memory_format=torch.channels_last if tuned else torch.contiguous_format)
+        self.parameters = list(self.model.parameters())
+        self._optimizer = torch.optim.SGD(self.parameters, lr=LR)
+        self.evaluation_batch = 100 if tuned else EVALUATION_BATCH
+
+    def train(self, images: torch.Tensor, weights: list[torch.Tensor]) -> int:
+        """Train from some weights on images by number, in this order, and return the steps."""
+        load(self.parameters, weights)
+        x, y = lay(self._images[images], self.tuned), self._labels[images]
+        steps = 0
+        for some, true in zip(x.split(self._w.batch), y.split(self._w.batch), strict=True):
+            self._optimizer.zero_grad()
+            F.cross_entropy(self.model(some), true).backward()
+            self._optimizer.step()
+            steps += 1
+        return steps
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--tuned", action="store_true")
     options = parser.parse_args()
     w = workload(options)
     torch.set_num_threads(1)
-    images, labels, test, truth = w.images(), w.labels(), w.images("test_"), w.labels("test_")
-    clients, model, batch = w.clients(), w.network(), EVALUATION_BATCH
-    layout, batch = (torch.channels_last, 100) if options.tuned else (torch.contiguous_format, batch)
-    if options.tuned:
-        model = Tuned()
-        model.load_state_dict(w.initial())
-    model.to(memory_format=layout)
-    parameters = list(model.parameters())
-    optimizer = torch.optim.SGD(parameters, lr=LR)
-    weights = [p.detach().clone() for p in parameters]
+    trainer, clients = Trainer(w, options.tuned), w.clients()
+    test, truth = w.images("test_"), w.labels("test_")
+    weights = [p.detach().clone() for p in trainer.parameters]
     shuffle = torch.Generator().manual_seed(3)
     steps = examples = 0
     clock = Clock(BEGUN)
@@ -48,22 +72,15 @@ def main() -> None:
         total = sum(len(clients[client]) for client in cohort)
         mean = [torch.zeros_like(p) for p in weights]
         for client in cohort:
-            load(parameters, weights)
             mine = clients[client]
-            mine = mine[torch.randperm(len(mine), generator=shuffle)]
-            x, y = lay(images[mine], options.tuned), labels[mine]
-            for some, true in zip(x.split(w.batch), y.split(w.batch), strict=True):
-                optimizer.zero_grad()
-                F.cross_entropy(model(some), true).backward()
-                optimizer.step()
-                steps += 1
+            steps += trainer.train(mine[torch.randperm(len(mine), generator=shuffle)], weights)
             examples += len(mine)
             with torch.no_grad():
-                torch._foreach_add_(mean, parameters, alpha=len(mine) / total)
+                torch._foreach_add_(mean, trainer.parameters, alpha=len(mine) / total)
         weights = mean
         if w.measured(number):
-            load(parameters, weights)
-            clock.evaluate(model, lay(test, options.tuned), truth, batch)
+            load(trainer.parameters, weights)
+            clock.evaluate(trainer.model, lay(test, options.tuned), truth, trainer.evaluation_batch)
         clock.round()
     clock.report(steps=steps, examples=examples)
 
