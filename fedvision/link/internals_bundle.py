@@ -5,8 +5,7 @@
 A message is seven objects and more, most of them of a few hundred bytes, and Flower takes one a call. Each
 call costs a SuperLink milliseconds of the processor's time, however little it carries: for a small model this
 was most of what its round cost. Here those that are small go together. A SuperLink without that lane knows no
-such path and gets them as Flower sends them. Each is kept by Flower itself: objects that were put down before
-their claim was settled were seen, and deleted, too early.
+such path and gets them as Flower sends them.
 
 A bundle is a sequence of messages in protobuf's format, each after its length.
 """
@@ -87,7 +86,9 @@ def bundles(requests: Iterable[PushObjectRequest]) -> Iterator[Bundle]:
 
 
 def store_together(state: LinkState, run_id: int, bundle: Bundle) -> list[bool]:
-    """Keep a bundle's objects as ``state.store_object`` keeps each.
+    """Keep a bundle's objects in their order, as ``state.store_object`` keeps each.
+
+    The order is the sender's: whoever sees the last one may have the SuperLink forget them all.
 
     Args:
         state: The SuperLink's.
