@@ -124,7 +124,7 @@ def test_a_machine_without_power_has_no_process_left(two: Network) -> None:
     other = two["there"].start(["sleep", "100"])
     assert two["here"].processes() == [sleeper.pid]
     two["here"].power_off()
-    assert sleeper.wait(5) == -9
+    assert sleeper.wait(30) == -9
     assert other.poll() is None
     assert two["there"].processes() == [other.pid]
     other.kill()
@@ -136,5 +136,5 @@ def test_machines_leave_nothing_behind(two: Network) -> None:
     with network("one") as gone:
         process = gone["one"].start(["sleep", "100"])
         number = gone["one"].namespace
-    assert process.wait(5) == -9
+    assert process.wait(30) == -9
     assert not os.path.exists(f"/proc/self/fd/{number}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,28 @@ def client(pki: Path, place: LinkPlace) -> Iterator[FleetLink]:
     link.close()
 
 
+@contextmanager
+def running(
+    place: LinkPlace, client: FleetLink, objects: Path | None = None
+) -> Iterator[tuple[RunLink, int]]:
+    """Start a run and go online; yield the server's connection and the client's node."""
+    server = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=objects)
+    node = client.activate()
+    run_id = server.start(bundle(), FACTS)
+    try:
+        yield server, node
+    finally:
+        client.sign_off()
+        server.stop(run_id)
+        server.close()
+
+
+@pytest.fixture
+def run(place: LinkPlace, client: FleetLink) -> Iterator[tuple[RunLink, int]]:
+    with running(place, client) as made:
+        yield made
+
+
 def content(value: float) -> RecordDict:
     """Return a model of two pieces as it travels."""
     tensors = {"w": TensorArray(torch.full((wire.PIECE // 4 + 1000,), value))}
@@ -93,10 +116,8 @@ def value(incoming: Incoming) -> float:
     return float(number)
 
 
-def test_a_message_and_its_reply_travel_whole(pki: Path, place: LinkPlace, client: FleetLink) -> None:
-    server = RunLink(place.private, roots=place.roots, secret=place.secret())
-    node = client.activate()
-    run_id = server.start(bundle(), FACTS)
+def test_a_message_and_its_reply_travel_whole(client: FleetLink, run: tuple[RunLink, int]) -> None:
+    server, node = run
     assert server.online() == {node: "north"}
     assert [(info.name, info.status) for info in server.nodes()] == [("north", "online")]
     assert server.beat()
@@ -104,7 +125,7 @@ def test_a_message_and_its_reply_travel_whole(pki: Path, place: LinkPlace, clien
     received = client.receive()
     assert received is not None
     assert client.receive() is None, "a message is given once"
-    assert client.run_config(run_id) == FACTS
+    assert client.run_config(server.run_id) == FACTS
     incoming = client.incoming(received)
     assert value(incoming) == 2.0
     reply = Message(content(3.0), reply_to=incoming.head)
@@ -118,17 +139,13 @@ def test_a_message_and_its_reply_travel_whole(pki: Path, place: LinkPlace, clien
     assert [found.head.has_error() for found in server.pull([sent])] == [True], "a reply is given once"
     server.finish("completed", "")
     with pytest.raises(RunEnded):
-        client.run_config(run_id)
-    client.sign_off()
-    server.close()
+        client.run_config(server.run_id)
 
 
 def test_a_message_that_got_lost_on_its_way_is_given_again(
-    pki: Path, place: LinkPlace, client: FleetLink
+    client: FleetLink, run: tuple[RunLink, int]
 ) -> None:
-    server = RunLink(place.private, roots=place.roots, secret=place.secret())
-    node = client.activate()
-    run_id = server.start(bundle(), FACTS)
+    server, node = run
     server.push([Message(content(2.0), node, "train")])
     lost = client.receive()
     assert lost is not None
@@ -144,9 +161,6 @@ def test_a_message_that_got_lost_on_its_way_is_given_again(
     client.answer(reply_to(incoming.head, content(3.0)), 0.1)
     client.beat(empty_for=0.0)
     assert not _soon(client.receive), "what is answered is done"
-    client.sign_off()
-    server.stop(run_id)
-    server.close()
 
 
 def _soon(receive: Callable[[], bytes | None]) -> bytes | None:
@@ -179,11 +193,9 @@ def _cut_at_the_second(client: FleetLink, patch: pytest.MonkeyPatch) -> list[lis
 
 
 def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
-    place: LinkPlace, client: FleetLink, monkeypatch: pytest.MonkeyPatch
+    client: FleetLink, monkeypatch: pytest.MonkeyPatch, run: tuple[RunLink, int]
 ) -> None:
-    server = RunLink(place.private, roots=place.roots, secret=place.secret())
-    node = client.activate()
-    run_id = server.start(bundle(), FACTS)
+    server, node = run
     counts: set[int] = set()
     for number in (1.0, 2.0):  # asked twice, answered twice with the same tensors
         (sent,) = server.push([Message(content(number), node, "train")])
@@ -213,17 +225,12 @@ def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
     # A client that was killed knows the session alone.
     client._delivered.clear()
     answer(session=sessions[0])
-    client.sign_off()
-    server.stop(run_id)
-    server.close()
 
 
 def test_a_message_is_seen_by_nobody_before_the_sender_has_settled_what_it_must(
-    place: LinkPlace, client: FleetLink
+    client: FleetLink, run: tuple[RunLink, int]
 ) -> None:
-    server = RunLink(place.private, roots=place.roots, secret=place.secret())
-    node = client.activate()
-    run_id = server.start(bundle(), FACTS)
+    server, node = run
 
     def settle() -> None:
         raise OSError("the disk is full")
@@ -235,15 +242,10 @@ def test_a_message_is_seen_by_nobody_before_the_sender_has_settled_what_it_must(
     assert received is not None
     assert value(client.incoming(received)) == 2.0
     client.confirm(client.incoming(received))
-    client.sign_off()
-    server.stop(run_id)
-    server.close()
 
 
-def test_an_error_reply_comes_with_its_head(place: LinkPlace, client: FleetLink) -> None:
-    server = RunLink(place.private, roots=place.roots, secret=place.secret())
-    node = client.activate()
-    run_id = server.start(bundle(), FACTS)
+def test_an_error_reply_comes_with_its_head(client: FleetLink, run: tuple[RunLink, int]) -> None:
+    server, node = run
     (sent,) = server.push([Message(content(1.0), node, "train")])
     received = client.receive()
     assert received is not None
@@ -253,12 +255,10 @@ def test_an_error_reply_comes_with_its_head(place: LinkPlace, client: FleetLink)
     )
     (back,) = server.pull([sent])
     assert back.head.error.reason == "client 0, training: no"
-    client.sign_off()
-    server.stop(run_id)
-    server.stop(run_id)  # one that is over is left alone
+    server.stop(server.run_id)
+    server.stop(server.run_id)  # one that is over is left alone
     with pytest.raises(LinkRefused):
         server.beat()
-    server.close()
 
 
 def test_a_killed_node_comes_back_by_a_heartbeat_and_not_by_activation(
@@ -302,60 +302,48 @@ def test_a_superlink_that_is_away_is_down(pki: Path) -> None:
 
 
 def test_what_the_server_shares_with_its_superlink_travels_by_name(
-    pki: Path, place: LinkPlace, client: FleetLink, monkeypatch: pytest.MonkeyPatch
+    place: LinkPlace, client: FleetLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=place.objects)
-    node = client.activate()
-    server.start(bundle(), FACTS)
-    runtime = server._running()
-    sizes: list[int] = []
-    together, pull = internals_run.push_bundle, runtime.PullObject
+    with running(place, client, place.objects) as (server, node):
+        runtime = server._running()
+        sizes: list[int] = []
+        together, pull = internals_run.push_bundle, runtime.PullObject
 
-    def count(link: Any, path: str, small: Bundle) -> Any:
-        sizes.extend(len(request.object_content) for request in small.requests)
-        return together(link, path, small)
+        def count(link: Any, path: str, small: Bundle) -> Any:
+            sizes.extend(len(request.object_content) for request in small.requests)
+            return together(link, path, small)
 
-    monkeypatch.setattr(internals_run, "push_bundle", count)
-    (sent,) = server.push([Message(content(5.0), node, "train")])
-    assert len(sizes) >= 6
-    assert max(sizes) < 10_000, "pieces are named, not sent"
-    incoming = client.incoming(client.receive() or b"")
-    assert value(incoming) == 5.0
-    client.answer(Message(content(6.0), reply_to=incoming.head), 0.1)
-    client.confirm(incoming)
-    monkeypatch.setattr(runtime, "PullObject", lambda request: pytest.fail("it is a file"))
-    (back,) = server.pull([sent])
-    assert value(back) == 6.0
-    monkeypatch.setattr(runtime, "PullObject", pull)
-    server.confirm(back)
-    assert not list(place.objects.glob("?" * 64)), "nothing is left when all is confirmed"
-    server.finish("completed", "")
-    client.sign_off()
-    server.close()
+        monkeypatch.setattr(internals_run, "push_bundle", count)
+        (sent,) = server.push([Message(content(5.0), node, "train")])
+        assert len(sizes) >= 6
+        assert max(sizes) < 10_000, "pieces are named, not sent"
+        incoming = client.incoming(client.receive() or b"")
+        assert value(incoming) == 5.0
+        client.answer(Message(content(6.0), reply_to=incoming.head), 0.1)
+        client.confirm(incoming)
+        monkeypatch.setattr(runtime, "PullObject", lambda request: pytest.fail("it is a file"))
+        (back,) = server.pull([sent])
+        assert value(back) == 6.0
+        monkeypatch.setattr(runtime, "PullObject", pull)
+        server.confirm(back)
+        assert not list(place.objects.glob("?" * 64)), "nothing is left when all is confirmed"
 
 
 def test_a_folder_that_the_superlink_does_not_use_is_no_hindrance(
-    pki: Path, place: LinkPlace, client: FleetLink, tmp_path: Path
+    place: LinkPlace, client: FleetLink, tmp_path: Path
 ) -> None:
     Shelf(tmp_path / "stale").open()
-    server = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=tmp_path / "stale")
-    node = client.activate()
-    server.start(bundle(), FACTS)
-    server.push([Message(content(7.0), node, "train")])
-    incoming = client.incoming(client.receive() or b"")
-    assert value(incoming) == 7.0
-    client.confirm(incoming)
-    server.finish("completed", "")
-    client.sign_off()
-    server.close()
+    with running(place, client, tmp_path / "stale") as (server, node):
+        server.push([Message(content(7.0), node, "train")])
+        incoming = client.incoming(client.receive() or b"")
+        assert value(incoming) == 7.0
+        client.confirm(incoming)
 
 
 def test_small_objects_that_are_false_are_refused_and_the_others_kept(
-    place: LinkPlace, client: FleetLink, monkeypatch: pytest.MonkeyPatch
+    client: FleetLink, monkeypatch: pytest.MonkeyPatch, run: tuple[RunLink, int]
 ) -> None:
-    server = RunLink(place.private, roots=place.roots, secret=place.secret())
-    node = client.activate()
-    run_id = server.start(bundle(), FACTS)
+    server, node = run
     (sent,) = server.push([Message(content(2.0), node, "train")])
     received = client.receive()
     assert received is not None
@@ -376,19 +364,14 @@ def test_small_objects_that_are_false_are_refused_and_the_others_kept(
     assert told[1] == [True] + [False] * (len(told[0]) - 1), "the others are no longer waited for"
     (back,) = server.pull([sent])
     assert value(back) == 3.0
-    client.sign_off()
-    server.stop(run_id)
-    server.close()
 
 
 def test_a_superlink_without_bundles_gets_objects_one_by_one(
-    place: LinkPlace, client: FleetLink, monkeypatch: pytest.MonkeyPatch
+    client: FleetLink, monkeypatch: pytest.MonkeyPatch, run: tuple[RunLink, int]
 ) -> None:
     monkeypatch.setattr(internals_fleet, "FLEET", "/v1/fleet/unknown")
     monkeypatch.setattr(internals_run, "RUNTIME", "/v1/runtime/unknown")
-    server = RunLink(place.private, roots=place.roots, secret=place.secret())
-    node = client.activate()
-    run_id = server.start(bundle(), FACTS)
+    server, node = run
     (sent,) = server.push([Message(content(2.0), node, "train")])
     received = client.receive()
     assert received is not None
@@ -397,6 +380,3 @@ def test_a_superlink_without_bundles_gets_objects_one_by_one(
     client.answer(reply_to(incoming.head, content(3.0)), 0.1)
     (back,) = server.pull([sent])
     assert value(back) == 3.0
-    client.sign_off()
-    server.stop(run_id)
-    server.close()
