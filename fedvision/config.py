@@ -18,12 +18,8 @@ import tomli_w
 
 from fedvision import tables
 from fedvision.errors import ConfigError
+from fedvision.tables import at_least, require
 from fedvision.types import PluginSpec
-
-
-def _require(holds: bool, key: str, problem: str) -> None:
-    if not holds:
-        raise ConfigError(f"{key} {problem}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +34,12 @@ class PartitionConfig(PluginSpec):
     """Global long tail, before the split: images of the most frequent class / the rarest one; 1 keeps all."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.clients is None or self.clients >= 1,
             "partition.clients",
             f"must be >= 1, not {self.clients}",
         )
-        _require(self.imbalance >= 1, "partition.imbalance", f"must be >= 1, not {self.imbalance}")
+        at_least(1, self, "partition.", "imbalance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +82,13 @@ class TransformConfig:
     """Beta parameter of mixup; 0 switches it off."""
 
     def __post_init__(self) -> None:
-        _require(len(self.mean) >= 1, "transforms.mean", "must hold one number per channel, or one for all")
-        _require(
+        require(len(self.mean) >= 1, "transforms.mean", "must hold one number per channel, or one for all")
+        require(
             len(self.std) >= 1 and all(s > 0 for s in self.std),
             "transforms.std",
             f"must hold numbers > 0, one per channel or one for all, not {list(self.std)}",
         )
-        for name in ("crop", "rotation", "cutout", "mixup"):
-            value = getattr(self, name)
-            _require(value >= 0, f"transforms.{name}", f"must be >= 0, not {value}")
+        at_least(0, self, "transforms.", "crop", "rotation", "cutout", "mixup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +122,9 @@ class TrainingConfig:
     """Lay images out as [B, H, W, channels] in memory: 0.74 of a step's time for the CNN on a CPU."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            _require(value >= 1, f"training.{name}", f"must be >= 1, not {value}")
-        _require(self.lr > 0, "training.lr", f"must be > 0, not {self.lr}")
-        for name in ("steps", "momentum", "weight_decay", "clip_norm"):
-            value = getattr(self, name)
-            _require(value >= 0, f"training.{name}", f"must be >= 0, not {value}")
+        at_least(1, self, "training.", "epochs", "batch_size")
+        require(0 < self.lr < math.inf, "training.lr", f"must be > 0, not {self.lr}")
+        at_least(0, self, "training.", "steps", "momentum", "weight_decay", "clip_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,16 +146,13 @@ class EvaluationConfig:
     """Further numbers from the confusion counts: ``geometric-mean``, ``kappa`` or ``"module:attr"``."""
 
     def __post_init__(self) -> None:
-        _require(self.every >= 1, "evaluation.every", f"must be >= 1, not {self.every}")
-        _require(self.batch_size >= 1, "evaluation.batch_size", f"must be >= 1, not {self.batch_size}")
-        _require(0 < self.fraction <= 1, "evaluation.fraction", f"must be > 0 and <= 1, not {self.fraction}")
-        _require(0 <= self.holdout < 1, "evaluation.holdout", f"must be >= 0 and < 1, not {self.holdout}")
+        at_least(1, self, "evaluation.", "every", "batch_size")
+        require(0 < self.fraction <= 1, "evaluation.fraction", f"must be > 0 and <= 1, not {self.fraction}")
+        require(0 <= self.holdout < 1, "evaluation.holdout", f"must be >= 0 and < 1, not {self.holdout}")
         if self.with_training:
             key, share = "evaluation.with_training", self.fraction
-            _require(
-                self.holdout > 0, key, "needs evaluation.holdout > 0: clients keep nothing to measure on"
-            )
-            _require(share == 1, key, f"needs evaluation.fraction = 1, not {share}: who trains measures")
+            require(self.holdout > 0, key, "needs evaluation.holdout > 0: clients keep nothing to measure on")
+            require(share == 1, key, f"needs evaluation.fraction = 1, not {share}: who trains measures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,21 +187,15 @@ class RoundConfig:
     """Failed rounds in a row that end the run."""
 
     def __post_init__(self) -> None:
-        for name in ("min_clients", "max_staleness", "failed_rounds"):
-            value = getattr(self, name)
-            _require(value >= 1, f"round.{name}", f"must be >= 1, not {value}")
-        for name in ("deadline", "wait_after_quorum", "staleness", "norm_limit"):
-            value = getattr(self, name)
-            _require(0 <= value < math.inf, f"round.{name}", f"must be >= 0, not {value}")
-        for name in ("buffer", "concurrency", "set_aside_after"):
-            value = getattr(self, name)
-            _require(value >= 0, f"round.{name}", f"must be >= 0, not {value}")
-        _require(
+        at_least(1, self, "round.", "min_clients", "max_staleness", "failed_rounds")
+        at_least(0, self, "round.", "deadline", "wait_after_quorum", "staleness", "norm_limit")
+        at_least(0, self, "round.", "buffer", "concurrency", "set_aside_after")
+        require(
             not self.buffer or self.min_clients <= self.buffer,
             "round.min_clients",
             f"must be <= round.buffer, which is {self.buffer}, not {self.min_clients}",
         )
-        _require(
+        require(
             not self.concurrency or 0 < self.buffer <= self.concurrency,
             "round.concurrency",
             f"is {self.concurrency} and needs a round.buffer of 1 to as many, not {self.buffer}",
@@ -238,9 +219,7 @@ class ClockConfig:
     """The same for one client from round to round."""
 
     def __post_init__(self) -> None:
-        for name in ("seconds_per_image", "spread", "jitter"):
-            value = getattr(self, name)
-            _require(0 <= value < math.inf, f"clock.{name}", f"must be >= 0, not {value}")
+        at_least(0, self, "clock.", "seconds_per_image", "spread", "jitter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,11 +256,10 @@ class ExperimentConfig:
     """Simulated time."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.name) and "/" not in self.name, "name", "must be a non-empty name without '/'")
-        _require(self.seed >= 0, "seed", f"must be >= 0, not {self.seed}")
-        _require(self.rounds >= 1, "rounds", f"must be >= 1, not {self.rounds}")
-        _require(self.checkpoint_every >= 1, "checkpoint_every", f"must be >= 1, not {self.checkpoint_every}")
-        _require(
+        require(bool(self.name) and "/" not in self.name, "name", "must be a non-empty name without '/'")
+        at_least(0, self, "", "seed")
+        at_least(1, self, "", "rounds", "checkpoint_every")
+        require(
             not (self.evaluation.with_training and self.round.buffer),
             "evaluation.with_training",
             f"needs round.buffer = 0, not {self.round.buffer}: a buffer's answers measured various models",

@@ -7,6 +7,7 @@ keyword argument of the plug-in.
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -18,6 +19,33 @@ from fedvision.errors import ConfigError, nearest
 from fedvision.types import PluginSpec
 
 T = TypeVar("T")
+
+
+def require(holds: bool, key: str, problem: str) -> None:
+    """Refuse a setting that does not hold.
+
+    Raises:
+        ConfigError: It is named with its key, and what is wrong with it.
+    """
+    if not holds:
+        raise ConfigError(f"{key} {problem}")
+
+
+def at_least(low: float, settings: object, table: str, *names: str) -> None:
+    """Refuse settings that are below a bound, infinite or no number.
+
+    Args:
+        low: The smallest value.
+        settings: Has them as attributes.
+        table: In which table of the file they stand, with its dot; ``""`` at the top.
+        names: Theirs.
+
+    Raises:
+        ConfigError: One of them is; it is named with its key.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        require(low <= value < math.inf, f"{table}{name}", f"must be >= {low:g}, not {value}")
 
 
 def read(path: Path, what: str = "an experiment's TOML file") -> dict[str, Any]:

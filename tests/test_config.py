@@ -65,6 +65,9 @@ def test_whole_numbers_serve_as_numbers() -> None:
         (MINIMAL + "[partition]\nimbalance = 0.5\n", "partition.imbalance must be >= 1, not 0.5"),
         (MINIMAL + "[evaluation]\nfraction = 0\n", "evaluation.fraction must be > 0 and <= 1, not 0"),
         (MINIMAL + "[evaluation]\nholdout = 1\n", "evaluation.holdout must be >= 0 and < 1, not 1.0"),
+        (MINIMAL + "[training]\nlr = inf\n", "training.lr must be > 0, not inf"),
+        (MINIMAL + "[training]\nweight_decay = nan\n", "training.weight_decay must be >= 0, not nan"),
+        (MINIMAL + "[training]\nclip_norm = inf\n", "training.clip_norm must be >= 0, not inf"),
         (
             MINIMAL + "[evaluation]\nwith_training = true\n",
             "evaluation.with_training needs evaluation.holdout > 0",

@@ -19,15 +19,11 @@ import tomli_w
 from fedvision import registry, tables
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
+from fedvision.tables import at_least, require
 from fedvision.types import PluginSpec
 
 _FILES = ("root_certificate", "key", "client_certificate", "client_key")
 _DATA_PATHS = ("path", "root", "cache")
-
-
-def _require(holds: bool, key: str, problem: str) -> None:
-    if not holds:
-        raise ConfigError(f"{key} {problem}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +50,21 @@ class SuperlinkConfig:
         bare = host.removeprefix("[").removesuffix("]")
         good = port.isdecimal() and 0 < int(port) < 65536 and bool(bare)
         good = good and (":" not in bare or host == f"[{bare}]") and not set("/@ ") & set(host)
-        _require(
+        require(
             good, "superlink.address", f"must be HOST:PORT such as fl.example.org:8443, not {self.address!r}"
         )
-        _require(bool(self.key), "superlink.key", "must name a file")
-        _require(
+        require(bool(self.key), "superlink.key", "must name a file")
+        require(
             not (self.insecure and (self.root_certificate or self.client_certificate)),
             "superlink.insecure",
             "= true speaks plain text, but certificates are named; remove it or them",
         )
-        _require(
+        require(
             bool(self.client_certificate) == bool(self.client_key),
             "superlink.client_certificate",
             "and superlink.client_key belong together; name both or neither",
         )
-        _require(self.retry_for >= 0, "superlink.retry_for", f"must be >= 0, not {self.retry_for}")
+        at_least(0, self, "superlink.", "retry_for")
 
     @property
     def host(self) -> str:
@@ -120,8 +116,8 @@ class ShareConfig:
     """For ``masked``: file of the authority that proves the others; empty is superlink.root_certificate."""
 
     def __post_init__(self) -> None:
-        _require(self.epsilon > 0, "share.epsilon", f"must be > 0, not {self.epsilon}")
-        _require(
+        require(self.epsilon > 0, "share.epsilon", f"must be > 0, not {self.epsilon}")
+        require(
             self.counts != "masked" or bool(self.certificate),
             "share.certificate",
             "must name this client's client.crt where share.counts is masked: it proves to the other clients "
@@ -157,20 +153,18 @@ class ClientConfig:
     """What an experiment may name beside built-ins: ``"module"``, with all it holds, or ``"module:attr"``."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.share.counts != "masked" or bool(self.share.authority or self.superlink.root_certificate),
             "share.authority",
             "must name the authority's ca.crt where share.counts is masked and superlink.root_certificate is "
             "empty: it proves the other clients",
         )
         good = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name)
-        _require(good is not None, "name", f"must be of letters, digits, '.', '_' and '-', not {self.name!r}")
-        for name in ("threads", "memory_limit", "time_limit"):
-            value = getattr(self, name)
-            _require(value >= 0, name, f"must be >= 0, not {value}")
+        require(good is not None, "name", f"must be of letters, digits, '.', '_' and '-', not {self.name!r}")
+        at_least(0, self, "", "threads", "memory_limit", "time_limit")
         for plugin in self.plugins:
             parts = plugin.replace(":", ".", 1).split(".")
-            _require(
+            require(
                 all(part.isidentifier() for part in parts),
                 "plugins",
                 f"must be module or module:attr, not {plugin!r}",
