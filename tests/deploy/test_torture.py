@@ -33,17 +33,22 @@ def finish(here: Torture, rounds: int) -> None:
     assert here.rounds()[-1]["server"]["scores"]["accuracy"] > 0.5
 
 
-@pytest.mark.parametrize("here", [7], indirect=True)
+@pytest.mark.parametrize("here", [9], indirect=True)
 def test_bad_clients_and_a_killed_server(here: Torture) -> None:
     clients = here.start_all()
     here.kill_training(clients["north"])
     here.fill_disk(clients["attic"])
     for name in ("north", "south", "attic"):
-        hold(here, name)
+        hold(here, name, 6)
     here.slow_down()
-    hold(here, "east")
+    here.be_late()
+    for name in NAMES:
+        hold(here, name, 8)
+    here.until(lambda: len(here.rounds()) > 6, "the seventh round")
     here.kill_server()
-    finish(here, 7)
+    for name in NAMES:
+        hold(here, name)
+    finish(here, 9)
     assert here.untold(TOLD_OF_CLIENTS) == []
 
 

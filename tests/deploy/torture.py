@@ -162,6 +162,10 @@ class Torture(Apart):
         self.until(lambda: self.refused("east", "after the quorum of 2"), "a round without the slow one")
         hold(self, "east", 6)
 
+    def be_late(self) -> None:
+        """Wait until the slow client's answer to its third training is with the server."""
+        self.until(lambda: self.log("east").count("train: done") >= 3, "a late answer")
+
     @contextmanager
     def cut_link(self, seconds: float) -> Iterator[None]:
         """Cut a client's link in its third training while other things go wrong.
@@ -196,9 +200,11 @@ class Torture(Apart):
         self.one_more_round()
 
     def kill_server(self) -> None:
-        """Kill the server's command, and start it again."""
-        # A round that has no checkpoint yet is run again, and what happened in it goes with its record.
-        self.one_more_round()
+        """Kill the server's command, and start it again.
+
+        A round that has no checkpoint yet is run again, and what happened in it goes with its record: another
+        round wants to be over before.
+        """
         self.servers[-1].kill()
         self.servers[-1].wait()
         self.server()
@@ -222,6 +228,7 @@ class Torture(Apart):
             self.slow_down()
             self.kill_superlink()
         self.lose_power()
+        self.one_more_round()
         self.kill_server()
 
     def refused(self, name: str, words: str) -> bool:
