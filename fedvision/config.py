@@ -8,17 +8,11 @@ a run folder.
 from __future__ import annotations
 
 import math
-import tomllib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import tomli_w
-
-from fedvision import tables
-from fedvision.errors import ConfigError
-from fedvision.tables import at_least, require
+from fedvision.tables import Settings, at_least, require
 from fedvision.types import PluginSpec
 
 
@@ -223,8 +217,10 @@ class ClockConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig:
+class ExperimentConfig(Settings):
     """One federated experiment, whatever carries it: a simulation engine or machines far apart."""
+
+    WHAT = "an experiment's TOML file"
 
     name: str = "experiment"
     """Name of the run folder and title of the report."""
@@ -271,41 +267,7 @@ class ExperimentConfig:
         return self.round.buffer > 0 or self.clock.seconds_per_image > 0
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-        """Read one experiment from a TOML file.
-
-        Args:
-            path: The file.
-            overrides: ``"key=value"`` pairs with dotted keys, such as ``"training.lr=0.1"``.
-
-        Raises:
-            ConfigError: The file is missing or no TOML, or a key is unknown, of another type or out of range.
-        """
-        table = tables.read(Path(path))
-        if "sweep" in table:
-            raise ConfigError(f"{path}: it is a [sweep] of several experiments; read it with load_sweep")
-        try:
-            for override in overrides:
-                tables.override(table, override)
-            return cls.from_dict(table)
-        except ConfigError as error:
-            raise type(error)(f"{path}: {error}") from error
-
-    @classmethod
-    def from_dict(cls, table: Mapping[str, Any]) -> ExperimentConfig:
-        """Build an experiment from nested tables, as TOML gives them."""
-        return tables.build(cls, table)
-
-    @classmethod
-    def from_toml(cls, text: str) -> ExperimentConfig:
-        """Build an experiment from TOML text, such as ``to_toml`` wrote."""
-        return cls.from_dict(tomllib.loads(text))
-
-    def to_toml(self) -> str:
-        """Return the canonical TOML: every key in a fixed order, so equal experiments are equal strings."""
-        return tomli_w.dumps(self.to_dict())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested tables, as ``from_dict`` takes them."""
-        table: dict[str, Any] = tables.plain(self)
+    def placed(cls, table: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Return a file's table; one of several experiments is refused."""
+        require("sweep" not in table, "it", "is a [sweep] of several experiments; read it with load_sweep")
         return table

@@ -34,7 +34,7 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     Raises:
         ConfigError: As for ``ExperimentConfig.load``.
     """
-    table = tables.read(Path(path))
+    table = tables.read(Path(path), ExperimentConfig.WHAT)
     try:
         sweep = table.pop("sweep", {})
         for override in overrides:

@@ -11,9 +11,11 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import tomli_w
 
 from fedvision.errors import ConfigError, nearest
 from fedvision.types import PluginSpec
@@ -48,7 +50,7 @@ def at_least(low: float, settings: object, table: str, *names: str) -> None:
         require(low <= value < math.inf, f"{table}{name}", f"must be >= {low:g}, not {value}")
 
 
-def read(path: Path, what: str = "an experiment's TOML file") -> dict[str, Any]:
+def read(path: Path, what: str) -> dict[str, Any]:
     """Read a TOML file.
 
     Args:
@@ -185,3 +187,58 @@ def plain(value: Any) -> Any:
         if f.name != "args" and item is not None:
             table[f.name] = plain(item)
     return table | plain(getattr(value, "args", {}))
+
+
+class Settings:
+    """A frozen dataclass that stands in a TOML file of its own."""
+
+    WHAT: ClassVar[str]
+    """What the file is, for the error when there is none."""
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """Read a TOML file.
+
+        Args:
+            path: The file.
+            overrides: ``"key=value"`` pairs with dotted keys, such as ``"training.lr=0.1"``.
+
+        Raises:
+            ConfigError: The file is missing or no TOML, or a key is unknown, of another type or out of range.
+        """
+        path = Path(path)
+        table = read(path, cls.WHAT)
+        try:
+            for text in overrides:
+                override(table, text)
+            return cls.from_dict(cls.placed(table, path.absolute().parent))
+        except ConfigError as error:
+            raise type(error)(f"{path}: {error}") from error
+
+    @classmethod
+    def placed(cls, table: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Return a table of a file in this folder as ``from_dict`` takes it.
+
+        Raises:
+            ConfigError: It is no table of this kind.
+        """
+        return table
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Self:
+        """Build the settings from nested tables, as TOML gives them."""
+        return build(cls, table)
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """Build the settings from TOML text, such as ``to_toml`` wrote."""
+        return cls.from_dict(tomllib.loads(text))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested tables, as ``from_dict`` takes them."""
+        table: dict[str, Any] = plain(self)
+        return table
+
+    def to_toml(self) -> str:
+        """Return the canonical TOML: every key in a fixed order, so equal settings are equal strings."""
+        return tomli_w.dumps(self.to_dict())

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import tomli_w
-
-from fedvision import registry, tables
+from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
-from fedvision.tables import at_least, require
+from fedvision.tables import Settings, at_least, require
 from fedvision.types import PluginSpec
 
 _FILES = ("root_certificate", "key", "client_certificate", "client_key")
@@ -126,8 +123,10 @@ class ShareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientConfig:
+class ClientConfig(Settings):
     """One machine that joins a federation with its own images."""
+
+    WHAT = "a client's TOML file"
 
     name: str
     """The client's name in logs and reports: letters, digits, ``.``, ``_`` and ``-``."""
@@ -171,39 +170,22 @@ class ClientConfig:
             )
 
     @classmethod
-    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> ClientConfig:
-        """Read a client's TOML file; relative paths in it are relative to the file's folder.
-
-        Args:
-            path: The file.
-            overrides: ``"key=value"`` pairs with dotted keys, such as ``"superlink.address=host:8443"``.
-
-        Raises:
-            ConfigError: The file is missing or no TOML, or a key is unknown, of another type or out of range.
-        """
-        path = Path(path)
-        table = tables.read(path, "a client's TOML file")
-        try:
-            for override in overrides:
-                tables.override(table, override)
-            return cls.from_dict(_placed(table, path.absolute().parent))
-        except ConfigError as error:
-            raise type(error)(f"{path}: {error}") from error
-
-    @classmethod
-    def from_dict(cls, table: Mapping[str, Any]) -> ClientConfig:
-        """Build a client's settings from nested tables, as TOML gives them."""
-        return tables.build(cls, table)
-
-    @classmethod
-    def from_toml(cls, text: str) -> ClientConfig:
-        """Build a client's settings from TOML text, such as ``to_toml`` wrote."""
-        return cls.from_dict(tomllib.loads(text))
-
-    def to_toml(self) -> str:
-        """Return the canonical TOML: every key in a fixed order."""
-        table: dict[str, Any] = tables.plain(self)
-        return tomli_w.dumps(table)
+    def placed(cls, table: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """Return a file's table with its relative paths made absolute, as seen from the file's folder."""
+        table.setdefault("state", "state")
+        parts = [
+            (table, ("cache", "state")),
+            (table.get("superlink"), _FILES),
+            (table.get("data"), _DATA_PATHS),
+            (table.get("share"), ("certificate", "authority")),
+        ]
+        for part, names in parts:
+            if not isinstance(part, dict):
+                continue
+            for name in names:
+                if isinstance(text := part.get(name), str) and text:
+                    part[name] = str(folder / Path(os.path.expandvars(text)).expanduser())
+        return table
 
     def permit(self, kind: str, use: str) -> None:
         """Check that the server may name this plug-in.
@@ -259,21 +241,3 @@ def _named(experiment: ExperimentConfig) -> Iterator[tuple[str, str]]:
 
 def _within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
-
-
-def _placed(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the table with its relative paths made absolute, as seen from the file's folder."""
-    table.setdefault("state", "state")
-    parts = [
-        (table, ("cache", "state")),
-        (table.get("superlink"), _FILES),
-        (table.get("data"), _DATA_PATHS),
-        (table.get("share"), ("certificate", "authority")),
-    ]
-    for part, names in parts:
-        if not isinstance(part, dict):
-            continue
-        for name in names:
-            if isinstance(text := part.get(name), str) and text:
-                part[name] = str(folder / Path(os.path.expandvars(text)).expanduser())
-    return table
