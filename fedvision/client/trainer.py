@@ -62,6 +62,10 @@ class Trainer:
     def __init__(self, client: ClientConfig, folder: Path) -> None:
         self.client = client
         registry.allow_folder(folder)
+        if client.threads:
+            import torch
+
+            torch.set_num_threads(client.threads)
         self._facts: RunFacts | None = None
         self._worker: Worker | None = None
         self._shards: OwnShards | None = None
@@ -96,26 +100,15 @@ class Trainer:
         return {"expected": {kind: expected.to_text() for kind in _ROUND_TYPES}}
 
     def answer(self, kind: str, layout: str, task: Path, reply: Path) -> dict[str, Any]:
-        """Do one task and write the reply's tensors.
+        """Do the task in a file and write the reply's tensors.
 
         Raises:
             FedVisionError: The task failed; the sentence names stage and cause.
         """
-        if self._worker is None or self._facts is None:
-            raise FedVisionError("no run was opened")
         heard = wire.Layout.from_text(layout)
         content = wire.unpack(heard, _mapped(task, heard.size))
         began = time.perf_counter()
-        if kind == codec.ROSTER:
-            answered = self._introduce(heard.client)
-        elif kind == sharing.MASKED:
-            answered = self._tell_masked(content, heard.client)
-        else:
-            answered = _ask(self._worker, kind, content, heard.client)
-            if kind == "evaluate":
-                answered = self._guard(answered, kind, content)
-            elif evaluation := codec.unload(answered):
-                codec.carry(answered, self._guard(evaluation, kind, content))
+        answered = self.do(kind, heard.client, content)
         worked = time.perf_counter() - began
         told = wire.describe(answered)
         source = wire.TensorSource(answered, told)
@@ -123,6 +116,30 @@ class Trainer:
             for start in range(0, source.size, wire.PIECE):
                 file.writelines(source.views(start, min(start + wire.PIECE, source.size)))
         return {"layout": told.to_text(), "worked": worked}
+
+    def do(self, kind: str, client: int, content: RecordDict) -> RecordDict:
+        """Do one task and return the reply's content.
+
+        Args:
+            kind: The message's type.
+            client: The number under which the server knows this client.
+            content: The message's.
+
+        Raises:
+            FedVisionError: The task failed; the sentence names stage and cause.
+        """
+        if self._worker is None:
+            raise FedVisionError("no run was opened")
+        if kind == codec.ROSTER:
+            return self._introduce(client)
+        if kind == sharing.MASKED:
+            return self._tell_masked(content, client)
+        answered = _ask(self._worker, kind, content, client)
+        if kind == "evaluate":
+            return self._guard(answered, kind, content)
+        if evaluation := codec.unload(answered):
+            codec.carry(answered, self._guard(evaluation, kind, content))
+        return answered
 
     def _introduce(self, client: int) -> RecordDict:
         assert self._worker
@@ -260,10 +277,6 @@ def main() -> None:
     requests = _requests(sys.stdin)
     first = json.loads(requests.get())
     client = ClientConfig.from_toml(first["client"])
-    if client.threads:
-        import torch
-
-        torch.set_num_threads(client.threads)
     trainer = Trainer(client, Path(first["folder"]))
     while True:
         answer = _respond(trainer, json.loads(requests.get()))

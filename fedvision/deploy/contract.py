@@ -20,7 +20,7 @@ from fedvision import __version__
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Raised whenever an older client or server could misunderstand the other."""
 _KEYS = ("protocol", "version", "run", "experiment", "digest", "classes", "image")
 
@@ -97,7 +97,8 @@ def digest(text: str) -> str:
 def bundle() -> bytes:
     """Return the app that Flower wants with a run: a table of contents and no code.
 
-    Nobody executes it: the server command is the run's ServerApp itself, and clients take no bundle.
+    Nobody executes it: the server command is the run's ServerApp itself, and our clients take no bundle. What
+    it names for Flower's own clients is installed with fedvision there.
     """
     page = {
         "project": {"name": "fedvision-run", "version": "1.0.0", "description": "A fedvision experiment"},
@@ -107,7 +108,7 @@ def bundle() -> bytes:
                     "publisher": "fedvision",
                     "components": {
                         "serverapp": "fedvision.flower.server_app:build",
-                        "clientapp": "fedvision.flower.client_app:build",
+                        "clientapp": "fedvision.client.supernode:app",
                     },
                     "config": dict.fromkeys(_KEYS, "") | {"protocol": 0},
                 }
@@ -116,6 +117,9 @@ def bundle() -> bytes:
     }
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
-        # A fixed date: the same bundle is the same bytes, and Flower stores it once.
-        archive.writestr(zipfile.ZipInfo("pyproject.toml", (2020, 1, 1, 0, 0, 0)), tomli_w.dumps(page))
+        text = tomli_w.dumps(page)
+        listed = f"pyproject.toml,{digest(text)},{8 * len(text.encode())}"
+        for name, content in {"pyproject.toml": text, ".info/CONTENT": listed}.items():
+            # A fixed date: the same bundle is the same bytes, and Flower stores it once.
+            archive.writestr(zipfile.ZipInfo(name, (2020, 1, 1, 0, 0, 0)), content)
     return packed.getvalue()

@@ -42,7 +42,7 @@ HEARTBEAT_SECONDS = 25.0
 that is cut for 30 s costs up to 40 s: the last beat was a while before, the next one a while after."""
 EMPTY_HEADER = "x-fedvision-empty-for"
 """In a heartbeat: seconds for which the client has had no message in hand."""
-_RECORD, _LAYOUT, _ORDER, _BLOB = "packed", "layout", "order", "blob"
+_RECORD, _LAYOUT, _ORDER, _ORDERED, _BLOB = "packed", "layout", "order", "ordered", "blob"
 _ENDED = {ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, ApiErrorCode.FLEET_GET_RUN_FAILED}
 Fetch = Callable[[str], bytes | memoryview]
 """Returns an object's content by id; raises ``NotThereYet``."""
@@ -164,13 +164,33 @@ def parcel(source: Source) -> Parcel:
     return Parcel(record, order)
 
 
-def envelope(layout: Layout, tensors: Parcel) -> RecordDict:
-    """Return the content that travels: the layout as a text, the tensors as one object."""
-    head = ConfigRecord({_LAYOUT: layout.to_text(), _ORDER: list(tensors.order)})
+def envelope(layout: Layout, tensors: Parcel, *, ordered: bool = True) -> RecordDict:
+    """Return the content that travels: the layout as a text, the tensors as one object.
+
+    Args:
+        layout: The layout.
+        tensors: The tensors.
+        ordered: Whether the objects are sent with the layout last.
+    """
+    head = ConfigRecord({_LAYOUT: layout.to_text(), _ORDER: list(tensors.order), _ORDERED: ordered})
     records: dict[str, Any] = {_RECORD: head}
     if tensors.record is not None:
         records[_BLOB] = tensors.record
     return RecordDict(records)
+
+
+def contents(content: RecordDict) -> tuple[Layout, bytearray]:
+    """Return the layout and the blob of a content that somebody else fetched whole.
+
+    Raises:
+        WireError: It is not packed as this version packs it.
+    """
+    try:
+        layout = Layout.from_text(str(content.config_records[_RECORD][_LAYOUT]))
+        blob = content.array_records[_BLOB][_BLOB].data if _BLOB in content else b""
+    except (ValueError, KeyError) as error:
+        raise WireError("the message is not packed as this version packs it") from error
+    return layout, bytearray(blob)
 
 
 class Incoming:
@@ -211,6 +231,10 @@ class Incoming:
             layout = Layout.from_text(str(record[_LAYOUT]))
             order = [int(number) for number in record[_ORDER]]  # type: ignore[union-attr]
             self.pieces = [pieces[number] for number in order if number >= 0]
+            if not record[_ORDERED]:
+                # Forgotten by the SuperLink after the tensors are read, the rest would be refused.
+                for name in set(_names(self.tree)) - {head_id, *pieces}:
+                    self._fetch(name)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise WireError("the message is not packed as this version packs it") from error
         if len(self.pieces) != -(-layout.size // PIECE):
@@ -266,6 +290,12 @@ def _parts(tree: message_pb2.ObjectTree) -> tuple[str, list[str]]:
         return head.object_id, []
     ((blob,),) = ([array for array in record.children] for record in blobs)
     return head.object_id, sorted(piece.object_id for piece in blob.children)
+
+
+def _names(tree: message_pb2.ObjectTree) -> Iterator[str]:
+    yield tree.object_id
+    for child in tree.children:
+        yield from _names(child)
 
 
 def objects_of(message: Message) -> tuple[message_pb2.ObjectTree, dict[str, Any]]:

@@ -101,6 +101,19 @@ class Machines:
         """Start a client."""
         return self._start(name, ["client", str(self.client_file(name, *lines))], environment)
 
+    def supernode(self, name: str, *options: str) -> subprocess.Popen[bytes]:
+        """Start Flower's own client with the client's file."""
+        programs, own = Path(sys.executable).parent, self.pki / "clients" / name
+        command = [str(programs / "flower-supernode"), "--superlink", self.public, *options]
+        command += ["--root-certificates", str(self.pki / "ca.crt"), "--port", str(free_ports(1)[0])]
+        command += ["--auth-supernode-private-key", str(own / "client.key")]
+        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+        quiet |= {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+        home = {"FLWR_HOME": str(self.folder / f"flower-{name}")}
+        return self._run(
+            name, command, quiet | home | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+        )
+
     def server(self, *options: str) -> subprocess.Popen[bytes]:
         """Start the server on the ports that its first start found."""
         private, public = self._ports()
@@ -134,10 +147,13 @@ class Machines:
     def _start(
         self, name: str, command: Sequence[str], environment: dict[str, str]
     ) -> subprocess.Popen[bytes]:
+        return self._run(name, [sys.executable, "-m", "fedvision.cli", *command], environment)
+
+    def _run(self, name: str, command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as file:
             process = self._launch(
                 name,
-                [sys.executable, "-m", "fedvision.cli", *command],
+                command,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},

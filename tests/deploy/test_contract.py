@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tomllib
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def test_facts_come_back_and_name_the_experiment() -> None:
 
 def test_a_run_config_holds_plain_values_that_the_bundle_declares() -> None:
     with zipfile.ZipFile(io.BytesIO(bundle())) as archive:
-        assert archive.namelist() == ["pyproject.toml"], "no code travels"
+        assert archive.namelist() == ["pyproject.toml", ".info/CONTENT"], "no code travels"
         page = tomllib.loads(archive.read("pyproject.toml").decode())
     declared = page["tool"]["flwr"]["app"]["config"]
     table = FACTS.to_table()
@@ -32,10 +33,25 @@ def test_a_run_config_holds_plain_values_that_the_bundle_declares() -> None:
     assert bundle() == bundle()
 
 
+def test_flower_installs_the_bundle_and_finds_the_app_of_its_own_clients_here(tmp_path: Path) -> None:
+    from flwr.cli.install import install_from_fab
+    from flwr.clientapp import ClientApp
+    from flwr.supercore.object_ref import load_app
+
+    installed = install_from_fab(bundle(), install_dir=tmp_path, skip_prompt=True)
+    page = tomllib.loads((installed / "pyproject.toml").read_text())
+    assert [path.name for path in installed.iterdir()] == ["pyproject.toml"]
+    named = page["tool"]["flwr"]["app"]["components"]["clientapp"]
+    assert isinstance(load_app(named, ImportError, installed), ClientApp)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"protocol": PROTOCOL + 1, "version": "9.9"}, "the server speaks protocol 3 (fedvision 9.9)"),
+        (
+            {"protocol": PROTOCOL + 1, "version": "9.9"},
+            f"the server speaks protocol {PROTOCOL + 1} (fedvision 9.9)",
+        ),
         (
             {"protocol": PROTOCOL - 1, "version": "0.0.1"},
             f"protocol {PROTOCOL - 1} (fedvision 0.0.1) and this client protocol {PROTOCOL}",

@@ -28,11 +28,12 @@ class Counting(wire.TensorSource):
         return super().views(start, stop)
 
 
-def sent(content: RecordDict, client: int = -1) -> tuple[Message, Counting]:
+def sent(content: RecordDict, client: int = -1, ordered: bool = True) -> tuple[Message, Counting]:
     internals.identify(5)
     layout = wire.describe(content, client)
     source = Counting(content, layout)
-    return Message(internals_wire.envelope(layout, internals_wire.parcel(source)), 9, "train"), source
+    packed = internals_wire.envelope(layout, internals_wire.parcel(source), ordered=ordered)
+    return Message(packed, 9, "train"), source
 
 
 def big() -> RecordDict:
@@ -61,6 +62,36 @@ def reverse(tree: Any) -> None:
     tree.children.extend(reversed(children))
     for child in tree.children:
         reverse(child)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_message_whose_objects_come_in_any_order_is_there_when_all_of_them_are(ordered: bool) -> None:
+    message, _ = sent(big(), ordered=ordered)
+    _, objects = internals_wire.objects_of(message)
+    (layout,) = [name for name, thing in objects.items() if isinstance(thing, ConfigRecord)]
+    pieces = {name for name, thing in objects.items() if isinstance(thing, Piece)}
+    for name in objects.keys() - pieces - {layout}:
+        incoming = arrival(message, drop=name)
+        if ordered:
+            assert incoming.open().size, "the layout came last: the rest is there, and is not asked for"
+            continue
+        with pytest.raises(NotThereYet):
+            incoming.open()
+    assert arrival(message).open().size
+
+
+def test_what_another_client_of_flower_fetched_whole_is_the_same_content() -> None:
+    message, _ = sent(big(), client=4)
+    tree, objects = internals_wire.objects_of(message)
+    contents = {name: thing.deflate() for name, thing in objects.items()}
+    fetched = inflate_object_from_contents(tree.object_id, contents)
+    assert isinstance(fetched, Message)
+    layout, blob = internals_wire.contents(fetched.content)
+    assert layout.client == 4
+    found = wire.unpack(layout, blob).array_records["arrays"]["w"].numpy()
+    assert np.array_equal(found, big().array_records["arrays"]["w"].numpy())
+    with pytest.raises(WireError, match="is not packed as this version packs it"):
+        internals_wire.contents(RecordDict())
 
 
 def test_a_message_arrives_piece_by_piece_with_its_bits() -> None:
