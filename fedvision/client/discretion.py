@@ -18,6 +18,13 @@ _ABSOLUTE = re.compile(
 )
 
 
+def cause(error: Exception) -> str:
+    """Return what went wrong; an operating system's error names a path of this machine, which is left out."""
+    if isinstance(error, OSError):
+        return f"this machine says: {error.strerror or type(error).__name__}"
+    return str(error)
+
+
 def discreet(reason: str, config: ClientConfig) -> str:
     """Return a failure's sentence for the server: as it is, or another one where it holds a path.
 

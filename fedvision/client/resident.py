@@ -26,7 +26,7 @@ from typing import Any
 from flwr.app import Error, Message, MessageType
 
 from fedvision.client.config import ClientConfig
-from fedvision.client.discretion import discreet
+from fedvision.client.discretion import cause, discreet
 from fedvision.client.inbox import FileSource, Inbox, Reply
 from fedvision.client.patience import Patience
 from fedvision.client.reach import explain, read_key, tls_context
@@ -230,8 +230,7 @@ class Resident:
             reply = reply_to(incoming.head, envelope(told, tensors))
             said = "done"
         except (TaskFailed, WireError, ConfigError, OSError) as error:
-            # An operating system's error names a path of this machine, which stays here.
-            said = f"this machine says: {error.strerror}" if isinstance(error, OSError) else str(error)
+            said = cause(error)
             reason = discreet(said, self._config)
             reply = reply_to(incoming.head, Error(code=CLIENT_RAISED, reason=reason))
         took = time.monotonic() - began

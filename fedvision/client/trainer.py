@@ -33,6 +33,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fedvision import registry
 from fedvision.client.config import ClientConfig
+from fedvision.client.discretion import cause
 from fedvision.client.masks import Masks
 from fedvision.client.own_shards import OwnShards, on_this_machine, own_shards, told_counts
 from fedvision.deploy.contract import RunFacts
@@ -241,13 +242,8 @@ def _respond(trainer: Trainer, request: Mapping[str, Any]) -> dict[str, Any]:
         return trainer.answer(
             request["answer"], request["layout"], Path(request["task"]), Path(request["reply"])
         )
-    except FedVisionError as error:
-        return {"error": str(error), "broken": _is_broken()}
-    except OSError as error:  # it names a path, which stays on this machine
-        return {
-            "error": f"this machine says: {error.strerror or type(error).__name__}",
-            "broken": _is_broken(),
-        }
+    except (FedVisionError, OSError) as error:
+        return {"error": cause(error), "broken": _is_broken()}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}", "broken": _is_broken()}
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,7 @@ from fedvision.client.config import ClientConfig
 from fedvision.client.training_process import TrainingProcess
 from fedvision.deploy import certificates
 from fedvision.errors import ConfigError, RunError
+from fedvision.link.internals_wire import LinkDown
 from tests.deploy.moments import make_at
 from tests.deploy.processes import Running, eventually, superlink
 
@@ -198,3 +202,31 @@ def test_files_of_another_kind_are_named_before_anything_is_sent(
     config = ClientConfig.from_dict(table(pki / "clients/north", tmp_path, "localhost:1", **files))
     with pytest.raises(ConfigError, match=sentence):
         resident.serve(config, tmp_path)
+
+
+def test_a_heartbeat_that_finds_the_server_ends_the_pause(
+    pki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Link:
+        beats = 0
+
+        def beat(self, empty_for: float | None) -> bool:
+            self.beats += 1
+            if self.beats < 3:
+                raise LinkDown("away")
+            return True
+
+    monkeypatch.setattr(resident, "_BEAT_S", 0.02)
+    monkeypatch.setattr(resident, "_BEAT_AGAIN_S", 0.02)
+    config = ClientConfig.from_dict(table(pki / "clients/north", tmp_path, "localhost:1"))
+    client = resident.Resident(config, tmp_path)
+    link: Any = Link()
+    client._link = link
+    beats = threading.Thread(target=client._beat, daemon=True)
+    beats.start()
+    began = time.monotonic()
+    client._rest(60.0)
+    assert time.monotonic() - began < 30
+    assert link.beats >= 3, "one that fails ends no pause"
+    client._over.set()
+    beats.join()
