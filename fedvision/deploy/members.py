@@ -145,7 +145,7 @@ class Members:
             online = grid.names()
             if len(online) >= self.least or len(self) >= self.least:
                 self._admit(grid, online)
-            members = self._joined() - self._not_heard_yet()
+            members = self._joined() - self._not_heard_yet(online)
             here = sorted(self.numbers[node] for node in online if self.numbers.get(node) in members)
             self._compare(here)
             if len(here) >= self.least:
@@ -155,9 +155,9 @@ class Members:
                 self._say(self._waiting(online))
             time.sleep(_LOOK_S)
 
-    def _not_heard_yet(self) -> set[int]:
+    def _not_heard_yet(self, online: Mapping[int, str]) -> set[int]:
         """Return the members that have not found this server: they count as online for a while."""
-        if self._unheard:
+        if self._unheard & {self.numbers.get(node) for node in online}:
             seen, since = self._last_seen(), time.monotonic() - self._began
             ages = {client: seen.get(self.name(client)) for client in self._unheard}
             self._unheard = {client for client, age in ages.items() if age is None or age >= since}
