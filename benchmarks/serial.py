@@ -5,7 +5,7 @@
 Fashion-MNIST, 100 clients, Dirichlet 0.1, 10 clients a round, the CNN, FedAvg. The plain loop is what one
 would write without a framework: images as float tensors in memory, one model, an optimiser a client, a
 weighted mean. The tuned loop is the same with what the engine does to the arithmetic (pooling before ReLU,
-channels_last), so that the difference to it is the price of messages, records and checkpoints. All run in one
+channels_last, oneDNN's layout), so that the difference to it is the price of messages, records and checkpoints. All run in one
 process, taking turns; table and raw figures go to benchmarks/results/.
 """
 
@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from torch.nn import functional as F
 
 from fedvision import ExperimentConfig, seeding, simulate
 from fedvision.federation import Federation
+from fedvision.models.layout import may_block
 from fedvision.reporting.environment import environment
 from fedvision.reporting.progress import Silent
 from fedvision.strategies.averaging import FedAvg
@@ -96,22 +98,25 @@ def plain(config: ExperimentConfig, tuned: bool = False) -> tuple[float, float]:
     select = FedAvg(fraction=0.1).select
     accuracy = 0.0
     begun = time.perf_counter()
-    for number in range(1, config.rounds + 1):
-        cohort = select(number, range(100), seeding.numpy_stream(config.seed, "select", number))
-        total = sum(len(federation.split.clients[client]) for client in cohort)
-        mean = [torch.zeros_like(tensor) for tensor in weights]
-        for client in cohort:
-            indices = federation.split.clients[client]
-            with torch.no_grad():
-                for parameter, tensor in zip(parameters, weights, strict=True):
-                    parameter.copy_(tensor)
-            _train(model, x, y, indices, seeding.numpy_stream(config.seed, "batches", number, client), config)
-            with torch.no_grad():
-                for sum_, parameter in zip(mean, parameters, strict=True):
-                    sum_.add_(parameter, alpha=len(indices) / total)
-        weights = mean
-        if number % config.evaluation.every == 0 or number == config.rounds:
-            accuracy = _evaluate(model, weights, test_x, test_y)
+    with may_block() if tuned else nullcontext():
+        for number in range(1, config.rounds + 1):
+            cohort = select(number, range(100), seeding.numpy_stream(config.seed, "select", number))
+            total = sum(len(federation.split.clients[client]) for client in cohort)
+            mean = [torch.zeros_like(tensor) for tensor in weights]
+            for client in cohort:
+                indices = federation.split.clients[client]
+                with torch.no_grad():
+                    for parameter, tensor in zip(parameters, weights, strict=True):
+                        parameter.copy_(tensor)
+                _train(
+                    model, x, y, indices, seeding.numpy_stream(config.seed, "batches", number, client), config
+                )
+                with torch.no_grad():
+                    for sum_, parameter in zip(mean, parameters, strict=True):
+                        sum_.add_(parameter, alpha=len(indices) / total)
+            weights = mean
+            if number % config.evaluation.every == 0 or number == config.rounds:
+                accuracy = _evaluate(model, weights, test_x, test_y)
     return time.perf_counter() - begun, accuracy
 
 

@@ -24,6 +24,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedvision.models.layout import blocked, plain
+
 MEAN, STD = 0.286, 0.353
 LR = 0.05
 SEED = 1
@@ -47,8 +49,8 @@ class Cnn(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [B, C] of images [B, 1, 28, 28]."""
-        x = F.relu(F.max_pool2d(self.conv1(images), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        x = F.relu(F.max_pool2d(self.conv1(blocked(images)), 2, 2))
+        x = plain(F.relu(F.max_pool2d(self.conv2(x), 2, 2)))
         logits: torch.Tensor = self.head(F.relu(self.dense(x.flatten(1))))
         return logits
 

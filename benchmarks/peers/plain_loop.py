@@ -2,7 +2,7 @@
 
 Normalised float tensors in memory, contiguous; one model that all clients use in turn; no DataLoader; a
 weighted mean. With ``--tuned`` the same loop as an expert would leave it: channels_last, pooling before the
-ReLU, evaluation in batches of 100.
+ReLU, convolutions and pooling in oneDNN's layout for batches of 10 and more, evaluation in batches of 100.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ class Tuned(Net):
     """The same function: max-pooling and ReLU commute."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(F.max_pool2d(self.conv1(x), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        x = x.to_mkldnn() if len(x) >= 10 else x
+        x = F.relu(F.max_pool2d(self.conv1(x), 2, 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2, 2))
+        x = x.to_dense() if x.is_mkldnn else x
         return self.head(F.relu(self.dense(x.flatten(1))))
 
 

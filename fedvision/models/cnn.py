@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fedvision.models.checks import positive, probability
 from fedvision.models.initial import glorot
+from fedvision.models.layout import blocked, plain
 from fedvision.models.tokens import Features
 
 _SMALLEST_UNPADDED = 18
@@ -68,9 +69,9 @@ class ConvFeatures(Features):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the feature map."""
-        x = F.relu(F.max_pool2d(self.conv1(images), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
-        return F.relu(self.conv3(x))
+        x = F.relu(F.max_pool2d(self.conv1(blocked(images)), 2, 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2, 2))
+        return plain(F.relu(self.conv3(x)))
 
 
 class Cnn(nn.Module):

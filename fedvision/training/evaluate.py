@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fedvision import metrics
 from fedvision.data.shards import Shard
-from fedvision.training.loop import LoopSettings, autocast
+from fedvision.training.loop import LoopSettings, forward_pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,6 @@ def _logits(
         images, labels = shard.batch(np.arange(start, min(start + batch_size, len(shard))))
         pixels = torch.from_numpy(images).to(settings.device)
         x = settings.transform.normalise(pixels, channels_last=settings.training.channels_last)
-        with autocast(settings.training, settings.device):
+        with forward_pass(settings.training, settings.device):
             logits = model(x)
         yield logits.float(), torch.from_numpy(labels).to(settings.device)

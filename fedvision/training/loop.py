@@ -23,6 +23,7 @@ from fedvision.config import TrainingConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform
 from fedvision.errors import ClientError, PluginError
+from fedvision.models.layout import may_block
 from fedvision.models.state import get_state, kept, load_state
 from fedvision.training.objectives import Objective
 from fedvision.training.schedules import Schedule
@@ -176,6 +177,11 @@ def optimizer_maker(
     return make
 
 
+def forward_pass(training: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Return the block in which one model's forward pass runs: its precision, the layout it may use."""
+    return may_block() if training.precision == "float32" else autocast(training, device)
+
+
 def autocast(training: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
     """Return the block in which a forward pass runs in the experiment's precision."""
     if training.precision == "float32":
@@ -227,7 +233,7 @@ class _Step:
         x = transform.normalise(pixels, channels_last=self.settings.training.channels_last)
         x = transform.augment(x, self.generator)
         mixed = transform.mixup(x, labels, self.generator)
-        with autocast(self.settings.training, self.settings.device):
+        with forward_pass(self.settings.training, self.settings.device):
             if mixed is None:
                 return self.loss(self.model(x), labels)
             x, other, weight = mixed

@@ -1,0 +1,53 @@
+"""The memory layout of oneDNN, in which a stage of convolutions and pooling can stay from end to end.
+
+torch's convolutions on a CPU are oneDNN's, its max-pooling is not: that spends a tenth of a small network's
+step on indices and on gradients that it first fills with zeros. A tensor in oneDNN's own layout (channels in
+blocks of a vector's width; ``Tensor.to_mkldnn``) stays inside the library through convolution, pooling and
+ReLU, forward and backward. Measured on 28x28 images with AVX-512: a step over 64 images 0.88 of the time of
+channels_last, over 32 images 0.93, over 10 images the same and over 4 images 1.08, as each layer costs a few
+microseconds more; a forward pass without gradients 0.82. With AVX2 a step over 32 images took 1.08 times as
+long. So tensors stay as they are where there is little work or no AVX-512. So they do on a GPU, under
+autocast and under ``torch.func``, which do not know the layout: it is used only where a loop says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+LEAST = 10 * 28 * 28
+"""Pixels of a batch from which on the layout gains."""
+_allowed: ContextVar[bool] = ContextVar("blocked layout", default=False)
+
+
+@contextmanager
+def may_block() -> Iterator[None]:
+    """Let the models that are called inside use the layout, where this processor gains by it."""
+    token = _allowed.set(gains())
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def gains() -> bool:
+    """Return whether the layout is quicker on this machine's processor."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def blocked(x: torch.Tensor) -> torch.Tensor:
+    """Return images or feature maps [B, channels, h, w] in oneDNN's layout, or as they are.
+
+    Convolution, ReLU and max-pooling (its stride given) take such a tensor, forward and backward; ``plain``
+    ends the stage. The values are the same but for the order of float32 sums.
+    """
+    usable = _allowed.get() and x.dtype == torch.float32 and x.device.type == "cpu"
+    return x.to_mkldnn() if usable and x.shape[0] * x.shape[2] * x.shape[3] >= LEAST else x
+
+
+def plain(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as every other layer takes it."""
+    return x.to_dense() if x.is_mkldnn else x
