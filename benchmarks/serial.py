@@ -5,8 +5,8 @@
 Fashion-MNIST, 100 clients, Dirichlet 0.1, 10 clients a round, the CNN, FedAvg. The plain loop is what one
 would write without a framework: images as float tensors in memory, one model, an optimiser a client, a
 weighted mean. The tuned loop is the same with what the engine does to the arithmetic (pooling before ReLU,
-channels_last, oneDNN's layout), so that the difference to it is the price of messages, records and checkpoints. All run in one
-process, taking turns; table and raw figures go to benchmarks/results/.
+channels_last, oneDNN's layout), so that the difference to it is the price of messages, records and
+checkpoints. All run in one process, taking turns; table and raw figures go to benchmarks/results/.
 """
 
 from __future__ import annotations
