@@ -77,6 +77,12 @@ class BatchTransform:
         x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1), out=x)
 
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn for a batch."""
+        config = self.config
+        return bool(config.flip or config.crop or config.rotation or config.cutout or config.mixup)
+
     def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Flip, crop, rotate and blank each image by its own random numbers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import time
@@ -73,6 +74,9 @@ class RayWorker:
         self._inbox = Inbox()
         self._phase = -1
         self._staying: list[Content] = []
+        # What was imported and opened stays until the process ends: no collection need look at it again.
+        gc.collect()
+        gc.freeze()
 
     def ready(self) -> Facts:
         """Return who this is, once it can work."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 
 def precise(logits: torch.Tensor) -> torch.Tensor:
@@ -13,9 +14,12 @@ def precise(logits: torch.Tensor) -> torch.Tensor:
 def cross_entropy_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return ``log sum_c exp(z_c) - z_y`` in nats for logits [..., B, C] and labels [..., B] as [..., B].
 
-    Equal to torch's ``cross_entropy`` to the bit. Picking with ``gather`` costs 7 microseconds more on one
-    batch, but is 1.3 to 1.7 times as fast under ``vmap`` (20 clients, one CPU thread, torch 2.14).
+    Equal to torch's ``cross_entropy`` to the bit, which is 40 microseconds quicker on one batch, forward and
+    backward; picking with ``gather`` is 1.3 to 1.7 times as fast on a stack (20 clients, one CPU thread,
+    torch 2.14).
     """
+    if logits.ndim == 2:
+        return F.cross_entropy(logits, labels, reduction="none")
     return -of_label(logits.log_softmax(-1), labels)
 
 

@@ -35,7 +35,8 @@ def may_block() -> Iterator[None]:
 
 def gains() -> bool:
     """Return whether the layout is quicker on this machine's processor."""
-    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return there and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def blocked(x: torch.Tensor) -> torch.Tensor:

@@ -47,8 +47,9 @@ def get_state(model: nn.Module, names: Iterable[str]) -> State:
     Raises:
         ConfigError: The model has no tensor of that name.
     """
-    tensors = model.state_dict(keep_vars=True)
-    return {name: _copy(_find(tensors, name)) for name in names}
+    wanted = tuple(names)
+    tensors = model.state_dict(keep_vars=True) if wanted else {}
+    return {name: _copy(_find(tensors, name)) for name in wanted}
 
 
 @torch.no_grad()
@@ -62,19 +63,18 @@ def load_state(model: nn.Module, state: State) -> None:
     Raises:
         ConfigError: A name is unknown to the model or a shape differs; then nothing was written.
     """
-    check_state(model, state)
-    tensors = model.state_dict(keep_vars=True)
+    tensors = check_state(model, state)
     for name, value in state.items():
         tensors[name].copy_(value)
 
 
-def check_state(model: nn.Module, state: State) -> None:
-    """Refuse tensors that are not those of a model.
+def check_state(model: nn.Module, state: State) -> State:
+    """Refuse tensors that are not those of a model, and return the model's own.
 
     Raises:
         ConfigError: A name is unknown to the model or a shape differs.
     """
-    tensors = model.state_dict(keep_vars=True)
+    tensors: State = model.state_dict(keep_vars=True)
     for name, value in state.items():
         own = _find(tensors, name)
         if own.shape != value.shape:
@@ -82,6 +82,7 @@ def check_state(model: nn.Module, state: State) -> None:
                 f"the state's {name!r} is {list(value.shape)}, the model's {list(own.shape)}: "
                 "they come from different [model] tables"
             )
+    return tensors
 
 
 def size_in_bytes(state: State) -> int:

@@ -7,7 +7,7 @@ class counts and called per example. The stacked version of the same mathematics
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +32,8 @@ from fedvision.types import LossFn, State, Task
 if TYPE_CHECKING:
     from fedvision.training.evaluate import Evaluation
 
+_FETCH = 2**18
+"""Values of images (1 MiB, normalised) from which on no more batches are put together: a cache holds them."""
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -117,18 +119,15 @@ def fit(
     optimizer = settings.make_optimizer(list(parameters.values()), lr)
     objective.begin(parameters, task, memory or {})
     step = _Step(model, loss, objective, optimizer, settings, (task.round, task.client))
-    total, seen, steps = torch.zeros((), device=settings.device), 0, 0
     with seeding.torch_global(settings.seed, "dropout", task.round, task.client):
-        for batch in positions(len(shard), task, settings, has_batch_norm(model)):
-            total += step(*shard.batch(batch))
-            seen += len(batch)
-            steps += 1
-    tensors, remembered = objective.finish(steps, lr)
+        batches = positions(len(shard), task, settings, has_batch_norm(model))
+        losses = [step(x, labels) for x, labels in _fetched(shard, batches, settings)]
+    tensors, remembered = objective.finish(len(losses), lr)
     return LocalUpdate(
         state=get_state(model, tuple(task.state)),
         examples=len(shard),
-        loss=float(total) / seen,
-        steps=steps,
+        loss=float(torch.cat(losses).mean()),
+        steps=len(losses),
         tensors=tensors,
         memory=remembered,
         personal=get_state(model, kept(model, task.state)),
@@ -189,8 +188,37 @@ def autocast(training: TrainingConfig, device: torch.device) -> AbstractContextM
     return torch.autocast(device.type, dtype=_PRECISIONS[training.precision])
 
 
+def _fetched(
+    shard: Shard, batches: Iterable[NDArray[np.int64]], settings: LoopSettings
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the images [B, channels, H, W], normalised, and labels [B] of each mini-batch, on the device.
+
+    Small batches are fetched several at a time: what a call costs beside its images is then paid once.
+    """
+    waiting: list[NDArray[np.int64]] = []
+    pixels = math.prod(shard.images.shape[1:])
+    for batch in batches:
+        waiting.append(batch)
+        if pixels * sum(map(len, waiting)) >= _FETCH:
+            yield from _fetch(shard, waiting, settings)
+            waiting = []
+    if waiting:
+        yield from _fetch(shard, waiting, settings)
+
+
+def _fetch(
+    shard: Shard, batches: Sequence[NDArray[np.int64]], settings: LoopSettings
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    images, labels = shard.batch(np.concatenate(batches))
+    pixels = torch.from_numpy(images).to(settings.device, non_blocking=True)
+    x = settings.transform.normalise(pixels, channels_last=settings.training.channels_last)
+    sizes = [len(batch) for batch in batches]
+    target = torch.from_numpy(labels).to(settings.device, non_blocking=True)
+    return zip(x.split(sizes), target.split(sizes), strict=True)  # type: ignore[no-untyped-call]
+
+
 class _Step:
-    """One optimiser step: images and labels in, the sum of the batch's losses out."""
+    """One optimiser step: normalised images and labels in, the loss of each out."""
 
     def __init__(
         self,
@@ -202,17 +230,19 @@ class _Step:
         stream: tuple[int, int],
     ) -> None:
         self.model, self.loss, self.objective, self.optimizer = model, loss, objective, optimizer
-        self.settings = settings
-        self.generator = seeding.torch_stream(settings.seed, "augment", *stream)
+        self.settings, self.stream = settings, stream
         scaled = settings.training.precision == "float16" and settings.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(settings.device.type) if scaled else None
 
-    def __call__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> torch.Tensor:
-        training, device = self.settings.training, self.settings.device
-        pixels = torch.from_numpy(images).to(device, non_blocking=True)
-        target = torch.from_numpy(labels).to(device, non_blocking=True)
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """The source of all that is drawn for augmentation."""
+        return seeding.torch_stream(self.settings.seed, "augment", *self.stream)
+
+    def __call__(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        training = self.settings.training
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._losses(pixels, target)
+        losses = self._losses(x, labels)
         mean = losses.mean()
         (self.scaler.scale(mean) if self.scaler else mean).backward()  # type: ignore[no-untyped-call]
         if self.scaler:
@@ -225,14 +255,14 @@ class _Step:
             self.scaler.update()
         else:
             self.optimizer.step()
-        return losses.detach().sum()
+        return losses.detach()
 
-    def _losses(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _losses(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss per example [B], a blend of two where mixup is on."""
-        transform = self.settings.transform
-        x = transform.normalise(pixels, channels_last=self.settings.training.channels_last)
-        x = transform.augment(x, self.generator)
-        mixed = transform.mixup(x, labels, self.generator)
+        transform, mixed = self.settings.transform, None
+        if transform.draws:
+            x = transform.augment(x, self.generator)
+            mixed = transform.mixup(x, labels, self.generator)
         with forward_pass(self.settings.training, self.settings.device):
             if mixed is None:
                 return self.loss(self.model(x), labels)

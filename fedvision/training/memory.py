@@ -37,6 +37,8 @@ class ClientMemory:
 
     def load(self, client: int, round: int) -> dict[str, State]:
         """Return the groups of tensors that a client kept before a round; empty at first."""
+        if not os.path.isdir(self._folder):  # in most runs nobody keeps anything
+            return {}
         before = [kept for kept in self._rounds(client) if kept < round]
         if not before:
             return {}
