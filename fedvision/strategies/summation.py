@@ -232,15 +232,22 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def _accumulate(total: torch.Tensor, values: torch.Tensor, weight: float, quantum: float) -> None:
     """Add weight times values [...] to the layers of total [layers, ...], in whole quanta."""
     layers, source = total.view(len(total), -1), values.reshape(-1)
+    scratch = torch.empty(min(_SLICE, source.numel()), dtype=torch.float64)
+    shift = torch.tensor(_SHIFT * quantum, dtype=torch.float64)
     for start in range(0, source.numel(), _SLICE):
-        rest = source[start : start + _SLICE].to(torch.float64, copy=True).mul_(weight)
-        step = quantum
+        part = source[start : start + _SLICE]
+        rest = scratch[: part.numel()].copy_(part)
+        if len(layers) == 1:
+            # The product is exact, so it is no matter whether it is rounded before it is added.
+            rounded = torch.add(shift, rest, alpha=weight, out=rest).sub_(shift)
+            layers[0, start : start + _SLICE].add_(rounded)
+            continue
+        rest.mul_(weight)
+        step = shift.clone()
         for layer in layers:
-            shift = _SHIFT * step
-            rounded = rest.add(shift).sub_(shift)
+            rounded = rest.add(step).sub_(step)
             layer[start : start + _SLICE].add_(rounded)
-            if len(layers) > 1:
-                rest.sub_(rounded)
+            rest.sub_(rounded)
             step *= 2.0**-BITS
 
 
