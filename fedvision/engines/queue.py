@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 SHARES = 2.0
 """A batch is one part in ``SHARES`` of a worker's even share of the work that is left,"""
-LEAST = 0.1
+LEAST = 0.15
 """but not less than this part of its even share of all work."""
 
 

@@ -32,6 +32,11 @@ from fedvision.types import PluginSpec
 
 BATCH_BYTES = 64 * 2**20
 """Tensors that one answer may carry: more updates than that come in several answers."""
+_OWN_CLUSTER = {
+    "RAY_num_workers_soft_limit": "1",  # or spare processes are kept beside the workers, 75 MB each
+    "RAY_task_events_report_interval_ms": "0",  # or every call is told to a dashboard that is not there
+}
+"""What a Ray that is started for one run is told, unless the user has told it otherwise."""
 
 
 class RayEngine:
@@ -138,8 +143,8 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
     else:
         options["address"] = address
     if address is None:
-        # Ray would keep spare processes beside the workers, 75 MB each.
-        os.environ.setdefault("RAY_num_workers_soft_limit", "1")
+        for name, value in _OWN_CLUSTER.items():
+            os.environ.setdefault(name, value)
     try:
         with without_daemons() if address is None else nullcontext():
             ray.init(**options)

@@ -16,7 +16,7 @@ from fedvision.flower.roster import Roster
 from fedvision.training.evaluate import Evaluation
 from fedvision.types import State
 
-PARTS = 16
+PARTS = 32
 """Parts of the test images at most: enough to keep as many processes busy."""
 
 
