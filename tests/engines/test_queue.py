@@ -31,10 +31,10 @@ def test_every_task_is_taken_once_even_after_it_was_put_back(
 
 
 def test_the_longest_goes_first_and_alone_where_it_is_more_than_a_share() -> None:
-    queue = Queue([1.0, 50.0, 2.0, 3.0, 44.0], most=10)
+    queue = Queue([1.0, 50.0, 4.0, 3.0, 42.0], most=10)
     assert queue.take(2) == [1]
     assert queue.take(2) == [4]
-    assert queue.take(2) == [3, 2]  # a twentieth of all, 5
+    assert queue.take(2) == [2, 3]  # a worker's least share: 15 % of half of all, 7.5
     assert queue.take(2) == [0]
     assert queue.take(2) == []
 
