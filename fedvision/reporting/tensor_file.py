@@ -57,7 +57,9 @@ def pieces(state: State) -> Iterator[bytes | memoryview]:
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in names:
-        flat = state[name].detach().cpu().contiguous().reshape(-1)
+        # Strided anew: of a single number the stride may be anything, and a view as bytes wants 1.
+        whole = state[name].detach().cpu().contiguous()
+        flat = whole.as_strided((whole.numel(),), (1,))
         if flat.numel():
             yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 

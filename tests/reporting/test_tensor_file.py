@@ -22,6 +22,12 @@ def test_the_package_reads_what_was_written() -> None:
         assert torch.equal(back[name], tensor)
 
 
+def test_a_single_number_is_written_whatever_its_stride() -> None:
+    tensor = torch.tensor(2.5).expand(1, 1)
+    assert tensor.stride() == (0, 0)
+    assert torch.equal(load(b"".join(pieces({"w": tensor})))["w"], tensor)
+
+
 def test_floats_are_written_as_the_package_writes_them() -> None:
     state = {"b": torch.randn(3), "a": torch.tensor([torch.nan, 1.0]), "z": torch.randn(2).double()}
     assert b"".join(pieces(state)) == save(state)
