@@ -31,21 +31,22 @@ class VectorizedEngine:
     Args:
         stack: K, the clients that are trained at once; 0 takes a fixed number on a CPU, and on a GPU as many
             as fit into its memory, measured on the first few.
+        record: Whether steps are recorded and played back where the device can.
 
     Raises:
         ValueError: ``stack`` is negative.
     """
 
-    def __init__(self, *, stack: int = 0) -> None:
+    def __init__(self, *, stack: int = 0, record: bool = True) -> None:
         if stack < 0:
             raise ValueError(f"stack must be >= 0, not {stack}; 0 takes as many clients as fit")
-        self._stack = stack
+        self._stack, self._record = stack, record
 
     @contextmanager
     def open(self, recipe: Recipe, *, run_id: int = 1, tell: Tell = print) -> Iterator[Grid]:
         """Open a Grid over the recipe's clients; one at a time in a process."""
         internals.identify(run_id)
-        yield VectorizedGrid(recipe, run_id, self._stack, tell)
+        yield VectorizedGrid(recipe, run_id, self._stack, tell, record=self._record)
 
 
 class VectorizedGrid(LocalGrid):
@@ -56,11 +57,13 @@ class VectorizedGrid(LocalGrid):
         run_id: Flower's number of the run.
         stack: Clients that are trained at once; 0 by measurement.
         tell: Is told why clients are trained one by one, each reason once.
+        record: Whether steps are recorded where the device can.
     """
 
-    def __init__(self, recipe: Recipe, run_id: int, stack: int, tell: Tell) -> None:
+    def __init__(self, recipe: Recipe, run_id: int, stack: int, tell: Tell, *, record: bool = True) -> None:
         super().__init__(recipe.clients, run_id)
-        self._desk = StackingDesk(recipe.open(), recipe.clients, run_id, stack, recipe.cost, tell)
+        host = recipe.open()
+        self._desk = StackingDesk(host, recipe.clients, run_id, stack, recipe.cost, tell, record=record)
 
     def carry(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Answer training messages in stacks, the longest clients first, then the others in order."""
@@ -77,15 +80,25 @@ class StackingDesk(Desk):
         stack: Clients that are trained at once; 0 by measurement.
         cost: A client's work beside the others', so that a stack has clients of like length.
         tell: Is told why clients are trained one by one, each reason once.
+        record: Whether steps are recorded where the device can.
     """
 
     def __init__(
-        self, host: Host, clients: int, run_id: int, stack: int, cost: Callable[[int], float], tell: Tell
+        self,
+        host: Host,
+        clients: int,
+        run_id: int,
+        stack: int,
+        cost: Callable[[int], float],
+        tell: Tell,
+        *,
+        record: bool = True,
     ) -> None:
         super().__init__(host, clients, run_id)
         self._worker, self._cost, self._tell = host.worker, cost, tell
         device = torch.device("cpu") if host.worker is None else host.worker.settings.device
         self.capacity = Capacity(device, stack)
+        self._recorded = self._worker.recorder() if self._worker is not None and record else None
         self._told: set[str] = set()
 
     def deliver_all(self, messages: Sequence[Message]) -> Iterator[Message]:
@@ -143,8 +156,10 @@ class StackingDesk(Desk):
         assert self._worker is not None
         try:
             with self.capacity.watch(len(stack)):
-                updates = self._worker.train_many([task for _, task in stack])
+                updates = self._worker.train_many([task for _, task in stack], recorded=self._recorded)
             pairs = zip(stack, updates, strict=True)
+            if self._recorded is not None and self._recorded.trouble:
+                self._say("record", f"steps are launched kernel by kernel: {self._recorded.trouble}")
             return [answer(codec.encode_update(update), message) for (message, _), update in pairs]
         except torch.OutOfMemoryError:
             self.capacity.exceeded(len(stack))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fedvision import seeding
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import Draws
+from fedvision.training.gallery import Gallery
 from fedvision.training.loop import LoopSettings
 from fedvision.types import Task
 
@@ -41,13 +42,27 @@ def stacks(batches: Sequence[Batches], chunk: int) -> list[list[int]]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slots:
+    """The places of one step's images, K clients with B each."""
+
+    at: torch.Tensor
+    """int64 [K, B]: which images."""
+    weights: torch.Tensor
+    """float32 [K, B]: what each loss counts, 0 where there is no image."""
+    drawn: Draws
+    """Augmentation, each [..., K, B]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What K clients do in S steps of at most B images, on the device."""
 
     images: torch.Tensor
-    """uint8 [N, H, W, channels]: every image that a client uses, once."""
+    """uint8 [N, H, W, channels]: every image that a client uses, once, or the whole set of a gallery."""
     labels: torch.Tensor
     """int64 [N]."""
+    resident: bool
+    """Whether images and labels stay where they are from round to round."""
     at: torch.Tensor
     """int64 [S, K, B]: which images; a slot without one repeats the batch's first."""
     weights: torch.Tensor
@@ -58,6 +73,8 @@ class Plan:
     """Clients of each step: the first so many; never grows."""
     widths: tuple[int, ...]
     """Slots of each step: the widest batch of its clients."""
+    sizes: tuple[int, ...]
+    """Images that each client has [K]."""
     steps: tuple[int, ...]
     """Steps of each client [K]."""
     examples: tuple[int, ...]
@@ -70,12 +87,22 @@ class Plan:
         tasks: Sequence[Task],
         batches: Sequence[Batches],
         settings: LoopSettings,
+        gallery: Gallery | None = None,
     ) -> Plan:
-        """Lay out the rounds of K clients, the longest first, as ``stacks`` puts them."""
-        images, labels, numbered = _gather(shards, batches)
+        """Lay out the rounds of K clients, the longest first, as ``stacks`` puts them.
+
+        Images come from the gallery where it has them, else they are sent to the device.
+        """
+        whole = _whole(shards, gallery)
+        if whole is None:
+            images, labels, numbered = _gather(shards, batches, settings.device)
+        else:
+            images, labels = whole
+            both = zip(shards, batches, strict=True)
+            numbered = [[shard.indices[batch] for batch in own] for shard, own in both]
         sizes = _sizes(batches)
         at = np.zeros((*sizes.shape, int(sizes.max())), np.int64)
-        drawn = _draws(tasks, batches, at.shape, images.shape, settings)
+        drawn = _draws(tasks, batches, at.shape, tuple(images.shape), settings)
         for k, own in enumerate(numbered):
             for s, batch in enumerate(own):
                 at[s, k, : len(batch)], at[s, k, len(batch) :] = batch, batch[0]
@@ -83,26 +110,40 @@ class Plan:
         weights = np.divide(filled, sizes[..., None], where=filled, out=np.zeros(at.shape, np.float32))
         device = settings.device
         return cls(
-            images=torch.from_numpy(images).to(device, non_blocking=True),
-            labels=torch.from_numpy(labels).to(device, non_blocking=True),
+            images=images,
+            labels=labels,
+            resident=whole is not None,
             at=torch.from_numpy(at).to(device, non_blocking=True),
             weights=torch.from_numpy(weights).to(device, non_blocking=True),
             drawn={name: values.to(device, non_blocking=True) for name, values in drawn.items()},
             active=tuple((sizes > 0).sum(1).tolist()),
             widths=tuple(sizes.max(1).tolist()),
+            sizes=tuple(map(len, shards)),
             steps=tuple(map(len, batches)),
             examples=tuple(sizes.sum(0).tolist()),
         )
 
-    def slots(self, step: int) -> tuple[slice, slice]:
-        """Return a step's clients and slots, to be cut out of anything [S, K, B]."""
-        return slice(0, self.active[step]), slice(0, self.widths[step])
+    def slots(self, step: int) -> Slots:
+        """Return a step's images and what is drawn for them, as views."""
+        clients, places = slice(0, self.active[step]), slice(0, self.widths[step])
+        return Slots(
+            at=self.at[step, clients, places],
+            weights=self.weights[step, clients, places],
+            drawn={name: value[..., step, clients, places] for name, value in self.drawn.items()},
+        )
+
+
+def _whole(shards: Sequence[Shard], gallery: Gallery | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the images and labels of the set that all shards are of, where a gallery has it."""
+    if gallery is None or any(shard.images is not shards[0].images for shard in shards):
+        return None
+    return gallery.find(shards[0])
 
 
 def _gather(
-    shards: Sequence[Shard], batches: Sequence[Batches]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[Batches]]:
-    """Copy each image that is used once; return images, labels, and the batches in their numbers."""
+    shards: Sequence[Shard], batches: Sequence[Batches], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, list[Batches]]:
+    """Send each image that is used over once; return images, labels, and the batches in their numbers."""
     images, labels, numbered, start = [], [], [], 0
     for shard, own in zip(shards, batches, strict=True):
         used, places = np.unique(np.concatenate(own), return_inverse=True)
@@ -111,7 +152,8 @@ def _gather(
         labels.append(classes)
         numbered.append(np.split(places + start, np.cumsum([len(batch) for batch in own])[:-1]))
         start += len(used)
-    return np.concatenate(images), np.concatenate(labels), numbered
+    whole, named = torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
+    return whole.to(device, non_blocking=True), named.to(device, non_blocking=True), numbered
 
 
 def _sizes(batches: Sequence[Batches]) -> NDArray[np.int64]:

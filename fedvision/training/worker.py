@@ -22,9 +22,11 @@ from fedvision.training import device
 from fedvision.training.allocator import keep_freed_memory
 from fedvision.training.batched import fit_many
 from fedvision.training.evaluate import Evaluation, evaluate
+from fedvision.training.gallery import Gallery
 from fedvision.training.loop import LocalUpdate, LoopSettings, fit
 from fedvision.training.memory import ClientMemory
 from fedvision.training.objectives import Objective
+from fedvision.training.recorded import Recorded, Recorder, on_cuda, recordable
 from fedvision.training.stackable import scalable, stackable, stacks_objective
 from fedvision.types import LossFn, PluginSpec, State, Task
 
@@ -118,12 +120,15 @@ class Worker:
         self._keep(task, update)
         return replace(update, measured=measured)
 
-    def train_many(self, tasks: Sequence[Task], chunk: int = 0) -> list[LocalUpdate]:
+    def train_many(
+        self, tasks: Sequence[Task], chunk: int = 0, recorded: Recorded | None = None
+    ) -> list[LocalUpdate]:
         """Train several clients on their tasks, as many at once as can be; the result is that of ``train``.
 
         Args:
             tasks: One for each client.
             chunk: Clients that are trained at once; 0 trains all that can be.
+            recorded: Plays steps back, where it can; made by ``recorder``.
 
         Returns:
             The updates in the order of the tasks. An error of one client is raised and loses the others;
@@ -138,7 +143,7 @@ class Worker:
             if len(own) == 1 or self.obstacle(own[0]):
                 updates |= zip(places, map(self.train, own), strict=True)
             else:
-                updates |= zip(places, self._train_stack(own, chunk), strict=True)
+                updates |= zip(places, self._train_stack(own, chunk, recorded), strict=True)
         return [updates[place] for place in range(len(tasks))]
 
     def obstacle(self, task: Task) -> str | None:
@@ -160,7 +165,25 @@ class Worker:
             settings=self.settings,
         )
 
-    def _train_stack(self, tasks: Sequence[Task], chunk: int) -> list[LocalUpdate]:
+    @cached_property
+    def gallery(self) -> Gallery:
+        """The image sets that live on the device, for clients that are trained together."""
+        return Gallery(self.settings.device)
+
+    def recorder(self, record: Recorder | None = None) -> Recorded | None:
+        """Make what plays back the steps of clients that are trained together; None where nothing does.
+
+        Args:
+            record: Records a step; by default CUDA graphs, where the device has them.
+        """
+        if record is None and self.settings.device.type == "cuda":
+            record = on_cuda()
+        if record is None or not recordable(self.settings):
+            return None
+        by_round = "round" in registry.parameters("loss", self.config.loss.use)
+        return Recorded(self.model, self.settings, record, lambda round: round if by_round else None)
+
+    def _train_stack(self, tasks: Sequence[Task], chunk: int, recorded: Recorded | None) -> list[LocalUpdate]:
         measured = [self._measure_first(task) for task in tasks]
         shards = [self.shards.train(task.client) for task in tasks]
         memories = [self.memory.load(task.client, task.round) for task in tasks]
@@ -170,12 +193,15 @@ class Worker:
             self.model,
             shards,
             tasks,
-            loss=lambda places: self._make_loss(counts[list(places)], tasks[0].round),
+            loss=lambda counts: self._make_loss(counts, tasks[0].round),
+            counts=counts,
             objectives=[_objective(task) for task in tasks],
             settings=self.settings,
             memories=[memory.get(_OBJECTIVE, {}) for memory in memories],
             personals=[memory.get(_PERSONAL, self.initial) for memory in memories],
             chunk=chunk,
+            gallery=self.gallery,
+            recorded=recorded,
         )
         for task, update in zip(tasks, updates, strict=True):
             self._keep(task, update)

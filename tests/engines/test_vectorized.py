@@ -77,9 +77,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     train_many = Worker.train_many
 
-    def count(self: Worker, tasks: Sequence[Task], chunk: int = 0) -> Any:
+    def count(self: Worker, tasks: Sequence[Task], **options: Any) -> Any:
         sizes.append(len(tasks))
-        return train_many(self, tasks, chunk)
+        return train_many(self, tasks, **options)
 
     monkeypatch.setattr(Worker, "train_many", count)
     return sizes
@@ -166,11 +166,11 @@ def test_a_device_that_is_full_gets_smaller_stacks(tmp_path: Path, monkeypatch: 
     said: list[str] = []
     train_many, sizes = Worker.train_many, list[int]()
 
-    def full(self: Worker, tasks: Sequence[Task], chunk: int = 0) -> Any:
+    def full(self: Worker, tasks: Sequence[Task], **options: Any) -> Any:
         sizes.append(len(tasks))
         if len(tasks) > 2:
             raise torch.OutOfMemoryError("no room")
-        return train_many(self, tasks, chunk)
+        return train_many(self, tasks, **options)
 
     monkeypatch.setattr(Worker, "train_many", full)
     recipe = recipe_of(tmp_path)

@@ -118,19 +118,20 @@ class Crowd:
         load_state(self.model, {**home, **tasks[0].state})
         return updates
 
-    def at_once(self, chunk: int = 0) -> list[LocalUpdate]:
-        """Train with ``fit_many``."""
-        counts = self.counts()
+    def at_once(self, chunk: int = 0, **options: Any) -> list[LocalUpdate]:
+        """Train with ``fit_many``; keywords are its own."""
         return fit_many(
             self.model,
             self.shards,
             self.tasks(),
-            loss=lambda places: self.build_loss(counts[list(places)]),
+            loss=self.build_loss,
+            counts=self.counts(),
             objectives=self.objectives(),
             settings=self.settings,
             memories=self.memories,
             personals=self.personals,
             chunk=chunk,
+            **options,
         )
 
 

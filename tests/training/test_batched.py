@@ -14,8 +14,9 @@ from fedvision import registry
 from fedvision.config import TransformConfig
 from fedvision.errors import ClientError, ConfigError
 from fedvision.models.state import get_state, kept, travelling
-from fedvision.training.batched import clip_each, fit_many
+from fedvision.training.batched import fit_many
 from fedvision.training.objectives import Objective
+from fedvision.training.stack import clip_each
 from fedvision.training.stackable import ELEMENTWISE
 from fedvision.types import Instruction, PluginSpec, Task
 from tests.training.crowd import SIZES, Crowd, assert_equal, make_shards, network, noise, settings
@@ -232,7 +233,8 @@ def test_the_plain_objective_costs_no_views() -> None:
         crowd.model,
         crowd.shards,
         [Task(round=1, client=k, state=state) for k in range(len(SIZES))],
-        loss=lambda places: crowd.build_loss(crowd.counts()[list(places)]),
+        loss=crowd.build_loss,
+        counts=crowd.counts(),
         objectives=[Watched() for _ in SIZES],
         settings=crowd.settings,
     )
