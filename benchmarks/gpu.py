@@ -1,262 +1,256 @@
-"""The vectorized engine against the serial one on one device, with a roofline beside.
+"""W1 on one device: the vectorized engine, the serial one and Apple's pfl, in turns, and a roofline beside.
 
-    python benchmarks/gpu.py [--device cuda] [--rounds 30] [--stack 0] [--seeds 0 1 2]
+    python benchmarks/gpu.py [--device cuda] [--rounds 30] [--repetitions 3] [--stack 0] [--rivals pfl]
 
-Fashion-MNIST, 1000 clients, Dirichlet 0.1, 20 a round, batches of 32, SGD 0.05, the CNN, FedAvg. Both engines
-get the same cohorts and mini-batches and take turns; the time is that of the training phase of all rounds
-but the first, which warms up. On a shared machine the ratio of the processor's time is the steadier one.
-First of all their models are compared after two rounds. Where there is no GPU the same is run on the CPU for
-a few rounds and the GPU's row says "not measured".
+All train the network of benchmarks/workloads.py on the same clients in the same rounds in batches of one
+size, each measurement in a process of its own, another one first each time. The time is that of the training
+phases, from the choice of clients to the new model, of all rounds but the first, which warms up; on a shared
+machine the ratio of the processor's time is the steadier one. First of all the models of both engines are
+compared after two rounds, and the kernels counted that the steps of a round launch (the mean of the first
+four): small clients wait for launches, and their number is the same on every machine. Where there is no GPU
+the same is run on the CPU for a few rounds and the GPU's row says "not measured", as does the column of a
+rival that pip cannot install.
 
-The roofline is the least time that the arithmetic could take on the device: operations at the rate of a large
-matrix product, or bytes (inputs and outputs of every operation, without fusion) at the rate of a large copy,
-whichever is longer. Both rates are measured on the spot, TF32 allowed, as it is in cuDNN's convolutions.
+A measurement that is done is kept in results/gpu-DEVICE.json and not taken again unless ``--again``; a
+command that was broken off goes on where it stopped. The table is in results/gpu-DEVICE.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Mapping
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import environments
+import figures
 import torch
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from harness import Store, Turn, take, turns
+from meter import measure
+from peers import SCRIPTS, file, surroundings
+from phases import experiment, run
+from roofline import images_and_steps, launches, peaks, work
+from workloads import SEED, WORKLOADS
 
-from fedvision import ExperimentConfig, seeding, simulate
-from fedvision.federation import Federation
 from fedvision.reporting.environment import environment
-from fedvision.reporting.progress import Silent
-from fedvision.strategies.averaging import FedAvg
-from fedvision.training.worker import loop_settings, place
-from fedvision.types import PluginSpec, State
+from fedvision.types import PluginSpec
 
-RESULTS = Path(__file__).parent / "results"
-CLIENTS, FRACTION, BATCH = 1000, 0.02, 32
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+W1 = WORKLOADS["w1"]
+RIVALS = ("pfl",)
 ROUNDS_ON_CPU = 4
+LIMITS = Turn("w1", "limits", 0)
+"""Where the store keeps what is found once: agreement, kernels, roofline."""
+APART = 1e-3
+"""How far the engines' models may be apart after two rounds, relative to the largest weight."""
+COLUMNS = {
+    "serial, s": ("serial_s", "{:.2f}"),
+    "vectorized, s": ("vectorized_s", "{:.2f}"),
+    "pfl, s": ("pfl_s", "{:.2f}"),
+    "vectorized / serial": ("of_serial", "{:.3f}"),
+    "of the processor's time": ("of_processor", "{:.3f}"),
+    "vectorized / pfl": ("of_pfl", "{:.3f}"),
+    "roofline, s": ("roofline_s", "{:.3f}"),
+    "serial at": ("serial_share", "{:.1%}"),
+    "vectorized at": ("vectorized_share", "{:.1%}"),
+    "launches, serial": ("serial_launches", "{:,.0f}"),
+    "launches, vectorized": ("vectorized_launches", "{:,.0f}"),
+}
 
 
-def experiment(seed: int, rounds: int, device: str) -> ExperimentConfig:
-    return ExperimentConfig.from_dict(
-        {
-            "name": "gpu",
-            "seed": seed,
-            "rounds": rounds,
-            "data": {"use": "fashion-mnist"},
-            "partition": {"use": "dirichlet", "clients": CLIENTS, "alpha": 0.1},
-            "model": {"use": "cnn"},
-            "training": {"lr": 0.05, "batch_size": BATCH, "device": device},
-            "strategy": {"use": "fedavg", "fraction": FRACTION},
-            "evaluation": {"every": rounds},
-        }
-    )
+def engines(stack: int) -> dict[str, PluginSpec]:
+    """Return the engines that are compared, with their arguments."""
+    return {
+        "serial": PluginSpec(use="serial"),
+        "vectorized": PluginSpec(use="vectorized", args={"stack": stack}),
+    }
 
 
-class Clock(Silent):
-    """Keeps the seconds of each round's training phase, and this process's own seconds when it ended."""
-
-    def start(self, rounds: int, first_round: int) -> None:
-        self.train: list[float] = []
-        self.processor: list[float] = []
-
-    def round_done(self, round: int, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-        self.train.append(seconds["train"])
-        self.processor.append(time.process_time())
+def command(turn: Turn, options: argparse.Namespace) -> list[str]:
+    """Return what takes a measurement."""
+    numbers = ["--rounds", str(options.rounds), "--device", options.device]
+    if turn.rival == "pfl":
+        program = [str(environments.python("pfl")), str(SCRIPTS / "apple_pfl.py"), str(file("w1"))]
+        return [*program, "--batch", str(W1["batch"]), "--every", str(options.rounds), *numbers]
+    engine = json.dumps(vars(engines(options.stack)[turn.rival]))
+    return [sys.executable, str(HERE / "phases.py"), "--engine", engine, *numbers]
 
 
-def run(config: ExperimentConfig, engine: PluginSpec) -> tuple[float, float, State]:
-    """Return seconds of all training phases but the first, processor seconds, and the final state.
-
-    The processor's are those of all rounds but the first, which warms up, and the last, which evaluates.
-    """
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        result = simulate(config, engine=engine, out=Path(folder) / "run", progress=clock)
-    return sum(clock.train[1:]), clock.processor[-2] - clock.processor[0], result.state
-
-
-def engines(stack: int) -> list[tuple[str, PluginSpec]]:
-    return [
-        ("serial", PluginSpec(use="serial")),
-        ("vectorized", PluginSpec(use="vectorized", args={"stack": stack})),
-    ]
+def installed(rivals: Sequence[str]) -> list[str]:
+    """Return the rivals whose environment is there or can be made, and say which are left out."""
+    found = []
+    for rival in rivals:
+        try:
+            environments.python(rival)
+            found.append(rival)
+        except (subprocess.CalledProcessError, OSError):
+            wanted = ", ".join(environments.REQUIREMENTS[rival])
+            print(f"{rival} is not measured: pip could not install {wanted}", flush=True)
+    return found
 
 
 def difference(device: str, stack: int) -> float:
-    """Return how far the engines' models are apart after two rounds, relative to the largest weight."""
-    config = experiment(0, 2, device)
-    one, other = (run(config, engine)[2] for _, engine in engines(stack))
+    """Return how far the engines' models are apart after two rounds, relative to the largest weight.
+
+    Raises:
+        SystemExit: Further than ``APART``; with one sentence.
+    """
+    # Without TF32: what the two must have in common is what they compute, not how it is rounded.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False, fp32_precision="ieee"):
+        one, other = (run(experiment(2, device), engine)[1] for engine in engines(stack).values())
     largest = max(float(tensor.abs().max()) for tensor in one.values())
-    return max(float((one[name] - other[name]).abs().max()) for name in one) / largest
+    apart = max(float((one[name] - other[name]).abs().max()) for name in one) / largest
+    print(f"after two rounds the engines' models are {apart:.1e} apart (relative to the largest weight)")
+    if not apart < APART:
+        raise SystemExit(f"the engines disagree: their models must be less than {APART:.0e} apart")
+    return apart
 
 
-class Traffic(TorchDispatchMode):
-    """Counts the bytes of every operation's inputs and outputs; views move nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
-            self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return out
-
-
-def work(config: ExperimentConfig) -> tuple[float, float]:
-    """Return operations and bytes of all rounds but the first, counted on steps of the network."""
-    federation = Federation.build(config)
-    settings = loop_settings(config, 1)
-    model = place(federation.model, settings).train()
-    parameters = list(model.parameters())
-
-    def step(images: int) -> None:
-        pixels = torch.zeros(images, 28, 28, 1, dtype=torch.uint8, device=settings.device)
-        x = settings.transform.normalise(pixels)
-        labels = torch.zeros(images, dtype=torch.int64, device=settings.device)
-        gradients = torch.autograd.grad(F.cross_entropy(model(x), labels), parameters)
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.sub_(gradient, alpha=0.0)
-
-    def counted(images: int) -> tuple[float, float]:
-        with FlopCounterMode(display=False) as flops:
-            step(images)
-        with Traffic() as traffic:
-            step(images)
-        return float(flops.get_total_flops()), float(traffic.bytes)
-
-    step(2)
-    # Both grow by a constant for each image.
-    (few_flop, few_bytes), (flop, bytes_) = counted(1), counted(BATCH)
-    images, steps = _images_and_steps(config, federation)
-    slopes = ((flop - few_flop) / (BATCH - 1), (bytes_ - few_bytes) / (BATCH - 1))
-    starts = (few_flop - slopes[0], few_bytes - slopes[1])
-    return starts[0] * steps + slopes[0] * images, starts[1] * steps + slopes[1] * images
+def limits(options: argparse.Namespace) -> dict[str, float]:
+    """Return what is found once: whether the engines agree, the roofline, the kernels of a round's steps."""
+    apart = difference(options.device, options.stack)
+    config = experiment(options.rounds, options.device)
+    flop, bytes_ = work(config, *images_and_steps(file("w1"), options.rounds, W1["batch"]))
+    operations_rate, bytes_rate = peaks(torch.device(options.device))
+    if options.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    # A GPU holds a whole cohort at once. The rounds are the same wherever kernels are counted.
+    counted, both = experiment(ROUNDS_ON_CPU, "cpu"), engines(options.stack or W1["cohort"]).items()
+    return {
+        "apart": apart,
+        "tflop": flop / 1e12,
+        "gbyte": bytes_ / 1e9,
+        "peak_tflop_s": operations_rate / 1e12,
+        "peak_gbyte_s": bytes_rate / 1e9,
+        "roofline_s": max(flop / operations_rate, bytes_ / bytes_rate),
+        **{f"{name}_launches": launches(counted, engine) for name, engine in both},
+    }
 
 
-def _images_and_steps(config: ExperimentConfig, federation: Federation) -> tuple[int, int]:
-    images = steps = 0
-    for number in range(2, config.rounds + 1):
-        rng = seeding.numpy_stream(config.seed, "select", number)
-        for client in FedAvg(fraction=FRACTION).select(number, range(CLIENTS), rng):
-            size = len(federation.split.clients[client])
-            images, steps = images + size, steps + -(-size // BATCH)
-    return images, steps
+def seconds(found: Mapping[str, Any]) -> float:
+    """Return the seconds of a measurement's rounds but the first; of a rival, without its evaluation."""
+    if "train_s" in found:
+        return float(found["train_s"])
+    marks = found["marks"]
+    return float(marks[-1] - marks[0] - found["evaluation_s"])
 
 
-def peaks(device: torch.device) -> tuple[float, float]:
-    """Return operations a second of a matrix product and bytes a second, in and out, of a copy."""
-    side, length = (8192, 2**28) if device.type == "cuda" else (1024, 2**26)
-    a, b = torch.rand(2, side, side, device=device)
-    source = torch.rand(length, device=device)
-    target = torch.empty_like(source)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    product = _fastest(device, lambda: torch.mm(a, b))
-    torch.set_float32_matmul_precision(precision)
-    copy = _fastest(device, lambda: target.copy_(source))
-    return 2 * side**3 / product, 2 * source.nbytes / copy
+def row(found: Mapping[str, Mapping[str, Any]], once: Mapping[str, float]) -> dict[str, float]:
+    """Return a repetition's seconds, their ratios and shares of the roofline; what is not there is left out.
+
+    Args:
+        found: Measurements by rival.
+        once: As ``limits`` returns it; empty where it is not there.
+    """
+    times = {rival: seconds(one) for rival, one in found.items()}
+    made = {f"{rival}_s": time for rival, time in times.items()}
+    if "vectorized" in times:
+        made |= {f"of_{rival}": times["vectorized"] / time for rival, time in times.items()}
+    if {"serial", "vectorized"} <= found.keys():
+        made["of_processor"] = found["vectorized"]["processor_s"] / found["serial"]["processor_s"]
+    if once:
+        made |= {f"{rival}_share": once["roofline_s"] / time for rival, time in times.items()}
+    return made | once
 
 
-def _fastest(device: torch.device, call: Callable[[], object], repeats: int = 10) -> float:
-    found = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - began)
-    return min(found)
+def rows(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return a row for each repetition.
+
+    Raises:
+        ValueError: The measurements are not of the same images.
+    """
+    if len({found["examples"] for found in runs if "examples" in found}) > 1:
+        raise ValueError("the measurements trained on unlike numbers of images: take them anew with --again")
+    once: dict[str, float] = {}
+    by_turn: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for found in runs:
+        if found["rival"] == LIMITS.rival:
+            once = {key: found[key] for key, _ in COLUMNS.values() if key in found}
+        else:
+            by_turn.setdefault(found["repetition"], {})[found["rival"]] = found
+    return [row(found, once) for found in by_turn.values()]
 
 
-def measure(device: str, rounds: int, stack: int, seeds: list[int]) -> list[dict[str, float]]:
-    """Return a row for each seed: both engines' seconds, their ratio, and the roofline's."""
-    rows = []
-    operations, traffic = peaks(torch.device(device))
-    for seed in seeds:
-        config = experiment(seed, rounds, device)
-        turns = engines(stack)
-        found = {name: run(config, engine) for name, engine in (turns if seed % 2 == 0 else turns[::-1])}
-        (serial, serial_cpu, _), (vectorized, vectorized_cpu, _) = found["serial"], found["vectorized"]
-        flop, bytes_ = work(config)
-        floor = max(flop / operations, bytes_ / traffic)
-        rows.append(
-            {
-                "seed": seed,
-                "serial_s": serial,
-                "vectorized_s": vectorized,
-                "ratio": vectorized / serial,
-                "processor_ratio": vectorized_cpu / serial_cpu,
-                "tflop": flop / 1e12,
-                "gbyte": bytes_ / 1e9,
-                "peak_tflop_s": operations / 1e12,
-                "peak_gbyte_s": traffic / 1e9,
-                "roofline_s": floor,
-                "serial_share": floor / serial,
-                "vectorized_share": floor / vectorized,
-            }
-        )
-        print(json.dumps(rows[-1]), flush=True)
-    return rows
-
-
-def table(device: str, rows: list[dict[str, float]]) -> str:
-    """Return the medians over the seeds as a Markdown table."""
-    names = ["device", "serial, s", "vectorized, s", "vectorized / serial", "of the processor's time"]
-    names += ["roofline, s", "serial at", "vectorized at"]
-    keys = ["serial_s", "vectorized_s", "ratio", "processor_ratio", "roofline_s"]
-    keys += ["serial_share", "vectorized_share"]
-    forms = ["{:.2f}"] * 5 + ["{:.1%}"] * 2
+def table(device: str, runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the medians over the repetitions, with their ranges, as a Markdown table."""
+    made = rows(runs)
+    names = ["device", "n", *COLUMNS]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     if not device.startswith("cuda"):
         lines.append("| GPU |" + " not measured |" * (len(names) - 1))
-    medians = [statistics.median(row[key] for row in rows) for key in keys]
-    cells = [form.format(value) for form, value in zip(forms, medians, strict=True)]
-    return "\n".join([*lines, f"| {device} | " + " | ".join(cells) + " |"])
+    cells = [figures.cell(made, key, form) for key, form in COLUMNS.values()]
+    cells = ["not measured" if cell == "-" else cell for cell in cells]
+    return "\n".join([*lines, f"| {device} | {len(made)} | " + " | ".join(cells) + " |"])
 
 
-def main() -> None:
-    """Compare, measure, print and write the table."""
+def facts(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the measurements depend on."""
+    return {
+        "environment": environment(options.device),
+        "rivals": {name: environments.REQUIREMENTS[name][0] for name in RIVALS},
+        "rounds": {"w1": options.rounds},
+        "stack": options.stack,
+        "seed": SEED,
+    }
+
+
+def asked() -> argparse.Namespace:
+    """Return what the command line says, the rounds and the name of the results settled."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, help=f"30, or {ROUNDS_ON_CPU} without a GPU")
+    parser.add_argument("--rounds", type=int, help=f"{W1['rounds']}, or {ROUNDS_ON_CPU} without a GPU")
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--stack", type=int, default=0, help="clients at once; 0 chooses")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=list(RIVALS))
+    parser.add_argument("--name", help="of the files in results/; gpu-DEVICE where it is left out")
+    parser.add_argument("--again", action="store_true", help="take everything anew")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    rounds = options.rounds or (30 if options.device.startswith("cuda") else ROUNDS_ON_CPU)
-    if rounds < 3:
-        parser.error("--rounds must be >= 3: the first warms up and the last evaluates")
-    apart = difference(options.device, options.stack)
-    print(f"after two rounds the engines' models are {apart:.1e} apart (relative to the largest weight)")
-    assert apart < 1e-3, "the engines disagree"
-    rows = measure(options.device, rounds, options.stack, options.seeds)
-    facts = {
-        "environment": environment(options.device),
-        "options": {**vars(options), "rounds": rounds},
-        "apart": apart,
-        "rows": rows,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    kind = options.device.partition(":")[0]
-    (RESULTS / f"gpu-{kind}.json").write_text(json.dumps(facts, indent=1))
-    print(table(options.device, rows))
+    cuda = options.device.startswith("cuda")
+    options.rounds = options.rounds or (W1["rounds"] if cuda else ROUNDS_ON_CPU)
+    if not 3 <= options.rounds <= W1["rounds"]:
+        parser.error(f"--rounds must be 3 to {W1['rounds']}: the first warms up and the last evaluates")
+    options.name = options.name or f"gpu-{options.device.partition(':')[0]}"
+    return options
+
+
+def main() -> None:
+    """Compare, take the measurements that are missing, print and write the table."""
+    options = asked()
+    # A stop from outside ends a measurement's processes as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    torch.set_num_threads(1)
+    os.environ["FEDVISION_DATA"] = str(environments.images())
+    path = RESULTS / f"{options.name}.json"
+    if options.again:
+        path.unlink(missing_ok=True)
+    store = Store(path, facts(options))
+    if not store.find(LIMITS):
+        store.add(LIMITS, limits(options))
+    plan = turns(["w1"], [*engines(options.stack), *installed(options.rivals)], options.repetitions)
+    take(
+        store,
+        list(plan),
+        lambda turn: measure(command(turn, options), surroundings()),
+        lambda line: print(line, flush=True),
+    )
+    made = table(store.facts["environment"]["device"], store.runs)
+    said = sorted({f"{run['rival']}: {note}" for run in store.runs for note in run.get("notes", ())})
+    title = f"W1, {options.rounds} rounds, seconds of all but the first"
+    text = "\n\n".join([figures.header(store.facts, store.runs), title, made, *said])
+    path.with_suffix(".md").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(str(error)) from error

@@ -118,10 +118,12 @@ class Clock:
 
     Args:
         process_begun: ``time.perf_counter()`` at the top of the script, from which start-up counts.
+        device: Where the rival computes; a GPU's work is waited for before a time is taken.
     """
 
-    def __init__(self, process_begun: float) -> None:
-        self.begun = time.perf_counter()
+    def __init__(self, process_begun: float, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+        self.begun = self._now()
         self.startup = self.begun - process_begun
         self.marks: list[float] = []
         self.accuracies: list[float] = []
@@ -129,12 +131,17 @@ class Clock:
 
     def round(self) -> None:
         """A round, its evaluation included, is over."""
-        self.marks.append(time.perf_counter() - self.begun)
+        self.marks.append(self._now() - self.begun)
 
     def evaluate(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch: int) -> None:
-        begun = time.perf_counter()
+        begun = self._now()
         self.accuracies.append(accuracy(model, images, labels, batch))
-        self.evaluation += time.perf_counter() - begun
+        self.evaluation += self._now() - begun
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
     def report(self, **facts: Any) -> None:
         """Print the line that the harness reads: seconds of the loop, its rounds, final accuracy, steps."""
