@@ -19,9 +19,7 @@ from fedvision.engines.base import Engine
 from fedvision.engines.placement import Footprint
 from fedvision.engines.shipping import Answer, Content, Failure, Inbox, Order, pack, size, staying
 from fedvision.engines.slices import cut
-from fedvision.errors import UpdateRefused
-from fedvision.flower import internals
-from fedvision.flower.roster import FIRST_NODE
+from fedvision.flower.folding import Folding
 from fedvision.types import PluginSpec
 
 TRAIN = "train"
@@ -70,13 +68,21 @@ class RayWorker:
         self._open = contextlib.ExitStack()
         grid = engine.open(opened, run_id=setup.run_id, tell=self._notices.append)
         self._grid = self._open.enter_context(grid)
-        self._folding = opened.folding()
+        self._folding = self._sums_of_grid() or opened.folding()
         self._inbox = Inbox()
         self._phase = -1
         self._staying: list[Content] = []
         # What was imported and opened stays until the process ends: no collection need look at it again.
         gc.collect()
         gc.freeze()
+
+    def _sums_of_grid(self) -> Folding | None:
+        """Return what the inner engine sums with, where it does so itself; it then keeps the sums there."""
+        grid: Any = self._grid
+        folding: Folding | None = getattr(grid, "folding", None)
+        if folding is not None:
+            grid.keeps_sums = True
+        return folding
 
     def ready(self) -> Facts:
         """Return who this is, once it can work."""
@@ -136,12 +142,9 @@ class RayWorker:
         return pieces if len(pieces) > 1 else pieces[0]
 
     def _answer(self, message: Message, reply: Message) -> Answer:
+        if self._folding and message.metadata.message_type == TRAIN:
+            reply = self._folding.fold(message, reply)
         if reply.has_error():
             reason = reply.error.reason or ""
             return Failure(reply.error.code, reason, out_of_memory=_OUT_OF_MEMORY in reason)
-        if self._folding and message.metadata.message_type == TRAIN:
-            try:
-                reply = self._folding.fold(message, reply, message.metadata.dst_node_id - FIRST_NODE)
-            except UpdateRefused as error:
-                return Failure(internals.REPLY_REFUSED, error.cause)
         return pack(reply.content)

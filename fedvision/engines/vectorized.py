@@ -19,9 +19,13 @@ from fedvision.engines.capacity import Capacity
 from fedvision.engines.desk import Desk
 from fedvision.engines.grid import LocalGrid
 from fedvision.flower import codec, internals
-from fedvision.flower.hosting import Host, Recipe
+from fedvision.flower.folding import Folding
+from fedvision.flower.hosting import Recipe
 from fedvision.flower.internals_message import answer
 from fedvision.flower.roster import FIRST_NODE
+from fedvision.training.crew import Crew
+from fedvision.training.loop import LocalUpdate
+from fedvision.training.stack import Stacked
 from fedvision.types import Task
 
 
@@ -62,44 +66,52 @@ class VectorizedGrid(LocalGrid):
 
     def __init__(self, recipe: Recipe, run_id: int, stack: int, tell: Tell, *, record: bool = True) -> None:
         super().__init__(recipe.clients, run_id)
+        self.folding = recipe.folding()
+        """Sums updates where they were trained; None where the strategy must see every one."""
+        self.folds = self.folding is not None
+        """Whether training messages are answered with sums."""
+        self.keeps_sums = False
+        """Whether sums stay in ``folding`` for whoever asks there, instead of riding on the last reply."""
         host = recipe.open()
-        self._desk = StackingDesk(host, recipe.clients, run_id, stack, recipe.cost, tell, record=record)
+        crew = None if host.worker is None else Crew.of(host.worker, record=record)
+        capacity = Capacity(host.worker.settings.device if host.worker else torch.device("cpu"), stack)
+        desk = Desk(host, recipe.clients, run_id)
+        self._desk = StackingDesk(desk, crew, capacity, recipe.cost, tell, self.folding)
 
     def carry(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Answer training messages in stacks, the longest clients first, then the others in order."""
-        return self._desk.deliver_all(messages)
+        replies = self._desk.deliver_all(messages)
+        if self.folding is None or self.keeps_sums:
+            return replies
+        return self.folding.with_sums(replies)
 
 
-class StackingDesk(Desk):
+class StackingDesk:
     """Gives training messages to a host several at a time.
 
     Args:
-        host: Answers the messages of every client.
-        clients: Number of clients.
-        run_id: Flower's number of the run.
-        stack: Clients that are trained at once; 0 by measurement.
+        desk: Answers messages one by one.
+        crew: Trains several clients at once; None where nobody does.
+        capacity: How many.
         cost: A client's work beside the others', so that a stack has clients of like length.
         tell: Is told why clients are trained one by one, each reason once.
-        record: Whether steps are recorded where the device can.
+        folding: Sums updates; None gives each its reply.
     """
 
     def __init__(
         self,
-        host: Host,
-        clients: int,
-        run_id: int,
-        stack: int,
+        desk: Desk,
+        crew: Crew | None,
+        capacity: Capacity,
         cost: Callable[[int], float],
         tell: Tell,
-        *,
-        record: bool = True,
+        folding: Folding | None = None,
     ) -> None:
-        super().__init__(host, clients, run_id)
-        self._worker, self._cost, self._tell = host.worker, cost, tell
-        device = torch.device("cpu") if host.worker is None else host.worker.settings.device
-        self.capacity = Capacity(device, stack)
-        self._recorded = self._worker.recorder() if self._worker is not None and record else None
+        self._desk, self._crew, self.capacity = desk, crew, capacity
+        self._cost, self._tell, self._folding = cost, tell, folding
         self._told: set[str] = set()
+        if crew is not None:
+            crew.settle()
 
     def deliver_all(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Yield one reply for each message; a client that fails does not fail its neighbours."""
@@ -111,7 +123,7 @@ class StackingDesk(Desk):
             training = training[size:]
         for message in messages:
             if not _trains(message):
-                yield self.deliver(message)
+                yield self._desk.deliver(message)
 
     def _train(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Yield the replies to a stack's messages, first those of clients who must train alone."""
@@ -119,18 +131,22 @@ class StackingDesk(Desk):
         for message in messages:
             task = self._task(message)
             if task is None:
-                yield self.deliver(message)
+                yield self._alone(message)
             else:
                 stack.append((message, task))
         yield from self._train_stack(stack)
 
+    def _alone(self, message: Message) -> Message:
+        reply = self._desk.deliver(message)
+        return reply if self._folding is None else self._folding.fold(message, reply)
+
     def _task(self, message: Message) -> Task | None:
         """Return a message's task, None where it must be done alone."""
-        if self._worker is None:
+        if self._crew is None:
             return None
         try:
             task = codec.decode_task(message, _client(message))
-            obstacle = self._worker.obstacle(task)
+            obstacle = self._crew.obstacle(task)
         except Exception:
             return None  # the client will say itself what is wrong
         if obstacle:
@@ -138,29 +154,28 @@ class StackingDesk(Desk):
         return None if obstacle else task
 
     def _train_stack(self, stack: Sequence[tuple[Message, Task]]) -> Iterator[Message]:
-        replies = self._attempt(stack) if len(stack) > 1 else None
+        replies = self._attempt(stack) if len(stack) > 1 else {}
+        yield from replies.values()
+        left = [one for place, one in enumerate(stack) if place not in replies]
         fits = self.capacity.size
-        if replies is not None:
-            yield from replies
-        elif fits < len(stack):
-            for start in range(0, len(stack), fits):
-                yield from self._train_stack(stack[start : start + fits])
+        if left and fits < len(stack):
+            for start in range(0, len(left), fits):
+                yield from self._train_stack(left[start : start + fits])
         else:
-            yield from (self.deliver(message) for message, _ in stack)
+            yield from (self._alone(message) for message, _ in left)
 
-    def _attempt(self, stack: Sequence[tuple[Message, Task]]) -> list[Message] | None:
-        """Train clients at once; return None where that failed.
+    def _attempt(self, stack: Sequence[tuple[Message, Task]]) -> dict[int, Message]:
+        """Train clients at once; return the replies by place in the stack, and none of those that failed.
 
         What is to be tried then is tried outside, as an exception keeps the memory of what failed alive.
         """
-        assert self._worker is not None
+        assert self._crew is not None
+        replies: dict[int, Message] = {}
         try:
             with self.capacity.watch(len(stack)):
-                updates = self._worker.train_many([task for _, task in stack], recorded=self._recorded)
-            pairs = zip(stack, updates, strict=True)
-            if self._recorded is not None and self._recorded.trouble:
-                self._say("record", f"steps are launched kernel by kernel: {self._recorded.trouble}")
-            return [answer(codec.encode_update(update), message) for (message, _), update in pairs]
+                for places, trained in self._crew.train([task for _, task in stack]):
+                    own = [stack[place][0] for place in places]
+                    replies |= zip(places, self._replies(own, trained), strict=True)
         except torch.OutOfMemoryError:
             self.capacity.exceeded(len(stack))
             self._say("memory", f"{len(stack)} clients at once do not fit into the device's memory")
@@ -168,7 +183,22 @@ class StackingDesk(Desk):
             self._say(
                 "failed", f"{len(stack)} clients are trained one by one, as they failed at once: {error}"
             )
-        return None
+        if self._crew.recorded is not None and self._crew.recorded.trouble:
+            why = self._crew.recorded.trouble
+            self._say("recording", f"steps are launched kernel by kernel, as none could be recorded: {why}")
+        return replies
+
+    def _replies(
+        self, messages: Sequence[Message], trained: Stacked | Sequence[LocalUpdate]
+    ) -> list[Message]:
+        """Return the replies of clients that were trained together."""
+        if self._folding is not None and isinstance(trained, Stacked):
+            return self._folding.fold_stack(messages, trained)
+        updates = trained.split() if isinstance(trained, Stacked) else trained
+        pairs = zip(messages, updates, strict=True)
+        replies = [(message, answer(codec.encode_update(update), message)) for message, update in pairs]
+        folding = self._folding
+        return [reply if folding is None else folding.fold(message, reply) for message, reply in replies]
 
     def _say(self, reason: str, sentence: str) -> None:
         if reason not in self._told:

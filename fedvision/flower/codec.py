@@ -64,11 +64,12 @@ class RosterEntry:
 
 def encode_state(state: State) -> ArrayRecord:
     """Wrap CPU tensors without copying them; bfloat16, which NumPy does not know, travels as float32."""
-    arrays = {
-        name: TensorArray(tensor.float() if tensor.dtype is torch.bfloat16 else tensor)
-        for name, tensor in state.items()
-    }
-    return filled(ArrayRecord, arrays)
+    return filled(ArrayRecord, {name: TensorArray(tensor) for name, tensor in sent(state).items()})
+
+
+def sent(state: State) -> State:
+    """Return tensors in the types in which they travel."""
+    return {name: t.float() if t.dtype is torch.bfloat16 else t for name, t in state.items()}
 
 
 def decode_state(record: Mapping[str, Array]) -> State:
@@ -232,6 +233,28 @@ def encode_folded(content: RecordDict, norm: float) -> RecordDict:
     measured = {key: held for key, held in values(content).items() if key.startswith(_MEASURED)}
     own = {METRICS: record(content, METRICS, MetricRecord), _FOLDED: told}
     return filled(RecordDict, own | measured)
+
+
+def encode_in_sum(
+    examples: int, loss: float, nbytes: int, norm: float, measured: Evaluation | None
+) -> RecordDict:
+    """Return the content of a folded reply whose tensors went into a sum without having been in a message.
+
+    Args:
+        examples: Images of the client.
+        loss: Its mean training loss.
+        nbytes: Bytes of its tensors as they would have travelled.
+        norm: Norm of its change.
+        measured: What it counted before.
+    """
+    counted = None if measured is None else encode_evaluation(measured)
+    nbytes += 0 if counted is None else size(counted)
+    metrics = filled(MetricRecord, {EXAMPLES: examples, TRAIN_LOSS: loss})
+    told = filled(ConfigRecord, {_BYTES: nbytes, _NORM: norm})
+    content = filled(RecordDict, {METRICS: metrics, _FOLDED: told})
+    if counted is not None:
+        carry(content, counted)
+    return content
 
 
 def is_folded(content: RecordDict) -> bool:

@@ -7,12 +7,18 @@ of this program; a client far away sends its own update.
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from collections.abc import Iterator, Sequence
 
-from fedvision.flower import codec
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+
+from fedvision.errors import UpdateRefused
+from fedvision.flower import codec, internals
 from fedvision.flower.internals_message import answer
+from fedvision.flower.roster import FIRST_NODE
 from fedvision.flower.screening import Screen
 from fedvision.strategies.mean import MeanStrategy, Sums
+from fedvision.training.stack import Stacked
+from fedvision.types import State, Update
 
 
 class Folding:
@@ -27,21 +33,91 @@ class Folding:
         self._sums: Sums | None = None
         self._screen: Screen | None = None
 
-    def fold(self, message: Message, reply: Message, client: int) -> Message:
+    def fold(self, message: Message, reply: Message) -> Message:
         """Add a training reply's update to the sums and return the reply without its tensors.
 
-        Raises:
-            UpdateRefused: The update cannot be averaged with the others; nothing was added.
+        An update that cannot be averaged with the others is not added: the reply is then the error that says
+        why. What is an error or folded already is returned as it is.
         """
-        if self._sums is None or self._screen is None:
-            state = codec.decode_state(codec.record(message.content, codec.ARRAYS, ArrayRecord))
-            self._sums = Sums(self._strategy, state)
-            self._screen = Screen(state, codec.norm_bound(message.content))
-        norm = self._screen.check(reply.content, client)
-        self._sums.add(codec.decode_update(reply.content, client, 0))
+        if reply.has_error() or codec.is_folded(reply.content):
+            return reply
+        sums, screen = self._begun(message)
+        client = message.metadata.dst_node_id - FIRST_NODE
+        try:
+            norm = screen.check(reply.content, client)
+        except UpdateRefused as error:
+            return Message(Error(code=internals.REPLY_REFUSED, reason=error.cause), reply_to=message)
+        sums.add(codec.decode_update(reply.content, client, 0))
         return answer(codec.encode_folded(reply.content, norm), message)
+
+    def fold_stack(self, messages: Sequence[Message], stacked: Stacked) -> list[Message]:
+        """Add the updates of a stack to the sums where they are, and return a reply to each message.
+
+        The device sums them and finds which of them cannot be averaged; only those are looked at one by one.
+
+        Args:
+            messages: To the stack's clients, in its order.
+            stacked: Clients whose models are all that they send.
+        """
+        sums, screen = self._begun(messages[0])
+        state = {name: tensor.to(stacked.sums.device) for name, tensor in screen.state.items()}
+        norms = stacked.norms(state)
+        good = [k for k, norm in enumerate(norms) if norm <= screen.bound and norm < float("inf")]
+        try:
+            if good:
+                sums.add_all([_update(stacked, k) for k in good], state)
+        except RuntimeError:  # a strategy that works on the CPU only, or no memory for the sums
+            good = []
+        replies = {k: answer(_content(stacked, k, norms[k]), messages[k]) for k in good}
+        if len(good) < len(messages):
+            updates = stacked.split()
+            for k, message in enumerate(messages):
+                if k not in replies:
+                    replies[k] = self.fold(message, answer(codec.encode_update(updates[k]), message))
+        return [replies[k] for k in range(len(messages))]
+
+    def with_sums(self, replies: Iterator[Message]) -> Iterator[Message]:
+        """Yield folded replies, the first of them last, which carries the sums."""
+        held: Message | None = None
+        for reply in replies:
+            if held is None and not reply.has_error() and codec.is_folded(reply.content):
+                held = reply
+            else:
+                yield reply
+        sums = self.close()
+        if held is not None and sums is not None:
+            for key, record in sums.items():
+                held.content[key] = record
+            yield held
 
     def close(self) -> RecordDict | None:
         """Return the sums since the last call and begin anew; None where nothing was added."""
         sums, self._sums, self._screen = self._sums, None, None
         return codec.encode_sums(sums) if sums is not None and sums.heard else None
+
+    def _begun(self, message: Message) -> tuple[Sums, Screen]:
+        if self._sums is None or self._screen is None:
+            state = codec.decode_state(codec.record(message.content, codec.ARRAYS, ArrayRecord))
+            self._sums = Sums(self._strategy, state)
+            self._screen = Screen(state, codec.norm_bound(message.content))
+        return self._sums, self._screen
+
+
+def _sent(stacked: Stacked, place: int) -> State:
+    return codec.sent(stacked.sent(place))
+
+
+def _update(stacked: Stacked, place: int) -> Update:
+    return Update(
+        client=stacked.tasks[place].client,
+        position=0,
+        examples=stacked.plan.sizes[place],
+        state=_sent(stacked, place),
+        loss=stacked.losses[place],
+    )
+
+
+def _content(stacked: Stacked, place: int, norm: float) -> RecordDict:
+    nbytes = sum(tensor.nbytes for tensor in _sent(stacked, place).values())
+    facts = stacked.plan.sizes[place], stacked.losses[place]
+    return codec.encode_in_sum(*facts, nbytes, norm, stacked.measured[place])

@@ -8,7 +8,7 @@ anywhere and in any order: as replies come in, or on the workers that trained th
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedvision.strategies.base import RoundStrategy
@@ -93,6 +93,28 @@ class Sums:
         for group, summand in self.strategy.contribute(self.state, update).items():
             self._sum(group).add(summand.state, summand.weight)
         self.heard += 1
+
+    def add_all(self, updates: Sequence[Update], state: State) -> None:
+        """Add what several updates contribute: the same bits as one by one, in fewer operations.
+
+        Args:
+            updates: At least one, on any device.
+            state: The round's global model, on theirs.
+
+        Raises:
+            ValueError: Updates contribute to other groups than the first one.
+            RuntimeError: The strategy cannot work on that device. Nothing was added in either case.
+        """
+        rows = [self.strategy.contribute(state, update) for update in updates]
+        if any(row.keys() != rows[0].keys() for row in rows):
+            raise ValueError("the updates of one sum must contribute to the same groups")
+        parts = {}
+        for group in rows[0]:
+            own = [row[group] for row in rows]
+            parts[group] = self._sum(group).partial([s.state for s in own], [s.weight for s in own])
+        for group, part in parts.items():
+            self._sum(group).absorb(part)
+        self.heard += len(updates)
 
     def merge(self, parts: Mapping[str, PartialSum], heard: int) -> None:
         """Add sums that another process took over ``heard`` updates."""

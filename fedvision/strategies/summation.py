@@ -18,7 +18,7 @@ such layers, to 2^-56.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,6 +36,8 @@ _SLICE = 1 << 16
 """Elements at a time: float64 temporaries that stay in a core's cache and small beside any model."""
 _SMALL = 1 << 14
 """Elements up to which tensors are summed together: a call costs more than their elements."""
+_BLOCK = 1 << 22
+"""Elements of several models at a time: 32 MB in float64."""
 _SHIFT = 1.5 * 2.0**52
 """Adding and subtracting this many quanta rounds a float64 to whole quanta."""
 
@@ -94,12 +96,9 @@ class WeightedSum:
         Raises:
             ValueError: The weight or the tensors' names do not fit.
         """
-        if not (math.isfinite(weight) and weight >= 0):
-            raise ValueError(f"a weight must be finite and >= 0, not {weight}")
+        weight = _checked(weight)
         if state.keys() != self._dtypes.keys():
             self._learn({name: tensor.dtype for name, tensor in state.items()})
-        # 24 digits times 24 digits is exact in float64, whether or not the processor fuses the operations.
-        weight = _float32(weight)
         self._weights.append(weight)
         if not self._totals:
             self._begin(state)
@@ -107,6 +106,42 @@ class WeightedSum:
             self._small.add(state, weight)
         for name in self._large:
             _accumulate(self._totals[name], state[name], weight, self._quantum(name))
+
+    def partial(self, states: Sequence[State], weights: Sequence[float]) -> PartialSum:
+        """Return the sum of several models times their weights, to be taken in by ``absorb``.
+
+        The bits of both are those of adding the models one by one.
+
+        Args:
+            states: K models, at least one, on any device: there they are summed, and their sum comes here.
+            weights: Finite and >= 0, one for each.
+
+        Raises:
+            ValueError: A weight or the tensors' names do not fit.
+        """
+        rounded = tuple(_checked(weight) for weight in weights)
+        dtypes = {name: tensor.dtype for name, tensor in states[0].items()}
+        for state in states[1:]:
+            _check_names(dtypes, state)
+        totals = {
+            name: _sum_of([state[name] for state in states], rounded, self._quantum(name)).cpu()
+            for name in dtypes
+        }
+        return PartialSum(totals=totals, weights=rounded, dtypes=dtypes)
+
+    def absorb(self, part: PartialSum) -> None:
+        """Add a sum of ``partial`` now; where ``merge`` holds what it gets until the mean is taken.
+
+        Raises:
+            ValueError: Its tensors are not those of the models before.
+        """
+        self._learn(part.dtypes)
+        sums = {name: total for name, total in part.totals.items() if isinstance(total, torch.Tensor)}
+        if not self._totals:
+            self._begin({name: sums[name][0].to(dtype) for name, dtype in part.dtypes.items()})
+        for name, total in sums.items():
+            self._totals[name].add_(total)
+        self._weights += part.weights
 
     def merge(self, part: PartialSum) -> None:
         """Add a sum that was computed elsewhere; its tensors are fetched when the mean is taken.
@@ -251,8 +286,34 @@ def _accumulate(total: torch.Tensor, values: torch.Tensor, weight: float, quantu
             step *= 2.0**-BITS
 
 
-def _float32(value: float) -> float:
-    return float(np.float32(value))
+def _sum_of(values: Sequence[torch.Tensor], weights: Sequence[float], quantum: float) -> torch.Tensor:
+    """Return the sum of K tensors times their weights, in whole quanta: float64 [layers, *shape]."""
+    first = values[0]
+    layers = 2 if first.dtype is torch.float64 else 1
+    total = torch.zeros((layers, first.numel()), dtype=torch.float64, device=first.device)
+    scale = torch.tensor(weights, dtype=torch.float64).to(first.device)[:, None]
+    flat = [tensor.reshape(-1) for tensor in values]
+    width = max(1, _BLOCK // len(values))
+    for start in range(0, first.numel(), width):
+        rest = torch.stack([tensor[start : start + width] for tensor in flat]).to(torch.float64).mul_(scale)
+        shift = _SHIFT * quantum
+        for layer in total:
+            rounded = rest.add(shift).sub_(shift)
+            layer[start : start + width] = rounded.sum(0)
+            if layers > 1:
+                rest.sub_(rounded)
+                shift *= 2.0**-BITS
+    return total.view(layers, *first.shape)
+
+
+def _checked(weight: float) -> float:
+    """Return a weight rounded to float32.
+
+    24 digits times 24 digits is exact in float64, whether or not the processor fuses the operations.
+    """
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"a weight must be finite and >= 0, not {weight}")
+    return float(np.float32(weight))
 
 
 def _check_names(known: Collection[str], given: Collection[str]) -> None:

@@ -9,7 +9,7 @@ is named by ``fedvision.training.stackable``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -17,12 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedvision.data.shards import Shard
 from fedvision.models.state import floating
+from fedvision.training.evaluate import Evaluation
 from fedvision.training.gallery import Gallery
-from fedvision.training.loop import LocalUpdate, LoopSettings, has_batch_norm, positions, rate
+from fedvision.training.loop import LoopSettings, has_batch_norm, positions, rate
 from fedvision.training.objectives import Objective
 from fedvision.training.plan import Plan, stacks
 from fedvision.training.recorded import Recorded
-from fedvision.training.stack import Start, backward, clip_each, look_up, updates
+from fedvision.training.stack import Stacked, Start, backward, clip_each, look_up
 from fedvision.types import LossFn, State, Task
 
 
@@ -37,11 +38,12 @@ def fit_many(
     settings: LoopSettings,
     memories: Sequence[State] = (),
     personals: Sequence[State] = (),
+    measured: Sequence[Evaluation | None] = (),
     chunk: int = 0,
     gallery: Gallery | None = None,
     recorded: Recorded | None = None,
-) -> list[LocalUpdate]:
-    """Train a model on many clients' shards, each from its task's state, and return what ``fit`` would.
+) -> Iterator[tuple[list[int], Stacked]]:
+    """Train a model on many clients' shards, each from its task's state, as ``fit`` would.
 
     Args:
         model: The network, on ``settings.device``, one that ``stackable`` passes; its tensors stay.
@@ -53,12 +55,13 @@ def fit_many(
         settings: Optimiser, transforms, device, seed.
         memories: What the objective returned for each client before; empty where nobody keeps anything.
         personals: Each client's tensors that do not travel; what is left out is as in the model.
+        measured: What each client counted before, to be handed on.
         chunk: Clients that are trained at once; 0 trains all at once.
         gallery: Holds image sets on the device.
         recorded: Plays steps back, where it can.
 
-    Returns:
-        The updates in the order of the tasks.
+    Yields:
+        Places in ``tasks`` and these clients after their training.
 
     Raises:
         ValueError: The tasks belong to several rounds.
@@ -66,28 +69,26 @@ def fit_many(
         ClientError: An objective lacks something.
     """
     if len({task.round for task in tasks}) > 1:
-        raise ValueError("the clients of a stack have one learning rate: give fit_many tasks of one round")
+        raise ValueError("the clients of a stack have one learning rate: give them tasks of one round")
     model.train()
     batches = [
         list(positions(len(shard), task, settings, has_batch_norm(model)))
         for shard, task in zip(shards, tasks, strict=True)
     ]
-    found: dict[int, LocalUpdate] = {}
     for places in stacks(batches, chunk or len(tasks)):
         own = [tasks[i] for i in places]
-        home = [personals[i] if personals else {} for i in places]
         chosen = [objectives[i] for i in places]
+        before = [measured[i] if measured else None for i in places]
         plan = Plan.make([shards[i] for i in places], own, [batches[i] for i in places], settings, gallery)
-        start = Start.of(model, own, home)
-        ended = (
-            recorded.train(plan, own, start, counts[places], loss) if recorded and _plain(chosen) else None
-        )
-        if ended is None:
-            stack = _Stack(model, own, start, settings)
-            stack.begin(chosen, [memories[i] if memories else {} for i in places])
-            ended = stack.finish(plan, stack.run(plan, loss, counts[places]))
-        found |= zip(places, ended, strict=True)
-    return [found[i] for i in range(len(tasks))]
+        start = Start.of(model, own, [personals[i] if personals else {} for i in places])
+        if recorded is not None and _plain(chosen):
+            stacked = recorded.train(plan, own, start, counts[places], loss, before)
+            if stacked is not None:
+                yield places, stacked
+                continue
+        stack = _Stack(model, own, start, settings)
+        stack.begin(chosen, [memories[i] if memories else {} for i in places])
+        yield places, stack.finish(plan, stack.run(plan, loss, counts[places]), before)
 
 
 class _Stack:
@@ -184,13 +185,22 @@ class _Stack:
             parameter.grad = None
             parameter.data = parameter.data[:active]
 
-    def finish(self, plan: Plan, sums: torch.Tensor) -> list[LocalUpdate]:
-        """Close the round: each client's tensors and facts, on the CPU."""
+    def finish(self, plan: Plan, sums: torch.Tensor, measured: Sequence[Evaluation | None]) -> Stacked:
+        """Close the round."""
         ends = [
             objective.finish(steps, self.lr * own)
             for objective, steps, own in zip(self.objectives, plan.steps, self.rates, strict=True)
         ]
-        return updates(self.model, self.tasks, plan, {**self.full, **self.still}, self.fixed, sums, ends)
+        return Stacked(
+            model=self.model,
+            tasks=self.tasks,
+            plan=plan,
+            tensors={**self.full, **self.still},
+            alike=self.fixed,
+            sums=sums,
+            ends=ends,
+            measured=measured,
+        )
 
 
 def _plain(objectives: Sequence[Objective]) -> bool:

@@ -22,10 +22,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedvision import registry
 from fedvision.models.state import floating
-from fedvision.training.loop import LocalUpdate, LoopSettings, rate
+from fedvision.training.evaluate import Evaluation
+from fedvision.training.loop import LoopSettings, rate
 from fedvision.training.plan import Plan, Slots
 from fedvision.training.sgd import SGD
-from fedvision.training.stack import Start, backward, clip_each, look_up, updates
+from fedvision.training.stack import Stacked, Start, backward, clip_each, look_up
 from fedvision.types import LossFn, State, Task
 
 Play: TypeAlias = Callable[[], None]
@@ -85,7 +86,8 @@ class Recorded:
         start: Start,
         counts: torch.Tensor,
         loss: Callable[[torch.Tensor], LossFn],
-    ) -> list[LocalUpdate] | None:
+        measured: Sequence[Evaluation | None],
+    ) -> Stacked | None:
         """Train a stack of clients; None where that must be done otherwise.
 
         Args:
@@ -94,6 +96,7 @@ class Recorded:
             start: What they begin with.
             counts: Class counts [K, C] of each.
             loss: Class counts [K, C] -> per-example loss, as ``fit_many`` has it.
+            measured: What each client counted before.
         """
         if self.trouble or start.unlike:
             return None
@@ -112,9 +115,16 @@ class Recorded:
         except RuntimeError as error:
             self.trouble, self._reel = str(error).splitlines()[0], None
             return None
-        ends: list[tuple[dict[str, State], State]] = [({}, {})] * len(tasks)
-        tensors = {name: tensor[: len(tasks)] for name, tensor in reel.tensors.items()}
-        return updates(self.model, tasks, plan, tensors, start.alike, reel.sums[: len(tasks)], ends)
+        return Stacked(
+            model=self.model,
+            tasks=tasks,
+            plan=plan,
+            tensors={name: tensor[: len(tasks)] for name, tensor in reel.tensors.items()},
+            alike=start.alike,
+            sums=reel.sums[: len(tasks)],
+            ends=[({}, {})] * len(tasks),
+            measured=measured,
+        )
 
 
 class _Reel:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
 from fedvision.models.state import check_state, floating, kept
+from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import LocalUpdate, LoopSettings, autocast
 from fedvision.training.plan import Plan, Slots
 from fedvision.types import LossFn, State, Task
@@ -105,6 +107,88 @@ def backward(
     return losses.detach().sum(1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stacked:
+    """K clients after their training, on the device; good until the next stack is trained."""
+
+    model: nn.Module
+    """The network."""
+    tasks: Sequence[Task]
+    """The clients' tasks."""
+    plan: Plan
+    """What they did."""
+    tensors: State
+    """Those that clients have of their own, [K, ...]."""
+    alike: State
+    """The others."""
+    sums: torch.Tensor
+    """Each client's sum of losses [K]."""
+    ends: Sequence[tuple[dict[str, State], State]]
+    """What each client's objective returned."""
+    measured: Sequence[Evaluation | None]
+    """What each client counted of the state that it was sent, where it was asked to."""
+
+    @cached_property
+    def losses(self) -> list[float]:
+        """Each client's mean loss over the images it saw [K]."""
+        return [total / seen for total, seen in zip(self.sums.tolist(), self.plan.examples, strict=True)]
+
+    @cached_property
+    def at_home(self) -> tuple[str, ...]:
+        """Names of the tensors that do not travel."""
+        return kept(self.model, self.tasks[0].state)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the models are all that clients have to tell and to keep."""
+        return not self.at_home and not any(any(end) for end in self.ends)
+
+    def sent(self, client: int) -> State:
+        """Return the tensors that travel of one client by its place, as views."""
+        own = {**self.tensors, **self.alike}
+        return {
+            name: own[name][client] if name in self.tensors else own[name]
+            for name in self.tasks[client].state
+        }
+
+    def norms(self, states: State) -> list[float]:
+        """Return the norm of the change that each client [K] makes to a model; not finite where it is not.
+
+        Args:
+            states: The model that all were sent.
+        """
+        squares = torch.zeros(len(self.tasks), dtype=torch.float64, device=self.sums.device)
+        for name in self.tensors.keys() & states.keys():
+            new = self.tensors[name]
+            kind = torch.promote_types(new.dtype, torch.float32)
+            change = new.to(kind) - states[name].to(new.device, kind)
+            squares += torch.linalg.vector_norm(change.flatten(1), dim=1, dtype=torch.float64).square()
+        norms: list[float] = squares.sqrt().tolist()
+        return norms
+
+    def split(self) -> list[LocalUpdate]:
+        """Return each client's update, on the CPU."""
+        tensors = {name: tensor.cpu() for name, tensor in self.tensors.items()}
+        fixed = {name: tensor.cpu() for name, tensor in self.alike.items()}
+        return [self._update(k, tensors, fixed) for k in range(len(self.tasks))]
+
+    def _update(self, k: int, tensors: State, fixed: State) -> LocalUpdate:
+        # Copies: a slice would keep the whole stack in memory, and share it with the other clients.
+        own = {name: tensor[k] for name, tensor in tensors.items()} | fixed
+        copies = {name: own[name].clone(memory_format=torch.contiguous_format) for name in own}
+        groups, memory = self.ends[k]
+        return LocalUpdate(
+            state={name: copies[name] for name in self.tasks[k].state},
+            examples=self.plan.sizes[k],
+            loss=self.losses[k],
+            steps=self.plan.steps[k],
+            tensors=groups,
+            memory=memory,
+            personal={name: copies[name] for name in self.at_home},
+            measured=self.measured[k],
+        )
+
+
 @torch.no_grad()
 def clip_each(gradients: Sequence[torch.Tensor | None], limit: float) -> None:
     """Scale each client's gradients [K, ...] in place so that their joint norm is at most ``limit``.
@@ -116,48 +200,6 @@ def clip_each(gradients: Sequence[torch.Tensor | None], limit: float) -> None:
     factors = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     for gradient in present:
         gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
-
-
-def updates(
-    model: nn.Module,
-    tasks: Sequence[Task],
-    plan: Plan,
-    tensors: State,
-    alike: State,
-    sums: torch.Tensor,
-    ends: Sequence[tuple[dict[str, State], State]],
-) -> list[LocalUpdate]:
-    """Return each client's tensors and facts, on the CPU.
-
-    Args:
-        model: The network.
-        tasks: The clients' tasks.
-        plan: What they did.
-        tensors: Those that clients have of their own, [K, ...]; they are copied.
-        alike: The others.
-        sums: Each client's sum of losses [K].
-        ends: What each client's objective returned.
-    """
-    stacked = {name: tensor.cpu() for name, tensor in tensors.items()}
-    fixed = {name: tensor.cpu() for name, tensor in alike.items()}
-    at_home = kept(model, tasks[0].state)
-    found = []
-    for k, (task, total, (groups, memory)) in enumerate(zip(tasks, sums.tolist(), ends, strict=True)):
-        # Copies: a slice would keep the whole stack in memory, and share it with the other clients.
-        own = {name: tensor[k] for name, tensor in stacked.items()} | fixed
-        copies = {name: own[name].clone(memory_format=torch.contiguous_format) for name in own}
-        found.append(
-            LocalUpdate(
-                state={name: copies[name] for name in task.state},
-                examples=plan.sizes[k],
-                loss=total / plan.examples[k],
-                steps=plan.steps[k],
-                tensors=groups,
-                memory=memory,
-                personal={name: copies[name] for name in at_home},
-            )
-        )
-    return found
 
 
 def _same(values: Sequence[torch.Tensor]) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -20,17 +20,14 @@ from fedvision.models.hollow import filled
 from fedvision.models.state import get_state, kept, load_state, travelling
 from fedvision.training import device
 from fedvision.training.allocator import keep_freed_memory
-from fedvision.training.batched import fit_many
 from fedvision.training.evaluate import Evaluation, evaluate
-from fedvision.training.gallery import Gallery
 from fedvision.training.loop import LocalUpdate, LoopSettings, fit
 from fedvision.training.memory import ClientMemory
 from fedvision.training.objectives import Objective
-from fedvision.training.recorded import Recorded, Recorder, on_cuda, recordable
-from fedvision.training.stackable import scalable, stackable, stacks_objective
 from fedvision.types import LossFn, PluginSpec, State, Task
 
-_OBJECTIVE, _PERSONAL = "objective", "personal"
+OBJECTIVE, PERSONAL = "objective", "personal"
+"""Groups of what a client keeps: what its objective returned, its tensors that do not travel."""
 
 
 class Shards(Protocol):
@@ -105,112 +102,26 @@ class Worker:
 
     def train(self, task: Task) -> LocalUpdate:
         """Train one client on its task and keep what it must remember; measure first where it is asked to."""
-        measured = self._measure_first(task)
+        measured = self.measure_first(task)
         shard = self.shards.train(task.client)
         memory = self._recall(task.client, task.round)
         update = fit(
             self.model,
             shard,
             task,
-            loss=self._make_loss(self._counts(task, shard), task.round),
-            objective=_objective(task),
+            loss=self.make_loss(self.loss_counts(task, shard), task.round),
+            objective=objective_of(task),
             settings=self.settings,
-            memory=memory.get(_OBJECTIVE, {}),
+            memory=memory.get(OBJECTIVE, {}),
         )
-        self._keep(task, update)
+        self.keep(task, update)
         return replace(update, measured=measured)
 
-    def train_many(
-        self, tasks: Sequence[Task], chunk: int = 0, recorded: Recorded | None = None
-    ) -> list[LocalUpdate]:
-        """Train several clients on their tasks, as many at once as can be; the result is that of ``train``.
+    def keep(self, task: Task, update: LocalUpdate) -> None:
+        """Keep what a client must remember of a round."""
+        self.memory.save(task.client, task.round, {OBJECTIVE: update.memory, PERSONAL: update.personal})
 
-        Args:
-            tasks: One for each client.
-            chunk: Clients that are trained at once; 0 trains all that can be.
-            recorded: Plays steps back, where it can; made by ``recorder``.
-
-        Returns:
-            The updates in the order of the tasks. An error of one client is raised and loses the others;
-            training a client again starts from the same memory.
-        """
-        alike: dict[tuple[int, str | None], list[int]] = {}
-        updates: dict[int, LocalUpdate] = {}
-        for place, task in enumerate(tasks):
-            alike.setdefault((task.round, task.instruction.objective), []).append(place)
-        for places in alike.values():
-            own = [tasks[place] for place in places]
-            if len(own) == 1 or self.obstacle(own[0]):
-                updates |= zip(places, map(self.train, own), strict=True)
-            else:
-                updates |= zip(places, self._train_stack(own, chunk, recorded), strict=True)
-        return [updates[place] for place in range(len(tasks))]
-
-    def obstacle(self, task: Task) -> str | None:
-        """Return in one line why a task is not trained together with others; None where it can be."""
-        if not self._obstacle and not stacks_objective(type(_objective(task))):
-            return f"the objective {task.instruction.objective!r} does not say how it serves several clients"
-        if task.instruction.lr_factor != 1 and not scalable(self.settings.training):
-            use = self.settings.training.optimizer.use
-            return f"the optimiser {use!r} has no stacked form for clients with learning rates of their own"
-        return self._obstacle
-
-    @cached_property
-    def _obstacle(self) -> str | None:
-        return stackable(
-            self.model,
-            self.shards.train(0).images.shape[1:],
-            self.num_classes,
-            loss=partial(build_loss, self.config),
-            settings=self.settings,
-        )
-
-    @cached_property
-    def gallery(self) -> Gallery:
-        """The image sets that live on the device, for clients that are trained together."""
-        return Gallery(self.settings.device)
-
-    def recorder(self, record: Recorder | None = None) -> Recorded | None:
-        """Make what plays back the steps of clients that are trained together; None where nothing does.
-
-        Args:
-            record: Records a step; by default CUDA graphs, where the device has them.
-        """
-        if record is None and self.settings.device.type == "cuda":
-            record = on_cuda()
-        if record is None or not recordable(self.settings):
-            return None
-        by_round = "round" in registry.parameters("loss", self.config.loss.use)
-        return Recorded(self.model, self.settings, record, lambda round: round if by_round else None)
-
-    def _train_stack(self, tasks: Sequence[Task], chunk: int, recorded: Recorded | None) -> list[LocalUpdate]:
-        measured = [self._measure_first(task) for task in tasks]
-        shards = [self.shards.train(task.client) for task in tasks]
-        memories = [self.memory.load(task.client, task.round) for task in tasks]
-        both = zip(tasks, shards, strict=True)
-        counts = torch.stack([self._counts(task, shard) for task, shard in both]).to(self.settings.device)
-        updates = fit_many(
-            self.model,
-            shards,
-            tasks,
-            loss=lambda counts: self._make_loss(counts, tasks[0].round),
-            counts=counts,
-            objectives=[_objective(task) for task in tasks],
-            settings=self.settings,
-            memories=[memory.get(_OBJECTIVE, {}) for memory in memories],
-            personals=[memory.get(_PERSONAL, self.initial) for memory in memories],
-            chunk=chunk,
-            gallery=self.gallery,
-            recorded=recorded,
-        )
-        for task, update in zip(tasks, updates, strict=True):
-            self._keep(task, update)
-        return [replace(update, measured=own) for update, own in zip(updates, measured, strict=True)]
-
-    def _keep(self, task: Task, update: LocalUpdate) -> None:
-        self.memory.save(task.client, task.round, {_OBJECTIVE: update.memory, _PERSONAL: update.personal})
-
-    def _measure_first(self, task: Task) -> Evaluation | None:
+    def measure_first(self, task: Task) -> Evaluation | None:
         """Measure the state that a task begins with, if it asks for it.
 
         Training draws from streams of its own, loads every tensor anew and evaluation changes none, so what
@@ -244,7 +155,7 @@ class Worker:
         for count in (size, size * batches):
             part = shard.take(np.arange(min(count, len(shard))))
             start = time.perf_counter()
-            loss = self._make_loss(self._counts(task, part), task.round)
+            loss = self.make_loss(self.loss_counts(task, part), task.round)
             fit(self.model, part, task, loss=loss, objective=Objective(), settings=settings)
             seconds = min(seconds, (time.perf_counter() - start) / len(part))
         return seconds
@@ -257,20 +168,22 @@ class Worker:
         """Return what a client kept before a round, its personal tensors already in the model."""
         memory = self.memory.load(client, round)
         if self.initial:
-            load_state(self.model, memory.get(_PERSONAL, self.initial))
+            load_state(self.model, memory.get(PERSONAL, self.initial))
         return memory
 
-    def _counts(self, task: Task, shard: Shard) -> torch.Tensor:
+    def loss_counts(self, task: Task, shard: Shard) -> torch.Tensor:
         """Return the class counts [C] that a client's loss sees."""
         shared = task.counts if self.config.loss.prior == "global" else None
         return torch.tensor(shared) if shared else torch.from_numpy(shard.counts(self.num_classes))
 
     @cached_property
-    def _make_loss(self) -> Callable[[torch.Tensor, int], LossFn]:
+    def make_loss(self) -> Callable[[torch.Tensor, int], LossFn]:
+        """``make_loss(counts [C], round) -> loss``."""
         return loss_maker(self.config)
 
 
-def _objective(task: Task) -> Objective:
+def objective_of(task: Task) -> Objective:
+    """Return a new objective of the kind that a task names."""
     name = task.instruction.objective
     objective: Objective = registry.build("objective", PluginSpec(use=name)) if name else Objective()
     return objective

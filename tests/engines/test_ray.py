@@ -168,6 +168,20 @@ def test_a_simulation_has_the_same_bits_and_the_same_record_on_every_engine(
         assert there.rounds == serial.rounds
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "median"])
+def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path) -> None:
+    evaluation = {"holdout": 0.2, "with_training": True}
+    config = tiny(strategy={"use": strategy}, rounds=2, evaluation=evaluation)
+    serial = simulate(config, out=tmp_path / "serial")
+    spec = PluginSpec(use="ray", args={"workers": 2, "inner": "vectorized"})
+    there = simulate(config, engine=spec, out=tmp_path / "ray")
+    for name, tensor in serial.state.items():
+        torch.testing.assert_close(there.state[name], tensor, rtol=1e-4, atol=1e-4)
+    for mine, his in zip(there.rounds, serial.rounds, strict=True):
+        assert (mine["clients"], mine["bytes"]) == (his["clients"], his["bytes"])
+        assert mine["train_loss"] == pytest.approx(his["train_loss"], rel=1e-4)
+
+
 def test_a_plug_in_beside_the_experiment_is_found_by_the_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

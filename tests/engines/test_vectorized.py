@@ -20,7 +20,9 @@ from fedvision.flower.hosting import SimulatedClients
 from fedvision.flower.roster import FIRST_NODE
 from fedvision.models.state import get_state, travelling
 from fedvision.registry import build
-from fedvision.training.worker import Worker
+from fedvision.strategies.averaging import FedAvg
+from fedvision.strategies.mean import Sums
+from fedvision.training.crew import Crew
 from fedvision.types import Instruction, PluginSpec, State, Task
 from tests.engines.hosts import AppRecipe
 from tests.engines.test_serial import counting_app, order
@@ -30,7 +32,8 @@ COHORT = [3, 0, 4, 1, 2]
 
 
 def recipe_of(folder: Path, **tables: Any) -> SimulatedClients:
-    federation = Federation.build(tiny(**tables))
+    """Return the recipe of a strategy that must see every update, unless another one is given."""
+    federation = Federation.build(tiny(**{"strategy": {"use": "median"}, **tables}))
     return SimulatedClients(
         config=federation.config,
         dataset=federation.dataset,
@@ -69,19 +72,19 @@ def test_a_whole_run_is_that_of_the_serial_engine(strategy: dict[str, Any], tmp_
         torch.testing.assert_close(runs[1].state[name], tensor, rtol=1e-4, atol=1e-4)
     for mine, his in zip(runs[1].rounds, runs[0].rounds, strict=True):
         assert mine["train_loss"] == pytest.approx(his["train_loss"], rel=1e-4)
-        assert mine["clients"] == his["clients"]
+        assert (mine["clients"], mine["bytes"]) == (his["clients"], his["bytes"])
 
 
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that grows by the number of clients of each stack."""
     sizes: list[int] = []
-    train_many = Worker.train_many
+    train = Crew.train
 
-    def count(self: Worker, tasks: Sequence[Task], **options: Any) -> Any:
+    def count(self: Crew, tasks: Sequence[Task]) -> Any:
         sizes.append(len(tasks))
-        return train_many(self, tasks, **options)
+        return train(self, tasks)
 
-    monkeypatch.setattr(Worker, "train_many", count)
+    monkeypatch.setattr(Crew, "train", count)
     return sizes
 
 
@@ -162,17 +165,57 @@ def test_what_cannot_be_stacked_is_trained_as_ever_and_said_once(
     assert said[0].startswith(f"clients are trained one by one: {reason}")
 
 
+def test_a_stack_is_answered_with_its_sum_where_the_strategy_needs_no_more(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, strategy={"use": "fedavg"})
+    start = beginning(recipe)
+    with VectorizedEngine(stack=2).open(recipe) as grid:
+        assert isinstance(grid, VectorizedGrid)
+        assert grid.folds
+        replies = list(grid.send_and_receive(orders(recipe, start)))
+    assert {reply.metadata.src_node_id - FIRST_NODE for reply in replies} == set(COHORT)
+    assert [codec.is_folded(reply.content) for reply in replies] == [True] * 5
+    sums, apart = Sums(FedAvg(), start), Sums(FedAvg(), start)
+    for reply in replies:
+        codec.decode_sums(reply.content, sums)
+    assert sums.heard == 5
+    with SerialEngine().open(recipe) as grid:
+        for reply in grid.send_and_receive(orders(recipe, start)):
+            apart.add(codec.decode_update(reply.content, 0, 0))
+    torch.testing.assert_close(sums.conclude(), apart.conclude(), rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_summed_before_an_error_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = Crew.train
+
+    def stumble(self: Crew, tasks: Sequence[Task]) -> Any:
+        yield next(iter(train(self, tasks, chunk=3)))
+        raise ValueError("a wire came loose")
+
+    monkeypatch.setattr(Crew, "train", stumble)
+    recipe, said = recipe_of(tmp_path, strategy={"use": "fedavg"}), list[str]()
+    start = beginning(recipe)
+    with VectorizedEngine().open(recipe, tell=said.append) as grid:
+        replies = list(grid.send_and_receive(orders(recipe, start)))
+    sums = Sums(FedAvg(), start)
+    for reply in replies:
+        codec.decode_sums(reply.content, sums)
+    assert (len(replies), sums.heard) == (5, 5)
+    assert said == ["5 clients are trained one by one, as they failed at once: a wire came loose"]
+
+
 def test_a_device_that_is_full_gets_smaller_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    train_many, sizes = Worker.train_many, list[int]()
+    train, sizes = Crew.train, list[int]()
 
-    def full(self: Worker, tasks: Sequence[Task], **options: Any) -> Any:
+    def full(self: Crew, tasks: Sequence[Task]) -> Any:
         sizes.append(len(tasks))
         if len(tasks) > 2:
             raise torch.OutOfMemoryError("no room")
-        return train_many(self, tasks, **options)
+        return train(self, tasks)
 
-    monkeypatch.setattr(Worker, "train_many", full)
+    monkeypatch.setattr(Crew, "train", full)
     recipe = recipe_of(tmp_path)
     start = beginning(recipe)
     with VectorizedEngine(stack=5).open(recipe, tell=said.append) as grid:

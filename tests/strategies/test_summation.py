@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvision.errors import RunError
+from fedvision.strategies import summation
 from fedvision.strategies.averaging import FedAvg
 from fedvision.strategies.summation import WeightedSum, quantum
 from fedvision.types import Update
@@ -60,6 +61,49 @@ def test_any_order_and_any_grouping_give_the_same_bits(owners: list[int], seed: 
     mean = total.mean()
     for name in ("w", "b"):
         assert torch.equal(mean[name], expected[name])
+
+
+@settings(max_examples=40)
+@given(
+    cuts=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    block=st.sampled_from([1, 7, 1 << 22]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+)
+def test_several_models_at_once_have_the_bits_of_one_by_one(
+    cuts: list[int], block: int, dtype: torch.dtype
+) -> None:
+    models = [{name: t.to(dtype) for name, t in model.items()} for model in _models(sum(cuts))]
+    weights = [0.37 + (7 * place) % 50 for place in range(len(models))]
+    reference = {name: tensor.float() for name, tensor in models[0].items()}
+    total, start = WeightedSum(reference), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summation, "_BLOCK", block)
+        for number, count in enumerate(cuts):
+            some, own = models[start : start + count], weights[start : start + count]
+            if number % 2:
+                for model, weight in zip(some, own, strict=True):
+                    total.add(model, weight)
+            else:
+                total.absorb(total.partial(some, own))
+            start += count
+    mean = total.mean()
+    for name, tensor in _streamed(models, weights, reference).items():
+        assert torch.equal(mean[name], tensor)
+        assert mean[name].dtype is dtype
+
+
+def test_a_sum_of_several_that_does_not_fit_adds_nothing() -> None:
+    total = WeightedSum()
+    total.add({"w": torch.ones(2)}, 1.0)
+    for states, weights in (
+        ([{"w": torch.ones(2)}, {"x": torch.ones(2)}], [1.0, 1.0]),
+        ([{"w": torch.ones(2)}] * 2, [1.0, math.inf]),
+    ):
+        with pytest.raises(ValueError, match=r"not in both: w, x|finite"):
+            total.absorb(total.partial(states, weights))
+    with pytest.raises(ValueError, match="not in both"):
+        total.absorb(total.partial([{"x": torch.ones(2)}], [1.0]))
+    assert torch.equal(total.mean()["w"], torch.ones(2))
 
 
 @settings(max_examples=30)

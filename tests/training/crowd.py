@@ -120,7 +120,8 @@ class Crowd:
 
     def at_once(self, chunk: int = 0, **options: Any) -> list[LocalUpdate]:
         """Train with ``fit_many``; keywords are its own."""
-        return fit_many(
+        found: dict[int, LocalUpdate] = {}
+        for places, stacked in fit_many(
             self.model,
             self.shards,
             self.tasks(),
@@ -132,7 +133,9 @@ class Crowd:
             personals=self.personals,
             chunk=chunk,
             **options,
-        )
+        ):
+            found |= zip(places, stacked.split(), strict=True)
+        return [found[place] for place in range(len(self.shards))]
 
 
 def noise(like: State, seed: int, size: float = 0.05) -> State:

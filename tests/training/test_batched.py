@@ -229,7 +229,7 @@ def test_the_plain_objective_costs_no_views() -> None:
 
     crowd = Crowd()
     state = crowd.tasks()[0].state
-    fit_many(
+    trained = fit_many(
         crowd.model,
         crowd.shards,
         [Task(round=1, client=k, state=state) for k in range(len(SIZES))],
@@ -238,6 +238,7 @@ def test_the_plain_objective_costs_no_views() -> None:
         objectives=[Watched() for _ in SIZES],
         settings=crowd.settings,
     )
+    assert [places for places, _ in trained] == [[2, 3, 4, 0, 1]]
     # Batches of 8 of 5, 1, 23, 17, 16 images: 1 + 1 + 3 + 3 + 2 steps, and nobody is asked after their last.
     assert Watched.asked == 10
 

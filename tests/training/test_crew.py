@@ -13,9 +13,12 @@ import torch
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
 from fedvision.models.state import get_state, load_state, travelling
-from fedvision.training import worker as room
+from fedvision.training import crew as room
+from fedvision.training.crew import Crew
+from fedvision.training.loop import LocalUpdate
 from fedvision.training.memory import ClientMemory
 from fedvision.training.objectives import Objective
+from fedvision.training.stack import Stacked
 from fedvision.training.worker import Worker
 from fedvision.types import Instruction, State, Task
 from tests.training.crowd import CLASSES, SIZES, assert_equal, make_shards, network, noise
@@ -54,6 +57,14 @@ def tasks_of(worker: Worker, round: int, *objectives: str | None, seed: int = 1)
     ]
 
 
+def trained(crew: Crew, tasks: Sequence[Task]) -> list[LocalUpdate]:
+    """Return the updates of all clients, in the order of the tasks."""
+    found: dict[int, LocalUpdate] = {}
+    for places, some in crew.train(tasks):
+        found |= zip(places, some.split() if isinstance(some, Stacked) else some, strict=True)
+    return [found[place] for place in range(len(tasks))]
+
+
 @pytest.fixture
 def stacks(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Return a list that grows by the clients of each call of ``fit_many``."""
@@ -72,7 +83,7 @@ def test_memories_are_recalled_and_saved_as_by_one(tmp_path: Path, stacks: list[
     one, many = make_worker(tmp_path / "one"), make_worker(tmp_path / "many")
     for round in (1, 2, 3):
         tasks = tasks_of(one, round, *["scaffold"] * len(SIZES), seed=round)
-        assert_equal(many.train_many(tasks), [one.train(task) for task in tasks])
+        assert_equal(trained(Crew(many), tasks), [one.train(task) for task in tasks])
     assert stacks == [list(range(len(SIZES)))] * 3
     for client in range(len(SIZES)):
         found, wanted = many.memory.load(client, 4), one.memory.load(client, 4)
@@ -93,7 +104,10 @@ def test_who_measures_first_trains_to_the_same_bits(
         tasks = [Task(round=round, client=client, state=start) for client in range(4)]
         asking = [replace(task, measure=True) for task in tasks]
         wanted = [plain.evaluate(task.client, round - 1, start) for task in tasks]
-        for train in (lambda w, some: w.train_many(some), lambda w, some: [w.train(task) for task in some]):
+        for train in (
+            lambda w, some: trained(Crew(w), some),
+            lambda w, some: [w.train(task) for task in some],
+        ):
             updates, others = train(first, asking), train(plain, tasks)
             for update, other, counted in zip(updates, others, wanted, strict=True):
                 assert update.measured is not None
@@ -128,7 +142,7 @@ def test_personal_tensors_stay_with_their_client(tmp_path: Path) -> None:
     one, many = of("one"), of("many")
     start = get_state(one.model, travelling(one.model, "trainable"))
     tasks = [Task(round=2, client=client, state=start) for client in range(4)]
-    updates = many.train_many(tasks)
+    updates = trained(Crew(many), tasks)
     load_state(one.model, start)
     assert_equal(updates, [one.train(task) for task in tasks])
     assert float(many.memory.load(2, 3)["personal"]["shift"][3]) == 3.0
@@ -139,7 +153,7 @@ def test_only_clients_of_one_objective_and_round_are_stacked(tmp_path: Path, sta
     one, many = make_worker(tmp_path / "one"), make_worker(tmp_path / "many")
     tasks = tasks_of(one, 2, "prox", None, "prox", None, "scaffold")
     tasks[3] = replace(tasks[3], round=4)
-    assert_equal(many.train_many(tasks), [one.train(task) for task in tasks])
+    assert_equal(trained(Crew(many), tasks), [one.train(task) for task in tasks])
     assert stacks == [[0, 2]]
 
 
@@ -158,9 +172,9 @@ def test_a_guests_objective_is_trained_one_by_one(tmp_path: Path, stacks: list[l
     one, many = make_worker(tmp_path / "one"), make_worker(tmp_path / "many")
     use = f"{__name__}:Half"
     tasks = tasks_of(one, 1, use, use, use)
-    obstacle = many.obstacle(tasks[0])
+    obstacle = Crew(many).obstacle(tasks[0])
     assert obstacle == f"the objective {use!r} does not say how it serves several clients"
-    assert_equal(many.train_many(tasks), [one.train(task) for task in tasks])
+    assert_equal(trained(Crew(many), tasks), [one.train(task) for task in tasks])
     assert stacks == []
 
 
@@ -168,9 +182,9 @@ def test_the_losses_prior_may_be_the_federations(tmp_path: Path) -> None:
     tables = {"loss": {"use": "logit-adjusted", "prior": "global"}}
     one, many = make_worker(tmp_path / "one", **tables), make_worker(tmp_path / "many", **tables)
     tasks = [replace(task, counts=(50, 20, 10, 1)) for task in tasks_of(one, 1, None, None, None)]
-    updates = many.train_many(tasks)
+    updates = trained(Crew(many), tasks)
     assert_equal(updates, [one.train(task) for task in tasks])
-    own = many.train_many([replace(task, counts=None) for task in tasks])
+    own = trained(Crew(many), [replace(task, counts=None) for task in tasks])
     assert not torch.equal(own[0].state["head.bias"], updates[0].state["head.bias"])
 
 
@@ -179,20 +193,20 @@ def test_a_network_that_cannot_be_stacked_is_tried_once(
 ) -> None:
     tried = []
     monkeypatch.setattr(room, "stackable", lambda *args, **options: tried.append(1) or "it is shy")
-    many = make_worker(tmp_path)
-    tasks = tasks_of(many, 1, None, None)
+    worker = make_worker(tmp_path)
+    crew, tasks = Crew(worker), tasks_of(worker, 1, None, None)
     for _ in range(2):
-        many.train_many(tasks)
-        assert many.obstacle(tasks[0]) == "it is shy"
+        trained(crew, tasks)
+        assert crew.obstacle(tasks[0]) == "it is shy"
     assert (tried, stacks) == ([1], [])
 
 
 def test_rates_of_their_own_keep_an_optimiser_that_does_not_scale_out_of_the_stack(tmp_path: Path) -> None:
     task = tasks_of(make_worker(tmp_path), 1, None)[0]
     own = replace(task, instruction=Instruction(lr_factor=0.5))
-    assert make_worker(tmp_path).obstacle(own) is None
-    worker = make_worker(tmp_path, training={"batch_size": 8, "optimizer": "rprop"})
-    assert worker.obstacle(task) is None
-    assert worker.obstacle(own) == (
+    assert Crew(make_worker(tmp_path)).obstacle(own) is None
+    crew = Crew(make_worker(tmp_path, training={"batch_size": 8, "optimizer": "rprop"}))
+    assert crew.obstacle(task) is None
+    assert crew.obstacle(own) == (
         "the optimiser 'rprop' has no stacked form for clients with learning rates of their own"
     )
