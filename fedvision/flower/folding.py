@@ -18,7 +18,7 @@ from fedvision.flower.roster import FIRST_NODE
 from fedvision.flower.screening import Screen
 from fedvision.strategies.mean import MeanStrategy, Sums
 from fedvision.training.stack import Stacked
-from fedvision.types import State, Update
+from fedvision.types import Update
 
 
 class Folding:
@@ -68,7 +68,8 @@ class Folding:
                 sums.add_all([_update(stacked, k) for k in good], state)
         except RuntimeError:  # a strategy that works on the CPU only, or no memory for the sums
             good = []
-        replies = {k: answer(_content(stacked, k, norms[k]), messages[k]) for k in good}
+        nbytes = sum(tensor.nbytes for tensor in codec.sent(stacked.sent(0)).values())
+        replies = {k: answer(_content(stacked, k, nbytes, norms[k]), messages[k]) for k in good}
         if len(good) < len(messages):
             updates = stacked.split()
             for k, message in enumerate(messages):
@@ -103,21 +104,16 @@ class Folding:
         return self._sums, self._screen
 
 
-def _sent(stacked: Stacked, place: int) -> State:
-    return codec.sent(stacked.sent(place))
-
-
 def _update(stacked: Stacked, place: int) -> Update:
     return Update(
         client=stacked.tasks[place].client,
         position=0,
         examples=stacked.plan.sizes[place],
-        state=_sent(stacked, place),
+        state=codec.sent(stacked.sent(place)),
         loss=stacked.losses[place],
     )
 
 
-def _content(stacked: Stacked, place: int, norm: float) -> RecordDict:
-    nbytes = sum(tensor.nbytes for tensor in _sent(stacked, place).values())
+def _content(stacked: Stacked, place: int, nbytes: int, norm: float) -> RecordDict:
     facts = stacked.plan.sizes[place], stacked.losses[place]
     return codec.encode_in_sum(*facts, nbytes, norm, stacked.measured[place])

@@ -71,8 +71,9 @@ def fit_many(
     if len({task.round for task in tasks}) > 1:
         raise ValueError("the clients of a stack have one learning rate: give them tasks of one round")
     model.train()
+    batch_norm = has_batch_norm(model)
     batches = [
-        list(positions(len(shard), task, settings, has_batch_norm(model)))
+        list(positions(len(shard), task, settings, batch_norm))
         for shard, task in zip(shards, tasks, strict=True)
     ]
     for places in stacks(batches, chunk or len(tasks)):

@@ -173,6 +173,8 @@ def _draws(
 ) -> Mapping[str, torch.Tensor]:
     """Draw every client's augmentation from its own stream; 0 where there is no image."""
     drawn: dict[str, torch.Tensor] = {}
+    if not settings.transform.draws:
+        return drawn
     for k, (task, own) in enumerate(zip(tasks, batches, strict=True)):
         generator = seeding.torch_stream(settings.seed, "augment", task.round, task.client)
         for s, batch in enumerate(own):

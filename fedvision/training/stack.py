@@ -41,8 +41,9 @@ class Start:
         Raises:
             ConfigError: A task's state is not that of the model.
         """
-        for task in tasks:
-            check_state(model, task.state)
+        # Most often all were sent one model.
+        for state in {tuple(map(id, task.state.values())): task.state for task in tasks}.values():
+            check_state(model, state)
         moved = {name for name, p in model.named_parameters() if p.requires_grad}
         starts = [personal | task.state for personal, task in zip(personals, tasks, strict=True)]
         start = cls(trained={}, alike={}, unlike={})
