@@ -7,7 +7,8 @@ size, each measurement in a process of its own, another one first each time. The
 phases, from the choice of clients to the new model, of all rounds but the first, which warms up; on a shared
 machine the ratio of the processor's time is the steadier one. First of all the models of both engines are
 compared after two rounds, and the kernels counted that the steps of a round launch (the mean of the first
-four): small clients wait for launches, and their number is the same on every machine. Where there is no GPU
+four): small clients wait for launches, and their number is the same on every machine. A GPU records a step
+and plays it back in one launch; it is measured without that, too. Where there is no GPU
 the same is run on the CPU for a few rounds and the GPU's row says "not measured", as does the column of a
 rival that pip cannot install.
 
@@ -34,7 +35,7 @@ from harness import Store, Turn, take, turns
 from meter import measure
 from peers import SCRIPTS, file, surroundings
 from phases import experiment, run
-from roofline import images_and_steps, launches, peaks, work
+from roofline import images_and_steps, launches, peaks, plays, work
 from workloads import SEED, WORKLOADS
 
 from fedvision.reporting.environment import environment
@@ -52,6 +53,7 @@ APART = 1e-3
 COLUMNS = {
     "serial, s": ("serial_s", "{:.2f}"),
     "vectorized, s": ("vectorized_s", "{:.2f}"),
+    "not played back, s": ("launched_s", "{:.2f}"),
     "pfl, s": ("pfl_s", "{:.2f}"),
     "vectorized / serial": ("of_serial", "{:.3f}"),
     "of the processor's time": ("of_processor", "{:.3f}"),
@@ -61,15 +63,19 @@ COLUMNS = {
     "vectorized at": ("vectorized_share", "{:.1%}"),
     "launches, serial": ("serial_launches", "{:,.0f}"),
     "launches, vectorized": ("vectorized_launches", "{:,.0f}"),
+    "played back": ("played_launches", "{:,.1f}"),
 }
 
 
-def engines(stack: int) -> dict[str, PluginSpec]:
-    """Return the engines that are compared, with their arguments."""
-    return {
+def engines(stack: int, device: str = "cpu") -> dict[str, PluginSpec]:
+    """Return the engines that are compared, with their arguments; a GPU's steps are played back and not."""
+    compared = {
         "serial": PluginSpec(use="serial"),
         "vectorized": PluginSpec(use="vectorized", args={"stack": stack}),
     }
+    if device.startswith("cuda"):
+        compared["launched"] = PluginSpec(use="vectorized", args={"stack": stack, "record": False})
+    return compared
 
 
 def command(turn: Turn, options: argparse.Namespace) -> list[str]:
@@ -78,7 +84,7 @@ def command(turn: Turn, options: argparse.Namespace) -> list[str]:
     if turn.rival == "pfl":
         program = [str(environments.python("pfl")), str(SCRIPTS / "apple_pfl.py"), str(file("w1"))]
         return [*program, "--batch", str(W1["batch"]), "--every", str(options.rounds), *numbers]
-    engine = json.dumps(vars(engines(options.stack)[turn.rival]))
+    engine = json.dumps(vars(engines(options.stack, options.device)[turn.rival]))
     return [sys.executable, str(HERE / "phases.py"), "--engine", engine, *numbers]
 
 
@@ -130,6 +136,7 @@ def limits(options: argparse.Namespace) -> dict[str, float]:
         "peak_gbyte_s": bytes_rate / 1e9,
         "roofline_s": max(flop / operations_rate, bytes_ / bytes_rate),
         **{f"{name}_launches": launches(counted, engine) for name, engine in both},
+        "played_launches": plays(file("w1"), ROUNDS_ON_CPU, W1["batch"]),
     }
 
 
@@ -234,7 +241,9 @@ def main() -> None:
     store = Store(path, facts(options))
     if not store.find(LIMITS):
         store.add(LIMITS, limits(options))
-    plan = turns(["w1"], [*engines(options.stack), *installed(options.rivals)], options.repetitions)
+    plan = turns(
+        ["w1"], [*engines(options.stack, options.device), *installed(options.rivals)], options.repetitions
+    )
     take(
         store,
         list(plan),

@@ -121,6 +121,16 @@ def images_and_steps(file: Path, rounds: int, batch: int) -> tuple[int, int]:
     return int(sizes.sum()), int(-(-sizes // batch).sum())
 
 
+def plays(file: Path, rounds: int, batch: int) -> float:
+    """Return how many launches are left of a round where a step is one, the mean over rounds from the first.
+
+    A stack takes as many steps as its longest client.
+    """
+    with np.load(file) as held:
+        sizes = np.diff(held["ends"], prepend=0)[held["cohorts"][:rounds]]
+    return float((-(-sizes // batch)).max(1).mean())
+
+
 def peaks(device: torch.device) -> tuple[float, float]:
     """Return operations a second of a matrix product and bytes a second, in and out, of a copy."""
     side, length = (8192, 2**28) if device.type == "cuda" else (1024, 2**26)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from roofline import Dispatched, images_and_steps, launches
+from roofline import Dispatched, images_and_steps, launches, plays
 from torch import nn
 
 from fedvision.types import PluginSpec
@@ -79,3 +79,10 @@ def test_times_are_taken_when_the_gpu_is_done(
     clock.round()
     assert len(waited) == waits
     assert clock.marks[0] >= clock.evaluation
+
+
+def test_a_stack_takes_the_steps_of_its_longest_client(tmp_path: Path) -> None:
+    # Clients of 10, 33 and 64 images; batches of 32: 1, 2 and 2 steps.
+    np.savez(tmp_path / "w.npz", ends=[10, 43, 107], cohorts=[[0, 0], [0, 1], [1, 2]])
+    assert plays(tmp_path / "w.npz", 2, 32) == 1.5
+    assert plays(tmp_path / "w.npz", 3, 32) == pytest.approx(5 / 3)
