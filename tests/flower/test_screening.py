@@ -94,6 +94,13 @@ def test_a_large_tensor_is_measured_in_pieces() -> None:
     assert Screen(old).check(content, 0) == pytest.approx(math.sqrt(3 << 19))
 
 
+def test_a_change_whose_square_float32_does_not_hold_is_measured_all_the_same() -> None:
+    old = {"w": torch.zeros(1 << 15)}
+    new = torch.full((1 << 15,), 1e25)
+    content = codec.encode_update(LocalUpdate(state={"w": new}, examples=1, loss=0.0, steps=1))
+    assert Screen(old).check(content, 0) == pytest.approx(1e25 * math.sqrt(1 << 15))
+
+
 def test_a_change_beyond_the_bound_is_refused_with_both_numbers() -> None:
     moved = update(state={**STATE, "b": torch.tensor([20.5])})
     assert Screen(STATE, bound=20.5).check(moved, 5) == 20.5
