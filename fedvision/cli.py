@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument(
         "--stack", type=int, help="clients that vectorized trains at once (default: measured)"
     )
+    simulate.add_argument("--inner", help="engine in a ray worker: serial or vectorized (default: serial)")
     simulate.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
     simulate.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
     simulate.add_argument("--threads", type=int, default=1, help="threads of a process (default: 1)")
@@ -132,7 +133,8 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _engine(options: argparse.Namespace) -> PluginSpec:
-    given = {name: getattr(options, name) for name in ("workers", "address", "gpus_per_worker", "stack")}
+    names = ("workers", "address", "gpus_per_worker", "stack", "inner")
+    given = {name: getattr(options, name) for name in names}
     return PluginSpec(use=options.engine, args={k: v for k, v in given.items() if v is not None})
 
 

@@ -14,8 +14,8 @@ from fedvision.engines.base import Engine, Tell
 from fedvision.flower.hosting import Forecast, Recipe
 from fedvision.types import PluginSpec
 
-START = 8.0
-"""Seconds that worker processes take to start."""
+START = 4.0
+"""Seconds that worker processes take to start, beside what one process takes."""
 
 
 class AutoEngine:

@@ -48,7 +48,7 @@ class RayEngine:
         address: Of a running cluster (``"auto"``, ``"HOST:PORT"``, ``"ray://HOST:PORT"``); None starts Ray on
             this machine for the time of the run.
         gpus_per_worker: Share of a GPU for each worker; 0 leaves it to the measurement.
-        inner: The engine inside each worker.
+        inner: The engine inside each worker; ``"vectorized"`` has a GPU to itself unless told otherwise.
 
     Raises:
         ValueError: An argument is out of range.
@@ -66,7 +66,9 @@ class RayEngine:
             raise ValueError(f"workers must be >= 0, not {workers}")
         if gpus_per_worker < 0:
             raise ValueError(f"gpus_per_worker must be >= 0, not {gpus_per_worker}")
-        self._workers, self._address, self._gpus, self._inner = workers, address, gpus_per_worker, inner
+        self._workers, self._address, self._inner = workers, address, inner
+        # It fills a GPU's memory with clients by itself.
+        self._gpus = gpus_per_worker or float(inner == "vectorized" and not workers)
 
     @contextmanager
     def open(self, recipe: Recipe, *, run_id: int = 1, tell: Tell = print) -> Iterator[Grid]:

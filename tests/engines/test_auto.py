@@ -17,8 +17,8 @@ from tests.experiments import tiny
 @pytest.mark.parametrize(
     ("seconds", "cohort", "workers", "expected"),
     [
-        (15.0, 10, 2, ("serial", None)),  # 8 + 7.5 is no gain
-        (17.0, 10, 2, ("ray", 2)),
+        (7.5, 10, 2, ("serial", None)),  # 4 + 3.75 is no gain
+        (8.5, 10, 2, ("ray", 2)),
         (1000.0, 10, 1, ("serial", None)),  # one processor
         (1000.0, 1, 8, ("serial", None)),  # one client at a time
         (1000.0, 5, 8, ("ray", 5)),  # no more workers than clients in a round
