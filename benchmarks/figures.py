@@ -95,7 +95,9 @@ def header(facts: Mapping[str, Any], runs: Sequence[Run]) -> str:
     )
 
 
-def draw(runs: Sequence[Run], workloads: Sequence[str], path: Path) -> None:
+def draw(
+    runs: Sequence[Run], workloads: Sequence[str], path: Path, what: str = "seconds of all rounds"
+) -> None:
     """Write a bar for each rival's loop seconds in each workload, ours dark, every run a dot."""
     sizes = [len(groups(runs, workload)) for workload in workloads]
     with rc_context({"font.size": 11, "svg.fonttype": "path", "svg.hashsalt": "fedvision"}):
@@ -115,7 +117,7 @@ def draw(runs: Sequence[Run], workloads: Sequence[str], path: Path) -> None:
                     xytext=(6, 0), textcoords="offset points", va="center",
                 )  # fmt: skip
             axes.set_yticks(range(len(ordered)), [rival for rival, _ in ordered])
-            axes.set_title(f"{workload.upper()}: seconds of all rounds", loc="left", fontsize=11)
+            axes.set_title(f"{workload.upper()}: {what}", loc="left", fontsize=11)
             axes.margins(x=0.12)
             axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})

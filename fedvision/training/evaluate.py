@@ -47,12 +47,13 @@ def evaluate(
         batch_size: Images a forward pass.
         num_classes: C.
     """
-    loss_sum = 0.0
-    found = [np.empty((2, 0), np.int64)]
+    # Nothing is asked of the device before all batches are on their way to it.
+    losses, found = [], [torch.empty((2, 0), dtype=torch.int64, device=settings.device)]
     for logits, labels in _logits(model, shard, settings, batch_size):
-        loss_sum += float(F.cross_entropy(logits, labels, reduction="sum"))
-        found.append(torch.stack([labels, logits.argmax(1)]).cpu().numpy())
-    labelled, predicted = np.concatenate(found, axis=1)
+        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+        found.append(torch.stack([labels, logits.argmax(1)]))
+    labelled, predicted = torch.cat(found, dim=1).cpu().numpy()
+    loss_sum = sum(torch.stack(losses).tolist()) if losses else 0.0
     return Evaluation(confusion=metrics.confusion(labelled, predicted, num_classes), loss_sum=loss_sum)
 
 

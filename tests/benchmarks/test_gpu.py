@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import environments
+import figures
 import gpu
 import phases
 import pytest
@@ -78,6 +79,14 @@ def test_measurements_of_unlike_images_are_refused() -> None:
     runs = [ours("serial", 1.0, 1.0, examples=100), measured("pfl", examples=99, **PFL)]
     with pytest.raises(ValueError, match="unlike numbers of images"):
         gpu.rows(runs)
+
+
+def test_the_picture_has_a_bar_for_each_and_no_limits(tmp_path: Path) -> None:
+    runs = [measured("limits", **LIMITS), ours("serial", 10.0, 8.0), measured("pfl", **PFL)]
+    made = gpu.drawn(runs)
+    assert [(run["rival"], run["loop_s"]) for run in made] == [("fedvision-serial", 10.0), ("pfl", 5.0)]
+    figures.draw(made, ["w1"], tmp_path / "picture.svg", "seconds")
+    assert (tmp_path / "picture.svg").read_text().count("<path") > 10
 
 
 def test_all_are_told_the_device_and_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
