@@ -116,4 +116,4 @@ def _update(stacked: Stacked, place: int) -> Update:
 
 def _content(stacked: Stacked, place: int, nbytes: int, norm: float) -> RecordDict:
     facts = stacked.plan.sizes[place], stacked.losses[place]
-    return codec.encode_in_sum(*facts, nbytes, norm, stacked.measured[place])
+    return codec.encode_in_sum(*facts, nbytes, norm, stacked.who.measured[place])

@@ -17,13 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedvision.data.shards import Shard
 from fedvision.models.state import floating
+from fedvision.training.aims import Aims, first
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.gallery import Gallery
 from fedvision.training.loop import LoopSettings, has_batch_norm, positions, rate
 from fedvision.training.objectives import Objective
 from fedvision.training.plan import Plan, stacks
 from fedvision.training.recorded import Recorded
-from fedvision.training.stack import Stacked, Start, backward, clip_each, look_up
+from fedvision.training.stack import Stacked, Start, Together, backward, clip_each, look_up
 from fedvision.types import LossFn, State, Task
 
 
@@ -78,26 +79,25 @@ def fit_many(
     ]
     for places in stacks(batches, chunk or len(tasks)):
         own = [tasks[i] for i in places]
-        chosen = [objectives[i] for i in places]
-        before = [measured[i] if measured else None for i in places]
         plan = Plan.make([shards[i] for i in places], own, [batches[i] for i in places], settings, gallery)
-        start = Start.of(model, own, [personals[i] if personals else {} for i in places])
-        if recorded is not None and _plain(chosen):
-            stacked = recorded.train(plan, own, start, counts[places], loss, before)
-            if stacked is not None:
-                yield places, stacked
-                continue
-        stack = _Stack(model, own, start, settings)
-        stack.begin(chosen, [memories[i] if memories else {} for i in places])
-        yield places, stack.finish(plan, stack.run(plan, loss, counts[places]), before)
+        who = Together(
+            tasks=own,
+            start=Start.of(model, own, [personals[i] if personals else {} for i in places]),
+            objectives=[objectives[i] for i in places],
+            memories=[memories[i] if memories else {} for i in places],
+            counts=counts[places],
+            measured=[measured[i] if measured else None for i in places],
+        )
+        stacked = None if recorded is None else recorded.train(plan, who, loss)
+        yield places, _Stack(model, who, settings).train(plan, loss) if stacked is None else stacked
 
 
 class _Stack:
     """K clients' tensors [K, ...], the optimiser that moves them, and their objectives."""
 
-    def __init__(self, model: nn.Module, tasks: Sequence[Task], start: Start, settings: LoopSettings) -> None:
-        self.model, self.tasks, self.settings = model, tasks, settings
-        own = floating(model)
+    def __init__(self, model: nn.Module, who: Together, settings: LoopSettings) -> None:
+        self.model, self.who, self.settings = model, who, settings
+        own, start, tasks = floating(model), who.start, who.tasks
         self.fixed = start.alike
         self.full = {name: _stacked(values, own[name]) for name, values in start.trained.items()}
         self.still = {name: _stacked(values, own[name]) for name, values in start.unlike.items()}
@@ -110,23 +110,11 @@ class _Stack:
         )
         self.scales = None if alike else torch.tensor(self.rates, device=settings.device)
         self.optimizer = settings.make_optimizer(list(self.parameters.values()), self.lr)
-        self.objectives: Sequence[Objective] = ()
+        self.aims = Aims(who.objectives, self.full, tasks, who.memories)
 
-    def begin(self, objectives: Sequence[Objective], memories: Sequence[State]) -> None:
-        """Show each objective its client's parameters, as views of the stack."""
-        self.objectives = objectives
-        if _plain(objectives):
-            return
-        self.views = [
-            {name: nn.Parameter(tensor[k]) for name, tensor in self.full.items()}
-            for k in range(len(self.tasks))
-        ]
-        for objective, view, task, memory in zip(objectives, self.views, self.tasks, memories, strict=True):
-            objective.begin(view, task, memory)
-
-    def run(self, plan: Plan, loss: Callable[[torch.Tensor], LossFn], counts: torch.Tensor) -> torch.Tensor:
-        """Take all steps; return each client's sum of losses [K], on the device."""
-        sums = torch.zeros(len(self.tasks), device=self.settings.device)
+    def train(self, plan: Plan, loss: Callable[[torch.Tensor], LossFn]) -> Stacked:
+        """Take all steps and close the round."""
+        sums = torch.zeros(len(self.who.tasks), device=self.settings.device)
         active, current = 0, None
         # The fused attention kernels have no batching rule, their plain form has.
         with sdpa_kernel(SDPBackend.MATH):
@@ -134,9 +122,17 @@ class _Stack:
                 if current is None or plan.active[step] < active:
                     active = plan.active[step]
                     self._keep(active)
-                    current = loss(counts[:active])
+                    current = loss(self.who.counts[:active])
                 sums[:active] += self._step(plan, step, current)
-        return sums
+        return Stacked(
+            model=self.model,
+            who=self.who,
+            plan=plan,
+            tensors={**self.full, **self.still},
+            alike=self.fixed,
+            sums=sums,
+            ends=self.aims.finish(plan.steps, [self.lr * own for own in self.rates]),
+        )
 
     def _step(self, plan: Plan, step: int, loss: LossFn) -> torch.Tensor:
         """Move the active clients; return each one's sum of losses over the batch [K]."""
@@ -145,7 +141,9 @@ class _Stack:
         self.optimizer.zero_grad(set_to_none=True)
         tensors = {**self.parameters, **{name: tensor[:active] for name, tensor in self.still.items()}}
         sums = backward(self.model, tensors, self.fixed, batch, slots.weights, loss, self.settings)
-        self._adjust(active)
+        groups, numbers = self.aims.groups, self.aims.numbers
+        rows = {name: number[:active] for name, number in numbers.items()}
+        self.aims.adjust(self.parameters, first(groups, active), rows)
         if self.settings.training.clip_norm:
             clip_each([p.grad for p in self.parameters.values()], self.settings.training.clip_norm)
         self._move()
@@ -165,17 +163,6 @@ class _Stack:
             scales = self.scales[: len(old)].view(-1, *[1] * (old.dim() - 1))
             parameter.copy_(old + (parameter - old) * scales)
 
-    @torch.no_grad()
-    def _adjust(self, active: int) -> None:
-        """Let the objectives change the gradients of the first ``active`` clients."""
-        if _plain(self.objectives):
-            return
-        for name, parameter in self.parameters.items():
-            rows = [None] * active if parameter.grad is None else parameter.grad.unbind(0)
-            for view, row in zip(self.views, rows, strict=False):
-                view[name].grad = row
-        type(self.objectives[0]).adjust_all(self.objectives[:active])
-
     def _keep(self, active: int) -> None:
         """Let all but the first ``active`` clients rest: the optimiser sees shorter views of the tensors."""
         for parameter in self.parameters.values():
@@ -185,27 +172,6 @@ class _Stack:
                     state[key] = value[:active]
             parameter.grad = None
             parameter.data = parameter.data[:active]
-
-    def finish(self, plan: Plan, sums: torch.Tensor, measured: Sequence[Evaluation | None]) -> Stacked:
-        """Close the round."""
-        ends = [
-            objective.finish(steps, self.lr * own)
-            for objective, steps, own in zip(self.objectives, plan.steps, self.rates, strict=True)
-        ]
-        return Stacked(
-            model=self.model,
-            tasks=self.tasks,
-            plan=plan,
-            tensors={**self.full, **self.still},
-            alike=self.fixed,
-            sums=sums,
-            ends=ends,
-            measured=measured,
-        )
-
-
-def _plain(objectives: Sequence[Objective]) -> bool:
-    return type(objectives[0]) is Objective
 
 
 def _stacked(values: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:

@@ -50,7 +50,7 @@ class Crew:
     def obstacle(self, task: Task) -> str | None:
         """Return in one line why a task is not trained together with others; None where it can be."""
         if not self._obstacle and not stacks_objective(type(objective_of(task))):
-            return f"the objective {task.instruction.objective!r} does not say how it serves several clients"
+            return f"the objective {task.instruction.objective!r} has no formula that serves several clients"
         if task.instruction.lr_factor != 1 and not scalable(self._worker.settings.training):
             use = self._worker.settings.training.optimizer.use
             return f"the optimiser {use!r} has no stacked form for clients with learning rates of their own"

@@ -4,12 +4,15 @@ An objective works on gradients between ``backward`` and the optimiser's step, s
 serves any optimiser. One object belongs to one client's training in one round. Only trainable parameters that
 travel take part: what is frozen has no gradient, what stays at home has no counterpart in the global model,
 and buffers are measured, not learned.
+
+What an objective does in a step is a formula on tensors, so it is written once for a client alone and for
+clients that are trained together, whose tensors lie on each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Self
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -17,12 +20,25 @@ from torch import nn
 from fedvision.errors import ClientError
 from fedvision.types import State, Task
 
+Groups = Mapping[str, State]
+"""Tensors by the name of what they are and that of their parameter."""
+Numbers = Mapping[str, "float | torch.Tensor"]
+"""Numbers of one client, or [K] of several."""
+
 
 class Objective:
     """The plain loss: every hook does nothing."""
 
+    parameters: Mapping[str, nn.Parameter] = MappingProxyType({})
+    """The parameters that take part; ``begin`` sets it."""
+    groups: Groups = MappingProxyType({})
+    """What the formula reads and writes beside them, each tensor of its parameter's shape, device and type;
+    ``begin`` sets it. Among clients that are trained together all have the same names here."""
+    numbers: Mapping[str, float] = MappingProxyType({})
+    """What it reads beside them; ``begin`` sets it."""
+
     def begin(self, parameters: Mapping[str, nn.Parameter], task: Task, memory: State) -> None:
-        """Prepare for the local steps, before the first one.
+        """Prepare for the local steps, before the first one; said twice, it prepares anew.
 
         Args:
             parameters: The model's parameters by name, holding the global model's values.
@@ -34,19 +50,27 @@ class Objective:
         """
 
     def adjust(self) -> None:
-        """Change the gradients in place: after backward (and unscaling), before clipping and the step."""
+        """Change the gradients in place: after backward (and unscaling), before clipping and the step.
 
-    @classmethod
-    def adjust_all(cls, objectives: Sequence[Self]) -> None:
-        """Do what ``adjust`` does for several clients at once, in few kernels.
+        An objective that says this otherwise than by a formula is never trained together with other clients.
+        """
+        self.formula(self.parameters, self.groups, self.numbers)
 
-        Only an objective whose own class has this method is trained in a stack of clients. There, the
-        parameters that ``begin`` got are views of the stack: their values and gradients may be read, and the
-        gradients changed in place, between its steps; hooks and graphs on them see nothing.
+    @staticmethod
+    def formula(parameters: Mapping[str, nn.Parameter], groups: Groups, numbers: Numbers) -> None:
+        """Change gradients and groups in place, by operations on tensors that look at no value.
+
+        The same operations serve one client, and K whose tensors and numbers have a dimension [K] before all
+        others; ``along`` lays the numbers beside a tensor. A parameter without gradient is left alone.
+
+        Args:
+            parameters: Those that take part, with their gradients.
+            groups: As ``begin`` set them.
+            numbers: As ``begin`` set them.
         """
 
     def finish(self, steps: int, lr: float) -> tuple[dict[str, State], State]:
-        """Close the round, while the parameters hold the trained values.
+        """Close the round, while parameters and groups hold what the last step left.
 
         Args:
             steps: Local steps taken.
@@ -74,26 +98,25 @@ class Prox(Objective):
                 "training",
                 "the objective 'prox' got no number 'mu'; the strategy's instruct must send it",
             )
-        self._mu = numbers["mu"]
-        self._parameters = _taking_part(parameters, task)
-        self._anchors = {name: _beside(task.state[name], p) for name, p in self._parameters.items()}
+        self.numbers = {"mu": numbers["mu"]}
+        self.parameters = _taking_part(parameters, task)
+        anchors = {name: _beside(task.state[name], p) for name, p in self.parameters.items()}
+        self.groups = {"anchor": anchors}
 
-    def adjust(self) -> None:
-        """Add mu (w - w_global) to each gradient."""
-        self.adjust_all([self])
-
-    @classmethod
+    @staticmethod
     @torch.no_grad()
-    def adjust_all(cls, objectives: Sequence[Self]) -> None:
-        """Add mu (w - w_global) to each gradient, clients of one mu together."""
-        by_mu: dict[float, list[Self]] = {}
-        for objective in objectives:
-            by_mu.setdefault(objective._mu, []).append(objective)
-        for mu, alike in by_mu.items():
-            moved = [(p, p.grad, o._anchors[name]) for o in alike for name, p in _moved(o._parameters)]
-            if mu and moved:
-                weights, gradients, anchors = _columns(moved)
-                torch._foreach_add_(gradients, torch._foreach_sub(weights, anchors), alpha=mu)
+    def formula(parameters: Mapping[str, nn.Parameter], groups: Groups, numbers: Numbers) -> None:
+        """Add mu (w - w_global) to each gradient."""
+        weights, gradients, anchors = _columns(parameters, groups["anchor"])
+        if not weights:
+            return
+        pulls = torch._foreach_sub(weights, anchors)
+        mu = numbers["mu"]
+        if isinstance(mu, torch.Tensor):
+            torch._foreach_mul_(pulls, [along(mu, pull) for pull in pulls])
+        else:
+            torch._foreach_mul_(pulls, mu)
+        torch._foreach_add_(gradients, pulls)
 
 
 class Scaffold(Objective):
@@ -111,33 +134,25 @@ class Scaffold(Objective):
 
     def begin(self, parameters: Mapping[str, nn.Parameter], task: Task, memory: State) -> None:
         """Take c, c_i and their difference to the parameters' device."""
-        self._parameters = _taking_part(parameters, task)
+        self.parameters = _taking_part(parameters, task)
         control = task.instruction.tensors.get("control", {})
         self._own: State = {}
-        self._corrections: State = {}
-        for name, p in self._parameters.items():
+        corrections: State = {}
+        for name, p in self.parameters.items():
             zeros = torch.zeros_like(p, requires_grad=False)
             self._own[name] = _beside(memory[name], p) if name in memory else zeros
             server = _beside(control[name], p) if name in control else zeros
-            self._corrections[name] = server - self._own[name]
-        self._sums = {name: torch.zeros_like(own) for name, own in self._own.items()}
+            corrections[name] = server - self._own[name]
+        sums = {name: torch.zeros_like(own) for name, own in self._own.items()}
+        self.groups = {"sum": sums, "correction": corrections}
 
-    def adjust(self) -> None:
-        """Add the gradients to their sums, then the corrections to the gradients."""
-        self.adjust_all([self])
-
-    @classmethod
+    @staticmethod
     @torch.no_grad()
-    def adjust_all(cls, objectives: Sequence[Self]) -> None:
-        """Add each client's gradients to its sums, then its corrections to its gradients."""
-        moved = [
-            (p.grad, o._sums[name], o._corrections[name])
-            for o in objectives
-            for name, p in _moved(o._parameters)
-        ]
-        if not moved:
+    def formula(parameters: Mapping[str, nn.Parameter], groups: Groups, numbers: Numbers) -> None:
+        """Add the gradients to their sums, then the corrections to the gradients."""
+        _, gradients, sums, corrections = _columns(parameters, groups["sum"], groups["correction"])
+        if not gradients:
             return
-        gradients, sums, corrections = _columns(moved)
         # The optimiser skips a half-precision step that overflowed; it must not spoil the memory either.
         finite = [torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0) for gradient in gradients]
         torch._foreach_add_(sums, finite)
@@ -146,10 +161,15 @@ class Scaffold(Objective):
     def finish(self, steps: int, lr: float) -> tuple[dict[str, State], State]:
         """Return the change of c_i and the new c_i; without a step, or with a lost model, nothing changes."""
         # The server refuses a model that is not finite and never hears of the new c_i, so it must not stay.
-        sound = steps and all(bool(torch.isfinite(p).all()) for p in self._parameters.values())
-        new = {name: total / steps for name, total in self._sums.items()} if sound else self._own
+        sound = steps and all(bool(torch.isfinite(p).all()) for p in self.parameters.values())
+        new = {name: total / steps for name, total in self.groups["sum"].items()} if sound else self._own
         change = {name: new[name] - old for name, old in self._own.items()}
         return {"control": _at_rest(change)}, _at_rest(new)
+
+
+def along(numbers: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return K clients' numbers [K] in a shape that lies beside a tensor [K, ...]."""
+    return numbers.view(-1, *[1] * (tensor.dim() - 1))
 
 
 def _taking_part(parameters: Mapping[str, nn.Parameter], task: Task) -> dict[str, nn.Parameter]:
@@ -166,10 +186,11 @@ def _at_rest(state: State) -> State:
     return {name: tensor.contiguous().cpu() for name, tensor in state.items()}
 
 
-def _moved(parameters: Mapping[str, nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
-    return [(name, p) for name, p in parameters.items() if p.grad is not None]
-
-
-def _columns(rows: Sequence[tuple[torch.Tensor | None, ...]]) -> list[list[torch.Tensor]]:
-    """Return the tensors of each place of the rows as one list; none is missing."""
-    return [[tensor for tensor in column if tensor is not None] for column in zip(*rows, strict=True)]
+def _columns(parameters: Mapping[str, nn.Parameter], *groups: State) -> list[list[torch.Tensor]]:
+    """Return, of the parameters that have a gradient: these, the gradients, and each group's tensors."""
+    rows = [
+        [p, p.grad, *(group[name] for group in groups)]
+        for name, p in parameters.items()
+        if p.grad is not None
+    ]
+    return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in range(2 + len(groups))]

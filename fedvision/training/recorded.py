@@ -13,7 +13,7 @@ says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
@@ -22,12 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedvision import registry
 from fedvision.models.state import floating
-from fedvision.training.evaluate import Evaluation
+from fedvision.training.aims import Aims, first
 from fedvision.training.loop import LoopSettings, rate
+from fedvision.training.objectives import along
 from fedvision.training.plan import Plan, Slots
 from fedvision.training.sgd import SGD
-from fedvision.training.stack import Stacked, Start, backward, clip_each, look_up
-from fedvision.types import LossFn, State, Task
+from fedvision.training.stack import Stacked, Together, backward, clip_each, look_up
+from fedvision.types import LossFn, State
 
 Play: TypeAlias = Callable[[], None]
 Recorder: TypeAlias = Callable[[Play], Play]
@@ -41,9 +42,12 @@ def on_cuda() -> Recorder:
     pool = torch.cuda.graph_pool_handle()
 
     def record(step: Play) -> Play:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            step()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                step()
+        finally:
+            torch.cuda.set_stream(here)  # a recording that fails leaves its own behind
         play: Play = graph.replay
         return play
 
@@ -79,34 +83,20 @@ class Recorded:
         self._record, self._key = record, key
         self._reel: _Reel | None = None
 
-    def train(
-        self,
-        plan: Plan,
-        tasks: Sequence[Task],
-        start: Start,
-        counts: torch.Tensor,
-        loss: Callable[[torch.Tensor], LossFn],
-        measured: Sequence[Evaluation | None],
-    ) -> Stacked | None:
+    def train(self, plan: Plan, who: Together, loss: Callable[[torch.Tensor], LossFn]) -> Stacked | None:
         """Train a stack of clients; None where that must be done otherwise.
 
         Args:
             plan: What the clients do.
-            tasks: Their tasks, all of one round and with the plain objective.
-            start: What they begin with.
-            counts: Class counts [K, C] of each.
+            who: The clients.
             loss: Class counts [K, C] -> per-example loss, as ``fit_many`` has it.
-            measured: What each client counted before.
         """
-        if self.trouble or start.unlike:
+        if self.trouble or who.start.unlike:
             return None
-        key = self._key(tasks[0].round)
-        if self._reel is None or not self._reel.holds(plan, key):
-            self._reel = _Reel(self.model, self.settings, plan, counts, key)
-        reel, lr = self._reel, self.settings.training.lr
-        lr *= self.settings.schedule(tasks[0].round, self.settings.rounds)
+        lr = self.settings.training.lr * self.settings.schedule(who.tasks[0].round, self.settings.rounds)
+        lrs = [lr * rate(task) for task in who.tasks]
         try:
-            reel.load(plan, start, counts, [lr * rate(task) for task in tasks])
+            reel = self._loaded(plan, who, lrs)
             for active in plan.active:
                 reel.advance(active, loss, self._record)
         except torch.OutOfMemoryError:
@@ -115,16 +105,16 @@ class Recorded:
         except RuntimeError as error:
             self.trouble, self._reel = str(error).splitlines()[0], None
             return None
-        return Stacked(
-            model=self.model,
-            tasks=tasks,
-            plan=plan,
-            tensors={name: tensor[: len(tasks)] for name, tensor in reel.tensors.items()},
-            alike=start.alike,
-            sums=reel.sums[: len(tasks)],
-            ends=[({}, {})] * len(tasks),
-            measured=measured,
-        )
+        return reel.ended(plan, who, lrs)
+
+    def _loaded(self, plan: Plan, who: Together, lrs: Sequence[float]) -> _Reel:
+        """Return the tensors and recordings that serve these clients, holding what they begin with."""
+        key = (self._key(who.tasks[0].round), type(who.objectives[0]), *who.tasks[0].state)
+        if self._reel is None or not self._reel.holds(plan, key):
+            self._reel = None  # or two are in memory
+            self._reel = _Reel(self.model, self.settings, plan, who, key)
+        self._reel.load(plan, who, lrs)
+        return self._reel
 
 
 class _Reel:
@@ -134,12 +124,12 @@ class _Reel:
         model: The network.
         settings: Optimiser, transforms, precision, device.
         plan: Says how many clients, steps and images a batch there are at most.
-        counts: Class counts [K, C].
-        key: What the loss depends on beside them.
+        who: Clients of the kind that it serves.
+        key: What the recordings depend on beside what is in the tensors.
     """
 
     def __init__(
-        self, model: nn.Module, settings: LoopSettings, plan: Plan, counts: torch.Tensor, key: Hashable
+        self, model: nn.Module, settings: LoopSettings, plan: Plan, who: Together, key: Hashable
     ) -> None:
         self._model, self._settings, self._key = model, settings, key
         self._resident = plan.resident
@@ -154,7 +144,7 @@ class _Reel:
         self._drawn = {
             name: value.new_zeros((*value.shape[:-3], *room)) for name, value in plan.drawn.items()
         }
-        self._counts = counts.clone()
+        self._counts = who.counts.clone()
         self._rates = plan.weights.new_zeros(clients)
         self.sums = plan.weights.new_zeros(clients)
         self._step = torch.zeros(1, dtype=torch.int64, device=settings.device)
@@ -171,6 +161,8 @@ class _Reel:
             if settings.training.momentum
         }
         self._played: dict[int, Play] = {}
+        self._groups: dict[str, State] = {}
+        self._numbers: State = {}
 
     def holds(self, plan: Plan, key: Hashable) -> bool:
         """Say whether a plan fits in, and the recordings serve it."""
@@ -184,16 +176,40 @@ class _Reel:
         return not plan.resident and len(new) <= len(held) and new.shape[1:] == held.shape[1:]
 
     @torch.no_grad()
-    def load(self, plan: Plan, start: Start, counts: torch.Tensor, rates: Sequence[float]) -> None:
-        """Write what a stack of clients begins with into the tensors."""
-        for name, values in start.trained.items():
+    def load(self, plan: Plan, who: Together, lrs: Sequence[float]) -> None:
+        """Write what a stack of clients begins with into the tensors.
+
+        Raises:
+            ClientError: An objective lacks something.
+        """
+        for name, values in who.start.trained.items():
             tensor = self.tensors[name]
             if all(value is values[0] for value in values):
                 tensor.copy_(values[0])
             else:
                 tensor[: len(values)].copy_(torch.stack([value.to(tensor.device) for value in values]))
-        for name, value in start.alike.items():
+        for name, value in who.start.alike.items():
             self._alike[name].copy_(value)
+        self._load_plan(plan)
+        clients = len(who.tasks)
+        self._counts[:clients].copy_(who.counts)
+        self._rates[:clients].copy_(torch.tensor(lrs))
+        for zero in (self.sums, self._step, *self._momenta.values()):
+            zero.zero_()
+        self._load_aims(who)
+
+    def _load_aims(self, who: Together) -> None:
+        self.aims = Aims(who.objectives, self.tensors, who.tasks, who.memories)
+        if not self._groups and not self._numbers:  # these clients are the first ones
+            self._groups = {
+                group: {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+                for group, state in self.aims.groups.items()
+            }
+            self._numbers = {name: torch.zeros_like(own) for name, own in self.aims.numbers.items()}
+        for mine, own in self._pairs(len(who.tasks)):
+            mine.copy_(own)
+
+    def _load_plan(self, plan: Plan) -> None:
         if not self._resident:
             self._images[: len(plan.images)].copy_(plan.images)
             self._labels[: len(plan.labels)].copy_(plan.labels)
@@ -204,10 +220,28 @@ class _Reel:
         self._at[:steps, :clients, :width].copy_(plan.at)
         for name, value in plan.drawn.items():
             self._drawn[name][..., :steps, :clients, :width].copy_(value)
-        self._counts[:clients].copy_(counts)
-        self._rates[:clients].copy_(torch.tensor(rates))
-        for zero in (self.sums, self._step, *self._momenta.values()):
-            zero.zero_()
+
+    def _pairs(self, clients: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield rows of the groups and numbers here, each with those of the clients' objectives."""
+        here, there = first(self._groups, clients), self.aims.groups
+        for group, state in there.items():
+            yield from ((here[group][name], tensor) for name, tensor in state.items())
+        yield from ((self._numbers[name][:clients], own) for name, own in self.aims.numbers.items())
+
+    def ended(self, plan: Plan, who: Together, lrs: Sequence[float]) -> Stacked:
+        """Close the round of these clients."""
+        clients = len(who.tasks)
+        for mine, own in self._pairs(clients):
+            own.copy_(mine)
+        return Stacked(
+            model=self._model,
+            who=who,
+            plan=plan,
+            tensors={name: tensor[:clients] for name, tensor in self.tensors.items()},
+            alike=who.start.alike,
+            sums=self.sums[:clients],
+            ends=self.aims.finish(plan.steps, lrs),
+        )
 
     def advance(self, active: int, loss: Callable[[torch.Tensor], LossFn], record: Recorder) -> None:
         """Take the next step of the first ``active`` clients, or of some more.
@@ -238,7 +272,8 @@ class _Reel:
 
     def _written(self) -> list[torch.Tensor]:
         """Return all that a step writes."""
-        return [*self.tensors.values(), *self._momenta.values(), self.sums, self._step]
+        groups = [tensor for state in self._groups.values() for tensor in state.values()]
+        return [*self.tensors.values(), *self._momenta.values(), *groups, self.sums, self._step]
 
     def _kept(self) -> list[torch.Tensor]:
         return [tensor.clone() for tensor in self._written()]
@@ -259,13 +294,25 @@ class _Reel:
         with sdpa_kernel(SDPBackend.MATH):
             own = loss(self._counts[:size])
             sums = backward(self._model, moved, self._alike, batch, slots.weights, own, self._settings)
-        self._move(moved, slots.weights.amax(1) > 0)
+        live = slots.weights.amax(1) > 0
+        self._adjust(moved, live)
+        self._move(moved, live)
         self.sums[:size].add_(sums)
         self._step.add_(1)
 
     def _now(self, values: torch.Tensor, size: int) -> torch.Tensor:
         """Return what stands in [..., S, K, B] for this step and the first clients."""
         return values[..., :size, :].index_select(-3, self._step).squeeze(-3)
+
+    @torch.no_grad()
+    def _adjust(self, moved: dict[str, nn.Parameter], live: torch.Tensor) -> None:
+        """Let the objectives of clients that have images change their gradients, and their own tensors."""
+        groups = first(self._groups, len(live))
+        rows = [tensor for state in groups.values() for tensor in state.values()]
+        before = [tensor.clone() for tensor in rows]
+        self.aims.adjust(moved, groups, {name: own[: len(live)] for name, own in self._numbers.items()})
+        for tensor, old in zip(rows, before, strict=True):
+            tensor.copy_(torch.where(along(live, tensor), tensor, old))
 
     @torch.no_grad()
     def _move(self, moved: dict[str, nn.Parameter], live: torch.Tensor) -> None:
@@ -278,9 +325,8 @@ class _Reel:
         before = [p.clone() for p in moved.values()]
         optimizer.step()
         for p, old in zip(moved.values(), before, strict=True):
-            ahead = (-1, *[1] * (p.dim() - 1))
-            new = old + (p - old) * self._rates[: len(live)].view(ahead)
-            p.copy_(torch.where(live.view(ahead), new, old))
+            new = old + (p - old) * along(self._rates[: len(live)], p)
+            p.copy_(torch.where(along(live, p), new, old))
 
 
 def _alike(found: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ from torch.func import functional_call, vmap
 from fedvision.models.state import check_state, floating, kept
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import LocalUpdate, LoopSettings, autocast
+from fedvision.training.objectives import Objective
 from fedvision.training.plan import Plan, Slots
 from fedvision.types import LossFn, State, Task
 
@@ -56,6 +57,24 @@ class Start:
             else:
                 start.unlike[name] = values
         return start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together:
+    """Clients that are trained together; each list has an entry for each."""
+
+    tasks: Sequence[Task]
+    """Their tasks, all of one round."""
+    start: Start
+    """What they begin with."""
+    objectives: Sequence[Objective]
+    """What the method adds, all of one class."""
+    memories: Sequence[State]
+    """What each objective returned before."""
+    counts: torch.Tensor
+    """Class counts [K, C]."""
+    measured: Sequence[Evaluation | None]
+    """What each client counted of the state that it was sent, where it was asked to."""
 
 
 def look_up(
@@ -114,8 +133,8 @@ class Stacked:
 
     model: nn.Module
     """The network."""
-    tasks: Sequence[Task]
-    """The clients' tasks."""
+    who: Together
+    """The clients."""
     plan: Plan
     """What they did."""
     tensors: State
@@ -126,13 +145,16 @@ class Stacked:
     """Each client's sum of losses [K]."""
     ends: Sequence[tuple[dict[str, State], State]]
     """What each client's objective returned."""
-    measured: Sequence[Evaluation | None]
-    """What each client counted of the state that it was sent, where it was asked to."""
 
     @cached_property
     def losses(self) -> list[float]:
         """Each client's mean loss over the images it saw [K]."""
         return [total / seen for total, seen in zip(self.sums.tolist(), self.plan.examples, strict=True)]
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """The clients' tasks."""
+        return self.who.tasks
 
     @cached_property
     def at_home(self) -> tuple[str, ...]:
@@ -186,7 +208,7 @@ class Stacked:
             tensors=groups,
             memory=memory,
             personal={name: copies[name] for name in self.at_home},
-            measured=self.measured[k],
+            measured=self.who.measured[k],
         )
 
 

@@ -72,8 +72,8 @@ def stackable(
 
 
 def stacks_objective(kind: type[Objective]) -> bool:
-    """Return whether a class of objectives says itself how it serves several clients at once."""
-    return "adjust_all" in vars(kind)
+    """Return whether what a class of objectives does in a step is a formula on tensors."""
+    return kind.adjust is Objective.adjust
 
 
 def _settings(settings: LoopSettings) -> str | None:

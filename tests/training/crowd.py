@@ -138,6 +138,18 @@ class Crowd:
         return [found[place] for place in range(len(self.shards))]
 
 
+def told(use: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """What a strategy and the clients' memories say to a built-in objective; each client something else."""
+    clients = range(len(SIZES))
+    if use == "prox":
+        return {"instructions": [Instruction(objective=use, numbers={"mu": 0.1 * (k % 3)}) for k in clients]}
+    if use == "scaffold":
+        instruction = Instruction(objective=use, tensors={"control": noise(state, 99)})
+        memories = [noise(state, k) if k != 2 else {} for k in clients]
+        return {"instructions": [instruction] * len(SIZES), "memories": memories}
+    raise NotImplementedError(f"say what the objective {use!r} needs")
+
+
 def noise(like: State, seed: int, size: float = 0.05) -> State:
     """Return random tensors of the shapes of a state."""
     generator = torch.Generator().manual_seed(seed)

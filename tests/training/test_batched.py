@@ -14,12 +14,11 @@ from fedvision import registry
 from fedvision.config import TransformConfig
 from fedvision.errors import ClientError, ConfigError
 from fedvision.models.state import get_state, kept, travelling
-from fedvision.training.batched import fit_many
 from fedvision.training.objectives import Objective
 from fedvision.training.stack import clip_each
 from fedvision.training.stackable import ELEMENTWISE
 from fedvision.types import Instruction, PluginSpec, Task
-from tests.training.crowd import SIZES, Crowd, assert_equal, make_shards, network, noise, settings
+from tests.training.crowd import SIZES, Crowd, assert_equal, make_shards, network, noise, settings, told
 
 LONG = {"epochs": 3, "momentum": 0.9, "weight_decay": 0.01, "clip_norm": 0.5}
 
@@ -43,18 +42,6 @@ def test_every_model_that_stacks_gives_what_the_loop_gives(use: str) -> None:
 @pytest.mark.parametrize("use", registry.BUILTINS["loss"])
 def test_every_loss_sees_each_clients_own_counts(use: str) -> None:
     check(Crowd(loss=PluginSpec(use=use), settings=settings(epochs=2)), 0, 2)
-
-
-def told(use: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What a strategy and the clients' memories say to a built-in objective; each client something else."""
-    clients = range(len(SIZES))
-    if use == "prox":
-        return {"instructions": [Instruction(objective=use, numbers={"mu": 0.1 * (k % 3)}) for k in clients]}
-    if use == "scaffold":
-        instruction = Instruction(objective=use, tensors={"control": noise(state, 99)})
-        memories = [noise(state, k) if k != 2 else {} for k in clients]
-        return {"instructions": [instruction] * len(SIZES), "memories": memories}
-    raise NotImplementedError(f"say what the objective {use!r} needs")
 
 
 @pytest.mark.parametrize("use", registry.BUILTINS["objective"])
@@ -217,30 +204,24 @@ def test_one_client_alone_is_a_stack_too() -> None:
     assert_equal(crowd.at_once(), crowd.one_by_one())
 
 
-def test_the_plain_objective_costs_no_views() -> None:
+def test_an_objectives_formula_is_asked_about_all_active_clients_at_once() -> None:
+    asked = []
+
     class Watched(Objective):
-        """Says when it is asked; the loop must not take it for the plain one."""
+        """Says when it is asked."""
 
-        asked = 0
+        def begin(self, parameters: Any, task: Task, memory: Any) -> None:
+            self.parameters = parameters
 
-        @classmethod
-        def adjust_all(cls, objectives: Any) -> None:
-            cls.asked += len(objectives)
+        @staticmethod
+        def formula(parameters: Any, groups: Any, numbers: Any) -> None:
+            asked.append(len(parameters["head.bias"]))
 
     crowd = Crowd()
-    state = crowd.tasks()[0].state
-    trained = fit_many(
-        crowd.model,
-        crowd.shards,
-        [Task(round=1, client=k, state=state) for k in range(len(SIZES))],
-        loss=crowd.build_loss,
-        counts=crowd.counts(),
-        objectives=[Watched() for _ in SIZES],
-        settings=crowd.settings,
-    )
-    assert [places for places, _ in trained] == [[2, 3, 4, 0, 1]]
-    # Batches of 8 of 5, 1, 23, 17, 16 images: 1 + 1 + 3 + 3 + 2 steps, and nobody is asked after their last.
-    assert Watched.asked == 10
+    crowd.objectives = lambda: [Watched() for _ in SIZES]  # type: ignore[method-assign, assignment]
+    crowd.at_once()
+    # Batches of 8 of 5, 1, 23, 17, 16 images: nobody is asked after their last.
+    assert asked == [5, 3, 2]
 
 
 @pytest.mark.parametrize("use", ["sgd", "adam", "adamw", "rmsprop", "nadam"])

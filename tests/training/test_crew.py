@@ -173,7 +173,7 @@ def test_a_guests_objective_is_trained_one_by_one(tmp_path: Path, stacks: list[l
     use = f"{__name__}:Half"
     tasks = tasks_of(one, 1, use, use, use)
     obstacle = Crew(many).obstacle(tasks[0])
-    assert obstacle == f"the objective {use!r} does not say how it serves several clients"
+    assert obstacle == f"the objective {use!r} has no formula that serves several clients"
     assert_equal(trained(Crew(many), tasks), [one.train(task) for task in tasks])
     assert stacks == []
 

@@ -7,21 +7,24 @@ would show.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fedvision import registry
 from fedvision.config import TransformConfig
 from fedvision.data.shards import Shard
+from fedvision.models.state import get_state, kept, travelling
 from fedvision.training.gallery import Gallery
+from fedvision.training.objectives import Groups, Numbers, Objective, along
 from fedvision.training.recorded import Play, Recorded, recordable
-from fedvision.types import Instruction, PluginSpec
-from tests.training.crowd import SIZES, Crowd, assert_equal, make_shards, network, noise, settings
+from fedvision.types import Instruction, PluginSpec, State, Task
+from tests.training.crowd import SIZES, Crowd, assert_equal, make_shards, network, noise, settings, told
 
 LONG = {"epochs": 3, "momentum": 0.9, "weight_decay": 0.01, "clip_norm": 0.5}
 
@@ -53,7 +56,8 @@ def rounds_of(crowd: Crowd) -> list[Crowd]:
             Shard(images=crowd.shards[0].images, labels=crowd.shards[0].labels, indices=shard.indices)
             for shard in make_shards(sizes)
         ]
-        other = replace(crowd, shards=shards, instructions=crowd.instructions[: len(sizes)])
+        few = {"instructions": crowd.instructions[: len(sizes)], "memories": crowd.memories[: len(sizes)]}
+        other = replace(crowd, shards=shards, **few)
         tasks = [replace(task, state=state, round=2 + number) for task in other.tasks()]
         other.tasks = lambda tasks=tasks: tasks  # type: ignore[method-assign, misc]
         found.append(other)
@@ -198,10 +202,48 @@ def test_memory_that_runs_out_is_said_to_the_caller_and_may_be_tried_again() -> 
     assert tracer.played
 
 
-def test_objectives_and_tensors_of_ones_own_are_not_played_back() -> None:
-    crowd = Crowd(
-        objective="prox", instructions=[Instruction(objective="prox", numbers={"mu": 0.1})] * len(SIZES)
-    )
+@pytest.mark.parametrize("use", registry.BUILTINS["objective"])
+@pytest.mark.parametrize("training", [{}, LONG], ids=["plain", "long"])
+def test_every_objective_is_played_back(use: str, training: dict[str, Any]) -> None:
+    model = network()
+    state = get_state(model, travelling(model, "all"))
+    check(Crowd(model=model, objective=use, settings=settings(**training), **told(use, state)))
+
+
+class Count(Objective):
+    """Counts its steps in a tensor, which no step without images may touch."""
+
+    def begin(self, parameters: Mapping[str, nn.Parameter], task: Task, memory: State) -> None:
+        self.parameters = {"head.bias": parameters["head.bias"]}
+        self.groups = {"steps": {"head.bias": torch.zeros_like(parameters["head.bias"], requires_grad=False)}}
+        self.numbers = {"fade": 0.1 * (1 + task.client)}
+
+    @staticmethod
+    @torch.no_grad()
+    def formula(parameters: Mapping[str, nn.Parameter], groups: Groups, numbers: Numbers) -> None:
+        gradient, steps, fade = parameters["head.bias"].grad, groups["steps"]["head.bias"], numbers["fade"]
+        assert gradient is not None
+        steps.add_(1)
+        gradient.div_(1 + steps * (along(fade, steps) if isinstance(fade, torch.Tensor) else fade))
+
+    def finish(self, steps: int, lr: float) -> tuple[dict[str, State], State]:
+        return {}, {"steps": self.groups["steps"]["head.bias"].clone()}
+
+
+def test_a_guests_formula_is_played_back_and_a_client_that_has_ended_is_left_alone() -> None:
+    crowd = Crowd(objective=f"{__name__}:Count", settings=settings(batch_size=4))
+    check(crowd)
+    tracer = Tracer()
+    updates = crowd.at_once(recorded=Recorded(crowd.model, crowd.settings, tracer))
+    # 5, 1, 23, 17 and 16 images in batches of 4.
+    assert [int(update.memory["steps"][0]) for update in updates] == [2, 1, 6, 5, 4]
+
+
+def test_tensors_of_ones_own_that_stay_as_they_are_are_not_played_back() -> None:
+    model = network("fusion", freeze="extractor", dropout=0.0)
+    home = get_state(model, kept(model, travelling(model, "trainable")))
+    shift = [{name: t + 0.01 * k for name, t in home.items()} for k in range(len(SIZES))]
+    crowd = Crowd(model=model, travel="trainable", personals=shift)
     tracer = Tracer()
     assert_equal(crowd.at_once(recorded=Recorded(crowd.model, crowd.settings, tracer)), crowd.one_by_one())
     assert not tracer.recorded
