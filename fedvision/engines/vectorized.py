@@ -18,14 +18,10 @@ from fedvision.engines.base import Tell
 from fedvision.engines.capacity import Capacity
 from fedvision.engines.desk import Desk
 from fedvision.engines.grid import LocalGrid
-from fedvision.flower import codec, internals
-from fedvision.flower.folding import Folding
+from fedvision.flower import internals
 from fedvision.flower.hosting import Recipe
-from fedvision.flower.internals_message import answer
 from fedvision.flower.roster import FIRST_NODE
-from fedvision.training.crew import Crew
-from fedvision.training.loop import LocalUpdate
-from fedvision.training.stack import Stacked
+from fedvision.flower.team import Team
 from fedvision.types import Task
 
 
@@ -73,10 +69,9 @@ class VectorizedGrid(LocalGrid):
         self.keeps_sums = False
         """Whether sums stay in ``folding`` for whoever asks there, instead of riding on the last reply."""
         host = recipe.open()
-        crew = None if host.worker is None else Crew.of(host.worker, record=record)
-        capacity = Capacity(host.worker.settings.device if host.worker else torch.device("cpu"), stack)
+        team = None if host.worker is None else Team(host.worker, self.folding, record=record)
         desk = Desk(host, recipe.clients, run_id)
-        self._desk = StackingDesk(desk, crew, capacity, recipe.cost, tell, self.folding)
+        self._desk = StackingDesk(desk, team, stack, recipe.cost, tell)
 
     def carry(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Answer training messages in stacks, the longest clients first, then the others in order."""
@@ -91,27 +86,23 @@ class StackingDesk:
 
     Args:
         desk: Answers messages one by one.
-        crew: Trains several clients at once; None where nobody does.
-        capacity: How many.
+        team: Answers several messages at once; None where nobody does.
+        stack: Clients that are trained at once; 0 by measurement.
         cost: A client's work beside the others', so that a stack has clients of like length.
         tell: Is told why clients are trained one by one, each reason once.
-        folding: Sums updates; None gives each its reply.
     """
 
     def __init__(
         self,
         desk: Desk,
-        crew: Crew | None,
-        capacity: Capacity,
+        team: Team | None,
+        stack: int,
         cost: Callable[[int], float],
         tell: Tell,
-        folding: Folding | None = None,
     ) -> None:
-        self._desk, self._crew, self.capacity = desk, crew, capacity
-        self._cost, self._tell, self._folding = cost, tell, folding
+        self._desk, self._team, self._cost, self._tell = desk, team, cost, tell
+        self.capacity = Capacity(torch.device("cpu") if team is None else team.device, stack)
         self._told: set[str] = set()
-        if crew is not None:
-            crew.settle()
 
     def deliver_all(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Yield one reply for each message; a client that fails does not fail its neighbours."""
@@ -138,15 +129,15 @@ class StackingDesk:
 
     def _alone(self, message: Message) -> Message:
         reply = self._desk.deliver(message)
-        return reply if self._folding is None else self._folding.fold(message, reply)
+        return reply if self._team is None else self._team.folded(message, reply)
 
     def _task(self, message: Message) -> Task | None:
         """Return a message's task, None where it must be done alone."""
-        if self._crew is None:
+        if self._team is None:
             return None
         try:
-            task = codec.decode_task(message, _client(message))
-            obstacle = self._crew.obstacle(task)
+            task = self._team.task(message)
+            obstacle = self._team.obstacle(task)
         except Exception:
             return None  # the client will say itself what is wrong
         if obstacle:
@@ -169,13 +160,13 @@ class StackingDesk:
 
         What is to be tried then is tried outside, as an exception keeps the memory of what failed alive.
         """
-        assert self._crew is not None
+        assert self._team is not None
         replies: dict[int, Message] = {}
+        messages, tasks = zip(*stack, strict=True)
         try:
             with self.capacity.watch(len(stack)):
-                for places, trained in self._crew.train([task for _, task in stack]):
-                    own = [stack[place][0] for place in places]
-                    replies |= zip(places, self._replies(own, trained), strict=True)
+                for places, own in self._team.answer(messages, tasks):
+                    replies |= zip(places, own, strict=True)
         except torch.OutOfMemoryError:
             self.capacity.exceeded(len(stack))
             self._say("memory", f"{len(stack)} clients at once do not fit into the device's memory")
@@ -183,22 +174,9 @@ class StackingDesk:
             self._say(
                 "failed", f"{len(stack)} clients are trained one by one, as they failed at once: {error}"
             )
-        if self._crew.recorded is not None and self._crew.recorded.trouble:
-            why = self._crew.recorded.trouble
+        if why := self._team.trouble:
             self._say("recording", f"steps are launched kernel by kernel, as none could be recorded: {why}")
         return replies
-
-    def _replies(
-        self, messages: Sequence[Message], trained: Stacked | Sequence[LocalUpdate]
-    ) -> list[Message]:
-        """Return the replies of clients that were trained together."""
-        if self._folding is not None and isinstance(trained, Stacked):
-            return self._folding.fold_stack(messages, trained)
-        updates = trained.split() if isinstance(trained, Stacked) else trained
-        pairs = zip(messages, updates, strict=True)
-        replies = [(message, answer(codec.encode_update(update), message)) for message, update in pairs]
-        folding = self._folding
-        return [reply if folding is None else folding.fold(message, reply) for message, reply in replies]
 
     def _say(self, reason: str, sentence: str) -> None:
         if reason not in self._told:

@@ -23,6 +23,7 @@ from fedvision.registry import build
 from fedvision.strategies.averaging import FedAvg
 from fedvision.strategies.mean import Sums
 from fedvision.training.crew import Crew
+from fedvision.training.worker import Worker
 from fedvision.types import Instruction, PluginSpec, State, Task
 from tests.engines.hosts import AppRecipe
 from tests.engines.test_serial import counting_app, order
@@ -203,6 +204,30 @@ def test_what_was_summed_before_an_error_is_not_trained_again(
         codec.decode_sums(reply.content, sums)
     assert (len(replies), sums.heard) == (5, 5)
     assert said == ["5 clients are trained one by one, as they failed at once: a wire came loose"]
+
+
+def test_steps_that_cannot_be_recorded_are_taken_and_it_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(step: Any) -> Any:
+        raise RuntimeError("this device records nothing")
+
+    def of(worker: Worker, *, record: bool = True) -> Crew:
+        return Crew(worker, refuse if record else None)
+
+    monkeypatch.setattr(Crew, "of", of)
+    recipe, said = recipe_of(tmp_path), list[str]()
+    start = beginning(recipe)
+    with VectorizedEngine().open(recipe, tell=said.append) as grid:
+        found = [states(list(grid.send_and_receive(orders(recipe, start)))) for _ in range(2)]
+    assert said == [
+        "steps are launched kernel by kernel, as none could be recorded: this device records nothing"
+    ]
+    with VectorizedEngine(record=False).open(recipe, tell=said.append) as grid:
+        wanted = states(list(grid.send_and_receive(orders(recipe, start))))
+    assert len(said) == 1
+    for client, state in wanted.items():
+        torch.testing.assert_close(found[1][client], state, rtol=1e-5, atol=1e-5)
 
 
 def test_a_device_that_is_full_gets_smaller_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
