@@ -11,7 +11,8 @@ from fedvision import registry
 from fedvision.training.batched import fit_many
 from fedvision.training.gallery import Gallery
 from fedvision.training.loop import LocalUpdate
-from fedvision.training.recorded import Recorded, Recorder, on_cuda, recordable
+from fedvision.training.recorded import Recorded, on_cuda, recordable
+from fedvision.training.reel import Recorder
 from fedvision.training.stack import Stacked
 from fedvision.training.stackable import scalable, stackable, stacks_objective
 from fedvision.training.worker import OBJECTIVE, PERSONAL, Worker, build_loss, objective_of

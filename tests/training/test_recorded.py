@@ -22,7 +22,8 @@ from fedvision.data.shards import Shard
 from fedvision.models.state import get_state, kept, travelling
 from fedvision.training.gallery import Gallery
 from fedvision.training.objectives import Groups, Numbers, Objective, along
-from fedvision.training.recorded import Play, Recorded, recordable
+from fedvision.training.recorded import Recorded, recordable
+from fedvision.training.reel import Play
 from fedvision.types import Instruction, PluginSpec, State, Task
 from tests.training.crowd import SIZES, Crowd, assert_equal, make_shards, network, noise, settings, told
 
