@@ -27,7 +27,7 @@ from fedvision.training.reel import Play
 from fedvision.types import Instruction, PluginSpec, State, Task
 from tests.training.crowd import SIZES, Crowd, assert_equal, make_shards, network, noise, settings, told
 
-LONG = {"epochs": 3, "momentum": 0.9, "weight_decay": 0.01, "clip_norm": 0.5}
+LONG = {"epochs": 2, "momentum": 0.9, "weight_decay": 0.01, "clip_norm": 0.5}
 
 
 class Tracer:
@@ -66,7 +66,7 @@ def rounds_of(crowd: Crowd) -> list[Crowd]:
 
 
 def check(
-    crowd: Crowd, *, rounds: int = 3, limit: int = 1 << 30, tolerance: float = 1e-5, **options: Any
+    crowd: Crowd, *, rounds: int = 2, limit: int = 1 << 30, tolerance: float = 1e-5, **options: Any
 ) -> None:
     """Assert that rounds give what the serial loop gives, all of them played back."""
     assert recordable(crowd.settings)
@@ -83,7 +83,7 @@ def check(
 
 @pytest.mark.parametrize("use", [use for use in registry.BUILTINS["model"] if use != "rnn"])
 def test_every_model_that_stacks_can_be_played_back(use: str) -> None:
-    check(Crowd(model=network(use), settings=settings(momentum=0.9)), rounds=2)
+    check(Crowd(model=network(use), settings=settings(momentum=0.9)))
 
 
 @pytest.mark.parametrize("use", registry.BUILTINS["loss"])
@@ -112,7 +112,7 @@ def test_optimiser_batches_and_schedule_are_those_of_the_loop(training: dict[str
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["sent", "resident"])
 def test_images_may_live_on_the_device_or_be_sent_with_each_stack(limit: int, chunk: int) -> None:
     transforms = TransformConfig(flip=True, crop=2, rotation=20.0, cutout=3)
-    check(Crowd(settings=settings(transforms, epochs=2)), limit=limit, chunk=chunk)
+    check(Crowd(settings=settings(transforms)), rounds=3, limit=limit, chunk=chunk)
 
 
 def test_bfloat16_agrees_with_the_loop_as_far_as_bfloat16_goes() -> None:
