@@ -40,7 +40,7 @@ types: $(READY)  ## check types
 check: lint types test  ## all of the above
 
 bench: $(READY)  ## measure beside plain PyTorch, pfl and Flower, the short form (below ten minutes)
-	$(BIN)/python benchmarks/peers.py --name short --workloads w1 --rounds 10 --repetitions 1 --engines serial ray
+	$(BIN)/python benchmarks/peers.py --name short --workloads w1 --rounds 10 --repetitions 1
 
 clean:  ## remove the environment and caches; runs are kept
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

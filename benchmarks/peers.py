@@ -127,7 +127,10 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=workloads.WORKLOADS, default=["w1", "w2", "idle"])
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=list(RIVALS))
     parser.add_argument(
-        "--engines", nargs="*", default=["serial"], help="of fedvision: serial, ray+bfloat16, ..."
+        "--engines",
+        nargs="*",
+        default=["serial", "ray", "vectorized"],
+        help="of fedvision: serial, ray+bfloat16, ...",
     )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--rounds", type=int, help="fewer rounds in every workload")
