@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedvision import seeding
 from fedvision.config import TransformConfig
+from fedvision.training.gallery import Gallery
 from fedvision.training.loop import LoopSettings, positions
 from fedvision.training.plan import Batches, Plan, stacks
 from fedvision.types import Task
@@ -62,6 +65,25 @@ def test_an_image_that_is_seen_again_is_held_once() -> None:
     assert len(plan.images) == 14
     short, _ = plan_of((5, 9), settings(steps=1, batch_size=2))
     assert len(short.images) == 4
+
+
+def test_clients_of_one_base_share_its_set_on_the_device_and_others_send_their_images() -> None:
+    chosen, shards = settings(batch_size=4), make_shards((5, 9))
+    tasks = [Task(round=1, client=k, state={}) for k in range(2)]
+    batches = [list(positions(len(s), t, chosen, False)) for s, t in zip(shards, tasks, strict=True)]
+    gallery = Gallery(chosen.device, 1 << 20)
+    plan = Plan.make(shards, tasks, batches, chosen, gallery)
+    assert plan.resident
+    assert len(plan.images) == len(shards[0].images)
+    apart = [shards[0], replace(shards[1], images=shards[1].images.copy())]
+    assert gallery.find(apart[1]) is not None
+    sent = Plan.make(apart, tasks, batches, chosen, gallery)
+    assert not sent.resident
+    for k, own in enumerate(batches):
+        for s, batch in enumerate(own):
+            wanted = torch.from_numpy(shards[k].batch(batch)[0])
+            for made in (plan, sent):
+                assert torch.equal(made.images[made.at[s, k, : len(batch)]], wanted)
 
 
 def test_draws_are_those_of_the_serial_loop() -> None:

@@ -73,7 +73,7 @@ def check(
     tracer, gallery = Tracer(), Gallery(crowd.settings.device, limit)
     recorded = Recorded(crowd.model, crowd.settings, tracer)
     steps = 0
-    for one in rounds_of(crowd)[-rounds:]:
+    for one in rounds_of(crowd)[:rounds]:
         found = one.at_once(gallery=gallery, recorded=recorded, **options)
         assert recorded.trouble is None
         assert_equal(found, one.one_by_one(), tolerance)
@@ -96,6 +96,7 @@ def test_every_loss_is_built_anew_from_the_counts_of_the_clients_that_play(use: 
     [
         LONG,
         {**LONG, "optimizer": PluginSpec(use="sgd", args={"nesterov": True})},
+        {**LONG, "batch_size": 4},  # four of five have images left: the fifth must stay
         {"steps": 7},
         {"batch_size": 1},
         {"batch_size": 64},
@@ -160,6 +161,23 @@ def test_what_the_loss_depends_on_beside_the_counts_makes_new_recordings() -> No
     assert tracer.recorded == before
     trained(3)
     assert tracer.recorded > before
+
+
+def test_another_objective_makes_new_recordings() -> None:
+    plain = Crowd()
+    told = [Instruction(objective="prox", numbers={"mu": 1.0})] * len(SIZES)
+    recorded = Recorded(plain.model, plain.settings, Tracer())
+    for crowd in (plain, replace(plain, objective="prox", instructions=told), plain):
+        assert_equal(crowd.at_once(recorded=recorded), crowd.one_by_one())
+    assert recorded.trouble is None
+
+
+def test_more_images_or_clients_than_before_get_more_room() -> None:
+    few = Crowd(shards=make_shards((2, 1)))
+    recorded = Recorded(few.model, few.settings, Tracer())
+    for crowd in (few, replace(few, shards=make_shards((30, 23, 9))), few):
+        assert_equal(crowd.at_once(recorded=recorded), crowd.one_by_one())
+    assert recorded.trouble is None
 
 
 def test_a_recording_that_does_something_else_is_not_believed() -> None:
