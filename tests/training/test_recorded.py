@@ -175,7 +175,11 @@ def test_another_objective_makes_new_recordings() -> None:
 def test_more_images_or_clients_than_before_get_more_room() -> None:
     few = Crowd(shards=make_shards((2, 1)))
     recorded = Recorded(few.model, few.settings, Tracer())
-    for crowd in (few, replace(few, shards=make_shards((30, 23, 9))), few):
+    for crowd in (
+        few,
+        replace(few, shards=make_shards((8, 7))),
+        replace(few, shards=make_shards((30, 23, 9))),
+    ):
         assert_equal(crowd.at_once(recorded=recorded), crowd.one_by_one())
     assert recorded.trouble is None
 
