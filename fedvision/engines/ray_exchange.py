@@ -1,7 +1,8 @@
 """One exchange of messages over the pool: batches out, answers in, whoever dies on the way.
 
 A worker has two batches at a time, so that it never waits for the driver. What it trained lies in its sums
-until it is asked for them, behind its last batch; should it die before, its clients are run again by others.
+until it is asked for them, with the batch that empties the queue or behind its last one; should it die before,
+its clients are run again by others. Sums are asked for again where a worker trains more after that.
 A task that was at work when a worker died runs alone from then on, and is given up after its second death
 there: so one client that kills its process costs two workers and not the round.
 """
@@ -84,23 +85,23 @@ class RayExchange:
                 self._feed_one(member, len(ready))
 
     def _feed_one(self, member: Member, workers: int) -> None:
-        if len(member.jobs) >= AHEAD or any(job.alone or not job.tasks for job in member.jobs):
+        if len(member.jobs) >= AHEAD or any(job.alone or job.closes for job in member.jobs):
             return
         if member not in self._pool.surplus():
             if tasks := self._queue.take(workers):
-                self._send(member, tasks)
+                self._send(member, tasks, closes=self._folds and not self._queue)
                 return
             if not member.jobs and not member.folded and (task := self._queue.take_alone()) is not None:
                 self._send(member, [task], alone=True)
                 return
         if member.folded or (self._folds and member.jobs):
             # Nothing is left to hand out: its sums can follow its last batch without a word from here.
-            member.jobs.append(Job(member.actor.close.remote()))
+            self._send(member, [], closes=True)
 
-    def _send(self, member: Member, tasks: list[int], *, alone: bool = False) -> None:
+    def _send(self, member: Member, tasks: list[int], *, alone: bool = False, closes: bool = False) -> None:
         orders = [self._outbox.order(self._messages[task]) for task in tasks]
-        reference = member.actor.work.remote(self._number, orders)
-        member.jobs.append(Job(reference, tuple(tasks), alone))
+        reference = member.actor.work.remote(self._number, orders, closes)
+        member.jobs.append(Job(reference, tuple(tasks), alone, closes))
 
     def _collect(self) -> Iterator[Message]:
         waiting = {member.waits_for: member for member in self._pool.members if member.waits_for is not None}
@@ -117,7 +118,7 @@ class RayExchange:
     def _finish(self, member: Member) -> Iterator[Message]:
         job = member.jobs[0]
         try:
-            result = ray.get(job.reference)
+            answers, sums = ray.get(job.reference)
         except ray.exceptions.RayTaskError as error:
             # The worker itself is at fault, not a client: run again what it had, elsewhere.
             yield from self._bury(member, error)
@@ -126,11 +127,10 @@ class RayExchange:
             yield from self._bury(member, error)
             return
         member.jobs.popleft()
-        if job.tasks:
-            for task, answer in zip(job.tasks, result, strict=True):
-                yield from self._take(member, task, answer)
-        else:
-            yield from self._take_sums(member, result)
+        for task, answer in zip(job.tasks, answers, strict=True):
+            yield from self._take(member, task, answer)
+        if sums is not None:
+            yield from self._take_sums(member, sums)
 
     def _take(self, member: Member, task: int, answer: Answer) -> Iterator[Message]:
         if isinstance(answer, Failure) and answer.out_of_memory and self._pool.shrink():
@@ -145,9 +145,7 @@ class RayExchange:
         else:
             yield from self._tell(task, answer)
 
-    def _take_sums(self, member: Member, sums: Content | None) -> Iterator[Message]:
-        if sums is None:  # all its clients failed
-            return
+    def _take_sums(self, member: Member, sums: Content) -> Iterator[Message]:
         assert member.held is not None, "a worker with sums has an answer to carry them"
         task, answer = member.held
         member.folded, member.held = [], None

@@ -23,9 +23,11 @@ class Job:
 
     reference: Any
     tasks: tuple[int, ...] = ()
-    """Numbers of the messages in the call; none where the worker's sums are asked for."""
+    """Numbers of the messages in the call; none where only the worker's sums are asked for."""
     alone: bool = False
     """Whether the task may have killed a worker before and has this one to itself."""
+    closes: bool = False
+    """Whether the worker's sums come with the answers."""
 
 
 @dataclass(eq=False)

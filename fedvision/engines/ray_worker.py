@@ -101,12 +101,16 @@ class RayWorker:
         free, total = torch.cuda.mem_get_info()
         return Footprint(peak=total - free, total=total, seconds=seconds)
 
-    def work(self, phase: int, orders: list[Order]) -> list[Answer]:
-        """Answer orders, in their order.
+    def work(
+        self, phase: int, orders: list[Order], closes: bool = False
+    ) -> tuple[list[Answer], Content | None]:
+        """Answer orders, in their order, and hand over sums where they are asked for.
 
         Args:
             phase: Number of the exchange; sums of an earlier one that nobody asked for are dropped.
             orders: To clients of this worker.
+            closes: Whether the sums of its updates since they were last handed over are to come with the
+                answers; None comes where there are none.
         """
         if phase != self._phase and self._folding:
             self._folding.close()
@@ -119,9 +123,14 @@ class RayWorker:
             answers[node] = self._answer(messages[node], reply)
             # Let go before the next one is made, or two models are in memory.
             del reply
-        return [answers[node] for node, _, _ in orders]
+        return [answers[node] for node, _, _ in orders], self._close() if closes else None
 
-    def close(self) -> Content | None:
+    def part(self, place: int, key: str, name: str, start: int, stop: int, piece: int) -> Any:
+        """Return elements start to stop of an array of sums that stayed here, as ``slices.cut`` has them."""
+        pieces = cut(self._staying[place][1][key][name], start, stop, piece)
+        return pieces if len(pieces) > 1 else pieces[0]
+
+    def _close(self) -> Content | None:
         """Return the sums of this worker's updates since the last call; None where there are none.
 
         Large ones stay here until the next exchange, to be had in slices: nobody needs them whole.
@@ -135,11 +144,6 @@ class RayWorker:
         # A worker is asked again where another one died after this one's sums were fetched.
         self._staying.append(packed)
         return staying(packed, len(self._staying) - 1)
-
-    def part(self, place: int, key: str, name: str, start: int, stop: int, piece: int) -> Any:
-        """Return elements start to stop of an array that ``close`` left here, as ``slices.cut`` has them."""
-        pieces = cut(self._staying[place][1][key][name], start, stop, piece)
-        return pieces if len(pieces) > 1 else pieces[0]
 
     def _answer(self, message: Message, reply: Message) -> Answer:
         if self._folding and message.metadata.message_type == TRAIN:
