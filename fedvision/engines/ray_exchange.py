@@ -1,8 +1,8 @@
 """One exchange of messages over the pool: batches out, answers in, whoever dies on the way.
 
 A worker has two batches at a time, so that it never waits for the driver. What it trained lies in its sums
-until it is asked for them, with the batch that empties the queue or behind its last one; should it die before,
-its clients are run again by others. Sums are asked for again where a worker trains more after that.
+until it is asked for them, with the batch that empties the queue or behind its last one; should it die
+before, its clients are run again by others. Sums are asked for again where a worker trains more after that.
 A task that was at work when a worker died runs alone from then on, and is given up after its second death
 there: so one client that kills its process costs two workers and not the round.
 """

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from fedvision.api import simulate
-from fedvision.engines.ray import RayEngine
+from fedvision.engines.ray import RayEngine, RayGrid
+from fedvision.engines.ray_exchange import RayExchange
+from fedvision.engines.ray_pool import Job
 from fedvision.engines.serial import SerialEngine
 from fedvision.errors import ConfigError
 from fedvision.flower import codec
@@ -24,7 +29,7 @@ from fedvision.flower.screening import Screen
 from fedvision.strategies.averaging import FedAvg
 from fedvision.strategies.mean import Sums
 from fedvision.types import PluginSpec, State
-from tests.engines.hosts import adders
+from tests.engines.hosts import AppRecipe, adders, adding
 from tests.experiments import tiny
 
 STATE: State = {"w": torch.linspace(-1, 1, 50), "b": torch.zeros(())}
@@ -117,6 +122,92 @@ def test_a_client_that_always_kills_its_process_costs_itself_only() -> None:
 def test_with_one_worker_too_the_round_outlives_a_death(tmp_path: Path, serial: Round) -> None:
     there = Round(RayEngine(workers=1), adders(12, tmp_path, "exit once"))
     assert same(there.state, serial.state)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The calls of workers, in the order in which they are sent."""
+    sent: list[Job] = []
+    send = RayExchange._send
+
+    def note(self: RayExchange, member: Any, *args: Any, **options: Any) -> None:
+        send(self, member, *args, **options)
+        sent.append(member.jobs[-1])
+
+    monkeypatch.setattr(RayExchange, "_send", note)
+    return sent
+
+
+def test_one_worker_hands_over_its_sums_with_its_last_batch(calls: list[Job], serial: Round) -> None:
+    assert same(Round(RayEngine(workers=1), adders(12)).state, serial.state)
+    assert [job.closes for job in calls] == [False] * (len(calls) - 1) + [True]
+    assert all(job.tasks for job in calls), "no call is for the sums alone"
+
+
+def test_the_sums_of_one_of_two_workers_come_with_the_last_batch(calls: list[Job], serial: Round) -> None:
+    assert same(Round(RayEngine(workers=2), adders(12)).state, serial.state)
+    batches = [job for job in calls if job.tasks]
+    assert [job.closes for job in batches] == [False] * (len(batches) - 1) + [True]
+    assert len(calls) - len(batches) <= 1, "only the other one is asked for its sums alone"
+
+
+def test_updates_that_come_one_by_one_close_nothing(calls: list[Job]) -> None:
+    Round(RayEngine(workers=2), adders(12, fold=False))
+    assert calls
+    assert not any(job.closes for job in calls)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_in_the_batch_that_brings_its_sums_is_run_again(
+    workers: int, calls: list[Job], tmp_path: Path, serial: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cost(_: RayGrid, message: Message) -> float:
+        """Let client 2 be the least work, so that it is in the batch that empties the queue."""
+        client = message.metadata.dst_node_id - FIRST_NODE
+        return 0.9 if client == 2 else 1 + client % 5 / 4
+
+    monkeypatch.setattr(RayGrid, "_cost", cost)
+    there = Round(RayEngine(workers=workers), adders(12, tmp_path, "exit once"))
+    first = next(job for job in calls if 2 in job.tasks)
+    assert first.closes
+    assert not any(job.closes for job in calls if job.alone), "a suspect's sums come after it has lived"
+    assert same(there.state, serial.state)
+    assert (there.answered, there.refused) == (list(range(12)), [])
+
+
+def patient(folder: Path) -> ClientApp:
+    """As ``adding``, but client 2's process dies once and not before sums have arrived."""
+    inner, app = adding(folder, "exit once"), ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"] == 2:
+            deadline = time.monotonic() + 60
+            while not (folder / "sums").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        return inner(message, context)
+
+    return app
+
+
+def test_a_worker_that_has_handed_over_its_sums_is_asked_again_when_another_dies(
+    tmp_path: Path, serial: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, handed = RayExchange._take_sums, []
+
+    def note(self: RayExchange, member: Any, sums: Any) -> Iterator[Message]:
+        handed.append((member, (tmp_path / "happened").exists()))
+        yield from take(self, member, sums)
+        (tmp_path / "sums").touch()
+
+    monkeypatch.setattr(RayExchange, "_take_sums", note)
+    recipe = AppRecipe(app=partial(patient, tmp_path), clients=12, strategy=FedAvg)
+    there = Round(RayEngine(workers=2), recipe)
+    (first, died), *others = handed
+    assert not died
+    assert any(member is first and died for member, died in others)
+    assert same(there.state, serial.state)
+    assert (there.answered, there.refused) == (list(range(12)), [])
 
 
 @pytest.mark.parametrize(
