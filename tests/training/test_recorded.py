@@ -184,6 +184,20 @@ def test_more_images_or_clients_than_before_get_more_room() -> None:
     assert recorded.trouble is None
 
 
+def test_a_client_that_diverges_is_played_back_as_the_others() -> None:
+    crowd = Crowd(shards=make_shards())
+    personal = get_state(crowd.model, ("head.bias",))
+    names = [name for name in crowd.tasks()[0].state if name != "head.bias"]
+    tasks = [replace(task, state={n: task.state[n] for n in names}) for task in crowd.tasks()]
+    crowd.tasks = lambda: tasks  # type: ignore[method-assign]
+    crowd.personals = [{n: t + (torch.inf if k == 2 else 0.0) for n, t in personal.items()} for k in range(5)]
+    recorded = Recorded(crowd.model, crowd.settings, Tracer())
+    found = crowd.at_once(recorded=recorded)
+    assert recorded.trouble is None
+    assert not found[2].state["head.weight"].isfinite().all()
+    assert_equal(found, crowd.one_by_one())
+
+
 def test_a_recording_that_does_something_else_is_not_believed() -> None:
     crowd = Crowd()
 
