@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import environments
 import torch
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
@@ -33,6 +35,7 @@ from fedvision.federation import Federation, prepare_process
 from fedvision.flower import codec
 from fedvision.flower.exchange import Exchange
 from fedvision.flower.hosting import Recipe, SimulatedClients
+from fedvision.flower.screening import Screen
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.models.state import get_state, travelling
 from fedvision.reporting.environment import environment
@@ -165,7 +168,8 @@ def rounds(grid: Grid, recipe: Recipe, cohort: int, *, repeat: int, state: Any =
         start = time.perf_counter()
         arrays = codec.encode_state(state)
         messages = list(strategy.configure_train(number, arrays, ConfigRecord(), grid))
-        exchange = Exchange(roster=roster, stage="training", expected=state)
+        folds = bool(getattr(grid, "folds", False))
+        exchange = Exchange(roster=roster, stage="training", screen=Screen(state), folds=folds)
         strategy.aggregate_train(number, exchange.send(grid, messages))
         if exchange.refused:
             raise SystemExit(f"a client failed: {exchange.refused[0]}")
@@ -195,6 +199,7 @@ def main() -> None:
         print(RESULT.read_text())
         return
     prepare_process()
+    os.environ["FEDVISION_DATA"] = str(environments.images())
     config = experiment()
     federation = Federation.build(config)
     with tempfile.TemporaryDirectory() as folder:

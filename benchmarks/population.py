@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import environments
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -293,6 +294,8 @@ def main() -> None:
     if options.child:
         child(options)
         return
+    if options.data == "fashion-mnist":
+        os.environ["FEDVISION_DATA"] = str(environments.images())
     store = load(options)
     for clients in options.clients:
         if not store["runs"].get(name(options.engine, clients), {}).get("finished"):

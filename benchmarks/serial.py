@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import environments
 import numpy as np
 import torch
 from torch import nn
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    os.environ["FEDVISION_DATA"] = str(environments.images())
     torch.set_num_threads(options.threads)
     rows = []
     for seed in options.seeds:
