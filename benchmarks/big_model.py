@@ -71,6 +71,8 @@ def child(options: argparse.Namespace) -> None:
             tell(phase=said, seconds=seconds["total"], heard=len(record["clients"]))
 
     config = ExperimentConfig.from_dict(experiment(options))
+    if options.scratch:
+        Path(options.scratch).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         result = simulate(config, engine=options.engine, out=Path(folder) / "run", progress=Rounds())
     count = sum(tensor.numel() for tensor in result.state.values())
