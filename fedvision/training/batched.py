@@ -72,11 +72,8 @@ def fit_many(
     if len({task.round for task in tasks}) > 1:
         raise ValueError("the clients of a stack have one learning rate: give them tasks of one round")
     model.train()
-    batch_norm = has_batch_norm(model)
-    batches = [
-        list(positions(len(shard), task, settings, batch_norm))
-        for shard, task in zip(shards, tasks, strict=True)
-    ]
+    norm, both = has_batch_norm(model), zip(shards, tasks, strict=True)
+    batches = [list(positions(len(shard), task, settings, norm)) for shard, task in both]
     for places in stacks(batches, chunk or len(tasks)):
         own = [tasks[i] for i in places]
         plan = Plan.make([shards[i] for i in places], own, [batches[i] for i in places], settings, gallery)
