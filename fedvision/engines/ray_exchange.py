@@ -118,7 +118,7 @@ class RayExchange:
     def _finish(self, member: Member) -> Iterator[Message]:
         job = member.jobs[0]
         try:
-            answers, sums = ray.get(job.reference)
+            answers, sums, notices = ray.get(job.reference)
         except ray.exceptions.RayTaskError as error:
             # The worker itself is at fault, not a client: run again what it had, elsewhere.
             yield from self._bury(member, error)
@@ -127,6 +127,7 @@ class RayExchange:
             yield from self._bury(member, error)
             return
         member.jobs.popleft()
+        self._pool.tell_once(notices)
         for task, answer in zip(job.tasks, answers, strict=True):
             yield from self._take(member, task, answer)
         if sums is not None:

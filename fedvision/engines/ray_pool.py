@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +62,7 @@ class Pool:
     def __init__(self, make: Callable[[], Any], size: int, tell: Tell) -> None:
         self._make, self.size, self._tell = make, size, tell
         self._failed_starts = 0
+        self._told: set[str] = set()
         self.cause = ""
         """Why the last worker died."""
         self.members: list[Member] = []
@@ -93,8 +94,14 @@ class Pool:
             return
         self._failed_starts = 0
         member.starting = None
-        for notice in facts.notices:
-            self._tell(notice)
+        self.tell_once(facts.notices)
+
+    def tell_once(self, notices: Iterable[str]) -> None:
+        """Say what workers have to say, each sentence once however many of them say it."""
+        for notice in notices:
+            if notice not in self._told:
+                self._told.add(notice)
+                self._tell(notice)
 
     def lost(self, member: Member, error: Exception | None = None) -> None:
         """Drop a worker that died and start another one.

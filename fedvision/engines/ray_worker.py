@@ -87,7 +87,8 @@ class RayWorker:
     def ready(self) -> Facts:
         """Return who this is, once it can work."""
         node = ray.get_runtime_context().get_node_id()
-        return Facts(pid=os.getpid(), node=node, notices=tuple(self._notices))
+        notices, self._notices[:] = tuple(self._notices), []
+        return Facts(pid=os.getpid(), node=node, notices=notices)
 
     def rehearse(self, recipe: Sequence[ray.ObjectRef]) -> Footprint:  # type: ignore[type-arg]
         """Train the costliest client once on this worker's GPU and return what it took."""
@@ -103,8 +104,8 @@ class RayWorker:
 
     def work(
         self, phase: int, orders: list[Order], closes: bool = False
-    ) -> tuple[list[Answer], Content | None]:
-        """Answer orders, in their order, and hand over sums where they are asked for.
+    ) -> tuple[list[Answer], Content | None, list[str]]:
+        """Answer orders, in their order, hand over sums where they are asked for, and say what is new.
 
         Args:
             phase: Number of the exchange; sums of an earlier one that nobody asked for are dropped.
@@ -123,7 +124,8 @@ class RayWorker:
             answers[node] = self._answer(messages[node], reply)
             # Let go before the next one is made, or two models are in memory.
             del reply
-        return [answers[node] for node, _, _ in orders], self._close() if closes else None
+        notices, self._notices[:] = list(self._notices), []
+        return [answers[node] for node, _, _ in orders], self._close() if closes else None, notices
 
     def part(self, place: int, key: str, name: str, start: int, stop: int, piece: int) -> Any:
         """Return elements start to stop of an array of sums that stayed here, as ``slices.cut`` has them."""

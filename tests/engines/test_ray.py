@@ -273,6 +273,15 @@ def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path
         assert mine["train_loss"] == pytest.approx(his["train_loss"], rel=1e-4)
 
 
+def test_why_workers_train_one_by_one_is_said_once(tmp_path: Path) -> None:
+    config = tiny(transforms={"mixup": 0.2}, rounds=2)
+    spec = PluginSpec(use="ray", args={"workers": 2, "inner": "vectorized"})
+    told = simulate(config, engine=spec, out=tmp_path / "ray").folder.summary()["notices"]
+    said = [sentence for sentence in told if sentence.startswith("clients are trained one by one: ")]
+    assert len(said) == 1
+    assert "mixup blends the images of a batch" in said[0]
+
+
 def test_a_plug_in_beside_the_experiment_is_found_by_the_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
