@@ -5,6 +5,7 @@
     CACHE/
     ├── 3f1c...9a/             one list of files, decoded one way; its name is the key
     │   ├── images.npy         uint8 [n, size, size, channels], opened as a memory map
+    │   ├── deep.json          {"number in the list": Depth} of files with more than 8 bits a channel
     │   └── unreadable.json    {"number in the list": "why"}
     ├── seen/5b70...1e         a list's names, sizes and times -> its key: one stat a file instead of a read
     └── partial-.../           being written; renamed when complete, swept when it has not grown for an hour
@@ -29,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.data.depth import Depth
 from fedvision.data.pool import Answer, Recipe
 from fedvision.errors import DataError
 
@@ -44,6 +46,8 @@ class Entry(NamedTuple):
     """uint8 [n, size, size, channels] of the readable files, in order; a memory map."""
     unreadable: Mapping[int, str]
     """Number in the list, from 0 -> why the file cannot be read."""
+    deep: Mapping[int, Depth]
+    """Number in the list, from 0 -> how deep a file of more than 8 bits a channel is."""
 
 
 class Cache:
@@ -87,11 +91,16 @@ class Cache:
         with self._guarded():
             try:
                 unreadable = json.loads((self.folder / key / "unreadable.json").read_text())
+                deep = json.loads((self.folder / key / "deep.json").read_text())
                 images = np.load(self.folder / key / "images.npy", mmap_mode="r")
             except (FileNotFoundError, ValueError, EOFError):  # A power cut can leave a file short.
                 shutil.rmtree(self.folder / key, ignore_errors=True)
                 return None
-        return Entry(images, {int(number): why for number, why in unreadable.items()})
+        return Entry(
+            images,
+            {int(number): why for number, why in unreadable.items()},
+            {int(number): Depth(*facts) for number, facts in deep.items()},
+        )
 
     def store(self, key: str, files: int, recipe: Recipe, answers: Iterable[Answer]) -> None:
         """Write an entry; it appears whole or not at all.
@@ -106,8 +115,9 @@ class Cache:
         self._sweep()
         self._need(int(np.prod(shape)))
         with self._partial() as partial:
-            unreadable = self._write(partial / "images.npy", shape, answers)
+            unreadable, deep = self._write(partial / "images.npy", shape, answers)
             with self._guarded():
+                (partial / "deep.json").write_text(json.dumps(deep))
                 (partial / "unreadable.json").write_text(json.dumps(unreadable))
                 try:
                     os.rename(partial, self.folder / key)
@@ -118,21 +128,23 @@ class Cache:
 
     def _write(
         self, path: Path, shape: tuple[int, int, int, int], answers: Iterable[Answer]
-    ) -> dict[int, str]:
+    ) -> tuple[dict[int, str], dict[int, Depth]]:
         """Write images.npy with plain writes: on a full disk a memory map would end the process."""
         unreadable: dict[int, str] = {}
+        deep: dict[int, Depth] = {}
         seen = count = 0
         with self._guarded(), open(path, "wb") as file:
             file.write(_header(shape))
-            for reasons, images in answers:
-                unreadable |= {seen + i: why for i, why in enumerate(reasons) if why is not None}
-                seen, count = seen + len(reasons), count + len(images)
+            for outcomes, images in answers:
+                unreadable |= {seen + i: why for i, why in enumerate(outcomes) if isinstance(why, str)}
+                deep |= {seen + i: facts for i, facts in enumerate(outcomes) if isinstance(facts, Depth)}
+                seen, count = seen + len(outcomes), count + len(images)
                 file.write(images.tobytes())
             file.seek(0)
             file.write(_header((count, *shape[1:])))
             file.flush()
             os.fsync(file.fileno())
-        return unreadable
+        return unreadable, deep
 
     def _need(self, size: int) -> None:
         with self._guarded():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from rich.progress import Progress
 
 from fedvision.data import digest, pixels
 from fedvision.data.cache import Cache
+from fedvision.data.narrow import dark_images, narrow_files
 from fedvision.data.places import cache_folder
 from fedvision.data.pool import Recipe, decode_all
 from fedvision.errors import DataError
@@ -39,6 +41,8 @@ class Decoding:
     """1 for gray, 3 for RGB."""
     fit: str = "crop"
     """``crop``: shorter side to ``size``, then the centre; ``stretch``; ``pad``: longer side, black bars."""
+    range: float = 0.0
+    """The value that is white; 0 goes by the file. One above 255 is for files with more than 8 bits."""
     max_unreadable: float = 0.01
     """Share of files that may be unreadable; they are left out and named."""
     cache: str = ""
@@ -53,6 +57,8 @@ class Decoding:
             raise ValueError(f"channels must be 1 (gray) or 3 (RGB), not {self.channels}")
         if self.fit not in pixels.FITS:
             raise ValueError(f"fit must be one of {', '.join(pixels.FITS)}, not {self.fit!r}")
+        if not (self.range >= 0 and math.isfinite(self.range)):
+            raise ValueError(f"range must be the value that is white, > 0, not {self.range}")
         if not 0 <= self.max_unreadable < 1:
             raise ValueError(f"max_unreadable must be >= 0 and < 1, not {self.max_unreadable}")
         if self.workers < 0:
@@ -67,7 +73,7 @@ class Decoded(NamedTuple):
     kept: NDArray[np.int64]
     """int64 [n], rising: number in the list of each image."""
     notices: tuple[str, ...]
-    """A sentence on files that cannot be read, if there are any."""
+    """Sentences on files that cannot be read, and on those whose range is not their type's."""
 
 
 def decode(root: Path, names: Sequence[str], how: Decoding) -> Decoded:
@@ -81,7 +87,7 @@ def decode(root: Path, names: Sequence[str], how: Decoding) -> Decoded:
     Raises:
         DataError: Too many files cannot be read, or the cache cannot be used.
     """
-    recipe = Recipe(how.size, how.channels, how.fit)
+    recipe = Recipe(how.size, how.channels, how.fit, float(how.range))
     cache = Cache(cache_folder(how.cache))
     started = time.time_ns()
     fingerprint, latest = digest.fingerprint(root, names, recipe)
@@ -100,7 +106,9 @@ def decode(root: Path, names: Sequence[str], how: Decoding) -> Decoded:
     lost = {names[number]: why for number, why in entry.unreadable.items()}
     _check_share(root, lost, len(names), how.max_unreadable)
     kept = np.delete(np.arange(len(names)), list(entry.unreadable))
-    return Decoded(entry.images, kept, _notices(lost, len(names)))
+    narrow = narrow_files({names[number]: facts for number, facts in entry.deep.items()}, root)
+    dark = dark_images(entry.images, "set data.range to it") if not (how.range or narrow) else ()
+    return Decoded(entry.images, kept, (*_notices(lost, len(names)), *narrow, *dark))
 
 
 def named(items: Iterable[str]) -> str:

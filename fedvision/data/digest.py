@@ -12,7 +12,7 @@ import PIL
 
 from fedvision.data.pool import Recipe
 
-_VERSION = f"1 pillow {PIL.__version__}"
+_VERSION = f"2 pillow {PIL.__version__}"
 """Part of every digest: raise the number when ``pixels`` makes other pixels of the same file."""
 _AHEAD = 1024
 

@@ -38,6 +38,7 @@ def image_folder(
     size: int,
     channels: int = 3,
     fit: str = "crop",
+    range: float = 0.0,
     levels: Sequence[str] = ("class",),
     classes: Sequence[str] | None = None,
     validation: float = 0.0,
@@ -53,6 +54,7 @@ def image_folder(
         size: Side of the square images in pixels.
         channels: 1 for gray, 3 for RGB.
         fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"`` or ``"pad"`` (black bars).
+        range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         levels: What the folders' names mean, from the outermost; ``"class"`` must be among them, the others
             become columns.
         classes: Class names in the order of their labels; by default the folders' names, sorted. Clients that
@@ -73,7 +75,13 @@ def image_folder(
             used.
     """
     how = Decoding(
-        size=size, channels=channels, fit=fit, max_unreadable=max_unreadable, cache=cache, workers=workers
+        size=size,
+        channels=channels,
+        fit=fit,
+        range=range,
+        max_unreadable=max_unreadable,
+        cache=cache,
+        workers=workers,
     )
     return to_dataset(_listing(path, levels, classes), how, val=val, validation=validation)
 

@@ -47,6 +47,7 @@ def manifest(
     delimiter: str = ",",
     channels: int = 3,
     fit: str = "crop",
+    range: float = 0.0,
     classes: Sequence[str] | None = None,
     validation: float = 0.0,
     val: str = "auto",
@@ -66,6 +67,7 @@ def manifest(
         delimiter: What stands between two cells.
         channels: 1 for gray, 3 for RGB.
         fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"`` or ``"pad"`` (black bars).
+        range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         classes: Labels in the order of their numbers; by default those in the file, sorted, by value where
             all are whole numbers.
         validation: Share of the training images, stratified by class, that becomes the test set.
@@ -84,7 +86,13 @@ def manifest(
             or the cache cannot be used.
     """
     how = Decoding(
-        size=size, channels=channels, fit=fit, max_unreadable=max_unreadable, cache=cache, workers=workers
+        size=size,
+        channels=channels,
+        fit=fit,
+        range=range,
+        max_unreadable=max_unreadable,
+        cache=cache,
+        workers=workers,
     )
     if len(delimiter) != 1:
         raise ValueError(f"delimiter must be one character, not {delimiter!r}")

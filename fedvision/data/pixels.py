@@ -3,8 +3,8 @@
 What becomes of a pixel, in this order:
 
 1. Rotation and mirroring that EXIF asks for are done.
-2. 16-bit gray is scaled from 0..65535 to 0..255; 32-bit and floating-point pixels have no agreed range and
-   count as unreadable.
+2. Pixels whose white is not 255 are scaled to 0..255 (``depth``): 16-bit gray from 0..65535, or from the
+   range that the file or the experiment names. 32-bit and floating-point pixels without one are unreadable.
 3. Transparency (alpha, a transparent palette entry or colour) is laid over white.
 4. Colour is converted: CMYK and palettes to RGB, and to gray, where ``channels`` is 1, by ITU-R 601
    (0.299 R + 0.587 G + 0.114 B).
@@ -16,10 +16,13 @@ Of an animation or a TIFF with several pages the first image counts.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from fedvision.data.depth import Depth, Source, flat, gray, source
 
 FITS = ("crop", "stretch", "pad")
 """Ways to make a square: cut the longer side, change the aspect, or add black bars."""
@@ -38,7 +41,16 @@ _UPRIGHT = {
 }
 
 
-def read(path: str | Path, *, size: int, channels: int, fit: str) -> NDArray[np.uint8]:
+class Picture(NamedTuple):
+    """One decoded file."""
+
+    pixels: NDArray[np.uint8]
+    """uint8 [size, size, channels]."""
+    depth: Depth | None
+    """Of a file with more than 8 bits a channel."""
+
+
+def read(path: str | Path, *, size: int, channels: int, fit: str, white: float = 0.0) -> Picture:
     """Decode one image file.
 
     Args:
@@ -46,44 +58,36 @@ def read(path: str | Path, *, size: int, channels: int, fit: str) -> NDArray[np.
         size: Side of the square in pixels, > 0.
         channels: 1 (gray) or 3 (RGB).
         fit: One of ``FITS``.
-
-    Returns:
-        uint8 [size, size, channels].
+        white: The value that is white; 0 goes by the file. One above 255 is for files of more than 8 bits.
 
     Raises:
+        ValueError: The pixels have no agreed range, or some lie outside it.
         Exception: Whatever Pillow raises on a broken file: there is no common class.
     """
     with Image.open(path, formats=_FORMATS) as image:
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size that is asked
         # for leaves the filter enough to average over.
         image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))
-        flat = _flat(image, "L" if channels == 1 else "RGB")
+        plain, deep = _flat(image, "L" if channels == 1 else "RGB", source(image, path), white)
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    fitted = _fit(flat if turn is None else flat.transpose(turn), size, fit)
-    return np.asarray(fitted).reshape(size, size, channels)
+    fitted = _fit(plain if turn is None else plain.transpose(turn), size, fit)
+    return Picture(np.asarray(fitted).reshape(size, size, channels), deep)
 
 
-def _flat(image: Image.Image, mode: str) -> Image.Image:
-    """Return 8-bit gray (``"L"``) or colour (``"RGB"``) without transparency."""
+def _flat(image: Image.Image, mode: str, declared: Source, white: float) -> tuple[Image.Image, Depth | None]:
+    """Return 8-bit gray (``"L"``) or colour (``"RGB"``) without transparency, and how deep the file was."""
     image.load()
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return _eight_bits(image).convert(mode)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        eight, deep = gray(image, declared, white)
+        return eight.convert(mode), deep
     if not image.has_transparency_data:
-        return image.convert(mode)
+        scaled, deep_colour = flat(image, declared, white)
+        return scaled.convert(mode), deep_colour
     # Pillow has no way from premultiplied gray (La) to RGBA but through LA.
     seen = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    white = Image.new("RGBA", seen.size, "white")
-    return Image.alpha_composite(white, seen).convert(mode)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale gray 0..65535 to 0..255, rounded; Pillow's own conversion cuts everything above 255 off."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError("32-bit or negative pixels have no agreed range; save it with 8 or 16 bits")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    scaled, deep_colour = flat(seen, declared, white)
+    canvas = Image.new("RGBA", seen.size, "white")
+    return Image.alpha_composite(canvas, scaled).convert(mode), deep_colour
 
 
 def _fit(image: Image.Image, size: int, fit: str) -> Image.Image:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.data.decoder import decode_chunk
+from fedvision.data.decoder import Outcome, decode_chunk
+from fedvision.data.depth import Depth
 from fedvision.errors import DataError
 
 _CHUNK = 16
@@ -25,7 +26,7 @@ _FILES_PER_PROCESS = 128
 _NO_START = "a process that decodes images did not start"
 _REMEDY = "data.workers = 1 decodes without further processes"
 
-Answer = tuple[list[str | None], NDArray[np.uint8]]
+Answer = tuple[list[Outcome], NDArray[np.uint8]]
 
 
 class Recipe(NamedTuple):
@@ -37,6 +38,8 @@ class Recipe(NamedTuple):
     """1 or 3."""
     fit: str
     """One of ``pixels.FITS``."""
+    white: float = 0.0
+    """The value that is white; 0 goes by the file."""
 
 
 def decode_all(root: Path, names: Sequence[str], recipe: Recipe, workers: int = 0) -> Iterator[Answer]:
@@ -128,8 +131,8 @@ class _Process:
         line = self._popen.stdout.readline()
         if not line.endswith(b"\n"):
             return None
-        reasons: list[str | None] = json.loads(line)
-        shape = (reasons.count(None), *self._shape())
+        reasons = [Depth(*one) if isinstance(one, list) else one for one in json.loads(line)]
+        shape = (sum(not isinstance(one, str) for one in reasons), *self._shape())
         data = self._popen.stdout.read(int(np.prod(shape)))
         return (
             (reasons, np.frombuffer(data, np.uint8).reshape(shape)) if len(data) == np.prod(shape) else None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fedvision.data.archive import Archive
 from fedvision.data.images import Dataset, ImageSet
 from fedvision.data.listing import left_out, settle_classes, settle_val
+from fedvision.data.narrow import dark_images
 from fedvision.data.places import expand
 from fedvision.errors import DataError
 
@@ -72,7 +73,8 @@ def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None) -
     if not train or not len(train):
         raise DataError(f"{archive.path}: train_images is empty; there must be training images")
     names = _class_names(archive.path, list(found.values()), classes)
-    return Dataset(train=train, test=test, classes=names, notices=notices)
+    dark = dark_images(train.images, "multiply them to 0..255 before they are saved")
+    return Dataset(train=train, test=test, classes=names, notices=(*notices, *dark))
 
 
 def _has(archive: Archive, part: str) -> bool:

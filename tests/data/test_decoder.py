@@ -71,7 +71,7 @@ def test_the_protocol(tmp_path: Path) -> None:
     spoil(tmp_path / "b.png")
     requests = io.BytesIO(b'["a.png", "b.png"]\n["b.png"]\n["a.png"]\n')
     replies = io.BytesIO()
-    serve(requests, replies, tmp_path, 4, 1, "crop")
+    serve(requests, replies, tmp_path, {"size": 4, "channels": 1, "fit": "crop"})
     replies.seek(0)
     assert replies.readline() == b"[]\n"
     assert json.loads(replies.readline()) == [None, "no known image format"]

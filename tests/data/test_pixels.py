@@ -16,7 +16,7 @@ RED, WHITE = (255, 0, 0), (255, 255, 255)
 
 
 def read(path: Path, size: int = 4, channels: int = 3, fit: str = "crop") -> NDArray[np.uint8]:
-    return pixels.read(path, size=size, channels=channels, fit=fit)
+    return pixels.read(path, size=size, channels=channels, fit=fit).pixels
 
 
 def quarters(width: int = 64, height: int = 64) -> Image.Image:
@@ -95,7 +95,9 @@ def test_16_bit_gray_is_scaled_and_not_clipped(tmp_path: Path, suffix: str, chan
 )
 def test_pixels_without_an_agreed_range_are_refused(tmp_path: Path, values: NDArray[np.float32]) -> None:
     Image.fromarray(values).save(tmp_path / "a.tiff")
-    with pytest.raises(ValueError, match="no agreed range; save it with 8 or 16 bits"):
+    with pytest.raises(
+        ValueError, match=r"no agreed range; say .* data\.range, or save it with 8 or 16 bits"
+    ):
         read(tmp_path / "a.tiff", size=2)
 
 
