@@ -6,14 +6,14 @@ Exit codes: 0 done, 1 the run failed, 2 wrong usage or configuration, 130 interr
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedvision import __version__, registry
+from fedvision import __version__, registry, streams
 from fedvision.commands import certificates, deployment, doctor
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
+from fedvision.streams import complain, show
 from fedvision.types import PluginSpec
 
 INTERRUPTED = 130
@@ -22,21 +22,19 @@ _AGAIN = "the same command with --resume goes on from the last round"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    streams.prepare()
     options = parser().parse_args(argv)
     try:
         options.call(options)
     except ConfigError as error:
-        print(f"fedvision: {_placed(error, options)}", file=sys.stderr)
+        complain(f"fedvision: {_placed(error, options)}")
         return 2
     except FedVisionError as error:
-        print(f"fedvision: {error}", file=sys.stderr)
+        complain(f"fedvision: {error}")
         return 1
     except KeyboardInterrupt:
-        print(f"\nfedvision: stopped; {getattr(options, 'again', _AGAIN)}", file=sys.stderr)
+        complain(f"\nfedvision: stopped; {getattr(options, 'again', _AGAIN)}")
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output (`head`, a pager) has enough; Python's exit must not write to it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -121,11 +119,11 @@ def _simulate(options: argparse.Namespace) -> None:
     )
     folders = [result.folder for result in done.results.values()]
     if done.comparison:
-        print(render.comparison_table(folders))
-        print(f"report: {done.comparison}")
+        page, table = done.comparison, render.comparison_table(folders)
+        show(f"{table}\nreport: {page}", recorded=str(page))
     elif folders:
-        print(render.run_table(folders[0]))
-        print(f"report: {folders[0].path / 'report.html'}")
+        page, table = folders[0].path / "report.html", render.run_table(folders[0])
+        show(f"{table}\nreport: {page}", recorded=str(page))
     if done.failures:
         raise RunError(
             "; ".join(f"{label}: {error}".removeprefix(": ") for label, error in done.failures.items())
@@ -146,11 +144,11 @@ def _report(options: argparse.Namespace) -> None:
 
     folders = [RunFolder.read(path) for path in options.runs]
     if len(folders) == 1:
-        print(render.run_table(folders[0]))
-        print(f"report: {write_report(folders[0])}")
+        page, table = write_report(folders[0]), render.run_table(folders[0])
     else:
-        print(render.comparison_table(folders))
-        print(f"report: {write_comparison(folders, options.out or Path('comparison.html'))}")
+        table = render.comparison_table(folders)
+        page = write_comparison(folders, options.out or Path("comparison.html"))
+    show(f"{table}\nreport: {page}", recorded=str(page))
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -160,15 +158,14 @@ def _inspect(options: argparse.Namespace) -> None:
     registry.allow_folder(options.experiment.parent)
     for label, config in load_sweep(options.experiment, options.overrides).experiments.items():
         if label:
-            print(f"{label}:")
-        print(Federation.build(config).inspect())
+            show(f"{label}:")
+        show(Federation.build(config).inspect())
 
 
 def _list(options: argparse.Namespace) -> None:
     for kind in [options.kind] if options.kind else sorted(registry.BUILTINS):
-        print(f"{kind}:")
-        for name, origin in sorted(registry.names(kind).items()):
-            print(f"  {name:<18} {origin}")
+        names = sorted(registry.names(kind).items())
+        show("\n".join([f"{kind}:", *(f"  {name:<18} {origin}" for name, origin in names)]))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@
         ├── RoundLost          what a round had gathered is gone; the round can be played again
         ├── RunLost            nothing was heard of the run's server for too long; it can go on
         ├── RecordError        the run folder could not be written any more (full disk, ...)
+        ├── OutputError        standard output could not be written; what was recorded is intact
         └── ServerError        the server cannot be reached, is not who it should be, or refuses this client
 
 A message is one sentence or two: what is wrong, where (file, table, key, node, stage) and what to do.
@@ -81,6 +82,10 @@ class RunLost(RunError):
 
 class RecordError(RunError):
     """The run folder can no longer be written; the last checkpoint is intact."""
+
+
+class OutputError(RunError):
+    """Standard output cannot be written (full disk, lost mount); nothing of a run is lost."""
 
 
 class ServerError(RunError):

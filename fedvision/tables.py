@@ -6,6 +6,7 @@ keyword argument of the plug-in.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import math
 import tomllib
@@ -61,7 +62,11 @@ def read(path: Path, what: str) -> dict[str, Any]:
         ConfigError: It is missing, unreadable or no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError(f"{path}: this text is in UTF-16; save it as UTF-8")
+        # Some editors begin a file with a byte-order mark, which TOML does not know.
+        return tomllib.loads(raw.removeprefix(codecs.BOM_UTF8).decode().replace("\r\n", "\n"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file; name {what}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -103,6 +108,31 @@ def assign(table: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"{dotted}: {parent} is no table")
     table[last] = value
+
+
+def check_texts(value: Any, where: str = "") -> None:
+    """Refuse texts that neither a file's name nor TOML can hold.
+
+    Args:
+        value: Nested tables and lists.
+        where: Its dotted key.
+
+    Raises:
+        ConfigError: A text has a byte in it that is no letter, as the command line passes them on, or a zero.
+    """
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            check_texts(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_texts(item, where)
+    elif isinstance(value, str):
+        require(
+            not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value),
+            where,
+            f"must be a text in UTF-8 without zeros, not {value!r}; rename the file that it names, or make a "
+            "link to it",
+        )
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
@@ -227,6 +257,7 @@ class Settings:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Self:
         """Build the settings from nested tables, as TOML gives them."""
+        check_texts(table)
         return build(cls, table)
 
     @classmethod

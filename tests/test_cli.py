@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedvision import cli
 
@@ -140,6 +143,9 @@ TOUR = {
     "unknown device": ((), ["training.device=tpu9"], ["training.device", "tpu9"]),
     "channels": ((), ["transforms.mean=[0.1,0.2]"], ["transforms.mean"]),
     "loss key out of range": ((), ["loss={use='focal', gamma=-1.0}"], ["focal", "gamma"]),
+    "nobody's home": ((), ["data={use='npz', path='~nobodyhere/x.npz'}"], ["~nobodyhere/x.npz", "write"]),
+    "no text": ((), ["data={use='npz', path='caf\udce9'}"], ["data.path", "UTF-8"]),
+    "a zero": ((), ['data={use="npz", path="a\\u0000b"}'], ["data.path", "UTF-8"]),
     "strategy key out of range": ((), ["strategy={use='fedavg', fraction=0.0}"], ["fedavg", "fraction"]),
 }  # fmt: skip
 
@@ -189,6 +195,44 @@ def test_an_experiment_that_is_no_toml(here: Path, capsys: pytest.CaptureFixture
     (here / "broken.toml").write_text("rounds = [1,\n")
     assert run("simulate", "broken.toml") == 2
     assert "broken.toml: this is no TOML" in capsys.readouterr().err
+
+
+def test_files_of_other_editors(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A byte-order mark and carriage returns are taken; UTF-16 is named as what it is."""
+    (here / "marked.toml").write_bytes(b"\xef\xbb\xbf" + EXPERIMENT.replace("\n", "\r\n").encode())
+    assert run("inspect", "marked.toml") == 0
+    (here / "wide.toml").write_bytes(EXPERIMENT.encode("utf-16"))
+    capsys.readouterr()
+    assert run("inspect", "wide.toml") == 2
+    assert capsys.readouterr().err == "fedvision: wide.toml: this text is in UTF-16; save it as UTF-8\n"
+
+
+def test_a_class_folder_whose_name_is_no_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    for name in (b"caf\xe9", b"tea"):
+        for part in (b"train", b"test"):
+            folder = os.fsencode(here) + b"/images/" + part + b"/" + name
+            os.makedirs(folder)
+            for number in range(4):
+                with open(folder + b"/%d.png" % number, "wb") as file:
+                    Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).save(file, "PNG")
+    data = "data={use='image-folder', path='images', size=8}"
+    assert run("simulate", "small.toml", "--out", "out", "--set", data, "--set", "rounds=1") == 0
+    assert "caf\\xe9 " in capsys.readouterr().out
+    assert json.loads((here / "out/split.json").read_text())["classes"] == ["caf\\xe9", "tea"]
+    assert "caf\\xe9" in (here / "out/report.html").read_text()
+
+
+def test_a_terminal_that_lacks_letters(here: Path) -> None:
+    """The table's own signs are written in ASCII, other letters as escapes; the run goes through."""
+    arguments = ["small.toml", "--engine", "serial", "--set", "rounds=1", "--set", "name=Größe 図"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fedvision.cli", "simulate", *arguments],
+        capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )  # fmt: skip
+    lines = done.stdout.decode("latin-1").splitlines()
+    assert (done.returncode, lines[0]) == (0, "Größe \\u56f3: finished, 1 of 1 round, 4 clients")
+    assert lines[4].strip("-") == ""
 
 
 def test_usage_errors_end_in_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ BASE = {
     "sweep",
     "registry",
     "interruption",
+    "streams",
 }
 # A room may import the rooms named here, itself and the base; the order is the house's, from the cellar up.
 ROOMS: dict[str, set[str]] = {

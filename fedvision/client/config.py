@@ -6,7 +6,6 @@ whatever an experiment says: a server names no file on a client and no code that
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from fedvision import registry
 from fedvision.config import ExperimentConfig
+from fedvision.data.places import expand_home
 from fedvision.errors import ConfigError
 from fedvision.tables import Settings, at_least, require
 from fedvision.types import PluginSpec
@@ -184,7 +184,7 @@ class ClientConfig(Settings):
                 continue
             for name in names:
                 if isinstance(text := part.get(name), str) and text:
-                    part[name] = str(folder / Path(os.path.expandvars(text)).expanduser())
+                    part[name] = str(folder / expand_home(text))
         return table
 
     def permit(self, kind: str, use: str) -> None:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedvision.streams import show
+
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -34,7 +36,7 @@ def _make(options: argparse.Namespace) -> None:
         days=options.days,
         mutual_tls=options.mutual_tls,
     )
-    print(_instructions(folder, bool(options.host), options.clients))
+    show(_instructions(folder, bool(options.host), options.clients), recorded=str(folder))
 
 
 def _instructions(folder: Path, server: bool, clients: list[str]) -> str:

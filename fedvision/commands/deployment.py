@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedvision import registry
 from fedvision.errors import ConfigError, FedVisionError, RunLost
+from fedvision.streams import show
 
 if TYPE_CHECKING:
     from fedvision.client.config import ClientConfig
@@ -141,8 +142,8 @@ def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProces
     _end_in_order()
     try:
         run.run(place, process, options.wait_for)
-        print(render.run_table(folder))
-        print(f"report: {folder.path / 'report.html'}", flush=True)
+        page = folder.path / "report.html"
+        show(f"{render.run_table(folder)}\nreport: {page}", recorded=str(page))
     except RunLost as error:
         run.note(f"{error}; the run goes on from its last round")
         if process is not None:
@@ -166,10 +167,9 @@ def _once_more() -> None:
 def _stay(process: SuperlinkProcess) -> None:
     """Keep the SuperLink up until somebody ends this process."""
     place = process.place
-    print(
+    show(
         f"the SuperLink stays up on {place.public}: `fedvision submit EXPERIMENT` with the same --tls, "
-        "--state and --private sends it further runs, Ctrl-C ends it",
-        flush=True,
+        "--state and --private sends it further runs, Ctrl-C ends it"
     )
     try:
         while True:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import registry
 from fedvision.errors import RunError
+from fedvision.streams import show
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -45,8 +45,7 @@ def _examine(options: argparse.Namespace) -> None:
 
     quiet()
     found = examine(config, experiment)
-    print(found.text())
-    sys.stdout.flush()
+    show(found.text())
     if found.failures:
         lines = "1 line says" if found.failures == 1 else f"{found.failures} lines say"
         raise RunError(f"{options.client}: {lines} FAIL; this machine is not ready to join")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,10 @@ from numpy.typing import NDArray
 
 from fedvision.data.mapped import Mapped, reference
 from fedvision.errors import DataError
+from fedvision.streams import escaped
+
+_NO_LETTER = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and bytes of a file's name that are no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,10 @@ class Dataset:
     test: ImageSet | None = None
     """Images for the server's measurement, or None."""
     classes: tuple[str, ...]
-    """Class names; label c is ``classes[c]``."""
+    """Class names; label c is ``classes[c]``. What no page or terminal can show is written ``\\xe9``."""
     notices: tuple[str, ...] = ()
     """Sentences for the run's summary, such as which files could not be read."""
+
+    def __post_init__(self) -> None:
+        names = tuple(_NO_LETTER.sub(lambda found: escaped(found[0]), str(name)) for name in self.classes)
+        object.__setattr__(self, "classes", names)

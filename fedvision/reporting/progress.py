@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from fedvision.reporting.wording import duration, percent, plural
+from fedvision.streams import Lenient
 
 
 class Display(Protocol):
@@ -45,9 +46,10 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        console = Console(file=stream or sys.stderr, highlight=False, markup=False, emoji=False)
+        stream = Lenient.of(stream or sys.stderr)
+        console = Console(file=stream, highlight=False, markup=False, emoji=False)
         bar = console.is_terminal and not console.is_dumb_terminal
-        self._display: Display = BarDisplay(console) if bar else LineDisplay(stream or sys.stderr)
+        self._display: Display = BarDisplay(console) if bar else LineDisplay(stream)
         self._clock = clock
         self._rounds = self._first = 0
         self._began = 0.0

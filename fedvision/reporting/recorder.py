@@ -68,6 +68,11 @@ def recording(what: str, path: Path) -> Iterator[None]:
         ) from error
 
 
+def encoded(text: str) -> bytes:
+    """Return a text as UTF-8; what is no text, a byte of a file's name, becomes an escape that JSON reads."""
+    return text.encode(errors="backslashreplace")
+
+
 def write_synced(path: Path, data: Iterable[bytes | memoryview]) -> None:
     """Write a new file, piece by piece, and wait until the disk has it.
 
@@ -91,7 +96,7 @@ def replace_file(path: Path, data: bytes | str | Iterable[bytes | memoryview]) -
     """
     part = path.with_name(path.name + PART)
     try:
-        whole = data.encode() if isinstance(data, str) else data
+        whole = encoded(data) if isinstance(data, str) else data
         write_synced(part, [whole] if isinstance(whole, bytes) else whole)
         os.replace(part, path)
     except OSError:
@@ -110,7 +115,7 @@ def append_line(path: Path, line: str) -> None:
     try:
         before = os.fstat(descriptor).st_size
         try:
-            _write_all(descriptor, line.encode())
+            _write_all(descriptor, encoded(line))
             os.fsync(descriptor)
         except OSError:
             os.ftruncate(descriptor, before)

@@ -95,3 +95,10 @@ def _disk_that_holds(room: int):  # type: ignore[no-untyped-def]
         return written
 
     return full
+
+
+def test_a_byte_that_is_no_text_comes_back_from_json(tmp_path: Path) -> None:
+    recorder.append_line(tmp_path / "lines", recorder.json_line({"what": "caf\udce9/0.png"}))
+    assert recorder.read_lines(tmp_path / "lines") == [{"what": "caf\udce9/0.png"}]
+    recorder.replace_file(tmp_path / "page", recorder.json_page({"what": "caf\udce9/0.png"}))
+    assert recorder.read_json(tmp_path / "page") == {"what": "caf\udce9/0.png"}
