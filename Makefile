@@ -1,22 +1,30 @@
 # `make` alone lists what there is.
 PYTHON ?= python3
+UV := uv>=0.8,<1
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup simulate test long search lint types check bench clean
+.PHONY: help setup lock simulate test long search lint types check bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(READY)  ## make .venv and install a tested set of packages
+setup: $(READY)  ## make .venv and install a tested set of packages (by uv, which pip brings)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedvision needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(UV)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev,ray]"
 	@touch $@
+
+lock:  ## choose the newest versions that fit pyproject.toml, for Python 3.11 and later, and write constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(UV)"
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-annotate \
+		--custom-compile-command "make lock" --output-file constraints.txt pyproject.toml
 
 simulate: $(READY)  ## run the first simulation: 20 clients, a long tail, two losses compared
 	$(BIN)/fedvision simulate simulations/first.toml
