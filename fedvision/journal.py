@@ -152,9 +152,13 @@ class RunJournal:
         for event in self._show(record):
             self.folder.append_event(event.round, event.what, event.client or None)
 
+    def names(self) -> Mapping[int, str]:
+        """Return the clients' names by number; empty in a simulation."""
+        return {}
+
     def _show(self, record: Mapping[str, Any]) -> list[Event]:
         """Say what happened in a round."""
-        found = round_events(record, self.folder.names(), buffered=self.config.round.buffer > 0)
+        found = round_events(record, self.names(), buffered=self.config.round.buffer > 0)
         for line in shown(found):
             self.progress.note(line)
         return found

@@ -7,6 +7,8 @@ back needs a new key.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
@@ -15,7 +17,12 @@ from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_public_key,
+    load_ssh_public_key,
+)
 
 from fedvision.errors import ConfigError
 from fedvision.link import internals_superlink
@@ -43,6 +50,13 @@ def read_public_key(path: Path) -> bytes:
             f"{path}: this is no public ECDSA key (ecdsa-sha2-nistp384 ...); put the client's .pub file here"
         )
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def fingerprint(key: bytes) -> str:
+    """Return the fingerprint of a public key (PEM) as ``ssh-keygen -lf NAME.pub`` prints it."""
+    line = load_pem_public_key(key).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    digest = hashlib.sha256(base64.b64decode(line.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 class Keyring:

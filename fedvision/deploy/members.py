@@ -1,4 +1,4 @@
-"""Who takes part in a run across machines: numbered by name, asked once, remembered in the run folder.
+"""Who takes part in a run across machines: numbered by name, asked once, kept in the run's register.
 
 A client keeps its number for the whole run, whoever else comes and goes: its random streams hang on it. A
 machine that joins later gets the next number. A server that is started again knows what its members have: it
@@ -8,10 +8,10 @@ federation's class counts, a client that masks its own is a member once they are
 
 from __future__ import annotations
 
-import json
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from cryptography.x509 import Certificate
@@ -26,7 +26,8 @@ from fedvision.errors import ConfigError
 from fedvision.flower import codec
 from fedvision.flower.exchange import Exchange
 from fedvision.flower.roster import Unasked
-from fedvision.reporting.recorder import read_json, recording, replace_file
+from fedvision.reporting.register import JOINED, LEFT, REFUSED, SERVER, MemberRegister
+from fedvision.reporting.wording import plural
 
 _TELLING = ("plain", "noisy")
 _LOOK_S = 0.5
@@ -35,64 +36,81 @@ _ASK_AGAIN_S = 60.0
 """Seconds after which a machine that said no is asked again."""
 
 
+class Registration(NamedTuple):
+    """A client whose key is in the folder of client keys."""
+
+    node: int
+    """Flower's number of it."""
+    key: str
+    """Fingerprint of its public key."""
+    seen: float | None
+    """Seconds since it was last seen; None where it never was."""
+
+
 class Members:
     """The members of a run.
 
     Args:
-        file: Where numbers and names are kept.
+        register: Knows names, numbers and what was told; all that changes is written there first.
+        run: The run's key.
         classes: C.
         say: Is called with what a person may want to see now.
         note: Is called with what shall also stand in the report.
-        last_seen: Returns for every registered name the seconds since it was last seen, None where never.
+        registered: Returns every client that may join, by name; empty where the SuperLink does not answer.
         needed: Whether the experiment's loss rests on the federation's class counts.
         authorities: Who vouches for clients that mask their counts; none leaves that to the clients.
     """
 
     def __init__(
         self,
-        file: Path,
+        register: MemberRegister,
+        run: str,
         classes: int,
         say: Callable[[str], None],
         note: Callable[[str], None],
-        last_seen: Callable[[], Mapping[str, float | None]],
+        registered: Callable[[], Mapping[str, Registration]],
         *,
         needed: bool = False,
         authorities: Sequence[Certificate] = (),
     ) -> None:
-        self._file, self._classes, self._say, self._note = file, classes, say, note
-        self._last_seen, self._needed = last_seen, needed
-        kept = read_json(file)
-        self._by_name: dict[str, int] = kept.get("clients", {})
-        sums = [MaskedSum.from_table(table) for table in kept.get("sums", ())]
-        self._masked = MaskedSums(str(kept.get("run", "")), classes, sums, authorities)
-        self.numbers: dict[int, int] = {}
+        self._register, self._classes, self._say, self._note = register, classes, say, note
+        self._registered, self._needed = registered, needed
+        self._by_name = {name: client for client, name in register.names.items()}
+        sums = [MaskedSum.from_table(line) for line in register.sums]
+        self._masked = MaskedSums(run, classes, sums, authorities)
+        known = [member for member in register.members.values() if self._is_known(member.client)]
+        self.numbers: dict[int, int] = {member.node: member.client for member in known}
         """Which client each node is."""
-        self._nodes: dict[int, int] = {}
-        self._entries: dict[int, codec.RosterEntry] = {}
+        self._nodes = {member.client: member.node for member in known}
         self._refused: dict[int, float] = {}
         self._here: set[int] = set()
-        self._left: set[int] = set()
-        for row in kept.get("told", ()):
-            self._entries[row["client"]] = codec.RosterEntry(
-                client=row["client"], counts=tuple(row["counts"]), sharing=row["sharing"]
-            )
-            self._nodes[row["client"]] = row["node"]
-            self.numbers[row["node"]] = row["client"]
-        self._unheard = set(self._entries)
+        self._unheard = {member.client for member in known}
         """Members that an earlier server knew, and that gave no sign of life since."""
         self._began = time.monotonic()
+        self._checked = float("-inf")
         self.least = 1
         """Members without whom no round begins."""
+        self.settled = False
+        """Whether a round is under way: class counts must not change until it is recorded."""
 
     def __len__(self) -> int:
         return len(self._joined())
 
     def _joined(self) -> set[int]:
         """Return the members: those that told what they have, or need not."""
-        return {client for client in self._entries if self._is_member(client)}
+        return {client for client in self._register.members if self._is_member(client)}
+
+    def _is_known(self, client: int) -> bool:
+        """Tell whether a client said all that it is asked when it joins; who waits for a sum did."""
+        member = self._register.members.get(client)
+        if member is None or not member.sharing or member.status == REFUSED:
+            return False
+        if member.sharing == "masked":
+            return client in self._masked or client in self._masked.waiting
+        return member.sharing not in _TELLING or member.counts is not None
 
     def _is_member(self, client: int) -> bool:
-        return client in self._entries and not (self._needed and client in self._masked.waiting)
+        return self._is_known(client) and not (self._needed and client in self._masked.waiting)
 
     def has(self, node: int) -> bool:
         """Tell whether a node is a member: it was asked and can take part."""
@@ -111,18 +129,18 @@ class Members:
     @property
     def told(self) -> list[int]:
         """Members that tell their own class counts, as they are or with noise, rising."""
-        return sorted(client for client, entry in self._entries.items() if entry.sharing in _TELLING)
+        members = self._register.members
+        return sorted(c for c in members if self._is_known(c) and members[c].sharing in _TELLING)
 
     @property
     def exact(self) -> bool:
         """Whether ``counts`` holds every image of every member."""
-        return all(
-            entry.sharing == "plain" or client in self._masked for client, entry in self._entries.items()
-        )
+        known = [member for client, member in self._register.members.items() if self._is_known(client)]
+        return all(member.sharing == "plain" or member.client in self._masked for member in known)
 
     def table(self) -> NDArray[np.int64]:
         """Return the images of each class of every client in ``told`` [K, C]."""
-        rows = [self._entries[client].counts for client in self.told]
+        rows = [self._register.members[client].counts for client in self.told]
         return np.array(rows, np.int64).reshape(len(rows), self._classes)
 
     def client(self, node: int) -> int:
@@ -143,7 +161,7 @@ class Members:
         said = float("-inf")
         while True:
             online = grid.names()
-            if len(online) >= self.least or len(self) >= self.least:
+            if not self.settled and (len(online) >= self.least or len(self) >= self.least):
                 self._admit(grid, online)
             members = self._joined() - self._not_heard_yet(online)
             here = sorted(self.numbers[node] for node in online if self.numbers.get(node) in members)
@@ -163,14 +181,35 @@ class Members:
             self._unheard = {client for client, age in ages.items() if age is None or age >= since}
         return self._unheard
 
+    def _last_seen(self) -> dict[str, float | None]:
+        return {name: found.seen for name, found in self._registered().items()}
+
     def _compare(self, here: Sequence[int]) -> None:
         """Note which members left since the last look, and which came back."""
+        members = self._register.members
         for client in sorted(self._here - set(here)):
-            self._note(f"{self.name(client)} ({client}) is not there any more")
-        for client in sorted(set(here) & self._left):
-            self._note(f"{self.name(client)} ({client}) is there again")
-        self._left = (self._left | self._here) - set(here)
+            if not self._note_revoked([client]):
+                self._register.left(client)
+                self._note(f"{self.name(client)} ({client}) is not there any more")
+        for client in here:
+            if members[client].status != JOINED:
+                name, key, sharing = members[client].name, members[client].key, members[client].sharing
+                self._register.joined(client, name, key, node=self._nodes[client], sharing=sharing)
+                self._note(f"{self.name(client)} ({client}) is there again")
         self._here = set(here)
+        away = [client for client, member in members.items() if member.status == LEFT]
+        if away and time.monotonic() - self._checked > _SAY_EVERY_S:
+            self._note_revoked(away)
+
+    def _note_revoked(self, clients: Sequence[int]) -> bool:
+        """Note which of some clients may not join any more; return whether one may not."""
+        self._checked, registered = time.monotonic(), self._registered()
+        allowed = {found.node for found in registered.values()}
+        gone = [client for client in clients if registered and self._nodes[client] not in allowed]
+        for client in gone:
+            self._register.revoked(client)
+            self._note(f"{self.name(client)} ({client}) is shut out: its key was removed")
+        return bool(gone)
 
     def _admit(self, grid: LinkGrid, online: Mapping[int, str]) -> None:
         """Number machines that are new and ask them what they have."""
@@ -180,77 +219,70 @@ class Members:
         new = {
             node: name
             for node, name in online.items()
-            if self.numbers.get(node) not in self._entries
+            if not self._is_known(self.numbers.get(node, -1))
             and now - self._refused.get(node, float("-inf")) > _ASK_AGAIN_S
         }
         if new:
             self._ask(grid, new, now)
-        gone = [client for client, (node, _) in self._masked.waiting.items() if node not in online]
-        self._forget(gone)
-        if self._masked.gather(grid, self._leave_out):
-            self._write()
+        self._masked.leave([c for c, (node, _) in self._masked.waiting.items() if node not in online])
+        if found := self._masked.gather(grid, self._leave_out):
+            self._register.told_together(found.to_table())
 
     def _ask(self, grid: LinkGrid, new: Mapping[int, str], now: float) -> None:
         self._number(new)
+        keys = {found.node: found.key for found in self._registered().values()}
         exchange = Exchange(roster=Unasked(), stage="data")
         messages = [Message(RecordDict(), node, codec.ROSTER) for node in new]
         # Who asks to join a run that is going on must not hold it up.
         patience = None if len(self) < self.least else _ASK_AGAIN_S
         for reply in exchange.send(grid, messages, timeout=patience):
             node = reply.metadata.src_node_id
-            client, entry = self.numbers[node], codec.decode_roster(reply.content)
-            if len(entry.counts) != self._classes:
-                continue
-            self._refused.pop(node, None)
-            self._entries[client] = entry
-            if entry.sharing == "masked":
-                try:
-                    self._masked.expect(client, node, entry)
-                except ConfigError as error:
-                    self._leave_out(client, str(error))
+            entry = codec.decode_roster(reply.content)
+            if len(entry.counts) == self._classes:
+                self._refused.pop(node, None)
+                self._enter(node, new[node], keys.get(node, ""), entry)
+            else:
+                reason = f"it tells counts of {len(entry.counts)} classes, and there are {self._classes}"
+                exchange.refuse(node, reason)
         for item in exchange.refused:
-            self._refused[item["client"]] = now
-            self._note(f"{new[item['client']]} cannot take part: {item['reason']}")
-        self._write()
+            node, reason = item["client"], item["reason"]
+            self._refused[node] = now
+            key = keys.get(node, "")
+            self._register.refused(self.numbers[node], new[node], key, reason, by=new[node])
+            self._note(f"{new[node]} cannot take part: {reason}")
 
-    def _leave_out(self, client: int, reason: str) -> None:
+    def _enter(self, node: int, name: str, key: str, entry: codec.RosterEntry) -> None:
+        """Write a client that answered into the register."""
+        client = self.numbers[node]
+        if entry.sharing == "masked":
+            try:
+                self._masked.expect(client, node, entry)
+            except ConfigError as error:
+                self._leave_out(client, str(error), key)
+                return
+        self._register.joined(client, name, key, node=node, sharing=entry.sharing)
+        told = ""
+        if entry.sharing in _TELLING:
+            self._register.told(client, entry.counts)
+            told = f" with {plural(sum(entry.counts), 'training image')}"
+        if self._register.round:
+            self._note(f"{name} ({client}) joined{told}")
+
+    def _leave_out(self, client: int, reason: str, key: str = "") -> None:
         """Say that a client cannot take part, and ask it again after a while."""
         self._refused[self._nodes[client]] = time.monotonic()
+        self._register.refused(client, self.name(client), key, reason, by=SERVER)
         self._note(f"{self.name(client)} cannot take part: {reason}")
-        self._forget([client])
-
-    def _forget(self, clients: Sequence[int]) -> None:
-        """Forget clients whose counts are in no sum: they are asked anew when they are back."""
-        for client in clients:
-            self._entries.pop(client, None)
-        self._masked.leave(clients)
+        self._masked.leave([client])
 
     def _number(self, new: Mapping[int, str]) -> None:
-        before = dict(self._by_name)
-        for name in sorted(new.values()):
-            self._by_name.setdefault(name, len(self._by_name))
+        taken = set(self._by_name.values())
+        free = (number for number in itertools.count() if number not in taken)
+        for name in sorted(set(new.values()) - self._by_name.keys()):
+            self._by_name[name] = next(free)
         for node, name in new.items():
             self.numbers[node] = self._by_name[name]
             self._nodes[self._by_name[name]] = node
-        if self._by_name != before:
-            self._write()
-
-    def _write(self) -> None:
-        with recording("the members", self._file):
-            sums = [known.to_table() for known in self._masked.sums]
-            # Whoever waits for a sum is asked again: what it said holds for that sum alone.
-            told = [
-                {
-                    "client": client,
-                    "node": self._nodes[client],
-                    "counts": entry.counts,
-                    "sharing": entry.sharing,
-                }
-                for client, entry in self._entries.items()
-                if client not in self._masked.waiting
-            ]
-            page = {**read_json(self._file), "clients": self._by_name, "told": told, "sums": sums}
-            replace_file(self._file, json.dumps(page, indent=2) + "\n")
 
     def _waiting(self, online: Mapping[int, str]) -> str:
         masked = [self.name(client) for client in sorted(self._masked.waiting)]

@@ -24,9 +24,10 @@ import numpy as np
 
 from fedvision.data.shards import Shard
 from fedvision.deploy.contract import RunFacts, bundle
+from fedvision.deploy.keyring import fingerprint
 from fedvision.deploy.link_grid import LinkGrid, expected_replies
 from fedvision.deploy.masking import read_certificates
-from fedvision.deploy.members import Members
+from fedvision.deploy.members import Members, Registration
 from fedvision.deploy.pulse import BEAT_S, LOST_S, Pulse
 from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
 from fedvision.errors import FedVisionError, RecordError, RunError, RunLost
@@ -77,6 +78,9 @@ class Deployment(RunJournal):
         self._stopped = threading.Event()
         self._saver = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
+        self._register = folder.members()
+        self._members: Members | None = None
+        self._told = 0
 
     def run(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
         """Run the rounds that are left on a SuperLink that is up.
@@ -118,7 +122,32 @@ class Deployment(RunJournal):
     def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
         """Write a round's line; its checkpoint is written while the next round's messages are made."""
         self._saved()
+        self._record_members(record)
         super().round_done(record, seconds, state)
+        if self._members is not None:
+            self._register.round, self._members.settled = self.done + 1, False
+
+    def given_up(self, record: Mapping[str, Any]) -> None:
+        """Note the events of a round that is not recorded."""
+        self._record_members(record)
+        super().given_up(record)
+
+    def client_done(self, round: int, done: int, total: int) -> None:
+        """Move the progress bar; who joins from now on is asked in the next round."""
+        super().client_done(round, done, total)
+        if self._members is not None:
+            self._members.settled = True
+
+    def names(self) -> Mapping[int, str]:
+        """Return the clients' names by number."""
+        return self._register.names
+
+    def _record_members(self, record: Mapping[str, Any]) -> None:
+        """Write who failed in a round, and how the images are spread if somebody joined or told more."""
+        for item in record["refused"]:
+            self._register.failed(item["client"], item["stage"], item["reason"])
+        if self._members is not None and len(self._register.lines) > self._told:
+            self._record_spread(self._members)
 
     def _save(self, round: int, tensors: Mapping[str, State], values: Mapping[str, Any]) -> None:
         self._saving = self._saver.submit(super()._save, round, tensors, values)
@@ -136,24 +165,32 @@ class Deployment(RunJournal):
     def begin(self, roster: Roster) -> None:
         """Show the progress, and write who has what as far as the clients tell."""
         assert isinstance(roster, Members)
-        facts: dict[str, Any] = {"digest": "", "classes": list(self.federation.dataset.classes)}
-        facts |= {"counts": roster.table(), "left_out": 0}
-        if withheld := len(roster) - len(roster.told):
-            facts |= {"clients": len(roster), "shown": roster.told, "withheld": withheld}
-        facts["exact"] = roster.exact
-        self.record_split({**facts, "totals": list(roster.counts)}, np.array(roster.counts))
+        self._members, self._register.round = roster, self.done + 1
+        self._record_spread(roster)
         super().begin(roster)
+
+    def _record_spread(self, members: Members) -> None:
+        """Write how many images of each class the members of now have."""
+        facts: dict[str, Any] = {"digest": "", "classes": list(self.federation.dataset.classes)}
+        facts |= {"counts": members.table(), "left_out": 0}
+        facts |= {"clients": len(members), "shown": members.told, "exact": members.exact}
+        if withheld := len(members) - len(members.told):
+            facts |= {"withheld": withheld}
+        self.record_split({**facts, "totals": list(members.counts)}, np.array(members.counts))
+        self._told = len(self._register.lines)
 
     def _rounds(
         self, link: RunLink, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int
     ) -> None:
         facts = self._facts()
+        self._register.round = self.done
         members = Members(
-            self._file,
+            self._register,
+            facts.run,
             len(self.federation.dataset.classes),
             self.progress.note,
             self.note,
-            lambda: _last_seen(link),
+            lambda: _registered(link),
             needed=self.config.loss.prior == "global",
             authorities=read_certificates(place.roots) if place.roots else (),
         )
@@ -183,7 +220,7 @@ class Deployment(RunJournal):
 
     def _hear(self, client: int, sentence: str) -> None:
         """Note what a client says of itself."""
-        who, what = named(client, self.folder.names()), f"says that {sentence}"
+        who, what = named(client, self.names()), f"says that {sentence}"
         number = min(self.done + 1, self.config.rounds)
         with suppress(RecordError):
             # A server that was started again asks for the same reply, and hears the same.
@@ -285,17 +322,16 @@ def _outcome(link: RunLink) -> Iterator[None]:
         link.finish("completed", "")
 
 
-def _last_seen(link: RunLink) -> dict[str, float | None]:
-    """Return for every registered client the seconds since its last heartbeat, None where there was none."""
-    seen: dict[str, float | None] = {}
+def _registered(link: RunLink) -> dict[str, Registration]:
+    """Return every client that may join; nothing where the SuperLink does not answer."""
+    found: dict[str, Registration] = {}
     with suppress(LinkDown):
         for node in link.nodes():
             if node.status == "unregistered":
                 continue
             interval = node.heartbeat_interval or HEARTBEAT_SECONDS
             beat = node.online_until - 2 * interval if node.online_until else None
-            offline = node.status == "offline"
-            seen[node.name] = (
-                None if beat is None else max(0.0, time.time() - (node.online_until if offline else beat))
-            )
-    return seen
+            last = node.online_until if node.status == "offline" else beat
+            seen = None if beat is None else max(0.0, time.time() - (last or 0.0))
+            found[node.name] = Registration(int(node.node_id), fingerprint(node.public_key), seen)
+    return found

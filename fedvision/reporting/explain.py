@@ -42,8 +42,22 @@ def headlines(facts: RunFacts) -> list[Headline]:
 
 def story(facts: RunFacts) -> list[str]:
     """Return a few sentences on the data, the result and how the run ended."""
-    told = [_data(facts), _result(facts), _ending(facts)]
+    told = [_data(facts), *idle(facts), _result(facts), _ending(facts)]
     return [sentence for sentence in told if sentence]
+
+
+def idle(facts: RunFacts) -> list[str]:
+    """Return a sentence for each client on whom the model does not rest, though it joined or tried to."""
+    told = []
+    for one in facts.idle:
+        images = (
+            f"; its {whole(one.member.images or 0)} images are in the class counts" if one.counted else ""
+        )
+        asked = (
+            f"failed in every round that asked it, {one.failed} in all" if one.failed else "could not join"
+        )
+        told.append(f"{one.member.name} took no part: it {asked} ({one.reason}){images}.")
+    return told
 
 
 def measured_on(measured: Measurement) -> str:
@@ -62,7 +76,9 @@ def _tail(facts: RunFacts) -> str:
 def _data(facts: RunFacts) -> str:
     if not facts.clients:
         return ""
-    who = plural(facts.clients, "client") + (" keeps" if facts.clients == 1 else " keep")
+    others = sum(one.counted for one in facts.idle)
+    more = f" and {others} more without a part" if others else ""
+    who = plural(facts.clients, "client") + more + (" keeps" if facts.clients == 1 and not more else " keep")
     if not facts.totals.any() and facts.withheld:
         return f"{who} images and do not say how many of each class."
     images = ("" if facts.exact else "about ") + whole(int(facts.totals.sum()))

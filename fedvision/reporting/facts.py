@@ -6,7 +6,7 @@ A run that was killed, or that measures seldom, has gaps; what is not there is N
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from fedvision import metrics
 from fedvision.config import ExperimentConfig
 from fedvision.reporting.events import Event, all_events
 from fedvision.reporting.folder import RunFolder
+from fedvision.reporting.participation import Participant, participants
 from fedvision.reporting.wording import STAGES
 
 Record = dict[str, Any]
@@ -105,13 +106,27 @@ class RunFacts:
     totals: NDArray[np.int64]
     """int64 [C]: training images of each class over all clients, expected ones where ``exact`` is False."""
     clients: int
-    """Number of clients, of whom ``counts`` may hold a sample; 0 where unknown."""
+    """Clients that take part, of whom ``counts`` may hold a sample; 0 where unknown."""
     exact: bool
     """Whether ``totals`` was counted."""
     events: list[Event]
     """What happened beside training, by round."""
     withheld: int = 0
     """Clients that do not share their own class counts."""
+    participants: list[Participant] = field(default_factory=list)
+    """Across machines: every client by number, also those that do not take part."""
+    shown: list[str] = field(default_factory=list)
+    """Name or number of the client of each row of ``counts`` [K]."""
+
+    @property
+    def idle(self) -> list[Participant]:
+        """Clients that joined or tried to, and on whom the model does not rest."""
+        return [one for one in self.participants if not one.takes_part]
+
+    def name(self, client: int | str) -> str:
+        """Return a client's name, or its number in a simulation."""
+        names = {str(one.member.client): one.member.name for one in self.participants}
+        return names.get(str(client), str(client))
 
     @property
     def done(self) -> int:
@@ -150,10 +165,16 @@ class RunFacts:
                     scores=dict(facts.get("scores") or {}),
                     confusion=np.array(facts.get("confusion") or np.zeros((0, 0)), np.int64),
                     loss=facts.get("loss"),
-                    worst=_worst(facts),
+                    worst=self._worst(facts),
                     withheld=len(facts.get("withheld") or ()),
                 )
         return None
+
+    def _worst(self, facts: Record) -> tuple[str, float] | None:
+        spread = facts.get("spread") or {}
+        if spread.get("worst_client") is None or spread.get("worst") is None:
+            return None
+        return self.name(spread["worst_client"]), float(spread["worst"])
 
     @property
     def best_view(self) -> Measurement | None:
@@ -217,7 +238,15 @@ def read_facts(folder: RunFolder) -> RunFacts:
     rounds, split, config = folder.rounds(), folder.split(), folder.config()
     classes = tuple(str(name) for name in split.get("classes", ())) or _numbered(rounds)
     rows = np.array(split.get("counts") or np.zeros((0, len(classes))), np.int64)
-    counts = rows.reshape(len(rows), len(classes))
+    shown, counts = list(split.get("shown") or range(len(rows))), rows.reshape(len(rows), len(classes))
+    members = folder.members()
+    found = participants(members, rounds)
+    clients, withheld = int(split.get("clients", len(counts))), int(split.get("withheld", 0))
+    if found:
+        part = [one.member for one in found if one.takes_part]
+        clients, withheld = len(part), sum(member.counts is None for member in part)
+        kept = [row for row, client in enumerate(shown) if client in {member.client for member in part}]
+        shown, counts = [shown[row] for row in kept], counts[kept]
     return RunFacts(
         path=folder.path,
         config=config,
@@ -229,11 +258,13 @@ def read_facts(folder: RunFolder) -> RunFacts:
         split=split,
         classes=classes,
         counts=counts,
-        totals=np.array(split["totals"], np.int64) if "totals" in split else counts.sum(0),
-        clients=int(split.get("clients", len(counts))),
+        totals=np.array(split["totals"], np.int64) if "totals" in split else rows.sum(0),
+        clients=clients,
         exact=bool(split.get("exact", True)),
-        events=all_events(rounds, folder.events(), folder.names(), buffered=config.round.buffer > 0),
-        withheld=int(split.get("withheld", 0)),
+        events=all_events(rounds, folder.events(), members.names, buffered=config.round.buffer > 0),
+        withheld=withheld,
+        participants=found,
+        shown=[members.names.get(client, str(client)) for client in shown],
     )
 
 
@@ -271,10 +302,3 @@ def _dig(record: Any, keys: Sequence[str]) -> Any:
 
 def _values(table: Any) -> list[float]:
     return [float(value) for value in table.values() if value is not None] if table else []
-
-
-def _worst(facts: Record) -> tuple[str, float] | None:
-    spread = facts.get("spread") or {}
-    if spread.get("worst_client") is None or spread.get("worst") is None:
-        return None
-    return str(spread["worst_client"]), float(spread["worst"])

@@ -12,7 +12,8 @@
                           with the training of round r + 1 it is "received" there, and its "round" is r
     timings.jsonl         one line a round, seconds by stage
     events.jsonl          {"round", "client", "what"}: what was told while the run went on; see events.py
-    deployment.json       across machines: the run's key, and the clients' names and numbers
+    members.jsonl         across machines: who takes part, with which key and images; see register.py
+    deployment.json       across machines: the run's key, and Flower's number of it
     checkpoint/           where a killed run goes on; see checkpoint.py
     model.safetensors     the final model
     summary.json          {"status": "finished" | "failed" | "stopped", "rounds", "notices", "error", ...}
@@ -45,6 +46,7 @@ from fedvision.reporting.recorder import (
     recording,
     replace_file,
 )
+from fedvision.reporting.register import FILE, MemberRegister
 from fedvision.reporting.tensor_file import pieces
 
 if TYPE_CHECKING:
@@ -191,8 +193,15 @@ class RunFolder:
 
     def names(self) -> dict[int, str]:
         """Return the clients' names by number; empty in a simulation."""
-        clients = read_json(self.path / "deployment.json").get("clients", {})
-        return {int(number): str(name) for name, number in clients.items()}
+        return self.members().names
+
+    def members(self) -> MemberRegister:
+        """Return the register of who takes part in a run across machines; empty in a simulation.
+
+        Raises:
+            RunFolderError: A line is damaged.
+        """
+        return MemberRegister(self.path / FILE)
 
     def rounds(self) -> list[dict[str, Any]]:
         """Return the rounds' records in order, each with what was measured of the model after it.

@@ -21,7 +21,7 @@ from fedvision.reporting.facts import VIEWS, ClassFacts, Measurement, RunFacts, 
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.mistakes import Mistakes
 
-EVENTS_SHOWN = 200
+EVENTS_SHOWN, MEMBERS_SHOWN = 200, 200
 
 
 class Picture(NamedTuple):
@@ -61,6 +61,7 @@ def write_report(folder: RunFolder) -> Path:
         clients=_clients(facts),
         confusion=_confusion(facts, measured),
         wall=_wall(folder.mistakes(), facts.classes),
+        members=facts.participants[:MEMBERS_SHOWN],
         events=facts.events,
         events_shown=EVENTS_SHOWN,
         notices=_notices(facts),
@@ -153,7 +154,14 @@ def _clients(facts: RunFacts) -> Markup | None:
     if sample:
         sample += "; the others do not share their counts" if facts.withheld else ", drawn at random"
     return Markup(
-        matrices.clients_by_classes(facts.counts, facts.classes, order, name="clients", sample=sample)
+        matrices.clients_by_classes(
+            facts.counts,
+            facts.classes,
+            order,
+            name="clients",
+            sample=sample,
+            clients=facts.shown if facts.participants else (),
+        )
     )
 
 

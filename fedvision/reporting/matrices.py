@@ -21,6 +21,9 @@ WIDTH = 880
 _WRITTEN = 20
 """Up to so many classes, cells have room for their number."""
 
+_NAMED, _LONGEST = 24, 12
+"""Up to so many clients have room for their names, and for so many letters of each."""
+
 
 def clients_by_classes(
     counts: NDArray[np.int64],
@@ -29,6 +32,7 @@ def clients_by_classes(
     *,
     name: str,
     sample: str | None = None,
+    clients: Sequence[str] = (),
 ) -> str:
     """Draw how many training images of each class every client has, on a logarithmic scale.
 
@@ -39,8 +43,10 @@ def clients_by_classes(
         name: Prefix of the picture's ids.
         sample: ``"100 of 1,000,000 clients, drawn at random"`` where these are not all; columns have no
             numbers then.
+        clients: Names [K], where clients have some; up to 24 stand at their columns.
     """
-    clients, row = len(counts), _row_height(len(classes))
+    number, row = len(counts), _row_height(len(classes))
+    named = 0 < len(clients) <= _NAMED
     shown = counts[:, order].T
     top = max(int(counts.max(initial=1)), 2)
     ticks = [10**power for power in range(len(str(top)))]
@@ -50,17 +56,20 @@ def clients_by_classes(
         image = _image(axes, shown, LogNorm(1, top), lightest=0.14)
         axes.set_yticks(*_labels([classes[c] for c in order], row))
         axes.set_xlabel(sample or "client", loc="left")
-        axes.xaxis.set_major_locator(NullLocator() if sample else MaxNLocator(20, integer=True))
-        if clients <= 24 and len(classes) <= _WRITTEN:
+        if named:
+            axes.set_xticks(range(number), [_shortened(client) for client in clients], rotation=90)
+        else:
+            axes.xaxis.set_major_locator(NullLocator() if sample else MaxNLocator(20, integer=True))
+        if number <= _NAMED and len(classes) <= _WRITTEN:
             _write_cells(axes, shown, image, _short)
         _colour_bar(axes, image, "images", ticks, lambda value: whole(round(value)))
 
     empty = float((counts == 0).mean()) if counts.size else 0.0
     alt = (
-        f"training images of {sample or f'{clients} clients'} (columns) in {len(classes)} classes (rows, "
+        f"training images of {sample or f'{number} clients'} (columns) in {len(classes)} classes (rows, "
         f"most frequent first); {percent(empty, 0)} of the cells are empty"
     )
-    return draw(paint, name=name, alt=alt, width=WIDTH, height=row * len(classes) + 62)
+    return draw(paint, name=name, alt=alt, width=WIDTH, height=row * len(classes) + (140 if named else 62))
 
 
 def confusion(
@@ -164,3 +173,7 @@ def _font_size(row: float) -> float:
 
 def _cut(text: str, longest: int = 22) -> str:
     return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedvision.reporting.compare import Group, compare, rarest_recalls, shown_scores
+from fedvision.reporting.explain import idle
 from fedvision.reporting.facts import VIEWS, Measurement, RunFacts, read_facts
 from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.sheets import Sheet, plain_text
@@ -28,7 +29,7 @@ def run_table(folder: RunFolder) -> str:
     if facts.best_view and facts.clients:
         parts += ["", _rarest(facts, facts.best_view)]
     notices = [f"note: {notice}" for notice in facts.summary.get("notices", [])]
-    return plain_text(*parts, "", _cost(facts), *notices)
+    return plain_text(*parts, "", _cost(facts), *idle(facts), *notices)
 
 
 def comparison_table(folders: Sequence[RunFolder]) -> str:

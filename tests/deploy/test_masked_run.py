@@ -72,7 +72,7 @@ def test_masked_clients_train_to_the_simulations_bits_and_only_their_sum_is_know
     held = federation.config.evaluation.holdout
     assert held
     own = [list(row) for row in split["counts"]]
-    (sum_of_three,) = json.loads((here.out / "deployment.json").read_text())["sums"]
+    (sum_of_three,) = RunFolder.read(here.out).members().sums
     assert sum_of_three["clients"] == [1, 2, 3]
     totals = np.array(own[0]) + sum_of_three["counts"]
     assert split["totals"] == totals.tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import pytest
 from fedvision.deploy import members as module
 from fedvision.deploy.certificates import make
 from fedvision.deploy.masking import read_certificates
-from fedvision.deploy.members import Members
+from fedvision.deploy.members import Members, Registration
 from fedvision.flower import codec, sharing
+from fedvision.reporting.recorder import read_lines
+from fedvision.reporting.register import MemberRegister
 from tests.deploy.grids import Clients
 
 COUNTS = {
@@ -37,26 +38,36 @@ class Room:
     """A server's members over some clients."""
 
     def __init__(self, folder: Path, pki: Path, names: str, needed: bool = True, **how: str) -> None:
-        self.file, self.pki, self.needed = folder / "deployment.json", pki, needed
-        self.file.write_text(json.dumps({"run": "ab12"}))
+        self.file, self.pki, self.needed = folder / "members.jsonl", pki, needed
         self.grid = Clients(folder, pki, {name: COUNTS[name] for name in names.split()}, **how)
         self.seconds = 0.0
         """Since the clients that are online gave a sign of life."""
+        self.away: set[str] = set()
+        """Who is not online and may join all the same."""
+        self.revoked: set[str] = set()
         self.said: list[str] = []
         self.noted: list[str] = []
         self.members = self.again()
 
     def again(self) -> Members:
         """Return the members as a server that is started again knows them."""
+        self.register = MemberRegister(self.file)
         return Members(
-            self.file,
+            self.register,
+            "ab12",
             3,
             self.said.append,
             self.noted.append,
-            lambda: dict.fromkeys(self.grid.online, self.seconds),
+            self.registered,
             needed=self.needed,
             authorities=read_certificates(self.pki / "ca.crt"),
         )
+
+    def registered(self) -> dict[str, Registration]:
+        return {
+            name: Registration(self.grid.node(name), f"SHA256:{name}", self.seconds)
+            for name in (self.grid.online | self.away) - self.revoked
+        }
 
     def look(self) -> list[int]:
         self.members.least = 0
@@ -73,8 +84,8 @@ def test_three_masked_clients_are_known_as_a_sum_alone(six: Path, tmp_path: Path
     assert room.members.table().tolist() == []
     assert (room.members.told, room.members.exact) == ([], True)
     assert list(room.members.groups.values()) == [(0, 1, 2)]
-    page = room.file.read_text()
-    assert json.loads(page)["sums"][0]["counts"] == [15, 25, 8]
+    (told,) = [line for line in read_lines(room.file) if line["what"] == "told images"]
+    assert (told["client"], told["clients"], told["counts"]) == (None, [0, 1, 2], [15, 25, 8])
     room.look()
     assert len(room.asked(sharing.MASKED)) == len(room.asked(codec.ROSTER)) == 3, "each is asked once"
 
@@ -225,3 +236,76 @@ def test_a_client_without_a_proof_is_named_and_left_out(six: Path, strangers: Pa
         "dan cannot take part: stranger's certificate for masked counts is not of this federation's authority"
     ]
     assert room.members.counts == (15, 25, 8)
+
+
+def test_a_client_that_joins_in_mid_run_is_noted_counted_and_registered(six: Path, tmp_path: Path) -> None:
+    room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain", cyd="plain")
+    room.look()
+    assert room.noted == []
+    register = MemberRegister(room.file)
+    assert [(m.name, m.key, m.images, m.status) for m in register.members.values()] == [
+        ("dan", "SHA256:dan", 30, "joined"),
+        ("eve", "SHA256:eve", 3, "joined"),
+    ]
+    room.register.round = 3
+    room.grid.counts["cyd"] = COUNTS["cyd"]
+    room.grid.online = {*room.grid.online, "cyd"}
+    room.members.settled = True
+    assert (room.look(), room.members.counts) == ([0, 1], (1, 1, 31)), "a round is under way"
+    room.members.settled = False
+    assert (room.look(), room.members.counts) == ([0, 1, 2], (6, 6, 36))
+    assert room.noted == ["cyd (2) joined with 15 training images"]
+    line = read_lines(room.file)[-2]
+    assert (line["round"], line["name"], line["what"], line["by"]) == (3, "cyd", "joined", "cyd")
+
+
+def test_who_leaves_comes_back_or_is_shut_out_is_registered(six: Path, tmp_path: Path) -> None:
+    room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
+    room.look()
+    everybody = room.grid.online
+    room.grid.online = {"dan"}
+    room.away = {"eve"}
+    assert room.look() == [0]
+    room.grid.online = everybody
+    assert room.look() == [0, 1]
+    room.grid.online, room.away, room.revoked = {"eve"}, {"dan"}, {"dan"}
+    assert room.look() == [1]
+    assert room.noted == [
+        "eve (1) is not there any more",
+        "eve (1) is there again",
+        "dan (0) is shut out: its key was removed",
+    ]
+    told = [(line["name"], line["what"], line["by"]) for line in read_lines(room.file)[4:]]
+    assert told == [("eve", "left", "server"), ("eve", "joined", "eve"), ("dan", "revoked", "operator")]
+    assert room.members.counts == (1, 1, 31), "what dan gave stays counted"
+
+
+def test_a_client_shut_out_while_it_is_away_is_found_out(
+    six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SAY_EVERY_S", 0.0)
+    room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
+    room.look()
+    room.grid.online, room.away = {"dan"}, {"eve"}
+    room.look()
+    room.revoked = {"eve"}
+    room.look()
+    room.look()
+    assert room.noted == ["eve (1) is not there any more", "eve (1) is shut out: its key was removed"]
+
+
+def test_a_refused_client_is_registered_with_its_reason_and_keeps_its_number(
+    six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ASK_AGAIN_S", 0.0)
+    room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
+    room.grid.counts["dan"] = [1, 2]
+    assert room.look() == [1]
+    reason = "it tells counts of 2 classes, and there are 3"
+    assert room.noted == [f"dan cannot take part: {reason}"]
+    member = MemberRegister(room.file).members[0]
+    assert (member.name, member.status, member.reason, member.images) == ("dan", "refused", reason, None)
+    room.members = room.again()
+    room.grid.counts["dan"] = COUNTS["dan"]
+    assert room.look() == [0, 1]
+    assert room.members.counts == (1, 1, 31)

@@ -67,7 +67,8 @@ def test_a_screen_shows_a_few() -> None:
 def test_the_report_names_every_event(make_run: MakeRun) -> None:
     folder = make_run(rounds=2, changes={key: RECORD[key] for key in ("refused", "late", "set_aside")})
     folder.append_event(2, "the run had been stopped or killed, and went on")
-    (folder.path / "deployment.json").write_text('{"clients": {"south": 0, "north": 1}}')
+    for client, name in enumerate(("south", "north")):
+        folder.members().joined(client, name, "", node=client, sharing="none")
     facts = read_facts(folder)
     assert len(facts.events) == 11
     page = write_report(folder).read_text()

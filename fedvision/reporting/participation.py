@@ -1,0 +1,61 @@
+"""Who took part in a run across machines: the register's members beside what the rounds say of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedvision.reporting.register import REFUSED, Member, MemberRegister
+
+
+@dataclass(frozen=True, kw_only=True)
+class Participant:
+    """One client of a run across machines."""
+
+    member: Member
+    """What the register knows of it."""
+    used: int
+    """Rounds in which an answer of it was used."""
+    failed: int
+    """Rounds in which it was asked to train and gave no usable answer."""
+    reason: str
+    """Why the last of those failed, or why it may not take part; empty where nothing was wrong."""
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether the model rests on it, or it has joined and was not asked yet."""
+        return self.used > 0 or (self.member.status != REFUSED and self.failed == 0)
+
+    @property
+    def counted(self) -> bool:
+        """Whether its images are in the federation's class counts."""
+        return bool(self.member.images) and self.member.status != REFUSED
+
+
+def participants(register: MemberRegister, rounds: Sequence[Mapping[str, Any]]) -> list[Participant]:
+    """Return every client of the register by number; none in a simulation."""
+    used = Counter(client for record in rounds for client in _used(record))
+    failures = [item for record in rounds for item in _failures(record)]
+    failed = Counter(client for client, _ in failures)
+    reasons = dict(failures)
+    return [
+        Participant(
+            member=member,
+            used=used[client],
+            failed=failed[client],
+            reason=member.reason or reasons.get(client, ""),
+        )
+        for client, member in sorted(register.members.items())
+    ]
+
+
+def _used(record: Mapping[str, Any]) -> set[int]:
+    return set(record.get("clients") or ())
+
+
+def _failures(record: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    for item in record.get("refused") or ():
+        if item["stage"] == "training" and item["client"] not in _used(record):
+            yield item["client"], item["reason"]
