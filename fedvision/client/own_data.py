@@ -6,6 +6,7 @@ from fedvision import registry
 from fedvision.client.config import ClientConfig
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset
+from fedvision.data.naming import composed
 from fedvision.data.relabel import relabel
 from fedvision.types import PluginSpec
 
@@ -43,4 +44,4 @@ def known_size(experiment: ExperimentConfig) -> tuple[int, int, int] | None:
 def known_classes(experiment: ExperimentConfig) -> tuple[str, ...] | None:
     """Return the experiment's class names where it lists them (``data.classes``), else None."""
     names = experiment.data.args.get("classes")
-    return tuple(map(str, names)) if isinstance(names, list | tuple) else None
+    return tuple(composed(str(name)) for name in names) if isinstance(names, list | tuple) else None

@@ -41,7 +41,7 @@ def elsewhere(
 
 def _test(path: str, classes: tuple[str, ...], like: ImageSet) -> ImageSet:
     archive = Archive(expand(path))
-    found = read_part(archive, "test")
+    found = read_part(archive, "test", like.images.shape[3])
     size, said = list(found.images.shape[1:]), list(like.images.shape[1:])
     if size != said:
         raise DataError(f"{archive.path}: the test images are {size} and the clients' are said to be {said}")

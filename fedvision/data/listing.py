@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedvision.data.decode import Decoding, decode
 from fedvision.data.images import Dataset, ImageSet
+from fedvision.data.naming import alike_notice, class_names, composed
 from fedvision.errors import DataError, nearest
 
 PARTS = ("train", "val", "test")
@@ -67,7 +68,12 @@ def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation
         train=train,
         test=test if len(test) else None,
         classes=listing.classes,
-        notices=(*listing.notices, *decoded.notices, *notices),
+        notices=(
+            *listing.notices,
+            *decoded.notices,
+            *notices,
+            *alike_notice("classes", listing.classes),
+        ),
     )
 
 
@@ -96,23 +102,25 @@ def settle_classes(given: Sequence[str] | None, found: Sequence[str], where: str
 
     Args:
         given: As written in the experiment, or None.
-        found: What the data holds, in its own order.
+        found: What the data holds, in any order.
         where: Place for messages.
 
     Raises:
         ValueError: ``given`` is no list of different names.
-        DataError: The data holds a class that is not among the given ones, or none at all.
+        DataError: The data holds a class that is not among the given ones, or none at all, or names that are
+            none (``naming.class_names``).
     """
     if not found:
         raise DataError(f"{where}: there are no classes; it holds no labelled images")
     if given is None:
-        return tuple(found)
+        return tuple(class_names(found, where))
     if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given) or not given:
         raise ValueError(f'classes must be a list of names such as ["cat", "dog"], not {given!r}')
+    given = [composed(name) for name in given]
     if len(set(given)) < len(given):
         raise ValueError(f"classes must be different names, not {list(given)}")
     for name in found:
-        if name not in given:
+        if composed(name) not in given:
             raise DataError(f"{where}: class {name!r} is not in data.classes{nearest(name, given)}")
     return tuple(given)
 

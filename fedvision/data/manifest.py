@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from fedvision.data.decode import Decoding, named
 from fedvision.data.images import Dataset
 from fedvision.data.listing import Listing, settle_classes, to_dataset
+from fedvision.data.misnamed import remedy, spelled
+from fedvision.data.naming import composed, is_missing
+from fedvision.data.parts import part_of
 from fedvision.data.places import expand
-from fedvision.errors import DataError, nearest
-
-_PARTS: Mapping[str, str] = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-}
-
-
-class Row(NamedTuple):
-    """One image's line."""
-
-    line: int
-    """Line of the file, from 1; the header is line 1."""
-    cells: Mapping[str, str]
-    """Column -> text, blanks around it removed."""
+from fedvision.data.table import Row, columns_of, one_hot, read_table
+from fedvision.errors import DataError
 
 
 def manifest(
@@ -42,9 +25,11 @@ def manifest(
     size: int,
     root: str = "",
     file: str = "file",
-    label: str = "label",
+    label: str | Sequence[str] = "label",
     split: str = "split",
     delimiter: str = ",",
+    encoding: str = "utf-8",
+    suffix: str = "",
     channels: int = 3,
     fit: str = "crop",
     range: float = 0.0,
@@ -58,13 +43,16 @@ def manifest(
     """Read the images that a CSV file lists; each is decoded once and kept as pixels in the cache.
 
     Args:
-        path: The CSV file, UTF-8, its first line the columns' names.
+        path: The CSV file, its first line the columns' names.
         size: Side of the square images in pixels.
         root: Folder that the files' names are relative to; empty is the CSV file's folder.
         file: Column of the files' names.
-        label: Column of the labels; every other column goes along as text.
+        label: Column of the labels, or a list of one-hot columns whose names are the classes; every other
+            column goes along as text.
         split: Column that says train, val or test; all rows are for training where it is missing.
         delimiter: What stands between two cells.
+        encoding: Of the file: ``"utf-8"``, ``"cp1252"`` (Excel's on Windows), ``"utf-16"``, ...
+        suffix: What is added to the files' names where they lack it: ``".jpg"``.
         channels: 1 for gray, 3 for RGB.
         fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"`` or ``"pad"`` (black bars).
         range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
@@ -97,87 +85,85 @@ def manifest(
     if len(delimiter) != 1:
         raise ValueError(f"delimiter must be one character, not {delimiter!r}")
     table = expand(path)
+    columns = [label] if isinstance(label, str) else list(label)
     # The column "split" may be missing; one that was named may not.
-    needed = {"file": file, "label": label} | ({"split": split} if split != "split" else {})
-    rows = _rows(table, delimiter, needed)
+    needed = [("file", file), *(("label", column) for column in columns)]
+    needed += [("split", split)] if split != "split" else []
+    rows = read_table(table, delimiter, encoding, needed)
     folder = expand(root) if root else table.parent
-    _check_rows(rows, table, folder, file, label)
-    found = sorted({row.cells[label] for row in rows}, key=_numeric if _all_whole(rows, label) else None)
-    names = settle_classes(classes, found, str(table))
-    number = {name: code for code, name in enumerate(names)}
-    others = [name for name in rows[0].cells if name not in (file, label, split)]
+    names = _check_files(rows, table, folder, file, suffix)
+    labels = _labels(rows, table, label, classes)
+    found = sorted(set(labels)) if isinstance(label, str) else columns
+    settled = settle_classes(classes if isinstance(label, str) else classes or columns, found, str(table))
+    number = {name: code for code, name in enumerate(settled)}
+    others = columns_of(rows, (file, split, *columns))
     listing = Listing(
         root=folder,
-        names=[row.cells[file] for row in rows],
-        labels=np.array([number[row.cells[label]] for row in rows], np.int64),
-        classes=names,
+        names=names,
+        labels=np.array([number[name] for name in labels], np.int64),
+        classes=settled,
         parts=np.array([_part(row, table, split) for row in rows]),
         columns={name: np.array([row.cells[name] for row in rows]) for name in others},
     )
     return to_dataset(listing, how, val=val, validation=validation)
 
 
-def _rows(table: Path, delimiter: str, needed: Mapping[str, str]) -> list[Row]:
-    """Read the table; ``needed`` maps a key of ours to the column that it names."""
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as lines:
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(header, table, needed)
-            return [_row(cells, header, table, reader.line_num) for cells in reader if any(cells)]
-    except OSError as error:
-        raise DataError(f"{table}: this file cannot be read: {error.strerror}; correct data.path") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: this is no CSV file in UTF-8: {error}") from error
+def _labels(
+    rows: Sequence[Row], table: Path, label: str | Sequence[str], classes: Sequence[str] | None
+) -> list[str]:
+    """Return each row's label.
 
-
-def _check_header(header: Sequence[str], table: Path, needed: Mapping[str, str]) -> None:
-    for key, column in needed.items():
-        if column not in header:
+    Raises:
+        DataError: A label stands for a missing value and ``classes`` does not name it.
+    """
+    if not isinstance(label, str):
+        return [composed(one_hot(row, label, table)) for row in rows]
+    for row in rows:
+        text = row.cells[label]
+        if not text:
+            raise DataError(f"{table}, line {row.line}: {label} is empty; fill it in or remove the line")
+        if is_missing(text) and text not in (classes or ()):
             raise DataError(
-                f"{table}: there is no column {column!r}{nearest(column, header)}; data.{key} names it"
+                f"{table}, line {row.line}: {label} is {text!r}, which stands for a missing value; fill it "
+                "in or remove the line, or name all classes in data.classes if it is one"
             )
-    if twice := {name for name in header if header.count(name) > 1}:
-        raise DataError(f"{table}: column {sorted(twice)[0]!r} stands there twice; rename one")
+    return [row.cells[label] for row in rows]
 
 
-def _row(cells: Sequence[str], header: Sequence[str], table: Path, line: int) -> Row:
-    if len(cells) != len(header):
-        raise DataError(f"{table}, line {line}: it has {len(cells)} cells, but the header {len(header)}")
-    return Row(line, {name: cell.strip() for name, cell in zip(header, cells, strict=True)})
+def _check_files(rows: Sequence[Row], table: Path, folder: Path, file: str, suffix: str) -> list[str]:
+    """Return the files' names as they are on disk.
 
-
-def _check_rows(rows: Sequence[Row], table: Path, folder: Path, file: str, label: str) -> None:
+    Raises:
+        DataError: There are no rows, a name is missing or stands there twice, or files are not there.
+    """
     if not rows:
         raise DataError(f"{table}: there are no rows below the header")
     first: dict[str, int] = {}
-    missing = []
+    names, missing = [], {}
     for row in rows:
-        for column in (file, label):
-            if not row.cells[column]:
-                raise DataError(f"{table}, line {row.line}: {column} is empty; fill it in or remove the line")
-        name = row.cells[file]
-        if (line := first.setdefault(os.path.normpath(name), row.line)) != row.line:
-            raise DataError(f"{table}, line {row.line}: {name} stands in line {line} already; keep one")
-        if not (folder / name).is_file():
-            missing.append(f"{name} (line {row.line})")
+        if not row.cells[file]:
+            raise DataError(f"{table}, line {row.line}: {file} is empty; fill it in or remove the line")
+        written = row.cells[file] + suffix
+        name = spelled(folder, written)
+        if name is None:
+            missing[written] = row.line
+        names.append(name or written)
+        if (line := first.setdefault(os.path.normpath(names[-1]), row.line)) != row.line:
+            raise DataError(
+                f"{table}, line {row.line}: {row.cells[file]} stands in line {line} already; keep one"
+            )
     if missing:
+        shown = named(f"{name} (line {line})" for name, line in missing.items())
+        hint = remedy(folder, list(missing)) or "correct them or data.root"
         raise DataError(
-            f"{table}: {len(missing):,} of {len(rows):,} files are not in {folder}: {named(missing)}; "
-            "correct them or data.root"
+            f"{table}: {len(missing):,} of {len(rows):,} files are not in {folder}: {shown}; {hint}"
         )
+    return names
 
 
 def _part(row: Row, table: Path, split: str) -> str:
-    text = row.cells.get(split, "train").lower()
-    if text not in _PARTS:
+    text = row.cells.get(split, "train")
+    part = part_of(text)
+    if part is None:
         raise DataError(f"{table}, line {row.line}: {split} must be train, val or test, not {text!r}")
-    return _PARTS[text]
-
-
-def _all_whole(rows: Sequence[Row], label: str) -> bool:
-    return all(row.cells[label].removeprefix("-").isdecimal() for row in rows)
-
-
-def _numeric(text: str) -> tuple[int, str]:
-    return int(text), text
+    return part

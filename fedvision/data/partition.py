@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.data.naming import composed, in_order, is_missing
 from fedvision.errors import DataError
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ class ByColumn:
     """Distinct values of the column."""
     owner: Indices
     """int64 [N]: place of each image's value among the sorted values."""
+    names: tuple[str, ...] = ()
+    """The values, in the order of the clients."""
 
     def __call__(self, labels: Indices, clients: int, rng: np.random.Generator) -> list[Indices]:
         """Return the images of each value, by value; nothing is random."""
@@ -154,23 +157,46 @@ class ByColumn:
 
 
 def column(*, name: str, columns: Mapping[str, NDArray[Any]]) -> Partitioner:
-    """Make one client of each distinct value of a column, in sorted order.
+    """Make one client of each distinct value of a column, by value where all are numbers, else as text.
 
     Args:
         name: The column.
         columns: The images' columns by name, each [N]; passed by the program, not by the experiment.
 
     Raises:
+        DataError: Some images have no value.
         ValueError: There is no such column, or its values cannot be sorted.
     """
     if name not in columns:
         there = f"there are: {', '.join(sorted(columns))}" if columns else "these images have no columns"
         raise ValueError(f"there is no column {name!r}; {there}")
+    values, owner = values_of(columns[name], f"column {name!r}")
+    return ByColumn(name, len(values), owner, tuple(values))
+
+
+def values_of(column: NDArray[Any], where: str) -> tuple[list[str], Indices]:
+    """Return the distinct values of a column in order, and the place of each image's value int64 [N].
+
+    The order is by value where all are numbers, else as text.
+
+    Raises:
+        DataError: A value is missing.
+        ValueError: Values cannot be sorted.
+    """
     try:
-        values, owner = np.unique(columns[name], return_inverse=True)
+        found, place = np.unique(column, return_inverse=True)
     except TypeError as error:
-        raise ValueError(f"column {name!r} mixes kinds of values ({error}); make them all text") from error
-    return ByColumn(name, len(values), owner.astype(np.int64))
+        raise ValueError(f"{where} mixes kinds of values ({error}); make them all text") from error
+    texts = [composed(str(value)) for value in found.tolist()]
+    if lost := {i for i, text in enumerate(texts) if is_missing(text)}:
+        rows = np.flatnonzero(np.isin(place, list(lost)))
+        raise DataError(
+            f"{where} is {texts[min(lost)]!r} for {len(rows):,} of {len(column):,} images, the first of them "
+            f"number {rows[0]}; no client can be made of a missing value: fill it in or remove them"
+        )
+    names = in_order(texts)
+    number = {text: i for i, text in enumerate(names)}
+    return names, np.array([number[text] for text in texts], np.int64)[place.ravel()]
 
 
 def _check_minimum(min_per_client: int) -> None:

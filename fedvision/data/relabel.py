@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.images import Dataset, ImageSet
+from fedvision.data.naming import composed
 from fedvision.errors import DataError, nearest
 
 LEFT_OUT = -1
@@ -27,14 +28,16 @@ def destinations(
     Returns:
         int64 [C'], a label below C or ``LEFT_OUT``, and what is wrong; empty when nothing is.
     """
-    number = {name: label for label, name in enumerate(classes)}
+    number = {composed(name): label for label, name in enumerate(classes)}
+    mapping = {composed(name): composed(meant) for name, meant in mapping.items()}
     wrong = [
         f"label_map: this data has no label {name!r}{nearest(name, own)}"
         for name in mapping
-        if name not in own
+        if name not in map(composed, own)
     ]
     target = np.full(len(own), LEFT_OUT, np.int64)
     for i, name in enumerate(own):
+        name = composed(name)
         meant = mapping.get(name, name)
         if meant in number:
             target[i] = number[meant]
@@ -61,7 +64,8 @@ def relabel(dataset: Dataset, mapping: Mapping[str, str], classes: Sequence[str]
         DataError: A label is known to neither, or every training image is left out.
     """
     present = _present(dataset)
-    own = [name for i, name in enumerate(dataset.classes) if present[i] or name in mapping]
+    mapped = {composed(name) for name in mapping}
+    own = [name for i, name in enumerate(dataset.classes) if present[i] or composed(name) in mapped]
     target, wrong = destinations(own, mapping, classes)
     if wrong:
         raise DataError("; ".join(wrong))

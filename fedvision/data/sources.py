@@ -16,6 +16,8 @@ from fedvision.data.narrow import dark_images
 from fedvision.data.places import expand
 from fedvision.errors import DataError
 
+_CHANNELS = 4
+"""Images with more channels than gray, colour and alpha are seldom; volumes have 28 and more slices."""
 _EVERY = 5
 """Of each class, every fifth digit is for the test."""
 
@@ -43,7 +45,7 @@ def digits() -> Dataset:
     return Dataset(train=train, test=test, classes=tuple(map(str, range(10))))
 
 
-def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None) -> Dataset:
+def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None, channels: int = 0) -> Dataset:
     """Read an .npz file in MedMNIST's layout.
 
     Arrays ``train_images`` and ``train_labels``, and likewise ``val_`` and ``test_``, which may be missing.
@@ -59,13 +61,16 @@ def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None) -
             none and else leaves them out.
         classes: Class names in the order of their labels, else the numbers. A client's file may lack some of
             the federation's classes; then they must be named.
+        channels: Channels of the images; must be said where there are more than four, as volumes look alike.
 
     Raises:
         ValueError: ``val`` or ``classes`` is out of range.
         DataError: The file or an array is missing, or images or labels are not as above.
     """
     archive = Archive(expand(path))
-    found = {part: read_part(archive, part) for part in ("train", "val", "test") if _has(archive, part)}
+    found = {
+        part: read_part(archive, part, channels) for part in ("train", "val", "test") if _has(archive, part)
+    }
     fate = settle_val(val, has_test="test" in found)
     notices = (left_out(len(found["val"])),) if fate == "drop" and "val" in found else ()
     train = _joined(archive, found, "train", fate)
@@ -82,15 +87,20 @@ def _has(archive: Archive, part: str) -> bool:
     return part == "train" or f"{part}_images" in archive or f"{part}_labels" in archive
 
 
-def read_part(archive: Archive, part: str) -> ImageSet:
+def read_part(archive: Archive, part: str, channels: int = 0) -> ImageSet:
     """Return one part of an archive: ``"train"``, ``"val"`` or ``"test"``.
+
+    Args:
+        archive: The file.
+        part: Which part.
+        channels: As for ``npz``.
 
     Raises:
         DataError: An array of it is missing, or images or labels are not as ``npz`` says.
     """
     where = f"{archive.path}: {part}"
     images, labels = archive.read(f"{part}_images"), archive.read(f"{part}_labels")
-    _check_images(images, where)
+    _check_images(images, where, channels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -107,15 +117,23 @@ def read_part(archive: Archive, part: str) -> ImageSet:
     return ImageSet(images=images if images.ndim == 4 else images[..., None], labels=labels.astype(np.int64))
 
 
-def _check_images(images: NDArray[Any], where: str) -> None:
+def _check_images(images: NDArray[Any], where: str, channels: int) -> None:
+    shape = list(images.shape)
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        volumes = "; of volumes, save slices as images" if images.ndim == 5 else ""
         raise DataError(
             f"{where}_images must be uint8 [N, H, W] or [N, H, W, channels] with pixels 0..255, not "
-            f"{images.dtype} {list(images.shape)}"
+            f"{images.dtype} {shape}{volumes}"
         )
-    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+    if images.ndim == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
+        raise DataError(f"{where}_images is {shape}, channels first; store it as [N, H, W, channels]")
+    found = shape[3] if images.ndim == 4 else 1
+    if channels and found != channels:
+        raise DataError(f"{where}_images is {shape}: {found} channels, but data.channels = {channels}")
+    if not channels and found > _CHANNELS:
         raise DataError(
-            f"{where}_images is {list(images.shape)}, channels first; store it as [N, H, W, channels]"
+            f"{where}_images is {shape}: volumes, or images of {found} channels; save volumes (3-D MedMNIST) "
+            f"as slices; for channels say data.channels = {found}"
         )
 
 

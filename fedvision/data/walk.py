@@ -39,7 +39,7 @@ def walk(root: Path) -> Tree:
     """
     images, folders, others = [], [], Counter[str]()
     for name, is_folder in _below(root, "", frozenset()):
-        suffix = os.path.splitext(name)[1].lower()
+        suffix = _suffix(name)
         if is_folder:
             folders.append(name)
         elif suffix in IMAGE_SUFFIXES:
@@ -47,6 +47,12 @@ def walk(root: Path) -> Tree:
         elif suffix not in _COMPANIONS:
             others[suffix or "no suffix"] += 1
     return Tree(tuple(sorted(images)), tuple(sorted(folders)), others)
+
+
+def _suffix(name: str) -> str:
+    """Return a file's suffix in lower case; of a compressed file both: ``.nii.gz``."""
+    stem, last = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] + last if last in (".gz", ".bz2", ".xz", ".zst") else last
 
 
 def _below(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, bool]]:

@@ -144,7 +144,8 @@ def test_images_outside_are_said(tmp_path: Path) -> None:
     )
     fill(tmp_path / "parts", "train/cat", "extra/cat")
     assert read(tmp_path / "parts").notices == (
-        "2 images lie outside train, test and val and are left out: extra/cat/0.png, extra/cat/1.png",
+        "2 images lie outside the class folders of train, test and val and are left out: "
+        "extra/cat/0.png, extra/cat/1.png",
     )
 
 
@@ -200,3 +201,100 @@ def test_by_name_in_an_experiment(tmp_path: Path) -> None:
         registry.build("data", PluginSpec(use="image-folder", args=args | {"channels": 2}))
     with pytest.raises(PluginError, match="'size' is missing"):
         registry.build("data", PluginSpec(use="image-folder", args={"path": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("Training", "Testing"),
+        ("Train", "Test"),
+        ("TRAIN", "TEST"),
+        ("training_set", "test_set"),
+        ("train", "valid"),
+    ],
+)
+def test_parts_under_other_names(tmp_path: Path, train: str, test: str) -> None:
+    fill(tmp_path, f"{train}/cat", f"{train}/dog", f"{test}/cat")
+    dataset = read(tmp_path)
+    assert labelled(dataset) == {0: "cat", 1: "cat", 10: "dog", 11: "dog"}
+    assert dataset.test
+    assert shades(dataset.test.images) == [20, 21]
+
+
+def test_parts_below_classes(tmp_path: Path) -> None:
+    fill(tmp_path, "cat/train", "cat/Test", "dog/train")
+    with pytest.raises(DataError, match=r'name its level \'split\', such as levels = \["class", "split"\]'):
+        read(tmp_path)
+    dataset = read(tmp_path, levels=["class", "split"])
+    assert labelled(dataset) == {0: "cat", 1: "cat", 20: "dog", 21: "dog"}
+    assert dataset.test
+    assert shades(dataset.test.images) == [10, 11]
+    fill(tmp_path, "dog/other")
+    with pytest.raises(
+        DataError, match="the level 'split' has a folder 'other'; it must be train, val or test"
+    ):
+        read(tmp_path, levels=["class", "split"])
+
+
+def test_parts_one_folder_further_down(tmp_path: Path) -> None:
+    fill(tmp_path, "chest/Training/cat", "chest/Testing/cat")
+    with pytest.raises(DataError, match=r"is a part of a data set: set data\.path to .*/chest$"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("level", ["client", "year"])
+def test_parts_are_no_clients(tmp_path: Path, level: str) -> None:
+    """What the levels name a client would be trained on, test images included."""
+    fill(tmp_path, "Training/cat", "Testing/cat")
+    with pytest.raises(
+        DataError, match=rf"level '{level}' are Testing, Training, which are parts of a data set"
+    ):
+        read(tmp_path, levels=[level, "class"])
+
+
+@pytest.mark.parametrize(
+    "folders", [["train"], ["train", "test"], ["train", "test1"], ["seg_train", "seg_test"]]
+)
+def test_parts_are_no_classes(tmp_path: Path, folders: list[str]) -> None:
+    """Kaggle's train/cat.0.png has its label in the file's name: "train" would be the only class."""
+    fill(tmp_path, *folders)
+    with pytest.raises(DataError, match=r"which are parts of a data set; put images into train/CLASS/"):
+        read(tmp_path)
+    assert read(tmp_path, classes=sorted(folders)).classes == tuple(sorted(folders))
+
+
+def test_composed_and_decomposed_names_are_one_class(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    fill(tmp_path, f"train/{composed}", f"train/{decomposed}", f"test/{decomposed}")
+    dataset = read(tmp_path)
+    assert dataset.classes == (composed,)
+    assert dataset.test
+    assert read(tmp_path, classes=[decomposed]).classes == (composed,)
+
+
+def test_classes_that_differ_in_case_are_said(tmp_path: Path) -> None:
+    fill(tmp_path, "Cat", "cat", "dog")
+    (notice,) = read(tmp_path).notices
+    assert notice.startswith("classes 'Cat' and 'cat' differ only in case or blanks")
+
+
+def test_numbers_are_sorted_by_value(tmp_path: Path) -> None:
+    fill(tmp_path, "10", "9", "2")
+    assert read(tmp_path).classes == ("2", "9", "10")
+
+
+def test_a_folder_of_missing_labels_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "cat", "nan")
+    with pytest.raises(DataError, match="class 'nan' stands for a missing value"):
+        read(tmp_path)
+    assert read(tmp_path, classes=["cat", "nan"]).classes == ("cat", "nan")
+
+
+def test_only_files_of_other_kinds_are_named(tmp_path: Path) -> None:
+    for name in ("1.dcm", "2.dcm", "3.nii.gz", "4.heic"):
+        (tmp_path / "cat").mkdir(exist_ok=True)
+        (tmp_path / "cat" / name).touch()
+    with pytest.raises(
+        DataError, match=r"there are 2 \.dcm, 1 \.(nii\.gz|heic), 1 \.(nii\.gz|heic): convert them to"
+    ):
+        read(tmp_path)

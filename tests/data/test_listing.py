@@ -138,7 +138,7 @@ def test_values_that_do_not_fit(tmp_path: Path, keys: dict[str, Any], sentence: 
 def test_settled_names() -> None:
     assert settle_val("auto", has_test=True) == "drop"
     assert settle_val("auto", has_test=False) == "test"
-    assert settle_classes(None, ["b", "a"], "here") == ("b", "a")
+    assert settle_classes(None, ["b", "a"], "here") == ("a", "b")
     assert settle_classes(["c", "b", "a"], ["a", "b"], "here") == ("c", "b", "a")
 
 

@@ -136,7 +136,7 @@ def test_unreadable_files_are_said(tmp_path: Path) -> None:
             "file,label\na.png,x\nb.png,x\n./a.png,y\n",
             r"line 4: \./a\.png stands in line 2 already; keep one",
         ),
-        ("file,label,split\na.png,x,dev\n", r"line 2: split must be train, val or test, not 'dev'"),
+        ("file,label,split\na.png,x,fold3\n", r"line 2: split must be train, val or test, not 'fold3'"),
         (
             "file,label\na.png,x\ne.png,x\nf.png,x\n",
             r"2 of 3 files are not in .*: e\.png \(line 3\), f\.png \(line 4\); correct them or data\.root",
@@ -157,3 +157,87 @@ def test_a_missing_table_and_a_named_split_column_that_is_missing(tmp_path: Path
         read(tmp_path, "file,label\na.png,x\n", split="fold")
     with pytest.raises(ValueError, match="delimiter must be one character, not ''"):
         read(tmp_path, "file,label\na.png,x\n", delimiter="")
+
+
+def test_missing_labels_are_no_class(tmp_path: Path) -> None:
+    for text in ("nan", "NA", "None"):
+        with pytest.raises(DataError, match=rf"line 3: label is '{text}', which stands for a missing value"):
+            read(tmp_path, f"file,label\na.png,x\nb.png,{text}\n")
+    assert read(tmp_path, "file,label\na.png,x\nb.png,NA\n", classes=["NA", "x"]).classes == ("NA", "x")
+
+
+def test_numbers_with_a_point_are_sorted_by_value(tmp_path: Path) -> None:
+    assert read(tmp_path, "file,label\na.png,10.0\nb.png,2.0\n").classes == ("2.0", "10.0")
+    with pytest.raises(DataError, match=r"classes '2' and '2\.0' are one number"):
+        read(tmp_path, "file,label\na.png,2\nb.png,2.0\n")
+
+
+def test_composed_and_decomposed_labels_are_one(tmp_path: Path) -> None:
+    dataset = read(tmp_path, "file,label\na.png,caf\u00e9\nb.png,cafe\u0301\n")
+    assert dataset.classes == ("caf\u00e9",)
+
+
+def test_a_file_is_found_under_its_other_spellings(tmp_path: Path) -> None:
+    """Names are unpacked decomposed on macOS, and written with backslashes on Windows."""
+    save(tmp_path / "sub/cafe\u0301.png", 7)
+    for name in ("sub/caf\u00e9.png", "sub\\cafe\u0301.png"):
+        assert shades(read(tmp_path, f"file,label\n{name},x\n").train.images) == [7]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("a", r'a\.png is there: set data\.suffix = "\.png"'),
+        ("A.PNG", r"a\.png is there: names must agree in capitals and suffix"),
+        ("a.jpg", r"a\.png is there: names must agree"),
+        ("e.png", r'deep/e\.png is there: set data\.root = ".*/deep"'),
+        ("/old/machine/deep/e.png", r"deep/e\.png is there: remove //?old/machine/ from the names"),
+        ("z.png", r"correct them or data\.root"),
+    ],
+)
+def test_misnamed_files_come_with_what_mends_them(tmp_path: Path, name: str, hint: str) -> None:
+    save(tmp_path / "deep/e.png")
+    with pytest.raises(DataError, match=rf"1 of 1 files are not in .*; .*{hint}"):
+        read(tmp_path, f"file,label\n{name},x\n")
+
+
+def test_a_suffix_is_added(tmp_path: Path) -> None:
+    assert shades(read(tmp_path, "file,label\nb,x\n", suffix=".png").train.images) == [1]
+
+
+def test_other_delimiters_are_told(tmp_path: Path) -> None:
+    for delimiter, written in ((";", ";"), ("\t", r"\\t")):
+        with pytest.raises(DataError, match=rf'set data\.delimiter = "{written}"'):
+            read(tmp_path, f"file{delimiter}label\na.png{delimiter}x\n")
+
+
+def test_other_encodings_are_told(tmp_path: Path) -> None:
+    text = "file,label\na.png,caf\u00e9\n"
+    for encoding in ("cp1252", "utf-16"):
+        with pytest.raises(DataError, match=rf'no CSV file in UTF-8: .*set data\.encoding = "{encoding}"'):
+            read(tmp_path, text.encode(encoding))
+        assert read(tmp_path, text.encode(encoding), encoding=encoding).classes == ("caf\u00e9",)
+    with pytest.raises(ValueError, match="encoding = 'klingon': there is no such encoding"):
+        read(tmp_path, text, encoding="klingon")
+
+
+def test_blank_columns_are_left_out(tmp_path: Path) -> None:
+    dataset = read(tmp_path, ",file,label,,\n0,a.png,x,,\n1,b.png,y,,\n , , ,,\n")
+    assert labelled(dataset) == {0: "x", 1: "y"}
+    assert dataset.train.columns == {}
+    with pytest.raises(DataError, match="column 3 has no name, but cells"):
+        read(tmp_path, "file,label,\na.png,x,1\n")
+    assert labelled(read(tmp_path, "file,label\na.png,x,,\n")) == {0: "x"}
+
+
+def test_one_hot_labels(tmp_path: Path) -> None:
+    text = "file,MEL,NV,age\na.png,1.0,0.0,40\nb.png,0,1,50\n"
+    with pytest.raises(DataError, match=r'the labels seem to be one-hot: set data\.label = \["MEL", "NV"\]'):
+        read(tmp_path, text)
+    dataset = read(tmp_path, text, label=["NV", "MEL"])
+    assert dataset.classes == ("NV", "MEL")
+    assert labelled(dataset) == {0: "MEL", 1: "NV"}
+    assert set(dataset.train.columns) == {"age"}
+    for cells in ("1,1", "0,0", "1,2"):
+        with pytest.raises(DataError, match=r"line 2: exactly one of the columns in data\.label must be 1"):
+            read(tmp_path, f"file,MEL,NV\na.png,{cells}\n", label=["MEL", "NV"])

@@ -198,6 +198,23 @@ def test_column_makes_one_client_of_each_value_in_sorted_order() -> None:
     assert make.clients == 3
 
 
+def test_numbers_in_a_column_are_clients_by_value() -> None:
+    place = np.array(["10", "9", "10"])
+    make = partition.column(name="place", columns={"place": place})
+    assert [part.tolist() for part in split(make, np.zeros(3, np.int64), 2)] == [[1], [0, 2]]
+
+
+@pytest.mark.parametrize("value", ["", "nan", "NA"])
+def test_an_empty_cell_is_no_client(value: str) -> None:
+    place = np.array(["rome", value, "oslo", value])
+    with pytest.raises(
+        DataError, match=rf"column 'place' is '{value}' for 2 of 4 images, the first of them num"
+    ):
+        partition.column(name="place", columns={"place": place})
+    with pytest.raises(DataError, match="'nan' for 1 of 2 images"):
+        partition.column(name="place", columns={"place": np.array([1.0, np.nan])})
+
+
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "shards", "quantity"])
 def test_too_many_clients_name_the_key_and_the_remedy(name: str) -> None:
     make = FACTORIES[name](np.zeros(6, np.int64), 2)

@@ -65,3 +65,9 @@ def test_a_wrong_map_is_an_error(mapping: dict[str, str], sentence: str) -> None
     with pytest.raises(DataError) as caught:
         relabel(dataset([0, 0], ("normal",)), mapping, CLASSES)
     assert sentence in str(caught.value)
+
+
+def test_composed_and_decomposed_names_agree() -> None:
+    target, wrong = destinations(["cafe\u0301", "x\u0308"], {"\u1e8d": "caf\u00e9"}, ["caf\u00e9"])
+    assert target.tolist() == [0, 0]
+    assert wrong == ()

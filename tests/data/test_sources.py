@@ -185,3 +185,18 @@ def test_by_name_and_a_source_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     own = registry.build("data", PluginSpec(use="my_images:load", args={"folder": str(tmp_path)}))
     assert len(own.train) == 5
+
+
+def test_volumes_are_no_images_of_many_channels(tmp_path: Path) -> None:
+    """3-D MedMNIST is [N, 28, 28, 28]; it trained as 28 channels without a word."""
+    volumes = part("train", [0, 1], shape=(8, 8, 8))
+    with pytest.raises(
+        DataError, match=r"train_images is \[2, 8, 8, 8\]: volumes, or images of 8 channels; save"
+    ):
+        read(tmp_path, volumes)
+    assert read(tmp_path, volumes, channels=8).train.images.shape == (2, 8, 8, 8)
+    with pytest.raises(DataError, match=r"8 channels, but data\.channels = 3"):
+        read(tmp_path, volumes, channels=3)
+    with pytest.raises(DataError, match="of volumes, save slices as images"):
+        read(tmp_path, part("train", [0, 1], shape=(8, 8, 8, 1)))
+    assert read(tmp_path, part("train", [0, 1], shape=(8, 8, 4))).train.images.shape == (2, 8, 8, 4)
