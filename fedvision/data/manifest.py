@@ -103,7 +103,7 @@ def manifest(
         labels=np.array([number[name] for name in labels], np.int64),
         classes=settled,
         parts=np.array([_part(row, table, split) for row in rows]),
-        columns={name: np.array([row.cells[name] for row in rows]) for name in others},
+        columns={name: np.array([composed(row.cells[name]) for row in rows]) for name in others},
     )
     return to_dataset(listing, how, val=val, validation=validation)
 
@@ -127,7 +127,7 @@ def _labels(
                 f"{table}, line {row.line}: {label} is {text!r}, which stands for a missing value; fill it "
                 "in or remove the line, or name all classes in data.classes if it is one"
             )
-    return [row.cells[label] for row in rows]
+    return [composed(row.cells[label]) for row in rows]
 
 
 def _check_files(rows: Sequence[Row], table: Path, folder: Path, file: str, suffix: str) -> list[str]:

@@ -21,7 +21,7 @@ class Row(NamedTuple):
     line: int
     """Line of the file, from 1; the header is line 1."""
     cells: Mapping[str, str]
-    """Column -> text in NFC, blanks around it removed."""
+    """Column, in NFC -> text, blanks around it removed."""
 
 
 def read_table(table: Path, delimiter: str, encoding: str, needed: Sequence[tuple[str, str]]) -> list[Row]:
@@ -82,7 +82,7 @@ def one_hot(row: Row, columns: Sequence[str], table: Path) -> str:
 
 
 def _row(cells: Sequence[str], header: Sequence[str], table: Path, line: int) -> tuple[int, list[str]]:
-    texts = [composed(cell.strip()) for cell in cells]
+    texts = [cell.strip() for cell in cells]
     while len(texts) > len(header) and not texts[-1]:
         texts.pop()
     if len(texts) != len(header):

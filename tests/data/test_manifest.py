@@ -179,9 +179,11 @@ def test_composed_and_decomposed_labels_are_one(tmp_path: Path) -> None:
 
 def test_a_file_is_found_under_its_other_spellings(tmp_path: Path) -> None:
     """Names are unpacked decomposed on macOS, and written with backslashes on Windows."""
-    save(tmp_path / "sub/cafe\u0301.png", 7)
-    for name in ("sub/caf\u00e9.png", "sub\\cafe\u0301.png"):
-        assert shades(read(tmp_path, f"file,label\n{name},x\n").train.images) == [7]
+    for disk in ("cafe\u0301", "na\u00efve", "\u00ef-e\u0301"):
+        save(tmp_path / f"sub/{disk}.png", 7)
+    names = ["sub/caf\u00e9", "sub\\cafe\u0301", "sub/nai\u0308ve", "sub/\u00ef-e\u0301"]
+    for name in names:
+        assert shades(read(tmp_path, f"file,label\n{name}.png,x\n").train.images) == [7]
 
 
 @pytest.mark.parametrize(
