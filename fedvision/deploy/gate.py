@@ -1,7 +1,8 @@
 """The public side of the server, as an ASGI application: only Fleet calls of known keys, within limits.
 
-Every check here happens before Flower sees a byte of the body. What follows, the signature over the time and
-the node's number, is Flower's own check.
+Every check here happens before Flower sees a byte of the body, and who calls is settled before a byte of it
+is read: a public key is no secret, and only its holder can sign the time. That the call's node is the key's
+is Flower's own check; that the messages in it are this node's is one of ours.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import hashlib
 import json
 import logging
 from base64 import b64decode, b64encode
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from time import monotonic
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
-from fedvision.deploy.limits import Journal, Limits, Room, TokenBuckets, peer_name
+from fedvision.deploy.limits import LITTLE, Held, Journal, Limits, Room, TokenBuckets, peer_name
 from fedvision.link import internals_superlink
 from fedvision.link.internals_bundle import FLEET
 from fedvision.link.internals_wire import EMPTY_HEADER
@@ -32,9 +34,17 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 HEALTH = "/health"
 _LONG_S = 3600.0
 _START = 1 << 16
+_TICK_S = 1.0
+"""How often a body that rests is looked at."""
+_BRINGS = {internals_superlink.PUSH_MESSAGES, internals_superlink.PUSH_OBJECT, FLEET}
+"""The calls with large bodies; all others are questions."""
 UNKNOWN_KEY = (
     "The server does not know this client's key; send the .pub file to the server's administrator, who puts "
     "it into the server's folder of client keys."
+)
+NOT_SIGNED = (
+    "Invalid SuperNode authentication: the call is not signed with its key, or this machine's clock is far "
+    "from the server's."
 )
 log = logging.getLogger("fedvision.deploy")
 
@@ -61,26 +71,28 @@ class FleetGate:
 
     Args:
         app: Flower's application.
-        known: Returns the public keys (PEM) that may call; asked anew at every request.
+        known: Returns the public keys (PEM) that may call, and their clients' names; asked at every request.
         limits: What one peer may ask.
         clock: Seconds that only rise.
         give_again: As ``internals_superlink.give_again`` on the SuperLink's state.
+        owner: As ``internals_superlink.owner`` on the SuperLink's state.
     """
 
     def __init__(
         self,
         app: App,
-        known: Callable[[], Collection[bytes]],
+        known: Callable[[], Mapping[bytes, str]],
         limits: Limits,
         clock: Callable[[], float] = monotonic,
         give_again: Callable[[int, float], int] = lambda node, seconds: 0,
+        owner: Callable[[str], int | None] = lambda message: None,
     ) -> None:
         self._app, self._known, self._limits, self._clock = app, known, limits, clock
-        self._give_again = give_again
+        self._give_again, self._owner = give_again, owner
         self._paths = internals_superlink.fleet_paths() | {FLEET}
         self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
         self._journal = Journal(log, clock)
-        self._room = Room(limits.body_memory)
+        self._room = Room(limits.body_memory, limits.key_bodies, self._late)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
@@ -94,8 +106,9 @@ class FleetGate:
                 raise Refusal(503, f"more than {self._limits.requests:g} requests a second; try again later")
             self._check_path(scope)
             if scope["path"] != HEALTH:
-                self._check_key(scope)
-                await self._read_and_pass(scope, receive, send)
+                key = self._check_key(scope)
+                await self._check_signature(scope, key)
+                await self._read_and_pass(scope, key, receive, send)
                 return
         except Refusal as refusal:
             self._journal.refused(peer, refusal.reason, refusal.detail)
@@ -103,18 +116,28 @@ class FleetGate:
             return
         await self._app(scope, _replay([b""], receive), send)
 
-    async def _read_and_pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _read_and_pass(self, scope: Scope, key: bytes, receive: Receive, send: Send) -> None:
         """Pass a request on once its body is here; a large one is read when there is room for it."""
-        declared = _declared(scope) or self._limits.body
-        if declared > self._limits.body:
-            raise Refusal(413, f"a body of more than {self._limits.body} bytes")
-        async with self._room.take(declared):
-            body = await self._body(receive)
+        most = self._limits.body if scope["path"] in _BRINGS else min(self._limits.body, LITTLE)
+        declared = _declared(scope)
+        if (declared or 0) > most:
+            raise Refusal(413, f"a body of more than {most} bytes")
+        async with self._room.take(key, most if declared is None else declared) as held:
+            body = await self._body(receive, most, held)
+            self._room.shrink(held, sum(map(len, body)))
+            await self._check_names(scope["path"], key, body)
             seconds = _empty_for(scope)
             if seconds is None:
                 await self._app(scope, _replay(body, receive), send)
             else:
                 await self._empty_handed(scope, body, seconds, receive, send)
+
+    def _late(self, key: bytes, holders: Counter[bytes]) -> None:
+        """Say who waits for room, and for whom."""
+        names, removed = self._known(), "a removed client"
+        told = ", ".join(f"{names.get(holder, removed)} {bodies}" for holder, bodies in holders.most_common())
+        what = "has waited 10 s for room to send to the server"
+        self._journal.said(names.get(key, removed), what, f"; bodies under way: {told}")
 
     async def _empty_handed(
         self, scope: Scope, body: list[bytes], seconds: float, receive: Receive, send: Send
@@ -140,14 +163,14 @@ class FleetGate:
         asks_health = path == HEALTH and method == "GET"
         if not plain or not (asks_health or (path in self._paths and method == "POST")):
             raise Refusal(403, "only clients' calls are served on this port")
-        if asks_health and (_declared(scope) or b"transfer-encoding" in dict(scope["headers"])):
+        if asks_health and _declared(scope) != 0:
             # Nobody would read it, and uvicorn would wait for its end.
             raise Refusal(413, "a question for health has no body")
 
-    def _check_key(self, scope: Scope) -> None:
-        headers = [value for name, value in scope["headers"] if name == internals_superlink.PUBLIC_KEY_HEADER]
+    def _check_key(self, scope: Scope) -> bytes:
+        """Return the key under which a call comes."""
         try:
-            key = b64decode(headers[0], validate=True) if len(headers) == 1 else b""
+            key = b64decode(_header(scope, internals_superlink.PUBLIC_KEY_HEADER), validate=True)
         except binascii.Error:
             key = b""
         if key not in self._known():
@@ -155,21 +178,39 @@ class FleetGate:
             activation = scope["path"].endswith("/activate-node")
             status = 412 if activation else 401
             raise Refusal(status, UNKNOWN_KEY, internals_superlink.NOT_ACTIVATED, f" [{fingerprint(key)}]")
+        return key
 
-    async def _body(self, receive: Receive) -> list[bytes]:
+    async def _check_signature(self, scope: Scope, key: bytes) -> None:
+        """Refuse who knows a client's public key and not its private one."""
+        names = (internals_superlink.TIME_HEADER, internals_superlink.SIGNATURE_HEADER)
+        time, signature = (_header(scope, name) for name in names)
+        # A millisecond of arithmetic, which is done beside the loop that serves everybody.
+        if not await asyncio.to_thread(internals_superlink.is_signed, key, time, signature):
+            raise Refusal(401, NOT_SIGNED, detail=f" [the key of {self._known().get(key)}]")
+
+    async def _check_names(self, path: str, key: bytes, body: list[bytes]) -> None:
+        """Refuse a call that its node signed and in which another node speaks."""
+        if path in internals_superlink.NAMING and await asyncio.to_thread(
+            internals_superlink.names_another, path, b"".join(body), self._owner
+        ):
+            raise Refusal(403, "a message in another client's name", detail=f" [{self._known().get(key)}]")
+
+    async def _body(self, receive: Receive, most: int, held: Held) -> list[bytes]:
         """Read the whole body within the limits of size and time.
+
+        Args:
+            receive: Gives it.
+            most: Its largest size in bytes.
+            held: The room that it has.
 
         Returns:
             A small body as a whole; of a large one the first ``_START`` bytes or more, and the rest as it
             came, since to join 15 MiB is to copy them.
         """
-        limits, began, size = self._limits, self._clock(), 0
+        pace, size = _Pace(self._limits, self._clock, lambda: self._room.wanted(held)), 0
         parts = [b""]
         while True:
-            try:
-                message = await asyncio.wait_for(receive(), limits.idle_seconds)
-            except TimeoutError:
-                raise Refusal(408, f"no byte of the body in {limits.idle_seconds:g} seconds") from None
+            message = await self._next(receive, pace, size)
             if message["type"] == "http.disconnect":
                 raise Refusal(400, "the connection ended inside a body")
             part = message.get("body", b"")
@@ -178,12 +219,51 @@ class FleetGate:
                 parts[0] += part
             else:
                 parts.append(part)
-            if size > limits.body:
-                raise Refusal(413, f"a body of more than {limits.body} bytes")
+            if size > most:
+                raise Refusal(413, f"a body of more than {most} bytes")
             if not message.get("more_body", False):
                 return parts
-            if self._clock() - began > limits.header_seconds + size / limits.body_rate:
-                raise Refusal(408, f"a body slower than {limits.body_rate:g} bytes a second")
+            pace.check(size)
+
+    async def _next(self, receive: Receive, pace: _Pace, size: int) -> MutableMapping[str, Any]:
+        """Return the next part of a body; one that rests is looked at every second."""
+        idle, loop = self._limits.idle_seconds, asyncio.get_running_loop()
+        until = loop.time() + idle
+        while True:
+            try:
+                return await asyncio.wait_for(receive(), min(_TICK_S, idle))
+            except TimeoutError:
+                if loop.time() >= until:
+                    raise Refusal(408, f"no byte of the body in {idle:g} seconds") from None
+                pace.check(size)
+
+
+class _Pace:
+    """How fast a body comes, from its beginning and from the moment when others wait for its room.
+
+    Args:
+        limits: How fast it must come.
+        clock: Seconds that only rise.
+        wanted: Tells whether others wait.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float], wanted: Callable[[], bool]) -> None:
+        self._limits, self._clock, self._wanted = limits, clock, wanted
+        self._began = clock()
+        self._mark: tuple[float, int] | None = None
+
+    def check(self, size: int) -> None:
+        """Refuse a body of which ``size`` bytes are here if it is too slow."""
+        limits, now = self._limits, self._clock()
+        if now - self._began > limits.header_seconds + size / limits.body_rate:
+            raise Refusal(408, f"a body slower than {limits.body_rate:g} bytes a second")
+        if not self._wanted():
+            self._mark = None
+            return
+        since, before = self._mark = self._mark or (now, size)
+        if now - since > limits.header_seconds + (size - before) / limits.busy_rate:
+            # 503: its client tries again, and perhaps nobody waits then.
+            raise Refusal(503, f"a body slower than {limits.busy_rate:g} bytes a second while others wait")
 
 
 def fingerprint(key: bytes) -> str:
@@ -196,9 +276,18 @@ def fingerprint(key: bytes) -> str:
     return f"SHA256:{b64encode(digest).decode().rstrip('=')}"
 
 
-def _declared(scope: Scope) -> int:
-    """Return the body's length as declared, 0 where it is not; h11 lets only digits through."""
-    return max((int(value) for name, value in scope["headers"] if name == b"content-length"), default=0)
+def _header(scope: Scope, name: bytes) -> bytes:
+    """Return a header's value, nothing where it is missing or there are several: it is not ours to guess."""
+    found = [value for header, value in scope["headers"] if header == name]
+    return found[0] if len(found) == 1 else b""
+
+
+def _declared(scope: Scope) -> int | None:
+    """Return the body's length as declared, 0 where there is none, None where it is told by its end alone."""
+    headers = dict(scope["headers"])
+    if b"transfer-encoding" in headers:
+        return None
+    return int(headers.get(b"content-length", b"0"))  # h11 lets digits alone through
 
 
 def _empty_for(scope: Scope) -> float | None:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,8 @@ class Keyring:
     def __init__(self, folder: Path, state: LinkState) -> None:
         self._folder, self._state = folder, state
         self._seen: dict[Path, tuple[int, int]] = {}
-        self.known: frozenset[bytes] = frozenset()
+        self.known: Mapping[bytes, str] = {}
+        """Public key (PEM) -> the name of its client."""
         for problem in self.sync():
             raise ConfigError(problem)
 
@@ -96,10 +97,12 @@ class Keyring:
         wanted, problems = self._read(seen)
         here = internals_superlink.registered_keys(self._state)
         problems += list(self._admit(wanted, here))
+        registered = internals_superlink.names(self._state)
         for key in here.keys() - wanted.keys():
             internals_superlink.remove_key(self._state, here[key])
-            log.warning("a client's key is no longer in %s: its client is shut out", self._folder)
-        self.known, self._seen = frozenset(wanted), seen
+            name = self.known.get(key) or registered.get(here[key], "")
+            log.warning("client %s is shut out: its key is no longer in %s", name, self._folder)
+        self.known, self._seen = {key: path.stem for key, path in wanted.items()}, seen
         return problems
 
     def _read(self, files: dict[Path, tuple[int, int]]) -> tuple[dict[bytes, Path], list[str]]:

@@ -1,4 +1,4 @@
-"""How much one peer may ask of the public port: requests, connections, lines in the log."""
+"""How much one peer may ask of the public port: requests, connections, memory, lines in the log."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from time import monotonic
 _PEERS = 10_000
 """Peers that are remembered; beyond them the one that was silent longest is forgotten."""
 _QUIET_S = 60.0
-_LITTLE = 1 << 16
+LITTLE = 1 << 16
 """Bodies up to this size, such as heartbeats, never wait."""
+_LONG_WAIT_S = 10.0
+"""Who waits for room for so long is told to the administrator."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,10 @@ class Limits:
     """Longest pause inside a body, and between two requests of one connection."""
     body_rate: float = 16e3
     """Slowest body in bytes a second, after ``header_seconds`` of grace."""
+    key_bodies: int = 2
+    """Large bodies of one client that are in memory at a time."""
+    busy_rate: float = 100e3
+    """Slowest large body in bytes a second while others wait for room, after ``header_seconds`` of grace."""
 
 
 def peer_name(address: str) -> str:
@@ -82,30 +88,101 @@ class TokenBuckets:
         return allowed
 
 
+@dataclass(eq=False)
+class Held:
+    """Room that a body holds, or waits for."""
+
+    key: bytes
+    size: int
+    ready: asyncio.Future[None] | None = None
+    """Of one that waits."""
+
+
 class Room:
-    """Memory for large bodies: who finds none waits, so that it does not grow with the number of clients.
+    """Memory for large bodies: who finds none waits in line, so that it does not grow with the clients.
+
+    A client that waits for its own bodies alone does not hold up those behind it.
 
     Args:
         size: Bytes in all.
+        each: Bodies of one key at a time.
+        late: Called with who waits and who holds how many bodies when somebody has waited for 10 s.
     """
 
-    def __init__(self, size: int) -> None:
-        self._free, self._size = size, size
-        self._changed = asyncio.Condition()
+    def __init__(
+        self,
+        size: int,
+        each: int = 2,
+        late: Callable[[bytes, Counter[bytes]], None] = lambda key, holders: None,
+    ) -> None:
+        self._free, self._size, self._each, self._late = size, size, each, late
+        self._holders: Counter[bytes] = Counter()
+        self._line: list[Held] = []
 
     @asynccontextmanager
-    async def take(self, size: int) -> AsyncIterator[None]:
-        """Hold some of it; small bodies always find room, larger ones than there is take it all."""
-        size = 0 if size <= _LITTLE else min(size, self._size)
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._free >= size)
-            self._free -= size
+    async def take(self, key: bytes, size: int) -> AsyncIterator[Held]:
+        """Hold some of it; small bodies always find room, larger ones than there is take it all.
+
+        Args:
+            key: Whose body it is.
+            size: Bytes.
+        """
+        held = Held(key, 0 if size <= LITTLE else min(size, self._size))
+        if held.size:
+            await self._enter(held)
         try:
-            yield
+            yield held
         finally:
-            async with self._changed:
-                self._free += size
-                self._changed.notify_all()
+            self.shrink(held, 0)
+
+    def wanted(self, held: Held) -> bool:
+        """Tell whether another body waits for what this one holds."""
+        return bool(held.size) and any(
+            waiting.key == held.key or self._holders[waiting.key] < self._each for waiting in self._line
+        )
+
+    def shrink(self, held: Held, size: int) -> None:
+        """Give back what a body turned out not to need: all of it where it is small."""
+        size = 0 if size <= LITTLE else size
+        if size >= held.size:
+            return
+        self._free += held.size - size
+        held.size = size
+        if not size:
+            self._holders[held.key] -= 1
+            self._holders += Counter()
+        self._admit()
+
+    async def _enter(self, held: Held) -> None:
+        held.ready = asyncio.get_running_loop().create_future()
+        self._line.append(held)
+        self._admit()
+        if held.ready.done():
+            return
+        try:
+            if not (await asyncio.wait({held.ready}, timeout=_LONG_WAIT_S))[0]:
+                self._late(held.key, self._holders.copy())
+            await held.ready
+        except asyncio.CancelledError:
+            if held in self._line:
+                self._line.remove(held)
+            else:
+                self.shrink(held, 0)
+            self._admit()
+            raise
+
+    def _admit(self) -> None:
+        """Let those in whose turn it is; who needs more than there is keeps its place."""
+        for held in list(self._line):
+            if self._holders[held.key] >= self._each:
+                continue
+            if held.size > self._free:
+                return
+            self._line.remove(held)
+            self._free -= held.size
+            self._holders[held.key] += 1
+            if held.ready and not held.ready.done():
+                held.ready.set_result(None)
 
 
 class Seats:
@@ -132,7 +209,7 @@ class Seats:
 
 
 class Journal:
-    """A log of refusals that a flood cannot fill: each (peer, reason) is said at most once a minute.
+    """A log that a flood cannot fill: each (who, what) is said at most once a minute.
 
     Args:
         logger: Where warnings go.
@@ -151,13 +228,17 @@ class Journal:
             reason: Why; one of few texts.
             detail: What differs from time to time: it does not make a refusal a new one.
         """
+        self.said(f"refused {peer}", reason, detail)
+
+    def said(self, who: str, what: str, detail: str = "") -> None:
+        """Say something of somebody, as ``refused``."""
         now = self._clock()
-        then, silent = self._said.pop((peer, reason), (float("-inf"), 0))
+        then, silent = self._said.pop((who, what), (float("-inf"), 0))
         if now - then < _QUIET_S:
-            self._said[peer, reason] = (then, silent + 1)
+            self._said[who, what] = (then, silent + 1)
             return
         more = f" ({silent} times more since it was last said)" if silent else ""
-        self._logger.warning("refused %s: %s%s%s", peer, reason, detail, more)
-        self._said[peer, reason] = (now, 0)
+        self._logger.warning("%s: %s%s%s", who, what, detail, more)
+        self._said[who, what] = (now, 0)
         if len(self._said) > _PEERS:
             self._said.popitem(last=False)

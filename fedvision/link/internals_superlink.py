@@ -5,14 +5,17 @@
 * ``PROTOBUF_REQUEST_TYPES``: the paths that clients call, every one behind Flower's check of signatures.
 * ``LinkState.create_node``, ``delete_node``, ``get_node_info``: which keys may call.
 * ``MessageIns``, ``MessageRes``: which messages a node was given, and which it answered.
-* ``public_key_to_bytes``, ``sign_message`` and the headers' names: how a call is signed.
+* ``public_key_to_bytes``, ``bytes_to_public_key``, ``sign_message``, ``verify_signature`` and the headers'
+  names: how a call is signed.
+* ``PushMessagesRequest``, ``ConfirmMessageReceivedRequest``: the calls that name somebody's message.
 """
 
 from __future__ import annotations
 
-from base64 import b64encode
+import binascii
+from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +34,12 @@ from flwr.supercore.constant import (
 )
 from flwr.supercore.date import now
 from flwr.supercore.error import ApiErrorCode
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_public_key,
+    public_key_to_bytes,
+    sign_message,
+    verify_signature,
+)
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 if TYPE_CHECKING:
@@ -42,6 +50,16 @@ PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode()
 """Header of a client's call that holds its public key: PEM, base64; lower case as in ASGI."""
 MEDIA_TYPE = PROTOBUF_MEDIA_TYPE
 """Content type of a call's body."""
+SIGNATURE_HEADER, TIME_HEADER = (
+    FLEET_HTTP_SIGNATURE_HEADER.lower().encode(),
+    TIMESTAMP_HEADER.lower().encode(),
+)
+"""Headers with the time of a call and the signature over it, base64."""
+PUSH_MESSAGES, PUSH_OBJECT = "/v1/fleet/push-messages", "/v1/fleet/push-object"
+"""The calls that bring more than a question; a message's head alone, and its tensors."""
+CONFIRM = "/v1/fleet/confirm-message-received"
+NAMING = {PUSH_MESSAGES, CONFIRM}
+"""The calls that name messages, whose nodes Flower does not compare with the one that signed."""
 ASK_RUN = "/v1/fleet/get-run"
 """One of ``fleet_paths``: a question that changes nothing."""
 NOT_ACTIVATED = int(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED)
@@ -69,6 +87,23 @@ def signed_headers(key: EllipticCurvePrivateKey) -> dict[str, str]:
         TIMESTAMP_HEADER: time,
         FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(key, time.encode())).decode(),
     }
+
+
+def is_signed(key: bytes, time: bytes, signature: bytes) -> bool:
+    """Tell whether a call is signed by its key, and now: Flower's own check, before a body is there.
+
+    Args:
+        key: PEM.
+        time: The header as it came: ISO 8601.
+        signature: The header as it came: base64.
+    """
+    try:
+        age = (now() - datetime.fromisoformat(time.decode("ascii"))).total_seconds()
+        if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+            return False
+        return bool(verify_signature(bytes_to_public_key(key), time, b64decode(signature, validate=True)))
+    except (ValueError, TypeError, binascii.Error):
+        return False
 
 
 def superlink(
@@ -132,6 +167,43 @@ def superlink(
     return app, state
 
 
+def names_another(path: str, body: bytes, owner: Callable[[str], int | None]) -> bool:
+    """Tell whether a call of one node brings or ends a message of another's.
+
+    Args:
+        path: One of ``NAMING``.
+        body: What Flower will read.
+        owner: As ``owner`` below.
+    """
+    from flwr.proto.fleet_pb2 import PushMessagesRequest
+    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        if path == PUSH_MESSAGES:
+            told = PushMessagesRequest.FromString(body)
+            return any(message.metadata.src_node_id != told.node.node_id for message in told.messages_list)
+        asked = ConfirmMessageReceivedRequest.FromString(body)
+        return owner(asked.message_object_id) not in (None, asked.node.node_id)
+    except DecodeError:  # Flower does not read it either
+        return False
+
+
+def owner(state: LinkState, message: str) -> int | None:
+    """Return the node to which a message went or from which a reply came, None where nobody knows it."""
+    from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
+    from flwr.supercore.utils import int64_to_uint64
+    from sqlalchemy import select
+
+    if not hasattr(state, "session"):
+        return None
+    sent = select(MessageIns.dst_node_id).where(MessageIns.message_id == message)
+    told = select(MessageRes.src_node_id).where(MessageRes.message_id == message)
+    with state.session() as session:
+        found = session.scalar(sent.union_all(told).limit(1))
+    return None if found is None else int(int64_to_uint64(found))
+
+
 def heartbeat_node(body: bytes) -> int:
     """Return the number of the node that a heartbeat's body names."""
     from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
@@ -173,6 +245,11 @@ def registered_keys(state: LinkState) -> dict[bytes, int]:
     """Return public key (PEM) -> node number of every client that may call."""
     nodes = state.get_node_info(owner_aids=[NOOP_FLWR_AID])
     return {node.public_key: node.node_id for node in nodes if node.status != "unregistered"}
+
+
+def names(state: LinkState) -> dict[int, str]:
+    """Return node number -> the name under which it is registered, removed ones included."""
+    return {node.node_id: node.name for node in state.get_node_info(owner_aids=[NOOP_FLWR_AID])}
 
 
 def register_key(state: LinkState, key: bytes, name: str) -> None:

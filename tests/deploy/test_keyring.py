@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from pathlib import Path
 
@@ -30,10 +31,22 @@ def folder(pki: Path, tmp_path: Path) -> Path:
 def test_the_folders_keys_are_flowers_keys_before_and_after_a_change(folder: Path, state: LinkState) -> None:
     keyring = Keyring(folder, state)
     north, south = (read_public_key(folder / f"{name}.pub") for name in ("north", "south"))
-    assert keyring.known == registered_keys(state).keys() == {north, south}
+    assert keyring.known == {north: "north", south: "south"}
+    assert registered_keys(state).keys() == {north, south}
     (folder / "north.pub").unlink()
     assert keyring.sync() == []
-    assert keyring.known == registered_keys(state).keys() == {south}
+    assert keyring.known.keys() == registered_keys(state).keys() == {south}
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["running", "started again"])
+def test_a_client_that_is_shut_out_is_named(
+    folder: Path, state: LinkState, again: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    keyring = Keyring(folder, state)
+    (folder / "north.pub").unlink()
+    with caplog.at_level(logging.WARNING, "fedvision.deploy"):
+        Keyring(folder, state) if again else keyring.sync()
+    assert caplog.messages == [f"client north is shut out: its key is no longer in {folder}"]
 
 
 def test_a_server_that_starts_again_knows_its_clients_by_their_old_numbers(
@@ -63,7 +76,7 @@ def test_a_key_that_was_removed_once_stays_unknown(folder: Path, state: LinkStat
     assert [problem.split(": ")[1] for problem in keyring.sync()] == [
         "this key was removed once and cannot come back; make a new one for the client"
     ]
-    assert keyring.known == {read_public_key(folder / "south.pub")}
+    assert keyring.known == {read_public_key(folder / "south.pub"): "south"}
 
 
 def test_two_names_for_one_key_are_refused(folder: Path, state: LinkState) -> None:

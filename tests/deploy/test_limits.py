@@ -95,10 +95,10 @@ def test_a_flood_is_one_line_a_minute_with_its_number(caplog: pytest.LogCaptureF
 
 def test_large_bodies_wait_for_room_and_small_ones_do_not() -> None:
     async def scene() -> None:
-        room, order = Room(100 << 10), []
+        room, order = Room(100 << 10, each=9), []
 
         async def hold(name: str, size: int, until: asyncio.Event) -> None:
-            async with room.take(size):
+            async with room.take(name.encode(), size):
                 order.append(name)
                 await until.wait()
 
@@ -125,7 +125,48 @@ def test_room_is_given_back_when_a_request_fails() -> None:
         room = Room(100 << 10)
         for _ in range(3):
             with pytest.raises(ValueError, match="broken"):
-                async with room.take(100 << 10):
+                async with room.take(b"a", 100 << 10):
                     raise ValueError("broken")
+
+    asyncio.run(asyncio.wait_for(scene(), 10))
+
+
+def test_a_client_holds_two_pieces_and_holds_up_nobody_but_itself() -> None:
+    async def scene() -> None:
+        room, order, until = Room(500 << 10), [], asyncio.Event()
+
+        async def hold(key: str) -> None:
+            async with room.take(key.encode(), 100 << 10) as held:
+                order.append((key, room.wanted(held)))
+                await until.wait()
+
+        tasks = [asyncio.create_task(hold(key)) for key in "aaaabbcc"]
+        await asyncio.sleep(0.01)
+        assert [key for key, _ in order] == ["a", "a", "b", "b", "c"]
+        until.set()
+        await asyncio.gather(*tasks)
+        assert sorted(key for key, _ in order) == list("aaaabbcc")
+
+    asyncio.run(asyncio.wait_for(scene(), 10))
+
+
+def test_who_gives_up_waiting_takes_no_room() -> None:
+    async def scene() -> None:
+        room = Room(100 << 10)
+
+        async def hold() -> None:
+            async with room.take(b"b", 100 << 10):
+                pass
+
+        async with room.take(b"a", 100 << 10) as held:
+            waiting = asyncio.create_task(hold())
+            await asyncio.sleep(0)
+            assert room.wanted(held)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            assert not room.wanted(held)
+            room.shrink(held, 10)  # it was a small one
+            await asyncio.wait_for(hold(), 1)
+        await asyncio.wait_for(hold(), 1)
 
     asyncio.run(asyncio.wait_for(scene(), 10))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fedvision.link import internals_superlink as names
@@ -63,3 +65,22 @@ def test_keys_are_registered_listed_and_removed_for_good() -> None:
         names.register_key(state, b"one", "again")
     names.remove_key(state, node)
     assert names.registered_keys(state) == {}
+
+
+@pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")
+def test_a_message_belongs_to_the_node_it_went_to_and_a_reply_to_the_one_that_sent_it(tmp_path: Path) -> None:
+    from flwr.server.superlink.linkstate import SqlLinkState
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
+    from flwr.supercore.utils import uint64_to_int64
+    from flwr.superlink.federation import NoOpFederationManager
+
+    north, south = 2**64 - 5, 6
+    store = ObjectStoreFactory(names.IN_MEMORY).store()
+    state = SqlLinkState(str(tmp_path / "sl.db"), NoOpFederationManager(), store)
+    state.initialize()
+    with state.session() as session:
+        session.add(MessageIns(message_id="asked", dst_node_id=uint64_to_int64(north), created_at=0.0))
+        session.add(MessageRes(message_id="told", src_node_id=south))
+    assert [names.owner(state, message) for message in ("asked", "told", "none")] == [north, south, None]
+    state._engine.dispose()  # type: ignore[union-attr]
