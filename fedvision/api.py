@@ -77,18 +77,21 @@ def simulate(
         RunError: The run failed after it had started; the last checkpoint is intact.
     """
     federation = Federation.build(config)
+    from fedvision.reporting.claim import claimed
     from fedvision.simulation import Simulation
 
     if threads < 1:
         raise ConfigError(f"threads must be >= 1, not {threads}")
     carrier = registry.build("engine", engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine))
-    folder = open_folder(config, out, resume)
-    run = Simulation(federation, folder, progress=progress, tensorboard=tensorboard, threads=threads)
-    try:
-        state = run.run(carrier)
-    except (FedVisionError, KeyboardInterrupt) as error:
-        run.abandon(error)
-        raise
+    path = Path(out) if out is not None else default_folder(config.name, resume)
+    with claimed(path, "name another one with --out"):
+        folder = open_folder(config, path, resume)
+        run = Simulation(federation, folder, progress=progress, tensorboard=tensorboard, threads=threads)
+        try:
+            state = run.run(carrier)
+        except (FedVisionError, KeyboardInterrupt) as error:
+            run.abandon(error)
+            raise
     return RunResult(folder=folder, rounds=folder.rounds(), state=state)
 
 

@@ -12,6 +12,8 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from fedvision import registry
+from fedvision.data.identity import identity
 from fedvision.data.shards import Shard
 from fedvision.errors import RecordError, RunError
 from fedvision.federation import Federation
@@ -60,6 +62,10 @@ class RunJournal:
         """Is entered around all that may be interrupted."""
         self.notices: list[str] = []
         """What was said to a person while it ran."""
+        train_here = len(federation.split.clients) > 0
+        self._changed_code = folder.settle(
+            identity(federation.dataset, train=train_here), registry.sources(self.config.to_dict())
+        )
         names = travelling(federation.model, self.config.model.travel)
         self.state = get_state(federation.model, names)
         others = {name: t for name, t in federation.model.state_dict().items() if name not in self.state}
@@ -127,6 +133,8 @@ class RunJournal:
     def begin(self, roster: Roster) -> None:
         """Show the progress bar; a run that was begun before notes that it goes on."""
         self.progress.start(self.config.rounds, self.done + 1)
+        for module in self._changed_code:
+            self.note(f"the source of {module} was changed since the run's first part")
         if self.done < self.config.rounds:
             began = any(event["what"] == BEGAN for event in self.folder.events())
             again = "the run had been stopped or killed, and went on"

@@ -7,8 +7,10 @@ name of an installed package; ``"my_file:thing"`` needs only a file in the exper
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -294,6 +296,29 @@ def _import(kind: str, use: str, target: str) -> Callable[..., Any]:
     if not callable(found):
         raise PluginError(f"[{kind}] use = {use!r}: {target} is no function or class")
     return found  # type: ignore[no-any-return]
+
+
+def sources(table: Mapping[str, Any]) -> dict[str, str]:
+    """Return SHA-256 digests of the source files of all modules that an experiment names by ``module:attr``.
+
+    Args:
+        table: The experiment as nested tables; its plug-ins were built before.
+    """
+    found: dict[str, str] = {}
+    for name in sorted(_modules(table)):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and os.path.isfile(file):
+            with open(file, "rb") as source:
+                found[name] = hashlib.file_digest(source, "sha256").hexdigest()
+    return found
+
+
+def _modules(value: Any) -> set[str]:
+    if isinstance(value, Mapping):
+        return set().union(*(_modules(item) for item in value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(_modules, value))
+    return {value.partition(":")[0]} if isinstance(value, str) and ":" in value else set()
 
 
 def _optimizers() -> list[str]:

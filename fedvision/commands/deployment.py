@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from fedvision.streams import show
 if TYPE_CHECKING:
     from fedvision.client.config import ClientConfig
     from fedvision.deploy.superlink_process import LinkPlace, SuperlinkProcess
+    from fedvision.federation import Federation
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -132,12 +134,30 @@ def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProces
     federation = Federation.build(
         ExperimentConfig.load(options.experiment, options.overrides), split_here=False
     )
+    from fedvision.api import default_folder
+    from fedvision.reporting.claim import claimed
+
+    out = options.out or default_folder(federation.config.name, resume=True)
+    with ExitStack() as claims:
+        claims.enter_context(claimed(out, "name another one with --out"))
+        if process is not None:
+            claims.enter_context(claimed(place.state, "name another one with --state"))
+        _run_in(out, federation, options, place, process)
+
+
+def _run_in(
+    out: Path,
+    federation: Federation,
+    options: argparse.Namespace,
+    place: LinkPlace,
+    process: SuperlinkProcess | None,
+) -> None:
     from fedvision.api import open_folder
     from fedvision.deploy.server import Deployment
     from fedvision.reporting import render
     from fedvision.reporting.progress import Progress
 
-    folder = open_folder(federation.config, options.out, resume=True)
+    folder = open_folder(federation.config, out, resume=True)
     run = Deployment(federation, folder, progress=Progress(), tensorboard=options.tensorboard)
     _end_in_order()
     try:

@@ -79,16 +79,23 @@ class SuperlinkProcess:
         self._process: subprocess.Popen[str] | None = None
 
     def open(self) -> LinkPlace:
-        """Return where it listens: one that an earlier server left up, or a new one.
+        """Start it and return where it listens.
 
         Raises:
-            ConfigError: It does not start; its own sentence says why.
+            ConfigError: It does not start, its own sentence says why; or another server's listens there.
         """
         port = self.place.private.rpartition(":")[2]
-        if port != "0" and RunLink(self.place.private, roots=self.place.roots).alive():
-            log.warning("the SuperLink on %s is up already and is used", self.place.private)
-        else:
-            self.start()
+        deadline = time.monotonic() + _PORT_S
+        while port != "0" and RunLink(self.place.private, roots=self.place.roots).alive():
+            # The one of a server that was killed ends a moment after it. Another server's stays.
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"--private {self.place.private}: another server's SuperLink listens there; give this "
+                    "experiment ports of its own with --private and --public, or send it to that server with "
+                    "`fedvision submit`"
+                )
+            time.sleep(0.3)
+        self.start()
         return self.place
 
     def start(self) -> None:

@@ -4,6 +4,8 @@
 
     config.toml           the canonical experiment
     environment.json      versions, processor, device; under "earlier" those of a run that went on elsewhere
+    data.json             {part: digest} of class names, images, labels and columns; under "code" those of the
+                          modules that the experiment names; see data/identity.py
     split.json            {"digest", "classes": [C names], "counts": [K][C], "left_out"}; of many clients
                           "counts" holds a sample, and there are "shown": whose rows those are, "clients": K,
                           "totals": [C], and "exact": whether the totals were counted
@@ -63,6 +65,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._goes_on = False
         self.checkpoints = Checkpoints(path / "checkpoint", [path / "rounds.jsonl", path / "timings.jsonl"])
 
     @classmethod
@@ -90,7 +93,7 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path, config: ExperimentConfig) -> RunFolder:
-        """Open the folder of a run that shall go on; where there is none, make it.
+        """Open the folder of a run that shall go on; where there is none, make it. ``settle`` writes first.
 
         Raises:
             RunFolderError: The folder has files but no run in it, or the run of another experiment.
@@ -106,10 +109,7 @@ class RunFolder:
             )
         if not os.access(path, os.W_OK):
             raise RunFolderError(f"{path}: there is no permission to write it; name another one with --out")
-        with recording("the environment", path):
-            folder._note_environment(environment(config.training.device))
-            if folder.summary().get("status") != "finished":
-                (path / "summary.json").unlink(missing_ok=True)  # how the run ended is open again
+        folder._goes_on = True
         return folder
 
     @classmethod
@@ -161,6 +161,37 @@ class RunFolder:
                 f"{split_facts['digest']}, then {known}); restore the data, or start again with --out"
             )
         self._write("split.json", json_page(split_facts))
+
+    def settle(self, data: Mapping[str, str], code: Mapping[str, str]) -> list[str]:
+        """Write down what data a run works on, or compare it with what its first part worked on.
+
+        Args:
+            data: Digests by part, as ``data.identity`` returns them.
+            code: Digests of the source of modules that the experiment names, by module.
+
+        Returns:
+            Modules whose source is another than in the run's first part: to mend one and go on is no error.
+
+        Raises:
+            RunFolderError: The data differ; nothing was written.
+            RecordError: The file cannot be written.
+        """
+        known = read_json(self.path / "data.json")
+        if known:
+            before = known.pop("code", {})
+            if others := [part for part in [*known, *data] if known.get(part) != data.get(part)]:
+                raise RunFolderError(
+                    f"{self.path}: the data are not those of the run's first part: other "
+                    f"{' and '.join(dict.fromkeys(others))}; restore them, or start again with --out"
+                )
+            changed = [module for module in code if before.get(module) != code[module]]
+        else:
+            changed = []
+        if self._goes_on:
+            self._reopen()
+        if not known or changed:
+            self._write("data.json", json_page({**data, "code": code}))
+        return changed
 
     def append_round(self, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
         """Add a round's line and its times; both are on the disk when this returns.
@@ -286,6 +317,12 @@ class RunFolder:
     def _write(self, name: str, content: bytes | str | Iterable[bytes | memoryview]) -> None:
         with recording(name, self.path):
             replace_file(self.path / name, content)
+
+    def _reopen(self) -> None:
+        with recording("the environment", self.path):
+            self._note_environment(environment(self.config().training.device))
+            if self.summary().get("status") != "finished":
+                (self.path / "summary.json").unlink(missing_ok=True)  # how the run ended is open again
 
     def _note_environment(self, now: dict[str, Any]) -> None:
         """Keep the environments of all parts of a run; the newest one stands in front."""

@@ -98,6 +98,8 @@ def test_a_run_goes_on_in_its_folder(tmp_path: Path) -> None:
     folder.append_round({"round": 1}, {"train": 1.0})
     folder.write_summary({"status": "stopped"})
     again = RunFolder.resume(tmp_path / "run", CONFIG)
+    assert again.summary() == {"status": "stopped"}
+    again.settle({}, {})
     assert again.rounds() == [{"round": 1}]
     assert again.summary() == {}
     assert "earlier" not in again.environment()
@@ -114,6 +116,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_both_environments(
     for cpus in (4, 8, 8, 16):
         monkeypatch.setattr(folder_module, "environment", lambda device, cpus=cpus: {"cpus": cpus})
         folder = RunFolder.resume(tmp_path / "run", CONFIG)
+        folder.settle({}, {})
     assert folder.environment() == {"cpus": 16, "earlier": [{"cpus": 4}, {"cpus": 8}]}
 
 
