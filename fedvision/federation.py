@@ -85,9 +85,12 @@ class Federation:
 
         Clients that are made when asked for are not gone through; that they share images is said instead.
         """
+        from fedvision.data.twins import twin_notices
+
         split, said = self.split, list(self.dataset.notices)
         if len(split.clients) == 0:  # the images are on other machines
             return said
+        said += twin_notices(self.dataset)
         if vacant := [self.dataset.classes[c] for c in (split.totals == 0).nonzero()[0]]:
             said.append(f"no client has images of {_listed(vacant)}; the model cannot learn it")
         if split.lazy:

@@ -12,7 +12,7 @@ from fedvision.client.own_data import known_classes, known_size, open_own, under
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset, ImageSet
 from fedvision.data.relabel import destinations
-from fedvision.data.twins import twins
+from fedvision.data.twins import image_name, twins
 from fedvision.errors import DataError
 
 _NAMED = 3
@@ -42,7 +42,7 @@ def equal_pictures(dataset: Dataset) -> Lines:
     )
     for level, pairs, first, what in kinds:
         if pairs:
-            shown = _listed(f"{_name(first, one)} = {_name(train, other)}" for one, other in pairs)
+            shown = _listed(f"{image_name(first, one)} = {image_name(train, other)}" for one, other in pairs)
             yield level, f"{what}: {len(pairs):,} ({shown})"
     if not any(found):
         yield "OK", "no picture is there twice"
@@ -145,10 +145,6 @@ def size_text(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{size} bytes"
-
-
-def _name(images: ImageSet, number: int) -> str:
-    return images.names[number] if images.names else f"image {number}"
 
 
 def _listed(items: Iterable[str]) -> str:

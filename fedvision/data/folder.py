@@ -14,6 +14,7 @@ valid, test_set and the like (``parts``).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ def image_folder(
     levels: Sequence[str] = ("class",),
     classes: Sequence[str] | None = None,
     validation: float = 0.0,
+    group: str = "",
     val: str = "auto",
     max_unreadable: float = 0.01,
     cache: str = "",
@@ -64,6 +66,8 @@ def image_folder(
             where all are numbers. Clients that train one model need the same list, though a client may lack
             some classes.
         validation: Share of the training images, stratified by class, that becomes the test set.
+        group: The column whose equal values belong together, such as a patient's images: neither
+            ``validation`` nor the partition nor the holdout parts them.
         val: What becomes of a val folder: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
             where there is none, else left out.
         max_unreadable: Share of files that may be unreadable; they are left out and named.
@@ -87,7 +91,9 @@ def image_folder(
         cache=cache,
         workers=workers,
     )
-    return to_dataset(_listing(path, levels, classes), how, val=val, validation=validation)
+    return to_dataset(
+        replace(_listing(path, levels, classes), group=group), how, val=val, validation=validation
+    )
 
 
 class _Row(NamedTuple):

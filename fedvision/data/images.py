@@ -34,6 +34,8 @@ class ImageSet:
     """Other facts by name, each [N]: a manifest's columns, a folder level."""
     names: Sequence[str] = ()
     """[N] names of the files that the images came from, for messages; empty where there are none."""
+    group: str = ""
+    """The column whose equal values belong together (a patient), which no split parts; empty is none."""
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
@@ -43,6 +45,10 @@ class ImageSet:
         if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
             shape = list(self.labels.shape)
             raise DataError(f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {shape}")
+
+        if self.group and self.group not in self.columns:
+            known = ", ".join(sorted(self.columns)) or "none"
+            raise DataError(f"data.group = {self.group!r}: there is no such column; there are: {known}")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.decode import Decoding, decode
+from fedvision.data.groups import majority, shared_groups
 from fedvision.data.images import Dataset, ImageSet
 from fedvision.data.naming import alike_notice, class_names, composed
+from fedvision.data.partition import values_of
 from fedvision.errors import DataError, nearest
 
 PARTS = ("train", "val", "test")
@@ -41,6 +43,8 @@ class Listing:
     """Other facts by name, each [N]."""
     notices: tuple[str, ...] = ()
     """What is to be said about the list itself."""
+    group: str = ""
+    """The column whose equal values ``validation`` does not part; empty is none."""
 
 
 def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation: float = 0.0) -> Dataset:
@@ -58,12 +62,16 @@ def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation
         ValueError: ``val`` or ``validation`` is out of range or does not fit the list.
         DataError: As for ``decode``, or no training image is left.
     """
+    if listing.group and listing.group not in listing.columns:
+        known = ", ".join(sorted(listing.columns)) or "none"
+        raise ValueError(f"group = {listing.group!r}: there is no such column; there are: {known}")
     order, trained, notices = _arrange(listing, val, validation)
     decoded = decode(listing.root, [listing.names[i] for i in order.tolist()], how)
     cut = int(np.searchsorted(decoded.kept, trained))
     _require_training(cut, listing.root)
     chosen = order[decoded.kept]
     train, test = (_image_set(listing, decoded.images[part], chosen[part]) for part in _halves(cut))
+    shared = shared_groups(train, test)
     return Dataset(
         train=train,
         test=test if len(test) else None,
@@ -72,6 +80,7 @@ def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation
             *listing.notices,
             *decoded.notices,
             *notices,
+            *shared,
             *alike_notice("classes", listing.classes),
         ),
     )
@@ -148,6 +157,39 @@ def stratified_order(labels: Indices, names: Sequence[str]) -> tuple[Indices, ND
     return order[by_rank], ranks[by_rank]
 
 
+def grouped_order(
+    labels: Indices, column: NDArray[Any], names: Sequence[str]
+) -> tuple[Indices, NDArray[np.float64]]:
+    """Order images as ``stratified_order``, but whole groups by their most frequent label.
+
+    A group has the rank of its middle image among those of the groups of its label; all its images have it,
+    so that no cut by rank parts them.
+
+    Args:
+        labels: int64 [N], from 0.
+        column: [N]; equal values are one group.
+        names: [N] different names.
+
+    Returns:
+        Image numbers int64 [N] in that order, and their ranks float64 [N], rising, in (0, 1).
+
+    Raises:
+        DataError: Some images have no value in the column.
+    """
+    values, groups = values_of(column, "the column that data.group names")
+    items, groups = majority(labels, groups)
+    shuffle = [hashlib.sha256(value.encode(errors="surrogateescape")).digest() for value in values]
+    order = np.array(sorted(range(len(items)), key=lambda i: (items[i], shuffle[i])), np.int64)
+    sizes, ends = np.bincount(groups)[order], np.bincount(items, np.bincount(groups))
+    before = np.cumsum(sizes) - sizes
+    starts = before[np.searchsorted(items[order], items[order])]
+    rank = np.empty(len(items))
+    rank[order] = (before - starts + sizes / 2) / ends[items[order]]
+    # Groups of equal rank stay apart, and images of a group in the order of their names.
+    by_rank = np.lexsort((np.argsort(np.argsort(names)), groups, rank[groups]))
+    return by_rank, rank[groups][by_rank]
+
+
 def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, int, tuple[str, ...]]:
     """Return image numbers, training images first, how many of them train, and notices."""
     if not 0 <= validation < 1:
@@ -164,8 +206,17 @@ def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, in
                 f"validation = {validation} makes a test set, but there is one already; remove it"
             )
         return np.concatenate([train, test]), len(train), notices
-    order, ranks = stratified_order(listing.labels[train], [listing.names[i] for i in train.tolist()])
-    return train[order], int(np.searchsorted(ranks, 1 - validation)), notices
+    names = [listing.names[i] for i in train.tolist()]
+    if listing.group:
+        order, ranks = grouped_order(listing.labels[train], listing.columns[listing.group][train], names)
+    else:
+        order, ranks = stratified_order(listing.labels[train], names)
+    cut = int(np.searchsorted(ranks, 1 - validation))
+    if listing.group and validation and cut == len(train):
+        raise ValueError(
+            f"validation = {validation} is less than any group of column {listing.group!r}; raise it"
+        )
+    return train[order], cut, notices
 
 
 def _require_training(images: int, root: Path) -> None:
@@ -180,4 +231,6 @@ def _halves(cut: int) -> tuple[slice, slice]:
 def _image_set(listing: Listing, images: NDArray[np.uint8], numbers: Indices) -> ImageSet:
     columns = {name: values[numbers] for name, values in listing.columns.items()}
     names = [listing.names[i] for i in numbers.tolist()]
-    return ImageSet(images=images, labels=listing.labels[numbers], columns=columns, names=names)
+    return ImageSet(
+        images=images, labels=listing.labels[numbers], columns=columns, names=names, group=listing.group
+    )

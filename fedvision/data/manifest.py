@@ -35,6 +35,7 @@ def manifest(
     range: float = 0.0,
     classes: Sequence[str] | None = None,
     validation: float = 0.0,
+    group: str = "",
     val: str = "auto",
     max_unreadable: float = 0.01,
     cache: str = "",
@@ -59,6 +60,8 @@ def manifest(
         classes: Labels in the order of their numbers; by default those in the file, sorted, by value where
             all are whole numbers.
         validation: Share of the training images, stratified by class, that becomes the test set.
+        group: The column whose equal values belong together, such as a patient's images: neither
+            ``validation`` nor the partition nor the holdout parts them.
         val: What becomes of val rows: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set where
             there is none, else left out.
         max_unreadable: Share of files that may be unreadable; they are left out and named.
@@ -104,6 +107,7 @@ def manifest(
         classes=settled,
         parts=np.array([_part(row, table, split) for row in rows]),
         columns={name: np.array([composed(row.cells[name]) for row in rows]) for name in others},
+        group=group,
     )
     return to_dataset(listing, how, val=val, validation=validation)
 

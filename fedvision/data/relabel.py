@@ -91,4 +91,6 @@ def _moved(images: ImageSet, table: NDArray[np.int64]) -> ImageSet:
         return dataclasses.replace(images, labels=labels)
     columns = {name: values[kept] for name, values in images.columns.items()}
     names = [name for name, keep in zip(images.names, kept.tolist(), strict=False) if keep]
-    return ImageSet(images=images.images[kept], labels=labels[kept], columns=columns, names=names)
+    return ImageSet(
+        images=images.images[kept], labels=labels[kept], columns=columns, names=names, group=images.group
+    )

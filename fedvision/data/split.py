@@ -20,8 +20,10 @@ from fedvision import registry, seeding
 from fedvision.config import PartitionConfig
 from fedvision.data import longtail
 from fedvision.data.clients import FAILURES, Checked, check_list, check_number, is_lazy
+from fedvision.data.groups import groups_of, partition_groups
 from fedvision.data.images import ImageSet
 from fedvision.errors import ConfigError, DataError, PluginError
+from fedvision.types import Partitioner
 
 Indices = NDArray[np.int64]
 Clients: TypeAlias = "tuple[Indices, ...] | Checked"
@@ -124,13 +126,23 @@ def make(train: ImageSet, config: PartitionConfig, *, num_classes: int, seed: in
     partition = registry.build("partition", config, columns=columns)
     number, where = _clients(partition, config), f"[partition] use = {config.use!r}"
     try:
-        parts = partition(labels[kept], number, seeding.numpy_stream(seed, "partition"))
+        parts = _partitioned(partition, train, kept, number, seeding.numpy_stream(seed, "partition"), where)
     except FAILURES as error:
         raise PluginError(f"{where} failed: {error}") from error
     check_number(parts, number, where)
     if is_lazy(parts):
         return _lazy(Checked(source=parts, kept=kept, where=where), labels, num_classes, config, seed)
     return _listed([kept[part] for part in check_list(parts, len(kept), where)], labels, num_classes, seed)
+
+
+def _partitioned(
+    partition: Partitioner, train: ImageSet, kept: Indices, clients: int, rng: np.random.Generator, where: str
+) -> Any:
+    """Return what the partitioner makes of the kept images; of whole groups where there are any."""
+    labels, groups = train.labels[kept], groups_of(train)
+    if groups is None:
+        return partition(labels, clients, rng)
+    return partition_groups(partition, labels, groups[kept], clients, rng, column=train.group, where=where)
 
 
 def _listed(lists: Sequence[Indices], labels: Indices, num_classes: int, seed: int) -> Split:

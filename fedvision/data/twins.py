@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from fedvision.data.images import Dataset, ImageSet
 
+_MOST = 10_000_000_000
+"""Bytes of pixels that a run reads through for this: some ten seconds."""
+
 
 class Twins(NamedTuple):
     """Pairs (image, an earlier image with the same pixels), by number in their sets."""
@@ -38,6 +41,43 @@ def twins(dataset: Dataset) -> Twins:
     tested = _digests(dataset.test) if dataset.test else iter(())
     leaked = [(number, first[digest]) for number, digest in enumerate(tested) if digest in first]
     return Twins(tuple(repeated), tuple(contradicting), tuple(leaked))
+
+
+def twin_notices(dataset: Dataset) -> tuple[str, ...]:
+    """Return what a run should say of equal pictures; of very large sets, that they were not looked for."""
+    parts = [dataset.train, *([dataset.test] if dataset.test else [])]
+    size = sum(part.images.nbytes for part in parts)
+    if size > _MOST:
+        return (f"equal images were not looked for in {size / 1e9:.0f} GB; fedvision doctor does",)
+    found, train, test, said = twins(dataset), dataset.train, dataset.test, []
+    if found.leaked and test:
+        other = sum(test.labels[one] != train.labels[two] for one, two in found.leaked)
+        labels = f", {other:,} of them under another label," if other else ""
+        said.append(
+            f"{len(found.leaked):,} test images{labels} are training images too, such as "
+            f"{_pair(test, train, found.leaked[0])}: the model has seen what it is measured on; remove them "
+            "from one"
+        )
+    if found.contradicting:
+        said.append(
+            f"{len(found.contradicting):,} training images are there under two labels, such as "
+            f"{_pair(train, train, found.contradicting[0])}; keep the right one"
+        )
+    if found.repeated:
+        said.append(
+            f"{len(found.repeated):,} training images are there twice and count twice, such as "
+            f"{_pair(train, train, found.repeated[0])}"
+        )
+    return tuple(said)
+
+
+def image_name(images: ImageSet, number: int) -> str:
+    """Return the name of an image's file, or its number where it has none."""
+    return images.names[number] if images.names else f"image {number}"
+
+
+def _pair(first: ImageSet, second: ImageSet, pair: tuple[int, int]) -> str:
+    return f"{image_name(first, pair[0])} = {image_name(second, pair[1])}"
 
 
 def _digests(images: ImageSet) -> Iterator[bytes]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvision.data.images import Dataset, ImageSet
-from fedvision.data.twins import twins
+from fedvision.data.twins import twin_notices, twins
 
 Pictures = list[tuple[int, int]]
 
@@ -43,3 +44,20 @@ def test_it_agrees_with_comparing_every_pair(train: Pictures, test: Pictures) ->
 
 def test_a_set_without_a_test_set_leaks_nothing() -> None:
     assert twins(dataset([(1, 0), (2, 0)], [])) == ((), (), ())
+
+
+def test_notices_say_what_a_run_should_know() -> None:
+    found = twin_notices(dataset([(1, 0), (1, 0), (2, 0), (2, 1), (3, 0)], [(1, 0), (3, 1), (9, 0)]))
+    assert found == (
+        "2 test images, 1 of them under another label, are training images too, such as image 0 = image 0: "
+        "the model has seen what it is measured on; remove them from one",
+        "1 training images are there under two labels, such as image 3 = image 2; keep the right one",
+        "1 training images are there twice and count twice, such as image 1 = image 0",
+    )
+    assert twin_notices(dataset([(1, 0), (2, 0)], [(3, 0)])) == ()
+
+
+def test_very_large_sets_are_not_read_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedvision.data.twins._MOST", 1)
+    (notice,) = twin_notices(dataset([(1, 0), (1, 0)], []))
+    assert notice.startswith("equal images were not looked for")
