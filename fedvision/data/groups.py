@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fedvision.data.clients import check_list, check_number, is_lazy
 from fedvision.data.images import ImageSet
-from fedvision.data.partition import ByColumn, values_of
+from fedvision.data.partition import ByColumn, Merged, values_of
 from fedvision.errors import DataError
 
 if TYPE_CHECKING:
@@ -75,9 +75,10 @@ def partition_groups(
     Raises:
         DataError: There are fewer groups than clients, natural clients share one, or clients are lazy.
     """
-    if isinstance(partition, ByColumn):
+    if isinstance(partition, ByColumn | Merged):
         parts = partition(labels, clients, rng)
-        _check_apart(parts, groups, column, partition.name)
+        name = partition.name if isinstance(partition, ByColumn) else partition.column.name
+        _check_apart(parts, groups, column, name)
         return parts
     items, place = majority(labels, groups)
     if clients > len(items):

@@ -11,11 +11,13 @@ them fill one array ``owner [N]`` (the client of each image) without a loop over
   arXiv:1905.12022, and Li et al. 2022, arXiv:2102.02079; clients that come out too small are filled from the
   largest ones instead of drawing again until all are large enough.
 - ``quantity``: sizes by a power law, the same mixture of classes everywhere.
-- ``column``: natural clients, one for each value of a column (a hospital, a camera, a writer).
+- ``column``: natural clients, one for each value of a column (a hospital, a camera, a writer), or several
+  values each.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -147,7 +149,8 @@ class ByColumn:
         if clients != self.clients:
             raise DataError(
                 f"partition.clients = {clients}, but column {self.name!r} has {self.clients} values; "
-                f"write clients = {self.clients} or leave it out"
+                f"write clients = {self.clients} or leave it out, or merge = true for fewer clients with "
+                "several values each"
             )
         if len(labels) != len(self.owner):
             raise DataError(
@@ -156,12 +159,43 @@ class ByColumn:
         return _lists(self.owner, clients)
 
 
-def column(*, name: str, columns: Mapping[str, NDArray[Any]]) -> Partitioner:
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """The partitioner of ``column`` with ``merge``: several values a client."""
+
+    column: ByColumn
+    """A client for each value."""
+
+    def __call__(self, labels: Indices, clients: int, rng: np.random.Generator) -> list[Indices]:
+        """Deal the values to clients of about equal size.
+
+        Largest first, each to the client that has fewest images (Graham 1969, "Bounds on Multiprocessing
+        Timing Anomalies"); equal ones in a random order.
+        """
+        values = self.column.clients
+        if not 1 <= clients <= values:
+            raise DataError(
+                f"partition.clients = {clients}, but column {self.column.name!r} has {values} values to "
+                f"merge; write 1 to {values}"
+            )
+        parts = self.column(labels, values, rng)
+        shuffled = rng.permutation(values).tolist()
+        heap = [(0, client) for client in range(clients)]
+        owner = np.empty(values, np.int64)
+        for value in sorted(shuffled, key=lambda value: -len(parts[value])):
+            images, client = heapq.heappop(heap)
+            owner[value] = client
+            heapq.heappush(heap, (images + len(parts[value]), client))
+        return _lists(owner[self.column.owner], clients)
+
+
+def column(*, name: str, columns: Mapping[str, NDArray[Any]], merge: bool = False) -> Partitioner:
     """Make one client of each distinct value of a column, by value where all are numbers, else as text.
 
     Args:
         name: The column.
         columns: The images' columns by name, each [N]; passed by the program, not by the experiment.
+        merge: Whether ``partition.clients`` clients, fewer than there are values, get several values each.
 
     Raises:
         DataError: Some images have no value.
@@ -171,7 +205,8 @@ def column(*, name: str, columns: Mapping[str, NDArray[Any]]) -> Partitioner:
         there = f"there are: {', '.join(sorted(columns))}" if columns else "these images have no columns"
         raise ValueError(f"there is no column {name!r}; {there}")
     values, owner = values_of(columns[name], f"column {name!r}")
-    return ByColumn(name, len(values), owner, tuple(values))
+    natural = ByColumn(name, len(values), owner, tuple(values))
+    return Merged(natural) if merge else natural
 
 
 def values_of(column: NDArray[Any], where: str) -> tuple[list[str], Indices]:

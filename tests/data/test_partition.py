@@ -198,6 +198,19 @@ def test_column_makes_one_client_of_each_value_in_sorted_order() -> None:
     assert make.clients == 3
 
 
+def test_merged_values_stay_whole_and_make_clients_of_about_equal_size() -> None:
+    writer = np.repeat([f"w{i}" for i in range(7)], [40, 30, 20, 15, 10, 5, 5])
+    make = partition.column(name="writer", columns={"writer": writer}, merge=True)
+    parts = split(make, np.zeros(len(writer), np.int64), 3)
+    assert sorted(len(part) for part in parts) == [40, 40, 45]
+    owners = [set(writer[part].tolist()) for part in parts]
+    assert sum(map(len, owners)) == len(set.union(*owners)) == 7
+    with pytest.raises(
+        DataError, match="clients = 8, but column 'writer' has 7 values to merge; write 1 to 7"
+    ):
+        split(make, np.zeros(len(writer), np.int64), 8)
+
+
 def test_numbers_in_a_column_are_clients_by_value() -> None:
     place = np.array(["10", "9", "10"])
     make = partition.column(name="place", columns={"place": place})
