@@ -13,8 +13,10 @@ from fedvision import seeding
 from fedvision.client.config import ClientConfig, ShareConfig
 from fedvision.client.own_data import open_own, under_classes
 from fedvision.config import ExperimentConfig
+from fedvision.data.group_holdout import holdout_groups
+from fedvision.data.groups import groups_of
 from fedvision.data.images import ImageSet
-from fedvision.data.shards import Shard, holdout
+from fedvision.data.shards import Shard
 from fedvision.deploy.contract import RunFacts
 from fedvision.errors import ConfigError, DataError
 
@@ -40,7 +42,7 @@ class OwnShards:
 
     def _halves(self, client: int) -> tuple[Shard, Shard]:
         rng = seeding.numpy_stream(self.seed, "holdout", client)
-        return holdout(Shard.whole(self.images), self.share, rng)
+        return holdout_groups(Shard.whole(self.images), groups_of(self.images), self.share, rng)
 
 
 def own_shards(client: ClientConfig, facts: RunFacts, experiment: ExperimentConfig) -> OwnShards:
