@@ -87,11 +87,12 @@ def simulate(
     with claimed(path, "name another one with --out"):
         folder = open_folder(config, path, resume)
         run = Simulation(federation, folder, progress=progress, tensorboard=tensorboard, threads=threads)
-        try:
-            state = run.run(carrier)
-        except (FedVisionError, KeyboardInterrupt) as error:
-            run.abandon(error)
-            raise
+        with run.interruption:
+            try:
+                state = run.run(carrier)
+            except (FedVisionError, KeyboardInterrupt) as error:
+                run.abandon(error)
+                raise
     return RunResult(folder=folder, rounds=folder.rounds(), state=state)
 
 

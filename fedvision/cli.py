@@ -13,6 +13,7 @@ from pathlib import Path
 from fedvision import __version__, registry, streams
 from fedvision.commands import certificates, deployment, doctor
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
+from fedvision.interruption import deafen, treat_termination_as_ctrl_c
 from fedvision.streams import complain, show
 from fedvision.types import PluginSpec
 
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"fedvision: {error}")
         return 1
     except KeyboardInterrupt:
+        if argv is None:
+            deafen()
         complain(f"\nfedvision: stopped; {getattr(options, 'again', _AGAIN)}")
         return INTERRUPTED
     return 0
@@ -106,8 +109,11 @@ def _simulate(options: argparse.Namespace) -> None:
     from fedvision.reporting.progress import Progress
     from fedvision.sweep import load_sweep
 
+    treat_termination_as_ctrl_c()
     registry.allow_folder(options.experiment.parent)
     sweep = load_sweep(options.experiment, options.overrides)
+    for notice in sweep.notices:
+        complain(f"note: {notice}")
     done = simulate_sweep(
         sweep,
         engine=_engine(options),

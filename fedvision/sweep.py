@@ -23,6 +23,8 @@ class Sweep:
     """The file's name; each experiment's name is this one and its label."""
     experiments: Mapping[str, ExperimentConfig]
     """By label, such as ``"focal-seed2"``; a file without ``[sweep]`` has one, labelled ``""``."""
+    notices: tuple[str, ...] = ()
+    """Sentences on what was written twice, in the file and on the command line, and which of them holds."""
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -31,15 +33,20 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     A sweep lists values for dotted keys, ``loss = [{use = "focal"}, {use = "cross-entropy"}]`` or
     ``seed = [1, 2, 3]``. A table may have a key ``name`` of its own, which serves as its label.
 
+    Args:
+        path: The file.
+        overrides: ``"key=value"`` pairs. One for a key that the sweep lists replaces its values, and a notice
+            says so; ``sweep.seed=[1, 2]`` lists other values.
+
     Raises:
-        ConfigError: As for ``ExperimentConfig.load``.
+        ConfigError: As for ``ExperimentConfig.load``, or two entries set one key, of which one would be lost.
     """
     table = tables.read(Path(path), ExperimentConfig.WHAT)
     try:
-        sweep = table.pop("sweep", {})
-        for override in overrides:
-            sweep.pop(tables.override(table, override), None)
-        axes = _axes(sweep)
+        given = tables.apply(table, overrides)
+        axes = _axes(_table(table.pop("sweep", {})))
+        _refuse_overlaps(table, axes, given)
+        fixed = [key for key in given if axes.pop(key, None) is not None]
         variants = [_variant(table, axes, values) for values in itertools.product(*axes.values())]
     except ConfigError as error:
         raise type(error)(f"{path}: {error}") from error
@@ -47,7 +54,39 @@ def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         raise ConfigError(
             f"{path}: two experiments of the sweep have one label; give their tables a name = ..."
         )
-    return Sweep(name=str(table.get("name", "experiment")), experiments=dict(variants))
+    return Sweep(
+        name=str(table.get("name", "experiment")),
+        experiments=dict(variants),
+        notices=tuple(f"--set {key} takes the place of the values in sweep.{key}" for key in fixed),
+    )
+
+
+def _table(sweep: Any) -> Mapping[str, Any]:
+    if not isinstance(sweep, Mapping):
+        raise ConfigError(f"sweep must be a table of lists, not {sweep!r}")
+    return sweep
+
+
+def _refuse_overlaps(table: Mapping[str, Any], axes: Mapping[str, list[Any]], given: Sequence[str]) -> None:
+    """Refuse keys of which one lies in the other, so that one of them would be set and at once replaced.
+
+    Raises:
+        ConfigError: Both are named.
+    """
+    for axis in axes:
+        for key in given:
+            if key.startswith(f"{axis}."):
+                raise ConfigError(
+                    f"--set {key}: each value of sweep.{axis} replaces the whole {axis}; change "
+                    f"sweep.{axis}, or set {axis} itself"
+                )
+            if axis.startswith(f"{key}.") and tables.holds(table, axis):
+                raise ConfigError(
+                    f"--set {key}: it holds {axis}, for which sweep.{axis} has values; leave one of them out"
+                )
+        for other in axes:
+            if other.startswith(f"{axis}."):
+                raise ConfigError(f"sweep.{other} lies in sweep.{axis}, which replaces it; keep one of them")
 
 
 def _axes(sweep: Mapping[str, Any], prefix: str = "") -> dict[str, list[Any]]:
@@ -55,11 +94,14 @@ def _axes(sweep: Mapping[str, Any], prefix: str = "") -> dict[str, list[Any]]:
     axes: dict[str, list[Any]] = {}
     for key, values in sweep.items():
         if isinstance(values, Mapping):
-            axes |= _axes(values, f"{prefix}{key}.")
+            found = _axes(values, f"{prefix}{key}.")
         elif isinstance(values, list) and values:
-            axes[prefix + key] = values
+            found = {prefix + key: values}
         else:
             raise ConfigError(f"sweep.{prefix}{key} must be a list of values, not {values!r}")
+        if twice := axes.keys() & found.keys():
+            raise ConfigError(f"sweep.{min(twice)} is there twice; keep one of them")
+        axes |= found
     return axes
 
 

@@ -89,6 +89,21 @@ def override(table: dict[str, Any], text: str) -> str:
     return key
 
 
+def apply(table: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Set keys from ``"dotted.key=value"`` texts, in their order, and return the keys.
+
+    Raises:
+        ConfigError: As for ``override``, or a text would silently undo one before it.
+    """
+    keys: list[str] = []
+    for text in overrides:
+        key = override(table, text)
+        if lost := [earlier for earlier in keys if earlier.startswith(f"{key}.")]:
+            raise ConfigError(f"--set {text}: it replaces {lost[0]}, which was set before it; give it first")
+        keys.append(key)
+    return keys
+
+
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"v = {text}")["v"]
@@ -133,6 +148,15 @@ def check_texts(value: Any, where: str = "") -> None:
             f"must be a text in UTF-8 without zeros, not {value!r}; rename the file that it names, or make a "
             "link to it",
         )
+
+
+def holds(table: Any, dotted: str) -> bool:
+    """Say whether nested tables have a key, by its dotted name."""
+    for name in dotted.split("."):
+        if not isinstance(table, Mapping) or name not in table:
+            return False
+        table = table[name]
+    return True
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
@@ -239,8 +263,7 @@ class Settings:
         path = Path(path)
         table = read(path, cls.WHAT)
         try:
-            for text in overrides:
-                override(table, text)
+            apply(table, overrides)
             return cls.from_dict(cls.placed(table, path.absolute().parent))
         except ConfigError as error:
             raise type(error)(f"{path}: {error}") from error

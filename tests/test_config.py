@@ -152,3 +152,67 @@ def test_twins_in_a_sweep_are_refused(tmp_path: Path) -> None:
     text = MINIMAL + '[sweep]\nloss = [{use = "focal", gamma = 1.0}, {use = "focal", gamma = 2.0}]\n'
     with pytest.raises(ConfigError, match="give their tables a name"):
         load_sweep(write(tmp_path, text))
+
+
+SWEPT = """
+[loss]
+use = "focal"
+gamma = 1.0
+[sweep]
+seed = [1, 2]
+loss = [{use = "focal", gamma = 3.0}, "ldam"]
+training.lr = [0.1, 0.2]
+"model.width" = [4, 8]
+"""
+
+
+def test_an_override_takes_the_place_of_a_swept_key(tmp_path: Path) -> None:
+    given = ["seed=9", "loss=cross-entropy", "training.lr=0.5", "model.width=6"]
+    sweep = load_sweep(write(tmp_path, MINIMAL + SWEPT), given)
+    (config,) = sweep.experiments.values()
+    assert (config.seed, config.loss.use, config.training.lr, config.model.args["width"]) == (
+        9, "cross-entropy", 0.5, 6
+    )  # fmt: skip
+    assert sweep.notices == tuple(
+        f"--set {key} takes the place of the values in sweep.{key}"
+        for key in ("seed", "loss", "training.lr", "model.width")
+    )
+
+
+def test_an_override_may_list_other_values(tmp_path: Path) -> None:
+    given = ["sweep.seed=[7]", "loss=ldam", "sweep.training.lr=[0.3]", "model.width=4"]
+    sweep = load_sweep(write(tmp_path, MINIMAL + SWEPT), given)
+    assert list(sweep.experiments) == ["seed7-lr0.3"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["loss.use=focal"], ["--set loss.use", "sweep.loss"]),
+        (["loss.gamma=2.0"], ["--set loss.gamma", "sweep.loss"]),
+        (["training={lr=0.5, epochs=2}"], ["--set training", "sweep.training.lr"]),
+        (["model={use='cnn', width=5}"], ["--set model", "sweep.model.width"]),
+        (["sweep=3"], ["sweep must be a table"]),
+        (["sweep.model.width=[4]"], ["sweep.model.width is there twice"]),
+        (["sweep.loss=[1]", "sweep.loss.gamma=[1.0]"], ["loss", "no table"]),
+        (["training.epochs=2", "training={batch_size=8}"], ["replaces training.epochs", "first"]),
+    ],
+)
+def test_entries_of_which_one_would_be_lost_are_refused(
+    given: list[str], words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(write(tmp_path, MINIMAL + SWEPT), given)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_table_without_the_swept_key_serves_as_its_base(tmp_path: Path) -> None:
+    given = ["training={epochs=2}", "seed=1", "loss=ldam", "model.width=4"]
+    sweep = load_sweep(write(tmp_path, MINIMAL + SWEPT), given)
+    assert [(c.training.epochs, c.training.lr) for c in sweep.experiments.values()] == [(2, 0.1), (2, 0.2)]
+
+
+def test_swept_keys_that_lie_in_each_other_are_refused(tmp_path: Path) -> None:
+    text = MINIMAL + '[sweep]\n"loss.gamma" = [1.0]\nloss = ["focal"]\n'
+    with pytest.raises(ConfigError, match=r"sweep\.loss\.gamma lies in sweep\.loss"):
+        load_sweep(write(tmp_path, text))

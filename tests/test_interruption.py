@@ -83,3 +83,25 @@ def test_outside_the_main_thread_nothing_is_changed() -> None:
     thread.start()
     thread.join()
     assert failures == []
+
+
+def test_a_second_interrupt_waits_until_the_first_has_cleaned_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("fedvision.interruption.time.monotonic", lambda: now)
+    with Interruption():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        now += 9.9
+        signal.raise_signal(signal.SIGINT)
+        now += 0.2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interruption_that_is_entered_twice_ends_with_the_outer_one() -> None:
+    interruption = Interruption()
+    with interruption:
+        with interruption:
+            pass
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

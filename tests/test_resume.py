@@ -36,7 +36,7 @@ with_training = true
 
 
 def command(folder: Path) -> list[str]:
-    out = ["--out", str(folder), "--resume", "--threads", "1"]
+    out = ["--out", str(folder), "--resume", "--threads", "1", "--engine", "serial"]
     return [sys.executable, "-m", "fedvision.cli", "simulate", str(folder.parent / "small.toml"), *out]
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fedvision import registry
 from fedvision.errors import ConfigError, FedVisionError, RunLost
+from fedvision.interruption import treat_termination_as_ctrl_c
 from fedvision.streams import show
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _run_in(
 
     folder = open_folder(federation.config, out, resume=True)
     run = Deployment(federation, folder, progress=Progress(), tensorboard=options.tensorboard)
-    _end_in_order()
+    treat_termination_as_ctrl_c()
     try:
         run.run(place, process, options.wait_for)
         page = folder.path / "report.html"
@@ -231,11 +232,6 @@ def _check_data(file: Path, config: ClientConfig) -> None:
             raise type(error)(f"{file}: {error}") from error
         if isinstance(path, str) and not Path(path).exists():
             raise ConfigError(f"{file}: data.path: there is no {path}; correct it, or copy the images there")
-
-
-def _end_in_order() -> None:
-    """Let SIGTERM end the process as Ctrl-C does: everything is closed, nobody waits for it."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _log_to_standard_error() -> None:

@@ -8,7 +8,9 @@ the strategy needs no more (``flower.folding``), else every update.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -21,7 +23,7 @@ from fedvision.engines.base import Tell
 from fedvision.engines.grid import LocalGrid
 from fedvision.engines.placement import Seats, plan
 from fedvision.engines.ray_exchange import RayExchange
-from fedvision.engines.ray_internals import without_daemons
+from fedvision.engines.ray_internals import own_signals, without_daemons
 from fedvision.engines.ray_pool import Pool
 from fedvision.engines.ray_worker import TRAIN, RayWorker, Setup
 from fedvision.errors import RunError
@@ -148,15 +150,27 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
         for name, value in _OWN_CLUSTER.items():
             os.environ.setdefault(name, value)
     try:
-        with without_daemons() if address is None else nullcontext():
+        with own_signals(), without_daemons() if address is None else nullcontext():
             ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        where = f"join the Ray cluster at {address!r}" if address else "start Ray on this machine"
-        raise RunError(f"could not {where}: {error}") from error
+    except Exception as error:  # where a process of its own cannot start, Ray raises just that
+        ray.shutdown()
+        raise RunError(_no_start(address, error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _no_start(address: str | None, error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if address:
+        return f"could not join the Ray cluster at {address!r}: {lines[0]}"
+    places = [place for place in (tempfile.gettempdir(), "/dev/shm") if os.path.isdir(place)]
+    free = ", ".join(f"{shutil.disk_usage(place).free / 1e9:.1f} GB in {place}" for place in places)
+    return (
+        f"could not start Ray on this machine: {lines[0].rstrip('.')}; it needs room for files and "
+        f"shared memory (free: {free}); --engine serial does without"
+    )
 
 
 def _worker(setup: Setup, recipe: Any, seats: Seats) -> Any:

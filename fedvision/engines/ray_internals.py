@@ -9,8 +9,10 @@ argument leaves them out. The scheduler insists on the agents; ``ray_agent`` sta
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -45,6 +47,22 @@ def without_daemons() -> Iterator[None]:
             _replace(back, ray._private.ray_constants, UV, lambda _: False)
             _replace(back, ray._private.services, START, _with_stand_ins)
         yield
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Keep this process's way with Ctrl-C and SIGTERM through a ``ray.init`` inside, which puts in its own.
+
+    Ray's prints a stack trace from C++ and aborts, so that nothing of the run is closed or written.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:  # what was not set from Python cannot be set again
+                    signal.signal(number, handler)
 
 
 def _replace(back: ExitStack, owner: Any, name: str, made: Callable[[Any], Any]) -> None:
