@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fedvision.tables import Settings, at_least, require
+from fedvision.tables import Settings, at_least, require, within
 from fedvision.types import PluginSpec
 
 
@@ -76,13 +76,19 @@ class TransformConfig:
     """Beta parameter of mixup; 0 switches it off."""
 
     def __post_init__(self) -> None:
-        require(len(self.mean) >= 1, "transforms.mean", "must hold one number per channel, or one for all")
-        require(
-            len(self.std) >= 1 and all(s > 0 for s in self.std),
-            "transforms.std",
-            f"must hold numbers > 0, one per channel or one for all, not {list(self.std)}",
-        )
-        at_least(0, self, "transforms.", "crop", "rotation", "cutout", "mixup")
+        # Statistics of pixels from 0 to 255, as some tables print them, are above 1 but for black images.
+        bounds = {"mean": "from 0 to 1", "std": "above 0, at most 1"}
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            low = all(value > 0 if name == "std" else value >= 0 for value in values)
+            require(
+                len(values) >= 1 and low and all(value <= 1 for value in values),
+                f"transforms.{name}",
+                f"must hold numbers {bounds[name]}, one per channel or one for all, not {list(values)}; "
+                "pixels are scaled to 0..1 first, so divide by 255 what was measured on pixels to 255",
+            )
+        at_least(0, self, "transforms.", "crop", "cutout")
+        within(0, 180, self, "transforms.", "rotation")
+        within(0, 1000, self, "transforms.", "mixup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +124,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         at_least(1, self, "training.", "epochs", "batch_size")
         require(0 < self.lr < math.inf, "training.lr", f"must be > 0, not {self.lr}")
-        at_least(0, self, "training.", "steps", "momentum", "weight_decay", "clip_norm")
+        at_least(0, self, "training.", "steps", "weight_decay", "clip_norm")
+        require(0 <= self.momentum < 1, "training.momentum", f"must be >= 0 and < 1, not {self.momentum}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +220,8 @@ class ClockConfig:
     """The same for one client from round to round."""
 
     def __post_init__(self) -> None:
-        at_least(0, self, "clock.", "seconds_per_image", "spread", "jitter")
+        at_least(0, self, "clock.", "seconds_per_image")
+        within(0, 10, self, "clock.", "spread", "jitter")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,7 @@ class Federation:
         """
         prepare_process()
         from fedvision.data import split
+        from fedvision.data.transforms import check_size
         from fedvision.flower.checks import check_strategy
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.build import build_model
@@ -69,6 +70,7 @@ class Federation:
         else:
             parts = split.elsewhere(classes)
         check_training(config, channels, classes)
+        check_size(config.transforms, (height, width))
         model = build_model(
             config.model,
             num_classes=classes,

@@ -51,6 +51,13 @@ def at_least(low: float, settings: object, table: str, *names: str) -> None:
         require(low <= value < math.inf, f"{table}{name}", f"must be >= {low:g}, not {value}")
 
 
+def within(low: float, high: float, settings: object, table: str, *names: str) -> None:
+    """Refuse settings that are out of bounds or no number; arguments as for ``at_least``."""
+    for name in names:
+        value = getattr(settings, name)
+        require(low <= value <= high, f"{table}{name}", f"must be from {low:g} to {high:g}, not {value}")
+
+
 def read(path: Path, what: str) -> dict[str, Any]:
     """Read a TOML file.
 
@@ -125,22 +132,25 @@ def assign(table: dict[str, Any], dotted: str, value: Any) -> None:
     table[last] = value
 
 
-def check_texts(value: Any, where: str = "") -> None:
-    """Refuse texts that neither a file's name nor TOML can hold.
+def check_values(value: Any, where: str = "") -> None:
+    """Refuse values that no key has a use for, whichever plug-in reads it.
 
     Args:
         value: Nested tables and lists.
         where: Its dotted key.
 
     Raises:
-        ConfigError: A text has a byte in it that is no letter, as the command line passes them on, or a zero.
+        ConfigError: A number is infinite or none; a text has a byte in it that is no letter, as the command
+            line passes them on, or a zero, which no file's name can hold.
     """
     if isinstance(value, Mapping):
         for key, item in value.items():
-            check_texts(item, f"{where}.{key}" if where else str(key))
+            check_values(item, f"{where}.{key}" if where else str(key))
     elif isinstance(value, list | tuple):
         for item in value:
-            check_texts(item, where)
+            check_values(item, where)
+    elif isinstance(value, float):
+        require(math.isfinite(value), where, f"must be a finite number, not {value}")
     elif isinstance(value, str):
         require(
             not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value),
@@ -280,7 +290,7 @@ class Settings:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Self:
         """Build the settings from nested tables, as TOML gives them."""
-        check_texts(table)
+        check_values(table)
         return build(cls, table)
 
     @classmethod

@@ -140,6 +140,7 @@ TOUR = {
     "unknown optimiser": ((), ["training.optimizer=sgdd"], ["optimizer", "sgdd"]),
     "momentum": ((), ["training.optimizer=adamw", "training.momentum=0.9"], ["training.momentum"]),
     "unknown metric": ((), ["evaluation.metrics=['kapa']"], ["kapa", "kappa"]),
+    "crop over the image": ((), ["transforms.crop=100"], ["transforms.crop", "100", "8 x 8"]),
     "unknown device": ((), ["training.device=tpu9"], ["training.device", "tpu9"]),
     "channels": ((), ["transforms.mean=[0.1,0.2]"], ["transforms.mean"]),
     "loss key out of range": ((), ["loss={use='focal', gamma=-1.0}"], ["focal", "gamma"]),

@@ -41,6 +41,25 @@ def prepare(config: TransformConfig, channels: int) -> BatchTransform:
     return BatchTransform(config, channels)
 
 
+def check_size(config: TransformConfig, size: tuple[int, int]) -> None:
+    """Refuse augmentation that can leave nothing of an image.
+
+    Args:
+        config: The experiment's ``[transforms]``.
+        size: (H, W) of the images.
+
+    Raises:
+        ConfigError: ``crop`` or ``cutout`` reaches over the shorter side.
+    """
+    for name, pixels in (("crop", config.crop), ("cutout", config.cutout)):
+        if pixels >= min(size):
+            raise ConfigError(
+                f"transforms.{name} is {pixels} pixels of images of {size[0]} x {size[1]}, of which nothing "
+                f"would be left; it must be below {min(size)}, and usually is an eighth of the side "
+                "(crop) or half of it (cutout)"
+            )
+
+
 class BatchTransform:
     """Normalise, augment and mix batches as an experiment's ``[transforms]`` says; built by ``prepare``."""
 

@@ -35,10 +35,10 @@ def some(batch: int = 5, height: int = 6, width: int = 7, channels: int = 3) -> 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_normalisation_by_hand(channels_last: bool) -> None:
     image = torch.tensor([[[[0, 255, 51]]]], dtype=torch.uint8)
-    transform = prepared(mean=(0.5, 0.2, 0.0), std=(0.25, 0.4, 2.0))
+    transform = prepared(mean=(0.5, 0.2, 0.0), std=(0.25, 0.4, 0.8))
     x = transform.normalise(image, channels_last=channels_last)
-    # (0 - 0.5) / 0.25, (1 - 0.2) / 0.4 and (0.2 - 0) / 2.
-    torch.testing.assert_close(x, torch.tensor([[[[-2.0]], [[2.0]], [[0.1]]]]))
+    # (0 - 0.5) / 0.25, (1 - 0.2) / 0.4 and (0.2 - 0) / 0.8.
+    torch.testing.assert_close(x, torch.tensor([[[[-2.0]], [[2.0]], [[0.25]]]]))
     assert x.dtype == torch.float32
 
 
@@ -230,3 +230,10 @@ def test_devices_agree(device: str) -> None:
     on_cpu = transform.augment(transform.normalise(pixels()), stream())
     there = transform.augment(transform.normalise(pixels().to(device)), stream())
     torch.testing.assert_close(there.cpu(), on_cpu, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("key", ["crop", "cutout"])
+def test_augmentation_that_leaves_nothing_is_refused(key: str) -> None:
+    transforms.check_size(TransformConfig(**{key: 15}), (16, 28))
+    with pytest.raises(ConfigError, match=f"transforms.{key} is 16 pixels of images of 16 x 28"):
+        transforms.check_size(TransformConfig(**{key: 16}), (16, 28))
