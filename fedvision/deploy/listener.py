@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedvision.deploy.keyring import Keyring
 from fedvision.deploy.limits import Journal, Limits, Seats, peer_name
+from fedvision.deploy.server_log import PeerLogger
 
 Ready = Callable[[tuple[str, int], tuple[str, int]], None]
 log = logging.getLogger("fedvision.deploy")
@@ -32,6 +33,7 @@ class PromptProtocol(H11Protocol):
     """HTTP/1.1 that hangs up when a request's headers take too long.
 
     Args:
+        peer: Whose connection it is, for the log.
         header_seconds: From the connection, or a request's first byte, to the end of its headers.
         left: Called when the connection is gone.
         slow: Called before it hangs up.
@@ -39,9 +41,16 @@ class PromptProtocol(H11Protocol):
     """
 
     def __init__(
-        self, *, header_seconds: float, left: Callable[[], None], slow: Callable[[], None], **arguments: Any
+        self,
+        *,
+        peer: str,
+        header_seconds: float,
+        left: Callable[[], None],
+        slow: Callable[[], None],
+        **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
+        self.logger = PeerLogger(self.logger, peer)  # type: ignore[assignment]
         self._header_seconds, self._left, self._slow = header_seconds, left, slow
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -157,6 +166,7 @@ class PublicListener:
 
         def protocol() -> PromptProtocol:
             return PromptProtocol(
+                peer=peer,
                 header_seconds=seconds,
                 left=leave,
                 slow=lambda: self._journal.refused(peer, f"no whole request within {seconds:g} seconds"),

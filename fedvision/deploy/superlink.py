@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedvision import tables
+from fedvision.deploy import server_log
 from fedvision.deploy.certificates import validity
 from fedvision.deploy.limits import Limits
 from fedvision.deploy.options import SuperlinkOptions, split
@@ -204,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit", dest="limits", action="append", default=[], metavar="KEY=VALUE", help="such as requests=50"
     )
+    parser.add_argument("--log", type=Path, metavar="FILE", help="where to log (default: standard error)")
     parser.add_argument("--secret", type=Path, metavar="FILE", help="of a process that runs server apps")
     return parser
 
@@ -211,9 +213,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve as the command line says and return its exit code: 0 ended, 2 wrong usage or configuration."""
     given = vars(_parser().parse_args(argv))
-    _log_to_standard_error()
     os.umask(0o077)
     try:
+        server_log.install(given.pop("log"))
         given["limits"] = tables.build(Limits, _pairs(given["limits"]), "--limit")
         serve(SuperlinkOptions(**given), _announce)
     except FedVisionError as error:
@@ -229,17 +231,6 @@ def _pairs(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         tables.override(table, text)
     return table
-
-
-def _log_to_standard_error() -> None:
-    from fedvision.flower import internals
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    internals.quiet()
 
 
 def _announce(private: tuple[str, int], public: tuple[str, int]) -> None:

@@ -47,6 +47,11 @@ class LinkPlace:
         """The folder in which it keeps the tensors of messages."""
         return self.state / "superlink.objects"
 
+    @property
+    def log(self) -> Path:
+        """The file in which it says what happens; beside it lie those that are full."""
+        return self.state / "superlink.log"
+
     def secret(self) -> bytes:
         """Return what a process must know to be a run's ServerApp; made at the first call.
 
@@ -115,8 +120,7 @@ class SuperlinkProcess:
     def _try(self) -> dict[str, str] | None:
         """Start the process and return its addresses, or None when it ended."""
         self.place.secret()
-        log_file = self.place.state / "superlink.log"
-        with log_file.open("ab") as errors:
+        with self.place.log.open("ab") as errors:
             self._process = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.PIPE,
@@ -144,11 +148,11 @@ class SuperlinkProcess:
         mutual = ["--client-certificates"] if place.client_certificates else []
         files = ["--clients", str(place.clients), "--database", str(place.state / "superlink.db")]
         sockets = ["--public", place.public, "--private", place.private]
-        process = ["--isolation", "process", "--secret", str(place.state / "secret")]
+        process = ["--isolation", "process", "--secret", str(place.state / "secret"), "--log", str(place.log)]
         return [*module, *sockets, *tls, *mutual, *files, *process]
 
     def _last_line(self) -> str:
-        lines = (self.place.state / "superlink.log").read_text(errors="replace").strip().splitlines()
+        lines = self.place.log.read_text(errors="replace").strip().splitlines()
         return lines[-1].removeprefix("fedvision: ") if lines else "it said nothing"
 
     def ensure(self) -> bool:

@@ -91,7 +91,7 @@ def test_a_wrong_command_line_is_one_sentence(
 ) -> None:
     # What would outlive the test in this process.
     monkeypatch.setattr(os, "umask", lambda mask: mask)
-    monkeypatch.setattr(module, "_log_to_standard_error", lambda: None)
+    monkeypatch.setattr(module.server_log, "install", lambda path: None)
     given = [option.replace("PKI", str(pki)) for option in options]
     base = ["--clients", str(pki / "server/clients"), "--public", "127.0.0.1:0", "--private", "127.0.0.1:0"]
     assert module.main([*base, *given]) == 2
