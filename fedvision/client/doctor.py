@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedvision.client import image_checks
 from fedvision.client.config import ClientConfig
 from fedvision.client.findings import Findings, Level, Lines
-from fedvision.client.reach import Greeting, greet, introduce, read_key
+from fedvision.client.reach import Greeting, greet, introduce, read_key, way
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset
 from fedvision.data.places import cache_folder
@@ -80,7 +80,9 @@ def files(config: ClientConfig) -> Lines:
 
 def _answers(config: ClientConfig, greetings: list[Greeting]) -> Lines:
     greetings.append(greet(config.superlink))
-    yield "OK", f"{config.superlink.address} answers in {greetings[0].seconds * 1000:.0f} ms"
+    proxy = way(config.superlink)
+    through = f" through the proxy {proxy.name}" if proxy else ""
+    yield "OK", f"{config.superlink.address} answers in {greetings[0].seconds * 1000:.0f} ms{through}"
 
 
 def certificates(config: ClientConfig, greeting: Greeting) -> Lines:

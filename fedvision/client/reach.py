@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
@@ -22,6 +22,7 @@ from fedvision.client.config import SuperlinkConfig
 from fedvision.deploy.certificates import validity
 from fedvision.errors import ConfigError, FedVisionError, ServerError
 from fedvision.link import internals_superlink
+from fedvision.link.proxies import Proxy, proxy_for
 
 _TIMEOUT_S = 10.0
 _FIRST_WORD_S = 1.0
@@ -152,20 +153,79 @@ def explain(superlink: SuperlinkConfig, error: FedVisionError, timeout: float = 
 
 @contextmanager
 def _connection(superlink: SuperlinkConfig, timeout: float) -> Iterator[http.client.HTTPConnection]:
-    host, port = superlink.host, superlink.port
-    connection = (
-        http.client.HTTPConnection(host, port, timeout=timeout)
-        if superlink.insecure
-        else http.client.HTTPSConnection(host, port, timeout=timeout, context=tls_context(superlink))
-    )
+    """Connect as the client does: straight, or through the proxy that the environment names."""
+    proxy = way(superlink)
+    connection = _unconnected(superlink, proxy, timeout)
     try:
         connection.connect()
         _hear(connection.sock, timeout)
         yield connection
     except (OSError, http.client.HTTPException) as error:
-        raise ServerError(f"{superlink.address}: {_why(error, superlink)}") from error
+        why = _why_through(proxy, error, superlink) if proxy else _why(error, superlink)
+        raise ServerError(f"{superlink.address}: {why}") from error
     finally:
         connection.close()
+
+
+def way(superlink: SuperlinkConfig) -> Proxy | None:
+    """Return the proxy through which this client reaches the server, or None.
+
+    Raises:
+        ConfigError: The environment names one that cannot be used.
+    """
+    return proxy_for("http" if superlink.insecure else "https", superlink.host)
+
+
+def _unconnected(
+    superlink: SuperlinkConfig, proxy: Proxy | None, timeout: float
+) -> http.client.HTTPConnection:
+    place = (superlink.host, superlink.port)
+    host, port = (proxy.host, proxy.port) if proxy else place
+    if superlink.insecure:
+        if proxy:
+            return _Forwarded(host, port, place, proxy.headers, timeout)
+        return http.client.HTTPConnection(host, port, timeout=timeout)
+    connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=tls_context(superlink))
+    if proxy:
+        connection.set_tunnel(*place, headers=proxy.headers)
+    return connection
+
+
+class _Forwarded(http.client.HTTPConnection):
+    """Plain HTTP through a proxy, which is told the whole address.
+
+    Args:
+        host: The proxy.
+        port: Its port.
+        place: The server's host and port.
+        more: Headers for the proxy.
+        timeout: Seconds.
+    """
+
+    def __init__(
+        self, host: str, port: int, place: tuple[str, int], more: dict[str, str], timeout: float
+    ) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self._there, self._more = f"http://{place[0]}:{place[1]}", more
+
+    def request(
+        self, method: str, url: str, body: Any = None, headers: Any = (), *, encode_chunked: bool = False
+    ) -> None:
+        """Ask for a path of the server's."""
+        headers = {**dict(headers), **self._more}
+        super().request(method, self._there + url, body, headers, encode_chunked=encode_chunked)
+
+
+def _why_through(proxy: Proxy, error: Exception, superlink: SuperlinkConfig) -> str:
+    """Return why there is no connection through a proxy, and what to do."""
+    name = "HTTP_PROXY" if superlink.insecure else "HTTPS_PROXY"
+    if isinstance(error, ssl.SSLError):
+        return f"{_why(error, superlink)} (the proxy {proxy.name} is in between: does it inspect TLS?)"
+    what = "no answer in time" if isinstance(error, TimeoutError) else getattr(error, "strerror", "") or error
+    return (
+        f"it cannot be reached through the proxy {proxy.name}: {what}; correct {name}, or put "
+        f"{superlink.host} into NO_PROXY"
+    )
 
 
 def _hear(sock: socket.socket, timeout: float) -> None:

@@ -31,7 +31,7 @@ from fedvision.reporting.wording import plural
 
 _TELLING = ("plain", "noisy")
 _LOOK_S = 0.5
-_SAY_EVERY_S = 15.0
+_SAY_EVERY_S = 10.0
 _ASK_AGAIN_S = 60.0
 """Seconds after which a machine that said no is asked again."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from fedvision.deploy.limits import Limits
 from fedvision.errors import ConfigError
+from fedvision.link.proxies import is_loopback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +83,3 @@ def split(address: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{address!r} is no HOST:PORT, such as 0.0.0.0:8443 or [::]:8443")
     return host.removeprefix("[").removesuffix("]"), int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether an address is reached from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -46,6 +46,7 @@ from fedvision.types import State
 
 log = logging.getLogger("fedvision.deploy")
 _GIVE_UP_S = 300.0
+_SAY_S = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,7 @@ class Deployment(RunJournal):
             needed=self.config.loss.prior == "global",
             authorities=read_certificates(place.roots) if place.roots else (),
         )
-        restore = _Restoring(process, self.note)
+        restore = _Restoring(process, self.note, self.progress.note)
         self._remember(flower_run=self._start(link, restore, facts))
         measured, classes = self.config.evaluation.with_training, len(self.federation.dataset.classes)
         expected = expected_replies(self.state, classes, measured=measured)
@@ -285,17 +286,26 @@ class _Restoring:
     Args:
         process: The SuperLink's process, or None where somebody else runs it.
         note: Is called with what shall stand in the report.
+        say: Is called with what a person may want to see now.
     """
 
-    def __init__(self, process: SuperlinkProcess | None, note: Callable[[str], None]) -> None:
-        self._process, self._note = process, note
-        self._since = self._last = float("-inf")
+    def __init__(
+        self,
+        process: SuperlinkProcess | None,
+        note: Callable[[str], None],
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._process, self._note, self._say = process, note, say
+        self._since = self._last = self._said = float("-inf")
 
     def __call__(self, error: LinkDown) -> None:
         now = time.monotonic()
         if now - self._last > 2 * BEAT_S:
-            self._since = now
+            self._since = self._said = now
         self._last = now
+        if now - self._said >= _SAY_S:
+            self._said = now
+            self._say(f"the SuperLink does not answer for {now - self._since:.0f} s: {error}; trying again")
         if now - self._since > _GIVE_UP_S:
             raise RunError(f"the SuperLink does not answer for {_GIVE_UP_S:.0f} s: {error}") from error
         if self._process is not None and self._process.ensure():

@@ -32,6 +32,7 @@ from fedvision.deploy.certificates import validity
 from fedvision.deploy.limits import Limits
 from fedvision.deploy.options import SuperlinkOptions, split
 from fedvision.errors import ConfigError, FedVisionError
+from fedvision.link.proxies import spare_loopback
 
 if TYPE_CHECKING:
     from fedvision.deploy.listener import Ready
@@ -184,6 +185,7 @@ def _settle_environment() -> None:
     )
     for name in ("FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API"):
         os.environ.pop(name, None)
+    spare_loopback(os.environ)
     programs = str(Path(sys.executable).parent)
     if programs not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([programs, os.environ.get("PATH", os.defpath)])

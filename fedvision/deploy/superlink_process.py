@@ -101,6 +101,13 @@ class SuperlinkProcess:
                 )
             time.sleep(0.3)
         self.start()
+        why = RunLink(self.place.private, roots=self.place.roots).silence()
+        if why:
+            self.stop()
+            raise ConfigError(
+                f"the SuperLink is up, but does not answer on its own side {self.place.private}: {why}; do "
+                "ca.crt, server.crt and server.key of --tls belong to each other?"
+            )
         return self.place
 
     def start(self) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -30,6 +29,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from fedvision.link.internals_bundle import split, varint
 from fedvision.link.internals_superlink import MEDIA_TYPE, signed_headers
 from fedvision.link.internals_wire import LinkDown, Piece, fetched, refusal
+from fedvision.link.proxies import proxy_for
 from fedvision.link.wire import PIECE
 
 _TIMEOUT_S = 30.0
@@ -52,7 +52,7 @@ class BulkLink:
         place = urlsplit(base)
         self._host, self._port = place.hostname or "", place.port
         self._key, self._context = key, context
-        self.direct = place.scheme not in getproxies() or bool(proxy_bypass(self._host))
+        self.direct = proxy_for(place.scheme, self._host) is None
         """Whether there is no proxy in between, which is left to Flower's client."""
         self._open: HTTPConnection | None = None
         self._used = float("-inf")

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -38,8 +39,10 @@ from fedvision.link.internals_wire import (
     call,
     fetched,
     objects_of,
+    own_way,
     tls_context,
 )
+from fedvision.link.proxies import proxy_for
 
 _EMPTY_FOR: ContextVar[float | None] = ContextVar("empty_for", default=None)
 
@@ -77,6 +80,8 @@ class FleetLink:
         self._public = public_key_to_bytes(key.public_key())
         base = f"{'http' if insecure else 'https'}://{address}"
         context = None if insecure else tls_context(roots, certificate)
+        place = urlsplit(base)
+        proxy = proxy_for(place.scheme, place.hostname or "")
         self._bulk = BulkLink(base, key, context)
         self._client = FleetHttpClient(
             base,
@@ -87,6 +92,7 @@ class FleetLink:
             ],
             verify=context or True,
         )
+        own_way(self._client, context or True, proxy.url if proxy else None)
         self.node_id = 0
         self._delivered: set[str] = set()
 

@@ -40,8 +40,9 @@ from fedvision.link.internals_wire import (
     call,
     fetched,
     in_order,
+    loopback_context,
     objects_of,
-    tls_context,
+    own_way,
 )
 from fedvision.link.shelf import IN_FILE, SMALL, Shelf
 
@@ -67,7 +68,7 @@ class RunLink:
         objects: Path | None = None,
     ) -> None:
         self._base = f"{'https' if roots else 'http'}://{address}"
-        self._verify: ssl.SSLContext | bool = tls_context(roots, None) if roots else True
+        self._verify: ssl.SSLContext | bool = loopback_context(roots) if roots else True
         self._secret = secret
         self._shelf = Shelf(objects) if objects else None
         self._control = self._connect(ControlHttpClient, "flwr-cli")
@@ -76,14 +77,22 @@ class RunLink:
 
     def _connect(self, kind: type[Any], component: str, *more: Any) -> Any:
         version = RuntimeVersionHttpInterceptor(component_name=component)
-        return kind(self._base, interceptors=[version, *more], verify=self._verify)
+        client = kind(self._base, interceptors=[version, *more], verify=self._verify)
+        own_way(client, self._verify, None)  # it never leaves this machine
+        return client
 
     def alive(self) -> bool:
         """Tell whether the SuperLink answers."""
+        return not self.silence()
+
+    def silence(self) -> str:
+        """Return why the SuperLink does not answer, or nothing where it does."""
         try:
-            return httpx.get(f"{self._base}/health", verify=self._verify, timeout=5).is_success
-        except (httpx.HTTPError, OSError):
-            return False
+            url = f"{self._base}/health"
+            answer = httpx.get(url, verify=self._verify, timeout=5, trust_env=False)
+        except (httpx.HTTPError, OSError) as error:
+            return str(error) or type(error).__name__
+        return "" if answer.is_success else f"HTTP status {answer.status_code}"
 
     def nodes(self) -> Sequence[Any]:
         """Return every node that is registered: ``node_id``, ``name``, ``status``, ``online_until``."""

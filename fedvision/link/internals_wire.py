@@ -54,6 +54,10 @@ _PIECE_HEAD = f"{ArrayChunk.__qualname__}{HEAD_VALUE_DIVIDER}".encode()
 _R = TypeVar("_R")
 
 
+_CALL_S, _CONNECT_S = 30.0, 5.0
+"""How long a call may take, as in Flower's clients, and a connection."""
+
+
 class LinkDown(FedVisionError):
     """The SuperLink cannot be reached, or is not able to answer; trying again may help."""
 
@@ -324,6 +328,35 @@ def tls_context(roots: Path | None, certificate: tuple[str, str] | None) -> ssl.
     context = ssl.create_default_context(cafile=str(roots) if roots else None)
     if certificate:
         context.load_cert_chain(*certificate)
+    return context
+
+
+def own_way(client: Any, verify: ssl.SSLContext | bool, proxy: str | None) -> None:
+    """Let one of Flower's clients go the way that we say, whatever the environment says.
+
+    Args:
+        client: A ``ProtobufClient``.
+        verify: As it was given.
+        proxy: URL of a proxy, or None to go straight.
+    """
+    client._client.close()
+    timeout = httpx.Timeout(_CALL_S, connect=_CONNECT_S)
+    client._client = httpx.Client(
+        verify=verify, timeout=timeout, follow_redirects=True, proxy=proxy, trust_env=False
+    )
+
+
+def loopback_context(roots: Path) -> ssl.SSLContext:
+    """Return TLS settings for a server on this machine: its own certificate, or one of its authority's.
+
+    Certificates hold the name under which clients know a server, and need not hold 127.0.0.1.
+    """
+    context = ssl.create_default_context(cafile=str(roots))
+    context.check_hostname = False
+    own = roots.with_name("server.crt")
+    if own.is_file():
+        context.load_verify_locations(cafile=str(own))
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
 
 

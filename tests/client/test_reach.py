@@ -203,3 +203,59 @@ def test_a_certificate_that_cannot_be_used_names_its_key(pki: Path, tmp_path: Pa
     half = dataclasses.replace(own, client_certificate=str(broken), client_key=str(broken))
     with pytest.raises(ConfigError, match=r"superlink.client_certificate: .*broken.crt cannot be used"):
         reach.tls_context(half)
+
+
+@contextlib.contextmanager
+def a_proxy(answer: bytes, heard: list[bytes]) -> Iterator[int]:
+    """Serve one connection as a proxy that gives one answer."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                plain, _ = listening.accept()
+                with plain:
+                    plain.settimeout(5)
+                    heard.append(plain.recv(65536))
+                    plain.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            with contextlib.suppress(OSError):
+                socket.create_connection(listening.getsockname(), timeout=1).close()
+            thread.join(10)
+
+
+def test_the_check_goes_through_the_proxy_that_the_client_will_use(
+    pki: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bytes] = []
+    asked = dataclasses.replace(asking(pki, 8443), address="fl.example.org:8443")
+    for name in ("no_proxy", "NO_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with a_proxy(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n", heard) as port:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://ann:pw@127.0.0.1:{port}")
+        with pytest.raises(ServerError, match="it cannot be reached through the proxy") as told:
+            greet(asked)
+    assert heard[0].startswith(b"CONNECT fl.example.org:8443 HTTP/1.")
+    assert b"proxy-authorization: Basic YW5uOnB3" in heard[0]
+    assert f"the proxy 127.0.0.1:{port}: Tunnel connection failed: 403 Forbidden; correct HTTPS_PROXY" in str(
+        told.value
+    )
+    assert "put fl.example.org into NO_PROXY" in str(told.value)
+
+
+def test_a_proxy_is_told_the_whole_address_in_plain_text(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bytes] = []
+    key = str(pki / "clients/north/client.key")
+    asked = SuperlinkConfig(address="fl.example.org:8443", key=key, insecure=True)
+    for name in ("no_proxy", "NO_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with a_proxy(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", heard) as port:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+        greet(asked)
+    assert heard[0].startswith(
+        b"GET http://fl.example.org:8443/health HTTP/1.1\r\nHost: fl.example.org:8443\r\n"
+    )
