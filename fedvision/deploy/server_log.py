@@ -93,7 +93,8 @@ class RotatingLog(RotatingFileHandler):
 
     def _follow(self) -> None:
         sys.stderr.flush()
-        os.dup2(self.stream.fileno(), 2)
+        if self.stream:
+            os.dup2(self.stream.fileno(), 2)
 
 
 class PeerLogger(logging.LoggerAdapter[logging.Logger]):
