@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _experiment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="TOML file")
+    parser.add_argument("experiment", type=Path, nargs="?", metavar="EXPERIMENT", help="TOML file")
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -103,6 +103,22 @@ def _experiment(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _file(options: argparse.Namespace) -> Path:
+    """Return the experiment's file.
+
+    Raises:
+        ConfigError: None was named; the sentence says what to try.
+    """
+    if options.experiment is None:
+        here = sorted(path.name for path in Path().glob("*.toml") if path.name != "pyproject.toml")
+        found = f"here are {', '.join(here[:5])}" if here else "README.md has one to copy"
+        raise ConfigError(
+            f"name an experiment's TOML file; {found}, and `fedvision list` shows what it may use"
+        )
+    file: Path = options.experiment
+    return file
+
+
 def _simulate(options: argparse.Namespace) -> None:
     from fedvision.api import simulate_sweep
     from fedvision.reporting import render
@@ -110,8 +126,9 @@ def _simulate(options: argparse.Namespace) -> None:
     from fedvision.sweep import load_sweep
 
     treat_termination_as_ctrl_c()
-    registry.allow_folder(options.experiment.parent)
-    sweep = load_sweep(options.experiment, options.overrides)
+    file = _file(options)
+    registry.allow_folder(file.parent)
+    sweep = load_sweep(file, options.overrides)
     for notice in sweep.notices:
         complain(f"note: {notice}")
     done = simulate_sweep(
@@ -161,8 +178,9 @@ def _inspect(options: argparse.Namespace) -> None:
     from fedvision.federation import Federation
     from fedvision.sweep import load_sweep
 
-    registry.allow_folder(options.experiment.parent)
-    for label, config in load_sweep(options.experiment, options.overrides).experiments.items():
+    file = _file(options)
+    registry.allow_folder(file.parent)
+    for label, config in load_sweep(file, options.overrides).experiments.items():
         if label:
             show(f"{label}:")
         show(Federation.build(config).inspect())

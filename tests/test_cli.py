@@ -237,10 +237,21 @@ def test_a_terminal_that_lacks_letters(here: Path) -> None:
 
 
 def test_usage_errors_end_in_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["fly"], ["simulate"], ["list", "birds"]):
+    for arguments in ([], ["fly"], ["report"], ["list", "birds"]):
         with pytest.raises(SystemExit) as caught:
             run(*arguments)
         assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("verb", ["simulate", "inspect"])
+def test_without_an_experiment_it_says_what_to_try(
+    verb: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(verb) == 2
+    assert "name an experiment's TOML file; here are small.toml" in capsys.readouterr().err
+    (here / "small.toml").unlink()
+    assert run(verb) == 2
+    assert "README.md has one to copy" in capsys.readouterr().err
 
 
 def test_no_permission_to_write(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

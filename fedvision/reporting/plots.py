@@ -173,7 +173,7 @@ def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Map
     low, high = axes.get_ylim()
     right = max(x for x, _ in ends.values())
     for (label, _), y in zip(
-        ends.items(), apart([y for _, y in ends.values()], (high - low) / 13), strict=True
+        ends.items(), named_at([y for _, y in ends.values()], (high - low) / 13, low), strict=True
     ):
         axes.annotate(
             _wrapped(label, 28),
@@ -184,6 +184,23 @@ def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Map
             color=colours[label],
             annotation_clip=False,
         )
+
+
+def named_at(places: Sequence[float], gap: float, low: float) -> list[float]:
+    """Return where lines that end at these places are named: apart, and clear of the label below the axis.
+
+    Args:
+        places: Ends of the lines, in units of the axis.
+        gap: Height of a name.
+        low: The axis's lower end; right below it stands what the other axis shows.
+    """
+    order = np.argsort(places, kind="stable")
+    moved = np.array(apart(places, gap))
+    lowest = low + gap / 2
+    for number in order:
+        moved[number] = max(moved[number], lowest)
+        lowest = moved[number] + gap
+    return [float(value) for value in moved]
 
 
 def apart(places: Sequence[float], gap: float) -> list[float]:

@@ -84,3 +84,10 @@ def test_names_never_meet_keep_their_order_and_their_middle(places: list[float],
     order = np.argsort(places, kind="stable")
     assert (np.diff(np.array(moved)[order]) >= gap * (1 - 1e-9) - 1e-9).all()
     assert sum(moved) == pytest.approx(sum(places), abs=1e-6)
+
+
+def test_names_stay_above_the_label_of_the_axis() -> None:
+    """Lines that end at 0, at once or pushed there by others, are named half a line above it or higher."""
+    assert plots.named_at([0.0, 0.02, 0.5], 0.1, 0.0) == pytest.approx([0.05, 0.15, 0.5])
+    assert plots.named_at([0.02, 0.0], 0.1, 0.0) == pytest.approx([0.15, 0.05])
+    assert plots.named_at([0.5, 0.9], 0.1, 0.0) == pytest.approx([0.5, 0.9])
