@@ -53,7 +53,7 @@ class Federation:
             ConfigError: Something in the experiment or its data is wrong; the sentence says what to do.
         """
         prepare_process()
-        from fedvision.data import split
+        from fedvision.data import groups, split
         from fedvision.data.transforms import check_size
         from fedvision.flower.checks import check_strategy
         from fedvision.flower.strategy import build_strategy
@@ -63,6 +63,8 @@ class Federation:
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
         strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
         dataset: Dataset = registry.build("data", config.data)
+        if split_here:
+            groups.refuse_holdout(dataset.train, config.evaluation.holdout)
         classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
         if split_here:
             parts = split.make(dataset.train, config.partition, num_classes=classes, seed=config.seed)

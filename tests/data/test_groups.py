@@ -16,7 +16,9 @@ from fedvision.data.images import ImageSet
 from fedvision.data.listing import grouped_order
 from fedvision.data.manifest import manifest
 from fedvision.errors import DataError
+from fedvision.federation import Federation
 from tests.data.pictures import save
+from tests.experiments import tiny
 
 
 def patients(labels: list[int], groups: list[str], hospitals: list[str] | None = None) -> ImageSet:
@@ -113,3 +115,13 @@ def test_wrong_groups() -> None:
         split.make(patients([0, 1], ["p", ""]), PartitionConfig(clients=1), num_classes=2, seed=1)
     with pytest.raises(DataError, match=r"data\.group = 'x': there is no such column; there are: none"):
         ImageSet(images=train.images, labels=train.labels, group="x")
+
+
+def test_a_simulated_holdout_would_part_groups(tmp_path: Path) -> None:
+    table(tmp_path, 12, 3)
+    args = {"path": str(tmp_path / "list.csv"), "size": 8, "channels": 1, "group": "patient"}
+    config = tiny(data={"use": "manifest", **args}, partition={"clients": 2}, evaluation={"holdout": 0.2})
+    with pytest.raises(
+        DataError, match=r"holdout = 0\.2 would part groups of column 'patient' \(data\.group\)"
+    ):
+        Federation.build(config)
