@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedvision import registry
 from fedvision.data.identity import identity
 from fedvision.data.shards import Shard
-from fedvision.errors import RecordError, RunError
+from fedvision.errors import PluginError, RecordError, RunError
 from fedvision.federation import Federation
 from fedvision.flower import server_app
 from fedvision.flower.internals import SERVER_NODE
@@ -62,6 +62,8 @@ class RunJournal:
         """Is entered around all that may be interrupted."""
         self.notices: list[str] = []
         """What was said to a person while it ran."""
+        for layer in layers(federation.strategy).values():
+            snapshot(layer)  # what a checkpoint could not hold is said before anything is written
         train_here = len(federation.split.clients) > 0
         self._changed_code = folder.settle(
             identity(federation.dataset, train=train_here), registry.sources(self.config.to_dict())
@@ -184,7 +186,10 @@ class RunJournal:
         owed, values["rounds"] = self.rounds.snapshot(self.done)
         tensors |= {"rounds": owed} if owed else {}
         for name, layer in layers(self.federation.strategy).items():
-            tensors[name], values[name] = snapshot(layer)
+            try:
+                tensors[name], values[name] = snapshot(layer)
+            except PluginError as error:
+                raise RunError(f"round {self.done}: {error}") from error
         self._save(self.done, tensors, values)
 
     def _save(self, round: int, tensors: Mapping[str, State], values: Mapping[str, Any]) -> None:

@@ -84,6 +84,8 @@ class Task:
     """What the strategy said beside the model."""
     counts: tuple[int, ...] | None = None
     """Class counts [C] over the federation where they are shared, else None."""
+    unheard_since: int | None = None
+    """First round of this client since which none of its answers was used; None where the last one was."""
     measure: bool = False
     """Whether ``state`` is to be measured before training, on the images that the client keeps for it."""
 

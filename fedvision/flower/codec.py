@@ -42,6 +42,8 @@ _SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "d
 MEASURE = "query.measure"
 MEASURE_FIRST = "measure-first"
 _MEASURED = "measured."
+UNHEARD = "unheard"
+"""Clients none of whose answers since some round was used: client, round, client, round, ..."""
 _START, _STOP = "start", "stop"
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
@@ -169,6 +171,7 @@ def decode_task(message: Message, client: int) -> Task:
     if objective is None and _STOCK_PROX in config:
         objective, numbers = "prox", {"mu": float(config[_STOCK_PROX])}
     counts = config.get(_COUNTS)
+    unheard = list(config.get(UNHEARD, ()))
     return Task(
         round=int(config[ROUND]),
         client=client,
@@ -180,6 +183,7 @@ def decode_task(message: Message, client: int) -> Task:
             lr_factor=float(config.get(_LR_FACTOR, 1.0)),
         ),
         counts=None if counts is None else tuple(counts),
+        unheard_since=dict(zip(unheard[::2], unheard[1::2], strict=True)).get(client),
         measure=bool(config.get(MEASURE_FIRST, False)),
     )
 

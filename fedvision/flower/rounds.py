@@ -37,6 +37,12 @@ class Rounds:
         """By client, how many of its answers were refused."""
         self.usual: list[float] = []
         """Median norms of the accepted changes of past rounds."""
+        self.unheard: dict[int, int] = {}
+        """By client the first round since which none of its answers was used; who was heard last is not here.
+
+        What a client keeps and the server has the other half of, such as SCAFFOLD's c_i, holds only as of an
+        answer that was used: the server tells whoever kept more than that.
+        """
         self.lost: list[dict[str, Any]] = []
         """Late answers that can no longer come; they go into the next record."""
         self.post: Post | None = None
@@ -96,6 +102,15 @@ class Rounds:
         reason = f"{self.config.set_aside_after} of its answers were refused"
         return [{"client": client, "reason": reason} for client in sorted(self.aside - before)]
 
+    def hear(self, round: int, asked: Sequence[int], used: Sequence[int]) -> None:
+        """Remember whose answers a round used, late ones too, and of whom it used none."""
+        heard = set(used)
+        for client in heard & self.unheard.keys():
+            del self.unheard[client]
+        for client in asked:
+            if client not in heard:
+                self.unheard.setdefault(client, round)
+
     def thinned(self, messages: Sequence[Message], round: int) -> list[Message]:
         """Return as many of a round's messages as keep ``concurrency`` clients at work, drawn at random."""
         assert self.post
@@ -113,6 +128,7 @@ class Rounds:
         values: dict[str, Any] = {
             "refusals": [[client, times] for client, times in sorted(self.refusals.items())],
             "usual": list(self.usual),
+            "unheard": [[client, since] for client, since in sorted(self.unheard.items())],
         }
         lasting = self.post.lasting if self.post else None
         if self.post and lasting and (lasting.simulated or self.config.uses_late):
@@ -125,4 +141,5 @@ class Rounds:
         """Take up what ``snapshot`` returned."""
         self.refusals = {int(client): int(times) for client, times in values.get("refusals", [])}
         self.usual = [float(norm) for norm in values.get("usual", [])]
+        self.unheard = {int(client): int(since) for client, since in values.get("unheard", [])}
         self._saved = (tensors, values)

@@ -125,6 +125,8 @@ class _Server:
         if isinstance(plan.strategy, FlowerStrategy):
             plan.strategy.introduce(self.eligible)
         self.rounds = plan.rounds or Rounds(self.config.round, self.config.seed)
+        if isinstance(plan.strategy, FlowerStrategy):
+            plan.strategy.unheard = self.rounds.unheard
         self.post = self.rounds.open(grid, self.roster)
         self.scores = Scores(self.roster, plan.extra_metrics)
 
@@ -188,13 +190,16 @@ class _Server:
         late, self.rounds.lost = self.rounds.lost + collection.late, []
         facts = [(client, *told.facts[client]) for client in exchange.answered]
         facts += [(item["client"], item["loss"], item["examples"]) for item in late if item["used"]]
+        changed = combined is not None and bool(facts)
+        asked = [self.roster.client(message.metadata.dst_node_id) for message in messages]
+        self.rounds.hear(number, asked, [client for client, _, _ in facts] if changed else [])
         examples = sum(count for _, _, count in facts)
         received = self._received(number, exchange, told)
         return {
             "round": number,
             "clients": [client for client, _, _ in facts],
             "examples": examples,
-            "changed": combined is not None and bool(facts),
+            "changed": changed,
             "lr": learning_rate(self.config.training, number, self.config.rounds),
             "train_loss": sum(loss * n for _, loss, n in facts) / examples if examples else None,
             "client_loss": {str(client): loss for client, loss, _ in facts},

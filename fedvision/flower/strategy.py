@@ -41,11 +41,18 @@ class FlowerStrategy(Strategy):
         self._positions: dict[int, int] = {}
         self._next = 0
         self._state: State = {}
+        self.unheard: Mapping[int, int] = {}
+        """By client the first round since which none of its answers was used; the server keeps it."""
 
     @property
     def any_order(self) -> bool:
         """Whether replies may be combined as they come; else they must come in the messages' order."""
         return self._mean is not None
+
+    @property
+    def _instructs(self) -> bool:
+        """Whether clients train an objective, which may keep something between rounds."""
+        return self.inner.objective is not None or type(self.inner).instruct is not RoundStrategy.instruct
 
     def introduce(self, roster: Roster) -> None:
         """Learn which node hosts which client; without it nodes count as clients."""
@@ -61,6 +68,9 @@ class FlowerStrategy(Strategy):
         self._next = len(cohort)
         self._state = codec.decode_state(arrays)
         config[codec.ROUND] = server_round
+        lost = [(client, self.unheard[client]) for client in cohort if client in self.unheard]
+        if lost and self._instructs:
+            config[codec.UNHEARD] = [number for pair in lost for number in pair]
         return self._instructions(server_round, arrays, config)
 
     def _instructions(self, round: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:

@@ -11,11 +11,12 @@ from fedvision import registry
 from fedvision.training.batched import fit_many
 from fedvision.training.gallery import Gallery
 from fedvision.training.loop import LocalUpdate
+from fedvision.training.memory import OBJECTIVE, PERSONAL
 from fedvision.training.recorded import Recorded, on_cuda, recordable
 from fedvision.training.reel import Recorder
 from fedvision.training.stack import Stacked
 from fedvision.training.stackable import scalable, stackable, stacks_objective
-from fedvision.training.worker import OBJECTIVE, PERSONAL, Worker, build_loss, objective_of
+from fedvision.training.worker import Worker, build_loss, objective_of
 from fedvision.types import Task
 
 
@@ -104,7 +105,7 @@ class Crew:
         worker = self._worker
         measured = [worker.measure_first(task) for task in tasks]
         shards = [worker.shards.train(task.client) for task in tasks]
-        memories = [worker.memory.load(task.client, task.round) for task in tasks]
+        memories = [worker.memory.load(task.client, task.round, task.unheard_since) for task in tasks]
         both = zip(tasks, shards, strict=True)
         counts = torch.stack([worker.loss_counts(task, shard) for task, shard in both])
         return fit_many(

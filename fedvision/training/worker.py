@@ -22,12 +22,9 @@ from fedvision.training import device
 from fedvision.training.allocator import keep_freed_memory
 from fedvision.training.evaluate import Evaluation, evaluate
 from fedvision.training.loop import LocalUpdate, LoopSettings, fit
-from fedvision.training.memory import ClientMemory
+from fedvision.training.memory import OBJECTIVE, PERSONAL, ClientMemory
 from fedvision.training.objectives import Objective
 from fedvision.types import LossFn, PluginSpec, State, Task
-
-OBJECTIVE, PERSONAL = "objective", "personal"
-"""Groups of what a client keeps: what its objective returned, its tensors that do not travel."""
 
 
 class Shards(Protocol):
@@ -104,7 +101,7 @@ class Worker:
         """Train one client on its task and keep what it must remember; measure first where it is asked to."""
         measured = self.measure_first(task)
         shard = self.shards.train(task.client)
-        memory = self._recall(task.client, task.round)
+        memory = self._recall(task.client, task.round, task.unheard_since)
         update = fit(
             self.model,
             shard,
@@ -119,7 +116,8 @@ class Worker:
 
     def keep(self, task: Task, update: LocalUpdate) -> None:
         """Keep what a client must remember of a round."""
-        self.memory.save(task.client, task.round, {OBJECTIVE: update.memory, PERSONAL: update.personal})
+        groups = {OBJECTIVE: update.memory, PERSONAL: update.personal}
+        self.memory.save(task.client, task.round, groups, task.unheard_since)
 
     def measure_first(self, task: Task) -> Evaluation | None:
         """Measure the state that a task begins with, if it asks for it.
@@ -164,9 +162,9 @@ class Worker:
         batch_size = self.config.evaluation.batch_size
         return evaluate(self.model, shard, self.settings, batch_size=batch_size, num_classes=self.num_classes)
 
-    def _recall(self, client: int, round: int) -> dict[str, State]:
+    def _recall(self, client: int, round: int, unheard_since: int | None = None) -> dict[str, State]:
         """Return what a client kept before a round, its personal tensors already in the model."""
-        memory = self.memory.load(client, round)
+        memory = self.memory.load(client, round, unheard_since)
         if self.initial:
             load_state(self.model, memory.get(PERSONAL, self.initial))
         return memory

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedvision import registry
-from fedvision.errors import RunFolderError
+from fedvision.errors import PluginError, RunFolderError
 from fedvision.strategies.base import RoundStrategy
 from fedvision.strategies.server_opt import FedAdam
 from fedvision.strategies.snapshot import restore, snapshot
@@ -141,17 +143,70 @@ def test_none_and_tensor_replace_each_other(tmp_path: Path) -> None:
     assert torch.equal(_through_files(_Bag(a=torch.ones(1)), _Bag(a=None), tmp_path).a, torch.ones(1))
 
 
-def test_anything_else_is_left_to_the_constructor(tmp_path: Path) -> None:
-    def function() -> None: ...
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1, 2},
+        frozenset({"a"}),
+        defaultdict(list, {"a": [1]}),
+        defaultdict(None, {}),
+        OrderedDict([("b", 1), ("a", 2)]),
+        Counter("aab"),
+        deque([1, 2], maxlen=3),
+        b"\x00\xff",
+        1 + 2j,
+        {(1, 2): 3},
+    ],
+)
+def test_containers_keep_their_kind(value: Any, tmp_path: Path) -> None:
+    back = _through_files(_Bag(a=value), _Bag(), tmp_path).a
+    assert type(back) is type(value)
+    assert back == value
+    if isinstance(value, defaultdict):
+        assert back.default_factory is value.default_factory
+    if isinstance(value, deque):
+        assert back.maxlen == value.maxlen
 
-    source = _Bag(
-        f=function, mixed={"t": torch.ones(1), "f": function}, text=np.array(["a"]), keys={(1, 2): 3}, kept=1
-    )
-    target = _Bag(f=print, mixed="as built", text="as built", keys="as built", kept=0)
-    back = _through_files(source, target, tmp_path)
-    assert back.f is print
-    assert (back.mixed, back.text, back.keys, back.kept) == ("as built", "as built", "as built", 1)
-    assert snapshot(source)[0] == {}
+
+def test_random_generators_go_on(tmp_path: Path) -> None:
+    bag = _Bag(n=np.random.default_rng(1), p=random.Random(1), t=torch.Generator().manual_seed(1))
+    bag.n.random(), bag.p.random(), torch.rand(1, generator=bag.t)
+    back = _through_files(bag, _Bag(), tmp_path)
+    assert back.n.random() == bag.n.random()
+    assert back.p.random() == bag.p.random()
+    assert torch.rand(1, generator=back.t) == torch.rand(1, generator=bag.t)
+
+
+def test_code_is_left_to_the_constructor(tmp_path: Path) -> None:
+    back = _through_files(_Bag(f=len, c=dict, kept=1), _Bag(f=print, c=list, kept=0), tmp_path)
+    assert (back.f, back.c, back.kept) == (print, list, 1)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), [object()], {"t": torch.ones(1), "f": object()}, defaultdict(lambda: 1), np.array([{}])],
+)
+def test_what_cannot_come_back_is_refused_by_name(value: object) -> None:
+    with pytest.raises(PluginError, match=r"the strategy _Bag keeps .* cannot restore to the bit"):
+        snapshot(_Bag(odd=value))
+
+
+class _Explicit(_Bag):
+    """Says itself what it remembers."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def test_a_state_dict_of_its_own_goes_first(tmp_path: Path) -> None:
+    source = _Explicit(count=torch.tensor([3.0]), lock=object())
+    assert _through_files(source, _Explicit(count=None), tmp_path).count == 3.0
+    model, other = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    _through_files(_Bag(m=model), _Bag(m=other), tmp_path)
+    assert torch.equal(model.weight, other.weight)
 
 
 def test_a_snapshot_is_a_copy() -> None:
@@ -260,3 +315,12 @@ def test_flowers_go_on_to_the_bit(
     fresh = stock_round(build(), 3, state, cohort(state, 3))
     # Without its memory the strategy would give another model, so the equality above says something.
     assert forgetful is not all(torch.equal(fresh[name], third[name]) for name in third)
+
+
+def test_a_wrapper_of_flowers_is_saved_without_what_it_wraps() -> None:
+    from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
+
+    wrapper = DifferentialPrivacyServerSideFixedClipping(
+        FedAvg(), noise_multiplier=0.1, clipping_norm=1.0, num_sampled_clients=2
+    )
+    assert "strategy" not in snapshot(wrapper)[1]

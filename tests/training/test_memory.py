@@ -84,3 +84,33 @@ def test_a_file_that_was_being_written_does_not_count(tmp_path: Path) -> None:
     (file,) = tmp_path.rglob("*.safetensors")
     file.with_name("round-0000002.tmp").write_bytes(b"half")
     assert value(memory, 0, 9) == 1.0
+
+
+def test_an_objective_starts_from_what_the_server_knows_of(tmp_path: Path) -> None:
+    """Rounds 2 and 3 are trained and lost: round 4 starts from round 1's, though newer files are there."""
+    memory = ClientMemory(tmp_path)
+    both = {"personal": {"w": torch.tensor([7.0])}}
+    memory.save(0, 1, groups(1.0))
+    memory.save(0, 2, groups(2.0) | both)
+    memory.save(0, 3, groups(3.0) | both, unheard_since=2)
+    assert value(memory, 0, 4) == 3.0
+    again = memory.load(0, 4, unheard_since=2)
+    assert float(again["objective"]["layer/w"]) == 1.0
+    assert float(again["personal"]["w"]) == 7.0
+    memory.save(0, 4, groups(4.0), unheard_since=2)
+    assert memory.load(0, 5, unheard_since=1).get("objective") is None
+    assert value(memory, 0, 5) == 4.0
+    # Once round 4 was heard, what was before it is needed no more.
+    memory.save(0, 5, groups(5.0))
+    memory.save(0, 6, groups(6.0))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+def test_a_run_that_falls_back_finds_what_it_had_heard(tmp_path: Path) -> None:
+    """Round 5 is lost and its checkpoint says so; rounds 6 and 7 are heard, then the run falls back to 5."""
+    memory = ClientMemory(tmp_path, checkpoint_every=5)
+    memory.save(0, 3, groups(3.0))
+    memory.save(0, 5, groups(5.0))
+    memory.save(0, 6, groups(6.0), unheard_since=5)
+    memory.save(0, 7, groups(7.0))
+    assert float(memory.load(0, 6, unheard_since=5)["objective"]["layer/w"]) == 3.0
