@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedvision.client import image_checks
 from fedvision.client.config import ClientConfig
 from fedvision.client.findings import Findings, Level, Lines
-from fedvision.client.reach import Greeting, greet, introduce, read_key, way
+from fedvision.client.reach import Greeting, greet, introduce, key_owner, read_key, way
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset
 from fedvision.data.places import cache_folder
@@ -61,7 +61,10 @@ def examine(config: ClientConfig, experiment: ExperimentConfig | None = None) ->
 def _network(found: Findings, config: ClientConfig) -> None:
     """Check files, then the server: each step only where those before it hold."""
     greetings: list[Greeting] = []
-    if found.examine("files", files, config) and found.examine("server", _answers, config, greetings):
+    if not found.examine("files", files, config):
+        return
+    found.examine("key", owner, config)
+    if found.examine("server", _answers, config, greetings):
         found.examine("certificate", certificates, config, greetings[0])
         if found.examine("clock", clock, greetings[0].ahead):
             found.examine("key", _known, config)
@@ -76,6 +79,17 @@ def files(config: ClientConfig) -> Lines:
         mode = stat.S_IMODE(os.stat(path).st_mode)
         if mode & 0o077:
             yield "WARN", f"{path} can be read by other users of this machine (mode {mode:o}): chmod 600"
+
+
+def owner(config: ClientConfig) -> Lines:
+    """Say whether the key was made for another client; nothing where that cannot be told."""
+    found = key_owner(config.superlink.key)
+    if found is not None and found != config.name:
+        yield (
+            "FAIL",
+            f"superlink.key is the key of client {found}, and this file is that of {config.name}: a key is "
+            f"for one machine; put the key of {config.name} there, or correct name",
+        )
 
 
 def _answers(config: ClientConfig, greetings: list[Greeting]) -> Lines:

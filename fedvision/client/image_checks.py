@@ -65,13 +65,15 @@ def histogram(dataset: Dataset) -> Lines:
 def size(dataset: Dataset, experiment: ExperimentConfig) -> Lines:
     """Compare the images' size with the experiment's, where it says one."""
     own, wanted = tuple(dataset.train.images.shape[1:]), known_size(experiment)
-    if wanted is not None and own != wanted:
+    if wanted is None:
+        yield "WARN", f"the experiment does not say what size its images have; these are {_sides(own)}"
+    elif own != wanted:
         yield (
             "FAIL",
             f"images are {_sides(own)} and the experiment's {_sides(wanted)}; set size and channels of the "
             "data source in the client's file",
         )
-    elif wanted is not None:
+    else:
         yield "OK", f"images are {_sides(own)}, as the experiment's"
 
 

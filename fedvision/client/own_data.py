@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
+
 from fedvision import registry
 from fedvision.client.config import ClientConfig
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset
+from fedvision.data.known import image_size
 from fedvision.data.naming import composed
 from fedvision.data.relabel import relabel
 from fedvision.types import PluginSpec
@@ -24,6 +29,32 @@ def open_own(config: ClientConfig) -> Dataset:
     return dataset
 
 
+def stamp(config: ClientConfig) -> str | None:
+    """Return what changes whenever a file of the client's images does: names, sizes and times of change.
+
+    None where the source names no file that is there: nobody can tell then whether its images changed.
+    """
+    found = hashlib.sha256()
+    named = [Path(value) for value in config.data.args.values() if isinstance(value, str) and value]
+    there = [path for path in named if path.exists()]
+    for path in there:
+        _stamp_file(found, path)
+        for folder, inner, files in os.walk(path):
+            inner.sort()
+            for name in sorted(files):
+                _stamp_file(found, Path(folder, name))
+    return found.hexdigest() if there else None
+
+
+def _stamp_file(found: hashlib._Hash, path: Path) -> None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return  # a link to nowhere, or a file that was removed just now
+    size = 0 if path.is_dir() else facts.st_size
+    found.update(f"{path}\0{size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
+
+
 def under_classes(dataset: Dataset, config: ClientConfig, classes: tuple[str, ...] | None) -> Dataset:
     """Return the images under the experiment's labels; without a list of classes they stay as they are.
 
@@ -35,13 +66,12 @@ def under_classes(dataset: Dataset, config: ClientConfig, classes: tuple[str, ..
 
 def known_size(experiment: ExperimentConfig) -> tuple[int, int, int] | None:
     """Return (H, W, channels) where the experiment says what images its clients have, else None."""
-    found = [experiment.data.args.get(name) for name in ("height", "width", "channels")]
-    if not isinstance(found[0], int) or not isinstance(found[1], int):
-        return None
-    return found[0], found[1], found[2] if isinstance(found[2], int) else 3
+    return image_size(experiment.data.use, experiment.data.args)
 
 
 def known_classes(experiment: ExperimentConfig) -> tuple[str, ...] | None:
     """Return the experiment's class names where it lists them (``data.classes``), else None."""
+    if experiment.data.use == "digits":  # every installation has them
+        return tuple(map(str, range(10)))
     names = experiment.data.args.get("classes")
     return tuple(composed(str(name)) for name in names) if isinstance(names, list | tuple) else None

@@ -15,7 +15,7 @@ from fedvision.client.own_data import open_own, under_classes
 from fedvision.config import ExperimentConfig
 from fedvision.data.group_holdout import holdout_groups
 from fedvision.data.groups import groups_of
-from fedvision.data.images import ImageSet
+from fedvision.data.images import Dataset, ImageSet
 from fedvision.data.shards import Shard
 from fedvision.deploy.contract import RunFacts
 from fedvision.errors import ConfigError, DataError
@@ -45,13 +45,24 @@ class OwnShards:
         return holdout_groups(Shard.whole(self.images), groups_of(self.images), self.share, rng)
 
 
-def own_shards(client: ClientConfig, facts: RunFacts, experiment: ExperimentConfig) -> OwnShards:
-    """Read this machine's images and give them the experiment's labels.
+def read_own(client: ClientConfig) -> Dataset:
+    """Read this machine's images under its own labels.
+
+    Raises:
+        ConfigError: They cannot be read.
+    """
+    return open_own(client)
+
+
+def own_shards(
+    client: ClientConfig, facts: RunFacts, experiment: ExperimentConfig, read: Dataset | None = None
+) -> OwnShards:
+    """Read this machine's images, unless they are ``read``, and give them the experiment's labels.
 
     Raises:
         ConfigError: Images cannot be read, have another size than the experiment's, or an unknown label.
     """
-    dataset = under_classes(open_own(client), client, facts.classes)
+    dataset = under_classes(read_own(client) if read is None else read, client, facts.classes)
     size = tuple(dataset.train.images.shape[1:])
     if size != facts.image:
         raise DataError(
@@ -103,8 +114,13 @@ def told_counts(counts: tuple[int, ...], share: ShareConfig, memo: Path, *, need
     # Not from the experiment's seed, which the server knows.
     noise = np.random.default_rng().laplace(0, 1 / share.epsilon, len(counts))
     told = tuple(int(max(0, round(count + more))) for count, more in zip(counts, noise, strict=True))
+    keep(memo, json.dumps(told))
+    return told
+
+
+def keep(memo: Path, text: str) -> None:
+    """Keep a text in a file, which is there in full or not at all."""
     memo.parent.mkdir(parents=True, exist_ok=True)
     part = memo.with_suffix(".part")
-    part.write_text(json.dumps(told))
+    part.write_text(text)
     os.replace(part, memo)
-    return told

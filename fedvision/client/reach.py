@@ -9,14 +9,17 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from cryptography.x509.oid import NameOID
 
 from fedvision.client.config import SuperlinkConfig
 from fedvision.deploy.certificates import validity
@@ -61,6 +64,27 @@ def read_key(path: str) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"superlink.key: {path} is no ECDSA key; `ssh-keygen -t ecdsa` makes one")
     return key
+
+
+def key_owner(path: str) -> str | None:
+    """Return for whom a client's key was made, None where nothing beside it tells.
+
+    ``fedvision certificates`` puts ``client.pub``, whose comment is the name, and ``client.crt`` there.
+
+    Raises:
+        ConfigError: The key cannot be read.
+    """
+    public, beside = read_key(path).public_key(), Path(path)
+    with suppress(OSError, ValueError, UnsupportedAlgorithm):
+        line = beside.with_suffix(".pub").read_bytes()
+        name = b" ".join(line.split()[2:]).decode("utf-8", "replace")
+        if name and load_ssh_public_key(line) == public:
+            return name
+    with suppress(OSError, ValueError, IndexError):
+        certificate = x509.load_pem_x509_certificate((beside.parent / "client.crt").read_bytes())
+        if certificate.public_key() == public:
+            return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    return None
 
 
 def tls_context(superlink: SuperlinkConfig) -> ssl.SSLContext:

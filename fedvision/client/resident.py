@@ -4,7 +4,8 @@ It speaks Flower's Fleet API as a SuperNode does (TLS, a signature on every call
 server says of a run, and lets a process of its own do each task. No code of the server ever runs here. What
 may go wrong, and what becomes of it:
 
-* the training dies or takes too long: an error reply that says so; the next task meets a new process;
+* the training dies: a new process does the task once more; if that dies, too, or takes too long, an error
+  reply says so;
 * this process dies: the same command takes the unanswered message up again, under the same node number;
 * the server dies or the link breaks: it tries again for as long as ``superlink.retry_for`` says;
 * the server was started again and asks for the same task: it gets the same reply, not a second training.
@@ -30,9 +31,10 @@ from fedvision.client.discretion import cause, discreet
 from fedvision.client.inbox import FileSource, Inbox, Reply
 from fedvision.client.patience import Patience
 from fedvision.client.reach import explain, read_key, tls_context
-from fedvision.client.training_process import TaskFailed, TrainingProcess
+from fedvision.client.training_process import ProcessDied, TaskFailed, TrainingProcess
 from fedvision.deploy.contract import RunFacts
 from fedvision.errors import ConfigError, FedVisionError, WireError
+from fedvision.flower import codec
 from fedvision.flower.internals import CLIENT_RAISED
 from fedvision.link.internals_fleet import FleetLink
 from fedvision.link.internals_wire import (
@@ -94,16 +96,19 @@ class Resident:
         """Join and answer until the process is told to end.
 
         Raises:
-            ConfigError: This client runs already.
+            ConfigError: This client runs already, or its images cannot be read.
             RunError: The server could not be reached for ``superlink.retry_for`` seconds.
         """
         with self._inbox.locked():
+            died = False
             with self._disk("that this client runs"):
-                if self._inbox.begin():
+                if died := self._inbox.begin():
                     self._notes.append("its process died and was started again")
             beats = threading.Thread(target=self._beat, daemon=True)
             try:
                 self._trainer.start()
+                if not died:  # else the server waits for it, and its images were read before
+                    self._trainer.look()
                 while True:
                     try:
                         self._join()
@@ -265,10 +270,9 @@ class Resident:
         kind = incoming.head.metadata.message_type
         reply = self._inbox.reply(kind)
         self._trainer.start()  # one that died between two tasks costs nothing
-        if self._opened != (self._trainer.generation, facts.run):
-            opened = self._trainer.ask({"open": facts.to_table()}, limited=False)
-            self._expected = {name: Expected.from_text(text) for name, text in opened["expected"].items()}
-            self._opened = (self._trainer.generation, facts.run)
+        # Who asks what this machine has shall hear of images that were mended in the meantime.
+        if self._opened != (self._trainer.generation, facts.run) or kind == codec.ROSTER:
+            self._open(facts, told=kind != codec.ROSTER)
         layout = self._patiently(incoming.open)
         self._expected.get(kind, Expected()).check(layout)
         # Beside the rounds, a server asks anew for what may have changed: what this machine has and shares.
@@ -281,17 +285,34 @@ class Resident:
             return kept, task
         self._patiently(lambda: self._fetch(incoming, layout.size))
         reply.drop()
-        answer = self._trainer.ask(
-            {
-                "answer": kind,
-                "layout": layout.to_text(),
-                "task": str(self._inbox.task),
-                "reply": str(reply.path),
-            }
-        )
+        files = {"task": str(self._inbox.task), "reply": str(reply.path)}
+        answer = self._surely({"answer": kind, "layout": layout.to_text(), **files}, facts)
         self._worked = float(answer.get("worked", 0.0))
         reply.keep(task, answer["layout"])
         return str(answer["layout"]), task
+
+    def _open(self, facts: RunFacts, *, told: bool) -> None:
+        """Let the training process make ready for a run; ``told``: whether the server knows the images."""
+        request = {"open": facts.to_table()}
+        try:
+            opened = self._trainer.ask(request, limited=False)
+        except ProcessDied:
+            opened = self._trainer.ask(request, limited=False)
+        self._expected = {name: Expected.from_text(text) for name, text in opened["expected"].items()}
+        self._opened = (self._trainer.generation, facts.run)
+        if told and opened["changed"]:
+            self._notes.append("its images changed since it told the server of them")
+
+    def _surely(self, request: Mapping[str, Any], facts: RunFacts) -> dict[str, Any]:
+        """Do a task once more where its process died: as if the client had died with it and come back."""
+        try:
+            return self._trainer.ask(request)
+        except ProcessDied as error:
+            self._notes.append("its training process died in a task, which it did once more")
+            log.warning("%s; the task is done once more", error)
+            self._trainer.start()
+            self._open(facts, told=True)
+            return self._trainer.ask(request)
 
     def _fetch(self, incoming: Incoming, size: int) -> None:
         with self._inbox.task.open("wb") as file:

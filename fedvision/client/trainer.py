@@ -8,7 +8,9 @@ standard input ends and so does this process.
 ::
 
     {"client": TOML, "folder": DIR}                      first line: the machine's own file
-    {"open": run facts}                                  -> {"expected": {message type: what may come}}
+    {"images": true}                                     -> {"images": what there is, "notices": [sentences]}
+    {"open": run facts}                                  -> {"expected": {message type: what may come},
+                                                            "changed": are images others than were told}
     {"answer": type, "layout": ..., "task": FILE, "reply": FILE}      -> {"layout": ..., "worked": s}
     anything                                             -> {"error": sentence, "broken": replace me}
 """
@@ -32,10 +34,13 @@ from typing import IO, Any
 from flwr.app import Context, Message, RecordDict
 
 from fedvision import registry
+from fedvision.client import own_shards
 from fedvision.client.config import ClientConfig
 from fedvision.client.discretion import cause
 from fedvision.client.masks import Masks
-from fedvision.client.own_shards import OwnShards, on_this_machine, own_shards, told_counts
+from fedvision.client.own_data import stamp
+from fedvision.client.own_shards import OwnShards, on_this_machine, told_counts
+from fedvision.data.images import Dataset
 from fedvision.deploy.contract import RunFacts
 from fedvision.deploy.masking import FEWEST
 from fedvision.errors import ConfigError, FedVisionError
@@ -71,9 +76,23 @@ class Trainer:
         self._worker: Worker | None = None
         self._shards: OwnShards | None = None
         self._read: tuple[object, ...] = ()
+        self._stamp: str | None = None
+        self._own: Dataset | None = None
+
+    def look(self) -> dict[str, Any]:
+        """Read this machine's images, before any run asks for them, and say what there is.
+
+        Raises:
+            FedVisionError: They cannot be read.
+        """
+        self._stamp = stamp(self.client)
+        self._own = own = own_shards.read_own(self.client)
+        height, width, channels = own.train.images.shape[1:]
+        told = f"{len(own.train):,} training images of {height} x {width} x {channels}"
+        return {"images": f"{told} in {len(own.classes)} classes", "notices": list(own.notices)}
 
     def open(self, table: Mapping[str, Any]) -> dict[str, Any]:
-        """Make ready what a run's tasks share; images that were read for another run are kept.
+        """Make ready what a run's tasks share; images are read again only where their files have changed.
 
         Raises:
             FedVisionError: The run asks for what this machine does not have or does not allow.
@@ -84,8 +103,12 @@ class Trainer:
         config = on_this_machine(self.client, config)
         evaluation = config.evaluation
         wanted = (facts.classes, facts.image, evaluation.holdout, config.seed)
+        now = stamp(self.client)
+        if now not in (None, self._stamp):
+            self._shards = self._own = None
         if self._shards is None or self._read != wanted:
-            self._shards, self._read = own_shards(self.client, facts, config), wanted
+            self._shards = own_shards.own_shards(self.client, facts, config, self._own)
+            self._read, self._stamp, self._own = wanted, now, None
         height, width, channels = facts.image
         model = build_model(
             config.model,
@@ -98,7 +121,9 @@ class Trainer:
         self._worker = Worker.open(config, model, len(facts.classes), self._shards, memory)
         self._facts = facts
         expected = _expected(self._worker)
-        return {"expected": {kind: expected.to_text() for kind in _ROUND_TYPES}}
+        told = self._told_of()
+        changed = told.exists() and told.read_text() != (self._stamp or "")
+        return {"expected": {kind: expected.to_text() for kind in _ROUND_TYPES}, "changed": changed}
 
     def answer(self, kind: str, layout: str, task: Path, reply: Path) -> dict[str, Any]:
         """Do the task in a file and write the reply's tensors.
@@ -151,6 +176,7 @@ class Trainer:
             self._folder(self._facts) / "counts.json",
             needed=self._worker.config.loss.prior == "global",
         )
+        own_shards.keep(self._told_of(), self._stamp or "")
         entry = codec.RosterEntry(client=client, counts=counts, sharing=self.client.share.counts)
         if entry.sharing == "masked":
             own, masks = sum(self._worker.counts(client)), self._masks()
@@ -184,6 +210,11 @@ class Trainer:
     def _masks(self) -> Masks:
         assert self._facts
         return Masks(self._folder(self._facts) / "masks.json", self._facts.run, self.client)
+
+    def _told_of(self) -> Path:
+        """Return the file that keeps of which images the server of this run was told."""
+        assert self._facts
+        return self._folder(self._facts) / "images"
 
     def _folder(self, facts: RunFacts) -> Path:
         return Path(self.client.state) / "runs" / facts.run
@@ -237,6 +268,8 @@ def _is_broken() -> bool:
 
 def _respond(trainer: Trainer, request: Mapping[str, Any]) -> dict[str, Any]:
     try:
+        if "images" in request:
+            return trainer.look()
         if "open" in request:
             return trainer.open(request["open"])
         return trainer.answer(

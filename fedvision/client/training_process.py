@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvision.client.config import ClientConfig
-from fedvision.errors import FedVisionError
+from fedvision.errors import ConfigError, FedVisionError
 
 log = logging.getLogger("fedvision.deploy")
 _LOOK_S = 0.1
@@ -26,6 +26,10 @@ _GIGABYTE = 10**9
 
 class TaskFailed(FedVisionError):
     """The training process could not do a task; the sentence is the reply."""
+
+
+class ProcessDied(TaskFailed):
+    """The training process was killed or ended by itself in the middle of a task."""
 
 
 class TrainingProcess:
@@ -68,7 +72,8 @@ class TrainingProcess:
             limited: Whether ``time_limit`` holds.
 
         Raises:
-            TaskFailed: The process said no, died, or was ended at a limit; the next request meets a new one.
+            TaskFailed: The process said no, died (``ProcessDied``), or was ended at a limit; the next request
+                meets a new one.
         """
         self.start()
         self._say(request)
@@ -79,6 +84,20 @@ class TrainingProcess:
         if "error" in answer:
             raise TaskFailed(answer["error"])
         return answer
+
+    def look(self) -> None:
+        """Read the client's images, and say what there is.
+
+        Raises:
+            ConfigError: They cannot be read.
+        """
+        try:
+            found = self.ask({"images": True}, limited=False)
+        except TaskFailed as error:
+            raise ConfigError(f"{self._client.name}: the images of [data] cannot be used: {error}") from error
+        for notice in found["notices"]:
+            log.warning("%s", notice)
+        log.warning("%s has %s", self._client.name, found["images"])
 
     def stop(self) -> None:
         """End the process, if there is one."""
@@ -140,9 +159,9 @@ class TrainingProcess:
         code = self._process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         hint = "; perhaps its memory ran out" if code == -signal.SIGKILL else ""
-        self._end(f"the training process died ({how}{hint})")
+        self._end(f"the training process died ({how}{hint})", ProcessDied)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, kind: type[TaskFailed] = TaskFailed) -> None:
         self.stop()
         log.warning("%s; a new one is started", reason)
-        raise TaskFailed(reason)
+        raise kind(reason)

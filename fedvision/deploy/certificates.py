@@ -174,12 +174,14 @@ def _client_files(authority: Authority, client: str, days: int, mutual_tls: bool
     key = ec.generate_private_key(ec.SECP384R1())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    listed: File = (public + f" {client}\n".encode(), _OPEN)
     proof = _issue(authority, client, key, days, ExtendedKeyUsageOID.CLIENT_AUTH, [])
     files: dict[Path, File] = {
         own / "ca.crt": _public(authority.certificate),
         own / "client.key": (private, _SECRET),
         own / "client.crt": _public(proof),
-        Path("server/clients") / f"{client}.pub": (public + f" {client}\n".encode(), _OPEN),
+        own / "client.pub": listed,
+        Path("server/clients") / f"{client}.pub": listed,
     }
     if mutual_tls:
         tls = ec.generate_private_key(ec.SECP384R1())

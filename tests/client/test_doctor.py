@@ -16,6 +16,7 @@ from fedvision.client import doctor, image_checks, step
 from fedvision.client.config import ClientConfig
 from fedvision.client.doctor import examine
 from fedvision.client.findings import Findings
+from fedvision.client.reach import key_owner
 from fedvision.config import ExperimentConfig
 from fedvision.data.images import Dataset
 from tests.deploy.processes import Running, superlink
@@ -76,8 +77,9 @@ def test_a_machine_that_is_ready_fails_nothing_and_fits_a_page(
     pki: Path, images: Path, server: Running
 ) -> None:
     found = examine(client(pki, images, server.public), experiment())
-    assert lines(found, "WARN", "FAIL") == []
-    assert len(found.lines) < 25
+    unsaid = "size: the experiment does not say what size its images have; these are 9 x 9 x 3"
+    assert lines(found, "WARN", "FAIL") == [unsaid]
+    assert len(found.lines) < 26
     text = found.text()
     assert "OK    images       12 training and 4 test images of 9 x 9 x 3" in text
     assert "OK    classes      cat        6  ##############################" in text
@@ -102,8 +104,9 @@ def test_a_server_that_does_not_know_the_key_is_noticed(
 ) -> None:
     stranger = strangers / "clients/stranger/client.key"
     found = examine(client(pki, images, server.public, key=stranger))
-    assert len(lines(found, "FAIL")) == 1
-    assert lines(found, "FAIL")[0].startswith("key: The server does not know this client's key")
+    named, unknown = lines(found, "FAIL")
+    assert named.startswith("key: superlink.key is the key of client stranger")
+    assert unknown.startswith("key: The server does not know this client's key")
 
 
 def test_a_server_that_is_away_leaves_the_other_checks(pki: Path, images: Path) -> None:
@@ -262,3 +265,41 @@ def test_a_full_disk_is_doubtful(pki: Path, images: Path, monkeypatch: pytest.Mo
     usage = shutil._ntuple_diskusage(10**12, 10**12, 10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     assert [level for level, _ in doctor.folders(client(pki, images, 1))] == ["WARN", "WARN"]
+
+
+@pytest.mark.parametrize(
+    ("use", "said", "level"),
+    [
+        ("fashion-mnist", "28 x 28 x 1", "FAIL"),
+        ("digits", "8 x 8 x 1", "FAIL"),
+        ("cifar10", "32 x 32 x 3", "FAIL"),
+        ('image-folder"\nsize = 9\npath = "there', "9 x 9 x 3", "OK"),
+    ],
+)
+def test_the_size_of_a_named_source_is_known(
+    pki: Path, images: Path, use: str, said: str, level: str
+) -> None:
+    config, opened = client(pki, images, 1), Findings("")
+    dataset = image_checks.open_own(config)
+    trains = ExperimentConfig.from_toml(f'[data]\nuse = "{use}"')
+    opened.examine("size", image_checks.size, dataset, trains)
+    ((found, _, text),) = opened.lines
+    assert found == level
+    assert said in text
+
+
+def test_a_key_that_belongs_to_another_client_is_named(pki: Path, images: Path, tmp_path: Path) -> None:
+    said = "key: superlink.key is the key of client south, and this file is that of north: "
+    config = client(pki, images, 1, key=pki / "clients/south/client.key")
+    assert [line[: len(said)] for line in lines(examine(config), "FAIL")][:1] == [said]
+    # The certificate beside it tells as well, and of a key alone nothing is known.
+    for names in (("client.key", "client.crt"), ("client.key",)):
+        alone = tmp_path / "-".join(names)
+        alone.mkdir()
+        for name in names:
+            shutil.copy(pki / "clients/south" / name, alone / name)
+        assert key_owner(str(alone / "client.key")) == ("south" if len(names) > 1 else None)
+    # What lies beside another key says nothing of it.
+    shutil.copy(pki / "clients/north/client.key", tmp_path / "client.key-client.crt/client.key")
+    assert key_owner(str(tmp_path / "client.key-client.crt/client.key")) is None
+    assert list(doctor.owner(client(pki, images, 1))) == []

@@ -40,6 +40,7 @@ def server(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is trained here, and the process that would takes seconds to start."""
     monkeypatch.setattr(TrainingProcess, "start", lambda self: None)
+    monkeypatch.setattr(TrainingProcess, "look", lambda self: None)
 
 
 def table(own: Path, folder: Path, address: str, **superlink: object) -> dict[str, object]:

@@ -12,8 +12,10 @@ from flwr.app import RecordDict
 
 from fedvision.client import own_shards
 from fedvision.client.config import ClientConfig, ShareConfig
+from fedvision.client.own_data import stamp
 from fedvision.client.trainer import Trainer
 from fedvision.deploy.contract import RunFacts
+from fedvision.errors import FedVisionError
 from fedvision.flower import codec, sharing
 from fedvision.link import wire
 from tests.experiments import tiny
@@ -130,3 +132,57 @@ def test_who_hides_class_counts_does_not_tell_them_with_training(
         assert codec.told_examples(content) == 8
         assert not codec.decode_evaluation(content).confusion.any()
         assert sharing.sift({0: content}, {}).withheld == [0]
+
+
+def test_images_are_looked_at_before_any_run_and_read_once(
+    trainer: Trainer, reads: list[str], tmp_path: Path
+) -> None:
+    assert trainer.look() == {"images": "40 training images of 8 x 8 x 1 in 3 classes", "notices": []}
+    trainer.open(facts("r1"))
+    assert reads == ["north"]
+    (tmp_path / "own.npz").unlink()
+    with pytest.raises(FedVisionError, match=r"own\.npz"):
+        trainer.look()
+
+
+def test_mended_images_are_noticed_and_a_change_in_mid_run_is_told(
+    trainer: Trainer, reads: list[str], tmp_path: Path
+) -> None:
+    def save(count: int) -> None:
+        images = np.random.default_rng(1).integers(0, 255, (count, 8, 8), np.uint8)
+        np.savez(tmp_path / "own.npz", train_images=images, train_labels=np.arange(count) % 3)
+
+    def told() -> int:
+        trainer.do(codec.ROSTER, 0, RecordDict())
+        return sum(trainer._worker.counts(0)) if trainer._worker else 0
+
+    assert trainer.open(facts("r1"))["changed"] is False, "nothing was told yet"
+    assert told() == 32, "40 images, of which a fifth is held out"
+    assert trainer.open(facts("r1"))["changed"] is False
+    save(60)
+    # The server knows of 32 images: a new process, which reads what is there now, says that it is more.
+    again = Trainer(trainer.client, tmp_path)
+    assert again.open(facts("r1"))["changed"] is True
+    # Asked anew what it has, the client tells of all.
+    trainer.open(facts("r1"))
+    assert told() == 48
+    assert trainer.open(facts("r1"))["changed"] is False
+    assert reads == ["north"] * 3
+
+
+def test_a_stamp_changes_with_any_file_below_a_folder(tmp_path: Path) -> None:
+    table = {"name": "n", "superlink": {"address": "localhost:1", "key": "k"}}
+    data = {"use": "image-folder", "path": str(tmp_path / "images"), "size": 8}
+    client = ClientConfig.from_dict({**table, "data": data})
+    assert stamp(client) is None, "there is no such folder"
+    (tmp_path / "images/cat").mkdir(parents=True)
+    found = [stamp(client)]
+    file = tmp_path / "images/cat/0.png"
+    for content in (b"", b"broken", b"mended, and longer"):
+        file.write_bytes(content)
+        found.append(stamp(client))
+    assert stamp(client) == found[-1]
+    file.rename(file.with_name("1.png"))
+    found.append(stamp(client))
+    assert len(set(found)) == 5
+    assert stamp(ClientConfig.from_dict({**table, "data": {"use": "digits"}})) is None

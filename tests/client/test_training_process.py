@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ import pytest
 from flwr.app import RecordDict
 
 from fedvision.client.config import ClientConfig
-from fedvision.client.training_process import TaskFailed, TrainingProcess
+from fedvision.client.training_process import ProcessDied, TaskFailed, TrainingProcess
 from fedvision.deploy.contract import RunFacts
+from fedvision.errors import ConfigError
 from fedvision.flower import codec
 from fedvision.link import wire
 from tests.experiments import tiny
@@ -102,8 +104,23 @@ def test_it_trains_and_tells(process: TrainingProcess, tmp_path: Path) -> None:
     assert roster(process, tmp_path) == (14, 13, 13)
 
 
+def test_it_says_what_images_there_are_or_why_there_are_none(
+    process: TrainingProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("fedvision.deploy").propagate = True
+    process.look()
+    assert caplog.messages[-1] == "north has 40 training images of 8 x 8 x 1 in 3 classes"
+    client = replace(process._client, data=replace(process._client.data, args={"path": str(tmp_path / "no")}))
+    broken = TrainingProcess(client, tmp_path)
+    try:
+        with pytest.raises(ConfigError, match=r"north: the images of \[data\] cannot be used: .*no"):
+            broken.look()
+    finally:
+        broken.stop()
+
+
 def test_it_is_replaced_when_it_dies(process: TrainingProcess, tmp_path: Path) -> None:
-    with pytest.raises(TaskFailed, match=r"the training process died \(exit code 9\)"):
+    with pytest.raises(ProcessDied, match=r"the training process died \(exit code 9\)"):
         task(process, tmp_path, "mine:die")
     assert task(process, tmp_path, "mine:fine")["layout"]
 

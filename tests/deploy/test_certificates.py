@@ -149,6 +149,7 @@ def test_clients_are_added_to_an_authority_that_is_there(tmp_path: Path) -> None
         "ca.crt",
         "client.key",
         "client.crt",
+        "client.pub",
         "b.pub",
         "tls.crt",
         "tls.key",

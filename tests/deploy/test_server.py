@@ -11,6 +11,8 @@ from pathlib import Path
 from fedvision import __version__
 from fedvision.deploy.certificates import make
 from fedvision.deploy.contract import PROTOCOL
+from fedvision.reporting.facts import read_facts
+from fedvision.reporting.folder import RunFolder
 from tests.deploy.held import begun, hold, holding
 from tests.deploy.machines import Machines, digest, eventually, machines
 
@@ -114,20 +116,24 @@ def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: 
             assert "this task was done before; the same reply is sent" in here.log(name)
 
 
-def test_a_dead_training_process_costs_one_reply(tmp_path: Path, pki: Path) -> None:
-    text = EXPERIMENT.format(rounds=3, epochs=1, strategy="fedavg")
+def test_a_training_process_killed_alone_does_not_change_the_bits(tmp_path: Path, pki: Path) -> None:
+    text = EXPERIMENT.format(rounds=3, epochs=1, strategy="scaffold")
     with machines(tmp_path, pki, text) as here:
         server = here.server()
         north = here.client("north", **holding(here, "north", 2))
         here.client("south")
         eventually(lambda: begun(here, "north") == [1, 2] or server.poll() is not None, "the second round")
         os.kill(here.training_child(north), signal.SIGKILL)
+        hold(here, "north")
         assert server.wait(300) == 0, here.log("server")
-        refused = [record["refused"] for record in here.rounds()]
-        assert [[item["client"] for item in items] for items in refused] == [[], [0], []]
-        assert "the training process died (killed by SIGKILL" in refused[1][0]["reason"]
-        assert [record["clients"] for record in here.rounds()] == [[0, 1], [1], [0, 1]]
-        assert begun(here, "north") == [1, 2, 3]
+        assert digest(here.out) == here.simulated()
+        assert [record["refused"] for record in here.rounds()] == [[]] * 3
+        assert begun(here, "north") == [1, 2, 2, 3]
+        page = (here.out / "report.html").read_text()
+        assert "says that its training process died in a task, which it did once more" in page
+        assert [one.member.name for one in read_facts(RunFolder.read(here.out)).participants] == list(
+            here.names
+        )
         assert north.poll() is None
 
 

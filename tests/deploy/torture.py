@@ -41,7 +41,7 @@ late = "next-round"
 """
 TOLD_OF_CLIENTS = (
     ("", "the run had been stopped or killed, and went on"),
-    ("north", "the training process died (killed by SIGKILL"),
+    ("north", "says that its training process died in a task, which it did once more"),
     ("south", "says that it was given a message twice, and answered it once"),
     ("east", "after the quorum of 2"),
     ("east", "answered late, used with weight"),
@@ -139,6 +139,7 @@ class Torture(Apart):
         """Kill a client's training process in the second round."""
         self.at_work("north", 2)
         os.kill(self.training_child(north), signal.SIGKILL)
+        hold(self, "north", 3)
 
     def fill_disk(self, attic: subprocess.Popen[bytes]) -> None:
         """Leave no room on a client's disk for what it trained in the second round."""
