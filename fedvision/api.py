@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +163,9 @@ def open_folder(config: ExperimentConfig, out: str | Path | None, resume: bool) 
     from fedvision.reporting.folder import RunFolder
 
     path = Path(out) if out is not None else default_folder(config.name, resume)
-    return RunFolder.resume(path, config) if resume else RunFolder.create(path, config)
+    folder = RunFolder.resume(path, config) if resume else RunFolder.create(path, config)
+    folder.note_invocation({"folder": os.getcwd(), "modules": registry.allowed_folders()})
+    return folder
 
 
 def default_folder(name: str, resume: bool) -> Path:

@@ -131,11 +131,20 @@ class Factory(NamedTuple):
     origin: str
 
 
+_allowed: dict[str, None] = {}
+
+
 def allow_folder(folder: Path) -> None:
     """Let ``"module:attr"`` find modules in the experiment's folder, as a script finds its neighbours."""
     path = str(folder.resolve())
+    _allowed.setdefault(path)
     if path not in sys.path:
         sys.path.insert(0, path)
+
+
+def allowed_folders() -> list[str]:
+    """Return the folders in which ``"module:attr"`` was let find modules."""
+    return list(_allowed)
 
 
 def names(kind: str) -> dict[str, str]:

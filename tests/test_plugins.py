@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedvision import cli
@@ -95,3 +100,35 @@ def test_a_folder_of_own_parts_runs(
     assert folder_of_run.split()["counts"][0] == [8, 8, 8]
     assert len(last["clients"]) == 2
     assert "worst" in capsys.readouterr().out
+
+
+def test_the_reports_command_makes_the_run_again_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts beside the experiment's file and a path of images as seen from where the run was started."""
+    folder = tmp_path / "my parts"
+    folder.mkdir()
+    (folder / "own_loss_of_a_test.py").write_text(MODULE)
+    labels = np.arange(30) % 3
+    np.savez(tmp_path / "own.npz", train_images=np.zeros((30, 8, 8), np.uint8), train_labels=labels)
+    (folder / "own.toml").write_text(
+        'name = "own"\nrounds = 1\nloss = { use = "own_loss_of_a_test:smoothed" }\n'
+        'data = { use = "npz", path = "own.npz" }\npartition = { use = "iid", clients = 2 }\n'
+        'model = { use = "cnn", width = 2, dense = 4 }\nstrategy = { use = "fedavg" }\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert cli.main(["simulate", "my parts/own.toml", "--engine", "serial"]) == 0
+    run = tmp_path / "runs/own"
+    (command,) = re.findall(r"<pre>((?:cd|PYTHON|fedvision).*)</pre>", (run / "report.html").read_text())
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["sh", "-c", html.unescape(command)],
+        cwd="/",
+        env={**os.environ, "PATH": programs},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    again = run.with_name("own-again")
+    assert (again / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()

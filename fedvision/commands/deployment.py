@@ -159,6 +159,7 @@ def _run_in(
     from fedvision.reporting.progress import Progress
 
     folder = open_folder(federation.config, out, resume=True)
+    folder.note_invocation({"server": _same_place(options, place, ours=process is not None)})
     run = Deployment(federation, folder, progress=Progress(), tensorboard=options.tensorboard)
     treat_termination_as_ctrl_c()
     try:
@@ -177,6 +178,16 @@ def _run_in(
         raise
     if process is not None and process.keep:
         _stay(process)
+
+
+def _same_place(options: argparse.Namespace, place: LinkPlace, *, ours: bool) -> list[str]:
+    """Return verb and options that name the same SuperLink from any folder."""
+    words = ["server" if ours else "submit", "--private", options.private, "--state", str(place.state)]
+    words += ["--tls", str(place.tls)] if place.tls else []
+    if ours:
+        words += ["--clients", str(place.clients), "--public", options.public]
+        words += ["--insecure"] * options.insecure + ["--client-certificates"] * options.client_certificates
+    return words
 
 
 def _once_more() -> None:

@@ -117,6 +117,8 @@ class RunFacts:
     """Across machines: every client by number, also those that do not take part."""
     shown: list[str] = field(default_factory=list)
     """Name or number of the client of each row of ``counts`` [K]."""
+    invocation: Record = field(default_factory=dict)
+    """How the run was called."""
 
     @property
     def idle(self) -> list[Participant]:
@@ -264,6 +266,7 @@ def read_facts(folder: RunFolder) -> RunFacts:
         events=all_events(rounds, folder.events(), members.names, buffered=config.round.buffer > 0),
         withheld=withheld,
         participants=found,
+        invocation=folder.invocation(),
         shown=[members.names.get(client, str(client)) for client in shown],
     )
 

@@ -6,6 +6,7 @@
     environment.json      versions, processor, device; under "earlier" those of a run that went on elsewhere
     data.json             {part: digest} of class names, images, labels and columns; under "code" those of the
                           modules that the experiment names; see data/identity.py
+    invocation.json       {"folder": working folder, "modules": where plug-ins are found, "server": options}
     split.json            {"digest", "classes": [C names], "counts": [K][C], "left_out"}; of many clients
                           "counts" holds a sample, and there are "shown": whose rows those are, "clients": K,
                           "totals": [C], and "exact": whether the totals were counted
@@ -142,6 +143,18 @@ class RunFolder:
     def config_text(self) -> str:
         """Return the experiment's TOML as it stands in the folder."""
         return (self.path / "config.toml").read_text(encoding="utf-8")
+
+    def note_invocation(self, facts: Mapping[str, Any]) -> None:
+        """Write down how the run was called, beside what is known of that already.
+
+        Raises:
+            RecordError: The disk is full or refuses.
+        """
+        self._write("invocation.json", json_page({**self.invocation(), **facts}))
+
+    def invocation(self) -> dict[str, Any]:
+        """Return how the run was called; empty where nobody wrote it down."""
+        return read_json(self.path / "invocation.json")
 
     def write_split(self, split_facts: Mapping[str, Any]) -> None:
         """Write down how the images are spread.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,11 +74,26 @@ def write_report(folder: RunFolder) -> Path:
 
 
 def _again(facts: RunFacts) -> str:
-    """Return the command that runs the experiment again, in the folder's parent."""
-    file = shlex.quote(str(Path(facts.path.name) / "config.toml"))
-    if facts.config.data.use == "elsewhere":  # the images are on the clients' machines
-        return f"fedvision server {file} --out again --tls pki/server --wait-for {facts.clients or 1}"
-    return f"fedvision simulate {file} --out again"
+    """Return the command that runs the experiment again, into a new folder.
+
+    Where it is known how the run was called, the command holds from any folder, else from the run folder's
+    parent.
+    """
+    how = facts.invocation
+    folder = facts.path.resolve() if "folder" in how else Path(facts.path.name)
+    words = [str(folder / "config.toml"), "--out", str(folder.with_name(f"{folder.name}-again"))]
+    if "server" in how:
+        words = [*how["server"], *words, "--wait-for", str(facts.clients or 1)]
+    elif facts.config.data.use == "elsewhere":  # the images are on the clients' machines
+        words = ["server", *words, "--tls", "pki/server", "--wait-for", str(facts.clients or 1)]
+    else:
+        words = ["simulate", *words]
+    call = shlex.join(["fedvision", *words])
+    modules = how.get("modules") or []
+    if modules and re.search(r'"[\w.]+:[\w.]+"', facts.config_text):  # a plug-in by path
+        call = f"PYTHONPATH={shlex.quote(os.pathsep.join(modules))} {call}"
+    # Relative paths in [data] are as seen from the folder in which the run was started.
+    return f"cd {shlex.quote(how['folder'])} && {call}" if "folder" in how else call
 
 
 def render_page(template: str, **values: Any) -> str:

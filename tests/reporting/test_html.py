@@ -86,7 +86,7 @@ def test_the_report_has_every_section(make_run: MakeRun) -> None:
         "1,234",
         'use = "digits"',
         "abc123",
-        "fedvision simulate 'long tail/config.toml' --out again",
+        "fedvision simulate 'long tail/config.toml' --out 'long tail-again'",
         "torch threads",
     ):
         assert said in page.text, said
@@ -189,3 +189,12 @@ def test_long_lists_stand_in_two_halves() -> None:
     assert halves(rows) == [rows[:13], rows[13:]]  # type: ignore[arg-type,comparison-overlap]
     assert halves(rows[:24]) == [rows[:24]]  # type: ignore[arg-type,comparison-overlap]
     assert halves([]) == []
+
+
+def test_the_command_that_makes_a_deployed_run_again_names_its_place(make_run: MakeRun) -> None:
+    folder = make_run()
+    place = ["server", "--private", "127.0.0.1:8000", "--tls", "/pki/server"]
+    folder.note_invocation({"folder": "/home/me", "modules": ["/home/me/parts"]})
+    folder.note_invocation({"server": place})
+    command = f"cd /home/me && fedvision {' '.join(place)} {folder.path}/config.toml"
+    assert f"{command} --out {folder.path}-again --wait-for 2" in _read(write_report(folder)).text
