@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -16,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedvision import registry, seeding
-from fedvision.errors import PluginError
+from fedvision.errors import PluginError, RunError
 from fedvision.flower import codec
 from fedvision.flower.internals_message import addressed
 from fedvision.flower.roster import Roster, Unasked
@@ -63,7 +64,9 @@ class FlowerStrategy(Strategy):
     ) -> Iterable[Message]:
         """Select the round's cohort and yield one training message for each member."""
         rng = seeding.numpy_stream(self._seed, "select", server_round)
-        cohort = self.inner.select(server_round, self._roster.present(grid), rng)
+        with self._guarded("select", server_round):
+            # NumPy's integers are numbers to everybody but Flower's messages.
+            cohort = [int(c) for c in self.inner.select(server_round, self._roster.present(grid), rng)]
         self._positions = {client: position for position, client in enumerate(cohort)}
         self._next = len(cohort)
         self._state = codec.decode_state(arrays)
@@ -95,14 +98,14 @@ class FlowerStrategy(Strategy):
         losses = _Losses()
         usable = losses.watch(itertools.filterfalse(Message.has_error, replies))
         try:
-            state = self._sum(usable) if self._mean else self._combine(usable)
+            state = self._sum(usable, server_round) if self._mean else self._combine(usable, server_round)
         finally:
             self._state = {}
         if state is None:
             return None, None
         return codec.encode_state(state), MetricRecord({codec.TRAIN_LOSS: losses.mean()})
 
-    def _sum(self, replies: Iterator[Message]) -> State | None:
+    def _sum(self, replies: Iterator[Message], round: int) -> State | None:
         """Add up whatever comes, in any order: updates, and sums that others took."""
         assert self._mean is not None
         sums = Sums(self._mean, self._state)
@@ -114,12 +117,35 @@ class FlowerStrategy(Strategy):
                 sums.add(self._update(reply))
             # Let go before the next one is made, or two models are in memory.
             del reply, content
-        return sums.conclude() if sums.heard else None
+        with self._guarded("conclude", round):
+            return sums.conclude() if sums.heard else None
 
-    def _combine(self, replies: Iterator[Message]) -> State | None:
+    def _combine(self, replies: Iterator[Message], round: int) -> State | None:
         updates = map(self._update, replies)
         first = next(updates, None)
-        return None if first is None else self.inner.combine(self._state, itertools.chain([first], updates))
+        if first is None:
+            return None
+        with self._guarded("combine", round):
+            state = self.inner.combine(self._state, itertools.chain([first], updates))
+        if not isinstance(state, Mapping):
+            raise RunError(
+                f"round {round}: combine of the strategy {type(self.inner).__name__} returned a "
+                f"{type(state).__name__}; it must return the model's tensors by name"
+            )
+        return state
+
+    @contextmanager
+    def _guarded(self, method: str, round: int) -> Iterator[None]:
+        """Say in one sentence what a strategy's own code raised.
+
+        Raises:
+            RunError: It raised one of the errors that a mistake in code raises.
+        """
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError) as error:
+            where = f"round {round}: {method} of the strategy {type(self.inner).__name__}"
+            raise RunError(f"{where} raised {type(error).__name__}: {error}; mend it and resume") from error
 
     def _update(self, reply: Message) -> Update:
         client = self._roster.client(reply.metadata.src_node_id)
