@@ -13,6 +13,7 @@ from torch import nn
 from fedvision import registry, seeding
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, PluginError
+from fedvision.models.layout import avoid_narrow_strides
 from fedvision.types import PluginSpec
 
 
@@ -41,6 +42,7 @@ def build_model(
     images = torch.randn(2, in_channels, *image_size, generator=seeding.torch_stream(seed, "trial"))
     with seeding.torch_global(seed, "model"):
         model = _call(config, runtime, where)
+        avoid_narrow_strides(model)
         if in_channels == 1 and _wants_colour(model, images):
             model = Gray(model)
         for training in (False, True):

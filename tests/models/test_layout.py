@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +16,7 @@ from torch.nn import functional as F
 from fedvision.models import layout
 from fedvision.models.cnn import cnn
 from fedvision.models.fusion import fusion
-from fedvision.models.layout import LEAST, blocked, may_block, plain
+from fedvision.models.layout import LEAST, SubsampledConv2d, avoid_narrow_strides, blocked, may_block, plain
 from fedvision.training.evaluate import predict
 from tests.training.crowd import Crowd, assert_equal, network, settings
 
@@ -135,3 +139,39 @@ def test_only_processors_on_which_it_was_measured_to_gain(
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert layout.gains() is expected
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_narrow_strides(memory_format: torch.memory_format) -> None:
+    """Values and gradients are those of the stride, in double precision, where oneDNN is not used."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 1, 2), nn.Conv2d(8, 16, 1, (1, 2)), nn.Conv2d(16, 8, 3, 2)).double()
+    wanted = copy.deepcopy(model)
+    avoid_narrow_strides(model)
+    assert [type(layer) for layer in model] == [SubsampledConv2d, nn.Conv2d, nn.Conv2d]
+    assert model.state_dict().keys() == wanted.state_dict().keys()
+    x = torch.randn(5, 4, 17, 16, dtype=torch.double).to(memory_format=memory_format)
+    found, expected = model(x), wanted(x)
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for mine, its in zip(model.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, its.grad)
+
+
+def test_a_narrow_network_trains_without_overrunning_memory() -> None:
+    """A child process, as the fault ends its process; glibc checks every block it frees."""
+    script = (
+        "import torch\n"
+        "from fedvision.config import ModelConfig\n"
+        "from fedvision.models.build import build_model\n"
+        "config = ModelConfig(use='resnet8', args={'width': 4})\n"
+        "model = build_model(config, num_classes=4, in_channels=1, image_size=(8, 8), seed=0)\n"
+        "model = model.to(memory_format=torch.channels_last)\n"
+        "for _ in range(100):\n"
+        "    x = torch.randn(5, 1, 8, 8).to(memory_format=torch.channels_last)\n"
+        "    model(x).square().sum().backward()\n"
+    )
+    environment = {**os.environ, "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "5"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
