@@ -29,6 +29,7 @@ from fedvision.link.proxies import Proxy, proxy_for
 
 _TIMEOUT_S = 10.0
 _FIRST_WORD_S = 1.0
+NOBODY_LISTENS = "nothing listens there"
 _SELF_SIGNED = {18, 19, 20, 21}
 _NOT_YET, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
 """OpenSSL's X509_V_ERR_* numbers."""
@@ -279,7 +280,7 @@ def _why(error: Exception, superlink: SuperlinkConfig) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time; is the port open in the server's firewall, and the address right?"
     if isinstance(error, ConnectionRefusedError):
-        return "nothing listens there; is the server running, and the port right?"
+        return f"{NOBODY_LISTENS}; is the server running, and the port right?"
     if isinstance(error, ssl.SSLError) and "WRONG_VERSION" in str(error):
         return "it speaks no TLS; correct superlink.address, or set superlink.insecure on a trial network"
     if own := _own_certificate(error, superlink):

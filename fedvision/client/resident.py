@@ -30,7 +30,7 @@ from fedvision.client.config import ClientConfig
 from fedvision.client.discretion import cause, discreet
 from fedvision.client.inbox import FileSource, Inbox, Reply
 from fedvision.client.patience import Patience
-from fedvision.client.reach import explain, read_key, tls_context
+from fedvision.client.reach import NOBODY_LISTENS, explain, read_key, tls_context
 from fedvision.client.training_process import ProcessDied, TaskFailed, TrainingProcess
 from fedvision.deploy.contract import RunFacts
 from fedvision.errors import ConfigError, FedVisionError, WireError
@@ -116,9 +116,19 @@ class Resident:
                             beats.start()
                         self._work()
                     except (LinkDown, LinkRefused) as error:
-                        self._patience.wait(partial(explain, self._config.superlink, error))
+                        self._patience.wait(partial(self._why, error))
             finally:
                 self._leave(beats)
+
+    def _why(self, error: FedVisionError) -> str:
+        """Return why there is no connection: after a run that is nothing to mend."""
+        why = explain(self._config.superlink, error)
+        if self._answered and not self._in_hand and NOBODY_LISTENS in why:
+            return (
+                f"{self._config.superlink.address}: the server has gone: its run is over, or it was stopped; "
+                "this client waits for the next one, Ctrl-C ends it"
+            )
+        return why
 
     def _rest(self, seconds: float) -> None:
         """Wait before the next attempt, or until a heartbeat found the server."""

@@ -89,6 +89,10 @@ def _server(options: argparse.Namespace) -> None:
         insecure=options.insecure,
         client_certificates=options.client_certificates,
     ).files()
+    # On standard output: what is wrong stays a line of its own on the other.
+    print(
+        f"the server is starting: clients on {options.public}, its own side on {options.private}", flush=True
+    )
     place = LinkPlace(
         tls=tls and tls.resolve(),
         clients=clients.resolve(),
@@ -220,6 +224,7 @@ def _client(options: argparse.Namespace) -> None:
     overrides = [f"superlink.address={json.dumps(options.superlink)}"] if options.superlink else []
     config = ClientConfig.load(options.client, overrides)
     _check_data(options.client, config)
+    print(f"{config.name} is starting; its server is {config.superlink.address}", flush=True)
     from fedvision.client.resident import serve
     from fedvision.federation import prepare_process
 

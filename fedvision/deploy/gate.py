@@ -42,6 +42,10 @@ UNKNOWN_KEY = (
     "The server does not know this client's key; send the .pub file to the server's administrator, who puts "
     "it into the server's folder of client keys."
 )
+REMOVED_KEY = (
+    "This client was removed from the federation: its key is no longer in the server's folder of client "
+    "keys. It comes back only with a new key; ask the server's administrator."
+)
 NOT_SIGNED = (
     "Invalid SuperNode authentication: the call is not signed with its key, or this machine's clock is far "
     "from the server's."
@@ -76,6 +80,7 @@ class FleetGate:
         clock: Seconds that only rise.
         give_again: As ``internals_superlink.give_again`` on the SuperLink's state.
         owner: As ``internals_superlink.owner`` on the SuperLink's state.
+        removed: Returns the public keys that were known once, and their clients' names.
     """
 
     def __init__(
@@ -86,9 +91,10 @@ class FleetGate:
         clock: Callable[[], float] = monotonic,
         give_again: Callable[[int, float], int] = lambda node, seconds: 0,
         owner: Callable[[str], int | None] = lambda message: None,
+        removed: Callable[[], Mapping[bytes, str]] = dict,
     ) -> None:
         self._app, self._known, self._limits, self._clock = app, known, limits, clock
-        self._give_again, self._owner = give_again, owner
+        self._give_again, self._owner, self._removed = give_again, owner, removed
         self._paths = internals_superlink.fleet_paths() | {FLEET}
         self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
         self._journal = Journal(log, clock)
@@ -177,7 +183,10 @@ class FleetGate:
             # Flower's client prints the code and the sentence of a refused activation, and stops on 401.
             activation = scope["path"].endswith("/activate-node")
             status = 412 if activation else 401
-            raise Refusal(status, UNKNOWN_KEY, internals_superlink.NOT_ACTIVATED, f" [{fingerprint(key)}]")
+            code, name = internals_superlink.NOT_ACTIVATED, self._removed().get(key)
+            if name is not None:
+                raise Refusal(status, REMOVED_KEY, code, f" [{name}]")
+            raise Refusal(status, UNKNOWN_KEY, code, f" [{fingerprint(key)}]")
         return key
 
     async def _check_signature(self, scope: Scope, key: bytes) -> None:

@@ -75,6 +75,8 @@ class Keyring:
         self._seen: dict[Path, tuple[int, int]] = {}
         self.known: Mapping[bytes, str] = {}
         """Public key (PEM) -> the name of its client."""
+        self.removed: Mapping[bytes, str] = {}
+        """The same of clients that were shut out, for good."""
         for problem in self.sync():
             raise ConfigError(problem)
 
@@ -103,6 +105,7 @@ class Keyring:
             name = self.known.get(key) or registered.get(here[key], "")
             log.warning("client %s is shut out: its key is no longer in %s", name, self._folder)
         self.known, self._seen = {key: path.stem for key, path in wanted.items()}, seen
+        self.removed = internals_superlink.removed_keys(self._state)
         return problems
 
     def _read(self, files: dict[Path, tuple[int, int]]) -> tuple[dict[bytes, Path], list[str]]:

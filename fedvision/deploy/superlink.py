@@ -81,6 +81,7 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
             lambda: keyring.known,
             options.limits,
             give_again=functools.partial(internals_superlink.give_again, state),
+            removed=lambda: keyring.removed,
             owner=functools.partial(internals_superlink.owner, state),
         )
         config = uvicorn.Config(

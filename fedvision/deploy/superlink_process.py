@@ -108,6 +108,9 @@ class SuperlinkProcess:
                 f"the SuperLink is up, but does not answer on its own side {self.place.private}: {why}; do "
                 "ca.crt, server.crt and server.key of --tls belong to each other?"
             )
+        log.warning(
+            "clients reach the server on %s; its own side is %s", self.place.public, self.place.private
+        )
         return self.place
 
     def start(self) -> None:

@@ -252,6 +252,12 @@ def names(state: LinkState) -> dict[int, str]:
     return {node.node_id: node.name for node in state.get_node_info(owner_aids=[NOOP_FLWR_AID])}
 
 
+def removed_keys(state: LinkState) -> dict[bytes, str]:
+    """Return public key (PEM) -> name of every client that was let in once and is no more."""
+    nodes = state.get_node_info(owner_aids=[NOOP_FLWR_AID])
+    return {node.public_key: node.name for node in nodes if node.status == "unregistered"}
+
+
 def register_key(state: LinkState, key: bytes, name: str) -> None:
     """Let a client call, as ``flwr supernode register`` would.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -231,3 +232,18 @@ def test_a_heartbeat_that_finds_the_server_ends_the_pause(
     assert link.beats >= 3, "one that fails ends no pause"
     client._over.set()
     beats.join()
+
+
+def test_after_a_run_nobody_is_asked_to_mend_anything(pki: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        port = once.getsockname()[1]
+    config = ClientConfig.from_dict(table(pki / "clients/north", tmp_path, f"127.0.0.1:{port}"))
+    client = resident.Resident(config, tmp_path)
+    assert "is the server running, and the port right?" in client._why(LinkDown("away"))
+    client._answered = "a message"
+    assert client._why(LinkDown("away")) == (
+        f"127.0.0.1:{port}: the server has gone: its run is over, or it was stopped; this client waits for "
+        "the next one, Ctrl-C ends it"
+    )
+    client._in_hand = b"a task"
+    assert "is the server running, and the port right?" in client._why(LinkDown("away"))

@@ -435,3 +435,13 @@ def test_a_message_is_confirmed_by_its_receiver_alone(owner: int | None, status:
     body = ConfirmMessageReceivedRequest(node=Node(node_id=7), message_object_id="m").SerializeToString()
     guarded = FleetGate(Flower(), lambda: {KEY: "north"}, Limits(), owner={"m": owner}.get)
     assert ask(guarded, CONFIRM, parts=[body])[0] == status
+
+
+def test_a_client_that_was_removed_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    guarded = FleetGate(Flower(), dict, Limits(), removed=lambda: {KEY: "north"})
+    with caplog.at_level(logging.WARNING, "fedvision.deploy"):
+        status, told = ask(guarded)
+    assert (status, told["code"]) == (401, NOT_ACTIVATED)
+    assert told["detail"].startswith("This client was removed from the federation")
+    assert caplog.messages[0].endswith("[north]")
+    assert ask(guarded, headers=signed(SOUTH))[1]["detail"].startswith("The server does not know")

@@ -47,6 +47,8 @@ def test_a_client_that_is_shut_out_is_named(
     with caplog.at_level(logging.WARNING, "fedvision.deploy"):
         Keyring(folder, state) if again else keyring.sync()
     assert caplog.messages == [f"client north is shut out: its key is no longer in {folder}"]
+    if not again:
+        assert list(keyring.removed.values()) == ["north"]
 
 
 def test_a_server_that_starts_again_knows_its_clients_by_their_old_numbers(
