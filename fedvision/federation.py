@@ -5,6 +5,7 @@ Nothing is written here; what runs it is ``simulation``.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
-from fedvision.reporting.wording import plural, whole
 from fedvision.types import MetricFn
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Federation:
             ConfigError: Something in the experiment or its data is wrong; the sentence says what to do.
         """
         prepare_process()
-        from fedvision.data import groups, split
+        from fedvision.data import split
         from fedvision.data.transforms import check_size
         from fedvision.flower.checks import check_strategy
         from fedvision.flower.strategy import build_strategy
@@ -63,11 +63,15 @@ class Federation:
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
         strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
         dataset: Dataset = registry.build("data", config.data)
-        if split_here:
-            groups.refuse_holdout(dataset.train, config.evaluation.holdout)
         classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
         if split_here:
-            parts = split.make(dataset.train, config.partition, num_classes=classes, seed=config.seed)
+            parts = split.make(
+                dataset.train,
+                config.partition,
+                num_classes=classes,
+                seed=config.seed,
+                holdout=config.evaluation.holdout,
+            )
             check_strategy(strategy, len(parts.clients))
         else:
             parts = split.elsewhere(classes)
@@ -85,51 +89,64 @@ class Federation:
         )
 
     def notices(self) -> list[str]:
-        """Return what a person should know of the data: unreadable files, vacant classes, tiny clients.
+        """Return what a person should know before a run: of files, classes, clients and of what is measured.
 
         Clients that are made when asked for are not gone through; that they share images is said instead.
         """
         from fedvision.data.twins import twin_notices
+        from fedvision.reporting.notices import measurement_notices, split_notices
 
-        split, said = self.split, list(self.dataset.notices)
-        if len(split.clients) == 0:  # the images are on other machines
+        said = [*self.dataset.notices, *measurement_notices(self.config, self.dataset)]
+        if len(self.split.clients) == 0:  # the images are on other machines
             return said
         said += twin_notices(self.dataset)
-        if vacant := [self.dataset.classes[c] for c in (split.totals == 0).nonzero()[0]]:
-            said.append(f"no client has images of {_listed(vacant)}; the model cannot learn it")
-        if split.lazy:
-            images = len(split.labels) - len(split.left_out)
-            said.append(
-                f"{plural(len(split.clients), 'client')} draw their images from the same {whole(images)}: an "
-                f"image belongs to {split.totals.sum() / images:,.1f} of them on average"
-            )
-        elif single := [f"client {number}" for number, part in enumerate(split.clients) if len(part) == 1]:
-            said.append(f"with a single image each: {_listed(single)}")
-        return said
+        return said + split_notices(self.split, self.dataset.classes)
 
     def inspect(self) -> str:
-        """Return in text who has which images, what the loss makes of it, and what a round will send."""
-        import torch
-
+        """Return in text who trains on what, what the loss makes of it, and what a round will send."""
         from fedvision.models.state import get_state, size_in_bytes, travelling
         from fedvision.reporting.skew_report import Whole, skew_report
-        from fedvision.training.worker import build_loss
 
         split, classes = self.split, self.dataset.classes
-        loss = build_loss(self.config, torch.from_numpy(split.totals))
-        even = loss(torch.zeros(len(classes), len(classes)), torch.arange(len(classes)))
         text = skew_report(
             split.counts(split.shown),
             classes,
-            whole=Whole(len(split.clients), split.totals, split.exact, split.shown),
-            weights={"loss at even logits": even.tolist()},
+            whole=Whole(len(split.clients), split.totals, split.exact, split.shown, split.distinct),
+            weights=self._loss_by_class(),
             state_bytes=size_in_bytes(
                 get_state(self.model, travelling(self.model, self.config.model.travel))
             ),
             cohort=self._cohort(),
             left_out=len(split.left_out),
+            held_out=split.held_out,
         )
         return "\n".join([text, *self.notices()])
+
+    def _loss_by_class(self) -> dict[str, list[float]]:
+        """Return the loss [C] of an image of each class at even logits, as the experiment's prior makes it.
+
+        With ``loss.prior = "local"`` it is each client's own: lowest, median and highest over the clients
+        that have the class, of at most 100 of them.
+        """
+        import numpy as np
+        import torch
+
+        from fedvision.training.worker import build_loss
+
+        split, classes = self.split, len(self.dataset.classes)
+        logits, labels = torch.zeros(classes, classes), torch.arange(classes)
+        if self.config.loss.prior == "global":
+            loss = build_loss(self.config, torch.from_numpy(split.distinct))
+            return {"loss at even logits": loss(logits, labels).tolist()}
+        few = split.shown[np.linspace(0, len(split.shown) - 1, min(len(split.shown), 100)).astype(np.int64)]
+        counts = split.counts(few)
+        rows = [build_loss(self.config, torch.from_numpy(own))(logits, labels).tolist() for own in counts]
+        values = np.where(counts > 0, np.array(rows, np.float64), np.nan)
+        having = [column[~np.isnan(column)] for column in values.T]
+        return {
+            f"loss, {name}": [float(np.percentile(own, place)) if len(own) else math.nan for own in having]
+            for name, place in (("lowest", 0), ("median", 50), ("highest", 100))
+        }
 
     def _cohort(self) -> int | None:
         """Return the number of clients a round, where the strategy is ours and says so."""
@@ -139,11 +156,6 @@ class Federation:
             return None
         rng = seeding.numpy_stream(self.config.seed, "select", 1)
         return len(self.strategy.inner.select(1, range(len(self.split.clients)), rng))
-
-
-def _listed(names: list[str], longest: int = 5) -> str:
-    more = f" and {len(names) - longest} more" if len(names) > longest else ""
-    return ", ".join(names[:longest]) + more
 
 
 def prepare_process() -> None:

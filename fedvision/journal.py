@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -137,10 +138,17 @@ class RunJournal:
         self.progress.start(self.config.rounds, self.done + 1)
         for module in self._changed_code:
             self.note(f"the source of {module} was changed since the run's first part")
+        for notice in self._data_notices:
+            self.progress.note(notice)
         if self.done < self.config.rounds:
             began = any(event["what"] == BEGAN for event in self.folder.events())
             again = "the run had been stopped or killed, and went on"
             self.folder.append_event(self.done + 1, again if began else BEGAN)
+
+    @cached_property
+    def _data_notices(self) -> list[str]:
+        """What a person should know of the data: found once, as equal images are searched for."""
+        return self.federation.notices()
 
     def client_done(self, round: int, done: int, total: int) -> None:
         """Move the progress bar."""
@@ -227,7 +235,7 @@ class RunJournal:
             {
                 "status": "finished",
                 "rounds": self.done,
-                "notices": [*self.federation.notices(), *self.notices],
+                "notices": [*self._data_notices, *self.notices],
                 "parameters": sum(p.numel() for p in worker.model.parameters()),
                 "state_bytes": sum(t.numel() * t.element_size() for t in self.state.values()),
             }

@@ -108,22 +108,34 @@ def kappa(confusion: NDArray[np.int64]) -> float:
 def tail_groups(counts: Sequence[int] | NDArray[Any]) -> dict[str, tuple[int, ...]]:
     """Return the class numbers of the frequent, the middling and the rare classes.
 
-    Classes are ordered by falling training count, ties by class number. The first 30 % are the head and the
-    last 30 % the tail, rounded down but at least one class each (a single class is the head); ten classes
-    give 3, 4 and 3.
+    Classes are ordered by falling training count. The first 30 % are the head and the last 30 % the tail,
+    rounded down but at least one class each; ten different counts give 3, 4 and 3. Classes with equal counts
+    stay together, in the group in which the middle of their places lies: nothing but their number would tell
+    them apart. So there may be no head, medium or tail.
 
     Args:
         counts: Training images per class [C].
 
+    Returns:
+        ``head``, ``medium`` and ``tail``, each by falling count; nothing where all counts are equal: no class
+        is rarer than another.
+
     Raises:
         ValueError: There is no class.
     """
-    order = [int(c) for c in np.argsort(-np.asarray(counts, dtype=np.float64), kind="stable")]
-    if not order:
+    values = np.asarray(counts, dtype=np.float64)
+    if not len(values):
         raise ValueError("counts must hold at least one class")
-    size = max(1, 3 * len(order) // 10)
-    head, rest = order[:size], order[size:]
-    return {"head": tuple(head), "medium": tuple(rest[:-size]), "tail": tuple(rest[-size:])}
+    if values.min() == values.max():
+        return {}
+    size, groups = max(1, 3 * len(values) // 10), dict[str, list[int]](head=[], medium=[], tail=[])
+    for c in np.argsort(-values, kind="stable"):
+        more, fewer = int((values > values[c]).sum()), int((values < values[c]).sum())
+        # Twice the middle of its places from either end, the first place being 0.
+        from_top, from_bottom = len(values) - 1 + more - fewer, len(values) - 1 + fewer - more
+        name = "head" if from_top < 2 * size else "tail" if from_bottom < 2 * size else "medium"
+        groups[name].append(int(c))
+    return {name: tuple(classes) for name, classes in groups.items()}
 
 
 def group_recall(confusion: NDArray[np.int64], groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
@@ -141,7 +153,7 @@ def scores(
 
     Args:
         confusion: Summed counts [C, C].
-        counts: Training images per class [C]; with them come ``head``, ``medium`` and ``tail``.
+        counts: Training images per class [C]; where they differ there are ``head``, ``medium`` and ``tail``.
         extra: Further metrics by name.
 
     Returns:
@@ -170,21 +182,24 @@ def client_spread(confusions: Mapping[int, NDArray[np.int64]]) -> dict[str, floa
 
     Returns:
         ``clients`` (how many have images), ``worst`` and ``best`` accuracy with ``worst_client`` and
-        ``best_client`` (the lowest number of several), ``mean``, ``std`` (of this population, divided by its
-        size), ``p10`` (10th percentile, interpolated). All but ``clients`` are NaN where nobody has images.
+        ``best_client`` (the lowest number of several) and the images on which these two rest,
+        ``worst_images`` and ``best_images``, ``mean``, ``std`` (of this population, divided by its size),
+        ``p10`` (10th percentile, interpolated). All but ``clients`` are NaN where nobody has images.
     """
     measured = {client: accuracy(counts) for client, counts in sorted(confusions.items()) if counts.sum()}
     if not measured:
-        names = ("worst_client", "worst", "best_client", "best", "mean", "std", "p10")
-        return {"clients": 0, **dict.fromkeys(names, float("nan"))}
+        worst_and_best = ("worst_client", "worst", "worst_images", "best_client", "best", "best_images")
+        return {"clients": 0, **dict.fromkeys((*worst_and_best, "mean", "std", "p10"), float("nan"))}
     worst, best = min(measured, key=measured.__getitem__), max(measured, key=measured.__getitem__)
     values = np.array(list(measured.values()))
     return {
         "clients": len(measured),
         "worst_client": worst,
         "worst": measured[worst],
+        "worst_images": int(confusions[worst].sum()),
         "best_client": best,
         "best": measured[best],
+        "best_images": int(confusions[best].sum()),
         "mean": float(values.mean()),
         "std": float(values.std()),
         "p10": float(np.percentile(values, 10)),

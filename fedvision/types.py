@@ -33,10 +33,16 @@ class LazyClients(Protocol):
     """A partitioner's result that makes each client's images when they are asked for.
 
     Client k must be a function of k alone, whoever was asked before, in any process. Clients may share
-    images; within one client an image is there once. An attribute ``expected_counts``, numbers [C] or fewer,
-    tells how many images of each label 0, 1, ... all clients have together; without it that is estimated from
-    some of them. A method ``size(k)`` tells how many images client k has without making them: a simulation
-    asks for it of every client of a cohort, to begin with the largest.
+    images; within one client an image is there once. An attribute ``expected_counts``, numbers [C] or
+    fewer, tells how many images of each label 0, 1, ... all clients have together, and
+    ``expected_distinct`` likewise how many different ones; without them both are estimated from some of the
+    clients. A method ``size(k)`` tells how many images client k has without making them: a simulation asks
+    for it of every client of a cohort, to begin with the largest.
+
+    With ``evaluation.holdout``, no client trains on the images that are kept for measurement: bool [N],
+    drawn once for all clients. A client's images are divided by it, and a client of which none is left is
+    refused. A method ``with_holdout(held, share)`` that returns ``LazyHalves`` draws both halves itself;
+    the attributes above are then its, of the images trained on.
     """
 
     def __len__(self) -> int:
@@ -44,6 +50,13 @@ class LazyClients(Protocol):
 
     def __getitem__(self, client: int, /) -> NDArray[np.int64]:
         """Return the image numbers [n] of a client, from 0, in any order."""
+
+
+class LazyHalves(Protocol):
+    """Each client's images for training and for measurement, made when they are asked for."""
+
+    def __getitem__(self, client: int, /) -> Sequence[NDArray[np.int64]]:
+        """Return the numbers of the images that a client trains on, at least one, and measures on."""
 
 
 @dataclass(frozen=True, kw_only=True)

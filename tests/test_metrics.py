@@ -166,21 +166,46 @@ def test_negative_counts(metric: Callable[[NDArray[np.int64]], object]) -> None:
 
 @pytest.mark.parametrize(
     ("classes", "sizes"),
-    [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (10, (3, 4, 3)), (100, (30, 40, 30))],
+    [(2, (1, 0, 1)), (3, (1, 1, 1)), (10, (3, 4, 3)), (100, (30, 40, 30))],
 )
 def test_sizes_of_the_groups(classes: int, sizes: tuple[int, int, int]) -> None:
     groups = metrics.tail_groups(np.arange(classes))
     assert tuple(len(groups[name]) for name in ("head", "medium", "tail")) == sizes
 
 
-def test_groups_fall_by_count_and_ties_go_by_number() -> None:
+def test_groups_fall_by_count() -> None:
     groups = metrics.tail_groups([5, 9, 5, 1, 9, 5, 0, 7, 5, 1])
     assert groups == {"head": (1, 4, 7), "medium": (0, 2, 5, 8), "tail": (3, 9, 6)}
+
+
+@pytest.mark.parametrize(
+    ("counts", "groups"),
+    [
+        ([7], {}),
+        ([4, 4, 4, 4], {}),
+        # Places 0 to 4 have their middle in the head (2 < 3), places 5 to 9 in the tail.
+        ([9, 1] * 5, {"head": (0, 2, 4, 6, 8), "medium": (), "tail": (1, 3, 5, 7, 9)}),
+        # Nine equal classes lie around place 4 of 10: none of them is more frequent than the others.
+        ([1] + [9] * 9, {"head": (), "medium": tuple(range(1, 10)), "tail": (0,)}),
+        ([1] * 9 + [9], {"head": (9,), "medium": tuple(range(9)), "tail": ()}),
+        ([5, 5, 1], {"head": (0, 1), "medium": (), "tail": (2,)}),
+        ([5, 1, 1], {"head": (0,), "medium": (), "tail": (1, 2)}),
+    ],
+)
+def test_classes_with_equal_counts_share_a_group(
+    counts: list[int], groups: dict[str, tuple[int, ...]]
+) -> None:
+    assert metrics.tail_groups(counts) == groups
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30))
 def test_groups_hold_every_class_once_and_no_tail_class_beats_a_head_class(counts: list[int]) -> None:
     groups = metrics.tail_groups(counts)
+    if len(set(counts)) == 1:
+        assert groups == {}
+        return
+    group = {counts[c]: name for name, classes in groups.items() for c in classes}
+    assert all(group[counts[c]] == name for name, classes in groups.items() for c in classes)
     assert sorted(sum(groups.values(), ())) == list(range(len(counts)))
     ordered = [counts[c] for name in ("head", "medium", "tail") for c in groups[name]]
     assert ordered == sorted(counts, reverse=True)
@@ -204,7 +229,9 @@ def test_scores_have_their_keys_in_order() -> None:
     assert list(figures) == ["accuracy", "balanced_accuracy", "macro_f1", "head", "medium", "tail", "kappa"]
     assert all(type(value) is float for value in figures.values())
     assert (figures["head"], figures["tail"]) == (0, 0.75)
-    assert list(metrics.scores(HAND)) == ["accuracy", "balanced_accuracy", "macro_f1"]
+    without = ["accuracy", "balanced_accuracy", "macro_f1"]
+    assert list(metrics.scores(HAND)) == without
+    assert list(metrics.scores(HAND, [5, 5, 5, 5])) == without
 
 
 def test_scores_refuse_counts_of_other_classes() -> None:
@@ -226,6 +253,7 @@ def test_spread_by_hand() -> None:
     values = [0.9, 0.5, 0.9, 0.2]
     assert (spread["clients"], spread["worst_client"], spread["best_client"]) == (4, 2, 4)
     assert (spread["worst"], spread["best"]) == (0.2, 0.9)
+    assert (spread["worst_images"], spread["best_images"]) == (10, 10)
     assert spread["mean"] == pytest.approx(0.625)
     assert spread["std"] == pytest.approx(np.std(values, ddof=0))
     assert spread["p10"] == pytest.approx(0.29)

@@ -13,7 +13,7 @@ from fedvision import seeding
 from fedvision.client.config import ClientConfig, ShareConfig
 from fedvision.client.own_data import open_own, under_classes
 from fedvision.config import ExperimentConfig
-from fedvision.data.group_holdout import holdout_groups
+from fedvision.data.group_holdout import held_out_groups
 from fedvision.data.groups import groups_of
 from fedvision.data.images import Dataset, ImageSet
 from fedvision.data.shards import Shard
@@ -42,7 +42,9 @@ class OwnShards:
 
     def _halves(self, client: int) -> tuple[Shard, Shard]:
         rng = seeding.numpy_stream(self.seed, "holdout", client)
-        return holdout_groups(Shard.whole(self.images), groups_of(self.images), self.share, rng)
+        held = held_out_groups(self.images.labels, groups_of(self.images), self.share, rng)
+        whole = Shard.whole(self.images)
+        return whole.take(np.flatnonzero(~held)), whole.take(np.flatnonzero(held))
 
 
 def read_own(client: ClientConfig) -> Dataset:

@@ -14,17 +14,17 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.data.holdout import Halves, Indices, Mask
 from fedvision.errors import DataError, PluginError
-from fedvision.types import LazyClients
+from fedvision.types import LazyClients, LazyHalves
 
-Indices = NDArray[np.int64]
 FAILURES = (TypeError, ValueError, IndexError)
 """What a partitioner raises that was given arguments it cannot use."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checked:
-    """A lazy sequence of clients that gives out checked, sorted numbers of the data set's images.
+    """A lazy sequence of clients that gives out checked, sorted numbers of the images that each trains on.
 
     Raises:
         DataError: The client's images are none, repeated, or not there; the sentence names the client.
@@ -37,18 +37,51 @@ class Checked:
     """int64 [M]: the images that were partitioned; the source counts them from 0."""
     where: str
     """Which table named the partitioner."""
+    held: Mask | None = None
+    """bool [M]: images on which no client trains; None where nothing is kept from training."""
+    divided: LazyHalves | None = None
+    """Gives the clients' halves where the source draws them itself."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, client: int) -> Indices:
+        """Return the images that a client trains on, sorted."""
+        return self.halves(client).train
+
+    def halves(self, client: int) -> Halves:
+        """Return the images that a client trains and measures on, both sorted."""
         number = range(len(self))[operator.index(client)]
         try:
-            part = np.asarray(self.source[number])
+            if self.divided is None:
+                parts = [np.asarray(self.source[number])]
+            else:
+                parts = [np.asarray(part) for part in self.divided[number]]
         except FAILURES as error:
             raise PluginError(f"{self.where} failed for client {number}: {error}") from error
-        if part.size == 0:
+        if parts[0].size == 0:
             raise DataError(f"{self.where} left client {number} without images; each needs at least one")
+        train, *rest = (self._checked(part, number) for part in parts)
+        if self.held is None:
+            return Halves(self.kept[train], np.zeros(0, np.int64))
+        test = rest[0] if rest else train[self.held[train]]
+        train = train if rest else train[~self.held[train]]
+        self._check_halves(train, test, self.held, number)
+        return Halves(self.kept[train], self.kept[test])
+
+    def size(self, client: int) -> int:
+        """Return how many images a client trains on, from the source's own ``size`` where it has one."""
+        source = self.source if self.held is None else self.divided
+        told = getattr(source, "size", None)
+        return int(told(client)) if callable(told) else len(self[client])
+
+    def __iter__(self) -> Iterator[Indices]:
+        return map(self.__getitem__, range(len(self)))
+
+    def _checked(self, part: NDArray[Any], number: int) -> Indices:
+        """Return numbers of images, sorted, or say what is wrong with them."""
+        if part.size == 0:
+            return np.zeros(0, np.int64)
         _check_numbers(part, number, len(self.kept), self.where)
         numbers = np.sort(part.astype(np.int64, copy=False))
         if (again := numbers[1:] == numbers[:-1]).any():
@@ -56,15 +89,19 @@ class Checked:
             raise DataError(
                 f"{self.where} gave client {number} image {image} twice; a client has an image at most once"
             )
-        return self.kept[numbers]
+        return numbers
 
-    def size(self, client: int) -> int:
-        """Return a client's number of images, from the source's own ``size`` where it has one."""
-        told = getattr(self.source, "size", None)
-        return int(told(client)) if callable(told) else len(self[client])
-
-    def __iter__(self) -> Iterator[Indices]:
-        return map(self.__getitem__, range(len(self)))
+    def _check_halves(self, train: Indices, test: Indices, held: Mask, number: int) -> None:
+        if not len(train):
+            raise DataError(
+                f"{self.where} gave client {number} only images that all clients keep from training "
+                "(evaluation.holdout); give it more images, or set evaluation.holdout = 0"
+            )
+        if held[train].any() or not held[test].all():
+            raise DataError(
+                f"{self.where} gave client {number} an image for training that is kept from it, or one to "
+                "measure on that others train on; with_holdout must keep to the images that it was given"
+            )
 
 
 def is_lazy(parts: Any) -> TypeGuard[LazyClients]:

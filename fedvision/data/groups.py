@@ -109,19 +109,6 @@ def _check_apart(parts: Sequence[Indices], groups: Indices, column: str, clients
         owner[mine] = client
 
 
-def refuse_holdout(images: ImageSet, share: float) -> None:
-    """Refuse a simulated client's holdout of images in groups: it chooses single images.
-
-    Raises:
-        DataError: There are groups and a holdout.
-    """
-    if images.group and share:
-        raise DataError(
-            f"evaluation.holdout = {share} would part groups of column {images.group!r} (data.group); "
-            "measure on data.validation instead, or remove one of the two"
-        )
-
-
 def shared_groups(train: ImageSet, test: ImageSet) -> tuple[str, ...]:
     """Return a sentence on groups that are in the training and in the test images, if there are any."""
     if not train.group:

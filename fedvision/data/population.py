@@ -9,13 +9,14 @@ it means for ``dirichlet``: 0.1 is strongly skewed, 100 is nearly iid. Two thing
 
 - Sizes are log-normal, not equal, so that a few clients have much and many have little.
 - The pools are never used up. A population is larger than its data set, so **the same image belongs to
-  several clients**; within one client an image is there once.
+  several clients**; within one client an image is there once. With a holdout the images are divided first:
+  what clients measure on is trained on by none of them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,19 @@ class Sizes:
         inside = math.exp(self.location + self.sigma**2 / 2) * between
         return self.lowest * _NORMAL.cdf(a) + inside + self.highest * _NORMAL.cdf(-b)
 
+    def mean_short(self, share: float) -> float:
+        """E[max(0, 1 - share X)] of the rounded size X: by how much a share of it lies below one image.
+
+        The mean over 2,000 equally likely log-normal sizes.
+        """
+        if self.lowest * share >= 1:
+            return 0.0
+        grid = [_NORMAL.inv_cdf((place + 0.5) / 2000) for place in range(2000)]
+        size = np.clip(np.exp(self.location + self.sigma * np.array(grid)), self.lowest, self.highest)
+        low, up = np.floor(size), size - np.floor(size)
+        short = [np.maximum(0.0, 1 - share * rounded) for rounded in (low, low + 1)]
+        return float(((1 - up) * short[0] + up * short[1]).mean())
+
     def draw(self, rng: np.random.Generator) -> int:
         """Draw one size, ``lowest`` to ``highest``."""
         size = math.exp(self.location + self.sigma * rng.standard_normal())
@@ -100,15 +114,43 @@ class Population:
     def __getitem__(self, client: int) -> Indices:
         if not 0 <= client < self.clients:
             raise IndexError(client)
-        rng = seeding.numpy_stream(self.seed, "population", client)
-        size = self.sizes.draw(rng)
-        mixture = rng.dirichlet(self.alpha * len(self.pools) * self.pools / len(self.order))
-        counts = _within(rng.multinomial(size, mixture), self.pools, rng)
-        return np.sort(self.order[self._places(counts, rng)])
+        size, rng = self._begin(client)
+        return self.images(size, self.mixture(rng), rng)
 
     def size(self, client: int) -> int:
         """Return client k's number of images; its stream begins with it, so no image is drawn."""
-        return self.sizes.draw(seeding.numpy_stream(self.seed, "population", client))
+        return self._begin(client)[0]
+
+    def _begin(self, client: int) -> tuple[int, np.random.Generator]:
+        """Return client k's number of images and the rest of its stream."""
+        rng = seeding.numpy_stream(self.seed, "population", client)
+        return self.sizes.draw(rng), rng
+
+    def mixture(self, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Draw a client's mixture of classes [C]."""
+        return rng.dirichlet(self.alpha * len(self.pools) * self.pools / len(self.order))
+
+    def images(self, size: int, mixture: NDArray[np.float64], rng: np.random.Generator) -> Indices:
+        """Draw a number of different images of a mixture [C], sorted."""
+        counts = _within(rng.multinomial(size, mixture), self.pools, rng)
+        return np.sort(self.order[self._places(counts, rng)])
+
+    def with_holdout(self, held: NDArray[np.bool_], share: float) -> DividedPopulation:
+        """Return the same clients, each with a share of its images drawn from those that nobody trains on.
+
+        Args:
+            held: bool [N]: the images on which no client trains.
+            share: Share of a client's images that are such.
+        """
+        return DividedPopulation(whole=self, train=self._among(~held), test=self._among(held), share=share)
+
+    def _among(self, chosen: NDArray[np.bool_]) -> Population:
+        """Return a population that draws from some of the images, bool [N], and from every class still."""
+        at = chosen[self.order]
+        ends = np.concatenate([[0], np.cumsum(at)])
+        starts = ends[self.starts]
+        pools = ends[self.starts + self.pools] - starts
+        return replace(self, order=self.order[at], starts=starts, pools=pools)
 
     @property
     def expected_counts(self) -> NDArray[np.float64]:
@@ -117,9 +159,20 @@ class Population:
         It is exact where no client draws more of a class than there is; what is too much comes from the
         other classes.
         """
-        expected = np.zeros(int(self.classes[-1]) + 1)
-        expected[self.classes] = self.clients * self.sizes.mean * self.pools / len(self.order)
-        return expected
+        return self.by_label(self.clients * self.sizes.mean * self.pools / len(self.order))
+
+    @property
+    def expected_distinct(self) -> NDArray[np.float64]:
+        """Expected different images of each label 0, 1, ... over all clients."""
+        return self.by_label(
+            _different(self.clients * self.sizes.mean * self.pools / len(self.order), self.pools)
+        )
+
+    def by_label(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return values [C] of the classes that have images by label; the others have 0."""
+        by_label = np.zeros(int(self.classes[-1]) + 1)
+        by_label[self.classes] = values
+        return by_label
 
     def _places(self, counts: Indices, rng: np.random.Generator) -> Indices:
         """Return distinct places in ``order``, ``counts`` [C] of them in each class, equally likely all.
@@ -140,6 +193,71 @@ class Population:
             wanted = np.searchsorted(self.starts, found[1:][again], side="right") - 1
             found = np.concatenate([found[:1], found[1:][~again]])
         return np.concatenate([found, *shuffled])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DividedPopulation:
+    """The clients of a population, who train on one part of the images and measure on the other.
+
+    ``divided[k]`` is what client k trains and measures on, both drawn with client k's own mixture. n images
+    in all and a share s give n s of them to the measurement, rounded up or down at random; one at least
+    trains.
+    """
+
+    whole: Population
+    """The population; a client's size and mixture are the same as without a holdout."""
+    train: Population
+    """Draws from the images that clients train on."""
+    test: Population
+    """Draws from the images that no client trains on."""
+    share: float
+    """Share of a client's images to measure on, > 0 and < 1."""
+
+    def __getitem__(self, client: int) -> tuple[Indices, Indices]:
+        if not 0 <= client < self.whole.clients:
+            raise IndexError(client)
+        rng = seeding.numpy_stream(self.whole.seed, "population", client)
+        size, mixture = self.whole.sizes.draw(rng), self.whole.mixture(rng)
+        held, own = self._held(client, size)
+        trained = self.train.images(size - held, mixture, rng)
+        return trained, self.test.images(held, mixture, own)
+
+    def size(self, client: int) -> int:
+        """Return how many images client k trains on; none is drawn for it."""
+        size = self.whole.size(client)
+        return size - self._held(client, size)[0]
+
+    @property
+    def expected_counts(self) -> NDArray[np.float64]:
+        """Expected images of each label that clients train on, an image counted once for each of them."""
+        return self.whole.by_label(self._expected)
+
+    @property
+    def expected_distinct(self) -> NDArray[np.float64]:
+        """Expected different images of each label that clients train on."""
+        return self.whole.by_label(_different(self._expected, self.train.pools))
+
+    @property
+    def _expected(self) -> NDArray[np.float64]:
+        whole = self.whole
+        mean = whole.sizes.mean * (1 - self.share) + whole.sizes.mean_short(1 - self.share)
+        expected: NDArray[np.float64] = whole.clients * mean * whole.pools / len(whole.order)
+        return expected
+
+    def _held(self, client: int, size: int) -> tuple[int, np.random.Generator]:
+        """Return how many of client k's images it measures on, and a stream to draw them."""
+        rng = seeding.numpy_stream(self.whole.seed, "population-holdout", client)
+        wanted = math.floor(size * self.share + rng.random())
+        fewest = size - len(self.train.order)
+        return max(min(wanted, size - 1, len(self.test.order)), fewest), rng
+
+
+def _different(drawn: NDArray[np.float64], pools: Indices) -> NDArray[np.float64]:
+    """Return how many different images are expected of draws [C] from pools [C], all images equally likely.
+
+    N (1 - (1 - 1/N)^m) for m independent draws from N, here in its limit N (1 - exp(-m / N)).
+    """
+    return np.asarray(-pools * np.expm1(-drawn / np.maximum(pools, 1)), np.float64)
 
 
 def population(

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision import seeding
+from fedvision.data.holdout import held_out
 from fedvision.data.images import ImageSet
 from fedvision.data.split import Split
-from fedvision.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,12 +61,7 @@ class Shard:
 
 
 def holdout(shard: Shard, share: float, rng: np.random.Generator) -> tuple[Shard, Shard]:
-    """Split a shard into training and test images, stratified by class.
-
-    Systematic sampling along the classes: a class of n images gives n x share of them to the test, rounded up
-    or down, the whole shard likewise, and each image is held out with probability exactly ``share``. So a
-    client's only image of a rare class is measured as often as any other, and recall over many clients is
-    not biased. One image always stays for training.
+    """Split a shard into training and test images, as ``data.holdout.held_out`` chooses them.
 
     Args:
         shard: The client's images.
@@ -80,68 +74,29 @@ def holdout(shard: Shard, share: float, rng: np.random.Generator) -> tuple[Shard
     Raises:
         DataError: ``share`` is out of range.
     """
-    if not 0 <= share < 1:
-        raise DataError(f"evaluation.holdout must be >= 0 and < 1, not {share}")
-    order = rng.permutation(len(shard))
-    order = order[np.argsort(shard.labels[shard.indices[order]], kind="stable")]
-    steps = np.floor(np.arange(len(shard) + 1) * share + rng.random())
-    held = np.zeros(len(shard), np.bool_)
-    held[order] = np.diff(steps) > 0
-    if len(shard) and held.all():
-        held[rng.integers(len(shard))] = False
+    held = held_out(shard.labels[shard.indices], share, rng)
     return shard.take(np.flatnonzero(~held)), shard.take(np.flatnonzero(held))
 
 
 @dataclass(frozen=True, eq=False)
 class ClientShards:
-    """Every client's training and test shard, made when asked for.
-
-    Raises:
-        DataError: ``holdout`` is out of range.
-    """
+    """Every client's training and test shard, made when asked for."""
 
     image_set: ImageSet
     """The base that all clients share."""
     split: Split
-    """Which client has which images."""
-    holdout: float = 0.0
-    """Share of each client's images kept from training."""
-    seed: int = 0
-    """The experiment's root seed."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.holdout < 1:
-            raise DataError(f"evaluation.holdout must be >= 0 and < 1, not {self.holdout}")
+    """Which client trains and measures on which images."""
 
     def __len__(self) -> int:
         return len(self.split.clients)
 
     def train(self, client: int) -> Shard:
         """Return the images that a client (from 0) trains on, at least one."""
-        return self._halves(client)[0]
+        return self._shard(self.split.clients[client])
 
     def test(self, client: int) -> Shard:
-        """Return the images that a client (from 0) measures on; empty where ``holdout`` is 0."""
-        return self._halves(client)[1]
+        """Return the images that a client (from 0) measures on; empty without a holdout."""
+        return self._shard(self.split.test(client))
 
-    def totals(self) -> NDArray[np.int64]:
-        """Return the training images of each class over all clients, int64 [C].
-
-        Where the split is counted and not large they are counted too; else what is held out is taken off as
-        an expectation, and a class that is there keeps 1 image at least.
-        """
-        totals: NDArray[np.int64] = self.split.totals
-        if not self.holdout:
-            return totals
-        if self.split.exact and not self.split.sampled:
-            return sum((self.train(k).counts(len(totals)) for k in range(len(self))), np.zeros_like(totals))
-        kept: NDArray[np.int64] = np.rint(totals * (1 - self.holdout)).astype(np.int64)
-        return np.maximum(kept, np.minimum(totals, 1))
-
-    def _halves(self, client: int) -> tuple[Shard, Shard]:
-        images, labels = self.image_set.images, self.image_set.labels
-        shard = Shard(images=images, labels=labels, indices=self.split.clients[client])
-        if not self.holdout:
-            return shard, shard.take(np.zeros(0, np.int64))
-        # The stream is the client's own: its halves do not depend on who was asked before.
-        return holdout(shard, self.holdout, seeding.numpy_stream(self.seed, "holdout", client))
+    def _shard(self, indices: NDArray[np.int64]) -> Shard:
+        return Shard(images=self.image_set.images, labels=self.image_set.labels, indices=indices)

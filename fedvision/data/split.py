@@ -1,4 +1,7 @@
-"""One split of the training images: the long tail first, then the partition, then every check.
+"""One split of the training images: the long tail first, then the partition, the holdout, and every check.
+
+What a client trains on is decided here and nowhere else: ``Split.clients``, and all counts called training
+images (of losses, of head and tail, of reports) are counted from it, after the holdout.
 
 A split depends on labels, columns, the partition's table and the root seed alone; ``digest`` proves that two
 machines made the same one. Of a list of clients everything is there and counted. Of a lazy sequence
@@ -20,17 +23,18 @@ from fedvision import registry, seeding
 from fedvision.config import PartitionConfig
 from fedvision.data import longtail
 from fedvision.data.clients import FAILURES, Checked, check_list, check_number, is_lazy
+from fedvision.data.expectation import count, expected
+from fedvision.data.group_holdout import held_out_groups
 from fedvision.data.groups import groups_of, partition_groups
+from fedvision.data.holdout import check_share, reserve
 from fedvision.data.images import ImageSet
 from fedvision.errors import ConfigError, DataError, PluginError
-from fedvision.types import Partitioner
+from fedvision.types import LazyClients, Partitioner
 
 Indices = NDArray[np.int64]
 Clients: TypeAlias = "tuple[Indices, ...] | Checked"
 LISTED, SAMPLE = 10_000, 100
 """Reports show all of a list of at most ``LISTED`` clients; of more, and of lazy ones, ``SAMPLE`` of them."""
-ESTIMATED_FROM = 1000
-"""Clients from which the class counts of a lazy sequence are estimated that does not tell them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,15 +42,25 @@ class Split:
     """Which client has which training images."""
 
     clients: Clients
-    """A sorted int64 array [n] of image numbers for each client, none empty; in memory or made when asked."""
+    """The images that each client trains on, a sorted int64 array [n] of image numbers, none empty; in
+    memory or made when asked."""
+    held: tuple[Indices, ...] = ()
+    """The images that each client of a list measures on, likewise; none at all without a holdout."""
     left_out: Indices
     """Sorted int64 image numbers that no client has: dropped by the long tail or by a list's partition."""
+    held_out: int = 0
+    """How many images are kept from training to measure on."""
     labels: Indices
     """int64 [N]: the images' labels."""
     totals: Indices
-    """int64 [C]: images of each class over all clients, an image counted once for each client that has it."""
+    """int64 [C]: training images of each class over all clients, an image counted once for each client that
+    trains on it."""
+    distinct: Indices
+    """int64 [C]: the same with every image counted once, however many clients train on it. The losses'
+    prior and the groups of frequent and rare classes are made of these: a million clients that share 1,000
+    images have no more to learn from than 1,000 images."""
     exact: bool
-    """Whether ``totals`` was counted; else it is an expectation, rounded."""
+    """Whether ``totals`` and ``distinct`` were counted; else they are expectations, rounded."""
     shown: Indices
     """int64, rising: the clients that reports show, all or a sample that the root seed draws."""
     digest: str
@@ -64,17 +78,23 @@ class Split:
         return len(self.shown) < len(self.clients)
 
     def size(self, client: int) -> int:
-        """Return a client's number of images; a lazy client is not made for it where its source knows."""
+        """Return how many images a client trains on; a lazy one is not made for it where its source knows."""
         return self.clients.size(client) if isinstance(self.clients, Checked) else len(self.clients[client])
 
+    def test(self, client: int) -> Indices:
+        """Return the images that a client measures on, sorted int64 [m]; none without a holdout."""
+        if isinstance(self.clients, Checked):
+            return self.clients.halves(client).test
+        return self.held[client] if self.held else np.zeros(0, np.int64)
+
     def counts(self, clients: Iterable[int] | None = None) -> Indices:
-        """Count the images of each class on some clients, all by default.
+        """Count the training images of each class on some clients, all by default.
 
         Returns:
             int64 [K, C], a row for each client in the order given.
         """
         chosen = self.clients if clients is None else [self.clients[int(client)] for client in clients]
-        return _counts(list(chosen), self.labels, len(self.totals))
+        return count(list(chosen), self.labels, len(self.totals))
 
     def facts(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return what a run folder keeps of the split; its size does not grow with the number of clients.
@@ -86,7 +106,10 @@ class Split:
         if self.sampled:
             facts |= {"clients": len(self.clients), "totals": self.totals, "exact": self.exact}
             facts |= {"shown": self.shown}
-        return {**facts, "counts": self.counts(self.shown), "left_out": len(self.left_out)}
+        if self.lazy:
+            facts |= {"distinct": self.distinct}
+        facts |= {"counts": self.counts(self.shown), "left_out": len(self.left_out)}
+        return facts | ({"held_out": self.held_out} if self.held_out else {})
 
 
 def elsewhere(num_classes: int) -> Split:
@@ -97,26 +120,32 @@ def elsewhere(num_classes: int) -> Split:
         left_out=none,
         labels=none,
         totals=np.zeros(num_classes, np.int64),
+        distinct=np.zeros(num_classes, np.int64),
         exact=False,
         shown=none,
         digest="",
     )
 
 
-def make(train: ImageSet, config: PartitionConfig, *, num_classes: int, seed: int) -> Split:
-    """Spread training images over clients.
+def make(
+    train: ImageSet, config: PartitionConfig, *, num_classes: int, seed: int, holdout: float = 0.0
+) -> Split:
+    """Split training images over clients.
 
     Args:
-        train: The images; only labels and columns are read.
-        config: The experiment's ``[partition]``.
+        train: The images.
+        config: The partition and the global long tail.
         num_classes: C.
         seed: The experiment's root seed.
+        holdout: Share of each client's images that it keeps from training to measure on, >= 0 and < 1.
 
     Raises:
         ConfigError: ``partition.clients`` is missing where nothing settles it.
         PluginError: The partition is unknown, its arguments do not fit, or it failed.
-        DataError: There are too few images, a label is out of range, or the partition's result is unusable.
+        DataError: There are too few images, a label or the holdout is out of range, or the partition's
+            result is unusable.
     """
+    check_share(holdout)
     labels = train.labels
     if len(labels) == 0 or labels.min() < 0 or labels.max() >= num_classes:
         found = f"{labels.min()} to {labels.max()}" if len(labels) else "none at all"
@@ -131,8 +160,11 @@ def make(train: ImageSet, config: PartitionConfig, *, num_classes: int, seed: in
         raise PluginError(f"{where} failed: {error}") from error
     check_number(parts, number, where)
     if is_lazy(parts):
-        return _lazy(Checked(source=parts, kept=kept, where=where), labels, num_classes, config, seed)
-    return _listed([kept[part] for part in check_list(parts, len(kept), where)], labels, num_classes, seed)
+        return _lazy(
+            _held_apart(parts, kept, labels, where, holdout, seed), labels, num_classes, config, seed
+        )
+    lists = [np.sort(kept[part]) for part in check_list(parts, len(kept), where)]
+    return _listed(lists, train, num_classes, holdout, seed)
 
 
 def _partitioned(
@@ -145,33 +177,72 @@ def _partitioned(
     return partition_groups(partition, labels, groups[kept], clients, rng, column=train.group, where=where)
 
 
-def _listed(lists: Sequence[Indices], labels: Indices, num_classes: int, seed: int) -> Split:
-    clients = tuple(np.sort(part) for part in lists)
-    everything = np.concatenate(clients)
+def _listed(lists: Sequence[Indices], images: ImageSet, num_classes: int, holdout: float, seed: int) -> Split:
+    """Return the split of clients that share no image; each keeps images of its own from training."""
+    labels, groups = images.labels, groups_of(images)
+    train, held = tuple(lists), []
+    if holdout:
+        # The stream is the client's own: its halves do not depend on how many others there are.
+        masks = [
+            held_out_groups(
+                labels[part],
+                None if groups is None else groups[part],
+                holdout,
+                seeding.numpy_stream(seed, "holdout", client),
+            )
+            for client, part in enumerate(lists)
+        ]
+        train = tuple(part[~mask] for part, mask in zip(lists, masks, strict=True))
+        held = [part[mask] for part, mask in zip(lists, masks, strict=True)]
+    totals = np.bincount(labels[np.concatenate(train)], minlength=num_classes)
     return Split(
-        clients=clients,
-        left_out=np.setdiff1d(np.arange(len(labels)), everything, assume_unique=True),
+        clients=train,
+        held=tuple(held),
+        left_out=np.setdiff1d(np.arange(len(labels)), np.concatenate(lists), assume_unique=True),
+        held_out=sum(map(len, held)),
         labels=labels,
-        totals=np.bincount(labels[everything], minlength=num_classes),
+        totals=totals,
+        distinct=totals,
         exact=True,
-        shown=_shown(len(clients), LISTED, seed),
-        digest=_digest(clients),
+        shown=_shown(len(lists), LISTED, seed),
+        digest=_digest(lists),
     )
+
+
+def _held_apart(
+    parts: LazyClients, kept: Indices, labels: Indices, where: str, holdout: float, seed: int
+) -> Checked:
+    """Return a lazy sequence of which no client trains on what another one measures on."""
+    if not holdout:
+        return Checked(source=parts, kept=kept, where=where)
+    held = reserve(labels[kept], holdout, seeding.numpy_stream(seed, "holdout"))
+    divide = getattr(parts, "with_holdout", None)
+    try:
+        divided = divide(held, holdout) if callable(divide) else None
+    except FAILURES as error:
+        raise PluginError(f"{where} failed: {error}") from error
+    return Checked(source=parts, kept=kept, where=where, held=held, divided=divided)
 
 
 def _lazy(clients: Checked, labels: Indices, num_classes: int, config: PartitionConfig, seed: int) -> Split:
     shown = _shown(len(clients), SAMPLE, seed)
     table = {"use": config.use, "args": config.args, "clients": len(clients), "imbalance": config.imbalance}
     written = json.dumps({**table, "seed": seed}, sort_keys=True, default=str).encode()
-    lists = [clients[int(client)] for client in shown]
-    sample = _digest([labels, clients.kept, *lists])
-    exact = len(lists) == len(clients)
-    totals = _counts(lists, labels, num_classes).sum(axis=0) if exact else None
+    halves = [clients.halves(int(client)) for client in shown]
+    sample = _digest([labels, clients.kept, *(np.sort(np.concatenate(pair)) for pair in halves)])
+    if exact := len(halves) == len(clients):
+        lists = [pair.train for pair in halves]
+        totals = count(lists, labels, num_classes).sum(axis=0)
+        distinct = np.bincount(labels[np.unique(np.concatenate(lists))], minlength=num_classes)
+    else:
+        totals, distinct = expected(clients, labels, num_classes, seed)
     return Split(
         clients=clients,
         left_out=np.setdiff1d(np.arange(len(labels)), clients.kept, assume_unique=True),
+        held_out=0 if clients.held is None else int(clients.held.sum()),
         labels=labels,
-        totals=_expected(clients, labels, num_classes, seed) if totals is None else totals,
+        totals=totals,
+        distinct=distinct,
         exact=exact,
         shown=shown,
         digest=hashlib.sha256(written + sample.encode()).hexdigest(),
@@ -193,37 +264,6 @@ def _shown(clients: int, longest: int, seed: int) -> Indices:
     if clients <= longest:
         return np.arange(clients)
     return np.sort(seeding.numpy_stream(seed, "shown").choice(clients, SAMPLE, replace=False))
-
-
-def _expected(clients: Checked, labels: Indices, num_classes: int, seed: int) -> Indices:
-    """Return a lazy sequence's class counts [C]: as it tells them, or scaled up from some of its clients.
-
-    A class that has images has one at least: it is rare, not absent.
-    """
-    there = np.bincount(labels[clients.kept], minlength=num_classes) > 0
-    told = getattr(clients.source, "expected_counts", None)
-    if told is None:
-        some = min(len(clients), ESTIMATED_FROM)
-        asked = seeding.numpy_stream(seed, "estimate").choice(len(clients), some, replace=False)
-        counts = _counts([clients[int(client)] for client in asked], labels, num_classes)
-        told = counts.sum(axis=0) * (len(clients) / some)
-    numbers = np.asarray(told)
-    usable = numbers.ndim == 1 and len(numbers) <= num_classes and np.issubdtype(numbers.dtype, np.number)
-    if not usable or not (np.isfinite(numbers).all() and (numbers >= 0).all()):
-        raise DataError(
-            f"{clients.where}: expected_counts must be at most {num_classes} finite numbers >= 0, one for "
-            f"each class, not {numbers.dtype} {list(numbers.shape)}"
-        )
-    totals = np.zeros(num_classes, np.int64)
-    # The cumulated numbers are rounded, so that the sum is off by less than one.
-    totals[: len(numbers)] = np.diff(np.rint(np.cumsum(numbers)), prepend=0)
-    return np.maximum(totals, there)
-
-
-def _counts(lists: Sequence[Indices], labels: Indices, num_classes: int) -> Indices:
-    owner = np.repeat(np.arange(len(lists)), [len(part) for part in lists])
-    cell = owner * num_classes + labels[np.concatenate(lists)]
-    return np.bincount(cell, minlength=len(lists) * num_classes).reshape(len(lists), num_classes)
 
 
 def _digest(lists: Sequence[Indices]) -> str:

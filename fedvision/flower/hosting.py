@@ -164,7 +164,7 @@ class SimulatedClients:
 
     def roster(self) -> NumberedRoster:
         """Return the members, with the counts of the images that they train on."""
-        return NumberedRoster(clients=self.clients, counts=tuple(self._shards().totals().tolist()))
+        return NumberedRoster(clients=self.clients, counts=tuple(self.split.distinct.tolist()))
 
     def worker(self) -> Worker:
         """Make what trains and measures, on the experiment's device."""
@@ -172,8 +172,7 @@ class SimulatedClients:
         return Worker.open(self.config, self.model, len(self.dataset.classes), self._shards(), memory)
 
     def _shards(self) -> ClientShards:
-        evaluation, seed = self.config.evaluation, self.config.seed
-        return ClientShards(self.dataset.train, self.split, holdout=evaluation.holdout, seed=seed)
+        return ClientShards(self.dataset.train, self.split)
 
     def open(self) -> Host:
         """Make the host; its process then uses as many arithmetic threads as the recipe says."""

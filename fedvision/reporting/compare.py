@@ -116,7 +116,7 @@ def run_scores(run: RunFacts) -> dict[str, float | None]:
     best, clients = run.best_view, run.measurement("local")
     scores = dict(best.scores) if best else {}
     if clients is not None and clients.worst is not None:
-        scores[WORST] = clients.worst[1]
+        scores[WORST] = clients.worst.accuracy
     return scores
 
 

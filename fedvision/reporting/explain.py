@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fedvision.reporting.facts import ClassFacts, Measurement, RunFacts
-from fedvision.reporting.wording import percent, plural, whole
+from fedvision.reporting.wording import listed, percent, plural, whole
 
 
 class Headline(NamedTuple):
@@ -23,7 +23,7 @@ def headlines(facts: RunFacts) -> list[Headline]:
         return []
     meanings = {
         "accuracy": ("Accuracy", f"share of all {measured_on(measured)} that get their right name"),
-        "balanced_accuracy": ("Balanced accuracy", "the same if every class counts alike, however rare"),
+        "balanced_accuracy": ("Balanced accuracy", _balanced(facts, measured)),
         "tail": ("Rare classes", _tail(facts)),
         "macro_f1": ("Macro F1", "false alarms count as well as misses, every class alike"),
     }
@@ -34,8 +34,9 @@ def headlines(facts: RunFacts) -> list[Headline]:
     ]
     clients = facts.measurement("local")
     if clients is not None and clients.worst is not None:
-        name, accuracy = clients.worst
-        worst = Headline("Worst client", percent(accuracy), f"accuracy on the images of client {name}")
+        name, accuracy, images = clients.worst
+        number = "the images" if images is None else plural(images, "image")
+        worst = Headline("Worst client", percent(accuracy), f"accuracy on {number} of client {name}")
         found = [*found[:3], worst]
     return found
 
@@ -65,6 +66,13 @@ def measured_on(measured: Measurement) -> str:
     return "test images" if measured.view == "server" else "images that clients keep for measuring"
 
 
+def _balanced(facts: RunFacts, measured: Measurement) -> str:
+    """Return what balanced accuracy is, and which classes it does not tell of."""
+    told = "the same if every class counts alike, however rare"
+    missing = [c.name for c in facts.class_facts(measured) if not c.test] if measured.confusion.sum() else []
+    return f"{told}; without {listed(missing)}, of which there are no images" if missing else told
+
+
 def _tail(facts: RunFacts) -> str:
     """Return what the recall of the tail is a recall of; empty where no class is rarer than another."""
     rare = [c.name for c in facts.class_facts(None) if c.group == "tail"]
@@ -85,7 +93,7 @@ def _data(facts: RunFacts) -> str:
     told = f"{who} {images} training images of {plural(len(facts.totals), 'class', 'es')}"
     frequent, rare = (facts.class_facts(None)[place] for place in (0, -1))
     if frequent.train == rare.train:
-        return told + (", equally many of each." if len(facts.totals) > 1 else ".")
+        return told + (", equally many of each: none is rare." if len(facts.totals) > 1 else ".")
     most = f"{whole(frequent.train)} of {frequent.name}, the most frequent one"
     return f"{told}: {most}, and {whole(rare.train)} of {rare.name}, the rarest."
 
@@ -93,6 +101,8 @@ def _data(facts: RunFacts) -> str:
 def _result(facts: RunFacts) -> str:
     measured = facts.best_view
     if measured is None or measured.scores.get("accuracy") is None:
+        if facts.status == "finished":
+            return "Nothing was measured: there were no images for it."
         return "Nothing has been measured yet."
     right = f"{100 * (measured.scores['accuracy'] or 0.0):.0f} of 100 {measured_on(measured)}"
     told = f"After round {measured.round} the model names {right} rightly"

@@ -41,6 +41,15 @@ class Band(NamedTuple):
     highest: list[float]
 
 
+class Worst(NamedTuple):
+    """The client with the lowest accuracy."""
+
+    client: str
+    accuracy: float
+    images: int | None
+    """On how many images it rests; None where it was not recorded."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One view's last measurement."""
@@ -55,8 +64,8 @@ class Measurement:
     """int64 [C, C]: rows true, columns predicted; [0, 0] where it was not recorded."""
     loss: float | None
     """Mean cross-entropy, nats."""
-    worst: tuple[str, float] | None
-    """The client with the lowest accuracy, and that accuracy."""
+    worst: Worst | None
+    """The client with the lowest accuracy."""
     withheld: int = 0
     """Clients of whom only sums with others are known, or nothing."""
 
@@ -76,7 +85,7 @@ class ClassFacts:
     recall: float | None
     """Share of them that got this name; None without images."""
     group: str
-    """``"head"``, ``"medium"`` or ``"tail"``; empty where all classes are equally frequent."""
+    """``"head"``, ``"medium"`` or ``"tail"``, as scores are made of them; empty where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +114,8 @@ class RunFacts:
     """int64 [K, C]: training images of each class on each client, or on those shown; [0, C] where unknown."""
     totals: NDArray[np.int64]
     """int64 [C]: training images of each class over all clients, expected ones where ``exact`` is False."""
+    distinct: NDArray[np.int64]
+    """int64 [C]: the same with every image counted once; head and tail are made of these."""
     clients: int
     """Clients that take part, of whom ``counts`` may hold a sample; 0 where unknown."""
     exact: bool
@@ -172,11 +183,12 @@ class RunFacts:
                 )
         return None
 
-    def _worst(self, facts: Record) -> tuple[str, float] | None:
+    def _worst(self, facts: Record) -> Worst | None:
         spread = facts.get("spread") or {}
         if spread.get("worst_client") is None or spread.get("worst") is None:
             return None
-        return self.name(spread["worst_client"]), float(spread["worst"])
+        name = self.name(spread["worst_client"])
+        return Worst(name, float(spread["worst"]), spread.get("worst_images"))
 
     @property
     def best_view(self) -> Measurement | None:
@@ -186,7 +198,7 @@ class RunFacts:
     def class_facts(self, measured: Measurement | None) -> list[ClassFacts]:
         """Return the classes, the one with most training images first."""
         train = self.totals
-        groups = frequency_groups(train)
+        groups = frequency_groups(self.distinct)
         confusion = np.zeros((len(train), len(train)), np.int64)
         if measured is not None and len(measured.confusion) == len(train):
             confusion = measured.confusion
@@ -200,7 +212,7 @@ class RunFacts:
                 recall=float(recall[c]) if test[c] else None,
                 group=groups[c],
             )
-            for c in by_frequency(train)
+            for c in by_frequency(self.distinct)
         ]
 
     def refused(self) -> list[Record]:
@@ -249,6 +261,7 @@ def read_facts(folder: RunFolder) -> RunFacts:
         clients, withheld = len(part), sum(member.counts is None for member in part)
         kept = [row for row, client in enumerate(shown) if client in {member.client for member in part}]
         shown, counts = [shown[row] for row in kept], counts[kept]
+    totals = np.array(split["totals"], np.int64) if "totals" in split else rows.sum(0)
     return RunFacts(
         path=folder.path,
         config=config,
@@ -260,7 +273,8 @@ def read_facts(folder: RunFolder) -> RunFacts:
         split=split,
         classes=classes,
         counts=counts,
-        totals=np.array(split["totals"], np.int64) if "totals" in split else rows.sum(0),
+        totals=totals,
+        distinct=np.array(split.get("distinct", totals), np.int64),
         clients=clients,
         exact=bool(split.get("exact", True)),
         events=all_events(rounds, folder.events(), members.names, buffered=config.round.buffer > 0),
@@ -279,10 +293,9 @@ def by_frequency(train: NDArray[np.int64]) -> NDArray[np.int64]:
 def frequency_groups(train: NDArray[np.int64]) -> list[str]:
     """Return each class's group [C]: ``head``, ``medium``, ``tail``; empty where all are equally frequent."""
     groups = [""] * len(train)
-    if len(train) and train.min() < train.max():
-        for group, members in metrics.tail_groups(train).items():
-            for c in members:
-                groups[c] = group
+    for group, members in (metrics.tail_groups(train) if train.any() else {}).items():
+        for c in members:
+            groups[c] = group
     return groups
 
 

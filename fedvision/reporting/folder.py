@@ -9,7 +9,9 @@
     invocation.json       {"folder": working folder, "modules": where plug-ins are found, "server": options}
     split.json            {"digest", "classes": [C names], "counts": [K][C], "left_out"}; of many clients
                           "counts" holds a sample, and there are "shown": whose rows those are, "clients": K,
-                          "totals": [C], and "exact": whether the totals were counted
+                          "totals": [C], and "exact": whether the totals were counted; where clients
+                          share images "distinct": [C] counts each once. All are of images trained
+                          on; "held_out" says how many are kept from training
     rounds.jsonl          one line a round, what depends on config and data alone: equal runs, equal bytes.
                           What clients measured of the model after round r is "local" in line r; where it came
                           with the training of round r + 1 it is "received" there, and its "round" is r

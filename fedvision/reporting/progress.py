@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -197,8 +198,8 @@ def _figures(record: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str
         shown["loss"] = f"{loss:.3f}"
     scores = measured.get("scores") or {}
     for key, name in (("accuracy", "accuracy"), ("balanced_accuracy", "balanced"), ("tail", "tail")):
-        if scores.get(key) is not None:
-            shown[name] = percent(scores[key])
+        if (value := scores.get(key)) is not None and not math.isnan(value):
+            shown[name] = percent(value)
     if scores:
         shown["after round"] = str(measured.get("round", ""))
     return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ class Whole(NamedTuple):
     """Whether they were counted; else they are expected numbers."""
     shown: NDArray[np.int64]
     """Which clients are shown."""
+    distinct: NDArray[np.int64] | None = None
+    """int64 [C]: the same with every image counted once, where clients share images."""
 
     @property
     def sampled(self) -> bool:
@@ -51,6 +54,7 @@ def skew_report(
     state_bytes: int | None = None,
     cohort: int | None = None,
     left_out: int = 0,
+    held_out: int = 0,
 ) -> str:
     """Return a split in text.
 
@@ -62,11 +66,12 @@ def skew_report(
         state_bytes: Bytes of the tensors that travel to one client, and as many back.
         cohort: Clients a round.
         left_out: Images that no client has.
+        held_out: Images that are kept from training to measure on.
     """
     whole = whole or Whole(len(counts), counts.sum(0), True, np.arange(len(counts)))
     skew = measure(counts, whole.totals)
     parts: list[str | Sheet] = [
-        _size(whole, left_out),
+        _size(whole, left_out, held_out),
         "",
         _clients(counts, classes, skew, whole),
         *_more(whole),
@@ -77,11 +82,12 @@ def skew_report(
     return plain_text(*parts)
 
 
-def _size(whole: Whole, left_out: int) -> str:
+def _size(whole: Whole, left_out: int, held_out: int) -> str:
     told = (
         f"{'' if whole.exact else 'about '}{plural(int(whole.totals.sum()), 'training image')} of "
         f"{plural(len(whole.totals), 'class', 'es')} on {plural(whole.clients, 'client')}"
     )
+    told += f"; {plural(held_out, 'image')} kept to measure on" if held_out else ""
     return told + (f"; {plural(left_out, 'image')} left out" if left_out else "")
 
 
@@ -130,8 +136,13 @@ def _classes(
             continue
         having = int(np.count_nonzero(counts[:, c]))
         facts = (f"{total[c]:,}", percent(total[c] / max(total.sum(), 1)), f"{having:,}")
-        table.add(classes[c], *facts, *(number(values[c]) for values in weights.values()))
+        table.add(classes[c], *facts, *(number(_known(values[c])) for values in weights.values()))
     return table
+
+
+def _known(value: float) -> float | None:
+    """Return a figure, or None for NaN: no client has the class."""
+    return None if math.isnan(value) else value
 
 
 def _traffic(state_bytes: int, cohort: int) -> str:

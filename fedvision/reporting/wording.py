@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 SCORES: Mapping[str, str] = {
     "accuracy": "accuracy",
@@ -74,3 +74,9 @@ def sample(shown: int, of: int) -> str:
 def plural(count: int, stem: str, many: str = "s", one: str = "") -> str:
     """Return ``"1 client"``, ``"2 clients"``; with other endings ``"2 classes"``, ``"2 replies"``."""
     return f"{whole(count)} {stem}{one if count == 1 else many}"
+
+
+def listed(names: Sequence[str], longest: int = 5) -> str:
+    """Return names with commas; of more than ``longest``, the first ones and how many more there are."""
+    more = f" and {len(names) - longest} more" if len(names) > longest else ""
+    return ", ".join(names[:longest]) + more

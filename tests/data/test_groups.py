@@ -117,11 +117,15 @@ def test_wrong_groups() -> None:
         ImageSet(images=train.images, labels=train.labels, group="x")
 
 
-def test_a_simulated_holdout_would_part_groups(tmp_path: Path) -> None:
-    table(tmp_path, 12, 3)
+def test_a_simulated_holdout_takes_whole_groups(tmp_path: Path) -> None:
+    table(tmp_path, 40, 2)
     args = {"path": str(tmp_path / "list.csv"), "size": 8, "channels": 1, "group": "patient"}
-    config = tiny(data={"use": "manifest", **args}, partition={"clients": 2}, evaluation={"holdout": 0.2})
-    with pytest.raises(
-        DataError, match=r"holdout = 0\.2 would part groups of column 'patient' \(data\.group\)"
-    ):
-        Federation.build(config)
+    config = tiny(data={"use": "manifest", **args}, partition={"clients": 2}, evaluation={"holdout": 0.3})
+    built = Federation.build(config)
+    patients = built.dataset.train.columns["patient"]
+    for client in range(2):
+        trained = set(patients[built.split.clients[client]].tolist())
+        measured = set(patients[built.split.test(client)].tolist())
+        assert trained
+        assert measured
+        assert not trained & measured

@@ -102,71 +102,64 @@ def test_the_only_image_trains_and_share_zero_holds_nothing_out() -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_out_of_range_is_refused(share: float) -> None:
     base = numbered([0, 1])
-    made = split.make(base, PartitionConfig(clients=1), num_classes=2, seed=0)
     with pytest.raises(DataError, match=r"evaluation\.holdout must be >= 0 and < 1"):
         holdout(Shard.whole(base), share, np.random.default_rng(0))
     with pytest.raises(DataError, match=r"evaluation\.holdout must be >= 0 and < 1"):
-        ClientShards(base, made, share, 0)
+        made(base, PartitionConfig(clients=1), share)
+
+
+def made(base: ImageSet, table: PartitionConfig, share: float = 0.0, *, seed: int = 5) -> ClientShards:
+    """Return the clients of a split with three classes that have images at most, and one that has none."""
+    return ClientShards(base, split.make(base, table, num_classes=4, seed=seed, holdout=share))
 
 
 def test_client_shards_are_the_split_whoever_is_asked_first() -> None:
-    base = numbered([k % 3 for k in range(60)])
-    made = split.make(base, PartitionConfig(clients=4), num_classes=3, seed=0)
-    shards, again = ClientShards(base, made, 0.3, 5), ClientShards(base, made, 0.3, 5)
+    base, table = numbered([k % 3 for k in range(60)]), PartitionConfig(clients=4)
+    shards, again, whole = made(base, table, 0.3), made(base, table, 0.3), made(base, table)
     assert len(shards) == 4
+    assert shards.split.digest == whole.split.digest
     backwards = {client: again.test(client).indices.tolist() for client in (3, 2, 1, 0)}
     for client in range(4):
         train, test = shards.train(client), shards.test(client)
-        assert sorted([*train.indices, *test.indices]) == made.clients[client].tolist()
+        assert sorted([*train.indices, *test.indices]) == whole.split.clients[client].tolist()
         assert test.indices.tolist() == backwards[client]
         assert train.images is base.images
-    other = ClientShards(base, made, 0.3, 6)
-    assert any(other.test(k).indices.tolist() != backwards[k] for k in range(4))
 
 
 def test_without_a_holdout_clients_train_on_all_they_have() -> None:
     base = numbered([k % 3 for k in range(20)])
-    shards = ClientShards(base, split.make(base, PartitionConfig(clients=2), num_classes=3, seed=0), 0.0, 5)
-    for client in range(2):
-        assert shards.train(client).indices.tolist() == shards.split.clients[client].tolist()
-        assert len(shards.test(client)) == 0
+    shards = made(base, PartitionConfig(clients=2))
+    assert sorted(np.concatenate([shards.train(client).indices for client in range(2)])) == list(range(20))
+    assert [len(shards.test(client)) for client in range(2)] == [0, 0]
 
 
 def test_clients_hold_out_by_streams_of_their_own() -> None:
-    base = numbered([0] * 40)
-    made = split.make(base, PartitionConfig(clients=2), num_classes=1, seed=0)
-    shards = ClientShards(base, made, 0.5, 5)
-    places = [np.isin(made.clients[k], shards.test(k).indices).tolist() for k in range(2)]
+    base, table = numbered([0] * 40), PartitionConfig(clients=2)
+    shards, whole = made(base, table, 0.5), made(base, table)
+    places = [np.isin(whole.split.clients[k], shards.test(k).indices).tolist() for k in range(2)]
     assert places[0] != places[1]
 
 
-def test_totals_are_counted_after_the_holdout_or_expected() -> None:
+def test_totals_are_counted_after_the_holdout() -> None:
     base = numbered([k % 3 for k in range(60)])
     table = PartitionConfig(use="dirichlet", clients=20, args={"alpha": 0.3})
-    made = split.make(base, table, num_classes=4, seed=0)
-    assert ClientShards(base, made).totals().tolist() == [20, 20, 20, 0]
-    shards = ClientShards(base, made, 0.3, 5)
-    counted = np.array([shards.train(client).counts(4) for client in range(20)]).sum(axis=0)
-    assert shards.totals().tolist() == counted.tolist() != [14, 14, 14, 0]
-    assert 0 < counted.sum() < 60
+    assert made(base, table).split.totals.tolist() == [20, 20, 20, 0]
+    shards = made(base, table, 0.3)
+    counted = np.array([shards.train(client).counts(4) for client in range(20)])
+    assert shards.split.totals.tolist() == counted.sum(axis=0).tolist() != [14, 14, 14, 0]
+    assert shards.split.counts().tolist() == counted.tolist()
+    assert [shards.split.size(client) for client in range(20)] == counted.sum(axis=1).tolist()
+    assert shards.split.held_out == sum(len(shards.test(client)) for client in range(20)) > 0
+    assert shards.split.held_out + counted.sum() == 60
 
 
 def test_shards_of_a_lazy_split_are_made_when_asked_for() -> None:
     base = numbered([k % 3 for k in range(60)])
     table = PartitionConfig(use="population", clients=1_000_000, args={"alpha": 1, "mean_images": 10})
-    made = split.make(base, table, num_classes=4, seed=0)
-    shards = ClientShards(base, made, 0.25, 5)
+    shards = made(base, table, 0.25)
     assert len(shards) == 1_000_000
     train, test = shards.train(987_654), shards.test(987_654)
-    assert sorted([*train.indices, *test.indices]) == made.clients[987_654].tolist()
-    np.testing.assert_allclose(shards.totals(), np.array([1, 1, 1, 0]) * 2.5e6, atol=1)
-    assert ClientShards(base, made).totals().tolist() == made.totals.tolist()
-    assert len(ClientShards(base, made).test(5)) == 0
-    assert ClientShards(base, made).train(5).indices.tolist() == made.clients[5].tolist()
-
-
-def test_a_rare_class_is_not_held_out_of_an_expectation() -> None:
-    base = numbered([0] * 99 + [1])
-    table = PartitionConfig(use="population", clients=101, args={"alpha": 1, "mean_images": 1})
-    made = split.make(base, table, num_classes=2, seed=0)
-    assert ClientShards(base, made, 0.9, 5).totals().tolist() == [10, 1]
+    assert train.indices.tolist() == shards.split.clients[987_654].tolist()
+    assert len(train) == shards.split.size(987_654)
+    assert len(train) + len(test) == made(base, table).split.size(987_654)
+    assert len(made(base, table).test(5)) == 0

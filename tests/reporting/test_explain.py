@@ -56,5 +56,26 @@ def test_classes_that_are_equally_frequent_are_not_called_rare(make_run: MakeRun
     even = np.full((2, 3), 4)
     folder.write_split({"digest": "d", "classes": ["a", "b", "c"], "counts": even, "left_out": 0})
     facts = read_facts(folder)
-    assert story(facts)[0] == "2 clients keep 24 training images of 3 classes, equally many of each."
+    assert story(facts)[0] == (
+        "2 clients keep 24 training images of 3 classes, equally many of each: none is rare."
+    )
     assert "Rare classes" not in [line.label for line in headlines(facts)]
+
+
+def test_the_worst_client_tells_on_how_many_images_it_rests(make_run: MakeRun) -> None:
+    spread = {"worst_client": 1, "worst": 0.0, "worst_images": 1}
+    found = headlines(
+        read_facts(make_run(changes={"local": {"scores": {"accuracy": 0.5}, "spread": spread}}))
+    )
+    assert found[-1].meaning == "accuracy on 1 image of client 1"
+
+
+def test_classes_without_test_images_stand_beside_balanced_accuracy(make_run: MakeRun) -> None:
+    confusion = [[5, 5, 0], [0, 0, 0], [0, 0, 10]]
+    server = {"scores": {"accuracy": 0.75, "balanced_accuracy": 0.75}, "confusion": confusion}
+    facts = read_facts(make_run(changes={"server": server}))
+    found = next(line for line in headlines(facts) if line.label == "Balanced accuracy")
+    assert found.meaning == (
+        f"the same if every class counts alike, however rare; without {facts.classes[1]}, "
+        "of which there are no images"
+    )

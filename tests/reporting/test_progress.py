@@ -130,3 +130,13 @@ def test_silence(capfd: pytest.CaptureFixture[str]) -> None:
         progress.round_done(2, _record(), {"total": 1.0})
         progress.note("nothing")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_figure_without_test_images_is_not_shown() -> None:
+    stream = io.StringIO()
+    with Progress(stream) as progress:
+        progress.start(1, 1)
+        scores = {"accuracy": 0.5, "balanced_accuracy": 0.4, "tail": float("nan")}
+        progress.round_done(1, _record(server={"scores": scores}), {"total": 1.0})
+    assert "accuracy 50.0%  balanced 40.0%  2 clients" in stream.getvalue()
+    assert "nan" not in stream.getvalue()
