@@ -12,6 +12,7 @@
     ├── WireError              a message that arrived is not what was announced or expected
     └── RunError               the run itself failed                                         (exit code 1)
         ├── RoundLost          what a round had gathered is gone; the round can be played again
+        ├── TooFewUpdates      a strategy cannot combine so few; the round leaves the model as it is
         ├── RunLost            nothing was heard of the run's server for too long; it can go on
         ├── RecordError        the run folder could not be written any more (full disk, ...)
         ├── OutputError        standard output could not be written; what was recorded is intact
@@ -74,6 +75,10 @@ class RunError(FedVisionError):
 
 class RoundLost(RunError):
     """What a round had gathered is gone with the process that held it; nothing else has changed."""
+
+
+class TooFewUpdates(RunError):
+    """A strategy cannot combine as few updates as came; the round counts as failed."""
 
 
 class RunLost(RunError):

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.errors import RunError
+
 if TYPE_CHECKING:
     from fedvision.types import MetricFn
 
@@ -171,7 +173,17 @@ def scores(
         if len(counts) != len(confusion):
             raise ValueError(f"counts must hold {len(confusion)} classes as the confusion, not {len(counts)}")
         found |= group_recall(confusion, tail_groups(counts))
-    return found | {name: float(metric(confusion)) for name, metric in (extra or {}).items()}
+    return found | {name: _own(name, metric, confusion) for name, metric in (extra or {}).items()}
+
+
+def _own(name: str, metric: MetricFn, confusion: NDArray[np.int64]) -> float:
+    try:
+        return float(metric(confusion))
+    except Exception as error:
+        raise RunError(
+            f"evaluation.metrics: {name} raised {type(error).__name__}: {error}; it must return a number for "
+            "any confusion counts, NaN where there is none"
+        ) from error
 
 
 def client_spread(confusions: Mapping[int, NDArray[np.int64]]) -> dict[str, float]:

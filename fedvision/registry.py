@@ -17,7 +17,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedvision.errors import ConfigError, PluginError, nearest
+from fedvision.errors import FedVisionError, PluginError, nearest
 from fedvision.types import PluginSpec
 
 
@@ -220,10 +220,14 @@ def maker(kind: str, spec: PluginSpec, runtime: frozenset[str] = frozenset()) ->
         told = {name: value for name, value in given.items() if name in accepted}
         try:
             return factory.call(**{**arguments, **told})
-        except ConfigError:
+        except FedVisionError:
             raise
         except (TypeError, ValueError) as error:
             raise PluginError(f"[{kind}] use = {spec.use!r}: {error}") from error
+        except Exception as error:
+            raise PluginError(
+                f"[{kind}] use = {spec.use!r}: building it failed: {error or type(error).__name__}"
+            ) from error
 
     return make
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -15,7 +15,7 @@ from fedvision.config import RoundConfig
 from fedvision.errors import ConfigError, RunError
 from fedvision.flower import codec
 from fedvision.flower.exchange import Exchange
-from fedvision.flower.roster import AskedRoster, Unasked
+from fedvision.flower.roster import AskedRoster, Roster, Unasked
 from fedvision.types import State
 
 _SLICE = 1 << 16
@@ -68,6 +68,49 @@ def has_enough(strategy: Strategy, grid: Grid) -> bool:
 
 def _minimum(strategy: Strategy) -> int:
     return max(getattr(strategy, name, 0) for name in _MINIMA)
+
+
+def check_messages(where: str, messages: Sequence[object], grid: Grid, roster: Roster) -> None:
+    """Refuse messages of a strategy that no client can get, or one client twice.
+
+    Args:
+        where: Round, method and strategy.
+        messages: What the strategy made.
+        grid: The carrier.
+        roster: Whose node is whose.
+
+    Raises:
+        RunError: One is no message, goes to no such node, or a node gets two.
+    """
+    present, seen = roster.present(grid), set[int]()
+    for message in messages:
+        if not isinstance(message, Message):
+            raise RunError(f"{where} made a {type(message).__name__}; it must make flwr.app.Message")
+        node = message.metadata.dst_node_id
+        # Across machines a node may leave at any time; its carrier says so of that client alone.
+        unknown = isinstance(present, range) and roster.client(node) not in present
+        if node in seen or unknown:
+            what = "made two messages for" if node in seen else "made a message for an unknown"
+            raise RunError(f"{where} {what} node {node}; it must choose among the grid's nodes, each once")
+        seen.add(node)
+
+
+def check_result(where: str, result: object) -> ArrayRecord | None:
+    """Return the model that a strategy made, None where it made none.
+
+    Args:
+        where: Round, method and strategy.
+        result: What its ``aggregate_train`` returned.
+
+    Raises:
+        RunError: It is not Flower's pair of an ``ArrayRecord`` and a ``MetricRecord``, either of them None.
+    """
+    model = result[0] if isinstance(result, tuple) and len(result) == 2 else result
+    if model is result or not (model is None or isinstance(model, ArrayRecord)):
+        raise RunError(
+            f"{where} returned a {type(model).__name__}; it must return an ArrayRecord, or None, and metrics"
+        )
+    return model
 
 
 def check_state(round: int, combined: State, before: State) -> State:

@@ -81,12 +81,11 @@ class Collection:
         self._exchange.sort([letter.client for letter in letters])
         self.late.sort(key=lambda item: (item["asked"], item["client"]))
         if self._trains and 0 < self.used < self.config.min_clients:
-            self._annul()
+            self.annul(f"the round had {self.used} of the {self.config.min_clients} answers that it needs")
             raise QuorumMissed
 
-    def _annul(self) -> None:
+    def annul(self, reason: str) -> None:
         """Note that good answers are not used, as there are too few of them."""
-        reason = f"the round had {self.used} of the {self.config.min_clients} answers that it needs"
         for client in list(self._exchange.answered):
             self._exchange.refuse(client, reason)
         for item in self.late:

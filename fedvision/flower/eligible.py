@@ -30,6 +30,12 @@ class Without(Sequence[int]):
     def __len__(self) -> int:
         return len(self._clients) - len(self._gaps)
 
+    def __contains__(self, client: object) -> bool:
+        if not isinstance(client, int):
+            return False
+        place = bisect.bisect_left(self, client)
+        return place < len(self) and self[place] == client
+
     @overload
     def __getitem__(self, place: int) -> int: ...
     @overload

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,10 +20,12 @@ from flwr.serverapp.strategy import Strategy
 
 from fedvision import seeding
 from fedvision.config import ExperimentConfig
-from fedvision.errors import RoundLost, RunError
+from fedvision.errors import RoundLost, RunError, TooFewUpdates
 from fedvision.flower import codec
 from fedvision.flower.checks import (
     ask_roster,
+    check_messages,
+    check_result,
     check_state,
     check_strategy,
     has_enough,
@@ -32,6 +35,7 @@ from fedvision.flower.checks import (
 from fedvision.flower.collection import Collection, QuorumMissed
 from fedvision.flower.eligible import EligibleNodes, EligibleRoster
 from fedvision.flower.exchange import Exchange
+from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.roster import Roster
 from fedvision.flower.rounds import Rounds
 from fedvision.flower.scores import Scores
@@ -184,7 +188,7 @@ class _Server:
         exchange = Exchange(roster=self.roster, stage="training", screen=screen, folds=folds)
         collection = Collection(self.rounds, exchange, number, self.state)
         told = _Told()
-        combined = self._combine(number, self._watch(number, collection, messages, told))
+        combined = self._combine(number, collection, self._watch(number, collection, messages, told))
         if combined is not None and collection.used:
             self.state = check_state(number, codec.decode_state(combined), self.state)
         late, self.rounds.lost = self.rounds.lost + collection.late, []
@@ -242,17 +246,31 @@ class _Server:
         if not has_enough(self.strategy, eligible):
             return []
         arrays = codec.encode_state(self.state)
-        with seeding.stock_globals(self.config.seed, "select", number):
+        where = self._where("configure_train", number)
+        with seeding.stock_globals(self.config.seed, "select", number), guarded(where):
             messages = list(self.strategy.configure_train(number, arrays, config, eligible))
+        check_messages(where, messages, self.grid, self.roster)
         return self.rounds.thinned(messages, number)
 
-    def _combine(self, number: int, replies: Iterator[Message]) -> ArrayRecord | None:
+    def _combine(self, number: int, collection: Collection, replies: Iterator[Message]) -> ArrayRecord | None:
         """Return what the strategy makes of the replies, None where there are too few."""
+        stream, where = Stream(replies), self._where("aggregate_train", number)
         with seeding.stock_globals(self.config.seed, "combine", number):
             try:
-                return self.strategy.aggregate_train(number, replies)[0]
+                with guarded(where, stream):
+                    result = self.strategy.aggregate_train(number, iter(stream))
+                deque(replies, maxlen=0)  # those for which the strategy did not wait
+                return check_result(where, result)
             except QuorumMissed:
                 return None
+            except TooFewUpdates as error:
+                with suppress(QuorumMissed):
+                    deque(replies, maxlen=0)
+                collection.annul(str(error))
+                return None
+
+    def _where(self, method: str, number: int) -> str:
+        return f"round {number}: {method} of the strategy {type(self.strategy).__name__}"
 
     def _watch(
         self,
@@ -292,14 +310,17 @@ class _Server:
         eligible = EligibleNodes(self.grid, self.roster, self.rounds.aside | busy)
         if not has_enough(self.strategy, eligible):
             return None
-        with seeding.stock_globals(self.config.seed, "select-evaluate", number):
+        where = self._where("configure_evaluate", number)
+        with seeding.stock_globals(self.config.seed, "select-evaluate", number), guarded(where):
             messages = list(self.strategy.configure_evaluate(number, arrays, ConfigRecord(), eligible))
+        check_messages(where, messages, self.grid, self.roster)
         exchange = Exchange(roster=self.roster, stage="evaluation")
         collection = Collection(self.rounds, exchange, number, self.state)
         replies = list(collection.receive(messages, ordered=True))
         contents = [reply.content for reply in replies]
         good, bad = self.scores.usable(dict(zip(exchange.answered, contents, strict=True)))
-        self.strategy.aggregate_evaluate(number, [one for one in replies if self._client(one) in good])
+        with guarded(self._where("aggregate_evaluate", number)):
+            self.strategy.aggregate_evaluate(number, [one for one in replies if self._client(one) in good])
         record["refused"] += exchange.refused + bad
         record["late"] += collection.late
         record["bytes"]["down"] += exchange.down

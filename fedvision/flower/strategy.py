@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -19,6 +21,7 @@ from flwr.serverapp.strategy import Strategy
 from fedvision import registry, seeding
 from fedvision.errors import PluginError, RunError
 from fedvision.flower import codec
+from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.internals_message import addressed
 from fedvision.flower.roster import Roster, Unasked
 from fedvision.strategies.base import RoundStrategy, cohort_size, draw
@@ -63,10 +66,7 @@ class FlowerStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Select the round's cohort and yield one training message for each member."""
-        rng = seeding.numpy_stream(self._seed, "select", server_round)
-        with self._guarded("select", server_round):
-            # NumPy's integers are numbers to everybody but Flower's messages.
-            cohort = [int(c) for c in self.inner.select(server_round, self._roster.present(grid), rng)]
+        cohort = self._select(server_round, self._roster.present(grid))
         self._positions = {client: position for position, client in enumerate(cohort)}
         self._next = len(cohort)
         self._state = codec.decode_state(arrays)
@@ -76,12 +76,43 @@ class FlowerStrategy(Strategy):
             config[codec.UNHEARD] = [number for pair in lost for number in pair]
         return self._instructions(server_round, arrays, config)
 
+    def _select(self, round: int, present: Sequence[int]) -> list[int]:
+        """Return the round's cohort.
+
+        Raises:
+            RunError: The strategy's ``select`` raised, or named a client twice or one that cannot work now.
+        """
+        rng = seeding.numpy_stream(self._seed, "select", round)
+        with self._guarded("select", round):
+            # NumPy's integers are numbers to everybody but Flower's messages; 2.7 is no client.
+            cohort = [operator.index(client) for client in self.inner.select(round, present, rng)]
+        # Most strategies choose few of very many; a sequence that knows its members is not unrolled.
+        known = set(present) if isinstance(present, list) else present
+        seen: set[int] = set()
+        for client in cohort:
+            if client in seen or client not in known:
+                what = "twice" if client in seen else "which is none of the clients that can work now"
+                raise RunError(
+                    f"{self._where('select', round)} named client {client}{' ' if client in seen else ', '}"
+                    f"{what}; it must choose each of the clients that it is given once at most"
+                )
+            seen.add(client)
+        return cohort
+
     def _instructions(self, round: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
         told, message = Instruction(), None
         for client in self._positions:
-            node, instruction = self._roster.node(client), self.inner.instruct(round, self._state, client)
+            node = self._roster.node(client)
+            with self._guarded("instruct", round):
+                instruction = self.inner.instruct(round, self._state, client)
+            if not isinstance(instruction, Instruction):
+                raise RunError(
+                    f"{self._where('instruct', round)} returned a {type(instruction).__name__}; it must "
+                    "return a fedvision.types.Instruction"
+                )
             if message is None or not _alike(instruction, told):
-                content = codec.encode_instruction(instruction, arrays, config)
+                with self._guarded("instruct", round):  # what it returned may be nothing that can be sent
+                    content = codec.encode_instruction(instruction, arrays, config)
                 told, message = instruction, Message(content, node, MessageType.TRAIN)
             else:
                 message = addressed(message, node)
@@ -96,16 +127,18 @@ class FlowerStrategy(Strategy):
         whose ``any_order`` is false needs single updates in the messages' order.
         """
         losses = _Losses()
-        usable = losses.watch(itertools.filterfalse(Message.has_error, replies))
+        usable = Stream(losses.watch(itertools.filterfalse(Message.has_error, replies)))
         try:
             state = self._sum(usable, server_round) if self._mean else self._combine(usable, server_round)
         finally:
             self._state = {}
         if state is None:
             return None, None
-        return codec.encode_state(state), MetricRecord({codec.TRAIN_LOSS: losses.mean()})
+        with self._guarded("conclude" if self._mean else "combine", server_round):
+            arrays = codec.encode_state(state)
+        return arrays, MetricRecord({codec.TRAIN_LOSS: losses.mean()})
 
-    def _sum(self, replies: Iterator[Message], round: int) -> State | None:
+    def _sum(self, replies: Stream, round: int) -> State | None:
         """Add up whatever comes, in any order: updates, and sums that others took."""
         assert self._mean is not None
         sums = Sums(self._mean, self._state)
@@ -114,38 +147,46 @@ class FlowerStrategy(Strategy):
             if codec.is_folded(content):
                 codec.decode_sums(content, sums)
             else:
-                sums.add(self._update(reply))
+                update = self._update(reply)
+                with self._guarded("contribute", round):
+                    sums.add(update)
+                del update
             # Let go before the next one is made, or two models are in memory.
             del reply, content
+        if not sums.heard:
+            return None
         with self._guarded("conclude", round):
-            return sums.conclude() if sums.heard else None
+            state = sums.conclude()
+        return self._checked(state, "conclude", round)
 
-    def _combine(self, replies: Iterator[Message], round: int) -> State | None:
+    def _combine(self, replies: Stream, round: int) -> State | None:
         updates = map(self._update, replies)
         first = next(updates, None)
         if first is None:
             return None
-        with self._guarded("combine", round):
+        with self._guarded("combine", round, replies):
             state = self.inner.combine(self._state, itertools.chain([first], updates))
+        return self._checked(state, "combine", round)
+
+    def _checked(self, state: State, method: str, round: int) -> State:
         if not isinstance(state, Mapping):
             raise RunError(
-                f"round {round}: combine of the strategy {type(self.inner).__name__} returned a "
-                f"{type(state).__name__}; it must return the model's tensors by name"
+                f"{self._where(method, round)} returned a {type(state).__name__}; it must return the model's "
+                "tensors by name"
             )
+        for name, tensor in state.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise RunError(
+                    f"{self._where(method, round)} returned a {type(tensor).__name__} as {name!r}; it must "
+                    "return the model's tensors by name"
+                )
         return state
 
-    @contextmanager
-    def _guarded(self, method: str, round: int) -> Iterator[None]:
-        """Say in one sentence what a strategy's own code raised.
+    def _where(self, method: str, round: int) -> str:
+        return f"round {round}: {method} of the strategy {type(self.inner).__name__}"
 
-        Raises:
-            RunError: It raised one of the errors that a mistake in code raises.
-        """
-        try:
-            yield
-        except (ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError) as error:
-            where = f"round {round}: {method} of the strategy {type(self.inner).__name__}"
-            raise RunError(f"{where} raised {type(error).__name__}: {error}; mend it and resume") from error
+    def _guarded(self, method: str, round: int, stream: Stream | None = None) -> AbstractContextManager[None]:
+        return guarded(self._where(method, round), stream)
 
     def _update(self, reply: Message) -> Update:
         client = self._roster.client(reply.metadata.src_node_id)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from fedvision.errors import RunError
+from fedvision.errors import TooFewUpdates
 from fedvision.strategies.base import RoundStrategy
 from fedvision.strategies.summation import wide
 from fedvision.types import State, Update
@@ -93,11 +93,11 @@ class Krum(RoundStrategy):
         """Return the chosen model, or the mean of the chosen ones.
 
         Raises:
-            RunError: Fewer updates came than the arguments need.
+            TooFewUpdates: Fewer updates came than the arguments need.
         """
         models = [update.state for update in updates]
         if len(models) < self._needed:
-            raise RunError(
+            raise TooFewUpdates(
                 f"krum with malicious = {self.malicious} and keep = {self.keep} needs {self._needed} updates "
                 f"in a round, but {len(models)} came; have more clients, or lower strategy.malicious or "
                 "strategy.keep"

@@ -1,0 +1,61 @@
+"""What code of others raises on the server, told in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from flwr.app import Message
+
+from fedvision.errors import FedVisionError, RunError
+
+_LONGEST = 300
+"""Characters of another's sentence that are repeated; torch adds pages of its own stack."""
+
+
+class Stream:
+    """Messages on their way into code of others; what their carrier raises is not that code's fault."""
+
+    def __init__(self, messages: Iterable[Message]) -> None:
+        self._messages = messages
+        self.raised: BaseException | None = None
+        """What the carrier raised."""
+
+    def __iter__(self) -> Iterator[Message]:
+        try:
+            # No "yield from": that would close the carrier's generator with a reader that stops early.
+            for message in self._messages:
+                yield message
+                # Let go before the next one is made, or two models are in memory.
+                del message
+        except BaseException as error:
+            self.raised = error
+            raise
+
+
+@contextmanager
+def guarded(where: str, stream: Stream | None = None) -> Iterator[None]:
+    """Turn what code of others raises into an error of the run.
+
+    Args:
+        where: Round, method and whose it is.
+        stream: What that code reads meanwhile.
+
+    Raises:
+        RunError: Whatever was raised, ``sys.exit()`` included. What the stream raised, errors of this package
+            and Ctrl-C pass as they are.
+    """
+    try:
+        yield
+    except FedVisionError:
+        raise
+    except (Exception, SystemExit) as error:
+        if stream is not None and error is stream.raised:
+            raise
+        raise RunError(f"{where} raised {_said(error)}; mend it and resume") from error
+
+
+def _said(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0] if lines else ""
+    return f"{type(error).__name__}: {first[:_LONGEST]}" if first else type(error).__name__
