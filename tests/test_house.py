@@ -17,6 +17,7 @@ BASE = {
     "types",
     "errors",
     "seeding",
+    "cores",
     "tables",
     "config",
     "sweep",

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision import cores
 from fedvision.data.decoder import Outcome, decode_chunk
 from fedvision.data.depth import Depth
 from fedvision.errors import DataError
@@ -59,7 +60,7 @@ def decode_all(root: Path, names: Sequence[str], recipe: Recipe, workers: int = 
         DataError: A decoder process does not start.
     """
     chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
-    wanted = workers or min(_cores(), len(names) // _FILES_PER_PROCESS)
+    wanted = workers or min(cores.available(), len(names) // _FILES_PER_PROCESS)
     count = min(wanted, len(chunks))
     if count <= 1:
         for chunk in chunks:
@@ -171,10 +172,3 @@ class _Process:
                 pipe.close()
             except BrokenPipeError:
                 pass  # A request that it never took was still in the buffer.
-
-
-def _cores() -> int:
-    """Return the CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

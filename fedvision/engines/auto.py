@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from flwr.serverapp import Grid
 
-from fedvision import registry
+from fedvision import cores, registry
 from fedvision.engines.base import Engine, Tell
 from fedvision.flower.hosting import Forecast, Recipe
 from fedvision.types import PluginSpec
@@ -40,7 +39,7 @@ class AutoEngine:
         if gpus:
             spec, why = choose_on_gpus(gpus)
         else:
-            spec, why = choose(recipe.forecast(), self._workers or len(os.sched_getaffinity(0)))
+            spec, why = choose(recipe.forecast(), self._workers or cores.available())
         tell(f"engine {spec.use}: {why}")
         engine: Engine = registry.build("engine", spec)
         with engine.open(recipe, run_id=run_id, tell=tell) as grid:

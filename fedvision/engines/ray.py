@@ -19,6 +19,7 @@ import ray
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedvision import cores
 from fedvision.engines.base import Tell
 from fedvision.engines.grid import LocalGrid
 from fedvision.engines.placement import Seats, plan
@@ -143,7 +144,7 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
     if address is None:
         # Without "local" Ray would join whatever cluster was started on this machine.
         options |= {"address": "local", "include_dashboard": False}
-        options |= {"num_cpus": workers or len(os.sched_getaffinity(0))}
+        options |= {"num_cpus": workers or cores.available()}
     else:
         options["address"] = address
     if address is None:

@@ -133,7 +133,7 @@ def test_few_files_start_no_process(
     tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
-    monkeypatch.setattr(pool, "_cores", lambda: 64)
+    monkeypatch.setattr(pool.cores, "available", lambda: 64)
     assert run(tmp_path, names, 0)[1] == [number for number in range(60) if number % 7]
 
 
