@@ -111,7 +111,9 @@ class Federation:
         text = skew_report(
             split.counts(split.shown),
             classes,
-            whole=Whole(len(split.clients), split.totals, split.exact, split.shown, split.distinct),
+            whole=Whole(
+                len(split.clients), split.totals, split.exact, split.shown, split.distinct, split.names
+            ),
             weights=self._loss_by_class(),
             state_bytes=size_in_bytes(
                 get_state(self.model, travelling(self.model, self.config.model.travel))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,6 +28,7 @@ from fedvision.data.group_holdout import held_out_groups
 from fedvision.data.groups import groups_of, partition_groups
 from fedvision.data.holdout import check_share, reserve
 from fedvision.data.images import ImageSet
+from fedvision.data.partition import ByColumn
 from fedvision.errors import ConfigError, DataError, PluginError
 from fedvision.types import LazyClients, Partitioner
 
@@ -63,6 +64,8 @@ class Split:
     """Whether ``totals`` and ``distinct`` were counted; else they are expectations, rounded."""
     shown: Indices
     """int64, rising: the clients that reports show, all or a sample that the root seed draws."""
+    names: tuple[str, ...] = ()
+    """The clients' names [K] where the data name them: the values of the column of natural clients."""
     digest: str
     """SHA-256, hexadecimal: over the image numbers of a list's clients; else over labels, the partition's
     table, the seed and the image numbers of the clients shown."""
@@ -109,6 +112,8 @@ class Split:
         if self.lazy:
             facts |= {"distinct": self.distinct}
         facts |= {"counts": self.counts(self.shown), "left_out": len(self.left_out)}
+        if self.names:
+            facts |= {"names": [self.names[client] for client in self.shown.tolist()]}
         return facts | ({"held_out": self.held_out} if self.held_out else {})
 
 
@@ -164,7 +169,8 @@ def make(
             _held_apart(parts, kept, labels, where, holdout, seed), labels, num_classes, config, seed
         )
     lists = [np.sort(kept[part]) for part in check_list(parts, len(kept), where)]
-    return _listed(lists, train, num_classes, holdout, seed)
+    made = _listed(lists, train, num_classes, holdout, seed)
+    return replace(made, names=partition.names) if isinstance(partition, ByColumn) else made
 
 
 def _partitioned(

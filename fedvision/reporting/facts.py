@@ -128,6 +128,8 @@ class RunFacts:
     """Across machines: every client by number, also those that do not take part."""
     shown: list[str] = field(default_factory=list)
     """Name or number of the client of each row of ``counts`` [K]."""
+    names: dict[int, str] = field(default_factory=dict)
+    """Clients' names by number, as far as they have any: across machines, or of the data."""
     invocation: Record = field(default_factory=dict)
     """How the run was called."""
 
@@ -137,9 +139,8 @@ class RunFacts:
         return [one for one in self.participants if not one.takes_part]
 
     def name(self, client: int | str) -> str:
-        """Return a client's name, or its number in a simulation."""
-        names = {str(one.member.client): one.member.name for one in self.participants}
-        return names.get(str(client), str(client))
+        """Return a client's name, or its number where it has none."""
+        return self.names.get(int(client), str(client))
 
     @property
     def done(self) -> int:
@@ -254,6 +255,7 @@ def read_facts(folder: RunFolder) -> RunFacts:
     rows = np.array(split.get("counts") or np.zeros((0, len(classes))), np.int64)
     shown, counts = list(split.get("shown") or range(len(rows))), rows.reshape(len(rows), len(classes))
     members = folder.members()
+    names = dict(zip(shown, map(str, split.get("names", ())), strict=False)) | members.names
     found = participants(members, rounds)
     clients, withheld = int(split.get("clients", len(counts))), int(split.get("withheld", 0))
     if found:
@@ -277,11 +279,12 @@ def read_facts(folder: RunFolder) -> RunFacts:
         distinct=np.array(split.get("distinct", totals), np.int64),
         clients=clients,
         exact=bool(split.get("exact", True)),
-        events=all_events(rounds, folder.events(), members.names, buffered=config.round.buffer > 0),
+        events=all_events(rounds, folder.events(), names, buffered=config.round.buffer > 0),
         withheld=withheld,
         participants=found,
         invocation=folder.invocation(),
-        shown=[members.names.get(client, str(client)) for client in shown],
+        names=names,
+        shown=[names.get(client, str(client)) for client in shown],
     )
 
 

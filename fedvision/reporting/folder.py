@@ -11,7 +11,8 @@
                           "counts" holds a sample, and there are "shown": whose rows those are, "clients": K,
                           "totals": [C], and "exact": whether the totals were counted; where clients
                           share images "distinct": [C] counts each once. All are of images trained
-                          on; "held_out" says how many are kept from training
+                          on; "held_out" says how many are kept from training, and "names"
+                          those of the clients shown where the data name them
     rounds.jsonl          one line a round, what depends on config and data alone: equal runs, equal bytes.
                           What clients measured of the model after round r is "local" in line r; where it came
                           with the training of round r + 1 it is "received" there, and its "round" is r

@@ -177,7 +177,7 @@ def _clients(facts: RunFacts) -> Markup | None:
             order,
             name="clients",
             sample=sample,
-            clients=facts.shown if facts.participants else (),
+            clients=facts.shown if facts.names else (),
         )
     )
 

@@ -38,6 +38,8 @@ class Whole(NamedTuple):
     """Which clients are shown."""
     distinct: NDArray[np.int64] | None = None
     """int64 [C]: the same with every image counted once, where clients share images."""
+    names: Sequence[str] = ()
+    """The clients' names [K] where they have some."""
 
     @property
     def sampled(self) -> bool:
@@ -100,7 +102,7 @@ def _clients(counts: NDArray[np.int64], classes: Sequence[str], skew: Skew, whol
     for row, client in enumerate(whole.shown[:CLIENTS_SHOWN]):
         cells = [f"{counts[row, c]:,}" if counts[row, c] else "·" for c in order]
         facts = (number(skew.effective_classes[row], 1), number(skew.jensen_shannon[row]))
-        table.add(str(client), f"{skew.sizes[row]:,}", *facts, *cells)
+        table.add(whole.names[client] if whole.names else str(client), f"{skew.sizes[row]:,}", *facts, *cells)
     return table
 
 

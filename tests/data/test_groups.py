@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedvision.api import simulate
 from fedvision.config import PartitionConfig
 from fedvision.data import split
 from fedvision.data.groups import majority, shared_groups
@@ -17,6 +18,7 @@ from fedvision.data.listing import grouped_order
 from fedvision.data.manifest import manifest
 from fedvision.errors import DataError
 from fedvision.federation import Federation
+from fedvision.reporting.facts import read_facts
 from tests.data.pictures import save
 from tests.experiments import tiny
 
@@ -129,3 +131,23 @@ def test_a_simulated_holdout_takes_whole_groups(tmp_path: Path) -> None:
         assert trained
         assert measured
         assert not trained & measured
+
+
+def test_natural_clients_stand_by_name(tmp_path: Path) -> None:
+    table(tmp_path, 40, 2)
+    args = {"path": str(tmp_path / "list.csv"), "size": 8, "channels": 1}
+    config = tiny(data={"use": "manifest", **args}, partition={"use": "column", "name": "patient"}, rounds=1)
+    built = Federation.build(config)
+    values = sorted(set(built.dataset.train.columns["patient"].tolist()))
+    assert len(values) > 1
+    assert list(built.split.names) == values
+    for client, value in enumerate(values):
+        owned = built.dataset.train.columns["patient"][built.split.clients[client]]
+        assert set(owned.tolist()) == {value}
+    text = built.inspect()
+    result = simulate(config, out=tmp_path / "run")
+    assert result.folder.split()["names"] == values
+    facts = read_facts(result.folder)
+    assert (facts.shown, facts.name(1)) == (values, values[1])
+    page = (tmp_path / "run/report.html").read_text()
+    assert all(f"{value} " in text and value in page for value in values)
