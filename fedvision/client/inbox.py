@@ -128,7 +128,7 @@ class Inbox:
         Raises:
             ConfigError: Another process has it.
         """
-        with (self._folder / "lock").open("w") as file:
+        with (self._folder / "lock").open("a") as file:  # "w" would touch what another process holds
             try:
                 _lock(file)
             except OSError as error:

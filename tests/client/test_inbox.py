@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -100,8 +101,10 @@ def test_one_process_a_client(tmp_path: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
+        os.utime(tmp_path / "lock", (1, 1))
         with pytest.raises(ConfigError, match="this client runs already"), Inbox(tmp_path).locked():
             pass
+        assert (tmp_path / "lock").stat().st_mtime == 1, "whoever is refused touches nothing"
         other.kill()
     with Inbox(tmp_path).locked():  # a killed process holds nothing
         pass
