@@ -22,38 +22,37 @@ from fedvision.flower import codec, internals
 from fedvision.flower.roster import FIRST_NODE
 
 
-def pace(config: ExperimentConfig, cost: Callable[[int], float]) -> Callable[[int, int], float]:
+def pace(config: ExperimentConfig, images: Callable[[int], float]) -> Callable[[int, int], float]:
     """Return what tells the seconds that a client's training takes in a round.
 
     A client's speed is log-normal, and so is what a round adds to it:
-    ``images * passes * seconds_per_image * exp(spread z_client + jitter z_round_client)``, z standard normal.
+    ``images * seconds_per_image * exp(spread z_client + jitter z_round_client)``, z standard normal.
 
     Args:
         config: The experiment.
-        cost: A client's images.
+        images: Images that a client's training sees in a round: repeats counted, those held out not.
     """
-    clock, training, seed = config.clock, config.training, config.seed
+    clock, seed = config.clock, config.seed
 
     def seconds(client: int, round: int) -> float:
-        images = training.steps * training.batch_size or cost(client) * training.epochs
         slow = clock.spread * seeding.numpy_stream(seed, "speed", client).standard_normal()
         slow += clock.jitter * seeding.numpy_stream(seed, "speed", round, client).standard_normal()
-        return images * clock.seconds_per_image * math.exp(slow)
+        return images(client) * clock.seconds_per_image * math.exp(slow)
 
     return seconds
 
 
-def in_time(grid: Grid, config: ExperimentConfig, cost: Callable[[int], float]) -> Grid:
+def in_time(grid: Grid, config: ExperimentConfig, images: Callable[[int], float]) -> Grid:
     """Return a grid as it is, or one with simulated time where the experiment asks for some.
 
     Args:
         grid: An engine's.
         config: The experiment.
-        cost: A client's images.
+        images: As for ``pace``.
     """
     if not config.timed or not isinstance(grid, LocalGrid):
         return grid
-    return TimedGrid(grid, pace(config, cost), seed=config.seed, most=config.round.buffer)
+    return TimedGrid(grid, pace(config, images), seed=config.seed, most=config.round.buffer)
 
 
 @dataclass(frozen=True, order=True)

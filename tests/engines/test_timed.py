@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from fedvision import ExperimentConfig, simulate
+from fedvision.data.shards import ClientShards
 from fedvision.engines.serial import SerialGrid
 from fedvision.engines.timed import TimedGrid, in_time, pace
 from fedvision.errors import FedVisionError
+from fedvision.federation import Federation
 from fedvision.flower import internals
 from fedvision.types import PluginSpec
 from tests.engines.hosts import AppRecipe, adding
@@ -27,10 +29,8 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_a_clients_seconds_follow_its_images_its_speed_and_the_round() -> None:
-    even = pace(tiny(clock={"seconds_per_image": 0.5}, training={"epochs": 3}), lambda client: 10.0 + client)
-    assert (even(0, 1), even(4, 7)) == (15.0, 21.0)
-    steps = tiny(clock={"seconds_per_image": 0.5}, training={"steps": 4, "batch_size": 8})
-    assert pace(steps, lambda client: 99.0)(0, 1) == 16.0
+    even = pace(tiny(clock={"seconds_per_image": 0.5}), lambda client: 10.0 + client)
+    assert (even(0, 1), even(4, 7)) == (5.0, 7.0)
     speeds = pace(tiny(clock={"seconds_per_image": 1.0, "spread": 0.5}), lambda client: 1.0)
     assert speeds(3, 1) == speeds(3, 2) != speeds(4, 1)
     logs = [math.log(speeds(client, 1)) for client in range(2000)]
@@ -38,6 +38,24 @@ def test_a_clients_seconds_follow_its_images_its_speed_and_the_round() -> None:
     assert np.std(logs) == pytest.approx(0.5, abs=0.05)
     jitter = pace(tiny(clock={"seconds_per_image": 1.0, "jitter": 0.5}), lambda client: 1.0)
     assert jitter(3, 1) != jitter(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("training", "times"), [({"epochs": 1}, 1), ({"epochs": 3}, 3), ({"steps": 4, "batch_size": 8}, 0)]
+)
+@pytest.mark.parametrize("holdout", [0.0, 0.3])
+def test_the_clock_counts_each_image_trained_on_once_an_epoch(
+    training: dict[str, int], times: int, holdout: float, tmp_path: Path
+) -> None:
+    """One round of equal speeds lasts as long as its largest client: images x epochs x 0.5 s."""
+    config = tiny(
+        rounds=1, training=training, evaluation={"holdout": holdout}, clock={"seconds_per_image": 0.5}
+    )
+    (record,) = simulate(config, out=tmp_path / "run").rounds
+    federation = Federation.build(config)
+    shards = ClientShards(federation.dataset.train, federation.split, holdout=holdout, seed=config.seed)
+    most = max(len(shards.train(client)) for client in range(5))
+    assert record["clock"] == (most * times if times else 32) * 0.5
 
 
 def test_an_experiment_without_a_clock_or_a_buffer_keeps_its_grid() -> None:
