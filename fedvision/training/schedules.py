@@ -18,10 +18,14 @@ def constant() -> Schedule:
 
 
 def cosine(*, final: float = 0.0, warmup: int = 0) -> Schedule:
-    """Half a cosine from 1 down to ``final`` (Loshchilov & Hutter 2017, arXiv 1608.03983), without restarts.
+    """Half a cosine from 1 towards ``final`` (Loshchilov & Hutter 2017, arXiv 1608.03983), without restarts.
+
+    Of T rounds after the warm-up, round t (from 0) has ``final + (1 - final) (1 + cos(pi t / T)) / 2``, as in
+    the paper and in ``torch.optim.lr_scheduler.CosineAnnealingLR`` with ``T_max = T``: ``final`` would come
+    one round after the last, so with ``final = 0`` the last round still trains.
 
     Args:
-        final: Factor of the last round, 0 <= final <= 1.
+        final: Factor towards which it falls, 0 <= final <= 1.
         warmup: Rounds that rise linearly to 1 before the cosine begins.
 
     Raises:
@@ -35,7 +39,7 @@ def cosine(*, final: float = 0.0, warmup: int = 0) -> Schedule:
     def factor(round: int, rounds: int) -> float:
         if round <= warmup:
             return round / (warmup + 1)
-        passed = (round - warmup - 1) / max(1, rounds - warmup - 1)
+        passed = (round - warmup - 1) / (rounds - warmup)
         return final + (1 - final) * (1 + math.cos(math.pi * passed)) / 2
 
     return factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
+from fedvision.errors import ConfigError
 from fedvision.models.hollow import filled
 from fedvision.models.state import get_state, kept, load_state, travelling
 from fedvision.training import device
@@ -237,6 +239,17 @@ def channels(shard: Shard) -> int:
     return int(shard.images.shape[-1])
 
 
+def _check_rates(settings: LoopSettings, config: ExperimentConfig) -> None:
+    """Refuse a schedule that stops the training: such a round would be recorded as one that trained."""
+    for round in range(1, config.rounds + 1):
+        rate = settings.training.lr * settings.schedule(round, config.rounds)
+        if not 0 < rate < math.inf:
+            raise ConfigError(
+                f"training.schedule: {config.training.schedule.use!r} gives round {round} of {config.rounds} "
+                f"the learning rate {rate:g}, with which nothing is learned; it must be > 0 and finite"
+            )
+
+
 def check_training(config: ExperimentConfig, channels: int, num_classes: int) -> None:
     """Build once what every client will build, so that a wrong key ends the run before it starts.
 
@@ -245,5 +258,6 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
     """
     settings = loop_settings(config, channels)
     build_loss(config, torch.ones(num_classes, dtype=torch.int64))
+    _check_rates(settings, config)
     lr = settings.training.lr * settings.schedule(1, config.rounds)
     settings.make_optimizer([nn.Parameter(torch.zeros(1))], lr)
