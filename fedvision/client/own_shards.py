@@ -87,7 +87,8 @@ def on_this_machine(client: ClientConfig, experiment: ExperimentConfig) -> Exper
 def told_counts(counts: tuple[int, ...], share: ShareConfig, memo: Path, *, needed: bool) -> tuple[int, ...]:
     """Return the class counts [C] that the server is told, zeros where it is told nothing.
 
-    Noise is drawn once for a run and kept: who asks twice must not be able to take the mean.
+    Noise is drawn once for a run and kept: who asks twice must not be able to take the mean. With noise a
+    class of few images may be told as a negative number; only the federation's sum is raised to 0.
     Laplace mechanism: Dwork et al. 2006, "Calibrating noise to sensitivity in private data analysis".
 
     Args:
@@ -115,7 +116,8 @@ def told_counts(counts: tuple[int, ...], share: ShareConfig, memo: Path, *, need
         return tuple(json.loads(memo.read_text()))
     # Not from the experiment's seed, which the server knows.
     noise = np.random.default_rng().laplace(0, 1 / share.epsilon, len(counts))
-    told = tuple(int(max(0, round(count + more))) for count, more in zip(counts, noise, strict=True))
+    # A negative number stays: raised to 0 here it would pull the sum over many clients up.
+    told = tuple(round(count + more) for count, more in zip(counts, noise, strict=True))
     keep(memo, json.dumps(told))
     return told
 

@@ -173,7 +173,8 @@ class Deployment(RunJournal):
     def _record_spread(self, members: Members) -> None:
         """Write how many images of each class the members of now have."""
         facts: dict[str, Any] = {"digest": "", "classes": list(self.federation.dataset.classes)}
-        facts |= {"counts": members.table(), "left_out": 0}
+        # What is shown of one client alone; the totals are those of the numbers as they were told.
+        facts |= {"counts": members.table().clip(min=0), "left_out": 0}
         facts |= {"clients": len(members), "shown": members.told, "exact": members.exact}
         if withheld := len(members) - len(members.told):
             facts |= {"withheld": withheld}

@@ -78,8 +78,9 @@ class AskedRoster:
     def __init__(self, entries: Mapping[int, RosterEntry]) -> None:
         self._clients = {node: entry.client for node, entry in entries.items()}
         self._nodes = {client: node for node, client in self._clients.items()}
+        # Noise may make one member's number negative; over all of them a negative sum means none.
         self.counts: tuple[int, ...] = tuple(
-            np.sum([entry.counts for entry in entries.values()], axis=0).tolist()
+            np.sum([entry.counts for entry in entries.values()], axis=0).clip(min=0).tolist()
         )
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -83,4 +84,13 @@ def test_noise_is_drawn_once_for_a_run(tmp_path: Path) -> None:
     assert told_counts((100,) * 50, share, tmp_path / "b/counts.json", needed=True) != first
     # Laplace of scale 10: the mean of |noise| is 10; 50 draws lie within 4 standard errors (1.4 each).
     assert 4 < np.abs(np.array(first) - 100).mean() < 16
-    assert min(told_counts((0,) * 50, share, tmp_path / "c/counts.json", needed=True)) >= 0
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 0.5, 0.1])
+def test_noise_does_not_raise_the_sum_over_many_clients(epsilon: float, tmp_path: Path) -> None:
+    """100 clients x 200 classes with no image: the mean sum is 0 within 5 standard errors."""
+    share = ShareConfig(counts="noisy", epsilon=epsilon)
+    told = [told_counts((0,) * 200, share, tmp_path / f"{n}.json", needed=True) for n in range(100)]
+    error = math.sqrt(2 * 100 / 200) / epsilon
+    assert abs(np.sum(told, axis=0).mean()) < 5 * error
+    assert np.min(told) < 0
