@@ -213,7 +213,7 @@ class ClockConfig:
     """Simulated time: how long clients take to train. Machines far apart have a clock of their own."""
 
     seconds_per_image: float = 0.0
-    """Of a client of middling speed, for one pass; 0 simulates no time, and every client answers at once."""
+    """Of a client of middling speed, for each image of each epoch; at 0 all answer at once."""
     spread: float = 0.0
     """Deviation of the logarithm of the clients' speeds: at 1 one client in six is 2.7 times slower."""
     jitter: float = 0.0
@@ -222,6 +222,16 @@ class ClockConfig:
     def __post_init__(self) -> None:
         at_least(0, self, "clock.", "seconds_per_image")
         within(0, 10, self, "clock.", "spread", "jitter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """Where the noise comes from that a strategy adds for privacy."""
+
+    noise: Literal["secret", "reproducible"] = "secret"
+    """What a strategy draws from global generators while it combines updates: from the operating system, so
+    that nobody can take it off again and no two runs are alike; or from ``seed``, which every client knows:
+    the same bits in every run, and NO privacy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +268,8 @@ class ExperimentConfig(Settings):
     """Quorum, deadline, late and bad answers."""
     clock: ClockConfig = field(default_factory=ClockConfig)
     """Simulated time."""
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    """Noise for privacy."""
 
     def __post_init__(self) -> None:
         require(bool(self.name) and "/" not in self.name, "name", "must be a non-empty name without '/'")

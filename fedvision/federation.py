@@ -89,14 +89,16 @@ class Federation:
         )
 
     def notices(self) -> list[str]:
-        """Return what a person should know before a run: of files, classes, clients and of what is measured.
+        """Return what a person should know before a run: of privacy, files, classes, clients and measurement.
 
         Clients that are made when asked for are not gone through; that they share images is said instead.
         """
         from fedvision.data.twins import twin_notices
+        from fedvision.flower.privacy import privacy_notices
         from fedvision.reporting.notices import measurement_notices, split_notices
 
-        said = [*self.dataset.notices, *measurement_notices(self.config, self.dataset)]
+        said = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
+        said += measurement_notices(self.config, self.dataset)
         if len(self.split.clients) == 0:  # the images are on other machines
             return said
         said += twin_notices(self.dataset)

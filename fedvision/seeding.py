@@ -7,15 +7,19 @@ a stream depends on what it is for and not on what was drawn before it.
 from __future__ import annotations
 
 import random
+import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.random import mtrand
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 def derive(root: int, purpose: str, *ids: int) -> int:
@@ -78,3 +82,55 @@ def stock_globals(root: int, purpose: str, *ids: int) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+
+
+class SecretGlobals:
+    """Global generators (Python, NumPy, torch on the CPU) that nobody can predict, inside a ``with`` block.
+
+    Noise for privacy hides nothing from whoever can draw it again, and every client knows the experiment's
+    seed. Keys come from the operating system. NumPy draws from Philox (Salmon et al. 2011) under a secret key
+    of 128 bits: from Mersenne Twister's own output, which coordinates that nobody trained show bare, all of
+    its noise could be computed. Outside the block, and inside ``paused``, the generators are as they were.
+    """
+
+    def __enter__(self) -> SecretGlobals:
+        import torch
+
+        self._python: object = random.Random(secrets.randbits(256)).getstate()
+        self._numpy: np.random.BitGenerator = np.random.Philox(key=secrets.randbits(128))
+        self._half: Any = None
+        self._torch = torch.Generator().manual_seed(secrets.randbits(63)).get_state()
+        self._swap()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._swap()
+
+    def _swap(self) -> None:
+        """Exchange the generators in force and those that are kept here."""
+        import torch
+
+        python, numpy, tensors = random.getstate(), mtrand.get_bit_generator(), torch.get_rng_state()
+        # NumPy draws normal numbers in pairs; to change generators drops the second one.
+        half = np.random.get_state() if isinstance(numpy, np.random.MT19937) else None  # noqa: NPY002
+        random.setstate(self._python)  # type: ignore[arg-type]
+        mtrand.set_bit_generator(self._numpy)
+        if self._half is not None:
+            np.random.set_state(self._half)  # noqa: NPY002
+        torch.set_rng_state(self._torch)
+        self._python, self._numpy, self._torch, self._half = python, numpy, tensors, half
+
+    def paused(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items; while each is made, the generators are as they were outside the block."""
+        iterator = iter(items)
+        while True:
+            self._swap()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._swap()
+            yield item
+            # Let go before the next one is made, or two models are in memory.
+            del item

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from numpy.random import mtrand
 
 from fedvision import seeding
 
@@ -64,3 +66,33 @@ def test_a_global_block_restores_after_an_error() -> None:
     with pytest.raises(ValueError, match="inside"):
         failing()
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def drawn() -> tuple[float, float, float]:
+    return torch.rand(1).item(), random.random(), np.random.normal()  # noqa: NPY002
+
+
+def test_secret_generators_cannot_be_repeated_and_leave_the_others_alone() -> None:
+    with seeding.torch_global(1, "a"), seeding.stock_globals(1, "a"):
+        plain = [drawn() for _ in range(3)]
+    seen = []
+    for _ in range(2):
+        with seeding.torch_global(1, "a"), seeding.stock_globals(1, "a"):
+            first = drawn()
+            with seeding.SecretGlobals() as secret:
+                seen.append(drawn())
+                meanwhile = list(secret.paused(drawn() for _ in range(1)))
+                seen.append(drawn())
+            assert [first, *meanwhile, drawn()] == plain
+    assert all(len(set(kind)) == 4 for kind in zip(*seen, strict=True))
+
+
+def test_secret_generators_are_put_back_after_an_error() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise KeyError("x")
+
+    before = mtrand.get_bit_generator(), random.getstate()
+    with pytest.raises(KeyError), seeding.SecretGlobals() as secret:
+        list(secret.paused(broken()))
+    assert (mtrand.get_bit_generator(), random.getstate()) == before

@@ -143,7 +143,8 @@ STRATEGIES: list[dict[str, Any]] = [
 def test_every_strategy_trains_and_resumes_to_the_same_bits(
     strategy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(strategy=strategy, evaluation={"holdout": 0.2, "with_training": True})
+    measured = {"holdout": 0.2, "with_training": True}
+    config = tiny(strategy=strategy, evaluation=measured, privacy={"noise": "reproducible"})
     whole = simulate(config, out=tmp_path / "whole")
     assert all(record["local"] for record in whole.rounds[:2])
     with monkeypatch.context() as patch:

@@ -1,5 +1,13 @@
 """What a client keeps of its masked sums: the key of a run, the group it belongs to, what it told.
 
+A client tells its counts for one group of ``FEWEST`` or more in a run, and never for another one. So any two
+groups whose sums are known have no client in common, and no addition or subtraction of sums gives one over
+fewer clients. Were it to tell for a second group, of other clients, the two could be subtracted: four clients
+in all four groups of three tell every client's counts. A client that drops out is therefore waited for: its
+group's sum is complete when it is back, and the others tell the same again.
+
+The rule holds within a run. The counts of a later run are told anew, for whatever group that run has.
+
 The file lies in the client's ``state`` and is its owner's alone. Who has it can read what this client masked.
 """
 
@@ -15,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedvision.client.config import ClientConfig
@@ -22,10 +31,9 @@ from fedvision.client.reach import read_key
 from fedvision.deploy import masking
 from fedvision.deploy.masking import Card
 from fedvision.errors import ConfigError
+from fedvision.flower import sharing
 
 log = logging.getLogger("fedvision.deploy")
-_GROUPS = 10
-"""Groups for which a client masks its counts in one run: every dropout makes a new one."""
 
 
 class Masks:
@@ -41,7 +49,7 @@ class Masks:
         self._file, self._run, self._client = file, run, client
         self._kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         if not self._kept:
-            self._keep(private=X25519PrivateKey.generate().private_bytes_raw().hex(), groups=0)
+            self._keep(private=X25519PrivateKey.generate().private_bytes_raw().hex())
         self._private = X25519PrivateKey.from_private_bytes(bytes.fromhex(self._kept["private"]))
 
     def card(self) -> Card:
@@ -55,8 +63,35 @@ class Masks:
 
     @property
     def group(self) -> str:
-        """The name of the group that this client masked for last, empty before that."""
+        """The name of the group that this client masked for, empty before that."""
         return masking.group_name(self._cards()) if self._kept.get("cards") else ""
+
+    def answer(self, content: RecordDict, counts: Sequence[int]) -> RecordDict:
+        """Answer a message of type ``sharing.MASKED``.
+
+        Args:
+            content: The message's.
+            counts: Images of each class [C].
+
+        Raises:
+            ConfigError: As for ``tell``.
+        """
+        tables = sharing.decode_group(content)
+        if sharing.only_asks(content):
+            return sharing.encode_agreed(self.agree(tables))
+        return sharing.encode_masked(self.tell(tables, counts))
+
+    def agree(self, tables: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
+        """Check a group before anybody tells anything, and say which one binds this client.
+
+        Returns:
+            The cards of the group that it masked for; empty where it is free.
+
+        Raises:
+            ConfigError: As for ``tell``.
+        """
+        self._prove([Card.from_table(table) for table in tables])
+        return list(self._kept.get("cards", ()))
 
     def tell(self, tables: Sequence[Mapping[str, object]], counts: Sequence[int]) -> list[int]:
         """Return this client's class counts, masked for a group; the same group is told the same.
@@ -69,32 +104,35 @@ class Masks:
             [C] numbers of 64 bits, signed.
 
         Raises:
-            ConfigError: The group is too small, lacks this client, or holds somebody who is not proven.
+            ConfigError: The group is too small, lacks this client, or holds somebody who is not proven; or
+                this client masked for another one.
         """
         cards = [Card.from_table(table) for table in tables]
         names = self._prove(cards)
         if self.group == masking.group_name(cards):
             return list(self._kept["told"])
-        if self._kept["groups"] >= _GROUPS:
+        if self.group:
+            before = sorted(self._kept["names"])
             raise ConfigError(
-                f"this client masked its class counts for {_GROUPS} groups already and does not go on; begin "
-                "a new run with clients that stay"
+                f"this client masked its class counts for a sum over {', '.join(before)}; a sum over "
+                f"{', '.join(names)} beside it could tell counts of single clients; let the same clients "
+                "go on, or begin a new run"
             )
         told = signed(masking.mask(_unsigned(counts), self._private, cards, b"counts"))
-        self._keep(groups=self._kept["groups"] + 1, cards=[card.to_table() for card in cards], told=told)
+        self._keep(names=names, cards=[card.to_table() for card in cards], told=told)
         log.warning("class counts are masked for a sum over %s", ", ".join(names))
         return told
 
-    def hide(self, confusion: NDArray[np.int64], question: bytes) -> NDArray[np.int64]:
-        """Return confusion counts [C, C], masked for this client's group.
+    def hide(self, numbers: NDArray[np.int64], question: bytes) -> NDArray[np.int64]:
+        """Return what was counted [...], masked for this client's group.
 
         Args:
-            confusion: The bare counts.
+            numbers: The bare numbers.
             question: What was measured, the model included: masks serve for one question.
         """
         context = b"confusion\n" + hashlib.sha256(question).digest()
-        masked = masking.mask(_unsigned(confusion.ravel()), self._private, self._cards(), context)
-        return masked.view(np.int64).reshape(confusion.shape)
+        masked = masking.mask(_unsigned(numbers.ravel()), self._private, self._cards(), context)
+        return masked.view(np.int64).reshape(numbers.shape)
 
     def _cards(self) -> list[Card]:
         return [Card.from_table(table) for table in self._kept["cards"]]

@@ -193,18 +193,16 @@ class Trainer:
         assert self._worker
         if self.client.share.counts != "masked":
             raise ConfigError(f'share.counts is "{self.client.share.counts}" here, not "masked"')
-        counts = self._masks().tell(sharing.decode_group(content), self._worker.counts(client))
-        return sharing.encode_masked(counts)
+        return self._masks().answer(content, self._worker.counts(client))
 
     def _guard(self, evaluation: RecordDict, kind: str, asked: RecordDict) -> RecordDict:
-        """Return an evaluation as the owner shares class counts: its rows add up to them."""
+        """Return an evaluation as the owner shares class counts: its counts and its loss tell them."""
         if self.client.share.counts == "plain":
             return evaluation
         masks = self._masks() if self.client.share.counts == "masked" else None
         if masks is None or not masks.group:
             return sharing.withhold(evaluation)
-        counted = codec.decode_evaluation(evaluation)
-        masked = masks.hide(counted.confusion, sharing.question(kind, asked))
+        masked = masks.hide(sharing.numbers_to_mask(evaluation), sharing.question(kind, asked))
         return sharing.conceal(evaluation, masked, masks.group)
 
     def _masks(self) -> Masks:

@@ -1,7 +1,9 @@
 """The server's part in masked class counts: who waits for a group, what a group's sum is, what is kept of it.
 
-A client belongs to one group for the whole run: two sums that differ by one client would tell his counts. So
-who comes later waits until ``FEWEST`` have come, and a group that lacks somebody gives no further sums.
+A client belongs to one group for the whole run, which it sees to itself (``client.masks``): groups that
+overlap could be subtracted from each other. So all clients that wait are asked for their agreement before
+anybody tells anything; who is away or refuses is left out then. Who drops out later is waited for: its group
+has no sum before it is back. Who comes later waits until ``FEWEST`` have come.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from cryptography.x509 import Certificate
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedvision.deploy import masking
 from fedvision.deploy.masking import FEWEST, Card
+from fedvision.errors import ConfigError
 from fedvision.flower import sharing
 from fedvision.flower.codec import RosterEntry
 from fedvision.flower.exchange import Exchange
@@ -66,6 +69,9 @@ class MaskedSums:
         self.sums = list(kept)
         self.waiting: dict[int, tuple[int, RosterEntry]] = {}
         """Clients that are in no sum yet: node and what it said."""
+        self.missing: list[str] = []
+        """Names of clients without whom others, who told their masked counts already, have no sum."""
+        self._stuck: frozenset[int] = frozenset()
 
     def __contains__(self, client: int) -> bool:
         return any(client in known.clients for known in self.sums)
@@ -100,24 +106,66 @@ class MaskedSums:
             grid: Carries the messages.
             note: Is told who is left out, and why.
         """
-        while len(self.waiting) >= FEWEST:
-            clients = sorted(self.waiting)
-            told, refused = self._ask(grid, clients)
+        while len(self.waiting) >= FEWEST and self._stuck != frozenset(self.waiting):
+            bound, refused = self._agree(grid)
+            clients = () if refused else self._next_group(bound)
+            if clients:
+                told, refused = self._ask(grid, clients)
+                if not refused:
+                    return self._sum(clients, told, note)
             for client, reason in refused.items():
                 del self.waiting[client]
                 note(client, reason)
             if not refused:
-                return self._sum(clients, told, note)
+                self._stuck = frozenset(self.waiting)
         return None
 
-    def _ask(self, grid: Grid, clients: Sequence[int]) -> tuple[dict[int, NDArray[np.int64]], dict[int, str]]:
-        content = sharing.encode_group([self.waiting[client][1].card for client in clients])
+    def _agree(self, grid: Grid) -> tuple[dict[int, list[Card]], dict[int, str]]:
+        """Ask all that wait whether they go together; return the cards that bind each, and refusals."""
+        bound: dict[int, list[Card]] = {}
+        replies, refused = self._send(grid, sorted(self.waiting), only_asks=True)
+        for client, content in replies.items():
+            try:
+                bound[client] = [Card.from_table(table) for table in sharing.decode_group(content)]
+            except (ConfigError, ValueError, KeyError, TypeError):
+                refused[client] = "its agreement to a masked sum is damaged"
+        return bound, refused
+
+    def _next_group(self, bound: Mapping[int, Sequence[Card]]) -> tuple[int, ...]:
+        """Return the clients of a group that is bound and complete, else all that are free, rising.
+
+        A client that told nothing yet may be named in a group that binds others: it is kept for that one.
+        """
+        self.missing = []
+        here = {self._card(client).public: client for client in bound}
+        for group in {masking.group_name(cards): cards for cards in bound.values() if cards}.values():
+            members = [here.get(card.public, -1) for card in group]
+            name = masking.group_name(group)
+            if all(m in bound and (not bound[m] or masking.group_name(bound[m]) == name) for m in members):
+                return tuple(sorted(members))
+            self.missing += [masking.common_name(card) for card in group if card.public not in here]
+        named = {card.public for cards in bound.values() for card in cards}
+        free = sorted(client for client in bound if self._card(client).public not in named)
+        return tuple(free) if len(free) >= FEWEST else ()
+
+    def _card(self, client: int) -> Card:
+        return Card.from_table(self.waiting[client][1].card)
+
+    def _send(
+        self, grid: Grid, clients: Sequence[int], *, only_asks: bool = False
+    ) -> tuple[dict[int, RecordDict], dict[int, str]]:
+        """Send some clients' cards to all of them; return the replies and the refusals, by client."""
+        cards = [self.waiting[client][1].card for client in clients]
+        content = sharing.encode_group(cards, only_asks=only_asks)
         by_node = {self.waiting[client][0]: client for client in clients}
         exchange = Exchange(roster=Unasked(), stage="data")
-        told = {}
-        for reply in exchange.send(grid, [Message(content, node, sharing.MASKED) for node in by_node]):
-            told[by_node[reply.metadata.src_node_id]] = sharing.decode_masked(reply.content)
-        refused = {by_node[item["client"]]: str(item["reason"]) for item in exchange.refused}
+        messages = [Message(content, node, sharing.MASKED) for node in by_node]
+        replies = {by_node[r.metadata.src_node_id]: r.content for r in exchange.send(grid, messages)}
+        return replies, {by_node[item["client"]]: str(item["reason"]) for item in exchange.refused}
+
+    def _ask(self, grid: Grid, clients: Sequence[int]) -> tuple[dict[int, NDArray[np.int64]], dict[int, str]]:
+        replies, refused = self._send(grid, clients)
+        told = {client: sharing.decode_masked(content) for client, content in replies.items()}
         odd = [client for client, numbers in told.items() if len(numbers) != self._classes]
         return told, refused | dict.fromkeys(odd, "its masked class counts are not one for each class")
 

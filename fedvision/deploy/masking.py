@@ -3,7 +3,7 @@
 "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, section 4.0.1: every two
 clients agree on a secret, one adds and the other subtracts the same random numbers modulo 2^64, and in the
 sum over all of them the masks are gone. The paper's second mask and its shared secrets, which save a sum from
-which somebody drops out, are left out: such a sum is begun again without him, under fresh masks.
+which somebody drops out, are left out: such a sum waits until that client is back.
 
 A client's key agreement key (X25519) is signed with its node key, and the node key stands in a certificate of
 the federation's authority. So the server that relays these cards can neither put itself between two clients
@@ -137,6 +137,15 @@ def holder(card: Card, run: str, authorities: Sequence[x509.Certificate]) -> str
     except InvalidSignature:
         raise ConfigError(f"{name}'s card for masked counts is not signed by its key for this run") from None
     return name
+
+
+def common_name(card: Card) -> str:
+    """Return the name in a card's certificate, proven or not, for a message to a person."""
+    try:
+        subject = x509.load_der_x509_certificate(card.certificate).subject
+        return str(subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    except (ValueError, IndexError):
+        return "a client"
 
 
 def group_name(cards: Sequence[Card]) -> str:

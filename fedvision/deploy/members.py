@@ -119,7 +119,8 @@ class Members:
     @property
     def counts(self) -> tuple[int, ...]:
         """Training images of each class [C] over all members, as far as they tell."""
-        return tuple((self.table().sum(0) + self._masked.total).tolist())
+        # Noise may make one client's number negative; over all of them a negative sum means none.
+        return tuple((self.table().sum(0) + self._masked.total).clip(min=0).tolist())
 
     @property
     def groups(self) -> dict[str, tuple[int, ...]]:
@@ -295,6 +296,9 @@ class Members:
         ]
         few = f"{' and '.join(masked)} mask{'s' * (len(masked) == 1)} class counts, and a sum that hides them"
         hidden = [f"{few} needs {FEWEST} such clients"] if masked and self._needed else []
+        if hidden and (missing := self._masked.missing):
+            lacking = " and ".join(missing)
+            hidden = [f"{' and '.join(masked)} told masked class counts for a sum that lacks {lacking}"]
         return "; ".join([f"waiting: {len(there)} of {self.least} clients", *hidden, *others])
 
 

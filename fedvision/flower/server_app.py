@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -255,10 +255,13 @@ class _Server:
     def _combine(self, number: int, collection: Collection, replies: Iterator[Message]) -> ArrayRecord | None:
         """Return what the strategy makes of the replies, None where there are too few."""
         stream, where = Stream(replies), self._where("aggregate_train", number)
+        secret = None if self.config.privacy.noise == "reproducible" else seeding.SecretGlobals()
+        # Clients that train in this process while their replies are fetched keep to the seed.
+        read = secret.paused(stream) if secret else iter(stream)
         with seeding.stock_globals(self.config.seed, "combine", number):
             try:
-                with guarded(where, stream):
-                    result = self.strategy.aggregate_train(number, iter(stream))
+                with guarded(where, stream), secret or nullcontext():
+                    result = self.strategy.aggregate_train(number, read)
                 deque(replies, maxlen=0)  # those for which the strategy did not wait
                 return check_result(where, result)
             except QuorumMissed:

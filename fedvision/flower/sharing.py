@@ -1,7 +1,8 @@
 """Messages about class counts that not everybody may see: their keys, and what the server makes of them.
 
 A confusion matrix tells a client's class counts as well as the counts themselves do: its rows add up to them.
-So a client that does not share its counts as they are sends its confusion counts masked, of which only the
+The summed loss tells them too: under a model that the server made up each class costs what it chose. So a
+client that does not share its counts as they are sends confusion counts and loss masked, of which only the
 sum over its group can be read, or not at all.
 """
 
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,18 +23,36 @@ from fedvision.flower import codec
 from fedvision.training.evaluate import Evaluation
 
 MASKED = "query.masked"
-"""Message type: the cards of a group go out, masked class counts come back."""
-_CARDS, _COUNTS, _GROUP = "cards", "masked-counts", "group"
+"""Message type: the cards of a group go out; first everybody is asked whether it agrees, then it tells."""
+_ONLY_ASKS = "only-asks"
+_CARDS, _COUNTS, _GROUP, _LOSS = "cards", "masked-counts", "group", "masked-loss"
 _WITHHELD = "none"
+_LOSS_STEP, _LOSS_MOST = 2.0**-20, 2.0**36
+"""Nats of a masked loss: its unit, and the largest that is told; 2^63 holds the sum over 128 such clients."""
 
 
-def encode_group(cards: Sequence[Mapping[str, str]]) -> RecordDict:
-    """Return the content that asks a group for its masked class counts."""
+def encode_group(cards: Sequence[Mapping[str, object]], *, only_asks: bool = False) -> RecordDict:
+    """Return the content that asks a group for its masked class counts.
+
+    Args:
+        cards: The group's.
+        only_asks: Nothing is to be told yet: clients check the cards, and say which group binds them.
+    """
+    return RecordDict({codec.CONFIG: ConfigRecord({_CARDS: json.dumps(list(cards)), _ONLY_ASKS: only_asks})})
+
+
+def only_asks(content: RecordDict) -> bool:
+    """Tell whether a group is asked for its agreement alone."""
+    return bool(codec.record(content, codec.CONFIG, ConfigRecord).get(_ONLY_ASKS))
+
+
+def encode_agreed(cards: Sequence[Mapping[str, str]]) -> RecordDict:
+    """Return the reply to a request for agreement: the cards of the group that binds a client, or none."""
     return RecordDict({codec.CONFIG: ConfigRecord({_CARDS: json.dumps(list(cards))})})
 
 
 def decode_group(content: RecordDict) -> list[dict[str, Any]]:
-    """Return a group's cards, which are still to be proven."""
+    """Return a group's cards, of a request or of a reply, which are still to be proven."""
     cards: list[dict[str, Any]] = json.loads(str(codec.record(content, codec.CONFIG, ConfigRecord)[_CARDS]))
     return cards
 
@@ -48,20 +68,31 @@ def decode_masked(content: RecordDict) -> NDArray[np.int64]:
 
 
 def withhold(evaluation: RecordDict) -> RecordDict:
-    """Return an evaluation without its counts: the number of images and the summed loss are left."""
+    """Return an evaluation without counts and loss: only the number of images is left."""
     counted = codec.decode_evaluation(evaluation)
-    return _marked(evaluation, np.zeros_like(counted.confusion), _WITHHELD)
+    return _marked(evaluation, np.zeros_like(counted.confusion), {_GROUP: _WITHHELD})
+
+
+def numbers_to_mask(evaluation: RecordDict) -> NDArray[np.int64]:
+    """Return what of an evaluation is masked [C * C + 1]: counts row by row, the loss in 2^-20 nats.
+
+    A loss that is no number, or above 2^36 nats, is told as 2^36.
+    """
+    counted = codec.decode_evaluation(evaluation)
+    loss = counted.loss_sum if 0 <= counted.loss_sum < _LOSS_MOST else _LOSS_MOST
+    return np.append(counted.confusion.ravel(), np.int64(round(loss / _LOSS_STEP)))
 
 
 def conceal(evaluation: RecordDict, masked: NDArray[np.int64], group: str) -> RecordDict:
-    """Return an evaluation with masked counts [C, C] in the place of its own.
+    """Return an evaluation with masked numbers in the place of its own.
 
     Args:
         evaluation: As the client counted.
-        masked: Its counts with the masks of its group.
+        masked: Its ``numbers_to_mask`` with the masks of its group.
         group: The group's name: all of it is needed for a sum.
     """
-    return _marked(evaluation, masked, group)
+    shape = codec.decode_evaluation(evaluation).confusion.shape
+    return _marked(evaluation, masked[:-1].reshape(shape), {_GROUP: group, _LOSS: int(masked[-1])})
 
 
 def question(kind: str, asked: RecordDict) -> bytes:
@@ -81,11 +112,16 @@ def question(kind: str, asked: RecordDict) -> bytes:
     return digest.digest()
 
 
-def _marked(evaluation: RecordDict, confusion: NDArray[np.int64], group: str) -> RecordDict:
-    counted = codec.decode_evaluation(evaluation)
-    told = codec.encode_evaluation(replace(counted, confusion=confusion), counted.examples)
-    told[codec.CONFIG] = ConfigRecord({_GROUP: group})
+def _marked(evaluation: RecordDict, confusion: NDArray[np.int64], marks: dict[str, str | int]) -> RecordDict:
+    examples = codec.decode_evaluation(evaluation).examples
+    told = codec.encode_evaluation(Evaluation(confusion=confusion, loss_sum=0.0), examples)
+    told[codec.CONFIG] = ConfigRecord({**marks})
     return told
+
+
+def is_hidden(content: RecordDict) -> bool:
+    """Tell whether an evaluation's counts and loss are masked or left out."""
+    return bool(_group(content))
 
 
 def problem(content: RecordDict, classes: int) -> str | None:
@@ -160,9 +196,14 @@ def _total(contents: Sequence[RecordDict]) -> Evaluation | None:
         return None
     confusion = added([part.confusion for part in parts])
     images = sum(codec.told_examples(content) for content in contents)
-    if not unmasked(confusion, images):
+    masked = [codec.record(content, codec.CONFIG, ConfigRecord).get(_LOSS) for content in contents]
+    if not unmasked(confusion, images) or not all(isinstance(loss, int) for loss in masked):
         return None
-    return Evaluation(confusion=confusion, loss_sum=sum(part.loss_sum for part in parts))
+    units = int(added(np.array(masked, np.int64)))
+    if units < 0:
+        return None
+    loss = units * _LOSS_STEP
+    return Evaluation(confusion=confusion, loss_sum=loss if loss < _LOSS_MOST else math.inf)
 
 
 def added(parts: Sequence[NDArray[np.int64]] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -23,7 +23,9 @@ from fedvision.errors import PluginError, RunError
 from fedvision.flower import codec
 from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.internals_message import addressed
+from fedvision.flower.privacy import check_clipping
 from fedvision.flower.roster import Roster, Unasked
+from fedvision.flower.sharing import is_hidden
 from fedvision.strategies.base import RoundStrategy, cohort_size, draw
 from fedvision.strategies.mean import Sums, summable
 from fedvision.types import Instruction, PluginSpec, State, Update
@@ -211,8 +213,9 @@ class FlowerStrategy(Strategy):
         return (Message(content, node, MessageType.EVALUATE) for node in nodes)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the mean loss over all images; counts are summed by whoever reads the replies."""
+        """Return the mean loss of clients that tell theirs; whoever reads the replies sums the counts."""
         contents = [reply.content for reply in replies if not reply.has_error()]
+        contents = [content for content in contents if not is_hidden(content)]
         evaluations = [codec.decode_evaluation(content) for content in contents]
         examples = sum(map(codec.told_examples, contents))
         if not examples:
@@ -261,7 +264,8 @@ def build_strategy(spec: PluginSpec, *, seed: int, measured: float = 1.0) -> Str
             argument for it.
 
     Raises:
-        PluginError: The strategy is unknown, its arguments do not fit, or the result is no strategy.
+        PluginError: The strategy is unknown, its arguments do not fit, the result is no strategy, or its
+            privacy rests on clients that clip.
     """
     args: dict[str, Any] = dict(spec.args)
     if isinstance(args.get("strategy"), Mapping):
@@ -272,6 +276,7 @@ def build_strategy(spec: PluginSpec, *, seed: int, measured: float = 1.0) -> Str
     if isinstance(built, RoundStrategy):
         return FlowerStrategy(built, seed=seed, measured=measured)
     if isinstance(built, Strategy):
+        check_clipping(built)
         return built
     raise PluginError(
         f"[strategy] use = {spec.use!r}: it made a {type(built).__name__}, which is neither a "

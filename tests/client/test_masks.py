@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +75,39 @@ def test_the_same_group_hears_the_same_after_a_restart_even_of_other_images(
     assert again.tell(cards[::-1], [9, 9, 9]) == first
 
 
-def test_who_drops_out_makes_a_new_group_with_fresh_masks(four: Path, tmp_path: Path) -> None:
+def test_overlapping_groups_are_refused_whatever_the_order(four: Path, tmp_path: Path) -> None:
+    """Four groups of three of four clients give four equations for four clients' counts."""
+    for first in range(4):
+        masks = group(four, tmp_path / str(first), NAMES)
+        groups = [names for names in combinations(NAMES, 3)]
+        complete = 0
+        for names in [*groups[first:], *groups[:first], tuple(NAMES)]:
+            asked, told = tables({name: masks[name] for name in names}), []
+            for name in names:
+                with suppress(ConfigError):
+                    told.append(masks[name].tell(asked, COUNTS[name]))
+            complete += len(told) == len(names)
+        assert complete == 1
+
+
+def test_a_second_group_is_refused_with_both_named(four: Path, tmp_path: Path) -> None:
     masks = group(four, tmp_path, NAMES)
-    before = {name: one.tell(tables(masks), COUNTS[name]) for name, one in masks.items() if name != "east"}
-    rest = {name: one for name, one in masks.items() if name != "east"}
-    told = {name: one.tell(tables(rest), COUNTS[name]) for name, one in rest.items()}
-    assert sum_of(list(told.values())) == [5, 7, 3]
-    assert all(set(told[name]).isdisjoint(before[name]) for name in rest)
+    cards = tables(masks)
+    masks["north"].tell(cards, COUNTS["north"])
+    with pytest.raises(
+        ConfigError, match=r"for a sum over east, north, south, west; a sum over north, south"
+    ):
+        group(four, tmp_path, NAMES)["north"].tell(cards[:3], COUNTS["north"])
+
+
+def test_agreement_binds_nobody_and_says_what_does(four: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, NAMES)
+    cards = tables(masks)
+    assert masks["north"].agree(cards) == []
+    masks["north"].tell(cards[:3], COUNTS["north"])
+    assert masks["north"].agree(cards) == cards[:3]
+    with pytest.raises(ConfigError, match="3 are needed"):
+        masks["north"].agree(cards[:2])
 
 
 def test_confusion_counts_are_masked_anew_for_every_question(four: Path, tmp_path: Path) -> None:
@@ -122,16 +150,6 @@ def test_a_server_that_invents_clients_learns_nothing(four: Path, strangers: Pat
     invented = [masks["north"].card().to_table(), stranger.card().to_table(), stranger.card().to_table()]
     with pytest.raises(ConfigError, match=r"stranger's certificate .* not of this federation's authority"):
         masks["north"].tell(invented, COUNTS["north"])
-
-
-def test_it_is_not_asked_for_ever(four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedvision.client.masks._GROUPS", 2)
-    masks = group(four, tmp_path, NAMES)
-    cards = tables(masks)
-    masks["north"].tell(cards, COUNTS["north"])
-    masks["north"].tell(cards[:3], COUNTS["north"])
-    with pytest.raises(ConfigError, match="masked its class counts for 2 groups already"):
-        masks["north"].tell(cards, COUNTS["north"])
 
 
 def test_the_key_of_a_run_is_its_owners_alone_and_no_other_runs(four: Path, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ class Clients(LinkGrid):
         self.folder, self.pki, self.counts, self.sharing = folder, pki, counts, sharing
         self.online = set(counts)
         self.silent: set[str] = set()
-        """Those that do not answer when they are asked for masked counts."""
+        """Those that do not answer when they are asked for masked counts, or whether they agree."""
+        self.lost: set[str] = set()
+        """Those that agree, and are gone when they are to tell."""
         self.asked: list[tuple[str, str]] = []
         internals.identify(1)
 
@@ -45,7 +47,8 @@ class Clients(LinkGrid):
             name, kind = by_node[message.metadata.dst_node_id], message.metadata.message_type
             self.asked.append((name, kind))
             internals.set_message_id(message, f"m{len(self.asked)}.{number}")
-            if name in self.silent and kind == sharing.MASKED:
+            tells = kind == sharing.MASKED and not sharing.only_asks(message.content)
+            if (name in self.silent and kind == sharing.MASKED) or (name in self.lost and tells):
                 yield Message(Error(code=1, reason="it went offline"), reply_to=message)
             else:
                 yield Message(self._answer(name, kind, message.content), reply_to=message)
@@ -53,7 +56,7 @@ class Clients(LinkGrid):
     def _answer(self, name: str, kind: str, content: RecordDict) -> RecordDict:
         how, counts = self.sharing.get(name, "masked"), self.counts[name]
         if kind == sharing.MASKED:
-            return sharing.encode_masked(self.masks(name).tell(sharing.decode_group(content), counts))
+            return self.masks(name).answer(content, counts)
         told = tuple(counts) if how in ("plain", "noisy") else (0,) * len(counts)
         entry = codec.RosterEntry(client=0, counts=told, sharing=how)
         if how == "masked":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -18,12 +21,15 @@ def reply(confusion: np.ndarray = PLAIN, loss: float = 1.5) -> RecordDict:
     return codec.encode_evaluation(Evaluation(confusion=confusion, loss_sum=loss))
 
 
-def masked(count: int, group: str = "g") -> list[RecordDict]:
+def masked(count: int, group: str = "g", loss: float = 1.5) -> list[RecordDict]:
     """Replies whose masks cancel modulo 2^64."""
     rng = np.random.default_rng(0)
-    masks = rng.integers(-(2**63), 2**63, (count - 1, 2, 2), np.int64)
+    masks = rng.integers(-(2**63), 2**63, (count - 1, 5), np.int64)
     every = [*masks, -masks.sum(0)]
-    return [sharing.conceal(reply(), PLAIN + mask, group) for mask in every]
+    return [
+        sharing.conceal(reply(loss=loss), sharing.numbers_to_mask(reply(loss=loss)) + mask, group)
+        for mask in every
+    ]
 
 
 def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None:
@@ -58,11 +64,32 @@ def test_masks_that_did_not_cancel_are_noticed() -> None:
     assert sharing.unmasked(np.array([3, 1]), 4)
 
 
-def test_what_is_withheld_tells_images_and_loss_alone() -> None:
+def crafted(counts: Sequence[int]) -> list[RecordDict]:
+    """What a client measures of models under which one class alone costs anything: 1,000 nats."""
+    return [reply(np.diag(counts), loss=1000.0 * count) for count in counts]
+
+
+def test_crafted_models_tell_nothing_of_hidden_class_counts() -> None:
+    """The summed loss of a model that costs nothing but on class c is 1,000 times that class's count."""
+    told = [codec.decode_evaluation(content) for content in crafted([3, 0, 7])]
+    assert [one.loss_sum / 1000 for one in told] == [3, 0, 7]
+    for one, other in zip(crafted([3, 0, 7]), crafted([5, 4, 1]), strict=True):
+        assert sharing.withhold(one) == sharing.withhold(other)
+        hidden = [sharing.conceal(x, sharing.numbers_to_mask(x) * 0, "g") for x in (one, other)]
+        assert hidden[0] == hidden[1], "nothing bare stands beside what is masked"
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, 1e30])
+def test_a_diverged_loss_is_infinite_in_the_sum(loss: float) -> None:
+    found = sharing.sift(dict(enumerate(masked(3, loss=loss))), {"g": (0, 1, 2)})
+    assert found.sums[0].loss_sum == math.inf
+
+
+def test_what_is_withheld_tells_the_number_of_images_alone() -> None:
     content = sharing.withhold(reply())
     told = codec.decode_evaluation(content)
     assert told.confusion.sum() == 0
-    assert (codec.told_examples(content), told.loss_sum) == (6, 1.5)
+    assert (codec.told_examples(content), told.loss_sum) == (6, 0.0)
     found = sharing.sift({4: content}, {"none": (4,)})
     assert (found.readable, found.withheld) == ([], [4])
 
