@@ -37,7 +37,7 @@ class Clients(LinkGrid):
         return 100 + list(self.counts).index(name)
 
     def names(self) -> dict[int, str]:
-        return {self.node(name): name for name in self.online}
+        return {self.node(name): name for name in sorted(self.online)}
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
