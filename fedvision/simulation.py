@@ -41,7 +41,7 @@ class Simulation(RunJournal):
         with self.interruption:
             self.resume()
             with self.progress, engine.open(recipe, tell=self.note) as grid, _settled():
-                self.play(in_time(grid, self.config, recipe.seen), recipe.roster(), self._measure())
+                self.play(in_time(grid, self.config, recipe.cost), recipe.roster(), self._measure())
             self.finish(recipe.worker())
         return self.state
 

@@ -153,22 +153,14 @@ class SimulatedClients:
         return len(strategy.inner.select(1, range(self.clients), rng))
 
     def cost(self, client: int) -> float:
-        """Return the images that a client's training is expected to see in a round, repeats counted.
+        """Return the images that a client's training sees in a round, repeats counted.
 
-        What is held out is taken off as a share, so no client is made for it. A set number of steps is the
-        same work for all, and nobody's size is asked for.
+        A set number of steps is the same work for all, and nobody's size is asked for.
         """
         training = self.config.training
         if training.steps:
             return float(training.steps * training.batch_size)
-        return max(1.0, self.split.size(client) * (1 - self.config.evaluation.holdout)) * training.epochs
-
-    def seen(self, client: int) -> float:
-        """Return the images that a client's training sees in a round, to the image, for simulated time."""
-        training = self.config.training
-        if training.steps:
-            return float(training.steps * training.batch_size)
-        return float(len(self._shards().train(client)) * training.epochs)
+        return float(self.split.size(client) * training.epochs)
 
     def roster(self) -> NumberedRoster:
         """Return the members, with the counts of the images that they train on."""

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from fedvision import ExperimentConfig, simulate
-from fedvision.data.shards import ClientShards
 from fedvision.engines.serial import SerialGrid
 from fedvision.engines.timed import TimedGrid, in_time, pace
 from fedvision.errors import FedVisionError
@@ -52,9 +51,9 @@ def test_the_clock_counts_each_image_trained_on_once_an_epoch(
         rounds=1, training=training, evaluation={"holdout": holdout}, clock={"seconds_per_image": 0.5}
     )
     (record,) = simulate(config, out=tmp_path / "run").rounds
-    federation = Federation.build(config)
-    shards = ClientShards(federation.dataset.train, federation.split, holdout=holdout, seed=config.seed)
-    most = max(len(shards.train(client)) for client in range(5))
+    split = Federation.build(config).split
+    most = max(len(split.clients[client]) for client in range(5))
+    assert sum(len(split.clients[c]) for c in range(5)) == record["examples"]
     assert record["clock"] == (most * times if times else 32) * 0.5
 
 
