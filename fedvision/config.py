@@ -67,11 +67,11 @@ class TransformConfig:
     flip: bool = False
     """Mirror left and right with probability 1/2."""
     crop: int = 0
-    """Pad by this many pixels, then crop at random to the old size."""
+    """Pad by this many pixels of the colour ``mean``, then crop at random to the old size."""
     rotation: float = 0.0
-    """Rotate by a random angle of at most this many degrees."""
+    """Rotate by a random angle of at most this many degrees; corners get the colour ``mean``."""
     cutout: int = 0
-    """Blank a random square of this many pixels a side."""
+    """Give a random square of this many pixels a side the colour ``mean``."""
     mixup: float = 0.0
     """Beta parameter of mixup; 0 switches it off."""
 

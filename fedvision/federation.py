@@ -95,12 +95,16 @@ class Federation:
         """
         from fedvision.data.twins import twin_notices
         from fedvision.flower.privacy import privacy_notices
+        from fedvision.flower.strategy import FlowerStrategy
         from fedvision.reporting.notices import measurement_notices, split_notices
+        from fedvision.strategies.robust import trimming_notices
 
         said = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
         said += measurement_notices(self.config, self.dataset)
         if len(self.split.clients) == 0:  # the images are on other machines
             return said
+        if isinstance(self.strategy, FlowerStrategy):
+            said += trimming_notices(self.strategy.inner, len(self.split.clients))
         said += twin_notices(self.dataset)
         return said + split_notices(self.split, self.dataset.classes)
 

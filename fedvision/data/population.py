@@ -5,7 +5,8 @@ a million of them cost as much as ten. The recipe of Hsu, Qi, Brown 2019, "Measu
 Non-Identical Data Distribution for Federated Visual Classification", arXiv:1909.06335, section 3: the client
 draws its mixture of classes p ~ Dirichlet(alpha C q), q the data set's own mixture of its C classes, and then
 that many images of each class out of the class's pool. So E[p] = q, and on balanced classes alpha means what
-it means for ``dirichlet``: 0.1 is strongly skewed, 100 is nearly iid. Two things differ from the paper:
+it means for ``dirichlet``: 0.1 is strongly skewed, 100 is nearly iid. The paper draws from Dirichlet(a q), so
+a is C alpha: its a = 1 on ten classes is alpha = 0.1 here. Two more things differ from the paper:
 
 - Sizes are log-normal, not equal, so that a few clients have much and many have little.
 - The pools are never used up. A population is larger than its data set, so **the same image belongs to

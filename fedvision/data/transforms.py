@@ -2,7 +2,8 @@
 
 Nothing loops over images, and every random number comes from the generator passed in, so a batch is the same
 on any engine and device. Augmentation follows normalisation: what it blanks or moves in from outside is 0,
-the data set's mean colour.
+which is the pixel 255 x ``transforms.mean``. That is the data set's mean colour where the experiment says it,
+and grey 127.5 with the default mean of 0.5; torchvision's padding before normalisation is black instead.
 
 - flip and padded crop: He et al. 2016, "Deep Residual Learning", arXiv:1512.03385, section 4.2
 - cutout: DeVries and Taylor 2017, arXiv:1708.04552; the square's centre is anywhere, so the border may cut it

@@ -74,8 +74,9 @@ def fedlc(counts: torch.Tensor, *, tau: float = 1.0, floor: float = 1.0) -> Loss
     """Return ``-log softmax(z - tau n^(-1/4))_y``: [B, C], [B] -> [B], in nats.
 
     Zhang, Li, Li, Xu, Wu, Ding, Wu 2022, "Federated Learning with Label Distribution Skew via Logits
-    Calibration", arXiv 2209.00189; there a vacant class leaves the softmax. tau = 0 and equal counts make it
-    cross-entropy.
+    Calibration", arXiv 2209.00189; there a vacant class leaves the softmax. The paper's denominator leaves
+    out the label's own class, which makes a loss without a lower bound; here it is a softmax over all
+    classes. tau = 0 and equal counts make it cross-entropy.
 
     Args:
         counts: Images per class [C], in the paper the client's own.

@@ -14,12 +14,13 @@ Every model of the cohort is in memory at once, then one tensor of all of them a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from fedvision.errors import TooFewUpdates
-from fedvision.strategies.base import RoundStrategy
+from fedvision.strategies.base import RoundStrategy, cohort_size
 from fedvision.strategies.summation import wide
 from fedvision.types import State, Update
 
@@ -36,6 +37,10 @@ class Median(RoundStrategy):
 
 class TrimmedMean(RoundStrategy):
     """The mean of each coordinate without its extreme values.
+
+    A cohort of fewer than 1 / share clients loses nobody: with the default of 0.2 it takes five to leave one
+    out at each end, and of four this is the plain mean, which one hostile client moves at will; that is told
+    at the start. A round counts the answers that it has, so lost ones can bring it below.
 
     Args:
         share: Share of the cohort to leave out at each end, rounded down to whole clients, 0 <= share < 0.5.
@@ -55,8 +60,31 @@ class TrimmedMean(RoundStrategy):
     def combine(self, state: State, updates: Iterator[Update]) -> State:
         """Return the coordinate-wise trimmed mean of the models."""
         models = [update.state for update in updates]
+        return _trimmed_mean(models, trim=self.trimmed(len(models)))
+
+    def trimmed(self, cohort: int) -> int:
+        """Return how many of so many clients are left out at each end."""
         # 0.29 * 100 is 28.999...: a share that means whole clients must not lose one to rounding.
-        return _trimmed_mean(models, trim=int(self.share * len(models) + 1e-9))
+        return int(self.share * cohort + 1e-9)
+
+
+def trimming_notices(strategy: RoundStrategy, clients: int) -> list[str]:
+    """Return what to tell of a trimmed mean whose cohort is too small for its share; empty else.
+
+    Args:
+        strategy: Any.
+        clients: Number of clients.
+    """
+    if not isinstance(strategy, TrimmedMean) or not strategy.share:
+        return []
+    cohort = cohort_size(clients, strategy.fraction, strategy.min_clients)
+    if strategy.trimmed(cohort):
+        return []
+    enough = math.ceil(1 / strategy.share - 1e-9)
+    return [
+        f"trimmed-mean with strategy.share = {strategy.share:g} leaves nobody out of a round's {cohort} and "
+        f"is the plain mean; it takes {enough} clients a round, or a larger share"
+    ]
 
 
 class Krum(RoundStrategy):

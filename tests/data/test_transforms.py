@@ -237,3 +237,11 @@ def test_augmentation_that_leaves_nothing_is_refused(key: str) -> None:
     transforms.check_size(TransformConfig(**{key: 15}), (16, 28))
     with pytest.raises(ConfigError, match=f"transforms.{key} is 16 pixels of images of 16 x 28"):
         transforms.check_size(TransformConfig(**{key: 16}), (16, 28))
+
+
+@pytest.mark.parametrize("mean", [0.5, 0.2861])
+def test_what_moves_in_from_outside_has_the_mean_that_the_experiment_says(mean: float) -> None:
+    transform = transforms.prepare(TransformConfig(mean=(mean,), std=(0.25,), crop=3), 1)
+    x = transform.normalise(torch.full((8, 8, 8, 1), 200, dtype=torch.uint8))
+    pixels = (transform.augment(x, torch.Generator().manual_seed(0)) * 0.25 + mean) * 255
+    assert float(pixels.min()) == pytest.approx(255 * mean)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from scipy.spatial.distance import cdist
 
 from fedvision.errors import RunError
 from fedvision.strategies.base import RoundStrategy
-from fedvision.strategies.robust import Krum, Median, TrimmedMean
+from fedvision.strategies.robust import Krum, Median, TrimmedMean, trimming_notices
 from fedvision.types import Update
 
 State = dict[str, torch.Tensor]
@@ -163,3 +164,20 @@ def test_halves_do_not_overflow() -> None:
 def test_arguments_out_of_range(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("clients", "table", "told"),
+    [
+        (4, {}, True),
+        (5, {}, False),
+        (4, {"share": 0.25}, False),
+        (9, {"fraction": 0.4}, True),
+        (4, {"share": 0.0}, False),
+    ],
+)
+def test_a_trimmed_mean_that_trims_nobody_is_told(clients: int, table: dict[str, Any], told: bool) -> None:
+    notices = trimming_notices(TrimmedMean(**table), clients)
+    assert bool(notices) == told
+    if told:
+        assert "nobody out of a round's 4 and is the plain mean; it takes 5 clients a round" in notices[0]
