@@ -62,7 +62,10 @@ class Machines:
         folder = self.folder
         federation = Federation.build(ExperimentConfig.load(self.experiment))
         train = federation.dataset.train
-        for indices, name in zip(federation.split.clients, self.names, strict=True):
+        split = federation.split
+        for client, name in enumerate(self.names):
+            # A machine has all of its images, and keeps some of them from training itself.
+            indices = np.union1d(split.clients[client], split.test(client))
             np.savez(
                 folder / f"{name}.npz", train_images=train.images[indices], train_labels=train.labels[indices]
             )
