@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
+from fedvision.errors import ConfigError
 from fedvision.types import MetricFn
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Federation:
     """Selection and aggregation, as a Flower strategy."""
     metrics: Mapping[str, MetricFn]
     """Further metrics by name."""
+    personal: tuple[str, ...] = ()
+    """Tensors that training changes and that stay on the clients: the server cannot measure the model."""
 
     @classmethod
     def build(cls, config: ExperimentConfig, *, split_here: bool = True) -> Federation:
@@ -53,11 +56,14 @@ class Federation:
             ConfigError: Something in the experiment or its data is wrong; the sentence says what to do.
         """
         prepare_process()
+        import torch
+
         from fedvision.data import split
         from fedvision.data.transforms import check_size
         from fedvision.flower.checks import check_strategy
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.build import build_model
+        from fedvision.models.vetting import personal, trains_alone
         from fedvision.training.worker import check_training
 
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
@@ -84,8 +90,18 @@ class Federation:
             image_size=(height, width),
             seed=config.seed,
         )
+        images = torch.randn(2, channels, height, width, generator=seeding.torch_stream(config.seed, "trial"))
+        with seeding.torch_global(config.seed, "trial"):
+            _check_batches(config, parts, alone=trains_alone(model, images[:1]))
+            stay = personal(model, config.model.travel, images)
         return cls(
-            config=config, dataset=dataset, split=parts, model=model, strategy=strategy, metrics=metrics
+            config=config,
+            dataset=dataset,
+            split=parts,
+            model=model,
+            strategy=strategy,
+            metrics=metrics,
+            personal=stay,
         )
 
     def notices(self) -> list[str]:
@@ -100,7 +116,7 @@ class Federation:
         from fedvision.strategies.robust import trimming_notices
 
         said = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
-        said += measurement_notices(self.config, self.dataset)
+        said += measurement_notices(self.config, self.dataset, self.personal)
         if len(self.split.clients) == 0:  # the images are on other machines
             return said
         if isinstance(self.strategy, FlowerStrategy):
@@ -164,6 +180,29 @@ class Federation:
             return None
         rng = seeding.numpy_stream(self.config.seed, "select", 1)
         return len(self.strategy.inner.select(1, range(len(self.split.clients)), rng))
+
+
+def _check_batches(config: ExperimentConfig, parts: Split, *, alone: bool) -> None:
+    """Refuse batches of a single image for a network that cannot train on one.
+
+    Raises:
+        ConfigError: Every batch has one image, or a client has no more than one to train on.
+    """
+    if alone:
+        return
+    why = f"[model] use = {config.model.use!r} cannot train on a batch of one image (no variance)"
+    if config.training.batch_size == 1:
+        raise ConfigError(f"training.batch_size = 1: {why}; set it to 2 or more")
+    if parts.lazy or len(parts.clients) == 0:
+        return
+    from fedvision.reporting.wording import listed
+
+    single = [f"client {number}" for number, part in enumerate(parts.clients) if len(part) == 1]
+    if single:
+        raise ConfigError(
+            f"{why}, and {listed(single)} has no more to train on; set partition.min_per_client where the "
+            "partition has it, use fewer clients, or take a network with group norm"
+        )
 
 
 def prepare_process() -> None:

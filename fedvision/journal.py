@@ -97,7 +97,7 @@ class RunJournal:
             journal=self,
             first_round=self.done + 1,
             roster=roster,
-            measure=measure,
+            measure=None if self.federation.personal else measure,
             extra_metrics=self.federation.metrics,
             rounds=self.rounds,
         )
@@ -251,11 +251,15 @@ class RunJournal:
 
     def _write_mistakes(self, worker: Worker) -> None:
         test = self.federation.dataset.test
-        if test is None:
+        if test is None or self.federation.personal:
             return
         batch_size = self.config.evaluation.batch_size
         predicted, confidence = predict(
-            worker.model, Shard.whole(test), worker.settings, batch_size=batch_size
+            worker.model,
+            Shard.whole(test),
+            worker.settings,
+            batch_size=batch_size,
+            sharpness=worker.sharpness,
         )
         wall = choose(test.labels, predicted, confidence, self._totals)
         self.folder.write_mistakes(test.images[wall], test.labels[wall], predicted[wall], confidence[wall])

@@ -71,6 +71,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
     "model": {
         "cnn": Builtin("fedvision.models.cnn:cnn"),
         "resnet8": Builtin("fedvision.models.resnet:resnet8"),
+        "resnet8-wide": Builtin("fedvision.models.resnet:resnet8_wide"),
         "resnet18": Builtin("fedvision.models.resnet:resnet18"),
         "resnet20": Builtin("fedvision.models.resnet:resnet20"),
         "rnn": Builtin("fedvision.models.rnn:rnn"),

@@ -191,7 +191,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
     for key, value in table.items():
         dotted = f"{where}.{key}" if where else key
         if key in own:
-            values[key] = _convert(hints[key], value, dotted)
+            values[key] = _convert(hints[key], _named(cls, key, value), dotted)
         elif issubclass(cls, PluginSpec):
             extra[key] = value
         else:
@@ -206,6 +206,15 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
         ):
             raise ConfigError(f"{f'{where}.' if where else ''}{f.name} is missing; add it")
     return cls(**values)
+
+
+def _named(cls: type[Any], key: str, value: Any) -> Any:
+    """Return a table of a plug-in with the default's name where it says none."""
+    field = next(f for f in dataclasses.fields(cls) if f.name == key)
+    if not isinstance(value, Mapping) or "use" in value or field.default_factory is dataclasses.MISSING:
+        return value
+    default = field.default_factory()
+    return {"use": default.use, **value} if isinstance(default, PluginSpec) else value
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -255,3 +255,13 @@ def test_transforms_that_are_no_numbers(key: str, value: str) -> None:
 def test_ranges_end_where_they_say() -> None:
     text = "transforms = {mean = [0.0, 1.0], std = [0.001, 1.0], rotation = 180}\ntraining.momentum = 0.99\n"
     assert ExperimentConfig.from_toml(text + MINIMAL).transforms.std == (0.001, 1.0)
+
+
+def test_a_strategy_table_without_a_name_is_of_the_default() -> None:
+    config = ExperimentConfig.from_dict({"data": "digits", "strategy": {"fraction": 0.5}})
+    assert (config.strategy.use, config.strategy.args) == ("fedavg", {"fraction": 0.5})
+
+
+def test_data_have_no_default() -> None:
+    with pytest.raises(ConfigError, match=r"data\.use is missing"):
+        ExperimentConfig.from_dict({"data": {"path": "x"}})

@@ -8,10 +8,11 @@ memory-mapped.
 from __future__ import annotations
 
 import copy
+import pickle
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from flwr.app import Context, Message
@@ -27,6 +28,7 @@ from fedvision.flower import client_app
 from fedvision.flower.folding import Folding
 from fedvision.flower.roster import NumberedRoster
 from fedvision.flower.strategy import FlowerStrategy, build_strategy
+from fedvision.models.build import build_model
 from fedvision.models.state import get_state, travelling
 from fedvision.strategies.mean import summable
 from fedvision.training.memory import ClientMemory
@@ -105,6 +107,28 @@ class SimulatedClients:
     """Folder of what the clients keep between rounds; the same for all processes."""
     threads: int = 1
     """Threads of a process's arithmetic. The bits of a result depend on it, so all engines have the same."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out a model that cannot be pickled, as with parametrised layers: workers build it again."""
+        state = dict(vars(self))
+        try:
+            pickle.dumps(self.model)
+        except Exception:
+            del state["model"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build the model where it was left out; the same seed gives the same bits."""
+        vars(self).update(state)
+        if "model" not in state:
+            _, height, width, channels = self.dataset.train.images.shape
+            vars(self)["model"] = build_model(
+                self.config.model,
+                num_classes=len(self.dataset.classes),
+                in_channels=channels,
+                image_size=(height, width),
+                seed=self.config.seed,
+            )
 
     @property
     def clients(self) -> int:

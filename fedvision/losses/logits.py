@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from fedvision.types import LossFn
+
+SHARPNESS = "sharpness"
+"""Attribute of a loss whose probabilities are softmax(s z) of logits z: the number s; absent means 1."""
 
 
 def precise(logits: torch.Tensor) -> torch.Tensor:
@@ -21,6 +29,17 @@ def cross_entropy_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     if logits.ndim == 2:
         return F.cross_entropy(logits, labels, reduction="none")
     return -of_label(logits.log_softmax(-1), labels)
+
+
+def sharpened(loss: LossFn, scale: float) -> LossFn:
+    """Return a loss that tells measurement that its probabilities are softmax(scale z)."""
+    setattr(loss, SHARPNESS, scale)
+    return loss
+
+
+def sharpness(loss: LossFn) -> float:
+    """Return s, with which a network trained by a loss predicts softmax(s z); 1 unless the loss says it."""
+    return float(getattr(loss, SHARPNESS, 1.0))
 
 
 def of_label(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

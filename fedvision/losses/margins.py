@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedvision.losses.counts import occupied
-from fedvision.losses.logits import PerClass, cross_entropy_of, is_label, precise
+from fedvision.losses.logits import PerClass, cross_entropy_of, is_label, precise, sharpened
 from fedvision.losses.weighting import class_weights
 
 if TYPE_CHECKING:
@@ -65,4 +65,4 @@ def ldam(
         held_back = torch.where(is_label(z, labels), z - margins.beside(z), z)
         return weights.at(labels, z) * cross_entropy_of(scale * held_back, labels) / scale
 
-    return loss
+    return sharpened(loss, scale)

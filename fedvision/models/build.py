@@ -14,6 +14,7 @@ from fedvision import registry, seeding
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, PluginError
 from fedvision.models.layout import avoid_narrow_strides
+from fedvision.models.vetting import check_hidden, check_tensors, put_back
 from fedvision.types import PluginSpec
 
 
@@ -35,7 +36,8 @@ def build_model(
 
     Raises:
         PluginError: The factory is unknown, its keys do not fit, or it fails.
-        ConfigError: The network does not turn two images into finite logits [2, C].
+        ConfigError: The network does not turn two images into finite logits [2, C], or it has tensors that
+            no federation can average.
     """
     where = f"[model] use = {config.use!r}"
     runtime = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
@@ -47,6 +49,8 @@ def build_model(
             model = Gray(model)
         for training in (False, True):
             _check_logits(_try(model, images, training, where), num_classes, where)
+        check_tensors(model, where)
+        check_hidden(model, images, where)
     return model
 
 
@@ -106,11 +110,8 @@ def _try(model: nn.Module, images: torch.Tensor, training: bool, where: str) -> 
 def _forward(model: nn.Module, images: torch.Tensor, training: bool) -> Any:
     """Return the output; batch norm's statistics are put back, as it counts what it sees in training."""
     model.train(training)
-    before = [buffer.clone() for buffer in model.buffers()] if training else []
-    output = model(images)
-    for buffer, value in zip(model.buffers() if training else (), before, strict=True):
-        buffer.copy_(value)
-    return output
+    with put_back(model):
+        return model(images)
 
 
 def _check_logits(output: Any, num_classes: int, where: str) -> None:

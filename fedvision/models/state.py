@@ -1,6 +1,7 @@
 """Which tensors of a model travel, and how they leave and enter it.
 
 Only floating-point tensors travel: an integer, such as batch norm's ``num_batches_tracked``, has no average.
+Each client begins every round with the model's first values of these, whoever trained before in its process.
 A tensor that the model has under two names travels once, under the first.
 """
 
@@ -39,6 +40,12 @@ def kept(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the floating-point tensors that are not among the travelling ``names``."""
     travel = frozenset(names)
     return tuple(name for name in floating(model) if name not in travel)
+
+
+def counters(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the tensors that are whole numbers or truth values, which have no average."""
+    tensors = model.state_dict(keep_vars=True).items()
+    return tuple(name for name, t in tensors if not t.is_floating_point())
 
 
 def get_state(model: nn.Module, names: Iterable[str]) -> State:

@@ -17,8 +17,18 @@ if TYPE_CHECKING:
     from fedvision.data.split import Split
 
 
-def measurement_notices(config: ExperimentConfig, dataset: Dataset) -> list[str]:
-    """Return that nothing is measured and which key changes it, or which classes have no test images."""
+def measurement_notices(
+    config: ExperimentConfig, dataset: Dataset, personal: Sequence[str] = ()
+) -> list[str]:
+    """Return that nothing is measured and which key changes it, or which classes have no test images.
+
+    Args:
+        config: The experiment.
+        dataset: Its images.
+        personal: Tensors of the model that stay on the clients, without which the server measures nothing.
+    """
+    if personal:
+        return [_personal(config, personal)]
     if dataset.test is None:
         return [] if config.evaluation.holdout else [_unmeasured(config)]
     tested = np.bincount(dataset.test.labels, minlength=len(dataset.classes))
@@ -26,6 +36,16 @@ def measurement_notices(config: ExperimentConfig, dataset: Dataset) -> list[str]
     if not names:
         return []
     return [f"there are no test images of {listed(names)}; balanced accuracy does not tell of them"]
+
+
+def _personal(config: ExperimentConfig, names: Sequence[str]) -> str:
+    measured = "clients measure it on what they keep"
+    if not config.evaluation.holdout:
+        measured = "nothing measures it; set evaluation.holdout = 0.2, and clients do"
+    return (
+        f"model.travel = {config.model.travel!r} keeps {listed(list(names), 2)} on the clients: in "
+        f"model.safetensors these are as the model began, the server has no whole model, and {measured}"
+    )
 
 
 def _unmeasured(config: ExperimentConfig) -> str:

@@ -27,7 +27,7 @@ class Evaluation:
     confusion: NDArray[np.int64]
     """int64 [C, C]: rows true, columns predicted."""
     loss_sum: float
-    """Sum of cross-entropies in nats, whatever loss the training uses, so that runs compare."""
+    """Sum of cross-entropies in nats of the predicted probabilities, whatever loss the training uses."""
 
     @property
     def examples(self) -> int:
@@ -36,7 +36,13 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, shard: Shard, settings: LoopSettings, *, batch_size: int, num_classes: int
+    model: nn.Module,
+    shard: Shard,
+    settings: LoopSettings,
+    *,
+    batch_size: int,
+    num_classes: int,
+    sharpness: float = 1.0,
 ) -> Evaluation:
     """Count a model's predictions on a shard.
 
@@ -46,10 +52,11 @@ def evaluate(
         settings: Transforms, device and precision of the run.
         batch_size: Images a forward pass.
         num_classes: C.
+        sharpness: s; the predicted probabilities are softmax(s z) of logits z.
     """
     # Nothing is asked of the device before all batches are on their way to it.
     losses, found = [], [torch.empty((2, 0), dtype=torch.int64, device=settings.device)]
-    for logits, labels in _logits(model, shard, settings, batch_size):
+    for logits, labels in _logits(model, shard, settings, batch_size, sharpness):
         losses.append(F.cross_entropy(logits, labels, reduction="sum"))
         found.append(torch.stack([labels, logits.argmax(1)]))
     labelled, predicted = torch.cat(found, dim=1).cpu().numpy()
@@ -58,11 +65,11 @@ def evaluate(
 
 
 def predict(
-    model: nn.Module, shard: Shard, settings: LoopSettings, *, batch_size: int
+    model: nn.Module, shard: Shard, settings: LoopSettings, *, batch_size: int, sharpness: float = 1.0
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return each image's predicted class [N] and the softmax probability given to it [N]."""
+    """Return each image's predicted class [N] and the probability, softmax(sharpness z), given to it [N]."""
     classes, confidence = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for logits, _ in _logits(model, shard, settings, batch_size):
+    for logits, _ in _logits(model, shard, settings, batch_size, sharpness):
         best = logits.softmax(1).max(1)
         classes.append(best.indices.cpu().numpy())
         confidence.append(best.values.cpu().numpy())
@@ -71,9 +78,9 @@ def predict(
 
 @torch.no_grad()
 def _logits(
-    model: nn.Module, shard: Shard, settings: LoopSettings, batch_size: int
+    model: nn.Module, shard: Shard, settings: LoopSettings, batch_size: int, sharpness: float
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield float32 logits [B, C] and labels [B] in the shard's order."""
+    """Yield float32 logits [B, C], times the sharpness, and labels [B] in the shard's order."""
     model.eval()
     for start in range(0, len(shard), batch_size):
         images, labels = shard.batch(np.arange(start, min(start + batch_size, len(shard))))
@@ -81,4 +88,7 @@ def _logits(
         x = settings.transform.normalise(pixels, channels_last=settings.training.channels_last)
         with forward_pass(settings.training, settings.device):
             logits = model(x)
-        yield logits.float(), torch.from_numpy(labels).to(settings.device)
+        yield (
+            logits.float() * sharpness if sharpness != 1 else logits.float(),
+            torch.from_numpy(labels).to(settings.device),
+        )

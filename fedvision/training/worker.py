@@ -18,8 +18,9 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.errors import ConfigError
+from fedvision.losses.logits import sharpness
 from fedvision.models.hollow import filled
-from fedvision.models.state import get_state, kept, load_state, travelling
+from fedvision.models.state import counters, get_state, kept, load_state, travelling
 from fedvision.training import device
 from fedvision.training.allocator import keep_freed_memory
 from fedvision.training.evaluate import Evaluation, evaluate
@@ -57,6 +58,8 @@ class Worker:
     """What the clients keep between rounds."""
     initial: State
     """The tensors that do not travel, as the model began."""
+    counters: State
+    """The whole numbers of the model, as it began; each client begins a round with them."""
 
     @classmethod
     def open(
@@ -93,6 +96,7 @@ class Worker:
             shards=shards,
             memory=memory,
             initial=initial,
+            counters=get_state(model, counters(model)),
         )
 
     def counts(self, client: int) -> tuple[int, ...]:
@@ -137,7 +141,7 @@ class Worker:
 
     def measure(self, state: State, shard: Shard) -> Evaluation:
         """Measure a state on a shard of no client, such as the server's test images."""
-        load_state(self.model, {**self.initial, **state})
+        load_state(self.model, {**self.counters, **self.initial, **state})
         return self._measure(shard)
 
     def seconds_per_image(self, client: int, batches: int = 4) -> float:
@@ -162,13 +166,25 @@ class Worker:
 
     def _measure(self, shard: Shard) -> Evaluation:
         batch_size = self.config.evaluation.batch_size
-        return evaluate(self.model, shard, self.settings, batch_size=batch_size, num_classes=self.num_classes)
+        return evaluate(
+            self.model,
+            shard,
+            self.settings,
+            batch_size=batch_size,
+            num_classes=self.num_classes,
+            sharpness=self.sharpness,
+        )
+
+    @cached_property
+    def sharpness(self) -> float:
+        """With which the network predicts softmax(s z): the loss's own scale, where it has one."""
+        return sharpness(self.make_loss(torch.ones(self.num_classes, dtype=torch.int64), 1))
 
     def _recall(self, client: int, round: int, unheard_since: int | None = None) -> dict[str, State]:
         """Return what a client kept before a round, its personal tensors already in the model."""
         memory = self.memory.load(client, round, unheard_since)
-        if self.initial:
-            load_state(self.model, memory.get(PERSONAL, self.initial))
+        if self.initial or self.counters:
+            load_state(self.model, self.counters | memory.get(PERSONAL, self.initial))
         return memory
 
     def loss_counts(self, task: Task, shard: Shard) -> torch.Tensor:

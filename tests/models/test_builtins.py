@@ -17,6 +17,7 @@ SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 20, 36)]
 SMALL = {
     "cnn": {"width": 4, "dense": 8},
     "resnet8": {"width": 4},
+    "resnet8-wide": {"width": 4, "norm": "group"},
     "resnet18": {"width": 4},
     "resnet20": {"width": 4},
     "rnn": {"hidden": 8},

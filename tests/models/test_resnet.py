@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fedvision.models.resnet import ResidualFeatures, resnet8, resnet18, resnet20
+from fedvision.models.resnet import ResidualFeatures, resnet8, resnet8_wide, resnet18, resnet20
 
 CIFAR = {"num_classes": 10, "in_channels": 3, "image_size": (32, 32)}
 
@@ -33,6 +33,7 @@ def test_parameters_by_hand(norm: str) -> None:
     assert by_hand(1) == 78_042
     assert by_hand(3) == 272_474
     assert count(resnet8(**CIFAR, norm=norm)) == 78_042
+    assert count(resnet8_wide(**CIFAR, norm=norm)) == 1_227_594
     assert count(resnet20(**CIFAR, norm=norm)) == 272_474
     assert count(resnet18(**CIFAR, norm=norm)) == 11_173_962
 

@@ -29,6 +29,7 @@ CLASSES, SIDE, SEED = 4, 8, 3
 SMALL: Mapping[str, dict[str, Any]] = {
     "cnn": {"width": 4, "dense": 8},
     "resnet8": {"width": 4},
+    "resnet8-wide": {"width": 4, "norm": "group"},
     "resnet18": {"width": 4},
     "resnet20": {"width": 4},
     "rnn": {"hidden": 8},

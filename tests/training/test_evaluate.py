@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.data.shards import Shard
+from fedvision.losses.logits import sharpness
+from fedvision.losses.margins import ldam
 from fedvision.training.evaluate import evaluate, predict
 from tests.training.test_loop import CLASSES, make_model, make_shard, settings
 
@@ -47,3 +49,21 @@ def test_predictions_come_in_the_shards_order_with_their_probability() -> None:
     assert np.array_equal(some, classes[order])
     assert np.allclose(sure, confidence[order])
     assert np.all((confidence >= 1 / CLASSES) & (confidence <= 1))
+
+
+def test_a_loss_with_a_scale_is_measured_with_it() -> None:
+    """LDAM trains softmax(s z): loss and confidence are of these probabilities, the classes are the same."""
+    model, shard = make_model(), make_shard()
+    x = (torch.from_numpy(shard.images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    with torch.no_grad():
+        logits = model.eval()(x)
+    scale = sharpness(ldam(torch.ones(CLASSES, dtype=torch.int64), scale=30.0))
+    found = evaluate(model, shard, settings(), batch_size=8, num_classes=CLASSES, sharpness=scale)
+    expected = F.cross_entropy(30 * logits, torch.from_numpy(shard.labels), reduction="sum")
+    assert found.loss_sum == pytest.approx(float(expected), rel=1e-5)
+    _, confidence = predict(model, shard, settings(), batch_size=8, sharpness=scale)
+    assert confidence == pytest.approx((30 * logits).softmax(1).amax(1).numpy(), rel=1e-4)
+
+
+def test_cross_entropy_is_measured_as_it_is() -> None:
+    assert sharpness(F.cross_entropy) == 1.0

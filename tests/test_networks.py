@@ -1,0 +1,118 @@
+"""What a federation does with networks whose state is not a set of independent averages."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fedvision import ExperimentConfig, simulate
+from fedvision.data.shards import ClientShards
+from fedvision.errors import ConfigError
+from fedvision.federation import Federation
+from fedvision.flower.hosting import SimulatedClients
+from fedvision.training.memory import ClientMemory
+from fedvision.training.worker import Worker
+from fedvision.types import Task
+from tests.experiments import tiny
+
+
+def _batch_norm(momentum: float | None = 0.1, vectors: bool = False) -> Any:
+    """A factory of a small network with batch norm."""
+
+    def factory(num_classes: int, in_channels: int) -> nn.Module:
+        pool = nn.AdaptiveAvgPool2d(1) if vectors else nn.AdaptiveAvgPool2d(2)
+        body = nn.Sequential(
+            nn.Conv2d(in_channels, 4, 3), pool, nn.BatchNorm2d(4, momentum=momentum), nn.ReLU()
+        )
+        return nn.Sequential(body, nn.Flatten(), nn.LazyLinear(num_classes))
+
+    return factory
+
+
+def _spectral(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """A network that cannot be pickled."""
+    pixels = in_channels * image_size[0] * image_size[1]
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(pixels, num_classes))
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+@pytest.fixture
+def networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of networks beside the experiment."""
+    module = ModuleType("networks")
+    for name, factory in {
+        "plain": _batch_norm(),
+        "cumulative": _batch_norm(None),
+        "vectors": _batch_norm(vectors=True),
+        "spectral": _spectral,
+    }.items():
+        setattr(module, name, factory)
+    monkeypatch.setitem(sys.modules, "networks", module)
+
+
+@pytest.mark.usefixtures("networks")
+def test_a_model_of_which_clients_keep_a_part_is_measured_by_clients_alone(tmp_path: Path) -> None:
+    """The server would measure it with the statistics of round 0."""
+    model = {"use": "networks:plain", "travel": "no-batch-norm-statistics"}
+    result = simulate(tiny(model=model, evaluation={"holdout": 0.2}), out=tmp_path / "run")
+    assert all(record["server"] is None for record in result.rounds)
+    assert result.scores == result.rounds[-1]["local"]["scores"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert any("the server has no whole model, and clients measure it" in said for said in summary["notices"])
+
+
+@pytest.mark.usefixtures("networks")
+def test_a_client_begins_with_the_models_counters(tmp_path: Path) -> None:
+    """With momentum = None batch norm averages over all batches it counted: of this client, in this round."""
+    config = tiny(model={"use": "networks:cumulative"})
+    whole = simulate(config, out=tmp_path / "whole")
+    worker = Worker.open(
+        config, Federation.build(config).model, 10, _shards(config), ClientMemory(tmp_path / "memory", 1)
+    )
+    task = Task(round=1, client=0, state=dict(whole.state))
+    alone = worker.train(task)
+    worker.train(replace(task, client=1))
+    after = worker.train(task)
+    assert all(torch.equal(alone.state[name], after.state[name]) for name in alone.state)
+
+
+def _shards(config: ExperimentConfig) -> ClientShards:
+    federation = Federation.build(config)
+    return ClientShards(federation.dataset.train, federation.split)
+
+
+@pytest.mark.usefixtures("networks")
+def test_batches_that_a_network_cannot_train_on_are_refused() -> None:
+    model = {"use": "networks:vectors"}
+    with pytest.raises(ConfigError, match=r"training.batch_size = 1: .* set it to 2 or more"):
+        Federation.build(tiny(model=model, training={"batch_size": 1}))
+    single = {"use": "tests.test_federation:lonely", "clients": 4}
+    with pytest.raises(ConfigError, match="client 1, client 3 has no more to train on"):
+        Federation.build(tiny(model=model, partition=single))
+    Federation.build(tiny(model=model))
+
+
+@pytest.mark.usefixtures("networks")
+def test_a_recipe_whose_model_cannot_be_pickled_builds_it_again(tmp_path: Path) -> None:
+    config = tiny(model={"use": "networks:spectral"})
+    federation = Federation.build(config)
+    recipe = SimulatedClients(
+        config=config,
+        dataset=federation.dataset,
+        split=federation.split,
+        model=federation.model,
+        memory=tmp_path,
+    )
+    again = pickle.loads(pickle.dumps(recipe)).model.state_dict()
+    first = federation.model.state_dict()
+    assert set(again) == set(first)
+    assert all(torch.equal(again[name], first[name]) for name in first)
