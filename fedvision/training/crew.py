@@ -8,6 +8,7 @@ from functools import cached_property, partial
 import torch
 
 from fedvision import registry
+from fedvision.models.state import load_state
 from fedvision.training.batched import fit_many
 from fedvision.training.gallery import Gallery
 from fedvision.training.loop import LocalUpdate
@@ -103,6 +104,7 @@ class Crew:
 
     def _train_stacks(self, tasks: Sequence[Task], chunk: int) -> Iterator[tuple[list[int], Stacked]]:
         worker = self._worker
+        load_state(worker.model, worker.counters)
         measured = [worker.measure_first(task) for task in tasks]
         shards = [worker.shards.train(task.client) for task in tasks]
         memories = [worker.memory.load(task.client, task.round, task.unheard_since) for task in tasks]
