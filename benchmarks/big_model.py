@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from timeline import Sample, Timeline, memory
 from torch import nn
 
-from fedvision.reporting.environment import environment
+from fedvision.runs.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 HEARD = "FACT "
@@ -48,19 +48,19 @@ def child(options: argparse.Namespace) -> None:
     import torch
 
     from fedvision import ExperimentConfig, registry, simulate
-    from fedvision.data.sources import digits
-    from fedvision.federation import Federation, prepare_process
-    from fedvision.reporting.progress import Silent
+    from fedvision.data.sources.arrays import digits
+    from fedvision.experiment import Experiment, prepare_process
+    from fedvision.runs.progress import Silent
 
     prepare_process()
     torch.set_num_threads(1)
     registry.allow_folder(Path(__file__).parent)
     small = ExperimentConfig.from_dict(experiment(options) | {"model": {"use": "cnn"}})
-    Federation.build(small)
+    Experiment.build(small)
     digits()
     tell(phase="imported", base_pss=memory(os.getpid())[0])
 
-    class Rounds(Silent):
+    class RoundState(Silent):
         """Prints when the rounds begin and end."""
 
         def start(self, rounds: int, first_round: int) -> None:
@@ -74,7 +74,7 @@ def child(options: argparse.Namespace) -> None:
     if options.scratch:
         Path(options.scratch).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        result = simulate(config, engine=options.engine, out=Path(folder) / "run", progress=Rounds())
+        result = simulate(config, engine=options.engine, out=Path(folder) / "run", progress=RoundState())
     count = sum(tensor.numel() for tensor in result.state.values())
     size = sum(tensor.numel() * tensor.element_size() for tensor in result.state.values())
     tell(phase="over", parameters=count, model_bytes=size)

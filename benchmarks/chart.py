@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from fedvision.reporting.compare import Group, compare
-from fedvision.reporting.folder import RunFolder
+from fedvision.runs.folder import RunFolder
 
 SHADES = {"head": "#0072b2", "medium": "#009e73", "tail": "#d55e00"}
 """Okabe and Ito's colours, which colour-blind people tell apart."""

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedvision.reporting.environment import environment
-from fedvision.training.memory import ClientMemory
+from fedvision.runs.environment import environment
+from fedvision.training.client_state import ClientStateStore
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,7 +46,7 @@ def resident() -> float:
 
 def measure(folder: Path, clients: int, parameters: int) -> list[dict[str, Any]]:
     """Save, save again and load in ten parts of the clients; return the figures of each part."""
-    memory = ClientMemory(folder)
+    memory = ClientStateStore(folder)
     drawn = np.random.default_rng(0)
     rows = []
     for part in np.array_split(np.arange(clients), 10):
@@ -67,7 +67,7 @@ def measure(folder: Path, clients: int, parameters: int) -> list[dict[str, Any]]
     return rows
 
 
-def read(memory: ClientMemory, client: int) -> None:
+def read(memory: ClientStateStore, client: int) -> None:
     """Load a client's state and read every number of it, as training does."""
     groups = memory.load(client, 3)
     assert all(float(tensor.mean()) == 2.0 for tensor in groups["objective"].values())

@@ -28,19 +28,19 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedvision import ExperimentConfig
-from fedvision.engines.queue import SHARES
-from fedvision.engines.ray import RayEngine
+from fedvision.aggregation.summation import WeightedSum
+from fedvision.algorithms.fedavg import FedAvg
+from fedvision.engines.client_host import ClientHostFactory, SimulatedClientHosts
+from fedvision.engines.ray.engine import RayEngine
+from fedvision.engines.ray.task_queue import SHARES
 from fedvision.engines.serial import SerialEngine
-from fedvision.federation import Federation, prepare_process
+from fedvision.experiment import Experiment, prepare_process
 from fedvision.flower import codec
-from fedvision.flower.exchange import Exchange
-from fedvision.flower.hosting import Recipe, SimulatedClients
-from fedvision.flower.screening import Screen
 from fedvision.flower.strategy import FlowerStrategy
-from fedvision.models.state import get_state, travelling
-from fedvision.reporting.environment import environment
-from fedvision.strategies.averaging import FedAvg
-from fedvision.strategies.summation import WeightedSum
+from fedvision.models.state import get_state, shared_names
+from fedvision.runs.environment import environment
+from fedvision.server.phase_result import PhaseResult
+from fedvision.server.update_validator import UpdateValidator
 
 RESULT = Path(__file__).parent / "results" / "cost_model.json"
 ROUNDS = 12
@@ -64,7 +64,7 @@ class Costs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BatchSchedule:
     """A federation's round and the machines that work on it."""
 
     clients: int
@@ -80,7 +80,7 @@ class Plan:
     """Bytes a second between two machines."""
 
 
-def round_seconds(costs: Costs, plan: Plan) -> dict[str, float]:
+def round_seconds(costs: Costs, plan: BatchSchedule) -> dict[str, float]:
     """Return the parts of a round's time, in seconds.
 
     Workers train in parallel, and the last one ends at most a share of the largest client after the mean. The
@@ -119,13 +119,13 @@ def experiment() -> ExperimentConfig:
     )
 
 
-def measure(recipe: SimulatedClients, idle: Recipe) -> Costs:
+def measure(host_factory: SimulatedClientHosts, idle: ClientHostFactory) -> Costs:
     """Measure the constants of this machine."""
     torch.set_num_threads(1)
-    state = get_state(recipe.model, travelling(recipe.model, recipe.config.model.travel))
-    with SerialEngine().open(recipe) as grid:
-        one_process = rounds(grid, recipe, COHORT, repeat=ROUNDS, state=state)
-    images = statistics.mean(recipe.cost(client) for client in range(recipe.clients))
+    state = get_state(host_factory.model, shared_names(host_factory.model, host_factory.config.model.shared))
+    with SerialEngine().open(host_factory) as grid:
+        one_process = rounds(grid, host_factory, COHORT, repeat=ROUNDS, state=state)
+    images = statistics.mean(host_factory.cost(client) for client in range(host_factory.clients))
     image = one_process / (COHORT * images)
     with RayEngine(workers=1).open(idle) as grid:
         first = rounds(grid, idle, 20, repeat=4)
@@ -155,21 +155,28 @@ def _store() -> float:
     return float(array.nbytes / seconds)
 
 
-def rounds(grid: Grid, recipe: Recipe, cohort: int, *, repeat: int, state: Any = None) -> float:
+def rounds(
+    grid: Grid, host_factory: ClientHostFactory, cohort: int, *, repeat: int, state: Any = None
+) -> float:
     """Return the median seconds of training rounds, after one that warms up."""
     state = state or {"w": torch.zeros(10)}
-    from fedvision.flower.roster import NumberedRoster
+    from fedvision.flower.client_registry import SimulatedClientRegistry
 
-    roster = NumberedRoster(clients=recipe.clients, counts=(1,) * 10)
-    strategy = FlowerStrategy(FedAvg(fraction=cohort / recipe.clients), seed=0)
-    strategy.introduce(roster)
+    client_registry = SimulatedClientRegistry(clients=host_factory.clients, counts=(1,) * 10)
+    strategy = FlowerStrategy(FedAvg(fraction=cohort / host_factory.clients), seed=0)
+    strategy.introduce(client_registry)
     taken = []
     for number in range(1, repeat + 2):
         start = time.perf_counter()
         arrays = codec.encode_state(state)
         messages = list(strategy.configure_train(number, arrays, ConfigRecord(), grid))
-        folds = bool(getattr(grid, "folds", False))
-        exchange = Exchange(roster=roster, stage="training", screen=Screen(state), folds=folds)
+        pre_aggregates = bool(getattr(grid, "folds", False))
+        exchange = PhaseResult(
+            client_registry=client_registry,
+            stage="training",
+            validator=UpdateValidator(state),
+            pre_aggregates=pre_aggregates,
+        )
         strategy.aggregate_train(number, exchange.send(grid, messages))
         if exchange.refused:
             raise SystemExit(f"a client failed: {exchange.refused[0]}")
@@ -177,17 +184,17 @@ def rounds(grid: Grid, recipe: Recipe, cohort: int, *, repeat: int, state: Any =
     return statistics.median(taken[1:])
 
 
-def two_nodes(recipe: SimulatedClients) -> float:
+def two_nodes(host_factory: SimulatedClientHosts) -> float:
     """Return the median seconds of a round on two Ray nodes with one worker each."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    state = get_state(recipe.model, travelling(recipe.model, recipe.config.model.travel))
+    state = get_state(host_factory.model, shared_names(host_factory.model, host_factory.config.model.shared))
     try:
-        with RayEngine(workers=2, address=cluster.address).open(recipe) as grid:
-            return rounds(grid, recipe, COHORT, repeat=ROUNDS, state=state)
+        with RayEngine(workers=2, address=cluster.address).open(host_factory) as grid:
+            return rounds(grid, host_factory, COHORT, repeat=ROUNDS, state=state)
     finally:
         cluster.shutdown()
 
@@ -201,18 +208,18 @@ def main() -> None:
     prepare_process()
     os.environ["FEDVISION_DATA"] = str(environments.images())
     config = experiment()
-    federation = Federation.build(config)
+    federation = Experiment.build(config)
     with tempfile.TemporaryDirectory() as folder:
-        recipe = SimulatedClients(
+        host_factory = SimulatedClientHosts(
             config=config,
             dataset=federation.dataset,
             split=federation.split,
             model=federation.model,
             memory=Path(folder),
         )
-        costs = measure(recipe, Idle(clients=3000))
-        sizes = sorted(recipe.cost(client) for client in range(recipe.clients))
-        plan = Plan(
+        costs = measure(host_factory, Idle(clients=3000))
+        sizes = sorted(host_factory.cost(client) for client in range(host_factory.clients))
+        plan = BatchSchedule(
             clients=COHORT,
             images=statistics.mean(sizes),
             # Of forty clients drawn, the largest is about this quantile.
@@ -222,7 +229,7 @@ def main() -> None:
             machines=2,
             network=costs.store,
         )
-        predicted, measured = round_seconds(costs, plan), two_nodes(recipe)
+        predicted, measured = round_seconds(costs, plan), two_nodes(host_factory)
     found = {
         "environment": environment(),
         "costs": asdict(costs),
@@ -243,7 +250,7 @@ def beyond(costs: Costs) -> list[dict[str, Any]]:
     """
     table = []
     for gpus in (1, 16, 128, 1000):
-        plan = Plan(
+        plan = BatchSchedule(
             clients=20_000,
             images=500.0,
             largest=2000.0,
@@ -269,27 +276,27 @@ class Idle:
         from flwr.app import Context, Message
         from flwr.clientapp import ClientApp
 
-        from fedvision.flower.hosting import Host
-        from fedvision.training.loop import LocalUpdate
+        from fedvision.engines.client_host import ClientHost
+        from fedvision.training.loop import TrainResult
 
         app = ClientApp()
 
         @app.train()
         def train(message: Message, context: Context) -> Message:
             state = codec.decode_state(message.content["arrays"])
-            update = LocalUpdate(state=state, examples=1, loss=0.0, steps=0)
+            update = TrainResult(state=state, examples=1, loss=0.0, steps=0)
             return Message(codec.encode_update(update), reply_to=message)
 
-        return Host(app=app)
+        return ClientHost(app=app)
 
-    def folding(self) -> Any:
-        from fedvision.flower.folding import Folding
+    def aggregator(self) -> Any:
+        from fedvision.engines.partial_aggregation import PartialAggregator
 
-        return Folding(FedAvg())
+        return PartialAggregator(FedAvg())
 
-    def rehearse(self) -> None: ...
+    def profile(self) -> None: ...
 
-    def forecast(self) -> Any: ...
+    def estimate_cost(self) -> Any: ...
 
     def cost(self, client: int) -> float:
         return 1.0

@@ -71,7 +71,7 @@ QUIET = {
 }
 
 
-Rounds = list[tuple[float, float]]
+RoundState = list[tuple[float, float]]
 """Seconds of a round, and of the slower client's work in it."""
 
 
@@ -120,7 +120,7 @@ def keep(path: Path, facts: dict[str, Any], draw: Any) -> None:
 
 def compare(models: list[str], rounds: int, turns: int) -> dict[str, Any]:
     """Let both sides run in turns, each time the other one first, and return the medians by model."""
-    heard: dict[str, dict[str, Rounds]] = {model: {"ours": [], "stock": []} for model in models}
+    heard: dict[str, dict[str, RoundState]] = {model: {"ours": [], "stock": []} for model in models}
     for turn, model in itertools.product(range(turns), models):
         for side in ("ours", "stock") if turn % 2 == 0 else ("stock", "ours"):
             with made(model, rounds) as folder:
@@ -132,7 +132,7 @@ def compare(models: list[str], rounds: int, turns: int) -> dict[str, Any]:
     return {model: summary(sides) for model, sides in heard.items()}
 
 
-def summary(sides: dict[str, Rounds]) -> dict[str, Any]:
+def summary(sides: dict[str, RoundState]) -> dict[str, Any]:
     """Return what rounds cost beside the training on both sides, and the ratio of the medians."""
     found: dict[str, Any] = {}
     for side, rounds in sides.items():
@@ -146,7 +146,7 @@ def summary(sides: dict[str, Rounds]) -> dict[str, Any]:
     return found | {"ours / stock": round(medians[0] / medians[1], 3)}
 
 
-def ours(folder: Path) -> Rounds:
+def ours(folder: Path) -> RoundState:
     """Run our side and return its rounds, from one answer of the clients to the next."""
     with joined(folder):
         run(folder, ["server", "experiment.toml", *SERVER, "--out", "run"], watched=False)
@@ -217,8 +217,8 @@ def write_files(folder: Path, model: str, rounds: int) -> None:
     import tomli_w
 
     from fedvision.config import ExperimentConfig
-    from fedvision.deploy.certificates import make
-    from fedvision.federation import Federation
+    from fedvision.deployment.certificates import make
+    from fedvision.experiment import Experiment
     from fedvision.registry import allow_folder
 
     make(folder / "pki", hosts=["localhost"], clients=list(NAMES))
@@ -234,7 +234,7 @@ def write_files(folder: Path, model: str, rounds: int) -> None:
     }
     (folder / "experiment.toml").write_text(tomli_w.dumps(experiment))
     allow_folder(folder)
-    built = Federation.build(ExperimentConfig.load(folder / "experiment.toml"))
+    built = Experiment.build(ExperimentConfig.load(folder / "experiment.toml"))
     train = built.dataset.train
     for indices, name in zip(built.split.clients, NAMES, strict=True):
         np.savez(
@@ -259,7 +259,7 @@ def write_files(folder: Path, model: str, rounds: int) -> None:
 def start(folder: Path, command: list[str], log: str) -> subprocess.Popen[bytes]:
     with (folder / log).open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "fedvision.cli", *command], cwd=folder, stdout=file, stderr=file
+            [sys.executable, "-m", "fedvision.cli.main", *command], cwd=folder, stdout=file, stderr=file
         )
 
 

@@ -38,7 +38,7 @@ from phases import experiment, run
 from roofline import images_and_steps, launches, peaks, plays, work
 from workloads import SEED, WORKLOADS
 
-from fedvision.reporting.environment import environment
+from fedvision.runs.environment import environment
 from fedvision.types import PluginSpec
 
 HERE = Path(__file__).parent

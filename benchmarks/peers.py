@@ -31,7 +31,7 @@ from harness import Store, Turn, take, turns
 from meter import measure
 
 from fedvision import registry
-from fedvision.reporting.environment import environment
+from fedvision.runs.environment import environment
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

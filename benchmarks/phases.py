@@ -17,7 +17,7 @@ import workloads
 from meter import RESULT
 
 from fedvision import ExperimentConfig, simulate
-from fedvision.reporting.progress import Silent
+from fedvision.runs.progress import Silent
 from fedvision.types import PluginSpec, State
 
 

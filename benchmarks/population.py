@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from timeline import Timeline, memory
 
-from fedvision.reporting.environment import environment
+from fedvision.runs.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0578d")
@@ -45,16 +45,16 @@ def child(options: argparse.Namespace) -> None:
     import torch
 
     from fedvision import ExperimentConfig, simulate
-    from fedvision.federation import Federation
-    from fedvision.reporting.progress import Silent
-    from fedvision.strategies.base import RoundStrategy
-    from fedvision.training.worker import Worker
+    from fedvision.algorithms.base import RoundStrategy
+    from fedvision.experiment import Experiment
+    from fedvision.runs.progress import Silent
+    from fedvision.training.client_trainer import ClientTrainer
 
     torch.set_num_threads(1)
     config = ExperimentConfig.from_dict(experiment(options, options.child))
-    Federation.build(config)  # once before, so that the second one is timed without imports and decoding
+    Experiment.build(config)  # once before, so that the second one is timed without imports and decoding
     imported, held = time.perf_counter(), memory(os.getpid())
-    federation = Federation.build(config)
+    federation = Experiment.build(config)
     built = {"import_s": imported - begun, "build_s": time.perf_counter() - imported}
     tell(built=True, **built, before_pss=held[0], after_pss=memory(os.getpid())[0])
     del federation
@@ -62,9 +62,9 @@ def child(options: argparse.Namespace) -> None:
     inside: dict[str, float] = {}
     watch(RoundStrategy, "select", inside)
     if options.engine == "serial":
-        watch(Worker, "train", inside)
+        watch(ClientTrainer, "train", inside)
 
-    class Rounds(Silent):
+    class RoundState(Silent):
         """Prints each round's times; recording and checkpoint are in them."""
 
         def start(self, rounds: int, first_round: int) -> None:
@@ -81,7 +81,7 @@ def child(options: argparse.Namespace) -> None:
             self.begun, self.worked = time.perf_counter(), time.thread_time()
 
     out = Path(options.runs) / name(options.engine, options.child)
-    result = simulate(config, engine=options.engine, out=out, resume=True, progress=Rounds())
+    result = simulate(config, engine=options.engine, out=out, resume=True, progress=RoundState())
     tell(
         finished=True,
         scores=result.scores,

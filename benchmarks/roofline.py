@@ -25,9 +25,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedvision import ExperimentConfig
-from fedvision.federation import Federation
-from fedvision.models import layout
-from fedvision.training.worker import loop_settings, place
+from fedvision.experiment import Experiment
+from fedvision.models import mkldnn_layout
+from fedvision.training.client_trainer import loop_settings, place
 from fedvision.types import PluginSpec
 
 NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
@@ -72,7 +72,7 @@ def launches(config: ExperimentConfig, engine: PluginSpec) -> float:
     twice = replace(config, training=replace(config.training, epochs=2 * epochs))
     counted = []
     for experiment in (config, twice):
-        with patch.object(layout, "gains", lambda: False), Dispatched() as dispatched:
+        with patch.object(mkldnn_layout, "gains", lambda: False), Dispatched() as dispatched:
             run(experiment, engine)
         counted.append(dispatched.launches)
     return (counted[1] - counted[0]) / epochs / config.rounds
@@ -87,7 +87,7 @@ def work(config: ExperimentConfig, images: int, steps: int) -> tuple[float, floa
         steps: Steps of all clients.
     """
     settings = loop_settings(config, 1)
-    model = place(Federation.build(config).model, settings).train()
+    model = place(Experiment.build(config).model, settings).train()
     parameters = list(model.parameters())
 
     def step(size: int) -> None:

@@ -30,11 +30,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision import ExperimentConfig, seeding, simulate
-from fedvision.federation import Federation
-from fedvision.models.layout import may_block
-from fedvision.reporting.environment import environment
-from fedvision.reporting.progress import Silent
-from fedvision.strategies.averaging import FedAvg
+from fedvision.algorithms.fedavg import FedAvg
+from fedvision.experiment import Experiment
+from fedvision.models.mkldnn_layout import may_block
+from fedvision.runs.environment import environment
+from fedvision.runs.progress import Silent
 
 RESULTS = Path(__file__).parent / "results"
 EVALUATION_BATCH = 100
@@ -86,7 +86,7 @@ def plain_network() -> nn.Module:
 
 def plain(config: ExperimentConfig, tuned: bool = False) -> tuple[float, float]:
     """Return seconds of all rounds and the final accuracy of a loop without any framework."""
-    federation = Federation.build(config)
+    federation = Experiment.build(config)
     test = federation.dataset.test
     assert test is not None
     x, y = _tensors(federation.dataset.train.images, federation.dataset.train.labels)

@@ -4,7 +4,8 @@
 
 Six machines, each a network namespace with an address of its own (root, Linux), TLS and keys, Fashion-MNIST
 in folders of classes on five clients. Processes are killed, a machine loses its power, a link is cut for half
-a minute, a disk is full, a client is slow, one sends NaN, one gets a message twice (tests/deploy/torture.py).
+a minute, a disk is full, a client is slow, one sends NaN, one gets a message twice
+(tests/deployment/server/chaos.py).
 The run has to end by itself, with every round once, everything told in its report, and an accuracy within
 the noise of undisturbed runs: simulations of the same experiment with several seeds. Writes
 results/torture.md.
@@ -28,12 +29,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fedvision.deploy.certificates import make  # noqa: E402
-from fedvision.reporting.events import Event  # noqa: E402
-from fedvision.reporting.facts import read_facts  # noqa: E402
-from fedvision.reporting.folder import RunFolder  # noqa: E402
-from tests.deploy.network import missing, network  # noqa: E402
-from tests.deploy.torture import NAMES, Torture  # noqa: E402
+from fedvision.deployment.certificates import make  # noqa: E402
+from fedvision.reporting.run_data import read_facts  # noqa: E402
+from fedvision.runs.events import Event  # noqa: E402
+from fedvision.runs.folder import RunFolder  # noqa: E402
+from tests.deployment.server.chaos import NAMES, Torture  # noqa: E402
+from tests.deployment.server.network import missing, network  # noqa: E402
 
 PAGE = Path(__file__).parent / "results/torture.md"
 RAW = Path("/usr/share/datasets/fashion-mnist")
@@ -89,7 +90,15 @@ def measure(folder: Path, raw: Path, rounds: int, seeds: int) -> dict[str, Any]:
 def undisturbed(here: Torture, seed: int) -> float:
     """Simulate the same experiment and return its accuracy."""
     out = here.folder / f"undisturbed-{seed}"
-    command = [sys.executable, "-m", "fedvision.cli", "simulate", str(here.experiment), "--engine", "serial"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedvision.cli.main",
+        "simulate",
+        str(here.experiment),
+        "--engine",
+        "serial",
+    ]
     subprocess.run([*command, "--set", f"seed={seed}", "--out", str(out)], check=True, capture_output=True)
     return accuracy(out)
 

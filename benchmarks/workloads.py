@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedvision.models.layout import blocked, plain
+from fedvision.models.mkldnn_layout import blocked, plain
 
 MEAN, STD = 0.286, 0.353
 LR = 0.05
@@ -78,14 +78,14 @@ class Idle(nn.Sequential):
 
 
 def _do_nothing() -> None:
-    from fedvision.training.loop import LocalUpdate
-    from fedvision.training.worker import Worker
-    from fedvision.types import Task
+    from fedvision.training.client_trainer import ClientTrainer
+    from fedvision.training.loop import TrainResult
+    from fedvision.types import TrainRequest
 
-    def nothing(worker: Worker, task: Task) -> LocalUpdate:
-        return LocalUpdate(state=task.state, examples=1, loss=0.0, steps=0)
+    def nothing(trainer: ClientTrainer, request: TrainRequest) -> TrainResult:
+        return TrainResult(state=request.state, examples=1, loss=0.0, steps=0)
 
-    Worker.train = nothing  # type: ignore[method-assign]
+    ClientTrainer.train = nothing  # type: ignore[method-assign]
 
 
 def experiment(workload: str, *, rounds: int | None = None) -> dict[str, Any]:
@@ -111,9 +111,9 @@ def experiment(workload: str, *, rounds: int | None = None) -> dict[str, Any]:
 def export(workload: str, path: Path) -> None:
     """Write images, split, cohorts and initial weights of a workload as ``fedvision`` makes them."""
     from fedvision import ExperimentConfig, seeding
-    from fedvision.federation import Federation
+    from fedvision.experiment import Experiment
 
-    federation = Federation.build(ExperimentConfig.from_dict(experiment(workload)))
+    federation = Experiment.build(ExperimentConfig.from_dict(experiment(workload)))
     clients, test = federation.split.clients, federation.dataset.test
     assert test is not None
     cohorts = [

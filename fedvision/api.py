@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, FedVisionError, RunError
-from fedvision.federation import Federation
+from fedvision.experiment import Experiment
 from fedvision.sweep import Sweep
 from fedvision.types import PluginSpec
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedvision.reporting.folder import RunFolder
-    from fedvision.reporting.progress import Progress
+    from fedvision.runs.folder import RunFolder
+    from fedvision.runs.progress import Progress
     from fedvision.types import State
 
 
@@ -77,8 +77,9 @@ def simulate(
         ConfigError: The experiment, its data or the run folder is wrong; nothing was written.
         RunError: The run failed after it had started; the last checkpoint is intact.
     """
-    federation = Federation.build(config)
-    from fedvision.reporting.claim import claimed
+    experiment = Experiment.build(config)
+    from fedvision.reporting.pages import page_writer
+    from fedvision.runs.folder_lock import claimed
     from fedvision.simulation import Simulation
 
     if threads < 1:
@@ -87,12 +88,13 @@ def simulate(
     path = Path(out) if out is not None else default_folder(config.name, resume)
     with claimed(path, "name another one with --out"):
         folder = open_folder(config, path, resume)
-        run = Simulation(federation, folder, progress=progress, tensorboard=tensorboard, threads=threads)
+        pages = page_writer(tensorboard=tensorboard)
+        run = Simulation(experiment, folder, progress=progress, write_pages=pages, threads=threads)
         with run.interruption:
             try:
                 state = run.run(carrier)
             except (FedVisionError, KeyboardInterrupt) as error:
-                run.abandon(error)
+                run.mark_failed(error)
                 raise
     return RunResult(folder=folder, rounds=folder.rounds(), state=state)
 
@@ -132,7 +134,7 @@ def simulate_sweep(
     base = Path(out) if out is not None else default_folder(sweep.name, resume)
     if list(sweep.experiments) != [""]:
         for config in sweep.experiments.values():
-            Federation.build(config)
+            Experiment.build(config)
     results: dict[str, RunResult] = {}
     failures: dict[str, RunError] = {}
     for number, (label, config) in enumerate(sweep.experiments.items(), 1):
@@ -160,7 +162,7 @@ def open_folder(config: ExperimentConfig, out: str | Path | None, resume: bool) 
     Raises:
         RunFolderError: It is there and not to be resumed, is another experiment's, or cannot be written.
     """
-    from fedvision.reporting.folder import RunFolder
+    from fedvision.runs.folder import RunFolder
 
     path = Path(out) if out is not None else default_folder(config.name, resume)
     folder = RunFolder.resume(path, config) if resume else RunFolder.create(path, config)

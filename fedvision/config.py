@@ -42,7 +42,7 @@ class ModelConfig(PluginSpec):
 
     use: str = "cnn"
     """``cnn``, ``resnet8``, ``rnn``, ``vit``, ``fusion``, ... or ``"module:attr"``."""
-    travel: Literal["all", "no-batch-norm-statistics", "trainable"] = "all"
+    shared: Literal["all", "no-batch-norm-statistics", "trainable"] = "all"
     """Which floating-point tensors leave a client; integer buffers never do."""
 
 

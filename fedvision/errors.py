@@ -61,11 +61,11 @@ class ClientError(FedVisionError):
         super().__init__(f"client {client}, {stage}: {cause}")
 
 
-class UpdateRefused(ClientError):
+class InvalidUpdate(ClientError):
     """A client's reply cannot be used (NaN, wrong shape, missing tensor, no examples)."""
 
 
-class WireError(FedVisionError):
+class ProtocolError(FedVisionError):
     """A message that arrived does not fit; it was set aside before memory was taken for it."""
 
 
@@ -73,7 +73,7 @@ class RunError(FedVisionError):
     """The run failed after it had started."""
 
 
-class RoundLost(RunError):
+class RoundAborted(RunError):
     """What a round had gathered is gone with the process that held it; nothing else has changed."""
 
 
@@ -81,7 +81,7 @@ class TooFewUpdates(RunError):
     """A strategy cannot combine as few updates as came; the round counts as failed."""
 
 
-class RunLost(RunError):
+class RunExpired(RunError):
     """A SuperLink gave a run up, as its server was stopped or asleep; it goes on from its last round."""
 
 

@@ -29,16 +29,16 @@ class Builtin(NamedTuple):
 
 
 def _vision(dataset: str) -> Builtin:
-    return Builtin("fedvision.data.vision:torchvision_dataset", {"dataset": dataset})
+    return Builtin("fedvision.data.sources.torchvision_sets:torchvision_dataset", {"dataset": dataset})
 
 
 BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
     "data": {
-        "digits": Builtin("fedvision.data.sources:digits"),
-        "npz": Builtin("fedvision.data.sources:npz"),
-        "elsewhere": Builtin("fedvision.data.elsewhere:elsewhere"),
-        "image-folder": Builtin("fedvision.data.folder:image_folder"),
-        "manifest": Builtin("fedvision.data.manifest:manifest"),
+        "digits": Builtin("fedvision.data.sources.arrays:digits"),
+        "npz": Builtin("fedvision.data.sources.arrays:npz"),
+        "elsewhere": Builtin("fedvision.data.sources.remote:elsewhere"),
+        "image-folder": Builtin("fedvision.data.sources.image_folder:image_folder"),
+        "manifest": Builtin("fedvision.data.sources.manifest:manifest"),
         "mnist": _vision("MNIST"),
         "fashion-mnist": _vision("FashionMNIST"),
         "kmnist": _vision("KMNIST"),
@@ -61,12 +61,12 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "country211": _vision("Country211"),
     },
     "partition": {
-        "iid": Builtin("fedvision.data.partition:iid"),
-        "dirichlet": Builtin("fedvision.data.partition:dirichlet"),
-        "shards": Builtin("fedvision.data.partition:shards"),
-        "quantity": Builtin("fedvision.data.partition:quantity"),
-        "column": Builtin("fedvision.data.partition:column"),
-        "population": Builtin("fedvision.data.population:population"),
+        "iid": Builtin("fedvision.data.partition.partitioners:iid"),
+        "dirichlet": Builtin("fedvision.data.partition.partitioners:dirichlet"),
+        "shards": Builtin("fedvision.data.partition.partitioners:shards"),
+        "quantity": Builtin("fedvision.data.partition.partitioners:quantity"),
+        "column": Builtin("fedvision.data.partition.partitioners:column"),
+        "population": Builtin("fedvision.data.partition.population:population"),
     },
     "model": {
         "cnn": Builtin("fedvision.models.cnn:cnn"),
@@ -89,8 +89,8 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedrs": Builtin("fedvision.losses.calibrated:fedrs"),
     },
     "objective": {
-        "prox": Builtin("fedvision.training.objectives:Prox"),
-        "scaffold": Builtin("fedvision.training.objectives:Scaffold"),
+        "prox": Builtin("fedvision.training.client_algorithm:Prox"),
+        "scaffold": Builtin("fedvision.training.client_algorithm:Scaffold"),
     },
     "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
     "schedule": {
@@ -100,25 +100,25 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "exponential": Builtin("fedvision.training.schedules:exponential"),
     },
     "strategy": {
-        "fedavg": Builtin("fedvision.strategies.averaging:FedAvg"),
-        "fedprox": Builtin("fedvision.strategies.prox:FedProx"),
-        "scaffold": Builtin("fedvision.strategies.scaffold:Scaffold"),
-        "fedavgm": Builtin("fedvision.strategies.server_opt:FedAvgM"),
-        "fedadam": Builtin("fedvision.strategies.server_opt:FedAdam"),
-        "fedyogi": Builtin("fedvision.strategies.server_opt:FedYogi"),
-        "fedadagrad": Builtin("fedvision.strategies.server_opt:FedAdagrad"),
-        "median": Builtin("fedvision.strategies.robust:Median"),
-        "trimmed-mean": Builtin("fedvision.strategies.robust:TrimmedMean"),
-        "krum": Builtin("fedvision.strategies.robust:Krum"),
+        "fedavg": Builtin("fedvision.algorithms.fedavg:FedAvg"),
+        "fedprox": Builtin("fedvision.algorithms.fedprox:FedProx"),
+        "scaffold": Builtin("fedvision.algorithms.scaffold:Scaffold"),
+        "fedavgm": Builtin("fedvision.algorithms.server_optimizers:FedAvgM"),
+        "fedadam": Builtin("fedvision.algorithms.server_optimizers:FedAdam"),
+        "fedyogi": Builtin("fedvision.algorithms.server_optimizers:FedYogi"),
+        "fedadagrad": Builtin("fedvision.algorithms.server_optimizers:FedAdagrad"),
+        "median": Builtin("fedvision.algorithms.robust:Median"),
+        "trimmed-mean": Builtin("fedvision.algorithms.robust:TrimmedMean"),
+        "krum": Builtin("fedvision.algorithms.robust:Krum"),
     },
     "metric": {
-        "geometric-mean": Builtin("fedvision.metrics:geometric_mean"),
-        "kappa": Builtin("fedvision.metrics:kappa"),
+        "geometric-mean": Builtin("fedvision.tasks.metrics:geometric_mean"),
+        "kappa": Builtin("fedvision.tasks.metrics:kappa"),
     },
     "engine": {
         "auto": Builtin("fedvision.engines.auto:AutoEngine"),
         "serial": Builtin("fedvision.engines.serial:SerialEngine"),
-        "ray": Builtin("fedvision.engines.ray:RayEngine"),
+        "ray": Builtin("fedvision.engines.ray.engine:RayEngine"),
         "vectorized": Builtin("fedvision.engines.vectorized:VectorizedEngine"),
     },
 }

@@ -9,57 +9,61 @@ from functools import partial
 from typing import Any
 
 from fedvision.engines.base import Engine
-from fedvision.engines.timed import in_time
-from fedvision.federation import Federation
-from fedvision.flower.hosting import SimulatedClients
-from fedvision.flower.measure import measure_parts
-from fedvision.journal import RunJournal
-from fedvision.reporting.folder import RunFolder
+from fedvision.engines.client_host import SimulatedClientHosts
+from fedvision.engines.virtual_time import in_time
+from fedvision.experiment import Experiment
+from fedvision.runs.folder import RunFolder
+from fedvision.runs.run_recorder import RunRecorder
+from fedvision.server.central_evaluation import evaluate_centrally
 from fedvision.types import State
 
 
-class Simulation(RunJournal):
+class Simulation(RunRecorder):
     """Runs a federation on this machine and keeps its journal.
 
     Args:
-        federation: What to run.
+        experiment: What to run.
         folder: Where it is recorded; a folder with a checkpoint is continued.
         threads: Threads of each process's arithmetic.
-        options: As ``RunJournal`` takes them.
+        options: As ``RunRecorder`` takes them.
     """
 
     def __init__(
-        self, federation: Federation, folder: RunFolder, *, threads: int = 1, **options: Any
+        self, experiment: Experiment, folder: RunFolder, *, threads: int = 1, **options: Any
     ) -> None:
-        super().__init__(federation, folder, **options)
+        super().__init__(experiment, folder, **options)
         self.threads = threads
-        self.record_split(federation.split.facts(federation.dataset.classes), federation.split.totals)
+        self.record_split(experiment.split.facts(experiment.dataset.classes), experiment.split.totals)
 
     def run(self, engine: Engine) -> State:
         """Run the rounds that are left, write everything else, and return the final state."""
-        recipe = self._recipe()
+        host_factory = self._recipe()
         with self.interruption:
             self.resume()
-            with self.progress, engine.open(recipe, tell=self.note) as grid, _settled():
-                self.play(in_time(grid, self.config, recipe.cost), recipe.roster(), self._measure())
-            self.finish(recipe.worker())
+            with self.progress, engine.open(host_factory, tell=self.note) as grid, _settled():
+                self.run_rounds(
+                    in_time(grid, self.config, host_factory.cost),
+                    host_factory.client_registry(),
+                    self._measure(),
+                )
+            self.finish(host_factory.trainer())
         return self.state
 
-    def _recipe(self) -> SimulatedClients:
-        return SimulatedClients(
+    def _recipe(self) -> SimulatedClientHosts:
+        return SimulatedClientHosts(
             config=self.config,
-            dataset=self.federation.dataset,
-            split=self.federation.split,
-            model=self.federation.model,
+            dataset=self.experiment.dataset,
+            split=self.experiment.split,
+            model=self.experiment.model,
             memory=(self.folder.path / "clients").resolve(),
             threads=self.threads,
         )
 
     def _measure(self) -> Any:
-        test = self.federation.dataset.test
+        test = self.experiment.dataset.test
         if test is None:
             return None
-        return partial(measure_parts, images=len(test), batch_size=self.config.evaluation.batch_size)
+        return partial(evaluate_centrally, images=len(test), batch_size=self.config.evaluation.batch_size)
 
 
 @contextmanager

@@ -70,7 +70,7 @@ class PluginSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instruction:
+class ClientConfig:
     """What a strategy tells one client beside the model: numbers, tensors and the objective's name."""
 
     objective: str | None = None
@@ -84,7 +84,7 @@ class Instruction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class TrainRequest:
     """One client's work in one round, as decoded by the client."""
 
     round: int
@@ -93,7 +93,7 @@ class Task:
     """Partition number of the client, from 0."""
     state: State
     """The travelling tensors of the global model."""
-    instruction: Instruction = field(default_factory=Instruction)
+    client_config: ClientConfig = field(default_factory=ClientConfig)
     """What the strategy said beside the model."""
     counts: tuple[int, ...] | None = None
     """Class counts [C] over the federation where they are shared, else None."""
@@ -104,7 +104,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Update:
+class ClientUpdate:
     """One client's answer to one task."""
 
     client: int

@@ -11,7 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from fedvision.deploy.certificates import make
+from fedvision.deployment.certificates import make
 
 # An example that a busy machine makes wait for 200 ms is no failure. What is tried is the same every time:
 # a change is judged by what it changes, and `make search` tries something new.
@@ -24,11 +24,11 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 _TOGETHER = {
-    "tests/deploy/": "machines",
-    "tests/client/": "machines",
+    "tests/deployment/server/": "machines",
+    "tests/deployment/client/": "machines",
     "test_internals_link.py": "machines",
-    "test_ray": "ray",
-    "test_timed.py": "ray",
+    "tests/engines/ray/": "ray",
+    "test_virtual_time.py": "ray",
 }
 """What tests that must not run at the same time have in their paths: networks, ports, Ray's processes."""
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")

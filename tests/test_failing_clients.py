@@ -33,7 +33,7 @@ def hopeless(counts):
 
 def vacant():
     '''Four classes of which the last has no image.'''
-    from fedvision.data.images import Dataset, ImageSet
+    from fedvision.data.dataset import Dataset, ImageSet
 
     labels = np.arange(30) % 3
     images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1)).astype(np.uint8)

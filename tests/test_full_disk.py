@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fedvision.reporting.folder import RunFolder
+from fedvision.runs.folder import RunFolder
 from tests.test_resume import EXPERIMENT, command, digest
 
 # No file may grow beyond the limit, as on a full disk: writes end in an OSError instead of a signal.
 LIMITED = """
 import resource, signal, sys
-from fedvision.cli import main
+from fedvision.cli.main import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 sys.exit(main(sys.argv[2:]))

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from fedvision import ExperimentConfig, simulate
-from fedvision.data.shards import ClientShards
+from fedvision.data.partition.client_shards import ClientShards
+from fedvision.engines.client_host import SimulatedClientHosts
 from fedvision.errors import ConfigError
-from fedvision.federation import Federation
-from fedvision.flower.hosting import SimulatedClients
-from fedvision.training.memory import ClientMemory
-from fedvision.training.worker import Worker
-from fedvision.types import Task
+from fedvision.experiment import Experiment
+from fedvision.training.client_state import ClientStateStore
+from fedvision.training.client_trainer import ClientTrainer
+from fedvision.types import TrainRequest
 from tests.experiments import tiny
 
 
@@ -62,7 +62,7 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("networks")
 def test_a_model_of_which_clients_keep_a_part_is_measured_by_clients_alone(tmp_path: Path) -> None:
     """The server would measure it with the statistics of round 0."""
-    model = {"use": "networks:plain", "travel": "no-batch-norm-statistics"}
+    model = {"use": "networks:plain", "shared": "no-batch-norm-statistics"}
     result = simulate(tiny(model=model, evaluation={"holdout": 0.2}), out=tmp_path / "run")
     assert all(record["server"] is None for record in result.rounds)
     assert result.scores == result.rounds[-1]["local"]["scores"]
@@ -75,10 +75,10 @@ def test_a_client_begins_with_the_models_counters(tmp_path: Path) -> None:
     """With momentum = None batch norm averages over all batches it counted: of this client, in this round."""
     config = tiny(model={"use": "networks:cumulative"})
     whole = simulate(config, out=tmp_path / "whole")
-    worker = Worker.open(
-        config, Federation.build(config).model, 10, _shards(config), ClientMemory(tmp_path / "memory", 1)
+    worker = ClientTrainer.open(
+        config, Experiment.build(config).model, 10, _shards(config), ClientStateStore(tmp_path / "memory", 1)
     )
-    task = Task(round=1, client=0, state=dict(whole.state))
+    task = TrainRequest(round=1, client=0, state=dict(whole.state))
     alone = worker.train(task)
     worker.train(replace(task, client=1))
     after = worker.train(task)
@@ -86,7 +86,7 @@ def test_a_client_begins_with_the_models_counters(tmp_path: Path) -> None:
 
 
 def _shards(config: ExperimentConfig) -> ClientShards:
-    federation = Federation.build(config)
+    federation = Experiment.build(config)
     return ClientShards(federation.dataset.train, federation.split)
 
 
@@ -94,25 +94,25 @@ def _shards(config: ExperimentConfig) -> ClientShards:
 def test_batches_that_a_network_cannot_train_on_are_refused() -> None:
     model = {"use": "networks:vectors"}
     with pytest.raises(ConfigError, match=r"training.batch_size = 1: .* set it to 2 or more"):
-        Federation.build(tiny(model=model, training={"batch_size": 1}))
-    single = {"use": "tests.test_federation:lonely", "clients": 4}
+        Experiment.build(tiny(model=model, training={"batch_size": 1}))
+    single = {"use": "tests.test_experiment:lonely", "clients": 4}
     with pytest.raises(ConfigError, match="client 1, client 3 has no more to train on"):
-        Federation.build(tiny(model=model, partition=single))
-    Federation.build(tiny(model=model))
+        Experiment.build(tiny(model=model, partition=single))
+    Experiment.build(tiny(model=model))
 
 
 @pytest.mark.usefixtures("networks")
 def test_a_recipe_whose_model_cannot_be_pickled_builds_it_again(tmp_path: Path) -> None:
     config = tiny(model={"use": "networks:spectral"})
-    federation = Federation.build(config)
-    recipe = SimulatedClients(
+    federation = Experiment.build(config)
+    host_factory = SimulatedClientHosts(
         config=config,
         dataset=federation.dataset,
         split=federation.split,
         model=federation.model,
         memory=tmp_path,
     )
-    again = pickle.loads(pickle.dumps(recipe)).model.state_dict()
+    again = pickle.loads(pickle.dumps(host_factory)).model.state_dict()
     first = federation.model.state_dict()
     assert set(again) == set(first)
     assert all(torch.equal(again[name], first[name]) for name in first)

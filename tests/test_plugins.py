@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvision import cli
-from fedvision.reporting.folder import RunFolder
+from fedvision.cli import main
+from fedvision.runs.folder import RunFolder
 
 MODULE = '''
 import numpy as np
@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedvision.data.images import Dataset, ImageSet
-from fedvision.strategies.base import RoundStrategy
+from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.algorithms.base import RoundStrategy
 
 
 def stripes(count: int = 90) -> Dataset:
@@ -93,7 +93,7 @@ def test_a_folder_of_own_parts_runs(
     (folder / "own.toml").write_text(EXPERIMENT)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert cli.main(["simulate", "mine/own.toml", "--out", "run"]) == 0
+    assert main.main(["simulate", "mine/own.toml", "--out", "run"]) == 0
     folder_of_run = RunFolder.read(tmp_path / "run")
     last = folder_of_run.rounds()[-1]
     assert last["server"]["scores"]["own_parts_of_a_test:worst_recall"] > 0.9
@@ -118,7 +118,7 @@ def test_the_reports_command_makes_the_run_again_from_any_folder(
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert cli.main(["simulate", "my parts/own.toml", "--engine", "serial"]) == 0
+    assert main.main(["simulate", "my parts/own.toml", "--engine", "serial"]) == 0
     run = tmp_path / "runs/own"
     (command,) = re.findall(r"<pre>((?:cd|PYTHON|fedvision).*)</pre>", (run / "report.html").read_text())
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

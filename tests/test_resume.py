@@ -37,7 +37,7 @@ with_training = true
 
 def command(folder: Path) -> list[str]:
     out = ["--out", str(folder), "--resume", "--threads", "1", "--engine", "serial"]
-    return [sys.executable, "-m", "fedvision.cli", "simulate", str(folder.parent / "small.toml"), *out]
+    return [sys.executable, "-m", "fedvision.cli.main", "simulate", str(folder.parent / "small.toml"), *out]
 
 
 def digest(folder: Path) -> str:

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score
 
 from fedvision import simulate
-from fedvision.errors import ConfigError, RoundLost, RunError
-from fedvision.federation import Federation
-from fedvision.reporting.progress import Silent
-from fedvision.strategies.averaging import FedAvg
-from fedvision.strategies.mean import Sums
-from fedvision.types import Instruction, State
+from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.mean import Sums
+from fedvision.errors import ConfigError, RoundAborted, RunError
+from fedvision.experiment import Experiment
+from fedvision.runs.progress import Silent
+from fedvision.types import ClientConfig, State
 from tests.experiments import tiny
 
 
@@ -46,7 +46,7 @@ def test_a_run_learns_and_leaves_a_whole_folder(tmp_path: Path) -> None:
 def test_the_recorded_scores_are_scikit_learns_on_the_saved_model(tmp_path: Path) -> None:
     config = tiny()
     result = simulate(config, out=tmp_path / "run")
-    federation = Federation.build(config)
+    federation = Experiment.build(config)
     federation.model.load_state_dict(load_file(tmp_path / "run/model.safetensors"))
     test = federation.dataset.test
     assert test is not None
@@ -73,14 +73,14 @@ def test_two_runs_have_the_same_bits_and_the_same_history(tmp_path: Path) -> Non
 def test_what_is_there_before_the_rounds_is_not_collected_in_them(own: bool, tmp_path: Path) -> None:
     frozen: list[int] = []
 
-    class Rounds(Silent):
+    class RoundState(Silent):
         def round_done(self, *_: Any) -> None:
             frozen.append(gc.get_freeze_count())
 
     if own:
         gc.freeze()  # as a program may have done that calls us
     try:
-        simulate(tiny(rounds=2), out=tmp_path / "run", progress=Rounds())
+        simulate(tiny(rounds=2), out=tmp_path / "run", progress=RoundState())
         assert min(frozen) > 10_000
         assert (gc.get_freeze_count() > 0) == own
     finally:
@@ -156,7 +156,7 @@ def test_every_strategy_trains_and_resumes_to_the_same_bits(
     assert same(whole.state, resumed.state)
     assert (tmp_path / "whole/rounds.jsonl").read_bytes() == (tmp_path / "cut/rounds.jsonl").read_bytes()
     assert whole.rounds[0]["clients"]
-    initial = Federation.build(config).model.state_dict()
+    initial = Experiment.build(config).model.state_dict()
     assert any(not torch.equal(whole.state[name], initial[name]) for name in whole.state)
 
 
@@ -182,9 +182,9 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "run/rounds.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("travel", ["no-batch-norm-statistics", "trainable"])
-def test_tensors_that_stay_are_each_clients_own(travel: str, tmp_path: Path) -> None:
-    model = {"use": "resnet8", "norm": "batch", "width": 4, "travel": travel}
+@pytest.mark.parametrize("shared", ["no-batch-norm-statistics", "trainable"])
+def test_tensors_that_stay_are_each_clients_own(shared: str, tmp_path: Path) -> None:
+    model = {"use": "resnet8", "norm": "batch", "width": 4, "shared": shared}
     result = simulate(tiny(rounds=2, model=model, evaluation={"holdout": 0.2}), out=tmp_path / "run")
     assert not any("running" in name for name in result.state)
     kept = load_file(next((tmp_path / "run/clients/000000/000000000").glob("round-*.safetensors")))
@@ -267,15 +267,15 @@ def test_lower_precision_trains(precision: str, tmp_path: Path) -> None:
 
 def test_a_round_whose_sums_are_lost_is_played_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = simulate(tiny(rounds=2), out=tmp_path / "whole")
-    conclude, lost = Sums.conclude, [1, 2]
+    finalize, lost = Sums.finalize, [1, 2]
 
     def losing(sums: Sums) -> State:
         if lost:
             lost.pop()
-            raise RoundLost("a worker was lost")
-        return conclude(sums)
+            raise RoundAborted("a worker was lost")
+        return finalize(sums)
 
-    monkeypatch.setattr(Sums, "conclude", losing)
+    monkeypatch.setattr(Sums, "finalize", losing)
     again = simulate(tiny(rounds=2), out=tmp_path / "again")
     assert lost == []
     assert same(again.state, whole.state)
@@ -285,8 +285,8 @@ def test_a_round_whose_sums_are_lost_is_played_again(tmp_path: Path, monkeypatch
 class Failing(FedAvg):
     """From round 3 on it asks for an objective that no client knows."""
 
-    def instruct(self, round: int, state: State, client: int) -> Instruction:
-        return Instruction(objective="nonsense" if round > 2 else None)
+    def configure(self, round: int, state: State, client: int) -> ClientConfig:
+        return ClientConfig(objective="nonsense" if round > 2 else None)
 
 
 def test_a_run_that_fails_leaves_its_last_good_model_and_names_it(tmp_path: Path) -> None:

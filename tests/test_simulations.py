@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fedvision import cli, registry
+from fedvision import registry
+from fedvision.cli import main
 from fedvision.config import ExperimentConfig
 from fedvision.sweep import load_sweep
 
@@ -62,7 +63,7 @@ def test_every_command_in_a_readme_is_understood(page: str, text: str) -> None:
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert set(words[1:]) <= set(targets)
         return
-    options = cli.parser().parse_args(words[1:])
+    options = main.parser().parse_args(words[1:])
     experiment = getattr(options, "experiment", None)
     if experiment is not None and "mine" not in str(experiment):
         assert (ROOT / experiment).exists(), f"{page}: {experiment}"

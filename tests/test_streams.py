@@ -12,7 +12,7 @@ import pytest
 
 from fedvision import streams
 from fedvision.errors import OutputError
-from fedvision.reporting.progress import Progress
+from fedvision.runs.progress import Progress
 
 
 def stream(monkeypatch: pytest.MonkeyPatch, name: str, encoding: str = "utf-8") -> io.BytesIO:
@@ -80,7 +80,7 @@ def test_progress_outlives_its_log_file(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_commands_own_exit_code_with_full_streams(tmp_path: Path) -> None:
     """Output that is lost is an error, an error's sentence that is lost is not one more; no traceback."""
-    command = [sys.executable, "-m", "fedvision.cli", "list", "loss"]
+    command = [sys.executable, "-m", "fedvision.cli.main", "list", "loss"]
     with open("/dev/full", "w") as nowhere:
         lost = subprocess.run(command, stdout=nowhere, stderr=subprocess.PIPE, text=True, check=False)
         silent = subprocess.run(

@@ -49,7 +49,7 @@ class Model(Net):
         return {"accuracy": Weighted(int((self(x).argmax(1) == y).sum()), len(y))}
 
 
-class Rounds(TrainingProcessCallback):
+class RoundState(TrainingProcessCallback):
     """Takes the times and measures on the test images as the others do."""
 
     def __init__(self, clock: Clock, workload: Workload, test: Any) -> None:
@@ -105,7 +105,7 @@ def main() -> None:
             local_num_epochs=1, local_learning_rate=LR, local_batch_size=w.batch
         ),
         model_eval_params=evaluation,
-        callbacks=[Rounds(clock, w, test)],
+        callbacks=[RoundState(clock, w, test)],
     )
     if get_framework_module().distributed.global_rank == 0:
         clock.report(steps=network.steps, examples=network.images)

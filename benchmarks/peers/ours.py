@@ -15,7 +15,7 @@ import workloads  # noqa: E402
 from common import print_result  # noqa: E402
 
 from fedvision import ExperimentConfig, simulate  # noqa: E402
-from fedvision.reporting.progress import Silent  # noqa: E402
+from fedvision.runs.progress import Silent  # noqa: E402
 
 
 class Clock(Silent):

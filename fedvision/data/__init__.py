@@ -1,1 +1,1 @@
-"""Images: sources, decoding, partitions, skew, shards and batch transforms."""
+"""Image data: data sets, shards and batch transforms."""

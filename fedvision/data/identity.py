@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.data.images import Dataset, ImageSet
-from fedvision.data.mapped import reference
+from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.memmap import reference
 
 _CACHED = re.compile(r".*/(?P<key>[0-9a-f]{40})/images\.npy")
 """Where ``data.cache`` keeps decoded images: the folder's name is a digest of files and recipe."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.data.images import Dataset, ImageSet
+from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.naming import composed
 from fedvision.errors import DataError, nearest
 

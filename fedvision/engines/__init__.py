@@ -1,1 +1,1 @@
-"""Engines: each is a Flower Grid that carries messages to clients, and nothing more."""
+"""Engines: each is a Flower Grid that carries messages to simulated clients."""

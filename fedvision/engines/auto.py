@@ -9,8 +9,8 @@ import torch
 from flwr.serverapp import Grid
 
 from fedvision import cores, registry
-from fedvision.engines.base import Engine, Tell
-from fedvision.flower.hosting import Forecast, Recipe
+from fedvision.engines.base import Engine, OnNotice
+from fedvision.engines.client_host import ClientHostFactory, CostEstimate
 from fedvision.types import PluginSpec
 
 START = 4.0
@@ -33,16 +33,18 @@ class AutoEngine:
         self._workers = workers
 
     @contextmanager
-    def open(self, recipe: Recipe, *, run_id: int = 1, tell: Tell = print) -> Iterator[Grid]:
+    def open(
+        self, host_factory: ClientHostFactory, *, run_id: int = 1, tell: OnNotice = print
+    ) -> Iterator[Grid]:
         """Open a Grid of the engine that is expected to be fastest."""
-        gpus = _gpus(recipe.device)
+        gpus = _gpus(host_factory.device)
         if gpus:
             spec, why = choose_on_gpus(gpus)
         else:
-            spec, why = choose(recipe.forecast(), self._workers or cores.available())
+            spec, why = choose(host_factory.estimate_cost(), self._workers or cores.available())
         tell(f"engine {spec.use}: {why}")
         engine: Engine = registry.build("engine", spec)
-        with engine.open(recipe, run_id=run_id, tell=tell) as grid:
+        with engine.open(host_factory, run_id=run_id, tell=tell) as grid:
             yield grid
 
 
@@ -61,16 +63,16 @@ def choose_on_gpus(gpus: int) -> tuple[PluginSpec, str]:
     return PluginSpec(use="ray", args=args), f"a vectorized worker on each of {gpus} GPUs"
 
 
-def choose(forecast: Forecast, workers: int) -> tuple[PluginSpec, str]:
+def choose(estimate_cost: CostEstimate, workers: int) -> tuple[PluginSpec, str]:
     """Return an engine for a processor and the reason in a few words.
 
     Args:
-        forecast: What is ahead.
+        estimate_cost: What is ahead.
         workers: Processes that the machine can feed.
     """
-    useful = min(workers, forecast.cohort)
-    seconds = START + forecast.seconds / max(1, useful)
-    alone = f"about {forecast.seconds:.0f} s of training in one process"
-    if useful > 1 and seconds < forecast.seconds:
+    useful = min(workers, estimate_cost.cohort)
+    seconds = START + estimate_cost.seconds / max(1, useful)
+    alone = f"about {estimate_cost.seconds:.0f} s of training in one process"
+    if useful > 1 and seconds < estimate_cost.seconds:
         return PluginSpec(use="ray", args={"workers": useful}), f"{alone}, {seconds:.0f} s in {useful}"
     return PluginSpec(use="serial"), f"{alone}; more would not be faster"

@@ -8,9 +8,9 @@ from typing import Protocol, TypeAlias
 
 from flwr.serverapp import Grid
 
-from fedvision.flower.hosting import Recipe
+from fedvision.engines.client_host import ClientHostFactory
 
-Tell: TypeAlias = Callable[[str], None]
+OnNotice: TypeAlias = Callable[[str], None]
 """Takes one sentence for the person who runs the federation."""
 
 
@@ -18,14 +18,16 @@ class Engine(Protocol):
     """Carries messages between one ServerApp and many clients.
 
     Node ``FIRST_NODE + k`` of the Grid is client k. Replies may come in any order. A Grid with a true
-    attribute ``folds`` answers training messages with sums where the host's ``folding`` allows it.
+    attribute ``pre_aggregates`` answers training messages with sums where ``aggregator`` allows it.
     """
 
-    def open(self, recipe: Recipe, *, run_id: int = 1, tell: Tell = print) -> AbstractContextManager[Grid]:
+    def open(
+        self, host_factory: ClientHostFactory, *, run_id: int = 1, tell: OnNotice = print
+    ) -> AbstractContextManager[Grid]:
         """Open a Grid over the recipe's clients; leaving the block closes it.
 
         Args:
-            recipe: Makes what answers the messages, in whichever process does the work.
+            host_factory: Makes what answers the messages, in whichever process does the work.
             run_id: Flower's number of the run.
             tell: Is called with one sentence where a person should know of something: a worker that was
                 replaced, a model that cannot be stacked.

@@ -12,34 +12,36 @@ from contextlib import contextmanager
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedvision.engines.base import Tell
-from fedvision.engines.desk import Desk
-from fedvision.engines.grid import LocalGrid
+from fedvision.engines.base import OnNotice
+from fedvision.engines.client_host import ClientHostFactory
+from fedvision.engines.dispatcher import MessageDispatcher
+from fedvision.engines.local_grid import LocalGrid
 from fedvision.flower import internals
-from fedvision.flower.hosting import Recipe
 
 
 class SerialEngine:
     """Carries messages to clients in this process."""
 
     @contextmanager
-    def open(self, recipe: Recipe, *, run_id: int = 1, tell: Tell = print) -> Iterator[Grid]:
+    def open(
+        self, host_factory: ClientHostFactory, *, run_id: int = 1, tell: OnNotice = print
+    ) -> Iterator[Grid]:
         """Open a Grid over the recipe's clients; one at a time in a process."""
         internals.identify(run_id)
-        yield SerialGrid(recipe, run_id)
+        yield SerialGrid(host_factory, run_id)
 
 
 class SerialGrid(LocalGrid):
     """A Grid over one host; a client works when its reply is asked for.
 
     Args:
-        recipe: Makes the host.
+        host_factory: Makes the host.
         run_id: Flower's number of the run.
     """
 
-    def __init__(self, recipe: Recipe, run_id: int) -> None:
-        super().__init__(recipe.clients, run_id)
-        self._desk = Desk(recipe.open(), recipe.clients, run_id)
+    def __init__(self, host_factory: ClientHostFactory, run_id: int) -> None:
+        super().__init__(host_factory.clients, run_id)
+        self._desk = MessageDispatcher(host_factory.open(), host_factory.clients, run_id)
 
     def carry(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Answer in the order of the messages."""

@@ -14,15 +14,15 @@ import torch
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from fedvision.engines.base import Tell
-from fedvision.engines.capacity import Capacity
-from fedvision.engines.desk import Desk
-from fedvision.engines.grid import LocalGrid
+from fedvision.engines.base import OnNotice
+from fedvision.engines.batched_client_app import BatchedClientApp
+from fedvision.engines.client_host import ClientHostFactory
+from fedvision.engines.dispatcher import MessageDispatcher
+from fedvision.engines.local_grid import LocalGrid
+from fedvision.engines.stack_size import StackSizeTuner
 from fedvision.flower import internals
-from fedvision.flower.hosting import Recipe
-from fedvision.flower.roster import FIRST_NODE
-from fedvision.flower.team import Team
-from fedvision.types import Task
+from fedvision.flower.client_registry import FIRST_NODE
+from fedvision.types import TrainRequest
 
 
 class VectorizedEngine:
@@ -43,45 +43,51 @@ class VectorizedEngine:
         self._stack, self._record = stack, record
 
     @contextmanager
-    def open(self, recipe: Recipe, *, run_id: int = 1, tell: Tell = print) -> Iterator[Grid]:
+    def open(
+        self, host_factory: ClientHostFactory, *, run_id: int = 1, tell: OnNotice = print
+    ) -> Iterator[Grid]:
         """Open a Grid over the recipe's clients; one at a time in a process."""
         internals.identify(run_id)
-        yield VectorizedGrid(recipe, run_id, self._stack, tell, record=self._record)
+        yield VectorizedGrid(host_factory, run_id, self._stack, tell, record=self._record)
 
 
 class VectorizedGrid(LocalGrid):
     """A Grid over one host; a stack of clients works when the reply of its first is asked for.
 
     Args:
-        recipe: Makes the host.
+        host_factory: Makes the host.
         run_id: Flower's number of the run.
         stack: Clients that are trained at once; 0 by measurement.
         tell: Is told why clients are trained one by one, each reason once.
         record: Whether steps are recorded where the device can.
     """
 
-    def __init__(self, recipe: Recipe, run_id: int, stack: int, tell: Tell, *, record: bool = True) -> None:
-        super().__init__(recipe.clients, run_id)
-        self.folding = recipe.folding()
+    def __init__(
+        self, host_factory: ClientHostFactory, run_id: int, stack: int, tell: OnNotice, *, record: bool = True
+    ) -> None:
+        super().__init__(host_factory.clients, run_id)
+        self.aggregator = host_factory.aggregator()
         """Sums updates where they were trained; None where the strategy must see every one."""
-        self.folds = self.folding is not None
+        self.pre_aggregates = self.aggregator is not None
         """Whether training messages are answered with sums."""
         self.keeps_sums = False
-        """Whether sums stay in ``folding`` for whoever asks there, instead of riding on the last reply."""
-        host = recipe.open()
-        team = None if host.worker is None else Team(host.worker, self.folding, record=record)
-        desk = Desk(host, recipe.clients, run_id)
-        self._desk = StackingDesk(desk, team, stack, recipe.cost, tell)
+        """Whether sums stay in ``aggregator`` for whoever asks there, instead of riding on the last reply."""
+        host = host_factory.open()
+        team = (
+            None if host.trainer is None else BatchedClientApp(host.trainer, self.aggregator, record=record)
+        )
+        desk = MessageDispatcher(host, host_factory.clients, run_id)
+        self._desk = BatchingDispatcher(desk, team, stack, host_factory.cost, tell)
 
     def carry(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Answer training messages in stacks, the longest clients first, then the others in order."""
         replies = self._desk.deliver_all(messages)
-        if self.folding is None or self.keeps_sums:
+        if self.aggregator is None or self.keeps_sums:
             return replies
-        return self.folding.with_sums(replies)
+        return self.aggregator.with_sums(replies)
 
 
-class StackingDesk:
+class BatchingDispatcher:
     """Gives training messages to a host several at a time.
 
     Args:
@@ -94,14 +100,14 @@ class StackingDesk:
 
     def __init__(
         self,
-        desk: Desk,
-        team: Team | None,
+        desk: MessageDispatcher,
+        team: BatchedClientApp | None,
         stack: int,
         cost: Callable[[int], float],
-        tell: Tell,
+        tell: OnNotice,
     ) -> None:
         self._desk, self._team, self._cost, self._tell = desk, team, cost, tell
-        self.capacity = Capacity(torch.device("cpu") if team is None else team.device, stack)
+        self.capacity = StackSizeTuner(torch.device("cpu") if team is None else team.device, stack)
         self._told: set[str] = set()
 
     def deliver_all(self, messages: Sequence[Message]) -> Iterator[Message]:
@@ -118,33 +124,33 @@ class StackingDesk:
 
     def _train(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Yield the replies to a stack's messages, first those of clients who must train alone."""
-        stack: list[tuple[Message, Task]] = []
+        stack: list[tuple[Message, TrainRequest]] = []
         for message in messages:
-            task = self._task(message)
-            if task is None:
+            request = self._task(message)
+            if request is None:
                 yield self._alone(message)
             else:
-                stack.append((message, task))
+                stack.append((message, request))
         yield from self._train_stack(stack)
 
     def _alone(self, message: Message) -> Message:
         reply = self._desk.deliver(message)
         return reply if self._team is None else self._team.folded(message, reply)
 
-    def _task(self, message: Message) -> Task | None:
+    def _task(self, message: Message) -> TrainRequest | None:
         """Return a message's task, None where it must be done alone."""
         if self._team is None:
             return None
         try:
-            task = self._team.task(message)
-            obstacle = self._team.obstacle(task)
+            request = self._team.request(message)
+            unsupported_reason = self._team.unsupported_reason(request)
         except Exception:
             return None  # the client will say itself what is wrong
-        if obstacle:
-            self._say(obstacle, f"clients are trained one by one: {obstacle}")
-        return None if obstacle else task
+        if unsupported_reason:
+            self._say(unsupported_reason, f"clients are trained one by one: {unsupported_reason}")
+        return None if unsupported_reason else request
 
-    def _train_stack(self, stack: Sequence[tuple[Message, Task]]) -> Iterator[Message]:
+    def _train_stack(self, stack: Sequence[tuple[Message, TrainRequest]]) -> Iterator[Message]:
         replies = self._attempt(stack) if len(stack) > 1 else {}
         yield from replies.values()
         left = [one for place, one in enumerate(stack) if place not in replies]
@@ -155,17 +161,17 @@ class StackingDesk:
         else:
             yield from (self._alone(message) for message, _ in left)
 
-    def _attempt(self, stack: Sequence[tuple[Message, Task]]) -> dict[int, Message]:
+    def _attempt(self, stack: Sequence[tuple[Message, TrainRequest]]) -> dict[int, Message]:
         """Train clients at once; return the replies by place in the stack, and none of those that failed.
 
         What is to be tried then is tried outside, as an exception keeps the memory of what failed alive.
         """
         assert self._team is not None
         replies: dict[int, Message] = {}
-        messages, tasks = zip(*stack, strict=True)
+        messages, requests = zip(*stack, strict=True)
         try:
             with self.capacity.watch(len(stack)):
-                for places, own in self._team.answer(messages, tasks):
+                for places, own in self._team.answer(messages, requests):
                     replies |= zip(places, own, strict=True)
         except torch.OutOfMemoryError:
             self.capacity.exceeded(len(stack))
@@ -174,7 +180,7 @@ class StackingDesk:
             self._say(
                 "failed", f"{len(stack)} clients are trained one by one, as they failed at once: {error}"
             )
-        if why := self._team.trouble:
+        if why := self._team.failure_reason:
             self._say("recording", f"steps are launched kernel by kernel, as none could be recorded: {why}")
         return replies
 

@@ -1,1 +1,1 @@
-"""The bridge to Flower: what messages hold, client app, server app and the non-public names leaned on."""
+"""The adapter to Flower: message records, client app, strategy adapter, client registry, non-public names."""

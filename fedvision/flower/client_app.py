@@ -20,53 +20,53 @@ from fedvision.errors import ClientError
 from fedvision.flower import codec
 from fedvision.flower.internals import PARTITION
 from fedvision.flower.internals_message import answer
-from fedvision.training.worker import Worker
+from fedvision.training.client_trainer import ClientTrainer
 
 
-def build(worker: Worker, test: Shard | None = None) -> ClientApp:
+def build(trainer: ClientTrainer, test: Shard | None = None) -> ClientApp:
     """Return the ClientApp of a machine that hosts clients.
 
     Args:
-        worker: Trains and measures.
+        trainer: Trains and measures.
         test: The server's test images, where the machine has them, as in a simulation: it then answers
             requests to measure a model on a part of them.
     """
     app = ClientApp()
 
     @app.query("roster")
-    def roster(message: Message, context: Context) -> Message:
+    def client_registry(message: Message, context: Context) -> Message:
         def introduce(client: int) -> RecordDict:
-            return codec.encode_roster(codec.RosterEntry(client=client, counts=worker.counts(client)))
+            return codec.encode_client_info(codec.ClientInfo(client=client, counts=trainer.counts(client)))
 
         return _answer(message, context, "data", introduce)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def work(client: int) -> RecordDict:
-            return codec.encode_update(worker.train(codec.decode_task(message, client)))
+            return codec.encode_update(trainer.train(codec.decode_task(message, client)))
 
         return _answer(message, context, "training", work)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         def work(client: int) -> RecordDict:
-            task = codec.decode_task(message, client)
-            return codec.encode_evaluation(worker.evaluate(client, task.round, task.state))
+            request = codec.decode_task(message, client)
+            return codec.encode_evaluation(trainer.evaluate(client, request.round, request.state))
 
         return _answer(message, context, "evaluation", work)
 
     if test is not None:
-        _answer_measurements(app, worker, test)
+        _answer_measurements(app, trainer, test)
     return app
 
 
-def _answer_measurements(app: ClientApp, worker: Worker, test: Shard) -> None:
+def _answer_measurements(app: ClientApp, trainer: ClientTrainer, test: Shard) -> None:
     @app.query(codec.MEASURE.removeprefix("query."))
     def measure(message: Message, context: Context) -> Message:
         def work(client: int) -> RecordDict:
             state, images = codec.decode_measure(message.content)
             return codec.encode_evaluation(
-                worker.measure(state, test.take(np.arange(images.start, images.stop)))
+                trainer.measure(state, test.take(np.arange(images.start, images.stop)))
             )
 
         return _answer(message, context, "measurement", work)

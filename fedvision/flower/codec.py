@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedvision.aggregation.summation import Distant, PartialSum
+from fedvision.algorithms.mean import Sums
 from fedvision.flower.internals import DistantArray, TensorArray, filled
 from fedvision.flower.internals_message import values
-from fedvision.strategies.mean import Sums
-from fedvision.strategies.summation import Distant, PartialSum
 from fedvision.training.evaluate import Evaluation
-from fedvision.training.loop import LocalUpdate
-from fedvision.types import Instruction, State, Task, Update
+from fedvision.training.loop import TrainResult
+from fedvision.types import ClientConfig, ClientUpdate, State, TrainRequest
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 EXAMPLES, ROUND, TRAIN_LOSS = "num-examples", "server-round", "train_loss"
-ROSTER = "query.roster"
+CLIENT_INFO = "query.roster"
 _TENSORS, _NUMBER, _OBJECTIVE, _COUNTS = "tensors.", "number.", "objective", "class-counts"
 _SHARING, _IMAGES, _CARD = "sharing", "images", "card"
 _STOCK_PROX, _LR_FACTOR = "proximal-mu", "lr-factor"
@@ -49,7 +49,7 @@ R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RosterEntry:
+class ClientInfo:
     """What a client says of itself before the first round."""
 
     client: int
@@ -132,17 +132,19 @@ def _array_size(array: Array) -> int:
     return math.prod(array.shape) * np.dtype(array.dtype).itemsize
 
 
-def encode_instruction(instruction: Instruction, arrays: ArrayRecord, config: ConfigRecord) -> RecordDict:
+def encode_client_config(
+    client_config: ClientConfig, arrays: ArrayRecord, config: ConfigRecord
+) -> RecordDict:
     """Return the content of a training message: the model and what the strategy says beside it."""
     told = ConfigRecord(dict(config))
-    if instruction.objective:
-        told[_OBJECTIVE] = instruction.objective
-    for name, number in instruction.numbers.items():
+    if client_config.objective:
+        told[_OBJECTIVE] = client_config.objective
+    for name, number in client_config.numbers.items():
         told[_NUMBER + name] = float(number)
-    if instruction.lr_factor != 1:
-        told[_LR_FACTOR] = float(instruction.lr_factor)
+    if client_config.lr_factor != 1:
+        told[_LR_FACTOR] = float(client_config.lr_factor)
     content = RecordDict({ARRAYS: arrays, CONFIG: told})
-    for group, state in instruction.tensors.items():
+    for group, state in client_config.tensors.items():
         content[_TENSORS + group] = encode_state(state)
     return content
 
@@ -163,7 +165,7 @@ def encode_counts(counts: tuple[int, ...]) -> ConfigRecord:
     return ConfigRecord({_COUNTS: list(counts)})
 
 
-def decode_task(message: Message, client: int) -> Task:
+def decode_task(message: Message, client: int) -> TrainRequest:
     """Return a client's task from a training message of ours or of a stock strategy."""
     content, config = message.content, values(record(message.content, CONFIG, ConfigRecord))
     numbers = {k.removeprefix(_NUMBER): float(v) for k, v in config.items() if k.startswith(_NUMBER)}
@@ -172,11 +174,11 @@ def decode_task(message: Message, client: int) -> Task:
         objective, numbers = "prox", {"mu": float(config[_STOCK_PROX])}
     counts = config.get(_COUNTS)
     unheard = list(config.get(UNHEARD, ()))
-    return Task(
+    return TrainRequest(
         round=int(config[ROUND]),
         client=client,
         state=decode_state(values(record(content, ARRAYS, ArrayRecord))),
-        instruction=Instruction(
+        client_config=ClientConfig(
             objective=None if objective is None else str(objective),
             numbers=numbers,
             tensors=groups(content),
@@ -188,7 +190,7 @@ def decode_task(message: Message, client: int) -> Task:
     )
 
 
-def encode_update(update: LocalUpdate) -> RecordDict:
+def encode_update(update: TrainResult) -> RecordDict:
     """Return the content of a reply to a training message."""
     metrics = filled(MetricRecord, {EXAMPLES: update.examples, TRAIN_LOSS: update.loss})
     content = filled(RecordDict, {ARRAYS: encode_state(update.state), METRICS: metrics})
@@ -212,10 +214,10 @@ def unload(reply: RecordDict) -> RecordDict | None:
     return filled(RecordDict, taken) if taken else None
 
 
-def decode_update(content: RecordDict, client: int, position: int) -> Update:
-    """Return a client's update from a reply that ``screening.Screen`` let through."""
+def decode_update(content: RecordDict, client: int, position: int) -> ClientUpdate:
+    """Return a client's update from a reply that ``screening.UpdateValidator`` let through."""
     metrics = values(record(content, METRICS, MetricRecord))
-    return Update(
+    return ClientUpdate(
         client=client,
         position=position,
         examples=int(metrics[EXAMPLES]),
@@ -273,7 +275,7 @@ def folded_norm(content: RecordDict) -> float:
 
 def encode_sums(sums: Sums) -> RecordDict:
     """Return the records of sums over several clients; a folded reply carries them beside its own."""
-    told = ConfigRecord({_HEARD: sums.heard})
+    told = ConfigRecord({_HEARD: sums.num_updates})
     content = RecordDict({_SUMS: told})
     for group, part in sums.parts().items():
         here = {name: total for name, total in part.totals.items() if isinstance(total, torch.Tensor)}
@@ -361,7 +363,7 @@ def decode_measure(content: RecordDict) -> tuple[State, range]:
     return decode_state(record(content, ARRAYS, ArrayRecord)), range(int(config[_START]), int(config[_STOP]))  # type: ignore[arg-type]
 
 
-def encode_roster(entry: RosterEntry) -> RecordDict:
+def encode_client_info(entry: ClientInfo) -> RecordDict:
     """Return the content of a reply to the roster query."""
     told = ConfigRecord({"client": entry.client, _COUNTS: list(entry.counts), _SHARING: entry.sharing})
     if entry.card:
@@ -369,10 +371,10 @@ def encode_roster(entry: RosterEntry) -> RecordDict:
     return RecordDict({CONFIG: told})
 
 
-def decode_roster(content: RecordDict) -> RosterEntry:
+def decode_client_info(content: RecordDict) -> ClientInfo:
     """Return what a client says of itself."""
     config = record(content, CONFIG, ConfigRecord)
-    return RosterEntry(
+    return ClientInfo(
         client=int(config["client"]),  # type: ignore[arg-type]
         counts=tuple(config[_COUNTS]),  # type: ignore[arg-type]
         sharing=str(config.get(_SHARING, "plain")),

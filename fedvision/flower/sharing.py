@@ -67,7 +67,7 @@ def decode_masked(content: RecordDict) -> NDArray[np.int64]:
     return np.array(codec.record(content, codec.CONFIG, ConfigRecord)[_COUNTS], np.int64)
 
 
-def withhold(evaluation: RecordDict) -> RecordDict:
+def drop_counts(evaluation: RecordDict) -> RecordDict:
     """Return an evaluation without counts and loss: only the number of images is left."""
     counted = codec.decode_evaluation(evaluation)
     return _marked(evaluation, np.zeros_like(counted.confusion), {_GROUP: _WITHHELD})
@@ -83,7 +83,7 @@ def numbers_to_mask(evaluation: RecordDict) -> NDArray[np.int64]:
     return np.append(counted.confusion.ravel(), np.int64(round(loss / _LOSS_STEP)))
 
 
-def conceal(evaluation: RecordDict, masked: NDArray[np.int64], group: str) -> RecordDict:
+def mask_counts(evaluation: RecordDict, masked: NDArray[np.int64], group: str) -> RecordDict:
     """Return an evaluation with masked numbers in the place of its own.
 
     Args:
@@ -152,7 +152,7 @@ def _group(content: RecordDict) -> str:
 
 
 @dataclass(kw_only=True)
-class Sifted:
+class ReadableStats:
     """What can be read of clients' evaluations."""
 
     told: dict[int, Evaluation] = field(default_factory=dict)
@@ -168,14 +168,14 @@ class Sifted:
         return [*self.told.values(), *self.sums]
 
 
-def sift(replies: Mapping[int, RecordDict], groups: Mapping[str, Collection[int]]) -> Sifted:
+def split_readable(replies: Mapping[int, RecordDict], groups: Mapping[str, Collection[int]]) -> ReadableStats:
     """Tell evaluations that can be read from those that only count as a sum.
 
     Args:
         replies: By client.
         groups: The clients of each group by its name. A group of which somebody is missing gives no sum.
     """
-    found, waiting = Sifted(), dict[str, dict[int, RecordDict]]()
+    found, waiting = ReadableStats(), dict[str, dict[int, RecordDict]]()
     for client, content in replies.items():
         if group := _group(content):
             waiting.setdefault(group, {})[client] = content

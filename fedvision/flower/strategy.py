@@ -19,16 +19,16 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedvision import registry, seeding
+from fedvision.algorithms.base import RoundStrategy, cohort_size, draw
+from fedvision.algorithms.mean import Sums, summable
 from fedvision.errors import PluginError, RunError
 from fedvision.flower import codec
+from fedvision.flower.client_registry import ClientRegistry, UnknownClients
 from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.internals_message import addressed
 from fedvision.flower.privacy import check_clipping
-from fedvision.flower.roster import Roster, Unasked
 from fedvision.flower.sharing import is_hidden
-from fedvision.strategies.base import RoundStrategy, cohort_size, draw
-from fedvision.strategies.mean import Sums, summable
-from fedvision.types import Instruction, PluginSpec, State, Update
+from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State
 
 
 class FlowerStrategy(Strategy):
@@ -43,7 +43,7 @@ class FlowerStrategy(Strategy):
     def __init__(self, inner: RoundStrategy, *, seed: int, measured: float = 1.0) -> None:
         self.inner, self._seed, self._measured = inner, seed, measured
         self._mean = summable(inner)
-        self._roster: Roster = Unasked()
+        self._roster: ClientRegistry = UnknownClients()
         self._positions: dict[int, int] = {}
         self._next = 0
         self._state: State = {}
@@ -58,11 +58,11 @@ class FlowerStrategy(Strategy):
     @property
     def _instructs(self) -> bool:
         """Whether clients train an objective, which may keep something between rounds."""
-        return self.inner.objective is not None or type(self.inner).instruct is not RoundStrategy.instruct
+        return self.inner.objective is not None or type(self.inner).configure is not RoundStrategy.configure
 
-    def introduce(self, roster: Roster) -> None:
+    def introduce(self, client_registry: ClientRegistry) -> None:
         """Learn which node hosts which client; without it nodes count as clients."""
-        self._roster = roster
+        self._roster = client_registry
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -102,20 +102,20 @@ class FlowerStrategy(Strategy):
         return cohort
 
     def _instructions(self, round: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
-        told, message = Instruction(), None
+        told, message = ClientConfig(), None
         for client in self._positions:
             node = self._roster.node(client)
             with self._guarded("instruct", round):
-                instruction = self.inner.instruct(round, self._state, client)
-            if not isinstance(instruction, Instruction):
+                client_config = self.inner.configure(round, self._state, client)
+            if not isinstance(client_config, ClientConfig):
                 raise RunError(
-                    f"{self._where('instruct', round)} returned a {type(instruction).__name__}; it must "
-                    "return a fedvision.types.Instruction"
+                    f"{self._where('configure', round)} returned a {type(client_config).__name__}; it must "
+                    "return a fedvision.types.ClientConfig"
                 )
-            if message is None or not _alike(instruction, told):
+            if message is None or not _alike(client_config, told):
                 with self._guarded("instruct", round):  # what it returned may be nothing that can be sent
-                    content = codec.encode_instruction(instruction, arrays, config)
-                told, message = instruction, Message(content, node, MessageType.TRAIN)
+                    content = codec.encode_client_config(client_config, arrays, config)
+                told, message = client_config, Message(content, node, MessageType.TRAIN)
             else:
                 message = addressed(message, node)
             yield message
@@ -155,10 +155,10 @@ class FlowerStrategy(Strategy):
                 del update
             # Let go before the next one is made, or two models are in memory.
             del reply, content
-        if not sums.heard:
+        if not sums.num_updates:
             return None
         with self._guarded("conclude", round):
-            state = sums.conclude()
+            state = sums.finalize()
         return self._checked(state, "conclude", round)
 
     def _combine(self, replies: Stream, round: int) -> State | None:
@@ -190,7 +190,7 @@ class FlowerStrategy(Strategy):
     def _guarded(self, method: str, round: int, stream: Stream | None = None) -> AbstractContextManager[None]:
         return guarded(self._where(method, round), stream)
 
-    def _update(self, reply: Message) -> Update:
+    def _update(self, reply: Message) -> ClientUpdate:
         client = self._roster.client(reply.metadata.src_node_id)
         # Late answers, of clients whom this round may have asked or not, come after the cohort.
         position = self._positions.pop(client, None)
@@ -209,7 +209,7 @@ class FlowerStrategy(Strategy):
             there = nodes if isinstance(nodes, range) else sorted(nodes, key=self._roster.client)
             rng = seeding.numpy_stream(self._seed, "measured-clients", server_round)
             nodes = draw(there, cohort_size(len(there), self._measured, 1), rng) if there else []
-        content = codec.encode_instruction(Instruction(), arrays, config)
+        content = codec.encode_client_config(ClientConfig(), arrays, config)
         return (Message(content, node, MessageType.EVALUATE) for node in nodes)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -226,7 +226,7 @@ class FlowerStrategy(Strategy):
         """Say nothing: the run folder holds the configuration."""
 
 
-def _alike(one: Instruction, other: Instruction) -> bool:
+def _alike(one: ClientConfig, other: ClientConfig) -> bool:
     """Say whether two instructions can share a content: the same words and the very same tensors."""
     same = one.tensors.keys() == other.tensors.keys() and all(
         state is other.tensors[group] for group, state in one.tensors.items()
@@ -280,7 +280,7 @@ def build_strategy(spec: PluginSpec, *, seed: int, measured: float = 1.0) -> Str
         return built
     raise PluginError(
         f"[strategy] use = {spec.use!r}: it made a {type(built).__name__}, which is neither a "
-        "fedvision.strategies.base.RoundStrategy nor a flwr.serverapp.strategy.Strategy"
+        "fedvision.algorithms.base.RoundStrategy nor a flwr.serverapp.strategy.Strategy"
     )
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from fedvision import registry, seeding
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, PluginError
-from fedvision.models.layout import avoid_narrow_strides
-from fedvision.models.vetting import check_hidden, check_tensors, put_back
+from fedvision.models.mkldnn_layout import avoid_narrow_strides
+from fedvision.models.tensor_checks import check_hidden, check_tensors, put_back
 from fedvision.types import PluginSpec
 
 

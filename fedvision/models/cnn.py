@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.models.checks import positive, probability
-from fedvision.models.initial import glorot
-from fedvision.models.layout import blocked, plain
+from fedvision.models.init import glorot
+from fedvision.models.mkldnn_layout import blocked, plain
 from fedvision.models.tokens import Features
 
 _SMALLEST_UNPADDED = 18

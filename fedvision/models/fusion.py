@@ -29,8 +29,8 @@ from torch import nn
 
 from fedvision.models.checks import one_of
 from fedvision.models.cnn import ConvFeatures
-from fedvision.models.initial import glorot
-from fedvision.models.joins import JOINS, Join
+from fedvision.models.fusion_modes import JOINS, Join
+from fedvision.models.init import glorot
 from fedvision.models.resnet import SHAPES, residual_features
 from fedvision.models.rnn import RecurrentFeatures
 from fedvision.models.tokens import Features, as_tokens, patch_grid, patches

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.models.checks import one_of, positive
-from fedvision.models.initial import glorot
+from fedvision.models.init import glorot
 from fedvision.models.tokens import Features
 
 Norm = Callable[[int], nn.Module]

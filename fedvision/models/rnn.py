@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedvision.models.checks import one_of, positive, probability
-from fedvision.models.initial import glorot, recurrent
+from fedvision.models.init import glorot, recurrent
 from fedvision.models.tokens import Features, patch_grid, patches
 
 _CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}

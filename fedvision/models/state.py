@@ -20,26 +20,26 @@ from fedvision.types import State
 Travel = Literal["all", "no-batch-norm-statistics", "trainable"]
 
 
-def travelling(model: nn.Module, travel: Travel) -> tuple[str, ...]:
+def shared_names(model: nn.Module, shared: Travel) -> tuple[str, ...]:
     """Return the names of the tensors that travel, in the order of the model's ``state_dict``.
 
     Args:
         model: The network.
-        travel: ``"all"``; ``"no-batch-norm-statistics"``, which keeps running means and variances on the
+        shared: ``"all"``; ``"no-batch-norm-statistics"``, which keeps running means and variances on the
             client (SiloBN; Andreux et al. 2020, arXiv 2008.07424); or ``"trainable"``, only parameters that
             are trained.
     """
     tensors = floating(model)
-    if travel == "trainable":
+    if shared == "trainable":
         return tuple(name for name, tensor in tensors.items() if tensor.requires_grad)
-    local = _batch_norm_statistics(model) if travel == "no-batch-norm-statistics" else frozenset()
+    local = _batch_norm_statistics(model) if shared == "no-batch-norm-statistics" else frozenset()
     return tuple(name for name, tensor in tensors.items() if id(tensor) not in local)
 
 
-def kept(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+def personal_names(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the floating-point tensors that are not among the travelling ``names``."""
-    travel = frozenset(names)
-    return tuple(name for name in floating(model) if name not in travel)
+    shared = frozenset(names)
+    return tuple(name for name in floating(model) if name not in shared)
 
 
 def counters(model: nn.Module) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.models.checks import one_of, positive, probability
-from fedvision.models.initial import glorot
+from fedvision.models.init import glorot
 from fedvision.models.tokens import Positions
 
 POOLS = ("class", "mean")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedvision.models.initial import glorot
+from fedvision.models.init import glorot
 from fedvision.models.tokens import patch_grid, patches
 from fedvision.models.transformer import Transformer
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedvision.reporting.facts import Band, ClassFacts, RunFacts, read_facts
-from fedvision.reporting.folder import RunFolder
-from fedvision.reporting.wording import in_order, percent
+from fedvision.formatting import in_order, percent
+from fedvision.reporting.run_data import Band, ClassFacts, RunData, read_facts
+from fedvision.runs.folder import RunFolder
 
 WORST = "worst client"
 """Name of the score that is no share of all images, but the accuracy of the client served worst."""
@@ -42,7 +42,7 @@ class Group:
     """The keys in which it differs from the other groups, as ``--set`` takes them; a lone group's name."""
     settings: Mapping[str, str | None]
     """Those keys with their values; None where the group has no such key."""
-    runs: Sequence[RunFacts]
+    runs: Sequence[RunData]
     """The runs, in the order in which they were given."""
 
     def values(self, score: str) -> list[float]:
@@ -81,7 +81,7 @@ def compare(folders: Sequence[RunFolder]) -> list[Group]:
         RunFolderError: A file in a folder is damaged.
     """
     tables: dict[str, dict[str, Any]] = {}
-    members: dict[str, list[RunFacts]] = {}
+    members: dict[str, list[RunData]] = {}
     for facts in map(read_facts, folders):
         table = flat(facts.config.to_dict())
         table = {key: value for key, value in table.items() if key not in ("name", "seed")}
@@ -111,7 +111,7 @@ def telling(settings: Sequence[Mapping[str, str | None]]) -> list[dict[str, str 
     return told
 
 
-def run_scores(run: RunFacts) -> dict[str, float | None]:
+def run_scores(run: RunData) -> dict[str, float | None]:
     """Return a run's last measured scores, with the worst client's accuracy where clients measure."""
     best, clients = run.best_view, run.measurement("local")
     scores = dict(best.scores) if best else {}

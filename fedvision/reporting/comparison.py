@@ -8,11 +8,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from fedvision.reporting import plots, wording
+from fedvision import formatting
+from fedvision.files import recording, replace_file
+from fedvision.reporting import plots
 from fedvision.reporting.compare import WORST, Group, best_groups, compare, rarest_recalls, shown_scores
-from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.html import Picture, render_page
-from fedvision.reporting.recorder import recording, replace_file
+from fedvision.runs.folder import RunFolder
 
 DRAWN = ("accuracy", "balanced_accuracy", "tail", WORST)
 RAREST = 5
@@ -52,7 +53,7 @@ def comparison_page(groups: Sequence[Group], links: Mapping[Path, str | None]) -
         runs=[run for group in groups for run in group.runs],
         keys=list(groups[0].settings) if groups else [],
         scores=scores,
-        names={score: wording.score_name(score).removesuffix(" classes") for score in scores},
+        names={score: formatting.score_name(score).removesuffix(" classes") for score in scores},
         rarest=rarest_recalls(groups, RAREST),
         best={score: best_groups(groups, score) for score in scores},
         repeated=any(len(group.runs) > 1 for group in groups),
@@ -67,7 +68,7 @@ def _dots(groups: Sequence[Group], scores: Sequence[str]) -> list[Picture]:
     pictures = []
     for place, score in enumerate(score for score in DRAWN if score in scores):
         rows = [(group.label, values) for group in groups if (values := group.values(score))]
-        name = wording.score_name(score)
+        name = formatting.score_name(score)
         svg = plots.dots(rows, name=f"dots{place}", what=name)
         pictures.append(Picture(name.capitalize(), Markup(svg)))
     return pictures

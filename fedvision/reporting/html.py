@@ -17,11 +17,12 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from fedvision.reporting import matrices, plots, wording
-from fedvision.reporting.explain import headlines, measured_on, story
-from fedvision.reporting.facts import VIEWS, ClassFacts, Measurement, RunFacts, by_frequency, read_facts
-from fedvision.reporting.folder import RunFolder
-from fedvision.reporting.mistakes import Mistakes
+from fedvision import formatting
+from fedvision.reporting import matrices, plots
+from fedvision.reporting.run_data import VIEWS, ClassFacts, Measurement, RunData, by_frequency, read_facts
+from fedvision.reporting.summary_sentences import headlines, measured_on, summary_sentences
+from fedvision.runs.folder import RunFolder
+from fedvision.runs.misclassified import Misclassified
 
 EVENTS_SHOWN, MEMBERS_SHOWN = 200, 200
 
@@ -54,7 +55,7 @@ def write_report(folder: RunFolder) -> Path:
         "report.html",
         facts=facts,
         headlines=headlines(facts),
-        story=story(facts),
+        summary_sentences=summary_sentences(facts),
         measured_on=measured_on(measured) if measured else "",
         curves=_curves(facts),
         scores=_score_rows(facts),
@@ -67,13 +68,13 @@ def write_report(folder: RunFolder) -> Path:
         events=facts.events,
         events_shown=EVENTS_SHOWN,
         notices=_notices(facts),
-        stages={**wording.STAGES, "total": "time in all"},
+        stages={**formatting.STAGES, "total": "time in all"},
         again=_again(facts),
     )
     return folder.write_page("report.html", page)
 
 
-def _again(facts: RunFacts) -> str:
+def _again(facts: RunData) -> str:
     """Return the command that runs the experiment again, into a new folder.
 
     Where it is known how the run was called, the command holds from any folder, else from the run folder's
@@ -107,7 +108,8 @@ def render_page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        name: getattr(wording, name) for name in ("percent", "number", "whole", "size", "duration", "plural")
+        name: getattr(formatting, name)
+        for name in ("percent", "number", "whole", "size", "duration", "plural")
     }
     style = Markup((here / "page.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(style=style, **values)
@@ -121,13 +123,13 @@ def halves(rows: Sequence[ClassFacts], longest: int = 24) -> list[Sequence[Class
     return [rows[:middle], rows[middle:]]
 
 
-def _curves(facts: RunFacts) -> list[Picture]:
+def _curves(facts: RunData) -> list[Picture]:
     """Draw what was measured over rounds; a picture without any line is left out."""
     span = (int(facts.rounds[0]["round"]), facts.done) if facts.rounds else None
     loss = {"training": facts.series("train_loss")} | _views(facts, "loss")
     drawn = [("Loss", "mean loss", loss, False)]
     for key in ("accuracy", "balanced_accuracy", "tail"):
-        title = wording.score_name(key).capitalize()
+        title = formatting.score_name(key).capitalize()
         drawn.append((title, title.lower(), _views(facts, "scores", key), True))
     best = facts.best_view
     if best is not None:
@@ -146,28 +148,30 @@ def _curves(facts: RunFacts) -> list[Picture]:
     return pictures
 
 
-def _views(facts: RunFacts, *keys: str) -> dict[str, Any]:
+def _views(facts: RunData, *keys: str) -> dict[str, Any]:
     return {"server": facts.series("server", *keys), "clients": facts.series("local", *keys)}
 
 
-def _score_rows(facts: RunFacts) -> list[tuple[str, list[float | None]]]:
+def _score_rows(facts: RunData) -> list[tuple[str, list[float | None]]]:
     """Return every score by name, a value for each view that was measured."""
     views = [measured for view in VIEWS if (measured := facts.measurement(view))]
-    keys = wording.in_order({key for measured in views for key in measured.scores})
-    return [(wording.score_name(key), [measured.scores.get(key) for measured in views]) for key in keys]
+    keys = formatting.in_order({key for measured in views for key in measured.scores})
+    return [(formatting.score_name(key), [measured.scores.get(key) for measured in views]) for key in keys]
 
 
-def _notices(facts: RunFacts) -> list[str]:
+def _notices(facts: RunData) -> list[str]:
     """Return what was said of the whole run and is no event."""
     told = {event.what for event in facts.events}
     return [notice for notice in facts.summary.get("notices", []) if notice not in told]
 
 
-def _clients(facts: RunFacts) -> Markup | None:
+def _clients(facts: RunData) -> Markup | None:
     if not facts.counts.size:
         return None
     order = by_frequency(facts.totals)
-    sample = wording.sample(len(facts.counts), facts.clients) if len(facts.counts) < facts.clients else None
+    sample = (
+        formatting.sample(len(facts.counts), facts.clients) if len(facts.counts) < facts.clients else None
+    )
     if sample:
         sample += "; the others do not share their counts" if facts.withheld else ", drawn at random"
     return Markup(
@@ -182,14 +186,14 @@ def _clients(facts: RunFacts) -> Markup | None:
     )
 
 
-def _confusion(facts: RunFacts, measured: Measurement | None) -> Markup | None:
+def _confusion(facts: RunData, measured: Measurement | None) -> Markup | None:
     if measured is None or not measured.confusion.sum():
         return None
     order = by_frequency(facts.totals)
     return Markup(matrices.confusion(measured.confusion, facts.classes, order, name="confusion"))
 
 
-def _wall(mistakes: Mistakes | None, classes: Sequence[str]) -> list[tuple[str, list[Mistake]]]:
+def _wall(mistakes: Misclassified | None, classes: Sequence[str]) -> list[tuple[str, list[Mistake]]]:
     """Return the wrongly named images by their true class, in the order in which they were kept."""
     wall: dict[str, list[Mistake]] = {}
     if mistakes is None:
@@ -197,7 +201,7 @@ def _wall(mistakes: Mistakes | None, classes: Sequence[str]) -> list[tuple[str, 
     for image, true, predicted, confidence in zip(
         mistakes.images, mistakes.labels, mistakes.predicted, mistakes.confidence, strict=True
     ):
-        shown = Mistake(png_uri(image), _name(classes, predicted), wording.percent(float(confidence), 0))
+        shown = Mistake(png_uri(image), _name(classes, predicted), formatting.percent(float(confidence), 0))
         wall.setdefault(_name(classes, true), []).append(shown)
     return list(wall.items())
 

@@ -13,8 +13,8 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from fedvision.formatting import percent, whole
 from fedvision.reporting.svg import LINE, draw
-from fedvision.reporting.wording import percent, whole
 
 WIDTH = 880
 """Pixels on a wide page."""

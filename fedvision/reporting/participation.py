@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedvision.reporting.register import REFUSED, Member, MemberRegister
+from fedvision.runs.member_register import REFUSED, Member, MemberRegister
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from fedvision.reporting.facts import Band, Series
+from fedvision.formatting import percent
+from fedvision.reporting.run_data import Band, Series
 from fedvision.reporting.svg import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, draw
-from fedvision.reporting.wording import percent
 
 WIDTH, HEIGHT = 420, 230
 """Pixels of a curve's picture: two stand side by side on a wide page, one fills a phone's."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedvision.formatting import duration, in_order, number, percent, plural, score_name, size, whole
 from fedvision.reporting.compare import Group, compare, rarest_recalls, shown_scores
-from fedvision.reporting.explain import idle
-from fedvision.reporting.facts import VIEWS, Measurement, RunFacts, read_facts
-from fedvision.reporting.folder import RunFolder
-from fedvision.reporting.sheets import Sheet, plain_text
-from fedvision.reporting.wording import duration, in_order, number, percent, plural, score_name, size, whole
+from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
+from fedvision.reporting.summary_sentences import idle
+from fedvision.reporting.text_table import TextTable, plain_text
+from fedvision.runs.folder import RunFolder
 
 RAREST = 3
 """Number of classes whose recall stands under a run's scores."""
@@ -23,7 +23,7 @@ def run_table(folder: RunFolder) -> str:
         RunFolderError: A file in the folder is damaged.
     """
     facts = read_facts(folder)
-    parts: list[str | Sheet] = [_heading(facts)]
+    parts: list[str | TextTable] = [_heading(facts)]
     if measured := [found for view in VIEWS if (found := facts.measurement(view))]:
         parts += ["", _scores(measured)]
     if facts.best_view and facts.clients:
@@ -40,12 +40,12 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
     """
     groups = compare(folders)
     scores = shown_scores(groups)
-    table = Sheet("experiment", "n", *(score_name(score) for score in scores), keys=2)
+    table = TextTable("experiment", "n", *(score_name(score) for score in scores), keys=2)
     for group in groups:
         spreads = [group.spread(score) for score in scores]
         cells = ["–" if spread is None else str(spread) for spread in spreads]
         table.add(group.label + _unfinished(group), str(len(group.runs)), *cells)
-    parts: list[str | Sheet] = [table]
+    parts: list[str | TextTable] = [table]
     if rarest := _rarest_of(groups):
         parts += ["", rarest]
     if any(len(group.runs) > 1 for group in groups):
@@ -53,24 +53,26 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
     return plain_text(*parts)
 
 
-def _rarest_of(groups: Sequence[Group]) -> Sheet | None:
+def _rarest_of(groups: Sequence[Group]) -> TextTable | None:
     classes, recalls = rarest_recalls(groups, RAREST)
     if not classes:
         return None
-    table = Sheet("recall of a class (training images)", *(f"{c.name} ({whole(c.train)})" for c in classes))
+    table = TextTable(
+        "recall of a class (training images)", *(f"{c.name} ({whole(c.train)})" for c in classes)
+    )
     for group, row in zip(groups, recalls, strict=True):
         table.add(group.label, *(percent(recall) for recall in row))
     return table
 
 
-def _heading(facts: RunFacts) -> str:
+def _heading(facts: RunData) -> str:
     where = f"{facts.done} of {plural(facts.config.rounds, 'round')}"
     clients = f", {plural(facts.clients, 'client')}" if facts.clients else ""
     return f"{facts.config.name}: {facts.status}, {where}{clients}"
 
 
-def _scores(measured: Sequence[Measurement]) -> Sheet:
-    table = Sheet("measured", *(_WHERE[view.view] for view in measured))
+def _scores(measured: Sequence[Measurement]) -> TextTable:
+    table = TextTable("measured", *(_WHERE[view.view] for view in measured))
     for key in in_order({key for view in measured for key in view.scores}):
         table.add(score_name(key), *(percent(view.scores.get(key)) for view in measured))
     table.add("loss", *(number(view.loss) for view in measured))
@@ -86,14 +88,14 @@ def _worst(measured: Measurement) -> str:
     return ", ".join(told)
 
 
-def _rarest(facts: RunFacts, measured: Measurement) -> Sheet:
-    table = Sheet("rarest classes", "training images", "recall")
+def _rarest(facts: RunData, measured: Measurement) -> TextTable:
+    table = TextTable("rarest classes", "training images", "recall")
     for row in reversed(facts.class_facts(measured)[-RAREST:]):
         table.add(row.name, whole(row.train), percent(row.recall))
     return table
 
 
-def _cost(facts: RunFacts) -> str:
+def _cost(facts: RunData) -> str:
     sent = facts.sent()
     told = (
         f"{size(sent['down'])} sent to clients, {size(sent['up'])} back, {duration(facts.seconds()['total'])}"

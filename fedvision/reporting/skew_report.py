@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.data.skew import Skew, measure
-from fedvision.reporting.facts import by_frequency
-from fedvision.reporting.sheets import Sheet, plain_text
-from fedvision.reporting.wording import number, percent, plural, sample, size
+from fedvision.data.partition.skew import Skew, measure
+from fedvision.formatting import number, percent, plural, sample, size
+from fedvision.reporting.run_data import by_frequency
+from fedvision.reporting.text_table import TextTable, plain_text
 
 CLIENTS_SHOWN, CLASSES_SHOWN = 20, 12
 _MEASURES = {
@@ -72,7 +72,7 @@ def skew_report(
     """
     whole = whole or Whole(len(counts), counts.sum(0), True, np.arange(len(counts)))
     skew = measure(counts, whole.totals)
-    parts: list[str | Sheet] = [
+    parts: list[str | TextTable] = [
         _size(whole, left_out, held_out),
         "",
         _clients(counts, classes, skew, whole),
@@ -93,12 +93,12 @@ def _size(whole: Whole, left_out: int, held_out: int) -> str:
     return told + (f"; {plural(left_out, 'image')} left out" if left_out else "")
 
 
-def _clients(counts: NDArray[np.int64], classes: Sequence[str], skew: Skew, whole: Whole) -> Sheet:
+def _clients(counts: NDArray[np.int64], classes: Sequence[str], skew: Skew, whole: Whole) -> TextTable:
     """Return clients x classes; of many classes only how many and how even each client has."""
     wide = counts.shape[1] <= CLASSES_SHOWN
     order = by_frequency(whole.totals)[: None if wide else 0]
     names = (classes[c] for c in order)
-    table = Sheet("client", "images", "effective classes", "divergence", *names, keys=2)
+    table = TextTable("client", "images", "effective classes", "divergence", *names, keys=2)
     for row, client in enumerate(whole.shown[:CLIENTS_SHOWN]):
         cells = [f"{counts[row, c]:,}" if counts[row, c] else "·" for c in order]
         facts = (number(skew.effective_classes[row], 1), number(skew.jensen_shannon[row]))
@@ -112,9 +112,9 @@ def _more(whole: Whole) -> list[str]:
     return [f"and {plural(hidden, 'client')} more{drawn}"] if hidden > 0 else []
 
 
-def _spread(skew: Skew, whole: Whole) -> Sheet:
+def _spread(skew: Skew, whole: Whole) -> TextTable:
     over = sample(len(whole.shown), whole.clients) if whole.sampled else "clients"
-    table = Sheet(f"over {over}", "median", "lowest", "highest")
+    table = TextTable(f"over {over}", "median", "lowest", "highest")
     for key, (name, digits) in _MEASURES.items():
         spread = skew.summary[key]
         table.add(name, *(f"{value:,.{digits}f}" for value in spread))
@@ -125,11 +125,11 @@ def _spread(skew: Skew, whole: Whole) -> Sheet:
 
 def _classes(
     counts: NDArray[np.int64], classes: Sequence[str], weights: Mapping[str, Sequence[float]], whole: Whole
-) -> Sheet:
+) -> TextTable:
     """Return the classes, the most frequent first; of many the ends of the list, where the skew is."""
     total, order = whole.totals, by_frequency(whole.totals)
     having_it = f"of {len(counts)} clients have it" if whole.sampled else "clients that have it"
-    table = Sheet("class", "images", "share", having_it, *weights)
+    table = TextTable("class", "images", "share", having_it, *weights)
     half = CLASSES_SHOWN // 2
     for place, c in enumerate(order):
         if len(order) > CLASSES_SHOWN and half <= place < len(order) - half:

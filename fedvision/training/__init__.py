@@ -1,1 +1,1 @@
-"""Local training and evaluation: the one loop and what methods add to it."""
+"""Local training and evaluation of one client."""

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from fedvision import metrics
 from fedvision.data.shards import Shard
+from fedvision.tasks import metrics
 from fedvision.training.loop import LoopSettings, forward_pass
 
 

@@ -1,7 +1,7 @@
 """The one local loop: a client's epochs of mini-batch training on its own shard.
 
-Every method (FedProx, SCAFFOLD, ...) is an ``Objective`` that adds to this loop; every loss is built from
-class counts and called per example. The stacked version of the same mathematics must agree with this one.
+Every method (FedProx, SCAFFOLD, ...) is a ``ClientAlgorithm`` that adds to this loop; every loss is built
+from class counts and called per example. The stacked version of the same mathematics must agree with this one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from fedvision.config import TrainingConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform
 from fedvision.errors import ClientError, PluginError
-from fedvision.models.layout import may_block
-from fedvision.models.state import get_state, kept, load_state
-from fedvision.training.objectives import Objective
+from fedvision.models.mkldnn_layout import may_block
+from fedvision.models.state import get_state, load_state, personal_names
+from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.schedules import Schedule
-from fedvision.types import LossFn, State, Task
+from fedvision.types import LossFn, State, TrainRequest
 
 if TYPE_CHECKING:
     from fedvision.training.evaluate import Evaluation
@@ -67,7 +67,7 @@ class LoopSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalUpdate:
+class TrainResult:
     """What local training returns, before it becomes a message."""
 
     state: State
@@ -91,58 +91,58 @@ class LocalUpdate:
 def fit(
     model: nn.Module,
     shard: Shard,
-    task: Task,
+    request: TrainRequest,
     *,
     loss: LossFn,
-    objective: Objective,
+    objective: ClientAlgorithm,
     settings: LoopSettings,
     memory: State | None = None,
-) -> LocalUpdate:
+) -> TrainResult:
     """Train a model on one client's shard, starting from the task's state.
 
     Args:
         model: The network, on ``settings.device``; its tensors are overwritten.
         shard: The client's training images, at least one.
-        task: Round, client, global state and the strategy's instruction.
+        request: Round, client, global state and the strategy's instruction.
         loss: Per-example loss ``(logits [B, C], labels [B]) -> [B]``.
-        objective: What the method adds; ``Objective()`` adds nothing.
+        objective: What the method adds; ``ClientAlgorithm()`` adds nothing.
         settings: Optimiser, transforms, device, seed.
         memory: What the objective returned for this client before.
 
     Returns:
         The trained travelling state on the CPU with its facts.
     """
-    load_state(model, task.state)
+    load_state(model, request.state)
     model.train()
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    lr = float(settings.training.lr * settings.schedule(task.round, settings.rounds)) * rate(task)
+    lr = float(settings.training.lr * settings.schedule(request.round, settings.rounds)) * rate(request)
     optimizer = settings.make_optimizer(list(parameters.values()), lr)
-    objective.begin(parameters, task, memory or {})
-    step = _Step(model, loss, objective, optimizer, settings, (task.round, task.client))
-    with seeding.torch_global(settings.seed, "dropout", task.round, task.client):
-        batches = positions(len(shard), task, settings, has_batch_norm(model))
+    objective.begin(parameters, request, memory or {})
+    step = _Step(model, loss, objective, optimizer, settings, (request.round, request.client))
+    with seeding.torch_global(settings.seed, "dropout", request.round, request.client):
+        batches = positions(len(shard), request, settings, has_batch_norm(model))
         losses = [step(x, labels) for x, labels in _fetched(shard, batches, settings)]
     tensors, remembered = objective.finish(len(losses), lr)
-    return LocalUpdate(
-        state=get_state(model, tuple(task.state)),
+    return TrainResult(
+        state=get_state(model, tuple(request.state)),
         examples=len(shard),
         loss=float(torch.cat(losses).mean()),
         steps=len(losses),
         tensors=tensors,
         memory=remembered,
-        personal=get_state(model, kept(model, task.state)),
+        personal=get_state(model, personal_names(model, request.state)),
     )
 
 
-def rate(task: Task) -> float:
+def rate(request: TrainRequest) -> float:
     """Return the factor on a client's learning rate that its task tells.
 
     Raises:
         ClientError: It is not > 0 and finite.
     """
-    factor = task.instruction.lr_factor
+    factor = request.client_config.lr_factor
     if not 0 < factor < math.inf:
-        raise ClientError(task.client, "training", f"the factor on its learning rate is {factor}, not > 0")
+        raise ClientError(request.client, "training", f"the factor on its learning rate is {factor}, not > 0")
     return factor
 
 
@@ -224,7 +224,7 @@ class _Step:
         self,
         model: nn.Module,
         loss: LossFn,
-        objective: Objective,
+        objective: ClientAlgorithm,
         optimizer: torch.optim.Optimizer,
         settings: LoopSettings,
         stream: tuple[int, int],
@@ -247,7 +247,7 @@ class _Step:
         (self.scaler.scale(mean) if self.scaler else mean).backward()  # type: ignore[no-untyped-call]
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        self.objective.adjust()
+        self.objective.after_backward()
         if training.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
         if self.scaler:
@@ -272,11 +272,11 @@ class _Step:
 
 
 def positions(
-    examples: int, task: Task, settings: LoopSettings, batch_norm: bool
+    examples: int, request: TrainRequest, settings: LoopSettings, batch_norm: bool
 ) -> Iterator[NDArray[np.int64]]:
     """Yield the positions [B] of each mini-batch: shuffled epochs, or a set number of steps over them."""
     training = settings.training
-    rng = seeding.numpy_stream(settings.seed, "batches", task.round, task.client)
+    rng = seeding.numpy_stream(settings.seed, "batches", request.round, request.client)
     cuts = np.arange(training.batch_size, examples, training.batch_size)
     if batch_norm and examples % training.batch_size == 1:
         # Batch norm has no variance over a single image: the batch before takes it in.

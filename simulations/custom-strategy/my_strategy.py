@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from fedvision.strategies.averaging import FedAvg
-from fedvision.strategies.mean import MODEL, Summand
-from fedvision.types import State, Update
+from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.mean import MODEL, WeightedTensors
+from fedvision.types import ClientUpdate, State
 
 
 class RootWeighted(FedAvg):
@@ -18,6 +18,6 @@ class RootWeighted(FedAvg):
     hold.
     """
 
-    def contribute(self, state: State, update: Update) -> Mapping[str, Summand]:
+    def contribute(self, state: State, update: ClientUpdate) -> Mapping[str, WeightedTensors]:
         """Add the client's model, weighted by the square root of its number of examples."""
-        return {MODEL: Summand(state=update.state, weight=math.sqrt(update.examples))}
+        return {MODEL: WeightedTensors(state=update.state, weight=math.sqrt(update.examples))}

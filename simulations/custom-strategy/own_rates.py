@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fedvision.strategies.averaging import FedAvg
-from fedvision.types import Instruction, State
+from fedvision.algorithms.fedavg import FedAvg
+from fedvision.types import ClientConfig, State
 
 
 class OftenAskedSlower(FedAvg):
@@ -17,7 +17,7 @@ class OftenAskedSlower(FedAvg):
         self.asked: dict[int, int] = {}
         """Rounds in which each client was asked; kept in checkpoints as every attribute of numbers is."""
 
-    def instruct(self, round: int, state: State, client: int) -> Instruction:
+    def configure(self, round: int, state: State, client: int) -> ClientConfig:
         """Tell the client its factor on the round's learning rate."""
         self.asked[client] = self.asked.get(client, 0) + 1
-        return Instruction(lr_factor=self.asked[client] ** -0.5)
+        return ClientConfig(lr_factor=self.asked[client] ** -0.5)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fedvision.data import identity as room
+from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.identity import identity
-from fedvision.data.images import Dataset, ImageSet
 
 
 def images(seed: int = 0, count: int = 12) -> ImageSet:

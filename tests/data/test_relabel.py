@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedvision.data.images import Dataset, ImageSet
+from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.relabel import LEFT_OUT, destinations, relabel
 from fedvision.errors import DataError
 

@@ -10,9 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedvision.config import PartitionConfig
-from fedvision.data import split
-from fedvision.data.images import ImageSet
-from fedvision.data.shards import ClientShards, Shard, holdout
+from fedvision.data.dataset import ImageSet
+from fedvision.data.partition import split
+from fedvision.data.partition.client_shards import ClientShards, holdout
+from fedvision.data.shards import Shard
 from fedvision.errors import DataError
 
 

@@ -12,12 +12,12 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.mean import MeanStrategy
+from fedvision.engines.client_host import ClientHost, CostEstimate
+from fedvision.engines.partial_aggregation import PartialAggregator
 from fedvision.flower import codec
-from fedvision.flower.folding import Folding
-from fedvision.flower.hosting import Forecast, Host
-from fedvision.strategies.averaging import FedAvg
-from fedvision.strategies.mean import MeanStrategy
-from fedvision.training.loop import LocalUpdate
+from fedvision.training.loop import TrainResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +30,16 @@ class AppRecipe:
     device: str = "cpu"
     seconds: float = 0.0
 
-    def open(self) -> Host:
-        return Host(app=self.app())
+    def open(self) -> ClientHost:
+        return ClientHost(app=self.app())
 
-    def folding(self) -> Folding | None:
-        return Folding(self.strategy()) if self.strategy else None
+    def aggregator(self) -> PartialAggregator | None:
+        return PartialAggregator(self.strategy()) if self.strategy else None
 
-    def rehearse(self) -> None: ...
+    def profile(self) -> None: ...
 
-    def forecast(self) -> Forecast:
-        return Forecast(seconds=self.seconds, cohort=self.clients)
+    def estimate_cost(self) -> CostEstimate:
+        return CostEstimate(seconds=self.seconds, cohort=self.clients)
 
     def cost(self, client: int) -> float:
         return 1.0 + client
@@ -68,7 +68,7 @@ def adding(folder: Path | None = None, trouble: str = "") -> ClientApp:
             state["w"][0] = torch.nan
         if client == 2 and trouble == "huge":
             state = {name: tensor * 1e12 for name, tensor in state.items()}
-        update = LocalUpdate(state=state, examples=client + 1, loss=float(client), steps=1)
+        update = TrainResult(state=state, examples=client + 1, loss=float(client), steps=1)
         return Message(codec.encode_update(update), reply_to=message)
 
     return app
@@ -89,6 +89,8 @@ def _trouble(trouble: str, folder: Path | None) -> None:
         raise torch.OutOfMemoryError("torch.OutOfMemoryError: CUDA out of memory")
 
 
-def adders(clients: int, folder: Path | None = None, trouble: str = "", fold: bool = True) -> AppRecipe:
+def adders(clients: int, folder: Path | None = None, trouble: str = "", add_update: bool = True) -> AppRecipe:
     """A recipe of ``adding`` apps whose updates are to be averaged."""
-    return AppRecipe(app=partial(adding, folder, trouble), clients=clients, strategy=FedAvg if fold else None)
+    return AppRecipe(
+        app=partial(adding, folder, trouble), clients=clients, strategy=FedAvg if add_update else None
+    )

@@ -10,7 +10,7 @@ import torch
 from fedvision import registry
 from fedvision.api import simulate
 from fedvision.engines.auto import choose, choose_on_gpus
-from fedvision.flower.hosting import Forecast
+from fedvision.engines.client_host import CostEstimate
 from tests.experiments import tiny
 
 
@@ -27,7 +27,7 @@ from tests.experiments import tiny
 def test_processes_pay_where_there_is_enough_to_do(
     seconds: float, cohort: int, workers: int, expected: tuple[str, int | None]
 ) -> None:
-    spec, why = choose(Forecast(seconds=seconds, cohort=cohort), workers)
+    spec, why = choose(CostEstimate(seconds=seconds, cohort=cohort), workers)
     assert (spec.use, spec.args.get("workers")) == expected
     assert f"about {seconds:.0f} s" in why
 
@@ -50,12 +50,12 @@ def test_a_short_run_is_serial_and_the_summary_says_why(tmp_path: Path) -> None:
 def test_the_forecast_is_of_the_right_size(tmp_path: Path) -> None:
     import time
 
-    from fedvision.federation import Federation
-    from fedvision.flower.hosting import SimulatedClients
+    from fedvision.engines.client_host import SimulatedClientHosts
+    from fedvision.experiment import Experiment
 
     config = tiny(rounds=20)
-    federation = Federation.build(config)
-    recipe = SimulatedClients(
+    federation = Experiment.build(config)
+    host_factory = SimulatedClientHosts(
         config=config,
         dataset=federation.dataset,
         split=federation.split,
@@ -63,11 +63,11 @@ def test_the_forecast_is_of_the_right_size(tmp_path: Path) -> None:
         memory=tmp_path / "clients",
     )
     before = {name: tensor.clone() for name, tensor in federation.model.state_dict().items()}
-    forecast = recipe.forecast()
+    estimate_cost = host_factory.estimate_cost()
     assert all(torch.equal(tensor, before[n]) for n, tensor in federation.model.state_dict().items())
-    assert forecast.cohort == 5
+    assert estimate_cost.cohort == 5
     start = time.perf_counter()
     simulate(config, out=tmp_path / "run")
-    assert forecast.seconds > 0
-    assert 0.02 < forecast.seconds / (time.perf_counter() - start) < 10
+    assert estimate_cost.seconds > 0
+    assert 0.02 < estimate_cost.seconds / (time.perf_counter() - start) < 10
     assert not (tmp_path / "clients").exists()

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedvision.engines.serial import SerialEngine
-from fedvision.flower.roster import FIRST_NODE
+from fedvision.flower.client_registry import FIRST_NODE
 from tests.engines.hosts import AppRecipe
 
 

@@ -11,20 +11,20 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from fedvision import simulate
+from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.mean import Sums
+from fedvision.engines.client_host import SimulatedClientHosts
 from fedvision.engines.serial import SerialEngine
 from fedvision.engines.vectorized import VectorizedEngine, VectorizedGrid
 from fedvision.errors import PluginError
-from fedvision.federation import Federation
+from fedvision.experiment import Experiment
 from fedvision.flower import codec
-from fedvision.flower.hosting import SimulatedClients
-from fedvision.flower.roster import FIRST_NODE
-from fedvision.models.state import get_state, travelling
+from fedvision.flower.client_registry import FIRST_NODE
+from fedvision.models.state import get_state, shared_names
 from fedvision.registry import build
-from fedvision.strategies.averaging import FedAvg
-from fedvision.strategies.mean import Sums
-from fedvision.training.crew import Crew
-from fedvision.training.worker import Worker
-from fedvision.types import Instruction, PluginSpec, State, Task
+from fedvision.training.client_trainer import ClientTrainer
+from fedvision.training.vectorized.trainer import VectorizedTrainer
+from fedvision.types import ClientConfig, PluginSpec, State, TrainRequest
 from tests.engines.hosts import AppRecipe
 from tests.engines.test_serial import counting_app, order
 from tests.experiments import tiny
@@ -32,10 +32,10 @@ from tests.experiments import tiny
 COHORT = [3, 0, 4, 1, 2]
 
 
-def recipe_of(folder: Path, **tables: Any) -> SimulatedClients:
+def recipe_of(folder: Path, **tables: Any) -> SimulatedClientHosts:
     """Return the recipe of a strategy that must see every update, unless another one is given."""
-    federation = Federation.build(tiny(**{"strategy": {"use": "median"}, **tables}))
-    return SimulatedClients(
+    federation = Experiment.build(tiny(**{"strategy": {"use": "median"}, **tables}))
+    return SimulatedClientHosts(
         config=federation.config,
         dataset=federation.dataset,
         split=federation.split,
@@ -44,17 +44,17 @@ def recipe_of(folder: Path, **tables: Any) -> SimulatedClients:
     )
 
 
-def orders(recipe: SimulatedClients, state: State, **instruction: Any) -> list[Message]:
+def orders(host_factory: SimulatedClientHosts, state: State, **client_config: Any) -> list[Message]:
     config = ConfigRecord({codec.ROUND: 1})
-    told = Instruction(**instruction)
+    told = ClientConfig(**client_config)
     return [
-        Message(codec.encode_instruction(told, codec.encode_state(state), config), FIRST_NODE + k, "train")
+        Message(codec.encode_client_config(told, codec.encode_state(state), config), FIRST_NODE + k, "train")
         for k in COHORT
     ]
 
 
-def beginning(recipe: SimulatedClients) -> State:
-    return get_state(recipe.model, travelling(recipe.model, recipe.config.model.travel))
+def beginning(host_factory: SimulatedClientHosts) -> State:
+    return get_state(host_factory.model, shared_names(host_factory.model, host_factory.config.model.shared))
 
 
 def states(replies: Sequence[Message]) -> dict[int, State]:
@@ -79,13 +79,13 @@ def test_a_whole_run_is_that_of_the_serial_engine(strategy: dict[str, Any], tmp_
 def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that grows by the number of clients of each stack."""
     sizes: list[int] = []
-    train = Crew.train
+    train = VectorizedTrainer.train
 
-    def count(self: Crew, tasks: Sequence[Task]) -> Any:
-        sizes.append(len(tasks))
-        return train(self, tasks)
+    def count(self: VectorizedTrainer, requests: Sequence[TrainRequest]) -> Any:
+        sizes.append(len(requests))
+        return train(self, requests)
 
-    monkeypatch.setattr(Crew, "train", count)
+    monkeypatch.setattr(VectorizedTrainer, "train", count)
     return sizes
 
 
@@ -93,16 +93,16 @@ def test_training_goes_in_stacks_of_k_the_longest_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes, said = watched(monkeypatch), list[str]()
-    recipe = recipe_of(tmp_path)
-    start = beginning(recipe)
-    with VectorizedEngine(stack=2).open(recipe, tell=said.append) as grid:
-        replies = list(grid.send_and_receive(orders(recipe, start)))
+    host_factory = recipe_of(tmp_path)
+    start = beginning(host_factory)
+    with VectorizedEngine(stack=2).open(host_factory, tell=said.append) as grid:
+        replies = list(grid.send_and_receive(orders(host_factory, start)))
     assert sizes == [2, 2]
     clients = [reply.metadata.src_node_id - FIRST_NODE for reply in replies]
-    assert clients == sorted(COHORT, key=lambda k: -recipe.cost(k))
+    assert clients == sorted(COHORT, key=lambda k: -host_factory.cost(k))
     assert said == []
-    with SerialEngine().open(recipe) as grid:
-        wanted = states(list(grid.send_and_receive(orders(recipe, start))))
+    with SerialEngine().open(host_factory) as grid:
+        wanted = states(list(grid.send_and_receive(orders(host_factory, start))))
     found = states(replies)
     for client, state in wanted.items():
         torch.testing.assert_close(found[client], state, rtol=1e-5, atol=1e-5)
@@ -112,10 +112,10 @@ def test_a_stack_works_only_when_its_replies_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = watched(monkeypatch)
-    recipe = recipe_of(tmp_path)
-    start = beginning(recipe)
-    with VectorizedEngine(stack=2).open(recipe) as grid:
-        replies = iter(grid.send_and_receive(orders(recipe, start)))
+    host_factory = recipe_of(tmp_path)
+    start = beginning(host_factory)
+    with VectorizedEngine(stack=2).open(host_factory) as grid:
+        replies = iter(grid.send_and_receive(orders(host_factory, start)))
         assert sizes == []
         next(replies)
         assert sizes == [2]
@@ -123,9 +123,9 @@ def test_a_stack_works_only_when_its_replies_are_asked_for(
 
 def test_a_bad_client_fails_alone_and_a_person_is_told_once(tmp_path: Path) -> None:
     said: list[str] = []
-    recipe = recipe_of(tmp_path)
-    start = beginning(recipe)
-    messages = orders(recipe, start, objective="prox", numbers={"mu": 0.1})
+    host_factory = recipe_of(tmp_path)
+    start = beginning(host_factory)
+    messages = orders(host_factory, start, objective="prox", numbers={"mu": 0.1})
     good = messages[1].content
     lame = RecordDict(
         {"arrays": good["arrays"], "config": ConfigRecord({codec.ROUND: 1, "objective": "prox"})}
@@ -133,7 +133,7 @@ def test_a_bad_client_fails_alone_and_a_person_is_told_once(tmp_path: Path) -> N
     broken = RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord()})
     messages[2] = Message(lame, messages[2].metadata.dst_node_id, "train")
     messages[4] = Message(broken, messages[4].metadata.dst_node_id, "train")
-    with VectorizedEngine().open(recipe, tell=said.append) as grid:
+    with VectorizedEngine().open(host_factory, tell=said.append) as grid:
         for _ in range(2):
             replies = list(grid.send_and_receive(messages))
             errors = {r.metadata.src_node_id - FIRST_NODE: r.error.reason for r in replies if r.has_error()}
@@ -154,12 +154,12 @@ def test_what_cannot_be_stacked_is_trained_as_ever_and_said_once(
     tables: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    recipe = recipe_of(tmp_path, **tables)
-    start = beginning(recipe)
-    with VectorizedEngine().open(recipe, tell=said.append) as grid:
-        found = [states(list(grid.send_and_receive(orders(recipe, start)))) for _ in range(2)]
-    with SerialEngine().open(recipe) as grid:
-        wanted = states(list(grid.send_and_receive(orders(recipe, start))))
+    host_factory = recipe_of(tmp_path, **tables)
+    start = beginning(host_factory)
+    with VectorizedEngine().open(host_factory, tell=said.append) as grid:
+        found = [states(list(grid.send_and_receive(orders(host_factory, start)))) for _ in range(2)]
+    with SerialEngine().open(host_factory) as grid:
+        wanted = states(list(grid.send_and_receive(orders(host_factory, start))))
     for client, state in wanted.items():
         assert all(torch.equal(found[1][client][name], tensor) for name, tensor in state.items())
     assert len(said) == 1
@@ -167,42 +167,42 @@ def test_what_cannot_be_stacked_is_trained_as_ever_and_said_once(
 
 
 def test_a_stack_is_answered_with_its_sum_where_the_strategy_needs_no_more(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, strategy={"use": "fedavg"})
-    start = beginning(recipe)
-    with VectorizedEngine(stack=2).open(recipe) as grid:
+    host_factory = recipe_of(tmp_path, strategy={"use": "fedavg"})
+    start = beginning(host_factory)
+    with VectorizedEngine(stack=2).open(host_factory) as grid:
         assert isinstance(grid, VectorizedGrid)
-        assert grid.folds
-        replies = list(grid.send_and_receive(orders(recipe, start)))
+        assert grid.pre_aggregates
+        replies = list(grid.send_and_receive(orders(host_factory, start)))
     assert {reply.metadata.src_node_id - FIRST_NODE for reply in replies} == set(COHORT)
     assert [codec.is_folded(reply.content) for reply in replies] == [True] * 5
     sums, apart = Sums(FedAvg(), start), Sums(FedAvg(), start)
     for reply in replies:
         codec.decode_sums(reply.content, sums)
-    assert sums.heard == 5
-    with SerialEngine().open(recipe) as grid:
-        for reply in grid.send_and_receive(orders(recipe, start)):
+    assert sums.num_updates == 5
+    with SerialEngine().open(host_factory) as grid:
+        for reply in grid.send_and_receive(orders(host_factory, start)):
             apart.add(codec.decode_update(reply.content, 0, 0))
-    torch.testing.assert_close(sums.conclude(), apart.conclude(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums.finalize(), apart.finalize(), rtol=1e-5, atol=1e-5)
 
 
 def test_what_was_summed_before_an_error_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = Crew.train
+    train = VectorizedTrainer.train
 
-    def stumble(self: Crew, tasks: Sequence[Task]) -> Any:
-        yield next(iter(train(self, tasks, chunk=3)))
+    def stumble(self: VectorizedTrainer, requests: Sequence[TrainRequest]) -> Any:
+        yield next(iter(train(self, requests, chunk=3)))
         raise ValueError("a wire came loose")
 
-    monkeypatch.setattr(Crew, "train", stumble)
-    recipe, said = recipe_of(tmp_path, strategy={"use": "fedavg"}), list[str]()
-    start = beginning(recipe)
-    with VectorizedEngine().open(recipe, tell=said.append) as grid:
-        replies = list(grid.send_and_receive(orders(recipe, start)))
+    monkeypatch.setattr(VectorizedTrainer, "train", stumble)
+    host_factory, said = recipe_of(tmp_path, strategy={"use": "fedavg"}), list[str]()
+    start = beginning(host_factory)
+    with VectorizedEngine().open(host_factory, tell=said.append) as grid:
+        replies = list(grid.send_and_receive(orders(host_factory, start)))
     sums = Sums(FedAvg(), start)
     for reply in replies:
         codec.decode_sums(reply.content, sums)
-    assert (len(replies), sums.heard) == (5, 5)
+    assert (len(replies), sums.num_updates) == (5, 5)
     assert said == ["5 clients are trained one by one, as they failed at once: a wire came loose"]
 
 
@@ -212,19 +212,19 @@ def test_steps_that_cannot_be_recorded_are_taken_and_it_is_said_once(
     def refuse(step: Any) -> Any:
         raise RuntimeError("this device records nothing")
 
-    def of(worker: Worker, *, record: bool = True) -> Crew:
-        return Crew(worker, refuse if record else None)
+    def of(trainer: ClientTrainer, *, record: bool = True) -> VectorizedTrainer:
+        return VectorizedTrainer(trainer, refuse if record else None)
 
-    monkeypatch.setattr(Crew, "of", of)
-    recipe, said = recipe_of(tmp_path), list[str]()
-    start = beginning(recipe)
-    with VectorizedEngine().open(recipe, tell=said.append) as grid:
-        found = [states(list(grid.send_and_receive(orders(recipe, start)))) for _ in range(2)]
+    monkeypatch.setattr(VectorizedTrainer, "of", of)
+    host_factory, said = recipe_of(tmp_path), list[str]()
+    start = beginning(host_factory)
+    with VectorizedEngine().open(host_factory, tell=said.append) as grid:
+        found = [states(list(grid.send_and_receive(orders(host_factory, start)))) for _ in range(2)]
     assert said == [
         "steps are launched kernel by kernel, as none could be recorded: this device records nothing"
     ]
-    with VectorizedEngine(record=False).open(recipe, tell=said.append) as grid:
-        wanted = states(list(grid.send_and_receive(orders(recipe, start))))
+    with VectorizedEngine(record=False).open(host_factory, tell=said.append) as grid:
+        wanted = states(list(grid.send_and_receive(orders(host_factory, start))))
     assert len(said) == 1
     for client, state in wanted.items():
         torch.testing.assert_close(found[1][client], state, rtol=1e-5, atol=1e-5)
@@ -232,21 +232,21 @@ def test_steps_that_cannot_be_recorded_are_taken_and_it_is_said_once(
 
 def test_a_device_that_is_full_gets_smaller_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    train, sizes = Crew.train, list[int]()
+    train, sizes = VectorizedTrainer.train, list[int]()
 
-    def full(self: Crew, tasks: Sequence[Task]) -> Any:
-        sizes.append(len(tasks))
-        if len(tasks) > 2:
+    def full(self: VectorizedTrainer, requests: Sequence[TrainRequest]) -> Any:
+        sizes.append(len(requests))
+        if len(requests) > 2:
             raise torch.OutOfMemoryError("no room")
-        return train(self, tasks)
+        return train(self, requests)
 
-    monkeypatch.setattr(Crew, "train", full)
-    recipe = recipe_of(tmp_path)
-    start = beginning(recipe)
-    with VectorizedEngine(stack=5).open(recipe, tell=said.append) as grid:
+    monkeypatch.setattr(VectorizedTrainer, "train", full)
+    host_factory = recipe_of(tmp_path)
+    start = beginning(host_factory)
+    with VectorizedEngine(stack=5).open(host_factory, tell=said.append) as grid:
         assert isinstance(grid, VectorizedGrid)
         for _ in range(2):
-            replies = list(grid.send_and_receive(orders(recipe, start)))
+            replies = list(grid.send_and_receive(orders(host_factory, start)))
             assert len(states(replies)) == 5
     # Five do not fit, so two at a time and the last alone; the next round begins with two.
     assert sizes == [5, 2, 2, 2, 2]
@@ -257,13 +257,13 @@ def test_other_messages_and_other_hosts_are_served_one_by_one(tmp_path: Path) ->
     with VectorizedEngine().open(AppRecipe(app=counting_app, clients=4)) as grid:
         replies = list(grid.send_and_receive(order(grid, 3, 1)))
         assert {r.metadata.src_node_id: r.has_error() for r in replies} == {1003: True, 1001: False}
-    recipe = recipe_of(tmp_path, evaluation={"holdout": 0.3})
-    start = beginning(recipe)
-    content = orders(recipe, start)[0].content
+    host_factory = recipe_of(tmp_path, evaluation={"holdout": 0.3})
+    start = beginning(host_factory)
+    content = orders(host_factory, start)[0].content
     messages = [Message(content, FIRST_NODE + k, MessageType.EVALUATE) for k in (1, 0)]
-    with VectorizedEngine().open(recipe) as grid:
+    with VectorizedEngine().open(host_factory) as grid:
         counted = [codec.decode_evaluation(r.content).examples for r in grid.send_and_receive(messages)]
-    assert counted == [len(recipe.worker().shards.test(k)) for k in (1, 0)]
+    assert counted == [len(host_factory.trainer().shards.test(k)) for k in (1, 0)]
 
 
 def test_a_negative_stack_is_refused() -> None:

@@ -12,8 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedvision.flower import codec, internals
 from fedvision.training.evaluate import Evaluation
-from fedvision.training.loop import LocalUpdate
-from fedvision.types import Instruction, State
+from fedvision.training.loop import TrainResult
+from fedvision.types import ClientConfig, State
 
 STATE: State = {"w": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([0.5])}
 
@@ -32,33 +32,35 @@ def over_the_wire(content: RecordDict) -> RecordDict:
 
 @pytest.mark.parametrize("carrier", [lambda content: content, over_the_wire], ids=["process", "wire"])
 def test_a_task_comes_out_as_it_went_in(carrier: Callable[[RecordDict], RecordDict]) -> None:
-    told = Instruction(objective="scaffold", numbers={"mu": 0.5}, tensors={"control": STATE}, lr_factor=0.25)
+    told = ClientConfig(objective="scaffold", numbers={"mu": 0.5}, tensors={"control": STATE}, lr_factor=0.25)
     config = codec.encode_counts((3, 0, 2))
     config[codec.ROUND] = 4
-    content = carrier(codec.encode_instruction(told, codec.encode_state(STATE), config))
-    task = codec.decode_task(message(content), client=9)
-    assert (task.round, task.client, task.counts) == (4, 9, (3, 0, 2))
-    assert (task.instruction.objective, task.instruction.numbers) == ("scaffold", {"mu": 0.5})
-    assert task.instruction.lr_factor == 0.25
-    for found in (task.state, task.instruction.tensors["control"]):
+    content = carrier(codec.encode_client_config(told, codec.encode_state(STATE), config))
+    request = codec.decode_task(message(content), client=9)
+    assert (request.round, request.client, request.counts) == (4, 9, (3, 0, 2))
+    assert (request.client_config.objective, request.client_config.numbers) == ("scaffold", {"mu": 0.5})
+    assert request.client_config.lr_factor == 0.25
+    for found in (request.state, request.client_config.tensors["control"]):
         assert all(torch.equal(found[name], tensor) for name, tensor in STATE.items())
 
 
 def test_an_instruction_leaves_the_shared_configuration_alone() -> None:
     config = ConfigRecord({codec.ROUND: 1})
-    codec.encode_instruction(Instruction(objective="prox", numbers={"mu": 1.0}), ArrayRecord(), config)
+    codec.encode_client_config(ClientConfig(objective="prox", numbers={"mu": 1.0}), ArrayRecord(), config)
     assert dict(config) == {codec.ROUND: 1}
 
 
 def test_the_stock_fedprox_asks_for_the_proximal_objective() -> None:
     config = ConfigRecord({codec.ROUND: 2, "proximal-mu": 0.25})
-    task = codec.decode_task(message(RecordDict({"arrays": codec.encode_state(STATE), "config": config})), 0)
-    assert (task.instruction.objective, task.instruction.numbers) == ("prox", {"mu": 0.25})
+    request = codec.decode_task(
+        message(RecordDict({"arrays": codec.encode_state(STATE), "config": config})), 0
+    )
+    assert (request.client_config.objective, request.client_config.numbers) == ("prox", {"mu": 0.25})
 
 
 def update(**changes: Any) -> RecordDict:
     facts: dict[str, Any] = {"state": dict(STATE), "examples": 12, "loss": 0.7, "steps": 3, **changes}
-    return codec.encode_update(LocalUpdate(**facts))
+    return codec.encode_update(TrainResult(**facts))
 
 
 def test_an_update_comes_out_as_it_went_in() -> None:
@@ -85,8 +87,8 @@ def test_counts_travel_whole() -> None:
 
 
 def test_a_roster_entry_comes_out_as_it_went_in() -> None:
-    entry = codec.RosterEntry(client=4, counts=(0, 7))
-    assert codec.decode_roster(codec.encode_roster(entry)) == entry
+    entry = codec.ClientInfo(client=4, counts=(0, 7))
+    assert codec.decode_client_info(codec.encode_client_info(entry)) == entry
 
 
 def test_size_counts_bytes_of_tensors() -> None:
@@ -118,5 +120,5 @@ def test_a_folded_reply_keeps_its_measurement_and_counts_its_bytes() -> None:
 def test_a_task_asks_for_a_measurement_only_where_it_says_so() -> None:
     for asked in (True, False):
         config = ConfigRecord({codec.ROUND: 2} | ({codec.MEASURE_FIRST: True} if asked else {}))
-        content = codec.encode_instruction(Instruction(), codec.encode_state(STATE), config)
+        content = codec.encode_client_config(ClientConfig(), codec.encode_state(STATE), config)
         assert codec.decode_task(message(content), 0).measure is asked

@@ -10,12 +10,12 @@ import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowersFedAvg
 
+from fedvision.algorithms.base import RoundStrategy
+from fedvision.algorithms.robust import Krum
 from fedvision.errors import RunError
 from fedvision.flower.strategy import FlowerStrategy
-from fedvision.strategies.base import RoundStrategy
-from fedvision.strategies.robust import Krum
-from fedvision.types import Instruction, State, Update
-from tests.flower.slow import Answer, SlowGrid, play, plus_one
+from fedvision.types import ClientConfig, ClientUpdate, State
+from tests.flower.delayed_grid import Answer, SlowGrid, play, plus_one
 
 
 class _Own(RoundStrategy):
@@ -33,12 +33,12 @@ class _Own(RoundStrategy):
     def select(self, round: int, clients: Sequence[int], rng: np.random.Generator) -> list[int]:
         return self._do("select") if self.method == "select" else list(clients)  # type: ignore[no-any-return]
 
-    def instruct(self, round: int, state: State, client: int) -> Instruction:
+    def configure(self, round: int, state: State, client: int) -> ClientConfig:
         if self.method == "instruct" and client == 1:
             return self._do("instruct")  # type: ignore[no-any-return]
-        return super().instruct(round, state, client)
+        return super().configure(round, state, client)
 
-    def combine(self, state: State, updates: Iterator[Update]) -> State:
+    def combine(self, state: State, updates: Iterator[ClientUpdate]) -> State:
         first = next(updates).state
         return self._do("combine") if self.method == "combine" else first  # type: ignore[no-any-return]
 
@@ -54,8 +54,8 @@ class _Own(RoundStrategy):
         ("combine", StopIteration(), "raised StopIteration; mend"),
         ("combine", SystemExit(3), "raised SystemExit: 3; mend"),
         ("instruct", OSError("no such table"), "raised OSError: no such table; mend"),
-        ("instruct", None, "returned a NoneType; it must return a fedvision.types.Instruction"),
-        ("instruct", Instruction(tensors={"c": {"w": 3}}), "raised "),  # type: ignore[dict-item]
+        ("instruct", None, "returned a NoneType; it must return a fedvision.types.ClientConfig"),
+        ("instruct", ClientConfig(tensors={"c": {"w": 3}}), "raised "),  # type: ignore[dict-item]
         ("select", RuntimeError("no stream"), "raised RuntimeError: no stream"),
         ("select", None, "raised TypeError"),
         ("select", [0, 1.5], "raised TypeError"),

@@ -12,7 +12,7 @@ from flwr.serverapp import strategy as stock
 
 from fedvision import seeding, simulate
 from fedvision.errors import PluginError
-from fedvision.federation import Federation
+from fedvision.experiment import Experiment
 from fedvision.flower.strategy import build_strategy
 from fedvision.types import PluginSpec, State
 from tests.experiments import tiny
@@ -60,9 +60,9 @@ def test_secret_noise_differs_from_run_to_run(tmp_path: Path) -> None:
 
 
 def test_reproducible_noise_is_told_at_the_start() -> None:
-    (notice,) = [n for n in Federation.build(wrapped(1.0, noise="reproducible")).notices() if "noise" in n]
+    (notice,) = [n for n in Experiment.build(wrapped(1.0, noise="reproducible")).notices() if "noise" in n]
     assert notice.endswith("the model is NOT private")
-    assert not any("noise" in n for n in Federation.build(wrapped(1.0)).notices())
+    assert not any("noise" in n for n in Experiment.build(wrapped(1.0)).notices())
 
 
 @pytest.mark.parametrize("kind", ["Fixed", "Adaptive"])

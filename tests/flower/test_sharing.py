@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedvision.flower import codec, sharing
 from fedvision.training.evaluate import Evaluation
-from fedvision.types import Instruction
+from fedvision.types import ClientConfig
 
 PLAIN = np.array([[3, 1], [0, 2]], np.int64)
 
@@ -27,14 +27,14 @@ def masked(count: int, group: str = "g", loss: float = 1.5) -> list[RecordDict]:
     masks = rng.integers(-(2**63), 2**63, (count - 1, 5), np.int64)
     every = [*masks, -masks.sum(0)]
     return [
-        sharing.conceal(reply(loss=loss), sharing.numbers_to_mask(reply(loss=loss)) + mask, group)
+        sharing.mask_counts(reply(loss=loss), sharing.numbers_to_mask(reply(loss=loss)) + mask, group)
         for mask in every
     ]
 
 
 def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None:
     one, two, three = masked(3)
-    found = sharing.sift({0: reply(), 1: one, 2: two, 5: three}, {"g": (1, 2, 5)})
+    found = sharing.split_readable({0: reply(), 1: one, 2: two, 5: three}, {"g": (1, 2, 5)})
     assert found.told.keys() == {0}
     assert found.withheld == [1, 2, 5]
     (total,) = found.sums
@@ -49,14 +49,14 @@ def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None
     ids=["unknown", "one missing", "one too many", "another"],
 )
 def test_a_group_that_is_not_complete_gives_nothing(groups: dict[str, tuple[int, ...]]) -> None:
-    found = sharing.sift(dict(enumerate(masked(3), 1)), groups)
+    found = sharing.split_readable(dict(enumerate(masked(3), 1)), groups)
     assert found.readable == []
     assert found.withheld == [1, 2, 3]
 
 
 def test_masks_that_did_not_cancel_are_noticed() -> None:
     one, two, _ = masked(3)
-    found = sharing.sift({1: one, 2: two, 3: one}, {"g": (1, 2, 3)})
+    found = sharing.split_readable({1: one, 2: two, 3: one}, {"g": (1, 2, 3)})
     assert found.sums == []
     assert not sharing.unmasked(np.array([5, -1]), 4)
     assert not sharing.unmasked(np.array([5, 1]), 4)
@@ -74,23 +74,23 @@ def test_crafted_models_tell_nothing_of_hidden_class_counts() -> None:
     told = [codec.decode_evaluation(content) for content in crafted([3, 0, 7])]
     assert [one.loss_sum / 1000 for one in told] == [3, 0, 7]
     for one, other in zip(crafted([3, 0, 7]), crafted([5, 4, 1]), strict=True):
-        assert sharing.withhold(one) == sharing.withhold(other)
-        hidden = [sharing.conceal(x, sharing.numbers_to_mask(x) * 0, "g") for x in (one, other)]
+        assert sharing.drop_counts(one) == sharing.drop_counts(other)
+        hidden = [sharing.mask_counts(x, sharing.numbers_to_mask(x) * 0, "g") for x in (one, other)]
         assert hidden[0] == hidden[1], "nothing bare stands beside what is masked"
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 1e30])
 def test_a_diverged_loss_is_infinite_in_the_sum(loss: float) -> None:
-    found = sharing.sift(dict(enumerate(masked(3, loss=loss))), {"g": (0, 1, 2)})
+    found = sharing.split_readable(dict(enumerate(masked(3, loss=loss))), {"g": (0, 1, 2)})
     assert found.sums[0].loss_sum == math.inf
 
 
 def test_what_is_withheld_tells_the_number_of_images_alone() -> None:
-    content = sharing.withhold(reply())
+    content = sharing.drop_counts(reply())
     told = codec.decode_evaluation(content)
     assert told.confusion.sum() == 0
     assert (codec.told_examples(content), told.loss_sum) == (6, 0.0)
-    found = sharing.sift({4: content}, {"none": (4,)})
+    found = sharing.split_readable({4: content}, {"none": (4,)})
     assert (found.readable, found.withheld) == ([], [4])
 
 
@@ -102,9 +102,9 @@ def test_cards_and_masked_counts_survive_the_way() -> None:
 
 
 def asked(round: int = 2, control: float = 0.0, **tensors: torch.Tensor) -> RecordDict:
-    told = Instruction(tensors={"control": {"w": torch.tensor([control])}})
+    told = ClientConfig(tensors={"control": {"w": torch.tensor([control])}})
     config = ConfigRecord({codec.ROUND: round})
-    return codec.encode_instruction(told, codec.encode_state(tensors), config)
+    return codec.encode_client_config(told, codec.encode_state(tensors), config)
 
 
 def test_a_question_is_the_same_for_whoever_counts_with_the_same_model_and_for_nobody_else() -> None:

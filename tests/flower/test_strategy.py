@@ -12,13 +12,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as StockFedAvg
 from flwr.serverapp.strategy import FedMedian
 
+from fedvision.algorithms.fedavg import FedAvg
 from fedvision.errors import PluginError
 from fedvision.flower import codec, internals
-from fedvision.flower.roster import AskedRoster
+from fedvision.flower.client_registry import ReportedClientRegistry
 from fedvision.flower.strategy import FlowerStrategy, build_strategy, layers
-from fedvision.strategies.averaging import FedAvg
-from fedvision.training.loop import LocalUpdate
-from fedvision.types import Instruction, PluginSpec, State, Update
+from fedvision.training.loop import TrainResult
+from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State
 
 STATE: State = {"w": torch.zeros(3), "b": torch.zeros(1)}
 
@@ -45,9 +45,11 @@ class Nodes(Grid):
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any: ...
 
 
-def members(clients: Mapping[int, int]) -> AskedRoster:
+def members(clients: Mapping[int, int]) -> ReportedClientRegistry:
     """A roster in which each client said that it has an image of the only class."""
-    return AskedRoster({node: codec.RosterEntry(client=k, counts=(1,)) for node, k in clients.items()})
+    return ReportedClientRegistry(
+        {node: codec.ClientInfo(client=k, counts=(1,)) for node, k in clients.items()}
+    )
 
 
 def answers(messages: list[Message], clients: Mapping[int, int]) -> Iterator[Message]:
@@ -56,7 +58,7 @@ def answers(messages: list[Message], clients: Mapping[int, int]) -> Iterator[Mes
         internals.set_message_id(message, str(number))
         value = clients[message.metadata.dst_node_id] + 1
         state = {name: torch.full_like(tensor, value) for name, tensor in STATE.items()}
-        update = LocalUpdate(state=state, examples=10 * value, loss=float(value), steps=1)
+        update = TrainResult(state=state, examples=10 * value, loss=float(value), steps=1)
         yield Message(codec.encode_update(update), reply_to=message)
 
 
@@ -106,7 +108,7 @@ def test_replies_are_consumed_one_at_a_time() -> None:
     held: list[int] = []
 
     class Streaming(FedAvg):
-        def combine(self, state: State, updates: Iterator[Update]) -> State:
+        def combine(self, state: State, updates: Iterator[ClientUpdate]) -> State:
             for update in updates:
                 held.append(update.client)
             return state
@@ -170,8 +172,8 @@ def test_evaluation_asks_a_share_that_is_drawn_anew_each_round() -> None:
 
 def test_clients_who_are_told_the_same_share_a_content() -> None:
     class Telling(FedAvg):
-        def instruct(self, round: int, state: State, client: int) -> Instruction:
-            return Instruction(numbers={"mu": float(client >= 2)}, lr_factor=1.0)
+        def configure(self, round: int, state: State, client: int) -> ClientConfig:
+            return ClientConfig(numbers={"mu": float(client >= 2)}, lr_factor=1.0)
 
     internals.identify(1)
     for inner, contents in ((FedAvg(), 1), (Telling(), 2)):
@@ -179,5 +181,5 @@ def test_clients_who_are_told_the_same_share_a_content() -> None:
         strategy.introduce(members(Nodes.clients))
         messages = list(strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), Nodes()))
         assert len({id(message.content) for message in messages}) == contents
-        told = [codec.decode_task(message, 0).instruction.numbers for message in messages]
+        told = [codec.decode_task(message, 0).client_config.numbers for message in messages]
         assert told == ([{}] * 4 if contents == 1 else [{"mu": 0.0}, {"mu": 0.0}, {"mu": 1.0}, {"mu": 1.0}])

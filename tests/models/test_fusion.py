@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from fedvision.models.cnn import cnn
 from fedvision.models.fusion import Fusion, fusion
-from fedvision.models.joins import JOINS, Concat, CrossAttention, Gated
-from fedvision.models.state import kept, travelling
+from fedvision.models.fusion_modes import JOINS, Concat, CrossAttention, Gated
+from fedvision.models.state import personal_names, shared_names
 
 EXTRACTORS = ("cnn", "rnn", "resnet8", "resnet18", "resnet20")
 EVERY = list(itertools.product(sorted(JOINS), EXTRACTORS, (0, 4)))
@@ -113,7 +113,7 @@ def test_a_frozen_branch_stays_in_evaluation(freeze: str) -> None:
         assert model.join.training
         model.eval().train()
     frozen = {name for name in model.state_dict() if name.startswith(f"{freeze}.")}
-    assert set(kept(model, travelling(model, "trainable"))) == frozen
+    assert set(personal_names(model, shared_names(model, "trainable"))) == frozen
 
 
 def test_nothing_is_frozen_unless_asked_for() -> None:

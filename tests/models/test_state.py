@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedvision.errors import ConfigError
-from fedvision.models.state import get_state, kept, load_state, size_in_bytes, travelling
+from fedvision.models.state import get_state, load_state, personal_names, shared_names, size_in_bytes
 
 
 class Normed(nn.Module):
@@ -39,33 +39,33 @@ OTHERS = ("instance.running_mean", "instance.running_var")
 
 
 def test_all_are_the_floating_point_tensors_in_the_models_order() -> None:
-    names = travelling(Normed(), "all")
+    names = shared_names(Normed(), "all")
     assert names == ("scale", "running_mean", *CONV, *NORM, *STATISTICS, *OTHERS)
     assert [name for name in Normed().state_dict() if name in names] == list(names)
 
 
 def test_only_batch_norms_statistics_stay_and_are_found_by_type() -> None:
-    names = travelling(Normed(), "no-batch-norm-statistics")
+    names = shared_names(Normed(), "no-batch-norm-statistics")
     assert names == ("scale", "running_mean", *CONV, *NORM, *OTHERS)
-    assert kept(Normed(), names) == STATISTICS
+    assert personal_names(Normed(), names) == STATISTICS
 
 
 def test_trainable_leaves_out_buffers_and_frozen_parameters() -> None:
-    names = travelling(Normed(), "trainable")
+    names = shared_names(Normed(), "trainable")
     assert names == (*CONV, *NORM)
-    assert kept(Normed(), names) == ("scale", "running_mean", *STATISTICS, *OTHERS)
+    assert personal_names(Normed(), names) == ("scale", "running_mean", *STATISTICS, *OTHERS)
 
 
 def test_a_batch_norm_without_statistics_or_affine_has_none() -> None:
     model = nn.BatchNorm1d(2, affine=False, track_running_stats=False)
-    assert travelling(model, "no-batch-norm-statistics") == ()
+    assert shared_names(model, "no-batch-norm-statistics") == ()
 
 
 def test_a_tied_tensor_travels_once_and_loads_into_both() -> None:
     model, other = Tied(), Tied()
-    for travel in ("all", "no-batch-norm-statistics", "trainable"):
-        assert travelling(model, travel) == ("first.weight",)  # type: ignore[arg-type]
-    assert kept(model, ("first.weight",)) == ()
+    for shared in ("all", "no-batch-norm-statistics", "trainable"):
+        assert shared_names(model, shared) == ("first.weight",)  # type: ignore[arg-type]
+    assert personal_names(model, ("first.weight",)) == ()
     load_state(other, get_state(model, ("first.weight",)))
     assert other.second.weight is other.first.weight
     assert torch.equal(other.second.weight, model.first.weight)
@@ -103,7 +103,7 @@ def test_one_channel_weights_keep_the_strides_that_choose_the_fast_kernel() -> N
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_stay(dtype: torch.dtype) -> None:
     model = nn.Linear(2, 3).to(dtype)
-    state = get_state(model, travelling(model, "all"))
+    state = get_state(model, shared_names(model, "all"))
     assert {tensor.dtype for tensor in state.values()} == {dtype}
     assert size_in_bytes(state) == (6 + 3) * dtype.itemsize
     load_state(model, {"bias": torch.full((3,), 0.5)})

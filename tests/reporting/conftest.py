@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedvision.config import ExperimentConfig
-from fedvision.reporting.folder import RunFolder
+from fedvision.runs.folder import RunFolder
 from tests.reporting.sample import COUNTS, MakeRun, record
 
 

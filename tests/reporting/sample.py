@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedvision import metrics
-from fedvision.reporting.folder import RunFolder
+from fedvision.runs.folder import RunFolder
+from fedvision.tasks import metrics
 
 MakeRun = Callable[..., RunFolder]
 COUNTS = [[8, 4, 0], [2, 4, 2]]

@@ -20,7 +20,7 @@ from fedvision.reporting.compare import (
     telling,
 )
 from fedvision.reporting.comparison import write_comparison
-from fedvision.reporting.facts import Band
+from fedvision.reporting.run_data import Band
 from tests.reporting.sample import MakeRun
 from tests.reporting.test_html import Page
 

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from fedvision.errors import RunFolderError
-from fedvision.reporting.folder import RunFolder
 from fedvision.reporting.html import halves, png_uri, write_report
+from fedvision.runs.folder import RunFolder
 from tests.reporting.sample import MakeRun
 
 EVIL = "<script>alert('x')</script>"

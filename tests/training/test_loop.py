@@ -15,9 +15,9 @@ from fedvision.config import TrainingConfig, TransformConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.errors import PluginError
-from fedvision.training.loop import LocalUpdate, LoopSettings, fit, learning_rate, optimizer_maker
-from fedvision.training.objectives import Objective
-from fedvision.types import PluginSpec, State, Task
+from fedvision.training.client_algorithm import ClientAlgorithm
+from fedvision.training.loop import LoopSettings, TrainResult, fit, learning_rate, optimizer_maker
+from fedvision.types import PluginSpec, State, TrainRequest
 
 N, SIZE, CLASSES = 21, 6, 3
 CPU = torch.device("cpu")
@@ -51,9 +51,9 @@ def state_of(model: nn.Module) -> State:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def train(model: nn.Module, chosen: LoopSettings, shard: Shard | None = None, **task: Any) -> LocalUpdate:
-    told = Task(**{"round": 2, "client": 4, "state": state_of(model), **task})
-    return fit(model, shard or make_shard(), told, loss=plain, objective=Objective(), settings=chosen)
+def train(model: nn.Module, chosen: LoopSettings, shard: Shard | None = None, **request: Any) -> TrainResult:
+    told = TrainRequest(**{"round": 2, "client": 4, "state": state_of(model), **request})
+    return fit(model, shard or make_shard(), told, loss=plain, objective=ClientAlgorithm(), settings=chosen)
 
 
 def by_hand(model: nn.Module, epochs: int, momentum: float = 0.0) -> tuple[State, float]:
@@ -191,18 +191,18 @@ def test_the_learning_rate_follows_its_schedule() -> None:
 
 
 def test_objectives_see_gradients_before_the_step() -> None:
-    class Still(Objective):
+    class Still(ClientAlgorithm):
         """Takes every gradient away."""
 
-        def begin(self, parameters: Any, task: Task, memory: State) -> None:
+        def begin(self, parameters: Any, request: TrainRequest, memory: State) -> None:
             self.parameters = list(parameters.values())
 
-        def adjust(self) -> None:
+        def after_backward(self) -> None:
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
 
     model = make_model()
     start = state_of(model)
-    task = Task(round=1, client=0, state=start)
-    update = fit(model, make_shard(), task, loss=plain, objective=Still(), settings=settings())
+    request = TrainRequest(round=1, client=0, state=start)
+    update = fit(model, make_shard(), request, loss=plain, objective=Still(), settings=settings())
     assert all(torch.equal(update.state[name], start[name]) for name in start)

@@ -1,0 +1,1 @@
+"""Exact and masked sums of what clients send."""

@@ -1,0 +1,260 @@
+"""``fedvision server``, ``submit`` and ``client``: the same experiment across machines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedvision import registry
+from fedvision.errors import ConfigError, FedVisionError, RunExpired
+from fedvision.interruption import treat_termination_as_ctrl_c
+from fedvision.streams import show
+
+if TYPE_CHECKING:
+    from fedvision.deployment.client.config import ClientConfig
+    from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
+    from fedvision.experiment import Experiment
+
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_AGAIN = "the same command goes on from the last round"
+_PRIVATE, _PUBLIC, _STATE = "127.0.0.1:8000", "0.0.0.0:8443", Path("superlink")
+
+
+def add(verbs: Verbs) -> None:
+    """Add the verbs to the command line."""
+    server = verbs.add_parser("server", help="run an experiment on the machines that own the images")
+    _add_run(server)
+    server.add_argument(
+        "--clients", type=Path, metavar="DIR", help="folder of NAME.pub (default: TLS/clients)"
+    )
+    server.add_argument(
+        "--public", default=_PUBLIC, metavar="HOST:PORT", help=f"for clients (default: {_PUBLIC})"
+    )
+    server.add_argument("--insecure", action="store_true", help="plain text, for trials on one machine")
+    server.add_argument("--client-certificates", action="store_true", help="demand them (mutual TLS)")
+    server.add_argument("--keep", action="store_true", help="stay up for `fedvision submit`")
+    server.set_defaults(call=_server, again=_AGAIN)
+
+    submit = verbs.add_parser("submit", help="run an experiment on a SuperLink that was left up")
+    _add_run(submit)
+    submit.set_defaults(call=_submit, again=_AGAIN)
+
+    client = verbs.add_parser("client", help="join a federation with this machine's images")
+    client.add_argument("client", type=Path, metavar="CLIENT", help="TOML file of this machine")
+    client.add_argument("--superlink", metavar="HOST:PORT", help="another address than the file's")
+    client.set_defaults(call=_client, again="the same command joins again")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="TOML file")
+    parser.add_argument(
+        "--wait-for", type=int, default=1, metavar="N", help="clients to begin with (default: 1)"
+    )
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
+    parser.add_argument("--tls", type=Path, metavar="DIR", help="folder of ca.crt, server.crt and server.key")
+    parser.add_argument(
+        "--private", default=_PRIVATE, metavar="HOST:PORT", help=f"loopback (default: {_PRIVATE})"
+    )
+    parser.add_argument(
+        "--state", type=Path, default=_STATE, metavar="DIR", help="the SuperLink's files (default: superlink)"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="training.lr=0.1"
+    )
+
+
+def _server(options: argparse.Namespace) -> None:
+    from fedvision.deployment.server.options import SuperlinkOptions
+    from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
+
+    tls, clients = options.tls, options.clients or (options.tls and options.tls / "clients")
+    if options.insecure and not clients:
+        raise ConfigError("--clients: name the folder with one NAME.pub a client")
+    # Everything that the SuperLink would refuse is better said before anything is written.
+    SuperlinkOptions(
+        public=options.public,
+        private=options.private,
+        tls=tls,
+        clients=clients or Path(),
+        insecure=options.insecure,
+        client_certificates=options.client_certificates,
+    ).files()
+    # On standard output: what is wrong stays a line of its own on the other.
+    print(
+        f"the server is starting: clients on {options.public}, its own side on {options.private}", flush=True
+    )
+    place = LinkPlace(
+        tls=tls and tls.resolve(),
+        clients=clients.resolve(),
+        state=options.state.resolve(),
+        public=options.public,
+        private=options.private,
+        client_certificates=options.client_certificates,
+    )
+    _run(options, place, SuperlinkProcess(place, keep=options.keep))
+
+
+def _submit(options: argparse.Namespace) -> None:
+    from fedvision.deployment.server.superlink_process import LinkPlace
+    from fedvision.deployment.transport.internals_run import RunLink
+
+    tls = options.tls.resolve() if options.tls else None
+    place = LinkPlace(tls=tls, clients=Path(), state=options.state.resolve(), private=options.private)
+    if not (place.state / "secret").exists():
+        raise ConfigError(
+            f"--state {options.state}: there is no SuperLink's secret; name the server's folder"
+        )
+    link = RunLink(place.private, roots=_readable(place.roots))
+    if not link.alive():
+        raise ConfigError(
+            f"--private {options.private}: no SuperLink answers there; start one with `fedvision server ... "
+            "--keep`, and give its --tls and --private here"
+        )
+    _run(options, place, None)
+
+
+def _readable(roots: Path | None) -> Path | None:
+    if roots is not None and not roots.is_file():
+        raise ConfigError(f"--tls: {roots} cannot be read; name the server's folder of certificates")
+    return roots
+
+
+def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProcess | None) -> None:
+    from fedvision.config import ExperimentConfig
+    from fedvision.experiment import Experiment
+
+    if options.wait_for < 1:
+        raise ConfigError(f"--wait-for must be >= 1, not {options.wait_for}")
+    registry.allow_folder(options.experiment.parent)
+    federation = Experiment.build(
+        ExperimentConfig.load(options.experiment, options.overrides), split_here=False
+    )
+    from fedvision.api import default_folder
+    from fedvision.runs.folder_lock import claimed
+
+    out = options.out or default_folder(federation.config.name, resume=True)
+    with ExitStack() as claims:
+        claims.enter_context(claimed(out, "name another one with --out"))
+        if process is not None:
+            claims.enter_context(claimed(place.state, "name another one with --state"))
+        _run_in(out, federation, options, place, process)
+
+
+def _run_in(
+    out: Path,
+    federation: Experiment,
+    options: argparse.Namespace,
+    place: LinkPlace,
+    process: SuperlinkProcess | None,
+) -> None:
+    from fedvision.api import open_folder
+    from fedvision.deployment.server.deployment import Deployment
+    from fedvision.reporting import render
+    from fedvision.reporting.pages import page_writer
+    from fedvision.runs.progress import Progress
+
+    folder = open_folder(federation.config, out, resume=True)
+    folder.note_invocation({"server": _same_place(options, place, ours=process is not None)})
+    pages = page_writer(tensorboard=options.tensorboard)
+    run = Deployment(federation, folder, progress=Progress(), write_pages=pages)
+    treat_termination_as_ctrl_c()
+    try:
+        run.run(place, process, options.wait_for)
+        page = folder.path / "report.html"
+        show(f"{render.run_table(folder)}\nreport: {page}", recorded=str(page))
+    except RunExpired as error:
+        run.note(f"{error}; the run goes on from its last round")
+        if process is not None:
+            process.stop()
+        _once_more()
+    except (FedVisionError, KeyboardInterrupt) as error:
+        run.mark_failed(error)
+        if process is not None:
+            process.stop()
+        raise
+    if process is not None and process.keep:
+        _stay(process)
+
+
+def _same_place(options: argparse.Namespace, place: LinkPlace, *, ours: bool) -> list[str]:
+    """Return verb and options that name the same SuperLink from any folder."""
+    words = ["server" if ours else "submit", "--private", options.private, "--state", str(place.state)]
+    words += ["--tls", str(place.tls)] if place.tls else []
+    if ours:
+        words += ["--clients", str(place.clients), "--public", options.public]
+        words += ["--insecure"] * options.insecure + ["--client-certificates"] * options.client_certificates
+    return words
+
+
+def _once_more() -> None:
+    """Become the same command anew, as a person would give it after a crash."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _stay(process: SuperlinkProcess) -> None:
+    """Keep the SuperLink up until somebody ends this process."""
+    place = process.place
+    show(
+        f"the SuperLink stays up on {place.public}: `fedvision submit EXPERIMENT` with the same --tls, "
+        "--state and --private sends it further runs, Ctrl-C ends it"
+    )
+    try:
+        while True:
+            process.ensure()
+            time.sleep(1)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        process.stop()
+
+
+def _client(options: argparse.Namespace) -> None:
+    _log_to_standard_error()
+    from fedvision.deployment.client.config import ClientConfig
+
+    overrides = [f"superlink.address={json.dumps(options.superlink)}"] if options.superlink else []
+    config = ClientConfig.load(options.client, overrides)
+    _check_data(options.client, config)
+    print(f"{config.name} is starting; its server is {config.superlink.address}", flush=True)
+    from fedvision.deployment.client.daemon import serve
+    from fedvision.experiment import prepare_process
+
+    prepare_process()
+    # Whoever runs it as a service ends it so; that is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    serve(config, options.client.absolute().parent)
+
+
+def _check_data(file: Path, config: ClientConfig) -> None:
+    """Refuse what would otherwise be found out when the first run begins.
+
+    Raises:
+        ConfigError: The data source is unknown, takes no such key, or its images are not there.
+    """
+    path = config.data.args.get("path")
+    if ":" not in config.data.use:  # a source of the owner's own is code, which this process does not run
+        try:
+            registry.check("data", config.data)
+        except ConfigError as error:
+            raise type(error)(f"{file}: {error}") from error
+        if isinstance(path, str) and not Path(path).exists():
+            raise ConfigError(f"{file}: data.path: there is no {path}; correct it, or copy the images there")
+
+
+def _log_to_standard_error() -> None:
+    log = logging.getLogger("fedvision.deploy")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    log.propagate = False

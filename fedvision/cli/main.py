@@ -1,0 +1,197 @@
+"""The command line: parses, calls, prints.
+
+Exit codes: 0 done, 1 the run failed, 2 wrong usage or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedvision import __version__, registry, streams
+from fedvision.cli import certificates, deployment, doctor
+from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
+from fedvision.interruption import deafen, treat_termination_as_ctrl_c
+from fedvision.streams import complain, show
+from fedvision.types import PluginSpec
+
+INTERRUPTED = 130
+_AGAIN = "the same command with --resume goes on from the last round"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    streams.prepare()
+    options = parser().parse_args(argv)
+    try:
+        options.call(options)
+    except ConfigError as error:
+        complain(f"fedvision: {_placed(error, options)}")
+        return 2
+    except FedVisionError as error:
+        complain(f"fedvision: {error}")
+        return 1
+    except KeyboardInterrupt:
+        if argv is None:
+            deafen()
+        complain(f"\nfedvision: stopped; {getattr(options, 'again', _AGAIN)}")
+        return INTERRUPTED
+    return 0
+
+
+def _placed(error: ConfigError, options: argparse.Namespace) -> str:
+    """Return the error's sentence with the experiment's file before it, unless it is about something else."""
+    file = getattr(options, "experiment", None)
+    told = str(error).startswith((f"{file}: ", "--", "the SuperLink "))
+    if file is None or told or isinstance(error, RunFolderError):
+        return str(error)
+    return f"{file}: {error}"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="fedvision", description="Federated learning for images.")
+    parser.add_argument("--version", action="version", version=f"fedvision {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    simulate = verbs.add_parser("simulate", help="run a whole federation on this machine")
+    _experiment(simulate)
+    simulate.add_argument("--engine", default="auto", help="auto, serial, vectorized or ray (default: auto)")
+    simulate.add_argument("--workers", type=int, help="processes (default: one a core, or by GPU memory)")
+    simulate.add_argument("--address", help="Ray cluster to join: auto, HOST:PORT or ray://HOST:PORT")
+    simulate.add_argument("--gpus-per-worker", type=float, help="share of a GPU a worker (default: measured)")
+    simulate.add_argument(
+        "--stack", type=int, help="clients that vectorized trains at once (default: measured)"
+    )
+    simulate.add_argument("--inner", help="engine in a ray worker: serial or vectorized (default: serial)")
+    simulate.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
+    simulate.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    simulate.add_argument("--threads", type=int, default=1, help="threads of a process (default: 1)")
+    simulate.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars")
+    simulate.set_defaults(call=_simulate)
+
+    report = verbs.add_parser("report", help="make the report of a run, or compare several")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    report.add_argument("--out", type=Path, help="file of the comparison (default: comparison.html)")
+    report.set_defaults(call=_report)
+
+    inspect = verbs.add_parser("inspect", help="show clients x classes and costs before training")
+    _experiment(inspect)
+    inspect.set_defaults(call=_inspect)
+
+    deployment.add(verbs)
+    certificates.add(verbs)
+    doctor.add(verbs)
+
+    names = verbs.add_parser("list", help="show what `use =` may say")
+    names.add_argument("kind", nargs="?", choices=sorted(registry.BUILTINS), help="only this kind")
+    names.set_defaults(call=_list)
+    return parser
+
+
+def _experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", type=Path, nargs="?", metavar="EXPERIMENT", help="TOML file")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="such as training.lr=0.1",
+    )
+
+
+def _file(options: argparse.Namespace) -> Path:
+    """Return the experiment's file.
+
+    Raises:
+        ConfigError: None was named; the sentence says what to try.
+    """
+    if options.experiment is None:
+        here = sorted(path.name for path in Path().glob("*.toml") if path.name != "pyproject.toml")
+        found = f"here are {', '.join(here[:5])}" if here else "README.md has one to copy"
+        raise ConfigError(
+            f"name an experiment's TOML file; {found}, and `fedvision list` shows what it may use"
+        )
+    file: Path = options.experiment
+    return file
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    from fedvision.api import simulate_sweep
+    from fedvision.reporting import render
+    from fedvision.runs.progress import Progress
+    from fedvision.sweep import load_sweep
+
+    treat_termination_as_ctrl_c()
+    file = _file(options)
+    registry.allow_folder(file.parent)
+    sweep = load_sweep(file, options.overrides)
+    for notice in sweep.notices:
+        complain(f"note: {notice}")
+    done = simulate_sweep(
+        sweep,
+        engine=_engine(options),
+        out=options.out,
+        resume=options.resume,
+        progress=Progress,
+        threads=options.threads,
+        tensorboard=options.tensorboard,
+    )
+    folders = [result.folder for result in done.results.values()]
+    if done.comparison:
+        page, table = done.comparison, render.comparison_table(folders)
+        show(f"{table}\nreport: {page}", recorded=str(page))
+    elif folders:
+        page, table = folders[0].path / "report.html", render.run_table(folders[0])
+        show(f"{table}\nreport: {page}", recorded=str(page))
+    if done.failures:
+        raise RunError(
+            "; ".join(f"{label}: {error}".removeprefix(": ") for label, error in done.failures.items())
+        )
+
+
+def _engine(options: argparse.Namespace) -> PluginSpec:
+    names = ("workers", "address", "gpus_per_worker", "stack", "inner")
+    given = {name: getattr(options, name) for name in names}
+    return PluginSpec(use=options.engine, args={k: v for k, v in given.items() if v is not None})
+
+
+def _report(options: argparse.Namespace) -> None:
+    from fedvision.reporting import render
+    from fedvision.reporting.comparison import write_comparison
+    from fedvision.reporting.html import write_report
+    from fedvision.runs.folder import RunFolder
+
+    folders = [RunFolder.read(path) for path in options.runs]
+    if len(folders) == 1:
+        page, table = write_report(folders[0]), render.run_table(folders[0])
+    else:
+        table = render.comparison_table(folders)
+        page = write_comparison(folders, options.out or Path("comparison.html"))
+    show(f"{table}\nreport: {page}", recorded=str(page))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from fedvision.experiment import Experiment
+    from fedvision.reporting.inspect_experiment import inspect_experiment
+    from fedvision.sweep import load_sweep
+
+    file = _file(options)
+    registry.allow_folder(file.parent)
+    for label, config in load_sweep(file, options.overrides).experiments.items():
+        if label:
+            show(f"{label}:")
+        show(inspect_experiment(Experiment.build(config)))
+
+
+def _list(options: argparse.Namespace) -> None:
+    for kind in [options.kind] if options.kind else sorted(registry.BUILTINS):
+        names = sorted(registry.names(kind).items())
+        show("\n".join([f"{kind}:", *(f"  {name:<18} {origin}" for name, origin in names)]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Images at rest: uint8 arrays in memory or a memory map, with labels and other facts about each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.data.memmap import MemmapArray, reference
+from fedvision.errors import DataError
+from fedvision.streams import escaped
+
+_NO_LETTER = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and bytes of a file's name that are no text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """N labelled images.
+
+    Raises:
+        DataError: Arrays do not fit each other or have another type.
+    """
+
+    images: NDArray[np.uint8]
+    """uint8 [N, H, W, channels]; may be a memory map."""
+    labels: NDArray[np.int64]
+    """int64 [N], from 0."""
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Other facts by name, each [N]: a manifest's columns, a folder level."""
+    names: Sequence[str] = ()
+    """[N] names of the files that the images came from, for messages; empty where there are none."""
+    group: str = ""
+    """The column whose equal values belong together (a patient), which no split parts; empty is none."""
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise DataError(
+                f"images must be uint8 [N, H, W, channels], not {self.images.dtype} {list(self.images.shape)}"
+            )
+        if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
+            shape = list(self.labels.shape)
+            raise DataError(f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {shape}")
+
+        if self.group and self.group not in self.columns:
+            known = ", ".join(sorted(self.columns)) or "none"
+            raise DataError(f"data.group = {self.group!r}: there is no such column; there are: {known}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs: mapped images by their file, no names of files."""
+        return vars(self) | {"images": reference(self.images) or self.images, "names": ()}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        images = state["images"]
+        vars(self).update(state, images=images.open() if isinstance(images, MemmapArray) else images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """What a data source returns."""
+
+    train: ImageSet
+    """Images to be spread over clients, or the client's own."""
+    test: ImageSet | None = None
+    """Images for the server's measurement, or None."""
+    classes: tuple[str, ...]
+    """Class names; label c is ``classes[c]``. What no page or terminal can show is written ``\\xe9``."""
+    notices: tuple[str, ...] = ()
+    """Sentences for the run's summary, such as which files could not be read."""
+
+    def __post_init__(self) -> None:
+        names = tuple(_NO_LETTER.sub(lambda found: escaped(found[0]), str(name)) for name in self.classes)
+        object.__setattr__(self, "classes", names)

@@ -1,0 +1,1 @@
+"""Decoding: image files become uint8 arrays, cached on disk."""

@@ -1,0 +1,236 @@
+"""A list of image files with labels, columns and parts, and how it becomes a ``Dataset``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.decoding.decode import Decoding, decode
+from fedvision.data.naming import alike_notice, class_names, composed
+from fedvision.data.partition.groups import majority, shared_groups
+from fedvision.data.partition.partitioners import values_of
+from fedvision.errors import DataError, nearest
+
+PARTS = ("train", "val", "test")
+VAL = ("auto", "train", "test", "drop")
+"""What becomes of validation images; ``auto``: the test set where there is none, else left out."""
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Listing:
+    """N image files, not yet read."""
+
+    root: Path
+    """The folder that the names are relative to."""
+    names: Sequence[str]
+    """[N] file names."""
+    labels: NDArray[np.int64]
+    """int64 [N], from 0."""
+    classes: tuple[str, ...]
+    """Class names; label c is ``classes[c]``."""
+    parts: NDArray[np.str_]
+    """[N], each one of ``PARTS``."""
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Other facts by name, each [N]."""
+    notices: tuple[str, ...] = ()
+    """What is to be said about the list itself."""
+    group: str = ""
+    """The column whose equal values ``validation`` does not part; empty is none."""
+
+
+def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation: float = 0.0) -> Dataset:
+    """Decode a listing and split it into training and test images.
+
+    Training and test images are two slices of one memory map: none is copied.
+
+    Args:
+        listing: The files.
+        how: How they are decoded.
+        val: One of ``VAL``.
+        validation: Share of the training images that becomes the test set where there is no other.
+
+    Raises:
+        ValueError: ``val`` or ``validation`` is out of range or does not fit the list.
+        DataError: As for ``decode``, or no training image is left.
+    """
+    if listing.group and listing.group not in listing.columns:
+        known = ", ".join(sorted(listing.columns)) or "none"
+        raise ValueError(f"group = {listing.group!r}: there is no such column; there are: {known}")
+    order, trained, notices = _arrange(listing, val, validation)
+    decoded = decode(listing.root, [listing.names[i] for i in order.tolist()], how)
+    cut = int(np.searchsorted(decoded.kept, trained))
+    _require_training(cut, listing.root)
+    chosen = order[decoded.kept]
+    train, test = (_image_set(listing, decoded.images[part], chosen[part]) for part in _halves(cut))
+    shared = shared_groups(train, test)
+    return Dataset(
+        train=train,
+        test=test if len(test) else None,
+        classes=listing.classes,
+        notices=(
+            *listing.notices,
+            *decoded.notices,
+            *notices,
+            *shared,
+            *alike_notice("classes", listing.classes),
+        ),
+    )
+
+
+def resolve_val(val: str, *, has_test: bool) -> str:
+    """Return what becomes of validation images: ``"train"``, ``"test"`` or ``"drop"``.
+
+    Raises:
+        ValueError: ``val`` is not one of ``VAL``.
+    """
+    if val not in VAL:
+        raise ValueError(f"val must be one of {', '.join(VAL)}, not {val!r}")
+    if val == "auto":
+        return "drop" if has_test else "test"
+    return val
+
+
+def left_out(count: int) -> str:
+    """Return the notice on validation images that nothing uses."""
+    return f'{count:,} validation images are left out; val = "train" or "test" uses them'
+
+
+def resolve_classes(given: Sequence[str] | None, found: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return the class names in the order of their labels.
+
+    Clients that train one model must agree on this order, though a client may lack some classes.
+
+    Args:
+        given: As written in the experiment, or None.
+        found: What the data holds, in any order.
+        where: Place for messages.
+
+    Raises:
+        ValueError: ``given`` is no list of different names.
+        DataError: The data holds a class that is not among the given ones, or none at all, or names that are
+            none (``naming.class_names``).
+    """
+    if not found:
+        raise DataError(f"{where}: there are no classes; it holds no labelled images")
+    if given is None:
+        return tuple(class_names(found, where))
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given) or not given:
+        raise ValueError(f'classes must be a list of names such as ["cat", "dog"], not {given!r}')
+    given = [composed(name) for name in given]
+    if len(set(given)) < len(given):
+        raise ValueError(f"classes must be different names, not {list(given)}")
+    for name in found:
+        if composed(name) not in given:
+            raise DataError(f"{where}: class {name!r} is not in data.classes{nearest(name, given)}")
+    return tuple(given)
+
+
+def stratified_order(labels: Indices, names: Sequence[str]) -> tuple[Indices, NDArray[np.float64]]:
+    """Order images so that any last share of them is stratified by class.
+
+    Image i of the n of its class, shuffled by a digest of its name, has rank (i + 1/2) / n; the order is by
+    rank. So the last share v holds n v images of each class, rounded, and the same images whatever is added
+    to other classes; and as the order does not depend on v, decoded images serve every v.
+
+    Args:
+        labels: int64 [N], from 0.
+        names: [N] different names.
+
+    Returns:
+        Image numbers int64 [N] in that order, and their ranks float64 [N], rising, in (0, 1).
+    """
+    shuffle = [hashlib.sha256(name.encode(errors="surrogateescape")).digest() for name in names]
+    order = np.array(sorted(range(len(names)), key=lambda i: (labels[i], shuffle[i])), np.int64)
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    ranks = (np.arange(len(labels)) - starts[labels[order]] + 0.5) / counts[labels[order]]
+    by_rank = np.argsort(ranks, kind="stable")
+    return order[by_rank], ranks[by_rank]
+
+
+def grouped_order(
+    labels: Indices, column: NDArray[Any], names: Sequence[str]
+) -> tuple[Indices, NDArray[np.float64]]:
+    """Order images as ``stratified_order``, but whole groups by their most frequent label.
+
+    A group has the rank of its middle image among those of the groups of its label; all its images have it,
+    so that no cut by rank parts them.
+
+    Args:
+        labels: int64 [N], from 0.
+        column: [N]; equal values are one group.
+        names: [N] different names.
+
+    Returns:
+        Image numbers int64 [N] in that order, and their ranks float64 [N], rising, in (0, 1).
+
+    Raises:
+        DataError: Some images have no value in the column.
+    """
+    values, groups = values_of(column, "the column that data.group names")
+    items, groups = majority(labels, groups)
+    shuffle = [hashlib.sha256(value.encode(errors="surrogateescape")).digest() for value in values]
+    order = np.array(sorted(range(len(items)), key=lambda i: (items[i], shuffle[i])), np.int64)
+    sizes, ends = np.bincount(groups)[order], np.bincount(items, np.bincount(groups))
+    before = np.cumsum(sizes) - sizes
+    starts = before[np.searchsorted(items[order], items[order])]
+    rank = np.empty(len(items))
+    rank[order] = (before - starts + sizes / 2) / ends[items[order]]
+    # Groups of equal rank stay apart, and images of a group in the order of their names.
+    by_rank = np.lexsort((np.argsort(np.argsort(names)), groups, rank[groups]))
+    return by_rank, rank[groups][by_rank]
+
+
+def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, int, tuple[str, ...]]:
+    """Return image numbers, training images first, how many of them train, and notices."""
+    if not 0 <= validation < 1:
+        raise ValueError(f"validation must be >= 0 and < 1, not {validation}")
+    fate = resolve_val(val, has_test=bool(np.any(listing.parts == "test")))
+    parts = np.where(listing.parts == "val", fate, listing.parts)
+    dropped = int(np.count_nonzero(parts == "drop"))
+    notices = (left_out(dropped),) if dropped else ()
+    train, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
+    _require_training(len(train), listing.root)
+    if len(test):
+        if validation:
+            raise ValueError(
+                f"validation = {validation} makes a test set, but there is one already; remove it"
+            )
+        return np.concatenate([train, test]), len(train), notices
+    names = [listing.names[i] for i in train.tolist()]
+    if listing.group:
+        order, ranks = grouped_order(listing.labels[train], listing.columns[listing.group][train], names)
+    else:
+        order, ranks = stratified_order(listing.labels[train], names)
+    cut = int(np.searchsorted(ranks, 1 - validation))
+    if listing.group and validation and cut == len(train):
+        raise ValueError(
+            f"validation = {validation} is less than any group of column {listing.group!r}; raise it"
+        )
+    return train[order], cut, notices
+
+
+def _require_training(images: int, root: Path) -> None:
+    if images == 0:
+        raise DataError(f"{root}: no training image is left; see its parts, data.val and data.validation")
+
+
+def _halves(cut: int) -> tuple[slice, slice]:
+    return slice(None, cut), slice(cut, None)
+
+
+def _image_set(listing: Listing, images: NDArray[np.uint8], numbers: Indices) -> ImageSet:
+    columns = {name: values[numbers] for name, values in listing.columns.items()}
+    names = [listing.names[i] for i in numbers.tolist()]
+    return ImageSet(
+        images=images, labels=listing.labels[numbers], columns=columns, names=names, group=listing.group
+    )

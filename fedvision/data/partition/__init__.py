@@ -1,0 +1,1 @@
+"""Partitions: how labelled images are divided among simulated clients."""

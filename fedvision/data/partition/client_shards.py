@@ -1,0 +1,55 @@
+"""Every simulated client's training and test images, as shards of one base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.data.dataset import ImageSet
+from fedvision.data.partition.holdout import held_out
+from fedvision.data.partition.split import Split
+from fedvision.data.shards import Shard
+
+
+def holdout(shard: Shard, share: float, rng: np.random.Generator) -> tuple[Shard, Shard]:
+    """Split a shard into training and test images, as ``data.holdout.held_out`` chooses them.
+
+    Args:
+        shard: The client's images.
+        share: Share held out, >= 0 and < 1; 0 makes an empty test.
+        rng: Chooses the images.
+
+    Returns:
+        Training shard and test shard: disjoint, together the whole, each in the shard's order.
+
+    Raises:
+        DataError: ``share`` is out of range.
+    """
+    held = held_out(shard.labels[shard.indices], share, rng)
+    return shard.take(np.flatnonzero(~held)), shard.take(np.flatnonzero(held))
+
+
+@dataclass(frozen=True, eq=False)
+class ClientShards:
+    """Every client's training and test shard, made when asked for."""
+
+    image_set: ImageSet
+    """The base that all clients share."""
+    split: Split
+    """Which client trains and measures on which images."""
+
+    def __len__(self) -> int:
+        return len(self.split.clients)
+
+    def train(self, client: int) -> Shard:
+        """Return the images that a client (from 0) trains on, at least one."""
+        return self._shard(self.split.clients[client])
+
+    def test(self, client: int) -> Shard:
+        """Return the images that a client (from 0) measures on; empty without a holdout."""
+        return self._shard(self.split.test(client))
+
+    def _shard(self, indices: NDArray[np.int64]) -> Shard:
+        return Shard(images=self.image_set.images, labels=self.image_set.labels, indices=indices)

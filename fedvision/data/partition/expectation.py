@@ -1,0 +1,84 @@
+"""Class counts of clients that are made when asked for: told by their source, or scaled up from some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision import seeding
+from fedvision.data.partition.holdout import Indices
+from fedvision.data.partition.partition_validation import Checked
+from fedvision.errors import DataError
+
+ESTIMATED_FROM = 1000
+"""Clients from which the class counts of a lazy sequence are estimated that does not tell them."""
+
+
+def expected(clients: Checked, labels: Indices, num_classes: int, seed: int) -> tuple[Indices, Indices]:
+    """Return the training images of each class that are expected over all clients of a lazy sequence.
+
+    A class that has images for training has one at least: it is rare, not absent. Classes with equal
+    expectations have equal numbers.
+
+    Args:
+        clients: The sequence.
+        labels: int64 [N]: the images' labels.
+        num_classes: C.
+        seed: The experiment's root seed; chooses the clients from which is estimated what is not told.
+
+    Returns:
+        int64 [C] with an image counted once for each client that trains on it, and int64 [C] with every
+        image counted once; of a source that does not tell the latter, the smaller one of the former and all
+        there are.
+
+    Raises:
+        DataError: What the source tells is unusable.
+    """
+    source, share = clients.source, 1.0
+    if clients.divided is not None:
+        source = clients.divided  # type: ignore[assignment]
+    elif clients.held is not None:
+        share = 1 - float(clients.held.mean())
+    trained = clients.kept if clients.held is None else clients.kept[~clients.held]
+    there = np.bincount(labels[trained], minlength=num_classes)
+    told = getattr(source, "expected_counts", None)
+    if told is None:
+        some = min(len(clients), ESTIMATED_FROM)
+        asked = seeding.numpy_stream(seed, "estimate").choice(len(clients), some, replace=False)
+        counts = count([clients[int(client)] for client in asked], labels, num_classes)
+        total = counts.sum(axis=0) * (len(clients) / some)
+    else:
+        total = _usable(told, num_classes, f"{clients.where}: expected_counts") * share
+    different = getattr(source, "expected_distinct", None)
+    if different is None:
+        distinct = np.minimum(total, there)
+    else:
+        distinct = _usable(different, num_classes, f"{clients.where}: expected_distinct") * share
+    return _whole(total, there), _whole(distinct, there)
+
+
+def _usable(told: Any, num_classes: int, what: str) -> NDArray[np.float64]:
+    """Return told numbers as float64 [C], or say what is wrong with them."""
+    numbers = np.asarray(told)
+    usable = numbers.ndim == 1 and len(numbers) <= num_classes and np.issubdtype(numbers.dtype, np.number)
+    if not usable or not (np.isfinite(numbers).all() and (numbers >= 0).all()):
+        raise DataError(
+            f"{what} must be at most {num_classes} finite numbers >= 0, one for each class, not "
+            f"{numbers.dtype} {list(numbers.shape)}"
+        )
+    return np.pad(numbers.astype(np.float64), (0, num_classes - len(numbers)))
+
+
+def _whole(numbers: NDArray[np.float64], there: Indices) -> Indices:
+    # Each is rounded alone: rounding their running sum would make one of two equal classes the rarer one.
+    return np.maximum(np.rint(numbers).astype(np.int64), there > 0)
+
+
+def count(lists: Sequence[Indices], labels: Indices, num_classes: int) -> Indices:
+    """Count the images of each class in each list: int64 [K, C]."""
+    owner = np.repeat(np.arange(len(lists)), [len(part) for part in lists])
+    cell = owner * num_classes + labels[np.concatenate(lists)]
+    return np.bincount(cell, minlength=len(lists) * num_classes).reshape(len(lists), num_classes)

@@ -1,0 +1,77 @@
+"""What a person should know of an experiment's data before it runs, in sentences."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedvision import registry
+from fedvision.formatting import listed, plural, whole
+
+if TYPE_CHECKING:
+    from fedvision.config import ExperimentConfig
+    from fedvision.data.dataset import Dataset
+    from fedvision.data.partition.split import Split
+
+
+def measurement_notices(
+    config: ExperimentConfig, dataset: Dataset, personal: Sequence[str] = ()
+) -> list[str]:
+    """Return that nothing is measured and which key changes it, or which classes have no test images.
+
+    Args:
+        config: The experiment.
+        dataset: Its images.
+        personal: Tensors of the model that stay on the clients, without which the server measures nothing.
+    """
+    if personal:
+        return [_personal(config, personal)]
+    if dataset.test is None:
+        return [] if config.evaluation.holdout else [_unmeasured(config)]
+    tested = np.bincount(dataset.test.labels, minlength=len(dataset.classes))
+    names = [dataset.classes[c] for c in np.flatnonzero(tested == 0).tolist()]
+    if not names:
+        return []
+    return [f"there are no test images of {listed(names)}; balanced accuracy does not tell of them"]
+
+
+def _personal(config: ExperimentConfig, names: Sequence[str]) -> str:
+    measured = "clients measure it on what they keep"
+    if not config.evaluation.holdout:
+        measured = "nothing measures it; set evaluation.holdout = 0.2, and clients do"
+    return (
+        f"model.shared = {config.model.shared!r} keeps {listed(list(names), 2)} on the clients: in "
+        f"model.safetensors these are as the model began, the server has no whole model, and {measured}"
+    )
+
+
+def _unmeasured(config: ExperimentConfig) -> str:
+    """Return the sentence for a run without images to measure on, with the keys that this source knows."""
+    keys = "evaluation.holdout = 0.2"
+    if "validation" in inspect.signature(registry.resolve("data", config.data.use).call).parameters:
+        keys = f"data.validation = 0.2 (for the server) or {keys} (on the clients)"
+    return f"nothing will be measured: there are no test images and no holdout; set {keys}"
+
+
+def split_notices(split: Split, classes: Sequence[str]) -> list[str]:
+    """Return vacant classes, clients with a single image, clients that share images.
+
+    Args:
+        split: Which client trains on which images, at least one client.
+        classes: Names [C].
+    """
+    said = []
+    if vacant := [classes[c] for c in np.flatnonzero(split.totals == 0).tolist()]:
+        said.append(f"no client trains on images of {listed(vacant)}; the model cannot learn it")
+    if split.lazy:
+        images = len(split.labels) - len(split.left_out) - split.held_out
+        said.append(
+            f"{plural(len(split.clients), 'client')} draw their images from the same {whole(images)}: an "
+            f"image belongs to {split.totals.sum() / images:,.1f} of them on average"
+        )
+    elif single := [f"client {number}" for number, part in enumerate(split.clients) if len(part) == 1]:
+        said.append(f"with a single image each to train on: {listed(single)}")
+    return said

@@ -1,0 +1,254 @@
+"""Image folders: the names of folders say what an image shows.
+
+::
+
+    PATH/CLASS/*.png                          one tree; ``validation`` makes a test set
+    PATH/{train,test,val}/CLASS/*.png         parts; test and val may be missing
+    PATH/CLIENT/CLASS/*.png                   levels = ["client", "class"]: natural clients
+    PATH/CLASS/{train,test,val}/*.png         levels = ["class", "split"]: parts below classes
+
+The parts may hold further levels too: PATH/train/CLIENT/CLASS/*.png. They may be called Training, TEST,
+valid, test_set and the like (``parts``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.data.dataset import Dataset
+from fedvision.data.decoding.decode import Decoding, named
+from fedvision.data.decoding.file_list import Listing, resolve_classes, to_dataset
+from fedvision.data.decoding.scan import IMAGE_SUFFIXES, Tree, walk
+from fedvision.data.naming import composed
+from fedvision.data.paths import expand
+from fedvision.data.sources.mask_files import without_masks
+from fedvision.data.sources.part_names import are_parts, hinted_part, part_of
+from fedvision.errors import DataError
+
+SPLIT = "split"
+"""The level whose folders are parts, where they lie below classes or clients."""
+_OTHERS = "convert them to PNG, DICOM and NIfTI slice by slice"
+
+
+def image_folder(
+    *,
+    path: str,
+    size: int,
+    channels: int = 3,
+    fit: str = "crop",
+    range: float = 0.0,
+    levels: Sequence[str] = ("class",),
+    classes: Sequence[str] | None = None,
+    validation: float = 0.0,
+    group: str = "",
+    val: str = "auto",
+    max_unreadable: float = 0.01,
+    cache: str = "",
+    workers: int = 0,
+) -> Dataset:
+    """Read a folder of images; each is decoded once and kept as pixels in the cache.
+
+    Args:
+        path: The folder.
+        size: Side of the square images in pixels.
+        channels: 1 for gray, 3 for RGB.
+        fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"`` or ``"pad"`` (black bars).
+        range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
+        levels: What the folders' names mean, from the outermost; ``"class"`` must be among them, the others
+            become columns; ``"split"`` holds folders train, test and val.
+        classes: Class names in the order of their labels; by default the folders' names, sorted, by value
+            where all are numbers. Clients that train one model need the same list, though a client may lack
+            some classes.
+        validation: Share of the training images, stratified by class, that becomes the test set.
+        group: The column whose equal values belong together, such as a patient's images: neither
+            ``validation`` nor the partition nor the holdout parts them.
+        val: What becomes of a val folder: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
+            where there is none, else left out.
+        max_unreadable: Share of files that may be unreadable; they are left out and named.
+        cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
+        workers: Processes that decode; 0 is one per CPU core.
+
+    Returns:
+        Images uint8 [N, size, size, channels] as memory maps, and a column [N] for each further level.
+
+    Raises:
+        ValueError: A value is out of range.
+        DataError: The folder or its layout is wrong, too many files cannot be read, or the cache cannot be
+            used.
+    """
+    how = Decoding(
+        size=size,
+        channels=channels,
+        fit=fit,
+        range=range,
+        max_unreadable=max_unreadable,
+        cache=cache,
+        workers=workers,
+    )
+    return to_dataset(
+        replace(_listing(path, levels, classes), group=group), how, val=val, validation=validation
+    )
+
+
+class _Row(NamedTuple):
+    """One image: its file, its part, and the folders of its levels."""
+
+    name: str
+    part: str
+    folders: list[str]
+
+
+def _listing(path: str, levels: Sequence[str], classes: Sequence[str] | None) -> Listing:
+    _check_levels(levels)
+    root, depth = expand(path), len(levels)
+    tree = walk(root)
+    pictures, masks = without_masks(tree.images, root)
+    # A class may be called "train": it is a part only where folders for every level lie below it.
+    parted = SPLIT not in levels and any(
+        part_of(name.split("/")[0]) == "train" and name.count("/") > depth for name in pictures
+    )
+    rows, strays = [], []
+    for name in pictures:
+        part, *folders = name.split("/")[:-1] if parted else ["train", *name.split("/")[:-1]]
+        meant = part_of(part)
+        if meant is None or len(folders) < depth:
+            strays.append(name)
+        elif len(folders) > depth:
+            raise DataError(_too_deep(root, name, levels, len(folders)))
+        else:
+            rows.append(_Row(name, meant, [composed(folder) for folder in folders]))
+    if not rows:
+        raise DataError(_nothing(root, levels, strays, tree))
+    values = np.array([row.folders for row in rows])
+    columns = {level: values[:, i] for i, level in enumerate(levels)}
+    parts = np.array([row.part for row in rows])
+    if SPLIT in columns:
+        parts = _parts(columns.pop(SPLIT), root)
+    _refuse_parts(columns, classes, root)
+    labels, names = _classes(columns.pop("class"), tree, levels, parted, classes, str(root))
+    return Listing(
+        root=root,
+        names=[row.name for row in rows],
+        labels=labels,
+        classes=names,
+        parts=parts,
+        columns=columns,
+        notices=(*_notices(tree, strays, parted), *masks),
+    )
+
+
+def _check_levels(levels: Sequence[str]) -> None:
+    good = isinstance(levels, list | tuple) and all(isinstance(level, str) and level for level in levels)
+    if not good or list(levels).count("class") != 1 or len(set(levels)) < len(levels):
+        raise ValueError(
+            f'levels must be a list of different names, "class" among them, such as ["client", "class"], '
+            f"not {levels!r}"
+        )
+
+
+def _parts(folders: NDArray[np.str_], root: Path) -> NDArray[np.str_]:
+    """Return the parts that a level called ``SPLIT`` names."""
+    for name in np.unique(folders).tolist():
+        if part_of(name) is None:
+            raise DataError(
+                f"{root}: the level {SPLIT!r} has a folder {name!r}; it must be train, val or test"
+            )
+    return np.array([part_of(name) for name in folders.tolist()])
+
+
+def _refuse_parts(columns: Mapping[str, NDArray[np.str_]], classes: Sequence[str] | None, root: Path) -> None:
+    """Refuse folders that are parts of a data set and were taken for classes or clients.
+
+    Raises:
+        DataError: They are: test images would be trained on, or every image have the one class "train".
+    """
+    for level, values in columns.items():
+        found = np.unique(values).tolist()
+        if not are_parts(found) or (level == "class" and classes is not None):
+            continue
+        shown = named(found)
+        if level == "class":
+            raise DataError(
+                f"{root}: the only folders of classes are {shown}, which are parts of a data set; put images "
+                'into train/CLASS/ and test/CLASS/, or list them in a CSV file for use = "manifest"; if they '
+                "are classes, name them in data.classes"
+            )
+        raise DataError(
+            f"{root}: the folders of level {level!r} are {shown}, which are parts of a data set; name that "
+            f"level {SPLIT!r} in data.levels, or set data.path so that they lie at the top"
+        )
+
+
+def _classes(
+    values: NDArray[np.str_],
+    tree: Tree,
+    levels: Sequence[str],
+    parted: bool,
+    given: Sequence[str] | None,
+    where: str,
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return labels and class names; a folder without images is a class too."""
+    at = list(levels).index("class") + parted
+    folders = (folder.split("/") for folder in tree.folders)
+    empty = {
+        composed(folder[at])
+        for folder in folders
+        if len(folder) == at + 1 and (not parted or part_of(folder[0]) is not None)
+    }
+    names = resolve_classes(given, sorted(empty | set(values.tolist())), where)
+    number = {name: label for label, name in enumerate(names)}
+    return np.array([number[value] for value in values.tolist()], np.int64), names
+
+
+def _too_deep(root: Path, name: str, levels: Sequence[str], depth: int) -> str:
+    where = f"{root}/{name}: it lies {depth} folders deep, but levels = {list(levels)} names {len(levels)}"
+    folders = name.split("/")[:-1]
+    places = [place for place, folder in enumerate(folders) if hinted_part(folder) is not None]
+    above = len(folders) - len(levels) - 1
+    if above in places and above > 0:
+        place = root.joinpath(*folders[:above])
+        return f"{where}; {folders[above]} is a part of a data set: set data.path to {place}"
+    if places:
+        return (
+            f"{where}; {folders[places[0]]} is a part of a data set: name its level {SPLIT!r}, such as "
+            f'levels = ["class", "{SPLIT}"], or move the images to train/CLASS/ and test/CLASS/'
+        )
+    return (
+        f'{where}; name every level, such as levels = ["client", "class"] or ["class", "{SPLIT}"], or move '
+        "the images"
+    )
+
+
+def _nothing(root: object, levels: Sequence[str], strays: Sequence[str], tree: Tree) -> str:
+    where = f"; {len(strays):,} lie elsewhere, such as {strays[0]}" if strays else ""
+    pattern = "/".join(level.upper() for level in levels)
+    others = f"; there are {_kinds(tree)}: {_OTHERS}" if tree.others and not strays else ""
+    return (
+        f"{root}: there are no images in {pattern}/ or train/{pattern}/{where}{others}; correct data.path or "
+        "levels"
+    )
+
+
+def _kinds(tree: Tree) -> str:
+    return named(f"{count:,} {suffix}" for suffix, count in tree.others.most_common())
+
+
+def _notices(tree: Tree, strays: Sequence[str], parted: bool) -> tuple[str, ...]:
+    notices = []
+    if strays:
+        outside = (
+            "outside the class folders of train, test and val" if parted else "outside the class folders"
+        )
+        notices.append(f"{len(strays):,} images lie {outside} and are left out: {named(strays)}")
+    if tree.others:
+        known = " ".join(sorted(IMAGE_SUFFIXES))
+        notices.append(
+            f"{tree.others.total():,} files are no images by their suffix ({_kinds(tree)}); known: {known}"
+        )
+    return tuple(notices)

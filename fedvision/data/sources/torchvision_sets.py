@@ -1,0 +1,202 @@
+"""torchvision's classification sets by name.
+
+Sets that torchvision holds in memory (EMNIST, QMNIST, USPS, CIFAR, SVHN, STL-10) are taken as arrays, without
+a loop over pictures; MNIST and its kin that are there already are mapped from their files; sets of image
+files go through the decode-once cache and need a ``size``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.decoding.decode import Decoding
+from fedvision.data.decoding.file_list import Listing, to_dataset
+from fedvision.data.paths import data_root
+from fedvision.data.sources.idx import idx_dataset
+from fedvision.data.sources.pcam import pcam_arrays
+from fedvision.errors import DataError, nearest
+
+
+def torchvision_dataset(
+    *,
+    dataset: str,
+    root: str = "",
+    download: bool = False,
+    split: str = "balanced",
+    size: int = 0,
+    channels: int = 3,
+    fit: str = "crop",
+    validation: float = 0.0,
+    max_unreadable: float = 0.01,
+    cache: str = "",
+    workers: int = 0,
+) -> Dataset:
+    """Load one of torchvision's sets.
+
+    Training images are those of torchvision's ``train`` (or ``trainval``), test images those of ``test``;
+    where a set has a validation part of its own, it is not used. EuroSAT has one part only, of which
+    ``validation`` makes a test set. EMNIST's images, which lie on their side in its files, are set upright.
+
+    Args:
+        dataset: Class of ``torchvision.datasets``, such as ``"FashionMNIST"``.
+        root: Folder of data sets; empty is $FEDVISION_DATA, else ~/.cache/fedvision.
+        download: Fetch the set where it is not there.
+        split: Which of EMNIST's six sets.
+        size: Side of the square images in pixels, for sets of image files.
+        channels: 1 for gray, 3 for RGB, for sets of image files; others are as they are.
+        fit: ``"crop"``, ``"stretch"`` or ``"pad"``, for sets of image files.
+        validation: Share of the training images that becomes the test set where the set has none.
+        max_unreadable: Share of files that may be unreadable; they are left out and named.
+        cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
+        workers: Processes that decode; 0 is one per CPU core.
+
+    Returns:
+        Images uint8 [N, H, W, 1 or 3].
+
+    Raises:
+        ValueError: A value is out of range or does not suit the set.
+        DataError: The set is not there, cannot be fetched or cannot be read.
+    """
+    folder = data_root(root)
+    if split != "balanced" and dataset != "EMNIST":
+        raise ValueError(f"split = {split!r} is for emnist alone; {dataset} is not made of several sets")
+    if found := idx_dataset(dataset, folder):
+        _refuse_picture_keys(dataset, size, validation)
+        return found
+    maker = _maker(dataset)
+    train, test = (_open(maker, folder, download, half, split) for half in (True, False))
+    arrays = _arrays(train)
+    if arrays is not None and test is not None:
+        _refuse_picture_keys(dataset, size, validation)
+        return _from_arrays(dataset, arrays, _arrays(test), _names(train), split)
+    if size < 1:
+        raise ValueError(f"size is missing: the images of {dataset} differ in size; add size = 64, say")
+    how = Decoding(
+        size=size, channels=channels, fit=fit, max_unreadable=max_unreadable, cache=cache, workers=workers
+    )
+    return to_dataset(_listing(folder, train, test), how, validation=validation)
+
+
+def _refuse_picture_keys(dataset: str, size: int, validation: float) -> None:
+    if size or validation:
+        key = "size" if size else "validation"
+        raise ValueError(f"{key} is for other sets; {dataset} has a test set and one size of image")
+
+
+def _maker(dataset: str) -> Any:
+    from torchvision import datasets
+
+    found: Any = getattr(datasets, dataset, None)
+    if not inspect.isclass(found) or dataset not in datasets.__all__:
+        raise ValueError(
+            f"dataset = {dataset!r}: torchvision has no such set{nearest(dataset, datasets.__all__)}"
+        )
+    return found
+
+
+def _open(maker: Any, folder: Path, download: bool, train: bool, split: str) -> Any:
+    """Open one half of a set as torchvision's object; None where the set has no such half."""
+    known = inspect.signature(maker).parameters
+    arguments: dict[str, Any] = {"download": download}
+    if maker.__name__ == "EMNIST":
+        arguments |= {"split": split, "train": train}
+    elif "train" in known:
+        arguments |= {"train": train}
+    elif "split" in known:
+        arguments |= {"split": known["split"].default if train else "test"}
+    elif not train:
+        return None
+    # Called by the set for each picture: a path is all that is wanted here.
+    if "loader" in known:
+        arguments |= {"loader": os.fspath}
+    try:
+        if download:
+            folder.mkdir(parents=True, exist_ok=True)
+        return maker(str(folder), **arguments)
+    except (RuntimeError, OSError, ValueError) as error:
+        failed = "could not be fetched to" if download else "is not in"
+        reason = (
+            str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        )
+        raise DataError(
+            f"{maker.__name__} {failed} {folder} ({reason}); set data.download = true to fetch it, or "
+            "data.root to the folder that holds it"
+        ) from error
+
+
+def _arrays(made: Any) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+    """Return images uint8 [N, H, W, channels] and labels int64 [N] that lie in memory, or None."""
+    if type(made).__name__ == "PCAM":
+        return pcam_arrays(made)
+    data = getattr(made, "data", None)
+    if data is None:
+        return None
+    images = np.asarray(data)
+    if images.ndim == 3:
+        images = images[..., None]
+    elif images.shape[1] == 3:
+        images = images.transpose(0, 2, 3, 1)
+    labels = np.asarray(made.targets if hasattr(made, "targets") else made.labels)
+    # QMNIST has a row of facts for each image; the first is the digit.
+    digits = labels if labels.ndim == 1 else labels[:, 0]
+    return np.ascontiguousarray(images), digits.astype(np.int64)
+
+
+def _from_arrays(dataset: str, train: Any, test: Any, names: tuple[str, ...] | None, split: str) -> Dataset:
+    sets = [ImageSet(images=images, labels=labels) for images, labels in (train, test)]
+    if dataset == "EMNIST":
+        # Its letters count from 1; the first name says that there is no class 0.
+        shift = int(split == "letters")
+        names = names and names[shift:]
+        sets = [
+            ImageSet(images=np.ascontiguousarray(part.images.swapaxes(1, 2)), labels=part.labels - shift)
+            for part in sets
+        ]
+    return Dataset(train=sets[0], test=sets[1], classes=names or _numbers(*(part.labels for part in sets)))
+
+
+def _names(made: Any) -> tuple[str, ...] | None:
+    names = getattr(made, "classes", None)
+    return tuple(map(str, names)) if names else None
+
+
+def _numbers(*labels: NDArray[np.int64]) -> tuple[str, ...]:
+    return tuple(map(str, range(1 + max(int(part.max()) for part in labels))))
+
+
+def _listing(folder: Path, train: Any, test: Any) -> Listing:
+    rows = [(row, "train") for row in _files(train)]
+    if test is not None:
+        rows += [(row, "test") for row in _files(test)]
+    labels = np.array([label for (_, label), _ in rows], np.int64)
+    return Listing(
+        root=folder,
+        names=[os.path.relpath(path, folder) for (path, _), _ in rows],
+        labels=labels,
+        classes=_names(train) or _numbers(labels),
+        parts=np.array([part for _, part in rows]),
+    )
+
+
+def _files(made: Any) -> Sequence[tuple[str, int]]:
+    """Return (path, label) of each picture of a set of files.
+
+    GTSRB and the pets take no loader of ours; their lists have no public name.
+    """
+    if "loader" in inspect.signature(type(made)).parameters:
+        return [made[i] for i in range(len(made))]
+    if hasattr(made, "_samples"):
+        return list(made._samples)
+    if hasattr(made, "_images"):
+        return list(zip(made._images, made._labels, strict=True))
+    raise DataError(
+        f"{type(made).__name__}: how its files are listed is not known; use image-folder or manifest"
+    )

@@ -1,0 +1,1 @@
+"""A federation across machines: certificates, run manifest, server, client and transport."""

@@ -1,0 +1,371 @@
+"""The client process: one connection to the server that outlives the training, the server and itself.
+
+It speaks Flower's Fleet API as a SuperNode does (TLS, a signature on every call, heartbeats), reads what the
+server says of a run, and lets a process of its own do each task. No code of the server ever runs here. What
+may go wrong, and what becomes of it:
+
+* the training dies: a new process does the task once more; if that dies, too, or takes too long, an error
+  reply says so;
+* this process dies: the same command takes the unanswered message up again, under the same node number;
+* the server dies or the link breaks: it tries again for as long as ``superlink.retry_for`` says;
+* the server was started again and asks for the same task: it gets the same reply, not a second training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Error, Message, MessageType
+
+from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.connectivity import NOBODY_LISTENS, diagnose, read_key, tls_context
+from fedvision.deployment.client.redaction import cause, redact_paths
+from fedvision.deployment.client.retry import RetryBackoff
+from fedvision.deployment.client.state_directory import FileSource, Reply, StateDirectory
+from fedvision.deployment.client.training_process import ProcessDied, TaskFailed, TrainingProcess
+from fedvision.deployment.run_manifest import RunManifest
+from fedvision.deployment.transport.internals_fleet import FleetLink
+from fedvision.deployment.transport.internals_wire import (
+    IncomingMessage,
+    LinkDown,
+    LinkRefused,
+    NotDeliveredYet,
+    RunEnded,
+    pack_message,
+    pack_tensors,
+    reply_to,
+)
+from fedvision.deployment.transport.message_format import MAX_NOTES, Expected, MessageHeader
+from fedvision.errors import ConfigError, FedVisionError, ProtocolError
+from fedvision.flower import codec
+from fedvision.flower.internals import CLIENT_RAISED
+
+log = logging.getLogger("fedvision.deploy")
+_BEAT_S, _BEAT_AGAIN_S = 4.0, 1.0
+_AWAY_S = 15.0
+"""A silence between two beats that the report shall name: they are a few seconds apart."""
+_BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.02, 1.0, 30.0
+"""Pauses between two questions to the server, which holds them while there is nothing to say (see ``news``):
+while a run goes on, and when nothing happened for a while."""
+_EMPTY_S, _SURE_S = 60.0, 40.0
+"""Who had nothing in hand for the first may have again what he was given longer ago than the second, which is
+longer than a question may take."""
+_ROUND_TYPES = (MessageType.TRAIN, MessageType.EVALUATE)
+_UPLOAD_S = 180.0
+"""How long the server may take to deliver a message that it announced; Flower gives up then, too."""
+
+
+class ClientDaemon:
+    """One client, from joining to leaving.
+
+    Args:
+        config: The machine's own file.
+        folder: Where it lies.
+    """
+
+    def __init__(self, config: ClientConfig, folder: Path) -> None:
+        config.superlink.check_files()
+        self._config = config
+        self._inbox = StateDirectory(Path(config.state))
+        self._trainer = TrainingProcess(config, folder)
+        self._link = _connect(config)
+        self._reached = threading.Event()
+        self._patience = RetryBackoff(config.superlink.retry_for, sleep=self._rest)
+        self._runs: dict[int, RunManifest] = {}
+        self._opened: tuple[int, str] = (0, "")
+        self._worked = 0.0
+        self._expected: Mapping[str, Expected] = {}
+        self._empty_since: float | None = None
+        self._lost = threading.Event()
+        self._in_hand: bytes | None = None
+        self._notes: list[str] = []
+        self._twice = False
+        self._answered = ""
+        self._over = threading.Event()
+
+    def serve(self) -> None:
+        """Join and answer until the process is told to end.
+
+        Raises:
+            ConfigError: This client runs already, or its images cannot be read.
+            RunError: The server could not be reached for ``superlink.retry_for`` seconds.
+        """
+        with self._inbox.locked():
+            died = False
+            with self._disk("that this client runs"):
+                if died := self._inbox.begin():
+                    self._notes.append("its process died and was started again")
+            beats = threading.Thread(target=self._beat, daemon=True)
+            try:
+                self._trainer.start()
+                if not died:  # else the server waits for it, and its images were read before
+                    self._trainer.look()
+                while True:
+                    try:
+                        self._join()
+                        if not beats.is_alive():
+                            beats.start()
+                        self._work()
+                    except (LinkDown, LinkRefused) as error:
+                        self._patience.wait(partial(self._why, error))
+            finally:
+                self._leave(beats)
+
+    def _why(self, error: FedVisionError) -> str:
+        """Return why there is no connection: after a run that is nothing to mend."""
+        why = diagnose(self._config.superlink, error)
+        if self._answered and not self._in_hand and NOBODY_LISTENS in why:
+            return (
+                f"{self._config.superlink.address}: the server has gone: its run is over, or it was stopped; "
+                "this client waits for the next one, Ctrl-C ends it"
+            )
+        return why
+
+    def _rest(self, seconds: float) -> None:
+        """Wait before the next attempt, or until a heartbeat found the server."""
+        self._reached.clear()
+        self._reached.wait(seconds)
+
+    def _leave(self, beats: threading.Thread) -> None:
+        self._over.set()
+        self._trainer.stop()
+        if beats.ident is not None:  # it was online; the thread itself may have ended by now
+            beats.join(timeout=10)
+            with suppress(FedVisionError):
+                self._link.sign_off()
+        self._link.close()
+        self._inbox.end()
+
+    def _join(self) -> None:
+        """Go online under the number of last time, or as the server gives it."""
+        address = self._config.superlink.address
+        known = self._link.node_id or self._inbox.node(address)
+        self._lost.clear()
+        self._empty_since = None
+        # A message that the server gave and that is not here was lost with the connection.
+        empty_for = None if self._message() else 0.0
+        if known:
+            self._link.node_id = known
+            with suppress(LinkRefused):
+                # A node that was killed counts as online for a while and may not be activated; its own
+                # heartbeat brings it back at once.
+                if self._link.beat(empty_for):
+                    self._joined()
+                    return
+        node = self._link.activate()
+        self._link.beat(empty_for)
+        with self._disk("this client's number"):
+            self._inbox.keep_node(address, node)
+        self._joined()
+
+    def _joined(self) -> None:
+        if self._patience.success():
+            log.warning("%s is connected to %s", self._config.name, self._config.superlink.address)
+
+    def _beat(self) -> None:
+        pause, heard = _BEAT_S, time.monotonic()
+        while not self._over.wait(pause):
+            try:
+                if self._link.beat(self._empty_for()):
+                    self._reached.set()
+                else:
+                    self._lost.set()
+                away, heard = time.monotonic() - heard, time.monotonic()
+                if away > _AWAY_S:
+                    self._notes.append(f"its connection was away for {away:.0f} s")
+                pause = _BEAT_S
+            except LinkRefused:
+                self._lost.set()
+            except LinkDown:
+                pause = _BEAT_AGAIN_S  # the main thread meets the same and says so
+
+    def _empty_for(self) -> float | None:
+        since = self._empty_since
+        return _SURE_S if since is not None and time.monotonic() - since > _EMPTY_S else None
+
+    def _work(self) -> None:
+        """Answer messages until the connection is lost."""
+        last = float("-inf")
+        while not self._lost.is_set():
+            resumed = self._message()
+            message = resumed or self._link.receive()
+            if message is None:
+                self._empty_since = self._empty_since or time.monotonic()
+                idle = time.monotonic() - last > _IDLE_AFTER_S
+                time.sleep(_IDLE_S if idle else _BUSY_S)
+                continue
+            self._in_hand, self._empty_since, self._twice = message, None, not resumed
+            with self._disk("a message in work"):
+                self._inbox.keep_message(message)
+            incoming = self._link.incoming(message)
+            try:
+                if incoming.head.metadata.message_id == self._answered:
+                    self._notes.append("it was given a message twice, and answered it once")
+                else:
+                    self._handle(incoming)
+                    self._answered = incoming.head.metadata.message_id
+            except RunEnded:
+                log.warning("nobody waits for this task any more; it is dropped")
+            self._in_hand = None
+            self._inbox.answered()
+            last = time.monotonic()
+        raise LinkRefused("the server no longer knows this client")
+
+    def _message(self) -> bytes | None:
+        """Return the message that is not answered yet, or None."""
+        return self._in_hand or self._inbox.message()
+
+    @staticmethod
+    @contextmanager
+    def _disk(what: str) -> Iterator[None]:
+        """Go on where the disk is full: what is not kept is lost only if this process dies, too."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("%s could not be kept: %s; make room", what, error.strerror)
+
+    def _handle(self, incoming: IncomingMessage) -> None:
+        began = time.monotonic()
+        kind = incoming.head.metadata.message_type
+        try:
+            self._worked = 0.0
+            layout, task = self._do(incoming)
+            kept = self._inbox.reply(kind)
+            tensors = pack_tensors(FileSource(kept.path))
+            told = replace(MessageHeader.from_text(layout), notes=self._told(kept, task))
+            reply = reply_to(incoming.head, pack_message(told, tensors))
+            said = "done"
+        except (TaskFailed, ProtocolError, ConfigError, OSError) as error:
+            said = cause(error)
+            reason = redact_paths(said, self._config)
+            reply = reply_to(incoming.head, Error(code=CLIENT_RAISED, reason=reason))
+        took = time.monotonic() - began
+        self._answer(reply, took)
+        with suppress(RunEnded):
+            self._link.confirm(incoming)
+        seconds = (took, time.monotonic() - began, self._worked)
+        log.warning("%s: %s (%.1f s, %.1f s with sending, %.2f s of work)", kind, said, *seconds)
+
+    def _told(self, kept: Reply, task: str) -> tuple[str, ...]:
+        """Return what the reply to a task tells of this client, whoever asks for it how often."""
+        notes = kept.notes(task)
+        if notes is None:
+            notes = tuple(self._notes[:MAX_NOTES])
+            with self._disk("what is told of this client"):
+                kept.keep_notes(task, notes)
+            del self._notes[: len(notes)]
+        return notes
+
+    def _answer(self, reply: Message, took: float) -> None:
+        name = reply.object_id
+
+        def keep(session: str) -> None:
+            with self._disk("how far a reply was sent"):
+                self._inbox.keep_session(name, session)
+
+        self._link.answer(reply, took, self._inbox.session(name), keep)
+
+    def _do(self, incoming: IncomingMessage) -> tuple[str, str]:
+        """Do a task; return the reply's layout, whose tensors are in the inbox, and the task's digest."""
+        facts = self._facts(incoming.head.metadata.run_id)
+        kind = incoming.head.metadata.message_type
+        reply = self._inbox.reply(kind)
+        self._trainer.start()  # one that died between two tasks costs nothing
+        # Who asks what this machine has shall hear of images that were mended in the meantime.
+        if self._opened != (self._trainer.generation, facts.run) or kind == codec.CLIENT_INFO:
+            self._open(facts, told=kind != codec.CLIENT_INFO)
+        layout = self._patiently(incoming.open)
+        self._expected.get(kind, Expected()).check(layout)
+        # Beside the rounds, a server asks anew for what may have changed: what this machine has and shares.
+        asked = "" if kind in _ROUND_TYPES else incoming.head.metadata.message_id
+        task = _digest(facts.run, kind, layout, [*incoming.pieces, asked])
+        if kept := reply.layout(task):
+            log.warning("%s: this task was done before; the same reply is sent", kind)
+            if self._twice:
+                self._notes.append("it was asked twice, and did the task once")
+            return kept, task
+        self._patiently(lambda: self._fetch(incoming, layout.size))
+        reply.drop()
+        files = {"task": str(self._inbox.task), "reply": str(reply.path)}
+        answer = self._surely({"answer": kind, "layout": layout.to_text(), **files}, facts)
+        self._worked = float(answer.get("worked", 0.0))
+        reply.keep(task, answer["layout"])
+        return str(answer["layout"]), task
+
+    def _open(self, facts: RunManifest, *, told: bool) -> None:
+        """Let the training process make ready for a run; ``told``: whether the server knows the images."""
+        request = {"open": facts.to_table()}
+        try:
+            opened = self._trainer.ask(request, limited=False)
+        except ProcessDied:
+            opened = self._trainer.ask(request, limited=False)
+        self._expected = {name: Expected.from_text(text) for name, text in opened["expected"].items()}
+        self._opened = (self._trainer.generation, facts.run)
+        if told and opened["changed"]:
+            self._notes.append("its images changed since it told the server of them")
+
+    def _surely(self, request: Mapping[str, Any], facts: RunManifest) -> dict[str, Any]:
+        """Do a task once more where its process died: as if the client had died with it and come back."""
+        try:
+            return self._trainer.ask(request)
+        except ProcessDied as error:
+            self._notes.append("its training process died in a task, which it did once more")
+            log.warning("%s; the task is done once more", error)
+            self._trainer.start()
+            self._open(facts, told=True)
+            return self._trainer.ask(request)
+
+    def _fetch(self, incoming: IncomingMessage, size: int) -> None:
+        with self._inbox.task.open("wb") as file:
+            for piece in incoming.read(size):
+                file.write(piece)
+
+    def _facts(self, run_id: int) -> RunManifest:
+        if run_id not in self._runs:
+            self._runs[run_id] = RunManifest.from_table(self._link.run_config(run_id))
+        return self._runs[run_id]
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """Call until what the server announced has been delivered."""
+        end, pause = time.monotonic() + _UPLOAD_S, 0.02
+        while True:
+            try:
+                return call()
+            except NotDeliveredYet as error:
+                if time.monotonic() > end:
+                    raise RunEnded("the server announced a message and did not deliver it") from error
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
+
+
+def _digest(run: str, kind: str, layout: MessageHeader, details: list[str]) -> str:
+    """Return what is the same for two messages that ask for the same work."""
+    return hashlib.sha256("\n".join([run, kind, layout.to_text(), *details]).encode()).hexdigest()
+
+
+def _connect(config: ClientConfig) -> FleetLink:
+    link = config.superlink
+    if not link.insecure:
+        tls_context(link)  # says which file is wrong
+    mutual = (link.client_certificate, link.client_key) if link.client_certificate else None
+    return FleetLink(
+        link.address,
+        read_key(link.key),
+        roots=Path(link.root_certificate) if link.root_certificate else None,
+        insecure=link.insecure,
+        certificate=mutual,
+    )
+
+
+def serve(config: ClientConfig, folder: Path) -> None:
+    """Run a client until the process is told to end; as ``ClientDaemon.serve``."""
+    ClientDaemon(config, folder).serve()

@@ -1,0 +1,155 @@
+"""What an examination says of a client's images: read, equal, rare, unknown, and what a step costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from fedvision.config import ExperimentConfig
+from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.duplicates import find_duplicates, image_name
+from fedvision.data.relabel import destinations
+from fedvision.deployment.client.check_report import Level, Lines
+from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.local_data import known_classes, known_size, open_own, under_classes
+from fedvision.errors import DataError
+
+_NAMED = 3
+_BAR = 30
+_CLASSES = 25
+_TIGHT = 0.8
+
+
+def opens(config: ClientConfig, opened: list[Dataset]) -> Lines:
+    """Open the images, put them into ``opened``, and say how many there are and what cannot be read."""
+    dataset = open_own(config)
+    opened.append(dataset)
+    tests = f" and {len(dataset.test):,} test" if dataset.test else ""
+    yield "OK", f"{len(dataset.train):,} training{tests} images of {_sides(dataset.train.images.shape[1:])}"
+    for notice in dataset.notices:
+        yield "WARN", notice
+
+
+def equal_pictures(dataset: Dataset) -> Lines:
+    """Say which pictures are there twice, under two labels, or in training and test images."""
+    found, train = find_duplicates(dataset), dataset.train
+    test = dataset.test or train
+    kinds: tuple[tuple[Level, tuple[tuple[int, int], ...], ImageSet, str], ...] = (
+        ("WARN", found.repeated, train, "pictures that are there twice and count twice"),
+        ("FAIL", found.contradicting, train, "pictures that are there under two labels; keep the right one"),
+        ("FAIL", found.leaked, test, "test images that are training images too; remove them from one"),
+    )
+    for level, pairs, first, what in kinds:
+        if pairs:
+            shown = _listed(f"{image_name(first, one)} = {image_name(train, other)}" for one, other in pairs)
+            yield level, f"{what}: {len(pairs):,} ({shown})"
+    if not any(found):
+        yield "OK", "no picture is there twice"
+
+
+def histogram(dataset: Dataset) -> Lines:
+    """Draw training images a class, the most frequent first."""
+    counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
+    order = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
+    width = max(len(dataset.classes[c]) for c in order)
+    for c in order[:_CLASSES]:
+        bar = "#" * max(1, round(_BAR * counts[c] / counts.max()))
+        yield "OK", f"{dataset.classes[c]:<{width}} {counts[c]:>8,}  {bar}"
+    if rest := order[_CLASSES:]:
+        yield "OK", f"and {len(rest)} rarer classes with {counts[rest].sum():,} images"
+    if vacant := [name for name, count in zip(dataset.classes, counts, strict=True) if not count]:
+        yield "WARN", f"no training image of {_listed(vacant)}"
+
+
+def size(dataset: Dataset, experiment: ExperimentConfig) -> Lines:
+    """Compare the images' size with the experiment's, where it says one."""
+    own, wanted = tuple(dataset.train.images.shape[1:]), known_size(experiment)
+    if wanted is None:
+        yield "WARN", f"the experiment does not say what size its images have; these are {_sides(own)}"
+    elif own != wanted:
+        yield (
+            "FAIL",
+            f"images are {_sides(own)} and the experiment's {_sides(wanted)}; set size and channels of the "
+            "data source in the client's file",
+        )
+    else:
+        yield "OK", f"images are {_sides(own)}, as the experiment's"
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} x {shape[1]} x {shape[2]}"
+
+
+def labels(config: ClientConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
+    """Compare the labels that images have with the experiment's classes."""
+    classes = known_classes(experiment)
+    if classes is None:
+        yield "WARN", "the experiment lists no data.classes to compare with; ask for one that does"
+        return
+    own = present(dataset)
+    target, wrong = destinations(own, config.data.label_map, classes)
+    for sentence in wrong:
+        yield "FAIL", sentence
+    if not wrong:
+        yield "OK", f"every label is one of the experiment's {len(classes)} classes, or left out"
+        if missing := [name for label, name in enumerate(classes) if label not in target]:
+            yield "OK", f"this client has no image of {_listed(missing)}"
+
+
+def present(dataset: Dataset) -> list[str]:
+    """Return the class names that some image has."""
+    parts = [dataset.train, *([dataset.test] if dataset.test else [])]
+    found = {int(label) for part in parts for label in np.unique(part.labels)}
+    return [name for label, name in enumerate(dataset.classes) if label in found]
+
+
+def step(config: ClientConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
+    """Train for a step and say how long it takes, how much memory, and how much there is."""
+    import torch
+
+    from fedvision.deployment.client.step_profile import resident_memory, step_cost
+
+    own = under_classes(dataset, config, known_classes(experiment))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    before, batch = resident_memory(), experiment.training.batch_size
+    try:
+        cost = step_cost(experiment, own, config.device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise DataError(
+            f"a step of {batch} images does not fit into the GPU's memory; ask for a smaller "
+            "training.batch_size or model"
+        ) from error
+    sent = f"a round sends {size_text(cost.model)} each way"
+    yield "OK", f"{batch} images take {cost.seconds:.2f} s on {cost.device}; {sent}"
+    limits = [cost.free] if cost.free is not None else []
+    if config.memory_limit and cost.device.type == "cpu" and before is not None:
+        limits.append(int(config.memory_limit * 1e9) - before)
+    yield memory_line(cost.peak, min(limits, default=None))
+
+
+def memory_line(peak: int | None, most: int | None) -> tuple[Level, str]:
+    """Return what is to be said of a step's peak and of the memory there is, both in bytes."""
+    if peak is None:
+        return "WARN", "this system does not tell how much memory a step takes"
+    taken = f"a step takes {size_text(peak)} of memory"
+    if most is None:
+        return "OK", taken
+    if peak > most:
+        return "FAIL", f"{taken}, but only {size_text(max(most, 0))} are free and allowed (memory_limit)"
+    return ("WARN" if peak > _TIGHT * most else "OK"), f"{taken}; {size_text(most)} are free and allowed"
+
+
+def size_text(size: int) -> str:
+    """Return bytes as a person reads them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def _listed(items: Iterable[str]) -> str:
+    items = list(items)
+    more = f" and {len(items) - _NAMED:,} more" if len(items) > _NAMED else ""
+    return ", ".join(items[:_NAMED]) + more

@@ -1,0 +1,173 @@
+"""What a client keeps of its masked sums: the key of a run, the group it belongs to, what it told.
+
+A client tells its counts for one group of ``MIN_GROUP_SIZE`` or more in a run, never for another one. So any
+two groups whose sums are known have no client in common, and no addition or subtraction of sums gives one
+over fewer clients. Were it to tell for a second group, of other clients, the two could be subtracted: four
+clients in all four groups of three tell every client's counts. A client that drops out is therefore waited for:
+its group's sum is complete when it is back, and the others tell the same again.
+
+The rule holds within a run. The counts of a later run are told anew, for whatever group that run has.
+
+The file lies in the client's ``state`` and is its owner's alone. Who has it can read what this client masked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from flwr.app import RecordDict
+from numpy.typing import NDArray
+
+from fedvision.aggregation import masking
+from fedvision.aggregation.masking import AdvertisedKey
+from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.connectivity import read_key
+from fedvision.errors import ConfigError
+from fedvision.flower import sharing
+
+log = logging.getLogger("fedvision.deploy")
+
+
+class MaskedCounts:
+    """A client's masks in one run.
+
+    Args:
+        file: Where key and group are kept.
+        run: The run's key.
+        client: The machine's own file.
+    """
+
+    def __init__(self, file: Path, run: str, client: ClientConfig) -> None:
+        self._file, self._run, self._client = file, run, client
+        self._kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        if not self._kept:
+            self._keep(private=X25519PrivateKey.generate().private_bytes_raw().hex())
+        self._private = X25519PrivateKey.from_private_bytes(bytes.fromhex(self._kept["private"]))
+
+    def card(self) -> AdvertisedKey:
+        """Return what the others of a group are shown.
+
+        Raises:
+            ConfigError: Key or certificate cannot be used.
+        """
+        (certificate, *_) = masking.read_certificates(self._client.share.certificate)
+        return masking.advertise_key(
+            self._run, self._private, read_key(self._client.superlink.key), certificate
+        )
+
+    @property
+    def group(self) -> str:
+        """The name of the group that this client masked for, empty before that."""
+        return masking.group_name(self._cards()) if self._kept.get("cards") else ""
+
+    def answer(self, content: RecordDict, counts: Sequence[int]) -> RecordDict:
+        """Answer a message of type ``sharing.MASKED``.
+
+        Args:
+            content: The message's.
+            counts: Images of each class [C].
+
+        Raises:
+            ConfigError: As for ``tell``.
+        """
+        tables = sharing.decode_group(content)
+        if sharing.only_asks(content):
+            return sharing.encode_agreed(self.agree(tables))
+        return sharing.encode_masked(self.tell(tables, counts))
+
+    def agree(self, tables: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
+        """Check a group before anybody tells anything, and say which one binds this client.
+
+        Returns:
+            The cards of the group that it masked for; empty where it is free.
+
+        Raises:
+            ConfigError: As for ``tell``.
+        """
+        self._prove([AdvertisedKey.from_table(table) for table in tables])
+        return list(self._kept.get("cards", ()))
+
+    def tell(self, tables: Sequence[Mapping[str, object]], counts: Sequence[int]) -> list[int]:
+        """Return this client's class counts, masked for a group; the same group is told the same.
+
+        Args:
+            tables: The group's cards as they came.
+            counts: Images of each class [C].
+
+        Returns:
+            [C] numbers of 64 bits, signed.
+
+        Raises:
+            ConfigError: The group is too small, lacks this client, or holds somebody who is not proven; or
+                this client masked for another one.
+        """
+        cards = [AdvertisedKey.from_table(table) for table in tables]
+        names = self._prove(cards)
+        if self.group == masking.group_name(cards):
+            return list(self._kept["told"])
+        if self.group:
+            before = sorted(self._kept["names"])
+            raise ConfigError(
+                f"this client masked its class counts for a sum over {', '.join(before)}; a sum over "
+                f"{', '.join(names)} beside it could tell counts of single clients; let the same clients "
+                "go on, or begin a new run"
+            )
+        told = signed(masking.mask(_unsigned(counts), self._private, cards, b"counts"))
+        self._keep(names=names, cards=[card.to_table() for card in cards], told=told)
+        log.warning("class counts are masked for a sum over %s", ", ".join(names))
+        return told
+
+    def hide(self, numbers: NDArray[np.int64], question: bytes) -> NDArray[np.int64]:
+        """Return what was counted [...], masked for this client's group.
+
+        Args:
+            numbers: The bare numbers.
+            question: What was measured, the model included: masks serve for one question.
+        """
+        context = b"confusion\n" + hashlib.sha256(question).digest()
+        masked = masking.mask(_unsigned(numbers.ravel()), self._private, self._cards(), context)
+        return masked.view(np.int64).reshape(numbers.shape)
+
+    def _cards(self) -> list[AdvertisedKey]:
+        return [AdvertisedKey.from_table(table) for table in self._kept["cards"]]
+
+    def _prove(self, cards: Sequence[AdvertisedKey]) -> list[str]:
+        """Return the names of a group's clients, sorted."""
+        if len(cards) < masking.MIN_GROUP_SIZE:
+            raise ConfigError(
+                f"a sum over {len(cards)} masked clients hides too little; "
+                f"{masking.MIN_GROUP_SIZE} are needed"
+            )
+        share, link = self._client.share, self._client.superlink
+        authorities = masking.read_certificates(share.authority or link.root_certificate)
+        names = sorted(masking.holder(card, self._run, authorities) for card in cards)
+        if len(set(names)) < len(names) or len({card.public for card in cards}) < len(cards):
+            raise ConfigError("the server named a client twice in a sum of masked counts; nothing is told")
+        if self._private.public_key().public_bytes_raw() not in {card.public for card in cards}:
+            raise ConfigError("the server asked for a sum of masked counts that lacks this client")
+        return names
+
+    def _keep(self, **facts: Any) -> None:
+        self._kept |= facts
+        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        part = self._file.with_suffix(".part")
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(self._kept, file)
+        os.replace(part, self._file)
+
+
+def signed(numbers: NDArray[np.uint64]) -> list[int]:
+    """Return numbers of 64 bits as they travel: signed."""
+    return [int(number) for number in numbers.view(np.int64)]
+
+
+def _unsigned(numbers: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint64]:
+    return np.asarray(numbers, np.int64).view(np.uint64)

@@ -1,0 +1,45 @@
+"""What a client may say of a failure: the server's log and records hold no path of a client.
+
+A path says how a machine is built, and a file's name may be a patient's. A sentence that holds one is not cut
+up but left at home, where the client's own log has it in full.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fedvision.deployment.client.config import ClientConfig
+
+AT_HOME = "it could not use a file of its own; its own log says which"
+_ABSOLUTE = re.compile(
+    r"""(?:^|[\s'"(=\[,])      # where a word begins
+    (?:~?/[^\s/]|[A-Za-z]:[\\/]|\\\\[^\s])  # /x, ~/x, C:\, \\x""",
+    re.VERBOSE,
+)
+
+
+def cause(error: Exception) -> str:
+    """Return what went wrong; an operating system's error names a path of this machine, which is left out."""
+    if isinstance(error, OSError):
+        return f"this machine says: {error.strerror or type(error).__name__}"
+    return str(error)
+
+
+def redact_paths(reason: str, config: ClientConfig) -> str:
+    """Return a failure's sentence for the server: as it is, or another one where it holds a path.
+
+    Args:
+        reason: What went wrong.
+        config: The machine's own file; what it names as a path is one, however it is written.
+    """
+    named = [config.state, config.cache, *_texts(config)]
+    if _ABSOLUTE.search(reason) or any(name in reason for name in named if len(name) > 1):
+        return AT_HOME
+    return reason
+
+
+def _texts(config: ClientConfig) -> list[str]:
+    link, share, data = config.superlink, config.share, config.data.args
+    files = [link.key, link.root_certificate, link.client_certificate, link.client_key]
+    places = [str(data[name]) for name in ("path", "root", "cache") if name in data]
+    return [*files, share.certificate, share.authority, *places]

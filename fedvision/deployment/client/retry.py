@@ -1,0 +1,87 @@
+"""Trying again: pauses that grow, one line a minute, and an end where one is set.
+
+A link that comes and goes is no success: pauses go on growing until it has held for a while, and what was
+not said when it went is not said when it comes back.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+
+from fedvision.errors import RunError
+
+log = logging.getLogger("fedvision.deploy")
+_SAY_EVERY_S = 60.0
+_SHORTEST_S = 0.25
+_HELD_S = 10.0
+"""A link that held for so long is good: the next failure is a new one."""
+
+
+class RetryBackoff:
+    """The pauses between attempts, from the first failure to the next success.
+
+    Args:
+        limit: Seconds after which it is given up; 0 never gives up.
+        longest: Longest pause in seconds.
+        clock: Seconds that only rise.
+        sleep: Waits.
+    """
+
+    def __init__(
+        self,
+        limit: float = 0.0,
+        longest: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._limit, self._longest, self._clock, self._sleep = limit, longest, clock, sleep
+        self._pause = _SHORTEST_S
+        self._since: float | None = None
+        self._said = self._held = float("-inf")
+        self._unsaid, self._told = 0, False
+
+    def success(self) -> bool:
+        """Note that it works; return whether there is something to say about it."""
+        first, self._held = self._held == float("-inf"), self._clock()
+        if self._told and self._since is not None:
+            log.warning("the server is there again after %.0f s", self._clock() - self._since)
+            first = True
+        self._since, self._told = None, False
+        return first
+
+    def wait(self, reason: str | Callable[[], str]) -> None:
+        """Pause after a failure, a little longer each time.
+
+        Args:
+            reason: What is wrong, for the log: at once, then once a minute; it is found out then.
+
+        Raises:
+            RunError: The limit is over.
+        """
+        now = self._clock()
+        if self._since is None:
+            self._since = now
+            if now - self._held >= _HELD_S:
+                self._pause = _SHORTEST_S
+        waited = now - self._since
+        if self._limit and waited >= self._limit:
+            raise RunError(
+                f"{_said(reason)}; given up after {waited:.0f} s (superlink.retry_for is {self._limit:g})"
+            )
+        if now - self._said >= _SAY_EVERY_S:
+            since = f" since {waited:.0f} s" if waited >= 1 else ""
+            more = f" ({self._unsaid} failures more since this was last said)" if self._unsaid else ""
+            log.warning("%s; trying again%s%s", _said(reason), since, "" if since else more)
+            self._said, self._unsaid, self._told = now, 0, True
+        else:
+            self._unsaid += 1
+        # Clients that lost the same server do not all come back at the same instant.
+        self._sleep(self._pause * random.uniform(0.8, 1.2))
+        self._pause = min(self._pause * 2, self._longest)
+
+
+def _said(reason: str | Callable[[], str]) -> str:
+    return reason if isinstance(reason, str) else reason()

@@ -1,0 +1,75 @@
+r"""Flower's own client beside ours: the ClientApp that a stock ``flower-supernode`` starts for every message.
+
+::
+
+    flower-supernode --superlink HOST:PORT --root-certificates ca.crt \
+        --auth-supernode-private-key client.key --node-config 'client="/etc/fedvision/client.toml"'
+
+The machine's file says the same as to ``fedvision client``, except for ``[superlink]``, which Flower's
+options replace. The answers are the same to the bit. What the resident client is for is missing: a process is
+started and the images are read for each message, a reply that was lost is trained anew, and the server's
+bundle, which holds no code here, is installed as Flower installs any.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.redaction import AT_HOME, cause, redact_paths
+from fedvision.deployment.client.trainer import Trainer
+from fedvision.deployment.run_manifest import RunManifest
+from fedvision.deployment.transport import message_format
+from fedvision.deployment.transport.internals_wire import contents, pack_message, pack_tensors
+from fedvision.errors import ConfigError, RunError
+from fedvision.flower import codec, sharing
+from fedvision.flower.internals_message import answer
+
+CLIENT = "client"
+"""Key of ``--node-config`` that names the machine's own file."""
+
+app = ClientApp()
+
+
+def _respond(message: Message, context: Context) -> Message:
+    named = context.node_config.get(CLIENT)
+    if not isinstance(named, str):
+        raise ConfigError(
+            f"this SuperNode names no client's TOML file; start it with --node-config '{CLIENT}=\"FILE\"'"
+        )
+    # What is raised travels to the server as a sentence; where it came from stays in this machine's log.
+    try:
+        client = ClientConfig.load(named)
+    except ConfigError as error:
+        raise RunError(AT_HOME) from error
+    try:
+        content = _work(Trainer(client, Path(named).absolute().parent), message, context)
+    except Exception as error:
+        raise RunError(redact_paths(cause(error), client)) from error
+    return answer(content, message)
+
+
+def _work(trainer: Trainer, message: Message, context: Context) -> RecordDict:
+    kind = message.metadata.message_type
+    expected = trainer.open(RunManifest.from_table(context.run_config).to_table())["expected"]
+    layout, blob = contents(message.content)
+    # What is asked beside the rounds comes without tensors.
+    may_come = (
+        message_format.Expected.from_text(expected[kind]) if kind in expected else message_format.Expected()
+    )
+    may_come.check(layout)
+    content = trainer.do(kind, layout.client, message_format.unpack(layout, blob))
+    told = message_format.describe(content)
+    return pack_message(told, pack_tensors(message_format.TensorSource(content, told)), ordered=False)
+
+
+for register in (
+    app.train(),
+    app.evaluate(),
+    app.query(codec.CLIENT_INFO.removeprefix("query.")),
+    app.query(sharing.MASKED.removeprefix("query.")),
+):
+    register(_respond)

@@ -1,0 +1,316 @@
+"""The process that trains: ``python -m fedvision.deployment.client.trainer``, kept by the resident client.
+
+It holds the decoded images, the model and the CUDA context from one task to the next. Requests come as lines
+of JSON on standard input, answers leave as lines of JSON, tensors lie in files that both sides know; nothing
+is unpickled. It may die at any time: the connection to the server is not here. When the resident client dies,
+standard input ends and so does this process.
+
+::
+
+    {"client": TOML, "folder": DIR}                      first line: the machine's own file
+    {"images": true}                                     -> {"images": what there is, "notices": [sentences]}
+    {"open": run facts}                                  -> {"expected": {message type: what may come},
+                                                            "changed": are images others than were told}
+    {"answer": type, "layout": ..., "task": FILE, "reply": FILE}      -> {"layout": ..., "worked": s}
+    anything                                             -> {"error": sentence, "broken": replace me}
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from flwr.app import Context, Message, RecordDict
+
+from fedvision import registry
+from fedvision.aggregation.masking import MIN_GROUP_SIZE
+from fedvision.data.dataset import Dataset
+from fedvision.deployment.client import local_shards
+from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.local_data import stamp
+from fedvision.deployment.client.local_shards import OwnShards, on_this_machine, told_counts
+from fedvision.deployment.client.masks import MaskedCounts
+from fedvision.deployment.client.redaction import cause
+from fedvision.deployment.run_manifest import RunManifest
+from fedvision.deployment.transport import message_format
+from fedvision.errors import ConfigError, FedVisionError
+from fedvision.flower import client_app, codec, internals, sharing
+from fedvision.models.build import build_model
+from fedvision.models.state import get_state, shared_names
+from fedvision.training.client_state import ClientStateStore
+from fedvision.training.client_trainer import ClientTrainer
+
+log = logging.getLogger("fedvision.deploy")
+_ROUND_TYPES = ("train", "evaluate")
+_SPARE = 4
+"""A strategy may send this many models' worth of tensors beside the model."""
+
+
+class Trainer:
+    """Answers the resident client's requests.
+
+    Args:
+        client: The machine's own file.
+        folder: Where it lies; modules beside it can be plug-ins.
+    """
+
+    def __init__(self, client: ClientConfig, folder: Path) -> None:
+        self.client = client
+        registry.allow_folder(folder)
+        if client.threads:
+            import torch
+
+            torch.set_num_threads(client.threads)
+        self._facts: RunManifest | None = None
+        self._worker: ClientTrainer | None = None
+        self._shards: OwnShards | None = None
+        self._read: tuple[object, ...] = ()
+        self._stamp: str | None = None
+        self._own: Dataset | None = None
+
+    def look(self) -> dict[str, Any]:
+        """Read this machine's images, before any run asks for them, and say what there is.
+
+        Raises:
+            FedVisionError: They cannot be read.
+        """
+        self._stamp = stamp(self.client)
+        self._own = own = local_shards.read_own(self.client)
+        height, width, channels = own.train.images.shape[1:]
+        told = f"{len(own.train):,} training images of {height} x {width} x {channels}"
+        return {"images": f"{told} in {len(own.classes)} classes", "notices": list(own.notices)}
+
+    def open(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        """Make ready what a run's tasks share; images are read again only where their files have changed.
+
+        Raises:
+            FedVisionError: The run asks for what this machine does not have or does not allow.
+        """
+        facts = RunManifest.from_table(table)
+        config = facts.config
+        self.client.permit_experiment(config)
+        config = on_this_machine(self.client, config)
+        evaluation = config.evaluation
+        wanted = (facts.classes, facts.image, evaluation.holdout, config.seed)
+        now = stamp(self.client)
+        if now not in (None, self._stamp):
+            self._shards = self._own = None
+        if self._shards is None or self._read != wanted:
+            self._shards = local_shards.own_shards(self.client, facts, config, self._own)
+            self._read, self._stamp, self._own = wanted, now, None
+        height, width, channels = facts.image
+        model = build_model(
+            config.model,
+            num_classes=len(facts.classes),
+            in_channels=channels,
+            image_size=(height, width),
+            seed=config.seed,
+        )
+        memory = ClientStateStore(self._folder(facts) / "clients", config.checkpoint_every)
+        self._worker = ClientTrainer.open(config, model, len(facts.classes), self._shards, memory)
+        self._facts = facts
+        expected = _expected(self._worker)
+        told = self._told_of()
+        changed = told.exists() and told.read_text() != (self._stamp or "")
+        return {"expected": {kind: expected.to_text() for kind in _ROUND_TYPES}, "changed": changed}
+
+    def answer(self, kind: str, layout: str, task: Path, reply: Path) -> dict[str, Any]:
+        """Do the task in a file and write the reply's tensors.
+
+        Raises:
+            FedVisionError: The task failed; the sentence names stage and cause.
+        """
+        heard = message_format.MessageHeader.from_text(layout)
+        content = message_format.unpack(heard, _mapped(task, heard.size))
+        began = time.perf_counter()
+        answered = self.do(kind, heard.client, content)
+        worked = time.perf_counter() - began
+        told = message_format.describe(answered)
+        source = message_format.TensorSource(answered, told)
+        with reply.open("wb") as file:
+            for start in range(0, source.size, message_format.PIECE):
+                file.writelines(source.views(start, min(start + message_format.PIECE, source.size)))
+        return {"layout": told.to_text(), "worked": worked}
+
+    def do(self, kind: str, client: int, content: RecordDict) -> RecordDict:
+        """Do one task and return the reply's content.
+
+        Args:
+            kind: The message's type.
+            client: The number under which the server knows this client.
+            content: The message's.
+
+        Raises:
+            FedVisionError: The task failed; the sentence names stage and cause.
+        """
+        if self._worker is None:
+            raise FedVisionError("no run was opened")
+        if kind == codec.CLIENT_INFO:
+            return self._introduce(client)
+        if kind == sharing.MASKED:
+            return self._tell_masked(content, client)
+        answered = _ask(self._worker, kind, content, client)
+        if kind == "evaluate":
+            return self._guard(answered, kind, content)
+        if evaluation := codec.unload(answered):
+            codec.carry(answered, self._guard(evaluation, kind, content))
+        return answered
+
+    def _introduce(self, client: int) -> RecordDict:
+        assert self._worker
+        assert self._facts
+        counts = told_counts(
+            self._worker.counts(client),
+            self.client.share,
+            self._folder(self._facts) / "counts.json",
+            needed=self._worker.config.loss.prior == "global",
+        )
+        local_shards.keep(self._told_of(), self._stamp or "")
+        entry = codec.ClientInfo(client=client, counts=counts, sharing=self.client.share.counts)
+        if entry.sharing == "masked":
+            own, masks = sum(self._worker.counts(client)), self._masks()
+            entry = replace(entry, images=own, card=masks.card().to_table())
+            if not masks.group:
+                log.warning(
+                    "class counts are told in a sum over %d or more clients that mask theirs; the server may "
+                    "wait for them",
+                    MIN_GROUP_SIZE,
+                )
+        return codec.encode_client_info(entry)
+
+    def _tell_masked(self, content: RecordDict, client: int) -> RecordDict:
+        assert self._worker
+        if self.client.share.counts != "masked":
+            raise ConfigError(f'share.counts is "{self.client.share.counts}" here, not "masked"')
+        return self._masks().answer(content, self._worker.counts(client))
+
+    def _guard(self, evaluation: RecordDict, kind: str, asked: RecordDict) -> RecordDict:
+        """Return an evaluation as the owner shares class counts: its counts and its loss tell them."""
+        if self.client.share.counts == "plain":
+            return evaluation
+        masks = self._masks() if self.client.share.counts == "masked" else None
+        if masks is None or not masks.group:
+            return sharing.drop_counts(evaluation)
+        masked = masks.hide(sharing.numbers_to_mask(evaluation), sharing.question(kind, asked))
+        return sharing.mask_counts(evaluation, masked, masks.group)
+
+    def _masks(self) -> MaskedCounts:
+        assert self._facts
+        return MaskedCounts(self._folder(self._facts) / "masks.json", self._facts.run, self.client)
+
+    def _told_of(self) -> Path:
+        """Return the file that keeps of which images the server of this run was told."""
+        assert self._facts
+        return self._folder(self._facts) / "images"
+
+    def _folder(self, facts: RunManifest) -> Path:
+        return Path(self.client.state) / "runs" / facts.run
+
+
+def _ask(worker: ClientTrainer, kind: str, content: RecordDict, client: int) -> RecordDict:
+    """Hand a message to the ClientApp, as any other carrier does."""
+    internals.identify(1)
+    message = Message(content, internals.SERVER_NODE, kind)
+    internals.set_message_id(message, "task")
+    context = Context(
+        run_id=1,
+        node_id=internals.SERVER_NODE,
+        node_config={internals.PARTITION: client},
+        state=RecordDict(),
+        run_config={},
+    )
+    return client_app.build(worker)(message, context).content
+
+
+def _expected(worker: ClientTrainer) -> message_format.Expected:
+    """Return what a task may bring: the model exactly, and as much again for what a strategy adds."""
+    names = shared_names(worker.model, worker.config.model.shared)
+    record = codec.encode_state(get_state(worker.model, names))
+    entries = tuple(
+        message_format.TensorSpec(name, array.dtype, tuple(array.shape)) for name, array in record.items()
+    )
+    size = sum(entry.size + message_format.ALIGN for entry in entries)
+    return message_format.Expected(groups={codec.ARRAYS: entries}, spare_bytes=_SPARE * size)
+
+
+def _mapped(path: Path, size: int) -> Any:
+    """Return a file's bytes, read where they are touched; writing changes the memory and not the file."""
+    if not size:
+        return bytearray()
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+
+
+def _is_broken() -> bool:
+    """Tell whether the device is lost to this process: after some CUDA errors every further call fails."""
+    import torch
+
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _respond(trainer: Trainer, request: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        if "images" in request:
+            return trainer.look()
+        if "open" in request:
+            return trainer.open(request["open"])
+        return trainer.answer(
+            request["answer"], request["layout"], Path(request["task"]), Path(request["reply"])
+        )
+    except (FedVisionError, OSError) as error:
+        return {"error": cause(error), "broken": _is_broken()}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}", "broken": _is_broken()}
+
+
+def _requests(stream: IO[str]) -> queue.SimpleQueue[str]:
+    """Return the lines of a stream as they come; its end ends the process, whatever it is doing."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in stream:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    # What plug-ins print must not mix with the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    # When memory runs out it is this process that shall go, not the connection.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800")
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    requests = _requests(sys.stdin)
+    first = json.loads(requests.get())
+    client = ClientConfig.from_toml(first["client"])
+    trainer = Trainer(client, Path(first["folder"]))
+    while True:
+        answer = _respond(trainer, json.loads(requests.get()))
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The server of a deployment: SuperLink, API gateway, client registry, masked sums."""

@@ -1,0 +1,345 @@
+"""The public side of the server, as an ASGI application: only Fleet calls of known keys, within limits.
+
+Every check here happens before Flower sees a byte of the body, and who calls is settled before a byte of it
+is read: a public key is no secret, and only its holder can sign the time. That the call's node is the key's
+is Flower's own check; that the messages in it are this node's is one of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import hashlib
+import json
+import logging
+from base64 import b64decode, b64encode
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from time import monotonic
+from typing import Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
+from fedvision.deployment.server.limits import (
+    LITTLE,
+    Held,
+    Limits,
+    MemoryBudget,
+    RateLimitedLog,
+    TokenBuckets,
+    peer_name,
+)
+from fedvision.deployment.transport import internals_superlink
+from fedvision.deployment.transport.internals_bundle import FLEET
+from fedvision.deployment.transport.internals_wire import EMPTY_HEADER
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+HEALTH = "/health"
+_LONG_S = 3600.0
+_START = 1 << 16
+_TICK_S = 1.0
+"""How often a body that rests is looked at."""
+_BRINGS = {internals_superlink.PUSH_MESSAGES, internals_superlink.PUSH_OBJECT, FLEET}
+"""The calls with large bodies; all others are questions."""
+UNKNOWN_KEY = (
+    "The server does not know this client's key; send the .pub file to the server's administrator, who puts "
+    "it into the server's folder of client keys."
+)
+REMOVED_KEY = (
+    "This client was removed from the federation: its key is no longer in the server's folder of client "
+    "keys. It comes back only with a new key; ask the server's administrator."
+)
+NOT_SIGNED = (
+    "Invalid SuperNode authentication: the call is not signed with its key, or this machine's clock is far "
+    "from the server's."
+)
+log = logging.getLogger("fedvision.deploy")
+
+
+class Refusal(Exception):
+    """A request that is not passed on.
+
+    Args:
+        status: HTTP status.
+        reason: One sentence for the log and the peer.
+        code: Flower's error code, which its clients print with the sentence.
+        detail: What the log adds for the server's administrator.
+    """
+
+    def __init__(self, status: int, reason: str, code: int = 0, detail: str = "") -> None:
+        self.status, self.reason, self.code, self.detail = status, reason, code, detail
+        super().__init__(reason)
+
+
+class ApiGateway:
+    """Pass the Fleet calls of clients whose key is known, and ``/health``; refuse everything else.
+
+    Which connections come here is decided by the socket that accepted them, not by anything they say.
+
+    Args:
+        app: Flower's application.
+        known: Returns the public keys (PEM) that may call, and their clients' names; asked at every request.
+        limits: What one peer may ask.
+        clock: Seconds that only rise.
+        redeliver: As ``internals_superlink.redeliver`` on the SuperLink's state.
+        owner: As ``internals_superlink.owner`` on the SuperLink's state.
+        removed: Returns the public keys that were known once, and their clients' names.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        known: Callable[[], Mapping[bytes, str]],
+        limits: Limits,
+        clock: Callable[[], float] = monotonic,
+        redeliver: Callable[[int, float], int] = lambda node, seconds: 0,
+        owner: Callable[[str], int | None] = lambda message: None,
+        removed: Callable[[], Mapping[bytes, str]] = dict,
+    ) -> None:
+        self._app, self._known, self._limits, self._clock = app, known, limits, clock
+        self._give_again, self._owner, self._removed = redeliver, owner, removed
+        self._paths = internals_superlink.fleet_paths() | {FLEET}
+        self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
+        self._journal = RateLimitedLog(log, clock)
+        self._room = MemoryBudget(limits.body_memory, limits.key_bodies, self._late)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] != "http":
+            # No websockets here; the lifespan is the private side's.
+            return
+        peer = peer_name(scope["client"][0]) if scope.get("client") else "unknown"
+        try:
+            if not self._buckets.take(peer):
+                # 503: Flower's clients try again on it, as they would not on 429.
+                raise Refusal(503, f"more than {self._limits.requests:g} requests a second; try again later")
+            self._check_path(scope)
+            if scope["path"] != HEALTH:
+                key = self._check_key(scope)
+                await self._check_signature(scope, key)
+                await self._read_and_pass(scope, key, receive, send)
+                return
+        except Refusal as refusal:
+            self._journal.refused(peer, refusal.reason, refusal.detail)
+            await _answer(send, refusal)
+            return
+        await self._app(scope, _replay([b""], receive), send)
+
+    async def _read_and_pass(self, scope: Scope, key: bytes, receive: Receive, send: Send) -> None:
+        """Pass a request on once its body is here; a large one is read when there is room for it."""
+        most = self._limits.body if scope["path"] in _BRINGS else min(self._limits.body, LITTLE)
+        declared = _declared(scope)
+        if (declared or 0) > most:
+            raise Refusal(413, f"a body of more than {most} bytes")
+        async with self._room.take(key, most if declared is None else declared) as held:
+            body = await self._body(receive, most, held)
+            self._room.shrink(held, sum(map(len, body)))
+            await self._check_names(scope["path"], key, body)
+            seconds = _empty_for(scope)
+            if seconds is None:
+                await self._app(scope, _replay(body, receive), send)
+            else:
+                await self._empty_handed(scope, body, seconds, receive, send)
+
+    def _late(self, key: bytes, holders: Counter[bytes]) -> None:
+        """Say who waits for room, and for whom."""
+        names, removed = self._known(), "a removed client"
+        told = ", ".join(f"{names.get(holder, removed)} {bodies}" for holder, bodies in holders.most_common())
+        what = "has waited 10 s for room to send to the server"
+        self._journal.said(names.get(key, removed), what, f"; bodies under way: {told}")
+
+    async def _empty_handed(
+        self, scope: Scope, body: list[bytes], seconds: float, receive: Receive, send: Send
+    ) -> None:
+        """Pass a heartbeat on; where Flower finds it good, the client may have again what it did not get."""
+        statuses: list[int] = []
+        said = b"".join(body)
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            statuses.append(message.get("status", 0))
+            await send(message)
+
+        await self._app(scope, _replay(body, receive), watched)
+        if statuses[:1] == [200]:
+            node = internals_superlink.heartbeat_node(said)
+            if again := await asyncio.to_thread(self._give_again, node, seconds):
+                log.info("node %d did not get what it was given: %d messages are given again", node, again)
+
+    def _check_path(self, scope: Scope) -> None:
+        method, path = scope["method"], scope["path"]
+        # The path as it came in must be the path that Flower will see: no %2e, no //, no ...
+        plain = scope.get("raw_path", path.encode()) == path.encode()
+        asks_health = path == HEALTH and method == "GET"
+        if not plain or not (asks_health or (path in self._paths and method == "POST")):
+            raise Refusal(403, "only clients' calls are served on this port")
+        if asks_health and _declared(scope) != 0:
+            # Nobody would read it, and uvicorn would wait for its end.
+            raise Refusal(413, "a question for health has no body")
+
+    def _check_key(self, scope: Scope) -> bytes:
+        """Return the key under which a call comes."""
+        try:
+            key = b64decode(_header(scope, internals_superlink.PUBLIC_KEY_HEADER), validate=True)
+        except binascii.Error:
+            key = b""
+        if key not in self._known():
+            # Flower's client prints the code and the sentence of a refused activation, and stops on 401.
+            activation = scope["path"].endswith("/activate-node")
+            status = 412 if activation else 401
+            code, name = internals_superlink.NOT_ACTIVATED, self._removed().get(key)
+            if name is not None:
+                raise Refusal(status, REMOVED_KEY, code, f" [{name}]")
+            raise Refusal(status, UNKNOWN_KEY, code, f" [{fingerprint(key)}]")
+        return key
+
+    async def _check_signature(self, scope: Scope, key: bytes) -> None:
+        """Refuse who knows a client's public key and not its private one."""
+        names = (internals_superlink.TIME_HEADER, internals_superlink.SIGNATURE_HEADER)
+        time, signature = (_header(scope, name) for name in names)
+        # A millisecond of arithmetic, which is done beside the loop that serves everybody.
+        if not await asyncio.to_thread(internals_superlink.is_signed, key, time, signature):
+            raise Refusal(401, NOT_SIGNED, detail=f" [the key of {self._known().get(key)}]")
+
+    async def _check_names(self, path: str, key: bytes, body: list[bytes]) -> None:
+        """Refuse a call that its node signed and in which another node speaks."""
+        if path in internals_superlink.NAMING and await asyncio.to_thread(
+            internals_superlink.names_another, path, b"".join(body), self._owner
+        ):
+            raise Refusal(403, "a message in another client's name", detail=f" [{self._known().get(key)}]")
+
+    async def _body(self, receive: Receive, most: int, held: Held) -> list[bytes]:
+        """Read the whole body within the limits of size and time.
+
+        Args:
+            receive: Gives it.
+            most: Its largest size in bytes.
+            held: The room that it has.
+
+        Returns:
+            A small body as a whole; of a large one the first ``_START`` bytes or more, and the rest as it
+            came, since to join 15 MiB is to copy them.
+        """
+        latency_model, size = _Pace(self._limits, self._clock, lambda: self._room.wanted(held)), 0
+        parts = [b""]
+        while True:
+            message = await self._next(receive, latency_model, size)
+            if message["type"] == "http.disconnect":
+                raise Refusal(400, "the connection ended inside a body")
+            part = message.get("body", b"")
+            size += len(part)
+            if len(parts[0]) < _START:
+                parts[0] += part
+            else:
+                parts.append(part)
+            if size > most:
+                raise Refusal(413, f"a body of more than {most} bytes")
+            if not message.get("more_body", False):
+                return parts
+            latency_model.check(size)
+
+    async def _next(self, receive: Receive, latency_model: _Pace, size: int) -> MutableMapping[str, Any]:
+        """Return the next part of a body; one that rests is looked at every second."""
+        idle, loop = self._limits.idle_seconds, asyncio.get_running_loop()
+        until = loop.time() + idle
+        while True:
+            try:
+                return await asyncio.wait_for(receive(), min(_TICK_S, idle))
+            except TimeoutError:
+                if loop.time() >= until:
+                    raise Refusal(408, f"no byte of the body in {idle:g} seconds") from None
+                latency_model.check(size)
+
+
+class _Pace:
+    """How fast a body comes, from its beginning and from the moment when others wait for its room.
+
+    Args:
+        limits: How fast it must come.
+        clock: Seconds that only rise.
+        wanted: Tells whether others wait.
+    """
+
+    def __init__(self, limits: Limits, clock: Callable[[], float], wanted: Callable[[], bool]) -> None:
+        self._limits, self._clock, self._wanted = limits, clock, wanted
+        self._began = clock()
+        self._mark: tuple[float, int] | None = None
+
+    def check(self, size: int) -> None:
+        """Refuse a body of which ``size`` bytes are here if it is too slow."""
+        limits, now = self._limits, self._clock()
+        if now - self._began > limits.header_seconds + size / limits.body_rate:
+            raise Refusal(408, f"a body slower than {limits.body_rate:g} bytes a second")
+        if not self._wanted():
+            self._mark = None
+            return
+        since, before = self._mark = self._mark or (now, size)
+        if now - since > limits.header_seconds + (size - before) / limits.busy_rate:
+            # 503: its client tries again, and perhaps nobody waits then.
+            raise Refusal(503, f"a body slower than {limits.busy_rate:g} bytes a second while others wait")
+
+
+def fingerprint(key: bytes) -> str:
+    """Return the SHA-256 of a public key (PEM) as ``ssh-keygen -lf NAME.pub`` prints it."""
+    try:
+        public = load_pem_public_key(key).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    except (ValueError, UnsupportedAlgorithm):
+        return "no key"
+    digest = hashlib.sha256(b64decode(public.split()[1])).digest()
+    return f"SHA256:{b64encode(digest).decode().rstrip('=')}"
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    """Return a header's value, nothing where it is missing or there are several: it is not ours to guess."""
+    found = [value for header, value in scope["headers"] if header == name]
+    return found[0] if len(found) == 1 else b""
+
+
+def _declared(scope: Scope) -> int | None:
+    """Return the body's length as declared, 0 where there is none, None where it is told by its end alone."""
+    headers = dict(scope["headers"])
+    if b"transfer-encoding" in headers:
+        return None
+    return int(headers.get(b"content-length", b"0"))  # h11 lets digits alone through
+
+
+def _empty_for(scope: Scope) -> float | None:
+    """Return for how many seconds a client has had no message in hand, None where it says nothing of it."""
+    if not scope["path"].endswith("/send-node-heartbeat"):
+        return None
+    said = dict(scope["headers"]).get(EMPTY_HEADER.encode(), b"")
+    try:
+        seconds = float(said)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < _LONG_S else None
+
+
+def _replay(body: list[bytes], receive: Receive) -> Receive:
+    """Return a ``receive`` that gives the body that was read, then what the connection says."""
+
+    async def replayed() -> MutableMapping[str, Any]:
+        if not body:
+            return await receive()
+        part = body.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(body)}
+
+    return replayed
+
+
+async def _answer(send: Send, refusal: Refusal) -> None:
+    """Answer and close: what is still to come of the body is not read."""
+    content = json.dumps({"code": refusal.code, "detail": refusal.reason}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"connection", b"close"),
+    ]
+    if refusal.status == 503:
+        headers.append((b"retry-after", b"1"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

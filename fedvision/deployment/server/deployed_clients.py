@@ -1,0 +1,308 @@
+"""Who takes part in a run across machines: numbered by name, asked once, kept in the run's register.
+
+A client keeps its number for the whole run, whoever else comes and goes: its random streams hang on it. A
+machine that joins later gets the next number. A server that is started again knows what its members have: it
+waits for nobody who is still at work, and reckons with those that are away. Where the loss rests on the
+federation's class counts, a client that masks its own is a member once they are in a sum.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from cryptography.x509 import Certificate
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedvision.aggregation.masking import MIN_GROUP_SIZE
+from fedvision.deployment.server.masked_sums import MaskedSum, MaskedSums
+from fedvision.deployment.server.superlink_grid import SuperLinkGrid
+from fedvision.errors import ConfigError
+from fedvision.flower import codec
+from fedvision.flower.client_registry import UnknownClients
+from fedvision.formatting import plural
+from fedvision.runs.member_register import JOINED, LEFT, REFUSED, SERVER, MemberRegister
+from fedvision.server.phase_result import PhaseResult
+
+_TELLING = ("plain", "noisy")
+_LOOK_S = 0.5
+_SAY_EVERY_S = 10.0
+_ASK_AGAIN_S = 60.0
+"""Seconds after which a machine that said no is asked again."""
+
+
+class Registration(NamedTuple):
+    """A client whose key is in the folder of client keys."""
+
+    node: int
+    """Flower's number of it."""
+    key: str
+    """Fingerprint of its public key."""
+    seen: float | None
+    """Seconds since it was last seen; None where it never was."""
+
+
+class DeployedClientRegistry:
+    """The members of a run.
+
+    Args:
+        register: Knows names, numbers and what was told; all that changes is written there first.
+        run: The run's key.
+        classes: C.
+        say: Is called with what a person may want to see now.
+        note: Is called with what shall also stand in the report.
+        registered: Returns every client that may join, by name; empty where the SuperLink does not answer.
+        needed: Whether the experiment's loss rests on the federation's class counts.
+        authorities: Who vouches for clients that mask their counts; none leaves that to the clients.
+    """
+
+    def __init__(
+        self,
+        register: MemberRegister,
+        run: str,
+        classes: int,
+        say: Callable[[str], None],
+        note: Callable[[str], None],
+        registered: Callable[[], Mapping[str, Registration]],
+        *,
+        needed: bool = False,
+        authorities: Sequence[Certificate] = (),
+    ) -> None:
+        self._register, self._classes, self._say, self._note = register, classes, say, note
+        self._registered, self._needed = registered, needed
+        self._by_name = {name: client for client, name in register.names.items()}
+        sums = [MaskedSum.from_table(line) for line in register.sums]
+        self._masked = MaskedSums(run, classes, sums, authorities)
+        known = [member for member in register.members.values() if self._is_known(member.client)]
+        self.numbers: dict[int, int] = {member.node: member.client for member in known}
+        """Which client each node is."""
+        self._nodes = {member.client: member.node for member in known}
+        self._refused: dict[int, float] = {}
+        self._here: set[int] = set()
+        self._unheard = {member.client for member in known}
+        """Members that an earlier server knew, and that gave no sign of life since."""
+        self._began = time.monotonic()
+        self._checked = float("-inf")
+        self.least = 1
+        """Members without whom no round begins."""
+        self.settled = False
+        """Whether a round is under way: class counts must not change until it is recorded."""
+
+    def __len__(self) -> int:
+        return len(self._joined())
+
+    def _joined(self) -> set[int]:
+        """Return the members: those that told what they have, or need not."""
+        return {client for client in self._register.members if self._is_member(client)}
+
+    def _is_known(self, client: int) -> bool:
+        """Tell whether a client said all that it is asked when it joins; who waits for a sum did."""
+        member = self._register.members.get(client)
+        if member is None or not member.sharing or member.status == REFUSED:
+            return False
+        if member.sharing == "masked":
+            return client in self._masked or client in self._masked.waiting
+        return member.sharing not in _TELLING or member.counts is not None
+
+    def _is_member(self, client: int) -> bool:
+        return self._is_known(client) and not (self._needed and client in self._masked.waiting)
+
+    def has(self, node: int) -> bool:
+        """Tell whether a node is a member: it was asked and can take part."""
+        return self._is_member(self.numbers.get(node, -1))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Training images of each class [C] over all members, as far as they tell."""
+        # Noise may make one client's number negative; over all of them a negative sum means none.
+        return tuple((self.table().sum(0) + self._masked.total).clip(min=0).tolist())
+
+    @property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """Members whose counts are known as a sum alone, by their group's name."""
+        return {known.group: known.clients for known in self._masked.sums}
+
+    @property
+    def told(self) -> list[int]:
+        """Members that tell their own class counts, as they are or with noise, rising."""
+        members = self._register.members
+        return sorted(c for c in members if self._is_known(c) and members[c].sharing in _TELLING)
+
+    @property
+    def exact(self) -> bool:
+        """Whether ``counts`` holds every image of every member."""
+        known = [member for client, member in self._register.members.items() if self._is_known(client)]
+        return all(member.sharing == "plain" or member.client in self._masked for member in known)
+
+    def table(self) -> NDArray[np.int64]:
+        """Return the images of each class of every client in ``told`` [K, C]."""
+        rows = [self._register.members[client].counts for client in self.told]
+        return np.array(rows, np.int64).reshape(len(rows), self._classes)
+
+    def client(self, node: int) -> int:
+        """Return the client on a node."""
+        return self.numbers.get(node, node)
+
+    def node(self, client: int) -> int:
+        """Return the node that hosts a client."""
+        return self._nodes[client]
+
+    def name(self, client: int) -> str:
+        """Return the name under which a client is registered."""
+        return next((name for name, number in self._by_name.items() if number == client), str(client))
+
+    def present(self, grid: Grid) -> list[int]:
+        """Return the members that are online, rising; waits while there are fewer than ``least``."""
+        assert isinstance(grid, SuperLinkGrid)
+        said = float("-inf")
+        while True:
+            online = grid.names()
+            if not self.settled and (len(online) >= self.least or len(self) >= self.least):
+                self._admit(grid, online)
+            members = self._joined() - self._not_heard_yet(online)
+            here = sorted(self.numbers[node] for node in online if self.numbers.get(node) in members)
+            self._compare(here)
+            if len(here) >= self.least:
+                return here
+            if time.monotonic() - said > _SAY_EVERY_S:
+                said = time.monotonic()
+                self._say(self._waiting(online))
+            time.sleep(_LOOK_S)
+
+    def _not_heard_yet(self, online: Mapping[int, str]) -> set[int]:
+        """Return the members that have not found this server: they count as online for a while."""
+        if self._unheard & {self.numbers.get(node) for node in online}:
+            seen, since = self._last_seen(), time.monotonic() - self._began
+            ages = {client: seen.get(self.name(client)) for client in self._unheard}
+            self._unheard = {client for client, age in ages.items() if age is None or age >= since}
+        return self._unheard
+
+    def _last_seen(self) -> dict[str, float | None]:
+        return {name: found.seen for name, found in self._registered().items()}
+
+    def _compare(self, here: Sequence[int]) -> None:
+        """Note which members left since the last look, and which came back."""
+        members = self._register.members
+        for client in sorted(self._here - set(here)):
+            if not self._note_revoked([client]):
+                self._register.left(client)
+                self._note(f"{self.name(client)} ({client}) is not there any more")
+        for client in here:
+            if members[client].status != JOINED:
+                name, key, sharing = members[client].name, members[client].key, members[client].sharing
+                self._register.joined(client, name, key, node=self._nodes[client], sharing=sharing)
+                self._note(f"{self.name(client)} ({client}) is there again")
+        self._here = set(here)
+        away = [client for client, member in members.items() if member.status == LEFT]
+        if away and time.monotonic() - self._checked > _SAY_EVERY_S:
+            self._note_revoked(away)
+
+    def _note_revoked(self, clients: Sequence[int]) -> bool:
+        """Note which of some clients may not join any more; return whether one may not."""
+        self._checked, registered = time.monotonic(), self._registered()
+        allowed = {found.node for found in registered.values()}
+        gone = [client for client in clients if registered and self._nodes[client] not in allowed]
+        for client in gone:
+            self._register.revoked(client)
+            self._note(f"{self.name(client)} ({client}) is shut out: its key was removed")
+        return bool(gone)
+
+    def _admit(self, grid: SuperLinkGrid, online: Mapping[int, str]) -> None:
+        """Number machines that are new and ask them what they have."""
+        now = time.monotonic()
+        for node in self._refused.keys() - online.keys():
+            del self._refused[node]  # it left; perhaps it comes back mended
+        new = {
+            node: name
+            for node, name in online.items()
+            if not self._is_known(self.numbers.get(node, -1))
+            and now - self._refused.get(node, float("-inf")) > _ASK_AGAIN_S
+        }
+        if new:
+            self._ask(grid, new, now)
+        self._masked.leave([c for c, (node, _) in self._masked.waiting.items() if node not in online])
+        if found := self._masked.gather(grid, self._leave_out):
+            self._register.told_together(found.to_table())
+
+    def _ask(self, grid: SuperLinkGrid, new: Mapping[int, str], now: float) -> None:
+        self._number(new)
+        keys = {found.node: found.key for found in self._registered().values()}
+        exchange = PhaseResult(client_registry=UnknownClients(), stage="data")
+        messages = [Message(RecordDict(), node, codec.CLIENT_INFO) for node in new]
+        # Who asks to join a run that is going on must not hold it up.
+        patience = None if len(self) < self.least else _ASK_AGAIN_S
+        for reply in exchange.send(grid, messages, timeout=patience):
+            node = reply.metadata.src_node_id
+            entry = codec.decode_client_info(reply.content)
+            if len(entry.counts) == self._classes:
+                self._refused.pop(node, None)
+                self._enter(node, new[node], keys.get(node, ""), entry)
+            else:
+                reason = f"it tells counts of {len(entry.counts)} classes, and there are {self._classes}"
+                exchange.refuse(node, reason)
+        for item in exchange.refused:
+            node, reason = item["client"], item["reason"]
+            self._refused[node] = now
+            key = keys.get(node, "")
+            self._register.refused(self.numbers[node], new[node], key, reason, by=new[node])
+            self._note(f"{new[node]} cannot take part: {reason}")
+
+    def _enter(self, node: int, name: str, key: str, entry: codec.ClientInfo) -> None:
+        """Write a client that answered into the register."""
+        client = self.numbers[node]
+        if entry.sharing == "masked":
+            try:
+                self._masked.expect(client, node, entry)
+            except ConfigError as error:
+                self._leave_out(client, str(error), key)
+                return
+        self._register.joined(client, name, key, node=node, sharing=entry.sharing)
+        told = ""
+        if entry.sharing in _TELLING:
+            self._register.told(client, entry.counts)
+            told = f" with {plural(sum(entry.counts), 'training image')}"
+        if self._register.round:
+            self._note(f"{name} ({client}) joined{told}")
+
+    def _leave_out(self, client: int, reason: str, key: str = "") -> None:
+        """Say that a client cannot take part, and ask it again after a while."""
+        self._refused[self._nodes[client]] = time.monotonic()
+        self._register.refused(client, self.name(client), key, reason, by=SERVER)
+        self._note(f"{self.name(client)} cannot take part: {reason}")
+        self._masked.leave([client])
+
+    def _number(self, new: Mapping[int, str]) -> None:
+        taken = set(self._by_name.values())
+        free = (number for number in itertools.count() if number not in taken)
+        for name in sorted(set(new.values()) - self._by_name.keys()):
+            self._by_name[name] = next(free)
+        for node, name in new.items():
+            self.numbers[node] = self._by_name[name]
+            self._nodes[self._by_name[name]] = node
+
+    def _waiting(self, online: Mapping[int, str]) -> str:
+        masked = [self.name(client) for client in sorted(self._masked.waiting)]
+        unheard = {self.name(client) for client in self._unheard}
+        there = {name for node, name in online.items() if node not in self._refused} - unheard - set(masked)
+        others = [
+            f"{name} {_ago(seconds)}"
+            for name, seconds in sorted(self._last_seen().items())
+            if name not in there and name not in masked
+        ]
+        few = f"{' and '.join(masked)} mask{'s' * (len(masked) == 1)} class counts, and a sum that hides them"
+        hidden = [f"{few} needs {MIN_GROUP_SIZE} such clients"] if masked and self._needed else []
+        if hidden and (missing := self._masked.missing):
+            lacking = " and ".join(missing)
+            hidden = [f"{' and '.join(masked)} told masked class counts for a sum that lacks {lacking}"]
+        return "; ".join([f"waiting: {len(there)} of {self.least} clients", *hidden, *others])
+
+
+def _ago(seconds: float | None) -> str:
+    if seconds is None:
+        return "was never here"
+    return "is being asked" if seconds <= 0 else f"last seen {seconds:.0f} s ago"

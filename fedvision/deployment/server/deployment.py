@@ -1,0 +1,348 @@
+"""The server command: a SuperLink, a run on it, and the run folder; ``kill -9`` of any part is survived.
+
+The command is the run's ServerApp itself: it starts the run through the SuperLink's private side, takes the
+task that Flower's superexec would take, and drives the rounds. So there is one process to watch beside the
+SuperLink, its exit code is the run's, no app bundle is unpacked and no dependency is installed. What Flower
+cannot do is done by the run folder's checkpoints: a server that is started again begins a new Flower run at
+the round in which the old one was, and clients know it by its key as the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedvision.aggregation.masking import read_certificates
+from fedvision.data.shards import Shard
+from fedvision.deployment.run_manifest import RunManifest, build_fab
+from fedvision.deployment.server.deployed_clients import DeployedClientRegistry, Registration
+from fedvision.deployment.server.heartbeat import BEAT_S, LOST_S, Heartbeat
+from fedvision.deployment.server.keyring import fingerprint
+from fedvision.deployment.server.superlink_grid import SuperLinkGrid, expected_replies
+from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
+from fedvision.deployment.transport.internals_run import RunLink
+from fedvision.deployment.transport.internals_wire import HEARTBEAT_SECONDS, LinkDown, LinkRefused
+from fedvision.errors import FedVisionError, RecordError, RunError, RunExpired
+from fedvision.experiment import Experiment
+from fedvision.files import read_json, recording, replace_file
+from fedvision.flower.client_registry import ClientRegistry
+from fedvision.runs.events import named
+from fedvision.runs.folder import RunFolder
+from fedvision.runs.run_recorder import RunRecorder
+from fedvision.training.client_state import ClientStateStore
+from fedvision.training.client_trainer import ClientTrainer
+from fedvision.training.evaluate import Evaluation
+from fedvision.types import State
+
+log = logging.getLogger("fedvision.deploy")
+_GIVE_UP_S = 300.0
+_SAY_S = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneShard:
+    """The server's own images, where a worker asks for a client's."""
+
+    shard: Shard
+
+    def train(self, client: int) -> Shard:
+        """Return the images."""
+        return self.shard
+
+    def test(self, client: int) -> Shard:
+        """Return the images."""
+        return self.shard
+
+
+class Deployment(RunRecorder):
+    """A run across machines: ``RunRecorder`` over a SuperLink.
+
+    Args:
+        experiment: What to run; its training images stay unused.
+        folder: Where it is recorded.
+        options: As ``RunRecorder`` takes them.
+    """
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, **options: Any) -> None:
+        super().__init__(experiment, folder, **options)
+        self._file = folder.path / "deployment.json"
+        self._stopped = threading.Event()
+        self._saver = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future[None] | None = None
+        self._register = folder.members()
+        self._members: DeployedClientRegistry | None = None
+        self._told = 0
+
+    def run(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
+        """Run the rounds that are left on a SuperLink that is up.
+
+        Args:
+            place: The SuperLink.
+            process: Its process, where it is ours to start again.
+            wait_for: Clients that must be there before the first round.
+
+        Raises:
+            RunError: The run failed, or the SuperLink stayed away.
+        """
+        with self.interruption:
+            self.resume()
+            if process is not None:
+                place = process.open()
+            try:
+                return self._over(place, process, wait_for)
+            finally:
+                if process is not None and not process.keep:
+                    process.stop()
+
+    def _over(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
+        link = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=place.objects)
+        self._end_last(link)
+        try:
+            with self.progress:
+                if self.done < self.config.rounds:
+                    self._rounds(link, place, process, wait_for)
+                    self._saved()
+                else:
+                    self._recall_split()
+            self.finish(self._worker())
+        finally:
+            self._saver.shutdown()
+            link.close()
+        return self.state
+
+    def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
+        """Write a round's line; its checkpoint is written while the next round's messages are made."""
+        self._saved()
+        self._record_members(record)
+        super().round_done(record, seconds, state)
+        if self._members is not None:
+            self._register.round, self._members.settled = self.done + 1, False
+
+    def given_up(self, record: Mapping[str, Any]) -> None:
+        """Note the events of a round that is not recorded."""
+        self._record_members(record)
+        super().given_up(record)
+
+    def client_done(self, round: int, done: int, total: int) -> None:
+        """Move the progress bar; who joins from now on is asked in the next round."""
+        super().client_done(round, done, total)
+        if self._members is not None:
+            self._members.settled = True
+
+    def names(self) -> Mapping[int, str]:
+        """Return the clients' names by number."""
+        return self._register.names
+
+    def _record_members(self, record: Mapping[str, Any]) -> None:
+        """Write who failed in a round, and how the images are spread if somebody joined or told more."""
+        for item in record["refused"]:
+            self._register.failed(item["client"], item["stage"], item["reason"])
+        if self._members is not None and len(self._register.lines) > self._told:
+            self._record_spread(self._members)
+
+    def _save(self, round: int, tensors: Mapping[str, State], values: Mapping[str, Any]) -> None:
+        self._saving = self._saver.submit(super()._save, round, tensors, values)
+
+    def _saved(self) -> None:
+        """Wait until the last checkpoint is on the disk: before that no client may hear of a later round.
+
+        Raises:
+            RecordError: The disk is full or refuses.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def begin(self, client_registry: ClientRegistry) -> None:
+        """Show the progress, and write who has what as far as the clients tell."""
+        assert isinstance(client_registry, DeployedClientRegistry)
+        self._members, self._register.round = client_registry, self.done + 1
+        self._record_spread(client_registry)
+        super().begin(client_registry)
+
+    def _record_spread(self, members: DeployedClientRegistry) -> None:
+        """Write how many images of each class the members of now have."""
+        facts: dict[str, Any] = {"digest": "", "classes": list(self.experiment.dataset.classes)}
+        # What is shown of one client alone; the totals are those of the numbers as they were told.
+        facts |= {"counts": members.table().clip(min=0), "left_out": 0}
+        facts |= {"clients": len(members), "shown": members.told, "exact": members.exact}
+        if withheld := len(members) - len(members.told):
+            facts |= {"withheld": withheld}
+        self.record_split({**facts, "totals": list(members.counts)}, np.array(members.counts))
+        self._told = len(self._register.lines)
+
+    def _rounds(
+        self, link: RunLink, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int
+    ) -> None:
+        facts = self._facts()
+        self._register.round = self.done
+        members = DeployedClientRegistry(
+            self._register,
+            facts.run,
+            len(self.experiment.dataset.classes),
+            self.progress.note,
+            self.note,
+            lambda: _registered(link),
+            needed=self.config.loss.prior == "global",
+            authorities=read_certificates(place.roots) if place.roots else (),
+        )
+        restore = _Restoring(process, self.note, self.progress.note)
+        self._remember(flower_run=self._start(link, restore, facts))
+        measured, classes = self.config.evaluation.with_training, len(self.experiment.dataset.classes)
+        expected = expected_replies(self.state, classes, measured=measured)
+        grid = SuperLinkGrid(link, expected, members.numbers, restore, self._hear, members.has, self._saved)
+        with Heartbeat(link) as pulse, _outcome(link):
+            members.least = wait_for
+            try:
+                members.present(grid)
+                members.least = 1
+                self.run_rounds(grid, members, self._measure())
+            except RunError as error:
+                if _was_refused(error) and pulse.silence > LOST_S:
+                    raise RunExpired(f"the server was not heard of for {pulse.silence:.0f} s") from error
+                raise
+
+    @staticmethod
+    def _start(link: RunLink, restore: _Restoring, facts: RunManifest) -> int:
+        while True:
+            try:
+                return link.start(build_fab(), facts.to_table())
+            except LinkDown as error:
+                restore(error)
+
+    def _hear(self, client: int, sentence: str) -> None:
+        """Note what a client says of itself."""
+        who, what = named(client, self.names()), f"says that {sentence}"
+        number = min(self.done + 1, self.config.rounds)
+        with suppress(RecordError):
+            # A server that was started again asks for the same reply, and hears the same.
+            if {"round": number, "client": who, "what": what} not in self.folder.events():
+                self.folder.append_event(number, what, who)
+        self.progress.note(f"client {who} {what}")
+
+    def _recall_split(self) -> None:
+        facts = self.folder.split()
+        self.record_split(facts, np.array(facts["totals"], np.int64))
+
+    def _facts(self) -> RunManifest:
+        _, height, width, channels = self.experiment.dataset.train.images.shape
+        return RunManifest(
+            run=self._key(),
+            experiment=self.config.to_toml(),
+            classes=self.experiment.dataset.classes,
+            image=(height, width, channels),
+        )
+
+    def _key(self) -> str:
+        """Return the key under which clients keep what belongs to this run folder."""
+        key = read_json(self._file).get("run")
+        if not key:
+            key = secrets.token_hex(8)
+            self._remember(run=key)
+        return str(key)
+
+    def _remember(self, **facts: Any) -> None:
+        with recording("the deployment", self._file):
+            replace_file(self._file, json.dumps({**read_json(self._file), **facts}, indent=2) + "\n")
+
+    def _end_last(self, link: RunLink) -> None:
+        """End the Flower run of a server that was killed, so that clients do not work for it."""
+        if last := read_json(self._file).get("flower_run"):
+            with suppress(FedVisionError):
+                link.stop(int(last))
+
+    def _worker(self) -> ClientTrainer:
+        dataset = self.experiment.dataset
+        memory = ClientStateStore(self.folder.path / "clients", self.config.checkpoint_every)
+        shards = OneShard(shard=Shard.whole(dataset.train))
+        return ClientTrainer.open(
+            self.config, self.experiment.model, len(dataset.classes), shards, memory, trains=False
+        )
+
+    def _measure(self) -> Any:
+        test = self.experiment.dataset.test
+        if test is None:
+            return None
+        trainer, shard = self._worker(), Shard.whole(test)
+
+        def measure(grid: object, client_registry: object, state: State) -> Evaluation:
+            return trainer.measure(state, shard)
+
+        return measure
+
+
+class _Restoring:
+    """Waits for a SuperLink that does not answer, and starts it again where it is ours.
+
+    Args:
+        process: The SuperLink's process, or None where somebody else runs it.
+        note: Is called with what shall stand in the report.
+        say: Is called with what a person may want to see now.
+    """
+
+    def __init__(
+        self,
+        process: SuperlinkProcess | None,
+        note: Callable[[str], None],
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._process, self._note, self._say = process, note, say
+        self._since = self._last = self._said = float("-inf")
+
+    def __call__(self, error: LinkDown) -> None:
+        now = time.monotonic()
+        if now - self._last > 2 * BEAT_S:
+            self._since = self._said = now
+        self._last = now
+        if now - self._said >= _SAY_S:
+            self._said = now
+            self._say(f"the SuperLink does not answer for {now - self._since:.0f} s: {error}; trying again")
+        if now - self._since > _GIVE_UP_S:
+            raise RunError(f"the SuperLink does not answer for {_GIVE_UP_S:.0f} s: {error}") from error
+        if self._process is not None and self._process.ensure():
+            self._note("the SuperLink ended unexpectedly and was started again")
+        time.sleep(0.3)
+
+
+def _was_refused(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, LinkRefused):
+        error = error.__cause__
+    return error is not None
+
+
+@contextmanager
+def _outcome(link: RunLink) -> Iterator[None]:
+    """Tell the SuperLink how the run ended, so that its own list says the same."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(FedVisionError):
+            link.finish("failed", str(error) or type(error).__name__)
+        raise
+    with suppress(FedVisionError):
+        link.finish("completed", "")
+
+
+def _registered(link: RunLink) -> dict[str, Registration]:
+    """Return every client that may join; nothing where the SuperLink does not answer."""
+    found: dict[str, Registration] = {}
+    with suppress(LinkDown):
+        for node in link.nodes():
+            if node.status == "unregistered":
+                continue
+            interval = node.heartbeat_interval or HEARTBEAT_SECONDS
+            beat = node.online_until - 2 * interval if node.online_until else None
+            last = node.online_until if node.status == "offline" else beat
+            seen = None if beat is None else max(0.0, time.time() - (last or 0.0))
+            found[node.name] = Registration(int(node.node_id), fingerprint(node.public_key), seen)
+    return found

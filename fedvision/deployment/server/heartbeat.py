@@ -1,0 +1,68 @@
+"""The run's sign of life to its SuperLink, and how long none was given."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol, Self
+
+from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused
+
+BEAT_S = 10.0
+LOST_S = 45.0
+"""A silence after which a SuperLink may have given the run up: Flower does so after a minute."""
+
+
+class Link(Protocol):
+    """What takes the sign of life."""
+
+    def beat(self) -> bool:
+        """Say that the run's server is alive."""
+
+
+class Heartbeat:
+    """Tell the SuperLink now and then that the run's server is alive; a context around the rounds.
+
+    Args:
+        link: The SuperLink.
+        clocks: Seconds. One counts while the process is stopped, the other while its machine sleeps, too.
+    """
+
+    def __init__(
+        self, link: Link, clocks: tuple[Callable[[], float], ...] = (time.monotonic, time.time)
+    ) -> None:
+        self._link, self._clocks = link, clocks
+        self._last = self._now()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join(timeout=BEAT_S)
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the SuperLink last heard of this process."""
+        return max(now - then for now, then in zip(self._now(), self._last, strict=True))
+
+    def once(self) -> None:
+        """Give one sign of life."""
+        with suppress(LinkDown, LinkRefused):
+            self._link.beat()
+            self._last = self._now()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT_S):
+            self.once()
+
+    def _now(self) -> tuple[float, ...]:
+        return tuple(clock() for clock in self._clocks)

@@ -1,0 +1,187 @@
+"""The server's part in masked class counts: who waits for a group, what a group's sum is, what is kept of it.
+
+A client belongs to one group for the whole run, which it sees to itself (``client.masks``): groups that
+overlap could be subtracted from each other. So all clients that wait are asked for their agreement before
+anybody tells anything; who is away or refuses is left out then. Who drops out later is waited for: its group
+has no sum before it is back. Who comes later waits until ``MIN_GROUP_SIZE`` have come.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cryptography.x509 import Certificate
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedvision.aggregation import masking
+from fedvision.aggregation.masking import MIN_GROUP_SIZE, AdvertisedKey
+from fedvision.errors import ConfigError
+from fedvision.flower import sharing
+from fedvision.flower.client_registry import UnknownClients
+from fedvision.flower.codec import ClientInfo
+from fedvision.flower.sharing import added
+from fedvision.server.phase_result import PhaseResult
+
+log = logging.getLogger("fedvision.deploy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSum:
+    """What is known of a group."""
+
+    group: str
+    """Its name."""
+    clients: tuple[int, ...]
+    """Its clients, rising."""
+    counts: tuple[int, ...]
+    """Training images of each class [C] over all of them."""
+
+    def to_table(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"group": self.group, "clients": list(self.clients), "counts": list(self.counts)}
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> MaskedSum:
+        """Read what ``to_table`` wrote."""
+        return cls(group=str(table["group"]), clients=tuple(table["clients"]), counts=tuple(table["counts"]))
+
+
+class MaskedSums:
+    """The masked clients of a run.
+
+    Args:
+        run: The run's key.
+        classes: C.
+        kept: Sums of an earlier server of this run.
+        authorities: Who vouches for clients; none leaves that to the clients, who ask the same.
+    """
+
+    def __init__(
+        self, run: str, classes: int, kept: Sequence[MaskedSum], authorities: Sequence[Certificate]
+    ) -> None:
+        self._run, self._classes, self._authorities = run, classes, authorities
+        self.sums = list(kept)
+        self.waiting: dict[int, tuple[int, ClientInfo]] = {}
+        """Clients that are in no sum yet: node and what it said."""
+        self.missing: list[str] = []
+        """Names of clients without whom others, who told their masked counts already, have no sum."""
+        self._stuck: frozenset[int] = frozenset()
+
+    def __contains__(self, client: int) -> bool:
+        return any(client in known.clients for known in self.sums)
+
+    @property
+    def total(self) -> NDArray[np.int64]:
+        """Training images of each class [C] over all sums."""
+        rows = np.array([known.counts for known in self.sums], np.int64)
+        return added(rows.reshape(len(rows), self._classes))
+
+    def expect(self, client: int, node: int, entry: ClientInfo) -> None:
+        """Let a client wait for a group, unless it is in one.
+
+        Raises:
+            ConfigError: It cannot prove who it is.
+        """
+        if client in self:
+            return
+        if self._authorities:
+            masking.holder(AdvertisedKey.from_table(entry.card), self._run, self._authorities)
+        self.waiting[client] = (node, entry)
+
+    def leave(self, clients: Sequence[int]) -> None:
+        """Forget clients that wait."""
+        for client in clients:
+            self.waiting.pop(client, None)
+
+    def gather(self, grid: Grid, note: Callable[[int, str], None]) -> MaskedSum | None:
+        """Sum over all clients that wait, or over those that are left of them; None where they are too few.
+
+        Args:
+            grid: Carries the messages.
+            note: Is told who is left out, and why.
+        """
+        while len(self.waiting) >= MIN_GROUP_SIZE and self._stuck != frozenset(self.waiting):
+            bound, refused = self._agree(grid)
+            clients = () if refused else self._next_group(bound)
+            if clients:
+                told, refused = self._ask(grid, clients)
+                if not refused:
+                    return self._sum(clients, told, note)
+            for client, reason in refused.items():
+                del self.waiting[client]
+                note(client, reason)
+            if not refused:
+                self._stuck = frozenset(self.waiting)
+        return None
+
+    def _agree(self, grid: Grid) -> tuple[dict[int, list[AdvertisedKey]], dict[int, str]]:
+        """Ask all that wait whether they go together; return the cards that bind each, and refusals."""
+        bound: dict[int, list[AdvertisedKey]] = {}
+        replies, refused = self._send(grid, sorted(self.waiting), only_asks=True)
+        for client, content in replies.items():
+            try:
+                bound[client] = [AdvertisedKey.from_table(table) for table in sharing.decode_group(content)]
+            except (ConfigError, ValueError, KeyError, TypeError):
+                refused[client] = "its agreement to a masked sum is damaged"
+        return bound, refused
+
+    def _next_group(self, bound: Mapping[int, Sequence[AdvertisedKey]]) -> tuple[int, ...]:
+        """Return the clients of a group that is bound and complete, else all that are free, rising.
+
+        A client that told nothing yet may be named in a group that binds others: it is kept for that one.
+        """
+        self.missing = []
+        here = {self._card(client).public: client for client in bound}
+        for group in {masking.group_name(cards): cards for cards in bound.values() if cards}.values():
+            members = [here.get(card.public, -1) for card in group]
+            name = masking.group_name(group)
+            if all(m in bound and (not bound[m] or masking.group_name(bound[m]) == name) for m in members):
+                return tuple(sorted(members))
+            self.missing += [masking.common_name(card) for card in group if card.public not in here]
+        named = {card.public for cards in bound.values() for card in cards}
+        free = sorted(client for client in bound if self._card(client).public not in named)
+        return tuple(free) if len(free) >= MIN_GROUP_SIZE else ()
+
+    def _card(self, client: int) -> AdvertisedKey:
+        return AdvertisedKey.from_table(self.waiting[client][1].card)
+
+    def _send(
+        self, grid: Grid, clients: Sequence[int], *, only_asks: bool = False
+    ) -> tuple[dict[int, RecordDict], dict[int, str]]:
+        """Send some clients' cards to all of them; return the replies and the refusals, by client."""
+        cards = [self.waiting[client][1].card for client in clients]
+        content = sharing.encode_group(cards, only_asks=only_asks)
+        by_node = {self.waiting[client][0]: client for client in clients}
+        exchange = PhaseResult(client_registry=UnknownClients(), stage="data")
+        messages = [Message(content, node, sharing.MASKED) for node in by_node]
+        replies = {by_node[r.metadata.src_node_id]: r.content for r in exchange.send(grid, messages)}
+        return replies, {by_node[item["client"]]: str(item["reason"]) for item in exchange.refused}
+
+    def _ask(self, grid: Grid, clients: Sequence[int]) -> tuple[dict[int, NDArray[np.int64]], dict[int, str]]:
+        replies, refused = self._send(grid, clients)
+        told = {client: sharing.decode_masked(content) for client, content in replies.items()}
+        odd = [client for client, numbers in told.items() if len(numbers) != self._classes]
+        return told, refused | dict.fromkeys(odd, "its masked class counts are not one for each class")
+
+    def _sum(
+        self,
+        clients: Sequence[int],
+        told: Mapping[int, NDArray[np.int64]],
+        note: Callable[[int, str], None],
+    ) -> MaskedSum | None:
+        counts = added([told[client] for client in clients])
+        entries = [self.waiting.pop(client)[1] for client in clients]
+        if not sharing.unmasked(counts, sum(entry.images for entry in entries)):
+            for client in clients:
+                note(client, "the masked class counts of its group give no sum: somebody masked otherwise")
+            return None
+        group = masking.group_name([AdvertisedKey.from_table(entry.card) for entry in entries])
+        found = MaskedSum(group=group, clients=tuple(clients), counts=tuple(counts.tolist()))
+        self.sums.append(found)
+        return found

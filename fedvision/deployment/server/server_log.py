@@ -1,0 +1,147 @@
+"""The log of the server's process: one handler for all that speaks in it, which no flood can fill.
+
+Flower and uvicorn bring handlers of their own, with colour codes, without the time or whose call it was, and
+one line for every call that somebody makes. Here every line goes through one handler: it bears the time, the
+same text is said once a minute, one place in the code has a limit, and a full file is set aside.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, MutableMapping
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from fedvision.deployment.server.limits import TokenBuckets
+from fedvision.errors import ConfigError
+
+FILE_BYTES, OLD_FILES = 10 * 2**20, 4
+"""Size at which a log is set aside, and how many of those are kept."""
+_QUIET_S = 60.0
+_TEXTS = 10_000
+"""Texts that are remembered; beyond them the one that was said first is forgotten."""
+_BURST, _RATE = 1000.0, 0.5
+"""Lines at once of one place in the code, and lines a second."""
+_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Calm(logging.Filter):
+    """Lets the same text through once a minute, and of one place in the code as much as its bucket holds.
+
+    Args:
+        clock: Seconds that only rise.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._said: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
+        self._places = TokenBuckets(_RATE, _BURST, clock)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line is written, and add how often it was not."""
+        place = f"{record.pathname}:{record.lineno}"
+        kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
+        told = (place, f"{kind} {record.getMessage()}")
+        now = self._clock()
+        then, silent = self._said.pop(told, (float("-inf"), 0))
+        allowed = now - then >= _QUIET_S and self._places.take(place)
+        self._said[told] = (now, 0) if allowed else (then, silent + 1)
+        if len(self._said) > _TEXTS:
+            self._said.popitem(last=False)
+        if allowed and silent:
+            record.msg = f"{record.getMessage()} ({silent} times more since it was last said)"
+            record.args = None
+        return allowed
+
+
+class OneLine(logging.Formatter):
+    """Time and text, without colour codes; what follows a line break is indented, so that none is forged."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return what is written."""
+        text = _CODES.sub("", super().format(record)).replace("\r\n", "\n").rstrip("\n")
+        text = _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
+        return text.replace("\n", "\n    ")
+
+
+class RotatingLog(RotatingFileHandler):
+    """A file that is set aside when it is full; standard error goes with it, for what no logger says.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=FILE_BYTES, backupCount=OLD_FILES, encoding="utf-8")
+        self._follow()
+
+    def doRollover(self) -> None:
+        """Begin a new file."""
+        super().doRollover()
+        self._follow()
+
+    def _follow(self) -> None:
+        sys.stderr.flush()
+        if self.stream:
+            os.dup2(self.stream.fileno(), 2)
+
+
+class PeerLogger(logging.LoggerAdapter[logging.Logger]):
+    """uvicorn's logger with the peer whose connection it speaks of.
+
+    Args:
+        logger: uvicorn's.
+        peer: Who.
+    """
+
+    def __init__(self, logger: logging.Logger, peer: str) -> None:
+        super().__init__(logger, {"peer": peer})
+        self._peer = peer
+
+    @property
+    def level(self) -> int:
+        """The logger's own, which uvicorn asks for."""
+        return self.logger.level
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        """Put the peer before a text."""
+        return f"{self._peer}: {msg}", kwargs
+
+
+def install(path: Path | None) -> None:
+    """Send all that is logged in this process through one handler.
+
+    Args:
+        path: A file, or None for standard error.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    from fedvision.flower import internals
+
+    try:
+        handler: logging.Handler = RotatingLog(path) if path else logging.StreamHandler()
+    except OSError as error:
+        raise ConfigError(f"--log {path}: it cannot be written: {error.strerror}") from error
+    handler.setFormatter(OneLine())
+    handler.addFilter(Calm())
+    internals.quiet()
+    for name in ("flwr", "uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "httpcore"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    logging.root.handlers[:] = [handler]
+    logging.getLogger("fedvision.deploy").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a disk that is full is no reason to write more

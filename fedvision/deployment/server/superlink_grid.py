@@ -1,0 +1,326 @@
+"""The server's Grid over a SuperLink: messages packed once, replies checked before they are fetched.
+
+Flower's own Grid asks every 3 s, fetches whatever a client sent, and holds all replies of a round. Here
+replies are asked for several times a second and fetched one at a time, when the strategy wants the next, so
+that the server's memory holds one reply whatever the cohort; what does not fit the model is never fetched.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from flwr.app import Error, Message, RecordDict
+
+from fedvision.deployment.transport import message_format
+from fedvision.deployment.transport.internals_run import RunLink
+from fedvision.deployment.transport.internals_wire import (
+    NODE_UNAVAILABLE,
+    IncomingMessage,
+    LinkDown,
+    LinkRefused,
+    NotDeliveredYet,
+    PackedTensors,
+    RunEnded,
+    from_node,
+    pack_message,
+    pack_tensors,
+    with_content,
+)
+from fedvision.engines.local_grid import LocalGrid
+from fedvision.errors import FedVisionError, ProtocolError, RunError
+from fedvision.flower import codec, internals
+from fedvision.types import State
+
+_PAUSE_S = 0.02
+"""Pause between two questions for replies, which the SuperLink holds while there is none (see ``news``)."""
+_UPLOAD_S = 6 * 3600.0
+"""How long a client may take to deliver a reply; a SuperLink gives up on one that rests for 180 s."""
+_SPARE = 4
+"""An objective may send this many models' worth of tensors beside the model."""
+_T = TypeVar("_T")
+
+
+@dataclass
+class _Sent:
+    """A message that waits for its reply."""
+
+    message: Message
+    node: int
+    again: bool = False
+
+
+@dataclass
+class _Arrived:
+    """A reply that is announced."""
+
+    incoming: IncomingMessage
+    sent: _Sent
+    since: float
+    notes: tuple[str, ...] = ()
+
+
+class SuperLinkGrid(LocalGrid):
+    """A Flower Grid whose nodes are machines far away.
+
+    Args:
+        link: The SuperLink.
+        expected: What replies may bring, by message type; others bring numbers.
+        numbers: Which client each node is; read whenever a message is sent.
+        restore: Brings a SuperLink back that does not answer; raises when it gives up.
+        hear: Is called with a client and a sentence of its own on what befell it.
+        belongs: Tells whether a node is a member: one that came in the middle of a round, or that said that
+            it cannot take part, is not asked.
+        settle: Is called when messages are made, before anybody can see them; what must be settled by then
+            is settled when it returns.
+    """
+
+    def __init__(
+        self,
+        link: RunLink,
+        expected: Mapping[str, message_format.Expected],
+        numbers: Mapping[int, int],
+        restore: Callable[[LinkDown], None],
+        hear: Callable[[int, str], None] = lambda client, sentence: None,
+        belongs: Callable[[int], bool] = lambda node: True,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._hear, self._belongs, self._settle = hear, belongs, settle
+        super().__init__(0, link.run_id)
+        self._owed: dict[str, _Sent] = {}
+        self._here: deque[_Arrived] = deque()
+        self._unsent: list[Message] = []
+        self._link, self._expected, self._numbers, self._restore = link, expected, numbers, restore
+        self._later = ThreadPoolExecutor(1, "confirm")
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the members that are online, in the order of their clients."""
+        online = [node for node in self._surely(self._link.online) if self._belongs(node)]
+        return sorted(online, key=lambda node: (self._numbers.get(node, 1 << 62), node))
+
+    def names(self) -> dict[int, str]:
+        """Return the nodes that are online with the names under which they are registered."""
+        return self._surely(self._link.online)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Yield one reply for each message, as they come.
+
+        Args:
+            messages: Are packed in place.
+            timeout: Seconds after which the rest is not waited for.
+        """
+        waiting, began = self._push(list(messages)), time.monotonic()
+        limit = began + timeout if timeout is not None else math.inf
+        for _, reply in self._receive(waiting, deque(), lambda: limit, ""):
+            yield reply
+            del reply
+
+    def carry(self, messages: Sequence[Message]) -> Iterator[Message]:
+        """Yield the replies to messages."""
+        return self.send_and_receive(messages)
+
+    # What may be owed when a round is over (flower.post.Lasting).
+
+    simulated = False
+
+    def now(self) -> float:
+        """Return the seconds of this machine's clock."""
+        return time.monotonic()
+
+    def post(self, messages: Sequence[Message]) -> None:
+        """Send messages, packed in place."""
+        sent = self._push(list(messages))
+        taken = {id(one.message) for one in sent.values()}
+        self._unsent += [message for message in messages if id(message) not in taken]
+        self._owed |= sent
+
+    def resume(self, messages: Sequence[Message], since: Sequence[float], now: float) -> None:
+        """Send messages again; a client that has done the task already answers without doing it again."""
+        self.post(messages)
+
+    def watch(self, limit: Callable[[], float], kind: str = "") -> Iterator[tuple[Message, Message]]:
+        """Yield messages with their replies as they come; as ``AsyncGrid.watch``."""
+        while self._unsent:
+            message = self._unsent.pop()
+            error = Error(code=NODE_UNAVAILABLE, reason="it went offline before it was asked")
+            yield message, Message(error, reply_to=message)
+        yield from self._receive(self._owed, self._here, limit, kind)
+
+    def ready(self) -> list[Message]:
+        """Return the messages whose replies are announced."""
+        self._look(self._owed, self._here)
+        return [*self._unsent, *(found.sent.message for found in self._here)]
+
+    def wait(self, until: float) -> None:
+        """Return when one more reply is announced, or at ``until``."""
+        before = len(self._here)
+        while self._owed and len(self._here) == before and self.now() < until:
+            time.sleep(_PAUSE_S)
+            self._look(self._owed, self._here)
+
+    def _push(self, messages: list[Message]) -> dict[str, _Sent]:
+        self._pack(messages)
+        ids = self._surely(lambda: self._link.push(messages, self._settle)) if messages else []
+        return {
+            name: _Sent(message, message.metadata.dst_node_id)
+            for name, message in zip(ids, messages, strict=True)
+            if name
+        }
+
+    def _receive(
+        self, waiting: dict[str, _Sent], arrived: deque[_Arrived], limit: Callable[[], float], kind: str
+    ) -> Iterator[tuple[Message, Message]]:
+        """Yield messages with their replies; replies that were announced by the limit are still taken."""
+        while waiting or arrived:
+            over = time.monotonic() > limit()
+            if not over:
+                self._look(waiting, arrived)
+            moved = False
+            for _ in range(len(arrived)):
+                found = arrived.popleft()
+                if kind and found.sent.message.metadata.message_type != kind:
+                    arrived.append(found)
+                elif reply := self._take(found, waiting, arrived):
+                    moved = True
+                    yield found.sent.message, reply
+                reply = None  # a model, which must be gone when the next one is fetched
+            if over:
+                return
+            if not moved:
+                time.sleep(max(0.0, min(_PAUSE_S, limit() - time.monotonic())))
+
+    def _look(self, waiting: dict[str, _Sent], arrived: deque[_Arrived]) -> None:
+        """Ask which replies are there."""
+        if waiting:
+            for incoming in self._surely(lambda: self._link.pull(list(waiting))):
+                arrived.append(self._arrival(incoming, waiting))
+
+    @staticmethod
+    def _arrival(incoming: IncomingMessage, waiting: dict[str, _Sent]) -> _Arrived:
+        sent = waiting.pop(incoming.head.metadata.reply_to_message_id)
+        return _Arrived(incoming, sent, time.monotonic())
+
+    def _take(self, found: _Arrived, waiting: dict[str, _Sent], arrived: deque[_Arrived]) -> Message | None:
+        """Return a reply, or None where it is not delivered yet or was lost and is asked for again."""
+        head = found.incoming.head
+        if head.has_error():
+            if self._is_lost(head) and not found.sent.again:
+                self._ask_again(found.sent, waiting)
+                return None
+            return from_node(head, found.sent.node, self._said(head))
+        try:
+            content = self._surely(lambda: self._fetch(found, head.metadata.message_type))
+        except NotDeliveredYet:
+            if time.monotonic() - found.since > _UPLOAD_S:
+                return self._failed(found, "its reply was announced and never delivered")
+            arrived.append(found)
+            return None
+        except ProtocolError as error:
+            return self._failed(found, str(error), internals.REPLY_REFUSED)
+        except RunEnded:
+            if found.sent.again:
+                return self._failed(found, "its reply was lost")
+            self._ask_again(found.sent, waiting)
+            return None
+        for note in found.notes:
+            self._hear(self._numbers.get(found.sent.node, found.sent.node), note)
+        return with_content(head, content)
+
+    def _fetch(self, found: _Arrived, kind: str) -> RecordDict:
+        incoming = found.incoming
+        layout = incoming.open()
+        self._expected.get(kind, message_format.Expected()).check(layout)
+        # NumPy takes large memory in large pages, which makes it three times as fast as a bytearray.
+        blob, start = np.empty(layout.size, np.uint8).data, 0
+        for piece in incoming.read(layout.size):
+            blob[start : start + len(piece)] = piece
+            start += len(piece)
+        self._later.submit(self._confirm, incoming)
+        found.notes = layout.notes
+        return message_format.unpack(layout, blob)
+
+    def _confirm(self, incoming: IncomingMessage) -> None:
+        """Let the SuperLink forget a reply; what it does not hear of goes when the run ends."""
+        with suppress(FedVisionError):
+            self._link.confirm(incoming)
+
+    def _ask_again(self, sent: _Sent, waiting: dict[str, _Sent]) -> None:
+        """Send a message again whose reply was lost with a SuperLink; the client has kept its reply."""
+        (name,) = self._surely(lambda: self._link.push([sent.message]))
+        waiting[name] = _Sent(sent.message, sent.node, again=True)
+
+    @staticmethod
+    def _is_lost(head: Message) -> bool:
+        generated = head.metadata.src_node_id == internals.SERVER_NODE
+        return generated and head.error.code != NODE_UNAVAILABLE
+
+    @staticmethod
+    def _said(head: Message) -> Error:
+        if head.metadata.src_node_id == internals.SERVER_NODE:
+            return Error(code=head.error.code, reason="it went offline before it answered")
+        return head.error
+
+    @staticmethod
+    def _failed(found: _Arrived, reason: str, code: int = internals.CLIENT_RAISED) -> Message:
+        error = Error(code=code, reason=reason)
+        return from_node(found.incoming.head, found.sent.node, error)
+
+    def _pack(self, messages: Sequence[Message]) -> None:
+        """Put the packed content into every message; tensors that several share are cut up once."""
+        cut: dict[tuple[tuple[str, int], ...], PackedTensors] = {}
+        for message in messages:
+            content = message.content
+            layout = message_format.describe(content, self._numbers.get(message.metadata.dst_node_id, -1))
+            key = tuple((name, id(record)) for name, record in content.array_records.items())
+            if key not in cut:
+                cut[key] = pack_tensors(message_format.TensorSource(content, layout))
+            message.content = pack_message(layout, cut[key])
+
+    def _surely(self, call: Callable[[], _T]) -> _T:
+        """Call until the SuperLink answers.
+
+        Raises:
+            RunError: It no longer knows the run.
+        """
+        while True:
+            try:
+                return call()
+            except LinkDown as error:
+                self._restore(error)
+            except LinkRefused as error:
+                raise RunError(
+                    f"the SuperLink no longer takes this run's messages ({error}): it was stopped there, or "
+                    "this machine was asleep for a minute; the same command goes on from the last round"
+                ) from error
+
+
+def expected_replies(
+    state: State, classes: int, *, measured: bool = False
+) -> dict[str, message_format.Expected]:
+    """Return what clients may send back: the model exactly, and numbers.
+
+    Args:
+        state: The travelling tensors.
+        classes: C; an evaluation brings confusion counts [C, C].
+        measured: Whether replies to training messages bring them, too.
+    """
+    entries = tuple(
+        message_format.TensorSpec(name, array.dtype, tuple(array.shape))
+        for name, array in codec.encode_state(state).items()
+    )
+    size = sum(entry.size + message_format.ALIGN for entry in entries)
+    counts = 8 * classes * classes + (1 << 16)
+    spare = _SPARE * size + (counts if measured else 0)
+    return {
+        "train": message_format.Expected(groups={codec.ARRAYS: entries}, spare_bytes=spare),
+        "evaluate": message_format.Expected(spare_bytes=counts),
+    }

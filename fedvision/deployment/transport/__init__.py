@@ -1,0 +1,1 @@
+"""How messages travel between a SuperLink and its clients: format, validation, storage."""

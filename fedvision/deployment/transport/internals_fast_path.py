@@ -1,0 +1,264 @@
+"""Flower's non-public names behind the calls of a round (flwr 1.41 and 1.42), contract-tested.
+
+* ``authenticate_node``, ``get_linkstate``: Flower's own check of who calls.
+* ``authenticate_task``: the same for the process that is the run's ServerApp.
+* ``check_abort``, ``fleet_handlers``, ``runtime_handlers``, ``store_object``, ``store_traffic``: its own
+  answers to such calls, and what they are made of.
+* ``PullObjectResponse``: its bytes are put together by hand, so that a file is never in memory as a whole.
+
+Flower hands every call through six layers of middleware, each of which copies the body or starts a task for
+every piece of it, and holds the whole answer in memory. What every round calls goes past them here: the same
+checks, the same work, and files leave as they are read. Whatever is unusual goes Flower's way, errors above
+all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from flwr.common.constant import SUPERLINK_NODE_ID, Status
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.proto.runtime_pb2 import GetNodesRequest, PullAppMessagesRequest, PushAppMessagesRequest
+from flwr.server.superlink.linkstate import LinkState
+from flwr.server.superlink.utils import check_abort
+from flwr.supercore.constant import TASK_TOKEN_HEADER
+from flwr.supercore.dependencies.task import authenticate_task
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.superlink.dependencies.linkstate import get_linkstate
+from flwr.superlink.routers.fleet.node_auth import authenticate_node
+from flwr.superlink.servicer.fleet import fleet_handlers
+from flwr.superlink.servicer.runtime import runtime_handlers
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from fedvision.deployment.transport.blob_store import IN_FILE
+from fedvision.deployment.transport.internals_bundle import (
+    FLEET,
+    RUNTIME,
+    Bundle,
+    Told,
+    split,
+    store_together,
+    varint,
+)
+from fedvision.deployment.transport.internals_store import FileObjectStore
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Answer = tuple[bytes, Path | None]
+_CHUNK = 1 << 18
+"""Bytes of a file that are in memory at a time, for each client that fetches."""
+_FRESH_S = 1.0
+_ENDED = [Status.PENDING, Status.STARTING, Status.FINISHED]
+
+
+class FastPath:
+    """An ASGI application that serves a round's calls itself and leaves all else to Flower.
+
+    Args:
+        app: Flower's application.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self._going_on: dict[int, float] = {}
+        self._work = {
+            "/v1/fleet/push-object": _Call(
+                PushObjectRequest, self._push_to_file, _client, aside="object_content"
+            ),
+            "/v1/fleet/pull-object": _Call(PullObjectRequest, self._pull_from_file, _client),
+            FLEET: _Call(Bundle, self._push_bundle, _client),
+            "/v1/fleet/pull-messages": _Call(PullMessagesRequest, fleet_handlers.pull_messages, _client_at),
+            "/v1/fleet/push-messages": _Call(PushMessagesRequest, fleet_handlers.push_messages, _client),
+            "/v1/fleet/confirm-message-received": _Call(
+                ConfirmMessageReceivedRequest, fleet_handlers.confirm_message_received, _client_at
+            ),
+            "/v1/fleet/send-node-heartbeat": _Call(
+                SendNodeHeartbeatRequest, fleet_handlers.send_node_heartbeat, _client
+            ),
+            "/v1/runtime/push-object": _Call(PushObjectRequest, runtime_handlers.push_object, _server),
+            "/v1/runtime/pull-object": _Call(PullObjectRequest, runtime_handlers.pull_object, _server),
+            RUNTIME: _Call(Bundle, self._push_servers_bundle, _server),
+            "/v1/runtime/pull-messages": _Call(
+                PullAppMessagesRequest, runtime_handlers.pull_messages, _server
+            ),
+            "/v1/runtime/push-messages": _Call(
+                PushAppMessagesRequest, runtime_handlers.push_messages, _server
+            ),
+            "/v1/runtime/confirm-message-received": _Call(
+                ConfirmMessageReceivedRequest, runtime_handlers.confirm_message_received, _server
+            ),
+            "/v1/runtime/get-nodes": _Call(GetNodesRequest, runtime_handlers.get_nodes, _server),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        work = self._work.get(scope["path"]) if scope["type"] == "http" else None
+        if work is None:
+            await self._app(scope, receive, send)
+            return
+        body = await _whole(receive)
+        found = await run_in_threadpool(self._try, work, scope, body)
+        if found is None:
+            await self._app(scope, partial(_again, body, receive), send)
+        else:
+            await _send(send, *found)
+
+    def _try(self, work: _Call, scope: Scope, body: Sequence[bytes]) -> Answer | None:
+        """Return the answer: bytes and a file that follows them; None where Flower shall answer."""
+        try:
+            return work.answer(Request({**scope, "app": self._app, "state": {}}), body)
+        except Exception:  # Flower meets the same and says so in its own words
+            return None
+
+    def _push_to_file(
+        self, asked: PushObjectRequest, object_content: Sequence[memoryview], state: LinkState
+    ) -> Any:
+        store, size = state.object_store, sum(map(len, object_content))
+        if not isinstance(store, FileObjectStore) or not self._running(state, asked.run_id):
+            raise ValueError("Flower answers this")
+        content = IN_FILE if store.bring(asked.object_id, object_content) else b"".join(object_content)
+        stored = state.store_object(asked.run_id, asked.session_id, asked.object_id, content)
+        if stored:
+            state.store_traffic(asked.run_id, bytes_sent=0, bytes_recv=size)
+        return PushObjectResponse(stored=stored)
+
+    def _pull_from_file(self, asked: PullObjectRequest, state: LinkState) -> Answer | PullObjectResponse:
+        store = state.object_store
+        path = store.file(asked.object_id) if isinstance(store, FileObjectStore) else None
+        if path is None or not self._running(state, asked.run_id):
+            return fleet_handlers.pull_object(request=asked, state=state)
+        size = path.stat().st_size
+        state.store_traffic(asked.run_id, bytes_sent=size, bytes_recv=0)
+        return _before_content(size), path
+
+    def _push_bundle(self, asked: Bundle, state: LinkState) -> Told:
+        """Take a client's small objects, as Flower's handler takes each."""
+        (run_id,) = {request.run_id for request in asked.requests}
+        if not self._running(state, run_id):
+            raise ValueError("Flower answers this")
+        stored = store_together(state, run_id, asked)
+        size = sum(
+            len(request.object_content) * kept for request, kept in zip(asked.requests, stored, strict=True)
+        )
+        if size:
+            state.store_traffic(run_id, bytes_sent=0, bytes_recv=size)
+        return Told(stored)
+
+    @staticmethod
+    def _push_servers_bundle(asked: Bundle, state: LinkState, task: Any) -> Told:
+        """Take the server's small objects, as Flower's handler takes each."""
+        if asked.node.node_id != SUPERLINK_NODE_ID:
+            raise ValueError("Flower answers this")
+        return Told(store_together(state, task.run_id, asked))
+
+    def _running(self, state: LinkState, run_id: int) -> bool:
+        """Return whether a run is going on, or was less than a second ago: to ask takes five statements."""
+        if monotonic() - self._going_on.get(run_id, float("-inf")) < _FRESH_S:
+            return True
+        if check_abort(run_id, _ENDED, state):
+            return False
+        self._going_on[run_id] = monotonic()
+        return True
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One of the calls."""
+
+    kind: type[Any]
+    """Its message."""
+    handle: Callable[..., Any]
+    """Returns Flower's answer, or bytes and a file."""
+    check: Callable[[Request, Any], dict[str, Any]]
+    """Raises where Flower would not let the caller in; returns what the handler needs."""
+    aside: str = ""
+    """A field that is not parsed, which would copy it twice, but handed to the handler as it lies."""
+
+    def answer(self, request: Request, parts: Sequence[bytes]) -> Answer:
+        if request.headers.get("content-type") != PROTOBUF_MEDIA_TYPE:
+            raise ValueError("not what Flower's clients send")
+        given: dict[str, Any] = {}
+        if self.aside:
+            number = self.kind.DESCRIPTOR.fields_by_name[self.aside].number
+            body, given[self.aside] = split(parts, number)
+        else:
+            body = b"".join(parts)
+        asked = self.kind.FromString(body)
+        told = self.handle(asked, **given, **self.check(request, asked))
+        return told if isinstance(told, tuple) else (told.SerializeToString(), None)
+
+
+def _client(request: Request, asked: Any) -> dict[str, Any]:
+    """Check a client's signature and number."""
+    request.state.protobuf_request = asked
+    authenticate_node(request)
+    return {"state": get_linkstate(request)}
+
+
+def _client_at(request: Request, asked: Any) -> dict[str, Any]:
+    """Check as ``_client``, for handlers that want the store beside the state."""
+    found = _client(request, asked)
+    return found | {"store": found["state"].object_store}
+
+
+def _server(request: Request, asked: Any) -> dict[str, Any]:
+    """Check the token of the process that is the run's ServerApp."""
+    state = get_linkstate(request)
+    return {"state": state, "task": authenticate_task(request, request.headers.get(TASK_TOKEN_HEADER), state)}
+
+
+def _before_content(size: int) -> bytes:
+    """Return what stands before the content in a ``PullObjectResponse`` with ``size`` bytes of it."""
+    facts: bytes = PullObjectResponse(object_found=True, object_available=True).SerializeToString()
+    number: int = PullObjectResponse.DESCRIPTOR.fields_by_name["object_content"].number
+    return facts + bytes([number << 3 | 2]) + varint(size)
+
+
+async def _whole(receive: Receive) -> list[bytes]:
+    """Return a body in the parts in which it came."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts
+
+
+async def _again(parts: list[bytes], receive: Receive) -> MutableMapping[str, Any]:
+    """Give a body that was read once more, then what the connection says."""
+    if not parts:
+        return await receive()
+    return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+
+async def _send(send: Send, start: bytes, path: Path | None) -> None:
+    """Answer with bytes and a file; reading a file that was just written does not wait for a disk."""
+    size = path.stat().st_size if path else 0
+    headers = [
+        (b"content-type", PROTOBUF_MEDIA_TYPE.encode()),
+        (b"content-length", str(len(start) + size).encode()),
+    ]
+    with path.open("rb", buffering=0) if path else BytesIO() as file:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": start, "more_body": bool(size)})
+        while size:
+            chunk = file.read(min(size, _CHUNK))
+            size -= len(chunk)
+            await send({"type": "http.response.body", "body": chunk, "more_body": bool(size)})

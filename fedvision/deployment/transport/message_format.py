@@ -1,0 +1,379 @@
+"""A message's content as one short text and one run of bytes: how it travels between machines.
+
+Flower stores and ships every tensor as an object of its own: two requests, each with a signature and a row in
+a database, so that a round of a ResNet-18 costs its 62 tensors rather than its bytes. Here all tensors of a
+message are one blob, one behind the other, each at a multiple of ``ALIGN`` bytes, and a ``MessageHeader`` in
+JSON says what lies where and carries the records of numbers and words.
+
+The layout is read and compared with what the model expects before memory for the blob is taken. Nothing is
+unpickled. This module needs no torch until ``unpack``: the client's connection lives in a process without it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Protocol
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedvision.errors import ProtocolError
+
+FORMAT = 1
+ALIGN = 64
+ITEM_BYTES: Mapping[str, int] = {
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "float16": 2,
+    "float32": 4,
+    "float64": 8,
+}
+"""Types that travel, by NumPy's name."""
+PIECE = 15 << 20
+"""Bytes that are joined at a time, and that travel in one request; proxies need to let 16 MiB pass."""
+_ZEROS = memoryview(bytes(ALIGN))
+MAX_NOTES, MAX_NOTE = 8, 200
+MAX_TEXT, MAX_TENSORS, MAX_DIMENSIONS = 16 << 20, 100_000, 16
+_KINDS: Mapping[str, type[ConfigRecord] | type[MetricRecord]] = {
+    "config": ConfigRecord,
+    "metrics": MetricRecord,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of the blob."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes without padding."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageHeader:
+    """What a blob holds, and all that travels beside it."""
+
+    tensors: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
+    """By group (the ArrayRecord's name), in the order of the blob."""
+    records: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """By name: kind (a key of ``config``, ``metrics``) and values."""
+    client: int = -1
+    """The number that the server gave the client it asks; -1 in replies."""
+    notes: tuple[str, ...] = ()
+    """What befell the sender, in replies: at most ``MAX_NOTES`` sentences for the report."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the blob, padding included."""
+        return sum(_padded(entry.size) for entry in self.entries())
+
+    def entries(self) -> Iterator[TensorSpec]:
+        """Yield every tensor in the order of the blob."""
+        for group in self.tensors.values():
+            yield from group
+
+    def to_text(self) -> str:
+        """Return the layout as JSON; whole numbers stay whole and floats keep their bits."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "client": self.client,
+                "notes": self.notes,
+                "tensors": {
+                    group: [[entry.name, entry.dtype, entry.shape] for entry in entries]
+                    for group, entries in self.tensors.items()
+                },
+                "records": {
+                    name: [kind, {key: _plain(value) for key, value in values.items()}]
+                    for name, (kind, values) in self.records.items()
+                },
+            }
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> MessageHeader:
+        """Read a layout that somebody else wrote.
+
+        Raises:
+            ProtocolError: It is no layout, of another format, or of absurd size.
+        """
+        if not isinstance(text, str) or len(text) > MAX_TEXT:
+            raise ProtocolError(f"the message's layout is no text of at most {MAX_TEXT} characters")
+        try:
+            page = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError("the message's layout is no JSON") from error
+        _require(isinstance(page, dict), "is no table")
+        _require(page.get("format") == FORMAT, f"has format {page.get('format')!r}, not {FORMAT}")
+        client = page.get("client", -1)
+        _require(_whole(client, low=-1), "has no whole client number")
+        layout = cls(
+            tensors=_read_tensors(page), records=_read_records(page), client=client, notes=_read_notes(page)
+        )
+        _require(sum(map(len, layout.tensors.values())) <= MAX_TENSORS, "names too many tensors")
+        return layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a message may carry, known before it is fetched."""
+
+    groups: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
+    """Groups that must be there, tensor by tensor, in any order."""
+    spare_bytes: int = 1 << 20
+    """Bytes that all other groups together may take."""
+
+    def check(self, layout: MessageHeader) -> None:
+        """Compare a layout with this.
+
+        Raises:
+            ProtocolError: A tensor is missing, extra, misshapen or of another type, or too much would come.
+        """
+        for group, entries in self.groups.items():
+            _check_group(group, entries, layout.tensors.get(group, ()))
+        spare = sum(
+            _padded(entry.size)
+            for group, entries in layout.tensors.items()
+            if group not in self.groups
+            for entry in entries
+        )
+        if spare > self.spare_bytes:
+            raise ProtocolError(
+                f"beside {sorted(self.groups) or 'numbers'} it would bring {spare:,} bytes of tensors; at "
+                f"most {self.spare_bytes:,} are taken"
+            )
+
+    def to_text(self) -> str:
+        """Return this as JSON, for the process that holds the connection."""
+        groups = {
+            name: [[e.name, e.dtype, e.shape] for e in entries] for name, entries in self.groups.items()
+        }
+        return json.dumps({"tensors": groups, "spare_bytes": self.spare_bytes})
+
+    @classmethod
+    def from_text(cls, text: str) -> Expected:
+        """Read what ``to_text`` wrote."""
+        page = json.loads(text)
+        return cls(groups=_read_tensors(page), spare_bytes=int(page["spare_bytes"]))
+
+
+class Source(Protocol):
+    """Bytes that can be read piece by piece."""
+
+    size: int
+    """Bytes in all."""
+
+    def views(self, start: int, stop: int) -> list[memoryview]:
+        """Return the bytes from ``start`` up to ``stop`` where they lie, not copied."""
+
+
+class TensorSource:
+    """The blob of a content's tensors, as they lie: no copy is made.
+
+    Args:
+        content: Records whose arrays can give themselves as NumPy arrays.
+        layout: As ``describe`` gave it for this content.
+    """
+
+    def __init__(self, content: RecordDict, layout: MessageHeader) -> None:
+        self._arrays = [
+            content.array_records[group][entry.name]
+            for group, entries in layout.tensors.items()
+            for entry in entries
+        ]
+        sizes = [_padded(entry.size) for entry in layout.entries()]
+        self._starts = [0, *accumulate(sizes)]
+        self.size = self._starts[-1]
+        self._open: tuple[int, memoryview] = (-1, memoryview(b""))
+
+    def _held(self, number: int) -> memoryview:
+        """Return an array's bytes; the last one stays open, since a large one is asked for piece by piece."""
+        if self._open[0] != number:
+            self._open = (number, _bytes_of(self._arrays[number]))
+        return self._open[1]
+
+    def views(self, start: int, stop: int) -> list[memoryview]:
+        """Return the bytes from ``start`` up to ``stop`` where they lie, with zeros between tensors."""
+        found: list[memoryview] = []
+        first = bisect_right(self._starts, start) - 1
+        for number in range(first, len(self._arrays)):
+            begin, end = self._starts[number : number + 2]
+            if begin >= stop:
+                break
+            held = self._held(number)
+            low, high = max(start - begin, 0), min(stop, end) - begin
+            parts = held[low:high], _ZEROS[max(low, len(held)) - len(held) : max(high, len(held)) - len(held)]
+            found += [part for part in parts if len(part)]
+        return found
+
+
+def describe(content: RecordDict, client: int = -1) -> MessageHeader:
+    """Return the layout of a content.
+
+    Raises:
+        ProtocolError: A tensor is of a type that does not travel.
+    """
+    tensors = {
+        group: tuple(TensorSpec(name, array.dtype, tuple(array.shape)) for name, array in record.items())
+        for group, record in content.array_records.items()
+    }
+    for entries in tensors.values():
+        for entry in entries:
+            if entry.dtype not in ITEM_BYTES:
+                raise ProtocolError(f"the tensor {entry.name!r} is {entry.dtype}, which does not travel")
+    records: dict[str, tuple[str, Mapping[str, Any]]] = {
+        name: ("config", dict(record)) for name, record in content.config_records.items()
+    }
+    records |= {name: ("metrics", dict(record)) for name, record in content.metric_records.items()}
+    return MessageHeader(tensors=tensors, records=records, client=client)
+
+
+def unpack(layout: MessageHeader, blob: Any) -> RecordDict:
+    """Return the content that a layout and its blob are.
+
+    Args:
+        layout: A checked layout.
+        blob: A writable buffer of ``layout.size`` bytes, which the tensors go on sharing.
+
+    Raises:
+        ProtocolError: The blob has another size, or a record holds what Flower's records do not take.
+    """
+    import torch
+
+    from fedvision.flower.internals import TensorArray
+
+    if memoryview(blob).nbytes != layout.size:
+        raise ProtocolError(f"the message has {memoryview(blob).nbytes:,} bytes, not {layout.size:,}")
+    content, start = RecordDict(), 0
+    for group, entries in layout.tensors.items():
+        record = ArrayRecord()
+        for entry in entries:
+            dtype, count = getattr(torch, entry.dtype), math.prod(entry.shape)
+            # An empty tensor has no bytes to begin at.
+            flat = (
+                torch.frombuffer(blob, dtype=dtype, count=count, offset=start)
+                if count
+                else torch.empty(0, dtype=dtype)
+            )
+            record[entry.name] = TensorArray(flat.reshape(entry.shape))
+            start += _padded(entry.size)
+        content[group] = record
+    try:
+        for name, (kind, values) in layout.records.items():
+            content[name] = _KINDS[kind](dict(values))
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"the message's records do not fit: {error}") from error
+    return content
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
+
+
+def _bytes_of(array: Array) -> memoryview:
+    import numpy as np
+
+    return np.ascontiguousarray(array.numpy()).reshape(-1).view(np.uint8).data
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode("ascii")}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict):
+        try:
+            return base64.b64decode(value["base64"], validate=True)
+        except (KeyError, TypeError, binascii.Error, ValueError) as error:
+            raise ProtocolError("the message's layout holds a value that is none") from error
+    return [_value(item) for item in value] if isinstance(value, list) else value
+
+
+def _require(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ProtocolError(f"the message's layout {problem}")
+
+
+def _whole(value: Any, low: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value < 2**48
+
+
+def _read_notes(page: Mapping[str, Any]) -> tuple[str, ...]:
+    notes = page.get("notes", [])
+    good = isinstance(notes, list) and len(notes) <= MAX_NOTES
+    good = good and all(isinstance(note, str) and len(note) <= MAX_NOTE for note in notes)
+    _require(good, f"has notes other than {MAX_NOTES} texts of {MAX_NOTE} characters at most")
+    # They end in a terminal and in a page: no control characters, no line breaks.
+    return tuple("".join(letter if letter.isprintable() else " " for letter in note) for note in notes)
+
+
+def _read_tensors(page: Mapping[str, Any]) -> dict[str, tuple[TensorSpec, ...]]:
+    groups = page.get("tensors")
+    _require(isinstance(groups, dict), "has no tensors")
+    assert isinstance(groups, dict)
+    found: dict[str, tuple[TensorSpec, ...]] = {}
+    for group, rows in groups.items():
+        _require(isinstance(rows, list) and len(rows) <= MAX_TENSORS, "has a group that is no list")
+        entries = tuple(_read_entry(row) for row in rows)
+        _require(len({entry.name for entry in entries}) == len(entries), "names a tensor twice")
+        found[group] = entries
+    return found
+
+
+def _read_entry(row: Any) -> TensorSpec:
+    _require(isinstance(row, list) and len(row) == 3, "has a tensor without name, type and shape")
+    name, dtype, shape = row
+    _require(isinstance(name, str), "has a tensor without a name")
+    _require(isinstance(dtype, str) and dtype in ITEM_BYTES, "has a tensor of a type that does not travel")
+    _require(isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS, "has a tensor without a shape")
+    _require(all(_whole(size) for size in shape), "has a tensor without a shape")
+    return TensorSpec(name, dtype, tuple(shape))
+
+
+def _read_records(page: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    records = page.get("records")
+    _require(isinstance(records, dict), "has no records")
+    assert isinstance(records, dict)
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for name, row in records.items():
+        _require(
+            isinstance(row, list)
+            and len(row) == 2
+            and isinstance(row[0], str)
+            and row[0] in _KINDS
+            and isinstance(row[1], dict),
+            "has a record that is none",
+        )
+        found[name] = (row[0], {key: _value(value) for key, value in row[1].items()})
+    return found
+
+
+def _check_group(group: str, expected: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> None:
+    wanted, given = {entry.name: entry for entry in expected}, {entry.name: entry for entry in found}
+    if missing := sorted(set(wanted) - set(given)):
+        raise ProtocolError(f"the tensor {missing[0]!r} is missing in {group!r} ({len(missing)} in all)")
+    if extra := sorted(set(given) - set(wanted)):
+        raise ProtocolError(f"the tensor {extra[0]!r} is not in the model ({len(extra)} in all)")
+    for name, entry in given.items():
+        if (entry.dtype, entry.shape) != (wanted[name].dtype, wanted[name].shape):
+            raise ProtocolError(f"the tensor {name!r} is {entry}, not {wanted[name]}")

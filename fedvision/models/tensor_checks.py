@@ -1,0 +1,160 @@
+"""What a federation cannot carry of a network, found before the first round.
+
+Whatever a network's training changes must be averaged, kept by the client or set back for each client. What
+is none of these would go from client to client inside a process, and serial runs, workers and resumed runs
+would differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from fedvision.errors import ConfigError
+from fedvision.models.state import Travel, personal_names, shared_names
+
+AVERAGED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of numbers that a strategy can average and a message can carry."""
+WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""Types of numbers that stay as they are and that a model's file can hold."""
+
+
+def check_tensors(model: nn.Module, where: str) -> None:
+    """Refuse what cannot be averaged, saved or loaded as an independent tensor.
+
+    Args:
+        model: The network.
+        where: Its place in the experiment, for the error.
+
+    Raises:
+        ConfigError: The state holds something that is no tensor; a tensor is complex, sparse, quantised or
+            of a type that no file holds; two share memory; a trained parameter is not in the state.
+    """
+    state = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        if fault := _fault(name, value):
+            raise ConfigError(f"{where}: {name!r} in its state is {fault}")
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    for name, value in state.items():
+        if id(value) not in own:
+            raise ConfigError(
+                f"{where}: {name!r} in its state is a copy, neither a parameter nor a buffer, so nothing can "
+                "be loaded into it; leave state_dict as torch has it"
+            )
+    _check_memory(state, where)
+    held = {id(tensor) for tensor in state.values()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in held:
+            raise ConfigError(
+                f"{where}: the parameter {name!r} is trained and not in its state_dict, so no client could "
+                "send it"
+            )
+
+
+def _fault(name: str, value: object) -> str | None:
+    if name.endswith("_extra_state") or not isinstance(value, torch.Tensor):
+        return f"{type(value).__name__} of get_extra_state, neither averaged nor saved; make it a buffer"
+    if value.layout != torch.strided or value.is_quantized:
+        return "sparse or quantised and has no average; make it a dense tensor"
+    if value.is_complex():
+        return "complex, which is not averaged; hold it as two real tensors (torch.view_as_real)"
+    if value.dtype not in AVERAGED + WHOLE:
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"{kind}, which is neither averaged nor saved; make it float32 or int64"
+    return None
+
+
+def _check_memory(state: dict[str, torch.Tensor], where: str) -> None:
+    """Refuse tensors that lie over each other; one tensor under two names is one."""
+    spans: dict[int, tuple[int, int, int, str]] = {}
+    for name, tensor in state.items():
+        if not tensor.numel():
+            continue
+        reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        if reach < tensor.numel():
+            raise ConfigError(
+                f"{where}: numbers of {name!r} share memory (expand), so nothing can be loaded into it; "
+                "clone it"
+            )
+        start = tensor.data_ptr()
+        spans.setdefault(
+            id(tensor),
+            (tensor.untyped_storage().data_ptr(), start, start + reach * tensor.element_size(), name),
+        )
+    last = None
+    for storage, start, end, name in sorted(spans.values()):
+        if last and last[0] == storage and start < last[1]:
+            raise ConfigError(
+                f"{where}: {last[2]!r} and {name!r} share memory but are two tensors, which training would "
+                "take apart; tie them by giving both modules the same Parameter, or clone one"
+            )
+        last = (storage, end, name)
+
+
+@torch.no_grad()
+def check_hidden(model: nn.Module, images: torch.Tensor, where: str) -> None:
+    """Refuse a buffer outside the state that training changes: it would go from client to client.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    held = {id(value) for value in model.state_dict(keep_vars=True).values()}
+    hidden = {name for name, buffer in model.named_buffers() if id(buffer) not in held}
+    if not hidden:
+        return
+    for name in sorted(hidden & changed(model, images)):
+        raise ConfigError(
+            f"{where}: training changes its buffer {name!r}, which is not in its state and would go from "
+            "client to client; register it with persistent=True"
+        )
+
+
+@torch.no_grad()
+def changed(model: nn.Module, images: torch.Tensor) -> set[str]:
+    """Return the names of the buffers that a forward pass in training changes; they are put back."""
+    model.train()
+    with put_back(model) as before:
+        model(images)
+        return {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
+
+
+def personal(model: nn.Module, shared: Travel, images: torch.Tensor) -> tuple[str, ...]:
+    """Return the tensors that training changes and that stay on the clients, so that the server has none.
+
+    Args:
+        model: The network.
+        shared: As ``shared_names`` takes it.
+        images: A batch [B, channels, H, W] to find out with.
+    """
+    stay = personal_names(model, shared_names(model, shared))
+    if not stay:
+        return ()
+    moved = changed(model, images)
+    return tuple(name for name in stay if name in moved)
+
+
+@torch.no_grad()
+def trains_alone(model: nn.Module, image: torch.Tensor) -> bool:
+    """Return whether a network takes a batch of a single image [1, channels, H, W] in training."""
+    model.train()
+    try:
+        with put_back(model):
+            model(image)
+    except Exception:
+        return False
+    return True
+
+
+@contextmanager
+def put_back(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Put a model's buffers back afterwards; yields them as they were."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield before
+    finally:
+        for name, buffer in model.named_buffers():
+            if name in before:
+                buffer.copy_(before[name])

@@ -1,0 +1,64 @@
+"""An experiment before any training, in text: who trains on what, the loss by class, what a round sends."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from fedvision import seeding
+from fedvision.experiment import Experiment
+from fedvision.flower.strategy import FlowerStrategy
+from fedvision.models.state import get_state, shared_names, size_in_bytes
+from fedvision.reporting.skew_report import Whole, skew_report
+from fedvision.training.client_trainer import build_loss
+
+
+def inspect_experiment(experiment: Experiment) -> str:
+    """Return in text who trains on what, what the loss makes of it, and what a round will send."""
+    split, classes = experiment.split, experiment.dataset.classes
+    text = skew_report(
+        split.counts(split.shown),
+        classes,
+        whole=Whole(len(split.clients), split.totals, split.exact, split.shown, split.distinct, split.names),
+        weights=_loss_by_class(experiment),
+        state_bytes=size_in_bytes(
+            get_state(experiment.model, shared_names(experiment.model, experiment.config.model.shared))
+        ),
+        cohort=_cohort(experiment),
+        left_out=len(split.left_out),
+        held_out=split.held_out,
+    )
+    return "\n".join([text, *experiment.notices()])
+
+
+def _loss_by_class(experiment: Experiment) -> dict[str, list[float]]:
+    """Return the loss [C] of an image of each class at even logits, as the experiment's prior makes it.
+
+    With ``loss.prior = "local"`` it is each client's own: lowest, median and highest over the clients
+    that have the class, of at most 100 of them.
+    """
+    split, classes = experiment.split, len(experiment.dataset.classes)
+    logits, labels = torch.zeros(classes, classes), torch.arange(classes)
+    if experiment.config.loss.prior == "global":
+        loss = build_loss(experiment.config, torch.from_numpy(split.distinct))
+        return {"loss at even logits": loss(logits, labels).tolist()}
+    few = split.shown[np.linspace(0, len(split.shown) - 1, min(len(split.shown), 100)).astype(np.int64)]
+    counts = split.counts(few)
+    losses = (build_loss(experiment.config, torch.from_numpy(own)) for own in counts)
+    rows = [loss(logits, labels).tolist() for loss in losses]
+    values = np.where(counts > 0, np.array(rows, np.float64), np.nan)
+    having = [column[~np.isnan(column)] for column in values.T]
+    return {
+        f"loss, {name}": [float(np.percentile(own, place)) if len(own) else math.nan for own in having]
+        for name, place in (("lowest", 0), ("median", 50), ("highest", 100))
+    }
+
+
+def _cohort(experiment: Experiment) -> int | None:
+    """Return the number of clients a round, where the strategy is ours and says so."""
+    if not isinstance(experiment.strategy, FlowerStrategy):
+        return None
+    rng = seeding.numpy_stream(experiment.config.seed, "select", 1)
+    return len(experiment.strategy.inner.select(1, range(len(experiment.split.clients)), rng))

@@ -1,0 +1,323 @@
+"""A run folder's facts, read once and put in the shape in which tables and pictures want them.
+
+A run that was killed, or that measures seldom, has gaps; what is not there is None or an empty list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.config import ExperimentConfig
+from fedvision.formatting import STAGES
+from fedvision.reporting.participation import Participant, participants
+from fedvision.runs.events import Event, all_events
+from fedvision.runs.folder import RunFolder
+from fedvision.tasks import metrics
+
+Record = dict[str, Any]
+VIEWS = ("server", "local")
+"""The two views of one model: on the server's test images, and on images that clients keep for it."""
+
+
+class Series(NamedTuple):
+    """One figure over rounds; rounds in which it was not measured are left out."""
+
+    rounds: list[int]
+    values: list[float]
+
+
+class Band(NamedTuple):
+    """One figure over rounds and clients."""
+
+    rounds: list[int]
+    lowest: list[float]
+    median: list[float]
+    highest: list[float]
+
+
+class Worst(NamedTuple):
+    """The client with the lowest accuracy."""
+
+    client: str
+    accuracy: float
+    images: int | None
+    """On how many images it rests; None where it was not recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One view's last measurement."""
+
+    view: str
+    """``"server"`` or ``"local"``."""
+    round: int
+    """In which round it was made."""
+    scores: dict[str, float | None]
+    """Shares of 1 by name."""
+    confusion: NDArray[np.int64]
+    """int64 [C, C]: rows true, columns predicted; [0, 0] where it was not recorded."""
+    loss: float | None
+    """Mean cross-entropy, nats."""
+    worst: Worst | None
+    """The client with the lowest accuracy."""
+    withheld: int = 0
+    """Clients of whom only sums with others are known, or nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFacts:
+    """What is known of one class."""
+
+    label: int
+    """Its number, from 0."""
+    name: str
+    """Its name."""
+    train: int
+    """Training images over all clients."""
+    test: int
+    """Images in the last measurement."""
+    recall: float | None
+    """Share of them that got this name; None without images."""
+    group: str
+    """``"head"``, ``"medium"`` or ``"tail"``, as scores are made of them; empty where there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """All that is said about one run."""
+
+    path: Path
+    """The run folder."""
+    config: ExperimentConfig
+    """The experiment."""
+    config_text: str
+    """Its TOML as it stands in the folder."""
+    rounds: list[Record]
+    """One record a round."""
+    timings: list[dict[str, float]]
+    """Seconds by stage, one table a round."""
+    summary: Record
+    """How the run ended; empty while it runs."""
+    environment: Record
+    """Versions, processor, device."""
+    split: Record
+    """How the images are spread; empty before that is known."""
+    classes: tuple[str, ...]
+    """Class names [C]."""
+    counts: NDArray[np.int64]
+    """int64 [K, C]: training images of each class on each client, or on those shown; [0, C] where unknown."""
+    totals: NDArray[np.int64]
+    """int64 [C]: training images of each class over all clients, expected ones where ``exact`` is False."""
+    distinct: NDArray[np.int64]
+    """int64 [C]: the same with every image counted once; head and tail are made of these."""
+    clients: int
+    """Clients that take part, of whom ``counts`` may hold a sample; 0 where unknown."""
+    exact: bool
+    """Whether ``totals`` was counted."""
+    events: list[Event]
+    """What happened beside training, by round."""
+    withheld: int = 0
+    """Clients that do not share their own class counts."""
+    participants: list[Participant] = field(default_factory=list)
+    """Across machines: every client by number, also those that do not take part."""
+    shown: list[str] = field(default_factory=list)
+    """Name or number of the client of each row of ``counts`` [K]."""
+    names: dict[int, str] = field(default_factory=dict)
+    """Clients' names by number, as far as they have any: across machines, or of the data."""
+    invocation: Record = field(default_factory=dict)
+    """How the run was called."""
+
+    @property
+    def idle(self) -> list[Participant]:
+        """Clients that joined or tried to, and on whom the model does not rest."""
+        return [one for one in self.participants if not one.takes_part]
+
+    def name(self, client: int | str) -> str:
+        """Return a client's name, or its number where it has none."""
+        return self.names.get(int(client), str(client))
+
+    @property
+    def done(self) -> int:
+        """Number of the last recorded round."""
+        return int(self.rounds[-1]["round"]) if self.rounds else 0
+
+    @property
+    def status(self) -> str:
+        """``"finished"``, ``"failed"``, ``"stopped"``, or ``"unfinished"``: it runs still or was killed."""
+        return str(self.summary.get("status", "unfinished"))
+
+    def series(self, *keys: str) -> Series:
+        """Return one figure of each record over rounds, found by nested keys such as ``"server", "loss"``."""
+        found = [(int(record["round"]), _dig(record, keys)) for record in self.rounds]
+        kept = [(number, float(value)) for number, value in found if value is not None]
+        return Series([number for number, _ in kept], [value for _, value in kept])
+
+    def client_band(self, *keys: str) -> Band:
+        """Return the lowest, median and highest of a per-client figure such as ``"local", "accuracy"``."""
+        found = [(int(record["round"]), _values(_dig(record, keys))) for record in self.rounds]
+        kept = [(number, values) for number, values in found if values]
+        return Band(
+            [number for number, _ in kept],
+            [min(values) for _, values in kept],
+            [float(np.median(values)) for _, values in kept],
+            [max(values) for _, values in kept],
+        )
+
+    def measurement(self, view: str) -> Measurement | None:
+        """Return a view's last measurement, or None where it was never made."""
+        for record in reversed(self.rounds):
+            if facts := record.get(view):
+                return Measurement(
+                    view=view,
+                    round=int(record["round"]),
+                    scores=dict(facts.get("scores") or {}),
+                    confusion=np.array(facts.get("confusion") or np.zeros((0, 0)), np.int64),
+                    loss=facts.get("loss"),
+                    worst=self._worst(facts),
+                    withheld=len(facts.get("withheld") or ()),
+                )
+        return None
+
+    def _worst(self, facts: Record) -> Worst | None:
+        spread = facts.get("spread") or {}
+        if spread.get("worst_client") is None or spread.get("worst") is None:
+            return None
+        name = self.name(spread["worst_client"])
+        return Worst(name, float(spread["worst"]), spread.get("worst_images"))
+
+    @property
+    def best_view(self) -> Measurement | None:
+        """The server's last measurement, or the clients' where the server has no test images."""
+        return self.measurement("server") or self.measurement("local")
+
+    def class_facts(self, measured: Measurement | None) -> list[ClassFacts]:
+        """Return the classes, the one with most training images first."""
+        train = self.totals
+        groups = frequency_groups(self.distinct)
+        confusion = np.zeros((len(train), len(train)), np.int64)
+        if measured is not None and len(measured.confusion) == len(train):
+            confusion = measured.confusion
+        test, recall = confusion.sum(1), metrics.recall(confusion)
+        return [
+            ClassFacts(
+                label=int(c),
+                name=self.classes[c],
+                train=int(train[c]),
+                test=int(test[c]),
+                recall=float(recall[c]) if test[c] else None,
+                group=groups[c],
+            )
+            for c in by_frequency(self.distinct)
+        ]
+
+    def refused(self) -> list[Record]:
+        """Return every refusal: ``round``, ``client``, ``stage``, ``reason``."""
+        return [
+            {"round": record["round"], **refusal}
+            for record in self.rounds
+            for refusal in record.get("refused") or ()
+        ]
+
+    def sent(self) -> dict[str, int]:
+        """Return the bytes of all rounds, ``down`` to clients and ``up`` from them."""
+        return {way: sum((r.get("bytes") or {}).get(way, 0) for r in self.rounds) for way in ("down", "up")}
+
+    def seconds_of(self, number: int) -> float | None:
+        """Return the seconds of one round in all, or None where they were not recorded."""
+        for line in self.timings:
+            if line["round"] == number:
+                return line.get("total", sum(value for stage, value in line.items() if stage != "round"))
+        return None
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of all rounds by stage, ``total`` last."""
+        stages = {stage for line in self.timings for stage in line} - {"round"}
+        ordered = [*(s for s in STAGES if s in stages), *sorted(stages - set(STAGES))]
+        sums = {stage: sum(line.get(stage, 0.0) for line in self.timings) for stage in ordered}
+        total = sums.pop("total", sum(sums.values()))
+        return {**sums, "total": total}
+
+
+def read_facts(folder: RunFolder) -> RunData:
+    """Read a run folder.
+
+    Raises:
+        RunFolderError: A file in it is damaged.
+    """
+    rounds, split, config = folder.rounds(), folder.split(), folder.config()
+    classes = tuple(str(name) for name in split.get("classes", ())) or _numbered(rounds)
+    rows = np.array(split.get("counts") or np.zeros((0, len(classes))), np.int64)
+    shown, counts = list(split.get("shown") or range(len(rows))), rows.reshape(len(rows), len(classes))
+    members = folder.members()
+    names = dict(zip(shown, map(str, split.get("names", ())), strict=False)) | members.names
+    found = participants(members, rounds)
+    clients, withheld = int(split.get("clients", len(counts))), int(split.get("withheld", 0))
+    if found:
+        part = [one.member for one in found if one.takes_part]
+        clients, withheld = len(part), sum(member.counts is None for member in part)
+        kept = [row for row, client in enumerate(shown) if client in {member.client for member in part}]
+        shown, counts = [shown[row] for row in kept], counts[kept]
+    totals = np.array(split["totals"], np.int64) if "totals" in split else rows.sum(0)
+    return RunData(
+        path=folder.path,
+        config=config,
+        config_text=folder.config_text(),
+        rounds=rounds,
+        timings=folder.timings(),
+        summary=folder.summary(),
+        environment=folder.environment(),
+        split=split,
+        classes=classes,
+        counts=counts,
+        totals=totals,
+        distinct=np.array(split.get("distinct", totals), np.int64),
+        clients=clients,
+        exact=bool(split.get("exact", True)),
+        events=all_events(rounds, folder.events(), names, buffered=config.round.buffer > 0),
+        withheld=withheld,
+        participants=found,
+        invocation=folder.invocation(),
+        names=names,
+        shown=[names.get(client, str(client)) for client in shown],
+    )
+
+
+def by_frequency(train: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return class numbers [C], the one with most training images first; ties by number."""
+    return np.argsort(-train, kind="stable").astype(np.int64)
+
+
+def frequency_groups(train: NDArray[np.int64]) -> list[str]:
+    """Return each class's group [C]: ``head``, ``medium``, ``tail``; empty where all are equally frequent."""
+    groups = [""] * len(train)
+    for group, members in (metrics.tail_groups(train) if train.any() else {}).items():
+        for c in members:
+            groups[c] = group
+    return groups
+
+
+def _numbered(rounds: Sequence[Record]) -> tuple[str, ...]:
+    """Return class names for a run whose split was not written: their numbers."""
+    for record in rounds:
+        for view in VIEWS:
+            if confusion := (record.get(view) or {}).get("confusion"):
+                return tuple(str(c) for c in range(len(confusion)))
+    return ()
+
+
+def _dig(record: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        if not isinstance(record, dict) or record.get(key) is None:
+            return None
+        record = record[key]
+    return record
+
+
+def _values(table: Any) -> list[float]:
+    return [float(value) for value in table.values() if value is not None] if table else []

@@ -1,0 +1,130 @@
+"""A run in plain words: what the figures mean, for a reader who does not know their names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fedvision.formatting import listed, percent, plural, whole
+from fedvision.reporting.run_data import ClassFacts, Measurement, RunData
+
+
+class Headline(NamedTuple):
+    """One figure that stands at the top of a report."""
+
+    label: str
+    value: str
+    meaning: str
+
+
+def headlines(facts: RunData) -> list[Headline]:
+    """Return the figures that matter most; none before the first measurement."""
+    measured = facts.best_view
+    if measured is None:
+        return []
+    meanings = {
+        "accuracy": ("Accuracy", f"share of all {measured_on(measured)} that get their right name"),
+        "balanced_accuracy": ("Balanced accuracy", _balanced(facts, measured)),
+        "tail": ("Rare classes", _tail(facts)),
+        "macro_f1": ("Macro F1", "false alarms count as well as misses, every class alike"),
+    }
+    found = [
+        Headline(label, percent(measured.scores[key]), meaning)
+        for key, (label, meaning) in meanings.items()
+        if measured.scores.get(key) is not None and meaning
+    ]
+    clients = facts.measurement("local")
+    if clients is not None and clients.worst is not None:
+        name, accuracy, images = clients.worst
+        number = "the images" if images is None else plural(images, "image")
+        worst = Headline("Worst client", percent(accuracy), f"accuracy on {number} of client {name}")
+        found = [*found[:3], worst]
+    return found
+
+
+def summary_sentences(facts: RunData) -> list[str]:
+    """Return a few sentences on the data, the result and how the run ended."""
+    told = [_data(facts), *idle(facts), _result(facts), _ending(facts)]
+    return [sentence for sentence in told if sentence]
+
+
+def idle(facts: RunData) -> list[str]:
+    """Return a sentence for each client on whom the model does not rest, though it joined or tried to."""
+    told = []
+    for one in facts.idle:
+        images = (
+            f"; its {whole(one.member.images or 0)} images are in the class counts" if one.counted else ""
+        )
+        asked = (
+            f"failed in every round that asked it, {one.failed} in all" if one.failed else "could not join"
+        )
+        told.append(f"{one.member.name} took no part: it {asked} ({one.reason}){images}.")
+    return told
+
+
+def measured_on(measured: Measurement) -> str:
+    """Return which images a view measures."""
+    return "test images" if measured.view == "server" else "images that clients keep for measuring"
+
+
+def _balanced(facts: RunData, measured: Measurement) -> str:
+    """Return what balanced accuracy is, and which classes it does not tell of."""
+    told = "the same if every class counts alike, however rare"
+    missing = [c.name for c in facts.class_facts(measured) if not c.test] if measured.confusion.sum() else []
+    return f"{told}; without {listed(missing)}, of which there are no images" if missing else told
+
+
+def _tail(facts: RunData) -> str:
+    """Return what the recall of the tail is a recall of; empty where no class is rarer than another."""
+    rare = [c.name for c in facts.class_facts(None) if c.group == "tail"]
+    if len(rare) > 4:
+        return f"recall of the {len(rare)} rarest classes"
+    return f"recall of the rarest classes: {', '.join(rare)}" if rare else ""
+
+
+def _data(facts: RunData) -> str:
+    if not facts.clients:
+        return ""
+    others = sum(one.counted for one in facts.idle)
+    more = f" and {others} more without a part" if others else ""
+    who = plural(facts.clients, "client") + more + (" keeps" if facts.clients == 1 and not more else " keep")
+    if not facts.totals.any() and facts.withheld:
+        return f"{who} images and do not say how many of each class."
+    images = ("" if facts.exact else "about ") + whole(int(facts.totals.sum()))
+    told = f"{who} {images} training images of {plural(len(facts.totals), 'class', 'es')}"
+    frequent, rare = (facts.class_facts(None)[place] for place in (0, -1))
+    if frequent.train == rare.train:
+        return told + (", equally many of each: none is rare." if len(facts.totals) > 1 else ".")
+    most = f"{whole(frequent.train)} of {frequent.name}, the most frequent one"
+    return f"{told}: {most}, and {whole(rare.train)} of {rare.name}, the rarest."
+
+
+def _result(facts: RunData) -> str:
+    measured = facts.best_view
+    if measured is None or measured.scores.get("accuracy") is None:
+        if facts.status == "finished":
+            return "Nothing was measured: there were no images for it."
+        return "Nothing has been measured yet."
+    right = f"{100 * (measured.scores['accuracy'] or 0.0):.0f} of 100 {measured_on(measured)}"
+    told = f"After round {measured.round} the model names {right} rightly"
+    known = [c for c in facts.class_facts(measured) if c.recall is not None]
+    if len(known) < 2:
+        return told + "."
+    best, worst = max(known, key=_recall), min(known, key=_recall)
+    return (
+        f"{told}; it knows {best.name} best ({percent(best.recall)}) and {worst.name} least "
+        f"({percent(worst.recall)})."
+    )
+
+
+def _ending(facts: RunData) -> str:
+    where = f"{facts.done} of {plural(facts.config.rounds, 'round')}"
+    if facts.status == "finished":
+        return ""
+    if facts.status == "unfinished":
+        return f"The run has recorded {where}; it is still going on, or was killed."
+    reason = facts.summary.get("error")
+    return f"The run {facts.status} after {where}{f': {reason}' if reason else '.'}"
+
+
+def _recall(facts: ClassFacts) -> float:
+    return facts.recall or 0.0

@@ -1,0 +1,102 @@
+"""What happened in a run beside training, by round: who was missed, refused, late, set aside; what broke.
+
+A round's record holds the facts; ``events.jsonl`` what was told while the run went on, which depends on the
+day and not on the experiment: a server that was started again, a machine that left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedvision.formatting import plural
+
+BEGAN = "the run began"
+"""The first line of ``events.jsonl``."""
+_STAGES = {"training": "", "evaluation": "measuring: "}
+
+
+class Event(NamedTuple):
+    """One thing that happened."""
+
+    round: int
+    """In which round."""
+    client: str
+    """To which client; empty where it was none's affair."""
+    what: str
+    """One sentence without its subject."""
+
+
+def named(client: int, names: Mapping[int, str]) -> str:
+    """Return a client as people know it: ``"south (1)"``, or its number."""
+    return f"{names[client]} ({client})" if client in names else str(client)
+
+
+def round_events(
+    record: Mapping[str, Any], names: Mapping[int, str], *, buffered: bool = False
+) -> list[Event]:
+    """Return the events of a round's record.
+
+    Args:
+        record: As in ``rounds.jsonl``.
+        names: Of clients, where they have some.
+        buffered: Whether late answers are what the run lives on; those that were used are then no events.
+    """
+    found = [
+        (item["client"], _STAGES.get(item["stage"], f"{item['stage']}: ") + item["reason"])
+        for item in record.get("refused") or ()
+    ]
+    found += [
+        (item["client"], _late(item)) for item in record.get("late") or () if not (buffered and item["used"])
+    ]
+    found += [
+        (item["client"], f"set aside, not asked again: {item['reason']}")
+        for item in record.get("set_aside") or ()
+    ]
+    events = [Event(record["round"], named(client, names), what) for client, what in found]
+    if not record.get("changed", True):
+        answers = plural(len(record.get("clients") or ()), "usable answer")
+        events.append(Event(record["round"], "", f"the model stayed as it was: {answers}"))
+    return events
+
+
+def all_events(
+    records: Sequence[Mapping[str, Any]],
+    told: Sequence[Mapping[str, Any]],
+    names: Mapping[int, str],
+    *,
+    buffered: bool = False,
+) -> list[Event]:
+    """Return all events of a run by round; what was told stands before what a round's record says.
+
+    Args:
+        records: The rounds.
+        told: The lines of ``events.jsonl``.
+        names: Of clients.
+        buffered: As ``round_events`` takes it.
+    """
+    events = [
+        Event(line["round"], "" if line.get("client") is None else str(line["client"]), line["what"])
+        for line in told
+        if line["what"] != BEGAN
+    ]
+    for record in records:
+        events += round_events(record, names, buffered=buffered)
+    return sorted(events, key=lambda event: event.round)
+
+
+def shown(events: Sequence[Event], most: int = 5) -> list[str]:
+    """Return events as lines for a screen, no more than a few."""
+    lines = [
+        f"round {event.round}: " + (f"client {event.client}: " if event.client else "") + event.what
+        for event in events[:most]
+    ]
+    rest = len(events) - most
+    return [*lines, f"round {events[0].round}: {rest} more of this kind"] if rest > 0 else lines
+
+
+def _late(item: Mapping[str, Any]) -> str:
+    asked = f"asked in round {item['asked']}"
+    if item["used"]:
+        return f"{asked}, answered late, used with weight {item['weight']:.2f}"
+    return f"{asked}: {item['reason']}"

@@ -1,0 +1,181 @@
+"""The register of a run across machines: who takes part, under which name and key, since when, with what.
+
+One append-only file, ``members.jsonl``, is the only place that knows it; the server writes it, and the
+record, the report and the terminal read it. A line is
+
+::
+
+    {"time": UTC, "round": r, "client": number, "name": "north", "key": "SHA256:...", "what": ..., "by": ...}
+
+``what`` is one of the constants below. ``by`` is who caused it: the client's name, ``"server"``, or
+``"operator"`` where somebody changed the folder of keys. Further keys of a line:
+
+* ``joined``: ``node``, ``sharing`` (how the client tells its class counts);
+* ``told images``: ``counts`` [C] and ``images``; of a sum over masked clients also ``group`` and ``clients``,
+  and no client of its own;
+* ``refused``, ``failed``, ``left``: ``reason``; ``failed`` also ``stage``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedvision.files import append_line, json_line, read_lines, recording
+
+JOINED, LEFT, TOLD = "joined", "left", "told images"
+REFUSED, REVOKED, FAILED = "refused", "revoked", "failed"
+SERVER, OPERATOR = "server", "operator"
+FILE = "members.jsonl"
+"""The register's name in a run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One client, as the register knows it last."""
+
+    client: int
+    """Its number in this run."""
+    name: str
+    """The name under which its key is registered."""
+    key: str = ""
+    """Fingerprint of its public key, as ``ssh-keygen -lf`` prints it."""
+    status: str = REFUSED
+    """``joined``, ``left``, ``refused`` or ``revoked``."""
+    reason: str = ""
+    """Why it is not ``joined``."""
+    node: int = 0
+    """Flower's number of the machine that joined last."""
+    sharing: str = ""
+    """How it tells its class counts; empty before it joined."""
+    counts: tuple[int, ...] | None = None
+    """Training images of each class [C]; None where they are not told, or in a sum alone."""
+
+    @property
+    def images(self) -> int | None:
+        """Training images in all; None where they are not told."""
+        return None if self.counts is None else sum(self.counts)
+
+
+class MemberRegister:
+    """The lines of ``members.jsonl``, and what follows from them.
+
+    Args:
+        file: The register; it need not be there yet.
+
+    Raises:
+        RunFolderError: A line is damaged.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.lines: list[dict[str, Any]] = []
+        self.members: dict[int, Member] = {}
+        """By number, in the order in which they were numbered."""
+        self.sums: list[dict[str, Any]] = []
+        """The lines that tell sums over masked clients."""
+        self.round = 0
+        """Stands in every line that is added."""
+        self._failures: set[tuple[int, int, str, str]] = set()
+        self._whole = False
+        for line in read_lines(file):
+            self._take(line)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Return the clients' names by number."""
+        return {client: member.name for client, member in self.members.items()}
+
+    def number(self, name: str) -> int | None:
+        """Return the number of a name, None where it has none yet."""
+        return next((client for client, member in self.members.items() if member.name == name), None)
+
+    def joined(self, client: int, name: str, key: str, *, node: int, sharing: str) -> None:
+        """Note that a client takes part from now on, or again."""
+        self._add(JOINED, name, client, name, key, node=node, sharing=sharing)
+
+    def told(self, client: int, counts: Sequence[int]) -> None:
+        """Note what a client tells of its images; ``counts`` are those of each class [C]."""
+        member = self.members[client]
+        facts = {"counts": list(counts), "images": sum(counts)}
+        self._add(TOLD, member.name, client, member.name, member.key, **facts)
+
+    def told_together(self, table: Mapping[str, Any]) -> None:
+        """Note a sum over masked clients: ``group``, ``clients`` and ``counts`` [C]."""
+        names = [self.members[client].name for client in table["clients"]]
+        self._add(TOLD, " + ".join(names), None, None, "", **table, images=sum(table["counts"]))
+
+    def left(self, client: int, reason: str = "") -> None:
+        """Note that a client is not there any more."""
+        self._change(LEFT, SERVER, client, reason)
+
+    def revoked(self, client: int) -> None:
+        """Note that a client's key was removed from the folder of keys."""
+        self._change(REVOKED, OPERATOR, client, "its key was removed from the folder of client keys")
+
+    def refused(self, client: int, name: str, key: str, reason: str, *, by: str) -> None:
+        """Note that a client cannot take part, and whose word that is."""
+        known = self.members.get(client)
+        if known is None or (known.status, known.reason, known.key) != (REFUSED, reason, key):
+            self._add(REFUSED, by, client, name, key, reason=reason)
+
+    def failed(self, client: int, stage: str, reason: str) -> None:
+        """Note that a client gave no usable answer in this round; a round played again adds nothing."""
+        if (member := self.members.get(client)) and (
+            (self.round, client, stage, reason) not in self._failures
+        ):
+            self._add(FAILED, member.name, client, member.name, member.key, stage=stage, reason=reason)
+
+    def _change(self, what: str, by: str, client: int, reason: str) -> None:
+        member = self.members[client]
+        self._add(what, by, client, member.name, member.key, reason=reason)
+
+    def _add(self, what: str, by: str, client: int | None, name: str | None, key: str, **facts: Any) -> None:
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "round": self.round,
+            "client": client,
+            "name": name,
+            "key": key,
+            "what": what,
+            "by": by,
+            **facts,
+        }
+        with recording("the register of members", self._file):
+            if not self._whole:
+                _cut_torn_end(self._file)
+                self._whole = True
+            append_line(self._file, json_line(line))
+        self._take(line)
+
+    def _take(self, line: dict[str, Any]) -> None:
+        """Bring what follows from the lines up to one line more."""
+        self.lines.append(line)
+        client, what = line["client"], line["what"]
+        if client is None:
+            self.sums.append(line)
+            return
+        member = self.members.get(client) or Member(client=client, name=line["name"])
+        member = replace(member, name=line["name"], key=line["key"] or member.key)
+        if what == FAILED:
+            self._failures.add((line["round"], client, line["stage"], line["reason"]))
+        elif what == TOLD:
+            member = replace(member, counts=tuple(line["counts"]))
+        elif what == JOINED:
+            same = member.node == line["node"] and member.status != REFUSED
+            counts = member.counts if same else None
+            facts = {"node": line["node"], "sharing": line["sharing"], "counts": counts, "reason": ""}
+            member = replace(member, status=JOINED, **facts)
+        else:
+            member = replace(member, status=what, reason=line["reason"])
+        self.members[client] = member
+
+
+def _cut_torn_end(file: Path) -> None:
+    """Remove a last line that a kill left without its end: the next one would be glued to it."""
+    if file.exists() and (content := file.read_bytes()) and not content.endswith(b"\n"):
+        os.truncate(file, content.rfind(b"\n") + 1)

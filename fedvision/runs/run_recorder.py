@@ -1,0 +1,267 @@
+"""What every run does, whatever carries its messages: go on from a checkpoint, keep the journal, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedvision import registry
+from fedvision.algorithms.snapshot import restore, snapshot
+from fedvision.data.identity import identity
+from fedvision.data.shards import Shard
+from fedvision.errors import PluginError, RecordError, RunError
+from fedvision.experiment import Experiment
+from fedvision.flower.client_registry import ClientRegistry
+from fedvision.flower.internals import SERVER_NODE
+from fedvision.flower.strategy import layers
+from fedvision.interruption import Interruption
+from fedvision.models.meta import to_meta
+from fedvision.models.state import get_state, load_state, shared_names
+from fedvision.runs.events import BEGAN, Event, round_events, shown
+from fedvision.runs.folder import RunFolder
+from fedvision.runs.misclassified import choose
+from fedvision.runs.progress import Progress, Silent
+from fedvision.server import server_app
+from fedvision.server.round_state import RoundState
+from fedvision.training.client_trainer import ClientTrainer
+from fedvision.training.evaluate import Evaluation, predict
+from fedvision.types import State
+
+Measure = Callable[[Grid, ClientRegistry, State], Evaluation]
+
+
+class RunRecorder:
+    """A federation in its folder: state, rounds done, and all that is written.
+
+    Args:
+        experiment: What to run.
+        folder: Where it is recorded; a folder with a checkpoint is continued.
+        progress: Who shows the progress; nobody by default.
+        write_pages: Writes the report into a run folder that is complete.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        *,
+        progress: Progress | None = None,
+        write_pages: Callable[[RunFolder], object] = lambda folder: None,
+    ) -> None:
+        self.experiment, self.folder, self.config = experiment, folder, experiment.config
+        self.progress = progress or Silent()
+        self.write_pages = write_pages
+        self.interruption = Interruption()
+        """Is entered around all that may be interrupted."""
+        self.notices: list[str] = []
+        """What was said to a person while it ran."""
+        for layer in layers(experiment.strategy).values():
+            snapshot(layer)  # what a checkpoint could not hold is said before anything is written
+        train_here = len(experiment.split.clients) > 0
+        self._changed_code = folder.settle(
+            identity(experiment.dataset, train=train_here), registry.sources(self.config.to_dict())
+        )
+        names = shared_names(experiment.model, self.config.model.shared)
+        self.state = get_state(experiment.model, names)
+        others = {name: t for name, t in experiment.model.state_dict().items() if name not in self.state}
+        self._initial = {name: tensor.detach().cpu().clone() for name, tensor in others.items()}
+        # From here on the state is the model: its numbers are not held twice, nor sent to every worker.
+        to_meta(experiment.model, names)
+        self.done = 0
+        self.rounds = RoundState(self.config.round, self.config.seed)
+        self._totals: NDArray[np.int64] = np.zeros(len(experiment.dataset.classes), np.int64)
+
+    def run_rounds(self, grid: Grid, client_registry: ClientRegistry, measure: Measure | None) -> None:
+        """Run the rounds that are left.
+
+        Args:
+            grid: Carries the messages.
+            client_registry: The federation's members.
+            measure: Measures a state on the server's test images; None where it has none.
+
+        Raises:
+            RunError: Nobody succeeded for several rounds in a row.
+        """
+        plan = server_app.ServerPlan(
+            config=self.config,
+            strategy=self.experiment.strategy,
+            state=dict(self.state),
+            journal=self,
+            first_round=self.done + 1,
+            client_registry=client_registry,
+            measure=None if self.experiment.personal else measure,
+            extra_metrics=self.experiment.metrics,
+            rounds=self.rounds,
+        )
+        try:
+            server_app.build(plan)(grid=grid, context=_context(self.config.to_toml()))
+        except RecordError:
+            raise
+        except RunError as error:
+            raise RunError(f"{error}{self._keep_last_model()}") from error
+
+    def _keep_last_model(self) -> str:
+        """Write the model of the last good round and say where it is."""
+        if not self.done:
+            return ""
+        with suppress(RecordError):
+            self.folder.write_model({**self._initial, **self.state})
+            path = self.folder.path / "model.safetensors"
+            return f"; the model of round {self.done} is in {path} and in the checkpoint beside it"
+        return ""
+
+    def mark_failed(self, error: BaseException) -> None:
+        """Note in the run folder that and why the run ended early."""
+        stopped = isinstance(error, KeyboardInterrupt)
+        summary: dict[str, Any] = {"status": "stopped" if stopped else "failed", "rounds": self.done}
+        if not stopped:
+            summary["error"] = str(error)
+        with suppress(RecordError):  # on a full disk the error itself says more than a missing summary
+            self.folder.write_summary(summary)
+            if self.done and not stopped:
+                self.write_pages(self.folder)
+
+    # The journal that the server tells what happens (flower.server_app.Journal).
+
+    def begin(self, client_registry: ClientRegistry) -> None:
+        """Show the progress bar; a run that was begun before notes that it goes on."""
+        self.progress.start(self.config.rounds, self.done + 1)
+        for module in self._changed_code:
+            self.note(f"the source of {module} was changed since the run's first part")
+        for notice in self._data_notices:
+            self.progress.note(notice)
+        if self.done < self.config.rounds:
+            began = any(event["what"] == BEGAN for event in self.folder.events())
+            again = "the run had been stopped or killed, and went on"
+            self.folder.append_event(self.done + 1, again if began else BEGAN)
+
+    @cached_property
+    def _data_notices(self) -> list[str]:
+        """What a person should know of the data: found once, as equal images are searched for."""
+        return self.experiment.notices()
+
+    def client_done(self, round: int, done: int, total: int) -> None:
+        """Move the progress bar."""
+        self.interruption.check()
+        self.progress.client_done(round, done, total)
+
+    def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
+        """Write a round's line, then its checkpoint; a round that was interrupted is not written."""
+        self.interruption.check()
+        self.state, self.done = state, int(record["round"])
+        self.folder.append_round(record, seconds)
+        if self.done % self.config.checkpoint_every == 0 or self.done == self.config.rounds:
+            self._checkpoint()
+        self.progress.round_done(self.done, record, seconds)
+        self._show(record)
+
+    def given_up(self, record: Mapping[str, Any]) -> None:
+        """Note the events of a round that is not recorded."""
+        for event in self._show(record):
+            self.folder.append_event(event.round, event.what, event.client or None)
+
+    def names(self) -> Mapping[int, str]:
+        """Return the clients' names by number; empty in a simulation."""
+        return {}
+
+    def _show(self, record: Mapping[str, Any]) -> list[Event]:
+        """Say what happened in a round."""
+        found = round_events(record, self.names(), buffered=self.config.round.buffer > 0)
+        for line in shown(found):
+            self.progress.note(line)
+        return found
+
+    def note(self, sentence: str) -> None:
+        """Say something that a person should know, now and in the report."""
+        self.notices.append(sentence)
+        with suppress(RecordError):  # the round's own record will say that the disk is full
+            self.folder.append_event(min(self.done + 1, self.config.rounds), sentence)
+        self.progress.note(sentence)
+
+    def _checkpoint(self) -> None:
+        tensors: dict[str, State] = {"model": self.state}
+        values: dict[str, Any] = {}
+        outstanding, values["rounds"] = self.rounds.snapshot(self.done)
+        tensors |= {"rounds": outstanding} if outstanding else {}
+        for name, layer in layers(self.experiment.strategy).items():
+            try:
+                tensors[name], values[name] = snapshot(layer)
+            except PluginError as error:
+                raise RunError(f"round {self.done}: {error}") from error
+        self._save(self.done, tensors, values)
+
+    def _save(self, round: int, tensors: Mapping[str, State], values: Mapping[str, Any]) -> None:
+        """Write a checkpoint, on which the run may rely before anybody learns of the next round."""
+        self.folder.checkpoints.save(round, tensors, values)
+
+    def resume(self) -> None:
+        """Take up the run where its last checkpoint left it."""
+        checkpoint = self.folder.checkpoints.load()
+        if checkpoint is None:
+            return
+        self.done = checkpoint.round
+        # In the model's order, which the file does not keep: stock strategies count tensors by position.
+        self.state = {name: checkpoint.tensors["model"][name] for name in self.state}
+        self.rounds.restore(checkpoint.tensors.get("rounds", {}), checkpoint.values.get("rounds", {}))
+        for name, layer in layers(self.experiment.strategy).items():
+            restore(layer, checkpoint.tensors.get(name, {}), checkpoint.values[name])
+
+    def record_split(self, facts: Mapping[str, Any], totals: NDArray[np.int64]) -> None:
+        """Write which client has what.
+
+        Args:
+            facts: As ``Split.facts`` gives them.
+            totals: int64 [C]: images of each class over all clients.
+        """
+        self.folder.write_split(facts)
+        self._totals = totals
+
+    def finish(self, trainer: ClientTrainer) -> None:
+        """Write the final model, what it gets wrong, how the run ended, and the report."""
+        load_state(trainer.model, {**trainer.initial, **self.state})
+        self.folder.write_model(_full_state(trainer.model))
+        self._write_mistakes(trainer)
+        self.folder.write_summary(
+            {
+                "status": "finished",
+                "rounds": self.done,
+                "notices": [*self._data_notices, *self.notices],
+                "parameters": sum(p.numel() for p in trainer.model.parameters()),
+                "state_bytes": sum(t.numel() * t.element_size() for t in self.state.values()),
+            }
+        )
+        self.write_pages(self.folder)
+
+    def _write_mistakes(self, trainer: ClientTrainer) -> None:
+        test = self.experiment.dataset.test
+        if test is None or self.experiment.personal:
+            return
+        batch_size = self.config.evaluation.batch_size
+        predicted, confidence = predict(
+            trainer.model,
+            Shard.whole(test),
+            trainer.settings,
+            batch_size=batch_size,
+            sharpness=trainer.sharpness,
+        )
+        wall = choose(test.labels, predicted, confidence, self._totals)
+        self.folder.write_mistakes(test.images[wall], test.labels[wall], predicted[wall], confidence[wall])
+
+
+def _full_state(model: torch.nn.Module) -> State:
+    """Return all tensors of a model on the CPU; they may share its memory."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _context(toml: str) -> Context:
+    return Context(
+        run_id=1, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={"experiment": toml}
+    )

@@ -1,0 +1,1 @@
+"""The server: rounds, deadlines, validation of updates, late replies, scores."""

@@ -1,0 +1,158 @@
+"""What the server asks and checks before and between rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedvision.config import RoundConfig
+from fedvision.errors import ConfigError, RunError
+from fedvision.flower import codec
+from fedvision.flower.client_registry import ClientRegistry, ReportedClientRegistry, UnknownClients
+from fedvision.server.phase_result import PhaseResult
+from fedvision.types import State
+
+_SLICE = 1 << 16
+"""Elements of a slice."""
+_MINIMA = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
+"""A stock strategy waits for so many nodes, without end."""
+
+
+def query_clients(grid: Grid) -> ReportedClientRegistry:
+    """Ask every node who it is and how many images of each class it has.
+
+    Raises:
+        RunError: No node answered usefully.
+    """
+    messages = [Message(RecordDict(), node, codec.CLIENT_INFO) for node in grid.get_node_ids()]
+    exchange = PhaseResult(client_registry=UnknownClients(), stage="data")
+    replies = list(exchange.send(grid, messages))
+    if not replies:
+        raise RunError(no_progress_error(1, exchange.refused))
+    return ReportedClientRegistry(
+        {reply.metadata.src_node_id: codec.decode_client_info(reply.content) for reply in replies}
+    )
+
+
+def check_strategy(strategy: Strategy, clients: int) -> None:
+    """Refuse a stock strategy that would wait for ever for more clients than there are.
+
+    Raises:
+        ConfigError: Its minimum is above the number of clients.
+    """
+    for name in _MINIMA:
+        needed = getattr(strategy, name, 0)
+        if needed > clients:
+            raise ConfigError(
+                f"strategy.{name} is {needed} but there are {clients} clients; set it to {clients} or less"
+            )
+
+
+def min_available(strategy: Strategy, config: RoundConfig, members: int) -> int:
+    """Return how many clients must be free before a round begins."""
+    if config.buffer:
+        return 0
+    quorum = 1 if config.uses_late else min(config.min_clients, members)
+    return max(quorum, _minimum(strategy))
+
+
+def has_enough(strategy: Strategy, grid: Grid) -> bool:
+    """Say whether a strategy finds as many nodes as it must have; a stock one would wait for ever."""
+    needed = _minimum(strategy)
+    return needed <= 0 or len(list(grid.get_node_ids())) >= needed
+
+
+def _minimum(strategy: Strategy) -> int:
+    return max(getattr(strategy, name, 0) for name in _MINIMA)
+
+
+def check_messages(
+    where: str, messages: Sequence[object], grid: Grid, client_registry: ClientRegistry
+) -> None:
+    """Refuse messages of a strategy that no client can get, or one client twice.
+
+    Args:
+        where: Round, method and strategy.
+        messages: What the strategy made.
+        grid: The carrier.
+        client_registry: Whose node is whose.
+
+    Raises:
+        RunError: One is no message, goes to no such node, or a node gets two.
+    """
+    present, seen = client_registry.present(grid), set[int]()
+    for message in messages:
+        if not isinstance(message, Message):
+            raise RunError(f"{where} made a {type(message).__name__}; it must make flwr.app.Message")
+        node = message.metadata.dst_node_id
+        # Across machines a node may leave at any time; its carrier says so of that client alone.
+        unknown = isinstance(present, range) and client_registry.client(node) not in present
+        if node in seen or unknown:
+            what = "made two messages for" if node in seen else "made a message for an unknown"
+            raise RunError(f"{where} {what} node {node}; it must choose among the grid's nodes, each once")
+        seen.add(node)
+
+
+def check_result(where: str, result: object) -> ArrayRecord | None:
+    """Return the model that a strategy made, None where it made none.
+
+    Args:
+        where: Round, method and strategy.
+        result: What its ``aggregate_train`` returned.
+
+    Raises:
+        RunError: It is not Flower's pair of an ``ArrayRecord`` and a ``MetricRecord``, either of them None.
+    """
+    model = result[0] if isinstance(result, tuple) and len(result) == 2 else result
+    if model is result or not (model is None or isinstance(model, ArrayRecord)):
+        raise RunError(
+            f"{where} returned a {type(model).__name__}; it must return an ArrayRecord, or None, and metrics"
+        )
+    return model
+
+
+def check_state(round: int, combined: State, before: State) -> State:
+    """Return what a strategy made, in the model's types, if it is a model at all.
+
+    Raises:
+        RunError: A tensor is missing, extra, misshapen, NaN or infinite.
+    """
+    if set(combined) != set(before):
+        odd = sorted(set(combined) ^ set(before))[0]
+        raise RunError(f"round {round}: the strategy's result and the model differ in the tensor {odd!r}")
+    state: State = {}
+    for name, old in before.items():
+        new = combined[name].to(old.dtype)
+        if new.shape != old.shape:
+            raise RunError(
+                f"round {round}: the strategy made {name!r} {list(new.shape)}, not {list(old.shape)}"
+            )
+        if not _is_finite(new):
+            raise RunError(
+                f"round {round}: the strategy's result holds NaN or infinity in {name!r}; "
+                "the training diverged: lower its learning rates and resume from the last checkpoint"
+            )
+        state[name] = new
+    return state
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Add a large tensor up in slices: to compare is slower, and torch makes a copy of what it compares."""
+    slices = tensor.reshape(-1).split(_SLICE)  # type: ignore[no-untyped-call]
+    return all(
+        math.isfinite(part.sum(dtype=torch.float64)) or bool(torch.isfinite(part).all()) for part in slices
+    )
+
+
+def no_progress_error(rounds: int, refused: Sequence[Mapping[str, Any]]) -> str:
+    """Say in one sentence that nobody succeeded, with the first cause."""
+    first = f"; client {refused[0]['client']}: {refused[0]['reason']}" if refused else ""
+    if any("NaN" in item["reason"] for item in refused):
+        first += "; the training diverged: lower training.lr or set training.clip_norm"
+    return f"no client succeeded in {rounds} round{'s' * (rounds > 1)} in a row{first}"

@@ -1,0 +1,145 @@
+"""What a run remembers from round to round beside model and strategy: who owes an answer, who was refused.
+
+A round asks clients who are free when it begins; who is busy with an earlier round is not asked again, and
+who was refused too often is set aside. ``collection`` decides when the round is over. A client is asked at
+most once a round and each letter is answered once, so exactly one training counts for each (round, client).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedvision import seeding
+from fedvision.config import RoundConfig
+from fedvision.flower.available_clients import Excluding
+from fedvision.flower.client_registry import ClientRegistry
+from fedvision.server.pending_messages import NEVER, PendingMessages
+from fedvision.server.phase_result import PhaseResult
+from fedvision.server.update_validator import norm_bound, remember
+from fedvision.types import State
+
+
+class RoundState:
+    """What a run remembers from round to round beside model and strategy; a checkpoint holds it.
+
+    Args:
+        config: The experiment's ``[round]``.
+        seed: The experiment's root seed.
+    """
+
+    def __init__(self, config: RoundConfig, seed: int = 0) -> None:
+        self.config, self._seed = config, seed
+        self.refusals: dict[int, int] = {}
+        """By client, how many of its answers were refused."""
+        self.usual: list[float] = []
+        """Median norms of the accepted changes of past rounds."""
+        self.unheard: dict[int, int] = {}
+        """By client the first round since which none of its answers was used; who was heard last is not here.
+
+        What a client keeps and the server has the other half of, such as SCAFFOLD's c_i, holds only as of an
+        answer that was used: the server tells whoever kept more than that.
+        """
+        self.lost: list[dict[str, Any]] = []
+        """Late answers that can no longer come; they go into the next record."""
+        self.post: PendingMessages | None = None
+        self._saved: tuple[State, Mapping[str, Any]] = ({}, {})
+
+    def open(self, grid: Grid, client_registry: ClientRegistry) -> PendingMessages:
+        """Begin to send over a grid; what a stopped server was owed is asked for again."""
+        self.post = PendingMessages(grid, client_registry)
+        for client, round in self.post.restore(*self._saved):
+            reason = "the server was started again and the client was not there"
+            self.lost.append({"client": client, "asked": round, "used": False, "reason": reason})
+        return self.post
+
+    @property
+    def quarantined(self) -> frozenset[int]:
+        """Clients who are not asked any more, because their answers were refused too often."""
+        most = self.config.set_aside_after
+        return frozenset(client for client, times in self.refusals.items() if most and times >= most)
+
+    def begin(self, round: int, grid: Grid, client_registry: ClientRegistry, least: int) -> frozenset[int]:
+        """Return who is not to be asked, once as many others as wanted are free or the deadline is over.
+
+        Args:
+            round: Number of the round.
+            grid: The carrier.
+            client_registry: The members.
+            least: Clients without whom it makes no sense to begin.
+        """
+        assert self.post
+        lasting, busy = self.post.lasting, self.post.busy()
+        end = self.post.now() + (self.config.deadline or NEVER)
+        while lasting and busy and self.post.now() < end:
+            if len(Excluding(client_registry.present(grid), self.quarantined | busy)) >= least:
+                break
+            lasting.wait(end)
+            busy = self.post.busy()
+        given_up = round - self.config.max_staleness - 1
+        rounds = f"{self.config.max_staleness} round{'s' * (self.config.max_staleness > 1)}"
+        reason = f"no answer in {rounds}; it is of no use any more"
+        self.lost += [
+            {"client": entry.client, "asked": entry.round, "used": False, "reason": reason}
+            for entry in self.post.outstanding()
+            if entry.stage == "training" and entry.round == given_up and self.config.uses_late
+        ]
+        return self.quarantined | busy
+
+    def bound(self, state: State) -> float:
+        """Return the norm above which a change of this model is refused."""
+        return norm_bound(self.config.norm_limit, state, self.usual)
+
+    def note(self, exchange: PhaseResult) -> list[dict[str, Any]]:
+        """Remember a phase's norms and refusals; return who is set aside from now on, and why."""
+        before = self.quarantined
+        self.usual = remember(self.usual, exchange.norms.values())
+        for client in exchange.unusable:
+            self.refusals[client] = self.refusals.get(client, 0) + 1
+        reason = f"{self.config.set_aside_after} of its answers were refused"
+        return [{"client": client, "reason": reason} for client in sorted(self.quarantined - before)]
+
+    def hear(self, round: int, asked: Sequence[int], used: Sequence[int]) -> None:
+        """Remember whose answers a round used, late ones too, and of whom it used none."""
+        heard = set(used)
+        for client in heard & self.unheard.keys():
+            del self.unheard[client]
+        for client in asked:
+            if client not in heard:
+                self.unheard.setdefault(client, round)
+
+    def limit_concurrency(self, messages: Sequence[Message], round: int) -> list[Message]:
+        """Return as many of a round's messages as keep ``concurrency`` clients at work, drawn at random."""
+        assert self.post
+        room = len(messages)
+        if self.config.concurrency:
+            room = max(0, self.config.concurrency - len(self.post.busy()))
+        if room >= len(messages):
+            return list(messages)
+        drawn = seeding.numpy_stream(self._seed, "concurrency", round).permutation(len(messages))[:room]
+        return [messages[place] for place in sorted(drawn.tolist())]
+
+    def snapshot(self, round: int) -> tuple[State, dict[str, Any]]:
+        """Return what a checkpoint after a round holds: tensors and JSON."""
+        tensors: State = {}
+        values: dict[str, Any] = {
+            "refusals": [[client, times] for client, times in sorted(self.refusals.items())],
+            "usual": list(self.usual),
+            "unheard": [[client, since] for client, since in sorted(self.unheard.items())],
+        }
+        lasting = self.post.lasting if self.post else None
+        if self.post and lasting and (lasting.simulated or self.config.uses_late):
+            oldest = 0 if lasting.simulated else round + 1 - self.config.max_staleness
+            tensors, entries = self.post.snapshot(oldest)
+            values |= entries
+        return tensors, values
+
+    def restore(self, tensors: State, values: Mapping[str, Any]) -> None:
+        """Take up what ``snapshot`` returned."""
+        self.refusals = {int(client): int(times) for client, times in values.get("refusals", [])}
+        self.usual = [float(norm) for norm in values.get("usual", [])]
+        self.unheard = {int(client): int(since) for client, since in values.get("unheard", [])}
+        self._saved = (tensors, values)

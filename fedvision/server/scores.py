@@ -1,0 +1,77 @@
+"""What a record says of measurements: counts are summed over clients, and only then divided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedvision.flower.client_registry import ClientRegistry
+from fedvision.flower.sharing import problem, split_readable
+from fedvision.tasks import metrics
+from fedvision.training.evaluate import Evaluation
+from fedvision.types import MetricFn
+
+
+class Scores:
+    """Makes the facts of a record from what was counted.
+
+    Args:
+        client_registry: The federation's members.
+        extra: Further numbers by name, from confusion counts.
+    """
+
+    def __init__(self, client_registry: ClientRegistry, extra: Mapping[str, MetricFn]) -> None:
+        self._roster, self._extra = client_registry, extra
+
+    def usable(
+        self, replies: Mapping[int, RecordDict | None]
+    ) -> tuple[dict[int, RecordDict], list[dict[str, Any]]]:
+        """Return the measurements that can be used, and the refusals of the others.
+
+        Args:
+            replies: By client, as ``codec.encode_evaluation`` makes them; None where there is none.
+        """
+        good: dict[int, RecordDict] = {}
+        refused: list[dict[str, Any]] = []
+        for client, content in replies.items():
+            if content is None:
+                reason: str | None = "its answer brought no measurement"
+            else:
+                reason = problem(content, len(self._roster.counts))
+            if content is None or reason:
+                refused.append({"client": client, "stage": "evaluation", "reason": reason})
+            else:
+                good[client] = content
+        return good, refused
+
+    def local(self, replies: Mapping[int, RecordDict]) -> dict[str, Any] | None:
+        """Return what clients measured on images of their own; None where nothing can be read of it.
+
+        Args:
+            replies: By client; those that ``usable`` let through.
+        """
+        found = split_readable(replies, self._roster.groups)
+        if not found.readable:
+            return None
+        confusions = {client: evaluation.confusion for client, evaluation in found.told.items()}
+        return {
+            **self.total(found.readable),
+            **({"withheld": found.withheld} if found.withheld else {}),
+            "spread": metrics.client_spread(confusions),
+            "accuracy": {str(c): metrics.accuracy(m) for c, m in confusions.items() if m.sum()},
+        }
+
+    def total(self, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+        """Return loss, confusion counts and scores over all images of some evaluations, at least one."""
+        confusion = np.sum([evaluation.confusion for evaluation in evaluations], axis=0)
+        loss = sum(evaluation.loss_sum for evaluation in evaluations)
+        counts = self._roster.counts
+        return {
+            "loss": loss / max(1, int(confusion.sum())),
+            "confusion": confusion.tolist(),
+            # Of unknown counts nobody can say which classes are rare.
+            "scores": metrics.scores(confusion, counts if any(counts) else None, self._extra),
+        }

@@ -1,0 +1,344 @@
+"""The server: a Flower ServerApp that runs the rounds of an experiment with any strategy.
+
+Flower's own ``Strategy.start`` has no first round, no callback and no checkpoint; this loop has them and asks
+the strategy for the same four things, so that stock strategies run unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+
+from fedvision import seeding
+from fedvision.config import ExperimentConfig
+from fedvision.errors import RoundAborted, RunError, TooFewUpdates
+from fedvision.flower import codec
+from fedvision.flower.available_clients import AvailableClients, AvailableNodes
+from fedvision.flower.client_registry import ClientRegistry
+from fedvision.flower.guard import Stream, guarded
+from fedvision.flower.strategy import FlowerStrategy
+from fedvision.server.checks import (
+    check_messages,
+    check_result,
+    check_state,
+    check_strategy,
+    has_enough,
+    min_available,
+    no_progress_error,
+    query_clients,
+)
+from fedvision.server.phase_result import PhaseResult
+from fedvision.server.reply_collector import QuorumMissed, ReplyCollector
+from fedvision.server.round_state import RoundState
+from fedvision.server.scores import Scores
+from fedvision.server.update_validator import UpdateValidator
+from fedvision.training.evaluate import Evaluation
+from fedvision.training.loop import learning_rate
+from fedvision.types import MetricFn, State
+
+ATTEMPTS = 3
+"""Times that a round is played whose sums are lost with the worker that held them."""
+
+
+class RoundObserver(Protocol):
+    """Who is told what happens: the run folder, the progress bar, a notebook."""
+
+    def begin(self, client_registry: ClientRegistry) -> None:
+        """The federation is there."""
+
+    def client_done(self, round: int, done: int, total: int) -> None:
+        """One more client of the round has answered."""
+
+    def given_up(self, record: Mapping[str, Any]) -> None:
+        """The run ends with this round, which failed like those before it and is not counted."""
+
+    def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
+        """A round is over: its facts, its times and the global state after it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerPlan:
+    """What the server needs to run an experiment's rounds."""
+
+    config: ExperimentConfig
+    """The experiment."""
+    strategy: Strategy
+    """Selects, instructs and combines."""
+    state: State
+    """The travelling tensors to begin with; taken out of here, or they were held for the whole run."""
+    journal: RoundObserver
+    """Who is told."""
+    first_round: int = 1
+    """Where to begin; above 1 when a run is resumed."""
+    client_registry: ClientRegistry | None = None
+    """The federation's members, where they are known beforehand; None asks every node."""
+    measure: Callable[[Grid, ClientRegistry, State], Evaluation] | None = None
+    """Measures a state on the server's own test images; None where it has none."""
+    extra_metrics: Mapping[str, MetricFn] = field(default_factory=dict)
+    """Further numbers by name, from confusion counts."""
+    rounds: RoundState | None = None
+    """What is remembered from round to round; None begins anew."""
+
+
+def build(plan: ServerPlan) -> ServerApp:
+    """Return the ServerApp of an experiment."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        _Server(grid, plan).run()
+
+    return app
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """What clients tell beside their models in one training phase."""
+
+    facts: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """By client: training loss and images."""
+    measured: dict[int, RecordDict] = field(default_factory=dict)
+    """By client: its measurement of the model that it was sent."""
+
+    def note(self, client: int, content: RecordDict) -> None:
+        """Note a reply and take the measurement out of it: stock strategies want one record of arrays."""
+        self.facts[client] = codec.training_facts(content)
+        if (measured := codec.unload(content)) is not None:
+            self.measured[client] = measured
+
+
+class _Server:
+    """The rounds of one run."""
+
+    def __init__(self, grid: Grid, plan: ServerPlan) -> None:
+        self.grid, self.plan, self.config = grid, plan, plan.config
+        self.strategy, self.state = plan.strategy, dict(plan.state)
+        plan.state.clear()
+        self.client_registry: ClientRegistry = plan.client_registry or query_clients(grid)
+        check_strategy(plan.strategy, len(self.client_registry))
+        self.eligible = AvailableClients(self.client_registry)
+        if isinstance(plan.strategy, FlowerStrategy):
+            plan.strategy.introduce(self.eligible)
+        self.rounds = plan.rounds or RoundState(self.config.round, self.config.seed)
+        if isinstance(plan.strategy, FlowerStrategy):
+            plan.strategy.unheard = self.rounds.unheard
+        self.post = self.rounds.open(grid, self.client_registry)
+        self.scores = Scores(self.client_registry, plan.extra_metrics)
+
+    def run(self) -> None:
+        """Run all rounds from the plan's first.
+
+        Raises:
+            RunError: ``round.failed_rounds`` rounds in a row failed, or all of them.
+        """
+        self.plan.journal.begin(self.client_registry)
+        failed = 0
+        last = min(self.config.round.failed_rounds, self.config.rounds)
+        for number in range(self.plan.first_round, self.config.rounds + 1):
+            record, seconds = self._round(number)
+            failed = 0 if record["changed"] else failed + 1
+            if failed >= last:
+                self.plan.journal.given_up(record)
+                raise RunError(no_progress_error(failed, record["refused"]))
+            self.plan.journal.round_done(record, seconds, self.state)
+
+    def _round(self, number: int) -> tuple[dict[str, Any], dict[str, float]]:
+        start = time.perf_counter()
+        record = self._train_again(number)
+        trained = time.perf_counter()
+        measured = number % self.config.evaluation.every == 0 or number == self.config.rounds
+        record["server"] = self._measure_here() if measured else None
+        served = time.perf_counter()
+        # Who trains in the next round is to measure this model then; after the last nobody trains.
+        rides = self.config.evaluation.with_training and number < self.config.rounds
+        record["local"] = self._measure_there(number, record) if measured and not rides else None
+        end = time.perf_counter()
+        seconds = {
+            "train": trained - start,
+            "server": served - trained,
+            "local": end - served,
+            "total": end - start,
+        }
+        return record, seconds
+
+    def _train_again(self, number: int) -> dict[str, Any]:
+        """Run the training phase, and once more from the same state where what it gathered was lost."""
+        for _ in range(ATTEMPTS - 1):
+            with suppress(RoundAborted):
+                return self._train(number)
+        return self._train(number)
+
+    def _train(self, number: int) -> dict[str, Any]:
+        """Run one training phase, replace the state where somebody succeeded, and return the facts."""
+        self.eligible.excluded = excluded = self.rounds.begin(
+            number,
+            self.grid,
+            self.client_registry,
+            min_available(self.strategy, self.config.round, len(self.client_registry)),
+        )
+        validator = UpdateValidator(self.state, self.rounds.bound(self.state))
+        pre_aggregates = bool(getattr(self.grid, "folds", False))
+        messages = self._messages(number, validator.bound if pre_aggregates else math.inf)
+        exchange = PhaseResult(
+            client_registry=self.client_registry,
+            stage="training",
+            validator=validator,
+            pre_aggregates=pre_aggregates,
+        )
+        collection = ReplyCollector(self.rounds, exchange, number, self.state)
+        told = _Told()
+        combined = self._combine(number, collection, self._watch(number, collection, messages, told))
+        if combined is not None and collection.used:
+            self.state = check_state(number, codec.decode_state(combined), self.state)
+        late, self.rounds.lost = self.rounds.lost + collection.late, []
+        facts = [(client, *told.facts[client]) for client in exchange.answered]
+        facts += [(item["client"], item["loss"], item["examples"]) for item in late if item["used"]]
+        changed = combined is not None and bool(facts)
+        asked = [self.client_registry.client(message.metadata.dst_node_id) for message in messages]
+        self.rounds.hear(number, asked, [client for client, _, _ in facts] if changed else [])
+        examples = sum(count for _, _, count in facts)
+        received = self._received(number, exchange, told)
+        return {
+            "round": number,
+            "clients": [client for client, _, _ in facts],
+            "examples": examples,
+            "changed": changed,
+            "lr": learning_rate(self.config.training, number, self.config.rounds),
+            "train_loss": sum(loss * n for _, loss, n in facts) / examples if examples else None,
+            "client_loss": {str(client): loss for client, loss, _ in facts},
+            "refused": exchange.refused,
+            "late": late,
+            "busy": sorted(excluded - self.rounds.quarantined),
+            "set_aside": self.rounds.note(exchange),
+            "bytes": {"down": exchange.down, "up": exchange.up},
+            **self._time(),
+            **received,
+        }
+
+    def _received(self, number: int, exchange: PhaseResult, told: _Told) -> dict[str, Any]:
+        """Return what the clients whose answers are used measured of the model that they were sent."""
+        if not self._measures_first(number):
+            return {}
+        good, bad = self.scores.usable({c: told.measured.get(c) for c in sorted(exchange.answered)})
+        exchange.refused += bad
+        local = self.scores.local(good)
+        return {"received": {"round": number - 1, **local} if local else None}
+
+    def _measures_first(self, number: int) -> bool:
+        """Say whether a round's training messages ask for a measurement of the model after the last one."""
+        evaluation = self.config.evaluation
+        return evaluation.with_training and number > 1 and (number - 1) % evaluation.every == 0
+
+    def _time(self) -> dict[str, float]:
+        """Return the seconds since the run began where they are simulated."""
+        lasting = self.post.lasting
+        return {"clock": lasting.now()} if lasting and lasting.simulated else {}
+
+    def _messages(self, number: int, bound: float) -> list[Message]:
+        """Return the training messages of those who are asked."""
+        config = self._train_config(number)
+        if bound < math.inf:
+            config[codec.NORM_BOUND] = bound
+        eligible: Grid = self.grid  # our strategies ask the roster
+        if not isinstance(self.strategy, FlowerStrategy):
+            eligible = AvailableNodes(self.grid, self.client_registry, self.eligible.excluded)
+        if not has_enough(self.strategy, eligible):
+            return []
+        arrays = codec.encode_state(self.state)
+        where = self._where("configure_train", number)
+        with seeding.stock_globals(self.config.seed, "select", number), guarded(where):
+            messages = list(self.strategy.configure_train(number, arrays, config, eligible))
+        check_messages(where, messages, self.grid, self.client_registry)
+        return self.rounds.limit_concurrency(messages, number)
+
+    def _combine(
+        self, number: int, collection: ReplyCollector, replies: Iterator[Message]
+    ) -> ArrayRecord | None:
+        """Return what the strategy makes of the replies, None where there are too few."""
+        stream, where = Stream(replies), self._where("aggregate_train", number)
+        secret = None if self.config.privacy.noise == "reproducible" else seeding.SecretGlobals()
+        # Clients that train in this process while their replies are fetched keep to the seed.
+        read = secret.paused(stream) if secret else iter(stream)
+        with seeding.stock_globals(self.config.seed, "combine", number):
+            try:
+                with guarded(where, stream), secret or nullcontext():
+                    result = self.strategy.aggregate_train(number, read)
+                deque(replies, maxlen=0)  # those for which the strategy did not wait
+                return check_result(where, result)
+            except QuorumMissed:
+                return None
+            except TooFewUpdates as error:
+                with suppress(QuorumMissed):
+                    deque(replies, maxlen=0)
+                collection.annul(str(error))
+                return None
+
+    def _where(self, method: str, number: int) -> str:
+        return f"round {number}: {method} of the strategy {type(self.strategy).__name__}"
+
+    def _watch(
+        self,
+        number: int,
+        collection: ReplyCollector,
+        messages: list[Message],
+        told: _Told,
+    ) -> Iterator[Message]:
+        """Yield usable replies, noting what each client tells beside its model, and telling the journal."""
+        ordered = not (isinstance(self.strategy, FlowerStrategy) and self.strategy.any_order)
+        for reply in collection.receive(messages, ordered=ordered):
+            told.note(self._client(reply), reply.content)
+            self.plan.journal.client_done(number, collection.done, max(collection.done, len(messages)))
+            yield reply
+            # Let go before the next one is made, or two models are in memory.
+            del reply
+
+    def _train_config(self, number: int) -> ConfigRecord:
+        shared = self.config.loss.prior == "global"
+        config = codec.encode_counts(self.client_registry.counts) if shared else ConfigRecord()
+        if self._measures_first(number):
+            config[codec.MEASURE_FIRST] = True
+        return config
+
+    def _measure_here(self) -> dict[str, Any] | None:
+        if self.plan.measure is None:
+            return None
+        return self.scores.total([self.plan.measure(self.grid, self.client_registry, self.state)])
+
+    def _measure_there(self, number: int, record: dict[str, Any]) -> dict[str, Any] | None:
+        """Measure on the images that clients keep for it; confusion counts are summed, then divided."""
+        if not self.config.evaluation.holdout:
+            return None
+        arrays = codec.encode_state(self.state)
+        lasting = self.post.lasting
+        busy = frozenset() if lasting is None or lasting.simulated else frozenset(self.post.busy())
+        eligible = AvailableNodes(self.grid, self.client_registry, self.rounds.quarantined | busy)
+        if not has_enough(self.strategy, eligible):
+            return None
+        where = self._where("configure_evaluate", number)
+        with seeding.stock_globals(self.config.seed, "select-evaluate", number), guarded(where):
+            messages = list(self.strategy.configure_evaluate(number, arrays, ConfigRecord(), eligible))
+        check_messages(where, messages, self.grid, self.client_registry)
+        exchange = PhaseResult(client_registry=self.client_registry, stage="evaluation")
+        collection = ReplyCollector(self.rounds, exchange, number, self.state)
+        replies = list(collection.receive(messages, ordered=True))
+        contents = [reply.content for reply in replies]
+        good, bad = self.scores.usable(dict(zip(exchange.answered, contents, strict=True)))
+        with guarded(self._where("aggregate_evaluate", number)):
+            self.strategy.aggregate_evaluate(number, [one for one in replies if self._client(one) in good])
+        record["refused"] += exchange.refused + bad
+        record["late"] += collection.late
+        record["bytes"]["down"] += exchange.down
+        record["bytes"]["up"] += exchange.up
+        return self.scores.local(good)
+
+    def _client(self, reply: Message) -> int:
+        return self.client_registry.client(reply.metadata.src_node_id)

@@ -1,1 +1,0 @@
-"""Aggregation strategies: which clients work, what they are told, how their updates are combined."""

@@ -1,0 +1,1 @@
+"""Tasks: what a model predicts, and how predictions become metrics."""

@@ -1,0 +1,281 @@
+"""What one machine does for the clients it hosts: recall, build the loss, train, keep, measure."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedvision import registry
+from fedvision.config import ExperimentConfig
+from fedvision.data.shards import Shard
+from fedvision.data.transforms import prepare
+from fedvision.errors import ConfigError
+from fedvision.losses.logits import sharpness
+from fedvision.models.meta import filled
+from fedvision.models.state import counters, get_state, load_state, personal_names, shared_names
+from fedvision.training import device
+from fedvision.training.allocator import keep_freed_memory
+from fedvision.training.client_algorithm import ClientAlgorithm
+from fedvision.training.client_state import OBJECTIVE, PERSONAL, ClientStateStore
+from fedvision.training.evaluate import Evaluation, evaluate
+from fedvision.training.loop import LoopSettings, TrainResult, fit
+from fedvision.types import LossFn, PluginSpec, State, TrainRequest
+
+
+class Shards(Protocol):
+    """Where clients' images come from: a split of one data set, or the machine's own folder."""
+
+    def train(self, client: int) -> Shard:
+        """Return the client's training images."""
+
+    def test(self, client: int) -> Shard:
+        """Return the images that the client keeps for measurement; may be empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientTrainer:
+    """One model on one device that serves many clients, one after the other."""
+
+    config: ExperimentConfig
+    """The experiment."""
+    settings: LoopSettings
+    """Transforms, device and seed of the local loop."""
+    model: nn.Module
+    """The network, on the device."""
+    num_classes: int
+    """C."""
+    shards: Shards
+    """The clients' images."""
+    memory: ClientStateStore
+    """What the clients keep between rounds."""
+    initial: State
+    """The tensors that do not travel, as the model began."""
+    counters: State
+    """The whole numbers of the model, as it began; each client begins a round with them."""
+
+    @classmethod
+    def open(
+        cls,
+        config: ExperimentConfig,
+        model: nn.Module,
+        num_classes: int,
+        shards: Shards,
+        memory: ClientStateStore,
+        *,
+        trains: bool = True,
+    ) -> ClientTrainer:
+        """Put the model on its device and make ready what all its clients share.
+
+        Args:
+            config: The experiment.
+            model: The network.
+            num_classes: C.
+            shards: The clients' images.
+            memory: What the clients keep between rounds.
+            trains: A process that only measures gives back what it frees: large models pass through it, and
+                a heap that keeps their gaps grew to twice what was in use.
+        """
+        settings = loop_settings(config, channels(shards.train(0)))
+        if trains and settings.device.type == "cpu":
+            keep_freed_memory()
+        model = place(filled(model), settings)
+        initial = get_state(model, personal_names(model, shared_names(model, config.model.shared)))
+        return cls(
+            config=config,
+            settings=settings,
+            model=model,
+            num_classes=num_classes,
+            shards=shards,
+            memory=memory,
+            initial=initial,
+            counters=get_state(model, counters(model)),
+        )
+
+    def counts(self, client: int) -> tuple[int, ...]:
+        """Return a client's training images per class [C]."""
+        return tuple(self.shards.train(client).counts(self.num_classes).tolist())
+
+    def train(self, request: TrainRequest) -> TrainResult:
+        """Train one client on its task and keep what it must remember; measure first where it is asked to."""
+        measured = self.measure_first(request)
+        shard = self.shards.train(request.client)
+        memory = self._recall(request.client, request.round, request.unheard_since)
+        update = fit(
+            self.model,
+            shard,
+            request,
+            loss=self.make_loss(self.loss_counts(request, shard), request.round),
+            objective=objective_of(request),
+            settings=self.settings,
+            memory=memory.get(OBJECTIVE, {}),
+        )
+        self.keep(request, update)
+        return replace(update, measured=measured)
+
+    def keep(self, request: TrainRequest, update: TrainResult) -> None:
+        """Keep what a client must remember of a round."""
+        groups = {OBJECTIVE: update.memory, PERSONAL: update.personal}
+        self.memory.save(request.client, request.round, groups, request.unheard_since)
+
+    def measure_first(self, request: TrainRequest) -> Evaluation | None:
+        """Measure the state that a task begins with, if it asks for it.
+
+        Training draws from streams of its own, loads every tensor anew and evaluation changes none, so what
+        is trained afterwards does not depend on this.
+        """
+        return self.evaluate(request.client, request.round - 1, request.state) if request.measure else None
+
+    def evaluate(self, client: int, round: int, state: State) -> Evaluation:
+        """Measure a state on the images that a client kept for it, with the client's personal tensors."""
+        self._recall(client, round + 1)
+        load_state(self.model, state)
+        return self._measure(self.shards.test(client))
+
+    def measure(self, state: State, shard: Shard) -> Evaluation:
+        """Measure a state on a shard of no client, such as the server's test images."""
+        load_state(self.model, {**self.counters, **self.initial, **state})
+        return self._measure(shard)
+
+    def seconds_per_image(self, client: int, batches: int = 4) -> float:
+        """Return how long training takes for an image, measured on a client's first batches.
+
+        Args:
+            client: Whose images are used; nothing of it is kept, but the model is overwritten.
+            batches: How many are timed, after one that warms up.
+        """
+        shard, size = self.shards.train(client), self.settings.training.batch_size
+        names = shared_names(self.model, self.config.model.shared)
+        request = TrainRequest(round=1, client=client, state=get_state(self.model, names))
+        settings = replace(self.settings, training=replace(self.settings.training, epochs=1, steps=0))
+        seconds = float("inf")
+        for count in (size, size * batches):
+            part = shard.take(np.arange(min(count, len(shard))))
+            start = time.perf_counter()
+            loss = self.make_loss(self.loss_counts(request, part), request.round)
+            fit(self.model, part, request, loss=loss, objective=ClientAlgorithm(), settings=settings)
+            seconds = min(seconds, (time.perf_counter() - start) / len(part))
+        return seconds
+
+    def _measure(self, shard: Shard) -> Evaluation:
+        batch_size = self.config.evaluation.batch_size
+        return evaluate(
+            self.model,
+            shard,
+            self.settings,
+            batch_size=batch_size,
+            num_classes=self.num_classes,
+            sharpness=self.sharpness,
+        )
+
+    @cached_property
+    def sharpness(self) -> float:
+        """With which the network predicts softmax(s z): the loss's own scale, where it has one."""
+        return sharpness(self.make_loss(torch.ones(self.num_classes, dtype=torch.int64), 1))
+
+    def _recall(self, client: int, round: int, unheard_since: int | None = None) -> dict[str, State]:
+        """Return what a client kept before a round, its personal tensors already in the model."""
+        memory = self.memory.load(client, round, unheard_since)
+        if self.initial or self.counters:
+            load_state(self.model, self.counters | memory.get(PERSONAL, self.initial))
+        return memory
+
+    def loss_counts(self, request: TrainRequest, shard: Shard) -> torch.Tensor:
+        """Return the class counts [C] that a client's loss sees."""
+        shared = request.counts if self.config.loss.prior == "global" else None
+        return torch.tensor(shared) if shared else torch.from_numpy(shard.counts(self.num_classes))
+
+    @cached_property
+    def make_loss(self) -> Callable[[torch.Tensor, int], LossFn]:
+        """``make_loss(counts [C], round) -> loss``."""
+        return loss_maker(self.config)
+
+
+def objective_of(request: TrainRequest) -> ClientAlgorithm:
+    """Return a new objective of the kind that a task names."""
+    name = request.client_config.objective
+    objective: ClientAlgorithm = (
+        registry.build("objective", PluginSpec(use=name)) if name else ClientAlgorithm()
+    )
+    return objective
+
+
+def build_loss(config: ExperimentConfig, counts: torch.Tensor, round: int = 1) -> LossFn:
+    """Build the experiment's loss from class counts [C].
+
+    Raises:
+        PluginError: The loss is unknown or its arguments do not fit.
+    """
+    return loss_maker(config)(counts, round)
+
+
+def loss_maker(config: ExperimentConfig) -> Callable[[torch.Tensor, int], LossFn]:
+    """Return ``make(counts [C], round) -> loss`` for the many clients of a run.
+
+    Raises:
+        PluginError: The loss is unknown or its arguments do not fit.
+    """
+    build = registry.maker("loss", config.loss, frozenset({"counts", "round", "rounds"}))
+
+    def make(counts: torch.Tensor, round: int) -> LossFn:
+        loss: LossFn = build(counts=counts, round=round, rounds=config.rounds)
+        return loss
+
+    return make
+
+
+def loop_settings(config: ExperimentConfig, channels: int) -> LoopSettings:
+    """Make ready what the local loop needs in every round.
+
+    Raises:
+        ConfigError: The device is not there, or the transforms do not fit the channels.
+    """
+    return LoopSettings(
+        training=config.training,
+        transform=prepare(config.transforms, channels),
+        device=device.choose(config.training.device),
+        seed=config.seed,
+        rounds=config.rounds,
+    )
+
+
+def place(model: nn.Module, settings: LoopSettings) -> nn.Module:
+    """Move a model to the settings' device and memory layout."""
+    layout = torch.channels_last if settings.training.channels_last else torch.contiguous_format
+    return model.to(device=settings.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def channels(shard: Shard) -> int:
+    """Return the number of channels of a shard's images."""
+    return int(shard.images.shape[-1])
+
+
+def _check_rates(settings: LoopSettings, config: ExperimentConfig) -> None:
+    """Refuse a schedule that stops the training: such a round would be recorded as one that trained."""
+    for round in range(1, config.rounds + 1):
+        rate = settings.training.lr * settings.schedule(round, config.rounds)
+        if not 0 < rate < math.inf:
+            raise ConfigError(
+                f"training.schedule: {config.training.schedule.use!r} gives round {round} of {config.rounds} "
+                f"the learning rate {rate:g}, with which nothing is learned; it must be > 0 and finite"
+            )
+
+
+def check_training(config: ExperimentConfig, channels: int, num_classes: int) -> None:
+    """Build once what every client will build, so that a wrong key ends the run before it starts.
+
+    Raises:
+        ConfigError: The device, transforms, loss, schedule or optimiser cannot be built.
+    """
+    settings = loop_settings(config, channels)
+    build_loss(config, torch.ones(num_classes, dtype=torch.int64))
+    _check_rates(settings, config)
+    lr = settings.training.lr * settings.schedule(1, config.rounds)
+    settings.make_optimizer([nn.Parameter(torch.zeros(1))], lr)

@@ -1,0 +1,1 @@
+"""Vectorized training: K clients in one step."""

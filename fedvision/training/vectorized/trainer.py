@@ -1,0 +1,132 @@
+"""The clients of one worker that are trained together, and why some are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+
+import torch
+
+from fedvision import registry
+from fedvision.models.state import load_state
+from fedvision.training.client_state import OBJECTIVE, PERSONAL
+from fedvision.training.client_trainer import ClientTrainer, build_loss, objective_of
+from fedvision.training.loop import TrainResult
+from fedvision.training.vectorized.client_batch import ClientBatchResult
+from fedvision.training.vectorized.cuda_graph import CudaGraphRunner, on_cuda, recordable
+from fedvision.training.vectorized.device_cache import DeviceDatasetCache
+from fedvision.training.vectorized.graph_buffers import GraphCapture
+from fedvision.training.vectorized.local_steps import fit_many
+from fedvision.training.vectorized.vmap_support import scalable, stacks_objective, supports_vmap
+from fedvision.types import TrainRequest
+
+
+class VectorizedTrainer:
+    """Trains a worker's clients several at a time; each ends as if it had been trained alone.
+
+    Args:
+        trainer: Model, settings, images and memories.
+        record: Records a step, to be played back; None records nothing.
+    """
+
+    def __init__(self, trainer: ClientTrainer, record: GraphCapture | None = None) -> None:
+        self._worker = trainer
+        self.device_cache = DeviceDatasetCache(trainer.settings.device)
+        """The image sets that live on the device."""
+        self.recorded: CudaGraphRunner | None = None
+        """What plays steps back, where that can be."""
+        if record is not None and recordable(trainer.settings):
+            by_round = "round" in registry.parameters("loss", trainer.config.loss.use)
+            self.recorded = CudaGraphRunner(
+                trainer.model, trainer.settings, record, lambda round: round if by_round else None
+            )
+
+    @classmethod
+    def of(cls, trainer: ClientTrainer, *, record: bool = True) -> VectorizedTrainer:
+        """Return a crew that records CUDA graphs, where the worker's device has them and it is wanted."""
+        return cls(trainer, on_cuda() if record and trainer.settings.device.type == "cuda" else None)
+
+    def settle(self) -> None:
+        """Send the images to the device, if it has room, so that clients' own memory can be measured."""
+        self.device_cache.find(self._worker.shards.train(0))
+
+    def unsupported_reason(self, request: TrainRequest) -> str | None:
+        """Return in one line why a task is not trained together with others; None where it can be."""
+        if not self._obstacle and not stacks_objective(type(objective_of(request))):
+            name = request.client_config.objective
+            return f"the objective {name!r} has no formula that serves several clients"
+        if request.client_config.lr_factor != 1 and not scalable(self._worker.settings.training):
+            use = self._worker.settings.training.optimizer.use
+            return f"the optimiser {use!r} has no stacked form for clients with learning rates of their own"
+        return self._obstacle
+
+    @cached_property
+    def _obstacle(self) -> str | None:
+        trainer = self._worker
+        return supports_vmap(
+            trainer.model,
+            trainer.shards.train(0).images.shape[1:],
+            trainer.num_classes,
+            loss=partial(build_loss, trainer.config),
+            settings=trainer.settings,
+        )
+
+    def train(
+        self, requests: Sequence[TrainRequest], chunk: int = 0
+    ) -> Iterator[tuple[Sequence[int], ClientBatchResult | Sequence[TrainResult]]]:
+        """Train clients on their tasks, as many at once as can be.
+
+        Args:
+            requests: One for each client.
+            chunk: Clients that are trained at once; 0 trains all that can be.
+
+        Yields:
+            Places in ``requests``, and what became of these clients: a stack that is good until the next is
+            asked for, where their models are all they tell and keep; else their updates, and what they keep
+            is kept. An error of one client is raised and loses its neighbours; training a client again
+            starts from the same memory.
+        """
+        shared: dict[tuple[int, str | None], list[int]] = {}
+        for place, request in enumerate(requests):
+            shared.setdefault((request.round, request.client_config.objective), []).append(place)
+        for places in shared.values():
+            own = [requests[place] for place in places]
+            if len(own) == 1 or self.unsupported_reason(own[0]):
+                yield places, [self._worker.train(request) for request in own]
+                continue
+            for some, stacked in self._train_stacks(own, chunk):
+                yield [places[place] for place in some], stacked if stacked.alone else self._kept(stacked)
+
+    def _kept(self, stacked: ClientBatchResult) -> list[TrainResult]:
+        updates = stacked.split()
+        for request, update in zip(stacked.requests, updates, strict=True):
+            self._worker.keep(request, update)
+        return updates
+
+    def _train_stacks(
+        self, requests: Sequence[TrainRequest], chunk: int
+    ) -> Iterator[tuple[list[int], ClientBatchResult]]:
+        trainer = self._worker
+        load_state(trainer.model, trainer.counters)
+        measured = [trainer.measure_first(request) for request in requests]
+        shards = [trainer.shards.train(request.client) for request in requests]
+        memories = [
+            trainer.memory.load(request.client, request.round, request.unheard_since) for request in requests
+        ]
+        both = zip(requests, shards, strict=True)
+        counts = torch.stack([trainer.loss_counts(request, shard) for request, shard in both])
+        return fit_many(
+            trainer.model,
+            shards,
+            requests,
+            loss=lambda counts: trainer.make_loss(counts, requests[0].round),
+            counts=counts.to(trainer.settings.device),
+            objectives=[objective_of(request) for request in requests],
+            settings=trainer.settings,
+            memories=[memory.get(OBJECTIVE, {}) for memory in memories],
+            personals=[memory.get(PERSONAL, trainer.initial) for memory in memories],
+            measured=measured,
+            chunk=chunk,
+            device_cache=self.device_cache,
+            recorded=self.recorded,
+        )

@@ -1,0 +1,160 @@
+"""Several decoders give what one gives, whatever a file does to them, and leave no process behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedvision.data.decoding import process_pool
+from fedvision.data.decoding.process_pool import PixelFormat, decode_all
+from fedvision.errors import DataError
+from tests.data.pictures import save, shades, spoil
+
+RECIPE = PixelFormat(4, 1, "crop")
+
+
+def run(root: Path, names: list[str], workers: int) -> tuple[list[str | None], list[int]]:
+    answers = list(decode_all(root, names, RECIPE, workers))
+    return [why for reasons, _ in answers for why in reasons], [s for _, i in answers for s in shades(i)]
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> list[str]:
+    """Make 60 files, every seventh spoilt: four chunks, the last one short."""
+    found = [f"{number:02}.png" for number in range(60)]
+    for number, name in enumerate(found):
+        if number % 7:
+            save(tmp_path / name, number)
+        else:
+            spoil(tmp_path / name)
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 9])
+def test_answers_come_in_order_whatever_the_number_of_processes(
+    tmp_path: Path, names: list[str], workers: int
+) -> None:
+    reasons, found = run(tmp_path, names, workers)
+    assert [number for number, why in enumerate(reasons) if why] == list(range(0, 60, 7))
+    assert found == [number for number in range(60) if number % 7]
+
+
+def test_names_may_hold_any_bytes(tmp_path: Path) -> None:
+    odd = [os.fsdecode(b"\xff\xfe.png"), "line\nbreak.png", 'quo"te.png', "grün.png"]
+    for number, name in enumerate(odd):
+        save(tmp_path / name, number)
+    names = odd * 8
+    reasons, found = run(tmp_path, names, 2)
+    assert not any(reasons)
+    assert found == [0, 1, 2, 3] * 8
+
+
+@pytest.fixture
+def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let decoder processes die of a signal, as of a bug in C, on files called crash."""
+    script = tmp_path / "fragile.py"
+    script.write_text(
+        "import os, sys\n"
+        "from fedvision.data import decoder, pixels\n"
+        "real = pixels.read\n"
+        "def read(path, **keys):\n"
+        "    if path.name.startswith('crash'): os.kill(os.getpid(), 11)\n"
+        "    return real(path, **keys)\n"
+        "pixels.read = read\n"
+        "decoder._main(*sys.argv[1:])\n"
+    )
+    start = subprocess.Popen
+
+    def popen(command: list[str], **keys: object) -> object:
+        return start(
+            [sys.executable, str(script), *command[command.index("fedvision.data.decoding.decoder") + 1 :]],
+            **keys,
+        )  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+
+
+@pytest.mark.usefixtures("fragile")
+def test_a_file_that_crashes_its_decoder_is_unreadable_and_the_others_are_not(tmp_path: Path) -> None:
+    names = [f"{number:02}.png" for number in range(30)]
+    names[5], names[20] = "crash1.png", "crash2.png"
+    for number, name in enumerate(names):
+        save(tmp_path / name, number)
+    reasons, found = run(tmp_path, names, 2)
+    assert {number: why for number, why in enumerate(reasons) if why} == {
+        5: "the decoder crashed on it (signal 11)",
+        20: "the decoder crashed on it (signal 11)",
+    }
+    assert found == [number for number in range(30) if number not in (5, 20)]
+
+
+def test_a_process_that_does_not_start_is_said(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with pytest.raises(DataError, match=r"did not start: No such file .*workers = 1"):
+        run(tmp_path, names, 2)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(DataError, match=r"did not start; data\.workers = 1"):
+        run(tmp_path, names, 2)
+
+
+def test_a_stray_file_in_the_working_folder_is_not_imported(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    assert len(run(tmp_path, names, 2)[1]) == 51
+
+
+def children() -> set[str]:
+    return set(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts processes in /proc")
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_no_process_is_left_behind(tmp_path: Path, names: list[str], stop_early: bool) -> None:
+    before = children()
+    answers = decode_all(tmp_path, names, RECIPE, 2)
+    next(answers)
+    assert len(children() - before) == 2
+    if stop_early:
+        answers.close()  # type: ignore[attr-defined]
+    else:
+        list(answers)
+    assert children() == before
+
+
+def test_few_files_start_no_process(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    monkeypatch.setattr(process_pool.cores, "available", lambda: 64)
+    assert run(tmp_path, names, 0)[1] == [number for number in range(60) if number % 7]
+
+
+def test_a_script_without_a_main_guard_may_decode_in_processes(tmp_path: Path, names: list[str]) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('once')\n"
+        "from pathlib import Path\n"
+        "from fedvision.data.decoding.process_pool import Recipe, decode_all\n"
+        f"names = {names!r}\n"
+        "found = decode_all(Path(__file__).parent, names, Recipe(4, 1, 'crop'), 2)\n"
+        "print(sum(len(images) for _, images in found))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["once", "51"]
+    assert done.stderr == ""
+
+
+def test_a_chunk_without_a_readable_file_has_no_rows(tmp_path: Path) -> None:
+    names = [spoil(tmp_path / f"{number}.png").name for number in range(20)]
+    answers = list(decode_all(tmp_path, names, RECIPE, 2))
+    assert [images.shape for _, images in answers] == [(0, 4, 4, 1)] * 2
+    assert all(images.dtype == np.uint8 for _, images in answers)

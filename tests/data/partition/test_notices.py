@@ -1,0 +1,45 @@
+"""What is told before a run: that nothing is measured, or not all classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.partition.notices import measurement_notices
+from fedvision.data.sources.arrays import digits
+from tests.experiments import tiny
+
+
+def without(dataset: Dataset, *classes: int) -> Dataset:
+    """Return a data set whose test images lack some classes."""
+    assert dataset.test is not None
+    kept = ~np.isin(dataset.test.labels, classes)
+    return replace(dataset, test=ImageSet(images=dataset.test.images[kept], labels=dataset.test.labels[kept]))
+
+
+def test_classes_without_test_images_are_named() -> None:
+    assert measurement_notices(tiny(), digits()) == []
+    assert measurement_notices(tiny(), without(digits(), 3, 7)) == [
+        "there are no test images of 3, 7; balanced accuracy does not tell of them"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "keys"),
+    [
+        ({"use": "digits"}, "evaluation.holdout = 0.2"),
+        (
+            {"use": "image-folder", "path": "x", "size": 8},
+            "data.validation = 0.2 (for the server) or evaluation.holdout = 0.2 (on the clients)",
+        ),
+    ],
+)
+def test_a_run_that_measures_nothing_names_the_keys(table: dict[str, object], keys: str) -> None:
+    untested = replace(digits(), test=None)
+    assert measurement_notices(tiny(data=table), untested) == [
+        f"nothing will be measured: there are no test images and no holdout; set {keys}"
+    ]
+    assert measurement_notices(tiny(data=table, evaluation={"holdout": 0.2}), untested) == []

@@ -1,0 +1,159 @@
+"""What a client keeps of its masked sums: one answer for one group, and no to what would unmask it."""
+
+from __future__ import annotations
+
+import stat
+from contextlib import suppress
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvision.deployment.certificates import make
+from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.masks import MaskedCounts
+from fedvision.errors import ConfigError
+
+NAMES = ["north", "south", "west", "east"]
+COUNTS = {"north": [3, 0, 1], "south": [0, 5, 0], "west": [2, 2, 2], "east": [0, 0, 9]}
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("four")
+    make(folder, hosts=["localhost"], clients=NAMES)
+    return folder
+
+
+def config(pki: Path, name: str, **share: str) -> ClientConfig:
+    own = pki / "clients" / name
+    return ClientConfig.from_dict(
+        {
+            "name": name,
+            "superlink": {
+                "address": "localhost:1",
+                "key": str(own / "client.key"),
+                "root_certificate": str(own / "ca.crt"),
+            },
+            "data": {"use": "digits"},
+            "share": {"counts": "masked", "certificate": str(own / "client.crt"), **share},
+        }
+    )
+
+
+def group(pki: Path, folder: Path, names: list[str], run: str = "r1") -> dict[str, MaskedCounts]:
+    return {name: MaskedCounts(folder / name / f"{run}.json", run, config(pki, name)) for name in names}
+
+
+def tables(masks: dict[str, MaskedCounts]) -> list[dict[str, str]]:
+    return [one.card().to_table() for one in masks.values()]
+
+
+def sum_of(told: list[Any]) -> list[int]:
+    with np.errstate(over="ignore"):
+        return list(np.sum(np.array(told, np.int64), axis=0))
+
+
+def test_four_clients_counts_add_up_and_none_of_them_shows(four: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, NAMES)
+    told = [one.tell(tables(masks), COUNTS[name]) for name, one in masks.items()]
+    assert sum_of(told) == [5, 7, 12]
+    assert all(abs(number) > 2**40 for row in told for number in row)
+    assert len({one.group for one in masks.values()}) == 1
+
+
+def test_the_same_group_hears_the_same_after_a_restart_even_of_other_images(
+    four: Path, tmp_path: Path
+) -> None:
+    masks = group(four, tmp_path, NAMES)
+    cards = tables(masks)
+    first = masks["north"].tell(cards, COUNTS["north"])
+    again = group(four, tmp_path, NAMES)["north"]
+    # Two vectors under one mask would tell by how much they differ.
+    assert again.tell(cards[::-1], [9, 9, 9]) == first
+
+
+def test_overlapping_groups_are_refused_whatever_the_order(four: Path, tmp_path: Path) -> None:
+    """Four groups of three of four clients give four equations for four clients' counts."""
+    for first in range(4):
+        masks = group(four, tmp_path / str(first), NAMES)
+        groups = [names for names in combinations(NAMES, 3)]
+        complete = 0
+        for names in [*groups[first:], *groups[:first], tuple(NAMES)]:
+            asked, told = tables({name: masks[name] for name in names}), []
+            for name in names:
+                with suppress(ConfigError):
+                    told.append(masks[name].tell(asked, COUNTS[name]))
+            complete += len(told) == len(names)
+        assert complete == 1
+
+
+def test_a_second_group_is_refused_with_both_named(four: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, NAMES)
+    cards = tables(masks)
+    masks["north"].tell(cards, COUNTS["north"])
+    with pytest.raises(
+        ConfigError, match=r"for a sum over east, north, south, west; a sum over north, south"
+    ):
+        group(four, tmp_path, NAMES)["north"].tell(cards[:3], COUNTS["north"])
+
+
+def test_agreement_binds_nobody_and_says_what_does(four: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, NAMES)
+    cards = tables(masks)
+    assert masks["north"].agree(cards) == []
+    masks["north"].tell(cards[:3], COUNTS["north"])
+    assert masks["north"].agree(cards) == cards[:3]
+    with pytest.raises(ConfigError, match="3 are needed"):
+        masks["north"].agree(cards[:2])
+
+
+def test_confusion_counts_are_masked_anew_for_every_question(four: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, NAMES)
+    for name, one in masks.items():
+        one.tell(tables(masks), COUNTS[name])
+    confusion = {name: np.full((3, 3), place, np.int64) for place, name in enumerate(NAMES)}
+    told = {name: one.hide(confusion[name], b"round 1") for name, one in masks.items()}
+    assert np.array_equal(sum_of(list(told.values())), np.full((3, 3), 6))
+    assert not np.array_equal(masks["north"].hide(confusion["north"], b"round 2"), told["north"])
+    mixed = [*list(told.values())[:-1], masks["east"].hide(confusion["east"], b"round 2")]
+    assert not np.array_equal(sum_of(mixed), np.full((3, 3), 6))
+
+
+def test_groups_that_would_unmask_this_client_are_refused(four: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, NAMES)
+    cards, others = tables(masks), group(four, tmp_path / "other", NAMES)
+    strange = {**masks, "north": others["north"]}
+    doubled = [*cards[:3], {**others["west"].card().to_table()}]
+    wrong = [
+        (cards[:2], "a sum over 2 masked clients hides too little; 3 are needed"),
+        (tables(strange), "that lacks this client"),
+        (doubled, "named a client twice"),
+        ([*cards[:3], cards[2]], "named a client twice"),
+        ([*cards[:3], {}], "is damaged"),
+    ]
+    for asked, sentence in wrong:
+        with pytest.raises(ConfigError, match=sentence):
+            masks["north"].tell(asked, COUNTS["north"])
+    assert masks["north"].group == ""
+
+
+def test_a_server_that_invents_clients_learns_nothing(four: Path, strangers: Path, tmp_path: Path) -> None:
+    masks = group(four, tmp_path, ["north"])
+    stranger = MaskedCounts(
+        tmp_path / "stranger.json",
+        "r1",
+        config(strangers, "stranger", certificate=f"{strangers}/clients/stranger/client.crt"),
+    )
+    invented = [masks["north"].card().to_table(), stranger.card().to_table(), stranger.card().to_table()]
+    with pytest.raises(ConfigError, match=r"stranger's certificate .* not of this federation's authority"):
+        masks["north"].tell(invented, COUNTS["north"])
+
+
+def test_the_key_of_a_run_is_its_owners_alone_and_no_other_runs(four: Path, tmp_path: Path) -> None:
+    one, other = (group(four, tmp_path, ["north"], run)["north"] for run in ("r1", "r2"))
+    assert one.card().public != other.card().public
+    assert stat.S_IMODE((tmp_path / "north/r1.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "north").stat().st_mode) == 0o700

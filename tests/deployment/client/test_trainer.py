@@ -1,0 +1,190 @@
+"""The training process keeps what it read: images are read once, whatever the rounds and runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import RecordDict
+
+from fedvision.deployment.client import local_shards
+from fedvision.deployment.client.config import ClientConfig, ShareConfig
+from fedvision.deployment.client.local_data import stamp
+from fedvision.deployment.client.trainer import Trainer
+from fedvision.deployment.run_manifest import RunManifest
+from fedvision.deployment.transport import message_format
+from fedvision.errors import FedVisionError
+from fedvision.flower import codec, sharing
+from tests.experiments import tiny
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Trainer:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (40, 8, 8), np.uint8)
+    np.savez(tmp_path / "own.npz", train_images=images, train_labels=np.arange(40) % 3)
+    client = ClientConfig.from_dict(
+        {
+            "name": "north",
+            "superlink": {"address": "localhost:1", "key": "k"},
+            "data": {"use": "npz", "path": str(tmp_path / "own.npz")},
+            "state": str(tmp_path / "state"),
+        }
+    )
+    return Trainer(client, tmp_path)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows whenever the machine's images are read."""
+    found: list[str] = []
+    read = local_shards.open_own
+
+    def counted(client: ClientConfig) -> Any:
+        found.append(client.name)
+        return read(client)
+
+    monkeypatch.setattr(local_shards, "open_own", counted)
+    return found
+
+
+def facts(run: str, **tables: Any) -> dict[str, Any]:
+    config = tiny(**{"evaluation": {"holdout": 0.2}, **tables})
+    return RunManifest(
+        run=run, experiment=config.to_toml(), classes=("0", "1", "2"), image=(8, 8, 1)
+    ).to_table()
+
+
+def play(trainer: Trainer, folder: Path, opened: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
+    """Train and measure for some rounds and return the answers."""
+    answers = []
+    for number in range(1, rounds + 1):
+        for kind in ("train", "evaluate"):
+            tensors = dict(message_format.Expected.from_text(opened["expected"][kind]).groups)
+            records = {codec.CONFIG: ("config", {codec.ROUND: number})}
+            layout = message_format.MessageHeader(tensors=tensors, records=records, client=0)
+            (folder / "task").write_bytes(bytes(layout.size))
+            answers.append(trainer.answer(kind, layout.to_text(), folder / "task", folder / "reply"))
+    return answers
+
+
+def test_images_are_read_once_for_all_rounds_and_runs(
+    trainer: Trainer, reads: list[str], tmp_path: Path
+) -> None:
+    opened = trainer.open(facts("r1"))
+    (tmp_path / "own.npz").unlink()  # nothing is left to be read again
+    answers = play(trainer, tmp_path, opened, 4)
+    assert len(answers) == 8
+    opened = trainer.open(facts("r2", training={"batch_size": 8, "lr": 0.2}))
+    play(trainer, tmp_path, opened, 1)
+    assert reads == ["north"]
+
+
+def test_an_answer_says_how_long_the_work_took(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedvision.deployment.client import trainer as module
+
+    opened, now = trainer.open(facts("r1")), iter([100.0, 102.5, 200.0, 200.5])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(now, 300.0))
+    monkeypatch.setattr(module, "_ask", lambda worker, kind, content, client: content)
+    monkeypatch.setattr(Trainer, "_guard", lambda self, answered, *_: answered)
+    assert [answer["worked"] for answer in play(trainer, tmp_path, opened, 1)] == [2.5, 0.5]
+
+
+def measured(trainer: Trainer, folder: Path) -> tuple[RecordDict, RecordDict]:
+    """Train with a measurement, then measure the same model; return what was counted both times."""
+    expected = message_format.Expected.from_text(trainer.open(facts("r1"))["expected"]["train"])
+    found = []
+    for kind, told in (
+        ("train", {codec.ROUND: 2, codec.MEASURE_FIRST: True}),
+        ("evaluate", {codec.ROUND: 1}),
+    ):
+        layout = message_format.MessageHeader(
+            tensors=dict(expected.groups), records={codec.CONFIG: ("config", told)}, client=0
+        )
+        (folder / "task").write_bytes(bytes(layout.size))
+        answer = trainer.answer(kind, layout.to_text(), folder / "task", folder / "reply")
+        back = message_format.MessageHeader.from_text(answer["layout"])
+        found.append(message_format.unpack(back, bytearray((folder / "reply").read_bytes())))
+    with_training = codec.unload(found[0])
+    assert with_training is not None
+    assert list(found[0]) == [codec.ARRAYS, codec.METRICS]
+    return with_training, found[1]
+
+
+def test_what_rides_with_training_is_what_a_message_of_its_own_would_tell(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
+    with_training, alone = (codec.decode_evaluation(content) for content in measured(trainer, tmp_path))
+    assert with_training.confusion.tolist() == alone.confusion.tolist()
+    assert (with_training.loss_sum, with_training.examples) == (alone.loss_sum, 8)
+
+
+@pytest.mark.parametrize("counts", ["none", "noisy"])
+def test_who_hides_class_counts_does_not_tell_them_with_training(
+    counts: str, trainer: Trainer, tmp_path: Path
+) -> None:
+    trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts=counts))  # type: ignore[arg-type]
+    for content in measured(trainer, tmp_path):
+        assert codec.told_examples(content) == 8
+        assert not codec.decode_evaluation(content).confusion.any()
+        assert sharing.split_readable({0: content}, {}).withheld == [0]
+
+
+def test_images_are_looked_at_before_any_run_and_read_once(
+    trainer: Trainer, reads: list[str], tmp_path: Path
+) -> None:
+    assert trainer.look() == {"images": "40 training images of 8 x 8 x 1 in 3 classes", "notices": []}
+    trainer.open(facts("r1"))
+    assert reads == ["north"]
+    (tmp_path / "own.npz").unlink()
+    with pytest.raises(FedVisionError, match=r"own\.npz"):
+        trainer.look()
+
+
+def test_mended_images_are_noticed_and_a_change_in_mid_run_is_told(
+    trainer: Trainer, reads: list[str], tmp_path: Path
+) -> None:
+    def save(count: int) -> None:
+        images = np.random.default_rng(1).integers(0, 255, (count, 8, 8), np.uint8)
+        np.savez(tmp_path / "own.npz", train_images=images, train_labels=np.arange(count) % 3)
+
+    def told() -> int:
+        trainer.do(codec.CLIENT_INFO, 0, RecordDict())
+        return sum(trainer._worker.counts(0)) if trainer._worker else 0
+
+    assert trainer.open(facts("r1"))["changed"] is False, "nothing was told yet"
+    assert told() == 32, "40 images, of which a fifth is held out"
+    assert trainer.open(facts("r1"))["changed"] is False
+    save(60)
+    # The server knows of 32 images: a new process, which reads what is there now, says that it is more.
+    again = Trainer(trainer.client, tmp_path)
+    assert again.open(facts("r1"))["changed"] is True
+    # Asked anew what it has, the client tells of all.
+    trainer.open(facts("r1"))
+    assert told() == 48
+    assert trainer.open(facts("r1"))["changed"] is False
+    assert reads == ["north"] * 3
+
+
+def test_a_stamp_changes_with_any_file_below_a_folder(tmp_path: Path) -> None:
+    table = {"name": "n", "superlink": {"address": "localhost:1", "key": "k"}}
+    data = {"use": "image-folder", "path": str(tmp_path / "images"), "size": 8}
+    client = ClientConfig.from_dict({**table, "data": data})
+    assert stamp(client) is None, "there is no such folder"
+    (tmp_path / "images/cat").mkdir(parents=True)
+    found = [stamp(client)]
+    file = tmp_path / "images/cat/0.png"
+    for content in (b"", b"broken", b"mended, and longer"):
+        file.write_bytes(content)
+        found.append(stamp(client))
+    assert stamp(client) == found[-1]
+    file.rename(file.with_name("1.png"))
+    found.append(stamp(client))
+    assert len(set(found)) == 5
+    assert stamp(ClientConfig.from_dict({**table, "data": {"use": "digits"}})) is None

@@ -1,0 +1,82 @@
+"""A grid of clients that are Python objects here: what they tell, what they refuse, when they are away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from flwr.app import Error, Message, RecordDict
+
+from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.masks import MaskedCounts
+from fedvision.deployment.server.superlink_grid import SuperLinkGrid
+from fedvision.flower import codec, internals, sharing
+
+
+class Clients(SuperLinkGrid):
+    """Clients by name; node 100 + n is the n-th of them.
+
+    Args:
+        folder: What they keep.
+        pki: Their keys and certificates.
+        counts: Class counts by name.
+        sharing: How each tells them; the others are ``masked``.
+    """
+
+    def __init__(self, folder: Path, pki: Path, counts: dict[str, list[int]], **sharing: str) -> None:
+        self.folder, self.pki, self.counts, self.sharing = folder, pki, counts, sharing
+        self.online = set(counts)
+        self.silent: set[str] = set()
+        """Those that do not answer when they are asked for masked counts, or whether they agree."""
+        self.lost: set[str] = set()
+        """Those that agree, and are gone when they are to tell."""
+        self.asked: list[tuple[str, str]] = []
+        internals.identify(1)
+
+    def node(self, name: str) -> int:
+        return 100 + list(self.counts).index(name)
+
+    def names(self) -> dict[int, str]:
+        return {self.node(name): name for name in sorted(self.online)}
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        by_node = {self.node(name): name for name in self.counts}
+        for number, message in enumerate(messages):
+            name, kind = by_node[message.metadata.dst_node_id], message.metadata.message_type
+            self.asked.append((name, kind))
+            internals.set_message_id(message, f"m{len(self.asked)}.{number}")
+            tells = kind == sharing.MASKED and not sharing.only_asks(message.content)
+            if (name in self.silent and kind == sharing.MASKED) or (name in self.lost and tells):
+                yield Message(Error(code=1, reason="it went offline"), reply_to=message)
+            else:
+                yield Message(self._answer(name, kind, message.content), reply_to=message)
+
+    def _answer(self, name: str, kind: str, content: RecordDict) -> RecordDict:
+        how, counts = self.sharing.get(name, "masked"), self.counts[name]
+        if kind == sharing.MASKED:
+            return self.masks(name).answer(content, counts)
+        told = tuple(counts) if how in ("plain", "noisy") else (0,) * len(counts)
+        entry = codec.ClientInfo(client=0, counts=told, sharing=how)
+        if how == "masked":
+            card = self.masks(name).card().to_table()
+            entry = codec.ClientInfo(client=0, counts=told, sharing=how, images=sum(counts), card=card)
+        return codec.encode_client_info(entry)
+
+    def masks(self, name: str) -> MaskedCounts:
+        """Return what a client keeps of its masks."""
+        own = self.pki / "clients" / name
+        config = ClientConfig.from_dict(
+            {
+                "name": name,
+                "superlink": {
+                    "address": "localhost:1",
+                    "key": str(own / "client.key"),
+                    "root_certificate": str(own / "ca.crt"),
+                },
+                "data": {"use": "digits"},
+                "share": {"counts": "masked", "certificate": str(own / "client.crt")},
+            }
+        )
+        return MaskedCounts(self.folder / name / "masks.json", "ab12", config)

@@ -1,0 +1,157 @@
+"""Real servers in real processes, and the raw bytes that strangers send them."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+
+from fedvision.deployment.transport import internals_superlink
+
+START_S = 180.0
+PULL = "/v1/fleet/pull-messages"
+
+
+class Running(NamedTuple):
+    """A server that says it is ready."""
+
+    private: int
+    """Port on 127.0.0.1."""
+    public: int
+    """Port on every address."""
+    clients: Path
+    """Its folder of client keys."""
+    log: Path
+    """What it writes to standard error."""
+
+
+@contextlib.contextmanager
+def superlink(pki: Path, folder: Path, *options: str, tls: bool = True) -> Iterator[Running]:
+    """Run the server with every key of ``pki`` until the block ends."""
+    clients, log = folder / "clients", folder / "log"
+    shutil.copytree(pki / "server/clients", clients)
+    command = [
+        sys.executable,
+        "-m",
+        "fedvision.deployment.server.superlink",
+        "--clients",
+        str(clients),
+        *options,
+    ]
+    command += ["--public", "0.0.0.0:0", "--private", "127.0.0.1:0", "--isolation", "process"]
+    command += ["--tls", str(pki / "server")] if tls else ["--insecure"]
+    with log.open("wb") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            ports = _ports(process, log)
+            yield Running(ports["private"], ports["public"], clients, log)
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+def _ports(process: subprocess.Popen[str], log: Path) -> dict[str, int]:
+    """Read the lines that a server prints when it listens."""
+    assert process.stdout is not None
+    lines: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=lambda: [lines.put(line) for line in process.stdout or ()], daemon=True).start()
+    ports = {}
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            line = lines.get(timeout=max(0.1, deadline - time.monotonic()))
+        except queue.Empty:
+            raise AssertionError(f"the server did not start: {log.read_text()}") from None
+        if line == "ready\n":
+            return ports
+        side, _, address = line.partition(" ")
+        if ":" in address:
+            ports[side] = int(address.rpartition(":")[2])
+
+
+def secured(pki: Path, port: int, *, certificate: Path | None = None) -> ssl.SSLSocket:
+    """Connect over TLS, trusting the authority alone."""
+    context = ssl.create_default_context(cafile=pki / "ca.crt")
+    if certificate:
+        context.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
+    plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+    return context.wrap_socket(plain, server_hostname="localhost")
+
+
+def say(connection: socket.socket, request: bytes) -> bytes:
+    """Send bytes and return everything that comes back until the other side hangs up."""
+    with connection, contextlib.suppress(ConnectionError, ssl.SSLError):
+        connection.sendall(request)
+        return hear(connection)
+    return b""
+
+
+def hear(connection: socket.socket) -> bytes:
+    """Return everything that comes until the other side hangs up."""
+    heard = b""
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        while part := connection.recv(65536):
+            heard += part
+    return heard
+
+
+def status(answer: bytes) -> int:
+    """Return the status of an HTTP answer, 0 for none."""
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
+
+
+def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
+    """Return an HTTP request, byte for byte."""
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost", "connection: close", *headers]
+    if not any(header.lower().startswith(("content-length", "transfer-encoding")) for header in headers):
+        lines.append(f"content-length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
+    """Wait until something holds; False when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def signed(pki: Path, client: str) -> list[str]:
+    """Return the headers with which a client signs a call."""
+    key = load_ssh_private_key((pki / "clients" / client / "client.key").read_bytes(), None)
+    headers = internals_superlink.signed_headers(key) | {"content-type": PROTOBUF_MEDIA_TYPE}  # type: ignore[arg-type]
+    return [f"{name}: {value}" for name, value in headers.items()]
+
+
+def control(pki: Path, port: int, call: str, message: bytes) -> httpx.Response:
+    """Call the Control API."""
+    return httpx.post(
+        f"https://127.0.0.1:{port}/v1/control/{call}",
+        content=message,
+        headers={"content-type": PROTOBUF_MEDIA_TYPE},
+        verify=ssl.create_default_context(cafile=pki / "ca.crt"),
+        timeout=60,
+    )
+
+
+def nodes(pki: Path, server: Running) -> dict[str, str]:
+    """Return name -> status of every client, as the administrator sees them."""
+    answer = control(pki, server.private, "list-nodes", ListNodesRequest().SerializeToString())
+    assert answer.status_code == 200
+    return {node.name: node.status for node in ListNodesResponse.FromString(answer.content).nodes_info}

@@ -1,0 +1,34 @@
+"""How long a SuperLink has heard nothing, whatever stood still."""
+
+from __future__ import annotations
+
+from fedvision.deployment.server.heartbeat import Heartbeat
+from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused
+
+
+class Link:
+    """Answers with what the test says."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def beat(self) -> bool:
+        if self.error:
+            raise self.error
+        return True
+
+
+def test_a_silence_ends_with_the_next_sign_of_life_that_arrives() -> None:
+    link, running, wall = Link(), [100.0], [1000.0]
+    pulse = Heartbeat(link, (lambda: running[0], lambda: wall[0]))
+    running[0] += 20
+    wall[0] += 20
+    assert pulse.silence == 20
+    for link.error in (LinkDown("away"), LinkRefused("no")):
+        pulse.once()
+        assert pulse.silence == 20
+    link.error = None
+    pulse.once()
+    assert pulse.silence == 0
+    wall[0] += 90  # the machine slept, and the clock of its processes with it
+    assert pulse.silence == 90

@@ -1,0 +1,159 @@
+"""Questions that wait: nothing is missed, nothing is taken by a question that waited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from fedvision.deployment.server import long_polling
+from fedvision.deployment.server.long_polling import LongPolling
+
+
+@pytest.fixture(autouse=True)
+def held_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held is held for much longer than what is answered at once takes on a busy machine."""
+    monkeypatch.setattr(long_polling, "_CLIENT_S", 40.0)
+    monkeypatch.setattr(long_polling, "_SERVER_S", 40.0)
+
+
+class SuperLink:
+    """An application with messages for clients; a question takes one."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+        self.asked: list[str] = []
+        self.status = 200
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked.append(scope["path"])
+        body = b""
+        if scope["path"] == long_polling.TASK_SENT:
+            self.messages.append(b"task")
+        elif scope["path"] == long_polling.TASK_ASKED and self.messages:
+            body = self.messages.pop()
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def ask(app: LongPolling, path: str, key: bytes = b"k", size: int = 10) -> tuple[int, bytes]:
+    """Return status and body of the answer to one request."""
+    got: list[Any] = []
+
+    async def send(message: Any) -> None:
+        got.append(message)
+
+    headers = [(long_polling.PUBLIC_KEY_HEADER, key), (b"content-length", str(size).encode())]
+    await app({"type": "http", "path": path, "headers": headers}, None, send)  # type: ignore[arg-type]
+    return got[0]["status"], got[1]["body"]
+
+
+def play(scene: Callable[[LongPolling, SuperLink], Awaitable[None]]) -> SuperLink:
+    link = SuperLink()
+
+    async def run() -> None:
+        await scene(LongPolling(link), link)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    return link
+
+
+async def prompt(question: Awaitable[Any]) -> Any:
+    return await asyncio.wait_for(question, 10)
+
+
+def test_a_message_wakes_a_client_whose_next_question_takes_it() -> None:
+    async def scene(app: LongPolling, link: SuperLink) -> None:
+        assert await prompt(ask(app, long_polling.TASK_ASKED)) == (200, b"")
+        waiting = asyncio.create_task(ask(app, long_polling.TASK_ASKED))
+        await asyncio.sleep(0.1)
+        assert not waiting.done(), "nothing was sent since"
+        await ask(app, long_polling.TASK_SENT)
+        assert await prompt(waiting) == (200, b"")
+        assert link.messages == [b"task"], "a question that waited takes nothing"
+        assert await prompt(ask(app, long_polling.TASK_ASKED)) == (200, b"task")
+        assert await prompt(ask(app, long_polling.TASK_ASKED)) == (200, b""), "there may be another"
+
+    assert play(scene).asked == [
+        long_polling.TASK_ASKED,
+        long_polling.TASK_SENT,
+        *[long_polling.TASK_ASKED] * 2,
+    ]
+
+
+def test_a_message_between_two_questions_is_not_missed() -> None:
+    async def scene(app: LongPolling, link: SuperLink) -> None:
+        await ask(app, long_polling.TASK_ASKED)
+        await ask(app, long_polling.TASK_SENT)
+        assert await prompt(ask(app, long_polling.TASK_ASKED)) == (200, b"task")
+
+    play(scene)
+
+
+def test_each_client_waits_for_itself() -> None:
+    async def scene(app: LongPolling, link: SuperLink) -> None:
+        await ask(app, long_polling.TASK_ASKED, b"one")
+        assert await prompt(ask(app, long_polling.TASK_ASKED, b"two")) == (200, b"")
+
+    play(scene)
+
+
+def test_a_client_that_is_refused_hears_it_every_time() -> None:
+    async def scene(app: LongPolling, link: SuperLink) -> None:
+        link.status = 401
+        for _ in range(3):
+            assert (await prompt(ask(app, long_polling.TASK_ASKED)))[0] == 401
+
+    play(scene)
+
+
+def test_now_and_then_a_question_is_passed_on_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_polling, "_CLIENT_S", 0.05)
+    monkeypatch.setattr(long_polling, "_SURELY_S", 0.2)
+
+    async def scene(app: LongPolling, link: SuperLink) -> None:
+        await ask(app, long_polling.TASK_ASKED)
+        link.messages.append(b"without a sound")
+        heard = [(await ask(app, long_polling.TASK_ASKED))[1] for _ in range(6)]
+        assert heard[0] == b""
+        assert b"without a sound" in heard
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "wakes"),
+    [
+        (long_polling.REPLY_SENT, 10, True),
+        (long_polling.OBJECT_SENT, 900, True),
+        (long_polling.OBJECT_SENT, 1 << 20, False),
+    ],
+)
+def test_the_server_is_woken_by_a_reply_and_its_last_objects(
+    monkeypatch: pytest.MonkeyPatch, path: str, size: int, wakes: bool
+) -> None:
+    if not wakes:
+        monkeypatch.setattr(long_polling, "_SERVER_S", 1.0)
+
+    async def scene(app: LongPolling, link: SuperLink) -> None:
+        waiting = asyncio.create_task(ask(app, long_polling.REPLY_ASKED))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        await ask(app, path, size=size)
+        await asyncio.sleep(0.1)
+        assert waiting.done() == wakes
+        await waiting
+        assert link.asked[-1] == long_polling.REPLY_ASKED, "it is always passed on"
+
+    play(scene)
+
+
+def test_other_calls_pass_at_once() -> None:
+    async def scene(app: LongPolling, link: SuperLink) -> None:
+        for path in ("/v1/fleet/send-node-heartbeat", "/v1/runtime/get-nodes"):
+            await prompt(ask(app, path))
+
+    assert len(play(scene).asked) == 2

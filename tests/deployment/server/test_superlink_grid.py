@@ -1,0 +1,403 @@
+"""The server's Grid over a SuperLink that is a table in memory: checks, lost replies, memory."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+
+from fedvision.algorithms.base import RoundStrategy
+from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.robust import Median
+from fedvision.deployment.server.superlink_grid import SuperLinkGrid, expected_replies
+from fedvision.deployment.transport import internals_wire, message_format
+from fedvision.deployment.transport.internals_wire import (
+    NODE_UNAVAILABLE,
+    IncomingMessage,
+    LinkDown,
+    NotDeliveredYet,
+    RunEnded,
+)
+from fedvision.errors import ProtocolError, RecordError
+from fedvision.flower import codec, internals
+from fedvision.flower.internals import TensorArray
+from fedvision.flower.strategy import FlowerStrategy
+from fedvision.server.pending_messages import AsyncGrid
+from fedvision.server.round_state import RoundState
+from fedvision.server.server_app import ServerPlan, build
+from fedvision.training.loop import TrainResult
+from fedvision.types import State
+from tests.experiments import tiny
+from tests.flower.test_strategy import members
+
+STATE = {"w": torch.zeros(3, 2), "b": torch.zeros(2)}
+
+
+class FakeLink:
+    """A SuperLink whose clients answer at once with what the test gives them."""
+
+    run_id = 1
+
+    def __init__(self) -> None:
+        self.replies: dict[int, list[RecordDict | Error]] = {}
+        self.pushed: list[Message] = []
+        self.fetched: list[str] = []
+        self.late = 0
+        self.down = 0
+        self.waiting: list[Message] = []
+        self.here = {30: "c", 10: "a", 20: "b"}
+        self.held: set[int] = set()
+        """Nodes that have not answered yet."""
+        self.gone: set[int] = set()
+        """Nodes for which no message is taken."""
+
+    def online(self) -> dict[int, str]:
+        return self.here
+
+    def push(self, messages: Sequence[Message], settle: Callable[[], None] = lambda: None) -> list[str]:
+        settle()
+        ids = []
+        for message in messages:
+            if message.metadata.dst_node_id in self.gone:
+                ids.append("")
+                continue
+            self.pushed.append(message)
+            internals.set_message_id(message, f"m{len(self.pushed)}")
+            content = self.replies[message.metadata.dst_node_id].pop(0)
+            reply = Message(content, reply_to=message)
+            if isinstance(content, Error) and content.code != internals.CLIENT_RAISED:
+                reply.metadata.__dict__["_src_node_id"] = internals.SERVER_NODE
+            self.waiting.append(reply)
+            ids.append(f"m{len(self.pushed)}")
+        return ids
+
+    def pull(self, ids: Sequence[str]) -> list[IncomingMessage]:
+        if self.down:
+            self.down -= 1
+            raise LinkDown("away")
+        found = [
+            reply
+            for reply in self.waiting
+            if reply.metadata.src_node_id not in self.held and reply.metadata.reply_to_message_id in ids
+        ]
+        self.waiting = [reply for reply in self.waiting if reply not in found]
+        return [self._incoming(reply) for reply in found]
+
+    def _incoming(self, reply: Message) -> IncomingMessage:
+        tree, objects = internals_wire.objects_of(reply)
+
+        def fetch(name: str) -> bytes:
+            if self.late:
+                self.late -= 1
+                raise NotDeliveredYet(name)
+            if "lost" in reply.content.config_records:
+                del reply.content["lost"]
+                raise RunEnded("gone")
+            self.fetched.append(name)
+            return objects[name].deflate()
+
+        return IncomingMessage(reply, tree, fetch)
+
+    def confirm(self, incoming: IncomingMessage) -> None:
+        pass
+
+
+@pytest.fixture
+def link() -> FakeLink:
+    internals.identify(1)
+    return FakeLink()
+
+
+def grid(link: FakeLink, **options: Any) -> SuperLinkGrid:
+    def restore(error: LinkDown) -> None:
+        assert str(error) == "away"
+
+    return SuperLinkGrid(link, expected_replies(STATE, 2), {10: 2, 20: 0, 30: 1}, restore, **options)  # type: ignore[arg-type]
+
+
+def test_nobody_hears_of_a_round_before_the_last_one_is_settled(link: FakeLink) -> None:
+    def settle() -> None:
+        raise RecordError("the disk is full")
+
+    with pytest.raises(RecordError, match="the disk is full"):
+        list(grid(link, settle=settle).send_and_receive(ask([10])))
+    assert link.pushed == []
+
+
+def packed(content: RecordDict) -> RecordDict:
+    layout = message_format.describe(content)
+    return internals_wire.pack_message(
+        layout, internals_wire.pack_tensors(message_format.TensorSource(content, layout))
+    )
+
+
+def update(value: float, shape: tuple[int, ...] = (3, 2)) -> RecordDict:
+    state = {"w": torch.full(shape, value), "b": torch.zeros(2)}
+    return packed(RecordDict({"arrays": codec.encode_state(state)}))
+
+
+def trained(value: float) -> RecordDict:
+    state = {"w": torch.full((3, 2), value), "b": torch.zeros(2)}
+    return packed(codec.encode_update(TrainResult(state=state, examples=4, loss=0.5, steps=1)))
+
+
+def ask(nodes: Sequence[int]) -> list[Message]:
+    shared = ArrayRecord({name: TensorArray(tensor) for name, tensor in STATE.items()})
+    return [
+        Message(RecordDict({"arrays": shared, "config": ConfigRecord({"r": 1})}), node, "train")
+        for node in nodes
+    ]
+
+
+def test_nodes_come_in_the_order_of_their_clients(link: FakeLink) -> None:
+    assert list(grid(link).get_node_ids()) == [20, 30, 10]
+
+
+def test_who_is_no_member_is_not_shown_to_strategies(link: FakeLink) -> None:
+    made = grid(link)
+    made._belongs = {10, 30}.__contains__
+    assert list(made.get_node_ids()) == [30, 10]
+    assert set(made.names()) == {10, 20, 30}
+
+
+def test_replies_come_back_whole_and_messages_share_their_tensors(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0)], 20: [update(2.0)]}
+    link.down = 2
+    replies = list(grid(link).send_and_receive(ask([10, 20])))
+    values = {
+        r.metadata.src_node_id: float(r.content.array_records["arrays"]["w"].numpy()[0, 0]) for r in replies
+    }
+    assert values == {10: 1.0, 20: 2.0}
+    first, second = (message.content for message in link.pushed)
+    assert first.array_records["blob"] is second.array_records["blob"]
+    heads = [str(content.config_records["packed"]["layout"]) for content in (first, second)]
+    assert [message_format.MessageHeader.from_text(head).client for head in heads] == [2, 0]
+
+
+def test_a_reply_that_does_not_fit_is_refused_and_never_fetched(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0, (300, 200))], 20: [update(2.0)]}
+    bad, good = list(grid(link).send_and_receive(ask([10, 20])))
+    assert bad.error.reason == "the tensor 'w' is float32 [300, 200], not float32 [3, 2]"
+    assert bad.metadata.src_node_id == 10
+    assert good.has_content()
+    assert len(link.fetched) == 3, "two layouts and one piece"
+
+
+def test_what_a_client_says_of_itself_is_heard_once(link: FakeLink) -> None:
+    told = RecordDict({"arrays": codec.encode_state(STATE)})
+    layout = replace(message_format.describe(told), notes=("its process died", "it was asked twice"))
+    reply = internals_wire.pack_message(
+        layout, internals_wire.pack_tensors(message_format.TensorSource(told, layout))
+    )
+    link.replies, link.late = {10: [reply]}, 2
+    heard: list[tuple[int, str]] = []
+    made = grid(link)
+    made._hear = lambda client, sentence: heard.append((client, sentence))
+    (back,) = made.send_and_receive(ask([10]))
+    assert heard == [(2, "its process died"), (2, "it was asked twice")]
+    assert set(back.content) == {"arrays"}
+
+
+def test_a_reply_that_is_still_on_its_way_is_waited_for(link: FakeLink) -> None:
+    link.replies, link.late = {10: [update(1.0)]}, 3
+    (reply,) = grid(link).send_and_receive(ask([10]))
+    assert reply.has_content()
+
+
+def test_a_client_that_went_offline_is_named(link: FakeLink) -> None:
+    link.replies = {10: [Error(code=NODE_UNAVAILABLE, reason="Node Unavailable")]}
+    (reply,) = grid(link).send_and_receive(ask([10]))
+    assert (reply.metadata.src_node_id, reply.error.reason) == (10, "it went offline before it answered")
+
+
+def test_a_reply_that_a_superlink_lost_is_asked_for_once_more(link: FakeLink) -> None:
+    lost = Error(code=3, reason="Message Unavailable")
+    link.replies = {10: [lost, update(4.0)], 20: [lost, lost]}
+    replies = {r.metadata.src_node_id: r for r in grid(link).send_and_receive(ask([10, 20]))}
+    assert replies[10].content.array_records["arrays"]["w"].numpy()[0, 0] == 4.0
+    assert replies[20].has_error()
+    assert len(link.pushed) == 4
+
+
+def test_a_clients_own_error_is_passed_on(link: FakeLink) -> None:
+    link.replies = {10: [Error(code=internals.CLIENT_RAISED, reason="client 2, training: no")]}
+    (reply,) = grid(link).send_and_receive(ask([10]))
+    assert reply.error.reason == "client 2, training: no"
+
+
+def test_a_deadline_leaves_the_rest(link: FakeLink) -> None:
+    link.replies, link.late = {10: [update(1.0)]}, 10**9
+    assert list(grid(link).send_and_receive(ask([10]), timeout=0.2)) == []
+
+
+def test_expected_replies_follow_the_model() -> None:
+    expected = expected_replies({"h": torch.zeros(4, dtype=torch.bfloat16)}, 1000)
+    assert [str(entry) for entry in expected["train"].groups["arrays"]] == ["float32 [4]"]
+    confusion = np.zeros((1000, 1000), np.int64)
+    content = RecordDict({"confusion": ArrayRecord([confusion])})
+    expected["evaluate"].check(message_format.describe(content))
+
+
+def test_replies_to_training_bring_counts_only_where_they_were_asked_for() -> None:
+    state = {"w": torch.zeros(4)}
+    counts = {"measured.confusion": ArrayRecord([np.zeros((1000, 1000), np.int64)])}
+    layout = message_format.describe(RecordDict({"arrays": codec.encode_state(state), **counts}))
+    expected_replies(state, 1000, measured=True)["train"].check(layout)
+    for fewer in (expected_replies(state, 1000), expected_replies(state, 990, measured=True)):
+        with pytest.raises(ProtocolError, match="it would bring 8,000,000 bytes"):
+            fewer["train"].check(layout)
+
+
+class Silent:
+    """A journal that keeps the states."""
+
+    def __init__(self) -> None:
+        self.states: list[State] = []
+
+    def begin(self, *told: object) -> None:
+        pass
+
+    client_done = begin
+
+    def round_done(self, record: object, seconds: object, state: State) -> None:
+        self.states.append(state)
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+class Watched(SuperLinkGrid):
+    """Counts the replies that are still held when the next one is fetched."""
+
+    def __post__(self) -> None:
+        self.seen: list[weakref.ref[RecordDict]] = []
+        self.most = 0
+
+    def _fetch(self, incoming: IncomingMessage, kind: str) -> RecordDict:
+        self.most = max(self.most, sum(reference() is not None for reference in self.seen))
+        content = super()._fetch(incoming, kind)
+        self.seen.append(weakref.ref(content))
+        return content
+
+
+@pytest.mark.parametrize("clients", [3, 12])
+@pytest.mark.parametrize("strategy", [FedAvg(), Median()], ids=["summed", "listed"])
+def test_the_server_holds_no_reply_when_it_fetches_the_next(
+    link: FakeLink, clients: int, strategy: RoundStrategy
+) -> None:
+    """A round through all its layers; a strategy that needs all models at once holds them, and only they."""
+    nodes = [10 * (number + 1) for number in range(clients)]
+    link.here = {node: "" for node in nodes}
+    link.replies = {node: [trained(float(node))] for node in nodes}
+    numbers = {node: number for number, node in enumerate(nodes)}
+    held = Watched(link, expected_replies(STATE, 2), numbers, pytest.fail)  # type: ignore[arg-type]
+    held.__post__()
+    journal = Silent()
+    config, client_registry = tiny(rounds=1, evaluation={"holdout": 0.0}), members(numbers)
+    plan = ServerPlan(
+        config=config,
+        strategy=FlowerStrategy(strategy, seed=0),
+        state=dict(STATE),
+        journal=journal,
+        client_registry=client_registry,
+        rounds=RoundState(config.round),
+    )
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    build(plan)(grid=held, context=context)
+    assert journal.states[0]["w"][0, 0] == pytest.approx(np.mean(nodes))
+    assert len(held.seen) == clients
+    if isinstance(strategy, FedAvg):
+        assert held.most == 0
+
+
+def test_a_reply_is_let_go_at_the_superlink_and_no_round_waits_for_it(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0)], 20: [update(2.0)]}
+    confirmed, may = [], threading.Event()
+
+    def confirm(incoming: IncomingMessage) -> None:
+        may.wait(10)
+        confirmed.append(incoming.head.metadata.src_node_id)
+        raise LinkDown("away")
+
+    link.confirm = confirm  # type: ignore[method-assign]
+    sender = grid(link)
+    assert len(list(sender.send_and_receive(ask([10, 20])))) == 2
+    assert confirmed == []
+    may.set()
+    sender._later.shutdown()
+    assert sorted(confirmed) == [10, 20]
+
+
+def watched(carrier: SuperLinkGrid, most: int = 9, kind: str = "") -> list[tuple[int, Message]]:
+    """Return who was asked and the reply, until nothing is owed or so many are there."""
+    found: list[tuple[int, Message]] = []
+    for message, reply in carrier.watch(lambda: -math.inf if len(found) == most else math.inf, kind):
+        found.append((message.metadata.dst_node_id, reply))
+    return found
+
+
+def test_what_is_late_is_owed_and_comes_with_a_later_round(link: FakeLink) -> None:
+    link.replies, link.held = {10: [update(1.0), update(3.0)], 20: [update(2.0)]}, {20}
+    carrier = grid(link)
+    assert isinstance(carrier, AsyncGrid)
+    carrier.post(ask([10, 20]))
+    assert [node for node, _ in watched(carrier, 1)] == [10]
+    assert carrier.ready() == []
+    carrier.post(ask([10]))
+    link.held = set()
+    carrier.wait(math.inf)
+    assert len(carrier.ready()) == 2
+    found = dict(watched(carrier))
+    values = {node: float(r.content.array_records["arrays"]["w"].numpy()[0, 0]) for node, r in found.items()}
+    assert values == {10: 3.0, 20: 2.0}
+    assert watched(carrier) == [], "nothing is owed any more"
+
+
+def test_who_stops_watching_loses_nothing(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0)], 20: [update(2.0)]}
+    carrier = grid(link)
+    carrier.post(ask([10, 20]))
+    message, _ = next(carrier.watch(lambda: float("inf")))
+    rest = watched(carrier)
+    assert {message.metadata.dst_node_id, *(node for node, _ in rest)} == {10, 20}
+
+
+def test_a_measurement_does_not_take_a_late_training_away(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0)], 20: [packed(RecordDict({"m": ConfigRecord({"x": 1})}))]}
+    carrier = grid(link)
+    carrier.post(ask([10]))
+    carrier.post([Message(RecordDict({"config": ConfigRecord({"r": 1})}), 20, "evaluate")])
+    assert [node for node, _ in watched(carrier, 1, "evaluate")] == [20]
+    assert [node for node, _ in watched(carrier, 1)] == [10]
+
+
+def test_a_question_beside_it_takes_no_answer_that_is_owed(link: FakeLink) -> None:
+    link.replies, link.held = {10: [update(1.0)], 20: [update(2.0)]}, {10}
+    carrier = grid(link)
+    carrier.post(ask([10]))
+    assert [r.metadata.src_node_id for r in carrier.send_and_receive(ask([20]))] == [20]
+    link.held = set()
+    assert [node for node, _ in watched(carrier)] == [10]
+
+
+def test_whom_the_superlink_does_not_take_a_message_for_is_named(link: FakeLink) -> None:
+    link.replies, link.gone = {20: [update(2.0)]}, {10}
+    carrier = grid(link)
+    carrier.post(ask([10, 20]))
+    found = dict(watched(carrier))
+    assert found[10].error.reason == "it went offline before it was asked"
+    assert found[20].has_content()
+
+
+def test_what_does_not_fit_is_marked_as_refused(link: FakeLink) -> None:
+    link.replies = {10: [update(1.0, (300, 200))]}
+    (reply,) = grid(link).send_and_receive(ask([10]))
+    assert reply.error.code == internals.REPLY_REFUSED

@@ -1,0 +1,100 @@
+"""How the server starts: with which certificates, with and without TLS, with a wrong command line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fedvision.deployment.server import superlink as module
+from fedvision.errors import ConfigError
+from tests.deployment.server.certificate_dates import make_at
+from tests.deployment.server.processes import PULL, nodes, request, say, secured, signed, status, superlink
+
+
+def test_a_client_certificate_is_asked_for_where_it_shall_be(
+    pki: Path, strangers: Path, tmp_path: Path
+) -> None:
+    with superlink(pki, tmp_path, "--client-certificates") as server:
+        for certificate in (None, strangers / "clients/stranger"):
+            # In TLS 1.3 the refusal comes after the client's part of the handshake.
+            connection = secured(pki, server.public, certificate=certificate)
+            assert say(connection, request("GET", "/health")) == b""
+        north = secured(pki, server.public, certificate=pki / "clients/north")
+        assert status(say(north, request("GET", "/health"))) == 200
+        # The private side, where `flwr` has none, asks for none.
+        assert nodes(pki, server).keys() == {"north", "south"}
+
+
+def test_plain_text_only_where_it_is_asked_for(pki: Path, strangers: Path, tmp_path: Path) -> None:
+    with superlink(pki, tmp_path, tls=False) as server:
+
+        def plain() -> socket.socket:
+            return socket.create_connection(("127.0.0.1", server.public), timeout=10)
+
+        assert status(say(plain(), request("GET", "/health"))) == 200
+        assert status(say(plain(), request("POST", "/v1/control/list-nodes"))) == 403
+        stranger = request("POST", PULL, *signed(strangers, "stranger"))
+        assert b"does not know this client's key" in say(plain(), stranger)
+
+
+def test_a_server_does_not_start_with_a_certificate_that_no_client_accepts(
+    pki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def context(folder: Path) -> ssl.SSLContext:
+        names = {"ca": "ca.crt", "certificate": "server.crt", "key": "server.key"}
+        files = {name: folder / "server" / file for name, file in names.items()}
+        return module.tls_context(files, client_certificates=False)
+
+    assert context(pki).minimum_version == ssl.TLSVersion.TLSv1_2
+    assert caplog.messages == []
+    now = datetime.now(UTC)
+    make_at(tmp_path / "old", monkeypatch, now - timedelta(days=10))
+    with pytest.raises(ConfigError, match=r"only; remove server.crt and server.key and make new ones"):
+        context(tmp_path / "old")
+    make_at(tmp_path / "soon", monkeypatch, now)
+    context(tmp_path / "soon")
+    assert "make a new one in time" in caplog.text
+    (tmp_path / "soon/server/server.key").write_bytes((pki / "server/server.key").read_bytes())
+    with pytest.raises(ConfigError, match="certificate, key and authority do not fit each other"):
+        context(tmp_path / "soon")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ([], "--tls: name the folder"),
+        (["--tls", "PKI/server", "--insecure"], "leave one of them out"),
+        (["--tls", "PKI/server", "--private", "0.0.0.0:0"], "it must be a loopback address"),
+        (["--tls", "PKI/clients"], "PKI/clients/ca.crt: it cannot be read"),
+        (["--tls", "PKI/server", "--public", "localhost"], "'localhost' is no HOST:PORT"),
+        (
+            ["--tls", "PKI/server", "--public", "192.0.2.99:0"],
+            "--public 192.0.2.99:0: it cannot listen there",
+        ),
+        (["--tls", "PKI/server", "--limit", "reqests=3"], "did you mean 'requests'?"),
+        (["--tls", "PKI/server", "--clients", "PKI/none"], "the folder of client keys cannot be read"),
+        (["--tls", "PKI/server", "--database", "PKI/none/sl.db"], "there is no folder PKI/none"),
+        (["--tls", "PKI/server", "--secret", "PKI/none"], "--secret PKI/none: it cannot be read"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(
+    pki: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    sentence: str,
+) -> None:
+    # What would outlive the test in this process.
+    monkeypatch.setattr(os, "umask", lambda mask: mask)
+    monkeypatch.setattr(module.server_log, "install", lambda path: None)
+    given = [option.replace("PKI", str(pki)) for option in options]
+    base = ["--clients", str(pki / "server/clients"), "--public", "127.0.0.1:0", "--private", "127.0.0.1:0"]
+    assert module.main([*base, *given]) == 2
+    error = capsys.readouterr().err
+    assert sentence.replace("PKI", str(pki)) in error
+    assert error.count("\n") == 1

@@ -1,0 +1,140 @@
+"""Objects that travel together: whole, or refused before anything is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.state.schema.corestate_models import ObjectPushSession
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import select
+
+from fedvision.deployment.transport import internals_bundle
+from fedvision.deployment.transport.internals_bundle import Bundle, Told, bundles, store_together
+from fedvision.deployment.transport.internals_store import FileObjectStore
+from fedvision.deployment.transport.internals_superlink import superlink
+from tests.deployment.transport.test_internals_store import RUN, message
+
+# Flower's set-up of its database warns of itself.
+pytestmark = pytest.mark.filterwarnings("ignore:No path_separator found:DeprecationWarning")
+
+
+def request(number: int, content: bytes, node: int = 5) -> PushObjectRequest:
+    return PushObjectRequest(
+        node=Node(node_id=node), run_id=7, object_id=str(number), object_content=content, session_id="s"
+    )
+
+
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=6), st.data())
+def test_a_bundle_comes_back_and_half_of_one_does_not(contents: list[bytes], data: st.DataObject) -> None:
+    sent = Bundle(tuple(request(number, content) for number, content in enumerate(contents)))
+    body = sent.SerializeToString()
+    assert Bundle.FromString(body) == sent
+    cut = data.draw(st.integers(0, len(body) - 1))
+    try:
+        assert len(Bundle.FromString(body[:cut]).requests) < len(contents), "it was cut between two objects"
+    except ValueError:
+        pass
+
+
+def test_a_bundle_has_one_sender() -> None:
+    both = Bundle((request(1, b"a", node=5), request(2, b"b", node=6)))
+    with pytest.raises(ValueError, match="one sender"):
+        Bundle.FromString(both.SerializeToString())
+    with pytest.raises(ValueError, match="one sender"):
+        Bundle.FromString(b"")
+
+
+@given(st.lists(st.booleans(), max_size=9))
+def test_each_object_is_answered_for(stored: list[bool]) -> None:
+    told = Told()
+    told.ParseFromString(Told(stored).SerializeToString())
+    assert list(told.stored) == stored
+
+
+def test_what_is_much_goes_in_several_bundles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(internals_bundle, "_FULL", 10)
+    requests = [request(number, b"x" * 6) for number in range(5)]
+    made = list(bundles(requests))
+    assert [len(one.requests) for one in made] == [2, 2, 1]
+    assert [one for part in made for one in part.requests] == requests
+    assert list(bundles([])) == []
+
+
+class Waiting:
+    """A SuperLink's state with a database, which waits for the objects of a message.
+
+    Args:
+        folder: Where the database goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        _, self.state = superlink(
+            host="", port=1, database=str(folder / "link.db"), tls=None, isolation="process", secret=None
+        )
+        self._session = self.state.start_session(RUN)
+        self.tree, self.objects = message(1.0)
+        self.state.preregister_object_tree(self.tree, self._session)
+
+    def bundle(self, **instead: bytes) -> Bundle:
+        """Return all objects in the order of sending, some with another content."""
+        node = Node(node_id=5)
+        named = {"run_id": RUN, "session_id": self._session}
+        return Bundle(
+            tuple(
+                PushObjectRequest(
+                    node=node, object_id=name, object_content=instead.get(name, content), **named
+                )
+                for name, content in self.objects.items()
+            )
+        )
+
+    def held(self) -> dict[str, bytes | None]:
+        return {name: self.state.get_object(RUN, name) for name in self.objects}
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Waiting]:
+    made = Waiting(tmp_path)
+    yield made
+    store = made.state.object_store
+    assert isinstance(store, FileObjectStore)
+    store.close()
+
+
+def test_a_bundle_is_kept_once_and_nothing_is_waited_for_any_more(here: Waiting) -> None:
+    assert store_together(here.state, RUN, here.bundle()) == [True] * len(here.objects)
+    assert here.held() == here.objects
+    assert store_together(here.state, RUN, here.bundle()) == [False] * len(here.objects)
+    with here.state.session() as session:
+        assert session.scalars(select(ObjectPushSession.session_id)).all() == []
+
+
+def test_who_sees_the_last_object_may_have_them_all_forgotten(
+    here: Waiting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = here.state.object_store
+    put = store.put
+
+    def seen(name: str, content: bytes) -> None:
+        put(name, content)
+        if name == list(here.objects)[-1]:
+            store.delete(here.tree.object_id)
+
+    monkeypatch.setattr(store, "put", seen)
+    assert store_together(here.state, RUN, here.bundle()) == [True] * len(here.objects)
+
+
+@pytest.mark.parametrize("place", [0, 2, -1])
+def test_an_object_that_is_not_taken_is_still_waited_for_and_the_others_are_kept(
+    here: Waiting, place: int
+) -> None:
+    names = list(here.objects)
+    forged = here.bundle(**{names[place]: b"another"})
+    assert store_together(here.state, RUN, forged) == [name != names[place] for name in names]
+    assert store_together(here.state, RUN, here.bundle()) == [name == names[place] for name in names]
+    assert here.held() == here.objects

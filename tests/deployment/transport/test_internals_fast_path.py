@@ -1,0 +1,254 @@
+"""Objects past Flower's middleware: the same bytes as Flower's, and errors in Flower's words."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedvision.deployment.transport import internals_fast_path as lane
+from fedvision.deployment.transport.blob_store import IN_FILE, SMALL
+from fedvision.deployment.transport.internals_bundle import FLEET, RUNTIME, Bundle, split
+from fedvision.deployment.transport.internals_fast_path import FastPath
+from fedvision.deployment.transport.internals_store import FileObjectStore
+from tests.deployment.transport.test_internals_store import message
+
+FIELD = PushObjectRequest.DESCRIPTOR.fields_by_name["object_content"].number
+
+
+def request(content: bytes) -> PushObjectRequest:
+    return PushObjectRequest(
+        node=Node(node_id=2**63 + 5),
+        run_id=2**64 - 1,
+        object_id="a" * 64,
+        object_content=content,
+        session_id="s",
+    )
+
+
+@given(st.binary(min_size=1, max_size=600), st.lists(st.integers(100, 900), max_size=5))
+def test_a_field_is_set_aside_wherever_the_body_was_cut(content: bytes, cuts: list[int]) -> None:
+    body = request(content).SerializeToString()
+    edges = [0, *sorted({min(cut, len(body)) for cut in cuts}), len(body)]
+    parts = [body[start:stop] for start, stop in itertools.pairwise(edges)]
+    rest, field = split(parts, FIELD)
+    assert b"".join(field) == content
+    told = PushObjectRequest.FromString(rest)
+    assert told == request(b"")
+    assert told.session_id == "s", "what stands behind the field too"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b""],
+        [request(b"x" * 50).SerializeToString()[:-40]],
+        [request(b"x" * 50).SerializeToString()[:20], request(b"x" * 50).SerializeToString()[20:]],
+        [b"\xff" * 20],
+        [b"\x0d\x00\x00\x00\x00"],
+        [request(b"").SerializeToString()],
+    ],
+    ids=["nothing", "cut off", "late", "endless number", "another kind of field", "no such field"],
+)
+def test_what_is_no_such_message_is_left_to_flower(parts: Sequence[bytes]) -> None:
+    with pytest.raises(ValueError, match=r"message|field"):
+        split(parts, FIELD)
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 70_000, 3_000_000])
+def test_the_answer_is_protobufs_to_the_byte(size: int) -> None:
+    content = b"\x07" * size
+    whole = PullObjectResponse(object_found=True, object_available=True, object_content=content)
+    assert lane._before_content(size) + content == whole.SerializeToString()
+
+
+class Sent:
+    """An ASGI ``send`` that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    async def __call__(self, message: Any) -> None:
+        self.messages.append(message)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+
+class Flower:
+    """An application that says what it got."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            parts, more = [], True
+            while more:
+                message = await receive()
+                parts.append(message["body"])
+                more = message["more_body"]
+            self.got.append(b"".join(parts))
+
+
+def ask(app: Any, path: str, parts: list[bytes]) -> Sent:
+    sent, waiting = Sent(), list(parts)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+
+    scope = {
+        "type": "http",
+        "path": path,
+        "method": "POST",
+        "headers": [(b"content-type", b"application/protobuf")],
+    }
+    asyncio.run(app(scope, receive, sent))
+    return sent
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/fleet/push-object",
+        "/v1/fleet/pull-object",
+        "/v1/runtime/push-object",
+        "/v1/fleet/pull-messages",
+        FLEET,
+        RUNTIME,
+    ],
+)
+def test_what_cannot_be_served_goes_to_flower_whole(path: str) -> None:
+    flower = Flower()
+    parts = [b"nonsense", b" in ", b"parts"]
+    sent = ask(FastPath(flower), path, parts)
+    assert flower.got == [b"nonsense in parts"]
+    assert sent.messages == []
+
+
+@pytest.mark.parametrize(
+    ("path", "handler", "request_"),
+    [
+        ("/v1/fleet/pull-object", "_pull_from_file", PullObjectRequest(run_id=1, object_id="a" * 64)),
+        (FLEET, "_push_bundle", Bundle((PushObjectRequest(run_id=1, object_id="a" * 64),))),
+        (RUNTIME, "_push_servers_bundle", Bundle((PushObjectRequest(run_id=1, object_id="a" * 64),))),
+    ],
+)
+def test_an_unsigned_call_is_left_to_flower(
+    path: str, handler: str, request_: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flower, body = Flower(), request_.SerializeToString()
+    factory = SimpleNamespace(state=lambda: None)
+    flower.state = SimpleNamespace(linkstate_factory=factory)  # type: ignore[attr-defined]
+    monkeypatch.setattr(FastPath, handler, lambda *_, **__: pytest.fail("it was let in"))
+    ask(FastPath(flower), path, [body])
+    assert flower.got == [body]
+
+
+def test_a_file_leaves_in_chunks(tmp_path: Path) -> None:
+    path, sent = tmp_path / "f", Sent()
+    path.write_bytes(bytes(range(256)) * 4096)
+    asyncio.run(lane._send(sent, b"start", path))
+    assert sent.body == b"start" + path.read_bytes()
+    assert max(len(message.get("body", b"")) for message in sent.messages) <= lane._CHUNK
+    assert dict(sent.messages[0]["headers"])[b"content-length"] == str(len(sent.body)).encode()
+    assert [message.get("more_body", False) for message in sent.messages[1:]][-1] is False
+
+
+class State:
+    """What a SuperLink's state is told of objects."""
+
+    def __init__(self, folder: Path) -> None:
+        self.object_store = FileObjectStore(folder)
+        self.object_store.open()
+        self.stored, self.told = True, list[tuple[Any, ...]]()
+
+    def store_object(self, *given: Any) -> bool:
+        self.told.append(given)
+        return self.stored
+
+    def store_traffic(self, run_id: int, *, bytes_sent: int, bytes_recv: int) -> None:
+        self.told.append((run_id, bytes_sent, bytes_recv))
+
+
+@pytest.fixture
+def over(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Runs that are over."""
+    runs: set[int] = set()
+    monkeypatch.setattr(lane, "check_abort", lambda run_id, *_: "over" if run_id in runs else None)
+    return runs
+
+
+def test_an_object_is_stored_for_the_session_under_which_it_came(tmp_path: Path, over: set[int]) -> None:
+    tree, objects = message(1)
+    name, content = next((name, content) for name, content in objects.items() if len(content) > SMALL)
+    parts = [memoryview(content[:100_000]), memoryview(content[100_000:])]
+    asked = PushObjectRequest(run_id=7, object_id=name, session_id="s")
+    state, app = State(tmp_path / "objects"), FastPath(None)
+    state.object_store.preregister(7, tree)
+    over.add(7)
+    with pytest.raises(ValueError, match="Flower answers"):
+        app._push_to_file(asked, parts, state)  # type: ignore[arg-type]
+    assert (state.told, state.object_store.blob_store.holds(name)) == ([], False)
+    over.clear()
+    assert app._push_to_file(asked, parts, state).stored  # type: ignore[arg-type]
+    assert state.told == [(7, "s", name, IN_FILE), (7, 0, len(content))]
+    assert state.object_store.blob_store.holds(name)
+    state.stored, state.told = False, []
+    small = next(name for name, content in objects.items() if len(content) < SMALL)
+    asked = PushObjectRequest(run_id=7, object_id=small, session_id="gone")
+    assert not app._push_to_file(asked, [memoryview(objects[small])], state).stored  # type: ignore[arg-type]
+    assert state.told == [(7, "gone", small, objects[small])], "what is not stored is no traffic"
+    state.object_store.close()
+
+
+def test_a_file_is_given_while_its_run_goes_on(
+    tmp_path: Path, over: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, objects = message(1)
+    name, content = next((name, content) for name, content in objects.items() if len(content) > SMALL)
+    state = State(tmp_path / "objects")
+    state.object_store.preregister(7, tree)
+    state.object_store.put(name, content)
+    monkeypatch.setattr(lane.fleet_handlers, "pull_object", lambda request, state: "Flower's")
+    asked = PullObjectRequest(run_id=7, object_id=name)
+    start, path = FastPath(None)._pull_from_file(asked, state)  # type: ignore[arg-type, misc]
+    assert path
+    whole = PullObjectResponse(object_found=True, object_available=True, object_content=content)
+    assert start + path.read_bytes() == whole.SerializeToString()
+    assert state.told == [(7, len(content), 0)]
+    over.add(7)
+    assert FastPath(None)._pull_from_file(asked, state) == "Flower's"  # type: ignore[arg-type]
+    assert len(state.told) == 1
+    state.object_store.close()
+
+
+def test_a_run_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    now = [100.0]
+    monkeypatch.setattr(lane, "monotonic", lambda: now[0])
+
+    def check(run_id: int, ended: object, state: object) -> str | None:
+        asked.append(run_id)
+        return "over" if run_id == 2 else None
+
+    monkeypatch.setattr(lane, "check_abort", check)
+    app = FastPath(None)
+    state: Any = None
+    assert app._running(state, 1)
+    assert app._running(state, 1)
+    assert not app._running(state, 2)
+    assert not app._running(state, 2)
+    now[0] += 1.5
+    assert app._running(state, 1)
+    assert asked == [1, 2, 2, 1]

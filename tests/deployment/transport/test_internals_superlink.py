@@ -1,0 +1,86 @@
+"""Contract tests of the non-public Flower names that internals_superlink.py leans on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedvision.deployment.transport import internals_superlink as names
+
+
+def test_the_paths_of_clients_are_flowers_and_all_behind_its_check_of_signatures() -> None:
+    from flwr.superlink.routers.fleet.router import router
+
+    paths = names.fleet_paths()
+    assert paths == {route.path for route in router.routes}  # type: ignore[attr-defined]
+    assert {"/v1/fleet/activate-node", "/v1/fleet/pull-object", names.ASK_RUN} <= paths
+
+
+def test_signed_headers_are_what_flower_verifies() -> None:
+    from types import SimpleNamespace
+
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from fastapi import HTTPException
+    from flwr.proto.fleet_pb2 import ActivateNodeRequest
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+    from flwr.superlink.routers.fleet.node_auth import authenticate_node
+    from starlette.datastructures import Headers
+
+    key, other = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    call = ActivateNodeRequest(public_key=public_key_to_bytes(key.public_key()))
+
+    def verify(headers: dict[str, str]) -> None:
+        state = SimpleNamespace(protobuf_request=call)
+        authenticate_node(SimpleNamespace(headers=Headers(headers), state=state))  # type: ignore[arg-type]
+
+    good = names.signed_headers(key)
+    verify(good)
+    assert names.PUBLIC_KEY_HEADER.decode() in {name.lower() for name in good}
+    with pytest.raises(HTTPException):
+        verify(names.signed_headers(other))
+
+
+def test_the_superlink_is_an_application_that_asks_clients_to_sign() -> None:
+    app, state = names.superlink(
+        host="127.0.0.1",
+        port=1,
+        database=names.IN_MEMORY,
+        tls=None,
+        isolation="process",
+        secret=None,
+    )
+    assert app.state.enable_supernode_auth is True  # type: ignore[attr-defined]
+    assert names.registered_keys(state) == {}
+
+
+def test_keys_are_registered_listed_and_removed_for_good() -> None:
+    _, state = names.superlink(
+        host="", port=1, database=names.IN_MEMORY, tls=None, isolation="process", secret=None
+    )
+    names.register_key(state, b"one", "north")
+    node = names.registered_keys(state)[b"one"]
+    assert [info.name for info in state.get_node_info(node_ids=[node])] == ["north"]
+    with pytest.raises(ValueError, match="already in use"):
+        names.register_key(state, b"one", "again")
+    names.remove_key(state, node)
+    assert names.registered_keys(state) == {}
+
+
+@pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")
+def test_a_message_belongs_to_the_node_it_went_to_and_a_reply_to_the_one_that_sent_it(tmp_path: Path) -> None:
+    from flwr.server.superlink.linkstate import SqlLinkState
+    from flwr.supercore.object_store import ObjectStoreFactory
+    from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
+    from flwr.supercore.utils import uint64_to_int64
+    from flwr.superlink.federation import NoOpFederationManager
+
+    north, south = 2**64 - 5, 6
+    store = ObjectStoreFactory(names.IN_MEMORY).store()
+    state = SqlLinkState(str(tmp_path / "sl.db"), NoOpFederationManager(), store)
+    state.initialize()
+    with state.session() as session:
+        session.add(MessageIns(message_id="asked", dst_node_id=uint64_to_int64(north), created_at=0.0))
+        session.add(MessageRes(message_id="told", src_node_id=south))
+    assert [names.owner(state, message) for message in ("asked", "told", "none")] == [north, south, None]
+    state._engine.dispose()  # type: ignore[union-attr]

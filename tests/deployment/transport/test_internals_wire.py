@@ -1,0 +1,198 @@
+"""Contract tests of the non-public names for messages as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+from fedvision.deployment.transport import internals_wire, message_format
+from fedvision.deployment.transport.internals_wire import IncomingMessage, NotDeliveredYet, TensorObject
+from fedvision.errors import ProtocolError
+from fedvision.flower import internals
+from fedvision.flower.internals import TensorArray
+
+
+class Counting(message_format.TensorSource):
+    """A source that notes how much was read at once."""
+
+    largest = 0
+
+    def views(self, start: int, stop: int) -> list[memoryview]:
+        self.largest = max(self.largest, stop - start)
+        return super().views(start, stop)
+
+
+def sent(content: RecordDict, client: int = -1, ordered: bool = True) -> tuple[Message, Counting]:
+    internals.identify(5)
+    layout = message_format.describe(content, client)
+    source = Counting(content, layout)
+    packed = internals_wire.pack_message(layout, internals_wire.pack_tensors(source), ordered=ordered)
+    return Message(packed, 9, "train"), source
+
+
+def big() -> RecordDict:
+    """Return four and a half pieces, the first two equal: content-addressed pieces are sent once."""
+    values = np.zeros(message_format.PIECE * 9 // 2 // 4, np.float32)
+    values[message_format.PIECE // 2 :] = np.arange(len(values) - message_format.PIECE // 2)
+    return RecordDict({"arrays": ArrayRecord({"w": TensorArray(torch.from_numpy(values))})})
+
+
+def arrival(message: Message, drop: str = "") -> IncomingMessage:
+    tree, objects = internals_wire.objects_of(message)
+    reverse(tree)  # a SuperLink keeps no order among children
+    contents = {name: thing.deflate() for name, thing in objects.items() if name != drop}
+
+    def fetch(name: str) -> bytes:
+        if name not in contents:
+            raise NotDeliveredYet(name)
+        return contents[name]
+
+    return IncomingMessage(message, tree, fetch)
+
+
+def reverse(tree: Any) -> None:
+    children = list(tree.children)
+    del tree.children[:]
+    tree.children.extend(reversed(children))
+    for child in tree.children:
+        reverse(child)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_message_whose_objects_come_in_any_order_is_there_when_all_of_them_are(ordered: bool) -> None:
+    message, _ = sent(big(), ordered=ordered)
+    _, objects = internals_wire.objects_of(message)
+    (layout,) = [name for name, thing in objects.items() if isinstance(thing, ConfigRecord)]
+    pieces = {name for name, thing in objects.items() if isinstance(thing, TensorObject)}
+    for name in objects.keys() - pieces - {layout}:
+        incoming = arrival(message, drop=name)
+        if ordered:
+            assert incoming.open().size, "the layout came last: the rest is there, and is not asked for"
+            continue
+        with pytest.raises(NotDeliveredYet):
+            incoming.open()
+    assert arrival(message).open().size
+
+
+def test_what_another_client_of_flower_fetched_whole_is_the_same_content() -> None:
+    message, _ = sent(big(), client=4)
+    tree, objects = internals_wire.objects_of(message)
+    contents = {name: thing.deflate() for name, thing in objects.items()}
+    fetched = inflate_object_from_contents(tree.object_id, contents)
+    assert isinstance(fetched, Message)
+    layout, blob = internals_wire.contents(fetched.content)
+    assert layout.client == 4
+    found = message_format.unpack(layout, blob).array_records["arrays"]["w"].numpy()
+    assert np.array_equal(found, big().array_records["arrays"]["w"].numpy())
+    with pytest.raises(ProtocolError, match="is not packed as this version packs it"):
+        internals_wire.contents(RecordDict())
+
+
+def test_a_message_arrives_piece_by_piece_with_its_bits() -> None:
+    content = big()
+    message, source = sent(content, client=4)
+    incoming = arrival(message)
+    layout = incoming.open()
+    assert layout.client == 4
+    blob = bytearray(b"".join(incoming.read(layout.size)))
+    back = message_format.unpack(layout, blob)
+    assert np.array_equal(
+        back.array_records["arrays"]["w"].numpy(), content.array_records["arrays"]["w"].numpy()
+    )
+    assert len(incoming.pieces) == 5
+    assert len(set(incoming.pieces)) == 4
+    assert source.largest == message_format.PIECE, "no more than a piece is ever joined"
+
+
+def test_flower_itself_reads_the_message() -> None:
+    message, source = sent(big())
+    tree, objects = internals_wire.objects_of(message)
+    contents = {name: thing.deflate() for name, thing in objects.items()}
+    read = inflate_object_from_contents(tree.object_id, contents)
+    assert isinstance(read, Message)
+    (array,) = read.content.array_records["blob"].values()
+    assert array.data == b"".join(source.views(0, source.size))
+
+
+def test_pieces_go_first_and_the_layout_last() -> None:
+    message, _ = sent(big())
+    kinds = [type(thing) for thing in internals_wire.objects_of(message)[1].values()]
+    assert kinds[0] is TensorObject
+    assert kinds[-1] is ConfigRecord
+    assert kinds == sorted(kinds, key=lambda kind: (kind is ConfigRecord) - (kind is TensorObject))
+
+
+def test_a_message_without_tensors_has_a_layout_only() -> None:
+    message, _ = sent(RecordDict({"config": ConfigRecord({"a": 1})}))
+    incoming = arrival(message)
+    layout = incoming.open()
+    assert (layout.size, incoming.pieces, list(incoming.read(0))) == (0, [], [])
+    assert message_format.unpack(layout, bytearray()).config_records["config"]["a"] == 1
+
+
+def test_what_is_not_delivered_yet_is_asked_for_again() -> None:
+    message, _ = sent(big())
+    piece = next(iter(internals_wire.objects_of(message)[1]))
+    incoming = arrival(message, drop=piece)
+    layout = incoming.open()
+    with pytest.raises(NotDeliveredYet):
+        list(incoming.read(layout.size))
+
+
+def lie_of_order(content: RecordDict) -> None:
+    content.config_records["packed"]["order"] = [0]
+
+
+def lie_of_place(content: RecordDict) -> None:
+    content.config_records["packed"]["order"] = [0, -1, 7]
+
+
+def lie_of_sign(content: RecordDict) -> None:
+    content.config_records["packed"]["order"] = [0, 0, 1, 2, -1]
+
+
+def lie_of_size(content: RecordDict) -> None:
+    layout = message_format.MessageHeader(
+        tensors={"arrays": (message_format.TensorSpec("w", "float32", (2**40,)),)}
+    )
+    content.config_records["packed"]["layout"] = layout.to_text()
+
+
+def lie_of_kind(content: RecordDict) -> None:
+    del content["packed"]
+    content["arrays"] = ArrayRecord({"w": Array(np.zeros(3))})
+
+
+@pytest.mark.parametrize("lie", [lie_of_order, lie_of_place, lie_of_sign, lie_of_size, lie_of_kind])
+def test_a_message_that_lies_is_refused_before_a_piece_is_fetched(lie: Callable[[RecordDict], None]) -> None:
+    message, _ = sent(big())
+    lie(message.content)
+    incoming = arrival(message)
+    with pytest.raises(ProtocolError):
+        incoming.open()
+
+
+def test_a_piece_of_another_size_is_refused() -> None:
+    message, _ = sent(big())
+    layout = message_format.MessageHeader(
+        tensors={"arrays": (message_format.TensorSpec("w", "uint8", (message_format.PIECE * 5 - 1,)),)}
+    )
+    message.content.config_records["packed"]["layout"] = layout.to_text()
+    incoming = arrival(message)
+    with pytest.raises(ProtocolError, match="a piece of the message has"):
+        list(incoming.read(incoming.open().size))
+
+
+def test_an_error_gets_the_node_that_it_is_about() -> None:
+    message, _ = sent(big())
+    internals.set_message_id(message, "m")
+    head = Message(Error(code=5, reason="gone"), reply_to=message)
+    named = internals_wire.from_node(head, 77, Error(code=5, reason="it went offline"))
+    assert (named.metadata.src_node_id, named.metadata.reply_to_message_id) == (77, "m")
+    assert named.error.reason == "it went offline"

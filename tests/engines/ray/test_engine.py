@@ -1,0 +1,316 @@
+"""The Ray engine with real processes: the serial engine's bits, and a round that completes whoever dies."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.mean import Sums
+from fedvision.api import simulate
+from fedvision.engines.client_host import ClientHostFactory
+from fedvision.engines.ray.engine import RayEngine, RayGrid
+from fedvision.engines.ray.exchange import RayExchange
+from fedvision.engines.ray.worker_pool import Job
+from fedvision.engines.serial import SerialEngine
+from fedvision.errors import ConfigError
+from fedvision.flower import codec
+from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
+from fedvision.server.phase_result import PhaseResult
+from fedvision.server.update_validator import UpdateValidator
+from fedvision.types import PluginSpec, State
+from tests.engines.hosts import AppRecipe, adders, adding
+from tests.experiments import tiny
+
+STATE: State = {"w": torch.linspace(-1, 1, 50), "b": torch.zeros(())}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def machine() -> Iterator[None]:
+    """One Ray for all tests of this file; engines find it running and leave it so."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+class Round:
+    """What came of one training exchange with every client."""
+
+    def __init__(
+        self, engine: Any, host_factory: ClientHostFactory, bound: float = 1e9, state: State = STATE
+    ) -> None:
+        self.told: list[str] = []
+        sums = Sums(FedAvg(), state)
+        client_registry = SimulatedClientRegistry(clients=host_factory.clients, counts=(1,))
+        exchange = PhaseResult(
+            client_registry=client_registry, stage="training", validator=UpdateValidator(state, bound)
+        )
+        self.updates = 0
+        with engine.open(host_factory, tell=self.told.append) as grid:
+            exchange.pre_aggregates = getattr(grid, "folds", False)
+            told = ConfigRecord({codec.NORM_BOUND: bound})
+            content = RecordDict({"arrays": codec.encode_state(state), "config": told})
+            messages = [
+                Message(content, FIRST_NODE + client, "train") for client in range(host_factory.clients)
+            ]
+            for reply in exchange.send(grid, messages):
+                if codec.is_folded(reply.content):
+                    codec.decode_sums(reply.content, sums)
+                else:
+                    self.updates += 1
+                    client = client_registry.client(reply.metadata.src_node_id)
+                    sums.add(codec.decode_update(reply.content, client, 0))
+            self.state = sums.finalize() if sums.num_updates else {}
+        self.num_updates, self.answered, self.refused = sums.num_updates, exchange.answered, exchange.refused
+        self.up, self.norms, self.unusable = exchange.up, exchange.norms, exchange.unusable
+
+
+def same(state: State, other: State) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
+
+
+@pytest.fixture(scope="module")
+def serial() -> Round:
+    return Round(SerialEngine(), adders(12))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_sums_of_workers_are_the_serial_engines_sum(workers: int, serial: Round) -> None:
+    there = Round(RayEngine(workers=workers), adders(12))
+    assert same(there.state, serial.state)
+    assert there.answered == list(range(12))
+    assert (there.num_updates, there.updates, there.up) == (12, 0, serial.up)
+
+
+def test_large_sums_are_fetched_in_slices_and_are_the_serial_engines(tmp_path: Path) -> None:
+    # 5 million float64 are more than a worker hands over in one piece; the second tensor has two layers.
+    large = {"w": torch.linspace(-1, 1, 5_000_003), "v": torch.linspace(0, 1, 20_000, dtype=torch.float64)}
+    here = Round(SerialEngine(), adders(4), state=large)
+    assert same(Round(RayEngine(workers=2), adders(4), state=large).state, here.state)
+    dying = Round(RayEngine(workers=2), adders(4, tmp_path, "exit once"), state=large)
+    assert same(dying.state, here.state)
+
+
+def test_a_strategy_that_must_see_every_update_gets_every_update(serial: Round) -> None:
+    there = Round(RayEngine(workers=2), adders(12, add_update=False))
+    assert same(there.state, serial.state)
+    assert there.updates == 12
+
+
+def test_a_client_whose_process_dies_once_is_run_again_with_its_neighbours(
+    tmp_path: Path, serial: Round
+) -> None:
+    there = Round(RayEngine(workers=2), adders(12, tmp_path, "exit once"))
+    assert (tmp_path / "happened").exists()
+    assert same(there.state, serial.state)
+    assert there.answered == list(range(12))
+    assert there.refused == []
+
+
+def test_a_client_that_always_kills_its_process_costs_itself_only() -> None:
+    there = Round(RayEngine(workers=2), adders(6, trouble="exit"))
+    assert there.answered == [0, 1, 3, 4, 5]
+    assert [item["client"] for item in there.refused] == [2]
+    assert "its process died 2 times" in there.refused[0]["reason"]
+    assert any("a worker was lost" in sentence for sentence in there.told)
+
+
+def test_with_one_worker_too_the_round_outlives_a_death(tmp_path: Path, serial: Round) -> None:
+    there = Round(RayEngine(workers=1), adders(12, tmp_path, "exit once"))
+    assert same(there.state, serial.state)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The calls of workers, in the order in which they are sent."""
+    sent: list[Job] = []
+    send = RayExchange._send
+
+    def note(self: RayExchange, member: Any, *args: Any, **options: Any) -> None:
+        send(self, member, *args, **options)
+        sent.append(member.jobs[-1])
+
+    monkeypatch.setattr(RayExchange, "_send", note)
+    return sent
+
+
+def test_one_worker_hands_over_its_sums_with_its_last_batch(calls: list[Job], serial: Round) -> None:
+    assert same(Round(RayEngine(workers=1), adders(12)).state, serial.state)
+    assert [job.closes for job in calls] == [False] * (len(calls) - 1) + [True]
+    assert all(job.tasks for job in calls), "no call is for the sums alone"
+
+
+def test_the_sums_of_one_of_two_workers_come_with_the_last_batch(calls: list[Job], serial: Round) -> None:
+    assert same(Round(RayEngine(workers=2), adders(12)).state, serial.state)
+    batches = [job for job in calls if job.tasks]
+    assert [job.closes for job in batches] == [False] * (len(batches) - 1) + [True]
+    assert len(calls) - len(batches) <= 1, "only the other one is asked for its sums alone"
+
+
+def test_updates_that_come_one_by_one_close_nothing(calls: list[Job]) -> None:
+    Round(RayEngine(workers=2), adders(12, add_update=False))
+    assert calls
+    assert not any(job.closes for job in calls)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_in_the_batch_that_brings_its_sums_is_run_again(
+    workers: int, calls: list[Job], tmp_path: Path, serial: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cost(_: RayGrid, message: Message) -> float:
+        """Let client 2 be the least work, so that it is in the batch that empties the queue."""
+        client = message.metadata.dst_node_id - FIRST_NODE
+        return 0.9 if client == 2 else 1 + client % 5 / 4
+
+    monkeypatch.setattr(RayGrid, "_cost", cost)
+    there = Round(RayEngine(workers=workers), adders(12, tmp_path, "exit once"))
+    first = next(job for job in calls if 2 in job.tasks)
+    assert first.closes
+    assert not any(job.closes for job in calls if job.alone), "a suspect's sums come after it has lived"
+    assert same(there.state, serial.state)
+    assert (there.answered, there.refused) == (list(range(12)), [])
+
+
+def patient(folder: Path) -> ClientApp:
+    """As ``adding``, but client 2's process dies once and not before sums have arrived."""
+    inner, app = adding(folder, "exit once"), ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"] == 2:
+            deadline = time.monotonic() + 60
+            while not (folder / "sums").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        return inner(message, context)
+
+    return app
+
+
+def test_a_worker_that_has_handed_over_its_sums_is_asked_again_when_another_dies(
+    tmp_path: Path, serial: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, handed = RayExchange._take_sums, []
+
+    def note(self: RayExchange, member: Any, sums: Any) -> Iterator[Message]:
+        handed.append((member, (tmp_path / "happened").exists()))
+        yield from take(self, member, sums)
+        (tmp_path / "sums").touch()
+
+    monkeypatch.setattr(RayExchange, "_take_sums", note)
+    host_factory = AppRecipe(app=partial(patient, tmp_path), clients=12, strategy=FedAvg)
+    there = Round(RayEngine(workers=2), host_factory)
+    (first, died), *others = handed
+    assert not died
+    assert any(member is first and died for member, died in others)
+    assert same(there.state, serial.state)
+    assert (there.answered, there.refused) == (list(range(12)), [])
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [("raise", "no luck"), ("nan", "holds NaN"), ("huge", "the norm of its change is")],
+)
+@pytest.mark.parametrize("add_update", [True, False])
+def test_a_client_that_fails_is_named_as_by_the_serial_engine(
+    trouble: str, reason: str, add_update: bool
+) -> None:
+    host_factory = adders(6, trouble=trouble, add_update=add_update)
+    there, here = Round(RayEngine(workers=2), host_factory), Round(SerialEngine(), host_factory)
+    assert there.refused == here.refused
+    assert reason in there.refused[0]["reason"]
+    assert there.unusable == here.unusable == ([] if trouble == "raise" else [2])
+    assert there.norms == here.norms, "the next round's bound has the same bits"
+    assert same(there.state, here.state)
+
+
+def test_out_of_memory_halves_the_workers_and_tries_again(tmp_path: Path, serial: Round) -> None:
+    there = Round(RayEngine(workers=2), adders(12, tmp_path, "memory once"))
+    assert "out of memory: going on with 1 worker" in there.told
+    assert same(there.state, serial.state)
+    assert there.refused == []
+
+
+def digest(state: State) -> str:
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"use": "fedavg", "fraction": 0.6},
+        {"use": "scaffold", "fraction": 0.6},
+        {"use": "krum"},
+        {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0},
+    ],
+    ids=lambda table: table["use"].rpartition(":")[2],
+)
+def test_a_simulation_has_the_same_bits_and_the_same_record_on_every_engine(
+    strategy: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tiny(strategy=strategy, rounds=2, evaluation={"holdout": 0.2, "with_training": True})
+    serial = simulate(config, out=tmp_path / "serial")
+    assert serial.rounds[0]["local"]
+    for workers in (1, 2, 3):
+        spec = PluginSpec(use="ray", args={"workers": workers})
+        there = simulate(config, engine=spec, out=tmp_path / f"ray-{workers}")
+        assert digest(there.state) == digest(serial.state)
+        assert there.rounds == serial.rounds
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "median"])
+def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path) -> None:
+    evaluation = {"holdout": 0.2, "with_training": True}
+    config = tiny(strategy={"use": strategy}, rounds=2, evaluation=evaluation)
+    serial = simulate(config, out=tmp_path / "serial")
+    spec = PluginSpec(use="ray", args={"workers": 2, "inner": "vectorized"})
+    there = simulate(config, engine=spec, out=tmp_path / "ray")
+    for name, tensor in serial.state.items():
+        torch.testing.assert_close(there.state[name], tensor, rtol=1e-4, atol=1e-4)
+    for mine, his in zip(there.rounds, serial.rounds, strict=True):
+        assert (mine["clients"], mine["bytes"]) == (his["clients"], his["bytes"])
+        assert mine["train_loss"] == pytest.approx(his["train_loss"], rel=1e-4)
+
+
+def test_why_workers_train_one_by_one_is_said_once(tmp_path: Path) -> None:
+    config = tiny(transforms={"mixup": 0.2}, rounds=2)
+    spec = PluginSpec(use="ray", args={"workers": 2, "inner": "vectorized"})
+    told = simulate(config, engine=spec, out=tmp_path / "ray").folder.summary()["notices"]
+    said = [sentence for sentence in told if sentence.startswith("clients are trained one by one: ")]
+    assert len(said) == 1
+    assert "mixup blends the images of a batch" in said[0]
+
+
+def test_a_plug_in_beside_the_experiment_is_found_by_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_loss_of_ray.py").write_text(
+        "import torch\ndef plain(counts):\n    return torch.nn.CrossEntropyLoss(reduction='none')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = tiny(loss={"use": "my_loss_of_ray:plain"}, rounds=1)
+    spec = PluginSpec(use="ray", args={"workers": 1})
+    assert simulate(config, engine=spec, out=tmp_path / "run").rounds[0]["refused"] == []
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        ({"workers": -1}, "workers must be >= 0, not -1"),
+        ({"gpus_per_worker": -0.5}, "gpus_per_worker must be >= 0"),
+        ({"worker": 2}, "worker"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(args: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        simulate(tiny(), engine=PluginSpec(use="ray", args=args), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

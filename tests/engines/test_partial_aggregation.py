@@ -1,0 +1,154 @@
+"""Sums of a stack at once: those of its clients folded one by one, and a bad client is named as ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.mean import MeanStrategy, Sums, WeightedTensors
+from fedvision.algorithms.server_optimizers import FedAdam
+from fedvision.engines.partial_aggregation import PartialAggregator
+from fedvision.flower import codec, internals
+from fedvision.flower.client_registry import FIRST_NODE
+from fedvision.flower.internals_message import answer
+from fedvision.training.evaluate import Evaluation
+from fedvision.training.vectorized.client_batch import ClientBatchResult
+from fedvision.training.vectorized.local_steps import fit_many
+from fedvision.types import ClientUpdate, State
+from tests.training.client_cases import Crowd
+
+BOUND = 1e6
+
+
+class Trained:
+    """A crowd that was trained at once, and the messages that asked for it."""
+
+    def __init__(self) -> None:
+        crowd = Crowd()
+        measured = [Evaluation(confusion=torch.eye(4, dtype=torch.int64).numpy(), loss_sum=1.5)] * 5
+        ((self.places, self.stacked),) = fit_many(
+            crowd.model,
+            crowd.shards,
+            crowd.requests(),
+            loss=crowd.build_loss,
+            counts=crowd.counts(),
+            objectives=crowd.objectives(),
+            settings=crowd.settings,
+            measured=measured,
+        )
+        self.state = crowd.requests()[0].state
+        internals.identify(1)
+        told = ConfigRecord({codec.ROUND: 2, codec.NORM_BOUND: BOUND})
+        content = RecordDict({"arrays": codec.encode_state(self.state), "config": told})
+        self.messages = [Message(content, FIRST_NODE + place, "train") for place in self.places]
+
+    def one_by_one(self, strategy: MeanStrategy) -> tuple[list[Message], State]:
+        """Return the replies, and the model that their sums conclude to."""
+        aggregator = PartialAggregator(strategy)
+        both = zip(self.messages, self.stacked.split(), strict=True)
+        replies = [aggregator.add_update(m, answer(codec.encode_update(update), m)) for m, update in both]
+        return replies, concluded(aggregator, strategy, self.state)
+
+    def at_once(self, strategy: MeanStrategy) -> tuple[list[Message], State]:
+        """Return the same, of the stack as a whole."""
+        aggregator = PartialAggregator(strategy)
+        replies = aggregator.add_stack(self.messages, self.stacked)
+        return replies, concluded(aggregator, strategy, self.state)
+
+
+def concluded(aggregator: PartialAggregator, strategy: MeanStrategy, state: State) -> State:
+    sums, content = Sums(strategy, state), aggregator.close()
+    assert content is not None
+    codec.decode_sums(content, sums)
+    return sums.finalize()
+
+
+def facts(reply: Message) -> dict[str, Any]:
+    if reply.has_error():
+        return {"code": reply.error.code, "reason": reply.error.reason}
+    content = reply.content
+    assert codec.is_folded(content)
+    measured = codec.unload(content)
+    assert measured is not None
+    return {
+        "node": reply.metadata.src_node_id,
+        "facts": codec.training_facts(content),
+        "size": codec.size(content),
+        "norm": pytest.approx(codec.folded_norm(content), rel=1e-6),
+        "measured": codec.decode_evaluation(measured).confusion.tolist(),
+    }
+
+
+def same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> bool:
+    return found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("strategy", [FedAvg, FedAdam])
+def test_a_stack_has_the_bits_and_the_replies_of_its_clients(strategy: type[MeanStrategy]) -> None:
+    crowd = Trained()
+    (mine, found), (his, wanted) = crowd.at_once(strategy()), crowd.one_by_one(strategy())
+    assert same(found, wanted)
+    assert [facts(reply) for reply in mine] == [facts(reply) for reply in his]
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "holds NaN"), (1e9, "above the bound")])
+def test_a_client_that_cannot_be_averaged_is_left_out_by_name(value: float, said: str) -> None:
+    crowd = Trained()
+    crowd.stacked.tensors["head.bias"][1] = value
+    (mine, found), (his, wanted) = crowd.at_once(FedAvg()), crowd.one_by_one(FedAvg())
+    assert same(found, wanted)
+    assert [reply.has_error() for reply in mine] == [place == 1 for place in range(5)]
+    assert facts(mine[1]) == facts(his[1])
+    assert mine[1].error.code == internals.REPLY_REFUSED
+    assert said in (mine[1].error.reason or "")
+
+
+def test_a_strategy_that_works_on_the_processor_only_gets_one_after_the_other() -> None:
+    class Shy(FedAvg):
+        """Refuses views of a stack, as it would refuse tensors of another device."""
+
+        def contribute(self, state: State, update: ClientUpdate) -> Mapping[str, WeightedTensors]:
+            if update.state["head.bias"].untyped_storage().nbytes() > 4 * 4:
+                raise RuntimeError("expected all tensors to be on the same device")
+            return super().contribute(state, update)
+
+    crowd = Trained()
+    (mine, found), (_, wanted) = crowd.at_once(Shy()), crowd.one_by_one(FedAvg())
+    assert same(found, wanted)
+    assert not any(reply.has_error() for reply in mine)
+
+
+def test_sums_ride_on_a_reply_that_has_something_in_them() -> None:
+    crowd = Trained()
+    crowd.stacked.tensors["head.bias"][0] = torch.nan
+    aggregator = PartialAggregator(FedAvg())
+
+    def replies() -> Iterator[Message]:
+        yield from aggregator.add_stack(crowd.messages, crowd.stacked)
+
+    found = list(aggregator.with_sums(replies()))
+    assert len(found) == 5
+    assert found[0].has_error()
+    assert [not r.has_error() and "sums" in r.content for r in found] == [False] * 4 + [True]
+    assert aggregator.close() is None
+
+
+def test_where_all_failed_there_are_no_sums() -> None:
+    crowd = Trained()
+    crowd.stacked.tensors["head.bias"].fill_(torch.nan)
+    aggregator = PartialAggregator(FedAvg())
+    found = list(aggregator.with_sums(iter(aggregator.add_stack(crowd.messages, crowd.stacked))))
+    assert [reply.has_error() for reply in found] == [True] * 5
+
+
+def test_only_clients_without_memory_and_tensors_of_their_own_are_folded_as_a_stack() -> None:
+    stacked: ClientBatchResult = Trained().stacked
+    assert stacked.alone
+    ends = [({"control": {"w": torch.ones(1)}}, {}), *stacked.ends[1:]]
+    assert not replace(stacked, ends=ends).alone

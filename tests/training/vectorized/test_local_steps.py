@@ -1,0 +1,262 @@
+"""Clients trained at once against the serial loop: every model, loss, objective and optimiser that stacks."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fedvision import registry
+from fedvision.config import TransformConfig
+from fedvision.errors import ClientError, ConfigError
+from fedvision.models.state import get_state, personal_names, shared_names
+from fedvision.training.client_algorithm import ClientAlgorithm
+from fedvision.training.vectorized.client_batch import clip_each
+from fedvision.training.vectorized.vmap_support import ELEMENTWISE
+from fedvision.types import ClientConfig, PluginSpec, TrainRequest
+from tests.training.client_cases import (
+    SIZES,
+    Crowd,
+    assert_equal,
+    make_shards,
+    network,
+    noise,
+    settings,
+    told,
+)
+
+LONG = {"epochs": 3, "momentum": 0.9, "weight_decay": 0.01, "clip_norm": 0.5}
+
+
+def check(crowd: Crowd, *chunks: int) -> None:
+    assert crowd.unsupported_reason() is None
+    wanted = crowd.one_by_one()
+    for chunk in chunks or (0,):
+        assert_equal(crowd.at_once(chunk), wanted)
+
+
+@pytest.mark.parametrize("use", registry.BUILTINS["model"])
+def test_every_model_that_stacks_gives_what_the_loop_gives(use: str) -> None:
+    crowd = Crowd(model=network(use), settings=settings(epochs=2, momentum=0.9))
+    if use == "rnn":
+        assert (
+            crowd.unsupported_reason() == "torch's recurrent layers (features.recurrent) have no stacked form"
+        )
+    else:
+        check(crowd)
+
+
+@pytest.mark.parametrize("use", registry.BUILTINS["loss"])
+def test_every_loss_sees_each_clients_own_counts(use: str) -> None:
+    check(Crowd(loss=PluginSpec(use=use), settings=settings(epochs=2)), 0, 2)
+
+
+@pytest.mark.parametrize("use", registry.BUILTINS["objective"])
+@pytest.mark.parametrize("training", [{}, LONG], ids=["plain", "long"])
+def test_every_objective_adjusts_each_clients_own_gradients(use: str, training: dict[str, Any]) -> None:
+    model = network()
+    state = get_state(model, shared_names(model, "all"))
+    check(Crowd(model=model, objective=use, settings=settings(**training), **told(use, state)), 0, 2)
+
+
+@pytest.mark.parametrize("kind", ELEMENTWISE, ids=lambda kind: f"{kind.__module__}:{kind.__name__}")
+def test_every_optimiser_said_to_work_element_by_element_does(kind: type) -> None:
+    use = f"{kind.__module__}:{kind.__name__}"
+    # Where a gradient is 0 but for the order of sums, a small eps would make a step of the rounding error.
+    args = {"eps": 1e-3} if "eps" in inspect.signature(kind).parameters else {}
+    chosen = settings(optimizer=PluginSpec(use=use, args=args), lr=0.01, epochs=3, weight_decay=0.01)
+    if kind.__name__ == "Rprop":  # it has no weight decay
+        chosen = settings(optimizer=PluginSpec(use=use), lr=0.001, epochs=3)
+    # The sign of a gradient decides in the first steps of some: where it is 0 but for the order of sums, the
+    # two ways part. A smooth network has none of these.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 4))
+    check(Crowd(model=model, settings=chosen))
+
+
+@pytest.mark.parametrize(
+    "training",
+    [LONG, {"steps": 7}, {"steps": 1}, {"batch_size": 64}, {"batch_size": 1}, {"channels_last": False}],
+    ids=str,
+)
+def test_epochs_steps_and_batches_are_those_of_the_loop(training: dict[str, Any]) -> None:
+    check(Crowd(settings=settings(**training)), 0, 2)
+
+
+def test_augmentation_comes_from_each_clients_own_stream() -> None:
+    transforms = TransformConfig(flip=True, crop=2, rotation=20.0, cutout=3)
+    crowd = Crowd(settings=settings(transforms, epochs=2))
+    check(crowd, 0, 2)
+    plain = Crowd(settings=settings(epochs=2)).at_once()
+    assert not torch.equal(plain[2].state["head.weight"], crowd.at_once()[2].state["head.weight"])
+
+
+@pytest.mark.parametrize("shared", ["all", "trainable"])
+def test_a_frozen_part_stays_and_what_stays_at_home_is_each_clients_own(shared: str) -> None:
+    model = network("fusion", freeze="extractor", dropout=0.0)
+    crowd = Crowd(model=model, shared=shared)
+    if shared == "trainable":
+        home = get_state(model, personal_names(model, shared_names(model, "trainable")))
+        assert home
+        shift = [{n: t + 0.01 * k for n, t in home.items()} for k in range(len(SIZES))]
+        crowd = replace(crowd, personals=shift)
+    check(crowd, 0, 2)
+
+
+def test_trained_tensors_that_stay_at_home_begin_and_end_as_each_clients_own() -> None:
+    model = network()
+    crowd = Crowd(model=model, settings=settings(epochs=2))
+    names = [name for name in shared_names(model, "all") if not name.startswith("head")]
+    requests = [replace(request, state={n: request.state[n] for n in names}) for request in crowd.requests()]
+    crowd.requests = lambda: requests  # type: ignore[method-assign]
+    home = get_state(model, ("head.weight", "head.bias"))
+    crowd.personals = [{n: t + 0.1 * k for n, t in home.items()} for k in range(len(SIZES))]
+    check(crowd)
+    ends = [update.personal["head.bias"] for update in crowd.at_once()]
+    assert len({tuple(end.tolist()) for end in ends}) == len(SIZES)
+
+
+def test_a_parameter_without_gradient_is_left_alone_even_by_weight_decay() -> None:
+    class Spare(nn.Module):
+        """A linear network with a parameter that nothing uses."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 4)
+            self.spare = nn.Parameter(torch.ones(3))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.linear(images.flatten(1))
+            return logits
+
+    crowd = Crowd(model=Spare(), settings=settings(weight_decay=0.1, clip_norm=0.5))
+    check(crowd)
+    assert torch.equal(crowd.at_once()[0].state["spare"], torch.ones(3))
+    prox = [ClientConfig(objective="prox", numbers={"mu": 1.0})] * len(SIZES)
+    check(replace(crowd, objective="prox", client_configs=prox))
+
+
+def test_bfloat16_agrees_with_the_loop_as_far_as_bfloat16_goes() -> None:
+    crowd = Crowd(settings=settings(precision="bfloat16"))
+    assert crowd.unsupported_reason() is None
+    assert_equal(crowd.at_once(), crowd.one_by_one(), tolerance=0.02)
+
+
+def test_a_client_that_diverges_does_not_touch_its_neighbours() -> None:
+    crowd = Crowd(settings=settings(clip_norm=0.5))
+    requests = crowd.requests()
+    poison = {name: torch.full_like(tensor, torch.nan) for name, tensor in requests[3].state.items()}
+    requests[3] = replace(requests[3], state=poison)
+    crowd.requests = lambda: requests  # type: ignore[method-assign]
+    found = crowd.at_once()
+    assert not torch.isfinite(found[3].state["head.weight"]).any()
+    assert_equal(found, crowd.one_by_one())
+
+
+def test_updates_share_no_memory() -> None:
+    updates = Crowd().at_once()
+    places = {update.state["head.weight"].untyped_storage().data_ptr() for update in updates}
+    assert len(places) == len(SIZES)
+    assert (
+        updates[0].state["head.weight"].untyped_storage().nbytes() == updates[0].state["head.weight"].nbytes
+    )
+
+
+def test_the_model_is_not_moved() -> None:
+    crowd = Crowd()
+    before = get_state(crowd.model, shared_names(crowd.model, "all"))
+    crowd.at_once()
+    after = get_state(crowd.model, before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_clients_of_several_rounds_or_of_another_model_are_refused() -> None:
+    crowd = Crowd()
+    requests = crowd.requests()
+    crowd.requests = lambda: [replace(requests[0], round=3), *requests[1:]]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="tasks of one round"):
+        crowd.at_once()
+    crowd.requests = lambda: [*requests[:4], replace(requests[4], state={"x": torch.ones(1)})]  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="no tensor 'x'"):
+        crowd.at_once()
+
+
+def test_an_objective_that_lacks_its_number_names_the_client() -> None:
+    crowd = Crowd(objective="prox", client_configs=[ClientConfig(objective="prox")] * len(SIZES))
+    with pytest.raises(ClientError, match="client 2, training"):
+        crowd.at_once()
+
+
+def test_clipping_is_torchs_for_each_client() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(3, *shape, generator=generator) for shape in [(4, 2), (5,), ()]]
+    gradients[0][1] *= 1e-3
+    gradients[1][1] *= 1e-3
+    gradients[2][1] *= 1e-3
+    wanted = []
+    for k in range(3):
+        parameters = [nn.Parameter(torch.zeros_like(g[k])) for g in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient[k].clone()
+        nn.utils.clip_grad_norm_(parameters, 0.7)
+        wanted.append([parameter.grad for parameter in parameters])
+    clip_each([*gradients, None], 0.7)
+    for k in range(3):
+        for gradient, single in zip(gradients, wanted[k], strict=True):
+            torch.testing.assert_close(gradient[k], single, rtol=1e-6, atol=0)
+
+
+def test_one_client_alone_is_a_stack_too() -> None:
+    crowd = Crowd(shards=make_shards((9,)))
+    assert_equal(crowd.at_once(), crowd.one_by_one())
+
+
+def test_an_objectives_formula_is_asked_about_all_active_clients_at_once() -> None:
+    asked = []
+
+    class Watched(ClientAlgorithm):
+        """Says when it is asked."""
+
+        def begin(self, parameters: Any, request: TrainRequest, memory: Any) -> None:
+            self.parameters = parameters
+
+        @staticmethod
+        def correct_gradients(parameters: Any, groups: Any, numbers: Any) -> None:
+            asked.append(len(parameters["head.bias"]))
+
+    crowd = Crowd()
+    crowd.objectives = lambda: [Watched() for _ in SIZES]  # type: ignore[method-assign, assignment]
+    crowd.at_once()
+    # Batches of 8 of 5, 1, 23, 17, 16 images: nobody is asked after their last.
+    assert asked == [5, 3, 2]
+
+
+@pytest.mark.parametrize("use", ["sgd", "adam", "adamw", "rmsprop", "nadam"])
+@pytest.mark.parametrize("objective", [None, "scaffold"])
+def test_every_client_has_its_own_learning_rate(use: str, objective: str | None) -> None:
+    factors = (1.0, 0.25, 3.0, 0.5, 2.0)
+    state = get_state(network(), shared_names(network(), "all"))
+    tensors = {"control": noise(state, 99)} if objective else {}
+    crowd = Crowd(
+        settings=settings(epochs=2, weight_decay=0.01, lr=0.01, optimizer=PluginSpec(use=use), clip_norm=0.5),
+        objective=objective,
+        client_configs=[ClientConfig(objective=objective, tensors=tensors, lr_factor=f) for f in factors],
+    )
+    check(crowd, 0, 2)
+    shared = Crowd(settings=crowd.settings).one_by_one()
+    own = crowd.one_by_one()
+    if objective is None:
+        assert torch.equal(own[0].state["head.weight"], shared[0].state["head.weight"])
+        assert not torch.equal(own[2].state["head.weight"], shared[2].state["head.weight"])
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_learning_rate_that_is_none_is_refused(factor: float) -> None:
+    crowd = Crowd(client_configs=[ClientConfig(lr_factor=factor)] * len(SIZES))
+    for train in (crowd.one_by_one, crowd.at_once):
+        with pytest.raises(ClientError, match="the factor on its learning rate"):
+            train()
