@@ -1,7 +1,7 @@
 """The one local loop: a client's epochs of mini-batch training on its own shard.
 
 Every method (FedProx, SCAFFOLD, ...) is a ``ClientAlgorithm`` that adds to this loop; every loss is built
-from class counts and called per example. The stacked version of the same mathematics must agree with this one.
+from class counts and called per example. The vectorized version of the same mathematics must agree with it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What a client keeps of its masked sums: the key of a run, the group it belongs to, what it told.
 
-A client tells its counts for one group of ``MIN_GROUP_SIZE`` or more in a run, never for another one. So any
-two groups whose sums are known have no client in common, and no addition or subtraction of sums gives one
-over fewer clients. Were it to tell for a second group, of other clients, the two could be subtracted: four
-clients in all four groups of three tell every client's counts. A client that drops out is therefore waited for:
-its group's sum is complete when it is back, and the others tell the same again.
+A client tells its counts for one group of ``MIN_GROUP_SIZE`` or more in a run, never for another one. So
+any two groups whose sums are known have no client in common, and no addition or subtraction of sums gives
+one over fewer clients. Were it to tell for a second group, of other clients, the two could be subtracted:
+four clients in all four groups of three tell every client's counts. A client that drops out is therefore
+waited for: its group's sum is complete when it is back, and the others tell the same again.
 
 The rule holds within a run. The counts of a later run are told anew, for whatever group that run has.
 
