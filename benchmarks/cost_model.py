@@ -170,7 +170,7 @@ def rounds(
         start = time.perf_counter()
         arrays = codec.encode_state(state)
         messages = list(strategy.configure_train(number, arrays, ConfigRecord(), grid))
-        pre_aggregates = bool(getattr(grid, "folds", False))
+        pre_aggregates = bool(getattr(grid, "pre_aggregates", False))
         exchange = PhaseResult(
             client_registry=client_registry,
             stage="training",

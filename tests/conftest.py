@@ -34,8 +34,9 @@ _TOGETHER = {
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give those tests that share something of the machine to one process, where several run tests."""
+    """Give those tests that share something of the machine to one process, before xdist reads their marks."""
     for item in items:
         for part, group in _TOGETHER.items():
             if part in item.nodeid:

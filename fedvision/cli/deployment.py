@@ -19,9 +19,10 @@ from fedvision.interruption import treat_termination_as_ctrl_c
 from fedvision.streams import show
 
 if TYPE_CHECKING:
-    from fedvision.deployment.client.config import ClientConfig
+    from fedvision.deployment.client.config import ClientMachineConfig
     from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
     from fedvision.experiment import Experiment
+    from fedvision.runs.folder import RunFolder
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -139,31 +140,30 @@ def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProces
     federation = Experiment.build(
         ExperimentConfig.load(options.experiment, options.overrides), split_here=False
     )
-    from fedvision.api import default_folder
+    from fedvision.api import default_folder, open_folder
     from fedvision.runs.folder_lock import claimed
 
     out = options.out or default_folder(federation.config.name, resume=True)
     with ExitStack() as claims:
         claims.enter_context(claimed(out, "name another one with --out"))
+        folder = open_folder(federation.config, out, resume=True)
         if process is not None:
             claims.enter_context(claimed(place.state, "name another one with --state"))
-        _run_in(out, federation, options, place, process)
+        _run_in(folder, federation, options, place, process)
 
 
 def _run_in(
-    out: Path,
+    folder: RunFolder,
     federation: Experiment,
     options: argparse.Namespace,
     place: LinkPlace,
     process: SuperlinkProcess | None,
 ) -> None:
-    from fedvision.api import open_folder
     from fedvision.deployment.server.deployment import Deployment
     from fedvision.reporting import render
     from fedvision.reporting.pages import page_writer
     from fedvision.runs.progress import Progress
 
-    folder = open_folder(federation.config, out, resume=True)
     folder.note_invocation({"server": _same_place(options, place, ours=process is not None)})
     pages = page_writer(tensorboard=options.tensorboard)
     run = Deployment(federation, folder, progress=Progress(), write_pages=pages)
@@ -221,10 +221,10 @@ def _stay(process: SuperlinkProcess) -> None:
 
 def _client(options: argparse.Namespace) -> None:
     _log_to_standard_error()
-    from fedvision.deployment.client.config import ClientConfig
+    from fedvision.deployment.client.config import ClientMachineConfig
 
     overrides = [f"superlink.address={json.dumps(options.superlink)}"] if options.superlink else []
-    config = ClientConfig.load(options.client, overrides)
+    config = ClientMachineConfig.load(options.client, overrides)
     _check_data(options.client, config)
     print(f"{config.name} is starting; its server is {config.superlink.address}", flush=True)
     from fedvision.deployment.client.daemon import serve
@@ -236,7 +236,7 @@ def _client(options: argparse.Namespace) -> None:
     serve(config, options.client.absolute().parent)
 
 
-def _check_data(file: Path, config: ClientConfig) -> None:
+def _check_data(file: Path, config: ClientMachineConfig) -> None:
     """Refuse what would otherwise be found out when the first run begins.
 
     Raises:

@@ -34,10 +34,10 @@ def add(verbs: Verbs) -> None:
 
 def _examine(options: argparse.Namespace) -> None:
     from fedvision.config import ExperimentConfig
-    from fedvision.deployment.client.config import ClientConfig
+    from fedvision.deployment.client.config import ClientMachineConfig
 
     registry.allow_folder(options.client.parent)
-    config = ClientConfig.load(options.client, options.client_overrides)
+    config = ClientMachineConfig.load(options.client, options.client_overrides)
     experiment = ExperimentConfig.load(options.trains) if options.trains else None
     # Both files are right: only now is it worth seconds to load what trains.
     from fedvision.deployment.client.doctor import run_check

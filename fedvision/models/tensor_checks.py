@@ -30,9 +30,16 @@ def check_tensors(model: nn.Module, where: str) -> None:
         where: Its place in the experiment, for the error.
 
     Raises:
-        ConfigError: The state holds something that is no tensor; a tensor is complex, sparse, quantised or
-            of a type that no file holds; two share memory; a trained parameter is not in the state.
+        ConfigError: A part is compiled by torch.jit; the state holds something that is no tensor; a tensor is
+            complex, sparse, quantised or of a type that no file holds; two share memory; a trained parameter
+            is not in the state.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        # One process measured such a network with other weights than those it had loaded.
+        raise ConfigError(
+            f"{where}: it has parts compiled by torch.jit, into which weights cannot be loaded reliably; "
+            "give the network as it is in Python"
+        )
     state = model.state_dict(keep_vars=True)
     for name, value in state.items():
         if fault := _fault(name, value):

@@ -186,7 +186,7 @@ class _Server:
             min_available(self.strategy, self.config.round, len(self.client_registry)),
         )
         validator = UpdateValidator(self.state, self.rounds.bound(self.state))
-        pre_aggregates = bool(getattr(self.grid, "folds", False))
+        pre_aggregates = bool(getattr(self.grid, "pre_aggregates", False))
         messages = self._messages(number, validator.bound if pre_aggregates else math.inf)
         exchange = PhaseResult(
             client_registry=self.client_registry,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -124,3 +125,11 @@ def test_batch_norm_of_vectors_cannot_train_alone() -> None:
     vectors = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16))
     assert not trains_alone(vectors, IMAGES[:1])
     assert trains_alone(nn.BatchNorm2d(1), IMAGES[:1])
+
+
+def test_compiled_networks_are_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(ConfigError, match=r"compiled by torch\.jit"):
+        check_tensors(nn.Sequential(compiled), "[model]")

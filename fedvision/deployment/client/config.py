@@ -123,7 +123,7 @@ class ShareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientConfig(Settings):
+class ClientMachineConfig(Settings):
     """One machine that joins a federation with its own images."""
 
     WHAT = "a client's TOML file"

@@ -26,7 +26,7 @@ from typing import Any
 
 from flwr.app import Error, Message, MessageType
 
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.connectivity import NOBODY_LISTENS, diagnose, read_key, tls_context
 from fedvision.deployment.client.redaction import cause, redact_paths
 from fedvision.deployment.client.retry import RetryBackoff
@@ -72,7 +72,7 @@ class ClientDaemon:
         folder: Where it lies.
     """
 
-    def __init__(self, config: ClientConfig, folder: Path) -> None:
+    def __init__(self, config: ClientMachineConfig, folder: Path) -> None:
         config.superlink.check_files()
         self._config = config
         self._inbox = StateDirectory(Path(config.state))
@@ -352,7 +352,7 @@ def _digest(run: str, kind: str, layout: MessageHeader, details: list[str]) -> s
     return hashlib.sha256("\n".join([run, kind, layout.to_text(), *details]).encode()).hexdigest()
 
 
-def _connect(config: ClientConfig) -> FleetLink:
+def _connect(config: ClientMachineConfig) -> FleetLink:
     link = config.superlink
     if not link.insecure:
         tls_context(link)  # says which file is wrong
@@ -366,6 +366,6 @@ def _connect(config: ClientConfig) -> FleetLink:
     )
 
 
-def serve(config: ClientConfig, folder: Path) -> None:
+def serve(config: ClientMachineConfig, folder: Path) -> None:
     """Run a client until the process is told to end; as ``ClientDaemon.serve``."""
     ClientDaemon(config, folder).serve()

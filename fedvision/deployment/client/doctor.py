@@ -20,7 +20,7 @@ from fedvision.data.paths import cache_folder
 from fedvision.deployment.certificates import validity
 from fedvision.deployment.client import image_checks
 from fedvision.deployment.client.check_report import CheckReport, Level, Lines
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.connectivity import (
     ProbeResult,
     check_authorized,
@@ -37,7 +37,7 @@ _CLOCK_MARGIN = 0.5
 """Share of the clock difference that the server allows from which a line warns."""
 
 
-def run_check(config: ClientConfig, experiment: ExperimentConfig | None = None) -> CheckReport:
+def run_check(config: ClientMachineConfig, experiment: ExperimentConfig | None = None) -> CheckReport:
     """Check the machine, the server and the images against each other.
 
     Args:
@@ -65,7 +65,7 @@ def run_check(config: ClientConfig, experiment: ExperimentConfig | None = None) 
     return found
 
 
-def _network(found: CheckReport, config: ClientConfig) -> None:
+def _network(found: CheckReport, config: ClientMachineConfig) -> None:
     """Check files, then the server: each step only where those before it hold."""
     greetings: list[ProbeResult] = []
     if not found.run_check("files", files, config):
@@ -77,7 +77,7 @@ def _network(found: CheckReport, config: ClientConfig) -> None:
             found.run_check("key", _known, config)
 
 
-def files(config: ClientConfig) -> Lines:
+def files(config: ClientMachineConfig) -> Lines:
     """Say whether the key and the certificates can be read, and by whom else."""
     config.superlink.check_files()
     read_key(config.superlink.key)
@@ -88,7 +88,7 @@ def files(config: ClientConfig) -> Lines:
             yield "WARN", f"{path} can be read by other users of this machine (mode {mode:o}): chmod 600"
 
 
-def owner(config: ClientConfig) -> Lines:
+def owner(config: ClientMachineConfig) -> Lines:
     """Say whether the key was made for another client; nothing where that cannot be told."""
     found = key_owner(config.superlink.key)
     if found is not None and found != config.name:
@@ -99,14 +99,14 @@ def owner(config: ClientConfig) -> Lines:
         )
 
 
-def _answers(config: ClientConfig, greetings: list[ProbeResult]) -> Lines:
+def _answers(config: ClientMachineConfig, greetings: list[ProbeResult]) -> Lines:
     greetings.append(probe(config.superlink))
     proxy = way(config.superlink)
     through = f" through the proxy {proxy.name}" if proxy else ""
     yield "OK", f"{config.superlink.address} answers in {greetings[0].seconds * 1000:.0f} ms{through}"
 
 
-def certificates(config: ClientConfig, greeting: ProbeResult) -> Lines:
+def certificates(config: ClientMachineConfig, greeting: ProbeResult) -> Lines:
     """Say until when the server's certificate is valid, and this client's where it has one."""
     if greeting.valid_until is None:
         yield "WARN", "plain text: everyone on the way can read and change models"
@@ -137,12 +137,12 @@ def clock(ahead: float | None) -> Lines:
         yield "OK", where
 
 
-def _known(config: ClientConfig) -> Lines:
+def _known(config: ClientMachineConfig) -> Lines:
     check_authorized(config.superlink)
     yield "OK", "the server does not refuse it"
 
 
-def folders(config: ClientConfig) -> Lines:
+def folders(config: ClientMachineConfig) -> Lines:
     """Say whether the cache and the state can be written, and how much room there is."""
     for key, folder in (("cache", cache_folder(config.cache)), ("state", Path(config.state).absolute())):
         there = next(place for place in (folder, *folder.parents) if place.exists())
@@ -154,12 +154,12 @@ def folders(config: ClientConfig) -> Lines:
         yield ("WARN", f"{text}; make room") if free < _LITTLE else ("OK", text)
 
 
-def _plugins(config: ClientConfig, experiment: ExperimentConfig) -> Lines:
+def _plugins(config: ClientMachineConfig, experiment: ExperimentConfig) -> Lines:
     config.permit_experiment(experiment)
     yield "OK", "the experiment names nothing that this client does not allow"
 
 
-def _masks(config: ClientConfig) -> None:
+def _masks(config: ClientMachineConfig) -> None:
     """Check that this client can prove itself to the others.
 
     Raises:
@@ -172,7 +172,7 @@ def _masks(config: ClientConfig) -> None:
     masking.holder(card, "doctor", masking.read_certificates(authority))
 
 
-def _sharing(config: ClientConfig, experiment: ExperimentConfig) -> Lines:
+def _sharing(config: ClientMachineConfig, experiment: ExperimentConfig) -> Lines:
     if experiment.loss.prior == "global" and config.share.counts == "none":
         yield (
             "FAIL",

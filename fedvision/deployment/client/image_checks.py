@@ -11,7 +11,7 @@ from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.duplicates import find_duplicates, image_name
 from fedvision.data.relabel import destinations
 from fedvision.deployment.client.check_report import Level, Lines
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.local_data import known_classes, known_size, open_own, under_classes
 from fedvision.errors import DataError
 
@@ -21,7 +21,7 @@ _CLASSES = 25
 _TIGHT = 0.8
 
 
-def opens(config: ClientConfig, opened: list[Dataset]) -> Lines:
+def opens(config: ClientMachineConfig, opened: list[Dataset]) -> Lines:
     """Open the images, put them into ``opened``, and say how many there are and what cannot be read."""
     dataset = open_own(config)
     opened.append(dataset)
@@ -81,7 +81,7 @@ def _sides(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} x {shape[1]} x {shape[2]}"
 
 
-def labels(config: ClientConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
+def labels(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
     """Compare the labels that images have with the experiment's classes."""
     classes = known_classes(experiment)
     if classes is None:
@@ -104,7 +104,7 @@ def present(dataset: Dataset) -> list[str]:
     return [name for label, name in enumerate(dataset.classes) if label in found]
 
 
-def step(config: ClientConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
+def step(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
     """Train for a step and say how long it takes, how much memory, and how much there is."""
     import torch
 

@@ -12,11 +12,11 @@ from fedvision.data.dataset import Dataset
 from fedvision.data.naming import composed
 from fedvision.data.relabel import relabel
 from fedvision.data.sources.known_sizes import image_size
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.types import PluginSpec
 
 
-def open_own(config: ClientConfig) -> Dataset:
+def open_own(config: ClientMachineConfig) -> Dataset:
     """Open the client's images under its own labels.
 
     Raises:
@@ -29,7 +29,7 @@ def open_own(config: ClientConfig) -> Dataset:
     return dataset
 
 
-def stamp(config: ClientConfig) -> str | None:
+def stamp(config: ClientMachineConfig) -> str | None:
     """Return what changes whenever a file of the client's images does: names, sizes and times of change.
 
     None where the source names no file that is there: nobody can tell then whether its images changed.
@@ -55,7 +55,7 @@ def _stamp_file(found: hashlib._Hash, path: Path) -> None:
     found.update(f"{path}\0{size}\0{facts.st_mtime_ns}\0".encode(errors="surrogateescape"))
 
 
-def under_classes(dataset: Dataset, config: ClientConfig, classes: tuple[str, ...] | None) -> Dataset:
+def under_classes(dataset: Dataset, config: ClientMachineConfig, classes: tuple[str, ...] | None) -> Dataset:
     """Return the images under the experiment's labels; without a list of classes they stay as they are.
 
     Raises:

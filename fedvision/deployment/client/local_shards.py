@@ -15,7 +15,7 @@ from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.partition.group_holdout import held_out_groups
 from fedvision.data.partition.groups import groups_of
 from fedvision.data.shards import Shard
-from fedvision.deployment.client.config import ClientConfig, ShareConfig
+from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.local_data import open_own, under_classes
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.errors import ConfigError, DataError
@@ -47,7 +47,7 @@ class OwnShards:
         return whole.take(np.flatnonzero(~held)), whole.take(np.flatnonzero(held))
 
 
-def read_own(client: ClientConfig) -> Dataset:
+def read_own(client: ClientMachineConfig) -> Dataset:
     """Read this machine's images under its own labels.
 
     Raises:
@@ -57,7 +57,7 @@ def read_own(client: ClientConfig) -> Dataset:
 
 
 def own_shards(
-    client: ClientConfig, facts: RunManifest, experiment: ExperimentConfig, read: Dataset | None = None
+    client: ClientMachineConfig, facts: RunManifest, experiment: ExperimentConfig, read: Dataset | None = None
 ) -> OwnShards:
     """Read this machine's images, unless they are ``read``, and give them the experiment's labels.
 
@@ -79,7 +79,7 @@ def _spoken(size: tuple[int, ...]) -> str:
     return f"{height} x {width} with {channels} channel{'s' * (channels > 1)}"
 
 
-def on_this_machine(client: ClientConfig, experiment: ExperimentConfig) -> ExperimentConfig:
+def on_this_machine(client: ClientMachineConfig, experiment: ExperimentConfig) -> ExperimentConfig:
     """Return the experiment with what the machine's owner decides: the device."""
     return replace(experiment, training=replace(experiment.training, device=client.device))
 

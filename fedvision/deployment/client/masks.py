@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from fedvision.aggregation import masking
 from fedvision.aggregation.masking import AdvertisedKey
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.connectivity import read_key
 from fedvision.errors import ConfigError
 from fedvision.flower import sharing
@@ -45,7 +45,7 @@ class MaskedCounts:
         client: The machine's own file.
     """
 
-    def __init__(self, file: Path, run: str, client: ClientConfig) -> None:
+    def __init__(self, file: Path, run: str, client: ClientMachineConfig) -> None:
         self._file, self._run, self._client = file, run, client
         self._kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         if not self._kept:

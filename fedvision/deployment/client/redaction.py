@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 
 AT_HOME = "it could not use a file of its own; its own log says which"
 _ABSOLUTE = re.compile(
@@ -25,7 +25,7 @@ def cause(error: Exception) -> str:
     return str(error)
 
 
-def redact_paths(reason: str, config: ClientConfig) -> str:
+def redact_paths(reason: str, config: ClientMachineConfig) -> str:
     """Return a failure's sentence for the server: as it is, or another one where it holds a path.
 
     Args:
@@ -38,7 +38,7 @@ def redact_paths(reason: str, config: ClientConfig) -> str:
     return reason
 
 
-def _texts(config: ClientConfig) -> list[str]:
+def _texts(config: ClientMachineConfig) -> list[str]:
     link, share, data = config.superlink, config.share, config.data.args
     files = [link.key, link.root_certificate, link.client_certificate, link.client_key]
     places = [str(data[name]) for name in ("path", "root", "cache") if name in data]

@@ -18,7 +18,7 @@ from pathlib import Path
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.redaction import AT_HOME, cause, redact_paths
 from fedvision.deployment.client.trainer import Trainer
 from fedvision.deployment.run_manifest import RunManifest
@@ -42,7 +42,7 @@ def _respond(message: Message, context: Context) -> Message:
         )
     # What is raised travels to the server as a sentence; where it came from stays in this machine's log.
     try:
-        client = ClientConfig.load(named)
+        client = ClientMachineConfig.load(named)
     except ConfigError as error:
         raise RunError(AT_HOME) from error
     try:

@@ -37,7 +37,7 @@ from fedvision import registry
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
 from fedvision.data.dataset import Dataset
 from fedvision.deployment.client import local_shards
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.local_data import stamp
 from fedvision.deployment.client.local_shards import OwnShards, on_this_machine, told_counts
 from fedvision.deployment.client.masks import MaskedCounts
@@ -65,7 +65,7 @@ class Trainer:
         folder: Where it lies; modules beside it can be plug-ins.
     """
 
-    def __init__(self, client: ClientConfig, folder: Path) -> None:
+    def __init__(self, client: ClientMachineConfig, folder: Path) -> None:
         self.client = client
         registry.allow_folder(folder)
         if client.threads:
@@ -305,7 +305,7 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s")
     requests = _requests(sys.stdin)
     first = json.loads(requests.get())
-    client = ClientConfig.from_toml(first["client"])
+    client = ClientMachineConfig.from_toml(first["client"])
     trainer = Trainer(client, Path(first["folder"]))
     while True:
         answer = _respond(trainer, json.loads(requests.get()))

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.errors import ConfigError, FedVisionError
 
 log = logging.getLogger("fedvision.deploy")
@@ -40,7 +40,7 @@ class TrainingProcess:
         folder: Where the file lies.
     """
 
-    def __init__(self, client: ClientConfig, folder: Path) -> None:
+    def __init__(self, client: ClientMachineConfig, folder: Path) -> None:
         self._client, self._folder = client, folder
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""

@@ -88,7 +88,7 @@ class RayWorker:
     def _sums_of_grid(self) -> PartialAggregator | None:
         """Return what the inner engine sums with, where it does so itself; it then keeps the sums there."""
         grid: Any = self._grid
-        aggregator: PartialAggregator | None = getattr(grid, "folding", None)
+        aggregator: PartialAggregator | None = getattr(grid, "aggregator", None)
         if aggregator is not None:
             grid.keeps_sums = True
         return aggregator

@@ -166,13 +166,13 @@ def test_readable_and_unreadable_together_are_all(
 def test_a_bar_is_shown_on_a_terminal_alone(
     root: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    validator = io.StringIO()
+    screen = io.StringIO()
     # Set by many build servers; it makes colours, not a terminal.
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(validator, "isatty", lambda: terminal)
-    monkeypatch.setattr(sys, "stderr", validator)
+    monkeypatch.setattr(screen, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
     run(root)
-    assert ("Decoding images" in validator.getvalue()) == terminal
+    assert ("Decoding images" in screen.getvalue()) == terminal
     assert capsys.readouterr().out == ""
 
 

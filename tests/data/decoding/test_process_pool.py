@@ -60,7 +60,7 @@ def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "fragile.py"
     script.write_text(
         "import os, sys\n"
-        "from fedvision.data import decoder, pixels\n"
+        "from fedvision.data.decoding import decoder, pixels\n"
         "real = pixels.read\n"
         "def read(path, **keys):\n"
         "    if path.name.startswith('crash'): os.kill(os.getpid(), 11)\n"
@@ -143,9 +143,9 @@ def test_a_script_without_a_main_guard_may_decode_in_processes(tmp_path: Path, n
     script.write_text(
         "print('once')\n"
         "from pathlib import Path\n"
-        "from fedvision.data.decoding.process_pool import Recipe, decode_all\n"
+        "from fedvision.data.decoding.process_pool import PixelFormat, decode_all\n"
         f"names = {names!r}\n"
-        "found = decode_all(Path(__file__).parent, names, Recipe(4, 1, 'crop'), 2)\n"
+        "found = decode_all(Path(__file__).parent, names, PixelFormat(4, 1, 'crop'), 2)\n"
         "print(sum(len(images) for _, images in found))\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedvision.config import ExperimentConfig
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.errors import ConfigError
 
 TOML = """
@@ -37,7 +37,7 @@ def test_paths_are_seen_from_the_files_folder_and_the_rest_is_written_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/north")
-    config = ClientConfig.load(write(tmp_path))
+    config = ClientMachineConfig.load(write(tmp_path))
     assert config.superlink.root_certificate == str(tmp_path / "ca.crt")
     assert config.superlink.key == "/home/north/keys/north.key"
     assert config.data.args == {"path": str(tmp_path / "images"), "size": 32}
@@ -46,11 +46,11 @@ def test_paths_are_seen_from_the_files_folder_and_the_rest_is_written_out(
     assert config.data.label_map == {"bacterial": "pneumonia", "unclear": ""}
     assert (config.superlink.host, config.superlink.port) == ("fl.example.org", 8443)
     assert 'counts = "none"' in config.to_toml()
-    assert ClientConfig.from_toml(config.to_toml()) == config
+    assert ClientMachineConfig.from_toml(config.to_toml()) == config
 
 
 def test_a_key_can_be_set_on_the_command_line_and_is_seen_from_the_files_folder_too(tmp_path: Path) -> None:
-    config = ClientConfig.load(
+    config = ClientMachineConfig.load(
         write(tmp_path), ["superlink.address=[::1]:9000", "cache=$TMP_NOT_SET/c", "data.size=8"]
     )
     assert (config.superlink.host, config.superlink.port) == ("::1", 9000)
@@ -87,18 +87,18 @@ def test_a_wrong_file_gets_one_sentence_that_names_file_and_key(
     assert old in TOML
     path = write(tmp_path, TOML.replace(old, new, 1))
     with pytest.raises(ConfigError) as caught:
-        ClientConfig.load(path)
+        ClientMachineConfig.load(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert sentence in str(caught.value)
 
 
 def test_a_missing_file_is_said_to_be_a_clients(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such file; name a client's TOML file"):
-        ClientConfig.load(tmp_path / "none.toml")
+        ClientMachineConfig.load(tmp_path / "none.toml")
 
 
 def test_a_file_that_cannot_be_read_is_named_with_its_key(tmp_path: Path) -> None:
-    config = ClientConfig.load(write(tmp_path, TOML.replace("~/keys/", "")))
+    config = ClientMachineConfig.load(write(tmp_path, TOML.replace("~/keys/", "")))
     with pytest.raises(ConfigError, match=r"superlink.root_certificate: .*/ca.crt cannot be read: No such"):
         config.superlink.check_files()
     (tmp_path / "ca.crt").touch()
@@ -120,9 +120,9 @@ def guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
-def allowing(*plugins: str) -> ClientConfig:
+def allowing(*plugins: str) -> ClientMachineConfig:
     text = TOML.replace("[superlink]", f"plugins = {list(plugins)}\n[superlink]", 1)
-    return ClientConfig.from_toml(text)
+    return ClientMachineConfig.from_toml(text)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 
 from fedvision.deployment import certificates
 from fedvision.deployment.client import connectivity, daemon
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.training_process import TrainingProcess
 from fedvision.deployment.transport.internals_wire import LinkDown
 from fedvision.errors import ConfigError, RunError
@@ -61,7 +61,7 @@ def table(own: Path, folder: Path, address: str, **superlink: object) -> dict[st
 
 def refused(own: Path, folder: Path, address: str, **superlink: object) -> str:
     """Return the sentence with which a client gives up."""
-    config = ClientConfig.from_dict(table(own, folder, address, **superlink))
+    config = ClientMachineConfig.from_dict(table(own, folder, address, **superlink))
     with pytest.raises(RunError, match="; given up after") as error:
         daemon.serve(config, folder)
     text = str(error.value)
@@ -201,7 +201,7 @@ def test_files_of_another_kind_are_named_before_anything_is_sent(
     (tmp_path / "broken").write_text("nothing")
     named = {"BROKEN": str(tmp_path / "broken"), "CA": str(pki / "ca.crt")}
     files = {key: named.get(name, name) for key, name in wrong.items()}
-    config = ClientConfig.from_dict(table(pki / "clients/north", tmp_path, "localhost:1", **files))
+    config = ClientMachineConfig.from_dict(table(pki / "clients/north", tmp_path, "localhost:1", **files))
     with pytest.raises(ConfigError, match=sentence):
         daemon.serve(config, tmp_path)
 
@@ -220,7 +220,7 @@ def test_a_heartbeat_that_finds_the_server_ends_the_pause(
 
     monkeypatch.setattr(daemon, "_BEAT_S", 0.02)
     monkeypatch.setattr(daemon, "_BEAT_AGAIN_S", 0.02)
-    config = ClientConfig.from_dict(table(pki / "clients/north", tmp_path, "localhost:1"))
+    config = ClientMachineConfig.from_dict(table(pki / "clients/north", tmp_path, "localhost:1"))
     client = daemon.ClientDaemon(config, tmp_path)
     link: Any = Link()
     client._link = link
@@ -237,7 +237,7 @@ def test_a_heartbeat_that_finds_the_server_ends_the_pause(
 def test_after_a_run_nobody_is_asked_to_mend_anything(pki: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as once:
         port = once.getsockname()[1]
-    config = ClientConfig.from_dict(table(pki / "clients/north", tmp_path, f"127.0.0.1:{port}"))
+    config = ClientMachineConfig.from_dict(table(pki / "clients/north", tmp_path, f"127.0.0.1:{port}"))
     client = daemon.ClientDaemon(config, tmp_path)
     assert "is the server running, and the port right?" in client._why(LinkDown("away"))
     client._answered = "a message"

@@ -16,7 +16,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset
 from fedvision.deployment.client import doctor, image_checks, step_profile
 from fedvision.deployment.client.check_report import CheckReport
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.connectivity import key_owner
 from fedvision.deployment.client.doctor import run_check
 from tests.deployment.server.processes import Running, superlink
@@ -53,7 +53,9 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def client(pki: Path, images: Path, port: int, *overrides: str, key: Path | None = None) -> ClientConfig:
+def client(
+    pki: Path, images: Path, port: int, *overrides: str, key: Path | None = None
+) -> ClientMachineConfig:
     own = pki / "clients/north"
     path = images.parent / "client.toml"
     path.write_text(
@@ -61,7 +63,7 @@ def client(pki: Path, images: Path, port: int, *overrides: str, key: Path | None
         f'root_certificate = "{own / "ca.crt"}"\nkey = "{key or own / "client.key"}"\n'
         '[data]\nuse = "image-folder"\npath = "images"\nsize = 9\nmax_unreadable = 0.5\n'
     )
-    return ClientConfig.load(path, overrides)
+    return ClientMachineConfig.load(path, overrides)
 
 
 def experiment(old: str = "", new: str = "") -> ExperimentConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvision.deployment.client.config import ClientConfig, ShareConfig
+from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.local_shards import on_this_machine, own_shards, told_counts
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.errors import ConfigError, DataError
@@ -17,7 +17,7 @@ from tests.experiments import tiny
 EXPERIMENT = tiny(evaluation={"holdout": 0.25})
 
 
-def client(folder: Path, **tables: object) -> ClientConfig:
+def client(folder: Path, **tables: object) -> ClientMachineConfig:
     images = np.arange(8 * 4, dtype=np.uint8).reshape(8, 2, 2)
     np.savez(folder / "own.npz", train_images=images, train_labels=np.arange(8) % 2)
     table = {
@@ -25,7 +25,7 @@ def client(folder: Path, **tables: object) -> ClientConfig:
         "superlink": {"address": "localhost:1", "key": "k"},
         "data": {"use": "npz", "path": str(folder / "own.npz"), "classes": ["cat", "hound"]},
     }
-    return ClientConfig.from_dict(table | tables)
+    return ClientMachineConfig.from_dict(table | tables)
 
 
 def facts(classes: tuple[str, ...], image: tuple[int, int, int] = (2, 2, 1)) -> RunManifest:
@@ -34,7 +34,7 @@ def facts(classes: tuple[str, ...], image: tuple[int, int, int] = (2, 2, 1)) -> 
 
 def test_own_labels_become_the_experiments_and_a_part_is_held_out(tmp_path: Path) -> None:
     client(tmp_path)
-    mapped = ClientConfig.from_dict(
+    mapped = ClientMachineConfig.from_dict(
         {
             "name": "north",
             "superlink": {"address": "localhost:1", "key": "k"},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedvision.deployment.certificates import make
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.masks import MaskedCounts
 from fedvision.errors import ConfigError
 
@@ -27,9 +27,9 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def config(pki: Path, name: str, **share: str) -> ClientConfig:
+def config(pki: Path, name: str, **share: str) -> ClientMachineConfig:
     own = pki / "clients" / name
-    return ClientConfig.from_dict(
+    return ClientMachineConfig.from_dict(
         {
             "name": name,
             "superlink": {

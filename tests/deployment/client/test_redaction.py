@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.redaction import AT_HOME, redact_paths
 
-CONFIG = ClientConfig.from_dict(
+CONFIG = ClientMachineConfig.from_dict(
     {
         "name": "north",
         "state": "own-state",

@@ -11,7 +11,7 @@ import pytest
 from flwr.app import RecordDict
 
 from fedvision.deployment.client import local_shards
-from fedvision.deployment.client.config import ClientConfig, ShareConfig
+from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.local_data import stamp
 from fedvision.deployment.client.trainer import Trainer
 from fedvision.deployment.run_manifest import RunManifest
@@ -26,7 +26,7 @@ def trainer(tmp_path: Path) -> Trainer:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (40, 8, 8), np.uint8)
     np.savez(tmp_path / "own.npz", train_images=images, train_labels=np.arange(40) % 3)
-    client = ClientConfig.from_dict(
+    client = ClientMachineConfig.from_dict(
         {
             "name": "north",
             "superlink": {"address": "localhost:1", "key": "k"},
@@ -43,7 +43,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     read = local_shards.open_own
 
-    def counted(client: ClientConfig) -> Any:
+    def counted(client: ClientMachineConfig) -> Any:
         found.append(client.name)
         return read(client)
 
@@ -175,7 +175,7 @@ def test_mended_images_are_noticed_and_a_change_in_mid_run_is_told(
 def test_a_stamp_changes_with_any_file_below_a_folder(tmp_path: Path) -> None:
     table = {"name": "n", "superlink": {"address": "localhost:1", "key": "k"}}
     data = {"use": "image-folder", "path": str(tmp_path / "images"), "size": 8}
-    client = ClientConfig.from_dict({**table, "data": data})
+    client = ClientMachineConfig.from_dict({**table, "data": data})
     assert stamp(client) is None, "there is no such folder"
     (tmp_path / "images/cat").mkdir(parents=True)
     found = [stamp(client)]
@@ -187,4 +187,4 @@ def test_a_stamp_changes_with_any_file_below_a_folder(tmp_path: Path) -> None:
     file.rename(file.with_name("1.png"))
     found.append(stamp(client))
     assert len(set(found)) == 5
-    assert stamp(ClientConfig.from_dict({**table, "data": {"use": "digits"}})) is None
+    assert stamp(ClientMachineConfig.from_dict({**table, "data": {"use": "digits"}})) is None

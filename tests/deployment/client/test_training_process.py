@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flwr.app import RecordDict
 
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.training_process import ProcessDied, TaskFailed, TrainingProcess
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.transport import message_format
@@ -51,7 +51,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingProces
         train_images=rng.integers(0, 255, (40, 8, 8), np.uint8),
         train_labels=np.arange(40) % 3,
     )
-    client = ClientConfig.from_dict(
+    client = ClientMachineConfig.from_dict(
         {
             "name": "north",
             "superlink": {"address": "localhost:1", "key": "k"},

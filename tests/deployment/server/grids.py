@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flwr.app import Error, Message, RecordDict
 
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.masks import MaskedCounts
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid
 from fedvision.flower import codec, internals, sharing
@@ -67,7 +67,7 @@ class Clients(SuperLinkGrid):
     def masks(self, name: str) -> MaskedCounts:
         """Return what a client keeps of its masks."""
         own = self.pki / "clients" / name
-        config = ClientConfig.from_dict(
+        config = ClientMachineConfig.from_dict(
             {
                 "name": name,
                 "superlink": {

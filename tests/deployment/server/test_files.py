@@ -16,7 +16,7 @@ import yaml
 from fedvision import registry
 from fedvision.cli.main import INTERRUPTED, parser
 from fedvision.config import ExperimentConfig
-from fedvision.deployment.client.config import ClientConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.local_data import known_classes, open_own, under_classes
 from fedvision.experiment import Experiment
 from tests.deployment.server.processes import superlink
@@ -33,7 +33,7 @@ def test_the_servers_experiment_needs_no_image_here() -> None:
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("clients/*.toml")), ids=lambda file: file.name)
 def test_every_clients_file_is_read_and_its_data_source_takes_its_keys(file: Path) -> None:
-    config = ClientConfig.load(file)
+    config = ClientMachineConfig.load(file)
     assert Path(config.superlink.key) == ROOT / "clients/keys/client.key"
     registry.check("data", config.data)
     config.permit_experiment(ExperimentConfig.load(ROOT / "server/first.toml"))
@@ -174,7 +174,9 @@ def test_the_example_makes_three_clients_whose_images_fit_the_servers_experiment
     assert classes is not None
     images = 0
     for name in ("north", "south", "west"):
-        config = ClientConfig.load(tmp_path / "trial" / name / "client.toml", [f"cache={tmp_path / 'cache'}"])
+        config = ClientMachineConfig.load(
+            tmp_path / "trial" / name / "client.toml", [f"cache={tmp_path / 'cache'}"]
+        )
         assert (config.name, config.superlink.address) == (name, "localhost:8443")
         dataset = under_classes(open_own(config), config, classes)
         assert dataset.train.images.shape[1:] == (8, 8, 1)

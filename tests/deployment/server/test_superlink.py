@@ -19,7 +19,7 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.fab_pb2 import Fab
 
-from fedvision.deployment.run_manifest import bundle
+from fedvision.deployment.run_manifest import build_fab
 from fedvision.deployment.transport import internals_superlink
 from tests.deployment.server.processes import (
     PULL,
@@ -137,7 +137,7 @@ def test_the_control_api_answers_inside_only(
 
 
 def test_a_run_that_would_start_inside_does_not_start_from_outside(pki: Path, server: Running) -> None:
-    request = StartRunRequest(fab=Fab(content=bundle())).SerializeToString()
+    request = StartRunRequest(fab=Fab(content=build_fab())).SerializeToString()
 
     def runs() -> set[int]:
         answer = control(pki, server.private, "list-runs", ListRunsRequest().SerializeToString())

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.proto.message_pb2 import PushObjectRequest
 
 from fedvision.deployment.certificates import make
-from fedvision.deployment.run_manifest import RunManifest, bundle
+from fedvision.deployment.run_manifest import RunManifest, build_fab
 from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
 from fedvision.deployment.transport import internals_fleet, internals_run, message_format
 from fedvision.deployment.transport.blob_store import BlobStore
@@ -80,7 +80,7 @@ def running(
     """Start a run and go online; yield the server's connection and the client's node."""
     server = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=objects)
     node = client.activate()
-    run_id = server.start(bundle(), FACTS)
+    run_id = server.start(build_fab(), FACTS)
     try:
         yield server, node
     finally:
@@ -289,7 +289,7 @@ def test_strangers_and_wrong_secrets_are_refused(place: LinkPlace, tmp_path: Pat
     fooled.close()
     thief = RunLink(place.private, roots=place.roots, secret=b"0" * 64)
     with pytest.raises(LinkRefused):
-        thief.start(bundle(), FACTS)
+        thief.start(build_fab(), FACTS)
     thief.close()
 
 

@@ -57,7 +57,7 @@ class Round:
         )
         self.updates = 0
         with engine.open(host_factory, tell=self.told.append) as grid:
-            exchange.pre_aggregates = getattr(grid, "folds", False)
+            exchange.pre_aggregates = getattr(grid, "pre_aggregates", False)
             told = ConfigRecord({codec.NORM_BOUND: bound})
             content = RecordDict({"arrays": codec.encode_state(state), "config": told})
             messages = [
