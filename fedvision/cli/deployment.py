@@ -253,7 +253,7 @@ def _check_data(file: Path, config: ClientMachineConfig) -> None:
 
 
 def _log_to_standard_error() -> None:
-    log = logging.getLogger("fedvision.deploy")
+    log = logging.getLogger("fedvision.deployment")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)

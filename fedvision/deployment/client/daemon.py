@@ -49,7 +49,7 @@ from fedvision.errors import ConfigError, FedVisionError, ProtocolError
 from fedvision.flower import codec
 from fedvision.flower.internals import CLIENT_RAISED
 
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 _BEAT_S, _BEAT_AGAIN_S = 4.0, 1.0
 _AWAY_S = 15.0
 """A silence between two beats that the report shall name: they are a few seconds apart."""

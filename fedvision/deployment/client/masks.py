@@ -33,7 +33,7 @@ from fedvision.deployment.client.connectivity import read_key
 from fedvision.errors import ConfigError
 from fedvision.flower import sharing
 
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 
 
 class MaskedCounts:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from fedvision.errors import RunError
 
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 _SAY_EVERY_S = 60.0
 _SHORTEST_S = 0.25
 _HELD_S = 10.0

@@ -51,7 +51,7 @@ from fedvision.models.state import get_state, shared_names
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 _ROUND_TYPES = ("train", "evaluate")
 _SPARE = 4
 """A strategy may send this many models' worth of tensors beside the model."""

@@ -18,7 +18,7 @@ from typing import Any
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.errors import ConfigError, FedVisionError
 
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 _LOOK_S = 0.1
 """Seconds between two looks at the process's memory."""
 _GIGABYTE = 10**9

@@ -58,7 +58,7 @@ NOT_SIGNED = (
     "Invalid SuperNode authentication: the call is not signed with its key, or this machine's clock is far "
     "from the server's."
 )
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 
 
 class Refusal(Exception):

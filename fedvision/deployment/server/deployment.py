@@ -44,7 +44,7 @@ from fedvision.training.client_trainer import ClientTrainer
 from fedvision.training.evaluate import Evaluation
 from fedvision.types import State
 
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 _GIVE_UP_S = 300.0
 _SAY_S = 8.0
 

@@ -30,7 +30,7 @@ from fedvision.errors import ConfigError
 if TYPE_CHECKING:
     from fedvision.deployment.transport.internals_superlink import LinkState
 
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 
 
 def read_public_key(path: Path) -> bytes:

@@ -23,7 +23,7 @@ from fedvision.deployment.server.limits import ConnectionLimiter, Limits, RateLi
 from fedvision.deployment.server.server_log import PeerLogger
 
 Ready = Callable[[tuple[str, int], tuple[str, int]], None]
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 _RESCAN_S = 3.0
 _OPEN_FILES = 8192
 _FULL = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

@@ -28,7 +28,7 @@ from fedvision.flower.codec import ClientInfo
 from fedvision.flower.sharing import added
 from fedvision.server.phase_result import PhaseResult
 
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,6 +142,6 @@ def install(path: Path | None) -> None:
         logger.handlers.clear()
         logger.propagate = True
     logging.root.handlers[:] = [handler]
-    logging.getLogger("fedvision.deploy").setLevel(logging.INFO)
+    logging.getLogger("fedvision.deployment").setLevel(logging.INFO)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a disk that is full is no reason to write more

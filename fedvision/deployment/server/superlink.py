@@ -37,7 +37,7 @@ from fedvision.errors import ConfigError, FedVisionError
 if TYPE_CHECKING:
     from fedvision.deployment.server.listener import Ready
 
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 _SOON_DAYS = 30
 
 

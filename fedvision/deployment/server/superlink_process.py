@@ -14,7 +14,7 @@ from pathlib import Path
 from fedvision.deployment.transport.internals_run import RunLink
 from fedvision.errors import ConfigError, RunError
 
-log = logging.getLogger("fedvision.deploy")
+log = logging.getLogger("fedvision.deployment")
 _PORT_S = 15.0
 """How long the port of a server that was just killed may still be taken."""
 _ENDED_S = 10.0

@@ -44,7 +44,7 @@ def test_pauses_grow_to_the_longest_and_begin_anew(caplog: pytest.LogCaptureFixt
 def test_it_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     time = Time()
     patience = RetryBackoff(clock=time.clock, sleep=time.sleep)
-    with caplog.at_level(logging.WARNING, "fedvision.deploy"):
+    with caplog.at_level(logging.WARNING, "fedvision.deployment"):
         while time.now < 100 + 170:
             patience.wait("the server is away")
         assert len(caplog.messages) == 3, "at 0, 60 and 120 s; pauses are up to 12 s"
@@ -57,7 +57,7 @@ def test_it_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_link_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
     time = Time()
     patience = RetryBackoff(clock=time.clock, sleep=time.sleep)
-    with caplog.at_level(logging.WARNING, "fedvision.deploy"):
+    with caplog.at_level(logging.WARNING, "fedvision.deployment"):
         assert patience.success(), "the first time there is something to say"
         worth_saying = 0
         while time.now < 100 + 118:

@@ -107,7 +107,7 @@ def test_it_trains_and_tells(process: TrainingProcess, tmp_path: Path) -> None:
 def test_it_says_what_images_there_are_or_why_there_are_none(
     process: TrainingProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logging.getLogger("fedvision.deploy").propagate = True
+    logging.getLogger("fedvision.deployment").propagate = True
     process.look()
     assert caplog.messages[-1] == "north has 40 training images of 8 x 8 x 1 in 3 classes"
     client = replace(process._client, data=replace(process._client.data, args={"path": str(tmp_path / "no")}))

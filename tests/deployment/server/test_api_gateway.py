@@ -397,7 +397,7 @@ def test_who_waits_for_room_is_named(
             sender.done.cancel()
         await asyncio.gather(*(sender.done for sender in senders), return_exceptions=True)
 
-    with caplog.at_level(logging.WARNING, "fedvision.deploy"):
+    with caplog.at_level(logging.WARNING, "fedvision.deployment"):
         asyncio.run(asyncio.wait_for(scene(), 20))
     assert caplog.messages == [
         "north: has waited 10 s for room to send to the server; bodies under way: south 2"
@@ -420,7 +420,7 @@ def test_a_reply_in_another_clients_name_is_refused(kind: str, caplog: pytest.Lo
     flower, headers = Flower(), [*signed(), (b"content-type", kind.encode())]
     forged, own = reply(8), reply(7)
     headers.append((b"content-length", str(len(forged)).encode()))
-    with caplog.at_level(logging.WARNING, "fedvision.deploy"):
+    with caplog.at_level(logging.WARNING, "fedvision.deployment"):
         assert ask(gate(flower), PUSH_MESSAGES, headers=headers, parts=[forged])[0] == 403
     assert caplog.messages == ["refused 192.0.2.1: a message in another client's name [north]"]
     assert flower.seen == []
@@ -439,7 +439,7 @@ def test_a_message_is_confirmed_by_its_receiver_alone(owner: int | None, status:
 
 def test_a_client_that_was_removed_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
     guarded = ApiGateway(Flower(), dict, Limits(), removed=lambda: {KEY: "north"})
-    with caplog.at_level(logging.WARNING, "fedvision.deploy"):
+    with caplog.at_level(logging.WARNING, "fedvision.deployment"):
         status, told = ask(guarded)
     assert (status, told["code"]) == (401, NOT_ACTIVATED)
     assert told["detail"].startswith("This client was removed from the federation")

@@ -44,7 +44,7 @@ def test_a_client_that_is_shut_out_is_named(
 ) -> None:
     keyring = Keyring(folder, state)
     (folder / "north.pub").unlink()
-    with caplog.at_level(logging.WARNING, "fedvision.deploy"):
+    with caplog.at_level(logging.WARNING, "fedvision.deployment"):
         Keyring(folder, state) if again else keyring.sync()
     assert caplog.messages == [f"client north is shut out: its key is no longer in {folder}"]
     if not again:

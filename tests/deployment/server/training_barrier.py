@@ -13,15 +13,15 @@ _SITE = """
 import sys, time
 from pathlib import Path
 if "fedvision.deployment.client.trainer" in sys.orig_argv:
-    from fedvision.training.client_trainer import Worker
-    train = Worker.train
-    def held(self, task):
+    from fedvision.training.client_trainer import ClientTrainer
+    train = ClientTrainer.train
+    def held(self, request):
         with Path("{began}").open("a") as file:
-            file.write(f"{{task.round}}\\n")
-        while str(task.round) in Path("{holds}").read_text().split():
+            file.write(f"{{request.round}}\\n")
+        while str(request.round) in Path("{holds}").read_text().split():
             time.sleep(0.02)
-        return train(self, task)
-    Worker.train = held
+        return train(self, request)
+    ClientTrainer.train = held
 """
 
 
