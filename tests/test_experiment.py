@@ -18,7 +18,7 @@ import pytest
 from fedvision import ExperimentConfig, simulate
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.experiment import Experiment
-from fedvision.reporting.inspect_experiment import inspect_experiment
+from fedvision.reporting.inspect_experiment import _loss_by_class, inspect_experiment
 from fedvision.reporting.run_data import read_facts
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.progress import Progress
@@ -142,7 +142,7 @@ def test_all_counts_called_training_are_of_the_images_trained_on(tmp_path: Path)
     config = held()
     federation = Experiment.build(config)
     host_factory = Simulation(federation, RunFolder.create(tmp_path / "run", config))._recipe()
-    trained = np.array([host_factory.worker().counts(client) for client in range(2)])
+    trained = np.array([host_factory.trainer().counts(client) for client in range(2)])
     facts = read_facts(RunFolder.read(tmp_path / "run"))
     assert facts.counts.tolist() == trained.tolist()
     assert facts.totals.tolist() == trained.sum(0).tolist() == list(host_factory.client_registry().counts)
@@ -166,7 +166,7 @@ def test_inspect_shows_each_clients_own_loss_where_the_prior_is_local() -> None:
     loss = {"use": "weighted", "scheme": "inverse"}
     shares = {"use": f"{__name__}:sevens", "clients": 2}
     config = tiny(data={"use": f"{__name__}:nine"}, partition=shares, loss=loss)
-    found = Experiment.build(config)._loss_by_class()
+    found = _loss_by_class(Experiment.build(config))
     log = np.log(3)
     np.testing.assert_allclose(found["loss, lowest"], [log / 2, 1.5 * log, np.nan])
     np.testing.assert_allclose(found["loss, median"], [0.75 * log, 1.5 * log, np.nan])
@@ -174,7 +174,7 @@ def test_inspect_shows_each_clients_own_loss_where_the_prior_is_local() -> None:
     config = tiny(data={"use": f"{__name__}:nine"}, partition=shares, loss={**loss, "prior": "global"})
     # 7 and 2 images in all: weights 2 * 2 / 9 and 2 * 7 / 9; a vacant class weighs as the rarest one.
     np.testing.assert_allclose(
-        Experiment.build(config)._loss_by_class()["loss at even logits"],
+        _loss_by_class(Experiment.build(config))["loss at even logits"],
         np.array([4, 14, 14]) / 9 * log,
         rtol=1e-6,
     )
@@ -201,7 +201,7 @@ def test_effective_numbers_are_of_different_images() -> None:
     pools = np.bincount(federation.split.labels[federation.split.clients.kept], minlength=10)  # type: ignore[union-attr]
     assert federation.split.distinct.tolist() == pools.tolist()
     raw = (1 - 0.999) / (1 - 0.999 ** pools.astype(np.float64))
-    weights = np.array(federation._loss_by_class()["loss at even logits"]) / np.log(10)
+    weights = np.array(_loss_by_class(federation)["loss at even logits"]) / np.log(10)
     np.testing.assert_allclose(weights, raw / raw.mean(), rtol=1e-5)
     assert weights.max() / weights.min() > 50
 

@@ -130,7 +130,7 @@ def test_what_is_discarded_anyway_is_not_asked_for_again() -> None:
     memory = RoundState(RoundConfig(deadline=2.0))
     play(SlowGrid(seconds={(2, 1): 2.5}), rounds=1, memory=memory, deadline=2.0)
     tensors, values = memory.snapshot(1)
-    assert (tensors, sorted(values)) == ({}, ["refusals", "usual"])
+    assert (tensors, sorted(values)) == ({}, ["refusals", "unheard", "usual"])
 
 
 def test_refusals_and_usual_norms_outlive_the_server() -> None:

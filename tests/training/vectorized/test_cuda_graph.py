@@ -66,7 +66,7 @@ def rounds_of(crowd: Crowd) -> list[Crowd]:
             Shard(images=crowd.shards[0].images, labels=crowd.shards[0].labels, indices=shard.indices)
             for shard in make_shards(sizes)
         ]
-        few = {"instructions": crowd.client_configs[: len(sizes)], "memories": crowd.memories[: len(sizes)]}
+        few = {"client_configs": crowd.client_configs[: len(sizes)], "memories": crowd.memories[: len(sizes)]}
         other = replace(crowd, shards=shards, **few)
         requests = [replace(request, state=state, round=2 + number) for request in other.requests()]
         other.requests = lambda requests=requests: requests  # type: ignore[method-assign, misc]
