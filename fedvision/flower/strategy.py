@@ -105,7 +105,7 @@ class FlowerStrategy(Strategy):
         told, message = ClientConfig(), None
         for client in self._positions:
             node = self._roster.node(client)
-            with self._guarded("instruct", round):
+            with self._guarded("configure", round):
                 client_config = self.inner.configure(round, self._state, client)
             if not isinstance(client_config, ClientConfig):
                 raise RunError(
@@ -113,7 +113,7 @@ class FlowerStrategy(Strategy):
                     "return a fedvision.types.ClientConfig"
                 )
             if message is None or not _alike(client_config, told):
-                with self._guarded("instruct", round):  # what it returned may be nothing that can be sent
+                with self._guarded("configure", round):  # what it returned may be nothing that can be sent
                     content = codec.encode_client_config(client_config, arrays, config)
                 told, message = client_config, Message(content, node, MessageType.TRAIN)
             else:
@@ -136,7 +136,7 @@ class FlowerStrategy(Strategy):
             self._state = {}
         if state is None:
             return None, None
-        with self._guarded("conclude" if self._mean else "combine", server_round):
+        with self._guarded("finalize" if self._mean else "combine", server_round):
             arrays = codec.encode_state(state)
         return arrays, MetricRecord({codec.TRAIN_LOSS: losses.mean()})
 
@@ -157,9 +157,9 @@ class FlowerStrategy(Strategy):
             del reply, content
         if not sums.num_updates:
             return None
-        with self._guarded("conclude", round):
+        with self._guarded("finalize", round):
             state = sums.finalize()
-        return self._checked(state, "conclude", round)
+        return self._checked(state, "finalize", round)
 
     def _combine(self, replies: Stream, round: int) -> State | None:
         updates = map(self._update, replies)

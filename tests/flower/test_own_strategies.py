@@ -34,8 +34,8 @@ class _Own(RoundStrategy):
         return self._do("select") if self.method == "select" else list(clients)  # type: ignore[no-any-return]
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:
-        if self.method == "instruct" and client == 1:
-            return self._do("instruct")  # type: ignore[no-any-return]
+        if self.method == "configure" and client == 1:
+            return self._do("configure")  # type: ignore[no-any-return]
         return super().configure(round, state, client)
 
     def combine(self, state: State, updates: Iterator[ClientUpdate]) -> State:
@@ -53,9 +53,9 @@ class _Own(RoundStrategy):
         ("combine", RuntimeError("sizes differ\n at line 3"), "raised RuntimeError: sizes differ; mend"),
         ("combine", StopIteration(), "raised StopIteration; mend"),
         ("combine", SystemExit(3), "raised SystemExit: 3; mend"),
-        ("instruct", OSError("no such table"), "raised OSError: no such table; mend"),
-        ("instruct", None, "returned a NoneType; it must return a fedvision.types.ClientConfig"),
-        ("instruct", ClientConfig(tensors={"c": {"w": 3}}), "raised "),  # type: ignore[dict-item]
+        ("configure", OSError("no such table"), "raised OSError: no such table; mend"),
+        ("configure", None, "returned a NoneType; it must return a fedvision.types.ClientConfig"),
+        ("configure", ClientConfig(tensors={"c": {"w": 3}}), "raised "),  # type: ignore[dict-item]
         ("select", RuntimeError("no stream"), "raised RuntimeError: no stream"),
         ("select", None, "raised TypeError"),
         ("select", [0, 1.5], "raised TypeError"),

@@ -146,7 +146,9 @@ def told(use: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What a strategy and the clients' memories say to a built-in objective; each client something else."""
     clients = range(len(SIZES))
     if use == "prox":
-        return {"client_configs": [ClientConfig(objective=use, numbers={"mu": 0.1 * (k % 3)}) for k in clients]}
+        return {
+            "client_configs": [ClientConfig(objective=use, numbers={"mu": 0.1 * (k % 3)}) for k in clients]
+        }
     if use == "scaffold":
         client_config = ClientConfig(objective=use, tensors={"control": noise(state, 99)})
         memories = [noise(state, k) if k != 2 else {} for k in clients]
