@@ -142,14 +142,14 @@ def best_groups(groups: Sequence[Group], score: str) -> set[int]:
 def rarest_recalls(groups: Sequence[Group], count: int) -> tuple[list[ClassFacts], list[list[float | None]]]:
     """Return the rarest classes, the rarest last, and each group's mean recall of them.
 
-    Both are empty where runs have other rarest classes than others, or were not measured.
+    Both are empty where runs have other rarest classes than others, were not measured, or have no rare class.
     """
     rows = [
-        [run.class_facts(run.best_view)[-count:] for run in group.runs if run.best_view and run.clients]
+        [run.rarest(run.best_view, count) for run in group.runs if run.best_view and run.clients]
         for group in groups
     ]
     sets = {tuple((c.name, c.train) for c in rarest) for runs in rows for rarest in runs}
-    if len(sets) != 1 or not all(rows):
+    if len(sets) != 1 or sets == {()} or not all(rows):
         return [], []
     means = [[_mean([c.recall for c in column]) for column in zip(*runs, strict=True)] for runs in rows]
     return list(rows[0][0]), means

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedvision.formatting import duration, in_order, number, percent, plural, score_name, size, whole
+from fedvision.formatting import duration, in_order, listed, number, percent, plural, score_name, size, whole
 from fedvision.reporting.compare import Group, compare, rarest_recalls, shown_scores
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import idle
@@ -25,9 +25,9 @@ def run_table(folder: RunFolder) -> str:
     facts = read_facts(folder)
     parts: list[str | TextTable] = [_heading(facts)]
     if measured := [found for view in VIEWS if (found := facts.measurement(view))]:
-        parts += ["", _scores(measured)]
+        parts += ["", _scores(measured), *_unmeasured(facts, measured)]
     if facts.best_view and facts.clients:
-        parts += ["", _rarest(facts, facts.best_view)]
+        parts += _rarest(facts, facts.best_view)
     notices = [f"note: {notice}" for notice in facts.summary.get("notices", [])]
     return plain_text(*parts, "", _cost(facts), *idle(facts), *notices)
 
@@ -82,17 +82,40 @@ def _scores(measured: Sequence[Measurement]) -> TextTable:
 
 
 def _worst(measured: Measurement) -> str:
-    told = [f"{percent(measured.worst[1])} ({measured.worst[0]})"] if measured.worst else []
+    told = []
+    if measured.worst:
+        name, accuracy, images = measured.worst
+        behind = "" if images is None else f", {plural(images, 'image')}"
+        told.append(f"{percent(accuracy)} ({name}{behind})")
     if measured.withheld:
         told.append(f"{whole(measured.withheld)} not shared" if told else "not shared")
     return ", ".join(told)
 
 
-def _rarest(facts: RunData, measured: Measurement) -> TextTable:
-    table = TextTable("rarest classes", "training images", "recall")
-    for row in reversed(facts.class_facts(measured)[-RAREST:]):
-        table.add(row.name, whole(row.train), percent(row.recall))
-    return table
+def _unmeasured(facts: RunData, measured: Sequence[Measurement]) -> list[str]:
+    """Return a line for each view whose balanced accuracy leaves out classes without images."""
+    told = []
+    for view in measured:
+        missing = [c.name for c in facts.class_facts(view) if not c.test] if view.confusion.sum() else []
+        if missing and view.scores.get("balanced_accuracy") is not None:
+            name = score_name("balanced_accuracy")
+            told.append(f"{name} {_WHERE[view.view]} is without {listed(missing)}: no images to measure")
+    return told
+
+
+def _rarest(facts: RunData, measured: Measurement) -> list[str | TextTable]:
+    """Return the table of the rarest classes, or a sentence where there are none; nothing without counts."""
+    if rarest := facts.rarest(measured, RAREST):
+        table = TextTable("rarest classes", "training images", "recall")
+        for row in reversed(rarest):
+            table.add(row.name, whole(row.train), percent(row.recall))
+        return ["", table]
+    if not facts.distinct.any() or len(facts.distinct) < 2:
+        return []
+    least = int((facts.distinct == facts.distinct.min()).sum())
+    if least == len(facts.distinct):
+        return ["", f"all {least} classes have equally many training images: none is rare"]
+    return ["", f"{least} of {len(facts.distinct)} classes are equally rare: too many to list as the rarest"]
 
 
 def _cost(facts: RunData) -> str:

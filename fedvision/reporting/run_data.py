@@ -216,6 +216,22 @@ class RunData:
             for c in by_frequency(self.distinct)
         ]
 
+    def rarest(self, measured: Measurement | None, count: int) -> list[ClassFacts]:
+        """Return the rarest ``count`` classes, the rarest last; ties are treated as those of the tail.
+
+        Classes with equal counts stay together: they are among the rarest if the middle of their places is.
+        So there may be more or fewer than ``count``, or none. None where all counts are equal.
+        """
+        values, classes = self.distinct, self.class_facts(measured)
+        if not values.any() or values.min() == values.max():
+            return []
+
+        def from_bottom(c: int) -> int:
+            fewer, more = int((values < values[c]).sum()), int((values > values[c]).sum())
+            return len(values) - 1 + fewer - more  # Twice the middle of its places, the rarest being 0.
+
+        return [one for one in classes if from_bottom(one.label) < 2 * count]
+
     def refused(self) -> list[Record]:
         """Return every refusal: ``round``, ``client``, ``stage``, ``reason``."""
         return [

@@ -24,15 +24,16 @@ def make_run(tmp_path: Path) -> MakeRun:
         summary: dict[str, Any] | None = None,
         changes: dict[str, Any] | None = None,
         split: bool = True,
+        counts: list[list[int]] = COUNTS,
         **config: Any,
     ) -> RunFolder:
         table = {"name": name, "rounds": 3, "data": {"use": "digits"}, **config}
         folder = RunFolder.create(tmp_path / name, ExperimentConfig.from_dict(table))
         if split:
-            folder.write_split({"digest": "abc123", "classes": classes, "counts": COUNTS, "left_out": 7})
+            folder.write_split({"digest": "abc123", "classes": classes, "counts": counts, "left_out": 7})
         for number in range(1, rounds + 1):
             seconds = {"train": 2.0, "server": 0.5, "local": 0.5, "total": 3.0}
-            folder.append_round(record(number, **(changes or {})), seconds)
+            folder.append_round(record(number, counts, **(changes or {})), seconds)
         if summary is not None:
             folder.write_summary(summary)
         return folder

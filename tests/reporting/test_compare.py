@@ -130,6 +130,13 @@ def test_runs_with_other_classes_have_no_rarest_in_common(make_run: MakeRun) -> 
     assert rarest_recalls(compare([same, unmeasured]), 2) == ([], [])
 
 
+def test_balanced_data_have_no_rarest_classes(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("a", counts=[[4, 4, 4]] * 2), make_run("b", counts=[[4, 4, 4]] * 2, seed=1)]
+    assert rarest_recalls(compare(runs), 2) == ([], [])
+    page = write_comparison(runs, tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "The rarest classes" not in page
+
+
 def test_the_page_has_table_pictures_and_links(make_run: MakeRun, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
     folders = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedvision.reporting.render import comparison_table, run_table
-from tests.reporting.sample import MakeRun
+from fedvision.reporting.run_data import read_facts
+from tests.reporting.sample import MakeRun, record
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,41 @@ def test_a_run_in_text(make_run: MakeRun) -> None:
         "2 kB sent to clients, 1 kB back, 6.00 s; 2 replies refused",
         "note: 2 of 9 files could not be read",
     ]
+
+
+def test_no_class_is_rare_where_all_counts_are_equal(make_run: MakeRun) -> None:
+    text = run_table(make_run("even", counts=[[3, 4, 5], [5, 4, 3]]))
+    assert "rarest" not in text
+    assert "all 3 classes have equally many training images: none is rare" in text
+
+
+def test_classes_that_tie_are_listed_together_or_not_at_all(make_run: MakeRun) -> None:
+    """Counts 9, 2, 2, 2: the middle of the last three places is the last but one."""
+    folder = make_run("ties", rounds=0, classes=("a", "b", "c", "d"), counts=[[9, 2, 2, 2]])
+    facts = read_facts(folder)
+    assert [c.name for c in facts.rarest(None, 2)] == ["b", "c", "d"]
+    assert facts.rarest(None, 1) == []
+
+
+def test_too_many_ties_for_a_table_are_said(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedvision.reporting.render.RAREST", 0)
+    text = run_table(make_run("ties", counts=[[8, 1, 2], [2, 1, 0]]))
+    assert "2 of 3 classes are equally rare: too many to list as the rarest" in text
+
+
+def test_images_behind_the_worst_client(make_run: MakeRun) -> None:
+    facts = record(1)["local"]
+    facts["spread"] = {"worst_client": 1, "worst": 0.5, "worst_images": 1}
+    lines = _squeezed(run_table(make_run("worst", changes={"local": facts})))
+    assert "worst client 50.0% (1, 1 image)" in lines
+
+
+def test_classes_without_images_are_named_beside_balanced_accuracy(make_run: MakeRun) -> None:
+    facts = record(1)["local"]
+    facts["confusion"] = [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
+    text = run_table(make_run("missing", changes={"local": facts}))
+    assert "balanced accuracy on clients is without ant: no images to measure" in text
+    assert "on the server is without" not in text
 
 
 def test_a_run_that_has_just_begun_in_text(make_run: MakeRun) -> None:
