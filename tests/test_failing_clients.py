@@ -108,5 +108,7 @@ def test_a_vacant_class_and_a_single_image_are_handled_and_said(
     assert "0" not in result.rounds[-1]["local"]["accuracy"]
     notices = json.loads((tmp_path / "run/summary.json").read_text())["notices"]
     assert notices[0] == "1 file was odd"
-    assert "no client has images of none" in notices[1]
-    assert "with a single image each: client 0" in notices[2]
+    told = "\n".join(notices)
+    assert "there are no test images of none" in told
+    assert "no client trains on images of none" in told
+    assert "with a single image each to train on: client 0" in told

@@ -2,7 +2,7 @@
 
 A program of its own, started by Ray's scheduler without site-packages; it imports nothing of fedvision.
 
-    python -I -S ray_agent.py FOLDER NODE PORT_NAME...
+    python -I -S agent.py FOLDER NODE PORT_NAME...
 """
 
 from __future__ import annotations

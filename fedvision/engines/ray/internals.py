@@ -3,7 +3,7 @@
 A Ray that is started for one run needs its store, its scheduler and its workers. ``ray.init`` also starts an
 autoscaler's monitor, a server for the dashboard and the job API, a reader of log files, and two agents that
 serve the dashboard and install packages for workers: 250 MB, and seconds before the first worker is there. No
-argument leaves them out. The scheduler insists on the agents; ``ray_agent`` stands in for them.
+argument leaves them out. The scheduler insists on the agents; ``agent.py`` stands in for them.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ for process in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
             names += map(os.path.basename, open(f"/proc/{process}/cmdline").read().split("\\0")[:4:3])
     except OSError:
         pass
-for part in ("gcs_server", "raylet", "ray_agent.py", "ray::DashboardAgent", "ray::RuntimeEnvAgent"):
+for part in ("gcs_server", "raylet", "agent.py", "ray::DashboardAgent", "ray::RuntimeEnvAgent"):
     print(names.count(part))
 ray.shutdown()
 """
