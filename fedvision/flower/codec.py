@@ -1,4 +1,4 @@
-"""The wire format: the only file, with ``sharing``, that names the keys of records.
+"""The wire format: the only file, with ``confusion_codec`` and ``sharing``, that names the keys of records.
 
 Plain traffic uses Flower's default keys (``arrays``, ``config``, ``metrics``, ``num-examples``) with exactly
 one ArrayRecord and one MetricRecord in a reply to a training message, so that stock strategies work
@@ -20,9 +20,11 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from fedvision.aggregation.summation import Distant, PartialSum
 from fedvision.algorithms.mean import Sums
+from fedvision.flower import confusion_codec
 from fedvision.flower.internals import DistantArray, TensorArray, filled
 from fedvision.flower.internals_message import values
 from fedvision.training.evaluate import Evaluation
@@ -35,7 +37,7 @@ CLIENT_INFO = "query.roster"
 _TENSORS, _NUMBER, _OBJECTIVE, _COUNTS = "tensors.", "number.", "objective", "class-counts"
 _SHARING, _IMAGES, _CARD = "sharing", "images", "card"
 _STOCK_PROX, _LR_FACTOR = "proximal-mu", "lr-factor"
-_CONFUSION, _LOSS = "confusion", "loss"
+LOSS = "loss"
 _FOLDED, _BYTES, _NORM = "folded", "bytes", "norm"
 NORM_BOUND = "norm-bound"
 _SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "dtypes."
@@ -334,17 +336,22 @@ def encode_evaluation(evaluation: Evaluation, examples: int | None = None) -> Re
         examples: Number of images, where the counts do not tell it.
     """
     images = evaluation.examples if examples is None else examples
-    metrics = MetricRecord({EXAMPLES: images, _LOSS: evaluation.loss_sum})
-    return RecordDict({METRICS: metrics, _CONFUSION: ArrayRecord([evaluation.confusion])})
+    records, metrics = confusion_codec.encode(evaluation.confusion)
+    told = MetricRecord({EXAMPLES: images, LOSS: evaluation.loss_sum, **metrics})
+    return RecordDict({METRICS: told, **records})
+
+
+def encode_hidden(matrix: NDArray[np.int64], examples: int, loss: float = 0.0) -> RecordDict:
+    """Return the content of an evaluation whose numbers [C, C] are masked."""
+    metrics = MetricRecord({EXAMPLES: examples, LOSS: loss})
+    return RecordDict({METRICS: metrics, confusion_codec.MATRIX: ArrayRecord([matrix])})
 
 
 def decode_evaluation(content: RecordDict) -> Evaluation:
     """Return what a client counted."""
-    (confusion,) = record(content, _CONFUSION, ArrayRecord).values()
-    return Evaluation(
-        confusion=confusion.numpy(),
-        loss_sum=float(record(content, METRICS, MetricRecord)[_LOSS]),  # type: ignore[arg-type]
-    )
+    metrics = record(content, METRICS, MetricRecord)
+    counted = confusion_codec.decode(content, metrics)
+    return Evaluation(confusion=counted, loss_sum=float(metrics[LOSS]))  # type: ignore[arg-type]
 
 
 def told_examples(content: RecordDict) -> int:

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedvision.flower import codec
+from fedvision.flower import codec, confusion_codec
+from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.training.evaluate import Evaluation
 
 MASKED = "query.masked"
@@ -70,17 +71,20 @@ def decode_masked(content: RecordDict) -> NDArray[np.int64]:
 def drop_counts(evaluation: RecordDict) -> RecordDict:
     """Return an evaluation without counts and loss: only the number of images is left."""
     counted = codec.decode_evaluation(evaluation)
-    return _marked(evaluation, np.zeros_like(counted.confusion), {_GROUP: _WITHHELD})
+    nothing = Evaluation(confusion=ConfusionCounts.none(counted.confusion.num_classes), loss_sum=0.0)
+    return _marked(codec.encode_evaluation(nothing, counted.examples), {_GROUP: _WITHHELD})
 
 
 def numbers_to_mask(evaluation: RecordDict) -> NDArray[np.int64]:
     """Return what of an evaluation is masked [C * C + 1]: counts row by row, the loss in 2^-20 nats.
 
+    Pairs that do not occur are masked as well, or it would be told which ones do.
+
     A loss that is no number, or above 2^36 nats, is told as 2^36.
     """
     counted = codec.decode_evaluation(evaluation)
     loss = counted.loss_sum if 0 <= counted.loss_sum < _LOSS_MOST else _LOSS_MOST
-    return np.append(counted.confusion.ravel(), np.int64(round(loss / _LOSS_STEP)))
+    return np.append(counted.confusion.matrix().ravel(), np.int64(round(loss / _LOSS_STEP)))
 
 
 def mask_counts(evaluation: RecordDict, masked: NDArray[np.int64], group: str) -> RecordDict:
@@ -91,8 +95,10 @@ def mask_counts(evaluation: RecordDict, masked: NDArray[np.int64], group: str) -
         masked: Its ``numbers_to_mask`` with the masks of its group.
         group: The group's name: all of it is needed for a sum.
     """
-    shape = codec.decode_evaluation(evaluation).confusion.shape
-    return _marked(evaluation, masked[:-1].reshape(shape), {_GROUP: group, _LOSS: int(masked[-1])})
+    counted = codec.decode_evaluation(evaluation)
+    matrix = masked[:-1].reshape(counted.confusion.num_classes, -1)
+    told = codec.encode_hidden(matrix, counted.examples)
+    return _marked(told, {_GROUP: group, _LOSS: int(masked[-1])})
 
 
 def question(kind: str, asked: RecordDict) -> bytes:
@@ -112,9 +118,7 @@ def question(kind: str, asked: RecordDict) -> bytes:
     return digest.digest()
 
 
-def _marked(evaluation: RecordDict, confusion: NDArray[np.int64], marks: dict[str, str | int]) -> RecordDict:
-    examples = codec.decode_evaluation(evaluation).examples
-    told = codec.encode_evaluation(Evaluation(confusion=confusion, loss_sum=0.0), examples)
+def _marked(told: RecordDict, marks: dict[str, str | int]) -> RecordDict:
     told[codec.CONFIG] = ConfigRecord({**marks})
     return told
 
@@ -132,16 +136,14 @@ def problem(content: RecordDict, classes: int) -> str | None:
         classes: C; 0 where it is not known.
     """
     try:
-        confusion, images = codec.decode_evaluation(content).confusion, codec.told_examples(content)
-        group = _group(content)
-    except (KeyError, TypeError, ValueError):
+        metrics = codec.record(content, codec.METRICS, MetricRecord)
+        images, group = codec.told_examples(content), _group(content)
+        float(metrics[codec.LOSS])  # type: ignore[arg-type]
+        if group == _WITHHELD:
+            return confusion_codec.problem(content, metrics, classes, 0)
+        return confusion_codec.problem(content, metrics, classes, None if group else images)
+    except (KeyError, TypeError, ValueError, OverflowError):
         return "its measurement lacks counts, loss or number of images"
-    shape = list(confusion.shape)
-    wanted = [classes or max(shape, default=0)] * 2
-    if confusion.dtype != np.int64 or shape != wanted:
-        return f"its confusion counts are {confusion.dtype} {shape}, not int64 {wanted}"
-    bare = ((confusion >= 0) & (confusion <= images)).all() and int(confusion.sum()) == images
-    return None if group or bare else f"its confusion counts are not those of {images} images"
 
 
 def _group(content: RecordDict) -> str:
@@ -191,10 +193,10 @@ def split_readable(replies: Mapping[int, RecordDict], groups: Mapping[str, Colle
 
 def _total(contents: Sequence[RecordDict]) -> Evaluation | None:
     """Return a group's sum, or None where the masks are not gone from it."""
-    parts = [codec.decode_evaluation(content) for content in contents]
-    if len({part.confusion.shape for part in parts}) != 1:
+    parts = [matrix for content in contents if (matrix := confusion_codec.matrix_of(content)) is not None]
+    if len(parts) != len(contents) or len({part.shape for part in parts}) != 1:
         return None
-    confusion = added([part.confusion for part in parts])
+    confusion = added(parts)
     images = sum(codec.told_examples(content) for content in contents)
     masked = [codec.record(content, codec.CONFIG, ConfigRecord).get(_LOSS) for content in contents]
     if not unmasked(confusion, images) or not all(isinstance(loss, int) for loss in masked):
@@ -203,7 +205,8 @@ def _total(contents: Sequence[RecordDict]) -> Evaluation | None:
     if units < 0:
         return None
     loss = units * _LOSS_STEP
-    return Evaluation(confusion=confusion, loss_sum=loss if loss < _LOSS_MOST else math.inf)
+    counted = ConfusionCounts.from_matrix(confusion)
+    return Evaluation(confusion=counted, loss_sum=loss if loss < _LOSS_MOST else math.inf)
 
 
 def added(parts: Sequence[NDArray[np.int64]] | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -214,5 +217,4 @@ def added(parts: Sequence[NDArray[np.int64]] | NDArray[np.int64]) -> NDArray[np.
 
 def unmasked(numbers: NDArray[np.int64], images: int) -> bool:
     """Tell whether a sum is free of masks: counts of so many images, of which none is negative."""
-    # In Python's numbers: those of a sum that is not free of masks would wrap around.
-    return bool((numbers >= 0).all()) and sum(map(int, numbers.ravel())) == images
+    return confusion_codec.are_counts(numbers, images)

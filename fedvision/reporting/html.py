@@ -24,7 +24,7 @@ from fedvision.reporting.summary_sentences import headlines, measured_on, summar
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import Misclassified
 
-EVENTS_SHOWN, MEMBERS_SHOWN = 200, 200
+EVENTS_SHOWN, MEMBERS_SHOWN, CLASSES_SHOWN = 200, 200, 400
 
 
 class Picture(NamedTuple):
@@ -51,6 +51,7 @@ def write_report(folder: RunFolder) -> Path:
     """
     facts = read_facts(folder)
     measured = facts.best_view
+    classes = facts.class_facts(measured)
     page = render_page(
         "report.html",
         facts=facts,
@@ -59,10 +60,12 @@ def write_report(folder: RunFolder) -> Path:
         measured_on=measured_on(measured) if measured else "",
         curves=_curves(facts),
         scores=_score_rows(facts),
-        class_tables=halves(facts.class_facts(measured)),
-        most_train=max((c.train for c in facts.class_facts(None)), default=0),
+        class_tables=halves(_ends(classes, CLASSES_SHOWN)),
+        classes_left_out=max(0, len(classes) - CLASSES_SHOWN),
+        most_train=max((c.train for c in classes), default=0),
         clients=_clients(facts),
         confusion=_confusion(facts, measured),
+        classes_per_row=matrices.classes_per_row(len(facts.classes)),
         wall=_wall(folder.mistakes(), facts.classes),
         members=facts.participants[:MEMBERS_SHOWN],
         events=facts.events,
@@ -113,6 +116,11 @@ def render_page(template: str, **values: Any) -> str:
     }
     style = Markup((here / "page.css").read_text(encoding="utf-8"))
     return environment.get_template(template).render(style=style, **values)
+
+
+def _ends(rows: Sequence[ClassFacts], most: int) -> Sequence[ClassFacts]:
+    """Return rows, or of more than ``most`` as many from the beginning as from the end."""
+    return rows if len(rows) <= most else [*rows[: most // 2], *rows[-(most // 2) :]]
 
 
 def halves(rows: Sequence[ClassFacts], longest: int = 24) -> list[Sequence[ClassFacts]]:
@@ -187,7 +195,7 @@ def _clients(facts: RunData) -> Markup | None:
 
 
 def _confusion(facts: RunData, measured: Measurement | None) -> Markup | None:
-    if measured is None or not measured.confusion.sum():
+    if measured is None or not measured.confusion.images:
         return None
     order = by_frequency(facts.totals)
     return Markup(matrices.confusion(measured.confusion, facts.classes, order, name="confusion"))

@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from fedvision.formatting import percent, whole
 from fedvision.reporting.svg import LINE, draw
+from fedvision.tasks.confusion import ConfusionCounts
 
 WIDTH = 880
 """Pixels on a wide page."""
 _WRITTEN = 20
 """Up to so many classes, cells have room for their number."""
 
+_DRAWN = 440
+"""Rows of the confusion matrix at most: as many as can be told apart on a page."""
 _NAMED, _LONGEST = 24, 12
 """Up to so many clients have room for their names, and for so many letters of each."""
 
@@ -72,41 +75,54 @@ def clients_by_classes(
     return draw(paint, name=name, alt=alt, width=WIDTH, height=row * len(classes) + (140 if named else 62))
 
 
+def classes_per_row(classes: int) -> int:
+    """Return how many classes, next to each other by frequency, share a row of the confusion matrix."""
+    return max(1, -(-classes // _DRAWN))
+
+
 def confusion(
-    matrix: NDArray[np.int64], classes: Sequence[str], order: NDArray[np.int64], *, name: str
+    counted: ConfusionCounts, classes: Sequence[str], order: NDArray[np.int64], *, name: str
 ) -> str:
     """Draw which class was taken for which: each row, a true class, as shares of its images.
 
+    Where there are more than 440 classes, a row and a column stand for several classes next to each other.
+
     Args:
-        matrix: int64 [C, C], rows true, columns predicted.
+        counted: Counts over C classes.
         classes: Names [C].
         order: Class numbers from the top row to the bottom one [C].
         name: Prefix of the picture's ids.
     """
-    rows = matrix.sum(1, keepdims=True)
-    shares = (matrix / np.maximum(rows, 1))[np.ix_(order, order)]
-    row = _row_height(len(classes))
+    step = classes_per_row(len(classes))
+    place = np.argsort(order) // step
+    size = -(-len(classes) // step)
+    matrix = np.zeros((size, size), np.int64)
+    np.add.at(matrix, (place[counted.true], place[counted.predicted]), counted.counts)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    row = _row_height(size)
+    several = f", {step} a row" if step > 1 else ""
 
     def paint(axes: Axes) -> None:
         # The square root lets a mistake of one in a hundred be seen beside a full diagonal.
         image = _image(axes, shares, PowerNorm(0.5, 0, 1), lightest=0.05)
-        places, names = _labels([classes[c] for c in order], row)
+        places, names = _labels([classes[c] for c in order[::step]], row)
         axes.set_yticks(places, names)
-        size = _font_size(row)
-        wide = max(map(len, names)) * size * 0.65 > 0.85 * WIDTH / len(names)
-        axes.set_xticks(places, names, rotation=90 if wide else 0, fontsize=size)
+        font = _font_size(row)
+        wide = max(map(len, names)) * font * 0.65 > 0.85 * WIDTH / len(names)
+        axes.set_xticks(places, names, rotation=90 if wide else 0, fontsize=font)
         axes.set_xlabel("named by the model", loc="left")
-        axes.set_ylabel("true class", loc="top")
+        axes.set_ylabel(f"true class{several}", loc="top")
         if len(classes) <= _WRITTEN:
             _write_cells(axes, shares, image, lambda share: f"{100 * share:.0f}")
         _colour_bar(axes, image, "of the row", [0.01, 0.05, 0.2, 0.5, 1], lambda value: percent(value, 0))
 
-    right = percent(float(matrix.trace() / max(matrix.sum(), 1)))
+    right = percent(int(counted.right_of.sum()) / max(counted.images, 1))
+    where = "named rightly" if step > 1 else "on the diagonal, named rightly,"
     alt = (
-        f"confusion matrix of {len(classes)} classes, most frequent in training first; on the diagonal, "
-        f"named rightly, are {right} of {whole(int(matrix.sum()))} images"
+        f"confusion matrix of {len(classes)} classes{several}, most frequent in training first; {where} are "
+        f"{right} of {whole(counted.images)} images"
     )
-    return draw(paint, name=name, alt=alt, width=WIDTH, height=row * len(classes) + 130)
+    return draw(paint, name=name, alt=alt, width=WIDTH, height=row * size + 130)
 
 
 def _image(axes: Axes, values: NDArray[Any], norm: Normalize, *, lightest: float) -> AxesImage:

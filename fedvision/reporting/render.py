@@ -96,7 +96,7 @@ def _unmeasured(facts: RunData, measured: Sequence[Measurement]) -> list[str]:
     """Return a line for each view whose balanced accuracy leaves out classes without images."""
     told = []
     for view in measured:
-        missing = [c.name for c in facts.class_facts(view) if not c.test] if view.confusion.sum() else []
+        missing = [c.name for c in facts.class_facts(view) if not c.test] if view.confusion.images else []
         if missing and view.scores.get("balanced_accuracy") is not None:
             name = score_name("balanced_accuracy")
             told.append(f"{name} {_WHERE[view.view]} is without {listed(missing)}: no images to measure")

@@ -19,6 +19,7 @@ from fedvision.reporting.participation import Participant, participants
 from fedvision.runs.events import Event, all_events
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks import metrics
+from fedvision.tasks.confusion import ConfusionCounts
 
 Record = dict[str, Any]
 VIEWS = ("server", "local")
@@ -60,8 +61,8 @@ class Measurement:
     """In which round it was made."""
     scores: dict[str, float | None]
     """Shares of 1 by name."""
-    confusion: NDArray[np.int64]
-    """int64 [C, C]: rows true, columns predicted; [0, 0] where it was not recorded."""
+    confusion: ConfusionCounts
+    """By true and predicted class; of no classes where it was not recorded."""
     loss: float | None
     """Mean cross-entropy, nats."""
     worst: Worst | None
@@ -177,7 +178,7 @@ class RunData:
                     view=view,
                     round=int(record["round"]),
                     scores=dict(facts.get("scores") or {}),
-                    confusion=np.array(facts.get("confusion") or np.zeros((0, 0)), np.int64),
+                    confusion=ConfusionCounts.from_record(facts.get("confusion")),
                     loss=facts.get("loss"),
                     worst=self._worst(facts),
                     withheld=len(facts.get("withheld") or ()),
@@ -200,10 +201,10 @@ class RunData:
         """Return the classes, the one with most training images first."""
         train = self.totals
         groups = frequency_groups(self.distinct)
-        confusion = np.zeros((len(train), len(train)), np.int64)
-        if measured is not None and len(measured.confusion) == len(train):
+        confusion = ConfusionCounts.none(len(train))
+        if measured is not None and measured.confusion.num_classes == len(train):
             confusion = measured.confusion
-        test, recall = confusion.sum(1), metrics.recall(confusion)
+        test, recall = confusion.images_of, metrics.recall(confusion)
         return [
             ClassFacts(
                 label=int(c),
@@ -323,7 +324,8 @@ def _numbered(rounds: Sequence[Record]) -> tuple[str, ...]:
     for record in rounds:
         for view in VIEWS:
             if confusion := (record.get(view) or {}).get("confusion"):
-                return tuple(str(c) for c in range(len(confusion)))
+                classes = ConfusionCounts.from_record(confusion).num_classes
+                return tuple(str(c) for c in range(classes))
     return ()
 
 

@@ -69,7 +69,7 @@ def measured_on(measured: Measurement) -> str:
 def _balanced(facts: RunData, measured: Measurement) -> str:
     """Return what balanced accuracy is, and which classes it does not tell of."""
     told = "the same if every class counts alike, however rare"
-    missing = [c.name for c in facts.class_facts(measured) if not c.test] if measured.confusion.sum() else []
+    missing = [c.name for c in facts.class_facts(measured) if not c.test] if measured.confusion.images else []
     return f"{told}; without {listed(missing)}, of which there are no images" if missing else told
 
 

@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fedvision.errors import ConfigError
 from fedvision.runs.folder import RunFolder
+from fedvision.tasks.confusion import ConfusionCounts
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -66,12 +65,10 @@ def _scalars(record: dict[str, Any], classes: list[str], seconds: dict[str, floa
 def _recalls(view: str, facts: dict[str, Any], classes: list[str]) -> dict[str, float]:
     if not facts.get("confusion"):
         return {}
-    confusion = np.array(facts["confusion"])
-    rows = confusion.sum(1)
+    confusion = ConfusionCounts.from_record(facts["confusion"])
+    rows, right = confusion.images_of, confusion.right_of
     names = classes if len(classes) == len(rows) else [str(c) for c in range(len(rows))]
-    return {
-        f"{view} recall/{name}": float(confusion[c, c] / rows[c]) for c, name in enumerate(names) if rows[c]
-    }
+    return {f"{view} recall/{name}": float(right[c] / rows[c]) for c, name in enumerate(names) if rows[c]}
 
 
 def _tag(text: str) -> str:

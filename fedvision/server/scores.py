@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from flwr.app import RecordDict
 
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.sharing import problem, split_readable
 from fedvision.tasks import metrics
+from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.training.evaluate import Evaluation
 from fedvision.types import MetricFn
 
@@ -61,17 +61,17 @@ class Scores:
             **self.total(found.readable),
             **({"withheld": found.withheld} if found.withheld else {}),
             "spread": metrics.client_spread(confusions),
-            "accuracy": {str(c): metrics.accuracy(m) for c, m in confusions.items() if m.sum()},
+            "accuracy": {str(c): metrics.accuracy(m) for c, m in confusions.items() if m.images},
         }
 
     def total(self, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         """Return loss, confusion counts and scores over all images of some evaluations, at least one."""
-        confusion = np.sum([evaluation.confusion for evaluation in evaluations], axis=0)
+        confusion = ConfusionCounts.total([evaluation.confusion for evaluation in evaluations])
         loss = sum(evaluation.loss_sum for evaluation in evaluations)
         counts = self._roster.counts
         return {
-            "loss": loss / max(1, int(confusion.sum())),
-            "confusion": confusion.tolist(),
+            "loss": loss / max(1, confusion.images),
+            "confusion": confusion.to_record(),
             # Of unknown counts nobody can say which classes are rare.
             "scores": metrics.scores(confusion, counts if any(counts) else None, self._extra),
         }

@@ -1,7 +1,8 @@
 """Numbers from confusion counts: accuracy, recall, F1, rare classes, the spread over clients.
 
-Every function takes confusion counts [C, C], rows true and columns predicted, that were summed over clients
-and batches *first*: a mean of clients' recalls or F1 is neither recall nor F1, so ratios are never averaged.
+Every function takes confusion counts, as pairs or as a matrix [C, C] with rows true and columns predicted,
+that were summed over clients and batches *first*: a mean of clients' recalls or F1 is neither recall nor F1,
+so ratios are never averaged.
 (``client_spread`` describes how clients differ and is no figure of the federation.)
 
 NaN says that no image tells: the recall of a class without test images, the accuracy of no images. Such
@@ -11,80 +12,60 @@ classes are left out of means. The figures equal scikit-learn's on the pooled pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.errors import RunError
+from fedvision.tasks.confusion import ConfusionCounts
 
 if TYPE_CHECKING:
     from fedvision.types import MetricFn
 
-
-def confusion(labels: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """Count predictions.
-
-    Args:
-        labels: True classes [N], each >= 0 and < C.
-        predicted: Predicted classes [N], likewise.
-        num_classes: C.
-
-    Returns:
-        int64 [C, C]: rows true, columns predicted.
-
-    Raises:
-        ValueError: The arrays differ in shape or hold a number that is no class.
-    """
-    if labels.shape != predicted.shape or labels.ndim != 1:
-        shapes = f"{list(labels.shape)} and {list(predicted.shape)}"
-        raise ValueError(f"labels and predictions must both be [N], not {shapes}")
-    for name, values in (("labels", labels), ("predictions", predicted)):
-        if values.size and not 0 <= values.min() <= values.max() < num_classes:
-            raise ValueError(f"{name} must be >= 0 and < {num_classes}, not {values.min()} to {values.max()}")
-    pairs = labels.astype(np.int64) * num_classes + predicted
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64)
+Confusion: TypeAlias = "ConfusionCounts | NDArray[np.int64]"
+"""Confusion counts in either form."""
 
 
-def accuracy(confusion: NDArray[np.int64]) -> float:
+def accuracy(confusion: Confusion) -> float:
     """Return the share of images that are predicted right; NaN without images."""
     counts = _checked(confusion)
-    return float(_ratio(np.trace(counts), counts.sum()))
+    return float(_ratio(counts.right_of.sum(), counts.images))
 
 
-def recall(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+def recall(confusion: Confusion) -> NDArray[np.float64]:
     """Return the share of each class's images that are predicted right [C]; NaN for a class without any."""
     counts = _checked(confusion)
-    return _ratio(np.diag(counts), counts.sum(1))
+    return _ratio(counts.right_of, counts.images_of)
 
 
-def precision(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+def precision(confusion: Confusion) -> NDArray[np.float64]:
     """Return the share of each class's predictions that are right [C].
 
     A class that has images and is never predicted has 0; one without either has NaN.
     """
     counts = _checked(confusion)
-    found = _ratio(np.diag(counts), counts.sum(0))
-    return np.where(np.isnan(found) & (counts.sum(1) > 0), 0.0, found)
+    found = _ratio(counts.right_of, counts.predictions_of)
+    return np.where(np.isnan(found) & (counts.images_of > 0), 0.0, found)
 
 
-def f1(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+def f1(confusion: Confusion) -> NDArray[np.float64]:
     """Return each class's F1 [C], ``2 right / (images + predictions)``; NaN for a class without either."""
     counts = _checked(confusion)
-    return _ratio(2 * np.diag(counts), counts.sum(1) + counts.sum(0))
+    return _ratio(2 * counts.right_of, counts.images_of + counts.predictions_of)
 
 
-def balanced_accuracy(confusion: NDArray[np.int64]) -> float:
+def balanced_accuracy(confusion: Confusion) -> float:
     """Return the mean recall of the classes that have images."""
     return _mean(recall(confusion))
 
 
-def macro_f1(confusion: NDArray[np.int64]) -> float:
+def macro_f1(confusion: Confusion) -> float:
     """Return the mean F1 of the classes that have images or predictions."""
     return _mean(f1(confusion))
 
 
-def geometric_mean(confusion: NDArray[np.int64]) -> float:
+def geometric_mean(confusion: Confusion) -> float:
     """Return the geometric mean of the recalls of the classes that have images; 0 if one is never right.
 
     Kubat, Matwin 1997, "Addressing the Curse of Imbalanced Training Sets: One-Sided Selection", there for two
@@ -95,15 +76,15 @@ def geometric_mean(confusion: NDArray[np.int64]) -> float:
         return float(np.exp(_mean(np.log(recalls))))
 
 
-def kappa(confusion: NDArray[np.int64]) -> float:
+def kappa(confusion: Confusion) -> float:
     """Return Cohen's kappa ``(a - e) / (1 - e)``: accuracy a beyond e, that of chance with the same totals.
 
     Cohen 1960, "A Coefficient of Agreement for Nominal Scales". NaN where chance is always right: one class
     holds all images and all predictions.
     """
     counts = _checked(confusion)
-    total = counts.sum()
-    chance = float(_ratio(counts.sum(0) @ counts.sum(1).astype(np.float64), float(total) ** 2))
+    named, total = counts.predictions_of, counts.images
+    chance = float(_ratio(named @ counts.images_of.astype(np.float64), float(total) ** 2))
     return float(_ratio(accuracy(counts) - chance, 1 - chance))
 
 
@@ -131,8 +112,10 @@ def tail_groups(counts: Sequence[int] | NDArray[Any]) -> dict[str, tuple[int, ..
     if values.min() == values.max():
         return {}
     size, groups = max(1, 3 * len(values) // 10), dict[str, list[int]](head=[], medium=[], tail=[])
+    ordered = np.sort(values)
+    least, most = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
     for c in np.argsort(-values, kind="stable"):
-        more, fewer = int((values > values[c]).sum()), int((values < values[c]).sum())
+        more, fewer = len(values) - int(most[c]), int(least[c])
         # Twice the middle of its places from either end, the first place being 0.
         from_top, from_bottom = len(values) - 1 + more - fewer, len(values) - 1 + fewer - more
         name = "head" if from_top < 2 * size else "tail" if from_bottom < 2 * size else "medium"
@@ -140,21 +123,21 @@ def tail_groups(counts: Sequence[int] | NDArray[Any]) -> dict[str, tuple[int, ..
     return {name: tuple(classes) for name, classes in groups.items()}
 
 
-def group_recall(confusion: NDArray[np.int64], groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
+def group_recall(confusion: Confusion, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Return the mean recall of each group's classes that have images; NaN for a group without any."""
     recalls = recall(confusion)
     return {name: _mean(recalls[list(classes)]) for name, classes in groups.items()}
 
 
 def scores(
-    confusion: NDArray[np.int64],
+    confusion: Confusion,
     counts: Sequence[int] | NDArray[Any] | None = None,
     extra: Mapping[str, MetricFn] | None = None,
 ) -> dict[str, float]:
     """Return the figures that every run reports.
 
     Args:
-        confusion: Summed counts [C, C].
+        confusion: Summed counts over C classes.
         counts: Training images per class [C]; where they differ there are ``head``, ``medium`` and ``tail``.
         extra: Further metrics by name.
 
@@ -164,21 +147,26 @@ def scores(
     Raises:
         ValueError: The confusion counts are not square or negative, or ``counts`` has another C.
     """
+    checked = _checked(confusion)
     found = {
-        "accuracy": accuracy(confusion),
-        "balanced_accuracy": balanced_accuracy(confusion),
-        "macro_f1": macro_f1(confusion),
+        "accuracy": accuracy(checked),
+        "balanced_accuracy": balanced_accuracy(checked),
+        "macro_f1": macro_f1(checked),
     }
     if counts is not None:
-        if len(counts) != len(confusion):
-            raise ValueError(f"counts must hold {len(confusion)} classes as the confusion, not {len(counts)}")
-        found |= group_recall(confusion, tail_groups(counts))
-    return found | {name: _own(name, metric, confusion) for name, metric in (extra or {}).items()}
+        if len(counts) != checked.num_classes:
+            raise ValueError(
+                f"counts must hold {checked.num_classes} classes as the confusion, not {len(counts)}"
+            )
+        found |= group_recall(checked, tail_groups(counts))
+    return found | {name: _own(name, metric, checked) for name, metric in (extra or {}).items()}
 
 
-def _own(name: str, metric: MetricFn, confusion: NDArray[np.int64]) -> float:
+def _own(name: str, metric: MetricFn, confusion: ConfusionCounts) -> float:
     try:
-        return float(metric(confusion))
+        if metric in (geometric_mean, kappa):  # they need no matrix, which is large where classes are many
+            return float(metric(confusion))
+        return float(metric(confusion.matrix()))
     except Exception as error:
         raise RunError(
             f"evaluation.metrics: {name} raised {type(error).__name__}: {error}; it must return a number for "
@@ -186,11 +174,11 @@ def _own(name: str, metric: MetricFn, confusion: NDArray[np.int64]) -> float:
         ) from error
 
 
-def client_spread(confusions: Mapping[int, NDArray[np.int64]]) -> dict[str, float]:
+def client_spread(confusions: Mapping[int, Confusion]) -> dict[str, float]:
     """Describe how accuracy differs over clients, each client alike; those without images are left out.
 
     Args:
-        confusions: Each client's own counts [C, C] by its number.
+        confusions: Each client's own counts by its number.
 
     Returns:
         ``clients`` (how many have images), ``worst`` and ``best`` accuracy with ``worst_client`` and
@@ -198,7 +186,8 @@ def client_spread(confusions: Mapping[int, NDArray[np.int64]]) -> dict[str, floa
         ``worst_images`` and ``best_images``, ``mean``, ``std`` (of this population, divided by its size),
         ``p10`` (10th percentile, interpolated). All but ``clients`` are NaN where nobody has images.
     """
-    measured = {client: accuracy(counts) for client, counts in sorted(confusions.items()) if counts.sum()}
+    checked = {client: _checked(counts) for client, counts in sorted(confusions.items())}
+    measured = {client: accuracy(counts) for client, counts in checked.items() if counts.images}
     if not measured:
         worst_and_best = ("worst_client", "worst", "worst_images", "best_client", "best", "best_images")
         return {"clients": 0, **dict.fromkeys((*worst_and_best, "mean", "std", "p10"), float("nan"))}
@@ -208,23 +197,20 @@ def client_spread(confusions: Mapping[int, NDArray[np.int64]]) -> dict[str, floa
         "clients": len(measured),
         "worst_client": worst,
         "worst": measured[worst],
-        "worst_images": int(confusions[worst].sum()),
+        "worst_images": checked[worst].images,
         "best_client": best,
         "best": measured[best],
-        "best_images": int(confusions[best].sum()),
+        "best_images": checked[best].images,
         "mean": float(values.mean()),
         "std": float(values.std()),
         "p10": float(np.percentile(values, 10)),
     }
 
 
-def _checked(confusion: NDArray[np.int64]) -> NDArray[np.int64]:
-    counts = np.asarray(confusion)
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
-        raise ValueError(f"confusion counts must be [C, C], not {list(counts.shape)}")
-    if (counts < 0).any():
-        raise ValueError(f"confusion counts must be >= 0, not {counts.min()}")
-    return counts
+def _checked(confusion: Confusion) -> ConfusionCounts:
+    if isinstance(confusion, ConfusionCounts):
+        return confusion
+    return ConfusionCounts.from_matrix(confusion)
 
 
 def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:

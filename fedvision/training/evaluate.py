@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.data.shards import Shard
-from fedvision.tasks import metrics
+from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.training.loop import LoopSettings, forward_pass
 
 
@@ -24,15 +24,15 @@ from fedvision.training.loop import LoopSettings, forward_pass
 class Evaluation:
     """What was counted on N images."""
 
-    confusion: NDArray[np.int64]
-    """int64 [C, C]: rows true, columns predicted."""
+    confusion: ConfusionCounts
+    """How many of them, by true and predicted class."""
     loss_sum: float
     """Sum of cross-entropies in nats of the predicted probabilities, whatever loss the training uses."""
 
     @property
     def examples(self) -> int:
         """Number of images counted."""
-        return int(self.confusion.sum())
+        return self.confusion.images
 
 
 def evaluate(
@@ -61,7 +61,8 @@ def evaluate(
         found.append(torch.stack([labels, logits.argmax(1)]))
     labelled, predicted = torch.cat(found, dim=1).cpu().numpy()
     loss_sum = sum(torch.stack(losses).tolist()) if losses else 0.0
-    return Evaluation(confusion=metrics.confusion(labelled, predicted, num_classes), loss_sum=loss_sum)
+    counted = ConfusionCounts.from_predictions(labelled, predicted, num_classes)
+    return Evaluation(confusion=counted, loss_sum=loss_sum)
 
 
 def predict(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -17,6 +18,7 @@ from fedvision.engines.partial_aggregation import PartialAggregator
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import FIRST_NODE
 from fedvision.flower.internals_message import answer
+from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.vectorized.client_batch import ClientBatchResult
 from fedvision.training.vectorized.local_steps import fit_many
@@ -31,7 +33,9 @@ class Trained:
 
     def __init__(self) -> None:
         crowd = Crowd()
-        measured = [Evaluation(confusion=torch.eye(4, dtype=torch.int64).numpy(), loss_sum=1.5)] * 5
+        measured = [
+            Evaluation(confusion=ConfusionCounts.from_matrix(np.eye(4, dtype=np.int64)), loss_sum=1.5)
+        ] * 5
         ((self.places, self.stacked),) = fit_many(
             crowd.model,
             crowd.shards,
@@ -81,7 +85,7 @@ def facts(reply: Message) -> dict[str, Any]:
         "facts": codec.training_facts(content),
         "size": codec.size(content),
         "norm": pytest.approx(codec.folded_norm(content), rel=1e-6),
-        "measured": codec.decode_evaluation(measured).confusion.tolist(),
+        "measured": codec.decode_evaluation(measured).confusion.to_record(),
     }
 
 

@@ -11,6 +11,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from fedvision.flower import codec, sharing
+from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.training.evaluate import Evaluation
 from fedvision.types import ClientConfig
 
@@ -18,7 +19,9 @@ PLAIN = np.array([[3, 1], [0, 2]], np.int64)
 
 
 def reply(confusion: np.ndarray = PLAIN, loss: float = 1.5) -> RecordDict:
-    return codec.encode_evaluation(Evaluation(confusion=confusion, loss_sum=loss))
+    return codec.encode_evaluation(
+        Evaluation(confusion=ConfusionCounts.from_matrix(confusion), loss_sum=loss)
+    )
 
 
 def masked(count: int, group: str = "g", loss: float = 1.5) -> list[RecordDict]:
@@ -38,7 +41,7 @@ def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None
     assert found.told.keys() == {0}
     assert found.withheld == [1, 2, 5]
     (total,) = found.sums
-    assert np.array_equal(total.confusion, 3 * PLAIN)
+    assert np.array_equal(total.confusion.matrix(), 3 * PLAIN)
     assert total.loss_sum == 4.5
     assert sum(part.examples for part in found.readable) == 4 * 6
 
@@ -88,7 +91,7 @@ def test_a_diverged_loss_is_infinite_in_the_sum(loss: float) -> None:
 def test_what_is_withheld_tells_the_number_of_images_alone() -> None:
     content = sharing.drop_counts(reply())
     told = codec.decode_evaluation(content)
-    assert told.confusion.sum() == 0
+    assert told.confusion.images == 0
     assert (codec.told_examples(content), told.loss_sum) == (6, 0.0)
     found = sharing.split_readable({4: content}, {"none": (4,)})
     assert (found.readable, found.withheld) == ([], [4])
@@ -121,3 +124,23 @@ def test_a_question_is_the_same_for_whoever_counts_with_the_same_model_and_for_n
         ("train", asked(w=w, b=b + 1)),
     ]
     assert mine not in {sharing.question(*one) for one in others}
+
+
+def test_of_many_classes_withheld_counts_take_nothing_and_masked_ones_every_pair() -> None:
+    """The pairs that a masked client named would tell which ones occur."""
+    content = reply(np.diag([0, 5, 0, 0, 2]))
+    assert codec.size(content) == 2 * 2 * 8
+    assert codec.size(sharing.drop_counts(content)) == 0
+    numbers = sharing.numbers_to_mask(content)
+    assert numbers[:-1].reshape(5, 5).tolist() == np.diag([0, 5, 0, 0, 2]).tolist()
+    hidden = sharing.mask_counts(content, numbers, "g")
+    assert codec.size(hidden) == 5 * 5 * 8
+    found = sharing.split_readable({1: hidden}, {"g": (1,)})
+    assert found.sums[0].confusion.to_record() == np.diag([0, 5, 0, 0, 2]).tolist()
+
+
+def test_a_group_of_matrices_and_pairs_gives_nothing() -> None:
+    one, two, three = masked(3)
+    three = RecordDict({**sharing.drop_counts(reply()), "config": three["config"]})
+    found = sharing.split_readable({1: one, 2: two, 3: three}, {"g": (1, 2, 3)})
+    assert (found.readable, found.withheld) == ([], [1, 2, 3])

@@ -15,7 +15,9 @@ from PIL import Image
 
 from fedvision.errors import RunFolderError
 from fedvision.reporting.html import halves, png_uri, write_report
+from fedvision.reporting.run_data import read_facts
 from fedvision.runs.folder import RunFolder
+from fedvision.tasks.confusion import ConfusionCounts
 from tests.reporting.sample import MakeRun
 
 EVIL = "<script>alert('x')</script>"
@@ -198,3 +200,30 @@ def test_the_command_that_makes_a_deployed_run_again_names_its_place(make_run: M
     folder.note_invocation({"server": place})
     command = f"cd /home/me && fedvision {' '.join(place)} {folder.path}/config.toml"
     assert f"{command} --out {folder.path}-again --wait-for 2" in _read(write_report(folder)).text
+
+
+def test_a_report_of_many_classes_is_small_and_names_the_most_frequent_and_the_rarest(
+    make_run: MakeRun,
+) -> None:
+    """As a matrix, the counts of 5,000 classes are 200 MB, and the table of all classes is megabytes."""
+    classes = 5000
+    true = np.arange(classes)
+    counted = ConfusionCounts.from_predictions(true, true // 2 * 2, classes)
+    facts = {"loss": 1.0, "confusion": counted.to_record(), "scores": {"accuracy": 0.5}}
+    folder = make_run(rounds=0, split=False)
+    counts = [list(range(classes, 0, -1))]
+    names = [f"name {c}" for c in true.tolist()]
+    folder.write_split({"digest": "a", "classes": names, "counts": counts})
+    folder.append_round({"round": 1, "server": facts}, {})
+    path = write_report(folder)
+    assert path.stat().st_size < 1_000_000
+    page = _read(path)
+    assert "4,600 classes between the most frequent and the rarest are left out here" in page.text
+    assert "Each row stands for 12 true classes" in page.text
+    for name, shown in (("name 199", 1), ("name 200", 0), ("name 4799", 0), ("name 4800", 1)):
+        assert page.words.count(name) == shown
+    assert [row.recall for row in read_facts(folder).class_facts(read_facts(folder).best_view)[:3]] == [
+        1,
+        0,
+        1,
+    ]

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fedvision.reporting import matrices
+from fedvision.tasks.confusion import ConfusionCounts
 
 
 def _pixels(svg: str) -> np.ndarray:  # type: ignore[type-arg]
@@ -34,7 +35,9 @@ def test_clients_stand_side_by_side_and_classes_by_frequency() -> None:
 
 def test_confusion_rows_are_shares() -> None:
     matrix = np.array([[30, 10], [0, 0]])
-    svg = matrices.confusion(matrix, ["cat", "<dog>"], np.array([0, 1]), name="x")
+    svg = matrices.confusion(
+        ConfusionCounts.from_matrix(matrix), ["cat", "<dog>"], np.array([0, 1]), name="x"
+    )
     assert ">75<" in svg
     assert ">25<" in svg
     assert "&lt;dog&gt;" in svg
@@ -54,21 +57,25 @@ def test_any_size_is_drawn_with_a_pixel_for_each_cell(clients: int, classes: int
         clients,
     )
     matrix = rng.integers(0, 9, (classes, classes))
-    svg = matrices.confusion(matrix, names, order, name="x")
+    svg = matrices.confusion(ConfusionCounts.from_matrix(matrix), names, order, name="x")
     assert svg.count(">class ") == 2 * named
     assert len(svg) < 400_000
 
 
 @pytest.mark.parametrize(("name", "turned"), [("a", 0), ("a long name", 12)])
 def test_names_under_the_columns_are_turned_where_they_would_meet(name: str, turned: int) -> None:
-    svg = matrices.confusion(np.eye(12, dtype=np.int64), [name] * 12, np.arange(12), name="x")
+    svg = matrices.confusion(
+        ConfusionCounts.from_matrix(np.eye(12, dtype=np.int64)), [name] * 12, np.arange(12), name="x"
+    )
     assert len(re.findall(rf"rotate\(-90[^>]*>{name}<", svg)) == turned
     assert svg.count(f">{name}<") == 24
 
 
 def test_long_names_are_cut_and_dollars_are_no_formula() -> None:
     name = "$x_1$ " + "very " * 9 + "long"
-    svg = matrices.confusion(np.eye(2, dtype=np.int64), [name, "b"], np.array([0, 1]), name="x")
+    svg = matrices.confusion(
+        ConfusionCounts.from_matrix(np.eye(2, dtype=np.int64)), [name, "b"], np.array([0, 1]), name="x"
+    )
     assert ">$x_1$ very very very…<" in svg
 
 
@@ -81,3 +88,18 @@ def test_a_sample_of_clients_is_called_one() -> None:
     assert "training images of 100 of 1,000,000 clients, drawn at random (columns)" in svg
     assert ">client<" not in svg
     assert ">50<" not in svg
+
+
+def test_many_classes_share_rows_with_their_neighbours_by_frequency() -> None:
+    """Of 1,000 classes three make a row; class 999 is the most frequent, and in the first one."""
+    labels, predicted = np.array([999, 999, 999, 0]), np.array([998, 996, 999, 0])
+    counted = ConfusionCounts.from_predictions(labels, predicted, 1000)
+    names = [f"class {c}" for c in range(1000)]
+    svg = matrices.confusion(counted, names, np.arange(999, -1, -1), name="x")
+    pixels = _pixels(svg)
+    assert pixels.shape[:2] == (334, 334)
+    assert np.argwhere(pixels[..., 3]).tolist() == [[0, 0], [0, 1], [333, 333]]
+    assert "confusion matrix of 1000 classes, 3 a row" in svg
+    assert "named rightly are 50.0% of 4 images" in svg
+    assert ">class 999<" in svg
+    assert ">class 998<" not in svg

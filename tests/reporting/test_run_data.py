@@ -39,7 +39,7 @@ def test_the_last_measurement_of_a_view_is_found(make_run: MakeRun) -> None:
     assert server is not None
     assert local is not None
     assert (server.round, server.loss, server.worst) == (2, 1.0, None)
-    assert server.confusion.tolist() == [[7, 3, 0], [4, 6, 0], [7, 0, 3]]
+    assert server.confusion.to_record() == [[7, 3, 0], [4, 6, 0], [7, 0, 3]]
     assert server.scores["accuracy"] == pytest.approx(16 / 30)
     assert (local.round, local.worst) == (3, ("1", 0.5, None))
     best = facts.best_view

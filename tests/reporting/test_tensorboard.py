@@ -45,3 +45,12 @@ def test_where_tensorboard_is_missing_the_error_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install 'fedvision\[tensorboard\]'"):
         write_scalars(make_run(rounds=1))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_recalls_of_counts_kept_as_pairs(make_run: MakeRun) -> None:
+    counts = {"classes": 200, "pairs": [[3, 3, 1], [3, 7, 3], [9, 9, 2]]}
+    folder = make_run(rounds=1, changes={"server": {"confusion": counts}, "local": None})
+    found = _read(write_scalars(folder))
+    recalls = {tag: values for tag, values in found.items() if tag.startswith("server recall/")}
+    assert recalls == {"server recall/3": [(1, 0.25)], "server recall/9": [(1, 1.0)]}

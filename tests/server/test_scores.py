@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,22 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedvision.flower import codec, sharing
 from fedvision.flower.client_registry import SimulatedClientRegistry
 from fedvision.server.scores import Scores
-from fedvision.training.evaluate import Evaluation
 
 GOOD = [[3, 1], [0, 2]]
 
 
 def told(confusion: Any = GOOD, images: int | None = None, loss: float = 1.5) -> RecordDict:
-    return codec.encode_evaluation(Evaluation(confusion=np.array(confusion), loss_sum=loss), images)
+    """Return a client's answer with a matrix of whatever numbers."""
+    matrix = np.array(confusion)
+    return codec.encode_hidden(matrix, int(matrix.sum()) if images is None else images, loss)
+
+
+def told_pairs(
+    pairs: Any = ((0, 1, 3), (3, 1, 2)), images: Any = 6, classes: Any = 2, kind: Any = np.int64
+) -> RecordDict:
+    """Return a client's answer with pairs of whatever numbers."""
+    metrics = MetricRecord({"loss": 1.5, "num-examples": images, "classes": classes})
+    return RecordDict({"metrics": metrics, "confusion-pairs": ArrayRecord([np.array(pairs, kind)])})
 
 
 def scores(classes: int = 2) -> Scores:
@@ -52,6 +62,26 @@ def test_what_nobody_can_read_is_nothing() -> None:
         (told(np.eye(2)), "counts are float64 [2, 2], not int64 [2, 2]"),
         (told([[6]]), "counts are int64 [1, 1], not int64 [2, 2]"),
         (told(6), "counts are int64 [], not int64 [2, 2]"),
+        (told_pairs([[0, 1, 3], [3, 1, 2]], classes=3), "counts are of 3 classes, not of 2"),
+        (told_pairs([[0], [6]], classes=2**40), "counts are of 1099511627776 classes, not of 2"),
+        (told_pairs([[0], [6]], classes=-2), "counts are of -2 classes, not of 2"),
+        (told_pairs([[0], [6]], classes=math.inf), "lacks counts, loss or number of images"),
+        (told_pairs([[0], [6]], images=math.inf), "lacks counts, loss or number of images"),
+        (told_pairs([[0], [6]], kind=np.float64), "pairs of classes are float64 [2, 1], not int64 [2, P]"),
+        (told_pairs([[0], [6], [0]]), "pairs of classes are int64 [3, 1], not int64 [2, P]"),
+        (told_pairs(6), "pairs of classes are int64 [], not int64 [2, P]"),
+        (told_pairs([[0, 4], [3, 3]]), "not rising numbers >= 0 and < 4"),
+        (told_pairs([[-1, 3], [3, 3]]), "not rising numbers >= 0 and < 4"),
+        (told_pairs([[3, 0], [3, 3]]), "not rising numbers >= 0 and < 4"),
+        (told_pairs([[3, 3], [3, 3]]), "not rising numbers >= 0 and < 4"),
+        (told_pairs([[0, 3], [6, 0]]), "pairs of which there are no images"),
+        (told_pairs([[0, 3], [7, -1]]), "pairs of which there are no images"),
+        (told_pairs(images=7), "are not those of 7 images"),
+        (told_pairs([[0, 1, 3], [2**63 - 1, 2**63 - 1, 8]]), "are not those of 6 images"),
+        (
+            RecordDict({**told_pairs(), "config": ConfigRecord({"group": "g"})}),
+            "masked confusion counts are no",
+        ),
         (told([[7, -1], [0, 0]]), "are not those of 6 images"),
         (told(GOOD, images=7), "are not those of 7 images"),
         (RecordDict({**told(images=7), "config": ConfigRecord({})}), "are not those of 7 images"),
@@ -63,6 +93,32 @@ def test_a_measurement_that_is_none_is_refused_by_name(content: RecordDict | Non
     (only,) = refused
     assert (only["client"], only["stage"]) == (3, "evaluation")
     assert reason in only["reason"]
+
+
+def test_a_client_that_withholds_its_counts_tells_none() -> None:
+    withheld = {"config": ConfigRecord({"group": "none"})}
+    replies = {
+        0: RecordDict({**told_pairs(np.empty((2, 0))), **withheld}),
+        1: RecordDict({**told_pairs(), **withheld}),
+    }
+    good, refused = scores().usable(replies)
+    assert (list(good), [item["client"] for item in refused]) == ([0], [1])
+
+
+def test_pairs_and_matrices_add_up() -> None:
+    good, _ = scores().usable({0: told(), 1: told_pairs(), 2: told_pairs([[2], [5]], images=5)})
+    local = scores().local(good)
+    assert local is not None
+    assert local["confusion"] == [[6, 2], [5, 4]]
+    assert (local["loss"], local["scores"]["accuracy"]) == (4.5 / 17, 10 / 17)
+
+
+def test_of_unknown_classes_pairs_may_be_of_any_sensible_number() -> None:
+    """What is made has an entry for each class: its size must not be a stranger's choice."""
+    few, many = (told_pairs([[0], [6]], classes=classes) for classes in (1 << 20, 1 << 21))
+    good, refused = scores(classes=0).usable({0: few, 1: many})
+    assert (list(good), [item["client"] for item in refused]) == ([0], [1])
+    assert "of 2097152 classes, not of 1 to 1048576" in refused[0]["reason"]
 
 
 def test_of_unknown_classes_counts_need_only_be_square() -> None:

@@ -17,6 +17,7 @@ from sklearn import metrics as reference
 
 from fedvision import registry
 from fedvision.tasks import metrics
+from fedvision.tasks.confusion import ConfusionCounts
 
 # Rows true: class 0 has 4 images, class 1 has 2, class 2 none, class 3 has 4 and is never predicted.
 HAND = np.array([[3, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 2, 1, 0]])
@@ -39,38 +40,13 @@ def _reference(score: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return score(*args, **kwargs)
 
 
-def test_confusion_by_hand() -> None:
-    labels, predicted = np.array([0, 0, 2, 1]), np.array([0, 2, 2, 0])
-    counted = metrics.confusion(labels, predicted, 3)
-    assert counted.dtype == np.int64
-    assert counted.tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
-
-
-def test_confusion_of_no_images() -> None:
-    nothing = np.empty(0, np.int64)
-    assert metrics.confusion(nothing, nothing, 2).tolist() == [[0, 0], [0, 0]]
-
-
-@pytest.mark.parametrize(
-    ("labels", "predicted", "problem"),
-    [
-        ([0, 3], [0, 0], "labels must be >= 0 and < 3, not 0 to 3"),
-        ([0, 1], [-1, 0], "predictions must be >= 0 and < 3, not -1 to 0"),
-        ([0, 1], [0], r"must both be \[N\]"),
-    ],
-)
-def test_confusion_refuses_what_is_no_class(labels: list[int], predicted: list[int], problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
-        metrics.confusion(np.array(labels), np.array(predicted), 3)
-
-
 @settings(max_examples=60)
 @given(predictions())
 def test_figures_equal_scikit_learns(drawn: tuple[NDArray[np.int64], NDArray[np.int64], int]) -> None:
     labels, predicted, classes = drawn
-    counts = metrics.confusion(labels, predicted, classes)
+    counts = ConfusionCounts.from_predictions(labels, predicted, classes)
     names = range(classes)
-    assert (counts == reference.confusion_matrix(labels, predicted, labels=names)).all()
+    assert (counts.matrix() == reference.confusion_matrix(labels, predicted, labels=names)).all()
     same: dict[str, tuple[Any, Any]] = {
         "accuracy": (metrics.accuracy(counts), reference.accuracy_score(labels, predicted)),
         "balanced": (
@@ -101,7 +77,7 @@ def test_precision_equals_scikit_learns_where_a_class_occurs(
     drawn: tuple[NDArray[np.int64], NDArray[np.int64], int],
 ) -> None:
     labels, predicted, classes = drawn
-    ours = metrics.precision(metrics.confusion(labels, predicted, classes))
+    ours = metrics.precision(ConfusionCounts.from_predictions(labels, predicted, classes))
     theirs = reference.precision_score(
         labels, predicted, labels=range(classes), average=None, zero_division=0
     )
@@ -113,7 +89,7 @@ def test_precision_equals_scikit_learns_where_a_class_occurs(
 @settings(max_examples=50)
 @given(predictions())
 def test_geometric_mean_equals_scipys(drawn: tuple[NDArray[np.int64], NDArray[np.int64], int]) -> None:
-    counts = metrics.confusion(*drawn)
+    counts = ConfusionCounts.from_predictions(*drawn)
     with np.errstate(divide="ignore"):
         expected = gmean(metrics.recall(counts), nan_policy="omit")
     assert metrics.geometric_mean(counts) == pytest.approx(float(expected), abs=1e-12)

@@ -29,14 +29,14 @@ def test_counts_and_loss_are_those_of_all_images_at_once(batch_size: int) -> Non
     expected = np.zeros((CLASSES, CLASSES), np.int64)
     for label, predicted in zip(shard.labels, logits.argmax(1).tolist(), strict=True):
         expected[label, predicted] += 1
-    assert np.array_equal(found.confusion, expected)
+    assert np.array_equal(found.confusion.matrix(), expected)
     assert found.examples == len(shard)
 
 
 def test_an_empty_shard_counts_nothing() -> None:
     shard = make_shard().take(np.empty(0, np.int64))
     found = evaluate(make_model(), shard, settings(), batch_size=8, num_classes=CLASSES)
-    assert (found.examples, found.loss_sum, found.confusion.shape) == (0, 0.0, (CLASSES, CLASSES))
+    assert (found.examples, found.loss_sum, found.confusion.num_classes) == (0, 0.0, CLASSES)
 
 
 def test_predictions_come_in_the_shards_order_with_their_probability() -> None:

@@ -310,7 +310,8 @@ def expected_replies(
 
     Args:
         state: The travelling tensors.
-        classes: C; an evaluation brings confusion counts [C, C].
+        classes: C; an evaluation brings confusion counts, [C, C] where they are masked. Pairs travel only
+            where they take less, so that the bound holds for both.
         measured: Whether replies to training messages bring them, too.
     """
     entries = tuple(
