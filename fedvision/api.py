@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, FedVisionError, RunError
-from fedvision.experiment import Experiment
+from fedvision.experiment import Experiment, ExperimentBuilder
 from fedvision.sweep import Sweep
 from fedvision.types import PluginSpec
 
@@ -77,13 +77,35 @@ def simulate(
         ConfigError: The experiment, its data or the run folder is wrong; nothing was written.
         RunError: The run failed after it had started; the last checkpoint is intact.
     """
-    experiment = Experiment.build(config)
+    return _simulate(
+        Experiment.build(config),
+        engine=engine,
+        out=out,
+        resume=resume,
+        progress=progress,
+        threads=threads,
+        tensorboard=tensorboard,
+    )
+
+
+def _simulate(
+    experiment: Experiment,
+    *,
+    engine: str | PluginSpec = "serial",
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    threads: int = 1,
+    tensorboard: bool = False,
+) -> RunResult:
+    """Run an experiment that is built; arguments and errors as of ``simulate``."""
     from fedvision.reporting.pages import page_writer
     from fedvision.runs.folder_lock import claimed
     from fedvision.simulation import Simulation
 
     if threads < 1:
         raise ConfigError(f"threads must be >= 1, not {threads}")
+    config = experiment.config
     carrier = registry.build("engine", engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine))
     path = Path(out) if out is not None else default_folder(config.name, resume)
     with claimed(path, "name another one with --out"):
@@ -132,17 +154,18 @@ def simulate_sweep(
         ConfigError: An experiment is wrong; none was begun.
     """
     base = Path(out) if out is not None else default_folder(sweep.name, resume)
-    if list(sweep.experiments) != [""]:
-        for config in sweep.experiments.values():
-            Experiment.build(config)
+    builder = ExperimentBuilder(sweep.experiments)
+    builder.check()
     results: dict[str, RunResult] = {}
     failures: dict[str, RunError] = {}
-    for number, (label, config) in enumerate(sweep.experiments.items(), 1):
+    for number, label in enumerate(sweep.experiments, 1):
         shown = progress() if progress else None
         if shown and label:
             shown.note(f"{label} ({number} of {len(sweep.experiments)})")
         try:
-            results[label] = simulate(config, out=base / label, resume=resume, progress=shown, **options)
+            results[label] = _simulate(
+                builder.take(label), out=base / label, resume=resume, progress=shown, **options
+            )
         except RunError as error:
             failures[label] = error
     return SweepResult(results=results, failures=failures, comparison=_compare(base, results))

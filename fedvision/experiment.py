@@ -43,13 +43,16 @@ class Experiment:
     """Tensors that training changes and that stay on the clients: the server cannot measure the model."""
 
     @classmethod
-    def build(cls, config: ExperimentConfig, *, split_here: bool = True) -> Experiment:
+    def build(
+        cls, config: ExperimentConfig, *, split_here: bool = True, dataset: Dataset | None = None
+    ) -> Experiment:
         """Build and check everything that an experiment names; nothing is written.
 
         Args:
             config: The experiment.
             split_here: Whether the clients' images are this machine's to split; a server across machines has
                 none, and the partition is not used.
+            dataset: What ``config.data`` gives, where somebody has it already.
 
         Raises:
             ConfigError: Something in the experiment or its data is wrong; the sentence says what to do.
@@ -67,7 +70,8 @@ class Experiment:
 
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
         strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
-        dataset: Dataset = registry.build("data", config.data)
+        dataset = registry.build("data", config.data) if dataset is None else dataset
+        assert dataset is not None
         classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
         if split_here:
             parts = split.make(
@@ -122,6 +126,77 @@ class Experiment:
             said += trimming_notices(self.strategy.inner, len(self.split.clients))
         said += twin_notices(self.dataset)
         return said + split_notices(self.split, self.dataset.classes)
+
+
+class ExperimentBuilder:
+    """Builds the experiments of a sweep, each once, and reads data that several of them name once.
+
+    All are built before the first one runs, so that a wrong one is said at once. What was built is kept for
+    its run as far as it takes ``KEPT_BYTES`` in all; of other experiments one is in memory at a time, and
+    data that only they name are read again.
+
+    Args:
+        configs: The experiments by label.
+    """
+
+    KEPT_BYTES = 1 << 30
+    """Bytes of models, and of data sets where there are several, that wait for their run."""
+
+    def __init__(self, configs: Mapping[str, ExperimentConfig]) -> None:
+        self._configs = configs
+        self._built: dict[str, Experiment] = {}
+        self._read: tuple[str, Dataset] | None = None
+
+    def check(self) -> None:
+        """Build all experiments.
+
+        Raises:
+            ConfigError: One of them is wrong.
+        """
+        keys = {label: _data_key(config) for label, config in self._configs.items()}
+        several, waiting, counted = len(set(keys.values())) > 1, 0, set[str]()
+        for key in dict.fromkeys(keys.values()):
+            for label in (label for label, own in keys.items() if own == key):
+                experiment = self._build(self._configs[label])
+                size = _model_bytes(experiment.model)
+                if several and key not in counted:
+                    size += _data_bytes(experiment.dataset)
+                if waiting + size <= self.KEPT_BYTES:
+                    waiting += size
+                    counted.add(key)
+                    self._built[label] = experiment
+                del experiment  # before the next data set is read
+
+    def take(self, label: str) -> Experiment:
+        """Return an experiment, which is the caller's alone from then on; its data set may be shared.
+
+        Raises:
+            ConfigError: Something in the experiment or its data is wrong.
+        """
+        return self._built.pop(label, None) or self._build(self._configs[label])
+
+    def _build(self, config: ExperimentConfig) -> Experiment:
+        key = _data_key(config)
+        if self._read is None or self._read[0] != key:
+            self._read = None  # before the next data set is read
+            ready = [one.dataset for one in self._built.values() if _data_key(one.config) == key]
+            prepare_process()
+            self._read = (key, ready[0] if ready else registry.build("data", config.data))
+        return Experiment.build(config, dataset=self._read[1])
+
+
+def _data_key(config: ExperimentConfig) -> str:
+    """Return a text that is equal where ``[data]`` is; 1, 1.0 and true are not."""
+    return repr(config.data)
+
+
+def _model_bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+
+
+def _data_bytes(dataset: Dataset) -> int:
+    """Return the bytes of the images, those that stay in a file included: they fill the page cache."""
+    return sum(part.images.nbytes for part in (dataset.train, dataset.test) if part is not None)
 
 
 def _check_batches(config: ExperimentConfig, parts: Split, *, alone: bool) -> None:

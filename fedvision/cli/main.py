@@ -175,16 +175,18 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from fedvision.experiment import Experiment
+    from fedvision.experiment import ExperimentBuilder
     from fedvision.reporting.inspect_experiment import inspect_experiment
     from fedvision.sweep import load_sweep
 
     file = _file(options)
     registry.allow_folder(file.parent)
-    for label, config in load_sweep(file, options.overrides).experiments.items():
+    experiments = load_sweep(file, options.overrides).experiments
+    builder = ExperimentBuilder(experiments)
+    for label in experiments:
         if label:
             show(f"{label}:")
-        show(inspect_experiment(Experiment.build(config)))
+        show(inspect_experiment(builder.take(label)))
 
 
 def _list(options: argparse.Namespace) -> None:
