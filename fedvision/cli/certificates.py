@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser("certificates", help="make the keys and certificates of a federation")
+    parser = verbs.add_parser("certificates", description="make the keys and certificates of a federation")
     parser.add_argument("folder", type=Path, metavar="DIR", help="where they are made, or added to")
     parser.add_argument(
         "--host", nargs="+", default=[], metavar="NAME", help="DNS names and IP addresses of the server"

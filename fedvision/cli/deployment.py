@@ -32,7 +32,7 @@ _PRIVATE, _PUBLIC, _STATE = "127.0.0.1:8000", "0.0.0.0:8443", Path("superlink")
 
 def add(verbs: Verbs) -> None:
     """Add the verbs to the command line."""
-    server = verbs.add_parser("server", help="run an experiment on the machines that own the images")
+    server = verbs.add_parser("server", description="run an experiment on the machines that own the images")
     _add_run(server)
     server.add_argument(
         "--clients", type=Path, metavar="DIR", help="folder of NAME.pub (default: TLS/clients)"
@@ -45,11 +45,11 @@ def add(verbs: Verbs) -> None:
     server.add_argument("--keep", action="store_true", help="stay up for `fedvision submit`")
     server.set_defaults(call=_server, again=_AGAIN)
 
-    submit = verbs.add_parser("submit", help="run an experiment on a SuperLink that was left up")
+    submit = verbs.add_parser("submit", description="run an experiment on a SuperLink that was left up")
     _add_run(submit)
     submit.set_defaults(call=_submit, again=_AGAIN)
 
-    client = verbs.add_parser("client", help="join a federation with this machine's images")
+    client = verbs.add_parser("client", description="join a federation with this machine's images")
     client.add_argument("client", type=Path, metavar="CLIENT", help="TOML file of this machine")
     client.add_argument("--superlink", metavar="HOST:PORT", help="another address than the file's")
     client.set_defaults(call=_client, again="the same command joins again")

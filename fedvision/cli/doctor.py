@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser("doctor", help="check a client's machine before it joins")
+    parser = verbs.add_parser("doctor", description="check a client's machine before it joins")
     parser.add_argument("client", type=Path, metavar="CLIENT", help="the client's TOML file")
     parser.add_argument(
         "--experiment", dest="trains", type=Path, metavar="EXPERIMENT", help="what it shall train"

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedvision import __version__, registry, streams
-from fedvision.cli import certificates, deployment, doctor
+from fedvision.cli import certificates, deployment, doctor, new
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.interruption import deafen, treat_termination_as_ctrl_c
 from fedvision.streams import complain, show
 from fedvision.types import PluginSpec
 
 INTERRUPTED = 130
+VERBS = {
+    "simulate, on this machine": ("simulate",),
+    "deploy, across machines": ("server", "submit", "client"),
+    "look at": ("inspect", "report", "list"),
+    "set up": ("new", "certificates", "doctor"),
+}
+"""The verbs by what they are for."""
 _AGAIN = "the same command with --resume goes on from the last round"
 
 
@@ -52,11 +59,15 @@ def _placed(error: ConfigError, options: argparse.Namespace) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="fedvision", description="Federated learning for images.")
+    parser = argparse.ArgumentParser(
+        prog="fedvision",
+        description="Federated learning for images.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"fedvision {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs = parser.add_subparsers(required=True, metavar="VERB", help="one of those below")
 
-    simulate = verbs.add_parser("simulate", help="run a whole federation on this machine")
+    simulate = verbs.add_parser("simulate", description="run a whole federation on this machine")
     _experiment(simulate)
     simulate.add_argument("--engine", default="auto", help="auto, serial, vectorized or ray (default: auto)")
     simulate.add_argument("--workers", type=int, help="processes (default: one a core, or by GPU memory)")
@@ -72,12 +83,12 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars")
     simulate.set_defaults(call=_simulate)
 
-    report = verbs.add_parser("report", help="make the report of a run, or compare several")
+    report = verbs.add_parser("report", description="make the report of a run, or compare several")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     report.add_argument("--out", type=Path, help="file of the comparison (default: comparison.html)")
     report.set_defaults(call=_report)
 
-    inspect = verbs.add_parser("inspect", help="show clients x classes and costs before training")
+    inspect = verbs.add_parser("inspect", description="show clients x classes and costs before training")
     _experiment(inspect)
     inspect.set_defaults(call=_inspect)
 
@@ -85,10 +96,20 @@ def parser() -> argparse.ArgumentParser:
     certificates.add(verbs)
     doctor.add(verbs)
 
-    names = verbs.add_parser("list", help="show what `use =` may say")
+    names = verbs.add_parser("list", description="show what `use =` may say")
     names.add_argument("kind", nargs="?", choices=sorted(registry.BUILTINS), help="only this kind")
     names.set_defaults(call=_list)
+    new.add(verbs)
+    parser.epilog = _by_purpose(verbs.choices)
     return parser
+
+
+def _by_purpose(verbs: Mapping[str, argparse.ArgumentParser]) -> str:
+    """Return the verbs with what they do, under what they are for."""
+    lines = []
+    for purpose, names in VERBS.items():
+        lines += [f"{purpose}:", *(f"  {name:<14}{verbs[name].description}" for name in names), ""]
+    return "\n".join([*lines, "fedvision VERB --help shows a verb's options."])
 
 
 def _experiment(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +132,7 @@ def _file(options: argparse.Namespace) -> Path:
     """
     if options.experiment is None:
         here = sorted(path.name for path in Path().glob("*.toml") if path.name != "pyproject.toml")
-        found = f"here are {', '.join(here[:5])}" if here else "README.md has one to copy"
+        found = f"here are {', '.join(here[:5])}" if here else "`fedvision new NAME` writes one"
         raise ConfigError(
             f"name an experiment's TOML file; {found}, and `fedvision list` shows what it may use"
         )

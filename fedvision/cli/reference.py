@@ -11,7 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedvision import registry
 from fedvision.config import ExperimentConfig
@@ -126,13 +126,42 @@ def _plugin(kind: str, name: str) -> str:
     factory = registry.resolve(kind, name)
     doc = inspect.getdoc(factory.call) or ""
     text = f"### `{name}`\n\n{_one_line(doc.split(chr(10) * 2)[0])}"
-    told, rows = _arguments(factory.call), []
-    for argument in inspect.signature(factory.call).parameters.values():
-        if argument.kind is not argument.KEYWORD_ONLY or argument.name in {*_RUNTIME, *factory.preset}:
-            continue
-        default = "required" if argument.default is argument.empty else _value(argument.default)
-        rows.append((argument.name, default, told.get(argument.name, "")))
+    rows = [
+        (argument.name, "required" if argument.required else _value(argument.default), argument.text)
+        for argument in plugin_arguments(kind, name)
+    ]
     return f"{text}\n\n{_rows(rows)}" if rows else text
+
+
+class Argument(NamedTuple):
+    """One key of a plug-in's table."""
+
+    name: str
+    default: Any
+    """None also where there is none."""
+    required: bool
+    text: str
+    """What it does."""
+
+
+def plugin_arguments(kind: str, use: str) -> list[Argument]:
+    """Return the keys that an experiment may set of a plug-in, in the order of its parameters.
+
+    Raises:
+        PluginError: There is no such plug-in.
+    """
+    factory = registry.resolve(kind, use)
+    told = _arguments(factory.call)
+    return [
+        Argument(
+            argument.name,
+            None if argument.default is argument.empty else argument.default,
+            argument.default is argument.empty,
+            told.get(argument.name, ""),
+        )
+        for argument in inspect.signature(factory.call).parameters.values()
+        if argument.kind is argument.KEYWORD_ONLY and argument.name not in {*_RUNTIME, *factory.preset}
+    ]
 
 
 def _arguments(call: Any) -> dict[str, str]:

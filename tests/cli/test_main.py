@@ -251,7 +251,7 @@ def test_without_an_experiment_it_says_what_to_try(
     assert "name an experiment's TOML file; here are small.toml" in capsys.readouterr().err
     (here / "small.toml").unlink()
     assert run(verb) == 2
-    assert "README.md has one to copy" in capsys.readouterr().err
+    assert "`fedvision new NAME` writes one" in capsys.readouterr().err
 
 
 def test_no_permission_to_write(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,5 +275,5 @@ def test_the_command_is_installed_and_frozen() -> None:
         "inner", "out", "resume", "threads", "tensorboard", "runs", "kind",
         "folder", "host", "clients", "days", "mutual_tls", "client", "client_overrides", "trains",
         "wait_for", "tls", "private", "public", "state", "insecure", "client_certificates", "keep",
-        "superlink",
+        "superlink", "name", "source",
     }  # fmt: skip
