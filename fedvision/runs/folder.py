@@ -22,6 +22,7 @@
     deployment.json       across machines: the run's key, and Flower's number of it
     checkpoint/           where a killed run goes on; see checkpoint.py
     model.safetensors     the final model
+    model.json            what must be known to use it; see model_description.py
     summary.json          {"status": "finished" | "failed" | "stopped", "rounds", "notices", "error", ...}
     mistakes.safetensors  test images that the final model names wrongly; see mistakes.py
     report.html           made from the files above
@@ -29,6 +30,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +55,9 @@ from fedvision.runs.checkpoint import Checkpoints
 from fedvision.runs.environment import environment
 from fedvision.runs.member_register import FILE, MemberRegister
 from fedvision.runs.misclassified import Misclassified
-from fedvision.runs.tensor_file import pieces
+from fedvision.runs.model_description import FILE as MODEL_FILE
+from fedvision.runs.model_description import ModelDescription, with_digest
+from fedvision.runs.tensor_file import hashed, pieces
 
 if TYPE_CHECKING:
     from fedvision.types import State
@@ -279,13 +283,21 @@ class RunFolder:
         file = self.path / "mistakes.safetensors"
         return Misclassified.decode(file) if file.exists() else None
 
-    def write_model(self, state: State) -> None:
-        """Write the final model.
+    def write_model(self, state: State, description: ModelDescription) -> None:
+        """Write the final model, then its description with the digest of the model's file.
+
+        A kill between the two leaves a digest that fits no more: such a model is not loaded.
+
+        Args:
+            state: All tensors of the network.
+            description: Of the network; its digest is filled in.
 
         Raises:
             RecordError: The disk is full or refuses.
         """
-        self._write("model.safetensors", pieces(state))
+        digest = hashlib.sha256()
+        self._write("model.safetensors", hashed(pieces(state), digest.update))
+        self._write(MODEL_FILE, json_page(with_digest(description, digest.hexdigest())))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write how the run ended.

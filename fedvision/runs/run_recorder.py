@@ -28,10 +28,11 @@ from fedvision.models.state import get_state, load_state, shared_names
 from fedvision.runs.events import BEGAN, Event, round_events, shown
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import choose
+from fedvision.runs.model_description import ModelDescription, counts_of, describe
 from fedvision.runs.progress import Progress, Silent
 from fedvision.server import server_app
 from fedvision.server.round_state import RoundState
-from fedvision.training.client_trainer import ClientTrainer
+from fedvision.training.client_trainer import ClientTrainer, probability_scale
 from fedvision.training.evaluate import Evaluation, predict
 from fedvision.types import State
 
@@ -113,10 +114,18 @@ class RunRecorder:
         if not self.done:
             return ""
         with suppress(RecordError):
-            self.folder.write_model({**self._initial, **self.state})
+            self.folder.write_model({**self._initial, **self.state}, self._description())
             path = self.folder.path / "model.safetensors"
             return f"; the model of round {self.done} is in {path} and in the checkpoint beside it"
         return ""
+
+    def _description(self) -> ModelDescription:
+        return describe(
+            self.experiment,
+            rounds=self.done,
+            class_counts=counts_of(self.folder.split()),
+            probability_scale=probability_scale(self.config, len(self.experiment.dataset.classes)),
+        )
 
     def mark_failed(self, error: BaseException) -> None:
         """Note in the run folder that and why the run ended early."""
@@ -227,7 +236,7 @@ class RunRecorder:
     def finish(self, trainer: ClientTrainer) -> None:
         """Write the final model, what it gets wrong, how the run ended, and the report."""
         load_state(trainer.model, {**trainer.initial, **self.state})
-        self.folder.write_model(_full_state(trainer.model))
+        self.folder.write_model(_full_state(trainer.model), self._description())
         self._write_mistakes(trainer)
         self.folder.write_summary(
             {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,6 +62,15 @@ def pieces(state: State) -> Iterator[bytes | memoryview]:
         flat = whole.as_strided((whole.numel(),), (1,))
         if flat.numel():
             yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def hashed(
+    parts: Iterable[bytes | memoryview], update: Callable[[bytes | memoryview], object]
+) -> Iterator[bytes | memoryview]:
+    """Pass the pieces of a file on, each of them shown to a digest's ``update``."""
+    for part in parts:
+        update(part)
+        yield part
 
 
 def _type(name: str, tensor: torch.Tensor) -> str:

@@ -178,7 +178,7 @@ class ClientTrainer:
     @cached_property
     def sharpness(self) -> float:
         """With which the network predicts softmax(s z): the loss's own scale, where it has one."""
-        return sharpness(self.make_loss(torch.ones(self.num_classes, dtype=torch.int64), 1))
+        return probability_scale(self.config, self.num_classes)
 
     def _recall(self, client: int, round: int, unheard_since: int | None = None) -> dict[str, State]:
         """Return what a client kept before a round, its personal tensors already in the model."""
@@ -214,6 +214,11 @@ def build_loss(config: ExperimentConfig, counts: torch.Tensor, round: int = 1) -
         PluginError: The loss is unknown or its arguments do not fit.
     """
     return loss_maker(config)(counts, round)
+
+
+def probability_scale(config: ExperimentConfig, num_classes: int) -> float:
+    """Return s, with which a network that the experiment's loss trains predicts softmax(s z) of logits z."""
+    return sharpness(build_loss(config, torch.ones(num_classes, dtype=torch.int64)))
 
 
 def loss_maker(config: ExperimentConfig) -> Callable[[torch.Tensor, int], LossFn]:

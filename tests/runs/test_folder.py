@@ -16,8 +16,19 @@ from fedvision.config import ExperimentConfig
 from fedvision.errors import RecordError, RunFolderError
 from fedvision.runs import folder as folder_module
 from fedvision.runs.folder import RunFolder, difference
+from fedvision.runs.model_description import ImageShape, ModelDescription, Normalisation
 
 CONFIG = ExperimentConfig.from_dict({"data": {"use": "digits"}, "training": {"lr": 0.05}})
+DESCRIPTION = ModelDescription(
+    rounds=1,
+    classes=("no", "yes"),
+    image=ImageShape(height=8, width=8, channels=1),
+    transforms=Normalisation(mean=(0.5,), std=(0.25,)),
+    probability_scale=1.0,
+    model=CONFIG.model,
+    dtypes=("float32",),
+    sha256="",
+)
 
 
 def test_a_new_folder_holds_experiment_and_environment(tmp_path: Path) -> None:
@@ -136,7 +147,7 @@ def test_equal_runs_leave_equal_bytes(tmp_path: Path) -> None:
         folder = RunFolder.create(tmp_path / name, CONFIG)
         record = {"round": 1, "train_loss": np.float64(1 / 3), "server": None, "lr": float("nan")}
         folder.append_round(record if name == "one" else dict(reversed(record.items())), {"train": seconds})
-        folder.write_model({"w": torch.ones(2)})
+        folder.write_model({"w": torch.ones(2)}, DESCRIPTION)
         contents.append([(folder.path / file).read_bytes() for file in ("rounds.jsonl", "model.safetensors")])
     assert contents[0] == contents[1]
     assert json.loads(contents[0][0]) == {"round": 1, "train_loss": 1 / 3, "server": None, "lr": None}
@@ -163,7 +174,7 @@ def test_what_was_measured_in_the_next_round_stands_in_the_round_whose_model_it_
 
 def test_the_final_model_opens_without_fedvision(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", CONFIG)
-    folder.write_model({"w": torch.arange(3.0)})
+    folder.write_model({"w": torch.arange(3.0)}, DESCRIPTION)
     assert torch.equal(load_file(folder.path / "model.safetensors")["w"], torch.arange(3.0))
 
 
