@@ -30,13 +30,13 @@ simulate: $(READY)  ## run the first simulation: 20 clients, a long tail, two lo
 	$(BIN)/fedvision simulate simulations/first.toml
 
 test: $(READY)  ## run the tests
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2
 
 long: $(READY)  ## run the tests that take minutes: bad lines and cut links, one by one (root, Linux)
 	$(BIN)/pytest -m long
 
 search: $(READY)  ## run the tests of properties on new random input, and more of it
-	$(BIN)/pytest -n 2 --dist loadgroup --hypothesis-profile=new -m hypothesis
+	$(BIN)/pytest -n 2 --hypothesis-profile=new -m hypothesis
 
 lint: $(READY)  ## check style
 	$(BIN)/ruff format --check .

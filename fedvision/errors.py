@@ -8,12 +8,12 @@
     │   ├── DataError          images, labels or their folder are missing, unreadable or too few
     │   └── RunFolderError     a run folder that cannot be written or belongs to another experiment
     ├── ClientError            one client failed; carries node, stage and cause
-    │   └── UpdateRefused      one client's reply cannot be used; the round goes on without it
-    ├── WireError              a message that arrived is not what was announced or expected
+    │   └── InvalidUpdate      one client's reply cannot be used; the round goes on without it
+    ├── ProtocolError          a message that arrived is not what was announced or expected
     └── RunError               the run itself failed                                         (exit code 1)
-        ├── RoundLost          what a round had gathered is gone; the round can be played again
+        ├── RoundAborted       what a round had gathered is gone; the round can be played again
         ├── TooFewUpdates      a strategy cannot combine so few; the round leaves the model as it is
-        ├── RunLost            nothing was heard of the run's server for too long; it can go on
+        ├── RunExpired         nothing was heard of the run's server for too long; it can go on
         ├── RecordError        the run folder could not be written any more (full disk, ...)
         ├── OutputError        standard output could not be written; what was recorded is intact
         └── ServerError        the server cannot be reached, is not who it should be, or refuses this client

@@ -76,6 +76,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _server(options: argparse.Namespace) -> None:
     from fedvision.deployment.server.options import SuperlinkOptions
+    from fedvision.deployment.transport.self_check import require_transport
+
+    require_transport("internals_run")
     from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
 
     tls, clients = options.tls, options.clients or (options.tls and options.tls / "clients")
@@ -106,6 +109,9 @@ def _server(options: argparse.Namespace) -> None:
 
 
 def _submit(options: argparse.Namespace) -> None:
+    from fedvision.deployment.transport.self_check import require_transport
+
+    require_transport("internals_run")
     from fedvision.deployment.server.superlink_process import LinkPlace
     from fedvision.deployment.transport.internals_run import RunLink
 
@@ -227,6 +233,9 @@ def _client(options: argparse.Namespace) -> None:
     config = ClientMachineConfig.load(options.client, overrides)
     _check_data(options.client, config)
     print(f"{config.name} is starting; its server is {config.superlink.address}", flush=True)
+    from fedvision.deployment.transport.self_check import require_transport
+
+    require_transport("internals_fleet")
     from fedvision.deployment.client.daemon import serve
     from fedvision.experiment import prepare_process
 

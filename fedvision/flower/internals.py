@@ -7,6 +7,7 @@ What is leaned on, and why:
 * ``Run``: the type of ``Grid.run``.
 * ``Message.__dict__["_metadata"]`` and in it ``__dict__["_message_id"]``: the id that a SuperLink would give;
   replies are matched by it.
+* ``make_message``: a message of no run.
 * ``Array``'s fields in ``__dict__``: ``TensorArray`` fills ``data`` only when something asks for bytes.
 * ``__dict__["_data"]`` of records: the values by name, filled without a check of each.
 * ``ErrorCode.CLIENT_APP_RAISED_EXCEPTION``: the code of an error reply.
@@ -15,10 +16,12 @@ What is leaned on, and why:
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord, RecordDict
+from flwr.app.message.message import make_message
 from flwr.common.constant import (
     SUPERLINK_NODE_ID,
     ErrorCode,
@@ -100,6 +103,23 @@ def identify(run_id: int) -> None:
 def empty_run(run_id: int) -> Run:
     """Return the facts of a run that no SuperLink knows."""
     return Run.create_empty(run_id)
+
+
+def trial_message(content: RecordDict) -> Message:
+    """Return a message of no run, to be cut into objects and read back."""
+    now = time.time()
+    head = Metadata(
+        run_id=1,
+        message_id="",
+        src_node_id=1,
+        dst_node_id=2,
+        reply_to_message_id="",
+        group_id="",
+        created_at=now,
+        ttl=60.0,
+        message_type="train",
+    )
+    return make_message(metadata=head, content=content)
 
 
 def set_message_id(message: Message, message_id: str) -> None:

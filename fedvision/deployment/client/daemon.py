@@ -45,6 +45,7 @@ from fedvision.deployment.transport.internals_wire import (
     reply_to,
 )
 from fedvision.deployment.transport.message_format import MAX_NOTES, Expected, MessageHeader
+from fedvision.deployment.transport.self_check import client_shortcuts
 from fedvision.errors import ConfigError, FedVisionError, ProtocolError
 from fedvision.flower import codec
 from fedvision.flower.internals import CLIENT_RAISED
@@ -357,12 +358,15 @@ def _connect(config: ClientMachineConfig) -> FleetLink:
     if not link.insecure:
         tls_context(link)  # says which file is wrong
     mutual = (link.client_certificate, link.client_key) if link.client_certificate else None
+    if slower := client_shortcuts():
+        log.warning("%s", slower)
     return FleetLink(
         link.address,
         read_key(link.key),
         roots=Path(link.root_certificate) if link.root_certificate else None,
         insecure=link.insecure,
         certificate=mutual,
+        slower=bool(slower),
     )
 
 

@@ -98,6 +98,8 @@ class Deployment(RunRecorder):
             self.resume()
             if process is not None:
                 place = process.open()
+                if process.notice:
+                    self.note(process.notice)
             try:
                 return self._over(place, process, wait_for)
             finally:

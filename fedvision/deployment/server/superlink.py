@@ -21,7 +21,7 @@ import os
 import socket
 import ssl
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from fedvision.deployment.server import server_log
 from fedvision.deployment.server.limits import Limits
 from fedvision.deployment.server.options import SuperlinkOptions, split
 from fedvision.deployment.transport.proxies import spare_loopback
+from fedvision.deployment.transport.self_check import require_transport, server_shortcuts
 from fedvision.errors import ConfigError, FedVisionError
 
 if TYPE_CHECKING:
@@ -41,17 +42,21 @@ log = logging.getLogger("fedvision.deployment")
 _SOON_DAYS = 30
 
 
-def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
+def serve(
+    options: SuperlinkOptions, ready: Ready | None = None, on_notice: Callable[[str], None] = log.warning
+) -> None:
     """Serve until SIGINT or SIGTERM.
 
     Args:
         options: Where and whom.
         ready: Called with the private and the public address, each (host, port), when both are open.
+        on_notice: Called with a sentence if the SuperLink works otherwise than it should.
 
     Raises:
         ConfigError: A file, key, certificate or address cannot be used; nothing is listening then.
     """
     _settle_environment()
+    require_transport("internals_superlink")
     import uvicorn
 
     from fedvision.deployment.server.api_gateway import ApiGateway
@@ -59,10 +64,11 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
     from fedvision.deployment.server.listener import GuardedServer, PublicListener
     from fedvision.deployment.server.long_polling import LongPolling
     from fedvision.deployment.transport import internals_superlink
-    from fedvision.deployment.transport.internals_fast_path import FastPath
 
     files = options.files()
     context = tls_context(files, options.client_certificates) if files else None
+    if slower := server_shortcuts():
+        on_notice(slower)
     with _bind("--private", options.private) as private, _bind("--public", options.public) as public:
         host, port = private.getsockname()[:2]
         app, state = internals_superlink.superlink(
@@ -72,9 +78,10 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
             tls=files,
             isolation=options.isolation,
             secret=_secret(options.secret),
+            shortcuts=not slower,
         )
         keyring = Keyring(options.clients, state)
-        news = LongPolling(FastPath(app))
+        news = LongPolling(app if slower else _past_middleware(app))
         server = GuardedServer(uvicorn.Config(news, **_settings(), **_private_tls(files)), keyring, ready)
         gate = ApiGateway(
             news,
@@ -94,6 +101,12 @@ def serve(options: SuperlinkOptions, ready: Ready | None = None) -> None:
         )
         server.public = PublicListener(public, config, server, context, options.limits)
         server.run(sockets=[private])
+
+
+def _past_middleware(app: Any) -> Any:
+    from fedvision.deployment.transport.internals_fast_path import FastPath
+
+    return FastPath(app)
 
 
 def tls_context(files: Mapping[str, Path], client_certificates: bool) -> ssl.SSLContext:
@@ -222,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         server_log.install(given.pop("log"))
         given["limits"] = tables.build(Limits, _pairs(given["limits"]), "--limit")
-        serve(SuperlinkOptions(**given), _announce)
+        serve(SuperlinkOptions(**given), _announce, _notice)
     except FedVisionError as error:
         print(f"fedvision: {error}", file=sys.stderr)
         return 2
@@ -236,6 +249,10 @@ def _pairs(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         tables.override(table, text)
     return table
+
+
+def _notice(sentence: str) -> None:
+    print(f"notice {sentence}", flush=True)
 
 
 def _announce(private: tuple[str, int], public: tuple[str, int]) -> None:

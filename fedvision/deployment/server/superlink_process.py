@@ -82,6 +82,8 @@ class SuperlinkProcess:
     def __init__(self, place: LinkPlace, *, keep: bool = False) -> None:
         self.place, self.keep = place, keep
         self._process: subprocess.Popen[str] | None = None
+        self.notice = ""
+        """What it said of itself when it started, such as that it has to go without its shortcuts."""
 
     def open(self) -> LinkPlace:
         """Start it and return where it listens.
@@ -125,6 +127,7 @@ class SuperlinkProcess:
             if "cannot listen there" not in self._last_line() or time.monotonic() > deadline:
                 raise ConfigError(f"the SuperLink did not start: {self._last_line()}")
             time.sleep(0.3)
+        self.notice = told.get("notice", "")
         self.place = replace(self.place, private=told["private"], public=told["public"])
 
     def _try(self) -> dict[str, str] | None:

@@ -48,6 +48,10 @@ class BlobStore:
         noted.write_text(boot)
         return same
 
+    def close(self) -> None:
+        """Say that no SuperLink uses the folder any more; what is in it is left."""
+        (self._folder / _BOOT).unlink(missing_ok=True)
+
     def keep_only(self, names: set[str]) -> None:
         """Remove all other files."""
         for path in self._folder.iterdir():

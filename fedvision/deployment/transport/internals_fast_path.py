@@ -14,7 +14,7 @@ all.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -203,6 +203,25 @@ class _Call:
         asked = self.kind.FromString(body)
         told = self.handle(asked, **given, **self.check(request, asked))
         return told if isinstance(told, tuple) else (told.SerializeToString(), None)
+
+
+def contract() -> Iterator[tuple[Callable[..., Any], tuple[None, ...], tuple[str, ...]]]:
+    """Yield each of Flower's functions that is called here, with its positional and its named arguments."""
+    needed: dict[Any, tuple[str, ...]] = {
+        _client: ("state",),
+        _client_at: ("state", "store"),
+        _server: ("state", "task"),
+    }
+    for call in FastPath(None)._work.values():
+        if getattr(call.handle, "__module__", "") != __name__:
+            yield call.handle, (None,), needed[call.check]
+    yield fleet_handlers.pull_object, (), ("request", "state")
+    yield authenticate_node, (None,), ()
+    yield authenticate_task, (None,) * 3, ()
+    yield get_linkstate, (None,), ()
+    yield check_abort, (None,) * 3, ()
+    yield LinkState.store_object, (None,) * 5, ()
+    yield LinkState.store_traffic, (None,) * 2, ("bytes_sent", "bytes_recv")
 
 
 def _client(request: Request, asked: Any) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class FleetLink:
         roots: File of the authority that signed the server's certificate; None trusts the system's.
         insecure: Speak plain text.
         certificate: Files of certificate and key for mutual TLS.
+        slower: Leave large objects to Flower's client (see ``self_check``).
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class FleetLink:
         roots: Path | None = None,
         insecure: bool = False,
         certificate: tuple[str, str] | None = None,
+        slower: bool = False,
     ) -> None:
         self._public = public_key_to_bytes(key.public_key())
         base = f"{'http' if insecure else 'https'}://{address}"
@@ -83,6 +85,7 @@ class FleetLink:
         place = urlsplit(base)
         proxy = proxy_for(place.scheme, place.hostname or "")
         self._bulk = BulkLink(base, key, context)
+        self._bulk.direct &= not slower
         self._client = FleetHttpClient(
             base,
             interceptors=[

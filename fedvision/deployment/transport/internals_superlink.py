@@ -42,6 +42,8 @@ from flwr.supercore.primitives.asymmetric import (
 )
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
+from fedvision.deployment.transport.blob_store import BlobStore
+
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from flwr.server.superlink.linkstate import LinkState as LinkState
@@ -114,6 +116,7 @@ def superlink(
     tls: Mapping[str, Path] | None,
     isolation: str,
     secret: bytes | None,
+    shortcuts: bool = True,
 ) -> tuple[Callable[..., Awaitable[None]], LinkState]:
     """Return Flower's SuperLink as an ASGI application, and its state.
 
@@ -126,6 +129,7 @@ def superlink(
         tls: Files ``ca``, ``certificate`` and ``key``, or None for plain text.
         isolation: ``"subprocess"`` starts the process that runs server apps, ``"process"`` waits for one.
         secret: What such a waiting process must know, or None.
+        shortcuts: Whether objects are kept in files; Flower keeps them in its database.
     """
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
@@ -160,10 +164,13 @@ def superlink(
     )
     app = create_app(config, SuperLinkLifespan)
     state = app.state.linkstate_factory.state()
-    if database != IN_MEMORY:
+    objects = Path(database).with_suffix(".objects")
+    if database != IN_MEMORY and shortcuts:
         from fedvision.deployment.transport.internals_store import keep_in_files
 
-        keep_in_files(app, state, Path(database).with_suffix(".objects"))
+        keep_in_files(app, state, objects)
+    elif database != IN_MEMORY:
+        BlobStore(objects).close()
     return app, state
 
 
