@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from flwr.app import Message
 
 from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
 from fedvision.deployment.transport import (
@@ -121,12 +122,12 @@ def test_messages_travel_without_shortcuts(other_version: Path, pki: Path, tmp_p
         assert "get_linkstate" in process.notice
         client = FleetLink(place.public, key(pki), roots=pki / "ca.crt")
         with running(place, client, objects=place.objects) as (link, node):
-            (sent,) = link.push([internals_wire.Message(content(2.0), node, "train")])
+            (sent,) = link.push([Message(content(2.0), node, "train")])
             received = client.receive()
             assert received is not None
             incoming = client.incoming(received)
             assert value(incoming) == 2.0
-            client.answer(internals_wire.Message(content(3.0), reply_to=incoming.head), 0.1)
+            client.answer(Message(content(3.0), reply_to=incoming.head), 0.1)
             client.confirm(incoming)
             (back,) = link.pull([sent])
             assert value(back) == 3.0
