@@ -189,7 +189,8 @@ def open_folder(config: ExperimentConfig, out: str | Path | None, resume: bool) 
 
     path = Path(out) if out is not None else default_folder(config.name, resume)
     folder = RunFolder.resume(path, config) if resume else RunFolder.create(path, config)
-    folder.note_invocation({"folder": os.getcwd(), "modules": registry.allowed_folders()})
+    plugins = registry.allowed_folder()
+    folder.note_invocation({"folder": os.getcwd(), "modules": [] if plugins is None else [str(plugins)]})
     return folder
 
 

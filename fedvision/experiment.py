@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import registry, seeding
@@ -41,6 +42,8 @@ class Experiment:
     """Further metrics by name."""
     personal: tuple[str, ...] = ()
     """Tensors that training changes and that stay on the clients: the server cannot measure the model."""
+    plugins: Path | None = field(default_factory=registry.allowed_folder)
+    """The folder in which modules named ``"module:attr"`` were found first; those of the run as well."""
 
     @classmethod
     def build(

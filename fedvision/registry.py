@@ -14,10 +14,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedvision.errors import FedVisionError, PluginError, nearest
+from fedvision.plugin_folder import allow_folder as allow_folder
+from fedvision.plugin_folder import allowed_folder as allowed_folder
+from fedvision.plugin_folder import other_module
 from fedvision.types import PluginSpec
 
 
@@ -130,22 +132,6 @@ class Factory(NamedTuple):
     call: Callable[..., Any]
     preset: Mapping[str, Any]
     origin: str
-
-
-_allowed: dict[str, None] = {}
-
-
-def allow_folder(folder: Path) -> None:
-    """Let ``"module:attr"`` find modules in the experiment's folder, as a script finds its neighbours."""
-    path = str(folder.resolve())
-    _allowed.setdefault(path)
-    if path not in sys.path:
-        sys.path.insert(0, path)
-
-
-def allowed_folders() -> list[str]:
-    """Return the folders in which ``"module:attr"`` was let find modules."""
-    return list(_allowed)
 
 
 def names(kind: str) -> dict[str, str]:
@@ -288,6 +274,11 @@ def _check_type(where: str, name: str, value: Any, annotation: Any) -> None:
 
 def _import(kind: str, use: str, target: str) -> Callable[..., Any]:
     module_name, _, attribute = target.partition(":")
+    if other := other_module(module_name):
+        raise PluginError(
+            f"[{kind}] use = {use!r}: {module_name!r} beside the experiment has the name of a module that "
+            f"the program rests on ({other}); rename the file"
+        )
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

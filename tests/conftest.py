@@ -14,6 +14,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from fedvision.deployment.certificates import make
+from fedvision.plugin_folder import allow_folder
 
 # An example that a busy machine makes wait for 200 ms is no failure. What is tried is the same every time:
 # a change is judged by what it changes, and `make search` tries something new.
@@ -60,6 +61,13 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_plugins() -> Iterator[None]:
+    """Take the modules of a test's folder out of the process after it."""
+    yield
+    allow_folder(None)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,12 +53,10 @@ def exploding(counts):
 
 
 @pytest.fixture
-def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def plugins(tmp_path: Path) -> str:
     (tmp_path / "plugins_of_a_test.py").write_text(PLUGINS)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     registry.allow_folder(tmp_path)
-    yield "plugins_of_a_test"
-    sys.modules.pop("plugins_of_a_test", None)
+    return "plugins_of_a_test"
 
 
 def test_a_round_goes_on_without_the_clients_that_fail(plugins: str, tmp_path: Path) -> None:

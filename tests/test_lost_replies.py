@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -45,9 +44,8 @@ class Strategy(Server):
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExperimentConfig:
+def config(tmp_path: Path) -> ExperimentConfig:
     (tmp_path / "scaffold_of_a_test.py").write_text(PLUGIN)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     registry.allow_folder(tmp_path)
     return tiny(strategy={"use": "scaffold_of_a_test:Strategy"}, rounds=4)
 

@@ -92,7 +92,6 @@ def test_a_folder_of_own_parts_runs(
     (folder / "own_parts_of_a_test.py").write_text(MODULE)
     (folder / "own.toml").write_text(EXPERIMENT)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     assert main.main(["simulate", "mine/own.toml", "--out", "run"]) == 0
     folder_of_run = RunFolder.read(tmp_path / "run")
     last = folder_of_run.rounds()[-1]
@@ -117,7 +116,6 @@ def test_the_reports_command_makes_the_run_again_from_any_folder(
         'model = { use = "cnn", width = 2, dense = 4 }\nstrategy = { use = "fedavg" }\n'
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     assert main.main(["simulate", "my parts/own.toml", "--engine", "serial"]) == 0
     run = tmp_path / "runs/own"
     (command,) = re.findall(r"<pre>((?:cd|PYTHON|fedvision).*)</pre>", (run / "report.html").read_text())

@@ -57,6 +57,7 @@ class RunRecorder:
         progress: Progress | None = None,
         write_pages: Callable[[RunFolder], object] = lambda folder: None,
     ) -> None:
+        registry.allow_folder(experiment.plugins)
         self.experiment, self.folder, self.config = experiment, folder, experiment.config
         self.progress = progress or Silent()
         self.write_pages = write_pages

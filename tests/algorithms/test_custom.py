@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,10 @@ FOLDER = Path(__file__).parents[2] / "simulations" / "custom-strategy"
 
 
 @pytest.fixture
-def strategy(monkeypatch: pytest.MonkeyPatch) -> RoundStrategy:
-    monkeypatch.syspath_prepend(str(FOLDER))
+def strategy() -> RoundStrategy:
+    registry.allow_folder(FOLDER)
     config = ExperimentConfig.load(FOLDER / "experiment.toml")
     built: RoundStrategy = registry.build("strategy", config.strategy)
-    monkeypatch.delitem(sys.modules, "my_strategy")
     return built
 
 
@@ -45,11 +43,10 @@ def test_the_readme_names_what_exists() -> None:
         assert (root / path).is_file()
 
 
-def test_a_client_that_is_asked_again_has_a_smaller_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+def test_a_client_that_is_asked_again_has_a_smaller_rate() -> None:
+    registry.allow_folder(FOLDER)
     spec = PluginSpec(use="own_rates:OftenAskedSlower", args={"fraction": 0.5})
     strategy: RoundStrategy = registry.build("strategy", spec)
-    monkeypatch.delitem(sys.modules, "own_rates")
     told = [
         strategy.configure(round, {}, client).lr_factor for round, client in enumerate((3, 5, 3, 3, 3), 1)
     ]

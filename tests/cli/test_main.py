@@ -34,7 +34,6 @@ dense = 8
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to stand in, with one good experiment."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "small.toml").write_text(EXPERIMENT)
     return tmp_path
 

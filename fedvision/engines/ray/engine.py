@@ -19,7 +19,7 @@ import ray
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedvision import cores
+from fedvision import cores, registry
 from fedvision.engines.base import OnNotice
 from fedvision.engines.client_host import ClientHostFactory
 from fedvision.engines.local_grid import LocalGrid
@@ -84,7 +84,12 @@ class RayEngine:
         """
         internals.identify(run_id)
         with _connected(self._address, self._workers):
-            setup = Setup(path=tuple(sys.path), inner=PluginSpec(use=self._inner), run_id=run_id)
+            setup = Setup(
+                path=tuple(sys.path),
+                plugins=registry.allowed_folder(),
+                inner=PluginSpec(use=self._inner),
+                run_id=run_id,
+            )
             reference = ray.put(host_factory)
             seats = plan(host_factory, self._workers, self._gpus, lambda: _rehearse(setup, reference), tell)
             pool = Pool(

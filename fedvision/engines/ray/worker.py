@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -43,7 +44,9 @@ class Setup:
     """What a worker must know before it can read its recipe."""
 
     path: tuple[str, ...]
-    """``sys.path`` of the driver, where the experiment's plug-ins are found."""
+    """``sys.path`` of the driver."""
+    plugins: Path | None
+    """The experiment's folder, whose modules come before all others."""
     inner: PluginSpec
     """The engine inside the worker."""
     run_id: int
@@ -70,6 +73,7 @@ class RayWorker:
 
     def __init__(self, setup: Setup, host_factory: Sequence[ray.ObjectRef]) -> None:  # type: ignore[type-arg]
         sys.path.extend(entry for entry in setup.path if entry not in sys.path)
+        registry.allow_folder(setup.plugins)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._notices: list[str] = []
         opened = ray.get(host_factory[0])

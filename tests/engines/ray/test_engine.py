@@ -15,6 +15,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedvision import registry
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.algorithms.mean import Sums
 from fedvision.api import simulate
@@ -290,16 +291,31 @@ def test_why_workers_train_one_by_one_is_said_once(tmp_path: Path) -> None:
     assert "mixup blends the images of a batch" in said[0]
 
 
-def test_a_plug_in_beside_the_experiment_is_found_by_the_workers(
+def test_workers_load_the_plug_in_beside_each_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_loss_of_ray.py").write_text(
-        "import torch\ndef plain(counts):\n    return torch.nn.CrossEntropyLoss(reduction='none')\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    config = tiny(loss={"use": "my_loss_of_ray:plain"}, rounds=1)
-    spec = PluginSpec(use="ray", args={"workers": 1})
-    assert simulate(config, engine=spec, out=tmp_path / "run").rounds[0]["refused"] == []
+    """Two folders have a module and a helper of the same names; the first is on Python's own path as well."""
+    config = tiny(loss={"use": "my_loss_of_ray:scaled"}, rounds=1)
+    for name, factor in (("one", 1.0), ("two", 0.5)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "my_factor_of_ray.py").write_text(f"FACTOR = {factor}\n")
+        (folder / "my_loss_of_ray.py").write_text(
+            "import torch.nn.functional as F\nfrom my_factor_of_ray import FACTOR\n"
+            "def scaled(counts):\n"
+            "    return lambda x, y: FACTOR * F.cross_entropy(x, y, reduction='none')\n"
+        )
+    monkeypatch.syspath_prepend(str(tmp_path / "one"))
+    digests = {}
+    for name in ("one", "two"):
+        registry.allow_folder(tmp_path / name)
+        for engine in (PluginSpec(use="serial"), PluginSpec(use="ray", args={"workers": 1})):
+            result = simulate(config, engine=engine, out=tmp_path / f"{name}-{engine.use}")
+            assert result.rounds[0]["refused"] == []
+            digests[name, engine.use] = digest(result.state)
+    assert digests["one", "serial"] == digests["one", "ray"]
+    assert digests["two", "serial"] == digests["two", "ray"]
+    assert digests["one", "serial"] != digests["two", "serial"]
 
 
 @pytest.mark.parametrize(
