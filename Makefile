@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock simulate test long search lint types check bench clean
+.PHONY: help setup lock simulate test long search lint types check contract docs bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,13 @@ types: $(READY)  ## check types
 	$(BIN)/mypy
 
 check: lint types test  ## all of the above
+
+contract: $(READY)  ## run the contract tests with the oldest and the newest Flower allowed, each in an environment of its own
+	UV=$(BIN)/uv .ci/contract 1.41 1.42
+
+docs: $(READY)  ## build the documentation as a site, build/site; a link that leads nowhere fails
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[docs]"
+	$(BIN)/python docs/build_site.py
 
 bench: $(READY)  ## measure beside plain PyTorch, pfl and Flower, the short form (below ten minutes)
 	$(BIN)/python benchmarks/peers.py --name short --workloads w1 --rounds 10 --repetitions 1

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fedvision.config import ExperimentConfig as ExperimentConfig
     from fedvision.sweep import load_sweep as load_sweep
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "ExperimentConfig": "fedvision.config",
