@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock simulate test long search lint types check contract docs bench clean
+.PHONY: help setup lock simulate test long soak search lint types check contract docs bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,11 +29,14 @@ lock:  ## choose the newest versions that fit pyproject.toml, for Python 3.11 an
 simulate: $(READY)  ## run the first simulation: 20 clients, a long tail, two losses compared
 	$(BIN)/fedvision simulate simulations/first.toml
 
-test: $(READY)  ## run the tests
+test: $(READY)  ## run the tests, but for those that take long
 	$(BIN)/pytest -n 2
 
-long: $(READY)  ## run the tests that take minutes: bad lines and cut links, one by one (root, Linux)
-	$(BIN)/pytest -m long
+long: $(READY)  ## run the tests of whole federations: servers and clients as processes (root, Linux)
+	$(BIN)/pytest -n 2 -m "long and not soak"
+
+soak: $(READY)  ## run the tests that take minutes each: bad lines and sleeping machines, one by one (root, Linux)
+	$(BIN)/pytest -m soak
 
 search: $(READY)  ## run the tests of properties on new random input, and more of it
 	$(BIN)/pytest -n 2 --hypothesis-profile=new -m hypothesis

@@ -70,7 +70,7 @@ def _strike(folder: Path, blow: signal.Signals, delay: float) -> bool:
         _wait_for_a_line_more(folder, process)
         time.sleep(delay)
         process.send_signal(blow)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=240)
     if blow is signal.SIGINT and process.returncode != 0:
         assert process.returncode == 130
         assert "--resume" in error

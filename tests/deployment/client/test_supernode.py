@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.deployment.server.machines import digest, eventually, machines
+import pytest
+
+from tests.deployment.server.machines import WAIT_S, digest, eventually, machines
 from tests.deployment.server.test_deployment import EXPERIMENT
+
+pytestmark = pytest.mark.long
 
 
 def named(file: Path) -> list[str]:
@@ -19,7 +23,7 @@ def test_a_stock_supernode_trains_beside_our_client_to_the_simulations_bits(
         server = here.server()
         here.client("north")
         here.supernode("south", *named(here.client_file("south")))
-        assert server.wait(300) == 0, here.log("server") + here.log("south")
+        assert server.wait(WAIT_S) == 0, here.log("server") + here.log("south")
         assert digest(here.out) == here.simulated()
         assert [record["clients"] for record in here.rounds()] == [[0, 1]] * 2
         assert [record["refused"] for record in here.rounds()] == [[]] * 2
@@ -34,4 +38,4 @@ def test_a_stock_supernode_that_cannot_take_part_is_told_why_and_no_path(tmp_pat
         eventually(lambda: until in here.log("server"), "the server's word")
         assert str(tmp_path) not in here.log("server").partition(until)[2].partition("\n")[0]
         here.client("north")
-        assert server.wait(300) == 0, here.log("server")
+        assert server.wait(WAIT_S) == 0, here.log("server")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.deployment.server.machines import Machines, digest, eventually
+from tests.deployment.server.machines import WAIT_S, Machines, digest, eventually
 from tests.deployment.server.network import Network, network
 from tests.deployment.server.training_barrier import begun, holding
 
@@ -140,7 +140,7 @@ class Apart(Machines):
 
     def finish(self, rounds: int = 5) -> None:
         """Wait for the run's end and check that nothing of it differs from a simulation."""
-        assert self.servers[-1].wait(300) == 0, self.log("server")
+        assert self.servers[-1].wait(WAIT_S) == 0, self.log("server")
         assert [record["round"] for record in self.rounds()] == list(range(1, rounds + 1))
         assert [record["clients"] for record in self.rounds()] == [[0, 1]] * rounds
         assert [record["refused"] for record in self.rounds()] == [[]] * rounds

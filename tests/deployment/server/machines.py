@@ -22,7 +22,8 @@ import numpy as np
 from fedvision.config import ExperimentConfig
 from fedvision.experiment import Experiment
 
-WAIT_S = 240.0
+WAIT_S = 900.0
+"""Seconds after which a test gives up: on a busy machine a process takes minutes to start."""
 
 
 def eventually(holds: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:

@@ -61,7 +61,7 @@ def superlink(pki: Path, folder: Path, *options: str, tls: bool = True) -> Itera
             yield Running(ports["private"], ports["public"], clients, log)
         finally:
             process.terminate()
-            process.communicate(timeout=60)
+            process.communicate(timeout=240)
 
 
 def _ports(process: subprocess.Popen[str], log: Path) -> dict[str, int]:
@@ -122,7 +122,7 @@ def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> bool:
+def eventually(holds: Callable[[], bool], seconds: float = 600.0) -> bool:
     """Wait until something holds; False when it does not in time."""
     deadline = time.monotonic() + seconds
     while not holds():
@@ -146,7 +146,7 @@ def control(pki: Path, port: int, call: str, message: bytes) -> httpx.Response:
         content=message,
         headers={"content-type": PROTOBUF_MEDIA_TYPE},
         verify=ssl.create_default_context(cafile=pki / "ca.crt"),
-        timeout=60,
+        timeout=240,
     )
 
 

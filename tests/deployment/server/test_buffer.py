@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.deployment.server.machines import eventually, machines
+import pytest
+
+from tests.deployment.server.machines import WAIT_S, eventually, machines
 from tests.deployment.server.test_deployment import EXPERIMENT
 from tests.deployment.server.training_barrier import hold, holding
+
+pytestmark = pytest.mark.long
 
 BUFFER = """
 [round]
@@ -25,7 +29,7 @@ def test_the_model_moves_on_while_a_client_is_at_work(tmp_path: Path, pki: Path)
         hold(here, "north")
         eventually(lambda: len(here.rounds()) > 4 or server.poll() is not None, "north's answer")
         hold(here, "south")
-        assert server.wait(300) == 0, here.log("server")
+        assert server.wait(WAIT_S) == 0, here.log("server")
         records = here.rounds()
         assert [len(record["clients"]) for record in records] == [1] * 12
         assert records[4]["clients"] == [0]

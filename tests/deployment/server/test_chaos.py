@@ -9,10 +9,11 @@ import pytest
 
 from fedvision.deployment.certificates import make
 from tests.deployment.server.chaos import NAMES, TOLD_OF_CLIENTS, Torture
+from tests.deployment.server.machines import WAIT_S
 from tests.deployment.server.network import network
 from tests.deployment.server.training_barrier import hold
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.long]
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def here(tmp_path: Path, far_pki: Path, raw: Path, request: pytest.FixtureReques
 
 def finish(here: Torture, rounds: int) -> None:
     """Wait for the end: every round once, and a model that has learned."""
-    assert here.servers[-1].wait(300) == 0, here.log("server")
+    assert here.servers[-1].wait(WAIT_S) == 0, here.log("server")
     assert [record["round"] for record in here.rounds()] == list(range(1, rounds + 1))
     assert here.rounds()[-1]["server"]["scores"]["accuracy"] > 0.5
 
@@ -52,7 +53,7 @@ def test_bad_clients_and_a_killed_server(here: Torture) -> None:
     assert here.untold(TOLD_OF_CLIENTS) == []
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.parametrize("here", [10], indirect=True)
 def test_everything_goes_wrong_once(here: Torture) -> None:
     here.torment(cut=30)

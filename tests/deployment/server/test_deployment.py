@@ -13,7 +13,7 @@ from fedvision.deployment.certificates import make
 from fedvision.deployment.run_manifest import PROTOCOL
 from fedvision.reporting.run_data import read_facts
 from fedvision.runs.folder import RunFolder
-from tests.deployment.server.machines import Machines, digest, eventually, machines
+from tests.deployment.server.machines import WAIT_S, Machines, digest, eventually, machines
 from tests.deployment.server.training_barrier import begun, hold, holding
 
 EXPERIMENT = """
@@ -45,7 +45,7 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(tmp_path: Path
     with machines(tmp_path, pki, text) as here:
         server = here.server()
         north, south = here.client("north"), here.client("south")
-        assert server.wait(300) == 0, here.log("server")
+        assert server.wait(WAIT_S) == 0, here.log("server")
         expected = here.simulated()
         assert digest(here.out) == expected
         assert [record["clients"] for record in here.rounds()] == [[0, 1]] * 3
@@ -56,7 +56,7 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(tmp_path: Path
         for client in (north, south):
             assert client.poll() is None
             client.send_signal(signal.SIGTERM)
-            assert client.wait(60) == 0
+            assert client.wait(WAIT_S) == 0
 
 
 def test_a_server_that_is_kept_serves_what_is_submitted_and_ends_with_ctrl_c(
@@ -69,7 +69,7 @@ def test_a_server_that_is_kept_serves_what_is_submitted_and_ends_with_ctrl_c(
         first = digest(here.out)
         second = tmp_path / "second.toml"
         second.write_text(EXPERIMENT.format(rounds=2, epochs=1, strategy="fedprox").replace("two", "three"))
-        assert here.submit(second, tmp_path / "second").wait(300) == 0, here.log("submit")
+        assert here.submit(second, tmp_path / "second").wait(WAIT_S) == 0, here.log("submit")
         lines = (tmp_path / "second/rounds.jsonl").read_text().splitlines()
         assert [json.loads(line)["clients"] for line in lines] == [[0, 1]] * 2
         assert (tmp_path / "second/report.html").exists()
@@ -77,14 +77,14 @@ def test_a_server_that_is_kept_serves_what_is_submitted_and_ends_with_ctrl_c(
         assert server.poll() is None
         assert [client.poll() for client in clients] == [None, None], "the same processes serve both runs"
         server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 0, "both runs are done"
+        assert server.wait(WAIT_S) == 0, "both runs are done"
         again = here.submit(second, tmp_path / "third")
-        assert again.wait(120) == 2
+        assert again.wait(WAIT_S) == 2
         assert "no SuperLink answers there; start one with `fedvision server" in here.log("submit")
         assert not (tmp_path / "third").exists()
         for client in clients:
             client.send_signal(signal.SIGINT)
-        assert {client.wait(60) for client in clients} == {130}
+        assert {client.wait(WAIT_S) for client in clients} == {130}
 
 
 def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: Path) -> None:
@@ -106,7 +106,7 @@ def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: 
         assert len(here.rounds()) == 2
         hold(here, "south")
         again = here.server()
-        assert again.wait(300) == 0, here.log("server")
+        assert again.wait(WAIT_S) == 0, here.log("server")
         assert digest(here.out) == here.simulated()
         assert [record["refused"] for record in here.rounds()] == [[]] * 4
         # Only who was killed in the middle of a training does it again.
@@ -125,7 +125,7 @@ def test_a_training_process_killed_alone_does_not_change_the_bits(tmp_path: Path
         eventually(lambda: begun(here, "north") == [1, 2] or server.poll() is not None, "the second round")
         os.kill(here.training_child(north), signal.SIGKILL)
         hold(here, "north")
-        assert server.wait(300) == 0, here.log("server")
+        assert server.wait(WAIT_S) == 0, here.log("server")
         assert digest(here.out) == here.simulated()
         assert [record["refused"] for record in here.rounds()] == [[]] * 3
         assert begun(here, "north") == [1, 2, 2, 3]

@@ -142,7 +142,7 @@ def test_the_servers_healthcheck_tells_a_server_that_is_up(pki: Path, tmp_path: 
             text.replace("/srv/pki/server", str(pki / "server")).replace(":8000/", f":{port}/")
             for text in arguments
         ]
-        return subprocess.run([sys.executable, *named], capture_output=True, timeout=30).returncode == 0
+        return subprocess.run([sys.executable, *named], capture_output=True, timeout=240).returncode == 0
 
     with superlink(pki, tmp_path) as running:
         assert healthy(running.private)
@@ -158,7 +158,7 @@ def test_the_clients_healthcheck_sees_the_training_process_and_not_itself(tmp_pa
         for number, line in enumerate(lines):
             (tmp_path / str(number)).mkdir(exist_ok=True)
             (tmp_path / f"{number}/cmdline").write_text(line.replace(" ", "\0"))
-        return subprocess.run(["sh", "-c", here], timeout=10).returncode == 0
+        return subprocess.run(["sh", "-c", here], timeout=240).returncode == 0
 
     client = "python -m fedvision.cli.main client client.toml"
     assert not healthy(client, f"sh -c {command}", command)
@@ -167,7 +167,7 @@ def test_the_clients_healthcheck_sees_the_training_process_and_not_itself(tmp_pa
 
 def test_the_example_makes_three_clients_whose_images_fit_the_servers_experiment(tmp_path: Path) -> None:
     script = [sys.executable, str(ROOT / "clients/example.py"), str(tmp_path / "trial")]
-    done = subprocess.run(script, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(script, capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout.count("images and client.toml") == 3
     experiment = ExperimentConfig.load(ROOT / "server/first.toml")
     classes = known_classes(experiment)
@@ -184,6 +184,6 @@ def test_the_example_makes_three_clients_whose_images_fit_the_servers_experiment
         images += len(dataset.train)
     # Of 1797 digits, north is unsure of every fiftieth.
     assert 1780 < images < 1797
-    again = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(script, capture_output=True, text=True, timeout=240)
     assert again.returncode == 2
     assert "is there already; name another folder" in again.stderr

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.deployment.server.isolated_machines import Apart, apart
-from tests.deployment.server.machines import eventually
+from tests.deployment.server.machines import WAIT_S, eventually
 from tests.deployment.server.network import Line
 from tests.deployment.server.training_barrier import hold
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.long]
 CUT_S = 30.0
 
 
@@ -25,7 +25,7 @@ def test_three_machines_end_in_the_simulations_bits(tmp_path: Path, far_pki: Pat
         here.finish()
         for client in clients:
             client.send_signal(signal.SIGTERM)
-            assert client.wait(60) == 0
+            assert client.wait(WAIT_S) == 0
 
 
 def test_slow_lossy_throttled_and_cut_lines_change_no_bit(tmp_path: Path, far_pki: Path, raw: Path) -> None:
@@ -44,7 +44,7 @@ def test_slow_lossy_throttled_and_cut_lines_change_no_bit(tmp_path: Path, far_pk
         here.finish(rounds=4)
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.parametrize("line", [Line(delay=0.2, loss=0.02), Line(rate=5e6)], ids=["far", "throttled"])
 def test_a_whole_run_over_a_bad_line(tmp_path: Path, far_pki: Path, raw: Path, line: Line) -> None:
     with apart(tmp_path, far_pki, raw, width=48) as here:
@@ -53,7 +53,7 @@ def test_a_whole_run_over_a_bad_line(tmp_path: Path, far_pki: Path, raw: Path, l
         here.finish()
 
 
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.parametrize("how", ["cut", "unplugged"])
 @pytest.mark.parametrize("when", ["training", "uploading"])
 def test_a_link_that_is_away_for_half_a_minute(

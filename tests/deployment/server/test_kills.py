@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.deployment.server.isolated_machines import apart
-from tests.deployment.server.machines import eventually
+from tests.deployment.server.machines import WAIT_S, eventually
 from tests.deployment.server.training_barrier import hold, holding
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.long]
 
 
 def test_whatever_is_killed_the_run_goes_on_to_the_same_bits(
@@ -45,7 +45,7 @@ def test_whatever_is_killed_the_run_goes_on_to_the_same_bits(
 
         here.at_work("south", 5)
         here.servers[-1].send_signal(signal.SIGTERM)
-        assert here.servers[-1].wait(60) == 130
+        assert here.servers[-1].wait(WAIT_S) == 130
         assert machine.processes() == [], "the SuperLink ended with its server"
         assert json.loads((here.out / "summary.json").read_text())["status"] == "stopped"
         assert len(here.rounds()) == 4
@@ -55,7 +55,7 @@ def test_whatever_is_killed_the_run_goes_on_to_the_same_bits(
         here.finish(rounds=6)
 
 
-@pytest.mark.long
+@pytest.mark.soak
 def test_a_server_that_slept_goes_on_by_itself(tmp_path: Path, far_pki: Path, raw: Path) -> None:
     with apart(tmp_path, far_pki, raw, rounds=4, epochs=3) as here:
         here.everybody(north=2)

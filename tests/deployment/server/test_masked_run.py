@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fedvision.config import ExperimentConfig
 from fedvision.deployment.certificates import make
 from fedvision.experiment import Experiment
 from fedvision.runs.folder import RunFolder
-from tests.deployment.server.machines import Machines, digest, machines
+from tests.deployment.server.machines import WAIT_S, Machines, digest, machines
+
+pytestmark = pytest.mark.long
 
 NAMES = ("east", "north", "south", "west")
 EXPERIMENT = """
@@ -47,7 +50,7 @@ def test_masked_clients_train_to_the_simulations_bits_and_only_their_sum_is_know
         server = here.server()
         for name in NAMES:
             here.client(name)
-        assert server.wait(400) == 0, here.log("server")
+        assert server.wait(WAIT_S) == 0, here.log("server")
         assert digest(here.out) == here.simulated(), "the global class counts must be those of all"
         logs = "".join(here.log(name) for name in ("server", *NAMES))
 

@@ -8,9 +8,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
-from tests.deployment.server.machines import Machines, eventually
+from tests.deployment.server.machines import WAIT_S, Machines, eventually
 from tests.deployment.server.test_deployment import EXPERIMENT
+
+pytestmark = pytest.mark.long
 
 ONLINE = "north is connected to"
 
@@ -47,7 +51,7 @@ def test_a_refused_client_and_one_whose_server_comes_and_goes_say_so_once_a_minu
         time.sleep(6)
         assert lines() == 1, "some four attempts, one line"
         first.send_signal(signal.SIGTERM)
-        assert first.wait(60) == 0
+        assert first.wait(WAIT_S) == 0
         eventually(lambda: ONLINE in twin(), "the second client")
         assert re.search(r"the server is there again after \d+ s", twin())
         assert lines() == 3

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.deployment.server.machines import Machines, eventually, machines
+import pytest
+
+from tests.deployment.server.machines import WAIT_S, Machines, eventually, machines
 from tests.deployment.server.test_deployment import EXPERIMENT
 from tests.deployment.server.training_barrier import begun, hold, holding
+
+pytestmark = pytest.mark.long
 
 ROUND = """
 [round]
@@ -31,7 +35,7 @@ def test_a_slow_client_is_named_and_its_late_answer_used(tmp_path: Path, pki: Pa
         here.client("south")
         eventually(lambda: missed(here) or server.poll() is not None, "a round without north")
         hold(here, "north")
-        assert server.wait(300) == 0, here.log("server")
+        assert server.wait(WAIT_S) == 0, here.log("server")
         late = [(record["round"], item) for record in here.rounds() for item in record["late"]]
         ((used_in, item),) = late
         assert (item["client"], item["asked"], item["used"]) == (0, 2, True)
@@ -64,7 +68,7 @@ def test_a_server_that_was_killed_still_gets_what_it_was_owed(tmp_path: Path, pk
         # It knows what north has, and plays on while north is still at work.
         eventually(lambda: len(here.rounds()) > played + 1 or again.poll() is not None, "two more rounds")
         hold(here, "north")
-        assert again.wait(300) == 0, here.log("server")
+        assert again.wait(WAIT_S) == 0, here.log("server")
         late = [item for record in here.rounds() for item in record["late"]]
         # South may be late, too, on a busy machine.
         assert [item["used"] for item in late if (item["client"], item["asked"]) == (0, 2)] == [True]

@@ -86,7 +86,7 @@ def test_nothing_is_left_running_when_a_run_is_struck(blows: list[signal.Signals
         for blow in blows:
             run.send_signal(blow)
             time.sleep(0.2)  # the first one is being cleaned up after
-        out, _ = run.communicate(timeout=60)
+        out, _ = run.communicate(timeout=240)
         assert _until(lambda: not _alive(folder), 100), _alive(folder)
         if signal.SIGKILL not in blows:
             assert run.returncode == 130
