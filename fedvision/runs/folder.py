@@ -52,6 +52,7 @@ from fedvision.files import (
     replace_file,
 )
 from fedvision.runs.checkpoint import Checkpoints
+from fedvision.runs.continuation import refusal
 from fedvision.runs.environment import environment
 from fedvision.runs.member_register import FILE, MemberRegister
 from fedvision.runs.misclassified import Misclassified
@@ -74,6 +75,9 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._goes_on = False
+        self._extended: ExperimentConfig | None = None
+        self.went_on = "the run had been stopped or killed, and went on"
+        """What is told where a run that was begun before goes on."""
         self.checkpoints = Checkpoints(path / "checkpoint", [path / "rounds.jsonl", path / "timings.jsonl"])
 
     @classmethod
@@ -103,21 +107,23 @@ class RunFolder:
     def resume(cls, path: Path, config: ExperimentConfig) -> RunFolder:
         """Open the folder of a run that shall go on; where there is none, make it. ``settle`` writes first.
 
+        The experiment may have more rounds than before, where the finished ones are those of the longer run.
+
         Raises:
             RunFolderError: The folder has files but no run in it, or the run of another experiment.
         """
         if not path.is_dir() or not _contents(path):
             return cls.create(path, config)
         folder = cls.read(path)
-        if found := difference(folder.config().to_dict(), config.to_dict()):
-            key, old, new = found
-            raise RunFolderError(
-                f"{path}: it holds another experiment: {key} is {_spoken(old)} there and {_spoken(new)} "
-                "here; set it back, or name another folder with --out"
-            )
+        begun = folder.config()
+        if why := refusal(begun, config, len(folder.rounds())):
+            raise RunFolderError(f"{path}: {why}, or name another folder with --out")
         if not os.access(path, os.W_OK):
             raise RunFolderError(f"{path}: there is no permission to write it; name another one with --out")
         folder._goes_on = True
+        if config.rounds > begun.rounds:
+            folder._extended = config
+            folder.went_on = f"the run of {begun.rounds} rounds went on to {config.rounds}"
         return folder
 
     @classmethod
@@ -349,7 +355,9 @@ class RunFolder:
     def _reopen(self) -> None:
         with recording("the environment", self.path):
             self._note_environment(environment(self.config().training.device))
-            if self.summary().get("status") != "finished":
+            if self._extended is not None:
+                replace_file(self.path / "config.toml", self._extended.to_toml())
+            if self._extended is not None or self.summary().get("status") != "finished":
                 (self.path / "summary.json").unlink(missing_ok=True)  # how the run ended is open again
 
     def _note_environment(self, now: dict[str, Any]) -> None:
@@ -371,23 +379,6 @@ def in_their_rounds(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
             if (round := received.pop("round", None)) in placed:
                 placed[round]["local"] = received
     return list(placed.values())
-
-
-def difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """Return the first dotted key in which two nested tables differ, with both values, or None.
-
-    A key that one of them lacks has None there.
-    """
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        return None if old == new and type(old) is type(new) else (key, old, new)
-    for name in [*old, *(name for name in new if name not in old)]:
-        if found := difference(old.get(name), new.get(name), f"{key}.{name}" if key else name):
-            return found
-    return None
-
-
-def _spoken(value: Any) -> str:
-    return "not set" if value is None else repr(value)
 
 
 def _contents(path: Path) -> list[str]:

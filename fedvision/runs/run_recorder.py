@@ -150,7 +150,7 @@ class RunRecorder:
             self.progress.note(notice)
         if self.done < self.config.rounds:
             began = any(event["what"] == BEGAN for event in self.folder.events())
-            again = "the run had been stopped or killed, and went on"
+            again = self.folder.went_on
             self.folder.append_event(self.done + 1, again if began else BEGAN)
 
     @cached_property

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from fedvision.config import ExperimentConfig
 from fedvision.errors import RecordError, RunFolderError
 from fedvision.runs import folder as folder_module
-from fedvision.runs.folder import RunFolder, difference
+from fedvision.runs.folder import RunFolder
 from fedvision.runs.model_description import ImageShape, ModelDescription, Normalisation
 
 CONFIG = ExperimentConfig.from_dict({"data": {"use": "digits"}, "training": {"lr": 0.05}})
@@ -96,12 +96,6 @@ def test_another_experiment_is_refused_by_its_first_differing_key(tmp_path: Path
     other = ExperimentConfig.from_dict({**CONFIG.to_dict(), "partition": {"use": "iid", "clients": 3}})
     with pytest.raises(RunFolderError, match=r"partition\.clients is not set there and 3 here"):
         RunFolder.resume(tmp_path / "run", other)
-
-
-def test_differences_are_found_in_nested_tables() -> None:
-    assert difference({"a": {"b": [1, 2]}}, {"a": {"b": [1, 2]}}) is None
-    assert difference({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}) == ("a.c", None, 2)
-    assert difference({"a": True}, {"a": 1}) == ("a", True, 1)
 
 
 def test_a_run_goes_on_in_its_folder(tmp_path: Path) -> None:
