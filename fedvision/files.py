@@ -73,23 +73,38 @@ def encoded(text: str) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def write_synced(path: Path, data: Iterable[bytes | memoryview]) -> None:
+def write_new(
+    path: Path, data: Iterable[bytes | memoryview], *, mode: int = 0o644, sync: bool = True
+) -> None:
     """Write a new file, piece by piece, and wait until the disk has it.
 
     Raises:
         OSError: The disk is full or refuses; an incomplete file may remain.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         for piece in data:
             _write_all(descriptor, piece)
-        os.fsync(descriptor)
+        if sync:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes | str | Iterable[bytes | memoryview]) -> None:
-    """Give a file new content, a text, bytes or pieces of them, at one instant.
+def replace_file(
+    path: Path,
+    data: bytes | str | Iterable[bytes | memoryview],
+    *,
+    mode: int = 0o644,
+    sync: bool = True,
+) -> None:
+    """Give a file new content at one instant.
+
+    Args:
+        path: The file.
+        data: A text, bytes or pieces of them.
+        mode: Permissions of a new file, as ``os.open`` takes them.
+        sync: Wait until the disk has it; without, a power cut may leave the file empty, a kill cannot.
 
     Raises:
         OSError: The disk is full or refuses; the old content stands and nothing is left beside it.
@@ -97,12 +112,13 @@ def replace_file(path: Path, data: bytes | str | Iterable[bytes | memoryview]) -
     part = path.with_name(path.name + PART)
     try:
         whole = encoded(data) if isinstance(data, str) else data
-        write_synced(part, [whole] if isinstance(whole, bytes) else whole)
+        write_new(part, [whole] if isinstance(whole, bytes) else whole, mode=mode, sync=sync)
         os.replace(part, path)
     except OSError:
         part.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def append_line(path: Path, line: str) -> None:

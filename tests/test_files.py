@@ -71,7 +71,7 @@ def test_a_line_that_does_not_fit_leaves_no_part_of_it(
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data)[:3]))
-    files.write_synced(tmp_path / "file", [b"more than ", b"three bytes"])
+    files.write_new(tmp_path / "file", [b"more than ", b"three bytes"])
     assert (tmp_path / "file").read_bytes() == b"more than three bytes"
 
 

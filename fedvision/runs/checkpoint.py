@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedvision.errors import RunFolderError
-from fedvision.files import PART, read_json, recording, replace_file, sync_folder, write_synced
+from fedvision.files import PART, read_json, recording, replace_file, sync_folder, write_new
 from fedvision.runs.tensor_file import pieces
 
 if TYPE_CHECKING:
@@ -136,12 +136,12 @@ class Checkpoints:
         files = {}
         for group, state in tensors.items():
             digest = hashlib.sha256()
-            write_synced(target / f"{group}.safetensors", _through(digest, pieces(state)))
+            write_new(target / f"{group}.safetensors", _through(digest, pieces(state)))
             files[f"{group}.safetensors"] = digest.hexdigest()
         lengths = {log.name: log.stat().st_size if log.exists() else 0 for log in self._logs}
         facts = {"round": round, "files": files, "lengths": lengths, "values": values}
         page = json.dumps(facts, indent=2).encode()
-        write_synced(target / "state.json", [page])
+        write_new(target / "state.json", [page])
         sync_folder(target)
         sync_folder(self._folder)
         return hashlib.sha256(page).hexdigest()

@@ -23,6 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from fedvision.deployment.certificates import validity
 from fedvision.deployment.client.config import SuperlinkConfig
+from fedvision.deployment.tls import client_context
 from fedvision.deployment.transport import internals_superlink
 from fedvision.deployment.transport.proxies import Proxy, proxy_for
 from fedvision.errors import ConfigError, FedVisionError, ServerError
@@ -96,8 +97,7 @@ def tls_context(superlink: SuperlinkConfig) -> ssl.SSLContext:
     """
     key = "superlink.root_certificate"
     try:
-        context = ssl.create_default_context(cafile=superlink.root_certificate or None)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context = client_context(Path(superlink.root_certificate) if superlink.root_certificate else None)
         if superlink.client_certificate:
             key = "superlink.client_certificate"
             context.load_cert_chain(superlink.client_certificate, superlink.client_key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.local_data import open_own, under_classes
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.errors import ConfigError, DataError
+from fedvision.files import replace_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +118,6 @@ def told_counts(counts: tuple[int, ...], share: ShareConfig, memo: Path, *, need
     noise = np.random.default_rng().laplace(0, 1 / share.epsilon, len(counts))
     # A negative number stays: raised to 0 here it would pull the sum over many clients up.
     told = tuple(round(count + more) for count, more in zip(counts, noise, strict=True))
-    keep(memo, json.dumps(told))
-    return told
-
-
-def keep(memo: Path, text: str) -> None:
-    """Keep a text in a file, which is there in full or not at all."""
     memo.parent.mkdir(parents=True, exist_ok=True)
-    part = memo.with_suffix(".part")
-    part.write_text(text)
-    os.replace(part, memo)
+    replace_file(memo, json.dumps(told))
+    return told

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from fedvision.aggregation.masking import AdvertisedKey
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.connectivity import read_key
 from fedvision.errors import ConfigError
+from fedvision.files import replace_file
 from fedvision.flower import sharing
 
 log = logging.getLogger("fedvision.deployment")
@@ -158,10 +158,7 @@ class MaskedCounts:
     def _keep(self, **facts: Any) -> None:
         self._kept |= facts
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part = self._file.with_suffix(".part")
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(self._kept, file)
-        os.replace(part, self._file)
+        replace_file(self._file, json.dumps(self._kept), mode=0o600)
 
 
 def signed(numbers: NDArray[np.uint64]) -> list[int]:

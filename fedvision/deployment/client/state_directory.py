@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import IO, Any
 from flwr.app import MessageType
 
 from fedvision.errors import ConfigError
+from fedvision.files import replace_file
 
 try:
     import fcntl
@@ -77,7 +77,7 @@ class Reply:
     def keep(self, task: str, layout: str) -> None:
         """Remember to which task the tensors, which are written, are the answer."""
         page = {"task": task, "layout": layout, "bytes": self.path.stat().st_size}
-        _replace(self._about, json.dumps(page).encode())
+        replace_file(self._about, json.dumps(page), sync=False)
 
     def drop(self) -> None:
         """Forget it, before the next one is written over it."""
@@ -90,7 +90,7 @@ class Reply:
 
     def keep_notes(self, task: str, notes: tuple[str, ...]) -> None:
         """Settle what the reply to a task tells: made again, it must be the same reply."""
-        _replace(self._told, json.dumps({"task": task, "notes": notes}).encode())
+        replace_file(self._told, json.dumps({"task": task, "notes": notes}), sync=False)
 
 
 class StateDirectory:
@@ -146,7 +146,7 @@ class StateDirectory:
     def keep_node(self, address: str, node: int) -> None:
         """Remember which node this client is."""
         page = json.dumps({"superlink": address, "node": node})
-        _replace(self._folder / "node", page.encode())
+        replace_file(self._folder / "node", page, sync=False)
 
     def message(self) -> bytes | None:
         """Return the message that is not answered yet, or None."""
@@ -157,7 +157,7 @@ class StateDirectory:
 
     def keep_message(self, message: bytes) -> None:
         """Keep a message until it is answered."""
-        _replace(self._inbox / "message", message)
+        replace_file(self._inbox / "message", message, sync=False)
 
     def answered(self) -> None:
         """Forget the message; its reply stays."""
@@ -172,7 +172,7 @@ class StateDirectory:
 
     def keep_session(self, reply: str, session: str) -> None:
         """Remember under which session a reply is being sent."""
-        _replace(self._inbox / "session", json.dumps({"reply": reply, "session": session}).encode())
+        replace_file(self._inbox / "session", json.dumps({"reply": reply, "session": session}), sync=False)
 
     def begin(self) -> bool:
         """Note that the process runs; return whether the one before it died."""
@@ -190,12 +190,6 @@ def _table(path: Path) -> dict[str, Any]:
         page = json.loads(path.read_text())
         return page if isinstance(page, dict) else {}
     return {}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def _lock(file: IO[str]) -> None:

@@ -45,6 +45,7 @@ from fedvision.deployment.client.redaction import cause
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.transport import message_format
 from fedvision.errors import ConfigError, FedVisionError
+from fedvision.files import replace_file
 from fedvision.flower import client_app, codec, internals, sharing
 from fedvision.models.build import build_model
 from fedvision.models.state import get_state, shared_names
@@ -176,7 +177,8 @@ class Trainer:
             self._folder(self._facts) / "counts.json",
             needed=self._worker.config.loss.prior == "global",
         )
-        local_shards.keep(self._told_of(), self._stamp or "")
+        self._told_of().parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self._told_of(), self._stamp or "")
         entry = codec.ClientInfo(client=client, counts=counts, sharing=self.client.share.counts)
         if entry.sharing == "masked":
             own, masks = sum(self._worker.counts(client)), self._masks()

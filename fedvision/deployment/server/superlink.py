@@ -19,18 +19,16 @@ import functools
 import logging
 import os
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedvision import tables
-from fedvision.deployment.certificates import validity
 from fedvision.deployment.server import server_log
 from fedvision.deployment.server.limits import Limits
 from fedvision.deployment.server.options import SuperlinkOptions, split
+from fedvision.deployment.tls import server_context
 from fedvision.deployment.transport.proxies import spare_loopback
 from fedvision.deployment.transport.self_check import require_transport, server_shortcuts
 from fedvision.errors import ConfigError, FedVisionError
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from fedvision.deployment.server.listener import Ready
 
 log = logging.getLogger("fedvision.deployment")
-_SOON_DAYS = 30
 
 
 def serve(
@@ -66,7 +63,7 @@ def serve(
     from fedvision.deployment.transport import internals_superlink
 
     files = options.files()
-    context = tls_context(files, options.client_certificates) if files else None
+    context = server_context(files, client_certificates=options.client_certificates) if files else None
     if slower := server_shortcuts():
         on_notice(slower)
     with _bind("--private", options.private) as private, _bind("--public", options.public) as public:
@@ -107,42 +104,6 @@ def _past_middleware(app: Any) -> Any:
     from fedvision.deployment.transport.internals_fast_path import FastPath
 
     return FastPath(app)
-
-
-def tls_context(files: Mapping[str, Path], client_certificates: bool) -> ssl.SSLContext:
-    """Return the public side's TLS settings.
-
-    Args:
-        files: ``ca``, ``certificate`` and ``key``.
-        client_certificates: Whether a client must show a certificate of the same authority.
-
-    Raises:
-        ConfigError: Certificate and key do not fit or are none, or the certificate is not valid now.
-    """
-    path = files["certificate"]
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    try:
-        context.load_cert_chain(path, files["key"])
-        context.load_verify_locations(files["ca"])
-        begins, ends = validity(path)
-    except (ssl.SSLError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: certificate, key and authority do not fit each other ({error}); make new ones with "
-            "`fedvision certificates`"
-        ) from error
-    now = datetime.now(UTC)
-    if not begins <= now < ends:
-        raise ConfigError(
-            f"{path}: it is valid from {begins:%Y-%m-%d} to {ends:%Y-%m-%d} only; remove server.crt and "
-            "server.key and make new ones with `fedvision certificates`"
-        )
-    if (ends - now).days < _SOON_DAYS:
-        log.warning("%s is valid until %s only; make a new one in time", path, f"{ends:%Y-%m-%d}")
-    if client_certificates:
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
 
 def _settings() -> dict[str, Any]:

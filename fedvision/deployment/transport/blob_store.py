@@ -75,7 +75,7 @@ class BlobStore:
             OSError: The disk is full or refuses; nothing of the name is there.
         """
         path = self.place(name)
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part = path.with_suffix(f".{os.getpid()}.part")  # both processes may put the same object
         try:
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.writelines(content)

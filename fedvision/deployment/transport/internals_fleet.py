@@ -27,6 +27,7 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedvision.deployment.tls import client_context
 from fedvision.deployment.transport.internals_bundle import FLEET, LITTLE, Bundle, bundles, push_bundle
 from fedvision.deployment.transport.internals_large_objects import BulkLink
 from fedvision.deployment.transport.internals_wire import (
@@ -40,7 +41,6 @@ from fedvision.deployment.transport.internals_wire import (
     fetched,
     objects_of,
     own_way,
-    tls_context,
 )
 from fedvision.deployment.transport.proxies import proxy_for
 
@@ -81,7 +81,7 @@ class FleetLink:
     ) -> None:
         self._public = public_key_to_bytes(key.public_key())
         base = f"{'http' if insecure else 'https'}://{address}"
-        context = None if insecure else tls_context(roots, certificate)
+        context = None if insecure else client_context(roots, certificate)
         place = urlsplit(base)
         proxy = proxy_for(place.scheme, place.hostname or "")
         self._bulk = BulkLink(base, key, context)

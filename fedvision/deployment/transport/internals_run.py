@@ -31,6 +31,7 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedvision.deployment.tls import loopback_context
 from fedvision.deployment.transport.blob_store import IN_FILE, SMALL, BlobStore
 from fedvision.deployment.transport.internals_bundle import LITTLE, RUNTIME, Bundle, bundles, push_bundle
 from fedvision.deployment.transport.internals_wire import (
@@ -41,7 +42,6 @@ from fedvision.deployment.transport.internals_wire import (
     call,
     fetched,
     in_order,
-    loopback_context,
     objects_of,
     own_way,
 )

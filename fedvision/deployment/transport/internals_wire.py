@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -323,14 +322,6 @@ def _rank(thing: object) -> int:
     return 2 if isinstance(thing, ConfigRecord) else 1
 
 
-def tls_context(roots: Path | None, certificate: tuple[str, str] | None) -> ssl.SSLContext:
-    """Return TLS settings that check the server, and that show our certificate where there is one."""
-    context = ssl.create_default_context(cafile=str(roots) if roots else None)
-    if certificate:
-        context.load_cert_chain(*certificate)
-    return context
-
-
 def own_way(client: Any, verify: ssl.SSLContext | bool, proxy: str | None) -> None:
     """Let one of Flower's clients go the way that we say, whatever the environment says.
 
@@ -344,20 +335,6 @@ def own_way(client: Any, verify: ssl.SSLContext | bool, proxy: str | None) -> No
     client._client = httpx.Client(
         verify=verify, timeout=timeout, follow_redirects=True, proxy=proxy, trust_env=False
     )
-
-
-def loopback_context(roots: Path) -> ssl.SSLContext:
-    """Return TLS settings for a server on this machine: its own certificate, or one of its authority's.
-
-    Certificates hold the name under which clients know a server, and need not hold 127.0.0.1.
-    """
-    context = ssl.create_default_context(cafile=str(roots))
-    context.check_hostname = False
-    own = roots.with_name("server.crt")
-    if own.is_file():
-        context.load_verify_locations(cafile=str(own))
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    return context
 
 
 def fetched(response: message_pb2.PullObjectResponse, name: str) -> bytes:

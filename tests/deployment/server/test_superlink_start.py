@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedvision.deployment import tls
 from fedvision.deployment.server import superlink as module
 from fedvision.errors import ConfigError
 from tests.deployment.server.certificate_dates import make_at
@@ -48,7 +49,7 @@ def test_a_server_does_not_start_with_a_certificate_that_no_client_accepts(
     def context(folder: Path) -> ssl.SSLContext:
         names = {"ca": "ca.crt", "certificate": "server.crt", "key": "server.key"}
         files = {name: folder / "server" / file for name, file in names.items()}
-        return module.tls_context(files, client_certificates=False)
+        return tls.server_context(files, client_certificates=False)
 
     assert context(pki).minimum_version == ssl.TLSVersion.TLSv1_2
     assert caplog.messages == []

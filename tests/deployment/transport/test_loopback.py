@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fedvision.deployment import certificates
+from fedvision.deployment.tls import client_context, loopback_context
 from fedvision.deployment.transport.internals_run import RunLink
-from fedvision.deployment.transport.internals_wire import loopback_context, tls_context
 
 
 def _handshake(context: ssl.SSLContext, certificate: Path, key: Path) -> str:
@@ -41,7 +41,7 @@ def test_our_own_side_needs_no_127_0_0_1_in_the_certificate(
         certificates.make(tmp_path / "own", hosts=["fl.example.org"], clients=[])
     server = tmp_path / "own/server"
     pair = server / "server.crt", server / "server.key"
-    assert "IP address mismatch" in _handshake(tls_context(server / "ca.crt", None), *pair)
+    assert "IP address mismatch" in _handshake(client_context(server / "ca.crt"), *pair)
     assert _handshake(loopback_context(server / "ca.crt"), *pair) == ""
     certificates.make(tmp_path / "strange", hosts=["localhost"], clients=[])
     strange = tmp_path / "strange/server"
