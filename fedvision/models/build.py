@@ -13,6 +13,7 @@ from torch import nn
 from fedvision import registry, seeding
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, PluginError
+from fedvision.models.base import ImageModel
 from fedvision.models.mkldnn_layout import avoid_narrow_strides
 from fedvision.models.tensor_checks import check_hidden, check_tensors, put_back
 from fedvision.types import PluginSpec
@@ -46,7 +47,7 @@ def build_model(
         model = _call(config, runtime, where)
         avoid_narrow_strides(model)
         if in_channels == 1 and _wants_colour(model, images):
-            model = Gray(model)
+            model = _shown_gray(model)
         for training in (False, True):
             _check_logits(_try(model, images, training, where), num_classes, where)
         check_tensors(model, where)
@@ -55,16 +56,24 @@ def build_model(
 
 
 class Gray(nn.Module):
-    """Shows gray images [B, 1, H, W] as colour [B, 3, H, W] to a network that was made for colour."""
+    """Shows gray images [B, 1, H, W] as colour [B, 3, H, W] to a network or backbone made for colour."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the network's logits [B, C]."""
-        logits: torch.Tensor = self.network(images.expand(-1, 3, -1, -1))
-        return logits
+        """Return what the network makes of them."""
+        output: torch.Tensor = self.network(images.expand(-1, 3, -1, -1))
+        return output
+
+
+def _shown_gray(model: nn.Module) -> nn.Module:
+    """Return a network that takes gray images as colour; one of backbone and head stays one."""
+    if not isinstance(model, ImageModel):
+        return Gray(model)
+    model.backbone = Gray(model.backbone)
+    return model
 
 
 def _call(config: ModelConfig, runtime: dict[str, Any], where: str) -> nn.Module:

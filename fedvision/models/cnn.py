@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedvision.models.base import Backbone, with_linear_head
 from fedvision.models.checks import positive, probability
 from fedvision.models.init import glorot
 from fedvision.models.mkldnn_layout import blocked, plain
@@ -48,7 +49,8 @@ def cnn(
     """
     positive(dense=dense)
     probability(dropout=dropout)
-    return Cnn(ConvFeatures(in_channels, image_size, width), num_classes, dense, dropout)
+    features = ConvFeatures(in_channels, image_size, width)
+    return with_linear_head(CnnBackbone(features, dense, dropout), num_classes)
 
 
 class ConvFeatures(Features):
@@ -74,22 +76,21 @@ class ConvFeatures(Features):
         return plain(F.relu(self.conv3(x)))
 
 
-class Cnn(nn.Module):
-    """The convolutions with a dense layer and a linear head."""
+class CnnBackbone(Backbone):
+    """The convolutions with a dense layer."""
 
-    def __init__(self, features: ConvFeatures, num_classes: int, dense: int, dropout: float) -> None:
+    def __init__(self, features: ConvFeatures, dense: int, dropout: float) -> None:
         super().__init__()
         height, width = features.grid
         self.features = features
         self.dense = glorot(nn.Linear(features.channels * height * width, dense))
         self.dropout = nn.Dropout(dropout)
-        self.head = glorot(nn.Linear(dense, num_classes))
+        self.out_features = dense
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits [B, C]."""
-        x = F.relu(self.dense(self.features(images).flatten(1)))
-        logits: torch.Tensor = self.head(self.dropout(x))
-        return logits
+        """Return [B, dense]."""
+        x: torch.Tensor = self.dropout(F.relu(self.dense(self.features(images).flatten(1))))
+        return x
 
 
 def _side(pixels: int, padding: int) -> int:

@@ -27,10 +27,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from fedvision.models.base import Backbone, with_linear_head
 from fedvision.models.checks import one_of
 from fedvision.models.cnn import ConvFeatures
 from fedvision.models.fusion_modes import JOINS, Join
-from fedvision.models.init import glorot
 from fedvision.models.resnet import SHAPES, residual_features
 from fedvision.models.rnn import RecurrentFeatures
 from fedvision.models.tokens import Features, as_tokens, patch_grid, patches
@@ -81,9 +81,8 @@ def fusion(
     grid = patch_grid(image_size, patch) if patch else features.grid
     seen = in_channels * patch**2 if patch else features.channels
     transformer = Transformer(seen, grid, dim=dim, depth=depth, heads=heads, dropout=dropout)
-    return Fusion(
-        features, transformer, JOINS[join](features.channels, dim, heads), num_classes, patch, freeze
-    )
+    joined = JOINS[join](features.channels, dim, heads)
+    return with_linear_head(FusionBackbone(features, transformer, joined, patch, freeze), num_classes)
 
 
 class _Extractor(NamedTuple):
@@ -93,15 +92,14 @@ class _Extractor(NamedTuple):
     build: Callable[[int, tuple[int, int], int], Features]
 
 
-class Fusion(nn.Module):
-    """Extractor and Transformer, a join and a linear head."""
+class FusionBackbone(Backbone):
+    """Extractor and Transformer, and a join."""
 
     def __init__(
         self,
         extractor: Features,
         transformer: Transformer,
         join: Join,
-        num_classes: int,
         patch: int,
         freeze: str,
     ) -> None:
@@ -110,18 +108,18 @@ class Fusion(nn.Module):
         self.extractor = extractor
         self.transformer = transformer
         self.join = join
-        self.head = glorot(nn.Linear(join.out, num_classes))
+        self.out_features = join.out
         if freeze:
             self.get_submodule(freeze).requires_grad_(False).eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits [B, C]."""
+        """Return [B, join.out]."""
         tokens = as_tokens(self.extractor(images))
         seen = patches(images, (self.patch, self.patch)) if self.patch else tokens
-        logits: torch.Tensor = self.head(self.join(tokens, self.transformer(seen)))
-        return logits
+        x: torch.Tensor = self.join(tokens, self.transformer(seen))
+        return x
 
-    def train(self, mode: bool = True) -> Fusion:
+    def train(self, mode: bool = True) -> FusionBackbone:
         """Switch to training or evaluation; a frozen part stays in evaluation, without dropout."""
         super().train(mode)
         if self.freeze:

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedvision.models.base import Backbone, with_linear_head
 from fedvision.models.checks import one_of, positive
-from fedvision.models.init import glorot
 from fedvision.models.tokens import Features
 
 Norm = Callable[[int], nn.Module]
@@ -56,7 +56,9 @@ def resnet8(
 ) -> nn.Module:
     """Build 3 stages of 1 block: 78,042 parameters for 3 channels and 10 classes. Keys as ``resnet18``."""
     blocks = SHAPES["resnet8"].blocks
-    return ResNet(residual_features(blocks, in_channels, image_size, width, norm, groups), num_classes)
+    return with_linear_head(
+        ResNetBackbone(residual_features(blocks, in_channels, image_size, width, norm, groups)), num_classes
+    )
 
 
 def resnet8_wide(
@@ -74,7 +76,9 @@ def resnet8_wide(
     that compare with it call it ResNet-8. Keys as ``resnet18``.
     """
     blocks = SHAPES["resnet8"].blocks
-    return ResNet(residual_features(blocks, in_channels, image_size, width, norm, groups), num_classes)
+    return with_linear_head(
+        ResNetBackbone(residual_features(blocks, in_channels, image_size, width, norm, groups)), num_classes
+    )
 
 
 def resnet20(
@@ -88,7 +92,9 @@ def resnet20(
 ) -> nn.Module:
     """Build 3 stages of 3 blocks: 272,474 parameters for 3 channels and 10 classes. Keys as ``resnet18``."""
     blocks = SHAPES["resnet20"].blocks
-    return ResNet(residual_features(blocks, in_channels, image_size, width, norm, groups), num_classes)
+    return with_linear_head(
+        ResNetBackbone(residual_features(blocks, in_channels, image_size, width, norm, groups)), num_classes
+    )
 
 
 def resnet18(
@@ -114,7 +120,9 @@ def resnet18(
         ValueError: A key is out of range.
     """
     blocks = SHAPES["resnet18"].blocks
-    return ResNet(residual_features(blocks, in_channels, image_size, width, norm, groups), num_classes)
+    return with_linear_head(
+        ResNetBackbone(residual_features(blocks, in_channels, image_size, width, norm, groups)), num_classes
+    )
 
 
 def residual_features(
@@ -180,18 +188,18 @@ class Block(nn.Module):
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
-    """Features averaged over positions, with a linear head."""
+class ResNetBackbone(Backbone):
+    """Features averaged over positions."""
 
-    def __init__(self, features: ResidualFeatures, num_classes: int) -> None:
+    def __init__(self, features: ResidualFeatures) -> None:
         super().__init__()
         self.features = features
-        self.head = glorot(nn.Linear(features.channels, num_classes))
+        self.out_features = features.channels
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits [B, C]."""
-        logits: torch.Tensor = self.head(self.features(images).mean((2, 3)))
-        return logits
+        """Return [B, channels]."""
+        pooled: torch.Tensor = self.features(images).mean((2, 3))
+        return pooled
 
 
 def _convolution(channels: int, out: int, *, size: int = 3, stride: int = 1) -> nn.Conv2d:

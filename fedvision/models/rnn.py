@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fedvision.models.base import Backbone, with_linear_head
 from fedvision.models.checks import one_of, positive, probability
-from fedvision.models.init import glorot, recurrent
+from fedvision.models.init import recurrent
 from fedvision.models.tokens import Features, patch_grid, patches
 
 _CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -59,7 +60,7 @@ def rnn(
         layers=layers,
         bidirectional=bidirectional,
     )
-    return Rnn(features, num_classes, pool, dropout)
+    return with_linear_head(RnnBackbone(features, pool, dropout), num_classes)
 
 
 class RecurrentFeatures(Features):
@@ -102,19 +103,19 @@ class RecurrentFeatures(Features):
         return torch.cat([states[:, -1, : self.hidden], states[:, 0, self.hidden :]], dim=1)
 
 
-class Rnn(nn.Module):
-    """The recurrent layers, pooled, with a linear head."""
+class RnnBackbone(Backbone):
+    """The recurrent layers, pooled."""
 
-    def __init__(self, features: RecurrentFeatures, num_classes: int, pool: str, dropout: float) -> None:
+    def __init__(self, features: RecurrentFeatures, pool: str, dropout: float) -> None:
         super().__init__()
         self.pool = pool
         self.features = features
         self.dropout = nn.Dropout(dropout)
-        self.head = glorot(nn.Linear(features.channels, num_classes))
+        self.out_features = features.channels
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits [B, C]."""
+        """Return [B, D]."""
         states = self.features(images)
         pooled = self.features.last(states) if self.pool == "last" else states.mean(1)
-        logits: torch.Tensor = self.head(self.dropout(pooled))
-        return logits
+        x: torch.Tensor = self.dropout(pooled)
+        return x

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedvision.models.init import glorot
+from fedvision.models.base import Backbone, with_linear_head
 from fedvision.models.tokens import patch_grid, patches
 from fedvision.models.transformer import Transformer
 
@@ -58,19 +58,19 @@ def vit(
         positional=positional,
         pool=pool,
     )
-    return VisionTransformer(transformer, num_classes, patch, dim)
+    return with_linear_head(VitBackbone(transformer, patch, dim), num_classes)
 
 
-class VisionTransformer(nn.Module):
-    """Patches through an encoder, with a linear head."""
+class VitBackbone(Backbone):
+    """Patches through an encoder."""
 
-    def __init__(self, transformer: Transformer, num_classes: int, patch: int, dim: int) -> None:
+    def __init__(self, transformer: Transformer, patch: int, dim: int) -> None:
         super().__init__()
         self.patch = patch
         self.transformer = transformer
-        self.head = glorot(nn.Linear(dim, num_classes))
+        self.out_features = dim
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits [B, C]."""
-        logits: torch.Tensor = self.head(self.transformer(patches(images, (self.patch, self.patch))))
-        return logits
+        """Return [B, dim]."""
+        x: torch.Tensor = self.transformer(patches(images, (self.patch, self.patch)))
+        return x

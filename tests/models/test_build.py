@@ -13,6 +13,7 @@ from torch import nn
 
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, PluginError
+from fedvision.models.base import ImageModel, halves
 from fedvision.models.build import Gray, build_model
 
 
@@ -34,6 +35,12 @@ def colour(**keys: Any) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(keys["num_classes"])
     )
+
+
+def colour_halves(num_classes: int) -> nn.Module:
+    """A network for colour of backbone and head."""
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return ImageModel(backbone, nn.Linear(4, num_classes))
 
 
 def gray_to_colour() -> nn.Module:
@@ -99,6 +106,7 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> None:
         four_channels,
         Linear,
         colour,
+        colour_halves,
         gray_to_colour,
         too_deep,
         thousand,
@@ -134,6 +142,22 @@ def test_gray_images_are_shown_in_colour() -> None:
     images = torch.randn(2, 1, 8, 8)
     expected = model.eval().network(torch.cat([images] * 3, dim=1))
     torch.testing.assert_close(model(images), expected)
+
+
+def test_a_gray_backbone_keeps_its_head_apart() -> None:
+    model = halves(build("guests:colour_halves"), "this test").eval()
+    names = ["backbone.network.0.weight", "backbone.network.0.bias", "head.weight", "head.bias"]
+    assert list(model.state_dict()) == names
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(model(images), model.head(model.backbone(images)))
+
+
+def test_what_needs_backbone_and_head_refuses_a_network_without_them() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"^\[algorithm\] use = 'x' needs a network of backbone and head, .* a Linear; let its",
+    ):
+        halves(build("guests:Linear"), "[algorithm] use = 'x'")
 
 
 def test_a_network_that_takes_gray_images_gets_them() -> None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fedvision import registry, seeding
 from fedvision.config import ModelConfig
+from fedvision.models.base import Backbone, halves
 from fedvision.models.build import build_model
 
 NAMES = sorted(registry.BUILTINS["model"])
@@ -47,6 +48,16 @@ def test_every_parameter_of_every_network_learns_from_every_image_size(
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_is_its_head_after_its_backbone(name: str) -> None:
+    model = halves(build(name, (1, 8, 8)), "this test").eval()
+    features = model.backbone(images((1, 8, 8)))
+    assert isinstance(model.backbone, Backbone)
+    assert features.shape == (3, model.backbone.out_features)
+    assert torch.equal(model(images((1, 8, 8))), model.head(features))
+    assert {key.split(".")[0] for key in model.state_dict()} == {"backbone", "head"}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedvision.models.base import ImageModel
 from fedvision.models.cnn import cnn
-from fedvision.models.fusion import Fusion, fusion
+from fedvision.models.fusion import FusionBackbone, fusion
 from fedvision.models.fusion_modes import JOINS, Concat, CrossAttention, Gated
 from fedvision.models.state import personal_names, shared_names
 
@@ -19,12 +20,13 @@ EXTRACTORS = ("cnn", "rnn", "resnet8", "resnet18", "resnet20")
 EVERY = list(itertools.product(sorted(JOINS), EXTRACTORS, (0, 4)))
 
 
-def build(**keys: Any) -> Fusion:
+def build(**keys: Any) -> tuple[ImageModel, FusionBackbone]:
     torch.manual_seed(0)
     small: dict[str, Any] = {"width": 4, "dim": 8, "depth": 1, "heads": 2}
     model = fusion(num_classes=3, in_channels=1, image_size=(8, 8), **{**small, **keys})
-    assert isinstance(model, Fusion)
-    return model
+    assert isinstance(model, ImageModel)
+    assert isinstance(model.backbone, FusionBackbone)
+    return model, model.backbone
 
 
 def images(batch: int = 4) -> torch.Tensor:
@@ -34,21 +36,21 @@ def images(batch: int = 4) -> torch.Tensor:
 @pytest.mark.parametrize(("join", "extractor", "patch"), EVERY)
 @pytest.mark.parametrize("branch", [0, 1], ids=["extractor", "transformer"])
 def test_each_branch_changes_the_logits(join: str, extractor: str, patch: int, branch: int) -> None:
-    model = build(join=join, extractor=extractor, patch=patch)
+    model, backbone = build(join=join, extractor=extractor, patch=patch)
     before = model(images())
 
     def silence(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return tuple(x.zero_() if i == branch else x for i, x in enumerate(x.clone() for x in inputs))
 
-    model.join.register_forward_pre_hook(silence)
+    backbone.join.register_forward_pre_hook(silence)
     assert (model(images()) - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("join", "extractor", "patch"), EVERY)
 def test_each_branch_learns(join: str, extractor: str, patch: int) -> None:
-    model = build(join=join, extractor=extractor, patch=patch)
+    model, backbone = build(join=join, extractor=extractor, patch=patch)
     F.cross_entropy(model(images()), torch.tensor([0, 1, 2, 0])).backward()
-    for branch in (model.extractor, model.transformer, model.join, model.head):
+    for branch in (backbone.extractor, backbone.transformer, backbone.join, model.head):
         grads = [p.grad for p in branch.parameters()]
         assert all(grad is not None for grad in grads)
         assert max(float(grad.abs().max()) for grad in grads if grad is not None) > 1e-5
@@ -56,10 +58,10 @@ def test_each_branch_learns(join: str, extractor: str, patch: int) -> None:
 
 def test_patches_make_the_transformer_independent_of_the_extractor() -> None:
     def class_tokens(patch: int) -> list[torch.Tensor]:
-        model, seen = build(patch=patch), []
-        model.transformer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        (model, backbone), seen = build(patch=patch), []
+        backbone.transformer.register_forward_hook(lambda module, inputs, output: seen.append(output))
         model(images())
-        nn.init.zeros_(model.extractor.conv3.weight)  # type: ignore[union-attr, arg-type]
+        nn.init.zeros_(backbone.extractor.conv3.weight)  # type: ignore[union-attr, arg-type]
         model(images())
         return seen
 
@@ -84,41 +86,44 @@ def test_joins_by_their_formulas() -> None:
 
 
 def test_an_extractor_is_its_network_without_head() -> None:
-    model = build(extractor="cnn")
+    _, backbone = build(extractor="cnn")
     alone = cnn(num_classes=3, in_channels=1, image_size=(8, 8), width=4)
-    names = {key.removeprefix("features.") for key in alone.state_dict() if key.startswith("features.")}
-    assert names == set(model.extractor.state_dict())
+    prefix = "backbone.features."
+    names = {key.removeprefix(prefix) for key in alone.state_dict() if key.startswith(prefix)}
+    assert names == set(backbone.extractor.state_dict())
 
 
 @pytest.mark.parametrize(("freeze", "other"), [("extractor", "transformer"), ("transformer", "extractor")])
 @pytest.mark.parametrize("patch", [0, 4])
 def test_a_frozen_branch_stays_as_it_is(freeze: str, other: str, patch: int) -> None:
-    model = build(freeze=freeze, patch=patch, dropout=0.5)
+    model, _ = build(freeze=freeze, patch=patch, dropout=0.5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     model.eval().train()
     F.cross_entropy(model(images()), torch.tensor([0, 1, 2, 0])).backward()
     optimizer.step()
     after = model.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith(freeze))
-    assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith(other))
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert not any(key.startswith(f"backbone.{freeze}.") for key in moved)
+    assert any(key.startswith(f"backbone.{other}.") for key in moved)
 
 
 @pytest.mark.parametrize("freeze", ["extractor", "transformer"])
 def test_a_frozen_branch_stays_in_evaluation(freeze: str) -> None:
-    model = build(freeze=freeze)
+    model, backbone = build(freeze=freeze)
     for _ in range(2):
-        assert not any(module.training for module in model.get_submodule(freeze).modules())
+        assert not any(module.training for module in backbone.get_submodule(freeze).modules())
         assert model.training
-        assert model.join.training
+        assert backbone.join.training
         model.eval().train()
-    frozen = {name for name in model.state_dict() if name.startswith(f"{freeze}.")}
+    frozen = {name for name in model.state_dict() if name.startswith(f"backbone.{freeze}.")}
     assert set(personal_names(model, shared_names(model, "trainable"))) == frozen
 
 
 def test_nothing_is_frozen_unless_asked_for() -> None:
-    assert all(p.requires_grad for p in build().parameters())
-    assert all(module.training for module in build().train().modules())
+    model, _ = build()
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(module.training for module in model.train().modules())
 
 
 @pytest.mark.parametrize(

@@ -6,39 +6,41 @@ import pytest
 import torch
 from torch import nn
 
-from fedvision.models.rnn import RecurrentFeatures, Rnn, rnn
+from fedvision.models.base import ImageModel
+from fedvision.models.rnn import RecurrentFeatures, RnnBackbone, rnn
 
 
-def build(**keys: object) -> Rnn:
+def build(**keys: object) -> tuple[ImageModel, RecurrentFeatures]:
     torch.manual_seed(0)
     model = rnn(num_classes=4, in_channels=2, image_size=(6, 9), hidden=5, **keys)  # type: ignore[arg-type]
-    assert isinstance(model, Rnn)
-    return model
+    assert isinstance(model, ImageModel)
+    assert isinstance(model.backbone, RnnBackbone)
+    return model, model.backbone.features
 
 
 def test_a_row_is_a_token() -> None:
-    model = build()
+    model, features = build()
     images = torch.randn(3, 2, 6, 9)
     rows = torch.stack([images[:, :, row].flatten(1) for row in range(6)], dim=1)
-    expected = model.features.recurrent(rows)[1][-1]
+    expected = features.recurrent(rows)[1][-1]
     assert torch.equal(model(images), model.head(expected))
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_last_is_each_directions_final_state(cell: str, layers: int) -> None:
-    model = build(cell=cell, layers=layers, bidirectional=True, tokens="patches", patch=3)
+    model, features = build(cell=cell, layers=layers, bidirectional=True, tokens="patches", patch=3)
     images = torch.randn(3, 2, 6, 9)
     tokens = nn.functional.unfold(images, 3, stride=3).transpose(1, 2)
-    final = model.features.recurrent(tokens)[1]
+    final = features.recurrent(tokens)[1]
     hidden = final[0] if cell == "lstm" else final
     torch.testing.assert_close(model(images), model.head(torch.cat([hidden[-2], hidden[-1]], dim=1)))
 
 
 def test_mean_is_over_all_states() -> None:
-    model = build(pool="mean")
+    model, features = build(pool="mean")
     images = torch.randn(3, 2, 6, 9)
-    torch.testing.assert_close(model(images), model.head(model.features(images).mean(1)))
+    torch.testing.assert_close(model(images), model.head(features(images).mean(1)))
 
 
 def test_one_direction_sees_no_later_row() -> None:
