@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvision.data import identity as room
+from fedvision.data import identity as module
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.identity import identity
 
@@ -53,7 +53,7 @@ def test_a_single_pixel_label_column_or_name_changes_its_part_alone() -> None:
 
 def test_images_hashed_in_pieces_have_the_digest_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = identity(dataset())
-    monkeypatch.setattr(room, "_BYTES", 33)
+    monkeypatch.setattr(module, "_BYTES", 33)
     assert identity(dataset()) == whole
 
 
@@ -66,7 +66,7 @@ def test_cached_images_are_known_by_their_key_and_not_read(
         (tmp_path / key).mkdir(exist_ok=True)
         np.save(tmp_path / key / "images.npy", old.train.images)
         mapped = np.load(tmp_path / key / "images.npy", mmap_mode="r")
-        monkeypatch.setattr(room, "_BYTES", 0)  # what is hashed would divide by this
+        monkeypatch.setattr(module, "_BYTES", 0)  # what is hashed would divide by this
         found.append(identity(replace(old, train=replace(old.train, images=mapped)))["training images"])
     assert found[0] == found[2] != found[1]
 

@@ -183,7 +183,7 @@ def _connection(superlink: SuperlinkConfig, timeout: float) -> Iterator[http.cli
     connection = _unconnected(superlink, proxy, timeout)
     try:
         connection.connect()
-        _hear(connection.sock, timeout)
+        _await_close(connection.sock, timeout)
         yield connection
     except (OSError, http.client.HTTPException) as error:
         why = _why_through(proxy, error, superlink) if proxy else _why(error, superlink)
@@ -253,7 +253,7 @@ def _why_through(proxy: Proxy, error: Exception, superlink: SuperlinkConfig) -> 
     )
 
 
-def _hear(sock: socket.socket, timeout: float) -> None:
+def _await_close(sock: socket.socket, timeout: float) -> None:
     """Wait for a server's first word, before anything is sent that it would not read.
 
     In TLS 1.3 a client's certificate is refused after the handshake; a request that is under way then makes

@@ -55,8 +55,8 @@ _BEAT_S, _BEAT_AGAIN_S = 4.0, 1.0
 _AWAY_S = 15.0
 """A silence between two beats that the report shall name: they are a few seconds apart."""
 _BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.02, 1.0, 30.0
-"""Pauses between two questions to the server, which holds them while there is nothing to say (see ``news``):
-while a run goes on, and when nothing happened for a while."""
+"""Pauses between two questions to the server, which holds them while there is nothing to say: while a run
+goes on, and when nothing happened for a while."""
 _EMPTY_S, _SURE_S = 60.0, 40.0
 """Who had nothing in hand for the first may have again what he was given longer ago than the second, which is
 longer than a question may take."""
@@ -76,11 +76,11 @@ class ClientDaemon:
     def __init__(self, config: ClientMachineConfig, folder: Path) -> None:
         config.superlink.check_files()
         self._config = config
-        self._inbox = StateDirectory(Path(config.state))
+        self._state = StateDirectory(Path(config.state))
         self._trainer = TrainingProcess(config, folder)
         self._link = _connect(config)
         self._reached = threading.Event()
-        self._patience = RetryBackoff(config.superlink.retry_for, sleep=self._rest)
+        self._backoff = RetryBackoff(config.superlink.retry_for, sleep=self._rest)
         self._runs: dict[int, RunManifest] = {}
         self._opened: tuple[int, str] = (0, "")
         self._worked = 0.0
@@ -100,10 +100,10 @@ class ClientDaemon:
             ConfigError: This client runs already, or its images cannot be read.
             RunError: The server could not be reached for ``superlink.retry_for`` seconds.
         """
-        with self._inbox.locked():
+        with self._state.locked():
             died = False
             with self._disk("that this client runs"):
-                if died := self._inbox.begin():
+                if died := self._state.begin():
                     self._notes.append("its process died and was started again")
             beats = threading.Thread(target=self._beat, daemon=True)
             try:
@@ -117,7 +117,7 @@ class ClientDaemon:
                             beats.start()
                         self._work()
                     except (LinkDown, LinkRefused) as error:
-                        self._patience.wait(partial(self._why, error))
+                        self._backoff.wait(partial(self._why, error))
             finally:
                 self._leave(beats)
 
@@ -142,14 +142,14 @@ class ClientDaemon:
         if beats.ident is not None:  # it was online; the thread itself may have ended by now
             beats.join(timeout=10)
             with suppress(FedVisionError):
-                self._link.sign_off()
+                self._link.deactivate()
         self._link.close()
-        self._inbox.end()
+        self._state.end()
 
     def _join(self) -> None:
         """Go online under the number of last time, or as the server gives it."""
         address = self._config.superlink.address
-        known = self._link.node_id or self._inbox.node(address)
+        known = self._link.node_id or self._state.node(address)
         self._lost.clear()
         self._empty_since = None
         # A message that the server gave and that is not here was lost with the connection.
@@ -165,11 +165,11 @@ class ClientDaemon:
         node = self._link.activate()
         self._link.beat(empty_for)
         with self._disk("this client's number"):
-            self._inbox.keep_node(address, node)
+            self._state.keep_node(address, node)
         self._joined()
 
     def _joined(self) -> None:
-        if self._patience.success():
+        if self._backoff.success():
             log.warning("%s is connected to %s", self._config.name, self._config.superlink.address)
 
     def _beat(self) -> None:
@@ -206,7 +206,7 @@ class ClientDaemon:
                 continue
             self._in_hand, self._empty_since, self._twice = message, None, not resumed
             with self._disk("a message in work"):
-                self._inbox.keep_message(message)
+                self._state.keep_message(message)
             incoming = self._link.incoming(message)
             try:
                 if incoming.head.metadata.message_id == self._answered:
@@ -217,13 +217,13 @@ class ClientDaemon:
             except RunEnded:
                 log.warning("nobody waits for this task any more; it is dropped")
             self._in_hand = None
-            self._inbox.answered()
+            self._state.answered()
             last = time.monotonic()
         raise LinkRefused("the server no longer knows this client")
 
     def _message(self) -> bytes | None:
         """Return the message that is not answered yet, or None."""
-        return self._in_hand or self._inbox.message()
+        return self._in_hand or self._state.message()
 
     @staticmethod
     @contextmanager
@@ -240,7 +240,7 @@ class ClientDaemon:
         try:
             self._worked = 0.0
             layout, task = self._do(incoming)
-            kept = self._inbox.reply(kind)
+            kept = self._state.reply(kind)
             tensors = pack_tensors(FileSource(kept.path))
             told = replace(MessageHeader.from_text(layout), notes=self._told(kept, task))
             reply = reply_to(incoming.head, pack_message(told, tensors))
@@ -271,15 +271,15 @@ class ClientDaemon:
 
         def keep(session: str) -> None:
             with self._disk("how far a reply was sent"):
-                self._inbox.keep_session(name, session)
+                self._state.keep_session(name, session)
 
-        self._link.answer(reply, took, self._inbox.session(name), keep)
+        self._link.answer(reply, took, self._state.session(name), keep)
 
     def _do(self, incoming: IncomingMessage) -> tuple[str, str]:
         """Do a task; return the reply's layout, whose tensors are in the inbox, and the task's digest."""
         facts = self._facts(incoming.head.metadata.run_id)
         kind = incoming.head.metadata.message_type
-        reply = self._inbox.reply(kind)
+        reply = self._state.reply(kind)
         self._trainer.start()  # one that died between two tasks costs nothing
         # Who asks what this machine has shall hear of images that were mended in the meantime.
         if self._opened != (self._trainer.generation, facts.run) or kind == codec.CLIENT_INFO:
@@ -296,7 +296,7 @@ class ClientDaemon:
             return kept, task
         self._patiently(lambda: self._fetch(incoming, layout.size))
         reply.drop()
-        files = {"task": str(self._inbox.task), "reply": str(reply.path)}
+        files = {"task": str(self._state.task), "reply": str(reply.path)}
         answer = self._surely({"answer": kind, "layout": layout.to_text(), **files}, facts)
         self._worked = float(answer.get("worked", 0.0))
         reply.keep(task, answer["layout"])
@@ -326,7 +326,7 @@ class ClientDaemon:
             return self._trainer.ask(request)
 
     def _fetch(self, incoming: IncomingMessage, size: int) -> None:
-        with self._inbox.task.open("wb") as file:
+        with self._state.task.open("wb") as file:
             for piece in incoming.read(size):
                 file.write(piece)
 

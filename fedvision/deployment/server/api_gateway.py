@@ -102,11 +102,11 @@ class ApiGateway:
         removed: Callable[[], Mapping[bytes, str]] = dict,
     ) -> None:
         self._app, self._known, self._limits, self._clock = app, known, limits, clock
-        self._give_again, self._owner, self._removed = redeliver, owner, removed
+        self._redeliver, self._owner, self._removed = redeliver, owner, removed
         self._paths = internals_superlink.fleet_paths() | {FLEET}
         self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
-        self._journal = RateLimitedLog(log, clock)
-        self._room = MemoryBudget(limits.body_memory, limits.key_bodies, self._late)
+        self._refusals = RateLimitedLog(log, clock)
+        self._budget = MemoryBudget(limits.body_memory, limits.key_bodies, self._on_wait)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
@@ -125,7 +125,7 @@ class ApiGateway:
                 await self._read_and_pass(scope, key, receive, send)
                 return
         except Refusal as refusal:
-            self._journal.refused(peer, refusal.reason, refusal.detail)
+            self._refusals.refused(peer, refusal.reason, refusal.detail)
             await _answer(send, refusal)
             return
         await self._app(scope, _replay([b""], receive), send)
@@ -136,24 +136,24 @@ class ApiGateway:
         declared = _declared(scope)
         if (declared or 0) > most:
             raise Refusal(413, f"a body of more than {most} bytes")
-        async with self._room.take(key, most if declared is None else declared) as held:
+        async with self._budget.take(key, most if declared is None else declared) as held:
             body = await self._body(receive, most, held)
-            self._room.shrink(held, sum(map(len, body)))
+            self._budget.shrink(held, sum(map(len, body)))
             await self._check_names(scope["path"], key, body)
             seconds = _empty_for(scope)
             if seconds is None:
                 await self._app(scope, _replay(body, receive), send)
             else:
-                await self._empty_handed(scope, body, seconds, receive, send)
+                await self._pass_heartbeat(scope, body, seconds, receive, send)
 
-    def _late(self, key: bytes, holders: Counter[bytes]) -> None:
+    def _on_wait(self, key: bytes, holders: Counter[bytes]) -> None:
         """Say who waits for room, and for whom."""
         names, removed = self._known(), "a removed client"
         told = ", ".join(f"{names.get(holder, removed)} {bodies}" for holder, bodies in holders.most_common())
         what = "has waited 10 s for room to send to the server"
-        self._journal.said(names.get(key, removed), what, f"; bodies under way: {told}")
+        self._refusals.said(names.get(key, removed), what, f"; bodies under way: {told}")
 
-    async def _empty_handed(
+    async def _pass_heartbeat(
         self, scope: Scope, body: list[bytes], seconds: float, receive: Receive, send: Send
     ) -> None:
         """Pass a heartbeat on; where Flower finds it good, the client may have again what it did not get."""
@@ -167,7 +167,7 @@ class ApiGateway:
         await self._app(scope, _replay(body, receive), watched)
         if statuses[:1] == [200]:
             node = internals_superlink.heartbeat_node(said)
-            if again := await asyncio.to_thread(self._give_again, node, seconds):
+            if again := await asyncio.to_thread(self._redeliver, node, seconds):
                 log.info("node %d did not get what it was given: %d messages are given again", node, again)
 
     def _check_path(self, scope: Scope) -> None:
@@ -224,10 +224,10 @@ class ApiGateway:
             A small body as a whole; of a large one the first ``_START`` bytes or more, and the rest as it
             came, since to join 15 MiB is to copy them.
         """
-        latency_model, size = _Pace(self._limits, self._clock, lambda: self._room.wanted(held)), 0
+        pace, size = _Pace(self._limits, self._clock, lambda: self._budget.wanted(held)), 0
         parts = [b""]
         while True:
-            message = await self._next(receive, latency_model, size)
+            message = await self._next(receive, pace, size)
             if message["type"] == "http.disconnect":
                 raise Refusal(400, "the connection ended inside a body")
             part = message.get("body", b"")
@@ -240,9 +240,9 @@ class ApiGateway:
                 raise Refusal(413, f"a body of more than {most} bytes")
             if not message.get("more_body", False):
                 return parts
-            latency_model.check(size)
+            pace.check(size)
 
-    async def _next(self, receive: Receive, latency_model: _Pace, size: int) -> MutableMapping[str, Any]:
+    async def _next(self, receive: Receive, pace: _Pace, size: int) -> MutableMapping[str, Any]:
         """Return the next part of a body; one that rests is looked at every second."""
         idle, loop = self._limits.idle_seconds, asyncio.get_running_loop()
         until = loop.time() + idle
@@ -252,7 +252,7 @@ class ApiGateway:
             except TimeoutError:
                 if loop.time() >= until:
                     raise Refusal(408, f"no byte of the body in {idle:g} seconds") from None
-                latency_model.check(size)
+                pace.check(size)
 
 
 class _Pace:

@@ -202,16 +202,18 @@ class Deployment(RunRecorder):
         self._remember(flower_run=self._start(link, restore, facts))
         measured, classes = self.config.evaluation.with_training, len(self.experiment.dataset.classes)
         expected = expected_replies(self.state, classes, measured=measured)
-        grid = SuperLinkGrid(link, expected, members.numbers, restore, self._hear, members.has, self._saved)
-        with Heartbeat(link) as pulse, _outcome(link):
+        grid = SuperLinkGrid(
+            link, expected, members.numbers, restore, self._on_client_notice, members.has, self._saved
+        )
+        with Heartbeat(link) as heartbeat, _outcome(link):
             members.least = wait_for
             try:
                 members.present(grid)
                 members.least = 1
                 self.run_rounds(grid, members, self._measure())
             except RunError as error:
-                if _was_refused(error) and pulse.silence > LOST_S:
-                    raise RunExpired(f"the server was not heard of for {pulse.silence:.0f} s") from error
+                if _was_refused(error) and heartbeat.silence > LOST_S:
+                    raise RunExpired(f"the server was not heard of for {heartbeat.silence:.0f} s") from error
                 raise
 
     @staticmethod
@@ -222,7 +224,7 @@ class Deployment(RunRecorder):
             except LinkDown as error:
                 restore(error)
 
-    def _hear(self, client: int, sentence: str) -> None:
+    def _on_client_notice(self, client: int, sentence: str) -> None:
         """Note what a client says of itself."""
         who, what = named(client, self.names()), f"says that {sentence}"
         number = min(self.done + 1, self.config.rounds)
@@ -299,15 +301,15 @@ class _Restoring:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._process, self._note, self._say = process, note, say
-        self._since = self._last = self._said = float("-inf")
+        self._since = self._last = self._error_of = float("-inf")
 
     def __call__(self, error: LinkDown) -> None:
         now = time.monotonic()
         if now - self._last > 2 * BEAT_S:
-            self._since = self._said = now
+            self._since = self._error_of = now
         self._last = now
-        if now - self._said >= _SAY_S:
-            self._said = now
+        if now - self._error_of >= _SAY_S:
+            self._error_of = now
             self._say(f"the SuperLink does not answer for {now - self._since:.0f} s: {error}; trying again")
         if now - self._since > _GIVE_UP_S:
             raise RunError(f"the SuperLink does not answer for {_GIVE_UP_S:.0f} s: {error}") from error

@@ -113,7 +113,7 @@ class PublicListener:
     ) -> None:
         self._socket, self._config, self._server = sock, config, server
         self._context, self._limits = context, limits
-        self._seats, self._journal = ConnectionLimiter(limits), RateLimitedLog(log)
+        self._seats, self._refusals = ConnectionLimiter(limits), RateLimitedLog(log)
         self._handshakes: set[asyncio.Task[None]] = set()
 
     @property
@@ -133,7 +133,7 @@ class PublicListener:
                     connection, address = await loop.sock_accept(self._socket)
                 except OSError as error:
                     if error.errno in _FULL:
-                        self._journal.refused("all peers", f"{error.strerror}; accepting goes on shortly")
+                        self._refusals.refused("all peers", f"{error.strerror}; accepting goes on shortly")
                         await asyncio.sleep(0.5)
                     elif error.errno != errno.ECONNABORTED:
                         raise
@@ -147,7 +147,7 @@ class PublicListener:
     def _receive(self, connection: socket.socket, address: str) -> None:
         peer = peer_name(address)
         if reason := self._seats.take(peer):
-            self._journal.refused(peer, reason)
+            self._refusals.refused(peer, reason)
             connection.close()
             return
         task = asyncio.get_running_loop().create_task(self._connect(connection, peer))
@@ -169,7 +169,7 @@ class PublicListener:
                 peer=peer,
                 header_seconds=seconds,
                 left=leave,
-                slow=lambda: self._journal.refused(peer, f"no whole request within {seconds:g} seconds"),
+                slow=lambda: self._refusals.refused(peer, f"no whole request within {seconds:g} seconds"),
                 config=self._config,
                 server_state=self._server.server_state,
                 app_state=self._server.lifespan.state,
@@ -184,7 +184,7 @@ class PublicListener:
                 ssl_shutdown_timeout=seconds if self._context else None,
             )
         except (OSError, ssl.SSLError) as error:
-            self._journal.refused(peer, f"the TLS handshake failed ({_short(error)})")
+            self._refusals.refused(peer, f"the TLS handshake failed ({_short(error)})")
             with contextlib.suppress(OSError):
                 connection.close()
             leave()

@@ -32,7 +32,7 @@ _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-class Calm(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Lets the same text through once a minute, and of one place in the code as much as its bucket holds.
 
     Args:
@@ -62,7 +62,7 @@ class Calm(logging.Filter):
         return allowed
 
 
-class OneLine(logging.Formatter):
+class OneLineFormatter(logging.Formatter):
     """Time and text, without colour codes; what follows a line break is indented, so that none is forged."""
 
     def __init__(self) -> None:
@@ -134,8 +134,8 @@ def install(path: Path | None) -> None:
         handler: logging.Handler = RotatingLog(path) if path else logging.StreamHandler()
     except OSError as error:
         raise ConfigError(f"--log {path}: it cannot be written: {error.strerror}") from error
-    handler.setFormatter(OneLine())
-    handler.addFilter(Calm())
+    handler.setFormatter(OneLineFormatter())
+    handler.addFilter(RepeatFilter())
     internals.quiet()
     for name in ("flwr", "uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "httpcore"):
         logger = logging.getLogger(name)

@@ -78,10 +78,12 @@ def serve(
             shortcuts=not slower,
         )
         keyring = Keyring(options.clients, state)
-        news = LongPolling(app if slower else _past_middleware(app))
-        server = GuardedServer(uvicorn.Config(news, **_settings(), **_private_tls(files)), keyring, ready)
+        app_with_polling = LongPolling(app if slower else _past_middleware(app))
+        server = GuardedServer(
+            uvicorn.Config(app_with_polling, **_settings(), **_private_tls(files)), keyring, ready
+        )
         gate = ApiGateway(
-            news,
+            app_with_polling,
             lambda: keyring.known,
             options.limits,
             redeliver=functools.partial(internals_superlink.redeliver, state),

@@ -40,7 +40,7 @@ from fedvision.flower import codec, internals
 from fedvision.types import State
 
 _PAUSE_S = 0.02
-"""Pause between two questions for replies, which the SuperLink holds while there is none (see ``news``)."""
+"""Pause between two questions for replies, which ``long_polling`` holds while there is none."""
 _UPLOAD_S = 6 * 3600.0
 """How long a client may take to deliver a reply; a SuperLink gives up on one that rests for 180 s."""
 _SPARE = 4
@@ -75,11 +75,11 @@ class SuperLinkGrid(LocalGrid):
         expected: What replies may bring, by message type; others bring numbers.
         numbers: Which client each node is; read whenever a message is sent.
         restore: Brings a SuperLink back that does not answer; raises when it gives up.
-        hear: Is called with a client and a sentence of its own on what befell it.
+        on_client_notice: Is called with a client and a sentence of its own on what befell it.
         belongs: Tells whether a node is a member: one that came in the middle of a round, or that said that
             it cannot take part, is not asked.
-        settle: Is called when messages are made, before anybody can see them; what must be settled by then
-            is settled when it returns.
+        before_sending: Is called when messages are made, before anybody can see them, and returns when all is
+            done that must be done by then.
     """
 
     def __init__(
@@ -88,26 +88,30 @@ class SuperLinkGrid(LocalGrid):
         expected: Mapping[str, message_format.Expected],
         numbers: Mapping[int, int],
         restore: Callable[[LinkDown], None],
-        hear: Callable[[int, str], None] = lambda client, sentence: None,
+        on_client_notice: Callable[[int, str], None] = lambda client, sentence: None,
         belongs: Callable[[int], bool] = lambda node: True,
-        settle: Callable[[], None] = lambda: None,
+        before_sending: Callable[[], None] = lambda: None,
     ) -> None:
-        self._hear, self._belongs, self._settle = hear, belongs, settle
+        self._on_client_notice, self._belongs, self._before_sending = (
+            on_client_notice,
+            belongs,
+            before_sending,
+        )
         super().__init__(0, link.run_id)
-        self._owed: dict[str, _Sent] = {}
-        self._here: deque[_Arrived] = deque()
+        self._outstanding: dict[str, _Sent] = {}
+        self._announced: deque[_Arrived] = deque()
         self._unsent: list[Message] = []
         self._link, self._expected, self._numbers, self._restore = link, expected, numbers, restore
         self._later = ThreadPoolExecutor(1, "confirm")
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the members that are online, in the order of their clients."""
-        online = [node for node in self._surely(self._link.online) if self._belongs(node)]
+        online = [node for node in self._retrying(self._link.online) if self._belongs(node)]
         return sorted(online, key=lambda node: (self._numbers.get(node, 1 << 62), node))
 
     def names(self) -> dict[int, str]:
         """Return the nodes that are online with the names under which they are registered."""
-        return self._surely(self._link.online)
+        return self._retrying(self._link.online)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -141,7 +145,7 @@ class SuperLinkGrid(LocalGrid):
         sent = self._push(list(messages))
         taken = {id(one.message) for one in sent.values()}
         self._unsent += [message for message in messages if id(message) not in taken]
-        self._owed |= sent
+        self._outstanding |= sent
 
     def resume(self, messages: Sequence[Message], since: Sequence[float], now: float) -> None:
         """Send messages again; a client that has done the task already answers without doing it again."""
@@ -153,23 +157,23 @@ class SuperLinkGrid(LocalGrid):
             message = self._unsent.pop()
             error = Error(code=NODE_UNAVAILABLE, reason="it went offline before it was asked")
             yield message, Message(error, reply_to=message)
-        yield from self._receive(self._owed, self._here, limit, kind)
+        yield from self._receive(self._outstanding, self._announced, limit, kind)
 
     def ready(self) -> list[Message]:
         """Return the messages whose replies are announced."""
-        self._look(self._owed, self._here)
-        return [*self._unsent, *(found.sent.message for found in self._here)]
+        self._look(self._outstanding, self._announced)
+        return [*self._unsent, *(found.sent.message for found in self._announced)]
 
     def wait(self, until: float) -> None:
         """Return when one more reply is announced, or at ``until``."""
-        before = len(self._here)
-        while self._owed and len(self._here) == before and self.now() < until:
+        before = len(self._announced)
+        while self._outstanding and len(self._announced) == before and self.now() < until:
             time.sleep(_PAUSE_S)
-            self._look(self._owed, self._here)
+            self._look(self._outstanding, self._announced)
 
     def _push(self, messages: list[Message]) -> dict[str, _Sent]:
         self._pack(messages)
-        ids = self._surely(lambda: self._link.push(messages, self._settle)) if messages else []
+        ids = self._retrying(lambda: self._link.push(messages, self._before_sending)) if messages else []
         return {
             name: _Sent(message, message.metadata.dst_node_id)
             for name, message in zip(ids, messages, strict=True)
@@ -201,7 +205,7 @@ class SuperLinkGrid(LocalGrid):
     def _look(self, waiting: dict[str, _Sent], arrived: deque[_Arrived]) -> None:
         """Ask which replies are there."""
         if waiting:
-            for incoming in self._surely(lambda: self._link.pull(list(waiting))):
+            for incoming in self._retrying(lambda: self._link.pull(list(waiting))):
                 arrived.append(self._arrival(incoming, waiting))
 
     @staticmethod
@@ -214,11 +218,11 @@ class SuperLinkGrid(LocalGrid):
         head = found.incoming.head
         if head.has_error():
             if self._is_lost(head) and not found.sent.again:
-                self._ask_again(found.sent, waiting)
+                self._send_again(found.sent, waiting)
                 return None
-            return from_node(head, found.sent.node, self._said(head))
+            return from_node(head, found.sent.node, self._error_of(head))
         try:
-            content = self._surely(lambda: self._fetch(found, head.metadata.message_type))
+            content = self._retrying(lambda: self._fetch(found, head.metadata.message_type))
         except NotDeliveredYet:
             if time.monotonic() - found.since > _UPLOAD_S:
                 return self._failed(found, "its reply was announced and never delivered")
@@ -229,10 +233,10 @@ class SuperLinkGrid(LocalGrid):
         except RunEnded:
             if found.sent.again:
                 return self._failed(found, "its reply was lost")
-            self._ask_again(found.sent, waiting)
+            self._send_again(found.sent, waiting)
             return None
         for note in found.notes:
-            self._hear(self._numbers.get(found.sent.node, found.sent.node), note)
+            self._on_client_notice(self._numbers.get(found.sent.node, found.sent.node), note)
         return with_content(head, content)
 
     def _fetch(self, found: _Arrived, kind: str) -> RecordDict:
@@ -253,9 +257,9 @@ class SuperLinkGrid(LocalGrid):
         with suppress(FedVisionError):
             self._link.confirm(incoming)
 
-    def _ask_again(self, sent: _Sent, waiting: dict[str, _Sent]) -> None:
+    def _send_again(self, sent: _Sent, waiting: dict[str, _Sent]) -> None:
         """Send a message again whose reply was lost with a SuperLink; the client has kept its reply."""
-        (name,) = self._surely(lambda: self._link.push([sent.message]))
+        (name,) = self._retrying(lambda: self._link.push([sent.message]))
         waiting[name] = _Sent(sent.message, sent.node, again=True)
 
     @staticmethod
@@ -264,7 +268,7 @@ class SuperLinkGrid(LocalGrid):
         return generated and head.error.code != NODE_UNAVAILABLE
 
     @staticmethod
-    def _said(head: Message) -> Error:
+    def _error_of(head: Message) -> Error:
         if head.metadata.src_node_id == internals.SERVER_NODE:
             return Error(code=head.error.code, reason="it went offline before it answered")
         return head.error
@@ -285,7 +289,7 @@ class SuperLinkGrid(LocalGrid):
                 cut[key] = pack_tensors(message_format.TensorSource(content, layout))
             message.content = pack_message(layout, cut[key])
 
-    def _surely(self, call: Callable[[], _T]) -> _T:
+    def _retrying(self, call: Callable[[], _T]) -> _T:
         """Call until the SuperLink answers.
 
         Raises:

@@ -4,7 +4,7 @@
 
 A message is seven objects and more, most of them of a few hundred bytes, and Flower takes one a call. Each
 call costs a SuperLink milliseconds of the processor's time, however little it carries: for a small model this
-was most of what its round cost. Here those that are small go together. A SuperLink without that lane knows no
+was most of what its round cost. Here those that are small go together. A SuperLink without that path knows no
 such path and gets them as Flower sends them.
 
 A bundle is a sequence of messages in protobuf's format, each after its length.
@@ -56,7 +56,7 @@ class Bundle:
         return cls(requests)
 
 
-class Told:
+class BundleResponse:
     """What became of each object of a bundle."""
 
     def __init__(self, stored: Iterable[bool] = ()) -> None:
@@ -111,11 +111,11 @@ def push_bundle(client: ProtobufClient, path: str, bundle: Bundle) -> Sequence[b
         httpx.HTTPStatusError: The SuperLink has no such path, or says no.
         ValueError: Its answer is none.
     """
-    told: Told = client._unary_unary(
+    told: BundleResponse = client._unary_unary(
         path=path,
         rpc_method="/flwr.proto.Runtime/PushObject",
         request=bundle,
-        response_type=Told,
+        response_type=BundleResponse,
     )
     if len(told.stored) != len(bundle.requests):
         raise ValueError("an answer for each object was expected")

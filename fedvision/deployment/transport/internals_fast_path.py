@@ -50,7 +50,7 @@ from fedvision.deployment.transport.internals_bundle import (
     FLEET,
     RUNTIME,
     Bundle,
-    Told,
+    BundleResponse,
     split,
     store_together,
     varint,
@@ -148,7 +148,7 @@ class FastPath:
         state.store_traffic(asked.run_id, bytes_sent=size, bytes_recv=0)
         return _before_content(size), path
 
-    def _push_bundle(self, asked: Bundle, state: LinkState) -> Told:
+    def _push_bundle(self, asked: Bundle, state: LinkState) -> BundleResponse:
         """Take a client's small objects, as Flower's handler takes each."""
         (run_id,) = {request.run_id for request in asked.requests}
         if not self._running(state, run_id):
@@ -159,14 +159,14 @@ class FastPath:
         )
         if size:
             state.store_traffic(run_id, bytes_sent=0, bytes_recv=size)
-        return Told(stored)
+        return BundleResponse(stored)
 
     @staticmethod
-    def _push_servers_bundle(asked: Bundle, state: LinkState, task: Any) -> Told:
+    def _push_servers_bundle(asked: Bundle, state: LinkState, task: Any) -> BundleResponse:
         """Take the server's small objects, as Flower's handler takes each."""
         if asked.node.node_id != SUPERLINK_NODE_ID:
             raise ValueError("Flower answers this")
-        return Told(store_together(state, task.run_id, asked))
+        return BundleResponse(store_together(state, task.run_id, asked))
 
     def _running(self, state: LinkState, run_id: int) -> bool:
         """Return whether a run is going on, or was less than a second ago: to ask takes five statements."""

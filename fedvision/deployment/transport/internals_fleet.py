@@ -40,18 +40,18 @@ from fedvision.deployment.transport.internals_wire import (
     call,
     fetched,
     objects_of,
-    own_way,
+    route_client,
 )
 from fedvision.deployment.transport.proxies import proxy_for
 
-_EMPTY_FOR: ContextVar[float | None] = ContextVar("empty_for", default=None)
+_IDLE_S: ContextVar[float | None] = ContextVar("empty_for", default=None)
 
 
-class _EmptyHanded:
+class _IdleHeader:
     """Adds to a request for how long the client has had no message in hand."""
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        seconds = _EMPTY_FOR.get()
+        seconds = _IDLE_S.get()
         if seconds is not None:
             context.request.headers[EMPTY_HEADER] = f"{seconds:.1f}"
         return call_next(context)
@@ -91,11 +91,11 @@ class FleetLink:
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(key, key.public_key()),
-                _EmptyHanded(),
+                _IdleHeader(),
             ],
             verify=context or True,
         )
-        own_way(self._client, context or True, proxy.url if proxy else None)
+        route_client(self._client, context or True, proxy.url if proxy else None)
         self.node_id = 0
         self._delivered: set[str] = set()
 
@@ -122,13 +122,13 @@ class FleetLink:
         request = heartbeat_pb2.SendNodeHeartbeatRequest(
             node=self._node(), heartbeat_interval=HEARTBEAT_SECONDS
         )
-        said = _EMPTY_FOR.set(empty_for)
+        said = _IDLE_S.set(empty_for)
         try:
             return bool(call(self._client.SendNodeHeartbeat, request).success)
         finally:
-            _EMPTY_FOR.reset(said)
+            _IDLE_S.reset(said)
 
-    def sign_off(self) -> None:
+    def deactivate(self) -> None:
         """Go offline at once, so that nobody waits for this client."""
         call(self._client.DeactivateNode, fleet_pb2.DeactivateNodeRequest(node_id=self.node_id))
 

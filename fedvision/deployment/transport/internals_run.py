@@ -43,7 +43,7 @@ from fedvision.deployment.transport.internals_wire import (
     fetched,
     in_order,
     objects_of,
-    own_way,
+    route_client,
 )
 
 _GAVE_UP = "the SuperLink gave up waiting for the rest of a message"
@@ -70,7 +70,7 @@ class RunLink:
         self._base = f"{'https' if roots else 'http'}://{address}"
         self._verify: ssl.SSLContext | bool = loopback_context(roots) if roots else True
         self._secret = secret
-        self._shelf = BlobStore(objects) if objects else None
+        self._blobs = BlobStore(objects) if objects else None
         self._control = self._connect(ControlHttpClient, "flwr-cli")
         self._runtime: RuntimeHttpClient | None = None
         self.run_id = 0
@@ -78,7 +78,7 @@ class RunLink:
     def _connect(self, kind: type[Any], component: str, *more: Any) -> Any:
         version = RuntimeVersionHttpInterceptor(component_name=component)
         client = kind(self._base, interceptors=[version, *more], verify=self._verify)
-        own_way(client, self._verify, None)  # it never leaves this machine
+        route_client(client, self._verify, None)  # it never leaves this machine
         return client
 
     def alive(self) -> bool:
@@ -170,12 +170,14 @@ class RunLink:
         found = call(self._running().GetNodes, runtime_pb2.GetNodesRequest())
         return {int(node.node_id): str(node.name) for node in found.nodes}
 
-    def push(self, messages: Sequence[Message], settle: Callable[[], None] = lambda: None) -> list[str]:
+    def push(
+        self, messages: Sequence[Message], before_sending: Callable[[], None] = lambda: None
+    ) -> list[str]:
         """Send messages and return their ids; the same message may be pushed again.
 
         Args:
             messages: Packed.
-            settle: Is called when all is made ready, before anybody can see it.
+            before_sending: Is called when all is made ready, before anybody can see it.
         """
         with no_object_id_recompute():
             trees, objects = [], {}
@@ -184,20 +186,20 @@ class RunLink:
                 trees.append(tree)
                 objects.update(nested)
             heads = [message_to_proto(remove_content_from_message(message)) for message in messages]
-            on_shelf = {name for name, thing in objects.items() if self._puts_on_shelf(name, thing)}
-            settle()
+            in_store = {name for name, thing in objects.items() if self._stores(name, thing)}
+            before_sending()
             request = runtime_pb2.PushAppMessagesRequest(messages_list=heads, message_object_trees=trees)
             told = call(self._running().PushMessages, request)
             wanted = set(told.objects_to_push)
             objects = {name: thing for name, thing in in_order(objects).items() if name in wanted}
-            self._push_objects(objects, on_shelf, told.session_id)
+            self._push_objects(objects, in_store, told.session_id)
         return list(told.message_ids)
 
-    def _push_objects(self, objects: Mapping[str, Any], on_shelf: Set[str], session: str) -> None:
+    def _push_objects(self, objects: Mapping[str, Any], in_store: Set[str], session: str) -> None:
         """Send objects, small ones together; one that the SuperLink can see as a file by its name alone."""
         small: list[message_pb2.PushObjectRequest] = []
         for name, thing in objects.items():
-            if name in on_shelf:
+            if name in in_store:
                 small.append(self._push_request(name, IN_FILE, session))
                 continue
             request = self._push_request(name, thing.deflate(), session)
@@ -213,13 +215,13 @@ class RunLink:
                 elif not stored:
                     raise LinkDown(_GAVE_UP)
 
-    def _puts_on_shelf(self, name: str, thing: Any) -> bool:
+    def _stores(self, name: str, thing: Any) -> bool:
         """Put an object where the SuperLink sees it, if it is worth a file and there is a shelf."""
         shared = (
-            isinstance(thing, TensorObject) and thing.size > SMALL and self._shelf and self._shelf.is_open
+            isinstance(thing, TensorObject) and thing.size > SMALL and self._blobs and self._blobs.is_open
         )
-        if shared and self._shelf:
-            self._shelf.put(name, *thing.views())
+        if shared and self._blobs:
+            self._blobs.put(name, *thing.views())
         return bool(shared)
 
     def _push_request(self, name: str, content: bytes, session: str) -> message_pb2.PushObjectRequest:
@@ -248,12 +250,12 @@ class RunLink:
 
         def here(names: Sequence[str]) -> bool:
             """Tell whether it is worth asking: all pieces but the last are files once they have come."""
-            if self._shelf is None or not self._shelf.is_open:
+            if self._blobs is None or not self._blobs.is_open:
                 return True
-            return sum(not self._shelf.place(name).exists() for name in names) <= 1
+            return sum(not self._blobs.place(name).exists() for name in names) <= 1
 
         def fetch(name: str) -> bytes | memoryview:
-            held = self._shelf.get(name) if self._shelf else None
+            held = self._blobs.get(name) if self._blobs else None
             if held is not None:
                 return held
             request = message_pb2.PullObjectRequest(node=node, run_id=self.run_id, object_id=name)

@@ -322,7 +322,7 @@ def _rank(thing: object) -> int:
     return 2 if isinstance(thing, ConfigRecord) else 1
 
 
-def own_way(client: Any, verify: ssl.SSLContext | bool, proxy: str | None) -> None:
+def route_client(client: Any, verify: ssl.SSLContext | bool, proxy: str | None) -> None:
     """Let one of Flower's clients go the way that we say, whatever the environment says.
 
     Args:

@@ -90,7 +90,7 @@ if "fedvision.cli.main" in sys.orig_argv:
 """
 
 
-class Torture(Apart):
+class ChaosRun(Apart):
     """As ``Apart``, with five clients and what goes wrong with them."""
 
     names = NAMES

@@ -364,7 +364,7 @@ def test_a_body_that_rests_gives_way_to_those_that_wait(monkeypatch: pytest.Monk
         assert [sender.status for sender in slow] == [0] * 4
         good = Sender(guarded, NORTH, 2**20)
         good.parts.put_nowait(b"x" * 2**20)
-        await until(lambda: len(guarded._room._line) == 1)
+        await until(lambda: len(guarded._budget._line) == 1)
         for sender in slow[:3]:
             sender.parts.put_nowait(b"x" * 100_000)
         await until(lambda: all(sender.parts.empty() for sender in slow))
@@ -390,7 +390,7 @@ def test_who_waits_for_room_is_named(
         keys = {KEY: "north", OTHER: "south"}
         guarded = ApiGateway(Flower(), lambda: keys, Limits(body_memory=2 * 2**20))
         senders = [Sender(guarded, SOUTH, 2**20) for _ in range(2)]
-        await until(lambda: guarded._room._free == 0)
+        await until(lambda: guarded._budget._free == 0)
         senders.append(Sender(guarded, NORTH, 2**20))
         await until(lambda: bool(caplog.messages))
         for sender in senders:

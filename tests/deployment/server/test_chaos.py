@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedvision.deployment.certificates import make
-from tests.deployment.server.chaos import NAMES, TOLD_OF_CLIENTS, Torture
+from tests.deployment.server.chaos import NAMES, TOLD_OF_CLIENTS, ChaosRun
 from tests.deployment.server.machines import WAIT_S
 from tests.deployment.server.network import network
 from tests.deployment.server.training_barrier import hold
@@ -17,17 +17,17 @@ pytestmark = [pytest.mark.real_data, pytest.mark.long]
 
 
 @pytest.fixture
-def here(tmp_path: Path, far_pki: Path, raw: Path, request: pytest.FixtureRequest) -> Iterator[Torture]:
+def here(tmp_path: Path, far_pki: Path, raw: Path, request: pytest.FixtureRequest) -> Iterator[ChaosRun]:
     make(tmp_path / "pki", hosts=["10.77.0.1"], clients=NAMES)
     with network("server", *NAMES) as net:
-        made = Torture(tmp_path, tmp_path / "pki", raw, net, rounds=request.param, epochs=8)
+        made = ChaosRun(tmp_path, tmp_path / "pki", raw, net, rounds=request.param, epochs=8)
         try:
             yield made
         finally:
             made.end()
 
 
-def finish(here: Torture, rounds: int) -> None:
+def finish(here: ChaosRun, rounds: int) -> None:
     """Wait for the end: every round once, and a model that has learned."""
     assert here.servers[-1].wait(WAIT_S) == 0, here.log("server")
     assert [record["round"] for record in here.rounds()] == list(range(1, rounds + 1))
@@ -35,7 +35,7 @@ def finish(here: Torture, rounds: int) -> None:
 
 
 @pytest.mark.parametrize("here", [9], indirect=True)
-def test_bad_clients_and_a_killed_server(here: Torture) -> None:
+def test_bad_clients_and_a_killed_server(here: ChaosRun) -> None:
     clients = here.start_all()
     here.kill_training(clients["north"])
     here.fill_disk(clients["attic"])
@@ -55,7 +55,7 @@ def test_bad_clients_and_a_killed_server(here: Torture) -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("here", [10], indirect=True)
-def test_everything_goes_wrong_once(here: Torture) -> None:
+def test_everything_goes_wrong_once(here: ChaosRun) -> None:
     here.torment(cut=30)
     finish(here, 10)
     assert here.untold() == []

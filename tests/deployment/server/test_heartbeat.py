@@ -20,15 +20,15 @@ class Link:
 
 def test_a_silence_ends_with_the_next_sign_of_life_that_arrives() -> None:
     link, running, wall = Link(), [100.0], [1000.0]
-    pulse = Heartbeat(link, (lambda: running[0], lambda: wall[0]))
+    heartbeat = Heartbeat(link, (lambda: running[0], lambda: wall[0]))
     running[0] += 20
     wall[0] += 20
-    assert pulse.silence == 20
+    assert heartbeat.silence == 20
     for link.error in (LinkDown("away"), LinkRefused("no")):
-        pulse.once()
-        assert pulse.silence == 20
+        heartbeat.once()
+        assert heartbeat.silence == 20
     link.error = None
-    pulse.once()
-    assert pulse.silence == 0
+    heartbeat.once()
+    assert heartbeat.silence == 0
     wall[0] += 90  # the machine slept, and the clock of its processes with it
-    assert pulse.silence == 90
+    assert heartbeat.silence == 90

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedvision.deployment.server import server_log
-from fedvision.deployment.server.server_log import Calm, OneLine, PeerLogger
+from fedvision.deployment.server.server_log import OneLineFormatter, PeerLogger, RepeatFilter
 
 
 def record(text: str, line: int = 1) -> logging.LogRecord:
@@ -19,10 +19,10 @@ def record(text: str, line: int = 1) -> logging.LogRecord:
 
 def test_a_text_is_written_once_a_minute_with_its_number() -> None:
     now = [0.0]
-    calm, written = Calm(lambda: now[0]), []
+    repeats, written = RepeatFilter(lambda: now[0]), []
     for seconds, text in [(0, "a"), (1, "a"), (2, "b"), (59, "a"), (61, "a"), (62, "a")]:
         now[0] = seconds
-        if calm.filter(line := record(text)):
+        if repeats.filter(line := record(text)):
             written.append(line.getMessage())
     assert written == ["a", "b", "a (2 times more since it was last said)"]
 
@@ -30,13 +30,13 @@ def test_a_text_is_written_once_a_minute_with_its_number() -> None:
 def test_one_place_writes_no_more_than_its_bucket_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """However much the texts of a flood differ, by the peers' addresses or by what they send."""
     monkeypatch.setattr(server_log, "_BURST", 10.0)
-    calm = Calm(lambda: 0.0)
-    assert sum(calm.filter(record(f"refused {number}")) for number in range(1000)) == 10
-    assert calm.filter(record("another place", line=2))
+    repeats = RepeatFilter(lambda: 0.0)
+    assert sum(repeats.filter(record(f"refused {number}")) for number in range(1000)) == 10
+    assert repeats.filter(record("another place", line=2))
 
 
 def test_a_line_has_the_time_and_no_codes_and_cannot_be_forged() -> None:
-    text = OneLine().format(
+    text = OneLineFormatter().format(
         record("\x1b[93mWARN\x1b[0m one\n2026-01-01 00:00:00,000 client north may join\r\x07")
     )
     stamp, rest = text[:23], text[24:]

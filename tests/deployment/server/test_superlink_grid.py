@@ -62,8 +62,10 @@ class FakeLink:
     def online(self) -> dict[int, str]:
         return self.here
 
-    def push(self, messages: Sequence[Message], settle: Callable[[], None] = lambda: None) -> list[str]:
-        settle()
+    def push(
+        self, messages: Sequence[Message], before_sending: Callable[[], None] = lambda: None
+    ) -> list[str]:
+        before_sending()
         ids = []
         for message in messages:
             if message.metadata.dst_node_id in self.gone:
@@ -124,11 +126,11 @@ def grid(link: FakeLink, **options: Any) -> SuperLinkGrid:
 
 
 def test_nobody_hears_of_a_round_before_the_last_one_is_settled(link: FakeLink) -> None:
-    def settle() -> None:
+    def before_sending() -> None:
         raise RecordError("the disk is full")
 
     with pytest.raises(RecordError, match="the disk is full"):
-        list(grid(link, settle=settle).send_and_receive(ask([10])))
+        list(grid(link, before_sending=before_sending).send_and_receive(ask([10])))
     assert link.pushed == []
 
 
@@ -200,7 +202,7 @@ def test_what_a_client_says_of_itself_is_heard_once(link: FakeLink) -> None:
     link.replies, link.late = {10: [reply]}, 2
     heard: list[tuple[int, str]] = []
     made = grid(link)
-    made._hear = lambda client, sentence: heard.append((client, sentence))
+    made._on_client_notice = lambda client, sentence: heard.append((client, sentence))
     (back,) = made.send_and_receive(ask([10]))
     assert heard == [(2, "its process died"), (2, "it was asked twice")]
     assert set(back.content) == {"arrays"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from fedvision.deployment.transport import internals_bundle
-from fedvision.deployment.transport.internals_bundle import Bundle, Told, bundles, store_together
+from fedvision.deployment.transport.internals_bundle import Bundle, BundleResponse, bundles, store_together
 from fedvision.deployment.transport.internals_store import FileObjectStore
 from fedvision.deployment.transport.internals_superlink import superlink
 from tests.deployment.transport.test_internals_store import RUN, message
@@ -51,8 +51,8 @@ def test_a_bundle_has_one_sender() -> None:
 
 @given(st.lists(st.booleans(), max_size=9))
 def test_each_object_is_answered_for(stored: list[bool]) -> None:
-    told = Told()
-    told.ParseFromString(Told(stored).SerializeToString())
+    told = BundleResponse()
+    told.ParseFromString(BundleResponse(stored).SerializeToString())
     assert list(told.stored) == stored
 
 

@@ -15,7 +15,7 @@ from flwr.proto.node_pb2 import Node
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.deployment.transport import internals_fast_path as lane
+from fedvision.deployment.transport import internals_fast_path as fast_path
 from fedvision.deployment.transport.blob_store import IN_FILE, SMALL
 from fedvision.deployment.transport.internals_bundle import FLEET, RUNTIME, Bundle, split
 from fedvision.deployment.transport.internals_fast_path import FastPath
@@ -68,7 +68,7 @@ def test_what_is_no_such_message_is_left_to_flower(parts: Sequence[bytes]) -> No
 def test_the_answer_is_protobufs_to_the_byte(size: int) -> None:
     content = b"\x07" * size
     whole = PullObjectResponse(object_found=True, object_available=True, object_content=content)
-    assert lane._before_content(size) + content == whole.SerializeToString()
+    assert fast_path._before_content(size) + content == whole.SerializeToString()
 
 
 class Sent:
@@ -158,9 +158,9 @@ def test_an_unsigned_call_is_left_to_flower(
 def test_a_file_leaves_in_chunks(tmp_path: Path) -> None:
     path, sent = tmp_path / "f", Sent()
     path.write_bytes(bytes(range(256)) * 4096)
-    asyncio.run(lane._send(sent, b"start", path))
+    asyncio.run(fast_path._send(sent, b"start", path))
     assert sent.body == b"start" + path.read_bytes()
-    assert max(len(message.get("body", b"")) for message in sent.messages) <= lane._CHUNK
+    assert max(len(message.get("body", b"")) for message in sent.messages) <= fast_path._CHUNK
     assert dict(sent.messages[0]["headers"])[b"content-length"] == str(len(sent.body)).encode()
     assert [message.get("more_body", False) for message in sent.messages[1:]][-1] is False
 
@@ -185,7 +185,7 @@ class State:
 def over(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Runs that are over."""
     runs: set[int] = set()
-    monkeypatch.setattr(lane, "check_abort", lambda run_id, *_: "over" if run_id in runs else None)
+    monkeypatch.setattr(fast_path, "check_abort", lambda run_id, *_: "over" if run_id in runs else None)
     return runs
 
 
@@ -220,7 +220,7 @@ def test_a_file_is_given_while_its_run_goes_on(
     state = State(tmp_path / "objects")
     state.object_store.preregister(7, tree)
     state.object_store.put(name, content)
-    monkeypatch.setattr(lane.fleet_handlers, "pull_object", lambda request, state: "Flower's")
+    monkeypatch.setattr(fast_path.fleet_handlers, "pull_object", lambda request, state: "Flower's")
     asked = PullObjectRequest(run_id=7, object_id=name)
     start, path = FastPath(None)._pull_from_file(asked, state)  # type: ignore[arg-type, misc]
     assert path
@@ -236,13 +236,13 @@ def test_a_file_is_given_while_its_run_goes_on(
 def test_a_run_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     now = [100.0]
-    monkeypatch.setattr(lane, "monotonic", lambda: now[0])
+    monkeypatch.setattr(fast_path, "monotonic", lambda: now[0])
 
     def check(run_id: int, ended: object, state: object) -> str | None:
         asked.append(run_id)
         return "over" if run_id == 2 else None
 
-    monkeypatch.setattr(lane, "check_abort", check)
+    monkeypatch.setattr(fast_path, "check_abort", check)
     app = FastPath(None)
     state: Any = None
     assert app._running(state, 1)

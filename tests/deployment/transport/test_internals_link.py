@@ -84,7 +84,7 @@ def running(
     try:
         yield server, node
     finally:
-        client.sign_off()
+        client.deactivate()
         server.stop(run_id)
         server.close()
 
@@ -274,7 +274,7 @@ def test_a_killed_node_comes_back_by_a_heartbeat_and_not_by_activation(
     with pytest.raises(LinkRefused):
         again.beat()
     again.close()
-    client.sign_off()
+    client.deactivate()
 
 
 def test_strangers_and_wrong_secrets_are_refused(place: LinkPlace, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedvision.data.shards import Shard
-from fedvision.training.vectorized import device_cache as room
+from fedvision.training.vectorized import device_cache as module
 from fedvision.training.vectorized.device_cache import DeviceDatasetCache
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ def shard(images: int, seed: int = 0) -> Shard:
 
 @pytest.mark.parametrize("piece", [1, 40, 1 << 26])
 def test_a_set_is_sent_once_and_whole(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_PIECE", piece)
+    monkeypatch.setattr(module, "_PIECE", piece)
     device_cache, base = DeviceDatasetCache(CPU, 1 << 20), shard(7)
     found = device_cache.find(base)
     assert found is not None

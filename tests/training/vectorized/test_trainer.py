@@ -17,7 +17,7 @@ from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 from fedvision.training.loop import TrainResult
-from fedvision.training.vectorized import trainer as room
+from fedvision.training.vectorized import trainer as module
 from fedvision.training.vectorized.client_batch import ClientBatchResult
 from fedvision.training.vectorized.trainer import VectorizedTrainer
 from fedvision.types import ClientConfig, State, TrainRequest
@@ -71,13 +71,13 @@ def trained(vectorized_trainer: VectorizedTrainer, requests: Sequence[TrainReque
 def stacks(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Return a list that grows by the clients of each call of ``fit_many``."""
     seen: list[list[int]] = []
-    fit_many = room.fit_many
+    fit_many = module.fit_many
 
     def watch(model: Any, shards: Any, requests: Sequence[TrainRequest], **options: Any) -> Any:
         seen.append([request.client for request in requests])
         return fit_many(model, shards, requests, **options)
 
-    monkeypatch.setattr(room, "fit_many", watch)
+    monkeypatch.setattr(module, "fit_many", watch)
     return seen
 
 
@@ -194,7 +194,7 @@ def test_a_network_that_cannot_be_stacked_is_tried_once(
     tmp_path: Path, stacks: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
-    monkeypatch.setattr(room, "supports_vmap", lambda *args, **options: tried.append(1) or "it is shy")
+    monkeypatch.setattr(module, "supports_vmap", lambda *args, **options: tried.append(1) or "it is shy")
     trainer = make_worker(tmp_path)
     vectorized_trainer, requests = VectorizedTrainer(trainer), tasks_of(trainer, 1, None, None)
     for _ in range(2):

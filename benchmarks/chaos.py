@@ -1,6 +1,6 @@
 """A run in which everything goes wrong once, beside the same experiment undisturbed.
 
-    python benchmarks/torture.py [--rounds 10] [--seeds 3]
+    python benchmarks/chaos.py [--rounds 10] [--seeds 3]
 
 Six machines, each a network namespace with an address of its own (root, Linux), TLS and keys, Fashion-MNIST
 in folders of classes on five clients. Processes are killed, a machine loses its power, a link is cut for half
@@ -8,7 +8,7 @@ a minute, a disk is full, a client is slow, one sends NaN, one gets a message tw
 (tests/deployment/server/chaos.py).
 The run has to end by itself, with every round once, everything told in its report, and an accuracy within
 the noise of undisturbed runs: simulations of the same experiment with several seeds. Writes
-results/torture.md.
+results/chaos.md.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from fedvision.deployment.certificates import make  # noqa: E402
 from fedvision.reporting.run_data import read_facts  # noqa: E402
 from fedvision.runs.events import Event  # noqa: E402
 from fedvision.runs.folder import RunFolder  # noqa: E402
-from tests.deployment.server.chaos import NAMES, Torture  # noqa: E402
+from tests.deployment.server.chaos import NAMES, ChaosRun  # noqa: E402
 from tests.deployment.server.network import missing, network  # noqa: E402
 
-PAGE = Path(__file__).parent / "results/torture.md"
+PAGE = Path(__file__).parent / "results/chaos.md"
 RAW = Path("/usr/share/datasets/fashion-mnist")
 CUT_S = 30.0
 
@@ -60,11 +60,11 @@ def main() -> int:
 
 
 def measure(folder: Path, raw: Path, rounds: int, seeds: int) -> dict[str, Any]:
-    """Run the tortured experiment, then the undisturbed ones."""
+    """Run the disturbed experiment, then the undisturbed ones."""
     make(folder / "pki", hosts=["10.77.0.1"], clients=NAMES)
     began = time.monotonic()
     with network("server", *NAMES) as net:
-        here = Torture(folder, folder / "pki", raw, net, rounds=rounds, epochs=8)
+        here = ChaosRun(folder, folder / "pki", raw, net, rounds=rounds, epochs=8)
         try:
             here.torment(CUT_S)
             code = here.servers[-1].wait(1200)
@@ -87,7 +87,7 @@ def measure(folder: Path, raw: Path, rounds: int, seeds: int) -> dict[str, Any]:
     }
 
 
-def undisturbed(here: Torture, seed: int) -> float:
+def undisturbed(here: ChaosRun, seed: int) -> float:
     """Simulate the same experiment and return its accuracy."""
     out = here.folder / f"undisturbed-{seed}"
     command = [
@@ -118,7 +118,7 @@ def written(facts: dict[str, Any]) -> str:
         [
             "# A run in which everything goes wrong once",
             "",
-            "`python benchmarks/torture.py`, "
+            "`python benchmarks/chaos.py`, "
             f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
             + ", ".join(f"{name} {version(name)}" for name in ("flwr", "torch")),
             "",
