@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, FedVisionError, RunError
 from fedvision.experiment import Experiment, ExperimentBuilder
 from fedvision.sweep import Sweep
-from fedvision.types import PluginSpec
+from fedvision.types import PluginSpec, Rejection
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,5 +212,6 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
         facts = record.get(view) or {}
         row |= {f"{view}.loss": facts["loss"]} if facts else {}
         row |= {f"{view}.{key}": value for key, value in facts.get("scores", {}).items()}
-    row["clients"], row["refused"] = len(record["clients"]), len(record["refused"])
+    row["clients"] = len(record["clients"])
+    row |= {kind: sum(item["kind"] == kind for item in record["refused"]) for kind in get_args(Rejection)}
     return row

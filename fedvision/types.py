@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,10 @@ class LazyHalves(Protocol):
 
     def __getitem__(self, client: int, /) -> Sequence[NDArray[np.int64]]:
         """Return the numbers of the images that a client trains on, at least one, and measures on."""
+
+
+Rejection = Literal["refused", "failed", "unused"]
+"""Why a reply is not used: of what is in it; it is an error, or did not come; too few others came with it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,8 +123,8 @@ def _cost(facts: RunData) -> str:
     told = (
         f"{size(sent['down'])} sent to clients, {size(sent['up'])} back, {duration(facts.seconds()['total'])}"
     )
-    refused = len(facts.refused())
-    return told + (f"; {plural(refused, 'repl', 'ies', 'y')} refused" if refused else "")
+    unused = facts.unused()
+    return told + (f"; {unused}" if unused else "")
 
 
 def _unfinished(group: Group) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.config import ExperimentConfig
-from fedvision.formatting import STAGES
+from fedvision.formatting import STAGES, plural
 from fedvision.reporting.participation import Participant, participants
-from fedvision.runs.events import Event, all_events
+from fedvision.runs.events import Event, all_events, kinds
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks import metrics
 from fedvision.tasks.confusion import ConfusionCounts
@@ -233,13 +233,12 @@ class RunData:
 
         return [one for one in classes if from_bottom(one.label) < 2 * count]
 
-    def refused(self) -> list[Record]:
-        """Return every refusal: ``round``, ``client``, ``stage``, ``reason``."""
-        return [
-            {"round": record["round"], **refusal}
-            for record in self.rounds
-            for refusal in record.get("refused") or ()
-        ]
+    def unused(self) -> str:
+        """Count what was not used: ``"3 replies not used (1 refused, 2 failed)"``, or nothing."""
+        items = [item for record in self.rounds for item in record.get("refused") or ()]
+        return (
+            f"{plural(len(items), 'repl', 'ies', 'y')} not used ({', '.join(kinds(items))})" if items else ""
+        )
 
     def sent(self) -> dict[str, int]:
         """Return the bytes of all rounds, ``down`` to clients and ``up`` from them."""

@@ -6,10 +6,12 @@ day and not on the experiment: a server that was started again, a machine that l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from fedvision.formatting import plural
+from fedvision.types import Rejection
 
 BEGAN = "the run began"
 """The first line of ``events.jsonl``."""
@@ -42,10 +44,7 @@ def round_events(
         names: Of clients, where they have some.
         buffered: Whether late answers are what the run lives on; those that were used are then no events.
     """
-    found = [
-        (item["client"], _STAGES.get(item["stage"], f"{item['stage']}: ") + item["reason"])
-        for item in record.get("refused") or ()
-    ]
+    found = [(item["client"], _unused(item)) for item in record.get("refused") or ()]
     found += [
         (item["client"], _late(item)) for item in record.get("late") or () if not (buffered and item["used"])
     ]
@@ -93,6 +92,22 @@ def shown(events: Sequence[Event], most: int = 5) -> list[str]:
     ]
     rest = len(events) - most
     return [*lines, f"round {events[0].round}: {rest} more of this kind"] if rest > 0 else lines
+
+
+def kinds(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return how many replies were not used, by kind: ``["1 refused", "2 failed"]``.
+
+    Args:
+        items: As in a record's ``refused``.
+    """
+    counts = Counter(item.get("kind", "unused") for item in items)  # those of earlier versions have none
+    return [f"{counts[kind]} {kind}" for kind in get_args(Rejection) if counts[kind]]
+
+
+def _unused(item: Mapping[str, Any]) -> str:
+    stage = _STAGES.get(item["stage"], f"{item['stage']}: ")
+    refused = "refused: " if item.get("kind") == "refused" else ""
+    return f"{stage}{refused}{item['reason']}"
 
 
 def _late(item: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from fedvision.formatting import duration, percent, plural
+from fedvision.runs.events import kinds
 from fedvision.streams import Lenient
 
 
@@ -75,7 +76,7 @@ class Progress:
             self.note(f"going on at round {first_round} of {rounds}")
 
     def client_done(self, round: int, done: int, total: int) -> None:
-        """Count: ``done`` of the round's ``total`` clients have answered or were refused."""
+        """Count: ``done`` of the round's ``total`` clients have answered or failed."""
         self._display.clients(round, done, total)
 
     def round_done(self, round: int, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
@@ -97,8 +98,7 @@ class Progress:
         shown = [f"{name} {value}" for name, value in self._figures.items() if value]
         if (clients := record.get("clients")) is not None:
             shown.append(plural(len(clients), "client"))
-        if refused := len(record.get("refused") or ()):
-            shown.append(f"{refused} refused")
+        shown += kinds(record.get("refused") or ())
         self._display.round(round, self._rounds, "  ".join(shown), duration(took), duration(left))
 
     def note(self, text: str) -> None:

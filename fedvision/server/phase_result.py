@@ -1,8 +1,8 @@
 """One exchange of messages: what went out, what came back, and what could not be used.
 
-A reply that failed, is missing, or does not fit the model is set aside with client, stage and reason, and the
-rest of the round goes on. Replies pass through one at a time and are not held, unless the caller wants them
-in the order of the messages: then those that come early wait.
+A reply that failed, is missing, or does not fit the model is set aside with client, stage, kind and reason,
+and the rest of the round goes on. Replies pass through one at a time and are not held, unless the caller
+wants them in the order of the messages: then those that come early wait.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fedvision.errors import InvalidUpdate
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.server.update_validator import UpdateValidator
+from fedvision.types import Rejection
 
 SILENT = "it did not answer"
 
@@ -36,7 +37,8 @@ class PhaseResult:
     pre_aggregates: bool = False
     """Whether the carrier is a part of this program and may answer with sums over its clients' updates."""
     refused: list[dict[str, Any]] = field(default_factory=list)
-    """Client, stage and reason of each reply that was not used; once all are in, in the messages' order."""
+    """Client, stage, kind (``types.Rejection``) and reason of each reply that was not used; once all are
+    in, in the messages' order."""
     answered: list[int] = field(default_factory=list)
     """Clients whose replies were used; once all are in, in the messages' order."""
     unusable: list[int] = field(default_factory=list)
@@ -81,23 +83,30 @@ class PhaseResult:
             yield node, self.take(reply, self.client_registry.client(node))
             del reply
         for node in sorted(silent):
-            self.refuse(self.client_registry.client(node), SILENT)
+            self.refuse(self.client_registry.client(node), SILENT, "failed")
 
     def take(self, reply: Message, client: int) -> Message | None:
         """Note a reply and return it if it can be used."""
-        reason = self.examine(reply, client, self.validator)
-        if reason is not None:
-            self.refuse(client, reason)
+        if found := self.examine(reply, client, self.validator):
+            self.refuse(client, *found)
             return None
         self.answered.append(client)
         return reply
 
-    def examine(self, reply: Message, client: int, validator: UpdateValidator | None) -> str | None:
-        """Return why a reply cannot be used, None where it can; note its size and its norm."""
+    def examine(
+        self, reply: Message, client: int, validator: UpdateValidator | None
+    ) -> tuple[str, Rejection] | None:
+        """Return why a reply cannot be used, and of which kind that is; note its size and its norm.
+
+        Returns:
+            None where the reply can be used.
+        """
         if reply.has_error():
-            if reply.error.code == internals.REPLY_REFUSED:
+            refused = reply.error.code == internals.REPLY_REFUSED
+            if refused:
                 self.unusable.append(client)
-            return _reason(reply.error.reason or "", client, self.stage)
+            reason = _reason(reply.error.reason or "", client, self.stage)
+            return reason, "refused" if refused else "failed"
         content = reply.content
         self.up += codec.size(content)
         if validator is None:
@@ -109,16 +118,16 @@ class PhaseResult:
             self.norms[client] = validator.check(content, client)
         except InvalidUpdate as error:
             self.unusable.append(client)
-            return error.cause
+            return error.cause, "refused"
         return None
 
-    def refuse(self, client: int, reason: str) -> None:
+    def refuse(self, client: int, reason: str, kind: Rejection) -> None:
         """Note that a client's reply is not used, or that there is none."""
         if client in self.answered:
             # A worker died with its sum, and the client's second run failed.
             self.answered.remove(client)
             self.norms.pop(client, None)
-        self.refused.append({"client": client, "stage": self.stage, "reason": reason})
+        self.refused.append({"client": client, "stage": self.stage, "kind": kind, "reason": reason})
 
     def sort(self, clients: Sequence[int]) -> None:
         """Put who answered and who was refused into the order in which clients were asked."""

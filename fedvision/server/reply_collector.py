@@ -87,7 +87,7 @@ class ReplyCollector:
     def annul(self, reason: str) -> None:
         """Note that good answers are not used, as there are too few of them."""
         for client in list(self._exchange.answered):
-            self._exchange.refuse(client, reason)
+            self._exchange.refuse(client, reason, "unused")
         for item in self.late:
             if item["used"]:
                 item |= {"used": False, "reason": reason}
@@ -123,7 +123,7 @@ class ReplyCollector:
         if lasting and self.config.buffer and self._trains:
             return  # they are at work, as they should be
         for entry in missing:
-            self._exchange.refuse(entry.client, self._excuse() if lasting else SILENT)
+            self._exchange.refuse(entry.client, self._excuse() if lasting else SILENT, "failed")
 
     def _complete(self, missing: Mapping[PendingMessage, None]) -> bool:
         """Say whether nothing more is to be waited for."""
@@ -158,9 +158,8 @@ class ReplyCollector:
                 self._failure(entry, reply) or f"{what} came {_late(age)} late and was discarded"
             )
             return None
-        reason = self._exchange.examine(reply, entry.client, self._screen(entry))
-        if reason is not None:
-            noted["reason"] = reason
+        if found := self._exchange.examine(reply, entry.client, self._screen(entry)):
+            noted["reason"], _ = found
             return None
         share = weight(age, self.config.staleness)
         loss, examples = codec.training_facts(reply.content)

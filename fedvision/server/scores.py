@@ -42,7 +42,8 @@ class Scores:
             else:
                 reason = problem(content, len(self._roster.counts))
             if content is None or reason:
-                refused.append({"client": client, "stage": "evaluation", "reason": reason})
+                item = {"client": client, "stage": "evaluation", "kind": "refused", "reason": reason}
+                refused.append(item)
             else:
                 good[client] = content
         return good, refused

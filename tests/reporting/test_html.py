@@ -66,7 +66,7 @@ def _mistakes(folder: RunFolder, channels: int = 1) -> None:
 
 
 def test_the_report_has_every_section(make_run: MakeRun) -> None:
-    refusal = {"client": 1, "stage": "training", "reason": "NaN in the update"}
+    refusal = {"client": 1, "stage": "training", "kind": "refused", "reason": "NaN in the update"}
     summary = {"status": "finished", "notices": ["one file could not be read"], "parameters": 1234}
     folder = make_run("long tail", summary=summary, changes={"refused": [refusal]})
     _mistakes(folder)
@@ -83,7 +83,7 @@ def test_the_report_has_every_section(make_run: MakeRun) -> None:
         "Mistakes in the rarest classes",
         "3 kB 1 kB sent by clients 1.5 kB 500 B",
         "one file could not be read",
-        "3 replies of clients could not be used",
+        "3 replies not used (3 refused): the rounds went on without them.",
         "NaN in the update",
         "1,234",
         'use = "digits"',

@@ -19,7 +19,7 @@ def _squeezed(text: str) -> list[str]:
 
 
 def test_a_run_in_text(make_run: MakeRun) -> None:
-    refusal = {"client": 1, "stage": "training", "reason": "NaN"}
+    refusal = {"client": 1, "stage": "training", "kind": "refused", "reason": "NaN"}
     summary = {"status": "stopped", "notices": ["2 of 9 files could not be read"]}
     folder = make_run("tail", rounds=2, summary=summary, changes={"refused": [refusal]})
     lines = _squeezed(run_table(folder))
@@ -30,7 +30,7 @@ def test_a_run_in_text(make_run: MakeRun) -> None:
     assert "worst client 50.0% (1)" in lines
     assert lines[lines.index("ant 2 30.0%") :][:3] == ["ant 2 30.0%", "dog 8 60.0%", "cat 10 70.0%"]
     assert lines[-2:] == [
-        "2 kB sent to clients, 1 kB back, 6.00 s; 2 replies refused",
+        "2 kB sent to clients, 1 kB back, 6.00 s; 2 replies not used (2 refused)",
         "note: 2 of 9 files could not be read",
     ]
 

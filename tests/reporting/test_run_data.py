@@ -59,9 +59,13 @@ def test_classes_stand_by_training_frequency_with_their_recall(make_run: MakeRun
 
 
 def test_refusals_bytes_and_seconds_are_summed(make_run: MakeRun) -> None:
-    refusal = {"client": 1, "stage": "training", "reason": "NaN"}
-    facts = read_facts(make_run(rounds=2, changes={"refused": [refusal]}))
-    assert facts.refused() == [{"round": 1, **refusal}, {"round": 2, **refusal}]
+    item = {"client": 1, "stage": "training", "reason": "NaN"}
+    items = [{**item, "kind": "failed"}, {**item, "kind": "refused"}, {**item, "kind": "failed"}]
+    facts = read_facts(make_run(rounds=2, changes={"refused": items}))
+    assert facts.unused() == "6 replies not used (2 refused, 4 failed)"
+    assert read_facts(make_run("old", rounds=2, changes={"refused": [item]})).unused() == (
+        "2 replies not used (2 unused)"
+    )
     assert facts.sent() == {"down": 2000, "up": 1000}
     assert facts.seconds() == {"train": 4.0, "server": 1.0, "local": 1.0, "total": 6.0}
     assert list(facts.seconds())[-1] == "total"
@@ -72,7 +76,8 @@ def test_a_run_that_has_just_begun_has_no_facts(make_run: MakeRun) -> None:
     facts = read_facts(make_run(rounds=0, split=False))
     assert (facts.done, facts.status, facts.best_view, facts.classes) == (0, "unfinished", None, ())
     assert facts.counts.shape == (0, 0)
-    assert facts.class_facts(None) == facts.refused() == []
+    assert facts.class_facts(None) == []
+    assert facts.unused() == ""
     assert facts.seconds() == {"total": 0}
 
 

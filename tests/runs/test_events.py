@@ -14,8 +14,8 @@ RECORD: dict[str, Any] = {
     "clients": [],
     "changed": False,
     "refused": [
-        {"client": 0, "stage": "training", "reason": "no answer by the deadline of 30 s"},
-        {"client": 1, "stage": "evaluation", "reason": "it went offline before it answered"},
+        {"client": 0, "stage": "training", "kind": "failed", "reason": "no answer by the deadline of 30 s"},
+        {"client": 1, "stage": "evaluation", "kind": "refused", "reason": "its counts are negative"},
     ],
     "late": [
         {"client": 2, "asked": 3, "used": True, "weight": 0.7071, "loss": 1.0, "examples": 3},
@@ -25,7 +25,7 @@ RECORD: dict[str, Any] = {
 }
 EVENTS = [
     Event(4, "south (0)", "no answer by the deadline of 30 s"),
-    Event(4, "1", "measuring: it went offline before it answered"),
+    Event(4, "1", "measuring: refused: its counts are negative"),
     Event(4, "2", "asked in round 3, answered late, used with weight 0.71"),
     Event(4, "3", "asked in round 2: its answer came 2 rounds late and was discarded"),
     Event(4, "5", "set aside, not asked again: 3 of its answers were refused"),

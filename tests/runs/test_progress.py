@@ -41,12 +41,13 @@ def test_a_log_gets_a_line_a_round_with_the_time_left() -> None:
         clock.now = 5
         progress.round_done(1, _record(), {"train": 3.0, "total": 4.0})
         clock.now = 8
-        progress.round_done(2, _record(False, train_loss=1.0, refused=[{}]), {"train": 2.0, "server": 1.0})
+        items = [{"kind": kind} for kind in ("failed", "refused", "failed")]
+        progress.round_done(2, _record(False, train_loss=1.0, refused=items), {"train": 2.0, "server": 1.0})
         progress.note("a [red]notice[/red]")
     assert stream.getvalue().splitlines() == [
         "round  1/10  loss 1.250  accuracy 50.0%  balanced 40.0%  tail 12.5%  2 clients  4.00 s, 45.0 s left",
-        "round  2/10  loss 1.000  accuracy 50.0%  balanced 40.0%  tail 12.5%  2 clients  1 refused  3.00 s, "
-        "32.0 s left",
+        "round  2/10  loss 1.000  accuracy 50.0%  balanced 40.0%  tail 12.5%  2 clients  1 refused  2 "
+        "failed  3.00 s, 32.0 s left",
         "a [red]notice[/red]",
     ]
 

@@ -66,9 +66,14 @@ def test_what_cannot_be_used_is_named_and_the_rest_passes() -> None:
     assert [CLIENTS[reply.metadata.src_node_id] for reply in replies] == [0]
     assert exchange.answered == [0]
     assert exchange.refused == [
-        {"client": 1, "stage": "training", "reason": "out of memory"},
-        {"client": 2, "stage": "training", "reason": "it did not answer"},
-        {"client": 3, "stage": "training", "reason": "the tensor 'w' holds NaN or infinity"},
+        {"client": 1, "stage": "training", "kind": "failed", "reason": "out of memory"},
+        {"client": 2, "stage": "training", "kind": "failed", "reason": "it did not answer"},
+        {
+            "client": 3,
+            "stage": "training",
+            "kind": "refused",
+            "reason": "the tensor 'w' holds NaN or infinity",
+        },
     ]
     # Four models of two floats went out; two came back, the refused one too.
     assert (exchange.down, exchange.up) == (32, 16)
@@ -142,7 +147,7 @@ def test_a_client_whose_second_run_fails_has_not_answered() -> None:
     )
     list(exchange.send(grid, orders()))
     assert exchange.answered == [0, 2, 3]
-    assert exchange.refused == [{"client": 1, "stage": "training", "reason": "gone"}]
+    assert exchange.refused == [{"client": 1, "stage": "training", "kind": "failed", "reason": "gone"}]
     assert sorted(exchange.norms) == [0, 2, 3]
 
 
@@ -199,7 +204,14 @@ def test_a_minimum_above_the_federation_is_refused() -> None:
 
 
 def test_a_hopeless_run_says_why() -> None:
-    refused = [{"client": 3, "stage": "training", "reason": "the tensor 'w' holds NaN or infinity"}]
+    refused = [
+        {
+            "client": 3,
+            "stage": "training",
+            "kind": "refused",
+            "reason": "the tensor 'w' holds NaN or infinity",
+        }
+    ]
     assert "client 3" in no_progress_error(2, refused)
     assert "lower training.lr" in no_progress_error(2, refused)
     assert no_progress_error(1, []) == "no client succeeded in 1 round in a row"

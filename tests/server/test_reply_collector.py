@@ -34,7 +34,12 @@ def test_without_a_deadline_everybody_is_waited_for() -> None:
 def test_who_misses_the_deadline_is_named_left_in_peace_and_discarded() -> None:
     grid = SlowGrid(seconds={(2, 1): 34.0})
     first, second, third, fourth = play(grid, rounds=4, deadline=30.0).records
-    missed = {"client": 2, "stage": "training", "reason": "no answer by the deadline of 30 s"}
+    missed = {
+        "client": 2,
+        "stage": "training",
+        "kind": "failed",
+        "reason": "no answer by the deadline of 30 s",
+    }
     assert (first["clients"], first["refused"]) == ([0, 1], [missed])
     # Busy in rounds 2 and 3, which take a second each; its answer comes in round 4's stead at 34 s.
     assert [record["busy"] for record in (first, second, third, fourth)] == [[], [2], [2], [2]]
@@ -110,9 +115,14 @@ def test_a_round_without_its_quorum_changes_neither_model_nor_strategy(strategy:
     record = diary.records[0]
     assert (record["changed"], record["clients"], diary.values()) == (False, [], [0.0, 8.0])
     assert record["refused"] == [
-        {"client": 1, "stage": "training", "reason": "no"},
-        {"client": 2, "stage": "training", "reason": "no"},
-        {"client": 0, "stage": "training", "reason": "the round had 1 of the 2 answers that it needs"},
+        {"client": 1, "stage": "training", "kind": "failed", "reason": "no"},
+        {"client": 2, "stage": "training", "kind": "failed", "reason": "no"},
+        {
+            "client": 0,
+            "stage": "training",
+            "kind": "unused",
+            "reason": "the round had 1 of the 2 answers that it needs",
+        },
     ]
 
 
@@ -191,7 +201,7 @@ def test_a_client_that_does_not_measure_is_named_and_its_training_counts() -> No
     assert second["clients"] == [0, 1, 2]
     assert sorted(second["received"]["accuracy"]) == ["0", "2"]
     reason = "its answer brought no measurement"
-    assert second["refused"] == [{"client": 1, "stage": "evaluation", "reason": reason}]
+    assert second["refused"] == [{"client": 1, "stage": "evaluation", "kind": "refused", "reason": reason}]
 
 
 @pytest.mark.parametrize("with_training", [False, True])

@@ -50,7 +50,12 @@ def test_a_client_refused_three_times_is_set_aside_named_and_left_alone() -> Non
 
     grid = SlowGrid(answer=answer)
     records = play(grid, rounds=5, holdout=0.5).records
-    reason = {"client": 1, "stage": "training", "reason": "the tensor 'w' holds NaN or infinity"}
+    reason = {
+        "client": 1,
+        "stage": "training",
+        "kind": "refused",
+        "reason": "the tensor 'w' holds NaN or infinity",
+    }
     assert [record["refused"] for record in records] == [[reason]] * 3 + [[]] * 2
     quarantined = [{"client": 1, "reason": "3 of its answers were refused"}]
     assert [record["set_aside"] for record in records] == [[], [], quarantined, [], []]
@@ -81,6 +86,7 @@ def test_an_absurd_change_is_refused_and_an_ordinary_large_one_is_not() -> None:
             {
                 "client": 1,
                 "stage": "training",
+                "kind": "refused",
                 "reason": "the norm of its change is 5e+03, above the bound of 3e+03",
             }
         ],

@@ -244,7 +244,7 @@ class DeployedClientRegistry:
                 self._enter(node, new[node], keys.get(node, ""), entry)
             else:
                 reason = f"it tells counts of {len(entry.counts)} classes, and there are {self._classes}"
-                exchange.refuse(node, reason)
+                exchange.refuse(node, reason, "refused")
         for item in exchange.refused:
             node, reason = item["client"], item["reason"]
             self._refused[node] = now
