@@ -35,7 +35,7 @@ def state(parameters: int, value: float) -> dict[str, dict[str, torch.Tensor]]:
         "head.weight": (wide, 10),
         "head.bias": (20,),
     }
-    return {"objective": {name: torch.full(shape, value) for name, shape in shapes.items()}}
+    return {"algorithm": {name: torch.full(shape, value) for name, shape in shapes.items()}}
 
 
 def resident() -> float:
@@ -70,7 +70,7 @@ def measure(folder: Path, clients: int, parameters: int) -> list[dict[str, Any]]
 def read(memory: ClientStateStore, client: int) -> None:
     """Load a client's state and read every number of it, as training does."""
     groups = memory.load(client, 3)
-    assert all(float(tensor.mean()) == 2.0 for tensor in groups["objective"].values())
+    assert all(float(tensor.mean()) == 2.0 for tensor in groups["algorithm"].values())
 
 
 def timed(call: Any, *arguments: Any) -> float:

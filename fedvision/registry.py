@@ -90,9 +90,9 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedlc": Builtin("fedvision.losses.calibrated:fedlc"),
         "fedrs": Builtin("fedvision.losses.calibrated:fedrs"),
     },
-    "objective": {
-        "prox": Builtin("fedvision.training.client_algorithm:Prox"),
-        "scaffold": Builtin("fedvision.training.client_algorithm:Scaffold"),
+    "client_algorithm": {
+        "fedprox": Builtin("fedvision.algorithms.fedprox:FedProxClient"),
+        "scaffold": Builtin("fedvision.algorithms.scaffold:ScaffoldClient"),
     },
     "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
     "schedule": {
@@ -142,6 +142,12 @@ def names(kind: str) -> dict[str, str]:
     found |= {name: builtin.target for name, builtin in BUILTINS[kind].items()}
     found |= {point.name: point.value for point in entry_points(group=f"fedvision.{kind}")}
     return found
+
+
+def name_of(kind: str, thing: Callable[..., Any]) -> str:
+    """Return the name by which ``resolve`` finds a class or function: a built-in's or ``"module:attr"``."""
+    target = f"{thing.__module__}:{thing.__qualname__}"
+    return next((name for name, builtin in BUILTINS[kind].items() if builtin == Builtin(target)), target)
 
 
 def resolve(kind: str, use: str) -> Factory:

@@ -75,14 +75,12 @@ class PluginSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientConfig:
-    """What a strategy tells one client beside the model: numbers, tensors and the objective's name."""
+    """What the server half of an algorithm tells one client beside the model."""
 
-    objective: str | None = None
-    """Registered objective that the client's local training applies; None is the plain loss."""
     numbers: Mapping[str, float] = field(default_factory=dict)
-    """Scalars for the objective, such as ``{"mu": 0.01}``."""
+    """Scalars for the client half, such as ``{"mu": 0.01}``."""
     tensors: Mapping[str, State] = field(default_factory=dict)
-    """Named groups of tensors for the objective, such as ``{"control": ...}``."""
+    """Named groups of tensors for the client half, such as ``{"control": ...}``."""
     lr_factor: float = 1.0
     """Factor on the client's learning rate of this round, > 0."""
 
@@ -99,6 +97,8 @@ class TrainRequest:
     """The travelling tensors of the global model."""
     client_config: ClientConfig = field(default_factory=ClientConfig)
     """What the strategy said beside the model."""
+    algorithm: str | None = None
+    """Registered name of the algorithm's client half; None adds nothing to the task's loss."""
     counts: tuple[int, ...] | None = None
     """Class counts [C] over the federation where they are shared, else None."""
     unheard_since: int | None = None
@@ -122,4 +122,4 @@ class ClientUpdate:
     loss: float = 0.0
     """Mean training loss over the client's examples."""
     tensors: Mapping[str, State] = field(default_factory=dict)
-    """Groups of tensors that the objective returned, such as ``{"control": ...}``."""
+    """Groups of tensors that the client half returned, such as ``{"control": ...}``."""

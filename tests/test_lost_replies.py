@@ -23,12 +23,12 @@ def moody(round: int, counts):
         return each
     return loss
 
-from fedvision.training.client_algorithm import Scaffold
+from fedvision.algorithms.scaffold import Scaffold, ScaffoldClient
 
-class Losing(Scaffold):
+class Losing(ScaffoldClient):
     '''SCAFFOLD whose client 1 keeps its memory and loses its answer in rounds 2 and 3.'''
-    def begin(self, parameters, task, memory):
-        super().begin(parameters, task, memory)
+    def begin(self, model, parameters, task, memory):
+        super().begin(model, parameters, task, memory)
         self._lost = task.client == 1 and task.round in (2, 3)
     def finish(self, steps, lr):
         told, kept = super().finish(steps, lr)
@@ -36,10 +36,8 @@ class Losing(Scaffold):
             told = {"control": {name: t * float("nan") for name, t in told["control"].items()}}
         return told, kept
 
-from fedvision.algorithms.scaffold import Scaffold as Server
-
-class Strategy(Server):
-    objective = "scaffold_of_a_test:Losing"
+class Strategy(Scaffold):
+    client = Losing
 """
 
 
@@ -56,7 +54,7 @@ def controls(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Ten
     server = {k.removeprefix("control/"): t for k, t in load_file(saved).items() if k.startswith("control/")}
     files = [max(client.glob("*.safetensors")) for client in sorted((folder / "clients").glob("*/*"))]
     kept = [load_file(file) for file in files]
-    means = {name: torch.stack([one[f"objective/{name}"] for one in kept]).mean(dim=0) for name in server}
+    means = {name: torch.stack([one[f"algorithm/{name}"] for one in kept]).mean(dim=0) for name in server}
     return server, means
 
 

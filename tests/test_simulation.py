@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score
 
 from fedvision import simulate
-from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.fedprox import FedProx
 from fedvision.algorithms.mean import Sums
 from fedvision.errors import ConfigError, RoundAborted, RunError
 from fedvision.experiment import Experiment
@@ -282,11 +282,11 @@ def test_a_round_whose_sums_are_lost_is_played_again(tmp_path: Path, monkeypatch
     assert (tmp_path / "again/rounds.jsonl").read_bytes() == (tmp_path / "whole/rounds.jsonl").read_bytes()
 
 
-class Failing(FedAvg):
-    """From round 3 on it asks for an objective that no client knows."""
+class Failing(FedProx):
+    """From round 3 on it does not send what its client half needs."""
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:
-        return ClientConfig(objective="nonsense" if round > 2 else None)
+        return ClientConfig() if round > 2 else super().configure(round, state, client)
 
 
 def test_a_run_that_fails_leaves_its_last_good_model_and_names_it(tmp_path: Path) -> None:
@@ -297,12 +297,12 @@ def test_a_run_that_fails_leaves_its_last_good_model_and_names_it(tmp_path: Path
     model = tmp_path / "run/model.safetensors"
     assert f"the model of round 3 is in {model} and in the checkpoint beside it" in str(caught.value)
     # Round 3 failed and is recorded; it left the model as round 2 had made it.
-    good = simulate(tiny(rounds=2), out=tmp_path / "good")
+    good = simulate(tiny(rounds=2, strategy={"use": "fedprox"}), out=tmp_path / "good")
     assert same(load_file(model), load_file(tmp_path / "good/model.safetensors"))
     (checkpoint,) = (tmp_path / "run/checkpoint").glob("round-*/model.safetensors")
     assert same(load_file(checkpoint), good.state)
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", str(caught.value))
     page = (tmp_path / "run/report.html").read_text()
-    for event in ("the model stayed as it was: 0 usable answers", "nonsense"):
+    for event in ("the model stayed as it was: 0 usable answers", "got no number"):
         assert page.count(event) >= 2, "of round 3 and of round 4, with which it ended"

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.types import ClientConfig, ClientUpdate, State
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class RoundStrategy(ABC):
         ValueError: An argument is out of range.
     """
 
-    objective: str | None = None
-    """Registered objective that the clients' local training applies; None is the plain loss."""
+    client: type[ClientAlgorithm] = ClientAlgorithm
+    """The client half: a class at the top level of its module, which clients find by its name."""
 
     def __init__(self, *, fraction: float = 1.0, min_clients: int = 1) -> None:
         if not 0 < fraction <= 1:
@@ -61,14 +62,14 @@ class RoundStrategy(ABC):
         return draw(clients, cohort_size(len(clients), self.fraction, self.min_clients), rng)
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:
-        """Say what one client is told beside the model: by default the objective's name.
+        """Say what one client is told beside the model: by default nothing.
 
         Args:
             round: Round number, from 1.
             state: The global model that the client will start from.
             client: Partition number.
         """
-        return ClientConfig(objective=self.objective)
+        return ClientConfig()
 
     @abstractmethod
     def combine(self, state: State, updates: Iterator[ClientUpdate]) -> State:

@@ -8,12 +8,70 @@ by examples, as in FedAvg.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
 from fedvision.algorithms.fedavg import FedAvg
-from fedvision.types import ClientConfig, State
+from fedvision.errors import ClientError
+from fedvision.training.client_algorithm import (
+    ClientAlgorithm,
+    Groups,
+    Numbers,
+    along,
+    copy_like,
+    gradient_columns,
+    shared_parameters,
+)
+from fedvision.types import ClientConfig, State, TrainRequest
+
+
+class FedProxClient(ClientAlgorithm):
+    """The pull towards the global model: mu/2 ||w - w_global||^2, whose gradient is mu (w - w_global).
+
+    With momentum or an adaptive optimiser the pull goes through the optimiser, as the penalty of the paper
+    would.
+    """
+
+    def begin(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], request: TrainRequest, memory: State
+    ) -> None:
+        """Take mu and the global model's values.
+
+        Raises:
+            ClientError: The request has no number ``mu``.
+        """
+        numbers = request.client_config.numbers
+        if "mu" not in numbers:
+            raise ClientError(
+                request.client,
+                "training",
+                "FedProx got no number 'mu'; the strategy's configure must send it",
+            )
+        self.numbers = {"mu": numbers["mu"]}
+        self.parameters = shared_parameters(parameters, request)
+        anchors = {name: copy_like(request.state[name], p) for name, p in self.parameters.items()}
+        self.groups = {"anchor": anchors}
+
+    @staticmethod
+    @torch.no_grad()
+    def correct_gradients(parameters: Mapping[str, nn.Parameter], groups: Groups, numbers: Numbers) -> None:
+        """Add mu (w - w_global) to each gradient."""
+        weights, gradients, anchors = gradient_columns(parameters, groups["anchor"])
+        if not weights:
+            return
+        pulls = torch._foreach_sub(weights, anchors)
+        mu = numbers["mu"]
+        if isinstance(mu, torch.Tensor):
+            torch._foreach_mul_(pulls, [along(mu, pull) for pull in pulls])
+        else:
+            torch._foreach_mul_(pulls, mu)
+        torch._foreach_add_(gradients, pulls)
 
 
 class FedProx(FedAvg):
-    """FedAvg with the proximal objective.
+    """FedAvg whose clients are held near the global model.
 
     Args:
         mu: Strength of the pull, >= 0; 0 is FedAvg.
@@ -24,7 +82,7 @@ class FedProx(FedAvg):
         ValueError: An argument is out of range.
     """
 
-    objective = "prox"
+    client = FedProxClient
 
     def __init__(self, *, mu: float = 0.01, fraction: float = 1.0, min_clients: int = 1) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
@@ -34,4 +92,4 @@ class FedProx(FedAvg):
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:
         """Send mu."""
-        return ClientConfig(objective=self.objective, numbers={"mu": self.mu})
+        return ClientConfig(numbers={"mu": self.mu})

@@ -22,17 +22,77 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
+
 from fedvision.aggregation.summation import accumulate_dtype
 from fedvision.algorithms.fedavg import only_averaged
 from fedvision.algorithms.mean import MODEL, MeanStrategy, WeightedTensors
 from fedvision.errors import RunError
-from fedvision.types import ClientConfig, ClientUpdate, State
+from fedvision.training.client_algorithm import (
+    ClientAlgorithm,
+    Groups,
+    Numbers,
+    copy_like,
+    gradient_columns,
+    shared_parameters,
+    to_storage,
+)
+from fedvision.types import ClientConfig, ClientUpdate, State, TrainRequest
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
 _CONTROL = "control"
+
+
+class ScaffoldClient(ClientAlgorithm):
+    """The correction: each step follows gradient + c - c_i.
+
+    The server half sends the group ``control``, which is c; the client keeps c_i; a tensor missing in either
+    is zero. The client sends back the group ``control`` with its new c_i minus the old one.
+
+    The new c_i is the mean of the local gradients before correction. For plain SGD this is option II's
+    ``c_i - c + (x - y) / (steps * lr)`` exactly; unlike that formula it stays a mean of gradients under
+    momentum (where (x - y) grows to 1 / (1 - momentum) times as much and the method diverges), under adaptive
+    optimisers and under clipping.
+    """
+
+    def begin(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], request: TrainRequest, memory: State
+    ) -> None:
+        """Take c, c_i and their difference to the parameters' device."""
+        self.parameters = shared_parameters(parameters, request)
+        control = request.client_config.tensors.get(_CONTROL, {})
+        self._own: State = {}
+        corrections: State = {}
+        for name, p in self.parameters.items():
+            zeros = torch.zeros_like(p, requires_grad=False)
+            self._own[name] = copy_like(memory[name], p) if name in memory else zeros
+            server = copy_like(control[name], p) if name in control else zeros
+            corrections[name] = server - self._own[name]
+        sums = {name: torch.zeros_like(own) for name, own in self._own.items()}
+        self.groups = {"sum": sums, "correction": corrections}
+
+    @staticmethod
+    @torch.no_grad()
+    def correct_gradients(parameters: Mapping[str, nn.Parameter], groups: Groups, numbers: Numbers) -> None:
+        """Add the gradients to their sums, then the corrections to the gradients."""
+        _, gradients, sums, corrections = gradient_columns(parameters, groups["sum"], groups["correction"])
+        if not gradients:
+            return
+        # The optimiser skips a half-precision step that overflowed; it must not spoil the memory either.
+        finite = [torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0) for gradient in gradients]
+        torch._foreach_add_(sums, finite)
+        torch._foreach_add_(gradients, corrections)
+
+    def finish(self, steps: int, lr: float) -> tuple[dict[str, State], State]:
+        """Return the change of c_i and the new c_i; without a step, or with a lost model, nothing changes."""
+        # The server refuses a model that is not finite and never hears of the new c_i, so it must not stay.
+        sound = steps and all(bool(torch.isfinite(p).all()) for p in self.parameters.values())
+        new = {name: total / steps for name, total in self.groups["sum"].items()} if sound else self._own
+        change = {name: new[name] - old for name, old in self._own.items()}
+        return {_CONTROL: to_storage(change)}, to_storage(new)
 
 
 class Scaffold(MeanStrategy):
@@ -47,7 +107,7 @@ class Scaffold(MeanStrategy):
         ValueError: An argument is out of range.
     """
 
-    objective = "scaffold"
+    client = ScaffoldClient
 
     def __init__(self, *, server_lr: float = 1.0, fraction: float = 1.0, min_clients: int = 1) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
@@ -66,7 +126,7 @@ class Scaffold(MeanStrategy):
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:
         """Send the server's control variate; a tensor that is not in it is zero."""
-        return ClientConfig(objective=self.objective, tensors={_CONTROL: self.control})
+        return ClientConfig(tensors={_CONTROL: self.control})
 
     def contribute(self, state: State, update: ClientUpdate) -> Mapping[str, WeightedTensors]:
         """Add the model and the change of c_i, each with weight 1.
@@ -97,7 +157,6 @@ def _change(update: ClientUpdate) -> State:
     """Return c_i' - c_i as the client sent it."""
     if _CONTROL not in update.tensors:
         raise RunError(
-            f"client {update.client} sent no 'control' tensors; its training must apply the objective "
-            "'scaffold'"
+            f"client {update.client} sent no 'control' tensors; its training must use SCAFFOLD's client half"
         )
     return update.tensors[_CONTROL]

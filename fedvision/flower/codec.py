@@ -2,7 +2,7 @@
 
 Plain traffic uses Flower's default keys (``arrays``, ``config``, ``metrics``, ``num-examples``) with exactly
 one ArrayRecord and one MetricRecord in a reply to a training message, so that stock strategies work
-unchanged. Further groups of tensors travel as ``tensors.<group>`` and only where an objective asked for them.
+unchanged. Further groups of tensors travel as ``tensors.<group>`` and only where an algorithm asked for them.
 ``screening`` checks what comes back against what the model expects.
 
 A reply to a training message that also asked for a measurement carries that of an evaluation message, its
@@ -34,16 +34,13 @@ from fedvision.types import ClientConfig, ClientUpdate, State, TrainRequest
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 EXAMPLES, ROUND, TRAIN_LOSS = "num-examples", "server-round", "train_loss"
 CLIENT_INFO = "query.roster"
-_TENSORS, _NUMBER, _OBJECTIVE, _COUNTS = "tensors.", "number.", "objective", "class-counts"
+_TENSORS, _NUMBER, ALGORITHM, _COUNTS = "tensors.", "number.", "algorithm", "class-counts"
 _SHARING, _IMAGES, _CARD = "sharing", "images", "card"
 _STOCK_PROX, _LR_FACTOR = "proximal-mu", "lr-factor"
-LOSS = "loss"
+LOSS, NORM_BOUND = "loss", "norm-bound"
 _FOLDED, _BYTES, _NORM = "folded", "bytes", "norm"
-NORM_BOUND = "norm-bound"
 _SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "dtypes."
-MEASURE = "query.measure"
-MEASURE_FIRST = "measure-first"
-_MEASURED = "measured."
+MEASURE, MEASURE_FIRST, _MEASURED = "query.measure", "measure-first", "measured."
 UNHEARD = "unheard"
 """Clients none of whose answers since some round was used: client, round, client, round, ..."""
 _START, _STOP = "start", "stop"
@@ -139,8 +136,6 @@ def encode_client_config(
 ) -> RecordDict:
     """Return the content of a training message: the model and what the strategy says beside it."""
     told = ConfigRecord(dict(config))
-    if client_config.objective:
-        told[_OBJECTIVE] = client_config.objective
     for name, number in client_config.numbers.items():
         told[_NUMBER + name] = float(number)
     if client_config.lr_factor != 1:
@@ -154,6 +149,12 @@ def encode_client_config(
 def round_of(content: RecordDict) -> int:
     """Return the round that a message to a client belongs to."""
     return int(record(content, CONFIG, ConfigRecord)[ROUND])  # type: ignore[arg-type]
+
+
+def algorithm_name(content: RecordDict) -> str | None:
+    """Return the registered name of the client half that a message asks for, if it does."""
+    name = values(content[CONFIG]).get(ALGORITHM) if CONFIG in content else None
+    return None if name is None else str(name)
 
 
 def norm_bound(content: RecordDict) -> float:
@@ -171,9 +172,9 @@ def decode_task(message: Message, client: int) -> TrainRequest:
     """Return a client's task from a training message of ours or of a stock strategy."""
     content, config = message.content, values(record(message.content, CONFIG, ConfigRecord))
     numbers = {k.removeprefix(_NUMBER): float(v) for k, v in config.items() if k.startswith(_NUMBER)}
-    objective = config.get(_OBJECTIVE)
-    if objective is None and _STOCK_PROX in config:
-        objective, numbers = "prox", {"mu": float(config[_STOCK_PROX])}
+    algorithm = algorithm_name(content)
+    if algorithm is None and _STOCK_PROX in config:
+        algorithm, numbers = "fedprox", {"mu": float(config[_STOCK_PROX])}
     counts = config.get(_COUNTS)
     unheard = list(config.get(UNHEARD, ()))
     return TrainRequest(
@@ -181,11 +182,11 @@ def decode_task(message: Message, client: int) -> TrainRequest:
         client=client,
         state=decode_state(values(record(content, ARRAYS, ArrayRecord))),
         client_config=ClientConfig(
-            objective=None if objective is None else str(objective),
             numbers=numbers,
             tensors=groups(content),
             lr_factor=float(config.get(_LR_FACTOR, 1.0)),
         ),
+        algorithm=algorithm,
         counts=None if counts is None else tuple(counts),
         unheard_since=dict(zip(unheard[::2], unheard[1::2], strict=True)).get(client),
         measure=bool(config.get(MEASURE_FIRST, False)),

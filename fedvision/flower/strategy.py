@@ -28,6 +28,7 @@ from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.internals_message import addressed
 from fedvision.flower.privacy import check_clipping
 from fedvision.flower.sharing import is_hidden
+from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State
 
 
@@ -56,9 +57,10 @@ class FlowerStrategy(Strategy):
         return self._mean is not None
 
     @property
-    def _instructs(self) -> bool:
-        """Whether clients train an objective, which may keep something between rounds."""
-        return self.inner.objective is not None or type(self.inner).configure is not RoundStrategy.configure
+    def _client(self) -> str | None:
+        """Registered name of the client half; None where it adds nothing."""
+        kind = self.inner.client
+        return None if kind is ClientAlgorithm else registry.name_of("client_algorithm", kind)
 
     def introduce(self, client_registry: ClientRegistry) -> None:
         """Learn which node hosts which client; without it nodes count as clients."""
@@ -74,7 +76,9 @@ class FlowerStrategy(Strategy):
         self._state = codec.decode_state(arrays)
         config[codec.ROUND] = server_round
         lost = [(client, self.unheard[client]) for client in cohort if client in self.unheard]
-        if lost and self._instructs:
+        if self._client:
+            config[codec.ALGORITHM] = self._client
+        if lost and self._client:
             config[codec.UNHEARD] = [number for pair in lost for number in pair]
         return self._instructions(server_round, arrays, config)
 
@@ -232,7 +236,7 @@ def _alike(one: ClientConfig, other: ClientConfig) -> bool:
         state is other.tensors[group] for group, state in one.tensors.items()
     )
     numbers = one.numbers == other.numbers and one.lr_factor == other.lr_factor
-    return same and numbers and one.objective == other.objective
+    return same and numbers
 
 
 class _Losses:

@@ -17,17 +17,17 @@ from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
-from fedvision.errors import ConfigError
+from fedvision.errors import ConfigError, PluginError
 from fedvision.losses.logits import sharpness
 from fedvision.models.meta import filled
 from fedvision.models.state import counters, get_state, load_state, personal_names, shared_names
 from fedvision.training import device
 from fedvision.training.allocator import keep_freed_memory
 from fedvision.training.client_algorithm import ClientAlgorithm
-from fedvision.training.client_state import OBJECTIVE, PERSONAL, ClientStateStore
+from fedvision.training.client_state import ALGORITHM, PERSONAL, ClientStateStore
 from fedvision.training.evaluate import Evaluation, evaluate
 from fedvision.training.loop import LoopSettings, TrainResult, fit
-from fedvision.types import LossFn, PluginSpec, State, TrainRequest
+from fedvision.types import LossFn, State, TrainRequest
 
 
 class Shards(Protocol):
@@ -113,16 +113,16 @@ class ClientTrainer:
             shard,
             request,
             loss=self.make_loss(self.loss_counts(request, shard), request.round),
-            objective=objective_of(request),
+            algorithm=client_algorithm(request),
             settings=self.settings,
-            memory=memory.get(OBJECTIVE, {}),
+            memory=memory.get(ALGORITHM, {}),
         )
         self.keep(request, update)
         return replace(update, measured=measured)
 
     def keep(self, request: TrainRequest, update: TrainResult) -> None:
         """Keep what a client must remember of a round."""
-        groups = {OBJECTIVE: update.memory, PERSONAL: update.personal}
+        groups = {ALGORITHM: update.memory, PERSONAL: update.personal}
         self.memory.save(request.client, request.round, groups, request.unheard_since)
 
     def measure_first(self, request: TrainRequest) -> Evaluation | None:
@@ -160,7 +160,7 @@ class ClientTrainer:
             part = shard.take(np.arange(min(count, len(shard))))
             start = time.perf_counter()
             loss = self.make_loss(self.loss_counts(request, part), request.round)
-            fit(self.model, part, request, loss=loss, objective=ClientAlgorithm(), settings=settings)
+            fit(self.model, part, request, loss=loss, algorithm=ClientAlgorithm(), settings=settings)
             seconds = min(seconds, (time.perf_counter() - start) / len(part))
         return seconds
 
@@ -198,13 +198,23 @@ class ClientTrainer:
         return loss_maker(self.config)
 
 
-def objective_of(request: TrainRequest) -> ClientAlgorithm:
-    """Return a new objective of the kind that a task names."""
-    name = request.client_config.objective
-    objective: ClientAlgorithm = (
-        registry.build("objective", PluginSpec(use=name)) if name else ClientAlgorithm()
-    )
-    return objective
+def client_algorithm(request: TrainRequest) -> ClientAlgorithm:
+    """Return a new object of the client half that a request names.
+
+    Raises:
+        PluginError: There is none of this name, or it is no ``ClientAlgorithm``.
+    """
+    name = request.algorithm
+    if name is None:
+        return ClientAlgorithm()
+    kind = registry.resolve("client_algorithm", name).call
+    # A server chooses the name: nothing but a client half may be called by it.
+    if not (isinstance(kind, type) and issubclass(kind, ClientAlgorithm)):
+        raise PluginError(
+            f"the client half {name!r} of the strategy is no class of "
+            "fedvision.training.client_algorithm.ClientAlgorithm; set the strategy's `client` to one"
+        )
+    return kind()
 
 
 def build_loss(config: ExperimentConfig, counts: torch.Tensor, round: int = 1) -> LossFn:

@@ -79,9 +79,9 @@ class TrainResult:
     steps: int
     """Optimiser steps taken."""
     tensors: dict[str, State] = field(default_factory=dict)
-    """What the objective sends back."""
+    """What the algorithm sends back."""
     memory: State = field(default_factory=dict)
-    """What the objective keeps on the client."""
+    """What the algorithm keeps on the client."""
     personal: State = field(default_factory=dict)
     """The tensors after training that do not travel."""
     measured: Evaluation | None = None
@@ -94,7 +94,7 @@ def fit(
     request: TrainRequest,
     *,
     loss: LossFn,
-    objective: ClientAlgorithm,
+    algorithm: ClientAlgorithm,
     settings: LoopSettings,
     memory: State | None = None,
 ) -> TrainResult:
@@ -105,9 +105,9 @@ def fit(
         shard: The client's training images, at least one.
         request: Round, client, global state and the strategy's instruction.
         loss: Per-example loss ``(logits [B, C], labels [B]) -> [B]``.
-        objective: What the method adds; ``ClientAlgorithm()`` adds nothing.
+        algorithm: The client half of the method; ``ClientAlgorithm()`` adds nothing.
         settings: Optimiser, transforms, device, seed.
-        memory: What the objective returned for this client before.
+        memory: What the algorithm returned for this client before.
 
     Returns:
         The trained travelling state on the CPU with its facts.
@@ -117,12 +117,12 @@ def fit(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     lr = float(settings.training.lr * settings.schedule(request.round, settings.rounds)) * rate(request)
     optimizer = settings.make_optimizer(list(parameters.values()), lr)
-    objective.begin(parameters, request, memory or {})
-    step = _Step(model, loss, objective, optimizer, settings, (request.round, request.client))
+    algorithm.begin(model, parameters, request, memory or {})
+    step = _Step(model, loss, algorithm, optimizer, settings, (request.round, request.client))
     with seeding.torch_global(settings.seed, "dropout", request.round, request.client):
         batches = positions(len(shard), request, settings, has_batch_norm(model))
         losses = [step(x, labels) for x, labels in _fetched(shard, batches, settings)]
-    tensors, remembered = objective.finish(len(losses), lr)
+    tensors, remembered = algorithm.finish(len(losses), lr)
     return TrainResult(
         state=get_state(model, tuple(request.state)),
         examples=len(shard),
@@ -224,12 +224,12 @@ class _Step:
         self,
         model: nn.Module,
         loss: LossFn,
-        objective: ClientAlgorithm,
+        algorithm: ClientAlgorithm,
         optimizer: torch.optim.Optimizer,
         settings: LoopSettings,
         stream: tuple[int, int],
     ) -> None:
-        self.model, self.loss, self.objective, self.optimizer = model, loss, objective, optimizer
+        self.model, self.loss, self.algorithm, self.optimizer = model, loss, algorithm, optimizer
         self.settings, self.stream = settings, stream
         scaled = settings.training.precision == "float16" and settings.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(settings.device.type) if scaled else None
@@ -247,7 +247,7 @@ class _Step:
         (self.scaler.scale(mean) if self.scaler else mean).backward()  # type: ignore[no-untyped-call]
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
-        self.objective.after_backward()
+        self.algorithm.after_backward()
         if training.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
         if self.scaler:
@@ -259,16 +259,22 @@ class _Step:
 
     def _losses(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss per example [B], a blend of two where mixup is on."""
-        transform, mixed = self.settings.transform, None
+        transform, loss = self.settings.transform, self.loss
         if transform.draws:
             x = transform.augment(x, self.generator)
-            mixed = transform.mixup(x, labels, self.generator)
+            if mixed := transform.mixup(x, labels, self.generator):
+                x, loss = mixed[0], _blend(loss, *mixed[1:])
         with forward_pass(self.settings.training, self.settings.device):
-            if mixed is None:
-                return self.loss(self.model(x), labels)
-            x, other, weight = mixed
-            logits = self.model(x)
-            return weight * self.loss(logits, labels) + (1 - weight) * self.loss(logits, other)
+            return self.algorithm.loss(self.model, x, labels, loss)
+
+
+def _blend(loss: LossFn, other: torch.Tensor, weight: float) -> LossFn:
+    """Return mixup's loss: ``weight`` times that of the labels and the rest times that of the others [B]."""
+
+    def blended(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return weight * loss(logits, labels) + (1 - weight) * loss(logits, other)
+
+    return blended
 
 
 def positions(

@@ -12,11 +12,12 @@ import torch
 
 from fedvision import seeding
 from fedvision.algorithms.base import RoundStrategy, cohort_size, draw
+from fedvision.algorithms.fedprox import FedProxClient
 from fedvision.types import ClientUpdate
 
 
 class _Plain(RoundStrategy):
-    objective = "prox"
+    client = FedProxClient
 
     def combine(
         self, state: dict[str, torch.Tensor], updates: Iterator[ClientUpdate]
@@ -63,9 +64,8 @@ def test_the_draw_depends_on_its_stream_alone() -> None:
     assert _draw(strategy, list(range(20)), round=4) != first
 
 
-def test_the_objective_is_instructed() -> None:
+def test_clients_are_told_nothing_by_default() -> None:
     client_config = _Plain().configure(1, {}, 0)
-    assert client_config.objective == "prox"
     assert not client_config.numbers
     assert not client_config.tensors
 

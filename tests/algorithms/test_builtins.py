@@ -11,6 +11,7 @@ import torch
 
 from fedvision import registry
 from fedvision.algorithms.base import RoundStrategy
+from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.types import ClientUpdate, PluginSpec
 
 State = dict[str, torch.Tensor]
@@ -113,7 +114,9 @@ def test_selection_is_settable_and_checked(use: str) -> None:
 
 
 @pytest.mark.parametrize("use", USES)
-def test_its_objective_exists(use: str) -> None:
-    objective = _build(use).configure(1, {}, 0).objective
-    if objective is not None:
-        registry.build("objective", PluginSpec(use=objective))
+def test_its_client_half_is_a_built_in_too(use: str) -> None:
+    kind = type(_build(use)).client
+    if kind is not ClientAlgorithm:
+        name = registry.name_of("client_algorithm", kind)
+        assert name in registry.BUILTINS["client_algorithm"]
+        assert registry.resolve("client_algorithm", name).call is kind

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from fedvision import registry
 from fedvision.algorithms.fedavg import FedAvg
-from fedvision.algorithms.fedprox import FedProx
-from fedvision.training.client_algorithm import Prox
-from fedvision.types import PluginSpec
+from fedvision.algorithms.fedprox import FedProx, FedProxClient
 
 
-def test_mu_is_sent_to_the_objective() -> None:
+def test_mu_is_sent_to_the_client_half() -> None:
     client_config = FedProx(mu=0.25).configure(3, {}, 5)
-    assert client_config.objective is not None
-    assert isinstance(registry.build("objective", PluginSpec(use=client_config.objective)), Prox)
+    assert FedProx.client is FedProxClient
     assert dict(client_config.numbers) == {"mu": 0.25}
     assert not client_config.tensors
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedvision import registry
 from fedvision.algorithms.base import RoundStrategy
 from fedvision.algorithms.fedavg import FedAvg
-from fedvision.algorithms.scaffold import Scaffold
+from fedvision.algorithms.scaffold import Scaffold, ScaffoldClient
 from fedvision.errors import RunError
 from fedvision.training.client_algorithm import ClientAlgorithm
-from fedvision.types import ClientUpdate, PluginSpec, TrainRequest
+from fedvision.types import ClientUpdate, TrainRequest
 
 State = dict[str, torch.Tensor]
 
@@ -62,12 +61,12 @@ def test_statistics_are_averaged_whatever_the_server_lr() -> None:
     assert new["bn.running_var"].tolist() == [0.5]
 
 
-def test_c_is_sent_with_the_objective() -> None:
+def test_c_is_sent_to_the_client_half() -> None:
     strategy = Scaffold()
     assert dict(strategy.configure(1, {}, 0).tensors) == {"control": {}}
     strategy.combine({"w": torch.zeros(1)}, iter([_update(0, [1.0], [3.0])]))
     client_config = strategy.configure(2, {}, 0)
-    assert client_config.objective == "scaffold"
+    assert Scaffold.client is ScaffoldClient
     assert client_config.tensors["control"]["w"].tolist() == [3.0]
 
 
@@ -103,18 +102,18 @@ class _Quadratics:
         self.optimum = (self.curvatures * self.targets).sum(0) / self.curvatures.sum(0)
 
     def train(
-        self, request: TrainRequest, objective: ClientAlgorithm, memory: State, momentum: float
+        self, request: TrainRequest, algorithm: ClientAlgorithm, memory: State, momentum: float
     ) -> tuple[ClientUpdate, State]:
         parameter = nn.Parameter(request.state["w"].clone())
         optimizer = torch.optim.SGD([parameter], lr=0.05, momentum=momentum)
-        objective.begin({"w": parameter}, request, memory)
+        algorithm.begin(nn.Module(), {"w": parameter}, request, memory)
         for _ in range(20):
             optimizer.zero_grad()
             offset = parameter - self.targets[request.client]
             (0.5 * self.curvatures[request.client] * offset**2).sum().backward()
-            objective.after_backward()
+            algorithm.after_backward()
             optimizer.step()
-        tensors, kept = objective.finish(20, 0.05)
+        tensors, kept = algorithm.finish(20, 0.05)
         state = {"w": parameter.detach().clone()}
         return ClientUpdate(client=request.client, position=0, examples=1, state=state, tensors=tensors), kept
 
@@ -127,10 +126,10 @@ class _Quadratics:
             cohort = strategy.select(round, range(4), np.random.default_rng(round))
             for position, client in enumerate(cohort):
                 client_config = strategy.configure(round, state, client)
-                name = client_config.objective
-                objective = registry.build("objective", PluginSpec(use=name)) if name else ClientAlgorithm()
                 request = TrainRequest(round=round, client=client, state=state, client_config=client_config)
-                update, memories[client] = self.train(request, objective, memories.get(client, {}), momentum)
+                update, memories[client] = self.train(
+                    request, strategy.client(), memories.get(client, {}), momentum
+                )
                 updates.append(
                     ClientUpdate(
                         client=client,

@@ -42,7 +42,7 @@ class Trained:
             crowd.requests(),
             loss=crowd.build_loss,
             counts=crowd.counts(),
-            objectives=crowd.objectives(),
+            algorithms=crowd.algorithms(),
             settings=crowd.settings,
             measured=measured,
         )

@@ -44,8 +44,10 @@ def recipe_of(folder: Path, **tables: Any) -> SimulatedClientHosts:
     )
 
 
-def orders(host_factory: SimulatedClientHosts, state: State, **client_config: Any) -> list[Message]:
-    config = ConfigRecord({codec.ROUND: 1})
+def orders(
+    host_factory: SimulatedClientHosts, state: State, algorithm: str = "", **client_config: Any
+) -> list[Message]:
+    config = ConfigRecord({codec.ROUND: 1} | ({codec.ALGORITHM: algorithm} if algorithm else {}))
     told = ClientConfig(**client_config)
     return [
         Message(codec.encode_client_config(told, codec.encode_state(state), config), FIRST_NODE + k, "train")
@@ -125,10 +127,10 @@ def test_a_bad_client_fails_alone_and_a_person_is_told_once(tmp_path: Path) -> N
     said: list[str] = []
     host_factory = recipe_of(tmp_path)
     start = beginning(host_factory)
-    messages = orders(host_factory, start, objective="prox", numbers={"mu": 0.1})
+    messages = orders(host_factory, start, "fedprox", numbers={"mu": 0.1})
     good = messages[1].content
     lame = RecordDict(
-        {"arrays": good["arrays"], "config": ConfigRecord({codec.ROUND: 1, "objective": "prox"})}
+        {"arrays": good["arrays"], "config": ConfigRecord({codec.ROUND: 1, codec.ALGORITHM: "fedprox"})}
     )
     broken = RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord()})
     messages[2] = Message(lame, messages[2].metadata.dst_node_id, "train")

@@ -33,13 +33,15 @@ def over_the_wire(content: RecordDict) -> RecordDict:
 
 @pytest.mark.parametrize("carrier", [lambda content: content, over_the_wire], ids=["process", "wire"])
 def test_a_task_comes_out_as_it_went_in(carrier: Callable[[RecordDict], RecordDict]) -> None:
-    told = ClientConfig(objective="scaffold", numbers={"mu": 0.5}, tensors={"control": STATE}, lr_factor=0.25)
+    told = ClientConfig(numbers={"mu": 0.5}, tensors={"control": STATE}, lr_factor=0.25)
     config = codec.encode_counts((3, 0, 2))
     config[codec.ROUND] = 4
+    config[codec.ALGORITHM] = "scaffold"
     content = carrier(codec.encode_client_config(told, codec.encode_state(STATE), config))
     request = codec.decode_task(message(content), client=9)
     assert (request.round, request.client, request.counts) == (4, 9, (3, 0, 2))
-    assert (request.client_config.objective, request.client_config.numbers) == ("scaffold", {"mu": 0.5})
+    assert (request.algorithm, request.client_config.numbers) == ("scaffold", {"mu": 0.5})
+    assert codec.algorithm_name(content) == "scaffold"
     assert request.client_config.lr_factor == 0.25
     for found in (request.state, request.client_config.tensors["control"]):
         assert all(torch.equal(found[name], tensor) for name, tensor in STATE.items())
@@ -47,16 +49,16 @@ def test_a_task_comes_out_as_it_went_in(carrier: Callable[[RecordDict], RecordDi
 
 def test_an_instruction_leaves_the_shared_configuration_alone() -> None:
     config = ConfigRecord({codec.ROUND: 1})
-    codec.encode_client_config(ClientConfig(objective="prox", numbers={"mu": 1.0}), ArrayRecord(), config)
+    codec.encode_client_config(ClientConfig(numbers={"mu": 1.0}), ArrayRecord(), config)
     assert dict(config) == {codec.ROUND: 1}
 
 
-def test_the_stock_fedprox_asks_for_the_proximal_objective() -> None:
+def test_the_stock_fedprox_asks_for_the_proximal_client_half() -> None:
     config = ConfigRecord({codec.ROUND: 2, "proximal-mu": 0.25})
     request = codec.decode_task(
         message(RecordDict({"arrays": codec.encode_state(STATE), "config": config})), 0
     )
-    assert (request.client_config.objective, request.client_config.numbers) == ("prox", {"mu": 0.25})
+    assert (request.algorithm, request.client_config.numbers) == ("fedprox", {"mu": 0.25})
 
 
 def update(**changes: Any) -> RecordDict:

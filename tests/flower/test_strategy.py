@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg as StockFedAvg
 from flwr.serverapp.strategy import FedMedian
 
 from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.fedprox import FedProx
 from fedvision.errors import PluginError
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import ReportedClientRegistry
@@ -183,3 +184,19 @@ def test_clients_who_are_told_the_same_share_a_content() -> None:
         assert len({id(message.content) for message in messages}) == contents
         told = [codec.decode_task(message, 0).client_config.numbers for message in messages]
         assert told == ([{}] * 4 if contents == 1 else [{"mu": 0.0}, {"mu": 0.0}, {"mu": 1.0}, {"mu": 1.0}])
+
+
+def test_training_messages_name_the_client_half() -> None:
+    strategy = FlowerStrategy(FedProx(mu=0.5), seed=1)
+    strategy.introduce(members(Nodes.clients))
+    messages = strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), Nodes())
+    requests = [codec.decode_task(message, 0) for message in messages]
+    assert {request.algorithm for request in requests} == {"fedprox"}
+    assert all(request.client_config.numbers == {"mu": 0.5} for request in requests)
+
+
+def test_without_a_client_half_no_name_is_sent() -> None:
+    strategy = FlowerStrategy(FedAvg(), seed=1)
+    strategy.introduce(members(Nodes.clients))
+    message = next(iter(strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), Nodes())))
+    assert codec.algorithm_name(message.content) is None

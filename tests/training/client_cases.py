@@ -1,4 +1,4 @@
-"""Clients of very unequal size with a model, a loss and an objective, trained one by one and all at once."""
+"""Clients of very unequal size with a model, a loss and an algorithm, trained one by one and all at once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fedvision.data.transforms import prepare
 from fedvision.models.build import build_model
 from fedvision.models.state import get_state, load_state, personal_names, shared_names
 from fedvision.training.client_algorithm import ClientAlgorithm
+from fedvision.training.client_trainer import client_algorithm
 from fedvision.training.loop import LoopSettings, TrainResult, fit
 from fedvision.training.vectorized.local_steps import fit_many
 from fedvision.training.vectorized.vmap_support import supports_vmap
@@ -74,7 +75,7 @@ class Crowd:
     shards: list[Shard] = field(default_factory=make_shards)
     settings: LoopSettings = field(default_factory=settings)
     loss: PluginSpec = field(default_factory=lambda: PluginSpec(use="cross-entropy"))
-    objective: str | None = None
+    algorithm: str | None = None
     client_configs: Sequence[ClientConfig] = ()
     memories: Sequence[State] = ()
     personals: Sequence[State] = ()
@@ -92,17 +93,15 @@ class Crowd:
     def requests(self) -> list[TrainRequest]:
         """Return each client's task."""
         state = get_state(self.model, shared_names(self.model, self.shared))
-        told = self.client_configs or [ClientConfig(objective=self.objective)] * len(self.shards)
+        told = self.client_configs or [ClientConfig()] * len(self.shards)
         return [
-            TrainRequest(round=2, client=k, state=state, client_config=told[k])
+            TrainRequest(round=2, client=k, state=state, client_config=told[k], algorithm=self.algorithm)
             for k in range(len(self.shards))
         ]
 
-    def objectives(self) -> list[ClientAlgorithm]:
-        """Return each client's objective."""
-        if self.objective is None:
-            return [ClientAlgorithm() for _ in self.shards]
-        return [registry.build("objective", PluginSpec(use=self.objective)) for _ in self.shards]
+    def algorithms(self) -> list[ClientAlgorithm]:
+        """Return each client's algorithm."""
+        return [client_algorithm(request) for request in self.requests()]
 
     def unsupported_reason(self) -> str | None:
         """Return why the crowd cannot be stacked."""
@@ -113,12 +112,12 @@ class Crowd:
         """Train with ``fit``."""
         updates, requests = [], self.requests()
         home = get_state(self.model, personal_names(self.model, requests[0].state))
-        rows = zip(self.shards, requests, self.objectives(), self.counts(), strict=True)
-        for k, (shard, request, objective, counts) in enumerate(rows):
+        rows = zip(self.shards, requests, self.algorithms(), self.counts(), strict=True)
+        for k, (shard, request, algorithm, counts) in enumerate(rows):
             load_state(self.model, self.personals[k] if self.personals else home)
             memory = self.memories[k] if self.memories else {}
             call = partial(fit, self.model, shard, request, loss=self.build_loss(counts))
-            updates.append(call(objective=objective, settings=self.settings, memory=memory))
+            updates.append(call(algorithm=algorithm, settings=self.settings, memory=memory))
         load_state(self.model, {**home, **requests[0].state})
         return updates
 
@@ -131,7 +130,7 @@ class Crowd:
             self.requests(),
             loss=self.build_loss,
             counts=self.counts(),
-            objectives=self.objectives(),
+            algorithms=self.algorithms(),
             settings=self.settings,
             memories=self.memories,
             personals=self.personals,
@@ -143,17 +142,15 @@ class Crowd:
 
 
 def told(use: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What a strategy and the clients' memories say to a built-in objective; each client something else."""
+    """What a strategy and the clients' memories say to a built-in client half; each client something else."""
     clients = range(len(SIZES))
-    if use == "prox":
-        return {
-            "client_configs": [ClientConfig(objective=use, numbers={"mu": 0.1 * (k % 3)}) for k in clients]
-        }
+    if use == "fedprox":
+        return {"client_configs": [ClientConfig(numbers={"mu": 0.1 * (k % 3)}) for k in clients]}
     if use == "scaffold":
-        client_config = ClientConfig(objective=use, tensors={"control": noise(state, 99)})
+        client_config = ClientConfig(tensors={"control": noise(state, 99)})
         memories = [noise(state, k) if k != 2 else {} for k in clients]
         return {"client_configs": [client_config] * len(SIZES), "memories": memories}
-    raise NotImplementedError(f"say what the objective {use!r} needs")
+    raise NotImplementedError(f"say what the client half {use!r} needs")
 
 
 def noise(like: State, seed: int, size: float = 0.05) -> State:

@@ -12,12 +12,12 @@ from fedvision.training.client_state import ClientStateStore
 
 
 def groups(value: float) -> dict[str, dict[str, torch.Tensor]]:
-    return {"objective": {"layer/w": torch.tensor([value])}, "personal": {}}
+    return {"algorithm": {"layer/w": torch.tensor([value])}, "personal": {}}
 
 
 def value(memory: ClientStateStore, client: int, round: int) -> float | None:
     kept = memory.load(client, round)
-    return float(kept["objective"]["layer/w"]) if kept else None
+    return float(kept["algorithm"]["layer/w"]) if kept else None
 
 
 def test_a_round_reads_what_was_kept_before_it(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_round_that_is_run_again_starts_from_the_same_memory(tmp_path: Path) -
 
 
 def test_nothing_is_written_where_nothing_is_kept(tmp_path: Path) -> None:
-    ClientStateStore(tmp_path / "none").save(0, 1, {"objective": {}})
+    ClientStateStore(tmp_path / "none").save(0, 1, {"algorithm": {}})
     assert not (tmp_path / "none").exists()
 
 
@@ -67,15 +67,15 @@ def test_no_folder_grows_with_the_clients(tmp_path: Path) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc lists what is mapped")
 def test_a_state_is_mapped_and_not_read_until_it_is_used(tmp_path: Path) -> None:
     memory = ClientStateStore(tmp_path)
-    memory.save(7, 1, {"objective": {"w": torch.ones(1 << 20)}})
+    memory.save(7, 1, {"algorithm": {"w": torch.ones(1 << 20)}})
     kept = memory.load(7, 2)
     assert "000000007/round-0000001" in Path("/proc/self/maps").read_text()
     # What is mapped outlives its file, and what training does to it does not reach the file.
-    kept["objective"]["w"].mul_(2)
-    assert float(memory.load(7, 2)["objective"]["w"].sum()) == 1 << 20
-    memory.save(7, 2, {"objective": {"w": torch.zeros(1)}})
-    memory.save(7, 3, {"objective": {"w": torch.zeros(1)}})
-    assert float(kept["objective"]["w"].sum()) == 2 << 20
+    kept["algorithm"]["w"].mul_(2)
+    assert float(memory.load(7, 2)["algorithm"]["w"].sum()) == 1 << 20
+    memory.save(7, 2, {"algorithm": {"w": torch.zeros(1)}})
+    memory.save(7, 3, {"algorithm": {"w": torch.zeros(1)}})
+    assert float(kept["algorithm"]["w"].sum()) == 2 << 20
 
 
 def test_a_file_that_was_being_written_does_not_count(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_file_that_was_being_written_does_not_count(tmp_path: Path) -> None:
     assert value(memory, 0, 9) == 1.0
 
 
-def test_an_objective_starts_from_what_the_server_knows_of(tmp_path: Path) -> None:
+def test_an_algorithm_starts_from_what_the_server_knows_of(tmp_path: Path) -> None:
     """Rounds 2 and 3 are trained and lost: round 4 starts from round 1's, though newer files are there."""
     memory = ClientStateStore(tmp_path)
     both = {"personal": {"w": torch.tensor([7.0])}}
@@ -95,10 +95,10 @@ def test_an_objective_starts_from_what_the_server_knows_of(tmp_path: Path) -> No
     memory.save(0, 3, groups(3.0) | both, unheard_since=2)
     assert value(memory, 0, 4) == 3.0
     again = memory.load(0, 4, unheard_since=2)
-    assert float(again["objective"]["layer/w"]) == 1.0
+    assert float(again["algorithm"]["layer/w"]) == 1.0
     assert float(again["personal"]["w"]) == 7.0
     memory.save(0, 4, groups(4.0), unheard_since=2)
-    assert memory.load(0, 5, unheard_since=1).get("objective") is None
+    assert memory.load(0, 5, unheard_since=1).get("algorithm") is None
     assert value(memory, 0, 5) == 4.0
     # Once round 4 was heard, what was before it is needed no more.
     memory.save(0, 5, groups(5.0))
@@ -113,4 +113,4 @@ def test_a_run_that_falls_back_finds_what_it_had_heard(tmp_path: Path) -> None:
     memory.save(0, 5, groups(5.0))
     memory.save(0, 6, groups(6.0), unheard_since=5)
     memory.save(0, 7, groups(7.0))
-    assert float(memory.load(0, 6, unheard_since=5)["objective"]["layer/w"]) == 3.0
+    assert float(memory.load(0, 6, unheard_since=5)["algorithm"]["layer/w"]) == 3.0

@@ -53,7 +53,7 @@ def state_of(model: nn.Module) -> State:
 
 def train(model: nn.Module, chosen: LoopSettings, shard: Shard | None = None, **request: Any) -> TrainResult:
     told = TrainRequest(**{"round": 2, "client": 4, "state": state_of(model), **request})
-    return fit(model, shard or make_shard(), told, loss=plain, objective=ClientAlgorithm(), settings=chosen)
+    return fit(model, shard or make_shard(), told, loss=plain, algorithm=ClientAlgorithm(), settings=chosen)
 
 
 def by_hand(model: nn.Module, epochs: int, momentum: float = 0.0) -> tuple[State, float]:
@@ -122,7 +122,7 @@ def test_the_loss_is_the_mean_over_images_not_over_batches() -> None:
     x = (torch.from_numpy(shard.images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
     with torch.no_grad():
         expected = plain(model(x), torch.from_numpy(shard.labels)).mean()
-    assert train(model, settings(lr=1e-9)).loss == pytest.approx(float(expected), rel=1e-5)
+    assert train(model, settings(lr=1e-9)).loss == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_dropout_repeats_and_leaves_the_global_generator_alone() -> None:
@@ -161,6 +161,29 @@ def test_mixup_blends_two_losses_and_trains() -> None:
     assert not torch.equal(one.state["1.weight"], off.state["1.weight"])
 
 
+def test_an_algorithm_sees_mixups_own_labels_and_the_task_loss_counts_both() -> None:
+    """With the label as loss, an image's is w label + (1 - w) partner's: the sum is that of the labels."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Watching(ClientAlgorithm):
+        def loss(self, model: Any, x: torch.Tensor, labels: torch.Tensor, task_loss: Any) -> torch.Tensor:
+            losses = super().loss(model, x, labels, task_loss)
+            seen.append((labels, losses.detach()))
+            return losses
+
+    def label(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return labels + 0 * logits.sum(1)
+
+    model, shard = make_model(), make_shard()
+    request = TrainRequest(round=1, client=0, state=state_of(model))
+    chosen = settings(TransformConfig(mixup=0.4), batch_size=64)
+    fit(model, shard, request, loss=label, algorithm=Watching(), settings=chosen)
+    ((labels, blended),) = seen
+    assert sorted(labels.tolist()) == sorted(shard.labels.tolist())
+    assert not torch.equal(blended, labels.float())
+    assert float(blended.sum()) == pytest.approx(int(labels.sum()), rel=1e-5)
+
+
 def test_bfloat16_computes_coarsely_and_keeps_float32_weights() -> None:
     fine, coarse = (
         train(make_model(), settings(precision=p)).state["1.weight"] for p in ("float32", "bfloat16")
@@ -190,11 +213,11 @@ def test_the_learning_rate_follows_its_schedule() -> None:
     assert [learning_rate(training, round, 6) for round in range(1, 7)] == [0.4, 0.4, 0.2, 0.2, 0.1, 0.1]
 
 
-def test_objectives_see_gradients_before_the_step() -> None:
+def test_algorithms_see_gradients_before_the_step() -> None:
     class Still(ClientAlgorithm):
         """Takes every gradient away."""
 
-        def begin(self, parameters: Any, request: TrainRequest, memory: State) -> None:
+        def begin(self, model: Any, parameters: Any, request: TrainRequest, memory: State) -> None:
             self.parameters = list(parameters.values())
 
         def after_backward(self) -> None:
@@ -204,5 +227,29 @@ def test_objectives_see_gradients_before_the_step() -> None:
     model = make_model()
     start = state_of(model)
     request = TrainRequest(round=1, client=0, state=start)
-    update = fit(model, make_shard(), request, loss=plain, objective=Still(), settings=settings())
+    update = fit(model, make_shard(), request, loss=plain, algorithm=Still(), settings=settings())
     assert all(torch.equal(update.state[name], start[name]) for name in start)
+
+
+class _TwiceTheModel(ClientAlgorithm):
+    """The task's loss of doubled logits plus the label: a loss that sees model, images and labels."""
+
+    def loss(self, model: Any, x: torch.Tensor, labels: torch.Tensor, task_loss: Any) -> torch.Tensor:
+        return task_loss(2 * model(x), labels) + labels
+
+
+def test_the_algorithms_loss_replaces_the_tasks() -> None:
+    chosen = settings(batch_size=64)
+    model = make_model()
+    shard, request = make_shard(), TrainRequest(round=1, client=0, state=state_of(model))
+    update = fit(model, shard, request, loss=plain, algorithm=_TwiceTheModel(), settings=chosen)
+    twin = make_model().train()
+    images, labels = shard.batch(np.arange(len(shard)))
+    x = chosen.transform.normalise(torch.from_numpy(images), channels_last=chosen.training.channels_last)
+    target = torch.from_numpy(labels)
+    expected = (plain(2 * twin(x), target) + target).mean()
+    assert update.loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    expected.backward()
+    for name, parameter in twin.named_parameters():
+        moved = parameter - chosen.training.lr * parameter.grad
+        torch.testing.assert_close(update.state[name], moved.detach(), rtol=1e-4, atol=1e-6)

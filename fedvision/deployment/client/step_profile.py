@@ -67,7 +67,7 @@ def step_cost(config: ExperimentConfig, dataset: Dataset, device: str) -> StepCo
     state = get_state(model, shared_names(model, config.model.shared))
     request = TrainRequest(round=1, client=0, state=state)
     began = time.perf_counter()
-    fit(model, shard, request, loss=loss, objective=ClientAlgorithm(), settings=settings)
+    fit(model, shard, request, loss=loss, algorithm=ClientAlgorithm(), settings=settings)
     seconds = (time.perf_counter() - began) / _STEPS
     return StepCost(meter.peak(), free, seconds, size_in_bytes(state), settings.device)
 

@@ -161,6 +161,8 @@ class Trainer:
             return self._introduce(client)
         if kind == sharing.MASKED:
             return self._tell_masked(content, client)
+        if name := codec.algorithm_name(content):
+            self.client.permit("client_algorithm", name)
         answered = _ask(self._worker, kind, content, client)
         if kind == "evaluate":
             return self._guard(answered, kind, content)

@@ -44,7 +44,7 @@ _PAUSE_S = 0.02
 _UPLOAD_S = 6 * 3600.0
 """How long a client may take to deliver a reply; a SuperLink gives up on one that rests for 180 s."""
 _SPARE = 4
-"""An objective may send this many models' worth of tensors beside the model."""
+"""A client half may send this many models' worth of tensors beside the model."""
 _T = TypeVar("_T")
 
 

@@ -69,10 +69,10 @@ class ClientBatch:
     """Their tasks, all of one round."""
     start: InitialTensors
     """What they begin with."""
-    objectives: Sequence[ClientAlgorithm]
+    algorithms: Sequence[ClientAlgorithm]
     """What the method adds, all of one class."""
     memories: Sequence[State]
-    """What each objective returned before."""
+    """What each algorithm returned before."""
     counts: torch.Tensor
     """Class counts [K, C]."""
     measured: Sequence[Evaluation | None]
@@ -146,7 +146,7 @@ class ClientBatchResult:
     sums: torch.Tensor
     """Each client's sum of losses [K]."""
     ends: Sequence[tuple[dict[str, State], State]]
-    """What each client's objective returned."""
+    """What each client's algorithm returned."""
 
     @cached_property
     def losses(self) -> list[float]:

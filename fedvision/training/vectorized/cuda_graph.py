@@ -97,7 +97,7 @@ class CudaGraphRunner:
 
     def _loaded(self, plan: BatchSchedule, who: ClientBatch, lrs: Sequence[float]) -> GraphBuffers:
         """Return the tensors and recordings that serve these clients, holding what they begin with."""
-        key = (self._key(who.requests[0].round), type(who.objectives[0]), *who.requests[0].state)
+        key = (self._key(who.requests[0].round), type(who.algorithms[0]), *who.requests[0].state)
         if self._reel is None or not self._reel.holds(plan, key):
             self._reel = None  # or two are in memory
             self._reel = GraphBuffers(self.model, self.settings, plan, who, key)

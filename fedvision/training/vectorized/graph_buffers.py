@@ -98,7 +98,7 @@ class GraphBuffers:
         """Write what a stack of clients begins with into the tensors.
 
         Raises:
-            ClientError: An objective lacks something.
+            ClientError: An algorithm lacks something.
         """
         for name, values in who.start.trained.items():
             tensor = self.tensors[name]
@@ -117,7 +117,9 @@ class GraphBuffers:
         self._load_aims(who)
 
     def _load_aims(self, who: ClientBatch) -> None:
-        self.algorithm = StackedClientAlgorithm(who.objectives, self.tensors, who.requests, who.memories)
+        self.algorithm = StackedClientAlgorithm(
+            self._model, who.algorithms, self.tensors, who.requests, who.memories
+        )
         if not self._groups and not self._numbers:  # these clients are the first ones
             self._groups = {
                 group: {name: torch.zeros_like(tensor) for name, tensor in state.items()}
@@ -140,7 +142,7 @@ class GraphBuffers:
             self._drawn[name][..., :steps, :clients, :width].copy_(value)
 
     def _pairs(self, clients: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield rows of the groups and numbers here, each with those of the clients' objectives."""
+        """Yield rows of the groups and numbers here, each with those of the clients' algorithms."""
         here, there = first(self._groups, clients), self.algorithm.groups
         for group, state in there.items():
             yield from ((here[group][name], tensor) for name, tensor in state.items())
@@ -224,7 +226,7 @@ class GraphBuffers:
 
     @torch.no_grad()
     def _adjust(self, moved: dict[str, nn.Parameter], live: torch.Tensor) -> None:
-        """Let the objectives of clients that have images change their gradients, and their own tensors."""
+        """Let the algorithms of clients that have images change their gradients, and their own tensors."""
         groups = first(self._groups, len(live))
         rows = [tensor for state in groups.values() for tensor in state.values()]
         before = [tensor.clone() for tensor in rows]

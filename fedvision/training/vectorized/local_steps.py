@@ -2,7 +2,7 @@
 
 Torch's own optimisers, which work element by element, step on stacked parameters [K, ...] (see ``stack``).
 So kernels are launched as often as for a single client, which is what small models wait for on a GPU; where
-even that is too often, ``recorded`` plays the steps back. Batches, augmentation, losses, objectives and
+even that is too often, ``recorded`` plays the steps back. Batches, augmentation, losses, algorithms and
 schedules are those of ``fit``, and so is the result but for the order of float32 sums. What cannot be stacked
 is named by ``fedvision.training.vectorized.vmap_support``.
 """
@@ -42,7 +42,7 @@ def fit_many(
     *,
     loss: Callable[[torch.Tensor], LossFn],
     counts: torch.Tensor,
-    objectives: Sequence[ClientAlgorithm],
+    algorithms: Sequence[ClientAlgorithm],
     settings: LoopSettings,
     memories: Sequence[State] = (),
     personals: Sequence[State] = (),
@@ -59,9 +59,9 @@ def fit_many(
         requests: Each client's task, all of one round.
         loss: Class counts [K, C] of some clients -> ``loss(logits [K, B, C], labels [K, B]) -> [K, B]``.
         counts: Each client's class counts [K, C], on the device.
-        objectives: What the method adds, one object for each client, all of one class.
+        algorithms: What the method adds, one object for each client, all of one class.
         settings: Optimiser, transforms, device, seed.
-        memories: What the objective returned for each client before; empty where nobody keeps anything.
+        memories: What the algorithm returned for each client before; empty where nobody keeps anything.
         personals: Each client's tensors that do not travel; what is left out is as in the model.
         measured: What each client counted before, to be handed on.
         chunk: Clients that are trained at once; 0 trains all at once.
@@ -74,7 +74,7 @@ def fit_many(
     Raises:
         ValueError: The tasks belong to several rounds.
         ConfigError: A task's state is not that of the model.
-        ClientError: An objective lacks something.
+        ClientError: An algorithm lacks something.
     """
     if len({request.round for request in requests}) > 1:
         raise ValueError("the clients of a stack have one learning rate: give them tasks of one round")
@@ -89,7 +89,7 @@ def fit_many(
         who = ClientBatch(
             requests=own,
             start=InitialTensors.of(model, own, [personals[i] if personals else {} for i in places]),
-            objectives=[objectives[i] for i in places],
+            algorithms=[algorithms[i] for i in places],
             memories=[memories[i] if memories else {} for i in places],
             counts=counts[places],
             measured=[measured[i] if measured else None for i in places],
@@ -99,7 +99,7 @@ def fit_many(
 
 
 class _Stack:
-    """K clients' tensors [K, ...], the optimiser that moves them, and their objectives."""
+    """K clients' tensors [K, ...], the optimiser that moves them, and their algorithms."""
 
     def __init__(self, model: nn.Module, who: ClientBatch, settings: LoopSettings) -> None:
         self.model, self.who, self.settings = model, who, settings
@@ -116,7 +116,7 @@ class _Stack:
         )
         self.scales = None if shared else torch.tensor(self.rates, device=settings.device)
         self.optimizer = settings.make_optimizer(list(self.parameters.values()), self.lr)
-        self.algorithm = StackedClientAlgorithm(who.objectives, self.full, requests, who.memories)
+        self.algorithm = StackedClientAlgorithm(model, who.algorithms, self.full, requests, who.memories)
 
     def train(self, plan: BatchSchedule, loss: Callable[[torch.Tensor], LossFn]) -> ClientBatchResult:
         """Take all steps and close the round."""

@@ -1,4 +1,4 @@
-"""The objectives of clients that are trained together: their tensors lie on each other, [K, ...]."""
+"""The client halves of clients that are trained together, their tensors stacked, [K, ...]."""
 
 from __future__ import annotations
 
@@ -12,51 +12,53 @@ from fedvision.types import State, TrainRequest
 
 
 class StackedClientAlgorithm:
-    """K clients' objectives of one class, begun.
+    """K clients' algorithms of one class, begun.
 
     Args:
-        objectives: One for each client.
+        model: The network; its values are nobody's.
+        algorithms: One for each client.
         tensors: The clients' trained tensors [K, ...], holding what they begin with.
         requests: The clients' tasks.
-        memories: What each objective returned before.
+        memories: What each algorithm returned before.
 
     Raises:
-        ClientError: An objective lacks something.
+        ClientError: An algorithm lacks something.
     """
 
     def __init__(
         self,
-        objectives: Sequence[ClientAlgorithm],
+        model: nn.Module,
+        algorithms: Sequence[ClientAlgorithm],
         tensors: State,
         requests: Sequence[TrainRequest],
         memories: Sequence[State],
     ) -> None:
-        self.objectives = objectives
-        self.kind = type(objectives[0])
+        self.algorithms = algorithms
+        self.kind = type(algorithms[0])
         self.names: tuple[str, ...] = ()
         """The parameters that take part."""
         self.groups: dict[str, State] = {}
-        """The objectives' groups, each tensor [K, ...]."""
+        """The algorithms' groups, each tensor [K, ...]."""
         self.numbers: State = {}
-        """The objectives' numbers, each [K]."""
+        """The algorithms' numbers, each [K]."""
         if self.plain:
             return
-        for k, (objective, request, memory) in enumerate(zip(objectives, requests, memories, strict=True)):
+        for k, (algorithm, request, memory) in enumerate(zip(algorithms, requests, memories, strict=True)):
             own = {name: nn.Parameter(tensor[k]) for name, tensor in tensors.items()}
-            objective.begin(own, request, memory)
-        first = objectives[0]
+            algorithm.begin(model, own, request, memory)
+        first = algorithms[0]
         self.names = tuple(first.parameters)
         self.groups = {
-            group: {name: torch.stack([o.groups[group][name] for o in objectives]) for name in state}
+            group: {name: torch.stack([o.groups[group][name] for o in algorithms]) for name in state}
             for group, state in first.groups.items()
         }
         device = next(iter(tensors.values())).device
         self.numbers = {
-            name: torch.tensor([float(o.numbers[name]) for o in objectives]).to(device)
+            name: torch.tensor([float(o.numbers[name]) for o in algorithms]).to(device)
             for name in first.numbers
         }
-        for k, objective in enumerate(objectives):
-            objective.groups = {
+        for k, algorithm in enumerate(algorithms):
+            algorithm.groups = {
                 group: {name: tensor[k] for name, tensor in state.items()}
                 for group, state in self.groups.items()
             }
@@ -80,10 +82,10 @@ class StackedClientAlgorithm:
             self.kind.correct_gradients({name: parameters[name] for name in self.names}, groups, numbers)
 
     def finish(self, steps: Sequence[int], lrs: Sequence[float]) -> list[tuple[dict[str, State], State]]:
-        """Return what each objective returns at the end of the round."""
+        """Return what each algorithm returns at the end of the round."""
         return [
-            objective.finish(count, lr)
-            for objective, count, lr in zip(self.objectives, steps, lrs, strict=True)
+            algorithm.finish(count, lr)
+            for algorithm, count, lr in zip(self.algorithms, steps, lrs, strict=True)
         ]
 
 

@@ -9,15 +9,16 @@ import torch
 
 from fedvision import registry
 from fedvision.models.state import load_state
-from fedvision.training.client_state import OBJECTIVE, PERSONAL
-from fedvision.training.client_trainer import ClientTrainer, build_loss, objective_of
+from fedvision.training.client_algorithm import unstackable_reason
+from fedvision.training.client_state import ALGORITHM, PERSONAL
+from fedvision.training.client_trainer import ClientTrainer, build_loss, client_algorithm
 from fedvision.training.loop import TrainResult
 from fedvision.training.vectorized.client_batch import ClientBatchResult
 from fedvision.training.vectorized.cuda_graph import CudaGraphRunner, on_cuda, recordable
 from fedvision.training.vectorized.device_cache import DeviceDatasetCache
 from fedvision.training.vectorized.graph_buffers import GraphCapture
 from fedvision.training.vectorized.local_steps import fit_many
-from fedvision.training.vectorized.vmap_support import scalable, stacks_objective, supports_vmap
+from fedvision.training.vectorized.vmap_support import scalable, supports_vmap
 from fedvision.types import TrainRequest
 
 
@@ -52,9 +53,8 @@ class VectorizedTrainer:
 
     def unsupported_reason(self, request: TrainRequest) -> str | None:
         """Return in one line why a task is not trained together with others; None where it can be."""
-        if not self._obstacle and not stacks_objective(type(objective_of(request))):
-            name = request.client_config.objective
-            return f"the objective {name!r} has no formula that serves several clients"
+        if not self._obstacle and (reason := unstackable_reason(type(client_algorithm(request)))):
+            return reason
         if request.client_config.lr_factor != 1 and not scalable(self._worker.settings.training):
             use = self._worker.settings.training.optimizer.use
             return f"the optimiser {use!r} has no stacked form for clients with learning rates of their own"
@@ -88,7 +88,7 @@ class VectorizedTrainer:
         """
         shared: dict[tuple[int, str | None], list[int]] = {}
         for place, request in enumerate(requests):
-            shared.setdefault((request.round, request.client_config.objective), []).append(place)
+            shared.setdefault((request.round, request.algorithm), []).append(place)
         for places in shared.values():
             own = [requests[place] for place in places]
             if len(own) == 1 or self.unsupported_reason(own[0]):
@@ -121,9 +121,9 @@ class VectorizedTrainer:
             requests,
             loss=lambda counts: trainer.make_loss(counts, requests[0].round),
             counts=counts.to(trainer.settings.device),
-            objectives=[objective_of(request) for request in requests],
+            algorithms=[client_algorithm(request) for request in requests],
             settings=trainer.settings,
-            memories=[memory.get(OBJECTIVE, {}) for memory in memories],
+            memories=[memory.get(ALGORITHM, {}) for memory in memories],
             personals=[memory.get(PERSONAL, trainer.initial) for memory in memories],
             measured=measured,
             chunk=chunk,

@@ -19,7 +19,6 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fedvision import registry, seeding
 from fedvision.config import TrainingConfig
-from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.loop import LoopSettings
 from fedvision.training.sgd import SGD
 from fedvision.types import LossFn, State
@@ -69,11 +68,6 @@ def supports_vmap(
         or _trial_of_loss(loss, num_classes)
         or _trial_of_model(model, image_shape, settings)
     )
-
-
-def stacks_objective(kind: type[ClientAlgorithm]) -> bool:
-    """Return whether what a class of objectives does in a step is a formula on tensors."""
-    return kind.after_backward is ClientAlgorithm.after_backward
 
 
 def _settings(settings: LoopSettings) -> str | None:

@@ -16,7 +16,7 @@ from fedvision.deployment.client.local_data import stamp
 from fedvision.deployment.client.trainer import Trainer
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.transport import message_format
-from fedvision.errors import FedVisionError
+from fedvision.errors import ConfigError, FedVisionError
 from fedvision.flower import codec, sharing
 from tests.experiments import tiny
 
@@ -188,3 +188,25 @@ def test_a_stamp_changes_with_any_file_below_a_folder(tmp_path: Path) -> None:
     found.append(stamp(client))
     assert len(set(found)) == 5
     assert stamp(ClientMachineConfig.from_dict({**table, "data": {"use": "digits"}})) is None
+
+
+def ask_for(algorithm: str, trainer: Trainer, folder: Path) -> dict[str, Any]:
+    """Train with a client half that the server names."""
+    expected = message_format.Expected.from_text(trainer.open(facts("r1"))["expected"]["train"])
+    told = {codec.ROUND: 1, codec.ALGORITHM: algorithm, "number.mu": 0.5}
+    layout = message_format.MessageHeader(
+        tensors=dict(expected.groups), records={codec.CONFIG: ("config", told)}, client=0
+    )
+    (folder / "task").write_bytes(bytes(layout.size))
+    return trainer.answer("train", layout.to_text(), folder / "task", folder / "reply")
+
+
+def test_a_server_cannot_name_code_that_the_owner_did_not_allow(trainer: Trainer, tmp_path: Path) -> None:
+    assert "layout" in ask_for("fedprox", trainer, tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"\[client_algorithm\] use = 'os:abort': this client allows built-ins"
+    ):
+        ask_for("os:abort", trainer, tmp_path)
+    trainer.client = dataclasses.replace(trainer.client, plugins=("os:getcwd",))
+    with pytest.raises(FedVisionError, match="'os:getcwd' of the strategy is no class of"):
+        ask_for("os:getcwd", trainer, tmp_path)

@@ -172,11 +172,11 @@ def test_what_the_loss_depends_on_beside_the_counts_makes_new_recordings() -> No
     assert tracer.recorded > before
 
 
-def test_another_objective_makes_new_recordings() -> None:
+def test_another_algorithm_makes_new_recordings() -> None:
     plain = Crowd()
-    told = [ClientConfig(objective="prox", numbers={"mu": 1.0})] * len(SIZES)
+    told = [ClientConfig(numbers={"mu": 1.0})] * len(SIZES)
     recorded = CudaGraphRunner(plain.model, plain.settings, Tracer())
-    for crowd in (plain, replace(plain, objective="prox", client_configs=told), plain):
+    for crowd in (plain, replace(plain, algorithm="fedprox", client_configs=told), plain):
         assert_equal(crowd.at_once(recorded=recorded), crowd.one_by_one())
     assert recorded.failure_reason is None
 
@@ -248,18 +248,20 @@ def test_memory_that_runs_out_is_said_to_the_caller_and_may_be_tried_again() -> 
     assert tracer.played
 
 
-@pytest.mark.parametrize("use", registry.BUILTINS["objective"])
+@pytest.mark.parametrize("use", registry.BUILTINS["client_algorithm"])
 @pytest.mark.parametrize("training", [{}, LONG], ids=["plain", "long"])
-def test_every_objective_is_played_back(use: str, training: dict[str, Any]) -> None:
+def test_every_algorithm_is_played_back(use: str, training: dict[str, Any]) -> None:
     model = network()
     state = get_state(model, shared_names(model, "all"))
-    check(Crowd(model=model, objective=use, settings=settings(**training), **told(use, state)))
+    check(Crowd(model=model, algorithm=use, settings=settings(**training), **told(use, state)))
 
 
 class Count(ClientAlgorithm):
     """Counts its steps in a tensor, which no step without images may touch."""
 
-    def begin(self, parameters: Mapping[str, nn.Parameter], request: TrainRequest, memory: State) -> None:
+    def begin(
+        self, model: Any, parameters: Mapping[str, nn.Parameter], request: TrainRequest, memory: State
+    ) -> None:
         self.parameters = {"head.bias": parameters["head.bias"]}
         self.groups = {"steps": {"head.bias": torch.zeros_like(parameters["head.bias"], requires_grad=False)}}
         self.numbers = {"fade": 0.1 * (1 + request.client)}
@@ -277,7 +279,7 @@ class Count(ClientAlgorithm):
 
 
 def test_a_guests_formula_is_played_back_and_a_client_that_has_ended_is_left_alone() -> None:
-    crowd = Crowd(objective=f"{__name__}:Count", settings=settings(batch_size=4))
+    crowd = Crowd(algorithm=f"{__name__}:Count", settings=settings(batch_size=4))
     check(crowd)
     tracer = Tracer()
     updates = crowd.at_once(recorded=CudaGraphRunner(crowd.model, crowd.settings, tracer))

@@ -1,4 +1,4 @@
-"""Clients trained at once against the serial loop: every model, loss, objective and optimiser that stacks."""
+"""Clients trained at once against the serial loop: every model, loss, algorithm and optimiser that stacks."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def test_every_loss_sees_each_clients_own_counts(use: str) -> None:
     check(Crowd(loss=PluginSpec(use=use), settings=settings(epochs=2)), 0, 2)
 
 
-@pytest.mark.parametrize("use", registry.BUILTINS["objective"])
+@pytest.mark.parametrize("use", registry.BUILTINS["client_algorithm"])
 @pytest.mark.parametrize("training", [{}, LONG], ids=["plain", "long"])
-def test_every_objective_adjusts_each_clients_own_gradients(use: str, training: dict[str, Any]) -> None:
+def test_every_algorithm_adjusts_each_clients_own_gradients(use: str, training: dict[str, Any]) -> None:
     model = network()
     state = get_state(model, shared_names(model, "all"))
-    check(Crowd(model=model, objective=use, settings=settings(**training), **told(use, state)), 0, 2)
+    check(Crowd(model=model, algorithm=use, settings=settings(**training), **told(use, state)), 0, 2)
 
 
 @pytest.mark.parametrize("kind", ELEMENTWISE, ids=lambda kind: f"{kind.__module__}:{kind.__name__}")
@@ -136,8 +136,8 @@ def test_a_parameter_without_gradient_is_left_alone_even_by_weight_decay() -> No
     crowd = Crowd(model=Spare(), settings=settings(weight_decay=0.1, clip_norm=0.5))
     check(crowd)
     assert torch.equal(crowd.at_once()[0].state["spare"], torch.ones(3))
-    prox = [ClientConfig(objective="prox", numbers={"mu": 1.0})] * len(SIZES)
-    check(replace(crowd, objective="prox", client_configs=prox))
+    prox = [ClientConfig(numbers={"mu": 1.0})] * len(SIZES)
+    check(replace(crowd, algorithm="fedprox", client_configs=prox))
 
 
 def test_bfloat16_agrees_with_the_loop_as_far_as_bfloat16_goes() -> None:
@@ -185,8 +185,8 @@ def test_clients_of_several_rounds_or_of_another_model_are_refused() -> None:
         crowd.at_once()
 
 
-def test_an_objective_that_lacks_its_number_names_the_client() -> None:
-    crowd = Crowd(objective="prox", client_configs=[ClientConfig(objective="prox")] * len(SIZES))
+def test_an_algorithm_that_lacks_its_number_names_the_client() -> None:
+    crowd = Crowd(algorithm="fedprox", client_configs=[ClientConfig()] * len(SIZES))
     with pytest.raises(ClientError, match="client 2, training"):
         crowd.at_once()
 
@@ -215,13 +215,13 @@ def test_one_client_alone_is_a_stack_too() -> None:
     assert_equal(crowd.at_once(), crowd.one_by_one())
 
 
-def test_an_objectives_formula_is_asked_about_all_active_clients_at_once() -> None:
+def test_an_algorithms_formula_is_asked_about_all_active_clients_at_once() -> None:
     asked = []
 
     class Watched(ClientAlgorithm):
         """Says when it is asked."""
 
-        def begin(self, parameters: Any, request: TrainRequest, memory: Any) -> None:
+        def begin(self, model: Any, parameters: Any, request: TrainRequest, memory: Any) -> None:
             self.parameters = parameters
 
         @staticmethod
@@ -229,27 +229,27 @@ def test_an_objectives_formula_is_asked_about_all_active_clients_at_once() -> No
             asked.append(len(parameters["head.bias"]))
 
     crowd = Crowd()
-    crowd.objectives = lambda: [Watched() for _ in SIZES]  # type: ignore[method-assign, assignment]
+    crowd.algorithms = lambda: [Watched() for _ in SIZES]  # type: ignore[method-assign, assignment]
     crowd.at_once()
     # Batches of 8 of 5, 1, 23, 17, 16 images: nobody is asked after their last.
     assert asked == [5, 3, 2]
 
 
 @pytest.mark.parametrize("use", ["sgd", "adam", "adamw", "rmsprop", "nadam"])
-@pytest.mark.parametrize("objective", [None, "scaffold"])
-def test_every_client_has_its_own_learning_rate(use: str, objective: str | None) -> None:
+@pytest.mark.parametrize("algorithm", [None, "scaffold"])
+def test_every_client_has_its_own_learning_rate(use: str, algorithm: str | None) -> None:
     factors = (1.0, 0.25, 3.0, 0.5, 2.0)
     state = get_state(network(), shared_names(network(), "all"))
-    tensors = {"control": noise(state, 99)} if objective else {}
+    tensors = {"control": noise(state, 99)} if algorithm else {}
     crowd = Crowd(
         settings=settings(epochs=2, weight_decay=0.01, lr=0.01, optimizer=PluginSpec(use=use), clip_norm=0.5),
-        objective=objective,
-        client_configs=[ClientConfig(objective=objective, tensors=tensors, lr_factor=f) for f in factors],
+        algorithm=algorithm,
+        client_configs=[ClientConfig(tensors=tensors, lr_factor=f) for f in factors],
     )
     check(crowd, 0, 2)
     shared = Crowd(settings=crowd.settings).one_by_one()
     own = crowd.one_by_one()
-    if objective is None:
+    if algorithm is None:
         assert torch.equal(own[0].state["head.weight"], shared[0].state["head.weight"])
         assert not torch.equal(own[2].state["head.weight"], shared[2].state["head.weight"])
 

@@ -44,18 +44,20 @@ def make_worker(folder: Path, model_of_all: torch.nn.Module | None = None, **tab
 
 
 def tasks_of(
-    trainer: ClientTrainer, round: int, *objectives: str | None, seed: int = 1
+    trainer: ClientTrainer, round: int, *algorithms: str | None, seed: int = 1
 ) -> list[TrainRequest]:
-    """Return a task for each objective; client k gets the k-th."""
+    """Return a task for each algorithm; client k gets the k-th."""
     start = get_state(network(), shared_names(trainer.model, trainer.config.model.shared))
     told = {
         None: ClientConfig(),
-        "prox": ClientConfig(objective="prox", numbers={"mu": 0.3}),
-        "scaffold": ClientConfig(objective="scaffold", tensors={"control": noise(start, seed)}),
+        "fedprox": ClientConfig(numbers={"mu": 0.3}),
+        "scaffold": ClientConfig(tensors={"control": noise(start, seed)}),
     }
     return [
-        TrainRequest(round=round, client=k, state=start, client_config=told.get(o, ClientConfig(objective=o)))
-        for k, o in enumerate(objectives)
+        TrainRequest(
+            round=round, client=k, state=start, client_config=told.get(o, ClientConfig()), algorithm=o
+        )
+        for k, o in enumerate(algorithms)
     ]
 
 
@@ -89,7 +91,7 @@ def test_memories_are_recalled_and_saved_as_by_one(tmp_path: Path, stacks: list[
     assert stacks == [list(range(len(SIZES)))] * 3
     for client in range(len(SIZES)):
         found, wanted = many.memory.load(client, 4), one.memory.load(client, 4)
-        assert found.keys() == wanted.keys() == {"objective"}
+        assert found.keys() == wanted.keys() == {"algorithm"}
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -151,18 +153,18 @@ def test_personal_tensors_stay_with_their_client(tmp_path: Path) -> None:
     assert float(many.memory.load(3, 3)["personal"]["shift"][3]) == 0.0
 
 
-def test_only_clients_of_one_objective_and_round_are_stacked(tmp_path: Path, stacks: list[list[int]]) -> None:
+def test_only_clients_of_one_algorithm_and_round_are_stacked(tmp_path: Path, stacks: list[list[int]]) -> None:
     one, many = make_worker(tmp_path / "one"), make_worker(tmp_path / "many")
-    requests = tasks_of(one, 2, "prox", None, "prox", None, "scaffold")
+    requests = tasks_of(one, 2, "fedprox", None, "fedprox", None, "scaffold")
     requests[3] = replace(requests[3], round=4)
     assert_equal(trained(VectorizedTrainer(many), requests), [one.train(request) for request in requests])
     assert stacks == [[0, 2]]
 
 
 class Half(ClientAlgorithm):
-    """A guest's objective, which knows one client only."""
+    """A guest's algorithm, which knows one client only."""
 
-    def begin(self, parameters: Any, request: TrainRequest, memory: State) -> None:
+    def begin(self, model: Any, parameters: Any, request: TrainRequest, memory: State) -> None:
         self.parameters = list(parameters.values())
 
     def after_backward(self) -> None:
@@ -170,12 +172,12 @@ class Half(ClientAlgorithm):
             parameter.grad = parameter.grad / 2
 
 
-def test_a_guests_objective_is_trained_one_by_one(tmp_path: Path, stacks: list[list[int]]) -> None:
+def test_a_guests_algorithm_is_trained_one_by_one(tmp_path: Path, stacks: list[list[int]]) -> None:
     one, many = make_worker(tmp_path / "one"), make_worker(tmp_path / "many")
     use = f"{__name__}:Half"
     requests = tasks_of(one, 1, use, use, use)
     unsupported_reason = VectorizedTrainer(many).unsupported_reason(requests[0])
-    assert unsupported_reason == f"the objective {use!r} has no formula that serves several clients"
+    assert unsupported_reason == "Half overrides after_backward, which has no form for several clients"
     assert_equal(trained(VectorizedTrainer(many), requests), [one.train(request) for request in requests])
     assert stacks == []
 

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from fedvision import registry
 from fedvision.config import TransformConfig
-from fedvision.training.client_algorithm import ClientAlgorithm, Prox, Scaffold
-from fedvision.training.vectorized.vmap_support import stacks_objective, supports_vmap
+from fedvision.training.vectorized.vmap_support import supports_vmap
 from fedvision.types import LossFn, PluginSpec
 from tests.training.client_cases import CLASSES, SIDE, Crowd, network, settings
 
@@ -148,18 +147,3 @@ def test_a_loss_that_cannot_be_stacked_is_found(loss: Callable[[torch.Tensor], L
     assert (supports_vmap(network(), (SIDE, SIDE, 1), CLASSES, loss=loss, settings=chosen) or "").startswith(
         said
     )
-
-
-def test_an_objective_must_say_itself_how_it_serves_several_clients() -> None:
-    class Own(ClientAlgorithm):
-        """Overrides the hook of one client only."""
-
-        def after_backward(self) -> None: ...
-
-    class Shorter(Prox):
-        """A built-in one, changed."""
-
-        def after_backward(self) -> None: ...
-
-    assert [stacks_objective(kind) for kind in (ClientAlgorithm, Prox, Scaffold)] == [True, True, True]
-    assert [stacks_objective(kind) for kind in (Own, Shorter)] == [False, False]
