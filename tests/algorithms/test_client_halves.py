@@ -81,7 +81,7 @@ def _steps(
     return tensors, kept, raw
 
 
-def test_the_plain_objective_does_nothing() -> None:
+def test_the_plain_algorithm_does_nothing() -> None:
     model, twin = _model(), _model()
     tensors, memory, _ = _steps(model, ClientAlgorithm(), _prox(model, 1.0), {"x": torch.ones(1)})
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
