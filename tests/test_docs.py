@@ -12,10 +12,19 @@ import pytest
 import yaml
 
 import fedvision
+from fedvision import registry
+from fedvision.config import ExperimentConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("docs", "server", "clients", "simulations", "benchmarks")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
+RUNTIME = {
+    "partition": frozenset({"columns"}),
+    "model": frozenset({"num_classes", "in_channels", "image_size"}),
+    "loss": frozenset({"counts", "round", "rounds"}),
+}
+"""Arguments that the program gives."""
 
 
 def prose(text: str) -> str:
@@ -69,6 +78,31 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
         "```toml\n# Not a heading\n[j](code.md)\n```\n[k](#not-a-heading)\n"
     )
     assert list(broken(page)) == ["none.svg", "#there", "other.md#round-again-2", "#not-a-heading"]
+
+
+def examples() -> list[tuple[str, str]]:
+    """Return every block of TOML, by page."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"^```toml\n(.*?)^```", text, re.S | re.M):
+            found.append((str(page.relative_to(ROOT)), block))
+    return found
+
+
+@pytest.mark.parametrize(("page", "block"), examples())
+def test_every_toml_is_one_of_an_experiment_or_of_a_client(page: str, block: str) -> None:
+    table = tomllib.loads(block)
+    table.pop("sweep", None)
+    link = {"address": "fl.example.org:8443", "key": "client.key", "root_certificate": "ca.crt"}
+    if table.keys() & {"share", "superlink", "plugins", "label_map"}:
+        ClientMachineConfig.from_dict({"name": "north", "superlink": link, "data": {"use": "digits"}} | table)
+        return
+    config = ExperimentConfig.from_dict({"data": {"use": "digits"}} | table)
+    for kind in ("data", "partition", "model", "loss", "strategy"):
+        spec = getattr(config, kind)
+        if not str(spec.use).startswith("my_"):
+            registry.check(kind, spec, RUNTIME.get(kind, frozenset()))
 
 
 def named(entries: list[Any]) -> Iterator[str]:

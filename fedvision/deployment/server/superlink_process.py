@@ -60,8 +60,9 @@ class LinkPlace:
         """
         path = self.state / "secret"
         try:
+            self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.state.chmod(0o700)  # who claimed the folder made it for everybody's eyes
             if not path.exists():
-                self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
                 with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
                     file.write(secrets.token_hex(32))
             return path.read_bytes().strip()
