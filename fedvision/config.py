@@ -44,6 +44,9 @@ class ModelConfig(PluginSpec):
     """``cnn``, ``resnet8``, ``rnn``, ``vit``, ``fusion``, ... or ``"module:attr"``."""
     shared: Literal["all", "no-batch-norm-statistics", "trainable"] = "all"
     """Which floating-point tensors leave a client; integer buffers never do."""
+    start: str = ""
+    """Begin with the tensors of this safetensors file, or of this run folder's final model, as seen from
+    where the run is started; empty begins with random ones. Across machines the server alone needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)

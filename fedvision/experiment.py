@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from fedvision.data.dataset import Dataset
     from fedvision.data.partition.split import Split
+    from fedvision.models.start import StartModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class Experiment:
     """Further metrics by name."""
     personal: tuple[str, ...] = ()
     """Tensors that training changes and that stay on the clients: the server cannot measure the model."""
+    start: StartModel | None = None
+    """What the network began with, where that is a file."""
     plugins: Path | None = field(default_factory=registry.allowed_folder)
     """The folder in which modules named ``"module:attr"`` were found first; those of the run as well."""
 
@@ -96,6 +99,7 @@ class Experiment:
             image_size=(height, width),
             seed=config.seed,
         )
+        start = _start(config, model, dataset.classes, travels=not split_here)
         images = torch.randn(2, channels, height, width, generator=seeding.torch_stream(config.seed, "trial"))
         with seeding.torch_global(config.seed, "trial"):
             _check_batches(config, parts, alone=trains_alone(model, images[:1]))
@@ -108,6 +112,7 @@ class Experiment:
             strategy=strategy,
             metrics=metrics,
             personal=stay,
+            start=start,
         )
 
     def notices(self) -> list[str]:
@@ -123,6 +128,7 @@ class Experiment:
 
         said = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
         said += measurement_notices(self.config, self.dataset, self.personal)
+        said += self.start.notices if self.start else ()
         if len(self.split.clients) == 0:  # the images are on other machines
             return said
         if isinstance(self.strategy, FlowerStrategy):
@@ -200,6 +206,35 @@ def _model_bytes(model: nn.Module) -> int:
 def _data_bytes(dataset: Dataset) -> int:
     """Return the bytes of the images, those that stay in a file included: they fill the page cache."""
     return sum(part.images.nbytes for part in (dataset.train, dataset.test) if part is not None)
+
+
+def _start(
+    config: ExperimentConfig, model: nn.Module, classes: tuple[str, ...], *, travels: bool
+) -> StartModel | None:
+    """Give the network the numbers of ``model.start``, if there is one.
+
+    Args:
+        config: The experiment.
+        model: The network.
+        classes: Class names [C].
+        travels: Whether clients have of the file only what they are sent.
+
+    Raises:
+        ConfigError: The file does not fit, or has tensors that clients need and would not get.
+    """
+    from fedvision.formatting import listed
+    from fedvision.models.start import load_start
+    from fedvision.models.state import personal_names, shared_names
+
+    if not config.model.start:
+        return None
+    shared = config.model.shared
+    if travels and (stay := personal_names(model, shared_names(model, shared))):
+        raise ConfigError(
+            f"model.start: with model.shared = {shared!r} the clients' machines would begin without the "
+            f'file\'s {listed(stay)}; set model.shared = "all"'
+        )
+    return load_start(model, config.model.start, classes)
 
 
 def _check_batches(config: ExperimentConfig, parts: Split, *, alone: bool) -> None:

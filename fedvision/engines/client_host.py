@@ -31,6 +31,7 @@ from fedvision.flower import client_app
 from fedvision.flower.client_registry import SimulatedClientRegistry
 from fedvision.flower.strategy import FlowerStrategy, build_strategy
 from fedvision.models.build import build_model
+from fedvision.models.start import load_start
 from fedvision.models.state import get_state, shared_names
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
@@ -130,6 +131,8 @@ class SimulatedClientHosts:
                 image_size=(height, width),
                 seed=self.config.seed,
             )
+            if start := self.config.model.start:
+                load_start(self.model, start, self.dataset.classes)
 
     @property
     def clients(self) -> int:

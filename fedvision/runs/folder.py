@@ -4,7 +4,8 @@
 
     config.toml           the canonical experiment
     environment.json      versions, processor, device; under "earlier" those of a run that went on elsewhere
-    data.json             {part: digest} of class names, images, labels and columns; under "code" those of the
+    data.json             {part: digest} of class names, images, labels, columns and the file with which the
+                          model began; under "code" those of the
                           modules that the experiment names; see data/identity.py
     invocation.json       {"folder": working folder, "modules": where plug-ins are found, "server": options}
     split.json            {"digest", "classes": [C names], "counts": [K][C], "left_out"}; of many clients
@@ -95,7 +96,7 @@ class RunFolder:
                     "with --out"
                 )
             replace_file(path / "config.toml", config.to_toml())
-            facts = environment(config.training.device)
+            facts = environment(config.training.device, config.model.start)
             replace_file(path / "environment.json", json_page(facts))
         except OSError as error:
             raise RunFolderError(
@@ -354,7 +355,8 @@ class RunFolder:
 
     def _reopen(self) -> None:
         with recording("the environment", self.path):
-            self._note_environment(environment(self.config().training.device))
+            config = self.config()
+            self._note_environment(environment(config.training.device, config.model.start))
             if self._extended is not None:
                 replace_file(self.path / "config.toml", self._extended.to_toml())
             if self._extended is not None or self.summary().get("status") != "finished":

@@ -168,7 +168,7 @@ def describe(
         decoding=_decoding(config.data, (height, width)),
         transforms=Normalisation(mean=config.transforms.mean, std=config.transforms.std),
         probability_scale=probability_scale,
-        model=config.model,
+        model=replace(config.model, start=""),
         dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})),
         personal=experiment.personal,
         sha256="",

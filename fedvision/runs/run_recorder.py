@@ -68,9 +68,10 @@ class RunRecorder:
         for layer in layers(experiment.strategy).values():
             snapshot(layer)  # what a checkpoint could not hold is said before anything is written
         train_here = len(experiment.split.clients) > 0
-        self._changed_code = folder.settle(
-            identity(experiment.dataset, train=train_here), registry.sources(self.config.to_dict())
-        )
+        data = identity(experiment.dataset, train=train_here)
+        if experiment.start is not None:
+            data["tensors of model.start"] = experiment.start.sha256
+        self._changed_code = folder.settle(data, registry.sources(self.config.to_dict()))
         names = shared_names(experiment.model, self.config.model.shared)
         self.state = get_state(experiment.model, names)
         others = {name: t for name, t in experiment.model.state_dict().items() if name not in self.state}

@@ -40,7 +40,7 @@ def test_what_a_finished_run_says_of_its_model(run: Path) -> None:
         "image": {"height": 8, "width": 8, "channels": 1},
         "transforms": {"mean": [0.5], "std": [0.25]},
         "probability_scale": 20.0,
-        "model": {"use": "cnn", "width": 4, "dense": 8, "shared": "all"},
+        "model": {"use": "cnn", "width": 4, "dense": 8, "shared": "all", "start": ""},
         "dtypes": ["float32"],
         "personal": [],
         "sha256": digest,
