@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 import fedvision
 from fedvision import registry
+from fedvision.cli import main
 from fedvision.config import ExperimentConfig
 from fedvision.deployment.client.config import ClientMachineConfig
 
@@ -80,29 +82,70 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
     assert list(broken(page)) == ["none.svg", "#there", "other.md#round-again-2", "#not-a-heading"]
 
 
+def cells() -> list[tuple[str, str]]:
+    """Return the lines that docs/questions.md gives: whether they are a client's, and what they say."""
+    text = (ROOT / "docs/questions.md").read_text(encoding="utf-8")
+    return re.findall(r"^\|[^|]*\| (\*client\*)? ?`([^`]+)`[^|]*\|$", text, re.M)
+
+
 def examples() -> list[tuple[str, str]]:
-    """Return every block of TOML, by page."""
-    found = []
+    """Return every block of TOML by page, and every line of docs/questions.md."""
+    found = [("docs/questions.md", line) for _, line in cells() if not line.startswith("fedvision ")]
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        for block in re.findall(r"^```toml\n(.*?)^```", text, re.S | re.M):
+        for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
             found.append((str(page.relative_to(ROOT)), block))
     return found
+
+
+def is_of_a_client(table: dict[str, Any]) -> bool:
+    """Tell keys of a client's file from an experiment's."""
+    return bool(table.keys() & {"share", "superlink", "plugins", "memory_limit"}) or "label_map" in str(table)
+
+
+def with_defaults(defaults: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """Return a table with what it needs beside it."""
+    merged = defaults | table
+    for key in defaults.keys() & table.keys():
+        if isinstance(table[key], dict):
+            merged[key] = defaults[key] | table[key]
+    return merged
 
 
 @pytest.mark.parametrize(("page", "block"), examples())
 def test_every_toml_is_one_of_an_experiment_or_of_a_client(page: str, block: str) -> None:
     table = tomllib.loads(block)
     table.pop("sweep", None)
-    link = {"address": "fl.example.org:8443", "key": "client.key", "root_certificate": "ca.crt"}
-    if table.keys() & {"share", "superlink", "plugins", "label_map"}:
-        ClientMachineConfig.from_dict({"name": "north", "superlink": link, "data": {"use": "digits"}} | table)
+    data: dict[str, Any] = {"use": "digits"}
+    if table.keys() & {"share", "superlink", "plugins", "memory_limit"} or "label_map" in table.get(
+        "data", ()
+    ):
+        link = {"address": "fl.example.org:8443", "key": "client.key", "root_certificate": "ca.crt"}
+        ClientMachineConfig.from_dict(
+            with_defaults({"name": "north", "superlink": link, "data": data}, table)
+        )
         return
-    config = ExperimentConfig.from_dict({"data": {"use": "digits"}} | table)
+    config = ExperimentConfig.from_dict({"data": data} | table)
     for kind in ("data", "partition", "model", "loss", "strategy"):
         spec = getattr(config, kind)
         if not str(spec.use).startswith("my_"):
             registry.check(kind, spec, RUNTIME.get(kind, frozenset()))
+
+
+@pytest.mark.parametrize("line", [line for _, line in cells() if line.startswith("fedvision ")])
+def test_every_command_among_the_answers_is_understood(line: str) -> None:
+    options = main.parser().parse_args(shlex.split(line)[1:])
+    if path := getattr(options, "experiment", None):
+        assert (ROOT / path).exists(), line
+
+
+def test_every_answer_is_found() -> None:
+    text = (ROOT / "docs/questions.md").read_text(encoding="utf-8")
+    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith("| question")]
+    links = [row for row in rows if row.endswith(") |") and "`" not in row]
+    assert len(cells()) == len(rows) - len(links)
+    for marked, line in cells():
+        if not line.startswith("fedvision "):
+            assert is_of_a_client(tomllib.loads(line)) == bool(marked), line
 
 
 def named(entries: list[Any]) -> Iterator[str]:
