@@ -93,6 +93,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
     "client_algorithm": {
         "fedprox": Builtin("fedvision.algorithms.fedprox:FedProxClient"),
         "scaffold": Builtin("fedvision.algorithms.scaffold:ScaffoldClient"),
+        "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTDClient"),
     },
     "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
     "schedule": {
@@ -105,6 +106,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedavg": Builtin("fedvision.algorithms.fedavg:FedAvg"),
         "fedprox": Builtin("fedvision.algorithms.fedprox:FedProx"),
         "scaffold": Builtin("fedvision.algorithms.scaffold:Scaffold"),
+        "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTD"),
         "fedavgm": Builtin("fedvision.algorithms.server_optimizers:FedAvgM"),
         "fedadam": Builtin("fedvision.algorithms.server_optimizers:FedAdam"),
         "fedyogi": Builtin("fedvision.algorithms.server_optimizers:FedYogi"),

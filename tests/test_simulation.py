@@ -110,6 +110,7 @@ STRATEGIES: list[dict[str, Any]] = [
     {"use": "fedavg", "fraction": 0.6},
     {"use": "fedprox", "mu": 0.1},
     {"use": "scaffold", "fraction": 0.6},
+    {"use": "fedntd", "beta": 0.5},
     {"use": "fedavgm"},
     {"use": "fedadam"},
     {"use": "fedyogi"},

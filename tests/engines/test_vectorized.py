@@ -271,3 +271,13 @@ def test_other_messages_and_other_hosts_are_served_one_by_one(tmp_path: Path) ->
 def test_a_negative_stack_is_refused() -> None:
     with pytest.raises(PluginError, match="stack must be >= 0"):
         build("engine", PluginSpec(use="vectorized", args={"stack": -1}))
+
+
+def test_a_loss_that_sees_the_model_is_trained_one_by_one_to_the_serial_bits(tmp_path: Path) -> None:
+    config = tiny(strategy={"use": "fedntd"}, rounds=2)
+    serial = simulate(config, out=tmp_path / "serial")
+    stacked = simulate(config, engine="vectorized", out=tmp_path / "vectorized")
+    assert all(torch.equal(stacked.state[name], tensor) for name, tensor in serial.state.items())
+    notices = stacked.folder.summary()["notices"]
+    reason = "the loss of FedNTDClient calls the model, which several clients do not share"
+    assert notices.count(f"clients are trained one by one: {reason}") == 1

@@ -18,7 +18,7 @@ from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.models.build import build_model
 from fedvision.models.state import get_state, load_state, personal_names, shared_names
-from fedvision.training.client_algorithm import ClientAlgorithm
+from fedvision.training.client_algorithm import ClientAlgorithm, unstackable_reason
 from fedvision.training.client_trainer import client_algorithm
 from fedvision.training.loop import LoopSettings, TrainResult, fit
 from fedvision.training.vectorized.local_steps import fit_many
@@ -27,6 +27,12 @@ from fedvision.types import ClientConfig, LossFn, PluginSpec, State, TrainReques
 
 SIZES = (5, 1, 23, 17, 16)
 CLASSES, SIDE, SEED = 4, 8, 3
+STACKABLE = [
+    name
+    for name in registry.BUILTINS["client_algorithm"]
+    if unstackable_reason(registry.resolve("client_algorithm", name).call) is None  # type: ignore[arg-type]
+]
+"""Built-in client halves that serve several clients at once."""
 SMALL: Mapping[str, dict[str, Any]] = {
     "cnn": {"width": 4, "dense": 8},
     "resnet8": {"width": 4},

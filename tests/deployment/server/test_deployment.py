@@ -41,7 +41,7 @@ holdout = 0.2
 
 
 def test_three_rounds_across_machines_end_in_the_simulations_bits(tmp_path: Path, pki: Path) -> None:
-    text = EXPERIMENT.format(rounds=3, epochs=1, strategy="fedavg")
+    text = EXPERIMENT.format(rounds=3, epochs=1, strategy="fedntd")
     with machines(tmp_path, pki, text) as here:
         server = here.server()
         north, south = here.client("north"), here.client("south")

@@ -250,6 +250,7 @@ def digest(state: State) -> str:
     [
         {"use": "fedavg", "fraction": 0.6},
         {"use": "scaffold", "fraction": 0.6},
+        {"use": "fedntd", "beta": 0.5},
         {"use": "krum"},
         {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0},
     ],

@@ -27,6 +27,7 @@ from fedvision.training.vectorized.graph_buffers import Replay
 from fedvision.types import ClientConfig, PluginSpec, State, TrainRequest
 from tests.training.client_cases import (
     SIZES,
+    STACKABLE,
     Crowd,
     assert_equal,
     make_shards,
@@ -248,7 +249,7 @@ def test_memory_that_runs_out_is_said_to_the_caller_and_may_be_tried_again() -> 
     assert tracer.played
 
 
-@pytest.mark.parametrize("use", registry.BUILTINS["client_algorithm"])
+@pytest.mark.parametrize("use", STACKABLE)
 @pytest.mark.parametrize("training", [{}, LONG], ids=["plain", "long"])
 def test_every_algorithm_is_played_back(use: str, training: dict[str, Any]) -> None:
     model = network()

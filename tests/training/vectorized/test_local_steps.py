@@ -20,6 +20,7 @@ from fedvision.training.vectorized.vmap_support import ELEMENTWISE
 from fedvision.types import ClientConfig, PluginSpec, TrainRequest
 from tests.training.client_cases import (
     SIZES,
+    STACKABLE,
     Crowd,
     assert_equal,
     make_shards,
@@ -55,7 +56,7 @@ def test_every_loss_sees_each_clients_own_counts(use: str) -> None:
     check(Crowd(loss=PluginSpec(use=use), settings=settings(epochs=2)), 0, 2)
 
 
-@pytest.mark.parametrize("use", registry.BUILTINS["client_algorithm"])
+@pytest.mark.parametrize("use", STACKABLE)
 @pytest.mark.parametrize("training", [{}, LONG], ids=["plain", "long"])
 def test_every_algorithm_adjusts_each_clients_own_gradients(use: str, training: dict[str, Any]) -> None:
     model = network()
