@@ -26,7 +26,7 @@ from fedvision.flower import codec
 from fedvision.flower.client_registry import ClientRegistry, UnknownClients
 from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.internals_message import addressed
-from fedvision.flower.privacy import check_clipping
+from fedvision.flower.privacy import check_privacy
 from fedvision.flower.sharing import is_hidden
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State
@@ -269,7 +269,7 @@ def build_strategy(spec: PluginSpec, *, seed: int, measured: float = 1.0) -> Str
 
     Raises:
         PluginError: The strategy is unknown, its arguments do not fit, the result is no strategy, or its
-            privacy rests on clients that clip.
+            noise hides less than it says.
     """
     args: dict[str, Any] = dict(spec.args)
     if isinstance(args.get("strategy"), Mapping):
@@ -280,7 +280,7 @@ def build_strategy(spec: PluginSpec, *, seed: int, measured: float = 1.0) -> Str
     if isinstance(built, RoundStrategy):
         return FlowerStrategy(built, seed=seed, measured=measured)
     if isinstance(built, Strategy):
-        check_clipping(built)
+        check_privacy(built)
         return built
     raise PluginError(
         f"[strategy] use = {spec.use!r}: it made a {type(built).__name__}, which is neither a "

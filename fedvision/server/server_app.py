@@ -25,6 +25,7 @@ from fedvision.flower import codec
 from fedvision.flower.available_clients import AvailableClients, AvailableNodes
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.guard import Stream, guarded
+from fedvision.flower.privacy import counted_equally
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.server.checks import (
     check_messages,
@@ -267,7 +268,7 @@ class _Server:
         stream, where = Stream(replies), self._where("aggregate_train", number)
         secret = None if self.config.privacy.noise == "reproducible" else seeding.SecretGlobals()
         # Clients that train in this process while their replies are fetched keep to the seed.
-        read = secret.paused(stream) if secret else iter(stream)
+        read = counted_equally(self.strategy, secret.paused(stream) if secret else iter(stream))
         with seeding.stock_globals(self.config.seed, "combine", number):
             try:
                 with guarded(where, stream), secret or nullcontext():

@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as StockFedAvg
 from flwr.serverapp.strategy import FedMedian
+from flwr.serverapp.strategy import FedProx as StockFedProx
 
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.algorithms.fedprox import FedProx
@@ -135,12 +136,12 @@ def test_strategies_are_built_by_name_and_wrappers_around_them() -> None:
         "noise_multiplier": 0.1,
         "clipping_norm": 1.0,
         "num_sampled_clients": 4,
-        "strategy": {"use": "fedavg"},
+        "strategy": {"use": "flwr.serverapp.strategy:FedProx"},
     }
     use = "flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping"
     wrapper = build_strategy(PluginSpec(use=use, args=args), seed=0)
     assert list(layers(wrapper)) == ["strategy", "wrapped-strategy"]
-    assert isinstance(layers(wrapper)["wrapped-strategy"], FedAvg)
+    assert isinstance(layers(wrapper)["wrapped-strategy"], StockFedProx)
 
 
 def test_what_is_no_strategy_is_refused() -> None:
