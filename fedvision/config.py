@@ -147,7 +147,7 @@ class EvaluationConfig:
     batch_size: int = 100
     """Images a forward pass."""
     metrics: tuple[str, ...] = ()
-    """Further numbers from the confusion counts: ``geometric-mean``, ``kappa`` or ``"module:attr"``."""
+    """Further numbers from what is counted: ``geometric-mean``, ``kappa`` or ``"module:attr"``."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "evaluation.", "every", "batch_size")
@@ -251,6 +251,8 @@ class ExperimentConfig(Settings):
     """Federated rounds."""
     checkpoint_every: int = 1
     """Rounds between checkpoints; the last round always has one."""
+    task: PluginSpec = field(default_factory=lambda: PluginSpec(use="classification"))
+    """What is learned: ``classification`` or ``"module:attr"``."""
     data: PluginSpec
     """Images and labels: ``digits``, ``fashion-mnist``, ``image-folder``, ... or ``"module:attr"``."""
     partition: PartitionConfig = field(default_factory=PartitionConfig)

@@ -115,6 +115,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "trimmed-mean": Builtin("fedvision.algorithms.robust:TrimmedMean"),
         "krum": Builtin("fedvision.algorithms.robust:Krum"),
     },
+    "task": {"classification": Builtin("fedvision.tasks.classification:Classification")},
     "metric": {
         "geometric-mean": Builtin("fedvision.tasks.metrics:geometric_mean"),
         "kappa": Builtin("fedvision.tasks.metrics:kappa"),

@@ -1,4 +1,4 @@
-"""The wire format: the only file, with ``confusion_codec`` and ``sharing``, that names the keys of records.
+"""The wire format: the only file, with ``stats_codec`` and ``sharing``, that names the keys of records.
 
 Plain traffic uses Flower's default keys (``arrays``, ``config``, ``metrics``, ``num-examples``) with exactly
 one ArrayRecord and one MetricRecord in a reply to a training message, so that stock strategies work
@@ -20,11 +20,10 @@ from typing import TypeVar, cast
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from numpy.typing import NDArray
 
 from fedvision.aggregation.summation import Distant, PartialSum
 from fedvision.algorithms.mean import Sums
-from fedvision.flower import confusion_codec
+from fedvision.flower import stats_codec
 from fedvision.flower.internals import DistantArray, TensorArray, filled
 from fedvision.flower.internals_message import values
 from fedvision.training.evaluate import Evaluation
@@ -337,27 +336,26 @@ def encode_evaluation(evaluation: Evaluation, examples: int | None = None) -> Re
         examples: Number of images, where the counts do not tell it.
     """
     images = evaluation.examples if examples is None else examples
-    records, metrics = confusion_codec.encode(evaluation.confusion)
+    records, metrics = stats_codec.encode(evaluation.stats)
     told = MetricRecord({EXAMPLES: images, LOSS: evaluation.loss_sum, **metrics})
     return RecordDict({METRICS: told, **records})
-
-
-def encode_hidden(matrix: NDArray[np.int64], examples: int, loss: float = 0.0) -> RecordDict:
-    """Return the content of an evaluation whose numbers [C, C] are masked."""
-    metrics = MetricRecord({EXAMPLES: examples, LOSS: loss})
-    return RecordDict({METRICS: metrics, confusion_codec.MATRIX: ArrayRecord([matrix])})
 
 
 def decode_evaluation(content: RecordDict) -> Evaluation:
     """Return what a client counted."""
     metrics = record(content, METRICS, MetricRecord)
-    counted = confusion_codec.decode(content, metrics)
-    return Evaluation(confusion=counted, loss_sum=float(metrics[LOSS]))  # type: ignore[arg-type]
+    counted = stats_codec.decode(content, metrics)
+    return Evaluation(stats=counted, loss_sum=told_loss(content))
 
 
 def told_examples(content: RecordDict) -> int:
     """Return on how many images a reply rests, as it says."""
     return int(record(content, METRICS, MetricRecord)[EXAMPLES])  # type: ignore[arg-type]
+
+
+def told_loss(content: RecordDict) -> float:
+    """Return the summed loss that a measurement tells."""
+    return float(record(content, METRICS, MetricRecord)[LOSS])  # type: ignore[arg-type]
 
 
 def encode_measure(arrays: ArrayRecord, images: range) -> RecordDict:

@@ -2,7 +2,7 @@
 
 A confusion matrix tells a client's class counts as well as the counts themselves do: its rows add up to them.
 The summed loss tells them too: under a model that the server made up each class costs what it chose. So a
-client that does not share its counts as they are sends confusion counts and loss masked, of which only the
+client that does not share its counts as they are sends what it counted and its loss masked, of which only the
 sum over its group can be read, or not at all.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,8 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedvision.flower import codec, confusion_codec
-from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.flower import codec, stats_codec
+from fedvision.tasks.stats import MetricStats, Shape
 from fedvision.training.evaluate import Evaluation
 
 MASKED = "query.masked"
@@ -71,20 +71,20 @@ def decode_masked(content: RecordDict) -> NDArray[np.int64]:
 def drop_counts(evaluation: RecordDict) -> RecordDict:
     """Return an evaluation without counts and loss: only the number of images is left."""
     counted = codec.decode_evaluation(evaluation)
-    nothing = Evaluation(confusion=ConfusionCounts.none(counted.confusion.num_classes), loss_sum=0.0)
+    nothing = Evaluation(stats=MetricStats.empty(counted.stats.shape), loss_sum=0.0)
     return _marked(codec.encode_evaluation(nothing, counted.examples), {_GROUP: _WITHHELD})
 
 
 def numbers_to_mask(evaluation: RecordDict) -> NDArray[np.int64]:
-    """Return what of an evaluation is masked [C * C + 1]: counts row by row, the loss in 2^-20 nats.
+    """Return what of an evaluation is masked [T R S + 1]: all cells in order, the loss in 2^-20 nats.
 
-    Pairs that do not occur are masked as well, or it would be told which ones do.
+    Cells that do not occur are masked as well, or it would be told which ones do.
 
     A loss that is no number, or above 2^36 nats, is told as 2^36.
     """
     counted = codec.decode_evaluation(evaluation)
     loss = counted.loss_sum if 0 <= counted.loss_sum < _LOSS_MOST else _LOSS_MOST
-    return np.append(counted.confusion.matrix().ravel(), np.int64(round(loss / _LOSS_STEP)))
+    return np.append(counted.stats.tables().ravel(), np.int64(round(loss / _LOSS_STEP)))
 
 
 def mask_counts(evaluation: RecordDict, masked: NDArray[np.int64], group: str) -> RecordDict:
@@ -96,9 +96,14 @@ def mask_counts(evaluation: RecordDict, masked: NDArray[np.int64], group: str) -
         group: The group's name: all of it is needed for a sum.
     """
     counted = codec.decode_evaluation(evaluation)
-    matrix = masked[:-1].reshape(counted.confusion.num_classes, -1)
-    told = codec.encode_hidden(matrix, counted.examples)
+    told = encode_hidden(masked[:-1].reshape(counted.stats.shape), counted.examples)
     return _marked(told, {_GROUP: group, _LOSS: int(masked[-1])})
+
+
+def encode_hidden(tables: NDArray[np.int64], examples: int, loss: float = 0.0) -> RecordDict:
+    """Return the content of an evaluation whose counts [T, R, S] are masked."""
+    metrics = MetricRecord({codec.EXAMPLES: examples, codec.LOSS: loss})
+    return RecordDict({codec.METRICS: metrics, stats_codec.TABLES: ArrayRecord([tables])})
 
 
 def question(kind: str, asked: RecordDict) -> bytes:
@@ -128,20 +133,20 @@ def is_hidden(content: RecordDict) -> bool:
     return bool(_group(content))
 
 
-def problem(content: RecordDict, classes: int) -> str | None:
+def problem(content: RecordDict, shape_for: Callable[[Shape], Shape]) -> str | None:
     """Return why an evaluation cannot be used; None where it can.
 
     Args:
         content: As it came.
-        classes: C; 0 where it is not known.
+        shape_for: The shape (T, R, S) that counts of a shape must have.
     """
     try:
         metrics = codec.record(content, codec.METRICS, MetricRecord)
         images, group = codec.told_examples(content), _group(content)
         float(metrics[codec.LOSS])  # type: ignore[arg-type]
         if group == _WITHHELD:
-            return confusion_codec.problem(content, metrics, classes, 0)
-        return confusion_codec.problem(content, metrics, classes, None if group else images)
+            return stats_codec.problem(content, metrics, shape_for, 0)
+        return stats_codec.problem(content, metrics, shape_for, None if group else images)
     except (KeyError, TypeError, ValueError, OverflowError):
         return "its measurement lacks counts, loss or number of images"
 
@@ -193,20 +198,20 @@ def split_readable(replies: Mapping[int, RecordDict], groups: Mapping[str, Colle
 
 def _total(contents: Sequence[RecordDict]) -> Evaluation | None:
     """Return a group's sum, or None where the masks are not gone from it."""
-    parts = [matrix for content in contents if (matrix := confusion_codec.matrix_of(content)) is not None]
+    parts = [tables for content in contents if (tables := stats_codec.tables_of(content)) is not None]
     if len(parts) != len(contents) or len({part.shape for part in parts}) != 1:
         return None
-    confusion = added(parts)
+    tables = added(parts)
     images = sum(codec.told_examples(content) for content in contents)
     masked = [codec.record(content, codec.CONFIG, ConfigRecord).get(_LOSS) for content in contents]
-    if not unmasked(confusion, images) or not all(isinstance(loss, int) for loss in masked):
+    if not stats_codec.are_counts(tables, images) or not all(isinstance(loss, int) for loss in masked):
         return None
     units = int(added(np.array(masked, np.int64)))
     if units < 0:
         return None
     loss = units * _LOSS_STEP
-    counted = ConfusionCounts.from_matrix(confusion)
-    return Evaluation(confusion=counted, loss_sum=loss if loss < _LOSS_MOST else math.inf)
+    counted = MetricStats.from_tables(tables)
+    return Evaluation(stats=counted, loss_sum=loss if loss < _LOSS_MOST else math.inf)
 
 
 def added(parts: Sequence[NDArray[np.int64]] | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -217,4 +222,4 @@ def added(parts: Sequence[NDArray[np.int64]] | NDArray[np.int64]) -> NDArray[np.
 
 def unmasked(numbers: NDArray[np.int64], images: int) -> bool:
     """Tell whether a sum is free of masks: counts of so many images, of which none is negative."""
-    return confusion_codec.are_counts(numbers, images)
+    return stats_codec.are_counts(numbers[None], images)

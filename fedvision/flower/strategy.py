@@ -220,11 +220,10 @@ class FlowerStrategy(Strategy):
         """Return the mean loss of clients that tell theirs; whoever reads the replies sums the counts."""
         contents = [reply.content for reply in replies if not reply.has_error()]
         contents = [content for content in contents if not is_hidden(content)]
-        evaluations = [codec.decode_evaluation(content) for content in contents]
         examples = sum(map(codec.told_examples, contents))
         if not examples:
             return None
-        return MetricRecord({"loss": sum(evaluation.loss_sum for evaluation in evaluations) / examples})
+        return MetricRecord({"loss": sum(map(codec.told_loss, contents)) / examples})
 
     def summary(self) -> None:
         """Say nothing: the run folder holds the configuration."""

@@ -13,7 +13,7 @@ from fedvision.errors import RunError
 from fedvision.flower import codec
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.server.phase_result import PhaseResult
-from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.stats import MetricStats
 from fedvision.training.evaluate import Evaluation
 from fedvision.types import State
 
@@ -50,7 +50,7 @@ def evaluate_centrally(
     if exchange.refused:
         raise RunError(f"the server's test images could not be measured: {exchange.refused[0]['reason']}")
     return Evaluation(
-        confusion=ConfusionCounts.total([part.confusion for part in parts]),
+        stats=MetricStats.total([part.stats for part in parts]),
         loss_sum=math.fsum(part.loss_sum for part in parts),
     )
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from flwr.app import RecordDict
 
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.sharing import problem, split_readable
-from fedvision.tasks import metrics
-from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.base import Task
+from fedvision.tasks.stats import MetricStats
 from fedvision.training.evaluate import Evaluation
 from fedvision.types import MetricFn
 
@@ -19,12 +20,13 @@ class Scores:
     """Makes the facts of a record from what was counted.
 
     Args:
+        task: What the counts mean.
         client_registry: The federation's members.
-        extra: Further numbers by name, from confusion counts.
+        extra: Further numbers by name, from the counts.
     """
 
-    def __init__(self, client_registry: ClientRegistry, extra: Mapping[str, MetricFn]) -> None:
-        self._roster, self._extra = client_registry, extra
+    def __init__(self, task: Task, client_registry: ClientRegistry, extra: Mapping[str, MetricFn]) -> None:
+        self._task, self._roster, self._extra = task, client_registry, extra
 
     def usable(
         self, replies: Mapping[int, RecordDict | None]
@@ -34,13 +36,14 @@ class Scores:
         Args:
             replies: By client, as ``codec.encode_evaluation`` makes them; None where there is none.
         """
+        shape_for = partial(self._task.shape_for, num_classes=len(self._roster.counts))
         good: dict[int, RecordDict] = {}
         refused: list[dict[str, Any]] = []
         for client, content in replies.items():
             if content is None:
                 reason: str | None = "its answer brought no measurement"
             else:
-                reason = problem(content, len(self._roster.counts))
+                reason = problem(content, shape_for)
             if content is None or reason:
                 item = {"client": client, "stage": "evaluation", "kind": "refused", "reason": reason}
                 refused.append(item)
@@ -57,22 +60,24 @@ class Scores:
         found = split_readable(replies, self._roster.groups)
         if not found.readable:
             return None
-        confusions = {client: evaluation.confusion for client, evaluation in found.told.items()}
+        told = {client: evaluation.stats for client, evaluation in found.told.items()}
         return {
             **self.total(found.readable),
             **({"withheld": found.withheld} if found.withheld else {}),
-            "spread": metrics.client_spread(confusions),
-            "accuracy": {str(c): metrics.accuracy(m) for c, m in confusions.items() if m.images},
+            "spread": self._task.client_spread(told),
+            self._task.client_metric: {
+                str(client): self._task.client_score(stats) for client, stats in told.items() if stats.images
+            },
         }
 
     def total(self, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-        """Return loss, confusion counts and scores over all images of some evaluations, at least one."""
-        confusion = ConfusionCounts.total([evaluation.confusion for evaluation in evaluations])
+        """Return loss, counts and scores over all images of some evaluations, at least one."""
+        stats = MetricStats.total([evaluation.stats for evaluation in evaluations])
         loss = sum(evaluation.loss_sum for evaluation in evaluations)
         counts = self._roster.counts
         return {
-            "loss": loss / max(1, confusion.images),
-            "confusion": confusion.to_record(),
+            "loss": loss / max(1, stats.images),
+            **self._task.to_record(stats),
             # Of unknown counts nobody can say which classes are rare.
-            "scores": metrics.scores(confusion, counts if any(counts) else None, self._extra),
+            "scores": self._task.scores(stats, counts if any(counts) else None, self._extra),
         }

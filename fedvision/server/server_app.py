@@ -42,6 +42,7 @@ from fedvision.server.reply_collector import QuorumMissed, ReplyCollector
 from fedvision.server.round_state import RoundState
 from fedvision.server.scores import Scores
 from fedvision.server.update_validator import UpdateValidator
+from fedvision.tasks.base import build_task
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import learning_rate
 from fedvision.types import MetricFn, State
@@ -85,7 +86,7 @@ class ServerPlan:
     measure: Callable[[Grid, ClientRegistry, State], Evaluation] | None = None
     """Measures a state on the server's own test images; None where it has none."""
     extra_metrics: Mapping[str, MetricFn] = field(default_factory=dict)
-    """Further numbers by name, from confusion counts."""
+    """Further numbers by name, from what was counted."""
     rounds: RoundState | None = None
     """What is remembered from round to round; None begins anew."""
 
@@ -133,7 +134,7 @@ class _Server:
         if isinstance(plan.strategy, FlowerStrategy):
             plan.strategy.unheard = self.rounds.unheard
         self.post = self.rounds.open(grid, self.client_registry)
-        self.scores = Scores(self.client_registry, plan.extra_metrics)
+        self.scores = Scores(build_task(plan.config.task), self.client_registry, plan.extra_metrics)
 
     def run(self) -> None:
         """Run all rounds from the plan's first.
@@ -315,7 +316,7 @@ class _Server:
         return self.scores.total([self.plan.measure(self.grid, self.client_registry, self.state)])
 
     def _measure_there(self, number: int, record: dict[str, Any]) -> dict[str, Any] | None:
-        """Measure on the images that clients keep for it; confusion counts are summed, then divided."""
+        """Measure on the images that clients keep for it; counts are summed, then divided."""
         if not self.config.evaluation.holdout:
             return None
         arrays = codec.encode_state(self.state)

@@ -7,26 +7,19 @@ and the totals from which every metric is made are exact in both forms.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.tasks.stats import MetricStats, Shape
+
 MATRIX_CLASSES = 100
 """Up to so many classes, a record holds counts as a matrix; its form must not change from round to round."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ConfusionCounts:
-    """How many images of each true class got each predicted one."""
-
-    num_classes: int
-    """C."""
-    pairs: NDArray[np.int64]
-    """int64 [P], rising: true class x C + predicted class of every pair that occurs."""
-    counts: NDArray[np.int64]
-    """int64 [P], > 0: images of each pair."""
+class ConfusionCounts(MetricStats):
+    """How many images of each true class got each predicted one: one table, rows true, columns predicted."""
 
     @classmethod
     def from_predictions(
@@ -49,8 +42,7 @@ class ConfusionCounts:
             if values.size and not 0 <= values.min() <= values.max() < num_classes:
                 found = f"{values.min()} to {values.max()}"
                 raise ValueError(f"{name} must be >= 0 and < {num_classes}, not {found}")
-        pairs, counts = np.unique(labels.astype(np.int64) * num_classes + predicted, return_counts=True)
-        return cls(num_classes=num_classes, pairs=pairs, counts=counts.astype(np.int64))
+        return cls.from_cells(labels.astype(np.int64) * num_classes + predicted, square(num_classes))
 
     @classmethod
     def from_matrix(cls, matrix: NDArray[np.int64]) -> ConfusionCounts:
@@ -64,44 +56,27 @@ class ConfusionCounts:
             raise ValueError(f"confusion counts must be [C, C], not {list(cells.shape)}")
         if (cells < 0).any():
             raise ValueError(f"confusion counts must be >= 0, not {cells.min()}")
-        flat = cells.ravel()
-        pairs = np.flatnonzero(flat).astype(np.int64)
-        return cls(num_classes=len(cells), pairs=pairs, counts=flat[pairs].astype(np.int64))
+        return cls.from_tables(cells[None])
 
     @classmethod
     def none(cls, num_classes: int) -> ConfusionCounts:
         """Return the counts of no images."""
-        return cls(num_classes=num_classes, pairs=np.empty(0, np.int64), counts=np.empty(0, np.int64))
-
-    @classmethod
-    def total(cls, parts: Sequence[ConfusionCounts]) -> ConfusionCounts:
-        """Return the sum of several counts, at least one.
-
-        Raises:
-            ValueError: They are of different numbers of classes.
-        """
-        sizes = sorted({part.num_classes for part in parts})
-        if len(sizes) != 1:
-            raise ValueError(f"confusion counts of {sizes} classes cannot be summed")
-        pairs, places = np.unique(np.concatenate([part.pairs for part in parts]), return_inverse=True)
-        counts = np.zeros(len(pairs), np.int64)
-        np.add.at(counts, places, np.concatenate([part.counts for part in parts]))
-        return cls(num_classes=sizes[0], pairs=pairs, counts=counts)
+        return cls.empty(square(num_classes))
 
     @property
-    def images(self) -> int:
-        """Number of images counted."""
-        return int(self.counts.sum())
+    def num_classes(self) -> int:
+        """C."""
+        return self.shape[1]
 
     @property
     def true(self) -> NDArray[np.int64]:
-        """True class of each pair [P]."""
-        return self.pairs // max(1, self.num_classes)
+        """True class of each pair of classes that occurs [P]."""
+        return self.cells // max(1, self.num_classes)
 
     @property
     def predicted(self) -> NDArray[np.int64]:
-        """Predicted class of each pair [P]."""
-        return self.pairs % max(1, self.num_classes)
+        """Predicted class of each of them [P]."""
+        return self.cells % max(1, self.num_classes)
 
     @property
     def images_of(self) -> NDArray[np.int64]:
@@ -126,9 +101,8 @@ class ConfusionCounts:
 
     def matrix(self) -> NDArray[np.int64]:
         """Return the counts as a matrix [C, C], which takes 8 C^2 bytes: rows true, columns predicted."""
-        cells = np.zeros(self.num_classes**2, np.int64)
-        cells[self.pairs] = self.counts
-        return cells.reshape(self.num_classes, self.num_classes)
+        matrix: NDArray[np.int64] = self.tables()[0]
+        return matrix
 
     def to_record(self) -> list[list[int]] | dict[str, Any]:
         """Return the counts as they stand in ``rounds.jsonl``.
@@ -148,4 +122,9 @@ class ConfusionCounts:
             return cls.from_matrix(np.array(record, np.int64)) if record else cls.none(0)
         classes = int(record["classes"])
         true, predicted, counts = np.array(record["pairs"], np.int64).reshape(-1, 3).T
-        return cls(num_classes=classes, pairs=true * classes + predicted, counts=counts)
+        return cls(shape=square(classes), cells=true * classes + predicted, counts=counts)
+
+
+def square(num_classes: int) -> Shape:
+    """Return the shape of confusion counts over C classes."""
+    return 1, num_classes, num_classes

@@ -3,7 +3,6 @@
 Every function takes confusion counts, as pairs or as a matrix [C, C] with rows true and columns predicted,
 that were summed over clients and batches *first*: a mean of clients' recalls or F1 is neither recall nor F1,
 so ratios are never averaged.
-(``client_spread`` describes how clients differ and is no figure of the federation.)
 
 NaN says that no image tells: the recall of a class without test images, the accuracy of no images. Such
 classes are left out of means. The figures equal scikit-learn's on the pooled predictions.
@@ -172,39 +171,6 @@ def _own(name: str, metric: MetricFn, confusion: ConfusionCounts) -> float:
             f"evaluation.metrics: {name} raised {type(error).__name__}: {error}; it must return a number for "
             "any confusion counts, NaN where there is none"
         ) from error
-
-
-def client_spread(confusions: Mapping[int, Confusion]) -> dict[str, float]:
-    """Describe how accuracy differs over clients, each client alike; those without images are left out.
-
-    Args:
-        confusions: Each client's own counts by its number.
-
-    Returns:
-        ``clients`` (how many have images), ``worst`` and ``best`` accuracy with ``worst_client`` and
-        ``best_client`` (the lowest number of several) and the images on which these two rest,
-        ``worst_images`` and ``best_images``, ``mean``, ``std`` (of this population, divided by its size),
-        ``p10`` (10th percentile, interpolated). All but ``clients`` are NaN where nobody has images.
-    """
-    checked = {client: _checked(counts) for client, counts in sorted(confusions.items())}
-    measured = {client: accuracy(counts) for client, counts in checked.items() if counts.images}
-    if not measured:
-        worst_and_best = ("worst_client", "worst", "worst_images", "best_client", "best", "best_images")
-        return {"clients": 0, **dict.fromkeys((*worst_and_best, "mean", "std", "p10"), float("nan"))}
-    worst, best = min(measured, key=measured.__getitem__), max(measured, key=measured.__getitem__)
-    values = np.array(list(measured.values()))
-    return {
-        "clients": len(measured),
-        "worst_client": worst,
-        "worst": measured[worst],
-        "worst_images": checked[worst].images,
-        "best_client": best,
-        "best": measured[best],
-        "best_images": checked[best].images,
-        "mean": float(values.mean()),
-        "std": float(values.std()),
-        "p10": float(np.percentile(values, 10)),
-    }
 
 
 def _checked(confusion: Confusion) -> ConfusionCounts:

@@ -21,6 +21,7 @@ from fedvision.errors import ConfigError, PluginError
 from fedvision.losses.logits import sharpness
 from fedvision.models.meta import filled
 from fedvision.models.state import counters, get_state, load_state, personal_names, shared_names
+from fedvision.tasks.base import Task, build_task
 from fedvision.training import device
 from fedvision.training.allocator import keep_freed_memory
 from fedvision.training.client_algorithm import ClientAlgorithm
@@ -170,10 +171,16 @@ class ClientTrainer:
             self.model,
             shard,
             self.settings,
+            task=self.task,
             batch_size=batch_size,
             num_classes=self.num_classes,
             sharpness=self.sharpness,
         )
+
+    @cached_property
+    def task(self) -> Task:
+        """What is learned and measured."""
+        return build_task(self.config.task)
 
     @cached_property
     def sharpness(self) -> float:

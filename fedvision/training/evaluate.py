@@ -1,4 +1,4 @@
-"""Measure a model on a shard: confusion counts and the summed loss, never a ratio.
+"""Measure a model on a shard: counts and the summed loss, never a ratio.
 
 On a CPU a forward pass over more than about 100 images of 28x28 maps and faults its activations anew on every
 batch, which made larger batches 1.7 to 2 times slower; hence the default of ``evaluation.batch_size``.
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional as F
 
 from fedvision.data.shards import Shard
-from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.base import Task
+from fedvision.tasks.stats import MetricStats
 from fedvision.training.loop import LoopSettings, forward_pass
 
 
@@ -24,15 +24,15 @@ from fedvision.training.loop import LoopSettings, forward_pass
 class Evaluation:
     """What was counted on N images."""
 
-    confusion: ConfusionCounts
-    """How many of them, by true and predicted class."""
+    stats: MetricStats
+    """How many of them, by what the task tells apart."""
     loss_sum: float
-    """Sum of cross-entropies in nats of the predicted probabilities, whatever loss the training uses."""
+    """Sum of the task's own losses in nats of the predicted probabilities, whatever the training uses."""
 
     @property
     def examples(self) -> int:
         """Number of images counted."""
-        return self.confusion.images
+        return self.stats.images
 
 
 def evaluate(
@@ -40,6 +40,7 @@ def evaluate(
     shard: Shard,
     settings: LoopSettings,
     *,
+    task: Task,
     batch_size: int,
     num_classes: int,
     sharpness: float = 1.0,
@@ -50,19 +51,20 @@ def evaluate(
         model: The network, on ``settings.device``.
         shard: N images; N = 0 gives empty counts.
         settings: Transforms, device and precision of the run.
+        task: What is counted.
         batch_size: Images a forward pass.
         num_classes: C.
-        sharpness: s; the predicted probabilities are softmax(s z) of logits z.
+        sharpness: s; the predicted probabilities are those of logits s z for the network's logits z.
     """
     # Nothing is asked of the device before all batches are on their way to it.
-    losses, found = [], [torch.empty((2, 0), dtype=torch.int64, device=settings.device)]
+    losses, found = [], [torch.empty(0, dtype=torch.int64, device=settings.device)]
     for logits, labels in _logits(model, shard, settings, batch_size, sharpness):
-        losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-        found.append(torch.stack([labels, logits.argmax(1)]))
-    labelled, predicted = torch.cat(found, dim=1).cpu().numpy()
+        loss, cells = task.observe(logits, labels)
+        losses.append(loss)
+        found.append(cells)
     loss_sum = sum(torch.stack(losses).tolist()) if losses else 0.0
-    counted = ConfusionCounts.from_predictions(labelled, predicted, num_classes)
-    return Evaluation(confusion=counted, loss_sum=loss_sum)
+    stats = MetricStats.from_cells(torch.cat(found).cpu().numpy(), task.stats_shape(num_classes))
+    return Evaluation(stats=stats, loss_sum=loss_sum)
 
 
 def predict(

@@ -34,7 +34,7 @@ class Trained:
     def __init__(self) -> None:
         crowd = Crowd()
         measured = [
-            Evaluation(confusion=ConfusionCounts.from_matrix(np.eye(4, dtype=np.int64)), loss_sum=1.5)
+            Evaluation(stats=ConfusionCounts.from_matrix(np.eye(4, dtype=np.int64)), loss_sum=1.5)
         ] * 5
         ((self.places, self.stacked),) = fit_many(
             crowd.model,
@@ -85,7 +85,7 @@ def facts(reply: Message) -> dict[str, Any]:
         "facts": codec.training_facts(content),
         "size": codec.size(content),
         "norm": pytest.approx(codec.folded_norm(content), rel=1e-6),
-        "measured": codec.decode_evaluation(measured).confusion.to_record(),
+        "measured": codec.decode_evaluation(measured).stats.tables().tolist(),
     }
 
 

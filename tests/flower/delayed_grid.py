@@ -93,7 +93,7 @@ class SlowGrid(Nodes):
     def reply(self, message: Message) -> Message:
         client = self.clients[message.metadata.dst_node_id]
         right = codec.round_of(message.content) * torch.eye(2, dtype=torch.int64)
-        counted = Evaluation(confusion=ConfusionCounts.from_matrix(right.numpy()), loss_sum=1.0)
+        counted = Evaluation(stats=ConfusionCounts.from_matrix(right.numpy()), loss_sum=1.0)
         if message.metadata.message_type != "train":
             return Message(codec.encode_evaluation(counted), reply_to=message)
         state = codec.decode_state(message.content.array_records["arrays"])

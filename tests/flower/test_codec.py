@@ -84,9 +84,9 @@ def test_bfloat16_travels_as_float32_with_the_same_values() -> None:
 
 
 def test_counts_travel_whole() -> None:
-    evaluation = Evaluation(confusion=ConfusionCounts.from_matrix(np.array([[3, 1], [0, 2]])), loss_sum=4.5)
+    evaluation = Evaluation(stats=ConfusionCounts.from_matrix(np.array([[3, 1], [0, 2]])), loss_sum=4.5)
     found = codec.decode_evaluation(over_the_wire(codec.encode_evaluation(evaluation)))
-    assert (found.confusion.to_record(), found.loss_sum, found.examples) == ([[3, 1], [0, 2]], 4.5, 6)
+    assert (found.stats.tables().tolist(), found.loss_sum, found.examples) == ([[[3, 1], [0, 2]]], 4.5, 6)
 
 
 def test_a_roster_entry_comes_out_as_it_went_in() -> None:
@@ -98,7 +98,7 @@ def test_size_counts_bytes_of_tensors() -> None:
     assert codec.size(update()) == 3 * 4
 
 
-COUNTED = Evaluation(confusion=ConfusionCounts.from_matrix(np.array([[3, 1], [0, 2]])), loss_sum=4.5)
+COUNTED = Evaluation(stats=ConfusionCounts.from_matrix(np.array([[3, 1], [0, 2]])), loss_sum=4.5)
 
 
 def test_a_measurement_rides_with_an_update_and_leaves_a_plain_reply_behind() -> None:
@@ -107,7 +107,7 @@ def test_a_measurement_rides_with_an_update_and_leaves_a_plain_reply_behind() ->
     taken = codec.unload(content)
     assert taken is not None
     found = codec.decode_evaluation(taken)
-    assert (found.confusion.to_record(), found.loss_sum) == ([[3, 1], [0, 2]], 4.5)
+    assert (found.stats.tables().tolist(), found.loss_sum) == ([[[3, 1], [0, 2]]], 4.5)
     assert codec.told_examples(taken) == 6
     assert list(content) == list(update(tensors={"control": STATE}))
     assert codec.unload(content) is None
@@ -116,7 +116,7 @@ def test_a_measurement_rides_with_an_update_and_leaves_a_plain_reply_behind() ->
 def test_a_folded_reply_keeps_its_measurement_and_counts_its_bytes() -> None:
     content = codec.encode_folded(update(measured=COUNTED), 1.0)
     assert codec.size(content) == 3 * 4 + 4 * 8
-    assert list(content.array_records) == ["measured.confusion"]
+    assert list(content.array_records) == ["measured.counts"]
     assert codec.decode_evaluation(codec.unload(content) or content).loss_sum == 4.5
 
 
@@ -129,12 +129,12 @@ def test_a_task_asks_for_a_measurement_only_where_it_says_so() -> None:
 
 def test_counts_travel_in_the_smaller_form() -> None:
     """Two pairs are four numbers: as many as a matrix of two classes has, and fewer than one of three."""
-    for classes, sent in ((2, "confusion"), (3, "confusion-pairs"), (20_000, "confusion-pairs")):
+    for classes, sent in ((2, "counts"), (3, "counts-cells"), (20_000, "counts-cells")):
         labels, predicted = np.array([0, 1, 1]), np.array([classes - 1, 0, 0])
         counted = ConfusionCounts.from_predictions(labels, predicted, classes)
-        content = codec.encode_evaluation(Evaluation(confusion=counted, loss_sum=4.5))
+        content = codec.encode_evaluation(Evaluation(stats=counted, loss_sum=4.5))
         assert (list(content.array_records), codec.size(content)) == ([sent], 4 * 8)
         found = codec.decode_evaluation(over_the_wire(content))
-        assert (found.loss_sum, found.examples, found.confusion.num_classes) == (4.5, 3, classes)
-        assert found.confusion.pairs.tolist() == [classes - 1, classes]
-        assert found.confusion.counts.tolist() == [1, 2]
+        assert (found.loss_sum, found.examples, found.stats.shape) == (4.5, 3, (1, classes, classes))
+        assert found.stats.cells.tolist() == [classes - 1, classes]
+        assert found.stats.counts.tolist() == [1, 2]

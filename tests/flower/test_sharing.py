@@ -19,9 +19,7 @@ PLAIN = np.array([[3, 1], [0, 2]], np.int64)
 
 
 def reply(confusion: np.ndarray = PLAIN, loss: float = 1.5) -> RecordDict:
-    return codec.encode_evaluation(
-        Evaluation(confusion=ConfusionCounts.from_matrix(confusion), loss_sum=loss)
-    )
+    return codec.encode_evaluation(Evaluation(stats=ConfusionCounts.from_matrix(confusion), loss_sum=loss))
 
 
 def masked(count: int, group: str = "g", loss: float = 1.5) -> list[RecordDict]:
@@ -41,7 +39,7 @@ def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None
     assert found.told.keys() == {0}
     assert found.withheld == [1, 2, 5]
     (total,) = found.sums
-    assert np.array_equal(total.confusion.matrix(), 3 * PLAIN)
+    assert np.array_equal(total.stats.tables(), 3 * PLAIN[None])
     assert total.loss_sum == 4.5
     assert sum(part.examples for part in found.readable) == 4 * 6
 
@@ -91,7 +89,7 @@ def test_a_diverged_loss_is_infinite_in_the_sum(loss: float) -> None:
 def test_what_is_withheld_tells_the_number_of_images_alone() -> None:
     content = sharing.drop_counts(reply())
     told = codec.decode_evaluation(content)
-    assert told.confusion.images == 0
+    assert told.stats.images == 0
     assert (codec.told_examples(content), told.loss_sum) == (6, 0.0)
     found = sharing.split_readable({4: content}, {"none": (4,)})
     assert (found.readable, found.withheld) == ([], [4])
@@ -136,7 +134,7 @@ def test_of_many_classes_withheld_counts_take_nothing_and_masked_ones_every_pair
     hidden = sharing.mask_counts(content, numbers, "g")
     assert codec.size(hidden) == 5 * 5 * 8
     found = sharing.split_readable({1: hidden}, {"g": (1,)})
-    assert found.sums[0].confusion.to_record() == np.diag([0, 5, 0, 0, 2]).tolist()
+    assert found.sums[0].stats.tables().tolist() == [np.diag([0, 5, 0, 0, 2]).tolist()]
 
 
 def test_a_group_of_matrices_and_pairs_gives_nothing() -> None:

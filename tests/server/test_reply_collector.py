@@ -212,7 +212,7 @@ def test_a_measurement_that_is_none_is_refused_by_name_and_the_run_goes_on(with_
             if self.clients[message.metadata.dst_node_id] == 1 and not reply.has_error():
                 found = reply.content if own else codec.unload(reply.content)
                 if found is not None:
-                    found.pop("confusion")
+                    found.pop("counts")
                 if found is not None and not own:
                     codec.carry(reply.content, found)
             return reply

@@ -9,29 +9,31 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedvision.flower import codec, sharing
+from fedvision.flower import sharing
 from fedvision.flower.client_registry import SimulatedClientRegistry
 from fedvision.server.scores import Scores
+from fedvision.tasks.classification import Classification
 
 GOOD = [[3, 1], [0, 2]]
 
 
 def told(confusion: Any = GOOD, images: int | None = None, loss: float = 1.5) -> RecordDict:
     """Return a client's answer with a matrix of whatever numbers."""
-    matrix = np.array(confusion)
-    return codec.encode_hidden(matrix, int(matrix.sum()) if images is None else images, loss)
+    matrix = np.array(confusion)[None]
+    return sharing.encode_hidden(matrix, int(matrix.sum()) if images is None else images, loss)
 
 
 def told_pairs(
     pairs: Any = ((0, 1, 3), (3, 1, 2)), images: Any = 6, classes: Any = 2, kind: Any = np.int64
 ) -> RecordDict:
-    """Return a client's answer with pairs of whatever numbers."""
-    metrics = MetricRecord({"loss": 1.5, "num-examples": images, "classes": classes})
-    return RecordDict({"metrics": metrics, "confusion-pairs": ArrayRecord([np.array(pairs, kind)])})
+    """Return a client's answer with pairs of classes of whatever numbers."""
+    shape = [1, classes, classes] if isinstance(classes, int) else classes
+    metrics = MetricRecord({"loss": 1.5, "num-examples": images, "counts-shape": shape})
+    return RecordDict({"metrics": metrics, "counts-cells": ArrayRecord([np.array(pairs, kind)])})
 
 
 def scores(classes: int = 2) -> Scores:
-    return Scores(SimulatedClientRegistry(clients=9, counts=(5,) * classes), {})
+    return Scores(Classification(), SimulatedClientRegistry(clients=9, counts=(5,) * classes), {})
 
 
 def test_counts_are_summed_before_they_are_divided_and_the_worst_client_is_kept_apart() -> None:
@@ -58,29 +60,34 @@ def test_what_nobody_can_read_is_nothing() -> None:
         (RecordDict(), "lacks counts, loss or number of images"),
         (RecordDict({"metrics": MetricRecord({"loss": 1.0, "num-examples": 6})}), "lacks counts"),
         (RecordDict({**told(), "config": MetricRecord({})}), "lacks counts"),
-        (RecordDict({**told(), "confusion": ArrayRecord([np.eye(2), np.eye(2)])}), "lacks counts"),
-        (told(np.eye(2)), "counts are float64 [2, 2], not int64 [2, 2]"),
-        (told([[6]]), "counts are int64 [1, 1], not int64 [2, 2]"),
-        (told(6), "counts are int64 [], not int64 [2, 2]"),
-        (told_pairs([[0, 1, 3], [3, 1, 2]], classes=3), "counts are of 3 classes, not of 2"),
-        (told_pairs([[0], [6]], classes=2**40), "counts are of 1099511627776 classes, not of 2"),
-        (told_pairs([[0], [6]], classes=-2), "counts are of -2 classes, not of 2"),
-        (told_pairs([[0], [6]], classes=math.inf), "lacks counts, loss or number of images"),
+        (RecordDict({**told(), "counts": ArrayRecord([np.eye(2), np.eye(2)])}), "lacks counts"),
+        (told(np.eye(2)), "counts are float64 [1, 2, 2], not int64 [1, 2, 2]"),
+        (told([[6]]), "counts are int64 [1, 1, 1], not int64 [1, 2, 2]"),
+        (told(6), "counts are int64 [1], not int64 [1, 2, 2]"),
+        (told_pairs([[0, 1, 3], [3, 1, 2]], classes=3), "counts are of the shape [1, 3, 3], not [1, 2, 2]"),
+        (
+            told_pairs([[0], [6]], classes=2**40),
+            "counts are of the shape [1, 1099511627776, 1099511627776], not [1, 2",
+        ),
+        (told_pairs([[0], [6]], classes=-2), "counts are of the shape [1, -2, -2], not [1, 2, 2]"),
+        (told_pairs([[0], [6]], classes=[1.0, math.inf, 2.0]), "lacks counts, loss or number of images"),
+        (told_pairs([[0], [6]], classes=2.0), "lacks counts, loss or number of images"),
+        (told_pairs([[0], [6]], classes=[2, 2]), "lacks counts, loss or number of images"),
         (told_pairs([[0], [6]], images=math.inf), "lacks counts, loss or number of images"),
-        (told_pairs([[0], [6]], kind=np.float64), "pairs of classes are float64 [2, 1], not int64 [2, P]"),
-        (told_pairs([[0], [6], [0]]), "pairs of classes are int64 [3, 1], not int64 [2, P]"),
-        (told_pairs(6), "pairs of classes are int64 [], not int64 [2, P]"),
+        (told_pairs([[0], [6]], kind=np.float64), "cells are float64 [2, 1], not int64 [2, P]"),
+        (told_pairs([[0], [6], [0]]), "cells are int64 [3, 1], not int64 [2, P]"),
+        (told_pairs(6), "cells are int64 [], not int64 [2, P]"),
         (told_pairs([[0, 4], [3, 3]]), "not rising numbers >= 0 and < 4"),
         (told_pairs([[-1, 3], [3, 3]]), "not rising numbers >= 0 and < 4"),
         (told_pairs([[3, 0], [3, 3]]), "not rising numbers >= 0 and < 4"),
         (told_pairs([[3, 3], [3, 3]]), "not rising numbers >= 0 and < 4"),
-        (told_pairs([[0, 3], [6, 0]]), "pairs of which there are no images"),
-        (told_pairs([[0, 3], [7, -1]]), "pairs of which there are no images"),
+        (told_pairs([[0, 3], [6, 0]]), "cells in which there are no images"),
+        (told_pairs([[0, 3], [7, -1]]), "cells in which there are no images"),
         (told_pairs(images=7), "are not those of 7 images"),
         (told_pairs([[0, 1, 3], [2**63 - 1, 2**63 - 1, 8]]), "are not those of 6 images"),
         (
             RecordDict({**told_pairs(), "config": ConfigRecord({"group": "g"})}),
-            "masked confusion counts are no",
+            "masked counts are no",
         ),
         (told([[7, -1], [0, 0]]), "are not those of 6 images"),
         (told(GOOD, images=7), "are not those of 7 images"),
@@ -118,7 +125,7 @@ def test_of_unknown_classes_pairs_may_be_of_any_sensible_number() -> None:
     few, many = (told_pairs([[0], [6]], classes=classes) for classes in (1 << 20, 1 << 21))
     good, refused = scores(classes=0).usable({0: few, 1: many})
     assert (list(good), [item["client"] for item in refused]) == ([0], [1])
-    assert "of 2097152 classes, not of 1 to 1048576" in refused[0]["reason"]
+    assert "of the shape [1, 2097152, 2097152], not of up to 1048576 classes" in refused[0]["reason"]
 
 
 def test_of_unknown_classes_counts_need_only_be_square() -> None:

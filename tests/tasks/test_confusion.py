@@ -21,7 +21,7 @@ def drawn(classes: int, images: int, seed: int = 0) -> ConfusionCounts:
 
 def test_counts_by_hand() -> None:
     counted = ConfusionCounts.from_predictions(np.array([0, 0, 2, 1]), np.array([0, 2, 2, 0]), 3)
-    assert (counted.pairs.tolist(), counted.counts.tolist()) == ([0, 2, 3, 8], [1, 1, 1, 1])
+    assert (counted.cells.tolist(), counted.counts.tolist()) == ([0, 2, 3, 8], [1, 1, 1, 1])
     assert counted.matrix().tolist() == HAND
     assert (counted.images_of.tolist(), counted.predictions_of.tolist()) == ([2, 1, 1], [2, 0, 2])
     assert (counted.right_of.tolist(), counted.images) == ([1, 0, 1], 4)
@@ -60,8 +60,8 @@ def test_sums_are_those_of_matrices() -> None:
     parts = [drawn(5, 30, seed) for seed in range(3)] + [ConfusionCounts.none(5)]
     total = ConfusionCounts.total(parts)
     assert np.array_equal(total.matrix(), np.sum([part.matrix() for part in parts], axis=0))
-    assert (np.diff(total.pairs) > 0).all()
-    with pytest.raises(ValueError, match=r"of \[2, 5\] classes cannot be summed"):
+    assert (np.diff(total.cells) > 0).all()
+    with pytest.raises(ValueError, match=r"in tables \(1, 2, 2\), \(1, 5, 5\) cannot be summed"):
         ConfusionCounts.total([drawn(5, 3), drawn(2, 3)])
 
 
@@ -77,7 +77,7 @@ def test_a_record_comes_out_as_it_went_in(classes: int) -> None:
     assert isinstance(record, list) == (classes <= MATRIX_CLASSES)
     found = ConfusionCounts.from_record(json.loads(json.dumps(record)))
     assert found.num_classes == classes
-    assert np.array_equal(found.pairs, counted.pairs)
+    assert np.array_equal(found.cells, counted.cells)
     assert np.array_equal(found.counts, counted.counts)
 
 

@@ -17,6 +17,7 @@ from sklearn import metrics as reference
 
 from fedvision import registry
 from fedvision.tasks import metrics
+from fedvision.tasks.classification import Classification
 from fedvision.tasks.confusion import ConfusionCounts
 
 # Rows true: class 0 has 4 images, class 1 has 2, class 2 none, class 3 has 4 and is never predicted.
@@ -216,17 +217,22 @@ def test_scores_refuse_counts_of_other_classes() -> None:
         metrics.scores(HAND, [1, 2, 3])
 
 
+def spread_of(confusions: dict[int, np.ndarray]) -> dict[str, float]:
+    counted = {client: ConfusionCounts.from_matrix(matrix) for client, matrix in confusions.items()}
+    return Classification().client_spread(counted)
+
+
 def test_the_sum_over_clients_is_not_the_mean_of_clients() -> None:
     large, small = np.array([[90, 10], [0, 0]]), np.array([[0, 1], [0, 1]])
     assert metrics.accuracy(large + small) == pytest.approx(91 / 102)
-    assert metrics.client_spread({0: large, 1: small})["mean"] == pytest.approx(0.7)
+    assert spread_of({0: large, 1: small})["mean"] == pytest.approx(0.7)
 
 
 def test_spread_by_hand() -> None:
     right = {7: 9, 1: 5, 4: 9, 2: 2}
     confusions = {client: np.array([[n, 10 - n], [0, 0]]) for client, n in right.items()}
     confusions[0] = np.zeros((2, 2), np.int64)
-    spread = metrics.client_spread(confusions)
+    spread = spread_of(confusions)
     values = [0.9, 0.5, 0.9, 0.2]
     assert (spread["clients"], spread["worst_client"], spread["best_client"]) == (4, 2, 4)
     assert (spread["worst"], spread["best"]) == (0.2, 0.9)
@@ -237,7 +243,7 @@ def test_spread_by_hand() -> None:
 
 
 def test_spread_of_nobody_has_the_same_keys() -> None:
-    nobody = metrics.client_spread({3: np.zeros((2, 2), np.int64)})
-    assert nobody.keys() == metrics.client_spread({3: np.eye(2, dtype=np.int64)}).keys()
+    nobody = spread_of({3: np.zeros((2, 2), np.int64)})
+    assert nobody.keys() == spread_of({3: np.eye(2, dtype=np.int64)}).keys()
     assert nobody.pop("clients") == 0
     assert all(math.isnan(value) for value in nobody.values())

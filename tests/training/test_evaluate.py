@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fedvision.data.shards import Shard
 from fedvision.losses.logits import sharpness
 from fedvision.losses.margins import ldam
+from fedvision.tasks.classification import Classification
 from fedvision.training.evaluate import evaluate, predict
 from tests.training.test_loop import CLASSES, make_model, make_shard, settings
 
@@ -22,21 +23,25 @@ def test_counts_and_loss_are_those_of_all_images_at_once(batch_size: int) -> Non
     with torch.no_grad():
         logits = model.eval()(x)
     model.train()
-    found = evaluate(model, shard, settings(), batch_size=batch_size, num_classes=CLASSES)
+    found = evaluate(
+        model, shard, settings(), task=Classification(), batch_size=batch_size, num_classes=CLASSES
+    )
     assert found.loss_sum == pytest.approx(
         float(F.cross_entropy(logits, torch.from_numpy(shard.labels), reduction="sum")), rel=1e-5
     )
     expected = np.zeros((CLASSES, CLASSES), np.int64)
     for label, predicted in zip(shard.labels, logits.argmax(1).tolist(), strict=True):
         expected[label, predicted] += 1
-    assert np.array_equal(found.confusion.matrix(), expected)
+    assert np.array_equal(found.stats.tables()[0], expected)
     assert found.examples == len(shard)
 
 
 def test_an_empty_shard_counts_nothing() -> None:
     shard = make_shard().take(np.empty(0, np.int64))
-    found = evaluate(make_model(), shard, settings(), batch_size=8, num_classes=CLASSES)
-    assert (found.examples, found.loss_sum, found.confusion.num_classes) == (0, 0.0, CLASSES)
+    found = evaluate(
+        make_model(), shard, settings(), task=Classification(), batch_size=8, num_classes=CLASSES
+    )
+    assert (found.examples, found.loss_sum, found.stats.shape) == (0, 0.0, (1, CLASSES, CLASSES))
 
 
 def test_predictions_come_in_the_shards_order_with_their_probability() -> None:
@@ -58,7 +63,9 @@ def test_a_loss_with_a_scale_is_measured_with_it() -> None:
     with torch.no_grad():
         logits = model.eval()(x)
     scale = sharpness(ldam(torch.ones(CLASSES, dtype=torch.int64), scale=30.0))
-    found = evaluate(model, shard, settings(), batch_size=8, num_classes=CLASSES, sharpness=scale)
+    found = evaluate(
+        model, shard, settings(), task=Classification(), batch_size=8, num_classes=CLASSES, sharpness=scale
+    )
     expected = F.cross_entropy(30 * logits, torch.from_numpy(shard.labels), reduction="sum")
     assert found.loss_sum == pytest.approx(float(expected), rel=1e-5)
     _, confidence = predict(model, shard, settings(), batch_size=8, sharpness=scale)

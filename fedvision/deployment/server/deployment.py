@@ -39,6 +39,7 @@ from fedvision.flower.client_registry import ClientRegistry
 from fedvision.runs.events import named
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.run_recorder import RunRecorder
+from fedvision.tasks.base import build_task
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 from fedvision.training.evaluate import Evaluation
@@ -200,8 +201,9 @@ class Deployment(RunRecorder):
         )
         restore = _Restoring(process, self.note, self.progress.note)
         self._remember(flower_run=self._start(link, restore, facts))
-        measured, classes = self.config.evaluation.with_training, len(self.experiment.dataset.classes)
-        expected = expected_replies(self.state, classes, measured=measured)
+        counts = build_task(self.config.task).stats_shape(len(self.experiment.dataset.classes))
+        measured = self.config.evaluation.with_training
+        expected = expected_replies(self.state, counts, measured=measured)
         grid = SuperLinkGrid(
             link, expected, members.numbers, restore, self._on_client_notice, members.has, self._saved
         )

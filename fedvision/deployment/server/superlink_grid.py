@@ -37,6 +37,7 @@ from fedvision.deployment.transport.internals_wire import (
 from fedvision.engines.local_grid import LocalGrid
 from fedvision.errors import FedVisionError, ProtocolError, RunError
 from fedvision.flower import codec, internals
+from fedvision.tasks.stats import Shape
 from fedvision.types import State
 
 _PAUSE_S = 0.02
@@ -308,14 +309,14 @@ class SuperLinkGrid(LocalGrid):
 
 
 def expected_replies(
-    state: State, classes: int, *, measured: bool = False
+    state: State, counts: Shape, *, measured: bool = False
 ) -> dict[str, message_format.Expected]:
     """Return what clients may send back: the model exactly, and numbers.
 
     Args:
         state: The travelling tensors.
-        classes: C; an evaluation brings confusion counts, [C, C] where they are masked. Pairs travel only
-            where they take less, so that the bound holds for both.
+        counts: Shape (T, R, S) of what an evaluation counts, and brings whole where it is masked. Cells that
+            occur travel only where they take less, so that the bound holds for both.
         measured: Whether replies to training messages bring them, too.
     """
     entries = tuple(
@@ -323,9 +324,9 @@ def expected_replies(
         for name, array in codec.encode_state(state).items()
     )
     size = sum(entry.size + message_format.ALIGN for entry in entries)
-    counts = 8 * classes * classes + (1 << 16)
-    spare = _SPARE * size + (counts if measured else 0)
+    told = 8 * math.prod(counts) + (1 << 16)
+    spare = _SPARE * size + (told if measured else 0)
     return {
         "train": message_format.Expected(groups={codec.ARRAYS: entries}, spare_bytes=spare),
-        "evaluate": message_format.Expected(spare_bytes=counts),
+        "evaluate": message_format.Expected(spare_bytes=told),
     }

@@ -121,7 +121,7 @@ def test_what_rides_with_training_is_what_a_message_of_its_own_would_tell(
 ) -> None:
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
     with_training, alone = (codec.decode_evaluation(content) for content in measured(trainer, tmp_path))
-    assert with_training.confusion.to_record() == alone.confusion.to_record()
+    assert with_training.stats.tables().tolist() == alone.stats.tables().tolist()
     assert (with_training.loss_sum, with_training.examples) == (alone.loss_sum, 8)
 
 
@@ -132,7 +132,7 @@ def test_who_hides_class_counts_does_not_tell_them_with_training(
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts=counts))  # type: ignore[arg-type]
     for content in measured(trainer, tmp_path):
         assert codec.told_examples(content) == 8
-        assert not codec.decode_evaluation(content).confusion.images
+        assert not codec.decode_evaluation(content).stats.images
         assert sharing.split_readable({0: content}, {}).withheld == [0]
 
 

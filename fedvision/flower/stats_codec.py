@@ -1,0 +1,128 @@
+"""How a measurement's counts travel, and what is checked of those that arrive.
+
+As tables [T, R, S], or as the cells that occur [2, P], whichever is smaller: a confusion matrix over
+thousands of classes is many times the model. Masked counts are always tables, since the cells that a client
+names would tell which ones occur.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedvision.flower.internals_message import values
+from fedvision.tasks.stats import MetricStats, Shape
+
+TABLES, CELLS, SHAPE = "counts", "counts-cells", "counts-shape"
+_LONGEST = 1 << 20
+"""Tables, rows or columns of cells, where the federation's number of classes is not known."""
+_MOST = 1 << 40
+"""Cells in all, likewise."""
+
+
+def encode(counted: MetricStats) -> tuple[dict[str, ArrayRecord], dict[str, list[int]]]:
+    """Return the counts as one record of tensors by its name, and the metrics that belong to it."""
+    if math.prod(counted.shape) <= 2 * len(counted.cells):
+        return {TABLES: ArrayRecord([counted.tables()])}, {}
+    cells = np.stack([counted.cells, counted.counts])
+    return {CELLS: ArrayRecord([cells])}, {SHAPE: list(counted.shape)}
+
+
+def decode(content: RecordDict, metrics: Mapping[str, Any]) -> MetricStats:
+    """Return the counts of a content that ``problem`` let through.
+
+    Args:
+        content: As it came.
+        metrics: Its metrics.
+    """
+    if (tables := tables_of(content)) is not None:
+        return MetricStats.from_tables(tables)
+    cells, counts = _only(content, CELLS)
+    return MetricStats(shape=_shape(metrics), cells=cells, counts=counts)
+
+
+def tables_of(content: RecordDict) -> NDArray[Any] | None:
+    """Return tables as they came, unchecked; None where there are cells instead."""
+    return _only(content, TABLES) if TABLES in values(content) else None
+
+
+def problem(
+    content: RecordDict, metrics: Mapping[str, Any], shape_for: Callable[[Shape], Shape], images: int | None
+) -> str | None:
+    """Return why counts cannot be used; None where they can.
+
+    Cells are compared with the shape before anything is made whose size that decides.
+
+    Args:
+        content: As it came.
+        metrics: Its metrics.
+        shape_for: The shape (T, R, S) that counts of a shape must have, which is it or another one.
+        images: On how many images they rest; None where they are masked, and can be any numbers.
+
+    Raises:
+        KeyError: There are none.
+        TypeError: A record or number is of another kind.
+        ValueError: There is more than one array, or the shape is no three numbers.
+    """
+    tables = tables_of(content)
+    if tables is not None:
+        shape = tables.shape
+        wanted = shape_for(shape if len(shape) == 3 else (0, 0, 0))
+        if tables.dtype != np.int64 or shape != wanted:
+            return f"its counts are {tables.dtype} {list(shape)}, not int64 {list(wanted)}"
+        return None if images is None or are_counts(tables, images) else _not_those_of(images)
+    if images is None:
+        return "its masked counts are no tables"
+    cells, told = _only(content, CELLS), _shape(metrics)
+    if wrong := _cells_problem(cells, told, shape_for(told)):
+        return wrong
+    rows = math.prod(told[1:])
+    per_table = [cells[1][cells[0] // rows == table] for table in range(told[0])] if images else [cells[1]]
+    return None if all(_adds_up(part, images) for part in per_table) else _not_those_of(images)
+
+
+def are_counts(tables: NDArray[np.int64], images: int) -> bool:
+    """Tell whether each table of [T, ...] counts so many images: none is negative, and none is missing."""
+    return all(_adds_up(table, images) for table in tables)
+
+
+def _adds_up(numbers: NDArray[np.int64], images: int) -> bool:
+    # In Python's numbers: those that are no counts could wrap around.
+    return bool((numbers >= 0).all()) and sum(numbers[numbers != 0].tolist()) == images
+
+
+def _not_those_of(images: int) -> str:
+    return f"its counts are not those of {images} images"
+
+
+def _cells_problem(cells: NDArray[Any], told: Shape, wanted: Shape) -> str | None:
+    if told != wanted:
+        return f"its counts are of the shape {list(told)}, not {list(wanted)}"
+    if not all(0 < number <= _LONGEST for number in told) or math.prod(told) > _MOST:
+        return f"its counts are of the shape {list(told)}, not of up to {_LONGEST} classes"
+    if cells.dtype != np.int64 or cells.ndim != 2 or len(cells) != 2:
+        return f"its cells are {cells.dtype} {list(cells.shape)}, not int64 [2, P]"
+    size = math.prod(told)
+    inside = not cells.size or 0 <= cells[0].min() <= cells[0].max() < size
+    if not inside or (cells[0, 1:] <= cells[0, :-1]).any():
+        return f"its cells are not rising numbers >= 0 and < {size}"
+    return None if (cells[1] > 0).all() else "its counts hold cells in which there are no images"
+
+
+def _shape(metrics: Mapping[str, Any]) -> Shape:
+    tables, rows, columns = map(int, metrics[SHAPE])
+    return tables, rows, columns
+
+
+def _only(content: RecordDict, name: str) -> NDArray[Any]:
+    """Return the only array of a record."""
+    record = values(content)[name]
+    if not isinstance(record, ArrayRecord):
+        raise KeyError(name)
+    (array,) = record.values()
+    return array.numpy()
