@@ -208,6 +208,10 @@ class ClientDaemon:
             with self._disk("a message in work"):
                 self._state.keep_message(message)
             incoming = self._link.incoming(message)
+            if resumed:
+                # The server that is there now may have lost what it knew: it is asked for the run again, or a
+                # task of a run that it does not know would be tried for ever.
+                self._runs.pop(incoming.head.metadata.run_id, None)
             try:
                 if incoming.head.metadata.message_id == self._answered:
                     self._notes.append("it was given a message twice, and answered it once")

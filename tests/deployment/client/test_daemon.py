@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from fedvision.deployment import certificates
 from fedvision.deployment.client import connectivity, daemon
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.training_process import TrainingProcess
-from fedvision.deployment.transport.internals_wire import LinkDown
+from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused, RunEnded
 from fedvision.errors import ConfigError, RunError
 from tests.deployment.server.certificate_dates import make_at
 from tests.deployment.server.processes import Running, eventually, superlink
@@ -247,3 +248,40 @@ def test_after_a_run_nobody_is_asked_to_mend_anything(pki: Path, tmp_path: Path)
     )
     client._in_hand = b"a task"
     assert "is the server running, and the port right?" in client._why(LinkDown("away"))
+
+
+def test_a_task_of_a_run_that_a_new_server_does_not_know_is_dropped(pki: Path, tmp_path: Path) -> None:
+    """A server that was moved without its SuperLink's files answers each call about the old run with 500."""
+    head = SimpleNamespace(
+        metadata=SimpleNamespace(run_id=7, message_type="train", message_id="of the old one")
+    )
+
+    class Link:
+        asked = 0
+
+        def incoming(self, message: bytes) -> Any:
+            def fails() -> None:
+                raise LinkDown("HTTP status 500")
+
+            return SimpleNamespace(head=head, open=fails)
+
+        def run_config(self, run: int) -> Any:
+            self.asked += 1
+            raise RunEnded("no such run")
+
+        def receive(self) -> bytes | None:
+            client._lost.set()
+            return None
+
+    config = ClientMachineConfig.from_dict(table(pki / "clients/north", tmp_path, "localhost:1"))
+    client = daemon.ClientDaemon(config, tmp_path)
+    link: Any = Link()
+    client._link = link
+    known: Any = SimpleNamespace(run="the old one")
+    client._runs[7], client._opened = known, (client._trainer.generation, "the old one")
+    client._in_hand = b"a task"
+    client._state.keep_message(b"a task")
+    with pytest.raises(LinkRefused):
+        client._work()
+    assert client._message() is None
+    assert link.asked == 1
