@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedvision import ExperimentConfig
 from fedvision.experiment import Experiment
 from fedvision.models import mkldnn_layout
-from fedvision.training.client_trainer import loop_settings, place
+from fedvision.training.client_trainer import loop_settings
 from fedvision.types import PluginSpec
 
 NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
@@ -87,7 +87,7 @@ def work(config: ExperimentConfig, images: int, steps: int) -> tuple[float, floa
         steps: Steps of all clients.
     """
     settings = loop_settings(config, 1)
-    model = place(Experiment.build(config).model, settings).train()
+    model = settings.forward.place(Experiment.build(config).model).train()
     parameters = list(model.parameters())
 
     def step(size: int) -> None:

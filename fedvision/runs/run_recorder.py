@@ -259,7 +259,7 @@ class RunRecorder:
         predicted, confidence = predict(
             trainer.model,
             Shard.whole(test),
-            trainer.settings,
+            trainer.settings.forward,
             batch_size=batch_size,
             sharpness=trainer.sharpness,
         )

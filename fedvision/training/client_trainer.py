@@ -87,7 +87,7 @@ class ClientTrainer:
         settings = loop_settings(config, channels(shards.train(0)))
         if trains and settings.device.type == "cpu":
             keep_freed_memory()
-        model = place(filled(model), settings)
+        model = settings.forward.place(filled(model))
         initial = get_state(model, personal_names(model, shared_names(model, config.model.shared)))
         return cls(
             config=config,
@@ -170,7 +170,7 @@ class ClientTrainer:
         return evaluate(
             self.model,
             shard,
-            self.settings,
+            self.settings.forward,
             task=self.task,
             batch_size=batch_size,
             num_classes=self.num_classes,
@@ -266,12 +266,6 @@ def loop_settings(config: ExperimentConfig, channels: int) -> LoopSettings:
         seed=config.seed,
         rounds=config.rounds,
     )
-
-
-def place(model: nn.Module, settings: LoopSettings) -> nn.Module:
-    """Move a model to the settings' device and memory layout."""
-    layout = torch.channels_last if settings.training.channels_last else torch.contiguous_format
-    return model.to(device=settings.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def channels(shard: Shard) -> int:

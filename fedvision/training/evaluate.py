@@ -17,7 +17,7 @@ from torch import nn
 from fedvision.data.shards import Shard
 from fedvision.tasks.base import Task
 from fedvision.tasks.stats import MetricStats
-from fedvision.training.loop import LoopSettings, forward_pass
+from fedvision.training.forward import ForwardSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Evaluation:
 def evaluate(
     model: nn.Module,
     shard: Shard,
-    settings: LoopSettings,
+    settings: ForwardSettings,
     *,
     task: Task,
     batch_size: int,
@@ -50,7 +50,7 @@ def evaluate(
     Args:
         model: The network, on ``settings.device``.
         shard: N images; N = 0 gives empty counts.
-        settings: Transforms, device and precision of the run.
+        settings: Normalisation, device and precision of the run.
         task: What is counted.
         batch_size: Images a forward pass.
         num_classes: C.
@@ -68,7 +68,7 @@ def evaluate(
 
 
 def predict(
-    model: nn.Module, shard: Shard, settings: LoopSettings, *, batch_size: int, sharpness: float = 1.0
+    model: nn.Module, shard: Shard, settings: ForwardSettings, *, batch_size: int, sharpness: float = 1.0
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return each image's predicted class [N] and the probability, softmax(sharpness z), given to it [N]."""
     classes, confidence = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
@@ -79,19 +79,44 @@ def predict(
     return np.concatenate(classes), np.concatenate(confidence)
 
 
-@torch.no_grad()
+def classify(
+    model: nn.Module, images: NDArray[np.uint8], settings: ForwardSettings, *, sharpness: float = 1.0
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return a batch's predicted classes int64 [B] and the probabilities of all classes float32 [B, C].
+
+    The classes are those that ``evaluate`` counts: of the logits, as two probabilities may be equal where
+    their logits are not.
+
+    Args:
+        model: The network, on ``settings.device``.
+        images: uint8 [B, H, W, channels].
+        settings: Normalisation, device and precision of the run.
+        sharpness: s; the probabilities are softmax(s z) of logits z.
+    """
+    model.eval()
+    logits = _scaled(model, images, settings, sharpness)
+    return logits.argmax(1).cpu().numpy(), logits.softmax(1).cpu().numpy()
+
+
 def _logits(
-    model: nn.Module, shard: Shard, settings: LoopSettings, batch_size: int, sharpness: float
+    model: nn.Module, shard: Shard, settings: ForwardSettings, batch_size: int, sharpness: float
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield float32 logits [B, C], times the sharpness, and labels [B] in the shard's order."""
     model.eval()
     for start in range(0, len(shard), batch_size):
         images, labels = shard.batch(np.arange(start, min(start + batch_size, len(shard))))
-        pixels = torch.from_numpy(images).to(settings.device)
-        x = settings.transform.normalise(pixels, channels_last=settings.training.channels_last)
-        with forward_pass(settings.training, settings.device):
-            logits = model(x)
         yield (
-            logits.float() * sharpness if sharpness != 1 else logits.float(),
+            _scaled(model, images, settings, sharpness),
             torch.from_numpy(labels).to(settings.device),
         )
+
+
+@torch.no_grad()
+def _scaled(
+    model: nn.Module, images: NDArray[np.uint8], settings: ForwardSettings, sharpness: float
+) -> torch.Tensor:
+    """Return a batch's float32 logits [B, C], times the sharpness."""
+    x = settings.inputs(images)
+    with settings.one_model():
+        logits: torch.Tensor = model(x)
+    return logits.float() * sharpness if sharpness != 1 else logits.float()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,9 +22,9 @@ from fedvision.config import TrainingConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform
 from fedvision.errors import ClientError, PluginError
-from fedvision.models.mkldnn_layout import may_block
 from fedvision.models.state import get_state, load_state, personal_names
 from fedvision.training.client_algorithm import ClientAlgorithm
+from fedvision.training.forward import ForwardSettings
 from fedvision.training.schedules import Schedule
 from fedvision.types import LossFn, State, TrainRequest
 
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 _FETCH = 2**18
 """Values of images (1 MiB, normalised) from which on no more batches are put together: a cache holds them."""
-_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +49,16 @@ class LoopSettings:
     """The experiment's root seed."""
     rounds: int
     """Rounds of the whole run, for schedules."""
+
+    @cached_property
+    def forward(self) -> ForwardSettings:
+        """What a forward pass alone needs of these."""
+        return ForwardSettings(
+            transform=self.transform,
+            device=self.device,
+            precision=self.training.precision,
+            channels_last=self.training.channels_last,
+        )
 
     # Found once a run and not for every client: a look-up reads the entry points of every package.
 
@@ -176,18 +184,6 @@ def optimizer_maker(
     return make
 
 
-def forward_pass(training: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
-    """Return the block in which one model's forward pass runs: its precision, the layout it may use."""
-    return may_block() if training.precision == "float32" else autocast(training, device)
-
-
-def autocast(training: TrainingConfig, device: torch.device) -> AbstractContextManager[object]:
-    """Return the block in which a forward pass runs in the experiment's precision."""
-    if training.precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=_PRECISIONS[training.precision])
-
-
 def _fetched(
     shard: Shard, batches: Iterable[NDArray[np.int64]], settings: LoopSettings
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -210,8 +206,7 @@ def _fetch(
     shard: Shard, batches: Sequence[NDArray[np.int64]], settings: LoopSettings
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     images, labels = shard.batch(np.concatenate(batches))
-    pixels = torch.from_numpy(images).to(settings.device, non_blocking=True)
-    x = settings.transform.normalise(pixels, channels_last=settings.training.channels_last)
+    x = settings.forward.inputs(images)
     sizes = [len(batch) for batch in batches]
     target = torch.from_numpy(labels).to(settings.device, non_blocking=True)
     return zip(x.split(sizes), target.split(sizes), strict=True)  # type: ignore[no-untyped-call]
@@ -264,7 +259,7 @@ class _Step:
             x = transform.augment(x, self.generator)
             if mixed := transform.mixup(x, labels, self.generator):
                 x, loss = mixed[0], _blend(loss, *mixed[1:])
-        with forward_pass(self.settings.training, self.settings.device):
+        with self.settings.forward.one_model():
             return self.algorithm.loss(self.model, x, labels, loss)
 
 

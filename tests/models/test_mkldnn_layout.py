@@ -112,7 +112,7 @@ def test_measurement_uses_it_where_the_precision_has_it(
     monkeypatch.setattr(mkldnn_layout, "LEAST", 1)
     crowd = Crowd(settings=settings(precision=precision))
     seen.clear()
-    predict(crowd.model, crowd.shards[0], crowd.settings, batch_size=4)
+    predict(crowd.model, crowd.shards[0], crowd.settings.forward, batch_size=4)
     assert set(seen) == {expected}
 
 

@@ -24,7 +24,7 @@ def test_counts_and_loss_are_those_of_all_images_at_once(batch_size: int) -> Non
         logits = model.eval()(x)
     model.train()
     found = evaluate(
-        model, shard, settings(), task=Classification(), batch_size=batch_size, num_classes=CLASSES
+        model, shard, settings().forward, task=Classification(), batch_size=batch_size, num_classes=CLASSES
     )
     assert found.loss_sum == pytest.approx(
         float(F.cross_entropy(logits, torch.from_numpy(shard.labels), reduction="sum")), rel=1e-5
@@ -39,7 +39,7 @@ def test_counts_and_loss_are_those_of_all_images_at_once(batch_size: int) -> Non
 def test_an_empty_shard_counts_nothing() -> None:
     shard = make_shard().take(np.empty(0, np.int64))
     found = evaluate(
-        make_model(), shard, settings(), task=Classification(), batch_size=8, num_classes=CLASSES
+        make_model(), shard, settings().forward, task=Classification(), batch_size=8, num_classes=CLASSES
     )
     assert (found.examples, found.loss_sum, found.stats.shape) == (0, 0.0, (1, CLASSES, CLASSES))
 
@@ -47,9 +47,12 @@ def test_an_empty_shard_counts_nothing() -> None:
 def test_predictions_come_in_the_shards_order_with_their_probability() -> None:
     model, shard = make_model(), make_shard()
     order = np.array([4, 0, 9])
-    classes, confidence = predict(model, shard, settings(), batch_size=4)
+    classes, confidence = predict(model, shard, settings().forward, batch_size=4)
     some, sure = predict(
-        model, Shard(images=shard.images, labels=shard.labels, indices=order), settings(), batch_size=2
+        model,
+        Shard(images=shard.images, labels=shard.labels, indices=order),
+        settings().forward,
+        batch_size=2,
     )
     assert np.array_equal(some, classes[order])
     assert np.allclose(sure, confidence[order])
@@ -64,11 +67,11 @@ def test_a_loss_with_a_scale_is_measured_with_it() -> None:
         logits = model.eval()(x)
     scale = sharpness(ldam(torch.ones(CLASSES, dtype=torch.int64), scale=30.0))
     found = evaluate(
-        model, shard, settings(), task=Classification(), batch_size=8, num_classes=CLASSES, sharpness=scale
+        model, shard, settings().forward, task=Classification(), batch_size=8, num_classes=CLASSES, sharpness=scale
     )
     expected = F.cross_entropy(30 * logits, torch.from_numpy(shard.labels), reduction="sum")
     assert found.loss_sum == pytest.approx(float(expected), rel=1e-5)
-    _, confidence = predict(model, shard, settings(), batch_size=8, sharpness=scale)
+    _, confidence = predict(model, shard, settings().forward, batch_size=8, sharpness=scale)
     assert confidence == pytest.approx((30 * logits).softmax(1).amax(1).numpy(), rel=1e-4)
 
 

@@ -17,7 +17,7 @@ from fedvision.models.build import build_model
 from fedvision.models.state import get_state, shared_names, size_in_bytes
 from fedvision.training.allocator import give_back_freed_memory
 from fedvision.training.client_algorithm import ClientAlgorithm
-from fedvision.training.client_trainer import build_loss, loop_settings, place
+from fedvision.training.client_trainer import build_loss, loop_settings
 from fedvision.training.loop import fit
 from fedvision.types import TrainRequest
 
@@ -63,7 +63,7 @@ def step_cost(config: ExperimentConfig, dataset: Dataset, device: str) -> StepCo
     loss = build_loss(config, torch.from_numpy(shard.counts(classes)))
     free = free_memory(settings.device)
     meter = _Meter(settings.device)
-    model = place(model, settings)
+    model = settings.forward.place(model)
     state = get_state(model, shared_names(model, config.model.shared))
     request = TrainRequest(round=1, client=0, state=state)
     began = time.perf_counter()

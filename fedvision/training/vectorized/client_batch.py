@@ -19,7 +19,7 @@ from torch.func import functional_call, vmap
 from fedvision.models.state import check_state, floating, personal_names
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.evaluate import Evaluation
-from fedvision.training.loop import LoopSettings, TrainResult, autocast
+from fedvision.training.loop import LoopSettings, TrainResult
 from fedvision.training.vectorized.batch_schedule import BatchSchedule, StepBatch
 from fedvision.types import LossFn, State, TrainRequest
 
@@ -122,7 +122,7 @@ def backward(
         return found
 
     x, labels = batch
-    with autocast(settings.training, settings.device):
+    with settings.forward.autocast():
         losses = loss(vmap(logits)(dict(tensors), x), labels)
     losses = losses.masked_fill(weights == 0, 0)
     (losses * weights).sum().backward()  # type: ignore[no-untyped-call]

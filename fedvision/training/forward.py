@@ -1,0 +1,51 @@
+"""How a batch of images goes through a network: the same in training, in measurement and in later use."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedvision.data.transforms import BatchTransform
+from fedvision.models.mkldnn_layout import may_block
+
+_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardSettings:
+    """Where and in which arithmetic a network computes its logits; equal settings give equal bits."""
+
+    transform: BatchTransform
+    """Normalisation."""
+    device: torch.device
+    """Where the network is."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the forward pass."""
+    channels_last: bool = True
+    """Whether images and weights are laid out as [B, H, W, channels] in memory."""
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a network to the device and into the memory layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+    def inputs(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        """Return images uint8 [B, H, W, channels] normalised, float32 [B, channels, H, W] on the device."""
+        pixels = torch.from_numpy(images).to(self.device, non_blocking=True)
+        return self.transform.normalise(pixels, channels_last=self.channels_last)
+
+    def one_model(self) -> AbstractContextManager[object]:
+        """Return the block in which one model's forward pass runs: its precision, the layout it may use."""
+        return may_block() if self.precision == "float32" else self.autocast()
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the block in which a forward pass runs in the settings' precision."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision])
