@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedvision.formatting import in_order, percent
-from fedvision.reporting.run_data import Band, ClassFacts, RunData, read_facts
+from fedvision.reporting.class_facts import ClassFacts
+from fedvision.reporting.run_data import Band, RunData, read_facts
 from fedvision.runs.folder import RunFolder
 
 WORST = "worst client"

@@ -19,7 +19,8 @@ from PIL import Image
 
 from fedvision import formatting
 from fedvision.reporting import matrices, plots
-from fedvision.reporting.run_data import VIEWS, ClassFacts, Measurement, RunData, by_frequency, read_facts
+from fedvision.reporting.class_facts import ClassFacts, by_frequency
+from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import headlines, measured_on, summary_sentences
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import Misclassified

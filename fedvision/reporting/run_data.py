@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from fedvision.config import ExperimentConfig
 from fedvision.formatting import STAGES, plural
+from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.participation import Participant, participants
 from fedvision.runs.events import Event, all_events, kinds
 from fedvision.runs.folder import RunFolder
-from fedvision.tasks import metrics
 from fedvision.tasks.confusion import ConfusionCounts
 
 Record = dict[str, Any]
@@ -69,24 +69,6 @@ class Measurement:
     """The client with the lowest accuracy."""
     withheld: int = 0
     """Clients of whom only sums with others are known, or nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassFacts:
-    """What is known of one class."""
-
-    label: int
-    """Its number, from 0."""
-    name: str
-    """Its name."""
-    train: int
-    """Training images over all clients."""
-    test: int
-    """Images in the last measurement."""
-    recall: float | None
-    """Share of them that got this name; None without images."""
-    group: str
-    """``"head"``, ``"medium"`` or ``"tail"``, as scores are made of them; empty where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,39 +181,12 @@ class RunData:
 
     def class_facts(self, measured: Measurement | None) -> list[ClassFacts]:
         """Return the classes, the one with most training images first."""
-        train = self.totals
-        groups = frequency_groups(self.distinct)
-        confusion = ConfusionCounts.none(len(train))
-        if measured is not None and measured.confusion.num_classes == len(train):
-            confusion = measured.confusion
-        test, recall = confusion.images_of, metrics.recall(confusion)
-        return [
-            ClassFacts(
-                label=int(c),
-                name=self.classes[c],
-                train=int(train[c]),
-                test=int(test[c]),
-                recall=float(recall[c]) if test[c] else None,
-                group=groups[c],
-            )
-            for c in by_frequency(self.distinct)
-        ]
+        confusion = measured.confusion if measured else None
+        return class_facts(self.classes, self.totals, self.distinct, confusion)
 
     def rarest(self, measured: Measurement | None, count: int) -> list[ClassFacts]:
-        """Return the rarest ``count`` classes, the rarest last; ties are treated as those of the tail.
-
-        Classes with equal counts stay together: they are among the rarest if the middle of their places is.
-        So there may be more or fewer than ``count``, or none. None where all counts are equal.
-        """
-        values, classes = self.distinct, self.class_facts(measured)
-        if not values.any() or values.min() == values.max():
-            return []
-
-        def from_bottom(c: int) -> int:
-            fewer, more = int((values < values[c]).sum()), int((values > values[c]).sum())
-            return len(values) - 1 + fewer - more  # Twice the middle of its places, the rarest being 0.
-
-        return [one for one in classes if from_bottom(one.label) < 2 * count]
+        """Return the rarest ``count`` classes, the rarest last, as ``class_facts.rarest``."""
+        return rarest(self.class_facts(measured), self.distinct, count)
 
     def unused(self) -> str:
         """Count what was not used: ``"3 replies not used (1 refused, 2 failed)"``, or nothing."""
@@ -302,20 +257,6 @@ def read_facts(folder: RunFolder) -> RunData:
         names=names,
         shown=[names.get(client, str(client)) for client in shown],
     )
-
-
-def by_frequency(train: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return class numbers [C], the one with most training images first; ties by number."""
-    return np.argsort(-train, kind="stable").astype(np.int64)
-
-
-def frequency_groups(train: NDArray[np.int64]) -> list[str]:
-    """Return each class's group [C]: ``head``, ``medium``, ``tail``; empty where all are equally frequent."""
-    groups = [""] * len(train)
-    for group, members in (metrics.tail_groups(train) if train.any() else {}).items():
-        for c in members:
-            groups[c] = group
-    return groups
 
 
 def _numbered(rounds: Sequence[Record]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedvision.data.partition.skew import Skew, measure
 from fedvision.formatting import number, percent, plural, sample, size
-from fedvision.reporting.run_data import by_frequency
+from fedvision.reporting.class_facts import by_frequency
 from fedvision.reporting.text_table import TextTable, plain_text
 
 CLIENTS_SHOWN, CLASSES_SHOWN = 20, 12

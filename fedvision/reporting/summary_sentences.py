@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fedvision.formatting import listed, percent, plural, whole
-from fedvision.reporting.run_data import ClassFacts, Measurement, RunData
+from fedvision.reporting.class_facts import ClassFacts
+from fedvision.reporting.run_data import Measurement, RunData
 
 
 class Headline(NamedTuple):

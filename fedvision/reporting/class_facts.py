@@ -1,0 +1,96 @@
+"""What is known of each class beside its name: images to train and to measure with, recall, head or tail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.tasks import metrics
+from fedvision.tasks.confusion import ConfusionCounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassFacts:
+    """What is known of one class."""
+
+    label: int
+    """Its number, from 0."""
+    name: str
+    """Its name."""
+    train: int
+    """Training images over all clients."""
+    test: int
+    """Images in the last measurement."""
+    recall: float | None
+    """Share of them that got this name; None without images."""
+    group: str
+    """``"head"``, ``"medium"`` or ``"tail"``, as scores are made of them; empty where there are none."""
+
+
+def class_facts(
+    classes: Sequence[str],
+    totals: NDArray[np.int64],
+    distinct: NDArray[np.int64],
+    confusion: ConfusionCounts | None = None,
+) -> list[ClassFacts]:
+    """Return the classes, the one with most training images first.
+
+    Args:
+        classes: Names [C].
+        totals: int64 [C]: training images of each class over all clients.
+        distinct: int64 [C]: the same with every image counted once.
+        confusion: What was measured; None, or counts over another number of classes, where nothing was.
+    """
+    if confusion is None or confusion.num_classes != len(classes):
+        confusion = ConfusionCounts.none(len(classes))
+    groups = frequency_groups(distinct)
+    test, recall = confusion.images_of, metrics.recall(confusion)
+    return [
+        ClassFacts(
+            label=int(c),
+            name=classes[c],
+            train=int(totals[c]),
+            test=int(test[c]),
+            recall=float(recall[c]) if test[c] else None,
+            group=groups[c],
+        )
+        for c in by_frequency(distinct)
+    ]
+
+
+def rarest(classes: Sequence[ClassFacts], distinct: NDArray[np.int64], count: int) -> list[ClassFacts]:
+    """Return the rarest ``count`` classes, the rarest last; ties are treated as those of the tail.
+
+    Classes with equal counts stay together: they are among the rarest if the middle of their places is.
+    So there may be more or fewer than ``count``, or none. None where all counts are equal.
+
+    Args:
+        classes: As ``class_facts`` returns them.
+        distinct: int64 [C]: training images of each class by its number, every image counted once.
+        count: How many.
+    """
+    if not distinct.any() or distinct.min() == distinct.max():
+        return []
+
+    def from_bottom(c: int) -> int:
+        fewer, more = int((distinct < distinct[c]).sum()), int((distinct > distinct[c]).sum())
+        return len(distinct) - 1 + fewer - more  # Twice the middle of its places, the rarest being 0.
+
+    return [one for one in classes if from_bottom(one.label) < 2 * count]
+
+
+def by_frequency(train: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return class numbers [C], the one with most training images first; ties by number."""
+    return np.argsort(-train, kind="stable").astype(np.int64)
+
+
+def frequency_groups(train: NDArray[np.int64]) -> list[str]:
+    """Return each class's group [C]: ``head``, ``medium``, ``tail``; empty where all are equally frequent."""
+    groups = [""] * len(train)
+    for group, members in (metrics.tail_groups(train) if train.any() else {}).items():
+        for c in members:
+            groups[c] = group
+    return groups
