@@ -40,7 +40,8 @@ class Decoding:
     channels: int = 3
     """1 for gray, 3 for RGB."""
     fit: str = "crop"
-    """``crop``: shorter side to ``size``, then the centre; ``stretch``; ``pad``: longer side, black bars."""
+    """``crop``: shorter side to ``size``, then the centre; ``stretch``; ``pad``: longer side, black bars;
+    ``exact``: files of another size are unreadable."""
     range: float = 0.0
     """The value that is white; 0 goes by the file. One above 255 is for files with more than 8 bits."""
     max_unreadable: float = 0.01

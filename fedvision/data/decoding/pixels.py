@@ -8,7 +8,8 @@ What becomes of a pixel, in this order:
 3. Transparency (alpha, a transparent palette entry or colour) is laid over white.
 4. Colour is converted: CMYK and palettes to RGB, and to gray, where ``channels`` is 1, by ITU-R 601
    (0.299 R + 0.587 G + 0.114 B).
-5. The image is fitted to the square with an antialiasing bilinear filter.
+5. The image is fitted to the square with an antialiasing bilinear filter; with ``"exact"`` it must be one of
+   that size, and no filter touches it.
 
 Of an animation or a TIFF with several pages the first image counts.
 """
@@ -24,8 +25,8 @@ from PIL import Image
 
 from fedvision.data.decoding.bit_depth import Depth, Source, flat, gray, source
 
-FITS = ("crop", "stretch", "pad")
-"""Ways to make a square: cut the longer side, change the aspect, or add black bars."""
+FITS = ("crop", "stretch", "pad", "exact")
+"""Ways to make a square: cut the longer side, change the aspect, add black bars, or refuse another size."""
 
 # Other formats that Pillow knows run programs (EPS) or are no photographs (icons, fonts).
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
@@ -61,10 +62,12 @@ def read(path: str | Path, *, size: int, channels: int, fit: str, white: float =
         white: The value that is white; 0 goes by the file. One above 255 is for files of more than 8 bits.
 
     Raises:
-        ValueError: The pixels have no agreed range, or some lie outside it.
+        ValueError: The pixels have no agreed range, or some lie outside it; or the size is not the exact one.
         Exception: Whatever Pillow raises on a broken file: there is no common class.
     """
     with Image.open(path, formats=_FORMATS) as image:
+        if fit == "exact" and image.size != (size, size):
+            raise ValueError("it has {} x {} pixels, not {} x {}".format(*image.size, size, size))
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size that is asked
         # for leaves the filter enough to average over.
         image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))
@@ -93,6 +96,8 @@ def _flat(image: Image.Image, mode: str, declared: Source, white: float) -> tupl
 def _fit(image: Image.Image, size: int, fit: str) -> Image.Image:
     """Return the image as a square: one filter pass over the part that is kept."""
     width, height = image.size
+    if fit == "exact":
+        return image
     if fit == "pad":
         scale = size / max(width, height)
         inner = max(1, round(width * scale)), max(1, round(height * scale))

@@ -58,7 +58,8 @@ def image_folder(
         path: The folder.
         size: Side of the square images in pixels.
         channels: 1 for gray, 3 for RGB.
-        fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"`` or ``"pad"`` (black bars).
+        fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"``, ``"pad"`` (black bars), or
+            ``"exact"``: files of another size cannot be read.
         range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         levels: What the folders' names mean, from the outermost; ``"class"`` must be among them, the others
             become columns; ``"split"`` holds folders train, test and val.

@@ -55,7 +55,8 @@ def manifest(
         encoding: Of the file: ``"utf-8"``, ``"cp1252"`` (Excel's on Windows), ``"utf-16"``, ...
         suffix: What is added to the files' names where they lack it: ``".jpg"``.
         channels: 1 for gray, 3 for RGB.
-        fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"`` or ``"pad"`` (black bars).
+        fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"``, ``"pad"`` (black bars), or
+            ``"exact"``: files of another size cannot be read.
         range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         classes: Labels in the order of their numbers; by default those in the file, sorted, by value where
             all are whole numbers.

@@ -52,7 +52,7 @@ def torchvision_dataset(
         split: Which of EMNIST's six sets.
         size: Side of the square images in pixels, for sets of image files.
         channels: 1 for gray, 3 for RGB, for sets of image files; others are as they are.
-        fit: ``"crop"``, ``"stretch"`` or ``"pad"``, for sets of image files.
+        fit: ``"crop"``, ``"stretch"``, ``"pad"`` or ``"exact"``, for sets of image files.
         validation: Share of the training images that becomes the test set where the set has none.
         max_unreadable: Share of files that may be unreadable; they are left out and named.
         cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.

@@ -182,6 +182,15 @@ def test_exif_orientation_is_done(tmp_path: Path, orientation: int, suffix: str)
     np.testing.assert_allclose(corners(tmp_path / f"a.{suffix}"), CORNERS, atol=4)
 
 
+def test_an_exact_size_is_taken_as_it_is_and_another_refused(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    Image.fromarray(drawn).save(tmp_path / "small.png")
+    assert np.array_equal(read(tmp_path / "small.png", fit="exact"), drawn)
+    Image.new("RGB", (16, 8)).save(tmp_path / "large.jpg")
+    with pytest.raises(ValueError, match="it has 16 x 8 pixels, not 4 x 4"):
+        read(tmp_path / "large.jpg", fit="exact")
+
+
 def stripes() -> Image.Image:
     """40 x 20: black, the white square in the middle, black."""
     image = Image.new("RGB", (40, 20))
