@@ -14,17 +14,30 @@ if TYPE_CHECKING:
     from fedvision.api import simulate_sweep as simulate_sweep
     from fedvision.config import ExperimentConfig as ExperimentConfig
     from fedvision.sweep import load_sweep as load_sweep
+    from fedvision.trained_model import TrainedModel as TrainedModel
+    from fedvision.trained_model import load as load
 
 __version__ = "0.2.0"
 
 _LAZY = {
     "ExperimentConfig": "fedvision.config",
+    "TrainedModel": "fedvision.trained_model",
+    "load": "fedvision.trained_model",
     "load_sweep": "fedvision.sweep",
     "RunResult": "fedvision.api",
     "simulate": "fedvision.api",
     "simulate_sweep": "fedvision.api",
 }
-__all__ = ["ExperimentConfig", "RunResult", "__version__", "load_sweep", "simulate", "simulate_sweep"]
+__all__ = [
+    "ExperimentConfig",
+    "RunResult",
+    "TrainedModel",
+    "__version__",
+    "load",
+    "load_sweep",
+    "simulate",
+    "simulate_sweep",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,7 @@ LAYERS = (
     "deployment.transport",
     "deployment.client",
     "deployment.server",
+    "trained_model",
     "api",
     "cli",
     "__init__",

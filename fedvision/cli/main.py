@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedvision import __version__, registry, streams
-from fedvision.cli import certificates, deployment, doctor, new
+from fedvision.cli import certificates, deployment, doctor, model, new
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.interruption import deafen, treat_termination_as_ctrl_c
 from fedvision.streams import complain, show
@@ -22,6 +22,7 @@ VERBS = {
     "simulate, on this machine": ("simulate",),
     "deploy, across machines": ("server", "submit", "client"),
     "look at": ("inspect", "report", "list"),
+    "use a model": ("predict", "evaluate"),
     "set up": ("new", "certificates", "doctor"),
 }
 """The verbs by what they are for."""
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     _experiment(inspect)
     inspect.set_defaults(call=_inspect)
 
+    model.add(verbs)
     deployment.add(verbs)
     certificates.add(verbs)
     doctor.add(verbs)

@@ -20,7 +20,6 @@ from fedvision.streams import show
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_FILES = {".npz": "npz", ".csv": "manifest"}
 _SIZE = 64
 """Pixels a side of images that have to be cut to one size."""
 _HEAD = """\
@@ -73,6 +72,7 @@ def write_experiment(file: Path, source: str, overrides: Sequence[str] = ()) -> 
         ConfigError: There is no such source, a key is wrong, or one that has no default is missing.
     """
     from fedvision.config import ExperimentConfig
+    from fedvision.data.sources.shorthand import data_table
 
     if file.stem.startswith(".") or not str(file).isprintable():
         raise ConfigError(f"{file!s:.60}".encode("unicode_escape").decode() + ": no name of an experiment")
@@ -80,7 +80,7 @@ def write_experiment(file: Path, source: str, overrides: Sequence[str] = ()) -> 
         "name": file.stem,
         "seed": 0,
         "rounds": 10,
-        "data": data_table(source),
+        "data": _fetching(data_table(source, lambda: {"size": _SIZE})),
         "partition": {"use": "iid", "clients": 10},
         "model": {"use": "cnn"},
         "loss": {"use": "cross-entropy"},
@@ -95,26 +95,10 @@ def write_experiment(file: Path, source: str, overrides: Sequence[str] = ()) -> 
     return text
 
 
-def data_table(source: str) -> dict[str, Any]:
-    """Return ``[data]`` for a folder, a file, or a source by its name.
-
-    Raises:
-        ConfigError: There is no such folder, file or source, or the file is of another kind.
-    """
-    path = Path(source)
-    if source not in registry.names("data") and ":" not in source:
-        if path.is_dir():
-            return {"use": "image-folder", "path": source, "size": _SIZE}
-        if path.is_file():
-            if (use := _FILES.get(path.suffix.lower())) is None:
-                raise ConfigError(
-                    f"--data {source}: only folders, .npz and .csv files are read, not this one"
-                )
-            return {"use": use, "path": source} | ({"size": _SIZE} if use == "manifest" else {})
-        if path.suffix or "/" in source:
-            raise ConfigError(f"--data {source}: there is no such file or folder")
-    fetches = "download" in registry.parameters("data", source)
-    return {"use": source} | ({"download": True} if fetches else {})
+def _fetching(table: dict[str, Any]) -> dict[str, Any]:
+    """Return ``[data]`` with the key that fetches the images, where its source has it."""
+    fetches = "path" not in table and "download" in registry.parameters("data", table["use"])
+    return table | ({"download": True} if fetches else {})
 
 
 def _keys(cls: type[Any], config: Any, table: Mapping[str, Any], name: str = "") -> Iterator[str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.naming import composed
 from fedvision.errors import DataError, nearest
+from fedvision.formatting import listed
 
 LEFT_OUT = -1
 
@@ -76,6 +77,36 @@ def relabel(dataset: Dataset, mapping: Mapping[str, str], classes: Sequence[str]
         raise DataError("[data.label_map] leaves every training image out; map one label to a class")
     test = _moved(dataset.test, table) if dataset.test else None
     return Dataset(train=train, test=test if test else None, classes=tuple(classes), notices=dataset.notices)
+
+
+def by_name(
+    images: ImageSet, own: Sequence[str], classes: Sequence[str]
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return labels under which a model knows the classes of other data, found by their names alone.
+
+    Args:
+        images: N images.
+        own: The data's C' class names, in the order of its labels.
+        classes: The model's C class names, in the order of its logits.
+
+    Returns:
+        Labels int64 [N], each below C, and the model's classes of which there is no image.
+
+    Raises:
+        DataError: An image is of a class that the model does not know.
+    """
+    target, _ = destinations(own, {}, classes)
+    counts = np.bincount(images.labels, minlength=len(own))
+    unknown = [name for name, label, count in zip(own, target, counts, strict=True) if label < 0 and count]
+    if unknown:
+        raise DataError(
+            f"the data has images of {listed([repr(name) for name in unknown])}, which the model does not "
+            f"know; its classes are {listed(classes)}: name the data's classes as the model's, or leave "
+            "those images out"
+        )
+    labels = target[images.labels]
+    found = np.bincount(labels, minlength=len(classes))
+    return labels, tuple(name for name, count in zip(classes, found, strict=True) if not count)
 
 
 def _present(dataset: Dataset) -> NDArray[np.int64]:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.files import plain
 from fedvision.formatting import duration, in_order, listed, number, percent, plural, score_name, size, whole
+from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.compare import Group, compare, rarest_recalls, shown_scores
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import idle
 from fedvision.reporting.text_table import TextTable, plain_text
 from fedvision.runs.folder import RunFolder
+from fedvision.tasks.class_predictions import ClassScores
 
 RAREST = 3
 """Number of classes whose recall stands under a run's scores."""
-_WHERE = {"server": "on the server", "local": "on clients"}
+PER_CLASS = 30
+"""Up to so many classes, the scores of a model have a row for each."""
+_WHERE = {"server": "on the server", "local": "on clients", "here": "here"}
 
 
 def run_table(folder: RunFolder) -> str:
@@ -27,9 +35,32 @@ def run_table(folder: RunFolder) -> str:
     if measured := [found for view in VIEWS if (found := facts.measurement(view))]:
         parts += ["", _scores(measured), *_unmeasured(facts, measured)]
     if facts.best_view and facts.clients:
-        parts += _rarest(facts, facts.best_view)
+        parts += _rarest(facts.class_facts(facts.best_view), facts.distinct)
     notices = [f"note: {notice}" for notice in facts.summary.get("notices", [])]
     return plain_text(*parts, "", _cost(facts), *idle(facts), *notices)
+
+
+def score_table(heading: str, found: ClassScores) -> str:
+    """Return a model's scores as a run's end shows them, with each class unless they are many."""
+    known = np.array(found.class_counts or [0] * len(found.classes), np.int64)
+    classes = class_facts(found.classes, known, known, found.confusion)
+    measured = Measurement(
+        view="here",
+        round=0,
+        scores=plain(found.scores),
+        confusion=found.confusion,
+        loss=plain(found.loss),
+        worst=None,
+    )
+    parts: list[str | TextTable] = [heading, "", _scores([measured])]
+    parts += _rarest(classes, known)
+    if len(classes) <= PER_CLASS:
+        table = TextTable("class", "training images", "images", "recall")
+        for one in classes:
+            train = whole(one.train) if found.class_counts else "–"
+            table.add(one.name, train, whole(one.test), percent(one.recall))
+        parts += ["", table]
+    return plain_text(*parts, *(f"note: {notice}" for notice in found.notices))
 
 
 def comparison_table(folders: Sequence[RunFolder]) -> str:
@@ -103,19 +134,19 @@ def _unmeasured(facts: RunData, measured: Sequence[Measurement]) -> list[str]:
     return told
 
 
-def _rarest(facts: RunData, measured: Measurement) -> list[str | TextTable]:
+def _rarest(classes: Sequence[ClassFacts], distinct: NDArray[np.int64]) -> list[str | TextTable]:
     """Return the table of the rarest classes, or a sentence where there are none; nothing without counts."""
-    if rarest := facts.rarest(measured, RAREST):
+    if found := rarest(classes, distinct, RAREST):
         table = TextTable("rarest classes", "training images", "recall")
-        for row in reversed(rarest):
+        for row in reversed(found):
             table.add(row.name, whole(row.train), percent(row.recall))
         return ["", table]
-    if not facts.distinct.any() or len(facts.distinct) < 2:
+    if not distinct.any() or len(distinct) < 2:
         return []
-    least = int((facts.distinct == facts.distinct.min()).sum())
-    if least == len(facts.distinct):
+    least = int((distinct == distinct.min()).sum())
+    if least == len(distinct):
         return ["", f"all {least} classes have equally many training images: none is rare"]
-    return ["", f"{least} of {len(facts.distinct)} classes are equally rare: too many to list as the rarest"]
+    return ["", f"{least} of {len(distinct)} classes are equally rare: too many to list as the rarest"]
 
 
 def _cost(facts: RunData) -> str:

@@ -7,17 +7,19 @@
      "image": {"height": 64, "width": 64, "channels": 3},
      "decoding": {"size": 64, "fit": "crop", "range": 0.0},
      "transforms": {"mean": [0.5], "std": [0.25]}, "probability_scale": 1.0,
-     "model": {"use": "cnn", "width": 16}, "dtypes": ["float32"],
+     "inference": {"batch_size": 100, "precision": "float32", "channels_last": true}, "metrics": ["kappa"],
+     "model": {"use": "cnn", "width": 16}, "code": {}, "dtypes": ["float32"],
      "personal": [], "sha256": "of model.safetensors"}
 
-``class_counts`` is missing where nobody told them, ``decoding`` where the images came as arrays.
+``class_counts`` is missing where nobody told them, ``decoding`` where the images came as arrays. ``code`` has
+a digest of the source of each module that ``model`` names as ``module:attr``.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +54,11 @@ class ImageShape:
     def __post_init__(self) -> None:
         at_least(1, self, "image.", "height", "width", "channels")
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, channels)."""
+        return self.height, self.width, self.channels
+
     def __str__(self) -> str:
         return f"{self.height} x {self.width} x {self.channels}"
 
@@ -62,7 +69,7 @@ class FileDecoding:
 
     size: int
     """Side in pixels."""
-    fit: Literal["crop", "stretch", "pad"]
+    fit: Literal["crop", "stretch", "pad", "exact"]
     """As in ``data.decoding.pixels``."""
     range: float = 0.0
     """The value that is white; 0 goes by the file."""
@@ -76,6 +83,21 @@ class Normalisation:
     """Per channel, or one for all."""
     std: tuple[float, ...]
     """Per channel, or one for all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """With what the run measured its model: with the same, the same images give the same bits."""
+
+    batch_size: int
+    """Images a forward pass."""
+    precision: Literal["float32", "bfloat16", "float16"]
+    """Arithmetic of the forward pass."""
+    channels_last: bool
+    """Whether images and weights are laid out as [B, H, W, channels] in memory."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "inference.", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +124,14 @@ class ModelDescription(Settings):
     """Normalisation of the pixels."""
     probability_scale: float
     """s: the predicted probabilities are softmax(s z) of logits z."""
+    inference: Inference
+    """With what the run measured it."""
+    metrics: tuple[str, ...] = ()
+    """The run's further scores, as ``evaluation.metrics`` names them."""
     model: ModelConfig
     """The experiment's ``[model]``, from which the network is built."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the source of each module that ``model`` names as ``module:attr``."""
     dtypes: tuple[str, ...]
     """Types of the network's floating-point tensors."""
     personal: tuple[str, ...] = ()
@@ -168,7 +196,14 @@ def describe(
         decoding=_decoding(config.data, (height, width)),
         transforms=Normalisation(mean=config.transforms.mean, std=config.transforms.std),
         probability_scale=probability_scale,
+        inference=Inference(
+            batch_size=config.evaluation.batch_size,
+            precision=config.training.precision,
+            channels_last=config.training.channels_last,
+        ),
+        metrics=config.evaluation.metrics,
         model=replace(config.model, start=""),
+        code=registry.sources({"use": config.model.use}),
         dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})),
         personal=experiment.personal,
         sha256="",

@@ -277,5 +277,5 @@ def test_the_command_is_installed_and_frozen() -> None:
         "inner", "out", "resume", "threads", "tensorboard", "runs", "kind",
         "folder", "host", "clients", "days", "mutual_tls", "client", "client_overrides", "trains",
         "wait_for", "tls", "private", "public", "state", "insecure", "client_certificates", "keep",
-        "superlink", "name", "source",
+        "superlink", "name", "source", "run", "images", "csv", "data", "part", "json", "device",
     }  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from fedvision.data.dataset import Dataset, ImageSet
-from fedvision.data.relabel import LEFT_OUT, destinations, relabel
+from fedvision.data.relabel import LEFT_OUT, by_name, destinations, relabel
 from fedvision.errors import DataError
 
 CLASSES = ("normal", "pneumonia", "covid")
@@ -71,3 +73,21 @@ def test_composed_and_decomposed_names_agree() -> None:
     target, wrong = destinations(["cafe\u0301", "x\u0308"], {"\u1e8d": "caf\u00e9"}, ["caf\u00e9"])
     assert target.tolist() == [0, 0]
     assert wrong == ()
+
+
+def test_a_model_finds_classes_by_their_names_whatever_their_order() -> None:
+    data = dataset([0, 2, 2, 1], ("cafe\u0301", "unused", "dog"))
+    data = dataclasses.replace(data, train=dataclasses.replace(data.train, labels=np.array([0, 2, 2, 0])))
+    labels, missing = by_name(data.train, data.classes, ("bird", "dog", "caf\u00e9"))
+    assert labels.tolist() == [2, 1, 1, 2]
+    assert missing == ("bird",)
+
+
+def test_an_image_of_a_class_that_a_model_does_not_know_is_refused() -> None:
+    data = dataset([0, 1], ("cat", "Dog"))
+    with pytest.raises(DataError) as caught:
+        by_name(data.train, data.classes, ("dog", "cat"))
+    assert str(caught.value) == (
+        "the data has images of 'Dog', which the model does not know; its classes are dog, cat: name the "
+        "data's classes as the model's, or leave those images out"
+    )

@@ -16,7 +16,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.errors import RecordError, RunFolderError
 from fedvision.runs import folder as folder_module
 from fedvision.runs.folder import RunFolder
-from fedvision.runs.model_description import ImageShape, ModelDescription, Normalisation
+from fedvision.runs.model_description import ImageShape, Inference, ModelDescription, Normalisation
 
 CONFIG = ExperimentConfig.from_dict({"data": {"use": "digits"}, "training": {"lr": 0.05}})
 DESCRIPTION = ModelDescription(
@@ -25,6 +25,7 @@ DESCRIPTION = ModelDescription(
     image=ImageShape(height=8, width=8, channels=1),
     transforms=Normalisation(mean=(0.5,), std=(0.25,)),
     probability_scale=1.0,
+    inference=Inference(batch_size=100, precision="float32", channels_last=True),
     model=CONFIG.model,
     dtypes=("float32",),
     sha256="",

@@ -67,7 +67,13 @@ def test_a_loss_with_a_scale_is_measured_with_it() -> None:
         logits = model.eval()(x)
     scale = sharpness(ldam(torch.ones(CLASSES, dtype=torch.int64), scale=30.0))
     found = evaluate(
-        model, shard, settings().forward, task=Classification(), batch_size=8, num_classes=CLASSES, sharpness=scale
+        model,
+        shard,
+        settings().forward,
+        task=Classification(),
+        batch_size=8,
+        num_classes=CLASSES,
+        sharpness=scale,
     )
     expected = F.cross_entropy(30 * logits, torch.from_numpy(shard.labels), reduction="sum")
     assert found.loss_sum == pytest.approx(float(expected), rel=1e-5)

@@ -36,7 +36,14 @@ class Archive:
                 f"{path}: this file cannot be read: {error.strerror}; correct data.path"
             ) from error
         except zipfile.BadZipFile as error:
-            raise DataError(f"{path}: this is no .npz file ({error}); correct data.path") from error
+            raise DataError(
+                f"{path}: this is no .npz file ({error}); save it again with numpy.savez"
+            ) from error
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the arrays, in the file's order."""
+        return tuple(self._members)
 
     def __contains__(self, name: str) -> bool:
         return name in self._members
@@ -48,7 +55,7 @@ class Archive:
             DataError: It is missing, damaged, or of Python objects.
         """
         if name not in self:
-            known = ", ".join(self._members) or "nothing"
+            known = ", ".join(self.names) or "nothing"
             raise DataError(f"{self.path}: there is no array {name!r}; it holds {known}")
         info = self._members[name]
         try:

@@ -1,0 +1,132 @@
+"""Verbs that use a run's final model: predict the class of images, measure it on labelled ones."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedvision import registry
+from fedvision.errors import ConfigError, DataError, RunError
+from fedvision.files import json_page, replace_file
+from fedvision.formatting import listed, percent, plural
+from fedvision.streams import complain, show
+
+if TYPE_CHECKING:
+    from fedvision.tasks.class_predictions import ClassPredictions
+    from fedvision.trained_model import TrainedModel
+
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add(verbs: Verbs) -> None:
+    """Add the verbs to the command line."""
+    predict = verbs.add_parser("predict", description="name the class of images with a run's model")
+    _model(predict)
+    predict.add_argument(
+        "images", nargs="+", metavar="IMAGES", help="image files, folders of them, or .npz files of arrays"
+    )
+    predict.add_argument(
+        "--csv", type=Path, metavar="FILE", help="also write the probabilities of all classes"
+    )
+    predict.set_defaults(call=_predict)
+
+    evaluate = verbs.add_parser("evaluate", description="measure a run's model on labelled images")
+    _model(evaluate)
+    evaluate.add_argument(
+        "--data",
+        required=True,
+        metavar="SOURCE",
+        help="a folder of class folders, an .npz, .csv or an experiment's .toml file, a name of "
+        '`fedvision list data`, or a table: \'use = "npz", path = "photos.npz"\'',
+    )
+    evaluate.add_argument(
+        "--part", choices=("test", "train"), help="images of SOURCE (default: test ones where it has any)"
+    )
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write the scores and counts")
+    evaluate.set_defaults(call=_evaluate)
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--device", default="auto", help="auto (cuda, mps or cpu) or a torch device")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the arithmetic (default: 1)")
+
+
+def _load(options: argparse.Namespace) -> TrainedModel:
+    import torch
+
+    from fedvision.trained_model import TrainedModel
+
+    if options.threads < 1:
+        raise ConfigError(f"--threads must be >= 1, not {options.threads}")
+    torch.set_num_threads(options.threads)
+    model = TrainedModel.load(options.run, device=options.device)
+    for notice in model.notices:
+        complain(f"note: {notice}")
+    return model
+
+
+def _predict(options: argparse.Namespace) -> None:
+    _check_writable(options.csv, "--csv")
+    found = _load(options).predict(options.images)
+    for notice in found.notices:
+        complain(f"note: {notice}")
+    if options.csv:
+        _write(options.csv, found.to_csv())
+    show(_table(found), recorded=str(options.csv or ""))
+    for name, why in found.unreadable.items():
+        complain(f"{name}: {why}")
+    if lost := found.unreadable:
+        raise RunError(
+            f"{plural(len(lost), 'image')} of {len(lost) + len(found):,} cannot be read: {listed(list(lost))}"
+            "; the others are predicted"
+        )
+
+
+def _table(found: ClassPredictions) -> str:
+    """Return a row an image: its file, its class and the probability of that; a line is never folded."""
+    rows = [("file", "class", "probability"), *((a, b, percent(float(p))) for a, b, p in found.rows())]
+    wide, middle = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "\n".join(f"{name:<{wide}}  {label:<{middle}}  {sure:>11}" for name, label, sure in rows)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from fedvision.config import ExperimentConfig
+    from fedvision.data.sources.shorthand import spelled_table
+    from fedvision.reporting.render import score_table
+
+    _check_writable(options.json, "--json")
+    model = _load(options)
+    if options.data.endswith(".toml"):
+        registry.allow_folder(Path(options.data).parent)
+    table = spelled_table(options.data, model.files_as)
+    try:
+        spec = ExperimentConfig.from_dict({"data": table}).data
+        dataset = registry.build("data", spec)
+        scores = model.evaluate(dataset, part=options.part)
+    except DataError as error:
+        raise DataError(f"--data {options.data}: {error}") from error
+    tested = options.part == "test" or (options.part is None and dataset.test is not None)
+    part = "test images" if tested else "training images" if options.part else "images, none kept for a test"
+    if options.json:
+        _write(options.json, json_page(scores.to_record()))
+    rounds = plural(model.description.rounds, "round")
+    images = f"{scores.confusion.images:,} {part} of {options.data}"
+    show(score_table(f"{options.run}, {rounds}: {images}", scores), recorded=str(options.json or ""))
+
+
+def _check_writable(file: Path | None, option: str) -> None:
+    """Refuse a file that cannot be written before the work is done."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        why = "this is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise ConfigError(f"{option} {file}: {why}; name a file in a folder that is there")
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        replace_file(file, text)
+    except OSError as error:
+        raise RunError(
+            f"{file}: it cannot be written: {error.strerror or error}; name another file"
+        ) from error

@@ -1,0 +1,69 @@
+"""``--data SOURCE``: a folder, a file or a name on the command line, as a ``[data]`` table."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedvision import registry, tables
+from fedvision.errors import ConfigError
+
+_FILES = {".npz": "npz", ".csv": "manifest"}
+
+
+def data_table(source: str, pictures: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return ``[data]`` for a folder, a file, or a source by its name.
+
+    Args:
+        source: A folder of images, an .npz or .csv file, or what ``[data] use`` may say.
+        pictures: Returns the keys that image files need, such as ``{"size": 64}``; asked for files alone.
+
+    Raises:
+        ConfigError: There is no such folder, file or source, or the file is of another kind.
+    """
+    path = Path(source)
+    if source in registry.names("data") or ":" in source:
+        return {"use": source}
+    if path.is_dir():
+        return {"use": "image-folder", "path": source, **pictures()}
+    if path.is_file():
+        if (use := _FILES.get(path.suffix.lower())) is None:
+            raise ConfigError(f"--data {source}: only folders, .npz and .csv files are read, not this one")
+        return {"use": use, "path": source, **(pictures() if use == "manifest" else {})}
+    if path.suffix or "/" in source:
+        raise ConfigError(f"--data {source}: there is no such file or folder")
+    return {"use": source}
+
+
+def spelled_table(source: str, pictures: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """Return ``[data]`` for what ``data_table`` takes, for an experiment's file, or for a table on one line.
+
+    Args:
+        source: As above; or a .toml file, whose ``[data]`` is taken; or ``use = "npz", path = "photos.npz"``.
+        pictures: As above; a table that names another value keeps it.
+
+    Raises:
+        ConfigError: As above, or the text is no table.
+    """
+    if source.endswith(".toml"):
+        table = tables.read(Path(source), "an experiment's file").get("data")
+        if table is None:
+            raise ConfigError(f"--data {source}: it has no [data]; name an experiment's file")
+        return {"use": table} if isinstance(table, str) else _table(table, source, pictures)
+    if "=" not in source or Path(source).exists():
+        return data_table(source, pictures)
+    inside = source.strip().removeprefix("{").removesuffix("}")
+    try:
+        return _table(tomllib.loads(f"data = {{{inside}}}")["data"], source, pictures)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f'--data {source}: this is no table: {error}; write it as \'use = "npz", path = "photos.npz"\''
+        ) from error
+
+
+def _table(table: Any, source: str, pictures: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    if not isinstance(table, dict) or not isinstance(table.get("use"), str):
+        raise ConfigError(f"--data {source}: its key use is missing; it says which source reads the images")
+    return {**pictures(), **table} if table["use"] in ("image-folder", "manifest") else table

@@ -1,0 +1,316 @@
+"""A run's final model, used without the experiment: its partition, its clients and its data are not needed.
+
+``model.json`` and ``model.safetensors`` of the run folder say all but the code of a network that the
+experiment named as ``module:attr``: such a module is looked for where the run found it, then in the run
+folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision import registry
+from fedvision.errors import ConfigError, DataError, RunFolderError
+from fedvision.files import read_json
+from fedvision.formatting import listed
+from fedvision.runs.model_description import FILE, ModelDescription
+from fedvision.tasks.class_predictions import ClassPredictions, ClassScores
+from fedvision.tasks.confusion import ConfusionCounts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fedvision.data.dataset import Dataset
+    from fedvision.data.decoding.process_pool import PixelFormat
+    from fedvision.training.forward import ForwardSettings
+    from fedvision.types import State
+
+TENSORS = "model.safetensors"
+Part = Literal["train", "test"]
+
+
+def load(run: str | Path, *, device: str = "auto") -> TrainedModel:
+    """Load the final model of a run.
+
+    Args:
+        run: The run folder; of its files ``model.json`` and ``model.safetensors`` are read. Of a network that
+            is named as ``module:attr`` the module is imported, which runs its code.
+        device: ``"auto"`` (cuda, then mps, then cpu) or a torch device.
+
+    Raises:
+        RunFolderError: A file is missing or damaged, or the tensors are others than ``model.json`` tells of.
+        PluginError: The network's module is not there.
+        ConfigError: There is no such device.
+    """
+    return TrainedModel.load(Path(run), device=device)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedModel:
+    """A trained network and what must be known to use it; ``load`` makes it."""
+
+    path: Path
+    """The run folder."""
+    description: ModelDescription
+    """What ``model.json`` says."""
+    network: nn.Module
+    """The network, on the device."""
+    settings: ForwardSettings
+    """Normalisation, device and precision, as in the run's own measurement."""
+    notices: tuple[str, ...] = ()
+    """What a person should know of the model."""
+
+    @classmethod
+    def load(cls, run: Path, *, device: str = "auto") -> TrainedModel:
+        """Load a run's final model; arguments and errors as of the function ``load``."""
+        from fedvision.config import TransformConfig
+        from fedvision.data.transforms import prepare
+        from fedvision.training import device as devices
+        from fedvision.training.forward import ForwardSettings
+
+        description = ModelDescription.read(run)
+        place, inference = run / FILE, description.inference
+        state = _tensors(run / TENSORS, description.sha256)
+        try:
+            normalisation = description.transforms
+            config = TransformConfig(mean=normalisation.mean, std=normalisation.std)
+            settings = ForwardSettings(
+                transform=prepare(config, description.image.channels),
+                device=devices.choose(device),
+                precision=inference.precision,
+                channels_last=inference.channels_last,
+            )
+            use = description.model.use
+            with _plugin_folder(run, use):
+                network, code = _network(description, state, run), registry.sources({"use": use})
+        except RunFolderError:
+            raise
+        except ConfigError as error:
+            raise type(error)(f"{place}: {error}") from error
+        changed = [module for module, digest in code.items() if description.code.get(module) != digest]
+        return cls(
+            path=run,
+            description=description,
+            network=settings.place(network),
+            settings=settings,
+            notices=tuple(
+                f"the source of {module} is not that of the run, so the network may compute something else"
+                for module in changed
+            ),
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names [C], in the order of the logits."""
+        return self.description.classes
+
+    def predict(
+        self, images: str | Path | Sequence[str | Path] | NDArray[np.uint8], *, workers: int = 0
+    ) -> ClassPredictions:
+        """Predict the class of each image.
+
+        Args:
+            images: uint8 [N, H, W, channels] as the network takes them; or files, folders of image files at
+                any depth, and .npz files with arrays ``images`` or ``NAME_images``. Files are brought to the
+                network's size as in the run; where its images were arrays, files must have that size.
+            workers: Processes that decode files; 0 is one per CPU core.
+
+        Returns:
+            One prediction an image, in the order of the paths; files that cannot be read are told apart.
+
+        Raises:
+            RunFolderError: Tensors of the network stayed on the clients.
+            DataError: There is no image that can be read, or an array does not fit the network.
+        """
+        from fedvision.data.sources.unlabelled import UnlabelledImages
+        from fedvision.training.evaluate import classify
+
+        self._require_whole()
+        source = UnlabelledImages(
+            [images] if isinstance(images, str | Path) else images,
+            self.description.image.shape,
+            self._pixel_format(),
+            batch_size=self.description.inference.batch_size,
+            workers=workers,
+        )
+        scale, names = self.description.probability_scale, list[str]()
+        labels, probabilities = [np.empty(0, np.int64)], [np.empty((0, len(self.classes)), np.float32)]
+        for batch in source:
+            found = classify(self.network, batch.images, self.settings, sharpness=scale)
+            names += batch.names
+            labels.append(found[0])
+            probabilities.append(found[1])
+        if source.unreadable and not names:
+            told = listed([f"{name} ({why})" for name, why in source.unreadable.items()])
+            raise DataError(f"none of {len(source.unreadable):,} images can be read: {told}")
+        return ClassPredictions(
+            classes=self.classes,
+            names=names,
+            labels=np.concatenate(labels),
+            probabilities=np.concatenate(probabilities),
+            unreadable=source.unreadable,
+            notices=tuple(source.notices),
+        )
+
+    def evaluate(self, dataset: Dataset, *, part: Part | None = None) -> ClassScores:
+        """Measure the model on labelled images as its run did: on the run's test images the same numbers.
+
+        Args:
+            dataset: As a data source returns it; its classes are found among the model's by their names.
+            part: ``"test"`` or ``"train"``; by default the test images where there are any, else all.
+
+        Raises:
+            RunFolderError: Tensors of the network stayed on the clients.
+            DataError: There are no such images, they do not fit the network, or one is of a class that the
+                model does not know.
+        """
+        from fedvision.data.relabel import by_name
+        from fedvision.data.shards import Shard
+        from fedvision.data.sources.unlabelled import fitting
+        from fedvision.tasks.classification import Classification
+        from fedvision.training.evaluate import evaluate
+
+        self._require_whole()
+        description, task, chosen = self.description, Classification(), dataset.train
+        if part == "test" or (part is None and dataset.test is not None):
+            if dataset.test is None:
+                raise DataError(
+                    "the data has no test images; name a source that has, or take its training ones"
+                )
+            chosen = dataset.test
+        images = fitting(chosen.images, description.image.shape, "the data's array of images")
+        labels, missing = by_name(chosen, dataset.classes, self.classes)
+        measured = evaluate(
+            self.network,
+            Shard(images=images, labels=labels, indices=np.arange(len(labels), dtype=np.int64)),
+            self.settings,
+            task=task,
+            batch_size=description.inference.batch_size,
+            num_classes=len(self.classes),
+            sharpness=description.probability_scale,
+        )
+        further = {}
+        for use in description.metrics:
+            with _plugin_folder(self.path, use):
+                further[use] = registry.resolve("metric", use).call
+        none = f"there are no images of {listed(missing)}, so the scores are without these classes"
+        return ClassScores(
+            classes=self.classes,
+            class_counts=description.class_counts,
+            confusion=ConfusionCounts.of(measured.stats),
+            loss=measured.loss_sum / max(1, measured.examples),
+            scores=task.scores(measured.stats, description.class_counts, further),
+            notices=(*dataset.notices, *((none,) if missing else ())),
+        )
+
+    def files_as(self) -> dict[str, Any]:
+        """Return the keys of ``[data]`` with which a source makes the network's images of files.
+
+        Raises:
+            DataError: The network takes no square images of one or three channels, which files become.
+        """
+        if (found := self._pixel_format()) is None:
+            raise DataError(
+                f"the model takes images of {self.description.image}, which no file is brought to; give them "
+                "as uint8 arrays in an .npz file"
+            )
+        return {"size": found.size, "channels": found.channels, "fit": found.fit, "range": found.white}
+
+    def _pixel_format(self) -> PixelFormat | None:
+        """Return what becomes of files; None where the network's images can only be arrays.
+
+        Where the run's images were arrays, files of their very size are the same; how others would have been
+        cut nobody said.
+        """
+        from fedvision.data.decoding.process_pool import PixelFormat
+
+        image, how = self.description.image, self.description.decoding
+        if image.height != image.width or image.channels not in (1, 3):
+            return None
+        if how is None:
+            return PixelFormat(image.height, image.channels, "exact")
+        return PixelFormat(how.size, image.channels, how.fit, how.range)
+
+    def _require_whole(self) -> None:
+        if personal := self.description.personal:
+            raise RunFolderError(
+                f"{self.path}: this run has no model of its own to use: {listed(personal)} were trained and "
+                'stayed on the clients; train with shared = "all" in [model]'
+            )
+
+
+@contextmanager
+def _plugin_folder(run: Path, use: str) -> Iterator[None]:
+    """Let the module of ``module:attr`` be found where the run found it, or else in the run folder."""
+    module, colon, _ = use.partition(":")
+    top, before = module.partition(".")[0], registry.allowed_folder()
+    places = [*map(Path, read_json(run / "invocation.json").get("modules", ())), run] if colon else []
+    for place in places:
+        if (place / f"{top}.py").is_file() or (place / top / "__init__.py").is_file():
+            registry.allow_folder(place)
+            break
+    try:
+        yield
+    finally:
+        registry.allow_folder(before)
+
+
+def _tensors(file: Path, sha256: str) -> State:
+    """Return the tensors of a file with this digest.
+
+    Raises:
+        RunFolderError: It is missing, cannot be read, or has another digest.
+    """
+    import safetensors
+    from safetensors.torch import load_file
+
+    try:
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != sha256:
+            raise RunFolderError(
+                f"{file}: its SHA-256 is {found[:12]}..., and {FILE} beside it tells of {sha256[:12]}...: "
+                "the file was changed or copied in part; restore it, or write both again with --resume"
+            )
+        return load_file(file)
+    except OSError as error:
+        raise RunFolderError(f"{file}: it cannot be read: {error.strerror or error}; restore it") from error
+    except safetensors.SafetensorError as error:
+        raise RunFolderError(f"{file}: it holds no tensors: {error}; restore it") from error
+
+
+def _network(description: ModelDescription, state: State, run: Path) -> nn.Module:
+    """Build the network with these tensors.
+
+    Raises:
+        ConfigError: It cannot be built.
+        RunFolderError: Its tensors are others.
+    """
+    from fedvision.models.build import build_model
+    from fedvision.models.state import load_state
+
+    image = description.image
+    network = build_model(
+        description.model,
+        num_classes=len(description.classes),
+        in_channels=image.channels,
+        image_size=(image.height, image.width),
+        seed=0,
+    )
+    own = {name: (tuple(t.shape), t.dtype) for name, t in network.state_dict().items()}
+    given = {name: (tuple(t.shape), t.dtype) for name, t in state.items()}
+    if others := [name for name in [*own, *(given.keys() - own)] if own.get(name) != given.get(name)]:
+        raise RunFolderError(
+            f"{run / TENSORS}: {listed(others)} in it do not fit the network {description.model.use!r}; its "
+            "code was changed since the run, or comes from elsewhere: restore it"
+        )
+    load_state(network, state)
+    return network

@@ -1,0 +1,138 @@
+"""``predict`` and ``evaluate`` on the command line: what is printed, what is written, how it ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedvision import simulate
+from fedvision.cli import main
+from fedvision.data.sources.arrays import digits
+from tests.data.pictures import spoil
+from tests.experiments import tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("used") / "run"
+    simulate(tiny(rounds=1), out=path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(path: Path, number: int) -> None:
+    test = digits().test
+    assert test is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(test.images[number, ..., 0]).save(path)
+
+
+def test_predictions_stand_in_a_table_and_in_a_file(
+    finished: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        picture(here / f"photos/{number}.png", number)
+    assert main.main(["predict", str(finished), "photos", "--csv", "out.csv"]) == 0
+    told = capsys.readouterr()
+    head, *rows = csv.reader((here / "out.csv").read_text().splitlines())
+    assert [row[0] for row in rows] == ["photos/0.png", "photos/1.png", "photos/2.png"]
+    assert head[3:] == [f"p({digit})" for digit in range(10)]
+    shown = [line.split() for line in told.out.splitlines()]
+    assert shown[0] == ["file", "class", "probability"]
+    assert shown[1:] == [[row[0], row[1], f"{100 * float(row[2]):.1f}%"] for row in rows]
+    assert told.err == ""
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_goes_on(
+    finished: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(here / "one.png", 0)
+    spoil(here / "bad.png")
+    assert main.main(["predict", str(finished), "bad.png", "one.png", "none.png"]) == 1
+    told = capsys.readouterr()
+    assert [line.split()[0] for line in told.out.splitlines()] == ["file", "one.png"]
+    assert told.err.splitlines() == [
+        "bad.png: no known image format",
+        "none.png: No such file or directory",
+        "fedvision: 2 images of 3 cannot be read: bad.png, none.png; the others are predicted",
+    ]
+
+
+def test_scores_stand_as_at_the_end_of_a_run(
+    finished: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["report", str(finished)]) == 0
+    report = capsys.readouterr().out
+    assert main.main(["evaluate", str(finished), "--data", "digits", "--json", "scores.json"]) == 0
+    found = capsys.readouterr().out
+    assert found.startswith(f"{finished}, 1 round: 355 test images of digits\n")
+
+    def rows(text: str) -> list[list[str]]:
+        lines = text.splitlines()
+        start = next(number for number, line in enumerate(lines) if line.startswith("measured"))
+        return [line.split() for line in lines[start + 2 :] if line and "kB" not in line]
+
+    of_run = rows(report)
+    del of_run[-1]  # where the report is
+    assert rows(found)[: len(of_run)] == of_run
+    record = json.loads((here / "scores.json").read_text())
+    recorded = json.loads((finished / "rounds.jsonl").read_text())["server"]
+    assert (record["scores"], record["loss"]) == (recorded["scores"], recorded["loss"])
+    per_class = rows(found)[-10:]
+    for row in per_class:
+        one = record["classes"][row[0]]
+        assert row[1:] == [str(one["training_images"]), str(one["images"]), f"{100 * one['recall']:.1f}%"]
+
+
+def test_a_folder_of_classes_is_measured_with_the_names_of_its_folders(
+    finished: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = digits().test
+    assert test is not None
+    for number in range(20):
+        picture(here / f"photos/{test.labels[number]}/{number}.png", number)
+    spoken = ["evaluate", str(finished), "--data", "photos", "--json"]
+    assert main.main([*spoken, "folder.json"]) == 0
+    assert "20 images, none kept for a test of photos" in capsys.readouterr().out
+    np.savez(here / "a.npz", train_images=test.images[:20], train_labels=test.labels[:20])
+    table = 'use = "npz", path = "a.npz"'
+    assert main.main(["evaluate", str(finished), "--data", table, "--json", "table.json"]) == 0
+    one, other = (json.loads((here / f"{name}.json").read_text()) for name in ("folder", "table"))
+    assert one["confusion"] == other["confusion"]
+    (here / "photos/0").rename(here / "photos/zero")
+    assert main.main([*spoken, "folder.json"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "fedvision: --data photos: the data has images of 'zero', which the model does not know"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["predict", "nowhere", "x.png"], "nowhere/model.json: there is no such file"),
+        (["predict", "RUN", "x.png"], "none of 1 images can be read: x.png (No such file or directory)"),
+        (["predict", "RUN", "x.png", "--csv", "none/a.csv"], "--csv none/a.csv: there is no folder none"),
+        (["predict", "RUN", "x.png", "--threads", "0"], "--threads must be >= 1, not 0"),
+        (["predict", "RUN", "x.png", "--device", "warp"], "is not available on this machine"),
+        (["evaluate", "RUN", "--data", "digit"], "did you mean 'digits'"),
+        (["evaluate", "RUN", "--data", "a.npz"], "--data a.npz: there is no such file or folder"),
+        (["evaluate", "RUN", "--data", "digits", "--json", "."], "--json .: this is a folder"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    options: list[str], sentence: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main([str(finished) if word == "RUN" else word for word in options]) == 2
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 1
