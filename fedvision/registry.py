@@ -1,6 +1,6 @@
 """Plug-ins by name: ``"name"`` | entry point | ``"module:attr"`` -> factory -> object.
 
-The built-ins are the readable table below; they are found by the same code as a guest's plug-in, so nothing
+The built-ins are the readable table below; they are found by the same code as any plug-in, so nothing
 is registered by importing it. An entry point of group ``fedvision.<kind>`` (``fedvision.loss``, ...) adds the
 name of an installed package; ``"my_file:thing"`` needs only a file in the experiment's folder.
 """

@@ -88,7 +88,7 @@ class ScaffoldClient(ClientAlgorithm):
 
     def finish(self, steps: int, lr: float) -> tuple[dict[str, State], State]:
         """Return the change of c_i and the new c_i; without a step, or with a lost model, nothing changes."""
-        # The server refuses a model that is not finite and never hears of the new c_i, so it must not stay.
+        # The server refuses a model that is not finite and never gets the new c_i, so it must not stay.
         sound = steps and all(bool(torch.isfinite(p).all()) for p in self.parameters.values())
         new = {name: total / steps for name, total in self.groups["sum"].items()} if sound else self._own
         change = {name: new[name] - old for name, old in self._own.items()}

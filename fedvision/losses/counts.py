@@ -4,9 +4,9 @@ A count is a number of images. It may come with noise (a private sum), so it is 
 negative one is 0. A class with no image is *vacant*: it has no label to learn from, yet every loss must stay
 finite for it, in value and in gradient, and for a label that occurs against its count.
 
-Every factory of this room takes counts [C], or counts [K, C] of K clients at once; its loss then takes logits
-[K, B, C] and labels [K, B]. No code branches on a count's value, so a factory may also be called inside
-``torch.func.vmap``. The legend of shape letters stands in ``fedvision.types``.
+Every factory of this package takes counts [C], or counts [K, C] of K clients at once; its loss then takes
+logits [K, B, C] and labels [K, B]. No code branches on a count's value, so a factory may also be called
+inside ``torch.func.vmap``. The legend of shape letters stands in ``fedvision.types``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the losses of this room do with logits: precision, numbers per class beside them, log-likelihood."""
+"""What the losses here do with logits: precision, numbers per class beside them, log-likelihood."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def _again(facts: RunData) -> str:
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Fill a template of this room; everything that is not ``Markup`` is escaped."""
+    """Fill a template of this package; everything that is not ``Markup`` is escaped."""
     here = Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here),

@@ -1,7 +1,7 @@
-"""What a client may say of a failure: the server's log and records hold no path of a client.
+"""What a client may send of a failure: the server's log and records hold no path of a client.
 
-A path says how a machine is built, and a file's name may be a patient's. A sentence that holds one is not cut
-up but left at home, where the client's own log has it in full.
+A path says how a machine is built, and a file's name may be a patient's. A sentence that contains one is not
+sent, not even in part: the client's own log has it in full.
 """
 
 from __future__ import annotations

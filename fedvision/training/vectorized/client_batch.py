@@ -39,7 +39,7 @@ class InitialTensors:
     def of(
         cls, model: nn.Module, requests: Sequence[TrainRequest], personals: Sequence[State]
     ) -> InitialTensors:
-        """Sort the tensors of tasks, and those that stay at home.
+        """Sort the tensors of tasks, and those that are not shared.
 
         Raises:
             ConfigError: A task's state is not that of the model.

@@ -44,7 +44,7 @@ class VectorizedTrainer:
 
     @classmethod
     def of(cls, trainer: ClientTrainer, *, record: bool = True) -> VectorizedTrainer:
-        """Return a crew that records CUDA graphs, where the worker's device has them and it is wanted."""
+        """Return a trainer that records CUDA graphs, where the worker's device has them and it is wanted."""
         return cls(trainer, on_cuda() if record and trainer.settings.device.type == "cuda" else None)
 
     def settle(self) -> None:

@@ -1,7 +1,7 @@
 """What can be trained K clients at once, and in one line why not.
 
-A stack must give what the serial loop gives. Known obstacles are named; whatever else a network or a loss of
-a guest may do is found by a trial: two clients stacked against the same two one after the other, and an image
+A stack must give what the serial loop gives. Known obstacles are named; whatever else a network or a loss
+may do is found by a trial: two clients stacked against the same two one after the other, and an image
 alone against the same image beside another (padding must not be seen).
 """
 
