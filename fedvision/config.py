@@ -267,6 +267,9 @@ class ExperimentConfig(Settings):
     """Local training."""
     strategy: PluginSpec = field(default_factory=lambda: PluginSpec(use="fedavg"))
     """Selection and aggregation: ``fedavg``, ``scaffold``, ``flwr.serverapp.strategy:FedMedian``, ..."""
+    update: tuple[PluginSpec, ...] = ()
+    """What is done to the change of a client's model before it is sent, in this order, a ``[[update]]`` table
+    each: ``clip``, ``float16``, ``top-k`` or ``"module:attr"``; without one, models travel as they are."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measurement."""
     round: RoundConfig = field(default_factory=RoundConfig)

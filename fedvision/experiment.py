@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedvision.data.dataset import Dataset
     from fedvision.data.partition.split import Split
     from fedvision.models.start import StartModel
+    from fedvision.updates.chain import UpdateChain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Experiment:
     """What the network began with, where that is a file."""
     plugins: Path | None = field(default_factory=registry.allowed_folder)
     """The folder in which modules named ``"module:attr"`` were found first; those of the run as well."""
+    updates: UpdateChain
+    """What is done to a client's update before it travels."""
 
     @classmethod
     def build(
@@ -73,6 +76,7 @@ class Experiment:
         from fedvision.models.tensor_checks import personal, trains_alone
         from fedvision.server.checks import check_strategy
         from fedvision.training.client_trainer import check_training
+        from fedvision.updates import chain
 
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
         strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
@@ -113,6 +117,7 @@ class Experiment:
             metrics=metrics,
             personal=stay,
             start=start,
+            updates=chain.build(config, model),
         )
 
     def notices(self) -> list[str]:

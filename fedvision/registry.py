@@ -116,6 +116,11 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "krum": Builtin("fedvision.algorithms.robust:Krum"),
     },
     "task": {"classification": Builtin("fedvision.tasks.classification:Classification")},
+    "update": {
+        "clip": Builtin("fedvision.updates.clip:Clip"),
+        "float16": Builtin("fedvision.updates.float16:Float16"),
+        "top-k": Builtin("fedvision.updates.top_k:TopK"),
+    },
     "metric": {
         "geometric-mean": Builtin("fedvision.tasks.metrics:geometric_mean"),
         "kappa": Builtin("fedvision.tasks.metrics:kappa"),

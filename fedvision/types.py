@@ -118,7 +118,8 @@ class ClientUpdate:
     examples: int
     """Number of training images behind the update, > 0."""
     state: State
-    """The travelling tensors after local training."""
+    """The shared tensors after local training; where updates are transformed, the received ones plus the
+    decoded change. The change itself exists between the chain's two ends alone (``fedvision.updates``)."""
     loss: float = 0.0
     """Mean training loss over the client's examples."""
     tensors: Mapping[str, State] = field(default_factory=dict)

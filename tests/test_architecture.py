@@ -26,9 +26,10 @@ LAYERS = (
     "data.sources",
     "models",
     "tasks",
+    "aggregation",
+    "updates",
     "training",
     "training.vectorized",
-    "aggregation",
     "algorithms",
     "flower",
     "server",
@@ -50,9 +51,10 @@ LAYERS = (
 """Packages and modules from the lowest to the highest: each may import those before it, and BASE."""
 APART = {
     "models": {"losses", "data"},
-    "aggregation": set(LAYERS[:9]),
+    "aggregation": set(LAYERS[:7]),
+    "updates": {"losses", "data", "tasks", "aggregation"},
     "reporting": {"engines", "engines.ray", "simulation"},
-    "deployment": set(LAYERS[:19]) - {"aggregation"},
+    "deployment": set(LAYERS[:20]) - {"aggregation"},
     "deployment.transport": {
         "server",
         "engines",

@@ -14,7 +14,15 @@ PARTS = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.S))
 
 
 def test_parts_are_short() -> None:
-    assert set(PARTS) == {"my_data", "my_partition", "my_model", "my_loss", "my_strategy", "my_metric"}
+    assert set(PARTS) == {
+        "my_data",
+        "my_partition",
+        "my_model",
+        "my_loss",
+        "my_strategy",
+        "my_update",
+        "my_metric",
+    }
     assert all(text.count("\n") < 30 for text in PARTS.values())
 
 
@@ -27,3 +35,4 @@ def test_the_experiment_of_own_parts_runs(tmp_path: Path) -> None:
     result = simulate(ExperimentConfig.load(tmp_path / "mine.toml"), out=tmp_path / "run")
     assert result.scores["my_metric:worst_recall"] > 0.9
     assert result.rounds[0]["clients"] == [0, 1, 2]
+    assert result.rounds[0]["bytes"]["up_whole"] == 4 * result.rounds[0]["bytes"]["up"]

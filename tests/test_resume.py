@@ -32,6 +32,9 @@ fraction = 0.5
 [evaluation]
 holdout = 0.2
 with_training = true
+[[update]]
+use = "top-k"
+fraction = 0.05
 """
 
 

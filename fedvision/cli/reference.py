@@ -36,6 +36,7 @@ _KINDS = {
     "model": "Models: `[model]`",
     "loss": "Losses: `[loss]`",
     "strategy": "Strategies: `[strategy]`",
+    "update": "Update transforms: `[[update]]`",
     "schedule": "Learning-rate schedules: `training.schedule`",
     "metric": "Metrics: `evaluation.metrics`",
 }

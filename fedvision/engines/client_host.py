@@ -36,6 +36,7 @@ from fedvision.models.state import get_state, shared_names
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 from fedvision.types import TrainRequest
+from fedvision.updates import chain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,4 +216,4 @@ class SimulatedClientHosts:
             return None
         strategy = build_strategy(self.config.strategy, seed=self.config.seed)
         mean = summable(strategy.inner) if isinstance(strategy, FlowerStrategy) else None
-        return None if mean is None else PartialAggregator(mean)
+        return None if mean is None else PartialAggregator(mean, chain.build(self.config, self.model))

@@ -19,6 +19,7 @@ from fedvision.flower.internals_message import answer
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.training.vectorized.client_batch import ClientBatchResult
 from fedvision.types import ClientUpdate
+from fedvision.updates.chain import UpdateChain
 
 
 class PartialAggregator:
@@ -26,10 +27,11 @@ class PartialAggregator:
 
     Args:
         strategy: Says what an update contributes.
+        updates: Decodes what clients send; None where they send models as they are.
     """
 
-    def __init__(self, strategy: MeanStrategy) -> None:
-        self._strategy = strategy
+    def __init__(self, strategy: MeanStrategy, updates: UpdateChain | None = None) -> None:
+        self._strategy, self._updates = strategy, updates
         self._sums: Sums | None = None
         self._screen: UpdateValidator | None = None
 
@@ -43,12 +45,13 @@ class PartialAggregator:
             return reply
         sums, validator = self._begun(message)
         client = message.metadata.dst_node_id - FIRST_NODE
+        nbytes = codec.size(reply.content)
         try:
             norm = validator.check(reply.content, client)
         except InvalidUpdate as error:
             return Message(Error(code=internals.REPLY_REFUSED, reason=error.cause), reply_to=message)
         sums.add(codec.decode_update(reply.content, client, 0))
-        return answer(codec.encode_folded(reply.content, norm), message)
+        return answer(codec.encode_folded(reply.content, norm, nbytes), message)
 
     def add_stack(self, messages: Sequence[Message], stacked: ClientBatchResult) -> list[Message]:
         """Add the updates of a stack to the sums where they are, and return a reply to each message.
@@ -57,7 +60,7 @@ class PartialAggregator:
 
         Args:
             messages: To the stack's clients, in its order.
-            stacked: Clients whose models are all that they send.
+            stacked: Clients whose models, as they are, are all that they send.
         """
         sums, validator = self._begun(messages[0])
         state = {name: tensor.to(stacked.sums.device) for name, tensor in validator.state.items()}
@@ -100,7 +103,7 @@ class PartialAggregator:
         if self._sums is None or self._screen is None:
             state = codec.decode_state(codec.record(message.content, codec.ARRAYS, ArrayRecord))
             self._sums = Sums(self._strategy, state)
-            self._screen = UpdateValidator(state, codec.norm_bound(message.content))
+            self._screen = UpdateValidator(state, codec.norm_bound(message.content), self._updates)
         return self._sums, self._screen
 
 

@@ -29,6 +29,7 @@ from fedvision.flower.internals_message import values
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import TrainResult
 from fedvision.types import ClientConfig, ClientUpdate, State, TrainRequest
+from fedvision.updates.schema import wire_dtype
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 EXAMPLES, ROUND, TRAIN_LOSS = "num-examples", "server-round", "train_loss"
@@ -69,7 +70,7 @@ def encode_state(state: State) -> ArrayRecord:
 
 def sent(state: State) -> State:
     """Return tensors in the types in which they travel."""
-    return {name: t.float() if t.dtype is torch.bfloat16 else t for name, t in state.items()}
+    return {name: t.to(getattr(torch, wire_dtype(str(t.dtype)))) for name, t in state.items()}
 
 
 def decode_state(record: Mapping[str, Array]) -> State:
@@ -217,7 +218,7 @@ def unload(reply: RecordDict) -> RecordDict | None:
 
 
 def decode_update(content: RecordDict, client: int, position: int) -> ClientUpdate:
-    """Return a client's update from a reply that ``screening.UpdateValidator`` let through."""
+    """Return a client's update from a reply that ``UpdateValidator`` let through, and decoded."""
     metrics = values(record(content, METRICS, MetricRecord))
     return ClientUpdate(
         client=client,
@@ -235,9 +236,9 @@ def training_facts(content: RecordDict) -> tuple[float, int]:
     return float(metrics[TRAIN_LOSS]), int(metrics[EXAMPLES])
 
 
-def encode_folded(content: RecordDict, norm: float) -> RecordDict:
-    """Return a reply's content without its tensors, which are in a sum, with the norm of its change."""
-    told = filled(ConfigRecord, {_BYTES: size(content), _NORM: norm})
+def encode_folded(content: RecordDict, norm: float, nbytes: int) -> RecordDict:
+    """Return a reply's content without its tensors, which are in a sum: with its change's norm and bytes."""
+    told = filled(ConfigRecord, {_BYTES: nbytes, _NORM: norm})
     measured = {key: held for key, held in values(content).items() if key.startswith(_MEASURED)}
     own = {METRICS: record(content, METRICS, MetricRecord), _FOLDED: told}
     return filled(RecordDict, own | measured)

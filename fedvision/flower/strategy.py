@@ -50,6 +50,8 @@ class FlowerStrategy(Strategy):
         self._state: State = {}
         self.unheard: Mapping[int, int] = {}
         """By client the first round since which none of its answers was used; the server keeps it."""
+        self.clients_keep = False
+        """Whether clients keep a part of their updates, whatever they are instructed."""
 
     @property
     def any_order(self) -> bool:
@@ -61,6 +63,11 @@ class FlowerStrategy(Strategy):
         """Registered name of the client half; None where it adds nothing."""
         kind = self.inner.client
         return None if kind is ClientAlgorithm else registry.name_of("client_algorithm", kind)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether clients may keep something between rounds that rests on which answers were used."""
+        return self._client is not None or self.clients_keep
 
     def introduce(self, client_registry: ClientRegistry) -> None:
         """Learn which node hosts which client; without it nodes count as clients."""
@@ -78,7 +85,7 @@ class FlowerStrategy(Strategy):
         lost = [(client, self.unheard[client]) for client in cohort if client in self.unheard]
         if self._client:
             config[codec.ALGORITHM] = self._client
-        if lost and self._client:
+        if lost and self.in_step:
             config[codec.UNHEARD] = [number for pair in lost for number in pair]
         return self._instructions(server_round, arrays, config)
 

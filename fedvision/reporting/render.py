@@ -151,9 +151,10 @@ def _rarest(classes: Sequence[ClassFacts], distinct: NDArray[np.int64]) -> list[
 
 def _cost(facts: RunData) -> str:
     sent = facts.sent()
-    told = (
-        f"{size(sent['down'])} sent to clients, {size(sent['up'])} back, {duration(facts.seconds()['total'])}"
-    )
+    back = f"{size(sent['up'])} back"
+    if sent["up_whole"] != sent["up"]:
+        back += f" ({size(sent['up_whole'])} without [[update]])"
+    told = f"{size(sent['down'])} sent to clients, {back}, {duration(facts.seconds()['total'])}"
     unused = facts.unused()
     return told + (f"; {unused}" if unused else "")
 

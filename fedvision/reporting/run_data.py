@@ -196,8 +196,14 @@ class RunData:
         )
 
     def sent(self) -> dict[str, int]:
-        """Return the bytes of all rounds, ``down`` to clients and ``up`` from them."""
-        return {way: sum((r.get("bytes") or {}).get(way, 0) for r in self.rounds) for way in ("down", "up")}
+        """Return the bytes of all rounds.
+
+        Returns:
+            ``down`` to clients and ``up`` from them; ``up_whole``, had no update been transformed.
+        """
+        noted = [{"down": 0, "up": 0, **(record.get("bytes") or {})} for record in self.rounds]
+        sums = {way: sum(one[way] for one in noted) for way in ("down", "up")}
+        return sums | {"up_whole": sum(one.get("up_whole", one["up"]) for one in noted)}
 
     def seconds_of(self, number: int) -> float | None:
         """Return the seconds of one round in all, or None where they were not recorded."""

@@ -103,6 +103,7 @@ class RunRecorder:
             measure=None if self.experiment.personal else measure,
             extra_metrics=self.experiment.metrics,
             rounds=self.rounds,
+            updates=self.experiment.updates,
         )
         try:
             server_app.build(plan)(grid=grid, context=_context(self.config.to_toml()))

@@ -48,7 +48,9 @@ class PhaseResult:
     down: int = 0
     """Bytes of tensors sent."""
     up: int = 0
-    """Bytes of tensors received."""
+    """Bytes of tensors received, as they travelled."""
+    up_whole: int = 0
+    """The same, had no update been transformed."""
 
     def send(
         self,
@@ -108,7 +110,7 @@ class PhaseResult:
             reason = _reason(reply.error.reason or "", client, self.stage)
             return reason, "refused" if refused else "failed"
         content = reply.content
-        self.up += codec.size(content)
+        self.count(codec.size(content), validator)
         if validator is None:
             return None
         if self.pre_aggregates and codec.is_folded(content):
@@ -120,6 +122,18 @@ class PhaseResult:
             self.unusable.append(client)
             return error.cause, "refused"
         return None
+
+    def count(self, nbytes: int, validator: UpdateValidator | None) -> None:
+        """Count the bytes of a reply that came, to be checked by a validator."""
+        self.up += nbytes
+        self.up_whole += nbytes
+        if validator is not None:
+            self.up_whole += validator.updates.received.size - validator.updates.sent.size
+
+    def bytes(self) -> dict[str, int]:
+        """Return the bytes sent and received, for the round's record."""
+        told = {"down": self.down, "up": self.up}
+        return told | {"up_whole": self.up_whole} if self.up_whole != self.up else told
 
     def refuse(self, client: int, reason: str, kind: Rejection) -> None:
         """Note that a client's reply is not used, or that there is none."""

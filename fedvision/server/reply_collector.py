@@ -170,7 +170,8 @@ class ReplyCollector:
 
     def _failure(self, entry: PendingMessage, reply: Message) -> str | None:
         if not reply.has_error():
-            self._exchange.up += codec.size(reply.content)
+            trained = self._exchange.validator if entry.stage == "training" else None
+            self._exchange.count(codec.size(reply.content), trained)
             return None
         return (reply.error.reason or "").removeprefix(f"client {entry.client}, {entry.stage}: ")
 
@@ -178,7 +179,8 @@ class ReplyCollector:
         """Return the screen for those who were sent an older model; replies of a round share one."""
         assert self._exchange.validator
         if entry.round not in self._screens:
-            self._screens = {entry.round: UpdateValidator(entry.state, self._exchange.validator.bound)}
+            present = self._exchange.validator
+            self._screens = {entry.round: UpdateValidator(entry.state, present.bound, present.updates)}
         return self._screens[entry.round]
 
     def _limit(self) -> float:

@@ -62,7 +62,9 @@ class RoundState:
         most = self.config.set_aside_after
         return frozenset(client for client, times in self.refusals.items() if most and times >= most)
 
-    def begin(self, round: int, grid: Grid, client_registry: ClientRegistry, least: int) -> frozenset[int]:
+    def begin(
+        self, round: int, grid: Grid, client_registry: ClientRegistry, least: int, *, in_step: bool = False
+    ) -> frozenset[int]:
         """Return who is not to be asked, once as many others as wanted are free or the deadline is over.
 
         Args:
@@ -70,6 +72,8 @@ class RoundState:
             grid: The carrier.
             client_registry: The members.
             least: Clients without whom it makes no sense to begin.
+            in_step: Whether what a client keeps must be in step with the answers that were used: then a
+                client whose late answer waits to be used is not asked before that.
         """
         assert self.post
         lasting, busy = self.post.lasting, self.post.busy()
@@ -87,6 +91,8 @@ class RoundState:
             for entry in self.post.outstanding()
             if entry.stage == "training" and entry.round == given_up and self.config.uses_late
         ]
+        if in_step and self.config.uses_late:
+            busy |= {entry.client for entry in self.post.outstanding() if entry.stage == "training"}
         return self.quarantined | busy
 
     def bound(self, state: State) -> float:

@@ -46,6 +46,8 @@ from fedvision.tasks.base import build_task
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import learning_rate
 from fedvision.types import MetricFn, State
+from fedvision.updates.chain import UpdateChain
+from fedvision.updates.schema import UpdateSchema
 
 ATTEMPTS = 3
 """Times that a round is played whose sums are lost with the worker that held them."""
@@ -89,6 +91,8 @@ class ServerPlan:
     """Further numbers by name, from what was counted."""
     rounds: RoundState | None = None
     """What is remembered from round to round; None begins anew."""
+    updates: UpdateChain | None = None
+    """Decodes what clients send; None where they send models as they are."""
 
 
 def build(plan: ServerPlan) -> ServerApp:
@@ -125,6 +129,7 @@ class _Server:
         self.grid, self.plan, self.config = grid, plan, plan.config
         self.strategy, self.state = plan.strategy, dict(plan.state)
         plan.state.clear()
+        self.updates = plan.updates or UpdateChain(UpdateSchema.of(self.state))
         self.client_registry: ClientRegistry = plan.client_registry or query_clients(grid)
         check_strategy(plan.strategy, len(self.client_registry))
         self.eligible = AvailableClients(self.client_registry)
@@ -133,6 +138,7 @@ class _Server:
         self.rounds = plan.rounds or RoundState(self.config.round, self.config.seed)
         if isinstance(plan.strategy, FlowerStrategy):
             plan.strategy.unheard = self.rounds.unheard
+            plan.strategy.clients_keep = self.updates.keeps_residual
         self.post = self.rounds.open(grid, self.client_registry)
         self.scores = Scores(build_task(plan.config.task), self.client_registry, plan.extra_metrics)
 
@@ -186,8 +192,9 @@ class _Server:
             self.grid,
             self.client_registry,
             min_available(self.strategy, self.config.round, len(self.client_registry)),
+            in_step=self.updates.keeps_residual or getattr(self.strategy, "in_step", False),
         )
-        validator = UpdateValidator(self.state, self.rounds.bound(self.state))
+        validator = UpdateValidator(self.state, self.rounds.bound(self.state), self.updates)
         pre_aggregates = bool(getattr(self.grid, "pre_aggregates", False))
         messages = self._messages(number, validator.bound if pre_aggregates else math.inf)
         exchange = PhaseResult(
@@ -221,7 +228,7 @@ class _Server:
             "late": late,
             "busy": sorted(excluded - self.rounds.quarantined),
             "set_aside": self.rounds.note(exchange),
-            "bytes": {"down": exchange.down, "up": exchange.up},
+            "bytes": exchange.bytes(),
             **self._time(),
             **received,
         }
@@ -308,6 +315,10 @@ class _Server:
         config = codec.encode_counts(self.client_registry.counts) if shared else ConfigRecord()
         if self._measures_first(number):
             config[codec.MEASURE_FIRST] = True
+        unheard = self.rounds.unheard if self.updates.keeps_residual else {}
+        if unheard and not isinstance(self.strategy, FlowerStrategy):
+            # Strategies of ours tell it to those whom they ask.
+            config[codec.UNHEARD] = [number for pair in unheard.items() for number in pair]
         return config
 
     def _measure_here(self) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
@@ -19,6 +19,8 @@ from fedvision.errors import InvalidUpdate
 from fedvision.flower import codec
 from fedvision.flower.internals_message import values
 from fedvision.types import State
+from fedvision.updates.chain import UpdateChain
+from fedvision.updates.schema import TensorSpec, UpdateSchema
 
 _SMALL, _SLICE = 1 << 14, 1 << 20
 """Elements up to which tensors are checked together, and by which large ones are checked."""
@@ -34,31 +36,31 @@ class UpdateValidator:
     Args:
         state: The model as they got it.
         bound: Norm above which a change is refused.
+        updates: Decodes what they send; None where they send models as they are.
     """
 
-    def __init__(self, state: State, bound: float = math.inf) -> None:
+    def __init__(self, state: State, bound: float = math.inf, updates: UpdateChain | None = None) -> None:
         self.state, self.bound = state, bound
-        self._names = frozenset(state)
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        self.updates = updates or UpdateChain(UpdateSchema.of(state))
+        """What their updates are made of."""
         small = {name: tensor for name, tensor in state.items() if tensor.numel() <= _SMALL}
         self._small = _Together(small) if small else None
         self._large = [name for name in state if name not in small]
 
     def check(self, content: RecordDict, client: int) -> float:
-        """Return the norm of the change that a reply makes to the model.
+        """Return the norm of the change that a reply makes to the model, and decode it in place.
 
         Args:
-            content: The reply's records.
+            content: The reply's records; where updates are transformed, the model that the update stands for
+                takes the update's place.
             client: Who sent it, for the error.
 
         Raises:
-            InvalidUpdate: A record is missing, a tensor is missing, extra, misshapen, not a number or
-                infinite, the reply rests on no images, or its norm is above the bound.
+            InvalidUpdate: A record is missing, a tensor is missing, extra, of another shape or type, not a
+                number or infinite, cannot be decoded, the reply rests on no images, or its norm is above the
+                bound.
         """
-        arrays = self._arrays(content, client)
-        update = codec.decode_state(arrays)
-        for name, tensor in update.items():
-            _check_float(client, name, tensor)
+        update = self._decoded(content, client)
         # One pass measures the change and finds what is not finite, tensor by tensor only where it must.
         norm = self._norm(update)
         if not math.isfinite(norm):
@@ -73,7 +75,7 @@ class UpdateValidator:
         return norm
 
     def _arrays(self, content: RecordDict, client: int) -> Mapping[str, Array]:
-        """Return the reply's model, if names, shapes and numbers are right."""
+        """Return the reply's tensors, if names, types, shapes and numbers are right."""
         held = values(content)
         arrays, metrics = held.get(codec.ARRAYS), held.get(codec.METRICS)
         if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
@@ -86,11 +88,20 @@ class UpdateValidator:
         examples = told[codec.EXAMPLES]
         if not isinstance(examples, int) or examples < 1:
             raise InvalidUpdate(client, "reply", f"it rests on {examples} images")
-        if given.keys() != self._names:
-            _check_names(client, given.keys(), self._names)
-        for name, shape in self._shapes.items():
-            _check_shape(client, name, given[name], shape)
+        if wrong := self.updates.sent.mismatch(_specs(given)):
+            raise InvalidUpdate(client, "reply", wrong)
         return given
+
+    def _decoded(self, content: RecordDict, client: int) -> State:
+        """Return the model that a reply stands for, once all but its values is checked."""
+        update = codec.decode_state(self._arrays(content, client))
+        if self.updates:
+            try:
+                update = self.updates.decode(update, self.state)
+            except (ValueError, TypeError, LookupError, RuntimeError) as error:
+                raise InvalidUpdate(client, "reply", f"it cannot be decoded: {error}") from error
+            content[codec.ARRAYS] = codec.encode_state(update)
+        return update
 
     def _norm(self, update: State) -> float:
         squares = []
@@ -173,20 +184,8 @@ def _square(values: torch.Tensor) -> float:
     return norm * norm
 
 
-def _check_names(client: int, names: Set[str], expected: frozenset[str]) -> None:
-    if missing := sorted(expected - names):
-        raise InvalidUpdate(client, "reply", f"the tensor {missing[0]!r} is missing ({len(missing)} in all)")
-    if extra := sorted(names - expected):
-        raise InvalidUpdate(
-            client, "reply", f"the tensor {extra[0]!r} is not in the model ({len(extra)} in all)"
-        )
-
-
-def _check_shape(client: int, name: str, array: Array, expected: tuple[int, ...]) -> None:
-    if tuple(array.shape) != expected:
-        raise InvalidUpdate(
-            client, "reply", f"the tensor {name!r} is {list(array.shape)}, not {list(expected)}"
-        )
+def _specs(record: Mapping[str, Array]) -> list[TensorSpec]:
+    return [TensorSpec(name, array.dtype, tuple(array.shape)) for name, array in record.items()]
 
 
 def _check_float(client: int, name: str, tensor: torch.Tensor) -> None:

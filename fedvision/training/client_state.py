@@ -4,9 +4,9 @@ A file belongs to one (client, round). Training round r reads the newest file of
 message that is delivered twice, or a round that is run again after a crash, starts from the same memory and
 ends in the same one: exactly one training per (round, client) counts.
 
-What an algorithm keeps here has its counterpart at the server, as SCAFFOLD's c_i is part of the server's c.
-Once an answer was lost or refused, the server says since which round it used none of the client's, and the
-algorithm starts from what was kept before that round: from what the server knows of.
+What an algorithm keeps has its counterpart at the server, as SCAFFOLD's c_i is part of the server's c; so
+has what was left out of an update. Once an answer was lost or refused, the server says since which round it
+used none of the client's, and both start from what was kept before that round: from what the server knows of.
 
 Nothing of a client that does not work now is in this process: no tensor, no name, no list of clients. A file
 is mapped into memory when its client works, so its pages come from the disk once somebody reads them. Each
@@ -24,8 +24,11 @@ from safetensors.torch import load_file, save_file
 
 from fedvision.types import State
 
-ALGORITHM, PERSONAL = "algorithm", "personal"
-"""Groups of what a client keeps: what its algorithm returned, its tensors that do not travel."""
+ALGORITHM, PERSONAL, RESIDUAL = "algorithm", "personal", "residual"
+"""Groups of what a client keeps: what its algorithm returned, its tensors that do not travel, what transforms
+left out of its update."""
+_SHARED = (ALGORITHM, RESIDUAL)
+"""Groups that have their counterpart at the server, in the answers that it used."""
 _SEPARATOR = "/"
 _CLIENTS_A_FOLDER = 1000
 _SINCE = "unheard-since"
@@ -50,7 +53,7 @@ class ClientStateStore:
             client: Whose.
             round: The round that begins.
             unheard_since: First round since which the server used no answer of the client, if there is one:
-                what the algorithm kept is of before that.
+                what has its counterpart there is of before that.
         """
         if not os.path.isdir(self._folder):  # in most runs nobody keeps anything
             return {}
@@ -59,9 +62,10 @@ class ClientStateStore:
             return {}
         groups = self._read(client, before[-1])
         if unheard_since is not None and before[-1] >= unheard_since:
-            groups.pop(ALGORITHM, None)
-            if heard := [kept for kept in before if kept < unheard_since]:
-                groups |= {k: state for k, state in self._read(client, heard[-1]).items() if k == ALGORITHM}
+            heard = [kept for kept in before if kept < unheard_since]
+            then = self._read(client, heard[-1]) if heard else {}
+            groups = {k: state for k, state in groups.items() if k not in _SHARED}
+            groups |= {k: state for k, state in then.items() if k in _SHARED}
         return groups
 
     def _read(self, client: int, round: int) -> dict[str, State]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedvision import registry
+from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
@@ -25,10 +25,12 @@ from fedvision.tasks.base import Task, build_task
 from fedvision.training import device
 from fedvision.training.allocator import keep_freed_memory
 from fedvision.training.client_algorithm import ClientAlgorithm
-from fedvision.training.client_state import ALGORITHM, PERSONAL, ClientStateStore
+from fedvision.training.client_state import ALGORITHM, PERSONAL, RESIDUAL, ClientStateStore
 from fedvision.training.evaluate import Evaluation, evaluate
 from fedvision.training.loop import LoopSettings, TrainResult, fit
 from fedvision.types import LossFn, State, TrainRequest
+from fedvision.updates import chain
+from fedvision.updates.chain import UpdateChain
 
 
 class Shards(Protocol):
@@ -61,6 +63,8 @@ class ClientTrainer:
     """The tensors that do not travel, as the model began."""
     counters: State
     """The whole numbers of the model, as it began; each client begins a round with them."""
+    updates: UpdateChain
+    """What is done to a client's update before it travels."""
 
     @classmethod
     def open(
@@ -98,6 +102,7 @@ class ClientTrainer:
             memory=memory,
             initial=initial,
             counters=get_state(model, counters(model)),
+            updates=chain.build(config, model),
         )
 
     def counts(self, client: int) -> tuple[int, ...]:
@@ -118,13 +123,23 @@ class ClientTrainer:
             settings=self.settings,
             memory=memory.get(ALGORITHM, {}),
         )
-        self.keep(request, update)
-        return replace(update, measured=measured)
+        return self.finish(request, replace(update, measured=measured), memory.get(RESIDUAL, {}))
 
-    def keep(self, request: TrainRequest, update: TrainResult) -> None:
-        """Keep what a client must remember of a round."""
-        groups = {ALGORITHM: update.memory, PERSONAL: update.personal}
+    def finish(self, request: TrainRequest, update: TrainResult, residual: State) -> TrainResult:
+        """Return an update as it travels, once what the client must remember of the round is kept.
+
+        Args:
+            request: The client's task.
+            update: What its training returned.
+            residual: What transforms left out of its last update.
+        """
+        if self.updates:
+            rng = seeding.numpy_stream(self.config.seed, "update", request.round, request.client)
+            sent, left = self.updates.encode(update.state, request.state, residual, rng)
+            update = replace(update, state=sent, residual=left)
+        groups = {ALGORITHM: update.memory, PERSONAL: update.personal, RESIDUAL: update.residual}
         self.memory.save(request.client, request.round, groups, request.unheard_since)
+        return update
 
     def measure_first(self, request: TrainRequest) -> Evaluation | None:
         """Measure the state that a task begins with, if it asks for it.

@@ -79,7 +79,7 @@ class TrainResult:
     """What local training returns, before it becomes a message."""
 
     state: State
-    """The travelling tensors after training."""
+    """What travels: the shared tensors after training, or what update transforms made of their change."""
     examples: int
     """Images the client trained on."""
     loss: float
@@ -90,6 +90,8 @@ class TrainResult:
     """What the algorithm sends back."""
     memory: State = field(default_factory=dict)
     """What the algorithm keeps on the client."""
+    residual: State = field(default_factory=dict)
+    """What update transforms keep on the client."""
     personal: State = field(default_factory=dict)
     """The tensors after training that do not travel."""
     measured: Evaluation | None = None

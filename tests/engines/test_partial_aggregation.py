@@ -23,6 +23,9 @@ from fedvision.training.evaluate import Evaluation
 from fedvision.training.vectorized.client_batch import ClientBatchResult
 from fedvision.training.vectorized.local_steps import fit_many
 from fedvision.types import ClientUpdate, State
+from fedvision.updates.chain import UpdateChain
+from fedvision.updates.float16 import Float16
+from fedvision.updates.schema import UpdateSchema
 from tests.training.client_cases import Crowd
 
 BOUND = 1e6
@@ -111,6 +114,25 @@ def test_a_client_that_cannot_be_averaged_is_left_out_by_name(value: float, said
     assert facts(mine[1]) == facts(his[1])
     assert mine[1].error.code == internals.REPLY_REFUSED
     assert said in (mine[1].error.reason or "")
+
+
+def test_transformed_updates_are_decoded_before_they_are_added() -> None:
+    """A worker's sum of float16 updates is that of the models which the server would decode of them."""
+    crowd = Trained()
+    updates = UpdateChain(UpdateSchema.of(crowd.state), [Float16()], list(crowd.state))
+    aggregator, sums = PartialAggregator(FedAvg(), updates), Sums(FedAvg(), crowd.state)
+    for message, update in zip(crowd.messages, crowd.stacked.split(), strict=True):
+        sent, _ = updates.encode(update.state, crowd.state, {}, np.random.default_rng(0))
+        told = codec.encode_update(replace(update, state=sent, measured=None))
+        reply = aggregator.add_update(message, answer(told, message))
+        assert codec.size(reply.content) == sum(tensor.nbytes for tensor in crowd.state.values()) // 2
+        client = message.metadata.dst_node_id - FIRST_NODE
+        state = {
+            name: tensor + (update.state[name] - tensor).half().float()
+            for name, tensor in crowd.state.items()
+        }
+        sums.add(ClientUpdate(client=client, position=0, examples=update.examples, state=state))
+    assert same(concluded(aggregator, FedAvg(), crowd.state), sums.finalize())
 
 
 def test_a_strategy_that_works_on_the_processor_only_gets_one_after_the_other() -> None:

@@ -84,8 +84,12 @@ def test_a_buffer_works_with_every_strategy(strategy: str, tmp_path: Path) -> No
 def test_slow_clients_end_in_the_same_bits_on_every_engine_and_when_resumed(
     round: dict[str, Any], tmp_path: Path
 ) -> None:
-    measured = {"holdout": 0.2, "with_training": "buffer" not in round}
-    config = tiny(strategy={"use": "scaffold"}, round=round, clock=SLOW, rounds=5, evaluation=measured)
+    tables = {
+        "strategy": {"use": "scaffold"},
+        "update": [{"use": "top-k", "fraction": 0.05}],
+        "evaluation": {"holdout": 0.2, "with_training": "buffer" not in round},
+    }
+    config = tiny(round=round, clock=SLOW, rounds=5, **tables)
     whole = simulate(config, out=tmp_path / "whole")
     assert any(record["late"] or record["busy"] for record in whole.rounds)
     assert all(record["local"] for record in whole.rounds)

@@ -20,6 +20,7 @@ from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import TrainResult
 from fedvision.types import State
+from fedvision.updates.chain import UpdateChain
 from tests.flower.test_strategy import Nodes, members
 
 Answer = Callable[[int, int, State], "State | Error"]
@@ -52,6 +53,8 @@ class SlowGrid(Nodes):
         self.due: list[tuple[float, int, Message]] = []
         self.asked: list[tuple[int, int]] = []
         """(round, client) of every training."""
+        self.told: dict[tuple[int, int], int | None] = {}
+        """By round and client: since when none of its answers was used, as it was told."""
         self.twice: set[int] = set()
         """Clients whose replies come twice."""
 
@@ -70,6 +73,7 @@ class SlowGrid(Nodes):
             took = 0.1
             if message.metadata.message_type == "train":
                 self.asked.append((round, client))
+                self.told[round, client] = codec.decode_task(message, client).unheard_since
                 took = self.seconds.get((client, round), 1.0)
             for _ in range(1 + (client in self.twice)):
                 self.due.append((self.time + took, client, message))
@@ -147,6 +151,7 @@ def play(
     state: State | None = None,
     holdout: float = 0.0,
     with_training: bool = False,
+    updates: UpdateChain | None = None,
     **table: Any,
 ) -> Diary:
     """Run rounds of a model of one number, which begins at 0."""
@@ -170,6 +175,7 @@ def play(
         client_registry=client_registry,
         first_round=first,
         rounds=memory or RoundState(config.round),
+        updates=updates,
     )
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     try:

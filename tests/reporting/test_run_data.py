@@ -66,10 +66,17 @@ def test_refusals_bytes_and_seconds_are_summed(make_run: MakeRun) -> None:
     assert read_facts(make_run("old", rounds=2, changes={"refused": [item]})).unused() == (
         "2 replies not used (2 unused)"
     )
-    assert facts.sent() == {"down": 2000, "up": 1000}
+    assert facts.sent() == {"down": 2000, "up": 1000, "up_whole": 1000}
     assert facts.seconds() == {"train": 4.0, "server": 1.0, "local": 1.0, "total": 6.0}
     assert list(facts.seconds())[-1] == "total"
     assert (facts.seconds_of(2), facts.seconds_of(3)) == (3.0, None)
+
+
+def test_bytes_of_transformed_updates_stand_beside_those_of_whole_models(make_run: MakeRun) -> None:
+    sent = {"down": 100_000, "up": 2_000, "up_whole": 100_000}
+    folder = make_run(rounds=2, changes={"bytes": sent})
+    assert read_facts(folder).sent() == {"down": 200_000, "up": 4_000, "up_whole": 200_000}
+    assert "4 kB back (200 kB without [[update]])" in run_table(folder)
 
 
 def test_a_run_that_has_just_begun_has_no_facts(make_run: MakeRun) -> None:

@@ -115,7 +115,7 @@ def test_replies_come_as_they_are_or_in_the_messages_order() -> None:
 
 def test_sums_are_only_taken_from_a_part_of_this_program() -> None:
     def folded(message: Message) -> Message:
-        return Message(codec.encode_folded(update(), 1.0), reply_to=message)
+        return Message(codec.encode_folded(update(), 1.0, 8), reply_to=message)
 
     stranger, own = (
         PhaseResult(
@@ -138,7 +138,7 @@ def test_a_client_whose_second_run_fails_has_not_answered() -> None:
             yield from super().send_and_receive(messages)
             yield Message(Error(code=2, reason="client 1, training: gone"), reply_to=messages[1])
 
-    grid = Again(lambda message: Message(codec.encode_folded(update(), 1.0), reply_to=message))
+    grid = Again(lambda message: Message(codec.encode_folded(update(), 1.0, 8), reply_to=message))
     exchange = PhaseResult(
         client_registry=members(CLIENTS),
         stage="training",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Error, Message
@@ -20,6 +21,9 @@ from fedvision.errors import RunError
 from fedvision.flower import codec
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.types import ClientUpdate, State
+from fedvision.updates.chain import UpdateChain
+from fedvision.updates.schema import UpdateSchema
+from fedvision.updates.top_k import TopK
 from tests.flower.delayed_grid import SlowGrid, eight, play, plus_one
 
 
@@ -274,6 +278,52 @@ def test_scaffolds_control_counts_in_full_however_late() -> None:
     # Five trainings of three clients: each adds a third of its change to c.
     assert float(scaffold.control["w"]) == pytest.approx(5 * 6.0 / 3)
     assert scaffold.clients == 3
+
+
+UPDATES = UpdateChain(UpdateSchema.of({"w": torch.zeros(1)}), [TopK(fraction=1.0)], ["w"])
+LATE = {"deadline": 2.0, "late": "next-round", "staleness": 1.0}
+
+
+def eight_of_top_k(client: int, round: int, state: State) -> State:
+    """Client 2's change is 8, the others' 1."""
+    change = {"w": eight(client, round, state)["w"] - state["w"]}
+    sent, _ = UPDATES.encode(change, {"w": torch.zeros(1)}, {}, np.random.default_rng(0))
+    return sent
+
+
+def test_a_late_change_is_one_of_the_model_that_was_sent() -> None:
+    """The numbers of ``test_a_late_answer_is_used_in_the_next_round_with_its_weight``."""
+    grid = SlowGrid(seconds={(2, 1): 2.5, (0, 2): 2.0, (1, 2): 2.0}, answer=eight_of_top_k)
+    diary = play(grid, rounds=3, updates=UPDATES, **LATE)
+    assert diary.values() == [1.0, 3.0, pytest.approx(3 + 10 / 3, abs=1e-5)]
+    up = [(record["bytes"]["up"], record["bytes"]["up_whole"]) for record in diary.records]
+    assert up == [(16, 8), (24, 12), (24, 12)]  # a number with its place takes twice as much as the number
+
+
+@pytest.mark.parametrize("strategy", [None, FlowersFedAvg(fraction_evaluate=0.0)], ids=["own", "stock"])
+def test_clients_that_keep_a_residual_are_told_since_when_they_were_not_heard(strategy: Any) -> None:
+    """Client 1's answers of rounds 2 and 3 are refused: that of round 4 begins with round 1's residual."""
+
+    def answer(client: int, round: int, state: State) -> State:
+        sent = eight_of_top_k(client, round, state)
+        if client == 1 and round in (2, 3):
+            sent["top-k.values"] = sent["top-k.values"] * torch.nan
+        return sent
+
+    for updates, since in ((UPDATES, 2), (None, None)):
+        grid = SlowGrid(answer=answer if updates else plus_one)
+        play(grid, rounds=5, strategy=strategy, updates=updates)
+        told = {key: value for key, value in grid.told.items() if value is not None}
+        assert told == ({(3, 1): since, (4, 1): since} if updates else {})
+
+
+def test_who_keeps_a_residual_is_not_asked_before_its_late_answer_is_used() -> None:
+    """Client 2's answer waits at 2.05 s, when round 2 begins; asked then, it would send a residual twice."""
+    grid = SlowGrid(seconds={(2, 1): 2.05}, answer=eight_of_top_k)
+    diary = play(grid, rounds=3, holdout=0.5, updates=UPDATES, **LATE)
+    assert [record["busy"] for record in diary.records] == [[], [2], []]
+    assert [record["clients"] for record in diary.records] == [[0, 1], [0, 1, 2], [0, 1, 2]]
+    assert set(grid.told.values()) == {None}
 
 
 def test_a_run_gives_up_after_the_failed_rounds_that_it_was_told() -> None:

@@ -16,6 +16,9 @@ from fedvision.flower import codec
 from fedvision.server.update_validator import UpdateValidator, norm_bound, remember
 from fedvision.training.loop import TrainResult
 from fedvision.types import State
+from fedvision.updates.chain import UpdateChain
+from fedvision.updates.schema import UpdateSchema
+from fedvision.updates.top_k import TopK
 
 STATE: State = {"w": torch.tensor([[3.0, 4.0]]), "b": torch.zeros(1)}
 
@@ -29,11 +32,11 @@ def update(**changes: Any) -> RecordDict:
     ("content", "reason"),
     [
         (update(state={"w": STATE["w"]}), "the tensor 'b' is missing"),
-        (update(state={**STATE, "x": STATE["b"]}), "the tensor 'x' is not in the model"),
-        (update(state={**STATE, "b": torch.zeros(2)}), "the tensor 'b' is [2], not [1]"),
+        (update(state={**STATE, "x": STATE["b"]}), "the tensor 'x' is not expected"),
+        (update(state={**STATE, "b": torch.zeros(2)}), "the tensor 'b' is float32 [2], not float32 [1]"),
         (update(state={**STATE, "b": torch.tensor([float("nan")])}), "'b' holds NaN or infinity"),
         (update(state={**STATE, "w": torch.tensor([[1.0, float("inf")]])}), "'w' holds NaN or infinity"),
-        (update(state={**STATE, "b": torch.tensor([1])}), "is torch.int64, not a float"),
+        (update(state={**STATE, "b": torch.tensor([1])}), "is int64 [1], not float32 [1]"),
         (update(examples=0), "it rests on 0 images"),
         (update(tensors={"control": {"w": torch.tensor([float("nan")])}}), "'control.w' holds NaN"),
         (RecordDict({"metrics": MetricRecord({"num-examples": 1})}), "it lacks the record 'arrays'"),
@@ -116,6 +119,39 @@ def test_a_norm_beyond_all_numbers_is_refused_without_a_bound() -> None:
     )
     with pytest.raises(InvalidUpdate, match="norm of its change is inf"):
         UpdateValidator(state).check(content, 5)
+
+
+UPDATES = UpdateChain(UpdateSchema.of(STATE), [TopK(fraction=0.4)], ["w", "b"])
+
+
+def sparse(values: list[float], places: list[int], dtype: torch.dtype = torch.int32) -> RecordDict:
+    return update(
+        state={"top-k.values": torch.tensor(values), "top-k.indices": torch.tensor(places, dtype=dtype)}
+    )
+
+
+def test_an_update_is_decoded_in_place_and_measured_as_the_model_it_stands_for() -> None:
+    """W = (3, 4) | b = 0, of which one element, b, is changed by 2."""
+    content = sparse([2.0], [2])
+    assert UpdateValidator(STATE, updates=UPDATES).check(content, 5) == 2.0
+    state = codec.decode_update(content, 5, 0).state
+    assert {name: tensor.tolist() for name, tensor in state.items()} == {"w": [[3.0, 4.0]], "b": [2.0]}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (update(), "the tensor 'top-k.indices' is missing (2 in all)"),
+        (sparse([2.0], [3]), "it cannot be decoded: the indices of 'top-k' do not rise within 0 to 2"),
+        (sparse([2.0], [2], torch.int64), "the tensor 'top-k.indices' is int64 [1], not int32 [1]"),
+        (sparse([float("nan")], [0]), "the tensor 'w' holds NaN or infinity"),
+        (sparse([25.0], [0]), "the norm of its change is 25, above the bound of 20"),
+    ],
+)
+def test_an_update_that_is_none_is_refused_with_its_reason(content: RecordDict, reason: str) -> None:
+    with pytest.raises(InvalidUpdate) as caught:
+        UpdateValidator(STATE, 20.0, UPDATES).check(content, 5)
+    assert caught.value.cause == reason
 
 
 def test_the_bound_follows_the_usual_norm_and_the_models_own() -> None:

@@ -89,14 +89,15 @@ def test_a_file_that_was_being_written_does_not_count(tmp_path: Path) -> None:
 def test_an_algorithm_starts_from_what_the_server_knows_of(tmp_path: Path) -> None:
     """Rounds 2 and 3 are trained and lost: round 4 starts from round 1's, though newer files are there."""
     memory = ClientStateStore(tmp_path)
-    both = {"personal": {"w": torch.tensor([7.0])}}
-    memory.save(0, 1, groups(1.0))
+    both = {"personal": {"w": torch.tensor([7.0])}, "residual": {"0.w": torch.tensor([9.0])}}
+    memory.save(0, 1, groups(1.0) | {"residual": {"0.w": torch.tensor([8.0])}})
     memory.save(0, 2, groups(2.0) | both)
     memory.save(0, 3, groups(3.0) | both, unheard_since=2)
     assert value(memory, 0, 4) == 3.0
     again = memory.load(0, 4, unheard_since=2)
     assert float(again["algorithm"]["layer/w"]) == 1.0
     assert float(again["personal"]["w"]) == 7.0
+    assert float(again["residual"]["0.w"]) == 8.0
     memory.save(0, 4, groups(4.0), unheard_since=2)
     assert memory.load(0, 5, unheard_since=1).get("algorithm") is None
     assert value(memory, 0, 5) == 4.0

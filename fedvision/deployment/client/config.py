@@ -237,6 +237,8 @@ def _named(experiment: ExperimentConfig) -> Iterator[tuple[str, str]]:
     yield "loss", experiment.loss.use
     yield "optimizer", experiment.training.optimizer.use
     yield "schedule", experiment.training.schedule.use
+    for spec in experiment.update:
+        yield "update", spec.use
 
 
 def _within(module: str, package: str) -> bool:

@@ -48,14 +48,11 @@ from fedvision.errors import ConfigError, FedVisionError
 from fedvision.files import replace_file
 from fedvision.flower import client_app, codec, internals, sharing
 from fedvision.models.build import build_model
-from fedvision.models.state import get_state, shared_names
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 
 log = logging.getLogger("fedvision.deployment")
 _ROUND_TYPES = ("train", "evaluate")
-_SPARE = 4
-"""A strategy may send this many models' worth of tensors beside the model."""
 
 
 class Trainer:
@@ -121,7 +118,8 @@ class Trainer:
         memory = ClientStateStore(self._folder(facts) / "clients", config.checkpoint_every)
         self._worker = ClientTrainer.open(config, model, len(facts.classes), self._shards, memory)
         self._facts = facts
-        expected = _expected(self._worker)
+        sent = self._worker.updates.received
+        expected = message_format.Expected.of_model(codec.ARRAYS, sent, sent)
         told = self._told_of()
         changed = told.exists() and told.read_text() != (self._stamp or "")
         return {"expected": {kind: expected.to_text() for kind in _ROUND_TYPES}, "changed": changed}
@@ -235,17 +233,6 @@ def _ask(worker: ClientTrainer, kind: str, content: RecordDict, client: int) -> 
         run_config={},
     )
     return client_app.build(worker)(message, context).content
-
-
-def _expected(worker: ClientTrainer) -> message_format.Expected:
-    """Return what a task may bring: the model exactly, and as much again for what a strategy adds."""
-    names = shared_names(worker.model, worker.config.model.shared)
-    record = codec.encode_state(get_state(worker.model, names))
-    entries = tuple(
-        message_format.TensorSpec(name, array.dtype, tuple(array.shape)) for name, array in record.items()
-    )
-    size = sum(entry.size + message_format.ALIGN for entry in entries)
-    return message_format.Expected(groups={codec.ARRAYS: entries}, spare_bytes=_SPARE * size)
 
 
 def _mapped(path: Path, size: int) -> Any:

@@ -203,7 +203,7 @@ class Deployment(RunRecorder):
         self._remember(flower_run=self._start(link, restore, facts))
         counts = build_task(self.config.task).stats_shape(len(self.experiment.dataset.classes))
         measured = self.config.evaluation.with_training
-        expected = expected_replies(self.state, counts, measured=measured)
+        expected = expected_replies(self.experiment.updates, counts, measured=measured)
         grid = SuperLinkGrid(
             link, expected, members.numbers, restore, self._on_client_notice, members.has, self._saved
         )

@@ -38,14 +38,12 @@ from fedvision.engines.local_grid import LocalGrid
 from fedvision.errors import FedVisionError, ProtocolError, RunError
 from fedvision.flower import codec, internals
 from fedvision.tasks.stats import Shape
-from fedvision.types import State
+from fedvision.updates.chain import UpdateChain
 
 _PAUSE_S = 0.02
 """Pause between two questions for replies, which ``long_polling`` holds while there is none."""
 _UPLOAD_S = 6 * 3600.0
 """How long a client may take to deliver a reply; a SuperLink gives up on one that rests for 180 s."""
-_SPARE = 4
-"""A client half may send this many models' worth of tensors beside the model."""
 _T = TypeVar("_T")
 
 
@@ -309,24 +307,18 @@ class SuperLinkGrid(LocalGrid):
 
 
 def expected_replies(
-    state: State, counts: Shape, *, measured: bool = False
+    updates: UpdateChain, counts: Shape, *, measured: bool = False
 ) -> dict[str, message_format.Expected]:
-    """Return what clients may send back: the model exactly, and numbers.
+    """Return what clients may send back: an update exactly, and numbers.
 
     Args:
-        state: The travelling tensors.
+        updates: Tells what an update is.
         counts: Shape (T, R, S) of what an evaluation counts, and brings whole where it is masked. Cells that
             occur travel only where they take less, so that the bound holds for both.
         measured: Whether replies to training messages bring them, too.
     """
-    entries = tuple(
-        message_format.TensorSpec(name, array.dtype, tuple(array.shape))
-        for name, array in codec.encode_state(state).items()
-    )
-    size = sum(entry.size + message_format.ALIGN for entry in entries)
     told = 8 * math.prod(counts) + (1 << 16)
-    spare = _SPARE * size + (told if measured else 0)
-    return {
-        "train": message_format.Expected(groups={codec.ARRAYS: entries}, spare_bytes=spare),
-        "evaluate": message_format.Expected(spare_bytes=told),
-    }
+    train = message_format.Expected.of_model(
+        codec.ARRAYS, updates.sent, updates.received, told if measured else 0
+    )
+    return {"train": train, "evaluate": message_format.Expected(spare_bytes=told)}

@@ -16,7 +16,7 @@ import binascii
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
@@ -24,23 +24,14 @@ from typing import Any, Protocol
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedvision.errors import ProtocolError
+from fedvision.updates.schema import ITEM_BYTES, TensorSpec, UpdateSchema
 
 FORMAT = 1
 ALIGN = 64
-ITEM_BYTES: Mapping[str, int] = {
-    "bool": 1,
-    "uint8": 1,
-    "int8": 1,
-    "int16": 2,
-    "int32": 4,
-    "int64": 8,
-    "float16": 2,
-    "float32": 4,
-    "float64": 8,
-}
-"""Types that travel, by NumPy's name."""
 PIECE = 15 << 20
 """Bytes that are joined at a time, and that travel in one request; proxies need to let 16 MiB pass."""
+_SPARE = 4
+"""Models' worth of tensors that a strategy may send beside the model."""
 _ZEROS = memoryview(bytes(ALIGN))
 MAX_NOTES, MAX_NOTE = 8, 200
 MAX_TEXT, MAX_TENSORS, MAX_DIMENSIONS = 16 << 20, 100_000, 16
@@ -48,23 +39,6 @@ _KINDS: Mapping[str, type[ConfigRecord] | type[MetricRecord]] = {
     "config": ConfigRecord,
     "metrics": MetricRecord,
 }
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor of the blob."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes without padding."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +110,7 @@ class MessageHeader:
 class Expected:
     """What a message may carry, known before it is fetched."""
 
-    groups: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
+    groups: Mapping[str, UpdateSchema] = field(default_factory=dict)
     """Groups that must be there, tensor by tensor, in any order."""
     spare_bytes: int = 1 << 20
     """Bytes that all other groups together may take."""
@@ -148,7 +122,8 @@ class Expected:
             ProtocolError: A tensor is missing, extra, misshapen or of another type, or too much would come.
         """
         for group, entries in self.groups.items():
-            _check_group(group, entries, layout.tensors.get(group, ()))
+            if wrong := entries.mismatch(layout.tensors.get(group, ())):
+                raise ProtocolError(wrong)
         spare = sum(
             _padded(entry.size)
             for group, entries in layout.tensors.items()
@@ -164,7 +139,7 @@ class Expected:
     def to_text(self) -> str:
         """Return this as JSON, for the process that holds the connection."""
         groups = {
-            name: [[e.name, e.dtype, e.shape] for e in entries] for name, entries in self.groups.items()
+            name: [[e.name, e.dtype, e.shape] for e in schema.tensors] for name, schema in self.groups.items()
         }
         return json.dumps({"tensors": groups, "spare_bytes": self.spare_bytes})
 
@@ -172,7 +147,21 @@ class Expected:
     def from_text(cls, text: str) -> Expected:
         """Read what ``to_text`` wrote."""
         page = json.loads(text)
-        return cls(groups=_read_tensors(page), spare_bytes=int(page["spare_bytes"]))
+        groups = {name: UpdateSchema(specs) for name, specs in _read_tensors(page).items()}
+        return cls(groups=groups, spare_bytes=int(page["spare_bytes"]))
+
+    @classmethod
+    def of_model(cls, group: str, sent: UpdateSchema, model: UpdateSchema, more: int = 0) -> Expected:
+        """Return what a message with a model, or with an update of one, may carry.
+
+        Args:
+            group: Its tensors' group.
+            sent: The tensors that must be there.
+            model: The whole model: a strategy may send ``_SPARE`` times as much beside it.
+            more: Bytes of other tensors that may come, too.
+        """
+        size = sum(spec.size + ALIGN for spec in model.tensors)
+        return cls(groups={group: sent}, spare_bytes=_SPARE * size + more)
 
 
 class Source(Protocol):
@@ -366,14 +355,3 @@ def _read_records(page: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, 
         )
         found[name] = (row[0], {key: _value(value) for key, value in row[1].items()})
     return found
-
-
-def _check_group(group: str, expected: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> None:
-    wanted, given = {entry.name: entry for entry in expected}, {entry.name: entry for entry in found}
-    if missing := sorted(set(wanted) - set(given)):
-        raise ProtocolError(f"the tensor {missing[0]!r} is missing in {group!r} ({len(missing)} in all)")
-    if extra := sorted(set(given) - set(wanted)):
-        raise ProtocolError(f"the tensor {extra[0]!r} is not in the model ({len(extra)} in all)")
-    for name, entry in given.items():
-        if (entry.dtype, entry.shape) != (wanted[name].dtype, wanted[name].shape):
-            raise ProtocolError(f"the tensor {name!r} is {entry}, not {wanted[name]}")

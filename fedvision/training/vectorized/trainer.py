@@ -10,7 +10,7 @@ import torch
 from fedvision import registry
 from fedvision.models.state import load_state
 from fedvision.training.client_algorithm import unstackable_reason
-from fedvision.training.client_state import ALGORITHM, PERSONAL
+from fedvision.training.client_state import ALGORITHM, PERSONAL, RESIDUAL
 from fedvision.training.client_trainer import ClientTrainer, build_loss, client_algorithm
 from fedvision.training.loop import TrainResult
 from fedvision.training.vectorized.client_batch import ClientBatchResult
@@ -19,7 +19,7 @@ from fedvision.training.vectorized.device_cache import DeviceDatasetCache
 from fedvision.training.vectorized.graph_buffers import GraphCapture
 from fedvision.training.vectorized.local_steps import fit_many
 from fedvision.training.vectorized.vmap_support import scalable, supports_vmap
-from fedvision.types import TrainRequest
+from fedvision.types import State, TrainRequest
 
 
 class VectorizedTrainer:
@@ -82,9 +82,9 @@ class VectorizedTrainer:
 
         Yields:
             Places in ``requests``, and what became of these clients: a stack that is good until the next is
-            asked for, where their models are all they tell and keep; else their updates, and what they keep
-            is kept. An error of one client is raised and loses its neighbours; training a client again
-            starts from the same memory.
+            asked for, where their models, as they are, are all they tell and keep; else their updates as they
+            travel, and what they keep is kept. An error of one client is raised and loses its neighbours;
+            training a client again starts from the same memory.
         """
         shared: dict[tuple[int, str | None], list[int]] = {}
         for place, request in enumerate(requests):
@@ -95,13 +95,17 @@ class VectorizedTrainer:
                 yield places, [self._worker.train(request) for request in own]
                 continue
             for some, stacked in self._train_stacks(own, chunk):
-                yield [places[place] for place in some], stacked if stacked.alone else self._kept(stacked)
+                alone = stacked.alone and not self._worker.updates
+                yield [places[place] for place in some], stacked if alone else self._finished(stacked)
 
-    def _kept(self, stacked: ClientBatchResult) -> list[TrainResult]:
-        updates = stacked.split()
-        for request, update in zip(stacked.requests, updates, strict=True):
-            self._worker.keep(request, update)
-        return updates
+    def _finished(self, stacked: ClientBatchResult) -> list[TrainResult]:
+        trainer = self._worker
+        residuals: list[State] = [{} for _ in stacked.requests]
+        if trainer.updates.keeps_residual:
+            kept = (trainer.memory.load(r.client, r.round, r.unheard_since) for r in stacked.requests)
+            residuals = [groups.get(RESIDUAL, {}) for groups in kept]
+        every = zip(stacked.requests, stacked.split(), residuals, strict=True)
+        return [trainer.finish(*one) for one in every]
 
     def _train_stacks(
         self, requests: Sequence[TrainRequest], chunk: int

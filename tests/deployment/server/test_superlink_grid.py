@@ -35,6 +35,8 @@ from fedvision.server.round_state import RoundState
 from fedvision.server.server_app import ServerPlan, build
 from fedvision.training.loop import TrainResult
 from fedvision.types import State
+from fedvision.updates.chain import UpdateChain
+from fedvision.updates.schema import UpdateSchema
 from tests.experiments import tiny
 from tests.flower.test_strategy import members
 
@@ -118,11 +120,17 @@ def link() -> FakeLink:
     return FakeLink()
 
 
+def plain(state: State) -> UpdateChain:
+    return UpdateChain(UpdateSchema.of(state))
+
+
 def grid(link: FakeLink, **options: Any) -> SuperLinkGrid:
     def restore(error: LinkDown) -> None:
         assert str(error) == "away"
 
-    return SuperLinkGrid(link, expected_replies(STATE, (1, 2, 2)), {10: 2, 20: 0, 30: 1}, restore, **options)  # type: ignore[arg-type]
+    return SuperLinkGrid(
+        link, expected_replies(plain(STATE), (1, 2, 2)), {10: 2, 20: 0, 30: 1}, restore, **options
+    )  # type: ignore[arg-type]
 
 
 def test_nobody_hears_of_a_round_before_the_last_one_is_settled(link: FakeLink) -> None:
@@ -241,8 +249,8 @@ def test_a_deadline_leaves_the_rest(link: FakeLink) -> None:
 
 
 def test_expected_replies_follow_the_model() -> None:
-    expected = expected_replies({"h": torch.zeros(4, dtype=torch.bfloat16)}, (1, 1000, 1000))
-    assert [str(entry) for entry in expected["train"].groups["arrays"]] == ["float32 [4]"]
+    expected = expected_replies(plain({"h": torch.zeros(4, dtype=torch.bfloat16)}), (1, 1000, 1000))
+    assert [str(entry) for entry in expected["train"].groups["arrays"].tensors] == ["float32 [4]"]
     confusion = np.zeros((1000, 1000), np.int64)
     content = RecordDict({"counts": ArrayRecord([confusion])})
     expected["evaluate"].check(message_format.describe(content))
@@ -252,10 +260,10 @@ def test_replies_to_training_bring_counts_only_where_they_were_asked_for() -> No
     state = {"w": torch.zeros(4)}
     counts = {"measured.counts": ArrayRecord([np.zeros((1000, 1000), np.int64)])}
     layout = message_format.describe(RecordDict({"arrays": codec.encode_state(state), **counts}))
-    expected_replies(state, (1, 1000, 1000), measured=True)["train"].check(layout)
+    expected_replies(plain(state), (1, 1000, 1000), measured=True)["train"].check(layout)
     for fewer in (
-        expected_replies(state, (1, 1000, 1000)),
-        expected_replies(state, (1, 990, 990), measured=True),
+        expected_replies(plain(state), (1, 1000, 1000)),
+        expected_replies(plain(state), (1, 990, 990), measured=True),
     ):
         with pytest.raises(ProtocolError, match="it would bring 8,000,000 bytes"):
             fewer["train"].check(layout)
@@ -303,7 +311,7 @@ def test_the_server_holds_no_reply_when_it_fetches_the_next(
     link.here = {node: "" for node in nodes}
     link.replies = {node: [trained(float(node))] for node in nodes}
     numbers = {node: number for number, node in enumerate(nodes)}
-    held = Watched(link, expected_replies(STATE, (1, 2, 2)), numbers, pytest.fail)  # type: ignore[arg-type]
+    held = Watched(link, expected_replies(plain(STATE), (1, 2, 2)), numbers, pytest.fail)  # type: ignore[arg-type]
     held.__post__()
     journal = Silent()
     config, client_registry = tiny(rounds=1, evaluation={"holdout": 0.0}), members(numbers)

@@ -16,6 +16,7 @@ from fedvision.deployment.transport.internals_wire import IncomingMessage, NotDe
 from fedvision.errors import ProtocolError
 from fedvision.flower import internals
 from fedvision.flower.internals import TensorArray
+from fedvision.updates.schema import TensorSpec
 
 
 class Counting(message_format.TensorSource):
@@ -158,9 +159,7 @@ def lie_of_sign(content: RecordDict) -> None:
 
 
 def lie_of_size(content: RecordDict) -> None:
-    layout = message_format.MessageHeader(
-        tensors={"arrays": (message_format.TensorSpec("w", "float32", (2**40,)),)}
-    )
+    layout = message_format.MessageHeader(tensors={"arrays": (TensorSpec("w", "float32", (2**40,)),)})
     content.config_records["packed"]["layout"] = layout.to_text()
 
 
@@ -181,7 +180,7 @@ def test_a_message_that_lies_is_refused_before_a_piece_is_fetched(lie: Callable[
 def test_a_piece_of_another_size_is_refused() -> None:
     message, _ = sent(big())
     layout = message_format.MessageHeader(
-        tensors={"arrays": (message_format.TensorSpec("w", "uint8", (message_format.PIECE * 5 - 1,)),)}
+        tensors={"arrays": (TensorSpec("w", "uint8", (message_format.PIECE * 5 - 1,)),)}
     )
     message.content.config_records["packed"]["layout"] = layout.to_text()
     incoming = arrival(message)

@@ -14,11 +14,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 
 from fedvision.deployment.transport import message_format
-from fedvision.deployment.transport.message_format import Expected, MessageHeader, TensorSource, TensorSpec
+from fedvision.deployment.transport.message_format import Expected, MessageHeader, TensorSource
 from fedvision.errors import ProtocolError
 from fedvision.flower.internals import TensorArray
+from fedvision.updates.schema import ITEM_BYTES, TensorSpec, UpdateSchema
 
-DTYPES = st.sampled_from(sorted(message_format.ITEM_BYTES))
+DTYPES = st.sampled_from(sorted(ITEM_BYTES))
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 
 
@@ -149,7 +150,7 @@ def test_deep_nesting_and_long_numbers_are_refused() -> None:
 
 
 MODEL = (TensorSpec("w", "float32", (2, 3)), TensorSpec("b", "float32", (3,)))
-EXPECTED = Expected(groups={"arrays": MODEL}, spare_bytes=128)
+EXPECTED = Expected(groups={"arrays": UpdateSchema(MODEL)}, spare_bytes=128)
 
 
 def layout(*entries: TensorSpec, **groups: tuple[TensorSpec, ...]) -> MessageHeader:
@@ -159,8 +160,11 @@ def layout(*entries: TensorSpec, **groups: tuple[TensorSpec, ...]) -> MessageHea
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        (layout(MODEL[0]), "the tensor 'b' is missing in 'arrays' (1 in all)"),
-        (layout(*MODEL, TensorSpec("x", "float32", ())), "the tensor 'x' is not in the model (1 in all)"),
+        (layout(MODEL[0]), "the tensor 'b' is missing (1 in all)"),
+        (
+            layout(*MODEL, TensorSpec("x", "float32", ())),
+            "'x' is not expected (1 in all)",
+        ),
         (
             layout(MODEL[0], TensorSpec("b", "float32", (4,))),
             "the tensor 'b' is float32 [4], not float32 [3]",
@@ -169,7 +173,7 @@ def layout(*entries: TensorSpec, **groups: tuple[TensorSpec, ...]) -> MessageHea
             layout(MODEL[0], TensorSpec("b", "float64", (3,))),
             "the tensor 'b' is float64 [3], not float32 [3]",
         ),
-        (MessageHeader(), "the tensor 'b' is missing in 'arrays' (2 in all)"),
+        (MessageHeader(), "the tensor 'b' is missing (2 in all)"),
         (layout(*MODEL, more=(TensorSpec("m", "uint8", (129,)),)), "at most 128 are taken"),
         (layout(*MODEL, more=(TensorSpec("m", "float64", (2**40, 2**40)),)), "at most 128 are taken"),
     ],

@@ -241,6 +241,15 @@ def test_out_of_memory_halves_the_workers_and_tries_again(tmp_path: Path, serial
     assert there.refused == []
 
 
+UPDATES: dict[str, list[dict[str, Any]]] = {
+    "fedavg": [],
+    "scaffold": [{"use": "top-k", "fraction": 0.05}],
+    "krum": [{"use": "clip", "max_norm": 0.1}, {"use": "float16"}],
+    "flwr.serverapp.strategy:FedMedian": [{"use": "top-k", "fraction": 0.2, "scope": "tensor"}],
+}
+"""What is done to the updates of each strategy."""
+
+
 def digest(state: State) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
 
@@ -259,7 +268,8 @@ def digest(state: State) -> str:
 def test_a_simulation_has_the_same_bits_and_the_same_record_on_every_engine(
     strategy: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = tiny(strategy=strategy, rounds=2, evaluation={"holdout": 0.2, "with_training": True})
+    tables = {"evaluation": {"holdout": 0.2, "with_training": True}, "update": UPDATES[strategy["use"]]}
+    config = tiny(strategy=strategy, rounds=2, **tables)
     serial = simulate(config, out=tmp_path / "serial")
     assert serial.rounds[0]["local"]
     for workers in (1, 2, 3):

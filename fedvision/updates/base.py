@@ -1,0 +1,68 @@
+"""What a transform of updates is: one verb for the client, one for the server, and what travels between them.
+
+An experiment's ``[[update]]`` tables are a chain. A client's update is the change of the model's parameters,
+trained minus received, as named tensors in float32 or wider. The chain encodes it in order on the client and
+decodes it in reverse on the server, so that strategies and checks see models whatever travelled.
+
+Error feedback: what an encoding leaves out, a client may keep and add to its next update (Seide et al. 2014,
+Interspeech; Karimireddy et al. 2019, "Error Feedback Fixes SignSGD", arXiv 1901.09847). A transform returns
+that as its residual; the client's memory keeps it with the round, and goes back to an older one where the
+server used no answer since.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from fedvision.types import State
+from fedvision.updates.schema import UpdateSchema
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class UpdateTransform(ABC):
+    """One link of the chain; only ``encode`` is abstract. An object serves all clients and keeps nothing."""
+
+    keeps_residual: bool = False
+    """Whether ``encode`` returns tensors that the client must get back with its next update."""
+
+    def schema(self, schema: UpdateSchema) -> UpdateSchema:
+        """Return what ``encode`` makes of tensors of a schema: by default the same names, types and shapes.
+
+        It must not depend on the values: both sides ask before anything is trained.
+
+        Raises:
+            ValueError: Such tensors cannot be encoded.
+        """
+        return schema
+
+    @abstractmethod
+    def encode(self, tensors: State, residual: State, rng: np.random.Generator) -> tuple[State, State]:
+        """Return what travels instead of tensors, and what is kept.
+
+        Args:
+            tensors: The change of each parameter, or what the transform before made of it; on the CPU, not to
+                be changed.
+            residual: What this transform kept of the client's last update that the server used; empty first.
+            rng: A stream of this client and round.
+
+        Returns:
+            Tensors as ``schema`` says, and the residual.
+
+        Raises:
+            ValueError: These values cannot be encoded; the client's round fails with this sentence.
+        """
+
+    def decode(self, tensors: State, schema: UpdateSchema) -> State:
+        """Return tensors of the schema that was encoded from those that travelled: by default the same.
+
+        Args:
+            tensors: As ``self.schema(schema)`` says; whoever sent them may have chosen any values.
+            schema: Of what ``encode`` was given.
+
+        Raises:
+            ValueError: The values cannot be what ``encode`` makes; the update is refused.
+        """
+        return tensors
