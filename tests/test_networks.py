@@ -10,15 +10,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fedvision import ExperimentConfig, simulate
 from fedvision.data.partition.client_shards import ClientShards
+from fedvision.data.shards import Shard
 from fedvision.engines.client_host import SimulatedClientHosts
-from fedvision.errors import ConfigError
+from fedvision.errors import ConfigError, DataError
 from fedvision.experiment import Experiment
+from fedvision.models.state import get_state
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 from fedvision.types import TrainRequest
@@ -98,7 +101,45 @@ def test_batches_that_a_network_cannot_train_on_are_refused() -> None:
     single = {"use": "tests.test_experiment:lonely", "clients": 4}
     with pytest.raises(ConfigError, match="client 1, client 3 has no more to train on"):
         Experiment.build(tiny(model=model, partition=single))
+    population = {"use": "population", "clients": 50, "mean_images": 2.0, "alpha": 1.0}
+    with pytest.raises(ConfigError, match=r"client \d+, client \d+, .* more has no more to train on"):
+        Experiment.build(tiny(model=model, partition=population))
     Experiment.build(tiny(model=model))
+
+
+def across_the_batch(num_classes: int) -> nn.Module:
+    """A network without batch norm that needs a batch of two: it takes each batch's mean off."""
+
+    class Centred(nn.Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training and len(images) < 2:
+                raise ValueError("a batch of one")
+            flat = images.flatten(1)
+            return super().forward(flat - flat.mean(0))
+
+    return Centred(64, num_classes)
+
+
+def test_what_is_left_of_the_last_batch_is_joined_for_every_network_that_needs_two(tmp_path: Path) -> None:
+    """65 images in batches of 32; a client with a single one says so by itself, as no other is known here."""
+    config = tiny(model={"use": f"{__name__}:across_the_batch"})
+    experiment = Experiment.build(config)
+    train = experiment.dataset.train
+    shards = {n: Shard(images=train.images, labels=train.labels, indices=np.arange(n)) for n in (65, 1)}
+
+    class Own:
+        def train(self, client: int) -> Shard:
+            return shards[client]
+
+        test = train
+
+    shards[0] = shards[65]
+    memory = ClientStateStore(tmp_path)
+    trainer = ClientTrainer.open(config, experiment.model, 10, Own(), memory)
+    state = get_state(experiment.model, ["weight", "bias"])
+    assert trainer.train(TrainRequest(round=1, client=65, state=state)).steps == 2
+    with pytest.raises(DataError, match="there is one image to train on, and the network cannot"):
+        trainer.train(TrainRequest(round=1, client=1, state=state))
 
 
 @pytest.mark.usefixtures("networks")

@@ -21,6 +21,7 @@ from fedvision.errors import ConfigError, PluginError
 from fedvision.losses.logits import sharpness
 from fedvision.models.meta import filled
 from fedvision.models.state import counters, get_state, load_state, personal_names, shared_names
+from fedvision.models.tensor_checks import trains_alone
 from fedvision.tasks.base import Task, build_task
 from fedvision.training import device
 from fedvision.training.allocator import keep_freed_memory
@@ -92,6 +93,8 @@ class ClientTrainer:
         if trains and settings.device.type == "cpu":
             keep_freed_memory()
         model = settings.forward.place(filled(model))
+        if trains:
+            settings = replace(settings, single=_trains_single(model, shards.train(0), settings))
         initial = get_state(model, personal_names(model, shared_names(model, config.model.shared)))
         return cls(
             config=config,
@@ -281,6 +284,13 @@ def loop_settings(config: ExperimentConfig, channels: int) -> LoopSettings:
         seed=config.seed,
         rounds=config.rounds,
     )
+
+
+def _trains_single(model: nn.Module, shard: Shard, settings: LoopSettings) -> bool:
+    """Try a batch of one image; no random stream moves, and the model stays as it was."""
+    _, height, width, channels = shard.images.shape
+    with seeding.torch_global(settings.seed, "trial"):
+        return trains_alone(model, torch.zeros(1, channels, height, width, device=settings.device))
 
 
 def channels(shard: Shard) -> int:

@@ -21,7 +21,7 @@ from fedvision import registry, seeding
 from fedvision.config import TrainingConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform
-from fedvision.errors import ClientError, PluginError
+from fedvision.errors import ClientError, DataError, PluginError
 from fedvision.models.state import get_state, load_state, personal_names
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.forward import ForwardSettings
@@ -49,6 +49,8 @@ class LoopSettings:
     """The experiment's root seed."""
     rounds: int
     """Rounds of the whole run, for schedules."""
+    single: bool = True
+    """Whether the network trains on a batch of one image."""
 
     @cached_property
     def forward(self) -> ForwardSettings:
@@ -277,12 +279,21 @@ def _blend(loss: LossFn, other: torch.Tensor, weight: float) -> LossFn:
 def positions(
     examples: int, request: TrainRequest, settings: LoopSettings, batch_norm: bool
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield the positions [B] of each mini-batch: shuffled epochs, or a set number of steps over them."""
+    """Yield the positions [B] of each mini-batch: shuffled epochs, or a set number of steps over them.
+
+    Raises:
+        DataError: There is one image, and the network cannot train on one alone.
+    """
     training = settings.training
+    if examples == 1 and not settings.single:
+        raise DataError(
+            "there is one image to train on, and the network cannot train on a batch of one image; add "
+            "images, or take a network that can"
+        )
     rng = seeding.numpy_stream(settings.seed, "batches", request.round, request.client)
     cuts = np.arange(training.batch_size, examples, training.batch_size)
-    if batch_norm and examples % training.batch_size == 1:
-        # Batch norm has no variance over a single image: the batch before takes it in.
+    if (batch_norm or not settings.single) and examples % training.batch_size == 1:
+        # A single image has no variance: the batch before takes it in.
         cuts = cuts[:-1]
     limit = training.steps or training.epochs * (len(cuts) + 1)
     taken = 0
