@@ -65,7 +65,8 @@ def sine_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
     """Return fixed positions [h w, dim] of a grid (Vaswani et al. 2017, arXiv 1706.03762, in two dimensions).
 
     One half of the features codes the row, the other the column: ``sin(p / 10000^(i / (dim / 4)))`` and the
-    cosine of the same for i = 0 .. dim / 4 - 1, as in Beyer et al. 2022, arXiv 2205.01580.
+    cosine of the same for i = 0 .. dim / 4 - 1. The code of Beyer et al. 2022, arXiv 2205.01580, differs: it
+    divides i by dim / 4 - 1, so that the lowest frequency is 1 / 10000 itself, and puts the column first.
 
     Raises:
         ValueError: ``dim`` is no multiple of 4.

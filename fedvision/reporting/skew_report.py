@@ -89,6 +89,7 @@ def _size(whole: Whole, left_out: int, held_out: int) -> str:
         f"{'' if whole.exact else 'about '}{plural(int(whole.totals.sum()), 'training image')} of "
         f"{plural(len(whole.totals), 'class', 'es')} on {plural(whole.clients, 'client')}"
     )
+    told += "" if whole.exact else " (expected, not counted)"
     told += f"; {plural(held_out, 'image')} kept to measure on" if held_out else ""
     return told + (f"; {plural(left_out, 'image')} left out" if left_out else "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -55,6 +56,24 @@ def test_sine_positions_by_hand() -> None:
     expected += [f(2 * w) for f in (math.sin, math.cos) for w in (1, 0.01)]
     torch.testing.assert_close(table[5], torch.tensor(expected))
     assert len({tuple(row.tolist()) for row in table}) == 6
+
+
+def test_sine_positions_differ_from_beyers_as_the_docstring_says() -> None:
+    """Beyer et al.'s posemb_sincos_2d, written out: the column first, exponents i / (dim / 4 - 1)."""
+    rows, columns = np.mgrid[:3, :2]
+    theirs = np.concatenate(
+        [
+            wave(place.reshape(-1, 1) / 10000.0 ** (np.arange(4) / 3))
+            for place in (columns, rows)
+            for wave in (np.sin, np.cos)
+        ],
+        axis=1,
+    )
+    ours = sine_positions((3, 2), 16).numpy()
+    column_first = np.concatenate([ours[:, 8:], ours[:, :8]], axis=1)
+    highest = [0, 4, 8, 12]  # The frequency 1 is all that both have.
+    np.testing.assert_allclose(column_first[:, highest], theirs[:, highest], atol=1e-6)
+    assert np.abs(column_first - theirs)[:, [1, 2, 3]].max() > 0.02
 
 
 def test_learned_positions_are_a_parameter_and_sines_no_part_of_the_state() -> None:

@@ -54,7 +54,9 @@ def test_a_sample_of_the_clients_says_so() -> None:
     counts = np.tile([[3, 0], [1, 2]], (50, 1))
     whole = Whole(1_000_000, np.array([5_000_000, 1_000_000]), False, np.arange(100) * 9999)
     lines = _lines(skew_report(counts, ["cat", "ant"], whole=whole, state_bytes=8))
-    assert lines[0] == "about 6,000,000 training images of 2 classes on 1,000,000 clients"
+    assert lines[0] == (
+        "about 6,000,000 training images of 2 classes on 1,000,000 clients (expected, not counted)"
+    )
     assert any(line.startswith("9999 3 1.9") for line in lines)
     assert "and 999,980 clients more; those shown are drawn at random" in lines
     assert any(line.startswith("over 100 of 1,000,000 clients median") for line in lines)

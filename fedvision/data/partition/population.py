@@ -164,9 +164,9 @@ class Population:
 
     @property
     def expected_distinct(self) -> NDArray[np.float64]:
-        """Expected different images of each label 0, 1, ... over all clients."""
+        """Expected different images of each label of all clients, as exact as ``expected_counts``."""
         return self.by_label(
-            _different(self.clients * self.sizes.mean * self.pools / len(self.order), self.pools)
+            _different(self.sizes.mean * self.pools / len(self.order), self.pools, self.clients)
         )
 
     def by_label(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -236,7 +236,8 @@ class DividedPopulation:
     @property
     def expected_distinct(self) -> NDArray[np.float64]:
         """Expected different images of each label that clients train on."""
-        return self.whole.by_label(_different(self._expected, self.train.pools))
+        clients = self.whole.clients
+        return self.whole.by_label(_different(self._expected / clients, self.train.pools, clients))
 
     @property
     def _expected(self) -> NDArray[np.float64]:
@@ -253,12 +254,19 @@ class DividedPopulation:
         return max(min(wanted, size - 1, len(self.test.order)), fewest), rng
 
 
-def _different(drawn: NDArray[np.float64], pools: Indices) -> NDArray[np.float64]:
-    """Return how many different images are expected of draws [C] from pools [C], all images equally likely.
+def _different(drawn: NDArray[np.float64], pools: Indices, clients: int) -> NDArray[np.float64]:
+    """Return how many different images are expected over all clients, float64 [C].
 
-    N (1 - (1 - 1/N)^m) for m independent draws from N, here in its limit N (1 - exp(-m / N)).
+    A client that draws m of N images, none of them twice, misses one with probability 1 - E[m] / N, and
+    clients draw independently: N (1 - (1 - E[m] / N)^K).
+
+    Args:
+        drawn: float64 [C]: images that one client is expected to draw of each class, at most ``pools``.
+        pools: int64 [C]: images of each class.
+        clients: K.
     """
-    return np.asarray(-pools * np.expm1(-drawn / np.maximum(pools, 1)), np.float64)
+    missed = 1 - np.minimum(drawn / np.maximum(pools, 1), 1)
+    return np.asarray(pools * (1 - missed**clients), np.float64)
 
 
 def population(
