@@ -127,7 +127,7 @@ class Experiment:
         """
         from fedvision.algorithms.robust import trimming_notices
         from fedvision.data.duplicates import twin_notices
-        from fedvision.data.partition.notices import measurement_notices, split_notices
+        from fedvision.data.partition.notices import column_notices, measurement_notices, split_notices
         from fedvision.flower.privacy import privacy_notices
         from fedvision.flower.strategy import FlowerStrategy
 
@@ -138,6 +138,7 @@ class Experiment:
             return said
         if isinstance(self.strategy, FlowerStrategy):
             said += trimming_notices(self.strategy.inner, len(self.split.clients))
+        said += column_notices(self.config, self.dataset)
         said += twin_notices(self.dataset)
         return said + split_notices(self.split, self.dataset.classes)
 

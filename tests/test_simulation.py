@@ -309,3 +309,24 @@ def test_a_run_that_fails_leaves_its_last_good_model_and_names_it(tmp_path: Path
     page = (tmp_path / "run/report.html").read_text()
     for event in ("the model stayed as it was: 0 usable answers", "got no number"):
         assert page.count(event) >= 2, "of round 3 and of round 4, with which it ended"
+
+
+def test_a_model_that_fails_after_the_last_round_ends_in_a_sentence_and_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedvision.runs import run_recorder
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no batch of 100")
+
+    monkeypatch.setattr(run_recorder, "predict", fail)
+    with pytest.raises(
+        RunError, match="after the last round, raised ValueError: no batch of 100; mend it and"
+    ):
+        simulate(tiny(rounds=1), out=tmp_path / "run")
+    assert (tmp_path / "run/model.safetensors").is_file()
+    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "failed"
+    monkeypatch.undo()
+    assert (
+        simulate(tiny(rounds=1), out=tmp_path / "run", resume=True).folder.summary()["status"] == "finished"
+    )

@@ -72,7 +72,7 @@ def snapshot(strategy: object) -> tuple[State, dict[str, JSON]]:
         attribute that refers to them.
 
     Raises:
-        PluginError: An attribute holds what could not be restored to the bit.
+        PluginError: An attribute holds what could not be restored to the bit, or a ``state_dict`` fails.
     """
     tensors: State = {}
     if _is_explicit(strategy):
@@ -90,6 +90,7 @@ def restore(strategy: object, tensors: Mapping[str, torch.Tensor], values: Mappi
 
     Raises:
         RunFolderError: The values refer to a tensor that is missing, or were not written by ``snapshot``.
+        PluginError: A ``load_state_dict`` fails.
     """
     if _is_explicit(strategy):
         if _OWN not in values:
@@ -125,7 +126,11 @@ def _is_explicit(thing: object) -> bool:
 
 def _write_own(thing: Any, path: str, tensors: State) -> JSON:
     try:
-        return _write(thing.state_dict(), path, tensors)
+        own = thing.state_dict()
+    except Exception as error:
+        raise _broken(thing, "state_dict", error) from error
+    try:
+        return _write(own, path, tensors)
     except _LeftOut as error:
         raise _refusal(type(thing).__name__, error) from None
 
@@ -136,7 +141,18 @@ def _restore_own(thing: Any, state: Any) -> None:
             "the checkpoint holds an object's state_dict, and this strategy has a "
             f"{type(thing).__name__} there; resume the experiment that was run"
         )
-    thing.load_state_dict(state)
+    try:
+        thing.load_state_dict(state)
+    except Exception as error:
+        raise _broken(thing, "load_state_dict", error) from error
+
+
+def _broken(thing: object, method: str, error: Exception) -> PluginError:
+    said = (str(error).strip().splitlines() or [""])[0]
+    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return PluginError(
+        f"{method} of the strategy's {type(thing).__name__} raised {what}; mend it and go on with --resume"
+    )
 
 
 def _refusal(owner: str, error: _LeftOut) -> PluginError:

@@ -20,6 +20,7 @@ from fedvision.data.shards import Shard
 from fedvision.errors import PluginError, RecordError, RunError
 from fedvision.experiment import Experiment
 from fedvision.flower.client_registry import ClientRegistry
+from fedvision.flower.guard import guarded
 from fedvision.flower.internals import SERVER_NODE
 from fedvision.flower.strategy import layers
 from fedvision.interruption import Interruption
@@ -240,7 +241,8 @@ class RunRecorder:
         """Write the final model, what it gets wrong, how the run ended, and the report."""
         load_state(trainer.model, {**trainer.initial, **self.state})
         self.folder.write_model(_full_state(trainer.model), self._description())
-        self._write_mistakes(trainer)
+        with guarded("the model, on the test images after the last round,"):
+            self._write_mistakes(trainer)
         self.folder.write_summary(
             {
                 "status": "finished",

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fedvision import registry
 from fedvision.algorithms.base import RoundStrategy
+from fedvision.algorithms.fedavg import FedAvg
 from fedvision.algorithms.server_optimizers import FedAdam
 from fedvision.algorithms.snapshot import restore, snapshot
 from fedvision.errors import PluginError, RunFolderError
@@ -324,3 +325,29 @@ def test_a_wrapper_of_flowers_is_saved_without_what_it_wraps() -> None:
         FedAvg(), noise_multiplier=0.1, clipping_norm=1.0, num_sampled_clients=2
     )
     assert "strategy" not in snapshot(wrapper)[1]
+
+
+class Broken(FedAvg):
+    """Its state cannot be had, or not be taken up."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.method != "state_dict" else {}["what it remembers"]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise ValueError("of another size\nand more")
+
+
+def test_a_state_dict_that_fails_is_one_sentence() -> None:
+    with pytest.raises(
+        PluginError, match=r"^state_dict of the strategy's Broken raised KeyError: 'what it rem"
+    ):
+        snapshot(Broken("state_dict"))
+    tensors, values = snapshot(Broken("load_state_dict"))
+    with pytest.raises(
+        PluginError, match=r"Broken raised ValueError: of another size; mend it and go on with"
+    ):
+        restore(Broken("load_state_dict"), tensors, values)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedvision import registry
+from fedvision.data.naming import alike_notice
+from fedvision.data.partition.partitioners import values_of
 from fedvision.formatting import listed, plural, whole
 
 if TYPE_CHECKING:
@@ -54,6 +56,23 @@ def _unmeasured(config: ExperimentConfig) -> str:
     if "validation" in inspect.signature(registry.resolve("data", config.data.use).call).parameters:
         keys = f"data.validation = 0.2 (for the server) or {keys} (on the clients)"
     return f"nothing will be measured: there are no test images and no holdout; set {keys}"
+
+
+def column_notices(config: ExperimentConfig, dataset: Dataset) -> list[str]:
+    """Return that values which make clients or groups look like one: what they share would be apart.
+
+    Args:
+        config: The experiment.
+        dataset: Its images.
+    """
+    partition, columns = config.partition, dataset.train.columns
+    named = [partition.args.get("name")] if partition.use == "column" else []
+    said: list[str] = []
+    for name in dict.fromkeys([*named, dataset.train.group]):
+        if name in columns:
+            values, _ = values_of(columns[name], f"column {name!r}")
+            said += alike_notice(f"values of the column {name!r}", values)
+    return said
 
 
 def split_notices(split: Split, classes: Sequence[str]) -> list[str]:

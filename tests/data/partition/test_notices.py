@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedvision.data.dataset import Dataset, ImageSet
-from fedvision.data.partition.notices import measurement_notices
+from fedvision.data.partition.notices import column_notices, measurement_notices
 from fedvision.data.sources.arrays import digits
 from tests.experiments import tiny
 
@@ -43,3 +43,25 @@ def test_a_run_that_measures_nothing_names_the_keys(table: dict[str, object], ke
         f"nothing will be measured: there are no test images and no holdout; set {keys}"
     ]
     assert measurement_notices(tiny(data=table, evaluation={"holdout": 0.2}), untested) == []
+
+
+@pytest.mark.parametrize("key", ["partition", "merged", "group"])
+def test_clients_and_groups_that_look_like_one_are_told(key: str) -> None:
+    sites = ["North", "south", "north ", "S"]
+    images = ImageSet(
+        images=np.zeros((4, 8, 8, 1), np.uint8),
+        labels=np.arange(4) % 2,
+        columns={
+            "site": np.array(sites),
+            "other": np.array(["a", "A", "b", "c"]),
+        },
+        group="site" if key == "group" else "",
+    )
+    data = Dataset(train=images, test=None, classes=("no", "yes"))
+    partition = {"use": "column", "name": "site", "merge": key == "merged"}
+    config = tiny(partition={"use": "iid", "clients": 2} if key == "group" else partition)
+    assert column_notices(config, data) == [
+        "values of the column 'site' 'North' and 'north ' differ only in case or blanks; rename one where "
+        "they mean the same"
+    ]
+    assert column_notices(tiny(), digits()) == []
