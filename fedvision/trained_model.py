@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from fedvision.data.dataset import Dataset
     from fedvision.data.decoding.process_pool import PixelFormat
+    from fedvision.tasks.classification import Classification
     from fedvision.training.forward import ForwardSettings
     from fedvision.types import State
 
@@ -63,6 +64,8 @@ class TrainedModel:
     """What ``model.json`` says."""
     network: nn.Module
     """The network, on the device."""
+    task: Classification
+    """What the network's outputs mean, and what is counted of them."""
     settings: ForwardSettings
     """Normalisation, device and precision, as in the run's own measurement."""
     notices: tuple[str, ...] = ()
@@ -88,9 +91,13 @@ class TrainedModel:
                 precision=inference.precision,
                 channels_last=inference.channels_last,
             )
-            use = description.model.use
-            with _plugin_folder(run, use):
-                network, code = _network(description, state, run), registry.sources({"use": use})
+            code: dict[str, str] = {}
+            with _plugin_folder(run, description.task.use):
+                task = _task(description, run)
+                code |= registry.sources({"use": description.task.use})
+            with _plugin_folder(run, description.model.use):
+                network = _network(description, state, run)
+                code |= registry.sources({"use": description.model.use})
         except RunFolderError:
             raise
         except ConfigError as error:
@@ -100,6 +107,7 @@ class TrainedModel:
             path=run,
             description=description,
             network=settings.place(network),
+            task=task,
             settings=settings,
             notices=tuple(
                 f"the source of {module} is not that of the run, so the network may compute something else"
@@ -175,11 +183,10 @@ class TrainedModel:
         from fedvision.data.relabel import by_name
         from fedvision.data.shards import Shard
         from fedvision.data.sources.unlabelled import fitting
-        from fedvision.tasks.classification import Classification
         from fedvision.training.evaluate import evaluate
 
         self._require_whole()
-        description, task, chosen = self.description, Classification(), dataset.train
+        description, chosen = self.description, dataset.train
         if part == "test" or (part is None and dataset.test is not None):
             if dataset.test is None:
                 raise DataError(
@@ -192,7 +199,7 @@ class TrainedModel:
             self.network,
             Shard(images=images, labels=labels, indices=np.arange(len(labels), dtype=np.int64)),
             self.settings,
-            task=task,
+            task=self.task,
             batch_size=description.inference.batch_size,
             num_classes=len(self.classes),
             sharpness=description.probability_scale,
@@ -207,7 +214,7 @@ class TrainedModel:
             class_counts=description.class_counts,
             confusion=ConfusionCounts.of(measured.stats),
             loss=measured.loss_sum / max(1, measured.examples),
-            scores=task.scores(measured.stats, description.class_counts, further),
+            scores=self.task.scores(measured.stats, description.class_counts, further),
             notices=(*dataset.notices, *((none,) if missing else ())),
         )
 
@@ -285,6 +292,25 @@ def _tensors(file: Path, sha256: str) -> State:
         raise RunFolderError(f"{file}: it cannot be read: {error.strerror or error}; restore it") from error
     except safetensors.SafetensorError as error:
         raise RunFolderError(f"{file}: it holds no tensors: {error}; restore it") from error
+
+
+def _task(description: ModelDescription, run: Path) -> Classification:
+    """Build the run's task.
+
+    Raises:
+        PluginError: It cannot be built.
+        RunFolderError: It is no classification.
+    """
+    from fedvision.tasks.base import build_task
+    from fedvision.tasks.classification import Classification
+
+    task = build_task(description.task)
+    if not isinstance(task, Classification):
+        raise RunFolderError(
+            f"{run}: the task of this run is {description.task.use!r}, and a model can be used only where "
+            'every image has one class (task = "classification")'
+        )
+    return task
 
 
 def _network(description: ModelDescription, state: State, run: Path) -> nn.Module:

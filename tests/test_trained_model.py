@@ -214,6 +214,17 @@ def test_a_description_of_another_model_is_refused(
         fedvision.load(copied)
 
 
+def votes() -> object:
+    """Another task, as a plug-in may be."""
+    return object()
+
+
+def test_a_run_of_another_task_is_refused(copied: Path) -> None:
+    changed(copied, task={"use": f"{__name__}:votes"})
+    with pytest.raises(RunFolderError, match="the task of this run is 'tests"):
+        fedvision.load(copied)
+
+
 def test_tensors_that_stayed_on_clients_leave_nothing_to_use(tmp_path: Path) -> None:
     model = {"use": "resnet8", "norm": "batch", "width": 4, "shared": "no-batch-norm-statistics"}
     simulate(tiny(rounds=1, model=model, evaluation={"holdout": 0.2}), out=tmp_path / "run")

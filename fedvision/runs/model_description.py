@@ -2,7 +2,7 @@
 
 ::
 
-    {"format": 1, "task": "classification", "rounds": 30,
+    {"format": 1, "task": {"use": "classification"}, "rounds": 30,
      "classes": ["cat", "dog"], "class_counts": [900, 30],
      "image": {"height": 64, "width": 64, "channels": 3},
      "decoding": {"size": 64, "fit": "crop", "range": 0.0},
@@ -12,7 +12,7 @@
      "personal": [], "sha256": "of model.safetensors"}
 
 ``class_counts`` is missing where nobody told them, ``decoding`` where the images came as arrays. ``code`` has
-a digest of the source of each module that ``model`` names as ``module:attr``.
+a digest of the source of each module that ``model`` or ``task`` names as ``module:attr``.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class ModelDescription(Settings):
 
     format: int = FORMAT
     """Version of this file."""
-    task: Literal["classification"] = "classification"
-    """What the network does: one class an image."""
+    task: PluginSpec = field(default_factory=lambda: PluginSpec(use="classification"))
+    """The experiment's ``task``: what the network's outputs mean."""
     rounds: int
     """Rounds after which the model is the federation's."""
     classes: tuple[str, ...]
@@ -131,7 +131,7 @@ class ModelDescription(Settings):
     model: ModelConfig
     """The experiment's ``[model]``, from which the network is built."""
     code: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the source of each module that ``model`` names as ``module:attr``."""
+    """SHA-256 of the source of each module that ``model`` or ``task`` names as ``module:attr``."""
     dtypes: tuple[str, ...]
     """Types of the network's floating-point tensors."""
     personal: tuple[str, ...] = ()
@@ -189,6 +189,7 @@ def describe(
     _, height, width, channels = dataset.train.images.shape
     tensors = experiment.model.state_dict().values()
     return ModelDescription(
+        task=config.task,
         rounds=rounds,
         classes=dataset.classes,
         class_counts=class_counts if class_counts and any(class_counts) else None,
@@ -203,7 +204,7 @@ def describe(
         ),
         metrics=config.evaluation.metrics,
         model=replace(config.model, start=""),
-        code=registry.sources({"use": config.model.use}),
+        code=registry.sources({"model": config.model.use, "task": config.task.use}),
         dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})),
         personal=experiment.personal,
         sha256="",

@@ -33,7 +33,7 @@ def test_what_a_finished_run_says_of_its_model(run: Path) -> None:
     counts = np.sum(json.loads((run / "split.json").read_text())["counts"], axis=0)
     assert written == {
         "format": 1,
-        "task": "classification",
+        "task": {"use": "classification"},
         "rounds": 1,
         "classes": [str(digit) for digit in range(10)],
         "class_counts": counts.tolist(),
@@ -106,7 +106,7 @@ def test_counts_of_a_split() -> None:
         ("{}", "it is damaged: format is missing"),
         ({"format": 2}, "its format is 2, and this fedvision reads 1"),
         ({"format": "1"}, "it is damaged: format must be a whole number"),
-        ({"task": "detection"}, "it is damaged: task must be one of 'classification'"),
+        ({"task": 3}, "it is damaged: task must be a table"),
         ({"classes": []}, "it is damaged: classes must name"),
         ({"class_counts": [1]}, "it is damaged: class_counts must hold 10 numbers"),
         ({"colour": 1}, "it is damaged: colour: there is no such key"),
