@@ -158,6 +158,15 @@ def named(entries: list[Any]) -> Iterator[str]:
                 yield from named([below] if isinstance(below, str) else below)
 
 
+@pytest.mark.parametrize("kind", ["strategy", "loss", "partition", "update"])
+def test_every_built_in_algorithm_is_described(kind: str) -> None:
+    page = (ROOT / "docs/algorithms.md").read_text(encoding="utf-8")
+    described = {
+        name for row in re.findall(r"^\| (`[^|]*) \|", page, re.M) for name in re.findall(r"`([^`]+)`", row)
+    }
+    assert set(registry.BUILTINS[kind]) <= described
+
+
 def test_the_site_names_every_page_once() -> None:
     project = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
     listed = list(named(project["nav"]))
