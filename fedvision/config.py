@@ -252,7 +252,7 @@ class ExperimentConfig(Settings):
     checkpoint_every: int = 1
     """Rounds between checkpoints; the last round always has one."""
     task: PluginSpec = field(default_factory=lambda: PluginSpec(use="classification"))
-    """What is learned: ``classification`` or ``"module:attr"``."""
+    """What is learned: ``classification``, ``multi-label`` or ``"module:attr"``."""
     data: PluginSpec
     """Images and labels: ``digits``, ``fashion-mnist``, ``image-folder``, ... or ``"module:attr"``."""
     partition: PartitionConfig = field(default_factory=PartitionConfig)

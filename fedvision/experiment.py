@@ -75,6 +75,7 @@ class Experiment:
         from fedvision.models.build import build_model
         from fedvision.models.tensor_checks import personal, trains_alone
         from fedvision.server.checks import check_strategy
+        from fedvision.tasks.base import build_task
         from fedvision.training.client_trainer import check_training
         from fedvision.updates import chain
 
@@ -82,6 +83,12 @@ class Experiment:
         strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
         dataset = registry.build("data", config.data) if dataset is None else dataset
         assert dataset is not None
+        task = build_task(config.task)
+        task.check(config, dataset)
+        if task.several_labels and not split_here:
+            raise ConfigError(
+                f"[task] use = {config.task.use!r} runs in simulations only; use fedvision simulate"
+            )
         classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
         if split_here:
             parts = split.make(
@@ -90,6 +97,7 @@ class Experiment:
                 num_classes=classes,
                 seed=config.seed,
                 holdout=config.evaluation.holdout,
+                strata=task.strata(dataset.train.labels),
             )
             check_strategy(strategy, len(parts.clients))
         else:

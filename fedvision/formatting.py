@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 SCORES: Mapping[str, str] = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
+    "mean_ap": "mean AP",
+    "macro_auroc": "mean AUROC",
     "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
     "head": "head classes",
     "medium": "medium classes",
     "tail": "tail classes",

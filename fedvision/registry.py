@@ -28,6 +28,11 @@ class Builtin(NamedTuple):
 
     target: str
     preset: Mapping[str, Any] = {}
+    tasks: frozenset[str] = frozenset({"classification"})
+    """Of a loss or a metric: the tasks that it is for."""
+
+
+_MULTI_LABEL = frozenset({"multi-label"})
 
 
 def _vision(dataset: str) -> Builtin:
@@ -89,6 +94,9 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "logit-adjusted": Builtin("fedvision.losses.calibrated:logit_adjusted"),
         "fedlc": Builtin("fedvision.losses.calibrated:fedlc"),
         "fedrs": Builtin("fedvision.losses.calibrated:fedrs"),
+        "binary-cross-entropy": Builtin("fedvision.losses.multilabel:binary_cross_entropy", {}, _MULTI_LABEL),
+        "class-balanced": Builtin("fedvision.losses.multilabel:class_balanced", {}, _MULTI_LABEL),
+        "asymmetric": Builtin("fedvision.losses.multilabel:asymmetric", {}, _MULTI_LABEL),
     },
     "client_algorithm": {
         "fedprox": Builtin("fedvision.algorithms.fedprox:FedProxClient"),
@@ -115,7 +123,10 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "trimmed-mean": Builtin("fedvision.algorithms.robust:TrimmedMean"),
         "krum": Builtin("fedvision.algorithms.robust:Krum"),
     },
-    "task": {"classification": Builtin("fedvision.tasks.classification:Classification")},
+    "task": {
+        "classification": Builtin("fedvision.tasks.classification:Classification"),
+        "multi-label": Builtin("fedvision.tasks.multilabel:MultiLabel"),
+    },
     "update": {
         "clip": Builtin("fedvision.updates.clip:Clip"),
         "float16": Builtin("fedvision.updates.float16:Float16"),
@@ -176,6 +187,27 @@ def resolve(kind: str, use: str) -> Factory:
     if target := known.get(use.lower() if kind == "optimizer" else use):
         return Factory(_import(kind, use, target), {}, target)
     raise PluginError(f"[{kind}] use = {use!r}: there is no such {kind}{nearest(use, known)}")
+
+
+def check_task(kind: str, use: str, task: str) -> None:
+    """Refuse a loss or metric of another task; of a plug-in without an attribute ``tasks`` any will do.
+
+    Args:
+        kind: ``"loss"`` or ``"metric"``.
+        use: Its name.
+        task: Name of the experiment's task.
+
+    Raises:
+        PluginError: It is for other tasks, or unknown.
+    """
+    builtin = BUILTINS[kind].get(use)
+    tasks = builtin.tasks if builtin else getattr(resolve(kind, use).call, "tasks", (task,))
+    if task not in tasks:
+        fitting = [name for name, other in BUILTINS[kind].items() if task in other.tasks]
+        raise PluginError(
+            f"[{kind}] use = {use!r} is for {', '.join(sorted(tasks))}, not for [task] use = {task!r}"
+            f"{nearest(use, fitting)}"
+        )
 
 
 def parameters(kind: str, use: str) -> frozenset[str]:

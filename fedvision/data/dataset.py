@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.memmap import MemmapArray, reference
+from fedvision.data.targets import Targets, check_form
 from fedvision.errors import DataError
 from fedvision.streams import escaped
 
@@ -28,8 +29,8 @@ class ImageSet:
 
     images: NDArray[np.uint8]
     """uint8 [N, H, W, channels]; may be a memory map."""
-    labels: NDArray[np.int64]
-    """int64 [N], from 0."""
+    labels: Targets
+    """int64 [N], from 0; or uint8 [N, L] of 0 and 1, where an image may have several labels."""
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Other facts by name, each [N]: a manifest's columns, a folder level."""
     names: Sequence[str] = ()
@@ -42,10 +43,7 @@ class ImageSet:
             raise DataError(
                 f"images must be uint8 [N, H, W, channels], not {self.images.dtype} {list(self.images.shape)}"
             )
-        if self.labels.dtype != np.int64 or self.labels.shape != (len(self.images),):
-            shape = list(self.labels.shape)
-            raise DataError(f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {shape}")
-
+        check_form(self.labels, len(self.images))
         if self.group and self.group not in self.columns:
             known = ", ".join(sorted(self.columns)) or "none"
             raise DataError(f"data.group = {self.group!r}: there is no such column; there are: {known}")

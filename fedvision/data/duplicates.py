@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.targets import equal
 
 _MOST = 10_000_000_000
 """Bytes of pixels that a run reads through for this: some ten seconds."""
@@ -36,7 +37,7 @@ def find_duplicates(dataset: Dataset) -> Duplicates:
     for number, digest in enumerate(_digests(dataset.train)):
         earlier = first.setdefault(digest, number)
         if earlier != number:
-            same = labels[earlier] == labels[number]
+            same = equal(labels[[earlier]], labels[[number]])[0]
             (repeated if same else contradicting).append((number, earlier))
     tested = _digests(dataset.test) if dataset.test else iter(())
     leaked = [(number, first[digest]) for number, digest in enumerate(tested) if digest in first]
@@ -51,7 +52,8 @@ def twin_notices(dataset: Dataset) -> tuple[str, ...]:
         return (f"equal images were not looked for in {size / 1e9:.0f} GB; fedvision doctor does",)
     found, train, test, said = find_duplicates(dataset), dataset.train, dataset.test, []
     if found.leaked and test:
-        other = sum(test.labels[one] != train.labels[two] for one, two in found.leaked)
+        one, two = map(list, zip(*found.leaked, strict=True))
+        other = int((~equal(test.labels[one], train.labels[two])).sum())
         labels = f", {other:,} of them under another label," if other else ""
         said.append(
             f"{len(found.leaked):,} test images{labels} are training images too, such as "

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.memmap import reference
+from fedvision.data.targets import Targets, several
 
 _CACHED = re.compile(r".*/(?P<key>[0-9a-f]{40})/images\.npy")
 """Where ``data.cache`` keeps decoded images: the folder's name is a digest of files and recipe."""
@@ -52,9 +53,15 @@ def _parts(images: ImageSet) -> dict[str, str]:
     ]
     return {
         "images": _pixels(images.images),
-        "labels": _digest([images.labels.astype("<i8").tobytes()]),
+        "labels": _digest(_labels(images.labels)),
         "columns": _digest(columns),
     }
+
+
+def _labels(labels: Targets) -> list[bytes]:
+    if several(labels):
+        return [json.dumps(list(labels.shape)).encode(), labels.tobytes()]
+    return [labels.astype("<i8").tobytes()]
 
 
 def _pixels(images: NDArray[np.uint8]) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.dataset import ImageSet
+from fedvision.data.targets import Targets, count
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -20,8 +21,8 @@ class Shard:
 
     images: NDArray[np.uint8]
     """uint8 [N, H, W, channels]: the whole base, shared; may be a memory map."""
-    labels: NDArray[np.int64]
-    """int64 [N]: labels of the whole base."""
+    labels: Targets
+    """int64 [N] or uint8 [N, L]: labels of the whole base."""
     indices: NDArray[np.int64]
     """int64 [n]: which of them are in this shard."""
 
@@ -38,17 +39,17 @@ class Shard:
         return len(self.indices)
 
     def counts(self, num_classes: int) -> NDArray[np.int64]:
-        """Return the number of images of each class, int64 [C]."""
-        return np.bincount(self.labels[self.indices], minlength=num_classes)
+        """Return the number of images of each class or label, int64 [C]."""
+        return count(self.labels[self.indices], num_classes)
 
-    def batch(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def batch(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.uint8], Targets]:
         """Copy some images out of the base.
 
         Args:
             positions: int64 [B], each from 0 to len(shard) - 1.
 
         Returns:
-            Images uint8 [B, H, W, channels] and labels int64 [B], both writable and in memory.
+            Images uint8 [B, H, W, channels] and labels [B] or [B, L], both writable and in memory.
         """
         at = self.indices[positions]
         return self.images[at], self.labels[at]

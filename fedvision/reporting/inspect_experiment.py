@@ -12,6 +12,7 @@ from fedvision.experiment import Experiment
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.models.state import get_state, shared_names, size_in_bytes
 from fedvision.reporting.skew_report import Whole, skew_report
+from fedvision.tasks.base import build_task
 from fedvision.training.client_trainer import build_loss
 
 
@@ -40,7 +41,7 @@ def _loss_by_class(experiment: Experiment) -> dict[str, list[float]]:
     that have the class, of at most 100 of them.
     """
     split, classes = experiment.split, len(experiment.dataset.classes)
-    logits, labels = torch.zeros(classes, classes), torch.arange(classes)
+    logits, labels = torch.zeros(classes, classes), build_task(experiment.config.task).only(classes)
     if experiment.config.loss.prior == "global":
         loss = build_loss(experiment.config, torch.from_numpy(split.distinct))
         return {"loss at even logits": loss(logits, labels).tolist()}

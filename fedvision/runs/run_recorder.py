@@ -17,6 +17,7 @@ from fedvision import registry
 from fedvision.algorithms.snapshot import restore, snapshot
 from fedvision.data.identity import identity
 from fedvision.data.shards import Shard
+from fedvision.data.targets import several
 from fedvision.errors import PluginError, RecordError, RunError
 from fedvision.experiment import Experiment
 from fedvision.flower.client_registry import ClientRegistry
@@ -256,7 +257,7 @@ class RunRecorder:
 
     def _write_mistakes(self, trainer: ClientTrainer) -> None:
         test = self.experiment.dataset.test
-        if test is None or self.experiment.personal:
+        if test is None or self.experiment.personal or several(test.labels):
             return
         batch_size = self.config.evaluation.batch_size
         predicted, confidence = predict(

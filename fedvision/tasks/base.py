@@ -16,16 +16,33 @@ import torch
 from numpy.typing import NDArray
 
 from fedvision import registry
+from fedvision.data import targets
+from fedvision.data.targets import Targets
+from fedvision.errors import DataError
 from fedvision.tasks.stats import MetricStats, Shape
 from fedvision.types import MetricFn, PluginSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fedvision.config import ExperimentConfig
+    from fedvision.data.dataset import Dataset
+
+
+ONE_CLASS = "one class an image"
+SEVERAL = (
+    "any number of labels an image (npz with labels [N, L], or manifest with data.labels or "
+    "data.label_separator)"
+)
+
 
 class Task(ABC):
     """One kind of learning problem."""
 
+    name: ClassVar[str]
+    """As ``[task] use`` says it; losses and metrics name the tasks that they are for."""
+    several_labels: ClassVar[bool] = False
+    """Whether targets are uint8 [N, L], of which an image may have several, or int64 [N]."""
     client_metric: ClassVar[str]
     """Key of the score by which clients are compared, as records have it."""
 
@@ -52,6 +69,31 @@ class Task(ABC):
             The sum of the images' losses in nats, whatever loss the training uses, and the cells, int64
             [T B], in which the tables of ``MetricStats`` count the images.
         """
+
+    @abstractmethod
+    def only(self, num_classes: int) -> torch.Tensor:
+        """Return the targets [C, ...] of images of which each is of one class alone."""
+
+    def strata(self, labels: Targets) -> NDArray[np.int64]:
+        """Return the number, int64 [N], by which partition, long tail and holdout spread each image."""
+        return targets.strata(labels)
+
+    def check(self, config: ExperimentConfig, dataset: Dataset) -> None:
+        """Check that the data and what the experiment names beside the task are for it.
+
+        Raises:
+            DataError: The data has targets of another form.
+            PluginError: The loss or a metric is for other tasks.
+        """
+        where = f"[task] use = {config.task.use!r}"
+        if targets.several(dataset.train.labels) != self.several_labels:
+            wanted, found = ONE_CLASS, SEVERAL
+            if self.several_labels:
+                wanted, found = found, wanted
+            raise DataError(f"{where} needs {wanted}, and [data] use = {config.data.use!r} has {found}")
+        registry.check_task("loss", config.loss.use, self.name)
+        for use in config.evaluation.metrics:
+            registry.check_task("metric", use, self.name)
 
     @abstractmethod
     def scores(

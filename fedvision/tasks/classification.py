@@ -19,6 +19,7 @@ from fedvision.types import MetricFn
 class Classification(Task):
     """One class an image: labels int64 [N]."""
 
+    name: ClassVar[str] = "classification"
     client_metric: ClassVar[str] = "accuracy"
     class_axis: ClassVar[int] = 1
 
@@ -30,6 +31,10 @@ class Classification(Task):
         """Return the summed cross-entropy, and true class x C + predicted class of each image."""
         loss = F.cross_entropy(logits, labels, reduction="sum")
         return loss, labels * logits.shape[1] + logits.argmax(1)
+
+    def only(self, num_classes: int) -> torch.Tensor:
+        """Return the classes [C]."""
+        return torch.arange(num_classes)
 
     def scores(
         self,

@@ -10,7 +10,7 @@ classes are left out of means. The figures equal scikit-learn's on the pooled pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -29,13 +29,13 @@ Confusion: TypeAlias = "ConfusionCounts | NDArray[np.int64]"
 def accuracy(confusion: Confusion) -> float:
     """Return the share of images that are predicted right; NaN without images."""
     counts = _checked(confusion)
-    return float(_ratio(counts.right_of.sum(), counts.images))
+    return float(ratio(counts.right_of.sum(), counts.images))
 
 
 def recall(confusion: Confusion) -> NDArray[np.float64]:
     """Return the share of each class's images that are predicted right [C]; NaN for a class without any."""
     counts = _checked(confusion)
-    return _ratio(counts.right_of, counts.images_of)
+    return ratio(counts.right_of, counts.images_of)
 
 
 def precision(confusion: Confusion) -> NDArray[np.float64]:
@@ -44,24 +44,24 @@ def precision(confusion: Confusion) -> NDArray[np.float64]:
     A class that has images and is never predicted has 0; one without either has NaN.
     """
     counts = _checked(confusion)
-    found = _ratio(counts.right_of, counts.predictions_of)
+    found = ratio(counts.right_of, counts.predictions_of)
     return np.where(np.isnan(found) & (counts.images_of > 0), 0.0, found)
 
 
 def f1(confusion: Confusion) -> NDArray[np.float64]:
     """Return each class's F1 [C], ``2 right / (images + predictions)``; NaN for a class without either."""
     counts = _checked(confusion)
-    return _ratio(2 * counts.right_of, counts.images_of + counts.predictions_of)
+    return ratio(2 * counts.right_of, counts.images_of + counts.predictions_of)
 
 
 def balanced_accuracy(confusion: Confusion) -> float:
     """Return the mean recall of the classes that have images."""
-    return _mean(recall(confusion))
+    return mean_of(recall(confusion))
 
 
 def macro_f1(confusion: Confusion) -> float:
     """Return the mean F1 of the classes that have images or predictions."""
-    return _mean(f1(confusion))
+    return mean_of(f1(confusion))
 
 
 def geometric_mean(confusion: Confusion) -> float:
@@ -72,7 +72,7 @@ def geometric_mean(confusion: Confusion) -> float:
     """
     recalls = recall(confusion)
     with np.errstate(divide="ignore"):
-        return float(np.exp(_mean(np.log(recalls))))
+        return float(np.exp(mean_of(np.log(recalls))))
 
 
 def kappa(confusion: Confusion) -> float:
@@ -83,8 +83,8 @@ def kappa(confusion: Confusion) -> float:
     """
     counts = _checked(confusion)
     named, total = counts.predictions_of, counts.images
-    chance = float(_ratio(named @ counts.images_of.astype(np.float64), float(total) ** 2))
-    return float(_ratio(accuracy(counts) - chance, 1 - chance))
+    chance = float(ratio(named @ counts.images_of.astype(np.float64), float(total) ** 2))
+    return float(ratio(accuracy(counts) - chance, 1 - chance))
 
 
 def tail_groups(counts: Sequence[int] | NDArray[Any]) -> dict[str, tuple[int, ...]]:
@@ -125,7 +125,7 @@ def tail_groups(counts: Sequence[int] | NDArray[Any]) -> dict[str, tuple[int, ..
 def group_recall(confusion: Confusion, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
     """Return the mean recall of each group's classes that have images; NaN for a group without any."""
     recalls = recall(confusion)
-    return {name: _mean(recalls[list(classes)]) for name, classes in groups.items()}
+    return {name: mean_of(recalls[list(classes)]) for name, classes in groups.items()}
 
 
 def scores(
@@ -162,14 +162,23 @@ def scores(
 
 
 def _own(name: str, metric: MetricFn, confusion: ConfusionCounts) -> float:
+    if metric in (geometric_mean, kappa):  # they need no matrix, which is large where classes are many
+        return own_metric(name, metric, confusion)
+    return own_metric(name, metric, confusion.matrix())
+
+
+def own_metric(name: str, metric: Callable[[Any], float], counted: Any) -> float:
+    """Return a further metric of what was counted.
+
+    Raises:
+        RunError: It failed.
+    """
     try:
-        if metric in (geometric_mean, kappa):  # they need no matrix, which is large where classes are many
-            return float(metric(confusion))
-        return float(metric(confusion.matrix()))
+        return float(metric(counted))
     except Exception as error:
         raise RunError(
             f"evaluation.metrics: {name} raised {type(error).__name__}: {error}; it must return a number for "
-            "any confusion counts, NaN where there is none"
+            "any counts, NaN where there is none"
         ) from error
 
 
@@ -179,7 +188,7 @@ def _checked(confusion: Confusion) -> ConfusionCounts:
     return ConfusionCounts.from_matrix(confusion)
 
 
-def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
+def ratio(part: Any, whole: Any) -> NDArray[np.float64]:
     """Return part / whole, NaN where the whole is 0."""
     whole = np.asarray(whole, dtype=np.float64)
     ratio: NDArray[np.float64] = np.full(whole.shape, np.nan)
@@ -187,7 +196,7 @@ def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
     return ratio
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def mean_of(values: NDArray[np.float64]) -> float:
     """Return the mean of what is not NaN, NaN where nothing is left."""
     told = values[~np.isnan(values)]
     return float(told.mean()) if told.size else float("nan")

@@ -15,7 +15,7 @@ from fedvision import registry
 from fedvision.errors import PluginError
 from fedvision.types import LossFn, PluginSpec
 
-NAMES = sorted(registry.BUILTINS["loss"])
+NAMES = sorted(name for name, loss in registry.BUILTINS["loss"].items() if "classification" in loss.tasks)
 # What makes a loss cross-entropy where counts are equal; the others are it with their defaults.
 NEUTRAL: dict[str, dict[str, Any]] = {"focal": {"gamma": 0.0}, "ldam": {"max_margin": 0.0, "scale": 1.0}}
 # Further arguments under which every property must hold too.

@@ -16,6 +16,7 @@ from fedvision.data.decoding.decode import Decoding, decode
 from fedvision.data.naming import alike_notice, class_names, composed
 from fedvision.data.partition.groups import majority, shared_groups
 from fedvision.data.partition.partitioners import values_of
+from fedvision.data.targets import Targets, strata
 from fedvision.errors import DataError, nearest
 
 PARTS = ("train", "val", "test")
@@ -33,8 +34,8 @@ class Listing:
     """The folder that the names are relative to."""
     names: Sequence[str]
     """[N] file names."""
-    labels: NDArray[np.int64]
-    """int64 [N], from 0."""
+    labels: Targets
+    """int64 [N], from 0, or uint8 [N, L]."""
     classes: tuple[str, ...]
     """Class names; label c is ``classes[c]``."""
     parts: NDArray[np.str_]
@@ -208,9 +209,11 @@ def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, in
         return np.concatenate([train, test]), len(train), notices
     names = [listing.names[i] for i in train.tolist()]
     if listing.group:
-        order, ranks = grouped_order(listing.labels[train], listing.columns[listing.group][train], names)
+        order, ranks = grouped_order(
+            strata(listing.labels[train]), listing.columns[listing.group][train], names
+        )
     else:
-        order, ranks = stratified_order(listing.labels[train], names)
+        order, ranks = stratified_order(strata(listing.labels[train]), names)
     cut = int(np.searchsorted(ranks, 1 - validation))
     if listing.group and validation and cut == len(train):
         raise ValueError(

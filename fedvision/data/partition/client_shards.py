@@ -11,6 +11,7 @@ from fedvision.data.dataset import ImageSet
 from fedvision.data.partition.holdout import held_out
 from fedvision.data.partition.split import Split
 from fedvision.data.shards import Shard
+from fedvision.data.targets import strata
 
 
 def holdout(shard: Shard, share: float, rng: np.random.Generator) -> tuple[Shard, Shard]:
@@ -27,7 +28,7 @@ def holdout(shard: Shard, share: float, rng: np.random.Generator) -> tuple[Shard
     Raises:
         DataError: ``share`` is out of range.
     """
-    held = held_out(shard.labels[shard.indices], share, rng)
+    held = held_out(strata(shard.labels[shard.indices]), share, rng)
     return shard.take(np.flatnonzero(~held)), shard.take(np.flatnonzero(held))
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedvision import seeding
+from fedvision.data import targets
 from fedvision.data.partition.holdout import Indices
 from fedvision.data.partition.partition_validation import Checked
+from fedvision.data.targets import Targets
 from fedvision.errors import DataError
 
 ESTIMATED_FROM = 1000
 """Clients from which the class counts of a lazy sequence are estimated that does not tell them."""
 
 
-def expected(clients: Checked, labels: Indices, num_classes: int, seed: int) -> tuple[Indices, Indices]:
+def expected(clients: Checked, labels: Targets, num_classes: int, seed: int) -> tuple[Indices, Indices]:
     """Return the training images of each class that are expected over all clients of a lazy sequence.
 
     A class that has images for training has one at least: it is rare, not absent. Classes with equal
@@ -25,7 +26,7 @@ def expected(clients: Checked, labels: Indices, num_classes: int, seed: int) -> 
 
     Args:
         clients: The sequence.
-        labels: int64 [N]: the images' labels.
+        labels: int64 [N] or uint8 [N, L]: the images' labels.
         num_classes: C.
         seed: The experiment's root seed; chooses the clients from which is estimated what is not told.
 
@@ -43,16 +44,18 @@ def expected(clients: Checked, labels: Indices, num_classes: int, seed: int) -> 
     elif clients.held is not None:
         share = 1 - float(clients.held.mean())
     trained = clients.kept if clients.held is None else clients.kept[~clients.held]
-    there = np.bincount(labels[trained], minlength=num_classes)
-    told = getattr(source, "expected_counts", None)
+    there = targets.count(labels[trained], num_classes)
+    # A source tells of strata, which are classes only where an image has one.
+    tells = not targets.several(labels)
+    told = getattr(source, "expected_counts", None) if tells else None
     if told is None:
         some = min(len(clients), ESTIMATED_FROM)
         asked = seeding.numpy_stream(seed, "estimate").choice(len(clients), some, replace=False)
-        counts = count([clients[int(client)] for client in asked], labels, num_classes)
+        counts = targets.count_each([clients[int(client)] for client in asked], labels, num_classes)
         total = counts.sum(axis=0) * (len(clients) / some)
     else:
         total = _usable(told, num_classes, f"{clients.where}: expected_counts") * share
-    different = getattr(source, "expected_distinct", None)
+    different = getattr(source, "expected_distinct", None) if tells else None
     if different is None:
         distinct = np.minimum(total, there)
     else:
@@ -75,10 +78,3 @@ def _usable(told: Any, num_classes: int, what: str) -> NDArray[np.float64]:
 def _whole(numbers: NDArray[np.float64], there: Indices) -> Indices:
     # Each is rounded alone: rounding their running sum would make one of two equal classes the rarer one.
     return np.maximum(np.rint(numbers).astype(np.int64), there > 0)
-
-
-def count(lists: Sequence[Indices], labels: Indices, num_classes: int) -> Indices:
-    """Count the images of each class in each list: int64 [K, C]."""
-    owner = np.repeat(np.arange(len(lists)), [len(part) for part in lists])
-    cell = owner * num_classes + labels[np.concatenate(lists)]
-    return np.bincount(cell, minlength=len(lists) * num_classes).reshape(len(lists), num_classes)

@@ -11,6 +11,7 @@ import numpy as np
 from fedvision import registry
 from fedvision.data.naming import alike_notice
 from fedvision.data.partition.partitioners import values_of
+from fedvision.data.targets import count
 from fedvision.formatting import listed, plural, whole
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def measurement_notices(
         return [_personal(config, personal)]
     if dataset.test is None:
         return [] if config.evaluation.holdout else [_unmeasured(config)]
-    tested = np.bincount(dataset.test.labels, minlength=len(dataset.classes))
+    tested = count(dataset.test.labels, len(dataset.classes))
     names = [dataset.classes[c] for c in np.flatnonzero(tested == 0).tolist()]
     if not names:
         return []

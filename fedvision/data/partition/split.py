@@ -23,13 +23,15 @@ from fedvision import registry, seeding
 from fedvision.config import PartitionConfig
 from fedvision.data.dataset import ImageSet
 from fedvision.data.partition import longtail
-from fedvision.data.partition.expectation import count, expected
+from fedvision.data.partition.expectation import expected
 from fedvision.data.partition.group_holdout import held_out_groups
 from fedvision.data.partition.groups import groups_of, partition_groups
 from fedvision.data.partition.holdout import check_share, reserve
 from fedvision.data.partition.partition_validation import FAILURES, Checked, check_list, check_number, is_lazy
 from fedvision.data.partition.partitioners import ByColumn
-from fedvision.errors import ConfigError, DataError, PluginError
+from fedvision.data.targets import Targets, check_classes, count, count_each
+from fedvision.data.targets import strata as strata_of
+from fedvision.errors import ConfigError, PluginError
 from fedvision.types import LazyClients, Partitioner
 
 Indices = NDArray[np.int64]
@@ -51,8 +53,8 @@ class Split:
     """Sorted int64 image numbers that no client has: dropped by the long tail or by a list's partition."""
     held_out: int = 0
     """How many images are kept from training to measure on."""
-    labels: Indices
-    """int64 [N]: the images' labels."""
+    labels: Targets
+    """int64 [N] or uint8 [N, L]: the images' labels."""
     totals: Indices
     """int64 [C]: training images of each class over all clients, an image counted once for each client that
     trains on it."""
@@ -97,7 +99,7 @@ class Split:
             int64 [K, C], a row for each client in the order given.
         """
         chosen = self.clients if clients is None else [self.clients[int(client)] for client in clients]
-        return count(list(chosen), self.labels, len(self.totals))
+        return count_each(list(chosen), self.labels, len(self.totals))
 
     def facts(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return what a run folder keeps of the split; its size does not grow with the number of clients.
@@ -133,7 +135,13 @@ def elsewhere(num_classes: int) -> Split:
 
 
 def make(
-    train: ImageSet, config: PartitionConfig, *, num_classes: int, seed: int, holdout: float = 0.0
+    train: ImageSet,
+    config: PartitionConfig,
+    *,
+    num_classes: int,
+    seed: int,
+    holdout: float = 0.0,
+    strata: Indices | None = None,
 ) -> Split:
     """Split training images over clients.
 
@@ -143,6 +151,7 @@ def make(
         num_classes: C.
         seed: The experiment's root seed.
         holdout: Share of each client's images that it keeps from training to measure on, >= 0 and < 1.
+        strata: int64 [N]: by what images are spread; by default ``data.targets.strata``.
 
     Raises:
         ConfigError: ``partition.clients`` is missing where nothing settles it.
@@ -151,39 +160,46 @@ def make(
             result is unusable.
     """
     check_share(holdout)
-    labels = train.labels
-    if len(labels) == 0 or labels.min() < 0 or labels.max() >= num_classes:
-        found = f"{labels.min()} to {labels.max()}" if len(labels) else "none at all"
-        raise DataError(f"training labels must be 0 to {num_classes - 1}, but there are {found}")
-    kept = longtail.subsample(labels, config.imbalance, seeding.numpy_stream(seed, "longtail"), num_classes)
+    check_classes(train.labels, num_classes)
+    strata = strata_of(train.labels) if strata is None else strata
+    kept = longtail.subsample(strata, config.imbalance, seeding.numpy_stream(seed, "longtail"), num_classes)
     columns = {name: values[kept] for name, values in train.columns.items()}
     partition = registry.build("partition", config, columns=columns)
     number, where = _clients(partition, config), f"[partition] use = {config.use!r}"
     try:
-        parts = _partitioned(partition, train, kept, number, seeding.numpy_stream(seed, "partition"), where)
+        parts = _partitioned(
+            partition, train, strata, kept, number, seeding.numpy_stream(seed, "partition"), where
+        )
     except FAILURES as error:
         raise PluginError(f"{where} failed: {error}") from error
     check_number(parts, number, where)
     if is_lazy(parts):
-        return _lazy(
-            _held_apart(parts, kept, labels, where, holdout, seed), labels, num_classes, config, seed
-        )
+        held = _held_apart(parts, kept, strata, where, holdout, seed)
+        return _lazy(held, train.labels, strata, num_classes, config, seed)
     lists = [np.sort(kept[part]) for part in check_list(parts, len(kept), where)]
-    made = _listed(lists, train, num_classes, holdout, seed)
+    made = _listed(lists, train, strata, num_classes, holdout, seed)
     return replace(made, names=partition.names) if isinstance(partition, ByColumn) else made
 
 
 def _partitioned(
-    partition: Partitioner, train: ImageSet, kept: Indices, clients: int, rng: np.random.Generator, where: str
+    partition: Partitioner,
+    train: ImageSet,
+    strata: Indices,
+    kept: Indices,
+    clients: int,
+    rng: np.random.Generator,
+    where: str,
 ) -> Any:
     """Return what the partitioner makes of the kept images; of whole groups where there are any."""
-    labels, groups = train.labels[kept], groups_of(train)
+    labels, groups = strata[kept], groups_of(train)
     if groups is None:
         return partition(labels, clients, rng)
     return partition_groups(partition, labels, groups[kept], clients, rng, column=train.group, where=where)
 
 
-def _listed(lists: Sequence[Indices], images: ImageSet, num_classes: int, holdout: float, seed: int) -> Split:
+def _listed(
+    lists: Sequence[Indices], images: ImageSet, strata: Indices, num_classes: int, holdout: float, seed: int
+) -> Split:
     """Return the split of clients that share no image; each keeps images of its own from training."""
     labels, groups = images.labels, groups_of(images)
     train, held = tuple(lists), []
@@ -191,7 +207,7 @@ def _listed(lists: Sequence[Indices], images: ImageSet, num_classes: int, holdou
         # The stream is the client's own: its halves do not depend on how many others there are.
         masks = [
             held_out_groups(
-                labels[part],
+                strata[part],
                 None if groups is None else groups[part],
                 holdout,
                 seeding.numpy_stream(seed, "holdout", client),
@@ -200,7 +216,7 @@ def _listed(lists: Sequence[Indices], images: ImageSet, num_classes: int, holdou
         ]
         train = tuple(part[~mask] for part, mask in zip(lists, masks, strict=True))
         held = [part[mask] for part, mask in zip(lists, masks, strict=True)]
-    totals = np.bincount(labels[np.concatenate(train)], minlength=num_classes)
+    totals = count(labels[np.concatenate(train)], num_classes)
     return Split(
         clients=train,
         held=tuple(held),
@@ -216,12 +232,12 @@ def _listed(lists: Sequence[Indices], images: ImageSet, num_classes: int, holdou
 
 
 def _held_apart(
-    parts: LazyClients, kept: Indices, labels: Indices, where: str, holdout: float, seed: int
+    parts: LazyClients, kept: Indices, strata: Indices, where: str, holdout: float, seed: int
 ) -> Checked:
     """Return a lazy sequence of which no client trains on what another one measures on."""
     if not holdout:
         return Checked(source=parts, kept=kept, where=where)
-    held = reserve(labels[kept], holdout, seeding.numpy_stream(seed, "holdout"))
+    held = reserve(strata[kept], holdout, seeding.numpy_stream(seed, "holdout"))
     divide = getattr(parts, "with_holdout", None)
     try:
         divided = divide(held, holdout) if callable(divide) else None
@@ -230,16 +246,18 @@ def _held_apart(
     return Checked(source=parts, kept=kept, where=where, held=held, divided=divided)
 
 
-def _lazy(clients: Checked, labels: Indices, num_classes: int, config: PartitionConfig, seed: int) -> Split:
+def _lazy(
+    clients: Checked, labels: Targets, strata: Indices, num_classes: int, config: PartitionConfig, seed: int
+) -> Split:
     shown = _shown(len(clients), SAMPLE, seed)
     table = {"use": config.use, "args": config.args, "clients": len(clients), "imbalance": config.imbalance}
     written = json.dumps({**table, "seed": seed}, sort_keys=True, default=str).encode()
     halves = [clients.halves(int(client)) for client in shown]
-    sample = _digest([labels, clients.kept, *(np.sort(np.concatenate(pair)) for pair in halves)])
+    sample = _digest([strata, clients.kept, *(np.sort(np.concatenate(pair)) for pair in halves)])
     if exact := len(halves) == len(clients):
         lists = [pair.train for pair in halves]
-        totals = count(lists, labels, num_classes).sum(axis=0)
-        distinct = np.bincount(labels[np.unique(np.concatenate(lists))], minlength=num_classes)
+        totals = count_each(lists, labels, num_classes).sum(axis=0)
+        distinct = count(labels[np.unique(np.concatenate(lists))], num_classes)
     else:
         totals, distinct = expected(clients, labels, num_classes, seed)
     return Split(

@@ -14,6 +14,7 @@ from fedvision.data.decoding.file_list import left_out, resolve_classes, resolve
 from fedvision.data.decoding.value_range import dark_images
 from fedvision.data.paths import expand
 from fedvision.data.sources.npz_archive import Archive
+from fedvision.data.targets import several
 from fedvision.errors import DataError
 
 _CHANNELS = 4
@@ -49,7 +50,8 @@ def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None, c
     """Read an .npz file in MedMNIST's layout.
 
     Arrays ``train_images`` and ``train_labels``, and likewise ``val_`` and ``test_``, which may be missing.
-    Images are uint8 [N, H, W] or [N, H, W, channels], labels whole numbers [N] or [N, 1] from 0. What was
+    Images are uint8 [N, H, W] or [N, H, W, channels], labels whole numbers [N] or [N, 1] from 0, or
+    [N, L] of 0 and 1 where an image may have several of L labels. What was
     saved uncompressed (``numpy.savez``) is memory-mapped and need not fit in memory; what was compressed is
     loaded.
     Layout: Yang et al. 2023, "MedMNIST v2", Scientific Data 10:41.
@@ -103,10 +105,11 @@ def read_part(archive: Archive, part: str, channels: int = 0) -> ImageSet:
     _check_images(images, where, channels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    many = labels.ndim == 2 and labels.shape[1] > 1
+    if (labels.ndim != 1 and not many) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"{where}_labels must be whole numbers [N] or [N, 1], one class an image, not "
-            f"{labels.dtype} {list(labels.shape)}"
+            f"{where}_labels must be whole numbers [N] or [N, 1], one class an image, or [N, L], 0 or 1 for "
+            f"each of L labels, not {labels.dtype} {list(labels.shape)}"
         )
     if len(labels) != len(images):
         raise DataError(
@@ -114,7 +117,10 @@ def read_part(archive: Archive, part: str, channels: int = 0) -> ImageSet:
         )
     if len(labels) and labels.min() < 0:
         raise DataError(f"{where}_labels holds {labels.min()}; labels count from 0")
-    return ImageSet(images=images if images.ndim == 4 else images[..., None], labels=labels.astype(np.int64))
+    if many and len(labels) and labels.max() > 1:
+        raise DataError(f"{where}_labels is {list(labels.shape)} and holds {labels.max()}, not 0 and 1 alone")
+    kind = np.uint8 if many else np.int64
+    return ImageSet(images=images if images.ndim == 4 else images[..., None], labels=labels.astype(kind))
 
 
 def _check_images(images: NDArray[Any], where: str, channels: int) -> None:
@@ -151,6 +157,15 @@ def _joined(archive: Archive, found: dict[str, ImageSet], part: str, fate: str) 
 
 
 def _class_names(path: Path, parts: Sequence[ImageSet], given: Sequence[str] | None) -> tuple[str, ...]:
+    forms = {part.labels.shape[1:] for part in parts}
+    if len(forms) > 1:
+        raise DataError(f"{path}: its parts have labels of {len(forms)} forms; store all [N], or all [N, L]")
+    if several(parts[0].labels):
+        labels = parts[0].labels.shape[1]
+        names = tuple(map(str, range(labels))) if given is None else resolve_classes(given, given, str(path))
+        if len(names) != labels:
+            raise DataError(f"{path}: there are {labels} labels; data.classes names {len(names)}")
+        return names
     present = np.unique(np.concatenate([part.labels for part in parts]))
     top = int(present[-1])
     if given is not None:

@@ -15,7 +15,9 @@ from fedvision.data.naming import composed, is_missing
 from fedvision.data.paths import expand
 from fedvision.data.sources.csv_table import Row, columns_of, one_hot, read_table
 from fedvision.data.sources.file_matching import remedy, spelled
+from fedvision.data.sources.label_columns import indicators, parted, zero_one
 from fedvision.data.sources.part_names import part_of
+from fedvision.data.targets import Targets
 from fedvision.errors import DataError
 
 
@@ -26,6 +28,8 @@ def manifest(
     root: str = "",
     file: str = "file",
     label: str | Sequence[str] = "label",
+    labels: Sequence[str] = (),
+    label_separator: str = "",
     split: str = "split",
     delimiter: str = ",",
     encoding: str = "utf-8",
@@ -50,6 +54,9 @@ def manifest(
         file: Column of the files' names.
         label: Column of the labels, or a list of one-hot columns whose names are the classes; every other
             column goes along as text.
+        labels: Columns of 0 and 1, one for each label, where an image may have several of them.
+        label_separator: What stands between the labels of an image that may have several, all in the column
+            ``label``; an empty cell is an image without any.
         split: Column that says train, val or test; all rows are for training where it is missing.
         delimiter: What stands between two cells.
         encoding: Of the file: ``"utf-8"``, ``"cp1252"`` (Excel's on Windows), ``"utf-16"``, ...
@@ -89,28 +96,47 @@ def manifest(
     if len(delimiter) != 1:
         raise ValueError(f"delimiter must be one character, not {delimiter!r}")
     table = expand(path)
-    columns = [label] if isinstance(label, str) else list(label)
+    if labels and (label != "label" or label_separator):
+        raise ValueError("labels names columns of 0 and 1; remove label and label_separator, or labels")
+    if label_separator and not isinstance(label, str):
+        raise ValueError("label_separator parts the labels in one column; let label name it")
+    columns = list(labels) or ([label] if isinstance(label, str) else list(label))
     # The column "split" may be missing; one that was named may not.
-    needed = [("file", file), *(("label", column) for column in columns)]
+    needed = [("file", file), *(("labels" if labels else "label", column) for column in columns)]
     needed += [("split", split)] if split != "split" else []
     rows = read_table(table, delimiter, encoding, needed)
     folder = expand(root) if root else table.parent
     names = _check_files(rows, table, folder, file, suffix)
-    labels = _labels(rows, table, label, classes)
-    found = sorted(set(labels)) if isinstance(label, str) else columns
-    settled = resolve_classes(classes if isinstance(label, str) else classes or columns, found, str(table))
-    number = {name: code for code, name in enumerate(settled)}
+    if labels or label_separator:
+        given, found = (
+            zero_one(rows, columns, table) if labels else parted(rows, columns[0], label_separator, table)
+        )
+        settled = resolve_classes(classes or (columns if labels else None), found, str(table))
+        targets = indicators(given, settled)
+    else:
+        targets, settled = _one_class(rows, table, label, classes)
     others = columns_of(rows, (file, split, *columns))
     listing = Listing(
         root=folder,
         names=names,
-        labels=np.array([number[name] for name in labels], np.int64),
+        labels=targets,
         classes=settled,
         parts=np.array([_part(row, table, split) for row in rows]),
         columns={name: np.array([composed(row.cells[name]) for row in rows]) for name in others},
         group=group,
     )
     return to_dataset(listing, how, val=val, validation=validation)
+
+
+def _one_class(
+    rows: Sequence[Row], table: Path, label: str | Sequence[str], classes: Sequence[str] | None
+) -> tuple[Targets, tuple[str, ...]]:
+    """Return the class of each row, int64 [N], and the names of all."""
+    labels = _labels(rows, table, label, classes)
+    found = sorted(set(labels)) if isinstance(label, str) else label
+    settled = resolve_classes(classes if isinstance(label, str) else classes or label, found, str(table))
+    number = {name: code for code, name in enumerate(settled)}
+    return np.array([number[name] for name in labels], np.int64), settled
 
 
 def _labels(

@@ -14,6 +14,7 @@ from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.partition.group_holdout import held_out_groups
 from fedvision.data.partition.groups import groups_of
 from fedvision.data.shards import Shard
+from fedvision.data.targets import strata
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.local_data import open_own, under_classes
 from fedvision.deployment.run_manifest import RunManifest
@@ -42,7 +43,7 @@ class OwnShards:
 
     def _halves(self, client: int) -> tuple[Shard, Shard]:
         rng = seeding.numpy_stream(self.seed, "holdout", client)
-        held = held_out_groups(self.images.labels, groups_of(self.images), self.share, rng)
+        held = held_out_groups(strata(self.images.labels), groups_of(self.images), self.share, rng)
         whole = Shard.whole(self.images)
         return whole.take(np.flatnonzero(~held)), whole.take(np.flatnonzero(held))
 

@@ -86,14 +86,14 @@ def gather_batch(
 
     Args:
         images: uint8 [N, H, W, channels].
-        labels: int64 [N].
+        labels: int64 [N] or uint8 [N, L].
         slots: Which of them.
         settings: Transforms of the run.
     """
     flat = slots.at.flatten()
     x = settings.transform.normalise(images[flat], channels_last=settings.training.channels_last)
     x = settings.transform.apply(x, {name: value.flatten(-2) for name, value in slots.drawn.items()})
-    return x.view(*slots.at.shape, *x.shape[1:]), labels[flat].view(slots.at.shape)
+    return x.view(*slots.at.shape, *x.shape[1:]), labels[flat].view(*slots.at.shape, *labels.shape[1:])
 
 
 def backward(

@@ -69,6 +69,7 @@ class VectorizedTrainer:
             trainer.num_classes,
             loss=partial(build_loss, trainer.config),
             settings=trainer.settings,
+            only=trainer.task.only(trainer.num_classes),
         )
 
     def train(

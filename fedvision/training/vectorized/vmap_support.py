@@ -51,6 +51,7 @@ def supports_vmap(
     *,
     loss: Callable[[torch.Tensor], LossFn],
     settings: LoopSettings,
+    only: torch.Tensor | None = None,
 ) -> str | None:
     """Return in one line why clients of an experiment cannot be trained at once; None where they can.
 
@@ -60,12 +61,13 @@ def supports_vmap(
         num_classes: C.
         loss: Class counts [C] or [K, C] -> the experiment's loss.
         settings: Optimiser, transforms, device and seed of the run.
+        only: Targets [C, ...] of images of one class each; by default the classes.
     """
     model.train()
     return (
         _settings(settings)
         or _layers(model, settings.device)
-        or _trial_of_loss(loss, num_classes)
+        or _trial_of_loss(loss, num_classes, only)
         or _trial_of_model(model, image_shape, settings)
     )
 
@@ -107,11 +109,14 @@ def _drops(module: nn.Module) -> bool:
     return float(getattr(module, "dropout", 0.0)) > 0 if isinstance(module, nn.RNNBase) else False
 
 
-def _trial_of_loss(loss: Callable[[torch.Tensor], LossFn], num_classes: int) -> str | None:
+def _trial_of_loss(
+    loss: Callable[[torch.Tensor], LossFn], num_classes: int, only: torch.Tensor | None
+) -> str | None:
     """Compare the loss of stacked counts with each client's own."""
     generator = seeding.torch_stream(0, "trial")
+    only = torch.arange(num_classes) if only is None else only
     counts = torch.randint(1, 9, (_CLIENTS, num_classes), generator=generator)
-    labels = torch.randint(num_classes, (_CLIENTS, _IMAGES), generator=generator)
+    labels = only[torch.randint(num_classes, (_CLIENTS, _IMAGES), generator=generator)]
     logits = torch.randn(_CLIENTS, _IMAGES, num_classes, generator=generator)
     try:
         together = loss(counts)(logits, labels)

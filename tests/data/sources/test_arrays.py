@@ -149,8 +149,8 @@ def test_a_class_of_the_test_set_alone_closes_the_gap(tmp_path: Path) -> None:
             r"train_labels must be whole numbers .* not float64 \[1\]",
         ),
         (
-            part("train", [0]) | {"train_labels": [[0, 1, 1]]},
-            r"train_labels must be .* one class an image, not int64 \[1, 3\]",
+            part("train", [0]) | {"train_labels": [[[0, 1, 1]]]},
+            r"train_labels must be .* one class an image, or .* not int64 \[1, 1, 3\]",
         ),
         (
             part("train", [0, 1]) | {"train_labels": [0]},

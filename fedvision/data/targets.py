@@ -1,0 +1,96 @@
+"""What is known of each image: one class, int64 [N], or for each of L labels whether it has it, uint8 [N, L].
+
+Class counts [C] are images of each class, or images that have each label: those of several labels count
+several times. A partition, the long tail and a holdout go by strata, one number an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.errors import DataError
+
+Targets: TypeAlias = "NDArray[Any]"
+"""int64 [N], from 0, or uint8 [N, L] of 0 and 1."""
+
+
+def several(targets: Targets) -> bool:
+    """Tell whether these are labels of which an image may have several."""
+    return targets.ndim == 2
+
+
+def check_form(targets: Targets, images: int) -> None:
+    """Check what can be checked without the classes.
+
+    Raises:
+        DataError: They have another type or shape, or a label is neither 0 nor 1.
+    """
+    if targets.ndim == 2 and targets.dtype == np.uint8 and len(targets) == images:
+        if targets.size and targets.max() > 1:
+            raise DataError(f"labels uint8 [N, L] must be 0 or 1, not {targets.max()}")
+        return
+    if targets.dtype != np.int64 or targets.shape != (images,):
+        shape = list(targets.shape)
+        raise DataError(
+            f"labels must be int64 [{images}] or uint8 [{images}, L], not {targets.dtype} {shape}"
+        )
+
+
+def check_classes(targets: Targets, num_classes: int) -> None:
+    """Check training targets against C classes or labels.
+
+    Raises:
+        DataError: There is no image, a class is out of range, or there are not C labels.
+    """
+    if several(targets):
+        if not len(targets) or targets.shape[1] != num_classes:
+            raise DataError(f"training labels must be [N, {num_classes}], not {list(targets.shape)}")
+    elif len(targets) == 0 or targets.min() < 0 or targets.max() >= num_classes:
+        found = f"{targets.min()} to {targets.max()}" if len(targets) else "none at all"
+        raise DataError(f"training labels must be 0 to {num_classes - 1}, but there are {found}")
+
+
+def count(targets: Targets, num_classes: int) -> NDArray[np.int64]:
+    """Return how many images each class or label has, int64 [C]."""
+    if several(targets):
+        counts: NDArray[np.int64] = targets.sum(axis=0, dtype=np.int64)
+        return counts
+    classes: NDArray[np.int64] = np.bincount(targets, minlength=num_classes)
+    return classes
+
+
+def count_each(lists: Sequence[NDArray[np.int64]], targets: Targets, num_classes: int) -> NDArray[np.int64]:
+    """Count the images of each class or label in each list of image numbers: int64 [K, C]."""
+    if several(targets):
+        rows: NDArray[np.int64] = np.stack([count(targets[part], num_classes) for part in lists])
+        return rows
+    owner = np.repeat(np.arange(len(lists)), [len(part) for part in lists])
+    cell = owner * num_classes + targets[np.concatenate(lists)]
+    counts: NDArray[np.int64] = np.bincount(cell, minlength=len(lists) * num_classes).reshape(-1, num_classes)
+    return counts
+
+
+def strata(targets: Targets) -> NDArray[np.int64]:
+    """Return the number by which each image is spread, int64 [N].
+
+    The class; of several labels the rarest one that the image has, by the images given here, the lowest of
+    equals; L where it has none. So a rare label is spread as a rare class is, whatever else its images show.
+    """
+    if not several(targets):
+        return targets
+    labels = targets.shape[1]
+    rarest_first = np.argsort(count(targets, labels), kind="stable")
+    ordered = targets[:, rarest_first]
+    first = np.where(ordered.any(axis=1), ordered.argmax(axis=1), labels)
+    found: NDArray[np.int64] = np.append(rarest_first, labels)[first].astype(np.int64)
+    return found
+
+
+def equal(one: Targets, other: Targets) -> NDArray[np.bool_]:
+    """Return which of N images have the same targets as their counterparts, bool [N]."""
+    same: NDArray[np.bool_] = np.all(np.equal(one, other).reshape(len(one), -1), axis=1)
+    return same

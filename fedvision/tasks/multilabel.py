@@ -1,0 +1,186 @@
+"""Multi-label classification: an image has any number of L labels, each with a score of its own.
+
+What is counted is, for each label, how many images with and without it got which score. Scores are the
+logits, in 1,024 bins: 1/32 wide from -16 to 16, the outer ones open. So true and false positives at
+probability 1/2, which is logit 0, are exact. Average precision and the area under the ROC curve are those of
+the binned scores, in which the images of a bin are tied; ``bounds`` says how far they are from those of the
+scores themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from fedvision.tasks.base import Task
+from fedvision.tasks.metrics import mean_of, own_metric, ratio, tail_groups
+from fedvision.tasks.stats import MetricStats, Shape
+from fedvision.types import MetricFn
+
+BINS, PER_UNIT = 1024, 32
+"""Bins of scores, and how many of them a logit of 1 has."""
+Floats = NDArray[np.float64]
+
+
+class ScoreHistograms(MetricStats):
+    """Images by label, by whether they have it (row 1), and by score: tables [L, 2, 1024]."""
+
+    @property
+    def positives(self) -> NDArray[np.int64]:
+        """Images that have each label [L]."""
+        return self.tables()[:, 1].sum(axis=1)  # type: ignore[no-any-return]
+
+    def decisions(self) -> dict[str, NDArray[np.int64]]:
+        """Return true positives, false positives and false negatives of each label [L] at probability 1/2."""
+        high = self.tables()[:, :, BINS // 2 :].sum(axis=2)
+        return {
+            "true_positives": high[:, 1],
+            "false_positives": high[:, 0],
+            "false_negatives": self.positives - high[:, 1],
+        }
+
+    def by_label(self) -> dict[str, Floats]:
+        """Return precision, recall, F1 at probability 1/2, AP and AUROC of each label [L].
+
+        NaN where nothing tells: AP, AUROC, recall and F1 of a label without images, AUROC also of one that
+        all have. Precision of a label that is never predicted is 0 where images have it, else NaN.
+        """
+        tables = self.tables()
+        found = self.decisions()
+        right, false, missed = found.values()
+        named, positives = right + false, self.positives
+        precision = np.where((named == 0) & (positives > 0), 0.0, ratio(right, named))
+        return {
+            "precision": precision,
+            "recall": ratio(right, positives),
+            "f1": np.where(positives > 0, ratio(2 * right, 2 * right + false + missed), np.nan),
+            "ap": average_precision(tables),
+            "auroc": area_under_roc(tables),
+        }
+
+
+def average_precision(tables: NDArray[np.int64]) -> Floats:
+    """Return the AP of each label [L], ``sum_b (R_b - R_(b-1)) P_b`` by falling score; NaN without images.
+
+    Args:
+        tables: int64 [L, 2, bins].
+    """
+    without, having = np.flip(tables, 2).cumsum(2).swapaxes(0, 1)
+    steps = np.flip(tables[:, 1], 1)
+    precision = np.nan_to_num(ratio(having, having + without))
+    return ratio((steps * precision).sum(axis=1), having[:, -1])
+
+
+def area_under_roc(tables: NDArray[np.int64]) -> Floats:
+    """Return the share of pairs of images with and without a label that are in order, ties counting half.
+
+    Args:
+        tables: int64 [L, 2, bins].
+
+    Returns:
+        [L]; NaN where no image has the label, or all have it.
+    """
+    without, having = tables[:, 0].astype(np.float64), tables[:, 1].astype(np.float64)
+    below = without.cumsum(1) - without
+    return ratio((having * (below + without / 2)).sum(1), having.sum(1) * without.sum(1))
+
+
+def bounds(tables: NDArray[np.int64]) -> dict[str, tuple[Floats, Floats]]:
+    """Return the lowest and highest AP and AUROC [L] that scores of these bins can have.
+
+    In every order of the images of a bin AP lies between that of those with the label last and first, and
+    AUROC within half of the tied pairs.
+
+    Args:
+        tables: int64 [L, 2, bins].
+    """
+    ends = [[_ordered(rows, first) for rows in tables] for first in (False, True)]
+    tied = (tables[:, 0].astype(np.float64) * tables[:, 1]).sum(1) / 2
+    half = ratio(tied, tables[:, 0].sum(1).astype(np.float64) * tables[:, 1].sum(1))
+    area = area_under_roc(tables)
+    return {"ap": (np.array(ends[0]), np.array(ends[1])), "auroc": (area - half, area + half)}
+
+
+def _ordered(rows: NDArray[np.int64], first: bool) -> float:
+    """Return the AP of one label [2, bins] where, in each bin, those that have it come first or last."""
+    without, having = np.flip(rows, 1)
+    before = having.cumsum() - having
+    false = without.cumsum() - (without if first else 0)
+    places = np.repeat(np.arange(len(having)), having)
+    if not len(places):
+        return float("nan")
+    right = np.arange(1, len(places) + 1)
+    assert (before[places] < right).all()
+    return float((right / (right + false[places])).mean())
+
+
+class MultiLabel(Task):
+    """Several labels an image: targets uint8 [N, L]."""
+
+    name: ClassVar[str] = "multi-label"
+    client_metric: ClassVar[str] = "mean_ap"
+    class_axis: ClassVar[int] = 0
+    several_labels: ClassVar[bool] = True
+
+    def stats_shape(self, num_classes: int) -> Shape:
+        """Return the shape of score histograms, [L, 2, 1024]."""
+        return num_classes, 2, BINS
+
+    def observe(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed binary cross-entropy, a mean over labels, and each label's cell of each image."""
+        targets = labels.to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).sum()
+        half = BINS // 2
+        scores = logits.nan_to_num(nan=-float(half), posinf=float(half), neginf=-float(half))
+        bins = (scores * PER_UNIT).floor().clamp(-half, half - 1).long() + half
+        label = torch.arange(logits.shape[1], device=logits.device)
+        return loss, ((2 * label + labels.long()) * BINS + bins).flatten()
+
+    def only(self, num_classes: int) -> torch.Tensor:
+        """Return the targets [L, L] of images of which each has one label alone."""
+        return torch.eye(num_classes, dtype=torch.uint8)
+
+    def scores(
+        self,
+        stats: MetricStats,
+        counts: Sequence[int] | NDArray[Any] | None = None,
+        extra: Mapping[str, MetricFn] | None = None,
+    ) -> dict[str, float]:
+        """Return mean AP, mean AUROC, macro and micro F1, then the mean AP of rare labels, then further ones.
+
+        Means are over labels of which something tells; micro F1 is of all decisions together. A further
+        metric gets the tables [L, 2, 1024].
+        """
+        histograms = ScoreHistograms.of(stats)
+        found, decided = histograms.by_label(), histograms.decisions()
+        right, false, missed = (int(values.sum()) for values in decided.values())
+        told = {
+            "mean_ap": mean_of(found["ap"]),
+            "macro_auroc": mean_of(found["auroc"]),
+            "macro_f1": mean_of(found["f1"]),
+            "micro_f1": float(ratio(2 * right, 2 * right + false + missed)),
+        }
+        if counts is not None:
+            for group, labels in tail_groups(counts).items():
+                told[group] = mean_of(found["ap"][list(labels)])
+        return told | {
+            name: own_metric(name, metric, stats.tables()) for name, metric in (extra or {}).items()
+        }
+
+    def client_score(self, stats: MetricStats) -> float:
+        """Return the mean AP."""
+        return mean_of(average_precision(stats.tables()))
+
+    def to_record(self, stats: MetricStats) -> dict[str, Any]:
+        """Return a table by label: images that have it, decisions, and what is made of the scores."""
+        histograms = ScoreHistograms.of(stats)
+        columns = {"positives": histograms.positives, **histograms.decisions(), **histograms.by_label()}
+        return {
+            "images": stats.images,
+            "labels": {name: values.tolist() for name, values in columns.items()},
+        }
