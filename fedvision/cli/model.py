@@ -29,6 +29,9 @@ def add(verbs: Verbs) -> None:
     predict.add_argument(
         "--csv", type=Path, metavar="FILE", help="also write the probabilities of all classes"
     )
+    predict.add_argument(
+        "--workers", type=int, default=0, help="processes that decode files (default: one a core)"
+    )
     predict.set_defaults(call=_predict)
 
     evaluate = verbs.add_parser("evaluate", description="measure a run's model on labelled images")
@@ -69,7 +72,9 @@ def _load(options: argparse.Namespace) -> TrainedModel:
 
 def _predict(options: argparse.Namespace) -> None:
     _check_writable(options.csv, "--csv")
-    found = _load(options).predict(options.images)
+    if options.workers < 0:
+        raise ConfigError(f"--workers must be >= 0, not {options.workers}")
+    found = _load(options).predict(options.images, workers=options.workers)
     for notice in found.notices:
         complain(f"note: {notice}")
     if options.csv:

@@ -123,6 +123,7 @@ def test_a_folder_of_classes_is_measured_with_the_names_of_its_folders(
         (["predict", "RUN", "x.png"], "none of 1 images can be read: x.png (No such file or directory)"),
         (["predict", "RUN", "x.png", "--csv", "none/a.csv"], "--csv none/a.csv: there is no folder none"),
         (["predict", "RUN", "x.png", "--threads", "0"], "--threads must be >= 1, not 0"),
+        (["predict", "RUN", "x.png", "--workers", "-1"], "--workers must be >= 0, not -1"),
         (["predict", "RUN", "x.png", "--device", "warp"], "is not available on this machine"),
         (["evaluate", "RUN", "--data", "digit"], "did you mean 'digits'"),
         (["evaluate", "RUN", "--data", "a.npz"], "--data a.npz: there is no such file or folder"),
