@@ -37,7 +37,8 @@ from fedvision.engines.serial import SerialEngine
 from fedvision.experiment import Experiment, prepare_process
 from fedvision.flower import codec
 from fedvision.flower.strategy import FlowerStrategy
-from fedvision.models.state import get_state, shared_names
+from fedvision.models.parameter_groups import ParameterGroups
+from fedvision.models.state import get_state
 from fedvision.runs.environment import environment
 from fedvision.server.phase_result import PhaseResult
 from fedvision.server.update_validator import UpdateValidator
@@ -122,7 +123,8 @@ def experiment() -> ExperimentConfig:
 def measure(host_factory: SimulatedClientHosts, idle: ClientHostFactory) -> Costs:
     """Measure the constants of this machine."""
     torch.set_num_threads(1)
-    state = get_state(host_factory.model, shared_names(host_factory.model, host_factory.config.model.shared))
+    groups = ParameterGroups.of(host_factory.model, host_factory.config.model)
+    state = get_state(host_factory.model, groups.shared)
     with SerialEngine().open(host_factory) as grid:
         one_process = rounds(grid, host_factory, COHORT, repeat=ROUNDS, state=state)
     images = statistics.mean(host_factory.cost(client) for client in range(host_factory.clients))
@@ -191,7 +193,8 @@ def two_nodes(host_factory: SimulatedClientHosts) -> float:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    state = get_state(host_factory.model, shared_names(host_factory.model, host_factory.config.model.shared))
+    groups = ParameterGroups.of(host_factory.model, host_factory.config.model)
+    state = get_state(host_factory.model, groups.shared)
     try:
         with RayEngine(workers=2, address=cluster.address).open(host_factory) as grid:
             return rounds(grid, host_factory, COHORT, repeat=ROUNDS, state=state)

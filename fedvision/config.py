@@ -47,6 +47,10 @@ class ModelConfig(PluginSpec):
     start: str = ""
     """Begin with the tensors of this safetensors file, or of this run folder's final model, as seen from
     where the run is started; empty begins with random ones. Across machines the server alone needs it."""
+    personal: tuple[str, ...] = ()
+    """Patterns of tensors that each client trains and keeps for itself, such as ``["head.*"]``."""
+    frozen: tuple[str, ...] = ()
+    """Patterns of tensors that nobody trains and nobody sends, such as ``["backbone.*"]``."""
 
 
 @dataclass(frozen=True, kw_only=True)

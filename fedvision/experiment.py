@@ -73,7 +73,8 @@ class Experiment:
         from fedvision.data.transforms import check_size
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.build import build_model
-        from fedvision.models.tensor_checks import personal, trains_alone
+        from fedvision.models.parameter_groups import ParameterGroups
+        from fedvision.models.tensor_checks import trained_names, trains_alone
         from fedvision.server.checks import check_strategy
         from fedvision.tasks.base import build_task
         from fedvision.training.client_trainer import check_training
@@ -81,6 +82,7 @@ class Experiment:
 
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
         strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
+        _check_personal(config, strategy)
         dataset = registry.build("data", config.data) if dataset is None else dataset
         assert dataset is not None
         task = build_task(config.task)
@@ -115,7 +117,7 @@ class Experiment:
         images = torch.randn(2, channels, height, width, generator=seeding.torch_stream(config.seed, "trial"))
         with seeding.torch_global(config.seed, "trial"):
             _check_batches(config, parts, alone=trains_alone(model, images[:1]))
-            stay = personal(model, config.model.shared, images)
+            stay = trained_names(model, ParameterGroups.of(model, config.model).personal, images)
         return cls(
             config=config,
             dataset=dataset,
@@ -237,16 +239,18 @@ def _start(
         ConfigError: The file does not fit, or has tensors that clients need and would not get.
     """
     from fedvision.formatting import listed
+    from fedvision.models.parameter_groups import ParameterGroups
     from fedvision.models.start import load_start
-    from fedvision.models.state import personal_names, shared_names
 
     if not config.model.start:
         return None
-    shared = config.model.shared
-    if travels and (stay := personal_names(model, shared_names(model, shared))):
+    groups, asked = ParameterGroups.of(model, config.model), config.model
+    if travels and (stay := groups.personal + groups.frozen):
+        keys = {"shared": asked.shared, "personal": list(asked.personal), "frozen": list(asked.frozen)}
+        set_ones = [f"model.{key} = {value!r}" for key, value in keys.items() if value not in ("all", [])]
         raise ConfigError(
-            f"model.start: with model.shared = {shared!r} the clients' machines would begin without the "
-            f'file\'s {listed(stay)}; set model.shared = "all"'
+            f"model.start: with {' and '.join(set_ones)} the clients' machines would begin without the "
+            f"file's {listed(stay)}; leave {'these keys' if len(set_ones) > 1 else 'this key'} out"
         )
     return load_start(model, config.model.start, classes)
 
@@ -272,6 +276,21 @@ def _check_batches(config: ExperimentConfig, parts: Split, *, alone: bool) -> No
             f"{why}, and {listed(single)} has no more to train on; set partition.min_per_client or "
             "partition.min_images where the partition has it, use fewer clients, or take a network that can, "
             "as those with group norm do"
+        )
+
+
+def _check_personal(config: ExperimentConfig, strategy: Strategy) -> None:
+    """Refuse a method of personal tensors where none are named.
+
+    Raises:
+        ConfigError: ``model.personal`` is empty and the strategy needs it.
+    """
+    from fedvision.flower.strategy import FlowerStrategy
+
+    if isinstance(strategy, FlowerStrategy) and strategy.inner.needs_personal and not config.model.personal:
+        raise ConfigError(
+            f"[strategy] use = {config.strategy.use!r} has each client keep a part of the model, and "
+            'model.personal names none; set model.personal = ["head.*"]'
         )
 
 

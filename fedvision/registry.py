@@ -113,6 +113,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
     "strategy": {
         "fedavg": Builtin("fedvision.algorithms.fedavg:FedAvg"),
         "fedprox": Builtin("fedvision.algorithms.fedprox:FedProx"),
+        "fedper": Builtin("fedvision.algorithms.fedper:FedPer"),
         "scaffold": Builtin("fedvision.algorithms.scaffold:Scaffold"),
         "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTD"),
         "fedavgm": Builtin("fedvision.algorithms.server_optimizers:FedAvgM"),

@@ -36,6 +36,8 @@ class RoundStrategy(ABC):
         ValueError: An argument is out of range.
     """
 
+    needs_personal: bool = False
+    """Whether the method is about tensors that clients keep, which ``model.personal`` must then name."""
     client: type[ClientAlgorithm] = ClientAlgorithm
     """The client half: a class at the top level of its module, which clients find by its name."""
 

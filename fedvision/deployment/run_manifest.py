@@ -20,9 +20,9 @@ from fedvision import __version__
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Raised whenever an older client or server could misunderstand the other."""
-_KEYS = ("protocol", "version", "run", "experiment", "digest", "classes", "image")
+_KEYS = ("protocol", "version", "run", "experiment", "digest", "classes", "image", "frozen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class RunManifest:
     """Class names [C] in the order of their labels."""
     image: tuple[int, int, int]
     """Height, width and channels of every image."""
+    frozen: str = ""
+    """Digest of the tensors that ``model.frozen`` keeps as they began; empty where there are none."""
 
     @property
     def config(self) -> ExperimentConfig:
@@ -57,6 +59,7 @@ class RunManifest:
             "digest": digest(self.experiment),
             "classes": json.dumps(self.classes),
             "image": json.dumps(self.image),
+            "frozen": self.frozen,
         }
 
     @classmethod
@@ -79,6 +82,7 @@ class RunManifest:
                 experiment=str(table["experiment"]),
                 classes=tuple(str(name) for name in json.loads(table["classes"])),
                 image=tuple(int(size) for size in json.loads(table["image"])),  # type: ignore[arg-type]
+                frozen=str(table["frozen"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError("the server's description of the run is incomplete") from error

@@ -31,8 +31,9 @@ from fedvision.flower import client_app
 from fedvision.flower.client_registry import SimulatedClientRegistry
 from fedvision.flower.strategy import FlowerStrategy, build_strategy
 from fedvision.models.build import build_model
+from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.start import load_start
-from fedvision.models.state import get_state, shared_names
+from fedvision.models.state import get_state
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 from fedvision.types import TrainRequest
@@ -149,7 +150,7 @@ class SimulatedClientHosts:
         """Train the client with most images of the first thousand once and keep nothing."""
         with tempfile.TemporaryDirectory() as folder:
             trainer = self._aside(folder).trainer()
-            state = get_state(trainer.model, shared_names(trainer.model, self.config.model.shared))
+            state = get_state(trainer.model, ParameterGroups.of(trainer.model, self.config.model).shared)
             client = max(self._sample(), key=self.split.size)
             trainer.train(TrainRequest(round=1, client=client, state=state))
 

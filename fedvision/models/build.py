@@ -14,8 +14,10 @@ from fedvision import registry, seeding
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, PluginError
 from fedvision.models.base import ImageModel
+from fedvision.models.freezing import freeze, training_mode
 from fedvision.models.mkldnn_layout import avoid_narrow_strides
-from fedvision.models.tensor_checks import check_hidden, check_tensors, put_back
+from fedvision.models.parameter_groups import ParameterGroups
+from fedvision.models.tensor_checks import changed, check_hidden, check_tensors, put_back
 from fedvision.types import PluginSpec
 
 
@@ -48,10 +50,17 @@ def build_model(
         avoid_narrow_strides(model)
         if in_channels == 1 and _wants_colour(model, images):
             model = _shown_gray(model)
+        frozen = ParameterGroups.of(model, config).frozen
+        freeze(model, frozen)
         for training in (False, True):
             _check_logits(_try(model, images, training, where), num_classes, where)
         check_tensors(model, where)
         check_hidden(model, images, where)
+        if moved := changed(model, images).intersection(frozen):
+            raise ConfigError(
+                f"model.frozen matches {min(moved)!r}, which its layer changes in training; let the pattern "
+                "match all tensors of that layer, so that it stays in evaluation"
+            )
     return model
 
 
@@ -118,7 +127,7 @@ def _try(model: nn.Module, images: torch.Tensor, training: bool, where: str) -> 
 @torch.no_grad()
 def _forward(model: nn.Module, images: torch.Tensor, training: bool) -> Any:
     """Return the output; batch norm's statistics are put back, as it counts what it sees in training."""
-    model.train(training)
+    training_mode(model, training)
     with put_back(model):
         return model(images)
 

@@ -36,8 +36,6 @@ from fedvision.models.rnn import RecurrentFeatures
 from fedvision.models.tokens import Features, as_tokens, patch_grid, patches
 from fedvision.models.transformer import Transformer
 
-_FROZEN = ("", "extractor", "transformer")
-
 
 def fusion(
     *,
@@ -51,7 +49,6 @@ def fusion(
     depth: int = 2,
     heads: int = 4,
     join: str = "concat",
-    freeze: str = "",
     dropout: float = 0.0,
 ) -> nn.Module:
     """Build the network, images [B, in_channels, H, W] -> logits [B, C].
@@ -67,7 +64,6 @@ def fusion(
         depth: Encoder blocks.
         heads: Attention heads.
         join: ``"concat"``, ``"gated"`` or ``"cross-attention"``.
-        freeze: ``"extractor"`` or ``"transformer"`` is not trained; ``""`` trains both.
         dropout: Share of features that training drops in the Transformer.
 
     Raises:
@@ -75,14 +71,13 @@ def fusion(
     """
     one_of("extractor", extractor, _EXTRACTORS)
     one_of("join", join, JOINS)
-    one_of("freeze", freeze, _FROZEN)
     default, build = _EXTRACTORS[extractor]
     features = build(in_channels, image_size, default if width is None else width)
     grid = patch_grid(image_size, patch) if patch else features.grid
     seen = in_channels * patch**2 if patch else features.channels
     transformer = Transformer(seen, grid, dim=dim, depth=depth, heads=heads, dropout=dropout)
     joined = JOINS[join](features.channels, dim, heads)
-    return with_linear_head(FusionBackbone(features, transformer, joined, patch, freeze), num_classes)
+    return with_linear_head(FusionBackbone(features, transformer, joined, patch), num_classes)
 
 
 class _Extractor(NamedTuple):
@@ -101,16 +96,13 @@ class FusionBackbone(Backbone):
         transformer: Transformer,
         join: Join,
         patch: int,
-        freeze: str,
     ) -> None:
         super().__init__()
-        self.patch, self.freeze = patch, freeze
+        self.patch = patch
         self.extractor = extractor
         self.transformer = transformer
         self.join = join
         self.out_features = join.out
-        if freeze:
-            self.get_submodule(freeze).requires_grad_(False).eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return [B, join.out]."""
@@ -118,13 +110,6 @@ class FusionBackbone(Backbone):
         seen = patches(images, (self.patch, self.patch)) if self.patch else tokens
         x: torch.Tensor = self.join(tokens, self.transformer(seen))
         return x
-
-    def train(self, mode: bool = True) -> FusionBackbone:
-        """Switch to training or evaluation; a frozen part stays in evaluation, without dropout."""
-        super().train(mode)
-        if self.freeze:
-            self.get_submodule(self.freeze).eval()
-        return self
 
 
 _EXTRACTORS: Mapping[str, _Extractor] = {

@@ -7,6 +7,7 @@ A tensor that the model has under two names travels once, under the first.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Literal
 
@@ -15,21 +16,23 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedvision.errors import ConfigError, nearest
+from fedvision.models.freezing import frozen_names
 from fedvision.types import State
 
 Travel = Literal["all", "no-batch-norm-statistics", "trainable"]
 
 
 def shared_names(model: nn.Module, shared: Travel) -> tuple[str, ...]:
-    """Return the names of the tensors that travel, in the order of the model's ``state_dict``.
+    """Return the names of the tensors that travel where none is personal, in the order of ``state_dict``.
 
     Args:
         model: The network.
         shared: ``"all"``; ``"no-batch-norm-statistics"``, which keeps running means and variances on the
             client (SiloBN; Andreux et al. 2020, arXiv 2008.07424); or ``"trainable"``, only parameters that
-            are trained.
+            are trained. Frozen tensors never do.
     """
-    tensors = floating(model)
+    frozen = frozenset(frozen_names(model))
+    tensors = {name: tensor for name, tensor in floating(model).items() if name not in frozen}
     if shared == "trainable":
         return tuple(name for name, tensor in tensors.items() if tensor.requires_grad)
     local = _batch_norm_statistics(model) if shared == "no-batch-norm-statistics" else frozenset()
@@ -37,9 +40,9 @@ def shared_names(model: nn.Module, shared: Travel) -> tuple[str, ...]:
 
 
 def personal_names(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the floating-point tensors that are not among the travelling ``names``."""
-    shared = frozenset(names)
-    return tuple(name for name in floating(model) if name not in shared)
+    """Return the names of the floating-point tensors that neither travel, as ``names`` do, nor are frozen."""
+    others = frozenset(names).union(frozen_names(model))
+    return tuple(name for name in floating(model) if name not in others)
 
 
 def counters(model: nn.Module) -> tuple[str, ...]:
@@ -90,6 +93,16 @@ def check_state(model: nn.Module, state: State) -> State:
                 "they come from different [model] tables"
             )
     return tensors
+
+
+def digest(state: State) -> str:
+    """Return the SHA-256 of names, shapes, types and numbers, hexadecimal; "" of an empty state."""
+    found = hashlib.sha256()
+    for name, tensor in state.items():
+        value = _copy(tensor)
+        found.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
+        found.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest() if state else ""
 
 
 def size_in_bytes(state: State) -> int:

@@ -7,14 +7,14 @@ would differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from fedvision.errors import ConfigError
-from fedvision.models.state import Travel, personal_names, shared_names
+from fedvision.models.freezing import training_mode
 
 AVERAGED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types of numbers that a strategy can average and a message can carry."""
@@ -122,31 +122,31 @@ def check_hidden(model: nn.Module, images: torch.Tensor, where: str) -> None:
 @torch.no_grad()
 def changed(model: nn.Module, images: torch.Tensor) -> set[str]:
     """Return the names of the buffers that a forward pass in training changes; they are put back."""
-    model.train()
+    training_mode(model)
     with put_back(model) as before:
         model(images)
         return {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
 
 
-def personal(model: nn.Module, shared: Travel, images: torch.Tensor) -> tuple[str, ...]:
-    """Return the tensors that training changes and that stay on the clients, so that the server has none.
+def trained_names(model: nn.Module, names: Iterable[str], images: torch.Tensor) -> tuple[str, ...]:
+    """Return those of the named tensors that training changes.
 
     Args:
         model: The network.
-        shared: As ``shared_names`` takes it.
+        names: Of tensors in its state.
         images: A batch [B, channels, H, W] to find out with.
     """
-    stay = personal_names(model, shared_names(model, shared))
-    if not stay:
+    names = tuple(names)
+    if not names:
         return ()
-    moved = changed(model, images)
-    return tuple(name for name in stay if name in moved)
+    tensors, moved = model.state_dict(keep_vars=True), changed(model, images)
+    return tuple(name for name in names if tensors[name].requires_grad or name in moved)
 
 
 @torch.no_grad()
 def trains_alone(model: nn.Module, image: torch.Tensor) -> bool:
     """Return whether a network takes a batch of a single image [1, channels, H, W] in training."""
-    model.train()
+    training_mode(model)
     try:
         with put_back(model):
             model(image)

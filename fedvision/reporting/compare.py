@@ -46,6 +46,11 @@ class Group:
     runs: Sequence[RunData]
     """The runs, in the order in which they were given."""
 
+    @property
+    def personal(self) -> bool:
+        """Whether its scores are of models that clients have of their own."""
+        return any(run.best_view is not None and run.best_view.personal for run in self.runs)
+
     def values(self, score: str) -> list[float]:
         """Return one score of every run that has it."""
         found = [run_scores(run).get(score) for run in self.runs]

@@ -10,7 +10,8 @@ import torch
 from fedvision import seeding
 from fedvision.experiment import Experiment
 from fedvision.flower.strategy import FlowerStrategy
-from fedvision.models.state import get_state, shared_names, size_in_bytes
+from fedvision.models.parameter_groups import ParameterGroups
+from fedvision.models.state import get_state, size_in_bytes
 from fedvision.reporting.skew_report import Whole, skew_report
 from fedvision.tasks.base import build_task
 from fedvision.training.client_trainer import build_loss
@@ -25,7 +26,7 @@ def inspect_experiment(experiment: Experiment) -> str:
         whole=Whole(len(split.clients), split.totals, split.exact, split.shown, split.distinct, split.names),
         weights=_loss_by_class(experiment),
         state_bytes=size_in_bytes(
-            get_state(experiment.model, shared_names(experiment.model, experiment.config.model.shared))
+            get_state(experiment.model, ParameterGroups.of(experiment.model, experiment.config.model).shared)
         ),
         cohort=_cohort(experiment),
         left_out=len(split.left_out),

@@ -17,11 +17,11 @@ from fedvision.reporting.text_table import TextTable, plain_text
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks.class_predictions import ClassScores
 
+PERSONAL = "personal models, on clients' own held-out images"
 RAREST = 3
 """Number of classes whose recall stands under a run's scores."""
 PER_CLASS = 30
 """Up to so many classes, the scores of a model have a row for each."""
-_WHERE = {"server": "on the server", "local": "on clients", "here": "here"}
 
 
 def run_table(folder: RunFolder) -> str:
@@ -81,6 +81,7 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
         parts += ["", rarest]
     if any(len(group.runs) > 1 for group in groups):
         parts.append("mean ± sample standard deviation over n runs that differ in their seed alone")
+    parts += [f"{group.label}: {PERSONAL}" for group in groups if group.personal]
     return plain_text(*parts)
 
 
@@ -103,13 +104,19 @@ def _heading(facts: RunData) -> str:
 
 
 def _scores(measured: Sequence[Measurement]) -> TextTable:
-    table = TextTable("measured", *(_WHERE[view.view] for view in measured))
+    table = TextTable("measured", *map(_where, measured))
     for key in in_order({key for view in measured for key in view.scores}):
         table.add(score_name(key), *(percent(view.scores.get(key)) for view in measured))
     table.add("loss", *(number(view.loss) for view in measured))
     if any(view.worst or view.withheld for view in measured):
         table.add("worst client", *map(_worst, measured))
     return table
+
+
+def _where(measured: Measurement) -> str:
+    if measured.personal:
+        return PERSONAL
+    return {"server": "on the server", "local": "on clients", "here": "here"}[measured.view]
 
 
 def _worst(measured: Measurement) -> str:
@@ -130,7 +137,7 @@ def _unmeasured(facts: RunData, measured: Sequence[Measurement]) -> list[str]:
         missing = [c.name for c in facts.class_facts(view) if not c.test] if view.confusion.images else []
         if missing and view.scores.get("balanced_accuracy") is not None:
             name = score_name("balanced_accuracy")
-            told.append(f"{name} {_WHERE[view.view]} is without {listed(missing)}: no images to measure")
+            told.append(f"{name} {_where(view)} is without {listed(missing)}: no images to measure")
     return told
 
 

@@ -69,6 +69,8 @@ class Measurement:
     """The client with the lowest accuracy."""
     withheld: int = 0
     """Clients of whom only sums with others are known, or nothing."""
+    personal: bool = False
+    """Whether each client measured a model of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,7 @@ class RunData:
                     loss=facts.get("loss"),
                     worst=self._worst(facts),
                     withheld=len(facts.get("withheld") or ()),
+                    personal=bool(self.config.model.personal),
                 )
         return None
 

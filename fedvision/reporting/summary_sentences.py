@@ -64,6 +64,8 @@ def idle(facts: RunData) -> list[str]:
 
 def measured_on(measured: Measurement) -> str:
     """Return which images a view measures."""
+    if measured.personal:
+        return "images that clients keep for measuring, each with its personal model,"
     return "test images" if measured.view == "server" else "images that clients keep for measuring"
 
 
@@ -106,13 +108,16 @@ def _result(facts: RunData) -> str:
             return "Nothing was measured: there were no images for it."
         return "Nothing has been measured yet."
     right = f"{100 * (measured.scores['accuracy'] or 0.0):.0f} of 100 {measured_on(measured)}"
-    told = f"After round {measured.round} the model names {right} rightly"
+    subject, they = (
+        ("personal models name", "they know") if measured.personal else ("the model names", "it knows")
+    )
+    told = f"After round {measured.round} {subject} {right} rightly"
     known = [c for c in facts.class_facts(measured) if c.recall is not None]
     if len(known) < 2:
         return told + "."
     best, worst = max(known, key=_recall), min(known, key=_recall)
     return (
-        f"{told}; it knows {best.name} best ({percent(best.recall)}) and {worst.name} least "
+        f"{told}; {they} {best.name} best ({percent(best.recall)}) and {worst.name} least "
         f"({percent(worst.recall)})."
     )
 

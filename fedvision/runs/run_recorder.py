@@ -26,7 +26,8 @@ from fedvision.flower.internals import SERVER_NODE
 from fedvision.flower.strategy import layers
 from fedvision.interruption import Interruption
 from fedvision.models.meta import to_meta
-from fedvision.models.state import get_state, load_state, shared_names
+from fedvision.models.parameter_groups import ParameterGroups
+from fedvision.models.state import get_state, load_state
 from fedvision.runs.events import BEGAN, Event, round_events, shown
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import choose
@@ -74,7 +75,7 @@ class RunRecorder:
         if experiment.start is not None:
             data["tensors of model.start"] = experiment.start.sha256
         self._changed_code = folder.settle(data, registry.sources(self.config.to_dict()))
-        names = shared_names(experiment.model, self.config.model.shared)
+        names = ParameterGroups.of(experiment.model, self.config.model).shared
         self.state = get_state(experiment.model, names)
         others = {name: t for name, t in experiment.model.state_dict().items() if name not in self.state}
         self._initial = {name: tensor.detach().cpu().clone() for name, tensor in others.items()}

@@ -20,7 +20,8 @@ from fedvision.data.transforms import prepare
 from fedvision.errors import ConfigError, PluginError
 from fedvision.losses.logits import sharpness
 from fedvision.models.meta import filled
-from fedvision.models.state import counters, get_state, load_state, personal_names, shared_names
+from fedvision.models.parameter_groups import ParameterGroups
+from fedvision.models.state import counters, get_state, load_state
 from fedvision.models.tensor_checks import trains_alone
 from fedvision.tasks.base import Task, build_task
 from fedvision.training import device
@@ -95,7 +96,7 @@ class ClientTrainer:
         model = settings.forward.place(filled(model))
         if trains:
             settings = replace(settings, single=_trains_single(model, shards.train(0), settings))
-        initial = get_state(model, personal_names(model, shared_names(model, config.model.shared)))
+        initial = get_state(model, ParameterGroups.of(model, config.model).personal)
         return cls(
             config=config,
             settings=settings,
@@ -171,7 +172,7 @@ class ClientTrainer:
             batches: How many are timed, after one that warms up.
         """
         shard, size = self.shards.train(client), self.settings.training.batch_size
-        names = shared_names(self.model, self.config.model.shared)
+        names = ParameterGroups.of(self.model, self.config.model).shared
         request = TrainRequest(round=1, client=client, state=get_state(self.model, names))
         settings = replace(self.settings, training=replace(self.settings.training, epochs=1, steps=0))
         seconds = float("inf")

@@ -22,6 +22,7 @@ from fedvision.config import TrainingConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform
 from fedvision.errors import ClientError, DataError, PluginError
+from fedvision.models.freezing import training_mode
 from fedvision.models.state import get_state, load_state, personal_names
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.forward import ForwardSettings
@@ -125,7 +126,7 @@ def fit(
         The trained travelling state on the CPU with its facts.
     """
     load_state(model, request.state)
-    model.train()
+    training_mode(model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     lr = float(settings.training.lr * settings.schedule(request.round, settings.rounds)) * rate(request)
     optimizer = settings.make_optimizer(list(parameters.values()), lr)

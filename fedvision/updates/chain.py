@@ -19,7 +19,8 @@ from torch import nn
 
 from fedvision import registry
 from fedvision.errors import PluginError
-from fedvision.models.state import floating, shared_names
+from fedvision.models.parameter_groups import ParameterGroups
+from fedvision.models.state import floating
 from fedvision.types import State
 from fedvision.updates.base import UpdateTransform
 from fedvision.updates.schema import TensorSpec, UpdateSchema
@@ -149,7 +150,7 @@ def build(config: ExperimentConfig, model: nn.Module) -> UpdateChain:
                 "fedvision.updates.base.UpdateTransform"
             )
     tensors = floating(model)
-    names = shared_names(model, config.model.shared)
+    names = ParameterGroups.of(model, config.model).shared
     learned = frozenset(name for name in names if isinstance(tensors[name], nn.Parameter))
     try:
         return UpdateChain(UpdateSchema.of({name: tensors[name] for name in names}), transforms, learned)

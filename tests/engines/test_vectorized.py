@@ -28,7 +28,7 @@ from fedvision.training.vectorized.trainer import VectorizedTrainer
 from fedvision.types import ClientConfig, PluginSpec, State, TrainRequest
 from tests.engines.hosts import AppRecipe
 from tests.engines.test_serial import counting_app, order
-from tests.experiments import tiny
+from tests.experiments import FEDPER, tiny
 
 COHORT = [3, 0, 4, 1, 2]
 
@@ -68,8 +68,12 @@ def states(replies: Sequence[Message]) -> dict[int, State]:
 
 
 @pytest.mark.parametrize("strategy", [{"use": "fedavg"}, {"use": "scaffold"}, {"use": "fedprox", "mu": 0.1}])
-def test_a_whole_run_is_that_of_the_serial_engine(strategy: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("personal", [[], ["head.*"]])
+def test_a_whole_run_is_that_of_the_serial_engine(
+    strategy: dict[str, Any], personal: list[str], tmp_path: Path
+) -> None:
     tables = {"strategy": {**strategy, "fraction": 0.8}, "loss": {"use": "weighted"}}
+    tables["model"] = {**FEDPER["model"], "personal": personal}
     config = tiny(training={"lr": 0.1, "momentum": 0.9, "batch_size": 16}, **tables)
     compare(config, tmp_path)
 

@@ -14,7 +14,6 @@ from fedvision.models.base import ImageModel
 from fedvision.models.cnn import cnn
 from fedvision.models.fusion import FusionBackbone, fusion
 from fedvision.models.fusion_modes import JOINS, Concat, CrossAttention, Gated
-from fedvision.models.state import personal_names, shared_names
 
 EXTRACTORS = ("cnn", "rnn", "resnet8", "resnet18", "resnet20")
 EVERY = list(itertools.product(sorted(JOINS), EXTRACTORS, (0, 4)))
@@ -93,45 +92,11 @@ def test_an_extractor_is_its_network_without_head() -> None:
     assert names == set(backbone.extractor.state_dict())
 
 
-@pytest.mark.parametrize(("freeze", "other"), [("extractor", "transformer"), ("transformer", "extractor")])
-@pytest.mark.parametrize("patch", [0, 4])
-def test_a_frozen_branch_stays_as_it_is(freeze: str, other: str, patch: int) -> None:
-    model, _ = build(freeze=freeze, patch=patch, dropout=0.5)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
-    model.eval().train()
-    F.cross_entropy(model(images()), torch.tensor([0, 1, 2, 0])).backward()
-    optimizer.step()
-    after = model.state_dict()
-    moved = {key for key in before if not torch.equal(before[key], after[key])}
-    assert not any(key.startswith(f"backbone.{freeze}.") for key in moved)
-    assert any(key.startswith(f"backbone.{other}.") for key in moved)
-
-
-@pytest.mark.parametrize("freeze", ["extractor", "transformer"])
-def test_a_frozen_branch_stays_in_evaluation(freeze: str) -> None:
-    model, backbone = build(freeze=freeze)
-    for _ in range(2):
-        assert not any(module.training for module in backbone.get_submodule(freeze).modules())
-        assert model.training
-        assert backbone.join.training
-        model.eval().train()
-    frozen = {name for name in model.state_dict() if name.startswith(f"backbone.{freeze}.")}
-    assert set(personal_names(model, shared_names(model, "trainable"))) == frozen
-
-
-def test_nothing_is_frozen_unless_asked_for() -> None:
-    model, _ = build()
-    assert all(p.requires_grad for p in model.parameters())
-    assert all(module.training for module in model.train().modules())
-
-
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
         ({"extractor": "resnet9"}, r"extractor must be one of .*; did you mean 'resnet\d+'\?"),
         ({"join": "cross"}, "join must be one of 'concat', 'gated', 'cross-attention', not 'cross'"),
-        ({"freeze": "cnn"}, "freeze must be one of '', 'extractor', 'transformer', not 'cnn'"),
         ({"patch": 3}, "patch = 3 does not divide an image of 8 x 8"),
         ({"patch": -4}, "patch = -4 does not divide"),
         ({"width": 0}, "width must be >= 1, not 0"),

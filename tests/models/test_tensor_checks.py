@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fedvision.errors import ConfigError
-from fedvision.models.tensor_checks import check_hidden, check_tensors, personal, trains_alone
+from fedvision.models.tensor_checks import check_hidden, check_tensors, trained_names, trains_alone
 
 IMAGES = torch.ones(2, 1, 4, 4)
 
@@ -106,19 +106,19 @@ def test_a_counter_outside_the_state_is_refused() -> None:
     check_hidden(Hidden(persistent=True), IMAGES, "[model]")
 
 
-def test_running_statistics_that_stay_are_personal_and_are_put_back() -> None:
+def test_training_changes_weights_and_running_statistics_and_the_latter_are_put_back() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     before = model[1].running_mean.clone()
-    found = personal(model, "no-batch-norm-statistics", IMAGES)
-    assert found == ("1.running_mean", "1.running_var")
+    names = ("0.bias", "1.running_mean", "1.running_var")
+    assert trained_names(model, names, IMAGES) == names
     assert torch.equal(model[1].running_mean, before)
-    assert personal(model, "all", IMAGES) == ()
+    assert trained_names(model, (), IMAGES) == ()
 
 
-def test_frozen_parameters_are_nobodys_own() -> None:
-    model = Net()
+def test_training_leaves_parameters_without_gradient_and_constants() -> None:
+    model = _with(scale=torch.ones(2))
     model.body.requires_grad_(False)
-    assert personal(model, "trainable", IMAGES) == ()
+    assert trained_names(model, ("body.weight", "scale"), IMAGES) == ()
 
 
 def test_batch_norm_of_vectors_cannot_train_alone() -> None:

@@ -55,9 +55,9 @@ def make_shards(sizes: Sequence[int] = SIZES, channels: int = 1) -> list[Shard]:
     return [Shard(images=images, labels=labels, indices=cut) for cut in cuts[: len(sizes)]]
 
 
-def network(use: str = "cnn", **args: Any) -> nn.Module:
+def network(use: str = "cnn", *, frozen: tuple[str, ...] = (), **args: Any) -> nn.Module:
     """Return a small network of a built-in kind, as a worker would place it."""
-    config = ModelConfig(use=use, args={**SMALL.get(use, {}), **args})
+    config = ModelConfig(use=use, frozen=frozen, args={**SMALL.get(use, {}), **args})
     model = build_model(config, num_classes=CLASSES, in_channels=1, image_size=(SIDE, SIDE), seed=SEED)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

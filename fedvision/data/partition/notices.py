@@ -42,12 +42,16 @@ def measurement_notices(
 
 
 def _personal(config: ExperimentConfig, names: Sequence[str]) -> str:
-    measured = "clients measure it on what they keep"
+    model = config.model
+    key = f"personal = {list(model.personal)}" if model.personal else f"shared = {model.shared!r}"
+    measured = "each client measures its personal model on its own held-out images"
+    if config.strategy.args.get("fraction", 1.0) < 1:
+        measured += ", with the first values until it has trained once"
     if not config.evaluation.holdout:
-        measured = "nothing measures it; set evaluation.holdout = 0.2, and clients do"
+        measured = "nothing measures the personal models; set evaluation.holdout = 0.2, and clients do"
     return (
-        f"model.shared = {config.model.shared!r} keeps {listed(list(names), 2)} on the clients: in "
-        f"model.safetensors these are as the model began, the server has no whole model, and {measured}"
+        f"model.{key} keeps {listed(list(names), 2)} on the clients: in model.safetensors these are as the "
+        f"model began, the server has no whole model, and {measured}"
     )
 
 

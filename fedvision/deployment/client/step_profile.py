@@ -14,7 +14,8 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset
 from fedvision.data.shards import Shard
 from fedvision.models.build import build_model
-from fedvision.models.state import get_state, shared_names, size_in_bytes
+from fedvision.models.parameter_groups import ParameterGroups
+from fedvision.models.state import get_state, size_in_bytes
 from fedvision.training.allocator import give_back_freed_memory
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.client_trainer import build_loss, loop_settings
@@ -64,7 +65,7 @@ def step_cost(config: ExperimentConfig, dataset: Dataset, device: str) -> StepCo
     free = free_memory(settings.device)
     meter = _Meter(settings.device)
     model = settings.forward.place(model)
-    state = get_state(model, shared_names(model, config.model.shared))
+    state = get_state(model, ParameterGroups.of(model, config.model).shared)
     request = TrainRequest(round=1, client=0, state=state)
     began = time.perf_counter()
     fit(model, shard, request, loss=loss, algorithm=ClientAlgorithm(), settings=settings)

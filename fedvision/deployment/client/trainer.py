@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flwr.app import Context, Message, RecordDict
+from torch import nn
 
 from fedvision import registry
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
@@ -48,6 +49,8 @@ from fedvision.errors import ConfigError, FedVisionError
 from fedvision.files import replace_file
 from fedvision.flower import client_app, codec, internals, sharing
 from fedvision.models.build import build_model
+from fedvision.models.freezing import frozen_state
+from fedvision.models.state import digest
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 
@@ -115,6 +118,7 @@ class Trainer:
             image_size=(height, width),
             seed=config.seed,
         )
+        _check_frozen(model, facts)
         memory = ClientStateStore(self._folder(facts) / "clients", config.checkpoint_every)
         self._worker = ClientTrainer.open(config, model, len(facts.classes), self._shards, memory)
         self._facts = facts
@@ -233,6 +237,15 @@ def _ask(worker: ClientTrainer, kind: str, content: RecordDict, client: int) -> 
         run_config={},
     )
     return client_app.build(worker)(message, context).content
+
+
+def _check_frozen(model: nn.Module, facts: RunManifest) -> None:
+    """Refuse a network whose frozen tensors began otherwise than the server's: they are never sent."""
+    if digest(frozen_state(model)) != facts.frozen:
+        raise ConfigError(
+            "the tensors that model.frozen matches are others here than on the server; give both machines "
+            "the same torch, and the same weights where the network loads some from a file"
+        )
 
 
 def _mapped(path: Path, size: int) -> Any:

@@ -36,6 +36,8 @@ from fedvision.errors import FedVisionError, RecordError, RunError, RunExpired
 from fedvision.experiment import Experiment
 from fedvision.files import read_json, recording, replace_file
 from fedvision.flower.client_registry import ClientRegistry
+from fedvision.models.freezing import frozen_state
+from fedvision.models.state import digest
 from fedvision.runs.events import named
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.run_recorder import RunRecorder
@@ -247,6 +249,7 @@ class Deployment(RunRecorder):
             experiment=self.config.to_toml(),
             classes=self.experiment.dataset.classes,
             image=(height, width, channels),
+            frozen=digest(frozen_state(self.experiment.model)),
         )
 
     def _key(self) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedvision.data.shards import Shard
+from fedvision.models.freezing import training_mode
 from fedvision.models.state import floating
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.evaluate import Evaluation
@@ -78,7 +79,7 @@ def fit_many(
     """
     if len({request.round for request in requests}) > 1:
         raise ValueError("the clients of a stack have one learning rate: give them tasks of one round")
-    model.train()
+    training_mode(model)
     norm, both = has_batch_norm(model), zip(shards, requests, strict=True)
     batches = [list(positions(len(shard), request, settings, norm)) for shard, request in both]
     for places in stacks(batches, chunk or len(requests)):

@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fedvision import registry, seeding
 from fedvision.config import TrainingConfig
+from fedvision.models.freezing import training_mode
 from fedvision.training.loop import LoopSettings
 from fedvision.training.sgd import SGD
 from fedvision.types import LossFn, State
@@ -63,7 +64,7 @@ def supports_vmap(
         settings: Optimiser, transforms, device and seed of the run.
         only: Targets [C, ...] of images of one class each; by default the classes.
     """
-    model.train()
+    training_mode(model)
     return (
         _settings(settings)
         or _layers(model, settings.device)

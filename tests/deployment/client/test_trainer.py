@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import RecordDict
+from safetensors.torch import load_file
 
 from fedvision.deployment.client import local_shards
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
@@ -18,6 +19,9 @@ from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.transport import message_format
 from fedvision.errors import ConfigError, FedVisionError
 from fedvision.flower import codec, sharing
+from fedvision.models.build import build_model
+from fedvision.models.freezing import frozen_state
+from fedvision.models.state import digest
 from tests.experiments import tiny
 
 
@@ -69,6 +73,24 @@ def play(trainer: Trainer, folder: Path, opened: dict[str, Any], rounds: int) ->
             (folder / "task").write_bytes(bytes(layout.size))
             answers.append(trainer.answer(kind, layout.to_text(), folder / "task", folder / "reply"))
     return answers
+
+
+def test_personal_and_frozen_tensors_are_neither_expected_nor_sent(trainer: Trainer, tmp_path: Path) -> None:
+    model = {"use": "cnn", "width": 4, "dense": 8, "personal": ["head.*"], "frozen": ["backbone.features.*"]}
+    network = build_model(tiny(model=model).model, num_classes=3, in_channels=1, image_size=(8, 8), seed=3)
+    table = facts("r1", model=model) | {"frozen": digest(frozen_state(network))}
+    answers = play(trainer, tmp_path, trainer.open(table), 2)
+    sent = message_format.MessageHeader.from_text(answers[0]["layout"]).tensors
+    assert [entry.name for entry in sent[codec.ARRAYS]] == ["backbone.dense.weight", "backbone.dense.bias"]
+    assert list(sent) == [codec.ARRAYS]
+    (kept,) = (tmp_path / "state").rglob("round-0000002.safetensors")
+    assert set(load_file(kept)) == {"personal/head.weight", "personal/head.bias"}
+
+
+def test_frozen_tensors_that_began_otherwise_are_refused(trainer: Trainer) -> None:
+    model = {"use": "cnn", "width": 4, "dense": 8, "frozen": ["backbone.features.*"]}
+    with pytest.raises(ConfigError, match=r"model\.frozen matches are others here than on the server"):
+        trainer.open(facts("r1", model=model) | {"frozen": "0" * 64})
 
 
 def test_images_are_read_once_for_all_rounds_and_runs(

@@ -8,6 +8,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from fedvision import __version__
 from fedvision.deployment.certificates import make
 from fedvision.deployment.run_manifest import PROTOCOL
@@ -40,8 +42,14 @@ holdout = 0.2
 """
 
 
-def test_three_rounds_across_machines_end_in_the_simulations_bits(tmp_path: Path, pki: Path) -> None:
-    text = EXPERIMENT.format(rounds=3, epochs=1, strategy="fedntd")
+@pytest.mark.parametrize("strategy", ["fedntd", "fedper"])
+def test_three_rounds_across_machines_end_in_the_simulations_bits(
+    strategy: str, tmp_path: Path, pki: Path
+) -> None:
+    text = EXPERIMENT.format(rounds=3, epochs=1, strategy=strategy)
+    if strategy == "fedper":
+        groups = 'personal = ["head.*"]\nfrozen = ["backbone.features.conv1.*"]\n'
+        text = text.replace("dense = 8\n", "dense = 8\n" + groups)
     with machines(tmp_path, pki, text) as here:
         server = here.server()
         north, south = here.client("north"), here.client("south")

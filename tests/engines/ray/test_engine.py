@@ -31,7 +31,7 @@ from fedvision.server.phase_result import PhaseResult
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.types import PluginSpec, State
 from tests.engines.hosts import AppRecipe, adders, adding
-from tests.experiments import tiny
+from tests.experiments import FEDPER, tiny
 
 STATE: State = {"w": torch.linspace(-1, 1, 50), "b": torch.zeros(())}
 
@@ -255,21 +255,22 @@ def digest(state: State) -> str:
 
 
 @pytest.mark.parametrize(
-    "strategy",
+    "tables",
     [
-        {"use": "fedavg", "fraction": 0.6},
-        {"use": "scaffold", "fraction": 0.6},
-        {"use": "fedntd", "beta": 0.5},
-        {"use": "krum"},
-        {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0},
+        {"strategy": {"use": "fedavg", "fraction": 0.6}},
+        {"strategy": {"use": "scaffold", "fraction": 0.6}},
+        {"strategy": {"use": "fedntd", "beta": 0.5}},
+        {"strategy": {"use": "krum"}},
+        {"strategy": {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0}},
+        FEDPER,
     ],
-    ids=lambda table: table["use"].rpartition(":")[2],
+    ids=lambda tables: tables["strategy"]["use"].rpartition(":")[2],
 )
 def test_a_simulation_has_the_same_bits_and_the_same_record_on_every_engine(
-    strategy: dict[str, Any], tmp_path: Path
+    tables: dict[str, Any], tmp_path: Path
 ) -> None:
-    tables = {"evaluation": {"holdout": 0.2, "with_training": True}, "update": UPDATES[strategy["use"]]}
-    config = tiny(strategy=strategy, rounds=2, **tables)
+    update = UPDATES.get(tables["strategy"]["use"], [])
+    config = tiny(rounds=2, evaluation={"holdout": 0.2, "with_training": True}, update=update, **tables)
     serial = simulate(config, out=tmp_path / "serial")
     assert serial.rounds[0]["local"]
     for workers in (1, 2, 3):

@@ -136,7 +136,7 @@ def test_every_client_has_its_own_learning_rate() -> None:
 
 
 def test_a_frozen_part_stays() -> None:
-    check(Crowd(model=network("fusion", freeze="extractor", dropout=0.0)))
+    check(Crowd(model=network("fusion", frozen=("backbone.extractor.*",), dropout=0.0)))
 
 
 def test_a_step_is_recorded_once_for_each_half_of_the_clients_and_kept_from_round_to_round() -> None:
@@ -289,7 +289,8 @@ def test_a_guests_formula_is_played_back_and_a_client_that_has_ended_is_left_alo
 
 
 def test_tensors_of_ones_own_that_stay_as_they_are_are_not_played_back() -> None:
-    model = network("fusion", freeze="extractor", dropout=0.0)
+    model = network("fusion", dropout=0.0)
+    model.get_submodule("backbone.extractor").requires_grad_(False)
     home = get_state(model, personal_names(model, shared_names(model, "trainable")))
     shift = [{name: t + 0.01 * k for name, t in home.items()} for k in range(len(SIZES))]
     crowd = Crowd(model=model, shared="trainable", personals=shift)

@@ -13,6 +13,7 @@ from torch import nn
 from fedvision import registry
 from fedvision.config import TransformConfig
 from fedvision.errors import ClientError, ConfigError
+from fedvision.models.freezing import frozen_state
 from fedvision.models.state import get_state, personal_names, shared_names
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.vectorized.client_batch import clip_each
@@ -96,9 +97,20 @@ def test_augmentation_comes_from_each_clients_own_stream() -> None:
     assert not torch.equal(plain[2].state["head.weight"], crowd.at_once()[2].state["head.weight"])
 
 
+def test_a_frozen_part_neither_moves_nor_travels_nor_is_kept() -> None:
+    crowd = Crowd(model=network("fusion", frozen=("backbone.extractor.*",), dropout=0.0))
+    check(crowd, 0, 2)
+    updates, before = crowd.at_once(), frozen_state(crowd.model)
+    crowd.one_by_one()
+    assert len(before) == 6
+    assert all(torch.equal(tensor, frozen_state(crowd.model)[name]) for name, tensor in before.items())
+    assert not any(before.keys() & (update.state.keys() | update.personal.keys()) for update in updates)
+
+
 @pytest.mark.parametrize("shared", ["all", "trainable"])
-def test_a_frozen_part_stays_and_what_stays_at_home_is_each_clients_own(shared: str) -> None:
-    model = network("fusion", freeze="extractor", dropout=0.0)
+def test_an_untrained_part_that_stays_at_home_is_each_clients_own(shared: str) -> None:
+    model = network("fusion", dropout=0.0)
+    model.get_submodule("backbone.extractor").requires_grad_(False)
     crowd = Crowd(model=model, shared=shared)
     if shared == "trainable":
         home = get_state(model, personal_names(model, shared_names(model, "trainable")))

@@ -1,0 +1,55 @@
+"""Tensors of a network that nobody trains: they have no gradient, and layers of them alone do not train.
+
+A batch norm whose tensors are all frozen normalises with the statistics that it has, and dropout inside a
+frozen part drops nothing, as in evaluation. The network itself holds which of its tensors these are, so a
+copy of it, or one built again from the experiment, treats them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+_NAMES, _MARK = "_frozen_tensors", "_holds_frozen_tensors_alone"
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> None:
+    """Freeze tensors of a network, in place.
+
+    Args:
+        model: The network; ``training_mode`` is to switch it to training from then on.
+        names: Of floating-point tensors, as in ``state_dict``.
+    """
+    if not names:
+        return
+    tensors = model.state_dict(keep_vars=True)
+    frozen = {id(tensors[name]) for name in names}
+    for parameter in model.parameters():
+        if id(parameter) in frozen:
+            parameter.requires_grad_(False)
+    for module in model.modules():
+        own = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+        setattr(module, _MARK, bool(own) and all(id(tensor) in frozen for tensor in own))
+    setattr(model, _NAMES, tuple(names))
+
+
+def frozen_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the tensors that ``freeze`` froze, in its order."""
+    names: tuple[str, ...] = getattr(model, _NAMES, ())
+    return names
+
+
+def training_mode(model: nn.Module, training: bool = True) -> None:
+    """Switch a network to training or evaluation; frozen parts of it stay in evaluation."""
+    model.train(training)
+    for module in model.modules() if training and frozen_names(model) else ():
+        if getattr(module, _MARK, False):
+            module.eval()
+
+
+def frozen_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the frozen tensors by name, as they are."""
+    tensors = model.state_dict()
+    return {name: tensors[name] for name in frozen_names(model)}
