@@ -22,6 +22,7 @@ from fedvision.flower import codec, sharing
 from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_state
 from fedvision.models.state import digest
+from fedvision.updates.schema import TensorSpec
 from tests.experiments import tiny
 
 
@@ -62,12 +63,17 @@ def facts(run: str, **tables: Any) -> dict[str, Any]:
     ).to_table()
 
 
+def exactly(expected: message_format.Expected) -> dict[str, tuple[TensorSpec, ...]]:
+    """Return the tensors of a message that brings what is expected and no more."""
+    return {name: schema.tensors for name, schema in expected.groups.items()}
+
+
 def play(trainer: Trainer, folder: Path, opened: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
     """Train and measure for some rounds and return the answers."""
     answers = []
     for number in range(1, rounds + 1):
         for kind in ("train", "evaluate"):
-            tensors = dict(message_format.Expected.from_text(opened["expected"][kind]).groups)
+            tensors = exactly(message_format.Expected.from_text(opened["expected"][kind]))
             records = {codec.CONFIG: ("config", {codec.ROUND: number})}
             layout = message_format.MessageHeader(tensors=tensors, records=records, client=0)
             (folder / "task").write_bytes(bytes(layout.size))
@@ -126,7 +132,9 @@ def measured(trainer: Trainer, folder: Path) -> tuple[RecordDict, RecordDict]:
         ("evaluate", {codec.ROUND: 1}),
     ):
         layout = message_format.MessageHeader(
-            tensors=dict(expected.groups), records={codec.CONFIG: ("config", told)}, client=0
+            tensors=exactly(expected),
+            records={codec.CONFIG: ("config", told)},
+            client=0,
         )
         (folder / "task").write_bytes(bytes(layout.size))
         answer = trainer.answer(kind, layout.to_text(), folder / "task", folder / "reply")
@@ -217,7 +225,7 @@ def ask_for(algorithm: str, trainer: Trainer, folder: Path) -> dict[str, Any]:
     expected = message_format.Expected.from_text(trainer.open(facts("r1"))["expected"]["train"])
     told = {codec.ROUND: 1, codec.ALGORITHM: algorithm, "number.mu": 0.5}
     layout = message_format.MessageHeader(
-        tensors=dict(expected.groups), records={codec.CONFIG: ("config", told)}, client=0
+        tensors=exactly(expected), records={codec.CONFIG: ("config", told)}, client=0
     )
     (folder / "task").write_bytes(bytes(layout.size))
     return trainer.answer("train", layout.to_text(), folder / "task", folder / "reply")

@@ -20,6 +20,7 @@ from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.transport import message_format
 from fedvision.errors import ConfigError
 from fedvision.flower import codec
+from tests.deployment.client.test_trainer import exactly
 from tests.experiments import tiny
 
 LOSS = """
@@ -88,7 +89,7 @@ def task(process: TrainingProcess, tmp_path: Path, loss: str) -> dict[str, Any]:
     opened = process.ask({"open": facts(loss)}, limited=False)
     expected = message_format.Expected.from_text(opened["expected"]["train"])
     layout = message_format.MessageHeader(
-        tensors=dict(expected.groups), records={"config": ("config", {codec.ROUND: 1})}, client=0
+        tensors=exactly(expected), records={"config": ("config", {codec.ROUND: 1})}, client=0
     )
     (tmp_path / "task").write_bytes(bytes(layout.size))
     files = {"task": str(tmp_path / "task"), "reply": str(tmp_path / "reply")}
