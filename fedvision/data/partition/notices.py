@@ -71,7 +71,7 @@ def column_notices(config: ExperimentConfig, dataset: Dataset) -> list[str]:
         dataset: Its images.
     """
     partition, columns = config.partition, dataset.train.columns
-    named = [partition.args.get("name")] if partition.use == "column" else []
+    named = [str(partition.args.get("name"))] if partition.use == "column" else []
     said: list[str] = []
     for name in dict.fromkeys([*named, dataset.train.group]):
         if name in columns:

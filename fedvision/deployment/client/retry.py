@@ -1,4 +1,4 @@
-"""Trying again: pauses that grow, one line a minute, and an end where one is set.
+"""Trying again: pauses that grow, lines that come ever more rarely, and an end where one is set.
 
 A link that comes and goes is no success: pauses go on growing until it has held for a while, and what was
 not said when it went is not said when it comes back.
@@ -14,7 +14,8 @@ from collections.abc import Callable
 from fedvision.errors import RunError
 
 log = logging.getLogger("fedvision.deployment")
-_SAY_EVERY_S = 60.0
+_SAY_AGAIN_S, _SAY_LONGEST_S = 60.0, 3600.0
+"""Seconds between the first two lines on one failure, doubled from line to line up to an hour."""
 _SHORTEST_S = 0.25
 _HELD_S = 10.0
 """A link that held for so long is good: the next failure is a new one."""
@@ -41,7 +42,7 @@ class RetryBackoff:
         self._pause = _SHORTEST_S
         self._since: float | None = None
         self._said = self._held = float("-inf")
-        self._unsaid, self._told = 0, False
+        self._unsaid, self._told, self._quiet = 0, False, 0.0
 
     def success(self) -> bool:
         """Note that it works; return whether there is something to say about it."""
@@ -56,7 +57,8 @@ class RetryBackoff:
         """Pause after a failure, a little longer each time.
 
         Args:
-            reason: What is wrong, for the log: at once, then once a minute; it is found out then.
+            reason: What is wrong, for the log: at once, after a minute, then ever more rarely; it is
+                found out then.
 
         Raises:
             RunError: The limit is over.
@@ -65,16 +67,17 @@ class RetryBackoff:
         if self._since is None:
             self._since = now
             if now - self._held >= _HELD_S:
-                self._pause = _SHORTEST_S
+                self._pause, self._quiet = _SHORTEST_S, 0.0
         waited = now - self._since
         if self._limit and waited >= self._limit:
             raise RunError(
                 f"{_said(reason)}; given up after {waited:.0f} s (superlink.retry_for is {self._limit:g})"
             )
-        if now - self._said >= _SAY_EVERY_S:
+        if now - self._said >= max(self._quiet, _SAY_AGAIN_S):
             since = f" since {waited:.0f} s" if waited >= 1 else ""
             more = f" ({self._unsaid} failures more since this was last said)" if self._unsaid else ""
             log.warning("%s; trying again%s%s", _said(reason), since, "" if since else more)
+            self._quiet = min(max(self._quiet * 2, _SAY_AGAIN_S), _SAY_LONGEST_S)
             self._said, self._unsaid, self._told = now, 0, True
         else:
             self._unsaid += 1

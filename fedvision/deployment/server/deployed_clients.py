@@ -83,6 +83,7 @@ class DeployedClientRegistry:
         """Which client each node is."""
         self._nodes = {member.client: member.node for member in known}
         self._refused: dict[int, float] = {}
+        self._noted: dict[int, str] = {}
         self._here: set[int] = set()
         self._unheard = {member.client for member in known}
         """Members that an earlier server knew, and that gave no sign of life since."""
@@ -250,7 +251,9 @@ class DeployedClientRegistry:
             self._refused[node] = now
             key = keys.get(node, "")
             self._register.refused(self.numbers[node], new[node], key, reason, by=new[node])
-            self._note(f"{new[node]} cannot take part: {reason}")
+            if self._noted.get(node) != reason:  # it is asked again every minute
+                self._noted[node] = reason
+                self._note(f"{new[node]} cannot take part: {reason}")
 
     def _enter(self, node: int, name: str, key: str, entry: codec.ClientInfo) -> None:
         """Write a client that answered into the register."""

@@ -7,7 +7,10 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from fedvision.errors import ConfigError, RunError
 
 log = logging.getLogger("fedvision.deployment")
 _PORT_S = 15.0
+_SAY_S = 10.0
+"""Seconds of waiting after which it is said, and then after twice as many each time."""
 """How long the port of a server that was just killed may still be taken."""
 _ENDED_S = 10.0
 
@@ -123,11 +128,12 @@ class SuperlinkProcess:
             ConfigError: It does not start; its own sentence says why.
         """
         deadline = time.monotonic() + _PORT_S
-        while not (told := self._try()):
-            # The one before us ends a moment after its server.
-            if "cannot listen there" not in self._last_line() or time.monotonic() > deadline:
-                raise ConfigError(f"the SuperLink did not start: {self._last_line()}")
-            time.sleep(0.3)
+        with said_while(lambda: f"the SuperLink has not started yet; {self.place.log} is its log"):
+            while not (told := self._try()):
+                # The one before us ends a moment after its server.
+                if "cannot listen there" not in self._last_line() or time.monotonic() > deadline:
+                    raise ConfigError(f"the SuperLink did not start: {self._last_line()}")
+                time.sleep(0.3)
         self.notice = told.get("notice", "")
         self.place = replace(self.place, private=told["private"], public=told["public"])
 
@@ -210,3 +216,23 @@ class SuperlinkProcess:
             if pipe:
                 pipe.close()
         self._process = None
+
+
+@contextmanager
+def said_while(what: Callable[[], str]) -> Iterator[None]:
+    """Say what is being waited for while the block lasts: after 10 s, and then ever more rarely."""
+    over = threading.Event()
+
+    def speak() -> None:
+        waited, pause = 0.0, _SAY_S
+        while not over.wait(pause):
+            waited, pause = waited + pause, 2 * pause
+            log.warning("%s (waiting since %.0f s)", what(), waited)
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        speaker.join()

@@ -41,17 +41,18 @@ def test_pauses_grow_to_the_longest_and_begin_anew(caplog: pytest.LogCaptureFixt
     assert time.pauses[-1] <= 0.3
 
 
-def test_it_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_is_said_at_growing_intervals(caplog: pytest.LogCaptureFixture) -> None:
     time = Time()
     patience = RetryBackoff(clock=time.clock, sleep=time.sleep)
     with caplog.at_level(logging.WARNING, "fedvision.deployment"):
-        while time.now < 100 + 170:
+        while time.now < 100 + 410:
             patience.wait("the server is away")
-        assert len(caplog.messages) == 3, "at 0, 60 and 120 s; pauses are up to 12 s"
+        assert len(caplog.messages) == 3, "at 0, 60 and 180 s, not yet at 420; pauses are up to 12 s"
         assert caplog.messages[0] == "the server is away; trying again"
         assert re.search(r"trying again since (6\d|7[0-2]) s", caplog.messages[1])
+        assert re.search(r"trying again since (1[89]\d|20\d) s", caplog.messages[2])
         patience.success()
-        assert re.fullmatch(r"the server is there again after 1[78]\d s", caplog.messages[-1])
+        assert re.fullmatch(r"the server is there again after 4[12]\d s", caplog.messages[-1])
 
 
 def test_a_link_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -69,6 +70,23 @@ def test_a_link_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixtur
     assert len(said) == 2
     assert re.search(r"trying again \(\d+ failures more since this was last said\)", said[1])
     assert len(caplog.messages) == 4, "two failures, and twice that it is there again"
+
+
+def test_a_night_without_a_server_is_a_dozen_lines_and_the_next_failure_is_said_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    time = Time()
+    patience = RetryBackoff(clock=time.clock, sleep=time.sleep)
+    with caplog.at_level(logging.WARNING, "fedvision.deployment"):
+        while time.now < 100 + 8 * 3600:
+            patience.wait("away")
+        assert len(caplog.messages) == 13, "at 0, 1, 3, 7, 15, 31 and 63 minutes, then every hour"
+        patience.success()
+        time.now += 100
+        for _ in range(12):
+            patience.wait("away")
+    again = [message for message in caplog.messages[14:] if message.startswith("away; trying again (")]
+    assert len(again) == 1
 
 
 def test_it_is_given_up_after_the_limit() -> None:
