@@ -64,7 +64,12 @@ def test_a_run_learns_and_says_what_it_measured(archive: str, tmp_path: Path) ->
     assert local["spread"]["clients"] == len(local["mean_ap"]) == 4
     text = run_table(RunFolder(tmp_path / "run"))
     assert "mean AP" in text
-    assert (tmp_path / "run/report.html").is_file()
+    assert "AP" in next(line for line in text.splitlines() if line.startswith("rarest classes"))
+    page = (tmp_path / "run/report.html").read_text()
+    assert "AUROC</th>" in page
+    assert "the mean average precision over labels is" in page
+    assert "Nothing was measured" not in page
+    assert "training images of 3" not in page
 
 
 def test_engines_agree(archive: str, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,12 @@ class ClassFacts:
     """Images in the last measurement."""
     recall: float | None
     """Share of them that got this name; None without images."""
+    precision: float | None = None
+    """Where an image may have several labels: share of the images named so that have it."""
+    ap: float | None = None
+    """Likewise: average precision."""
+    auroc: float | None = None
+    """Likewise: area under the ROC curve."""
     group: str
     """``"head"``, ``"medium"`` or ``"tail"``, as scores are made of them; empty where there are none."""
 
@@ -35,6 +42,7 @@ def class_facts(
     totals: NDArray[np.int64],
     distinct: NDArray[np.int64],
     confusion: ConfusionCounts | None = None,
+    labels: Mapping[str, Sequence[Any]] | None = None,
 ) -> list[ClassFacts]:
     """Return the classes, the one with most training images first.
 
@@ -43,10 +51,25 @@ def class_facts(
         totals: int64 [C]: training images of each class over all clients.
         distinct: int64 [C]: the same with every image counted once.
         confusion: What was measured; None, or counts over another number of classes, where nothing was.
+        labels: What was measured instead where an image may have several labels: columns [C] by name, as
+            records have them.
     """
     if confusion is None or confusion.num_classes != len(classes):
         confusion = ConfusionCounts.none(len(classes))
     groups = frequency_groups(distinct)
+    if labels and len(labels["positives"]) == len(classes):
+        told = ("recall", "precision", "ap", "auroc")
+        return [
+            ClassFacts(
+                label=int(c),
+                name=classes[c],
+                train=int(totals[c]),
+                test=int(labels["positives"][c]),
+                group=groups[c],
+                **{name: labels[name][c] for name in told},
+            )
+            for c in by_frequency(distinct)
+        ]
     test, recall = confusion.images_of, metrics.recall(confusion)
     return [
         ClassFacts(

@@ -63,6 +63,7 @@ def write_report(folder: RunFolder) -> Path:
         scores=_score_rows(facts),
         class_tables=halves(_ends(classes, CLASSES_SHOWN)),
         classes_left_out=max(0, len(classes) - CLASSES_SHOWN),
+        several_labels=any(c.ap is not None for c in classes),
         most_train=max((c.train for c in classes), default=0),
         clients=_clients(facts),
         confusion=_confusion(facts, measured),
@@ -137,24 +138,33 @@ def _curves(facts: RunData) -> list[Picture]:
     span = (int(facts.rounds[0]["round"]), facts.done) if facts.rounds else None
     loss = {"training": facts.series("train_loss")} | _views(facts, "loss")
     drawn = [("Loss", "mean loss", loss, False)]
-    for key in ("accuracy", "balanced_accuracy", "tail"):
-        title = formatting.score_name(key).capitalize()
-        drawn.append((title, title.lower(), _views(facts, "scores", key), True))
+    for key in ("mean_ap", "accuracy", "balanced_accuracy", "tail"):
+        title = _capital(formatting.score_name(key))
+        drawn.append((title, formatting.score_name(key), _views(facts, "scores", key), True))
     best = facts.best_view
     if best is not None:
         groups = {group: facts.series(best.view, "scores", group) for group in ("head", "medium", "tail")}
-        drawn.append(("Frequent and rare classes", "recall of class groups", groups, True))
+        what = "mean AP" if facts.several_labels else "recall"
+        drawn.append(("Frequent and rare classes", f"{what} of class groups", groups, True))
     pictures = [
         Picture(title, Markup(plots.curves(lines, name=f"curve{i}", what=what, share=share, span=span)))
         for i, (title, what, lines, share) in enumerate(drawn)
         if any(line.values for line in lines.values())
     ]
-    band = facts.client_band("local", "accuracy")
+    compared = "mean_ap" if facts.several_labels else "accuracy"
+    band = facts.client_band("local", compared)
     if band.rounds:
         pictures.append(
-            Picture("Accuracy of single clients", Markup(plots.client_band(band, name="band", span=span)))
+            Picture(
+                f"{_capital(formatting.score_name(compared))} of single clients",
+                Markup(plots.client_band(band, name="band", span=span)),
+            )
         )
     return pictures
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _views(facts: RunData, *keys: str) -> dict[str, Any]:

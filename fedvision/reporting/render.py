@@ -144,9 +144,12 @@ def _unmeasured(facts: RunData, measured: Sequence[Measurement]) -> list[str]:
 def _rarest(classes: Sequence[ClassFacts], distinct: NDArray[np.int64]) -> list[str | TextTable]:
     """Return the table of the rarest classes, or a sentence where there are none; nothing without counts."""
     if found := rarest(classes, distinct, RAREST):
-        table = TextTable("rarest classes", "training images", "recall")
+        several = any(row.ap is not None for row in classes)
+        table = TextTable("rarest classes", "training images", "recall", *(["AP"] if several else []))
         for row in reversed(found):
-            table.add(row.name, whole(row.train), percent(row.recall))
+            table.add(
+                row.name, whole(row.train), percent(row.recall), *([percent(row.ap)] if several else [])
+            )
         return ["", table]
     if not distinct.any() or len(distinct) < 2:
         return []

@@ -5,7 +5,7 @@ A run that was killed, or that measures seldom, has gaps; what is not there is N
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +67,8 @@ class Measurement:
     """Mean cross-entropy, nats."""
     worst: Worst | None
     """The client with the lowest accuracy."""
+    labels: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Where an image may have several labels: columns [C] by name; else empty."""
     withheld: int = 0
     """Clients of whom only sums with others are known, or nothing."""
     personal: bool = False
@@ -165,6 +167,7 @@ class RunData:
                     confusion=ConfusionCounts.from_record(facts.get("confusion")),
                     loss=facts.get("loss"),
                     worst=self._worst(facts),
+                    labels=facts.get("labels") or {},
                     withheld=len(facts.get("withheld") or ()),
                     personal=bool(self.config.model.personal),
                 )
@@ -185,7 +188,13 @@ class RunData:
     def class_facts(self, measured: Measurement | None) -> list[ClassFacts]:
         """Return the classes, the one with most training images first."""
         confusion = measured.confusion if measured else None
-        return class_facts(self.classes, self.totals, self.distinct, confusion)
+        labels = measured.labels if measured else None
+        return class_facts(self.classes, self.totals, self.distinct, confusion, labels)
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether an image may have several labels, so that class counts do not add up to images."""
+        return self.config.task.use == "multi-label"
 
     def rarest(self, measured: Measurement | None, count: int) -> list[ClassFacts]:
         """Return the rarest ``count`` classes, the rarest last, as ``class_facts.rarest``."""

@@ -23,6 +23,7 @@ def headlines(facts: RunData) -> list[Headline]:
     if measured is None:
         return []
     meanings = {
+        "mean_ap": ("Mean AP", f"average precision on {measured_on(measured)}, every label alike"),
         "accuracy": ("Accuracy", f"share of all {measured_on(measured)} that get their right name"),
         "balanced_accuracy": ("Balanced accuracy", _balanced(facts, measured)),
         "tail": ("Rare classes", _tail(facts)),
@@ -37,7 +38,8 @@ def headlines(facts: RunData) -> list[Headline]:
     if clients is not None and clients.worst is not None:
         name, accuracy, images = clients.worst
         number = "the images" if images is None else plural(images, "image")
-        worst = Headline("Worst client", percent(accuracy), f"accuracy on {number} of client {name}")
+        what = "mean AP" if facts.several_labels else "accuracy"
+        worst = Headline("Worst client", percent(accuracy), f"{what} on {number} of client {name}")
         found = [*found[:3], worst]
     return found
 
@@ -79,9 +81,10 @@ def _balanced(facts: RunData, measured: Measurement) -> str:
 def _tail(facts: RunData) -> str:
     """Return what the recall of the tail is a recall of; empty where no class is rarer than another."""
     rare = [c.name for c in facts.class_facts(None) if c.group == "tail"]
+    what = "mean AP" if facts.several_labels else "recall"
     if len(rare) > 4:
-        return f"recall of the {len(rare)} rarest classes"
-    return f"recall of the rarest classes: {', '.join(rare)}" if rare else ""
+        return f"{what} of the {len(rare)} rarest classes"
+    return f"{what} of the rarest classes: {', '.join(rare)}" if rare else ""
 
 
 def _data(facts: RunData) -> str:
@@ -94,6 +97,8 @@ def _data(facts: RunData) -> str:
         return f"{who} images and do not say how many of each class."
     images = ("" if facts.exact else "about ") + whole(int(facts.totals.sum()))
     told = f"{who} {images} training images of {plural(len(facts.totals), 'class', 'es')}"
+    if facts.several_labels:  # an image is counted for each of its labels
+        told = f"{who} images with {images} labels in all, of {plural(len(facts.totals), 'kind')}"
     frequent, rare = (facts.class_facts(None)[place] for place in (0, -1))
     if frequent.train == rare.train:
         return told + (", equally many of each: none is rare." if len(facts.totals) > 1 else ".")
@@ -103,6 +108,8 @@ def _data(facts: RunData) -> str:
 
 def _result(facts: RunData) -> str:
     measured = facts.best_view
+    if measured is not None and measured.scores.get("mean_ap") is not None:
+        return _labels(facts, measured)
     if measured is None or measured.scores.get("accuracy") is None:
         if facts.status == "finished":
             return "Nothing was measured: there were no images for it."
@@ -120,6 +127,18 @@ def _result(facts: RunData) -> str:
         f"{told}; {they} {best.name} best ({percent(best.recall)}) and {worst.name} least "
         f"({percent(worst.recall)})."
     )
+
+
+def _labels(facts: RunData, measured: Measurement) -> str:
+    told = (
+        f"After round {measured.round} the mean average precision over labels is "
+        f"{percent(measured.scores['mean_ap'])} on {measured_on(measured)}"
+    )
+    known = [(c.ap, c.name) for c in facts.class_facts(measured) if c.ap is not None]
+    if len(known) < 2:
+        return told + "."
+    (high, best), (low, worst) = max(known), min(known)
+    return f"{told}; it finds {best} best ({percent(high)}) and {worst} least well ({percent(low)})."
 
 
 def _ending(facts: RunData) -> str:

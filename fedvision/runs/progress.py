@@ -197,7 +197,12 @@ def _figures(record: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str
     if (loss := record.get("train_loss")) is not None:
         shown["loss"] = f"{loss:.3f}"
     scores = measured.get("scores") or {}
-    for key, name in (("accuracy", "accuracy"), ("balanced_accuracy", "balanced"), ("tail", "tail")):
+    for key, name in (
+        ("mean_ap", "mean AP"),
+        ("accuracy", "accuracy"),
+        ("balanced_accuracy", "balanced"),
+        ("tail", "tail"),
+    ):
         if (value := scores.get(key)) is not None and not math.isnan(value):
             shown[name] = percent(value)
     if scores:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedvision.reporting.class_facts import frequency_groups
 from fedvision.reporting.render import run_table
-from fedvision.reporting.run_data import Band, Series, frequency_groups, read_facts
+from fedvision.reporting.run_data import Band, Series, read_facts
 from fedvision.reporting.summary_sentences import summary_sentences
 from fedvision.runs.folder import RunFolder
 from tests.reporting.sample import COUNTS, MakeRun, record
