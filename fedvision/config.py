@@ -152,6 +152,8 @@ class EvaluationConfig:
     """Images a forward pass."""
     metrics: tuple[str, ...] = ()
     """Further numbers from what is counted: ``geometric-mean``, ``kappa`` or ``"module:attr"``."""
+    statistics: tuple[str, ...] = ()
+    """Sums over the clients' training images in the run's record: ``class-counts`` or ``"module:attr"``."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "evaluation.", "every", "batch_size")

@@ -76,6 +76,7 @@ class Experiment:
         from fedvision.models.parameter_groups import ParameterGroups
         from fedvision.models.tensor_checks import trained_names, trains_alone
         from fedvision.server.checks import check_strategy
+        from fedvision.server.rehearsal import rehearse
         from fedvision.tasks.base import build_task
         from fedvision.training.client_trainer import check_training
         from fedvision.updates import chain
@@ -118,6 +119,7 @@ class Experiment:
         with seeding.torch_global(config.seed, "trial"):
             _check_batches(config, parts, alone=trains_alone(model, images[:1]))
             stay = trained_names(model, ParameterGroups.of(model, config.model).personal, images)
+            rehearse(config, strategy, model, (height, width, channels), classes)
         return cls(
             config=config,
             dataset=dataset,

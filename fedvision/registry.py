@@ -115,6 +115,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedprox": Builtin("fedvision.algorithms.fedprox:FedProx"),
         "fedper": Builtin("fedvision.algorithms.fedper:FedPer"),
         "scaffold": Builtin("fedvision.algorithms.scaffold:Scaffold"),
+        "ccvr": Builtin("fedvision.algorithms.ccvr:CCVR"),
         "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTD"),
         "fedavgm": Builtin("fedvision.algorithms.server_optimizers:FedAvgM"),
         "fedadam": Builtin("fedvision.algorithms.server_optimizers:FedAdam"),
@@ -132,6 +133,10 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "clip": Builtin("fedvision.updates.clip:Clip"),
         "float16": Builtin("fedvision.updates.float16:Float16"),
         "top-k": Builtin("fedvision.updates.top_k:TopK"),
+    },
+    "statistic": {
+        "class-counts": Builtin("fedvision.training.statistics:class_counts"),
+        "feature-moments": Builtin("fedvision.algorithms.ccvr:feature_moments"),
     },
     "metric": {
         "geometric-mean": Builtin("fedvision.tasks.metrics:geometric_mean"),

@@ -111,6 +111,7 @@ STRATEGIES: list[dict[str, Any]] = [
     {"use": "fedprox", "mu": 0.1},
     {"use": "scaffold", "fraction": 0.6},
     {"use": "fedntd", "beta": 0.5},
+    {"use": "ccvr", "every": 2, "steps": 50},
     {"use": "fedavgm"},
     {"use": "fedadam"},
     {"use": "fedyogi"},
@@ -330,3 +331,63 @@ def test_a_model_that_fails_after_the_last_round_ends_in_a_sentence_and_is_kept(
     assert (
         simulate(tiny(rounds=1), out=tmp_path / "run", resume=True).folder.summary()["status"] == "finished"
     )
+
+
+def test_a_calibrated_head_is_the_last_thing_that_happens_to_a_model(tmp_path: Path) -> None:
+    """CCVR's rounds are FedAvg's; after the last one the head is another one, and that is measured."""
+    plain = simulate(tiny(rounds=2), out=tmp_path / "fedavg")
+    found = simulate(tiny(rounds=2, strategy={"use": "ccvr", "steps": 50}), out=tmp_path / "ccvr")
+    for name, tensor in plain.state.items():
+        assert torch.equal(tensor, found.state[name]) == (not name.startswith("head."))
+    assert found.rounds[0] == plain.rounds[0]
+    last = found.rounds[1]
+    assert last["statistics"]["feature-moments"]["clients"] == list(range(5))
+    assert last["statistics"]["feature-moments"]["examples"] == last["examples"]
+    assert last["server"] != plain.rounds[1]["server"]
+    assert same(load_file(tmp_path / "ccvr/model.safetensors"), found.state)
+
+
+def test_a_run_records_the_statistics_that_it_asks_for(tmp_path: Path) -> None:
+    config = tiny(rounds=2, evaluation={"statistics": ["class-counts"], "every": 2})
+    result = simulate(config, out=tmp_path / "run")
+    assert "statistics" not in result.rounds[0]
+    told = result.rounds[1]["statistics"]["class-counts"]
+    assert told["sums"]["count"] == Experiment.build(config).split.distinct.tolist()
+    assert told["clients"] == [0, 1, 2, 3, 4]
+
+
+def one_piece(*, num_classes: int, image_size: tuple[int, int]) -> torch.nn.Module:
+    """A network without halves."""
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(image_size[0] * image_size[1], num_classes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"evaluation": {"statistics": ["class-count"]}}, "there is no such statistic"),
+        (
+            {"strategy": {"use": "ccvr"}, "model": {"use": f"{__name__}:one_piece"}},
+            "needs a network of backbone and head",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_for_ends_a_run_before_it_begins(
+    tables: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        simulate(tiny(**tables), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrapper_does_not_leave_out_what_its_strategy_does_on_the_server() -> None:
+    wrapped = {
+        "use": "flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping",
+        "strategy": {"use": "ccvr"},
+        "noise_multiplier": 0.01,
+        "clipping_norm": 10.0,
+        "num_sampled_clients": 5,
+    }
+    with pytest.raises(ConfigError, match="wraps 'ccvr', whose work on the server it would leave out"):
+        Experiment.build(tiny(strategy=wrapped))

@@ -11,22 +11,45 @@ tensors, numbers. ``fedvision.algorithms.snapshot`` saves and restores them with
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedvision.training.client_algorithm import ClientAlgorithm
-from fedvision.types import ClientConfig, ClientUpdate, State
+from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import nn
 
 
 POPULATION = 100_000
 """Clients from which a cohort is drawn one by one: to shuffle a million takes 20 ms, to draw 1,000 0.1 ms."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServerContext:
+    """What the server has after a round's training, for ``RoundStrategy.refine``."""
+
+    round: int
+    """Round number, from 1."""
+    rounds: int
+    """Rounds of the whole run."""
+    statistic: Mapping[str, NDArray[np.float64]] | None
+    """Sums over the clients of the statistic that ``query`` asked for; None where it asked for none, or
+    nobody answered."""
+    class_counts: tuple[int, ...] | None
+    """Training images of each class [C] over the federation; None where clients do not tell them."""
+    make_model: Callable[[State], nn.Module]
+    """Returns a network of the experiment's kind on the CPU, holding a state; it is the caller's own."""
+    generator: torch.Generator
+    """The round's own random stream."""
+
+
 class RoundStrategy(ABC):
-    """One round of a federation: select, instruct, combine.
+    """One round of a federation: select, configure, combine, and perhaps query and refine.
 
     Args:
         fraction: Share of the clients that work in a round, 0 < fraction <= 1.
@@ -85,6 +108,29 @@ class RoundStrategy(ABC):
         Returns:
             Tensors with the names, shapes and dtypes of ``state``.
         """
+
+    def query(self, round: int, rounds: int) -> PluginSpec | None:
+        """Name a statistic that all clients are asked for after a round's training; by default none.
+
+        Args:
+            round: Round number, from 1.
+            rounds: Rounds of the whole run.
+        """
+        return None
+
+    def refine(self, state: State, server: ServerContext) -> State:
+        """Change the round's new global model on the server; by default it stays.
+
+        It is called after each round that changed the model, and after ``query`` was answered.
+
+        Args:
+            state: The new global model, not to be changed in place.
+            server: A network to work with, the statistic, a random stream.
+
+        Returns:
+            Tensors with the names, shapes and dtypes of ``state``.
+        """
+        return state
 
 
 def draw(clients: Sequence[int], size: int, rng: np.random.Generator) -> list[int]:

@@ -15,11 +15,13 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedvision.aggregation.fixed_point import to_fixed_point
 from fedvision.data.shards import Shard
 from fedvision.errors import ClientError
 from fedvision.flower import codec
 from fedvision.flower.internals import PARTITION
 from fedvision.flower.internals_message import answer
+from fedvision.flower.statistic_codec import STATISTIC, decode_request, encode_sums
 from fedvision.training.client_trainer import ClientTrainer
 
 
@@ -55,9 +57,21 @@ def build(trainer: ClientTrainer, test: Shard | None = None) -> ClientApp:
 
         return _answer(message, context, "evaluation", work)
 
+    _answer_statistics(app, trainer)
     if test is not None:
         _answer_measurements(app, trainer, test)
     return app
+
+
+def _answer_statistics(app: ClientApp, trainer: ClientTrainer) -> None:
+    @app.query(STATISTIC.removeprefix("query."))
+    def statistic(message: Message, context: Context) -> Message:
+        def work(client: int) -> RecordDict:
+            request = decode_request(message.content)
+            sums, examples = trainer.statistic(client, request.round, request.state, request.spec)
+            return encode_sums(to_fixed_point(sums), examples)
+
+        return _answer(message, context, "statistic", work)
 
 
 def _answer_measurements(app: ClientApp, trainer: ClientTrainer, test: Shard) -> None:

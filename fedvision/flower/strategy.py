@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedvision import registry, seeding
-from fedvision.algorithms.base import RoundStrategy, cohort_size, draw
+from fedvision.algorithms.base import RoundStrategy, ServerContext, cohort_size, draw
 from fedvision.algorithms.mean import Sums, summable
 from fedvision.errors import PluginError, RunError
 from fedvision.flower import codec
@@ -210,6 +210,23 @@ class FlowerStrategy(Strategy):
             self._next += 1
         return codec.decode_update(reply.content, client, position)
 
+    def query(self, round: int, rounds: int) -> PluginSpec | None:
+        """Return the statistic that clients are asked for after a round's training, if there is one."""
+        with self._guarded("query", round):
+            return self.inner.query(round, rounds)
+
+    @property
+    def refines(self) -> bool:
+        """Whether the strategy works on the model after a round's training."""
+        kind = type(self.inner)
+        return kind.refine is not RoundStrategy.refine or kind.query is not RoundStrategy.query
+
+    def refine(self, state: State, server: ServerContext) -> State:
+        """Return the round's model as the strategy leaves it."""
+        with self._guarded("refine", server.round):
+            refined = self.inner.refine(state, server)
+        return self._checked(refined, "refine", server.round)
+
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -281,7 +298,12 @@ def build_strategy(spec: PluginSpec, *, seed: int, measured: float = 1.0) -> Str
     if isinstance(args.get("strategy"), Mapping):
         table = dict(args["strategy"])
         inner = PluginSpec(use=str(table.pop("use", "fedavg")), args=table)
-        args["strategy"] = build_strategy(inner, seed=seed, measured=measured)
+        args["strategy"] = wrapped = build_strategy(inner, seed=seed, measured=measured)
+        if isinstance(wrapped, FlowerStrategy) and wrapped.refines:
+            raise PluginError(
+                f"[strategy] use = {spec.use!r} wraps {inner.use!r}, whose work on the server it would leave "
+                "out; use one of them alone"
+            )
     built = registry.build("strategy", PluginSpec(use=spec.use, args=args))
     if isinstance(built, RoundStrategy):
         return FlowerStrategy(built, seed=seed, measured=measured)

@@ -13,6 +13,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from fedvision.models.state import load_state
+from fedvision.types import State
+
 
 def to_meta(model: nn.Module, names: Iterable[str]) -> None:
     """Replace tensors by zeros of the same shape and type that take no memory, in place.
@@ -36,6 +39,22 @@ def filled(model: nn.Module) -> nn.Module:
         if _is_hollow(tensor):
             tensor.data = tensor.data.contiguous()
     return model
+
+
+def model_with(model: nn.Module, state: State) -> nn.Module:
+    """Return a copy of a model that holds a state; what this leaves out is as in the model.
+
+    Args:
+        model: The network, storage-free or not; it stays as it is.
+        state: Tensors by name.
+
+    Raises:
+        ConfigError: A name is unknown to the model or a shape differs.
+    """
+    own = filled(model)
+    own = copy.deepcopy(own) if own is model else own
+    load_state(own, state)
+    return own
 
 
 def _is_hollow(value: object) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedvision import registry
 from fedvision.config import ExperimentConfig
+from fedvision.flower.strategy import FlowerStrategy, build_strategy
 
 
 def refusal(begun: ExperimentConfig, now: ExperimentConfig, finished: int) -> str | None:
@@ -54,6 +55,14 @@ def _obstacle(config: ExperimentConfig, rounds: int, finished: int) -> str | Non
             )
     if "rounds" in registry.parameters("loss", config.loss.use):
         return f"the loss {config.loss.use!r} (loss.use) depends on how many rounds there are"
+    strategy = build_strategy(config.strategy, seed=config.seed)
+    if isinstance(strategy, FlowerStrategy) and strategy.refines:
+        for round in range(1, finished + 1):
+            if strategy.query(round, config.rounds) != strategy.query(round, rounds):
+                return (
+                    f"the strategy {config.strategy.use!r} refined the model of round {round} as in a run of "
+                    f"{config.rounds} rounds"
+                )
     if finished < config.rounds:
         return None
     if config.evaluation.with_training:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from fedvision.flower.guard import guarded
 from fedvision.flower.internals import SERVER_NODE
 from fedvision.flower.strategy import layers
 from fedvision.interruption import Interruption
-from fedvision.models.meta import to_meta
+from fedvision.models.meta import model_with, to_meta
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state, load_state
 from fedvision.runs.events import BEGAN, Event, round_events, shown
@@ -105,6 +105,7 @@ class RunRecorder:
             client_registry=client_registry,
             measure=None if self.experiment.personal else measure,
             extra_metrics=self.experiment.metrics,
+            make_model=partial(model_with, self.experiment.model),
             rounds=self.rounds,
             updates=self.experiment.updates,
         )

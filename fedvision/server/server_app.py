@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
+from torch import nn
 
 from fedvision import seeding
 from fedvision.config import ExperimentConfig
@@ -27,6 +28,7 @@ from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.privacy import counted_equally
 from fedvision.flower.strategy import FlowerStrategy
+from fedvision.server import refinement
 from fedvision.server.checks import (
     check_messages,
     check_result,
@@ -89,6 +91,8 @@ class ServerPlan:
     """Measures a state on the server's own test images; None where it has none."""
     extra_metrics: Mapping[str, MetricFn] = field(default_factory=dict)
     """Further numbers by name, from what was counted."""
+    make_model: Callable[[State], nn.Module] | None = None
+    """Makes a network that holds a state, for strategies that work on the model; None where there is none."""
     rounds: RoundState | None = None
     """What is remembered from round to round; None begins anew."""
     updates: UpdateChain | None = None
@@ -162,6 +166,7 @@ class _Server:
     def _round(self, number: int) -> tuple[dict[str, Any], dict[str, float]]:
         start = time.perf_counter()
         record = self._train_again(number)
+        self._ask(number, record)
         trained = time.perf_counter()
         measured = number % self.config.evaluation.every == 0 or number == self.config.rounds
         record["server"] = self._measure_here() if measured else None
@@ -232,6 +237,23 @@ class _Server:
             **self._time(),
             **received,
         }
+
+    def _ask(self, number: int, record: dict[str, Any]) -> None:
+        """Ask clients for the statistics that are due, and let the strategy refine the model."""
+        plan = self.plan
+        asked = refinement.Asked(
+            grid=self.grid,
+            client_registry=self.client_registry,
+            config=self.config,
+            excluded=self.rounds.quarantined | self._busy(),
+            make_model=plan.make_model,
+        )
+        self.state = asked.after_training(self.strategy, number, self.state, record)
+
+    def _busy(self) -> frozenset[int]:
+        """Return the clients that are still at work on machines of their own."""
+        lasting = self.post.lasting
+        return frozenset() if lasting is None or lasting.simulated else frozenset(self.post.busy())
 
     def _received(self, number: int, exchange: PhaseResult, told: _Told) -> dict[str, Any]:
         """Return what the clients whose answers are used measured of the model that they were sent."""
@@ -331,9 +353,8 @@ class _Server:
         if not self.config.evaluation.holdout:
             return None
         arrays = codec.encode_state(self.state)
-        lasting = self.post.lasting
-        busy = frozenset() if lasting is None or lasting.simulated else frozenset(self.post.busy())
-        eligible = AvailableNodes(self.grid, self.client_registry, self.rounds.quarantined | busy)
+        excluded = self.rounds.quarantined | self._busy()
+        eligible = AvailableNodes(self.grid, self.client_registry, excluded)
         if not has_enough(self.strategy, eligible):
             return None
         where = self._where("configure_evaluate", number)

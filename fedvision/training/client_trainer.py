@@ -30,7 +30,8 @@ from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.client_state import ALGORITHM, PERSONAL, RESIDUAL, ClientStateStore
 from fedvision.training.evaluate import Evaluation, evaluate
 from fedvision.training.loop import LoopSettings, TrainResult, fit
-from fedvision.types import LossFn, State, TrainRequest
+from fedvision.training.statistics import LocalData, compute_statistic
+from fedvision.types import LossFn, PluginSpec, State, TrainRequest
 from fedvision.updates import chain
 from fedvision.updates.chain import UpdateChain
 
@@ -158,6 +159,26 @@ class ClientTrainer:
         self._recall(client, round + 1)
         load_state(self.model, state)
         return self._measure(self.shards.test(client))
+
+    def statistic(self, client: int, round: int, state: State, spec: PluginSpec) -> tuple[State, int]:
+        """Return a statistic's sums over a client's training images, and their number.
+
+        Args:
+            client: Whose images.
+            round: The round after which it is asked.
+            state: The global model that the statistic sees, with the client's personal tensors.
+            spec: The statistic.
+        """
+        self._recall(client, round + 1)
+        load_state(self.model, state)
+        shard = self.shards.train(client)
+        data = LocalData(
+            shard=shard,
+            settings=self.settings.forward,
+            num_classes=self.num_classes,
+            batch_size=self.config.evaluation.batch_size,
+        )
+        return compute_statistic(spec, self.model, data), len(shard)
 
     def measure(self, state: State, shard: Shard) -> Evaluation:
         """Measure a state on a shard of no client, such as the server's test images."""

@@ -27,6 +27,7 @@ from fedvision.deployment.transport.internals_wire import contents, pack_message
 from fedvision.errors import ConfigError, RunError
 from fedvision.flower import codec, sharing
 from fedvision.flower.internals_message import answer
+from fedvision.flower.statistic_codec import STATISTIC
 
 CLIENT = "client"
 """Key of ``--node-config`` that names the machine's own file."""
@@ -71,5 +72,6 @@ for register in (
     app.evaluate(),
     app.query(codec.CLIENT_INFO.removeprefix("query.")),
     app.query(sharing.MASKED.removeprefix("query.")),
+    app.query(STATISTIC.removeprefix("query.")),
 ):
     register(_respond)

@@ -47,7 +47,8 @@ from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.transport import message_format
 from fedvision.errors import ConfigError, FedVisionError
 from fedvision.files import replace_file
-from fedvision.flower import client_app, codec, internals, sharing
+from fedvision.flower import client_app, codec, internals, sharing, statistic_codec
+from fedvision.flower.statistic_codec import STATISTIC
 from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_state
 from fedvision.models.state import digest
@@ -55,7 +56,7 @@ from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 
 log = logging.getLogger("fedvision.deployment")
-_ROUND_TYPES = ("train", "evaluate")
+_WITH_MODEL = ("train", "evaluate", STATISTIC)
 
 
 class Trainer:
@@ -126,7 +127,7 @@ class Trainer:
         expected = message_format.Expected.of_model(codec.ARRAYS, sent, sent)
         told = self._told_of()
         changed = told.exists() and told.read_text() != (self._stamp or "")
-        return {"expected": {kind: expected.to_text() for kind in _ROUND_TYPES}, "changed": changed}
+        return {"expected": {kind: expected.to_text() for kind in _WITH_MODEL}, "changed": changed}
 
     def answer(self, kind: str, layout: str, task: Path, reply: Path) -> dict[str, Any]:
         """Do the task in a file and write the reply's tensors.
@@ -165,6 +166,8 @@ class Trainer:
             return self._tell_masked(content, client)
         if name := codec.algorithm_name(content):
             self.client.permit("client_algorithm", name)
+        if kind == STATISTIC:
+            return self._tell_statistic(content, client)
         answered = _ask(self._worker, kind, content, client)
         if kind == "evaluate":
             return self._guard(answered, kind, content)
@@ -200,6 +203,25 @@ class Trainer:
         if self.client.share.counts != "masked":
             raise ConfigError(f'share.counts is "{self.client.share.counts}" here, not "masked"')
         return self._masks().answer(content, self._worker.counts(client))
+
+    def _tell_statistic(self, content: RecordDict, client: int) -> RecordDict:
+        """Return a statistic's sums as the owner shares class counts: they may tell these, and more."""
+        assert self._worker
+        self.client.permit("statistic", statistic_codec.decode_spec(content).use)
+        shared = self.client.share.counts
+        masks = self._masks() if shared == "masked" else None
+        if shared != "plain" and (masks is None or not masks.group):
+            raise ConfigError(
+                f'share.counts is "{shared}" here: sums over its images are told where it is "plain", '
+                'or "masked" and a group of masked clients is complete'
+            )
+        told = _ask(self._worker, STATISTIC, content, client)
+        if masks is None:
+            return told
+        question = sharing.question(f"{STATISTIC}\n{statistic_codec.decode_spec(content)}", content)
+        return statistic_codec.with_masked(
+            told, masks.hide(statistic_codec.numbers_to_mask(told), question), masks.group
+        )
 
     def _guard(self, evaluation: RecordDict, kind: str, asked: RecordDict) -> RecordDict:
         """Return an evaluation as the owner shares class counts: its counts and its loss tell them."""

@@ -37,6 +37,7 @@ from fedvision.deployment.transport.internals_wire import (
 from fedvision.engines.local_grid import LocalGrid
 from fedvision.errors import FedVisionError, ProtocolError, RunError
 from fedvision.flower import codec, internals
+from fedvision.flower.statistic_codec import STATISTIC
 from fedvision.tasks.stats import Shape
 from fedvision.updates.chain import UpdateChain
 
@@ -44,6 +45,8 @@ _PAUSE_S = 0.02
 """Pause between two questions for replies, which ``long_polling`` holds while there is none."""
 _UPLOAD_S = 6 * 3600.0
 """How long a client may take to deliver a reply; a SuperLink gives up on one that rests for 180 s."""
+_STATISTIC_BYTES = 1 << 29
+"""Bytes of a statistic's sums at most."""
 _T = TypeVar("_T")
 
 
@@ -321,4 +324,8 @@ def expected_replies(
     train = message_format.Expected.of_model(
         codec.ARRAYS, updates.sent, updates.received, told if measured else 0
     )
-    return {"train": train, "evaluate": message_format.Expected(spare_bytes=told)}
+    return {
+        "train": train,
+        "evaluate": message_format.Expected(spare_bytes=told),
+        STATISTIC: message_format.Expected(spare_bytes=_STATISTIC_BYTES),
+    }

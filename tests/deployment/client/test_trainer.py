@@ -11,6 +11,7 @@ import pytest
 from flwr.app import RecordDict
 from safetensors.torch import load_file
 
+from fedvision.aggregation.fixed_point import from_fixed_point
 from fedvision.deployment.client import local_shards
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.local_data import stamp
@@ -18,7 +19,7 @@ from fedvision.deployment.client.trainer import Trainer
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.transport import message_format
 from fedvision.errors import ConfigError, FedVisionError
-from fedvision.flower import codec, sharing
+from fedvision.flower import codec, sharing, statistic_codec
 from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_state
 from fedvision.models.state import digest
@@ -240,3 +241,52 @@ def test_a_server_cannot_name_code_that_the_owner_did_not_allow(trainer: Trainer
     trainer.client = dataclasses.replace(trainer.client, plugins=("os:getcwd",))
     with pytest.raises(FedVisionError, match="'os:getcwd' of the strategy is no class of"):
         ask_for("os:getcwd", trainer, tmp_path)
+
+
+def statistic(use: str, trainer: Trainer, folder: Path) -> RecordDict:
+    """Ask a client for a statistic of its images."""
+    kind = statistic_codec.STATISTIC
+    expected = message_format.Expected.from_text(trainer.open(facts("r1"))["expected"][kind])
+    told = {"statistic": use, "arguments": "{}", codec.ROUND: 1}
+    layout = message_format.MessageHeader(
+        tensors=exactly(expected), records={codec.CONFIG: ("config", told)}, client=0
+    )
+    (folder / "task").write_bytes(bytes(layout.size))
+    answer = trainer.answer(kind, layout.to_text(), folder / "task", folder / "reply")
+    back = message_format.MessageHeader.from_text(answer["layout"])
+    return message_format.unpack(back, bytearray((folder / "reply").read_bytes()))
+
+
+def test_a_statistic_is_told_as_class_counts_are(trainer: Trainer, tmp_path: Path) -> None:
+    for counts in ("none", "noisy"):
+        trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts=counts))
+        with pytest.raises(ConfigError, match=f'share.counts is "{counts}" here: sums over its images'):
+            statistic("class-counts", trainer, tmp_path)
+    trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
+    sums, examples = statistic_codec.decode_sums(statistic("class-counts", trainer, tmp_path))
+    assert (from_fixed_point(sums)["count"].sum(), examples) == (32, 32)
+    assert (from_fixed_point(sums)["count"] > 8).all()
+    with pytest.raises(ConfigError, match=r"\[statistic\] use = 'mine:all': this client allows built-ins"):
+        statistic("mine:all", trainer, tmp_path)
+
+
+def test_a_masked_statistic_hides_its_numbers(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes out are the numbers plus the group's masks, with the number of images to check the sum by."""
+
+    class Masks:
+        group = "g"
+
+        def hide(self, numbers: np.ndarray, question: bytes) -> np.ndarray:
+            return numbers + 5
+
+    trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
+    bare, _ = statistic_codec.decode_sums(statistic("class-counts", trainer, tmp_path))
+    shared = ShareConfig(counts="masked", certificate="x", authority="y")
+    trainer.client = dataclasses.replace(trainer.client, share=shared)
+    monkeypatch.setattr(Trainer, "_masks", lambda self: Masks())
+    reply = statistic("class-counts", trainer, tmp_path)
+    sums, examples = statistic_codec.decode_sums(reply)
+    assert np.array_equal(sums["count"], bare["count"] + 5)
+    assert statistic_codec.masked_for(reply) == ("g", examples + 5)

@@ -260,6 +260,7 @@ def digest(state: State) -> str:
         {"strategy": {"use": "fedavg", "fraction": 0.6}},
         {"strategy": {"use": "scaffold", "fraction": 0.6}},
         {"strategy": {"use": "fedntd", "beta": 0.5}},
+        {"strategy": {"use": "ccvr", "steps": 50}},
         {"strategy": {"use": "krum"}},
         {"strategy": {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0}},
         FEDPER,

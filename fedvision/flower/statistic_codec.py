@@ -1,0 +1,112 @@
+"""Messages about statistics: a request names one and carries the model, a reply has sums in fixed point."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedvision.aggregation.fixed_point import FixedPoint
+from fedvision.flower import codec
+from fedvision.types import PluginSpec, State
+
+STATISTIC = "query.statistic"
+"""Message type."""
+_USE, _ARGS, _SUMS, _GROUP, _CHECK = "statistic", "arguments", "sums", "group", "masked-examples"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticRequest:
+    """What a client is asked for."""
+
+    spec: PluginSpec
+    """The statistic."""
+    round: int
+    """The round after which it is asked."""
+    state: State
+    """The travelling tensors of the model that it sees."""
+
+
+def encode_request(request: StatisticRequest) -> RecordDict:
+    """Return the content of a request."""
+    told: dict[str, str | int] = {
+        _USE: request.spec.use,
+        _ARGS: json.dumps(dict(request.spec.args), sort_keys=True),
+        codec.ROUND: request.round,
+    }
+    return RecordDict({codec.ARRAYS: codec.encode_state(request.state), codec.CONFIG: ConfigRecord({**told})})
+
+
+def decode_request(content: RecordDict) -> StatisticRequest:
+    """Return what a content asks for."""
+    config = codec.record(content, codec.CONFIG, ConfigRecord)
+    return StatisticRequest(
+        spec=decode_spec(content),
+        round=int(config[codec.ROUND]),  # type: ignore[arg-type]
+        state=codec.decode_state(codec.record(content, codec.ARRAYS, ArrayRecord)),
+    )
+
+
+def decode_spec(content: RecordDict) -> PluginSpec:
+    """Return the statistic that a content asks for."""
+    config = codec.record(content, codec.CONFIG, ConfigRecord)
+    return PluginSpec(use=str(config[_USE]), args=json.loads(str(config[_ARGS])))
+
+
+def encode_sums(sums: FixedPoint, examples: int) -> RecordDict:
+    """Return the content of a reply: named sums in fixed point over so many images."""
+    arrays = ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in sums.items()})
+    return RecordDict({_SUMS: arrays, codec.METRICS: MetricRecord({codec.EXAMPLES: examples})})
+
+
+def decode_sums(content: RecordDict) -> tuple[dict[str, NDArray[np.int64]], int]:
+    """Return a reply's sums and number of images.
+
+    Raises:
+        ValueError: The content is none of a statistic's.
+    """
+    try:
+        arrays = codec.record(content, _SUMS, ArrayRecord)
+        sums = {name: np.asarray(array.numpy()) for name, array in arrays.items()}
+        examples = codec.told_examples(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError("its reply lacks sums or the number of images") from error
+    if any(array.dtype != np.int64 for array in sums.values()) or examples < 0:
+        raise ValueError("its sums are no whole numbers of 64 bits")
+    return sums, examples
+
+
+def numbers_to_mask(content: RecordDict) -> NDArray[np.int64]:
+    """Return all numbers of a reply in a row [M + 1]; the last one, the images, shows that masks are gone."""
+    sums, examples = decode_sums(content)
+    return np.concatenate([*[sums[name].ravel() for name in sorted(sums)], np.array([examples], np.int64)])
+
+
+def with_masked(content: RecordDict, masked: NDArray[np.int64], group: str) -> RecordDict:
+    """Return a reply whose numbers are masked for a group.
+
+    Args:
+        content: The bare reply.
+        masked: Its ``numbers_to_mask`` with the masks of the group.
+        group: The group's name: all of it is needed for a sum.
+    """
+    sums, examples = decode_sums(content)
+    parts, start = {}, 0
+    for name in sorted(sums):
+        parts[name] = masked[start : start + sums[name].size].reshape(sums[name].shape)
+        start += sums[name].size
+    reply = encode_sums({name: parts[name] for name in sums}, examples)
+    reply[codec.CONFIG] = ConfigRecord({_GROUP: group, _CHECK: int(masked[-1])})
+    return reply
+
+
+def masked_for(content: RecordDict) -> tuple[str, int] | None:
+    """Return the group for which a reply is masked and its masked number of images; None for a bare one."""
+    if codec.CONFIG not in content:
+        return None
+    config = codec.record(content, codec.CONFIG, ConfigRecord)
+    return str(config[_GROUP]), int(cast("int", config[_CHECK]))

@@ -1,0 +1,74 @@
+"""Statistics: named sums over a client's training images that need no training.
+
+A statistic is a function ``(model, data, **arguments) -> {name: tensor}`` of the registry's kind
+``statistic``. What it returns is added over the clients, exactly (``aggregation.fixed_point``), and the
+server gets the total alone. So it must return sums (counts, sums of features, sums of squares) and never
+means: those are derived from the sums. Names and shapes depend on the model and the classes alone, and a
+client without images of a class has zeros for it.
+
+Shape letters: B batch, C classes, N examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedvision import registry
+from fedvision.data.shards import Shard
+from fedvision.errors import PluginError
+from fedvision.training.forward import ForwardSettings
+from fedvision.types import PluginSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalData:
+    """A client's training images as a statistic sees them."""
+
+    shard: Shard
+    """Images and labels."""
+    settings: ForwardSettings
+    """Normalisation and device."""
+    num_classes: int
+    """C."""
+    batch_size: int = 100
+    """Images a batch."""
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.shard)
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """Images of each class, int64 [C]."""
+        return torch.from_numpy(self.shard.counts(self.num_classes))
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield images [B, channels, H, W], normalised and not augmented, and labels [B] or [B, L], on the device."""
+        for start in range(0, len(self.shard), self.batch_size):
+            images, labels = self.shard.batch(np.arange(start, min(start + self.batch_size, len(self.shard))))
+            yield self.settings.inputs(images), torch.from_numpy(labels).to(self.settings.device)
+
+
+@torch.no_grad()
+def compute_statistic(spec: PluginSpec, model: nn.Module, data: LocalData) -> dict[str, torch.Tensor]:
+    """Return the named sums of a statistic over a client's images, the model in evaluation mode.
+
+    Raises:
+        PluginError: It is unknown, or returned something else than named tensors.
+    """
+    model.eval()
+    with data.settings.one_model():
+        found = registry.build("statistic", spec, model=model, data=data)
+    if not isinstance(found, Mapping) or not all(isinstance(one, torch.Tensor) for one in found.values()):
+        raise PluginError(f"[statistic] use = {spec.use!r}: it returned no tensors by name")
+    return dict(found)
+
+
+def class_counts(*, data: LocalData) -> dict[str, torch.Tensor]:
+    """Training images of each class: ``count`` [C]."""
+    return {"count": data.counts}

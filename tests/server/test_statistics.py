@@ -1,0 +1,123 @@
+"""Statistics of clients: added exactly, masked ones by their group, odd ones refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Error, Message, RecordDict
+
+from fedvision.flower import internals
+from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
+from fedvision.flower.statistic_codec import (
+    StatisticRequest,
+    decode_request,
+    encode_sums,
+    numbers_to_mask,
+    with_masked,
+)
+from fedvision.server.statistics import StatisticResult, query_statistic
+from fedvision.types import PluginSpec
+
+REQUEST = StatisticRequest(spec=PluginSpec(use="class-counts", args={"a": 1}), round=4, state={})
+UNITS = 1 << 30
+
+
+class Registry(SimulatedClientRegistry):
+    """Members some of whom mask."""
+
+    groups: Mapping[str, Any] = {"g": (0, 1, 2)}  # type: ignore[misc]
+
+
+class Answers:
+    """A grid that answers with contents by client; an error where there is none."""
+
+    def __init__(self, contents: Mapping[int, RecordDict | None]) -> None:
+        self.contents, self.asked = contents, list[StatisticRequest]()
+
+    def get_node_ids(self) -> list[int]:
+        return [FIRST_NODE + client for client in self.contents]
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Iterator[Message]:
+        for number, message in enumerate(messages):
+            internals.set_message_id(message, str(number))
+            self.asked.append(decode_request(message.content))
+            content = self.contents[message.metadata.dst_node_id - FIRST_NODE]
+            if content is None:
+                yield Message(Error(code=1, reason="no images"), reply_to=message)
+            else:
+                yield Message(content, reply_to=message)
+
+
+def sums(count: list[int], examples: int | None = None) -> RecordDict:
+    numbers = {"count": np.array(count, np.int64) * UNITS}
+    return encode_sums(numbers, sum(count) if examples is None else examples)
+
+
+def ask(contents: Mapping[int, RecordDict | None]) -> tuple[StatisticResult, Answers]:
+    internals.identify(1)
+    grid = Answers(contents)
+    registry = Registry(clients=len(contents), counts=(1, 1))
+    return query_statistic(grid, registry, REQUEST, clients=list(contents)), grid  # type: ignore[arg-type]
+
+
+def test_sums_are_added_and_failures_named() -> None:
+    found, grid = ask({0: sums([3, 1]), 1: None, 2: sums([0, 5])})
+    assert found.sums["count"].tolist() == [3.0, 6.0]
+    assert (found.clients, found.examples) == ((0, 2), 9)
+    assert [(item["client"], item["reason"]) for item in found.refused] == [(1, "no images")]
+    assert [(one.spec, one.round) for one in grid.asked] == [(REQUEST.spec, 4)] * 3
+    assert found.facts() == {"clients": [0, 2], "examples": 9, "shapes": {"count": [2]}}
+
+
+def test_sums_of_another_shape_than_most_are_refused() -> None:
+    found, _ = ask({0: sums([1, 2, 3]), 1: sums([1, 1]), 2: sums([2, 2])})
+    assert found.sums["count"].tolist() == [3.0, 3.0]
+    assert [(item["client"], item["reason"][:28]) for item in found.refused] == [
+        (0, "its sums have other names or")
+    ]
+
+
+def test_what_is_no_statistic_or_too_large_is_refused() -> None:
+    large = encode_sums({"count": np.array([2**62 + 1, 0], np.int64)}, 1)
+    found, _ = ask({0: RecordDict(), 1: large, 2: sums([1, 0])})
+    assert found.sums["count"].tolist() == [1.0, 0.0]
+    assert [item["reason"] for item in found.refused] == [
+        "its reply lacks sums or the number of images",
+        "the sum 'count' is above 2^32",
+    ]
+
+
+def masked(rows: list[list[int]]) -> list[RecordDict]:
+    """Replies of three clients whose masks cancel modulo 2^64."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(-(2**63), 2**63, (2, 3), np.int64)
+    noise = [*noise, -noise.sum(0)]
+    bare = [sums(row) for row in rows]
+    return [with_masked(one, numbers_to_mask(one) + mask, "g") for one, mask in zip(bare, noise, strict=True)]
+
+
+def test_masked_sums_are_read_as_the_sum_of_their_group_alone() -> None:
+    replies = masked([[3, 1], [0, 2], [5, 5]])
+    found, _ = ask({**dict(enumerate(replies)), 3: sums([10, 0])})
+    assert found.sums["count"].tolist() == [18.0, 8.0]
+    assert (found.clients, found.examples, found.refused) == ((0, 1, 2, 3), 26, ())
+
+
+def test_an_incomplete_group_gives_no_sum() -> None:
+    replies = masked([[3, 1], [0, 2], [5, 5]])
+    found, _ = ask({0: replies[0], 1: replies[1], 2: None, 3: sums([10, 0])})
+    assert found.sums["count"].tolist() == [10.0, 0.0]
+    assert found.clients == (3,)
+    assert {item["client"] for item in found.refused} == {0, 1, 2}
+
+
+def test_a_group_whose_masks_stay_is_refused() -> None:
+    replies = masked([[3, 1], [0, 2], [5, 5]])
+    replies[2] = with_masked(sums([5, 5]), numbers_to_mask(sums([5, 5])) + 12345, "g")
+    found, _ = ask({**dict(enumerate(replies)), 3: sums([10, 0])})
+    assert found.sums["count"].tolist() == [10.0, 0.0]
+    assert {item["reason"] for item in found.refused} == {
+        "the masked sums of its group give no sum: somebody masked otherwise"
+    }
