@@ -53,7 +53,7 @@ def rehearse(
     settings = loop_settings(config, image_shape[2]).forward
     shard = Shard(
         images=np.zeros((num_classes, *image_shape), np.uint8),
-        labels=build_task(config.task).only(num_classes),
+        labels=build_task(config.task).only(num_classes).numpy(),
         indices=np.arange(num_classes),
     )
     data = LocalData(shard=shard, settings=settings, num_classes=num_classes)

@@ -48,7 +48,7 @@ class LocalData:
         return torch.from_numpy(self.shard.counts(self.num_classes))
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield images [B, channels, H, W], normalised and not augmented, and labels [B] or [B, L], on the device."""
+        """Yield images [B, channels, H, W], normalised only, and labels [B] or [B, L], on the device."""
         for start in range(0, len(self.shard), self.batch_size):
             images, labels = self.shard.batch(np.arange(start, min(start + self.batch_size, len(self.shard))))
             yield self.settings.inputs(images), torch.from_numpy(labels).to(self.settings.device)
