@@ -128,7 +128,7 @@ class PhaseResult:
         self.up += nbytes
         self.up_whole += nbytes
         if validator is not None:
-            self.up_whole += validator.updates.received.size - validator.updates.sent.size
+            self.up_whole += validator.updates.bytes_saved
 
     def bytes(self) -> dict[str, int]:
         """Return the bytes sent and received, for the round's record."""

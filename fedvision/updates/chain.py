@@ -55,6 +55,8 @@ class UpdateChain:
         """The model as it is sent to clients."""
         self.sent = received
         """The update as clients send it."""
+        self.bytes_saved = 0
+        """Bytes by which an update is smaller than the model; negative where it is larger."""
         self._transforms = tuple(transforms)
         if not self._transforms:
             return
@@ -67,6 +69,7 @@ class UpdateChain:
             except ValueError as error:
                 raise ValueError(f"{type(transform).__name__}: {error}") from error
         self.sent = UpdateSchema((*self._schemas[-1].tensors, *self._whole))
+        self.bytes_saved = received.size - self.sent.size
 
     def __bool__(self) -> bool:
         """Say whether there are transforms."""

@@ -86,7 +86,10 @@ class UpdateSchema:
 
     def mismatch(self, found: Iterable[TensorSpec]) -> str | None:
         """Return in one sentence how other tensors, in any order, differ from these; None if they do not."""
-        wanted, given = {one.name: one for one in self.tensors}, {one.name: one for one in found}
+        specs = tuple(found)
+        if specs == self.tensors:
+            return None
+        wanted, given = {one.name: one for one in self.tensors}, {one.name: one for one in specs}
         if missing := sorted(wanted.keys() - given.keys()):
             return f"the tensor {missing[0]!r} is missing ({len(missing)} in all)"
         if extra := sorted(given.keys() - wanted.keys()):
