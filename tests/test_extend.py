@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from fedvision.api import simulate
 from fedvision.config import ExperimentConfig
 from fedvision.registry import allow_folder
+from fedvision.types import PluginSpec
 
 PAGE = (Path(__file__).parents[1] / "docs/extend.md").read_text()
 PARTS = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.S))
@@ -20,6 +24,8 @@ def test_parts_are_short() -> None:
         "my_model",
         "my_loss",
         "my_strategy",
+        "my_algorithm",
+        "my_statistic",
         "my_update",
         "my_metric",
     }
@@ -36,3 +42,13 @@ def test_the_experiment_of_own_parts_runs(tmp_path: Path) -> None:
     assert result.scores["my_metric:worst_recall"] > 0.9
     assert result.rounds[0]["clients"] == [0, 1, 2]
     assert result.rounds[0]["bytes"]["up_whole"] == 4 * result.rounds[0]["bytes"]["up"]
+    experiment = ExperimentConfig.load(tmp_path / "mine.toml")
+    evaluation = replace(experiment.evaluation, statistics=("my_statistic:brightness",))
+    other = replace(
+        experiment, strategy=PluginSpec(use="my_algorithm:SmallLogits"), evaluation=evaluation, rounds=1
+    )
+    found = simulate(other, out=tmp_path / "other")
+    sums = found.rounds[0]["statistics"]["my_statistic:brightness"]["sums"]
+    assert sums["images"] == 240.0
+    # The added mean square of the logits is 0 or more, and the model is no longer the other strategy's.
+    assert any(not torch.equal(found.state[name], tensor) for name, tensor in result.state.items())

@@ -35,7 +35,7 @@ def to_fixed_point(values: Mapping[str, torch.Tensor]) -> dict[str, NDArray[np.i
             raise ValueError(f"the sum {name!r} holds NaN or infinity")
         if exact.size and np.abs(exact).max() > MOST:
             raise ValueError(f"the sum {name!r} holds {np.abs(exact).max():.3g}, above 2^32; scale it down")
-        found[name] = np.ascontiguousarray(np.rint(exact / UNIT).astype(np.int64))
+        found[name] = np.array(np.rint(exact / UNIT), np.int64, order="C")
     return found
 
 

@@ -59,7 +59,7 @@ def decode_spec(content: RecordDict) -> PluginSpec:
 
 def encode_sums(sums: FixedPoint, examples: int) -> RecordDict:
     """Return the content of a reply: named sums in fixed point over so many images."""
-    arrays = ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in sums.items()})
+    arrays = ArrayRecord({name: Array(np.array(array, order="C")) for name, array in sums.items()})
     return RecordDict({_SUMS: arrays, codec.METRICS: MetricRecord({codec.EXAMPLES: examples})})
 
 

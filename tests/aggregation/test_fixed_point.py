@@ -16,10 +16,11 @@ from fedvision.aggregation.fixed_point import (
 
 
 def test_numbers_are_rounded_to_the_unit_and_back() -> None:
-    values = {"a": torch.tensor([1.5, -0.1, 3 * UNIT]), "n": torch.tensor([7, 0])}
+    values = {"a": torch.tensor([1.5, -0.1, 3 * UNIT]), "n": torch.tensor([7, 0]), "one": torch.tensor(2)}
     numbers = to_fixed_point(values)
     assert numbers["a"].tolist() == [3 << 29, round(-float(torch.tensor(0.1)) / UNIT), 3]
     assert numbers["n"].tolist() == [7 << 30, 0]
+    assert (numbers["one"].shape, int(numbers["one"])) == ((), 2 << 30)
     back = from_fixed_point(numbers)
     assert np.abs(back["a"] - values["a"].double().numpy()).max() <= UNIT / 2
     assert back["n"].tolist() == [7.0, 0.0]
