@@ -120,7 +120,7 @@ def test_a_run_that_goes_on_elsewhere_keeps_both_environments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for cpus in (4, 8, 8, 16):
-        monkeypatch.setattr(folder_module, "environment", lambda device, cpus=cpus: {"cpus": cpus})
+        monkeypatch.setattr(folder_module, "environment", lambda device, start, cpus=cpus: {"cpus": cpus})
         folder = RunFolder.resume(tmp_path / "run", CONFIG)
         folder.settle({}, {})
     assert folder.environment() == {"cpus": 16, "earlier": [{"cpus": 4}, {"cpus": 8}]}

@@ -27,6 +27,7 @@ from fedvision.types import ClientConfig, LossFn, PluginSpec, State, TrainReques
 
 SIZES = (5, 1, 23, 17, 16)
 CLASSES, SIDE, SEED = 4, 8, 3
+LOSSES = [name for name, loss in registry.BUILTINS["loss"].items() if "classification" in loss.tasks]
 STACKABLE = [
     name
     for name in registry.BUILTINS["client_algorithm"]

@@ -26,6 +26,7 @@ from fedvision.training.vectorized.device_cache import DeviceDatasetCache
 from fedvision.training.vectorized.graph_buffers import Replay
 from fedvision.types import ClientConfig, PluginSpec, State, TrainRequest
 from tests.training.client_cases import (
+    LOSSES,
     SIZES,
     STACKABLE,
     Crowd,
@@ -96,7 +97,7 @@ def test_every_model_that_stacks_can_be_played_back(use: str) -> None:
     check(Crowd(model=network(use), settings=settings(momentum=0.9)))
 
 
-@pytest.mark.parametrize("use", registry.BUILTINS["loss"])
+@pytest.mark.parametrize("use", LOSSES)
 def test_every_loss_is_built_anew_from_the_counts_of_the_clients_that_play(use: str) -> None:
     check(Crowd(loss=PluginSpec(use=use)))
 

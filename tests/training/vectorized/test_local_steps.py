@@ -20,6 +20,7 @@ from fedvision.training.vectorized.client_batch import clip_each
 from fedvision.training.vectorized.vmap_support import ELEMENTWISE
 from fedvision.types import ClientConfig, PluginSpec, TrainRequest
 from tests.training.client_cases import (
+    LOSSES,
     SIZES,
     STACKABLE,
     Crowd,
@@ -46,13 +47,14 @@ def test_every_model_that_stacks_gives_what_the_loop_gives(use: str) -> None:
     crowd = Crowd(model=network(use), settings=settings(epochs=2, momentum=0.9))
     if use == "rnn":
         assert (
-            crowd.unsupported_reason() == "torch's recurrent layers (features.recurrent) have no stacked form"
+            crowd.unsupported_reason()
+            == "torch's recurrent layers (backbone.features.recurrent) have no stacked form"
         )
     else:
         check(crowd)
 
 
-@pytest.mark.parametrize("use", registry.BUILTINS["loss"])
+@pytest.mark.parametrize("use", LOSSES)
 def test_every_loss_sees_each_clients_own_counts(use: str) -> None:
     check(Crowd(loss=PluginSpec(use=use), settings=settings(epochs=2)), 0, 2)
 
