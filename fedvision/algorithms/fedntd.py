@@ -8,7 +8,7 @@ global model knew of them. Each client minimises its loss plus::
 
 with the logits z of the model that the round began with (teacher) and of the one that is trained. The true
 class is left out, so that the task's loss alone decides on it. The factor tau^2, which keeps the size of the
-gradients whatever tau is (Hinton et al. 2015), is that of the authors' code, as are the defaults.
+gradients whatever tau is, is that of Hinton et al. 2015, arXiv 1503.02531.
 
 The task's loss can be any of the package's, not only the paper's cross-entropy. The teacher is in evaluation
 mode. Each step takes one further forward pass without gradients, and a client holds the model twice.

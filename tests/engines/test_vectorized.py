@@ -163,7 +163,7 @@ def test_a_bad_client_fails_alone_and_a_person_is_told_once(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("tables", "reason"),
     [
-        ({"model": {"use": "rnn", "hidden": 8}}, "torch's recurrent layers (features.recurrent)"),
+        ({"model": {"use": "rnn", "hidden": 8}}, "torch's recurrent layers (backbone.features.recurrent)"),
         ({"transforms": {"mixup": 0.2}}, "mixup blends"),
     ],
 )

@@ -107,6 +107,9 @@ class ShareConfig:
     """Class counts: not at all, as they are, with noise, or masked so that only the sum can be read."""
     epsilon: float = 1.0
     """Privacy loss of ``noisy``: Laplace noise of scale 1 / epsilon on every class; smaller hides more."""
+    statistics: tuple[str, ...] = ()
+    """Names of further statistics that the server may ask for, such as ``feature-moments``, told as
+    ``counts`` says. Their sums tell more of the images than class counts do, which need no mention here."""
     certificate: str = ""
     """For ``masked``: file of the certificate of ``superlink.key``; it proves this client to the others."""
     authority: str = ""

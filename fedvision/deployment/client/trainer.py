@@ -205,9 +205,15 @@ class Trainer:
         return self._masks().answer(content, self._worker.counts(client))
 
     def _tell_statistic(self, content: RecordDict, client: int) -> RecordDict:
-        """Return a statistic's sums as the owner shares class counts: they may tell these, and more."""
+        """Return a statistic's sums as the owner shares class counts, where he allows more than these."""
         assert self._worker
-        self.client.permit("statistic", statistic_codec.decode_spec(content).use)
+        use = statistic_codec.decode_spec(content).use
+        self.client.permit("statistic", use)
+        if use not in ("class-counts", *self.client.share.statistics):
+            raise ConfigError(
+                f"[statistic] use = {use!r}: its sums tell more of the images than class counts, and the "
+                "owner has not allowed it; whoever wants to take part adds its name to share.statistics"
+            )
         shared = self.client.share.counts
         masks = self._masks() if shared == "masked" else None
         if shared != "plain" and (masks is None or not masks.group):

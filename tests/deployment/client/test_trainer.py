@@ -270,6 +270,23 @@ def test_a_statistic_is_told_as_class_counts_are(trainer: Trainer, tmp_path: Pat
         statistic("mine:all", trainer, tmp_path)
 
 
+def test_a_statistic_that_tells_more_than_class_counts_needs_the_owners_word(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    """Sums of features tell a server that follows every other rule what the images look like."""
+    trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
+    with pytest.raises(ConfigError, match=r"'feature-moments': its sums tell more .* share\.statistics"):
+        statistic("feature-moments", trainer, tmp_path)
+    allowed = ShareConfig(counts="plain", statistics=("feature-moments",))
+    trainer.client = dataclasses.replace(trainer.client, share=allowed)
+    _, examples = statistic_codec.decode_sums(statistic("feature-moments", trainer, tmp_path))
+    assert examples == 32
+    hidden = ShareConfig(counts="none", statistics=("feature-moments",))
+    trainer.client = dataclasses.replace(trainer.client, share=hidden)
+    with pytest.raises(ConfigError, match=r'share.counts is "none" here'):
+        statistic("feature-moments", trainer, tmp_path)
+
+
 def test_a_masked_statistic_hides_its_numbers(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
