@@ -45,6 +45,7 @@ LAYERS = (
     "deployment.server",
     "trained_model",
     "api",
+    "testing",
     "cli",
     "__init__",
 )
