@@ -5,6 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# A suite that starts hundreds of processes must not compile all that each of them imports anew: uv installs sources
+# alone, and containers often set this.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup lock simulate test long soak search lint types check contract docs bench clean
 
