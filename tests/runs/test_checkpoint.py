@@ -153,7 +153,7 @@ def test_a_kill_before_any_call_to_the_system_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kill -9 before the n-th write, fsync, rename or removal of two rounds, for every n."""
-    monkeypatch.setattr(folder_module, "environment", lambda device: {})
+    monkeypatch.setattr(folder_module, "environment", lambda device, start: {})
     for calls in range(1, 200):
         folder = RunFolder.create(tmp_path / f"run-{calls}", CONFIG)
         killed = _in_child(lambda folder=folder, calls=calls: _rounds_until_call(folder, calls))  # type: ignore[misc]

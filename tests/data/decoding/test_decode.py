@@ -181,7 +181,7 @@ def test_a_bar_is_shown_on_a_terminal_alone(
     [
         ({"size": 0}, "size must be the side of the images in pixels, > 0, not 0"),
         ({"channels": 4}, "channels must be 1 (gray) or 3 (RGB), not 4"),
-        ({"fit": "squash"}, "fit must be one of crop, stretch, pad, not 'squash'"),
+        ({"fit": "squash"}, "fit must be one of crop, stretch, pad, exact, not 'squash'"),
         ({"max_unreadable": 1.0}, "max_unreadable must be >= 0 and < 1, not 1.0"),
         ({"max_unreadable": -0.1}, "max_unreadable must be >= 0 and < 1, not -0.1"),
         ({"workers": -1}, "workers must be >= 0, not -1"),
