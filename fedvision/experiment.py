@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedvision.data.dataset import Dataset
     from fedvision.data.partition.split import Split
     from fedvision.models.start import StartModel
+    from fedvision.tasks.base import Task
     from fedvision.updates.chain import UpdateChain
 
 
@@ -88,21 +89,14 @@ class Experiment:
         assert dataset is not None
         task = build_task(config.task)
         task.check(config, dataset)
-        if task.several_labels and not split_here:
+        classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
+        if split_here:
+            parts = _split(config, dataset, task)
+            check_strategy(strategy, len(parts.clients))
+        elif task.several_labels:
             raise ConfigError(
                 f"[task] use = {config.task.use!r} runs in simulations only; use fedvision simulate"
             )
-        classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
-        if split_here:
-            parts = split.make(
-                dataset.train,
-                config.partition,
-                num_classes=classes,
-                seed=config.seed,
-                holdout=config.evaluation.holdout,
-                strata=task.strata(dataset.train.labels),
-            )
-            check_strategy(strategy, len(parts.clients))
         else:
             parts = split.elsewhere(classes)
         check_training(config, channels, classes)
@@ -224,6 +218,20 @@ def _model_bytes(model: nn.Module) -> int:
 def _data_bytes(dataset: Dataset) -> int:
     """Return the bytes of the images, those that stay in a file included: they fill the page cache."""
     return sum(part.images.nbytes for part in (dataset.train, dataset.test) if part is not None)
+
+
+def _split(config: ExperimentConfig, dataset: Dataset, task: Task) -> Split:
+    """Spread the training images over the clients, by what the task sees in their targets."""
+    from fedvision.data.partition import split
+
+    return split.make(
+        dataset.train,
+        config.partition,
+        num_classes=len(dataset.classes),
+        seed=config.seed,
+        holdout=config.evaluation.holdout,
+        strata=task.strata(dataset.train.labels),
+    )
 
 
 def _start(

@@ -90,14 +90,7 @@ def serve(
             removed=lambda: keyring.removed,
             owner=functools.partial(internals_superlink.owner, state),
         )
-        config = uvicorn.Config(
-            gate,
-            ws="none",
-            lifespan="off",
-            timeout_keep_alive=int(options.limits.idle_seconds),
-            h11_max_incomplete_event_size=options.limits.header_bytes,
-            **_settings(),
-        )
+        config = uvicorn.Config(gate, **_public_settings(options.limits))
         server.public = PublicListener(public, config, server, context, options.limits)
         server.run(sockets=[private])
 
@@ -116,6 +109,16 @@ def _settings() -> dict[str, Any]:
         "proxy_headers": False,
         "server_header": False,
         "timeout_graceful_shutdown": 5,
+    }
+
+
+def _public_settings(limits: Limits) -> dict[str, Any]:
+    return {
+        "ws": "none",
+        "lifespan": "off",
+        "timeout_keep_alive": int(limits.idle_seconds),
+        "h11_max_incomplete_event_size": limits.header_bytes,
+        **_settings(),
     }
 
 
