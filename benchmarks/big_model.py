@@ -30,7 +30,7 @@ from torch import nn
 from fedvision.runs.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
-HEARD = "FACT "
+FACT_PREFIX = "FACT "
 
 
 def wide(*, num_classes: int, in_channels: int, image_size: tuple[int, int], parameters: int) -> nn.Module:
@@ -58,17 +58,17 @@ def child(options: argparse.Namespace) -> None:
     small = ExperimentConfig.from_dict(experiment(options) | {"model": {"use": "cnn"}})
     Experiment.build(small)
     digits()
-    tell(phase="imported", base_pss=memory(os.getpid())[0])
+    report(phase="imported", base_pss=memory(os.getpid())[0])
 
     class RoundState(Silent):
         """Prints when the rounds begin and end."""
 
         def start(self, rounds: int, first_round: int) -> None:
-            tell(phase="round 1")
+            report(phase="round 1")
 
         def round_done(self, round: int, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-            said = f"round {round + 1}" if round < options.rounds else "end"
-            tell(phase=said, seconds=seconds["total"], heard=len(record["clients"]))
+            stage = f"round {round + 1}" if round < options.rounds else "end"
+            report(phase=stage, seconds=seconds["total"], on_line=len(record["clients"]))
 
     config = ExperimentConfig.from_dict(experiment(options))
     if options.scratch:
@@ -77,7 +77,7 @@ def child(options: argparse.Namespace) -> None:
         result = simulate(config, engine=options.engine, out=Path(folder) / "run", progress=RoundState())
     count = sum(tensor.numel() for tensor in result.state.values())
     size = sum(tensor.numel() * tensor.element_size() for tensor in result.state.values())
-    tell(phase="over", parameters=count, model_bytes=size)
+    report(phase="over", parameters=count, model_bytes=size)
 
 
 def experiment(options: argparse.Namespace) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def experiment(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def tell(**facts: Any) -> None:
-    print(HEARD + json.dumps(facts), flush=True)
+def report(**facts: Any) -> None:
+    print(FACT_PREFIX + json.dumps(facts), flush=True)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -106,11 +106,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     run: dict[str, Any] = {"phases": []}
     begun = time.perf_counter()
 
-    def heard(line: str) -> None:
-        if not line.startswith(HEARD):
+    def on_line(line: str) -> None:
+        if not line.startswith(FACT_PREFIX):
             print(line)
             return
-        facts = json.loads(line.removeprefix(HEARD))
+        facts = json.loads(line.removeprefix(FACT_PREFIX))
         phase, second = facts.pop("phase"), round(time.perf_counter() - begun, 2)
         run["phases"].append({"phase": phase, "second": second, **facts})
         run.update({key: facts[key] for key in ("base_pss", "parameters", "model_bytes") if key in facts})
@@ -121,7 +121,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     root, here = Path(__file__).parents[1], Path(__file__).parent
     paths = [str(root), str(here), os.environ.get("PYTHONPATH", "")]
     environment_ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    timeline.run([sys.executable, __file__, "--child", *spelled], environment_, heard)
+    timeline.run([sys.executable, __file__, "--child", *spelled], environment_, on_line)
     return {**run, "samples": timeline.samples}
 
 
@@ -145,8 +145,8 @@ def table(store: Mapping[str, Any]) -> str:
     for engine, run in store["runs"].items():
         _, driver, tree = models(run)
         rounds = [phase["seconds"] for phase in run["phases"] if "seconds" in phase]
-        heard = [phase["heard"] for phase in run["phases"] if "heard" in phase]
-        cells = [engine, f"{run['parameters']:,}", f"{run['model_bytes'] / 1e6:,.0f} MB", str(min(heard))]
+        used = [phase["used"] for phase in run["phases"] if "used" in phase]
+        cells = [engine, f"{run['parameters']:,}", f"{run['model_bytes'] / 1e6:,.0f} MB", str(min(used))]
         cells += [f"{sum(rounds) / len(rounds):.0f}", f"{max(driver):.1f}", f"{max(tree):.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

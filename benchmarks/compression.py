@@ -69,11 +69,11 @@ def table(figures: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     lines += ["|---|---|---|---|---|"]
     for name, rows in figures.items():
         share = rows[0]["up"] / rows[0]["whole"]
-        told = [f"{rows[0]['up'] / 1000:,.0f}", f"{share:.3f}"]
+        cells = [f"{rows[0]['up'] / 1000:,.0f}", f"{share:.3f}"]
         for key in ("balanced", "tail"):
             values = [row[key] for row in rows]
-            told.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        lines.append(f"| {name} | {' | '.join(told)} |")
+            cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

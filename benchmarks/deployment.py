@@ -120,16 +120,21 @@ def keep(path: Path, facts: dict[str, Any], draw: Any) -> None:
 
 def compare(models: list[str], rounds: int, turns: int) -> dict[str, Any]:
     """Let both sides run in turns, each time the other one first, and return the medians by model."""
-    heard: dict[str, dict[str, RoundState]] = {model: {"ours": [], "stock": []} for model in models}
+    measured_times: dict[str, dict[str, RoundState]] = {model: {"ours": [], "stock": []} for model in models}
     for turn, model in itertools.product(range(turns), models):
         for side in ("ours", "stock") if turn % 2 == 0 else ("stock", "ours"):
             with made(model, rounds) as folder:
                 if side == "ours":
-                    heard[model][side] += ours(folder)
+                    measured_times[model][side] += ours(folder)
                 else:
-                    heard[model][side] += stock(folder, NAMES, PRIVATE, rounds)
-            print(model, side, [f"{total - worked:.2f}" for total, worked in heard[model][side]], flush=True)
-    return {model: summary(sides) for model, sides in heard.items()}
+                    measured_times[model][side] += stock(folder, NAMES, PRIVATE, rounds)
+            print(
+                model,
+                side,
+                [f"{total - worked:.2f}" for total, worked in measured_times[model][side]],
+                flush=True,
+            )
+    return {model: summary(sides) for model, sides in measured_times.items()}
 
 
 def summary(sides: dict[str, RoundState]) -> dict[str, Any]:

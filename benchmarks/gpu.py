@@ -217,7 +217,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def asked() -> argparse.Namespace:
+def parsed_options() -> argparse.Namespace:
     """Return what the command line says, the rounds and the name of the results settled."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -240,7 +240,7 @@ def asked() -> argparse.Namespace:
 
 def main() -> None:
     """Compare, take the measurements that are missing, print and write the table."""
-    options = asked()
+    options = parsed_options()
     # A stop from outside ends a measurement's processes as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     torch.set_num_threads(1)
@@ -261,9 +261,9 @@ def main() -> None:
         lambda line: print(line, flush=True),
     )
     made = table(store.facts["environment"]["device"], store.runs)
-    said = sorted({f"{run['rival']}: {note}" for run in store.runs for note in run.get("notes", ())})
+    notes = sorted({f"{run['rival']}: {note}" for run in store.runs for note in run.get("notes", ())})
     title = f"seconds of {options.rounds} rounds but the first"
-    text = "\n\n".join([figures.header(store.facts, store.runs), f"W1, {title}", made, *said])
+    text = "\n\n".join([figures.header(store.facts, store.runs), f"W1, {title}", made, *notes])
     path.with_suffix(".md").write_text(text + "\n")
     figures.draw(drawn(store.runs), ["w1"], path.with_suffix(".svg"), f"{title}, {options.device}")
     print(text)

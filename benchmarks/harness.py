@@ -88,18 +88,18 @@ def take(
     store: Store,
     plan: Sequence[Turn],
     measure: Callable[[Turn], Mapping[str, Any]],
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> None:
     """Take the measurements that are missing; one that fails is said and left out."""
     for number, turn in enumerate(plan, 1):
         label = f"{number}/{len(plan)} {turn.workload} {turn.rival} #{turn.repetition + 1}"
         if store.find(turn):
-            say(f"{label}: kept")
+            log(f"{label}: kept")
             continue
         try:
             run = measure(turn)
         except Exception as error:
-            say(f"{label}: failed: {error}")
+            log(f"{label}: failed: {error}")
             continue
         store.add(turn, run)
-        say(f"{label}: {run['loop_s']:.1f} s, others {run['others']:.0%}")
+        log(f"{label}: {run['loop_s']:.1f} s, others {run['others']:.0%}")

@@ -142,12 +142,12 @@ def main() -> None:
     check_engines(options.engines)
     os.environ["FEDVISION_DATA"] = str(environments.images())
     store = Store(RESULTS / f"{options.name}.json", facts(options.rounds))
-    asked = plan(options)
+    planned = plan(options)
     if options.again:
-        store.drop(asked)
+        store.drop(planned)
     take(
         store,
-        asked,
+        planned,
         lambda turn: measure(command(turn, store.facts["rounds"]), surroundings()),
         lambda line: print(line, flush=True),
     )

@@ -86,17 +86,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    asked = parser.parse_args()
+    options = parser.parse_args()
     os.environ["FEDVISION_DATA"] = str(environments.images())
     runs = []
     for partition in PARTITIONS:
-        for seed in asked.seeds:
+        for seed in options.seeds:
             for strategy in PERSONAL:
-                scores = measure(experiment(partition, strategy, seed, asked.rounds))
+                scores = measure(experiment(partition, strategy, seed, options.rounds))
                 runs.append({"partition": partition, "strategy": strategy, "seed": seed, "scores": scores})
                 print(partition, strategy, seed, scores, flush=True)
     print(table(runs))
-    facts = {"environment": environment(), "rounds": asked.rounds, "runs": runs}
+    facts = {"environment": environment(), "rounds": options.rounds, "runs": runs}
     (RESULTS / "personal.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0578d")
 FIXED = ("rounds", "cohort", "engine", "data", "model", "steps", "seed", "alpha", "mean_images")
 """Options that a file of results has one value of."""
-HEARD = "FACT "
+FACT_PREFIX = "FACT "
 
 
 def child(options: argparse.Namespace) -> None:
@@ -56,7 +56,7 @@ def child(options: argparse.Namespace) -> None:
     imported, held = time.perf_counter(), memory(os.getpid())
     federation = Experiment.build(config)
     built = {"import_s": imported - begun, "build_s": time.perf_counter() - imported}
-    tell(built=True, **built, before_pss=held[0], after_pss=memory(os.getpid())[0])
+    report(built=True, **built, before_pss=held[0], after_pss=memory(os.getpid())[0])
     del federation
 
     inside: dict[str, float] = {}
@@ -75,14 +75,14 @@ def child(options: argparse.Namespace) -> None:
             facts = {f"{name}_s": inside.pop(name, None) for name in ("select", "train")}
             facts["measured_s"] = seconds["server"] + seconds["local"]
             facts["driver_s"] = worked
-            tell(
+            report(
                 round=round, clients=len(record["clients"]), images=record["examples"], round_s=took, **facts
             )
             self.begun, self.worked = time.perf_counter(), time.thread_time()
 
     out = Path(options.runs) / name(options.engine, options.child)
     result = simulate(config, engine=options.engine, out=out, resume=True, progress=RoundState())
-    tell(
+    report(
         finished=True,
         scores=result.scores,
         report_bytes=(out / "report.html").stat().st_size,
@@ -123,8 +123,8 @@ def watch(owner: type, method: str, into: dict[str, float]) -> None:
     setattr(owner, method, timed)
 
 
-def tell(**facts: Any) -> None:
-    print(HEARD + json.dumps(facts), flush=True)
+def report(**facts: Any) -> None:
+    print(FACT_PREFIX + json.dumps(facts), flush=True)
 
 
 def name(engine: str, clients: int) -> str:
@@ -137,26 +137,26 @@ def measure(options: argparse.Namespace, clients: int, store: dict[str, Any]) ->
     timeline = Timeline()
     seen = 0
 
-    def heard(line: str) -> None:
+    def on_line(line: str) -> None:
         nonlocal seen
-        if not line.startswith(HEARD):
+        if not line.startswith(FACT_PREFIX):
             print(line)
             return
-        facts, peak = json.loads(line.removeprefix(HEARD)), timeline.peak(seen)
+        facts, peak = json.loads(line.removeprefix(FACT_PREFIX)), timeline.peak(seen)
         seen = len(timeline.samples)
         if "round" not in facts:
             run.update(facts)
             seen = seen if "built" in facts else 0
         else:
             row = facts | {key: value for key, value in peak._asdict().items() if key != "second"}
-            earlier = [kept for kept in run["rounds"] if kept["round"] < row["round"]]
+            earlier = [past for past in run["rounds"] if past["round"] < row["round"]]
             run["rounds"] = [*earlier, row]
             print(f"{clients:,} clients, round {row['round']}: {row['round_s']:.1f} s, {mb(row['tree_pss'])}")
         save(options, store)
 
     command = [sys.executable, __file__, "--child", str(clients), *spelled(options)]
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    timeline.run(command, {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}, heard)
+    timeline.run(command, {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}, on_line)
 
 
 def spelled(options: argparse.Namespace) -> list[str]:

@@ -111,8 +111,8 @@ def stock(folder: Path, names: tuple[str, ...], private: str, rounds: int) -> li
     )
     with _processes(folder, names, private):
         _wait_for(times, rounds)
-    told = [tuple(map(float, line.split())) for line in times.read_text().splitlines()]
-    return [(after[0] - before[0], after[1]) for before, after in itertools.pairwise(told)]
+    stamps = [tuple(map(float, line.split())) for line in times.read_text().splitlines()]
+    return [(after[0] - before[0], after[1]) for before, after in itertools.pairwise(stamps)]
 
 
 @contextlib.contextmanager

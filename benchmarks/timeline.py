@@ -45,14 +45,14 @@ class Timeline:
         self._ours: dict[tuple[str, str], bool] = {}
 
     def run(
-        self, command: Sequence[str], environment: Mapping[str, str], heard: Callable[[str], None]
+        self, command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None]
     ) -> None:
         """Run a command to its end.
 
         Args:
             command: What to run.
             environment: Its whole environment.
-            heard: Is called with each line that it prints, as it prints it.
+            on_line: Is called with each line that it prints, as it prints it.
 
         Raises:
             subprocess.CalledProcessError: It failed.
@@ -65,7 +65,7 @@ class Timeline:
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                heard(line.rstrip("\n"))
+                on_line(line.rstrip("\n"))
             code = process.wait()
         finally:
             over.set()

@@ -39,14 +39,14 @@ def _quotas(groups: Path, own: Path) -> Iterator[float]:
             elif "cpu" in controllers.split(","):
                 for mount in dict.fromkeys((controllers, "cpu")):
                     folder = groups / mount / place
-                    words = [_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")]
-                    yield from _quota([word.strip() for word in words])
+                    fields = [_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")]
+                    yield from _quota([field.strip() for field in fields])
 
 
-def _quota(words: list[str]) -> Iterator[float]:
+def _quota(fields: list[str]) -> Iterator[float]:
     """Yield quota / period where both are positive numbers: ``max`` and -1 are none."""
-    if len(words) == 2 and all(word.isdecimal() and int(word) > 0 for word in words):
-        yield int(words[0]) / int(words[1])
+    if len(fields) == 2 and all(field.isdecimal() and int(field) > 0 for field in fields):
+        yield int(fields[0]) / int(fields[1])
 
 
 def _text(file: Path) -> str:

@@ -97,10 +97,10 @@ class ServerError(RunError):
     """The server cannot be reached, is not who it should be, or refuses this client."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known word, else the list of known ones."""
     options = sorted(known)
-    close = difflib.get_close_matches(word, options, n=1)
+    close = difflib.get_close_matches(name, options, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(options)}" if options else ""

@@ -137,30 +137,30 @@ class Experiment:
         from fedvision.flower.privacy import privacy_notices
         from fedvision.flower.strategy import FlowerStrategy
 
-        said = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
-        said += measurement_notices(self.config, self.dataset, self.personal)
-        said += self.start.notices if self.start else ()
+        sentences = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
+        sentences += measurement_notices(self.config, self.dataset, self.personal)
+        sentences += self.start.notices if self.start else ()
         if len(self.split.clients) == 0:  # the images are on other machines
-            return said
+            return sentences
         if isinstance(self.strategy, FlowerStrategy):
-            said += trimming_notices(self.strategy.inner, len(self.split.clients))
-        said += column_notices(self.config, self.dataset)
-        said += twin_notices(self.dataset)
-        return said + split_notices(self.split, self.dataset.classes)
+            sentences += trimming_notices(self.strategy.inner, len(self.split.clients))
+        sentences += column_notices(self.config, self.dataset)
+        sentences += twin_notices(self.dataset)
+        return sentences + split_notices(self.split, self.dataset.classes)
 
 
 class ExperimentBuilder:
     """Builds the experiments of a sweep, each once, and reads data that several of them name once.
 
     All are built before the first one runs, so that a wrong one is said at once. What was built is kept for
-    its run as far as it takes ``KEPT_BYTES`` in all; of other experiments one is in memory at a time, and
+    its run as far as it takes ``RETAINED_BYTES`` in all; of other experiments one is in memory at a time, and
     data that only they name are read again.
 
     Args:
         configs: The experiments by label.
     """
 
-    KEPT_BYTES = 1 << 30
+    RETAINED_BYTES = 1 << 30
     """Bytes of models, and of data sets where there are several, that wait for their run."""
 
     def __init__(self, configs: Mapping[str, ExperimentConfig]) -> None:
@@ -182,7 +182,7 @@ class ExperimentBuilder:
                 size = _model_bytes(experiment.model)
                 if several and key not in counted:
                     size += _data_bytes(experiment.dataset)
-                if waiting + size <= self.KEPT_BYTES:
+                if waiting + size <= self.RETAINED_BYTES:
                     waiting += size
                     counted.add(key)
                     self._built[label] = experiment
@@ -254,9 +254,9 @@ def _start(
 
     if not config.model.start:
         return None
-    groups, asked = ParameterGroups.of(model, config.model), config.model
+    groups, section = ParameterGroups.of(model, config.model), config.model
     if travels and (stay := groups.personal + groups.frozen):
-        keys = {"shared": asked.shared, "personal": list(asked.personal), "frozen": list(asked.frozen)}
+        keys = {"shared": section.shared, "personal": list(section.personal), "frozen": list(section.frozen)}
         set_ones = [f"model.{key} = {value!r}" for key, value in keys.items() if value not in ("all", [])]
         raise ConfigError(
             f"model.start: with {' and '.join(set_ones)} the clients' machines would begin without the "

@@ -29,7 +29,7 @@ class _Use:
 
 
 _current: _Use | None = None
-_kept: dict[str, dict[str, ModuleType]] = {}
+_modules: dict[str, dict[str, ModuleType]] = {}
 """Modules of folders that were in use before, by folder."""
 
 
@@ -54,7 +54,7 @@ def allow_folder(folder: Path | None) -> None:
     for name in {entry.partition(".")[0] for entry in entries} & sys.modules.keys():
         if (file := _beside(path, name)) and _replaceable(name) and not _is_from(name, file):
             _current.displaced |= _take(name)
-    sys.modules.update(_kept.pop(path, {}))
+    sys.modules.update(_modules.pop(path, {}))
 
 
 def allowed_folder() -> Path | None:
@@ -87,10 +87,10 @@ def _leave(use: _Use) -> None:
         sys.path.remove(use.path)
     tops = {name.partition(".")[0] for name in sys.modules.keys() - use.present}
     own = [top for top in tops if (file := _beside(use.path, top)) and _is_from(top, file)]
-    _kept[use.path] = {}
+    _modules[use.path] = {}
     for top in own:
         if top not in use.present or top in use.displaced:
-            _kept[use.path] |= _take(top)
+            _modules[use.path] |= _take(top)
     sys.modules.update(use.displaced)
 
 

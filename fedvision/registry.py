@@ -256,9 +256,9 @@ def maker(kind: str, spec: PluginSpec, runtime: frozenset[str] = frozenset()) ->
     accepted = runtime & inspect.signature(factory.call).parameters.keys()
 
     def make(**given: Any) -> Any:
-        told = {name: value for name, value in given.items() if name in accepted}
+        offered = {name: value for name, value in given.items() if name in accepted}
         try:
-            return factory.call(**{**arguments, **told})
+            return factory.call(**{**arguments, **offered})
         except FedVisionError:
             raise
         except (TypeError, ValueError) as error:

@@ -40,7 +40,7 @@ class Simulation(RunRecorder):
         host_factory = self._recipe()
         with self.interruption:
             self.resume()
-            with self.progress, engine.open(host_factory, tell=self.note) as grid, _settled():
+            with self.progress, engine.open(host_factory, on_notice=self.note) as grid, _settled():
                 self.run_rounds(
                     in_time(grid, self.config, host_factory.cost),
                     host_factory.client_registry(),

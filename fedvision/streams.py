@@ -46,8 +46,10 @@ def show(text: str, recorded: str = "") -> None:
         _discard(sys.stdout)
     except OSError as error:
         _discard(sys.stdout)
-        kept = f"; all of it is in {recorded}" if recorded else ""
-        raise OutputError(f"standard output could not be written: {error.strerror or error}{kept}") from error
+        recording = f"; all of it is in {recorded}" if recorded else ""
+        raise OutputError(
+            f"standard output could not be written: {error.strerror or error}{recording}"
+        ) from error
 
 
 def complain(text: str) -> None:

@@ -238,11 +238,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is float and type(value) in (int, float):
         return float(value)
     if type(value) is not hint:
-        raise ConfigError(f"{where} must be {_spoken(hint)}, not {value!r}")
+        raise ConfigError(f"{where} must be {_type_text(hint)}, not {value!r}")
     return value
 
 
-def _spoken(hint: type) -> str:
+def _type_text(hint: type) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
 
 

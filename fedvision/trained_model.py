@@ -157,8 +157,8 @@ class TrainedModel:
             labels.append(found[0])
             probabilities.append(found[1])
         if source.unreadable and not names:
-            told = listed([f"{name} ({why})" for name, why in source.unreadable.items()])
-            raise DataError(f"none of {len(source.unreadable):,} images can be read: {told}")
+            reasons = listed([f"{name} ({why})" for name, why in source.unreadable.items()])
+            raise DataError(f"none of {len(source.unreadable):,} images can be read: {reasons}")
         return ClassPredictions(
             classes=self.classes,
             names=names,

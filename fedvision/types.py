@@ -101,7 +101,7 @@ class TrainRequest:
     """Registered name of the algorithm's client half; None adds nothing to the task's loss."""
     counts: tuple[int, ...] | None = None
     """Class counts [C] over the federation where they are shared, else None."""
-    unheard_since: int | None = None
+    silent_since: int | None = None
     """First round of this client since which none of its answers was used; None where the last one was."""
     measure: bool = False
     """Whether ``state`` is to be measured before training, on the images that the client keeps for it."""

@@ -189,7 +189,7 @@ def test_an_override_may_list_other_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "fragments"),
     [
         (["loss.use=focal"], ["--set loss.use", "sweep.loss"]),
         (["loss.gamma=2.0"], ["--set loss.gamma", "sweep.loss"]),
@@ -202,11 +202,11 @@ def test_an_override_may_list_other_values(tmp_path: Path) -> None:
     ],
 )
 def test_entries_of_which_one_would_be_lost_are_refused(
-    given: list[str], words: list[str], tmp_path: Path
+    given: list[str], fragments: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         load_sweep(write(tmp_path, MINIMAL + SWEPT), given)
-    assert all(word in str(caught.value) for word in words), caught.value
+    assert all(fragment in str(caught.value) for fragment in fragments), caught.value
 
 
 def test_a_table_without_the_swept_key_serves_as_its_base(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_swept_keys_that_lie_in_each_other_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "fragments"),
     [
         ("transforms.mean = [125.3]", ["transforms.mean", "from 0 to 1", "divide by 255"]),
         ("transforms.mean = [0.5, -0.1, 0.5]", ["transforms.mean"]),
@@ -239,10 +239,10 @@ def test_swept_keys_that_lie_in_each_other_are_refused(tmp_path: Path) -> None:
         ("strategy = {use = 'flwr.serverapp.strategy:FedAdam', eta = -inf}", ["strategy.eta", "finite"]),
     ],
 )
-def test_numbers_out_of_their_range(line: str, words: list[str]) -> None:
+def test_numbers_out_of_their_range(line: str, fragments: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         ExperimentConfig.from_toml(f"{line}\n{MINIMAL}")
-    assert all(word in str(caught.value) for word in words), caught.value
+    assert all(fragment in str(caught.value) for fragment in fragments), caught.value
 
 
 @pytest.mark.parametrize("key", ["mean", "std", "rotation", "mixup"])

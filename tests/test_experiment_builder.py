@@ -101,7 +101,7 @@ def test_small_data_sets_are_each_read_once() -> None:
 
 
 def test_of_large_data_sets_one_is_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExperimentBuilder, "KEPT_BYTES", 100)
+    monkeypatch.setattr(ExperimentBuilder, "RETAINED_BYTES", 100)
     configs = {str(n): config(str(n), data=shade(n % 2), seed=n) for n in range(4)}
     builder = ExperimentBuilder(configs)
     builder.check()
@@ -112,7 +112,7 @@ def test_of_large_data_sets_one_is_in_memory_at_a_time(monkeypatch: pytest.Monke
 
 
 def test_large_models_wait_unbuilt_and_share_their_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExperimentBuilder, "KEPT_BYTES", 100)
+    monkeypatch.setattr(ExperimentBuilder, "RETAINED_BYTES", 100)
     configs = {str(n): config(str(n), seed=n) for n in range(3)}
     builder = ExperimentBuilder(configs)
     builder.check()

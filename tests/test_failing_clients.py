@@ -105,7 +105,7 @@ def test_a_vacant_class_and_a_single_image_are_handled_and_said(
     assert "0" not in result.rounds[-1]["local"]["accuracy"]
     notices = json.loads((tmp_path / "run/summary.json").read_text())["notices"]
     assert notices[0] == "1 file was odd"
-    told = "\n".join(notices)
-    assert "there are no test images of none" in told
-    assert "no client trains on images of none" in told
-    assert "with a single image each to train on: client 0" in told
+    text = "\n".join(notices)
+    assert "there are no test images of none" in text
+    assert "no client trains on images of none" in text
+    assert "with a single image each to train on: client 0" in text

@@ -8,7 +8,7 @@ from fedvision import formatting
 
 
 @pytest.mark.parametrize(
-    ("count", "said"),
+    ("count", "text"),
     [
         (0, "0 B"),
         (999, "999 B"),
@@ -22,12 +22,12 @@ from fedvision import formatting
         (2.5e15, "2.5e+03 TB"),
     ],
 )
-def test_sizes(count: float, said: str) -> None:
-    assert formatting.size(count) == said
+def test_sizes(count: float, text: str) -> None:
+    assert formatting.size(count) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (0, "0.00 s"),
         (0.416, "0.42 s"),
@@ -40,8 +40,8 @@ def test_sizes(count: float, said: str) -> None:
         (7500, "2 h 5 min"),
     ],
 )
-def test_durations(seconds: float, said: str) -> None:
-    assert formatting.duration(seconds) == said
+def test_durations(seconds: float, text: str) -> None:
+    assert formatting.duration(seconds) == text
 
 
 def test_shares_and_numbers() -> None:

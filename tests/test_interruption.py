@@ -61,12 +61,12 @@ def test_sigterm_counts_where_the_program_treats_it_as_ctrl_c() -> None:
 
 
 def test_a_handler_of_the_programs_own_is_left_alone() -> None:
-    heard: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    signals: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: signals.append(number))
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)
         interruption.check()
-    assert heard == [signal.SIGINT]
+    assert signals == [signal.SIGINT]
 
 
 def test_outside_the_main_thread_nothing_is_changed() -> None:

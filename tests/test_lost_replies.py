@@ -53,8 +53,8 @@ def controls(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Ten
     saved = next((folder / "checkpoint").glob("round-*/strategy.safetensors"))
     server = {k.removeprefix("control/"): t for k, t in load_file(saved).items() if k.startswith("control/")}
     files = [max(client.glob("*.safetensors")) for client in sorted((folder / "clients").glob("*/*"))]
-    kept = [load_file(file) for file in files]
-    means = {name: torch.stack([one[f"algorithm/{name}"] for one in kept]).mean(dim=0) for name in server}
+    states = [load_file(file) for file in files]
+    means = {name: torch.stack([one[f"algorithm/{name}"] for one in states]).mean(dim=0) for name in server}
     return server, means
 
 
@@ -68,4 +68,4 @@ def test_the_servers_control_stays_the_mean_of_the_clients(config: ExperimentCon
     # A run that is stopped in between remembers whom it did not hear.
     from fedvision.runs.folder import RunFolder
 
-    assert RunFolder.read(tmp_path / "run").checkpoints.load().values["rounds"]["unheard"] == []  # type: ignore[union-attr]
+    assert RunFolder.read(tmp_path / "run").checkpoints.load().values["rounds"]["silent_since"] == []  # type: ignore[union-attr]

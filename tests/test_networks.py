@@ -70,8 +70,8 @@ def test_a_model_of_which_clients_keep_a_part_is_measured_by_clients_alone(tmp_p
     assert all(record["server"] is None for record in result.rounds)
     assert result.scores == result.rounds[-1]["local"]["scores"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    told = "the server has no whole model, and each client measures its personal model"
-    assert any(told in said for said in summary["notices"])
+    sentence = "the server has no whole model, and each client measures its personal model"
+    assert any(sentence in notice for notice in summary["notices"])
 
 
 @pytest.mark.usefixtures("networks")

@@ -31,8 +31,8 @@ def heads(run: Path) -> list[State]:
     found = []
     for client in range(5):
         files = sorted((run / f"clients/000000/{client:09d}").glob("round-*.safetensors"))
-        kept = load_file(files[-1])
-        found.append({name.removeprefix("personal/"): tensor for name, tensor in kept.items()})
+        loaded = load_file(files[-1])
+        found.append({name.removeprefix("personal/"): tensor for name, tensor in loaded.items()})
     return found
 
 
@@ -44,7 +44,7 @@ def test_a_round_of_fedper_by_hand(tmp_path: Path) -> None:
     shards = ClientShards(experiment.dataset.train, experiment.split)
     start = get_state(experiment.model, ParameterGroups.of(experiment.model, config.model).shared)
     mean: State = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in start.items()}
-    kept, images = heads(tmp_path / "run"), sum(len(shards.train(client)) for client in range(5))
+    loaded, images = heads(tmp_path / "run"), sum(len(shards.train(client)) for client in range(5))
     right = 0
     for client in range(5):
         memory = ClientStateStore(tmp_path / f"alone-{client}", 1)
@@ -53,14 +53,14 @@ def test_a_round_of_fedper_by_hand(tmp_path: Path) -> None:
         update = trainer.train(TrainRequest(round=1, client=client, state=start))
         for name, tensor in update.state.items():
             mean[name] += tensor.double() * len(shards.train(client)) / images
-        assert same(update.personal, kept[client])
-        assert set(kept[client]) == {"head.weight", "head.bias"}
+        assert same(update.personal, loaded[client])
+        assert set(loaded[client]) == {"head.weight", "head.bias"}
     for name, tensor in result.state.items():
         torch.testing.assert_close(tensor, mean[name].float(), rtol=1e-6, atol=1e-7)
-    assert len({tuple(head["head.bias"].tolist()) for head in kept}) == 5
+    assert len({tuple(head["head.bias"].tolist()) for head in loaded}) == 5
     for client in range(5):
         model, shard = Experiment.build(config).model.eval(), shards.test(client)
-        load_state(model, {**result.state, **kept[client]})
+        load_state(model, {**result.state, **loaded[client]})
         x = (torch.from_numpy(shard.images[shard.indices]).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
         right += int((model(x).argmax(1).numpy() == shard.labels[shard.indices]).sum())
     tested = sum(len(shards.test(client)) for client in range(5))
@@ -75,9 +75,9 @@ def test_heads_never_leave_the_clients_and_the_server_measures_nothing(tmp_path:
     assert result.rounds[0]["bytes"] == {"down": 5 * backbone, "up": 5 * backbone}
     assert [record["server"] for record in result.rounds] == [None, None]
     assert result.scores == result.rounds[-1]["local"]["scores"]
-    (said,) = [note for note in result.folder.summary()["notices"] if "model.personal" in note]
-    assert "keeps head.weight, head.bias on the clients" in said
-    assert "each client measures its personal model on its own held-out images" in said
+    (notice,) = [note for note in result.folder.summary()["notices"] if "model.personal" in note]
+    assert "keeps head.weight, head.bias on the clients" in notice
+    assert "each client measures its personal model on its own held-out images" in notice
     shown = run_table(result.folder).split()
     assert all(word in shown for word in PERSONAL.split())
     assert "server" not in shown[: shown.index("accuracy")]

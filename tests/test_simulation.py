@@ -189,10 +189,10 @@ def test_tensors_that_stay_are_each_clients_own(shared: str, tmp_path: Path) -> 
     model = {"use": "resnet8", "norm": "batch", "width": 4, "shared": shared}
     result = simulate(tiny(rounds=2, model=model, evaluation={"holdout": 0.2}), out=tmp_path / "run")
     assert not any("running" in name for name in result.state)
-    kept = load_file(next((tmp_path / "run/clients/000000/000000000").glob("round-*.safetensors")))
-    assert any("running_mean" in name for name in kept)
+    loaded = load_file(next((tmp_path / "run/clients/000000/000000000").glob("round-*.safetensors")))
+    assert any("running_mean" in name for name in loaded)
     other = load_file(next((tmp_path / "run/clients/000000/000000001").glob("round-*.safetensors")))
-    assert any(not torch.equal(kept[name], other[name]) for name in kept if "running_mean" in name)
+    assert any(not torch.equal(loaded[name], other[name]) for name in loaded if "running_mean" in name)
 
 
 def test_batch_norm_statistics_travel_and_integers_do_not(tmp_path: Path) -> None:
@@ -351,9 +351,9 @@ def test_a_run_records_the_statistics_that_it_asks_for(tmp_path: Path) -> None:
     config = tiny(rounds=2, evaluation={"statistics": ["class-counts"], "every": 2})
     result = simulate(config, out=tmp_path / "run")
     assert "statistics" not in result.rounds[0]
-    told = result.rounds[1]["statistics"]["class-counts"]
-    assert told["sums"]["count"] == Experiment.build(config).split.distinct.tolist()
-    assert told["clients"] == [0, 1, 2, 3, 4]
+    statistic = result.rounds[1]["statistics"]["class-counts"]
+    assert statistic["sums"]["count"] == Experiment.build(config).split.distinct.tolist()
+    assert statistic["clients"] == [0, 1, 2, 3, 4]
 
 
 def one_piece(*, num_classes: int, image_size: tuple[int, int]) -> torch.nn.Module:
@@ -364,7 +364,7 @@ def one_piece(*, num_classes: int, image_size: tuple[int, int]) -> torch.nn.Modu
 
 
 @pytest.mark.parametrize(
-    ("tables", "said"),
+    ("tables", "message"),
     [
         ({"evaluation": {"statistics": ["class-count"]}}, "there is no such statistic"),
         (
@@ -374,9 +374,9 @@ def one_piece(*, num_classes: int, image_size: tuple[int, int]) -> torch.nn.Modu
     ],
 )
 def test_what_cannot_be_asked_for_ends_a_run_before_it_begins(
-    tables: dict[str, Any], said: str, tmp_path: Path
+    tables: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         simulate(tiny(**tables), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

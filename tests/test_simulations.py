@@ -47,12 +47,12 @@ def test_the_readme_shows_commands() -> None:
 
 @pytest.mark.parametrize(("page", "text"), commands())
 def test_every_command_in_a_readme_is_understood(page: str, text: str) -> None:
-    words = shlex.split(text)
-    if words[0] == "make":
+    arguments = shlex.split(text)
+    if arguments[0] == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
-        assert set(words[1:]) <= set(targets)
+        assert set(arguments[1:]) <= set(targets)
         return
-    options = main.parser().parse_args(words[1:])
+    options = main.parser().parse_args(arguments[1:])
     experiment = getattr(options, "experiment", None)
     if experiment is not None and "mine" not in str(experiment):
         assert (ROOT / experiment).exists(), f"{page}: {experiment}"

@@ -86,6 +86,6 @@ def test_the_commands_own_exit_code_with_full_streams(tmp_path: Path) -> None:
         silent = subprocess.run(
             [*command[:3], "inspect", str(tmp_path / "none.toml")], stderr=nowhere, check=False
         )
-    told = "fedvision: standard output could not be written: No space left on device\n"
-    assert (lost.returncode, lost.stderr) == (1, told)
+    expected = "fedvision: standard output could not be written: No space left on device\n"
+    assert (lost.returncode, lost.stderr) == (1, expected)
     assert silent.returncode == 2

@@ -138,8 +138,8 @@ def test_files_are_decoded_as_in_the_run(tmp_path: Path) -> None:
 def test_classes_are_found_by_name_and_missing_ones_are_told(copied: Path) -> None:
     model, test = fedvision.load(copied), digits().test
     assert test is not None
-    kept = test.labels >= 2
-    turned = ImageSet(images=test.images[kept], labels=9 - test.labels[kept])
+    retained = test.labels >= 2
+    turned = ImageSet(images=test.images[retained], labels=9 - test.labels[retained])
     found = model.evaluate(Dataset(train=turned, classes=tuple("9876543210")))
     expected = model.evaluate(digits())
     matrix = expected.confusion.matrix()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 
 @cache
-def _kept(file: str) -> dict[str, Any]:
+def _loaded(file: str) -> dict[str, Any]:
     w = Workload(Path(file), 0, 0, 0)
     model = w.network()
     return {
@@ -27,12 +27,12 @@ def _kept(file: str) -> dict[str, Any]:
 
 def train(arrays: ArrayRecord, config: dict[str, Any]) -> tuple[ArrayRecord, int, int]:
     """Return the trained model, its images and steps."""
-    kept = _kept(config["file"])
-    model, optimizer = kept["model"], kept["optimizer"]
+    content = _loaded(config["file"])
+    model, optimizer = content["model"], content["optimizer"]
     model.load_state_dict(arrays.to_torch_state_dict())
-    mine = kept["clients"][config["client"]]
+    mine = content["clients"][config["client"]]
     mine = mine[torch.randperm(len(mine))]
-    images, labels = kept["images"][mine], kept["labels"][mine]
+    images, labels = content["images"][mine], content["labels"][mine]
     steps = 0
     for x, y in zip(images.split(config["batch"]), labels.split(config["batch"]), strict=True):
         optimizer.zero_grad()

@@ -47,7 +47,7 @@ class Scheduled(FedAvg):
     """FedAvg that asks for the workload's cohorts: any free node trains the client that it is told."""
 
     cohorts: list[list[int]]
-    told: dict[str, Any]
+    task_config: dict[str, Any]
     workload: Workload
     clock: Clock
     images = steps = 0
@@ -57,7 +57,9 @@ class Scheduled(FedAvg):
     ) -> Iterable[Message]:
         cohort = self.cohorts[server_round - 1]
         for node, client in zip(random.sample(list(grid.get_node_ids()), len(cohort)), cohort, strict=True):
-            content = RecordDict({"arrays": arrays, "config": ConfigRecord({**self.told, "client": client})})
+            content = RecordDict(
+                {"arrays": arrays, "config": ConfigRecord({**self.task_config, "client": client})}
+            )
             yield Message(content, node, "train")
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
@@ -88,7 +90,7 @@ def main() -> None:
             fraction_train=cohort / clients, fraction_evaluate=0.0, min_available_nodes=clients
         )
         strategy.cohorts, strategy.workload = w.cohorts(), w
-        strategy.told = {"file": str(w.path), "batch": w.batch, "idle": options.idle}
+        strategy.task_config = {"file": str(w.path), "batch": w.batch, "idle": options.idle}
         while len(list(grid.get_node_ids())) < clients:
             time.sleep(0.02)
 

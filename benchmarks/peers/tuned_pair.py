@@ -47,16 +47,16 @@ class Pair:
         for client in sorted(cohort, key=lambda client: -len(self._clients[client])):
             min(dealt, key=lambda hand: sum(len(self._clients[c]) for c in hand)).append(client)
         total = sum(len(self._clients[client]) for client in cohort)
-        steps = self._ask([("train", hand, total) for hand in dealt])
+        steps = self._send([("train", hand, total) for hand in dealt])
         for weight, *parts in zip(self.weights, *self._sums, strict=True):
             weight.copy_(torch.stack(parts).sum(0))
         return steps
 
     def right(self) -> float:
         """Return the share of test images that the weights name rightly."""
-        return self._ask([("evaluate", [], 0)] * PROCESSES) / len(self._truth)
+        return self._send([("evaluate", [], 0)] * PROCESSES) / len(self._truth)
 
-    def _ask(self, orders: list[tuple[str, list[int], int]]) -> int:
+    def _send(self, orders: list[tuple[str, list[int], int]]) -> int:
         for end, order in zip(self._ends, orders, strict=True):
             end.send(order)
         return sum(end.recv() for end in self._ends)

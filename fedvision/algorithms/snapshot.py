@@ -148,8 +148,8 @@ def _restore_own(thing: Any, state: Any) -> None:
 
 
 def _broken(thing: object, method: str, error: Exception) -> PluginError:
-    said = (str(error).strip().splitlines() or [""])[0]
-    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    message = (str(error).strip().splitlines() or [""])[0]
+    what = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return PluginError(
         f"{method} of the strategy's {type(thing).__name__} raised {what}; mend it and go on with --resume"
     )

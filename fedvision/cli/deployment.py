@@ -194,12 +194,14 @@ def _run_in(
 
 def _same_place(options: argparse.Namespace, place: LinkPlace, *, ours: bool) -> list[str]:
     """Return verb and options that name the same SuperLink from any folder."""
-    words = ["server" if ours else "submit", "--private", options.private, "--state", str(place.state)]
-    words += ["--tls", str(place.tls)] if place.tls else []
+    arguments = ["server" if ours else "submit", "--private", options.private, "--state", str(place.state)]
+    arguments += ["--tls", str(place.tls)] if place.tls else []
     if ours:
-        words += ["--clients", str(place.clients), "--public", options.public]
-        words += ["--insecure"] * options.insecure + ["--client-certificates"] * options.client_certificates
-    return words
+        arguments += ["--clients", str(place.clients), "--public", options.public]
+        arguments += ["--insecure"] * options.insecure + [
+            "--client-certificates"
+        ] * options.client_certificates
+    return arguments
 
 
 def _once_more() -> None:

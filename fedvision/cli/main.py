@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _placed(error: ConfigError, options: argparse.Namespace) -> str:
     """Return the error's sentence with the experiment's file before it, unless it is about something else."""
     file = getattr(options, "experiment", None)
-    told = str(error).startswith((f"{file}: ", "--", "the SuperLink "))
-    if file is None or told or isinstance(error, RunFolderError):
+    complete = str(error).startswith((f"{file}: ", "--", "the SuperLink "))
+    if file is None or complete or isinstance(error, RunFolderError):
         return str(error)
     return f"{file}: {error}"
 

@@ -127,23 +127,23 @@ def _keys(cls: type[Any], config: Any, table: Mapping[str, Any], name: str = "")
     for key, value, text in inside:
         yield f"\n[{key}]"
         given = table.get(key, {})
-        told = {"use": given} if isinstance(given, str) else given
+        plugin = {"use": given} if isinstance(given, str) else given
         if type(value) is PluginSpec:
             yield from _key("use", value.use, value.use, text)
-            yield from _arguments(key, value, told)
+            yield from _arguments(key, value, plugin)
         else:
-            yield from _keys(type(value), value, told, key)
+            yield from _keys(type(value), value, plugin, key)
 
 
 def _arguments(kind: str, spec: Any, table: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of a plug-in's own keys, those that it does not tell of last."""
     from fedvision.cli.reference import plugin_arguments
 
-    told = plugin_arguments(kind, spec.use)
-    for argument in told:
+    arguments = plugin_arguments(kind, spec.use)
+    for argument in arguments:
         default = None if argument.required else argument.default
         yield from _key(argument.name, table.get(argument.name), default, argument.text)
-    known = {"use", *(argument.name for argument in told)}
+    known = {"use", *(argument.name for argument in arguments)}
     own = {field.name for field in dataclasses.fields(spec)}
     for key, value in table.items():
         if key not in known | own:

@@ -152,13 +152,13 @@ def plugin_arguments(kind: str, use: str) -> list[Argument]:
         PluginError: There is no such plug-in.
     """
     factory = registry.resolve(kind, use)
-    told = _arguments(factory.call)
+    described = _arguments(factory.call)
     return [
         Argument(
             argument.name,
             None if argument.default is argument.empty else argument.default,
             argument.default is argument.empty,
-            told.get(argument.name, ""),
+            described.get(argument.name, ""),
         )
         for argument in inspect.signature(factory.call).parameters.values()
         if argument.kind is argument.KEYWORD_ONLY and argument.name not in {*_RUNTIME, *factory.preset}

@@ -50,27 +50,27 @@ def twin_notices(dataset: Dataset) -> tuple[str, ...]:
     size = sum(part.images.nbytes for part in parts)
     if size > _MOST:
         return (f"equal images were not looked for in {size / 1e9:.0f} GB; fedvision doctor does",)
-    found, train, test, said = find_duplicates(dataset), dataset.train, dataset.test, []
+    found, train, test, notices = find_duplicates(dataset), dataset.train, dataset.test, []
     if found.leaked and test:
         one, two = map(list, zip(*found.leaked, strict=True))
         other = int((~equal(test.labels[one], train.labels[two])).sum())
         labels = f", {other:,} of them under another label," if other else ""
-        said.append(
+        notices.append(
             f"{len(found.leaked):,} test images{labels} are training images too, such as "
             f"{_pair(test, train, found.leaked[0])}: the model has seen what it is measured on; remove them "
             "from one"
         )
     if found.contradicting:
-        said.append(
+        notices.append(
             f"{len(found.contradicting):,} training images are there under two labels, such as "
             f"{_pair(train, train, found.contradicting[0])}; keep the right one"
         )
     if found.repeated:
-        said.append(
+        notices.append(
             f"{len(found.repeated):,} training images are there twice and count twice, such as "
             f"{_pair(train, train, found.repeated[0])}"
         )
-    return tuple(said)
+    return tuple(notices)
 
 
 def image_name(images: ImageSet, number: int) -> str:

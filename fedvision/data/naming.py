@@ -92,5 +92,5 @@ def _number(name: str) -> float | None:
 
 def _skeleton(name: str) -> str:
     seen = unicodedata.normalize("NFKC", name).casefold()
-    kept = (letter for letter in seen if unicodedata.category(letter) not in ("Zs", "Cf", "Cc"))
-    return unicodedata.normalize("NFC", "".join(kept))
+    visible = (letter for letter in seen if unicodedata.category(letter) not in ("Zs", "Cf", "Cc"))
+    return unicodedata.normalize("NFC", "".join(visible))

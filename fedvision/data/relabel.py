@@ -117,11 +117,15 @@ def _present(dataset: Dataset) -> NDArray[np.int64]:
 
 def _moved(images: ImageSet, table: NDArray[np.int64]) -> ImageSet:
     labels = table[images.labels]
-    kept = labels != LEFT_OUT
-    if kept.all():
+    retained = labels != LEFT_OUT
+    if retained.all():
         return dataclasses.replace(images, labels=labels)
-    columns = {name: values[kept] for name, values in images.columns.items()}
-    names = [name for name, keep in zip(images.names, kept.tolist(), strict=False) if keep]
+    columns = {name: values[retained] for name, values in images.columns.items()}
+    names = [name for name, keep in zip(images.names, retained.tolist(), strict=False) if keep]
     return ImageSet(
-        images=images.images[kept], labels=labels[kept], columns=columns, names=names, group=images.group
+        images=images.images[retained],
+        labels=labels[retained],
+        columns=columns,
+        names=names,
+        group=images.group,
     )

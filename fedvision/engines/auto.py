@@ -34,7 +34,7 @@ class AutoEngine:
 
     @contextmanager
     def open(
-        self, host_factory: ClientHostFactory, *, run_id: int = 1, tell: OnNotice = print
+        self, host_factory: ClientHostFactory, *, run_id: int = 1, on_notice: OnNotice = print
     ) -> Iterator[Grid]:
         """Open a Grid of the engine that is expected to be fastest."""
         gpus = _gpus(host_factory.device)
@@ -42,9 +42,9 @@ class AutoEngine:
             spec, why = choose_on_gpus(gpus)
         else:
             spec, why = choose(host_factory.estimate_cost(), self._workers or cores.available())
-        tell(f"engine {spec.use}: {why}")
+        on_notice(f"engine {spec.use}: {why}")
         engine: Engine = registry.build("engine", spec)
-        with engine.open(host_factory, run_id=run_id, tell=tell) as grid:
+        with engine.open(host_factory, run_id=run_id, on_notice=on_notice) as grid:
             yield grid
 
 

@@ -22,13 +22,13 @@ class Engine(Protocol):
     """
 
     def open(
-        self, host_factory: ClientHostFactory, *, run_id: int = 1, tell: OnNotice = print
+        self, host_factory: ClientHostFactory, *, run_id: int = 1, on_notice: OnNotice = print
     ) -> AbstractContextManager[Grid]:
         """Open a Grid over the recipe's clients; leaving the block closes it.
 
         Args:
             host_factory: Makes what answers the messages, in whichever process does the work.
             run_id: Flower's number of the run.
-            tell: Is called with one sentence where a person should know of something: a worker that was
+            on_notice: Is called with one sentence where a person should know of something: a worker that was
                 replaced, a model that cannot be stacked.
         """

@@ -21,7 +21,7 @@ class MessageDispatcher:
 
     def __init__(self, host: ClientHost, clients: int, run_id: int) -> None:
         self._host, self._clients, self._run_id = host, clients, run_id
-        self._kept: dict[int, RecordDict] = {}
+        self._states: dict[int, RecordDict] = {}
 
     def deliver(self, message: Message) -> Message:
         """Return the reply to one message, an error reply where the client's work raised."""
@@ -30,7 +30,7 @@ class MessageDispatcher:
             run_id=self._run_id,
             node_id=node,
             node_config={PARTITION: node - FIRST_NODE, "num-partitions": self._clients},
-            state=self._kept.get(node) or RecordDict(),
+            state=self._states.get(node) or RecordDict(),
             run_config={},
         )
         try:
@@ -38,5 +38,5 @@ class MessageDispatcher:
         except Exception as error:
             return Message(Error(code=internals.CLIENT_RAISED, reason=str(error)), reply_to=message)
         if context.state:
-            self._kept[node] = context.state
+            self._states[node] = context.state
         return reply

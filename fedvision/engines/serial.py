@@ -24,7 +24,7 @@ class SerialEngine:
 
     @contextmanager
     def open(
-        self, host_factory: ClientHostFactory, *, run_id: int = 1, tell: OnNotice = print
+        self, host_factory: ClientHostFactory, *, run_id: int = 1, on_notice: OnNotice = print
     ) -> Iterator[Grid]:
         """Open a Grid over the recipe's clients; one at a time in a process."""
         internals.identify(run_id)

@@ -44,11 +44,11 @@ class VectorizedEngine:
 
     @contextmanager
     def open(
-        self, host_factory: ClientHostFactory, *, run_id: int = 1, tell: OnNotice = print
+        self, host_factory: ClientHostFactory, *, run_id: int = 1, on_notice: OnNotice = print
     ) -> Iterator[Grid]:
         """Open a Grid over the recipe's clients; one at a time in a process."""
         internals.identify(run_id)
-        yield VectorizedGrid(host_factory, run_id, self._stack, tell, record=self._record)
+        yield VectorizedGrid(host_factory, run_id, self._stack, on_notice, record=self._record)
 
 
 class VectorizedGrid(LocalGrid):
@@ -58,12 +58,18 @@ class VectorizedGrid(LocalGrid):
         host_factory: Makes the host.
         run_id: Flower's number of the run.
         stack: Clients that are trained at once; 0 by measurement.
-        tell: Is told why clients are trained one by one, each reason once.
+        on_notice: Is told why clients are trained one by one, each reason once.
         record: Whether steps are recorded where the device can.
     """
 
     def __init__(
-        self, host_factory: ClientHostFactory, run_id: int, stack: int, tell: OnNotice, *, record: bool = True
+        self,
+        host_factory: ClientHostFactory,
+        run_id: int,
+        stack: int,
+        on_notice: OnNotice,
+        *,
+        record: bool = True,
     ) -> None:
         super().__init__(host_factory.clients, run_id)
         self.aggregator = host_factory.aggregator()
@@ -77,7 +83,7 @@ class VectorizedGrid(LocalGrid):
             None if host.trainer is None else BatchedClientApp(host.trainer, self.aggregator, record=record)
         )
         desk = MessageDispatcher(host, host_factory.clients, run_id)
-        self._desk = BatchingDispatcher(desk, team, stack, host_factory.cost, tell)
+        self._desk = BatchingDispatcher(desk, team, stack, host_factory.cost, on_notice)
 
     def carry(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Answer training messages in stacks, the longest clients first, then the others in order."""
@@ -95,7 +101,7 @@ class BatchingDispatcher:
         team: Answers several messages at once; None where nobody does.
         stack: Clients that are trained at once; 0 by measurement.
         cost: A client's work beside the others', so that a stack has clients of like length.
-        tell: Is told why clients are trained one by one, each reason once.
+        on_notice: Is told why clients are trained one by one, each reason once.
     """
 
     def __init__(
@@ -104,11 +110,11 @@ class BatchingDispatcher:
         team: BatchedClientApp | None,
         stack: int,
         cost: Callable[[int], float],
-        tell: OnNotice,
+        on_notice: OnNotice,
     ) -> None:
-        self._desk, self._team, self._cost, self._tell = desk, team, cost, tell
+        self._desk, self._team, self._cost, self._on_notice = desk, team, cost, on_notice
         self.capacity = StackSizeTuner(torch.device("cpu") if team is None else team.device, stack)
-        self._told: set[str] = set()
+        self._notified: set[str] = set()
 
     def deliver_all(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Yield one reply for each message; a client that fails does not fail its neighbours."""
@@ -147,7 +153,7 @@ class BatchingDispatcher:
         except Exception:
             return None  # the client will say itself what is wrong
         if unsupported_reason:
-            self._say(unsupported_reason, f"clients are trained one by one: {unsupported_reason}")
+            self._notify(unsupported_reason, f"clients are trained one by one: {unsupported_reason}")
         return None if unsupported_reason else request
 
     def _train_stack(self, stack: Sequence[tuple[Message, TrainRequest]]) -> Iterator[Message]:
@@ -175,19 +181,21 @@ class BatchingDispatcher:
                     replies |= zip(places, own, strict=True)
         except torch.OutOfMemoryError:
             self.capacity.exceeded(len(stack))
-            self._say("memory", f"{len(stack)} clients at once do not fit into the device's memory")
+            self._notify("memory", f"{len(stack)} clients at once do not fit into the device's memory")
         except Exception as error:
-            self._say(
+            self._notify(
                 "failed", f"{len(stack)} clients are trained one by one, as they failed at once: {error}"
             )
         if why := self._team.failure_reason:
-            self._say("recording", f"steps are launched kernel by kernel, as none could be recorded: {why}")
+            self._notify(
+                "recording", f"steps are launched kernel by kernel, as none could be recorded: {why}"
+            )
         return replies
 
-    def _say(self, reason: str, sentence: str) -> None:
-        if reason not in self._told:
-            self._told.add(reason)
-            self._tell(sentence)
+    def _notify(self, reason: str, sentence: str) -> None:
+        if reason not in self._notified:
+            self._notified.add(reason)
+            self._on_notice(sentence)
 
 
 def _trains(message: Message) -> bool:

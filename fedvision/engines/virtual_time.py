@@ -152,14 +152,14 @@ class VirtualTimeGrid(LocalGrid):
 
     def _answer(self, due: _Due, wanted: Sequence[_Due]) -> Message:
         """Return the answer to a message; others that are wanted are worked out with it."""
-        asked = False
+        flushed = False
         while (key := id(due.message)) not in self._done:
             if self._working is None:
-                if asked:
+                if flushed:
                     silent = Error(code=internals.CLIENT_RAISED, reason="it did not answer")
                     return Message(silent, reply_to=due.message)
                 self._begin(wanted)
-                asked = True
+                flushed = True
             self._step()
         return self._done.pop(key)
 

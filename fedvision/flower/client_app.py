@@ -100,6 +100,6 @@ def _cause(error: Exception) -> str:
     """Return an exception as one sentence with the place it came from; no path of the machine."""
     frames = traceback.extract_tb(error.__traceback__)
     # An operating system's error names the file; what it says of the cause is enough.
-    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    detail = error.strerror if isinstance(error, OSError) and error.strerror else error
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {said}{place}"
+    return f"{type(error).__name__}: {detail}{place}"

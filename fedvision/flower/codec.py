@@ -39,9 +39,9 @@ _SHARING, _IMAGES, _CARD = "sharing", "images", "card"
 _STOCK_PROX, _LR_FACTOR = "proximal-mu", "lr-factor"
 LOSS, NORM_BOUND = "loss", "norm-bound"
 _FOLDED, _BYTES, _NORM = "folded", "bytes", "norm"
-_SUMS, _SUM, _HEARD, _WEIGHTS, _DTYPES = "sums", "sum.", "heard", "weights.", "dtypes."
+_SUMS, _SUM, _NUM_UPDATES, _WEIGHTS, _DTYPES = "sums", "sum.", "num-updates", "weights.", "dtypes."
 MEASURE, MEASURE_FIRST, _MEASURED = "query.measure", "measure-first", "measured."
-UNHEARD = "unheard"
+SILENT_SINCE = "silent-since"
 """Clients none of whose answers since some round was used: client, round, client, round, ..."""
 _START, _STOP = "start", "stop"
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
@@ -135,12 +135,12 @@ def encode_client_config(
     client_config: ClientConfig, arrays: ArrayRecord, config: ConfigRecord
 ) -> RecordDict:
     """Return the content of a training message: the model and what the strategy says beside it."""
-    told = ConfigRecord(dict(config))
+    config_record = ConfigRecord(dict(config))
     for name, number in client_config.numbers.items():
-        told[_NUMBER + name] = float(number)
+        config_record[_NUMBER + name] = float(number)
     if client_config.lr_factor != 1:
-        told[_LR_FACTOR] = float(client_config.lr_factor)
-    content = RecordDict({ARRAYS: arrays, CONFIG: told})
+        config_record[_LR_FACTOR] = float(client_config.lr_factor)
+    content = RecordDict({ARRAYS: arrays, CONFIG: config_record})
     for group, state in client_config.tensors.items():
         content[_TENSORS + group] = encode_state(state)
     return content
@@ -176,7 +176,7 @@ def decode_task(message: Message, client: int) -> TrainRequest:
     if algorithm is None and _STOCK_PROX in config:
         algorithm, numbers = "fedprox", {"mu": float(config[_STOCK_PROX])}
     counts = config.get(_COUNTS)
-    unheard = list(config.get(UNHEARD, ()))
+    silent = list(config.get(SILENT_SINCE, ()))
     return TrainRequest(
         round=int(config[ROUND]),
         client=client,
@@ -188,7 +188,7 @@ def decode_task(message: Message, client: int) -> TrainRequest:
         ),
         algorithm=algorithm,
         counts=None if counts is None else tuple(counts),
-        unheard_since=dict(zip(unheard[::2], unheard[1::2], strict=True)).get(client),
+        silent_since=dict(zip(silent[::2], silent[1::2], strict=True)).get(client),
         measure=bool(config.get(MEASURE_FIRST, False)),
     )
 
@@ -238,9 +238,9 @@ def training_facts(content: RecordDict) -> tuple[float, int]:
 
 def encode_folded(content: RecordDict, norm: float, nbytes: int) -> RecordDict:
     """Return a reply's content without its tensors, which are in a sum: with its change's norm and bytes."""
-    told = filled(ConfigRecord, {_BYTES: nbytes, _NORM: norm})
+    measures = filled(ConfigRecord, {_BYTES: nbytes, _NORM: norm})
     measured = {key: held for key, held in values(content).items() if key.startswith(_MEASURED)}
-    own = {METRICS: record(content, METRICS, MetricRecord), _FOLDED: told}
+    own = {METRICS: record(content, METRICS, MetricRecord), _FOLDED: measures}
     return filled(RecordDict, own | measured)
 
 
@@ -259,8 +259,8 @@ def encode_in_sum(
     counted = None if measured is None else encode_evaluation(measured)
     nbytes += 0 if counted is None else size(counted)
     metrics = filled(MetricRecord, {EXAMPLES: examples, TRAIN_LOSS: loss})
-    told = filled(ConfigRecord, {_BYTES: nbytes, _NORM: norm})
-    content = filled(RecordDict, {METRICS: metrics, _FOLDED: told})
+    measures = filled(ConfigRecord, {_BYTES: nbytes, _NORM: norm})
+    content = filled(RecordDict, {METRICS: metrics, _FOLDED: measures})
     if counted is not None:
         carry(content, counted)
     return content
@@ -278,13 +278,13 @@ def folded_norm(content: RecordDict) -> float:
 
 def encode_sums(sums: Sums) -> RecordDict:
     """Return the records of sums over several clients; a folded reply carries them beside its own."""
-    told = ConfigRecord({_HEARD: sums.num_updates})
-    content = RecordDict({_SUMS: told})
+    layout = ConfigRecord({_NUM_UPDATES: sums.num_updates})
+    content = RecordDict({_SUMS: layout})
     for group, part in sums.parts().items():
         here = {name: total for name, total in part.totals.items() if isinstance(total, torch.Tensor)}
         content[_SUM + group] = encode_state(here)
-        told[_WEIGHTS + group] = list(part.weights)
-        told[_DTYPES + group] = [str(dtype).removeprefix("torch.") for dtype in part.dtypes.values()]
+        layout[_WEIGHTS + group] = list(part.weights)
+        layout[_DTYPES + group] = [str(dtype).removeprefix("torch.") for dtype in part.dtypes.values()]
     return content
 
 
@@ -292,24 +292,24 @@ def decode_sums(content: RecordDict, sums: Sums) -> None:
     """Merge the sums that a folded reply carries, if it does; large tensors are fetched at the end."""
     if _SUMS not in content:
         return
-    told = record(content, _SUMS, ConfigRecord)
+    layout = record(content, _SUMS, ConfigRecord)
     parts = {
         group: PartialSum(
             totals=_LazyState(record(content, _SUM + group, ArrayRecord)),
-            weights=tuple(told[key]),  # type: ignore[arg-type]
+            weights=tuple(layout[key]),  # type: ignore[arg-type]
             dtypes={
                 name: getattr(torch, str(dtype))
                 for name, dtype in zip(
                     record(content, _SUM + group, ArrayRecord),
-                    told[_DTYPES + group],  # type: ignore[arg-type]
+                    layout[_DTYPES + group],  # type: ignore[arg-type]
                     strict=True,
                 )
             },
         )
-        for key in told
+        for key in layout
         if (group := key.removeprefix(_WEIGHTS)) != key
     }
-    sums.merge(parts, int(told[_HEARD]))  # type: ignore[arg-type]
+    sums.merge(parts, int(layout[_NUM_UPDATES]))  # type: ignore[arg-type]
 
 
 class _LazyState(Mapping[str, "torch.Tensor | Distant"]):
@@ -338,23 +338,23 @@ def encode_evaluation(evaluation: Evaluation, examples: int | None = None) -> Re
     """
     images = evaluation.examples if examples is None else examples
     records, metrics = stats_codec.encode(evaluation.stats)
-    told = MetricRecord({EXAMPLES: images, LOSS: evaluation.loss_sum, **metrics})
-    return RecordDict({METRICS: told, **records})
+    metric_record = MetricRecord({EXAMPLES: images, LOSS: evaluation.loss_sum, **metrics})
+    return RecordDict({METRICS: metric_record, **records})
 
 
 def decode_evaluation(content: RecordDict) -> Evaluation:
     """Return what a client counted."""
     metrics = record(content, METRICS, MetricRecord)
     counted = stats_codec.decode(content, metrics)
-    return Evaluation(stats=counted, loss_sum=told_loss(content))
+    return Evaluation(stats=counted, loss_sum=reported_loss(content))
 
 
-def told_examples(content: RecordDict) -> int:
+def reported_examples(content: RecordDict) -> int:
     """Return on how many images a reply rests, as it says."""
     return int(record(content, METRICS, MetricRecord)[EXAMPLES])  # type: ignore[arg-type]
 
 
-def told_loss(content: RecordDict) -> float:
+def reported_loss(content: RecordDict) -> float:
     """Return the summed loss that a measurement tells."""
     return float(record(content, METRICS, MetricRecord)[LOSS])  # type: ignore[arg-type]
 
@@ -372,10 +372,10 @@ def decode_measure(content: RecordDict) -> tuple[State, range]:
 
 def encode_client_info(entry: ClientInfo) -> RecordDict:
     """Return the content of a reply to the roster query."""
-    told = ConfigRecord({"client": entry.client, _COUNTS: list(entry.counts), _SHARING: entry.sharing})
+    info = ConfigRecord({"client": entry.client, _COUNTS: list(entry.counts), _SHARING: entry.sharing})
     if entry.card:
-        told[_IMAGES], told[_CARD] = entry.images, json.dumps(dict(entry.card))
-    return RecordDict({CONFIG: told})
+        info[_IMAGES], info[_CARD] = entry.images, json.dumps(dict(entry.card))
+    return RecordDict({CONFIG: info})
 
 
 def decode_client_info(content: RecordDict) -> ClientInfo:

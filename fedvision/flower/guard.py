@@ -52,10 +52,10 @@ def guarded(where: str, stream: Stream | None = None) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if stream is not None and error is stream.raised:
             raise
-        raise RunError(f"{where} raised {_said(error)}; mend it and resume") from error
+        raise RunError(f"{where} raised {_error_text(error)}; mend it and resume") from error
 
 
-def _said(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else ""
     return f"{type(error).__name__}: {first[:_LONGEST]}" if first else type(error).__name__

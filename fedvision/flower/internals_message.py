@@ -30,17 +30,17 @@ def addressed(message: Message, node: int) -> Message:
 
 def answer(content: RecordDict, message: Message) -> Message:
     """Return ``Message(content, reply_to=message)``."""
-    asked = message.__dict__["_metadata"].__dict__
+    source = message.__dict__["_metadata"].__dict__
     now = time.time()
     changed = {
         "_message_id": "",
-        "_src_node_id": asked["_dst_node_id"],
-        "_dst_node_id": asked["_src_node_id"],
-        "_src_task_id": asked["_dst_task_id"],
-        "_dst_task_id": asked["_src_task_id"],
-        "_reply_to_message_id": asked["_message_id"],
+        "_src_node_id": source["_dst_node_id"],
+        "_dst_node_id": source["_src_node_id"],
+        "_src_task_id": source["_dst_task_id"],
+        "_dst_task_id": source["_src_task_id"],
+        "_reply_to_message_id": source["_message_id"],
         "_created_at": now,
-        "_ttl": asked["_created_at"] + asked["_ttl"] - now,
+        "_ttl": source["_created_at"] + source["_ttl"] - now,
     }
     return _message(message, content, changed)
 

@@ -25,26 +25,28 @@ from fedvision.training.evaluate import Evaluation
 
 MASKED = "query.masked"
 """Message type: the cards of a group go out; first everybody is asked whether it agrees, then it tells."""
-_ONLY_ASKS = "only-asks"
+_AGREEMENT_ONLY = "agreement-only"
 _CARDS, _COUNTS, _GROUP, _LOSS = "cards", "masked-counts", "group", "masked-loss"
 _WITHHELD = "none"
 _LOSS_STEP, _LOSS_MOST = 2.0**-20, 2.0**36
 """Nats of a masked loss: its unit, and the largest that is told; 2^63 holds the sum over 128 such clients."""
 
 
-def encode_group(cards: Sequence[Mapping[str, object]], *, only_asks: bool = False) -> RecordDict:
+def encode_group(cards: Sequence[Mapping[str, object]], *, agreement_only: bool = False) -> RecordDict:
     """Return the content that asks a group for its masked class counts.
 
     Args:
         cards: The group's.
-        only_asks: Nothing is to be told yet: clients check the cards, and say which group binds them.
+        agreement_only: Nothing is to be told yet: clients check the cards, and say which group binds them.
     """
-    return RecordDict({codec.CONFIG: ConfigRecord({_CARDS: json.dumps(list(cards)), _ONLY_ASKS: only_asks})})
+    return RecordDict(
+        {codec.CONFIG: ConfigRecord({_CARDS: json.dumps(list(cards)), _AGREEMENT_ONLY: agreement_only})}
+    )
 
 
-def only_asks(content: RecordDict) -> bool:
+def agreement_only(content: RecordDict) -> bool:
     """Tell whether a group is asked for its agreement alone."""
-    return bool(codec.record(content, codec.CONFIG, ConfigRecord).get(_ONLY_ASKS))
+    return bool(codec.record(content, codec.CONFIG, ConfigRecord).get(_AGREEMENT_ONLY))
 
 
 def encode_agreed(cards: Sequence[Mapping[str, str]]) -> RecordDict:
@@ -96,8 +98,8 @@ def mask_counts(evaluation: RecordDict, masked: NDArray[np.int64], group: str) -
         group: The group's name: all of it is needed for a sum.
     """
     counted = codec.decode_evaluation(evaluation)
-    told = encode_hidden(masked[:-1].reshape(counted.stats.shape), counted.examples)
-    return _marked(told, {_GROUP: group, _LOSS: int(masked[-1])})
+    hidden = encode_hidden(masked[:-1].reshape(counted.stats.shape), counted.examples)
+    return _marked(hidden, {_GROUP: group, _LOSS: int(masked[-1])})
 
 
 def encode_hidden(tables: NDArray[np.int64], examples: int, loss: float = 0.0) -> RecordDict:
@@ -106,7 +108,7 @@ def encode_hidden(tables: NDArray[np.int64], examples: int, loss: float = 0.0) -
     return RecordDict({codec.METRICS: metrics, stats_codec.TABLES: ArrayRecord([tables])})
 
 
-def question(kind: str, asked: RecordDict) -> bytes:
+def question(kind: str, request: RecordDict) -> bytes:
     """Return what is the same for clients who count with one model at one time, and for nobody else.
 
     Masks serve for one question. A strategy may tell each client something of its own, which they must not
@@ -114,18 +116,18 @@ def question(kind: str, asked: RecordDict) -> bytes:
 
     Args:
         kind: Type of the message that asks.
-        asked: Its content.
+        request: Its content.
     """
-    digest = hashlib.sha256(f"{kind}\n{codec.round_of(asked)}\n".encode())
-    for name, array in sorted(codec.record(asked, codec.ARRAYS, ArrayRecord).items()):
+    digest = hashlib.sha256(f"{kind}\n{codec.round_of(request)}\n".encode())
+    for name, array in sorted(codec.record(request, codec.ARRAYS, ArrayRecord).items()):
         digest.update(f"{name}\n{array.dtype}\n{list(array.shape)}\n".encode())
         digest.update(np.ascontiguousarray(array.numpy()).reshape(-1).view(np.uint8).data)
     return digest.digest()
 
 
-def _marked(told: RecordDict, marks: dict[str, str | int]) -> RecordDict:
-    told[codec.CONFIG] = ConfigRecord({**marks})
-    return told
+def _marked(content: RecordDict, marks: dict[str, str | int]) -> RecordDict:
+    content[codec.CONFIG] = ConfigRecord({**marks})
+    return content
 
 
 def is_hidden(content: RecordDict) -> bool:
@@ -142,7 +144,7 @@ def problem(content: RecordDict, shape_for: Callable[[Shape], Shape]) -> str | N
     """
     try:
         metrics = codec.record(content, codec.METRICS, MetricRecord)
-        images, group = codec.told_examples(content), _group(content)
+        images, group = codec.reported_examples(content), _group(content)
         float(metrics[codec.LOSS])  # type: ignore[arg-type]
         if group == _WITHHELD:
             return stats_codec.problem(content, metrics, shape_for, 0)
@@ -162,7 +164,7 @@ def _group(content: RecordDict) -> str:
 class ReadableStats:
     """What can be read of clients' evaluations."""
 
-    told: dict[int, Evaluation] = field(default_factory=dict)
+    plain: dict[int, Evaluation] = field(default_factory=dict)
     """By client: those that are told as they are."""
     sums: list[Evaluation] = field(default_factory=list)
     """One for each group of masked clients that is complete."""
@@ -172,7 +174,7 @@ class ReadableStats:
     @property
     def readable(self) -> list[Evaluation]:
         """All evaluations and sums, to be added up."""
-        return [*self.told.values(), *self.sums]
+        return [*self.plain.values(), *self.sums]
 
 
 def split_readable(replies: Mapping[int, RecordDict], groups: Mapping[str, Collection[int]]) -> ReadableStats:
@@ -188,7 +190,7 @@ def split_readable(replies: Mapping[int, RecordDict], groups: Mapping[str, Colle
             waiting.setdefault(group, {})[client] = content
             found.withheld.append(client)
         else:
-            found.told[client] = codec.decode_evaluation(content)
+            found.plain[client] = codec.decode_evaluation(content)
     for group, members in waiting.items():
         if set(groups.get(group, ())) == set(members) and (total := _total(list(members.values()))):
             found.sums.append(total)
@@ -202,7 +204,7 @@ def _total(contents: Sequence[RecordDict]) -> Evaluation | None:
     if len(parts) != len(contents) or len({part.shape for part in parts}) != 1:
         return None
     tables = added(parts)
-    images = sum(codec.told_examples(content) for content in contents)
+    images = sum(codec.reported_examples(content) for content in contents)
     masked = [codec.record(content, codec.CONFIG, ConfigRecord).get(_LOSS) for content in contents]
     if not stats_codec.are_counts(tables, images) or not all(isinstance(loss, int) for loss in masked):
         return None

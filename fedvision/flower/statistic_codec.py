@@ -33,12 +33,14 @@ class StatisticRequest:
 
 def encode_request(request: StatisticRequest) -> RecordDict:
     """Return the content of a request."""
-    told: dict[str, str | int] = {
+    fields: dict[str, str | int] = {
         _USE: request.spec.use,
         _ARGS: json.dumps(dict(request.spec.args), sort_keys=True),
         codec.ROUND: request.round,
     }
-    return RecordDict({codec.ARRAYS: codec.encode_state(request.state), codec.CONFIG: ConfigRecord({**told})})
+    return RecordDict(
+        {codec.ARRAYS: codec.encode_state(request.state), codec.CONFIG: ConfigRecord({**fields})}
+    )
 
 
 def decode_request(content: RecordDict) -> StatisticRequest:
@@ -72,7 +74,7 @@ def decode_sums(content: RecordDict) -> tuple[dict[str, NDArray[np.int64]], int]
     try:
         arrays = codec.record(content, _SUMS, ArrayRecord)
         sums = {name: np.asarray(array.numpy()) for name, array in arrays.items()}
-        examples = codec.told_examples(content)
+        examples = codec.reported_examples(content)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("its reply lacks sums or the number of images") from error
     if any(array.dtype != np.int64 for array in sums.values()) or examples < 0:

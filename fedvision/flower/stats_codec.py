@@ -78,11 +78,13 @@ def problem(
         return None if images is None or are_counts(tables, images) else _not_those_of(images)
     if images is None:
         return "its masked counts are no tables"
-    cells, told = _only(content, CELLS), _shape(metrics)
-    if wrong := _cells_problem(cells, told, shape_for(told)):
+    cells, declared = _only(content, CELLS), _shape(metrics)
+    if wrong := _cells_problem(cells, declared, shape_for(declared)):
         return wrong
-    rows = math.prod(told[1:])
-    per_table = [cells[1][cells[0] // rows == table] for table in range(told[0])] if images else [cells[1]]
+    rows = math.prod(declared[1:])
+    per_table = (
+        [cells[1][cells[0] // rows == table] for table in range(declared[0])] if images else [cells[1]]
+    )
     return None if all(_adds_up(part, images) for part in per_table) else _not_those_of(images)
 
 
@@ -100,14 +102,14 @@ def _not_those_of(images: int) -> str:
     return f"its counts are not those of {images} images"
 
 
-def _cells_problem(cells: NDArray[Any], told: Shape, wanted: Shape) -> str | None:
-    if told != wanted:
-        return f"its counts are of the shape {list(told)}, not {list(wanted)}"
-    if not all(0 < number <= _LONGEST for number in told) or math.prod(told) > _MOST:
-        return f"its counts are of the shape {list(told)}, not of up to {_LONGEST} classes"
+def _cells_problem(cells: NDArray[Any], declared: Shape, wanted: Shape) -> str | None:
+    if declared != wanted:
+        return f"its counts are of the shape {list(declared)}, not {list(wanted)}"
+    if not all(0 < number <= _LONGEST for number in declared) or math.prod(declared) > _MOST:
+        return f"its counts are of the shape {list(declared)}, not of up to {_LONGEST} classes"
     if cells.dtype != np.int64 or cells.ndim != 2 or len(cells) != 2:
         return f"its cells are {cells.dtype} {list(cells.shape)}, not int64 [2, P]"
-    size = math.prod(told)
+    size = math.prod(declared)
     inside = not cells.size or 0 <= cells[0].min() <= cells[0].max() < size
     if not inside or (cells[0, 1:] <= cells[0, :-1]).any():
         return f"its cells are not rising numbers >= 0 and < {size}"

@@ -48,7 +48,7 @@ class FlowerStrategy(Strategy):
         self._positions: dict[int, int] = {}
         self._next = 0
         self._state: State = {}
-        self.unheard: Mapping[int, int] = {}
+        self.silent_since: Mapping[int, int] = {}
         """By client the first round since which none of its answers was used; the server keeps it."""
         self.clients_keep = False
         """Whether clients keep a part of their updates, whatever they are instructed."""
@@ -82,11 +82,11 @@ class FlowerStrategy(Strategy):
         self._next = len(cohort)
         self._state = codec.decode_state(arrays)
         config[codec.ROUND] = server_round
-        lost = [(client, self.unheard[client]) for client in cohort if client in self.unheard]
+        lost = [(client, self.silent_since[client]) for client in cohort if client in self.silent_since]
         if self._client:
             config[codec.ALGORITHM] = self._client
         if lost and self.in_step:
-            config[codec.UNHEARD] = [number for pair in lost for number in pair]
+            config[codec.SILENT_SINCE] = [number for pair in lost for number in pair]
         return self._instructions(server_round, arrays, config)
 
     def _select(self, round: int, present: Sequence[int]) -> list[int]:
@@ -113,7 +113,7 @@ class FlowerStrategy(Strategy):
         return cohort
 
     def _instructions(self, round: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
-        told, message = ClientConfig(), None
+        previous, message = ClientConfig(), None
         for client in self._positions:
             node = self._roster.node(client)
             with self._guarded("configure", round):
@@ -123,10 +123,10 @@ class FlowerStrategy(Strategy):
                     f"{self._where('configure', round)} returned a {type(client_config).__name__}; it must "
                     "return a fedvision.types.ClientConfig"
                 )
-            if message is None or not _alike(client_config, told):
+            if message is None or not _alike(client_config, previous):
                 with self._guarded("configure", round):  # what it returned may be nothing that can be sent
                     content = codec.encode_client_config(client_config, arrays, config)
-                told, message = client_config, Message(content, node, MessageType.TRAIN)
+                previous, message = client_config, Message(content, node, MessageType.TRAIN)
             else:
                 message = addressed(message, node)
             yield message
@@ -244,10 +244,10 @@ class FlowerStrategy(Strategy):
         """Return the mean loss of clients that tell theirs; whoever reads the replies sums the counts."""
         contents = [reply.content for reply in replies if not reply.has_error()]
         contents = [content for content in contents if not is_hidden(content)]
-        examples = sum(map(codec.told_examples, contents))
+        examples = sum(map(codec.reported_examples, contents))
         if not examples:
             return None
-        return MetricRecord({"loss": sum(map(codec.told_loss, contents)) / examples})
+        return MetricRecord({"loss": sum(map(codec.reported_loss, contents)) / examples})
 
     def summary(self) -> None:
         """Say nothing: the run folder holds the configuration."""

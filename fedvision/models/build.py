@@ -97,7 +97,7 @@ def _call(config: ModelConfig, runtime: dict[str, Any], where: str) -> nn.Module
     except ConfigError:
         raise
     except Exception as error:
-        raise PluginError(f"{where}: building it failed: {_said(error)}") from error
+        raise PluginError(f"{where}: building it failed: {_error_text(error)}") from error
     if not isinstance(model, nn.Module):
         raise PluginError(f"{where}: it returns {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -120,7 +120,7 @@ def _try(model: nn.Module, images: torch.Tensor, training: bool, where: str) -> 
         channels, height, width = images.shape[1:]
         raise ConfigError(
             f"{where}: it cannot work on images of {height} x {width} with {channels} channel(s) "
-            f"in {'training' if training else 'evaluation'}: {_said(error)}"
+            f"in {'training' if training else 'evaluation'}: {_error_text(error)}"
         ) from error
 
 
@@ -147,7 +147,7 @@ def _check_logits(output: Any, num_classes: int, where: str) -> None:
         raise ConfigError(f"{where}: its first logits are not finite; check how it is initialised")
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     """Return an error's first line."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

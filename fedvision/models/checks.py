@@ -37,8 +37,8 @@ def one_of(key: str, value: str, options: Iterable[str]) -> None:
     """
     options = list(options)
     if value not in options:
-        spoken = ", ".join(map(repr, options))
-        raise ValueError(f"{key} must be one of {spoken}, not {value!r}{_hint(value, options)}")
+        listed = ", ".join(map(repr, options))
+        raise ValueError(f"{key} must be one of {listed}, not {value!r}{_hint(value, options)}")
 
 
 def _hint(value: str, options: list[str]) -> str:

@@ -70,8 +70,8 @@ class ParameterGroups:
 
 def _keys(config: ModelConfig, *keys: str) -> str:
     """Return those of the keys that are set, with their values, else the network itself."""
-    said = [f"model.{key} = {list(getattr(config, key))}" for key in keys if getattr(config, key)]
-    return " and ".join(said) or f"[model] use = {config.use!r} with shared = {config.shared!r}"
+    set_keys = [f"model.{key} = {list(getattr(config, key))}" for key in keys if getattr(config, key)]
+    return " and ".join(set_keys) or f"[model] use = {config.use!r} with shared = {config.shared!r}"
 
 
 def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> frozenset[str]:

@@ -109,18 +109,18 @@ def _described(where: str, page: Path, sha256: str, classes: Sequence[str]) -> t
             f"{where}: {_MODEL} is not the file that {_DESCRIPTION} beside it describes; restore it, or "
             "finish the run with --resume"
         )
-    told = []
+    sentences = []
     if tuple(facts.get("classes", ())) != tuple(classes):
-        told.append(
+        sentences.append(
             f"{where}: it was trained for the classes {listed(list(facts.get('classes', ())))}, and they "
             f"are {listed(list(classes))} here"
         )
     if stayed := facts.get("personal"):
-        told.append(
+        sentences.append(
             f"{where}: its run never had {listed(list(stayed))}, which stayed on the clients; they begin "
             "with their first values"
         )
-    return tuple(told)
+    return tuple(sentences)
 
 
 def _compare(where: str, own: State, given: Mapping[str, torch.Tensor]) -> None:

@@ -58,7 +58,7 @@ def class_facts(
         confusion = ConfusionCounts.none(len(classes))
     groups = frequency_groups(distinct)
     if labels and len(labels["positives"]) == len(classes):
-        told = ("recall", "precision", "ap", "auroc")
+        measures = ("recall", "precision", "ap", "auroc")
         return [
             ClassFacts(
                 label=int(c),
@@ -66,7 +66,7 @@ def class_facts(
                 train=int(totals[c]),
                 test=int(labels["positives"][c]),
                 group=groups[c],
-                **{name: labels[name][c] for name in told},
+                **{name: labels[name][c] for name in measures},
             )
             for c in by_frequency(distinct)
         ]

@@ -96,25 +96,25 @@ def compare(folders: Sequence[RunFolder]) -> list[Group]:
         members.setdefault(same, []).append(facts)
     settings = differing(list(tables.values()))
     return [
-        Group(label=_label(told) or runs[0].config.name, settings=own, runs=runs)
-        for told, own, runs in zip(telling(settings), settings, members.values(), strict=True)
+        Group(label=_label(shown) or runs[0].config.name, settings=own, runs=runs)
+        for shown, own, runs in zip(distinguishing(settings), settings, members.values(), strict=True)
     ]
 
 
-def telling(settings: Sequence[Mapping[str, str | None]]) -> list[dict[str, str | None]]:
+def distinguishing(settings: Sequence[Mapping[str, str | None]]) -> list[dict[str, str | None]]:
     """Return for each group as few of its settings as tell it from every other group.
 
     Keys are taken in the order of how many groups they tell apart: ``loss.use`` before ``loss.gamma``.
     """
     keys = sorted(settings[0], key=lambda key: -len({own[key] for own in settings})) if settings else []
-    told: list[dict[str, str | None]] = [{} for _ in settings]
+    distinct: list[dict[str, str | None]] = [{} for _ in settings]
     for key in keys:
-        seen = [tuple(own.items()) for own in told]
-        for own, shown, before in zip(settings, told, seen, strict=True):
-            alike = {other[key] for other, said in zip(settings, seen, strict=True) if said == before}
+        seen = [tuple(own.items()) for own in distinct]
+        for own, shown, before in zip(settings, distinct, seen, strict=True):
+            alike = {other[key] for other, earlier in zip(settings, seen, strict=True) if earlier == before}
             if len(alike) > 1:
                 shown[key] = own[key]
-    return told
+    return distinct
 
 
 def run_scores(run: RunData) -> dict[str, float | None]:

@@ -87,14 +87,14 @@ def _again(facts: RunData) -> str:
     """
     how = facts.invocation
     folder = facts.path.resolve() if "folder" in how else Path(facts.path.name)
-    words = [str(folder / "config.toml"), "--out", str(folder.with_name(f"{folder.name}-again"))]
+    arguments = [str(folder / "config.toml"), "--out", str(folder.with_name(f"{folder.name}-again"))]
     if "server" in how:
-        words = [*how["server"], *words, "--wait-for", str(facts.clients or 1)]
+        arguments = [*how["server"], *arguments, "--wait-for", str(facts.clients or 1)]
     elif facts.config.data.use == "elsewhere":  # the images are on the clients' machines
-        words = ["server", *words, "--tls", "pki/server", "--wait-for", str(facts.clients or 1)]
+        arguments = ["server", *arguments, "--tls", "pki/server", "--wait-for", str(facts.clients or 1)]
     else:
-        words = ["simulate", *words]
-    call = shlex.join(["fedvision", *words])
+        arguments = ["simulate", *arguments]
+    call = shlex.join(["fedvision", *arguments])
     modules = how.get("modules") or []
     if modules and re.search(r'"[\w.]+:[\w.]+"', facts.config_text):  # a plug-in by path
         call = f"PYTHONPATH={shlex.quote(os.pathsep.join(modules))} {call}"
@@ -180,8 +180,8 @@ def _score_rows(facts: RunData) -> list[tuple[str, list[float | None]]]:
 
 def _notices(facts: RunData) -> list[str]:
     """Return what was said of the whole run and is no event."""
-    told = {event.what for event in facts.events}
-    return [notice for notice in facts.summary.get("notices", []) if notice not in told]
+    reported = {event.what for event in facts.events}
+    return [notice for notice in facts.summary.get("notices", []) if notice not in reported]
 
 
 def _clients(facts: RunData) -> Markup | None:

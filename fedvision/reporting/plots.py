@@ -45,19 +45,19 @@ def curves(
         share: Values are shares of 1, shown as percent from 0 to 100.
         span: First and last round of the axis; that of the lines where it is left out.
     """
-    kept = {label: line for label, line in lines.items() if line.values}
+    drawn = {label: line for label, line in lines.items() if line.values}
 
     def paint(axes: Axes) -> None:
-        for label, line in kept.items():
+        for label, line in drawn.items():
             _line(axes, line.rounds, line.values, COLOURS.get(label, PURPLE))
         _over_rounds(axes, share, span)
-        ends = {label: (line.rounds[-1], line.values[-1]) for label, line in kept.items()}
-        _name_ends(axes, ends, {label: COLOURS.get(label, PURPLE) for label in kept})
+        ends = {label: (line.rounds[-1], line.values[-1]) for label, line in drawn.items()}
+        _name_ends(axes, ends, {label: COLOURS.get(label, PURPLE) for label in drawn})
 
     ends = [
-        f"{label} {_spoken(line.values[0], share)} in round {line.rounds[0]}, "
-        f"{_spoken(line.values[-1], share)} in round {line.rounds[-1]}"
-        for label, line in kept.items()
+        f"{label} {_value_text(line.values[0], share)} in round {line.rounds[0]}, "
+        f"{_value_text(line.values[-1], share)} in round {line.rounds[-1]}"
+        for label, line in drawn.items()
     ]
     alt = f"{what} over rounds: {'; '.join(ends)}"
     return draw(paint, name=name, alt=alt, width=WIDTH, height=HEIGHT)
@@ -110,9 +110,9 @@ def dots(rows: Sequence[tuple[str, Sequence[float]]], *, name: str, what: str) -
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value, 0)))
 
-    said = "; ".join(f"{label}: {percent(float(np.mean(values)))}" for label, values in rows)
+    description = "; ".join(f"{label}: {percent(float(np.mean(values)))}" for label, values in rows)
     height = 46 + sum(34 + 12 * _wrapped(label).count("\n") for label, _ in rows)
-    return draw(paint, name=name, alt=f"mean {what}: {said}", width=WIDTH, height=height)
+    return draw(paint, name=name, alt=f"mean {what}: {description}", width=WIDTH, height=height)
 
 
 def group_curves(bands: Mapping[str, Band], *, name: str, what: str) -> str:
@@ -135,10 +135,10 @@ def group_curves(bands: Mapping[str, Band], *, name: str, what: str) -> str:
         ends = {label: (band.rounds[-1], band.median[-1]) for label, band in bands.items()}
         _name_ends(axes, ends, colours)
 
-    said = "; ".join(
+    description = "; ".join(
         f"{label}: {percent(band.median[-1])} in round {band.rounds[-1]}" for label, band in bands.items()
     )
-    return draw(paint, name=name, alt=f"{what} over rounds: {said}", width=880, height=340)
+    return draw(paint, name=name, alt=f"{what} over rounds: {description}", width=880, height=340)
 
 
 def _line(axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, width: float = 1.8) -> None:
@@ -222,7 +222,7 @@ def apart(places: Sequence[float], gap: float) -> list[float]:
     return [float(value) for value in result]
 
 
-def _spoken(value: float, share: bool) -> str:
+def _value_text(value: float, share: bool) -> str:
     return percent(value) if share else f"{value:.3f}"
 
 

@@ -120,25 +120,25 @@ def _where(measured: Measurement) -> str:
 
 
 def _worst(measured: Measurement) -> str:
-    told = []
+    parts = []
     if measured.worst:
         name, accuracy, images = measured.worst
         behind = "" if images is None else f", {plural(images, 'image')}"
-        told.append(f"{percent(accuracy)} ({name}{behind})")
+        parts.append(f"{percent(accuracy)} ({name}{behind})")
     if measured.withheld:
-        told.append(f"{whole(measured.withheld)} not shared" if told else "not shared")
-    return ", ".join(told)
+        parts.append(f"{whole(measured.withheld)} not shared" if parts else "not shared")
+    return ", ".join(parts)
 
 
 def _unmeasured(facts: RunData, measured: Sequence[Measurement]) -> list[str]:
     """Return a line for each view whose balanced accuracy leaves out classes without images."""
-    told = []
+    notices = []
     for view in measured:
         missing = [c.name for c in facts.class_facts(view) if not c.test] if view.confusion.images else []
         if missing and view.scores.get("balanced_accuracy") is not None:
             name = score_name("balanced_accuracy")
-            told.append(f"{name} {_where(view)} is without {listed(missing)}: no images to measure")
-    return told
+            notices.append(f"{name} {_where(view)} is without {listed(missing)}: no images to measure")
+    return notices
 
 
 def _rarest(classes: Sequence[ClassFacts], distinct: NDArray[np.int64]) -> list[str | TextTable]:
@@ -164,9 +164,9 @@ def _cost(facts: RunData) -> str:
     back = f"{size(sent['up'])} back"
     if sent["up_whole"] != sent["up"]:
         back += f" ({size(sent['up_whole'])} without [[update]])"
-    told = f"{size(sent['down'])} sent to clients, {back}, {duration(facts.seconds()['total'])}"
+    traffic = f"{size(sent['down'])} sent to clients, {back}, {duration(facts.seconds()['total'])}"
     unused = facts.unused()
-    return told + (f"; {unused}" if unused else "")
+    return traffic + (f"; {unused}" if unused else "")
 
 
 def _unfinished(group: Group) -> str:

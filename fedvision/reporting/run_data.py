@@ -142,18 +142,18 @@ class RunData:
     def series(self, *keys: str) -> Series:
         """Return one figure of each record over rounds, found by nested keys such as ``"server", "loss"``."""
         found = [(int(record["round"]), _dig(record, keys)) for record in self.rounds]
-        kept = [(number, float(value)) for number, value in found if value is not None]
-        return Series([number for number, _ in kept], [value for _, value in kept])
+        present = [(number, float(value)) for number, value in found if value is not None]
+        return Series([number for number, _ in present], [value for _, value in present])
 
     def client_band(self, *keys: str) -> Band:
         """Return the lowest, median and highest of a per-client figure such as ``"local", "accuracy"``."""
         found = [(int(record["round"]), _values(_dig(record, keys))) for record in self.rounds]
-        kept = [(number, values) for number, values in found if values]
+        present = [(number, values) for number, values in found if values]
         return Band(
-            [number for number, _ in kept],
-            [min(values) for _, values in kept],
-            [float(np.median(values)) for _, values in kept],
-            [max(values) for _, values in kept],
+            [number for number, _ in present],
+            [min(values) for _, values in present],
+            [float(np.median(values)) for _, values in present],
+            [max(values) for _, values in present],
         )
 
     def measurement(self, view: str) -> Measurement | None:
@@ -250,8 +250,8 @@ def read_facts(folder: RunFolder) -> RunData:
     if found:
         part = [one.member for one in found if one.takes_part]
         clients, withheld = len(part), sum(member.counts is None for member in part)
-        kept = [row for row, client in enumerate(shown) if client in {member.client for member in part}]
-        shown, counts = [shown[row] for row in kept], counts[kept]
+        present = [row for row, client in enumerate(shown) if client in {member.client for member in part}]
+        shown, counts = [shown[row] for row in present], counts[present]
     totals = np.array(split["totals"], np.int64) if "totals" in split else rows.sum(0)
     return RunData(
         path=folder.path,

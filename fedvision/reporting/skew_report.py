@@ -85,13 +85,13 @@ def skew_report(
 
 
 def _size(whole: Whole, left_out: int, held_out: int) -> str:
-    told = (
+    text = (
         f"{'' if whole.exact else 'about '}{plural(int(whole.totals.sum()), 'training image')} of "
         f"{plural(len(whole.totals), 'class', 'es')} on {plural(whole.clients, 'client')}"
     )
-    told += "" if whole.exact else " (expected, not counted)"
-    told += f"; {plural(held_out, 'image')} kept to measure on" if held_out else ""
-    return told + (f"; {plural(left_out, 'image')} left out" if left_out else "")
+    text += "" if whole.exact else " (expected, not counted)"
+    text += f"; {plural(held_out, 'image')} kept to measure on" if held_out else ""
+    return text + (f"; {plural(left_out, 'image')} left out" if left_out else "")
 
 
 def _clients(counts: NDArray[np.int64], classes: Sequence[str], skew: Skew, whole: Whole) -> TextTable:

@@ -46,22 +46,20 @@ def headlines(facts: RunData) -> list[Headline]:
 
 def summary_sentences(facts: RunData) -> list[str]:
     """Return a few sentences on the data, the result and how the run ended."""
-    told = [_data(facts), *idle(facts), _result(facts), _ending(facts)]
-    return [sentence for sentence in told if sentence]
+    sentences = [_data(facts), *idle(facts), _result(facts), _ending(facts)]
+    return [sentence for sentence in sentences if sentence]
 
 
 def idle(facts: RunData) -> list[str]:
     """Return a sentence for each client on whom the model does not rest, though it joined or tried to."""
-    told = []
+    sentences = []
     for one in facts.idle:
         images = (
             f"; its {whole(one.member.images or 0)} images are in the class counts" if one.counted else ""
         )
-        asked = (
-            f"failed in every round that asked it, {one.failed} in all" if one.failed else "could not join"
-        )
-        told.append(f"{one.member.name} took no part: it {asked} ({one.reason}){images}.")
-    return told
+        fate = f"failed in every round that asked it, {one.failed} in all" if one.failed else "could not join"
+        sentences.append(f"{one.member.name} took no part: it {fate} ({one.reason}){images}.")
+    return sentences
 
 
 def measured_on(measured: Measurement) -> str:
@@ -73,9 +71,9 @@ def measured_on(measured: Measurement) -> str:
 
 def _balanced(facts: RunData, measured: Measurement) -> str:
     """Return what balanced accuracy is, and which classes it does not tell of."""
-    told = "the same if every class counts alike, however rare"
+    text = "the same if every class counts alike, however rare"
     missing = [c.name for c in facts.class_facts(measured) if not c.test] if measured.confusion.images else []
-    return f"{told}; without {listed(missing)}, of which there are no images" if missing else told
+    return f"{text}; without {listed(missing)}, of which there are no images" if missing else text
 
 
 def _tail(facts: RunData) -> str:
@@ -96,14 +94,14 @@ def _data(facts: RunData) -> str:
     if not facts.totals.any() and facts.withheld:
         return f"{who} images and do not say how many of each class."
     images = ("" if facts.exact else "about ") + whole(int(facts.totals.sum()))
-    told = f"{who} {images} training images of {plural(len(facts.totals), 'class', 'es')}"
+    text = f"{who} {images} training images of {plural(len(facts.totals), 'class', 'es')}"
     if facts.several_labels:  # an image is counted for each of its labels
-        told = f"{who} images with {images} labels in all, of {plural(len(facts.totals), 'kind')}"
+        text = f"{who} images with {images} labels in all, of {plural(len(facts.totals), 'kind')}"
     frequent, rare = (facts.class_facts(None)[place] for place in (0, -1))
     if frequent.train == rare.train:
-        return told + (", equally many of each: none is rare." if len(facts.totals) > 1 else ".")
+        return text + (", equally many of each: none is rare." if len(facts.totals) > 1 else ".")
     most = f"{whole(frequent.train)} of {frequent.name}, the most frequent one"
-    return f"{told}: {most}, and {whole(rare.train)} of {rare.name}, the rarest."
+    return f"{text}: {most}, and {whole(rare.train)} of {rare.name}, the rarest."
 
 
 def _result(facts: RunData) -> str:
@@ -118,27 +116,27 @@ def _result(facts: RunData) -> str:
     subject, they = (
         ("personal models name", "they know") if measured.personal else ("the model names", "it knows")
     )
-    told = f"After round {measured.round} {subject} {right} rightly"
+    text = f"After round {measured.round} {subject} {right} rightly"
     known = [c for c in facts.class_facts(measured) if c.recall is not None]
     if len(known) < 2:
-        return told + "."
+        return text + "."
     best, worst = max(known, key=_recall), min(known, key=_recall)
     return (
-        f"{told}; {they} {best.name} best ({percent(best.recall)}) and {worst.name} least "
+        f"{text}; {they} {best.name} best ({percent(best.recall)}) and {worst.name} least "
         f"({percent(worst.recall)})."
     )
 
 
 def _labels(facts: RunData, measured: Measurement) -> str:
-    told = (
+    text = (
         f"After round {measured.round} the mean average precision over labels is "
         f"{percent(measured.scores['mean_ap'])} on {measured_on(measured)}"
     )
     known = [(c.ap, c.name) for c in facts.class_facts(measured) if c.ap is not None]
     if len(known) < 2:
-        return told + "."
+        return text + "."
     (high, best), (low, worst) = max(known), min(known)
-    return f"{told}; it finds {best} best ({percent(high)}) and {worst} least well ({percent(low)})."
+    return f"{text}; it finds {best} best ({percent(high)}) and {worst} least well ({percent(low)})."
 
 
 def _ending(facts: RunData) -> str:

@@ -31,9 +31,7 @@ def refusal(begun: ExperimentConfig, now: ExperimentConfig, finished: int) -> st
     same = replace(now, rounds=begun.rounds) if longer else now
     if found := difference(begun.to_dict(), same.to_dict()):
         key, old, new = found
-        return (
-            f"it holds another experiment: {key} is {_spoken(old)} there and {_spoken(new)} here; set it back"
-        )
+        return f"it holds another experiment: {key} is {_text(old)} there and {_text(new)} here; set it back"
     if longer and (why := _obstacle(begun, now.rounds, finished)):
         return (
             f"its run of {begun.rounds} rounds cannot go on to {now.rounds} as if they had been planned: "
@@ -91,5 +89,5 @@ def difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None
     return None
 
 
-def _spoken(value: Any) -> str:
+def _text(value: Any) -> str:
     return "not set" if value is None else repr(value)

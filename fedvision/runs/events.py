@@ -61,7 +61,7 @@ def round_events(
 
 def all_events(
     records: Sequence[Mapping[str, Any]],
-    told: Sequence[Mapping[str, Any]],
+    register_lines: Sequence[Mapping[str, Any]],
     names: Mapping[int, str],
     *,
     buffered: bool = False,
@@ -70,13 +70,13 @@ def all_events(
 
     Args:
         records: The rounds.
-        told: The lines of ``events.jsonl``.
+        register_lines: The lines of ``events.jsonl``.
         names: Of clients.
         buffered: As ``round_events`` takes it.
     """
     events = [
         Event(line["round"], "" if line.get("client") is None else str(line["client"]), line["what"])
-        for line in told
+        for line in register_lines
         if line["what"] != BEGAN
     ]
     for record in records:
@@ -111,7 +111,7 @@ def _unused(item: Mapping[str, Any]) -> str:
 
 
 def _late(item: Mapping[str, Any]) -> str:
-    asked = f"asked in round {item['asked']}"
+    request = f"asked in round {item['requested']}"
     if item["used"]:
-        return f"{asked}, answered late, used with weight {item['weight']:.2f}"
-    return f"{asked}: {item['reason']}"
+        return f"{request}, answered late, used with weight {item['weight']:.2f}"
+    return f"{request}: {item['reason']}"

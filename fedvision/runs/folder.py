@@ -337,8 +337,8 @@ class RunFolder:
             ValueError: The arrays do not fit each other.
             RecordError: The disk is full or refuses.
         """
-        kept = Misclassified(images=images, labels=labels, predicted=predicted, confidence=confidence)
-        self._write("mistakes.safetensors", kept.encode())
+        examples = Misclassified(images=images, labels=labels, predicted=predicted, confidence=confidence)
+        self._write("mistakes.safetensors", examples.encode())
 
     def write_page(self, name: str, text: str) -> Path:
         """Write a text made from the folder, such as ``report.html``, into it and return its path.

@@ -11,8 +11,8 @@ record, the report and the terminal read it. A line is
 ``"operator"`` where somebody changed the folder of keys. Further keys of a line:
 
 * ``joined``: ``node``, ``sharing`` (how the client tells its class counts);
-* ``told images``: ``counts`` [C] and ``images``; of a sum over masked clients also ``group`` and ``clients``,
-  and no client of its own;
+* ``reported images``: ``counts`` [C] and ``images``; of a sum over masked clients also ``group`` and
+  ``clients``, and no client of its own;
 * ``refused``, ``failed``, ``left``: ``reason``; ``failed`` also ``stage``.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 
 from fedvision.files import append_line, json_line, read_lines, recording
 
-JOINED, LEFT, TOLD = "joined", "left", "told images"
+JOINED, LEFT, REPORTED = "joined", "left", "reported images"
 REFUSED, REVOKED, FAILED = "refused", "revoked", "failed"
 SERVER, OPERATOR = "server", "operator"
 FILE = "members.jsonl"
@@ -98,16 +98,16 @@ class MemberRegister:
         """Note that a client takes part from now on, or again."""
         self._add(JOINED, name, client, name, key, node=node, sharing=sharing)
 
-    def told(self, client: int, counts: Sequence[int]) -> None:
+    def add_counts(self, client: int, counts: Sequence[int]) -> None:
         """Note what a client tells of its images; ``counts`` are those of each class [C]."""
         member = self.members[client]
         facts = {"counts": list(counts), "images": sum(counts)}
-        self._add(TOLD, member.name, client, member.name, member.key, **facts)
+        self._add(REPORTED, member.name, client, member.name, member.key, **facts)
 
-    def told_together(self, table: Mapping[str, Any]) -> None:
+    def add_sum(self, table: Mapping[str, Any]) -> None:
         """Note a sum over masked clients: ``group``, ``clients`` and ``counts`` [C]."""
         names = [self.members[client].name for client in table["clients"]]
-        self._add(TOLD, " + ".join(names), None, None, "", **table, images=sum(table["counts"]))
+        self._add(REPORTED, " + ".join(names), None, None, "", **table, images=sum(table["counts"]))
 
     def left(self, client: int, reason: str = "") -> None:
         """Note that a client is not there any more."""
@@ -163,7 +163,7 @@ class MemberRegister:
         member = replace(member, name=line["name"], key=line["key"] or member.key)
         if what == FAILED:
             self._failures.add((line["round"], client, line["stage"], line["reason"]))
-        elif what == TOLD:
+        elif what == REPORTED:
             member = replace(member, counts=tuple(line["counts"]))
         elif what == JOINED:
             same = member.node == line["node"] and member.status != REFUSED

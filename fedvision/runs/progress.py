@@ -32,7 +32,7 @@ class Display(Protocol):
     def round(self, round: int, rounds: int, figures: str, took: str, left: str) -> None:
         """Show a finished round."""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Show a sentence."""
 
     def end(self) -> None:
@@ -103,7 +103,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Say a sentence between two rounds."""
-        self._display.say(text)
+        self._display.message(text)
 
 
 class Silent(Progress):
@@ -126,7 +126,7 @@ class NoDisplay:
     def round(self, round: int, rounds: int, figures: str, took: str, left: str) -> None:
         """Show nothing."""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Show nothing."""
 
     def end(self) -> None:
@@ -143,9 +143,9 @@ class LineDisplay(NoDisplay):
         """Write a finished round's line."""
         rest = f"{left} left" if round < rounds else "done"
         width = len(str(rounds))
-        self.say(f"round {round:>{width}}/{rounds}  {figures}  {took}, {rest}")
+        self.message(f"round {round:>{width}}/{rounds}  {figures}  {took}, {rest}")
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Write a line."""
         print(text, file=self._stream, flush=True)
 
@@ -182,7 +182,7 @@ class BarDisplay:
         self._bars.update(self._clients, note=f"{took} a round")
         self._figures.plain = figures
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Write a line above the bars."""
         self._live.console.print(Text(text))
 

@@ -153,7 +153,7 @@ class PendingMessages:
         """
         tensors: State = {}
         contents: dict[int, int] = {}
-        told: list[dict[str, Any]] = []
+        layouts: list[dict[str, Any]] = []
         entries = [one for one in self.outstanding() if one.stage == "training" and one.round >= oldest]
         for entry in entries:
             if id(entry.content) in contents:
@@ -162,14 +162,14 @@ class PendingMessages:
             for group, record in codec.arrays_of(entry.content).items():
                 tensors |= {f"{place}/{group}/{k}": t for k, t in codec.decode_state(record).items()}
             # The order of records and names is kept: a client knows a task that it has done by its bytes.
-            told.append(
+            layouts.append(
                 {
                     key: dict(held) if isinstance(held, ConfigRecord) else list(held)
                     for key, held in entry.content.items()
                 }
             )
         listed = [[one.client, one.round, one.since, contents[id(one.content)]] for one in entries]
-        return tensors, {"letters": listed, "contents": told, "now": self.now()}
+        return tensors, {"letters": listed, "contents": layouts, "now": self.now()}
 
     def restore(self, tensors: State, values: Mapping[str, Any]) -> list[tuple[int, int]]:
         """Send the letters of a snapshot again.
@@ -179,7 +179,7 @@ class PendingMessages:
         """
         if self.lasting is None or "now" not in values:
             return []
-        contents = [_content(place, told, tensors) for place, told in enumerate(values["contents"])]
+        contents = [_content(place, layout, tensors) for place, layout in enumerate(values["contents"])]
         present = set(self._roster.present(self.grid)) if values["letters"] else set()
         entries, lost = [], []
         for client, round, since, place in values["letters"]:
@@ -203,10 +203,10 @@ class PendingMessages:
         return lost
 
 
-def _content(place: int, told: Mapping[str, Any], tensors: State) -> RecordDict:
+def _content(place: int, layout: Mapping[str, Any], tensors: State) -> RecordDict:
     """Return a letter's content as ``snapshot`` wrote it."""
     content = RecordDict()
-    for key, held in told.items():
+    for key, held in layout.items():
         if isinstance(held, Mapping):
             content[key] = ConfigRecord(dict(held))
         else:

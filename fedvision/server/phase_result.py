@@ -132,8 +132,8 @@ class PhaseResult:
 
     def bytes(self) -> dict[str, int]:
         """Return the bytes sent and received, for the round's record."""
-        told = {"down": self.down, "up": self.up}
-        return told | {"up_whole": self.up_whole} if self.up_whole != self.up else told
+        traffic = {"down": self.down, "up": self.up}
+        return traffic | {"up_whole": self.up_whole} if self.up_whole != self.up else traffic
 
     def refuse(self, client: int, reason: str, kind: Rejection) -> None:
         """Note that a client's reply is not used, or that there is none."""

@@ -27,7 +27,7 @@ RECORDED = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class StatisticsPhase:
     """Asks the clients of one round for statistics."""
 
     grid: Grid

@@ -45,10 +45,10 @@ def rehearse(
     Raises:
         ConfigError: A statistic or the refinement does not work with this model.
     """
-    asked = [PluginSpec(use=use) for use in config.evaluation.statistics]
+    requested = [PluginSpec(use=use) for use in config.evaluation.statistics]
     own = copy.deepcopy(strategy.inner) if isinstance(strategy, FlowerStrategy) and strategy.refines else None
     spec = None if own is None else own.query(config.rounds, config.rounds)
-    if own is None and not asked:
+    if own is None and not requested:
         return
     settings = loop_settings(config, image_shape[2]).forward
     shard = Shard(
@@ -59,7 +59,7 @@ def rehearse(
     data = LocalData(shard=shard, settings=settings, num_classes=num_classes)
     try:
         trial = settings.place(model_with(model, {}))
-        for one in asked:
+        for one in requested:
             to_fixed_point(compute_statistic(one, trial, data))
         if own is None:
             return

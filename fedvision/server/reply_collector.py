@@ -79,7 +79,7 @@ class ReplyCollector:
             # Nothing on the way may hold a reply while the next one is made, or two models are in memory.
             yield from filter(None, map(itemgetter(1), replies))
         self._exchange.sort([entry.client for entry in entries])
-        self.late.sort(key=lambda item: (item["asked"], item["client"]))
+        self.late.sort(key=lambda item: (item["requested"], item["client"]))
         if self._trains and 0 < self.used < self.config.min_clients:
             self.annul(f"the round had {self.used} of the {self.config.min_clients} answers that it needs")
             raise QuorumMissed
@@ -149,7 +149,7 @@ class ReplyCollector:
     def _take_late(self, entry: PendingMessage, reply: Message) -> Message | None:
         """Note a late reply and return it, brought up to date, if it is used."""
         age = self._round - entry.round
-        noted: dict[str, Any] = {"client": entry.client, "asked": entry.round, "used": False}
+        noted: dict[str, Any] = {"client": entry.client, "requested": entry.round, "used": False}
         self.late.append(noted)
         wanted = self._trains and entry.stage == "training" and self.config.uses_late
         if not wanted or age > self.config.max_staleness:

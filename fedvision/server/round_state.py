@@ -37,7 +37,7 @@ class RoundState:
         """By client, how many of its answers were refused."""
         self.usual: list[float] = []
         """Median norms of the accepted changes of past rounds."""
-        self.unheard: dict[int, int] = {}
+        self.silent_since: dict[int, int] = {}
         """By client the first round since which none of its answers was used; who was heard last is not here.
 
         What a client keeps and the server has the other half of, such as SCAFFOLD's c_i, holds only as of an
@@ -53,7 +53,7 @@ class RoundState:
         self.post = PendingMessages(grid, client_registry)
         for client, round in self.post.restore(*self._saved):
             reason = "the server was started again and the client was not there"
-            self.lost.append({"client": client, "asked": round, "used": False, "reason": reason})
+            self.lost.append({"client": client, "requested": round, "used": False, "reason": reason})
         return self.post
 
     @property
@@ -87,7 +87,7 @@ class RoundState:
         rounds = f"{self.config.max_staleness} round{'s' * (self.config.max_staleness > 1)}"
         reason = f"no answer in {rounds}; it is of no use any more"
         self.lost += [
-            {"client": entry.client, "asked": entry.round, "used": False, "reason": reason}
+            {"client": entry.client, "requested": entry.round, "used": False, "reason": reason}
             for entry in self.post.outstanding()
             if entry.stage == "training" and entry.round == given_up and self.config.uses_late
         ]
@@ -108,14 +108,14 @@ class RoundState:
         reason = f"{self.config.set_aside_after} of its answers were refused"
         return [{"client": client, "reason": reason} for client in sorted(self.quarantined - before)]
 
-    def hear(self, round: int, asked: Sequence[int], used: Sequence[int]) -> None:
+    def record_replies(self, round: int, requested: Sequence[int], used: Sequence[int]) -> None:
         """Remember whose answers a round used, late ones too, and of whom it used none."""
-        heard = set(used)
-        for client in heard & self.unheard.keys():
-            del self.unheard[client]
-        for client in asked:
-            if client not in heard:
-                self.unheard.setdefault(client, round)
+        replied = set(used)
+        for client in replied & self.silent_since.keys():
+            del self.silent_since[client]
+        for client in requested:
+            if client not in replied:
+                self.silent_since.setdefault(client, round)
 
     def limit_concurrency(self, messages: Sequence[Message], round: int) -> list[Message]:
         """Return as many of a round's messages as keep ``concurrency`` clients at work, drawn at random."""
@@ -134,7 +134,7 @@ class RoundState:
         values: dict[str, Any] = {
             "refusals": [[client, times] for client, times in sorted(self.refusals.items())],
             "usual": list(self.usual),
-            "unheard": [[client, since] for client, since in sorted(self.unheard.items())],
+            "silent_since": [[client, since] for client, since in sorted(self.silent_since.items())],
         }
         lasting = self.post.lasting if self.post else None
         if self.post and lasting and (lasting.simulated or self.config.uses_late):
@@ -147,5 +147,5 @@ class RoundState:
         """Take up what ``snapshot`` returned."""
         self.refusals = {int(client): int(times) for client, times in values.get("refusals", [])}
         self.usual = [float(norm) for norm in values.get("usual", [])]
-        self.unheard = {int(client): int(since) for client, since in values.get("unheard", [])}
+        self.silent_since = {int(client): int(since) for client, since in values.get("silent_since", [])}
         self._saved = (tensors, values)

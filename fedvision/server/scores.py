@@ -60,13 +60,13 @@ class Scores:
         found = split_readable(replies, self._roster.groups)
         if not found.readable:
             return None
-        told = {client: evaluation.stats for client, evaluation in found.told.items()}
+        plain = {client: evaluation.stats for client, evaluation in found.plain.items()}
         return {
             **self.total(found.readable),
             **({"withheld": found.withheld} if found.withheld else {}),
-            "spread": self._task.client_spread(told),
+            "spread": self._task.client_spread(plain),
             self._task.client_metric: {
-                str(client): self._task.client_score(stats) for client, stats in told.items() if stats.images
+                str(client): self._task.client_score(stats) for client, stats in plain.items() if stats.images
             },
         }
 

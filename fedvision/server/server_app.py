@@ -111,7 +111,7 @@ def build(plan: ServerPlan) -> ServerApp:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Told:
+class _TrainingReports:
     """What clients tell beside their models in one training phase."""
 
     facts: dict[int, tuple[float, int]] = field(default_factory=dict)
@@ -141,7 +141,7 @@ class _Server:
             plan.strategy.introduce(self.eligible)
         self.rounds = plan.rounds or RoundState(self.config.round, self.config.seed)
         if isinstance(plan.strategy, FlowerStrategy):
-            plan.strategy.unheard = self.rounds.unheard
+            plan.strategy.silent_since = self.rounds.silent_since
             plan.strategy.clients_keep = self.updates.keeps_residual
         self.post = self.rounds.open(grid, self.client_registry)
         self.scores = Scores(build_task(plan.config.task), self.client_registry, plan.extra_metrics)
@@ -166,7 +166,7 @@ class _Server:
     def _round(self, number: int) -> tuple[dict[str, Any], dict[str, float]]:
         start = time.perf_counter()
         record = self._train_again(number)
-        self._ask(number, record)
+        self._refine(number, record)
         trained = time.perf_counter()
         measured = number % self.config.evaluation.every == 0 or number == self.config.rounds
         record["server"] = self._measure_here() if measured else None
@@ -209,18 +209,18 @@ class _Server:
             pre_aggregates=pre_aggregates,
         )
         collection = ReplyCollector(self.rounds, exchange, number, self.state)
-        told = _Told()
-        combined = self._combine(number, collection, self._watch(number, collection, messages, told))
+        reports = _TrainingReports()
+        combined = self._combine(number, collection, self._watch(number, collection, messages, reports))
         if combined is not None and collection.used:
             self.state = check_state(number, codec.decode_state(combined), self.state)
         late, self.rounds.lost = self.rounds.lost + collection.late, []
-        facts = [(client, *told.facts[client]) for client in exchange.answered]
+        facts = [(client, *reports.facts[client]) for client in exchange.answered]
         facts += [(item["client"], item["loss"], item["examples"]) for item in late if item["used"]]
         changed = combined is not None and bool(facts)
-        asked = [self.client_registry.client(message.metadata.dst_node_id) for message in messages]
-        self.rounds.hear(number, asked, [client for client, _, _ in facts] if changed else [])
+        requested = [self.client_registry.client(message.metadata.dst_node_id) for message in messages]
+        self.rounds.record_replies(number, requested, [client for client, _, _ in facts] if changed else [])
         examples = sum(count for _, _, count in facts)
-        received = self._received(number, exchange, told)
+        received = self._received(number, exchange, reports)
         return {
             "round": number,
             "clients": [client for client, _, _ in facts],
@@ -238,28 +238,28 @@ class _Server:
             **received,
         }
 
-    def _ask(self, number: int, record: dict[str, Any]) -> None:
+    def _refine(self, number: int, record: dict[str, Any]) -> None:
         """Ask clients for the statistics that are due, and let the strategy refine the model."""
         plan = self.plan
-        asked = refinement.Asked(
+        phase = refinement.StatisticsPhase(
             grid=self.grid,
             client_registry=self.client_registry,
             config=self.config,
             excluded=self.rounds.quarantined | self._busy(),
             make_model=plan.make_model,
         )
-        self.state = asked.after_training(self.strategy, number, self.state, record)
+        self.state = phase.after_training(self.strategy, number, self.state, record)
 
     def _busy(self) -> frozenset[int]:
         """Return the clients that are still at work on machines of their own."""
         lasting = self.post.lasting
         return frozenset() if lasting is None or lasting.simulated else frozenset(self.post.busy())
 
-    def _received(self, number: int, exchange: PhaseResult, told: _Told) -> dict[str, Any]:
+    def _received(self, number: int, exchange: PhaseResult, reports: _TrainingReports) -> dict[str, Any]:
         """Return what the clients whose answers are used measured of the model that they were sent."""
         if not self._measures_first(number):
             return {}
-        good, bad = self.scores.usable({c: told.measured.get(c) for c in sorted(exchange.answered)})
+        good, bad = self.scores.usable({c: reports.measured.get(c) for c in sorted(exchange.answered)})
         exchange.refused += bad
         local = self.scores.local(good)
         return {"received": {"round": number - 1, **local} if local else None}
@@ -321,12 +321,12 @@ class _Server:
         number: int,
         collection: ReplyCollector,
         messages: list[Message],
-        told: _Told,
+        reports: _TrainingReports,
     ) -> Iterator[Message]:
         """Yield usable replies, noting what each client tells beside its model, and telling the journal."""
         ordered = not (isinstance(self.strategy, FlowerStrategy) and self.strategy.any_order)
         for reply in collection.receive(messages, ordered=ordered):
-            told.note(self._client(reply), reply.content)
+            reports.note(self._client(reply), reply.content)
             self.plan.journal.client_done(number, collection.done, max(collection.done, len(messages)))
             yield reply
             # Let go before the next one is made, or two models are in memory.
@@ -337,10 +337,10 @@ class _Server:
         config = codec.encode_counts(self.client_registry.counts) if shared else ConfigRecord()
         if self._measures_first(number):
             config[codec.MEASURE_FIRST] = True
-        unheard = self.rounds.unheard if self.updates.keeps_residual else {}
-        if unheard and not isinstance(self.strategy, FlowerStrategy):
+        silent_since = self.rounds.silent_since if self.updates.keeps_residual else {}
+        if silent_since and not isinstance(self.strategy, FlowerStrategy):
             # Strategies of ours tell it to those whom they ask.
-            config[codec.UNHEARD] = [number for pair in unheard.items() for number in pair]
+            config[codec.SILENT_SINCE] = [number for pair in silent_since.items() for number in pair]
         return config
 
     def _measure_here(self) -> dict[str, Any] | None:

@@ -94,24 +94,26 @@ class _Adding:
     def add_all(self, replies: Mapping[int, RecordDict]) -> None:
         """Add what can be added; whose sums have other shapes than most clients' are refused."""
         masked: dict[str, dict[int, RecordDict]] = {}
-        told: dict[int, tuple[dict[str, NDArray[np.int64]], int]] = {}
+        received: dict[int, tuple[dict[str, NDArray[np.int64]], int]] = {}
         for client, content in replies.items():
             try:
-                told[client] = statistic_codec.decode_sums(content)
+                received[client] = statistic_codec.decode_sums(content)
                 if group := statistic_codec.masked_for(content):
                     masked.setdefault(group[0], {})[client] = content
             except (ValueError, KeyError, TypeError) as error:
                 self.refused[client] = str(error)
-        usual = Counter(_signature(sums) for sums, _ in told.values()).most_common(1)
-        for client in sorted(told):
-            if _signature(told[client][0]) != usual[0][0]:
+        usual = Counter(_signature(sums) for sums, _ in received.values()).most_common(1)
+        for client in sorted(received):
+            if _signature(received[client][0]) != usual[0][0]:
                 self.refused[client] = "its sums have other names or shapes than those of other clients"
-                del told[client]
+                del received[client]
         for name, members in masked.items():
-            self._add_group(name, {client: content for client, content in members.items() if client in told})
+            self._add_group(
+                name, {client: content for client, content in members.items() if client in received}
+            )
         hidden = {client for members in masked.values() for client in members}
-        for client in sorted(told.keys() - hidden):
-            self._add([client], *told[client])
+        for client in sorted(received.keys() - hidden):
+            self._add([client], *received[client])
 
     def _add(self, clients: list[int], sums: Mapping[str, NDArray[np.int64]], examples: int) -> None:
         try:
@@ -128,15 +130,15 @@ class _Adding:
             why = "its sums are masked, and others of its group did not answer"
             self.refused |= dict.fromkeys(members, why)
             return
-        told = {client: statistic_codec.decode_sums(content) for client, content in members.items()}
-        examples = sum(count for _, count in told.values())
+        received = {client: statistic_codec.decode_sums(content) for client, content in members.items()}
+        examples = sum(count for _, count in received.values())
         checks = [found[1] for one in members.values() if (found := statistic_codec.masked_for(one))]
         if int(np.array(checks, np.int64).sum()) != examples:
             why = "the masked sums of its group give no sum: somebody masked otherwise"
             self.refused |= dict.fromkeys(members, why)
             return
-        first = next(iter(told.values()))[0]
-        total = {name: np.sum([sums[name] for sums, _ in told.values()], axis=0) for name in first}
+        first = next(iter(received.values()))[0]
+        total = {name: np.sum([sums[name] for sums, _ in received.values()], axis=0) for name in first}
         self._add(
             sorted(members), {name: np.asarray(array, np.int64) for name, array in total.items()}, examples
         )

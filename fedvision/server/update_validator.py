@@ -81,11 +81,11 @@ class UpdateValidator:
         if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
             lacking = codec.METRICS if codec.ARRAYS in held else codec.ARRAYS
             raise InvalidUpdate(client, "reply", f"it lacks the record {lacking!r}")
-        told, given = values(metrics), values(arrays)
-        if told.keys() != {codec.EXAMPLES, codec.TRAIN_LOSS}:
+        reported, given = values(metrics), values(arrays)
+        if reported.keys() != {codec.EXAMPLES, codec.TRAIN_LOSS}:
             known = f"{codec.EXAMPLES} and {codec.TRAIN_LOSS}"
-            raise InvalidUpdate(client, "reply", f"its metrics are {sorted(told)}, not {known}")
-        examples = told[codec.EXAMPLES]
+            raise InvalidUpdate(client, "reply", f"its metrics are {sorted(reported)}, not {known}")
+        examples = reported[codec.EXAMPLES]
         if not isinstance(examples, int) or examples < 1:
             raise InvalidUpdate(client, "reply", f"it rests on {examples} images")
         if wrong := self.updates.sent.mismatch(_specs(given)):

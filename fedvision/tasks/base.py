@@ -49,9 +49,9 @@ class Task(ABC):
     class_axis: ClassVar[int]
     """Which number of a shape (T, R, S) is the number of classes."""
 
-    def shape_for(self, told: Shape, num_classes: int) -> Shape:
+    def shape_for(self, declared: Shape, num_classes: int) -> Shape:
         """Return the shape that counts must have: over C classes, or as many as they tell where C = 0."""
-        return self.stats_shape(num_classes or told[self.class_axis])
+        return self.stats_shape(num_classes or declared[self.class_axis])
 
     @abstractmethod
     def stats_shape(self, num_classes: int) -> Shape:

@@ -198,5 +198,5 @@ def ratio(part: Any, whole: Any) -> NDArray[np.float64]:
 
 def mean_of(values: NDArray[np.float64]) -> float:
     """Return the mean of what is not NaN, NaN where nothing is left."""
-    told = values[~np.isnan(values)]
-    return float(told.mean()) if told.size else float("nan")
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else float("nan")

@@ -159,7 +159,7 @@ class MultiLabel(Task):
         histograms = ScoreHistograms.of(stats)
         found, decided = histograms.by_label(), histograms.decisions()
         right, false, missed = (int(values.sum()) for values in decided.values())
-        told = {
+        result = {
             "mean_ap": mean_of(found["ap"]),
             "macro_auroc": mean_of(found["auroc"]),
             "macro_f1": mean_of(found["f1"]),
@@ -167,8 +167,8 @@ class MultiLabel(Task):
         }
         if counts is not None:
             for group, labels in tail_groups(counts).items():
-                told[group] = mean_of(found["ap"][list(labels)])
-        return told | {
+                result[group] = mean_of(found["ap"][list(labels)])
+        return result | {
             name: own_metric(name, metric, stats.tables()) for name, metric in (extra or {}).items()
         }
 

@@ -31,7 +31,7 @@ _SHARED = (ALGORITHM, RESIDUAL)
 """Groups that have their counterpart at the server, in the answers that it used."""
 _SEPARATOR = "/"
 _CLIENTS_A_FOLDER = 1000
-_SINCE = "unheard-since"
+_SINCE = "silent-since"
 _PREFIX, _SUFFIX = "round-", ".safetensors"
 
 
@@ -46,24 +46,24 @@ class ClientStateStore:
     def __init__(self, folder: Path, checkpoint_every: int = 1) -> None:
         self._folder, self._checkpoint_every = folder, checkpoint_every
 
-    def load(self, client: int, round: int, unheard_since: int | None = None) -> dict[str, State]:
+    def load(self, client: int, round: int, silent_since: int | None = None) -> dict[str, State]:
         """Return the groups of tensors that a client kept before a round; empty at first.
 
         Args:
             client: Whose.
             round: The round that begins.
-            unheard_since: First round since which the server used no answer of the client, if there is one:
+            silent_since: First round since which the server used no answer of the client, if there is one:
                 what has its counterpart there is of before that.
         """
         if not os.path.isdir(self._folder):  # in most runs nobody keeps anything
             return {}
-        before = [kept for kept in self._rounds(client) if kept < round]
+        before = [saved for saved in self._rounds(client) if saved < round]
         if not before:
             return {}
         groups = self._read(client, before[-1])
-        if unheard_since is not None and before[-1] >= unheard_since:
-            heard = [kept for kept in before if kept < unheard_since]
-            then = self._read(client, heard[-1]) if heard else {}
+        if silent_since is not None and before[-1] >= silent_since:
+            earlier = [saved for saved in before if saved < silent_since]
+            then = self._read(client, earlier[-1]) if earlier else {}
             groups = {k: state for k, state in groups.items() if k not in _SHARED}
             groups |= {k: state for k, state in then.items() if k in _SHARED}
         return groups
@@ -76,7 +76,7 @@ class ClientStateStore:
         return groups
 
     def save(
-        self, client: int, round: int, groups: dict[str, State], unheard_since: int | None = None
+        self, client: int, round: int, groups: dict[str, State], silent_since: int | None = None
     ) -> None:
         """Keep groups of tensors for a client as of a round; nothing is written where there are none.
 
@@ -93,7 +93,7 @@ class ClientStateStore:
         target = self._file(client, round)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_suffix(".tmp")
-        save_file(tensors, temporary, {_SINCE: str(unheard_since)} if unheard_since is not None else None)
+        save_file(tensors, temporary, {_SINCE: str(silent_since)} if silent_since is not None else None)
         os.replace(temporary, target)
         self._forget(client, round)
 
@@ -105,19 +105,19 @@ class ClientStateStore:
         """
         checkpoint = (round - 1) // self._checkpoint_every * self._checkpoint_every
         rounds = self._rounds(client)
-        settled = [kept for kept in rounds if kept <= checkpoint]
-        told = [self._since(client, kept) for kept in rounds if checkpoint < kept <= round]
+        settled = [saved for saved in rounds if saved <= checkpoint]
+        silences = [self._since(client, saved) for saved in rounds if checkpoint < saved <= round]
         needed = set(settled[-1:])
-        for since in filter(None, told):
-            needed |= set([kept for kept in settled if kept < since][-1:])
-        for past in (set(settled) - needed) | {kept for kept in rounds if kept > round}:
+        for since in filter(None, silences):
+            needed |= set([saved for saved in settled if saved < since][-1:])
+        for past in (set(settled) - needed) | {saved for saved in rounds if saved > round}:
             self._file(client, past).unlink()
 
     def _since(self, client: int, round: int) -> int | None:
         """Return since when no answer had been used when a file was written, if there was such a round."""
         with safe_open(self._file(client, round), "pt") as file:
-            told = (file.metadata() or {}).get(_SINCE)
-        return None if told is None else int(told)
+            since = (file.metadata() or {}).get(_SINCE)
+        return None if since is None else int(since)
 
     def _rounds(self, client: int) -> list[int]:
         """Return the rounds of which a client has a file, rising."""

@@ -118,7 +118,7 @@ class ClientTrainer:
         """Train one client on its task and keep what it must remember; measure first where it is asked to."""
         measured = self.measure_first(request)
         shard = self.shards.train(request.client)
-        memory = self._recall(request.client, request.round, request.unheard_since)
+        memory = self._recall(request.client, request.round, request.silent_since)
         update = fit(
             self.model,
             shard,
@@ -143,7 +143,7 @@ class ClientTrainer:
             sent, left = self.updates.encode(update.state, request.state, residual, rng)
             update = replace(update, state=sent, residual=left)
         groups = {ALGORITHM: update.memory, PERSONAL: update.personal, RESIDUAL: update.residual}
-        self.memory.save(request.client, request.round, groups, request.unheard_since)
+        self.memory.save(request.client, request.round, groups, request.silent_since)
         return update
 
     def measure_first(self, request: TrainRequest) -> Evaluation | None:
@@ -227,9 +227,9 @@ class ClientTrainer:
         """With which the network predicts softmax(s z): the loss's own scale, where it has one."""
         return probability_scale(self.config, self.num_classes)
 
-    def _recall(self, client: int, round: int, unheard_since: int | None = None) -> dict[str, State]:
+    def _recall(self, client: int, round: int, silent_since: int | None = None) -> dict[str, State]:
         """Return what a client kept before a round, its personal tensors already in the model."""
-        memory = self.memory.load(client, round, unheard_since)
+        memory = self.memory.load(client, round, silent_since)
         if self.initial or self.counters:
             load_state(self.model, self.counters | memory.get(PERSONAL, self.initial))
         return memory

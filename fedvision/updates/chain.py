@@ -101,7 +101,7 @@ class UpdateChain:
         for spec in self._schemas[0].tensors:
             kind = getattr(torch, spec.dtype)
             tensors[spec.name] = trained[spec.name].to(kind) - received[spec.name].to(kind)
-        kept: State = {}
+        residuals: State = {}
         for place, transform in enumerate(self._transforms):
             prefix = f"{place}{_SEPARATOR}"
             own = {n.removeprefix(prefix): t for n, t in residual.items() if n.startswith(prefix)}
@@ -110,8 +110,8 @@ class UpdateChain:
             if left and not transform.keeps_residual:
                 name = type(transform).__name__
                 raise ValueError(f"{name}.encode returned a residual and {name}.keeps_residual is false")
-            kept |= {f"{prefix}{name}": tensor for name, tensor in left.items()}
-        return tensors | {spec.name: trained[spec.name] for spec in self._whole}, kept
+            residuals |= {f"{prefix}{name}": tensor for name, tensor in left.items()}
+        return tensors | {spec.name: trained[spec.name] for spec in self._whole}, residuals
 
     def decode(self, tensors: State, received: State) -> State:
         """Return the trained model that an update stands for, in the types in which models travel.

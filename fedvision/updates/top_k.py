@@ -72,7 +72,7 @@ class TopK(UpdateTransform):
     def encode(self, tensors: State, residual: State, rng: np.random.Generator) -> tuple[State, State]:
         """Return values and indices, and what was not sent, in float32 or wider."""
         sent: State = {}
-        kept: State = {}
+        remainder: State = {}
         for key, group in self._groups(UpdateSchema.of(tensors)).items():
             dtype = getattr(torch, _common(group))
             parts = [tensors[spec.name].reshape(-1) for spec in group]
@@ -86,8 +86,8 @@ class TopK(UpdateTransform):
             sent[f"{key}.{_INDICES}"] = places.to(torch.int32 if len(change) < 2**31 else torch.int64)
             if self.error_feedback:
                 change[places] -= values.to(change.dtype)
-                kept[key] = change
-        return sent, kept
+                remainder[key] = change
+        return sent, remainder
 
     def decode(self, tensors: State, schema: UpdateSchema) -> State:
         """Return whole tensors with zeros where nothing was sent.

@@ -6,7 +6,7 @@ from fedvision.algorithms.fedavg import FedAvg
 from fedvision.types import ClientConfig, State
 
 
-class OftenAskedSlower(FedAvg):
+class SlowerWhenFrequent(FedAvg):
     """FedAvg in which a client's rate falls with the square root of the rounds it has worked in.
 
     With few clients a round, some are drawn early and often; their images would shape the model the most.
@@ -14,10 +14,10 @@ class OftenAskedSlower(FedAvg):
 
     def __init__(self, *, fraction: float = 1.0, min_clients: int = 1) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
-        self.asked: dict[int, int] = {}
+        self.requested: dict[int, int] = {}
         """Rounds in which each client was asked; kept in checkpoints as every attribute of numbers is."""
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:
         """Tell the client its factor on the round's learning rate."""
-        self.asked[client] = self.asked.get(client, 0) + 1
-        return ClientConfig(lr_factor=self.asked[client] ** -0.5)
+        self.requested[client] = self.requested.get(client, 0) + 1
+        return ClientConfig(lr_factor=self.requested[client] ** -0.5)

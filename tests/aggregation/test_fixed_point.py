@@ -41,10 +41,10 @@ def test_the_sum_has_the_same_bits_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(float("nan"), "NaN or infinity"), (2 * MOST, "above 2\\^32; scale it down")]
+    ("value", "message"), [(float("nan"), "NaN or infinity"), (2 * MOST, "above 2\\^32; scale it down")]
 )
-def test_what_has_no_whole_number_is_refused(value: float, said: str) -> None:
-    with pytest.raises(ValueError, match=f"the sum 'x' holds {said}" if value != value else said):
+def test_what_has_no_whole_number_is_refused(value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=f"the sum 'x' holds {message}" if value != value else message):
         to_fixed_point({"x": torch.tensor([0.0, value], dtype=torch.float64)})
 
 

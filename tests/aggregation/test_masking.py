@@ -50,10 +50,10 @@ def test_the_sum_is_exact_for_any_numbers_any_clients_and_any_order(data: st.Dat
     numbers = st.integers(0, 2**40)
     rows = data.draw(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=clients, max_size=clients))
     order = data.draw(st.permutations(range(clients)))
-    told = masked(np.array(rows, np.uint64))
+    rows_masked = masked(np.array(rows, np.uint64))
     total = np.zeros(3, np.uint64)
     for client in order:
-        total = total + told[client]
+        total = total + rows_masked[client]
     assert total.tolist() == np.sum(rows, axis=0).tolist()
 
 
@@ -71,8 +71,8 @@ def test_the_order_of_the_cards_is_no_matter_and_the_context_is() -> None:
 
 def test_what_a_client_tells_looks_random_whatever_it_has() -> None:
     size = 20_000
-    told = masked(np.zeros((3, size), np.uint64))
-    for row in told:
+    rows_masked = masked(np.zeros((3, size), np.uint64))
+    for row in rows_masked:
         bits = np.unpackbits(row.view(np.uint8))
         # A fair coin's share of ones lies within five standard deviations.
         assert abs(bits.mean() - 0.5) < 5 * 0.5 / np.sqrt(bits.size)
@@ -86,13 +86,13 @@ def test_what_a_client_tells_looks_random_whatever_it_has() -> None:
 @pytest.mark.parametrize("missing", range(4))
 def test_without_one_client_the_rest_is_noise(missing: int) -> None:
     values = np.arange(4 * 50, dtype=np.uint64).reshape(4, 50)
-    told = masked(values)
+    rows_masked = masked(values)
     rest = [client for client in range(4) if client != missing]
-    off = told[rest].sum(0) - values[rest].sum(0)
+    off = rows_masked[rest].sum(0) - values[rest].sum(0)
     # Of 50 numbers of 64 bits not one is right, nor small.
     assert (off != 0).all()
     assert np.minimum(off, -off.view(np.int64).view(np.uint64)).min() > 2**40
-    assert np.array_equal(told.sum(0), values.sum(0))
+    assert np.array_equal(rows_masked.sum(0), values.sum(0))
 
 
 def test_two_groups_of_the_same_clients_do_not_mix() -> None:

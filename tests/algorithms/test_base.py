@@ -84,13 +84,13 @@ def test_min_clients_out_of_range() -> None:
 class _Counted(Sequence[int]):
     """A million clients, and how many of them were looked at."""
 
-    asked = 0
+    drawn_from = 0
 
     def __len__(self) -> int:
         return 1_000_000
 
     def __getitem__(self, place: Any) -> Any:
-        self.asked += 1
+        self.drawn_from += 1
         return 3 * range(1_000_000)[place]
 
 
@@ -108,7 +108,7 @@ def test_the_draw_is_that_of_shuffling_a_list_of_the_clients(clients: int, seed:
 def test_a_million_clients_are_not_gone_through() -> None:
     clients = _Counted()
     cohort = _Plain(fraction=0.001).select(1, clients, np.random.default_rng(0))
-    assert len(cohort) == clients.asked == 1000
+    assert len(cohort) == clients.drawn_from == 1000
     assert cohort == sorted(set(cohort))
     strategy = _Plain(fraction=0.001)
     bare, whole = [], []

@@ -150,23 +150,23 @@ def test_a_head_that_stays_on_the_clients_is_refused() -> None:
 
 
 def test_moments_are_asked_for_after_the_last_round_and_every_so_many() -> None:
-    asked = [round for round in range(1, 8) if CCVR().query(round, 7)]
-    assert asked == [7]
-    asked = [round for round in range(1, 8) if CCVR(every=3).query(round, 7)]
-    assert asked == [3, 6, 7]
+    queried = [round for round in range(1, 8) if CCVR().query(round, 7)]
+    assert queried == [7]
+    queried = [round for round in range(1, 8) if CCVR(every=3).query(round, 7)]
+    assert queried == [3, 6, 7]
     spec = CCVR().query(7, 7)
     assert spec is not None
     assert spec.use == "feature-moments"
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ({"samples": 0}, "samples must be >= 1"),
         ({"lr": 0.0}, "lr must be > 0"),
         ({"every": -1}, "every must be"),
     ],
 )
-def test_arguments_out_of_range(args: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_arguments_out_of_range(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         CCVR(**args)

@@ -77,8 +77,8 @@ def _steps(
         raw.append({name: p.grad.clone() for name, p in _parameters(model).items() if p.grad is not None})
         algorithm.after_backward()
         optimizer.step()
-    tensors, kept = algorithm.finish(steps, lr)
-    return tensors, kept, raw
+    tensors, memory_out = algorithm.finish(steps, lr)
+    return tensors, memory_out, raw
 
 
 def test_the_plain_algorithm_does_nothing() -> None:
@@ -282,9 +282,9 @@ def test_what_is_given_is_not_changed_or_shared() -> None:
     model = _model()
     c, own = _noise(model, 1), _noise(model, 2)
     request = _scaffold(model, c)
-    kept = [{name: value.clone() for name, value in group.items()} for group in (c, own, request.state)]
+    copies = [{name: value.clone() for name, value in group.items()} for group in (c, own, request.state)]
     tensors, memory, _ = _steps(model, ScaffoldClient(), request, own)
-    for group, old in zip((c, own, request.state), kept, strict=True):
+    for group, old in zip((c, own, request.state), copies, strict=True):
         assert all(torch.equal(group[name], old[name]) for name in old)
     for value in (*memory.values(), *tensors["control"].values()):
         assert value.device.type == "cpu"

@@ -45,9 +45,9 @@ def test_the_readme_names_what_exists() -> None:
 
 def test_a_client_that_is_asked_again_has_a_smaller_rate() -> None:
     registry.allow_folder(FOLDER)
-    spec = PluginSpec(use="own_rates:OftenAskedSlower", args={"fraction": 0.5})
+    spec = PluginSpec(use="own_rates:SlowerWhenFrequent", args={"fraction": 0.5})
     strategy: RoundStrategy = registry.build("strategy", spec)
-    told = [
+    factors = [
         strategy.configure(round, {}, client).lr_factor for round, client in enumerate((3, 5, 3, 3, 3), 1)
     ]
-    assert told == [1.0, 1.0, 2**-0.5, 3**-0.5, 0.5]
+    assert factors == [1.0, 1.0, 2**-0.5, 3**-0.5, 0.5]

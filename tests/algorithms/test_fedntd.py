@@ -144,9 +144,9 @@ def test_the_server_is_fedavgs_and_sends_beta_and_tau() -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [({"beta": -1.0}, "beta must be >= 0"), ({"tau": 0.0}, "tau must be > 0"), ({"tau": math.inf}, "finite")],
 )
-def test_arguments_out_of_range(args: dict[str, float], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_arguments_out_of_range(args: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         FedNTD(**args)

@@ -167,7 +167,7 @@ def test_arguments_out_of_range(build: Callable[[], object], message: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("clients", "table", "told"),
+    ("clients", "table", "noticed"),
     [
         (4, {}, True),
         (5, {}, False),
@@ -176,8 +176,8 @@ def test_arguments_out_of_range(build: Callable[[], object], message: str) -> No
         (4, {"share": 0.0}, False),
     ],
 )
-def test_a_trimmed_mean_that_trims_nobody_is_told(clients: int, table: dict[str, Any], told: bool) -> None:
+def test_a_trimmed_mean_that_trims_nobody_is_told(clients: int, table: dict[str, Any], noticed: bool) -> None:
     notices = trimming_notices(TrimmedMean(**table), clients)
-    assert bool(notices) == told
-    if told:
+    assert bool(notices) == noticed
+    if noticed:
         assert "nobody out of a round's 4 and is the plain mean; it takes 5 clients a round" in notices[0]

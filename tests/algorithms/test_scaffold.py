@@ -113,9 +113,11 @@ class _Quadratics:
             (0.5 * self.curvatures[request.client] * offset**2).sum().backward()
             algorithm.after_backward()
             optimizer.step()
-        tensors, kept = algorithm.finish(20, 0.05)
+        tensors, memory_out = algorithm.finish(20, 0.05)
         state = {"w": parameter.detach().clone()}
-        return ClientUpdate(client=request.client, position=0, examples=1, state=state, tensors=tensors), kept
+        return ClientUpdate(
+            client=request.client, position=0, examples=1, state=state, tensors=tensors
+        ), memory_out
 
     def distance(self, strategy: RoundStrategy, rounds: int, momentum: float = 0.0) -> float:
         """Return how far from the optimum a federation ends."""

@@ -179,8 +179,8 @@ def test_random_generators_go_on(tmp_path: Path) -> None:
 
 
 def test_code_is_left_to_the_constructor(tmp_path: Path) -> None:
-    back = _through_files(_Bag(f=len, c=dict, kept=1), _Bag(f=print, c=list, kept=0), tmp_path)
-    assert (back.f, back.c, back.kept) == (print, list, 1)
+    back = _through_files(_Bag(f=len, c=dict, saved=1), _Bag(f=print, c=list, saved=0), tmp_path)
+    assert (back.f, back.c, back.saved) == (print, list, 1)
 
 
 @pytest.mark.parametrize(

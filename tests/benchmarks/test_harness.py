@@ -20,16 +20,16 @@ def test_rivals_take_turns_and_another_begins_each_time() -> None:
 
 def measured(store: Store, plan: list[Turn], fail: str = "") -> list[Turn]:
     """Take a plan with a stand-in and return what it was asked for."""
-    asked = []
+    seen_turns = []
 
     def measure(turn: Turn) -> dict[str, Any]:
-        asked.append(turn)
+        seen_turns.append(turn)
         if turn.rival == fail:
             raise RuntimeError("it broke")
         return {"loop_s": 1.0, "others": 0.0}
 
     take(store, plan, measure, lambda line: None)
-    return asked
+    return seen_turns
 
 
 def test_a_broken_off_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def here(tmp_path: Path, pki: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(capsys: pytest.CaptureFixture[str], command: str, code: int = 2) -> str:
+def error_of(capsys: pytest.CaptureFixture[str], command: str, code: int = 2) -> str:
     """Run a command line that is wrong and return its one line."""
     assert main.main(command.split()) == code
     text = capsys.readouterr().err
@@ -84,7 +84,7 @@ def told(capsys: pytest.CaptureFixture[str], command: str, code: int = 2) -> str
 def test_a_wrong_server_command(
     here: Path, capsys: pytest.CaptureFixture[str], options: str, sentence: str
 ) -> None:
-    assert sentence in told(capsys, f"server {options}")
+    assert sentence in error_of(capsys, f"server {options}")
     assert not (here / "superlink").exists()
 
 
@@ -100,7 +100,7 @@ def test_a_port_that_is_taken_is_named(
     monkeypatch.setattr("fedvision.deployment.server.superlink_process._PORT_S", 0.0)
     with taken() as port:
         public = f"--private 127.0.0.1:0 --public 127.0.0.1:{port}"
-        text = told(capsys, f"server e.toml --tls pki/server {public}")
+        text = error_of(capsys, f"server e.toml --tls pki/server {public}")
     assert f"--public 127.0.0.1:{port}: it cannot listen there: Address already in use" in text
     assert "a server that still runs, or another program, has the port" in text
 
@@ -119,7 +119,7 @@ def test_a_wrong_submit_command(
 ) -> None:
     (here / "kept").mkdir()
     (here / "kept/secret").write_text("s")
-    assert sentence in told(capsys, f"submit {options}")
+    assert sentence in error_of(capsys, f"submit {options}")
     assert not (here / "runs").exists()
 
 
@@ -143,13 +143,13 @@ def test_a_wrong_client_file(
     text = CLIENT.replace(*change) if change[0] else CLIENT.replace("client.key", "own.npz")
     assert text != CLIENT
     (here / "client.toml").write_text(text)
-    assert sentence in told(capsys, "client client.toml")
+    assert sentence in error_of(capsys, "client client.toml")
 
 
 def test_a_client_without_a_file_or_with_another_address(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "none.toml: there is no such file; name a client's TOML" in told(capsys, "client none.toml")
+    assert "none.toml: there is no such file; name a client's TOML" in error_of(capsys, "client none.toml")
     (here / "client.toml").write_text(CLIENT)
-    text = told(capsys, "client client.toml --superlink 8443")
+    text = error_of(capsys, "client client.toml --superlink 8443")
     assert "superlink.address must be HOST:PORT such as fl.example.org:8443, not '8443'" in text

@@ -154,7 +154,7 @@ TOUR = {
 def test_a_wrong_input_ends_in_exit_code_2_and_one_sentence(
     case: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    preparations, overrides, words = TOUR[case]
+    preparations, overrides, expected = TOUR[case]
     for prepare in preparations:
         prepare(here)
     before = sorted(here.rglob("*"))
@@ -163,14 +163,14 @@ def test_a_wrong_input_ends_in_exit_code_2_and_one_sentence(
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
     assert "Traceback" not in error
-    for word in ["small.toml", *words]:
-        assert word in error
+    for fragment in ["small.toml", *expected]:
+        assert fragment in error
     after = [path for path in sorted(here.rglob("*")) if "__pycache__" not in str(path)]
     assert after == before
 
 
 @pytest.mark.parametrize(
-    ("prepare", "arguments", "words"),
+    ("prepare", "arguments", "expected"),
     [
         (other_run, ["simulate", "small.toml", "--out", "taken"], ["taken", "--resume", "--out"]),
         (other_run, ["simulate", "small.toml", "--out", "taken", "--resume"], ["taken", "seed", "5", "0"]),
@@ -180,7 +180,7 @@ def test_a_wrong_input_ends_in_exit_code_2_and_one_sentence(
     ],
 )
 def test_wrong_folders_and_files(
-    prepare: object, arguments: list[str], words: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+    prepare: object, arguments: list[str], expected: list[str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if callable(prepare):
         prepare(here)
@@ -188,7 +188,7 @@ def test_wrong_folders_and_files(
     assert run(*arguments) == 2
     error = capsys.readouterr().err.strip()
     assert "\n" not in error
-    assert all(word in error for word in words)
+    assert all(fragment in error for fragment in expected)
 
 
 def test_an_experiment_that_is_no_toml(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

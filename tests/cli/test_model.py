@@ -43,14 +43,14 @@ def test_predictions_stand_in_a_table_and_in_a_file(
     for number in range(3):
         picture(here / f"photos/{number}.png", number)
     assert main.main(["predict", str(finished), "photos", "--csv", "out.csv"]) == 0
-    told = capsys.readouterr()
+    captured = capsys.readouterr()
     head, *rows = csv.reader((here / "out.csv").read_text().splitlines())
     assert [row[0] for row in rows] == ["photos/0.png", "photos/1.png", "photos/2.png"]
     assert head[3:] == [f"p({digit})" for digit in range(10)]
-    shown = [line.split() for line in told.out.splitlines()]
+    shown = [line.split() for line in captured.out.splitlines()]
     assert shown[0] == ["file", "class", "probability"]
     assert shown[1:] == [[row[0], row[1], f"{100 * float(row[2]):.1f}%"] for row in rows]
-    assert told.err == ""
+    assert captured.err == ""
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_goes_on(
@@ -59,9 +59,9 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(
     picture(here / "one.png", 0)
     spoil(here / "bad.png")
     assert main.main(["predict", str(finished), "bad.png", "one.png", "none.png"]) == 1
-    told = capsys.readouterr()
-    assert [line.split()[0] for line in told.out.splitlines()] == ["file", "one.png"]
-    assert told.err.splitlines() == [
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines()] == ["file", "one.png"]
+    assert captured.err.splitlines() == [
         "bad.png: no known image format",
         "none.png: No such file or directory",
         "fedvision: 2 images of 3 cannot be read: bad.png, none.png; the others are predicted",
@@ -102,8 +102,8 @@ def test_a_folder_of_classes_is_measured_with_the_names_of_its_folders(
     assert test is not None
     for number in range(20):
         picture(here / f"photos/{test.labels[number]}/{number}.png", number)
-    spoken = ["evaluate", str(finished), "--data", "photos", "--json"]
-    assert main.main([*spoken, "folder.json"]) == 0
+    command = ["evaluate", str(finished), "--data", "photos", "--json"]
+    assert main.main([*command, "folder.json"]) == 0
     assert "20 images, none kept for a test of photos" in " ".join(capsys.readouterr().out.split())
     np.savez(here / "a.npz", train_images=test.images[:20], train_labels=test.labels[:20])
     table = 'use = "npz", path = "a.npz"'
@@ -111,7 +111,7 @@ def test_a_folder_of_classes_is_measured_with_the_names_of_its_folders(
     one, other = (json.loads((here / f"{name}.json").read_text()) for name in ("folder", "table"))
     assert one["confusion"] == other["confusion"]
     (here / "photos/0").rename(here / "photos/zero")
-    assert main.main([*spoken, "folder.json"]) == 2
+    assert main.main([*command, "folder.json"]) == 2
     assert capsys.readouterr().err.startswith(
         "fedvision: --data photos: the data has images of 'zero', which the model does not know"
     )
@@ -134,7 +134,7 @@ def test_a_folder_of_classes_is_measured_with_the_names_of_its_folders(
 def test_wrong_usage_is_one_sentence(
     options: list[str], sentence: str, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main.main([str(finished) if word == "RUN" else word for word in options]) == 2
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert told.count("\n") == 1
+    assert main.main([str(finished) if argument == "RUN" else argument for argument in options]) == 2
+    captured = capsys.readouterr().err
+    assert sentence in captured
+    assert captured.count("\n") == 1

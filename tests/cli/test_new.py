@@ -126,9 +126,9 @@ def test_a_wrong_command_is_one_sentence_and_writes_nothing(
 ) -> None:
     (here / "text.md").write_text("no data")
     assert main.main(["new", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert problem in told
-    assert told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert problem in printed
+    assert printed.count("\n") == 1
     assert [path.name for path in here.iterdir()] == ["text.md"]
 
 
@@ -142,11 +142,11 @@ def test_values_and_keys_are_written_on_one_line() -> None:
 def test_help_names_every_verb_once_under_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main.main(["--help"])
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     listed = [verb for verbs in main.VERBS.values() for verb in verbs]
     parser = main.parser()
     assert sorted(listed) == sorted(parser._subparsers._group_actions[0].choices)  # type: ignore[union-attr]
     for verb in listed:
-        assert len(re.findall(rf"^  {verb} +\S", told, flags=re.MULTILINE)) == 1
-    assert "look at:" in told
-    assert "None" not in told
+        assert len(re.findall(rf"^  {verb} +\S", printed, flags=re.MULTILINE)) == 1
+    assert "look at:" in printed
+    assert "None" not in printed

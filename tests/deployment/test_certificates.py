@@ -16,18 +16,18 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from fedvision.deployment.certificates import make, validity
 from fedvision.errors import ConfigError
-from tests.deployment.server.processes import hear
+from tests.deployment.server.processes import read_to_end
 
 
 def openssl(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["openssl", *arguments], capture_output=True, text=True)
 
 
-def shake_hands(pki: Path, name: str, *, client: Path | None = None, ask: bool = False) -> bytes:
+def shake_hands(pki: Path, name: str, *, client: Path | None = None, client_required: bool = False) -> bytes:
     """Connect a client to a server of Python's ssl module; return what the client hears."""
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pki / "ca.crt")
     serving.load_cert_chain(pki / "server/server.crt", pki / "server/server.key")
-    serving.verify_mode = ssl.CERT_REQUIRED if ask else ssl.CERT_NONE
+    serving.verify_mode = ssl.CERT_REQUIRED if client_required else ssl.CERT_NONE
     trusting = ssl.create_default_context(cafile=pki / "clients/north/ca.crt")
     trusting.verify_flags |= ssl.VERIFY_X509_STRICT
     if client:
@@ -42,7 +42,7 @@ def shake_hands(pki: Path, name: str, *, client: Path | None = None, ask: bool =
     thread.start()
     try:
         with ours, trusting.wrap_socket(ours, server_hostname=name) as secure:
-            return hear(secure)
+            return read_to_end(secure)
     finally:
         thread.join(10)
 
@@ -63,9 +63,9 @@ def test_another_name_or_another_authority_is_refused(pki: Path, strangers: Path
 
 
 def test_mutual_tls_knows_this_federations_clients_only(pki: Path, strangers: Path) -> None:
-    assert shake_hands(pki, "localhost", client=pki / "clients/north", ask=True) == b"hello"
-    assert shake_hands(pki, "localhost", ask=True) == b""
-    assert shake_hands(pki, "localhost", client=strangers / "clients/stranger", ask=True) == b""
+    assert shake_hands(pki, "localhost", client=pki / "clients/north", client_required=True) == b"hello"
+    assert shake_hands(pki, "localhost", client_required=True) == b""
+    assert shake_hands(pki, "localhost", client=strangers / "clients/stranger", client_required=True) == b""
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_secret_files_are_the_owners_alone_whatever_the_umask(tmp_path: Path, um
 
 
 def test_only_the_authority_can_sign(pki: Path) -> None:
-    for certificate, said in (("ca.crt", "CA:TRUE"), ("server/server.crt", "CA:FALSE")):
+    for certificate, constraint in (("ca.crt", "CA:TRUE"), ("server/server.crt", "CA:FALSE")):
         shown = openssl("x509", "-in", f"{pki}/{certificate}", "-noout", "-ext", "basicConstraints,keyUsage")
-        assert said in shown.stdout
-        assert ("Certificate Sign" in shown.stdout) is (said == "CA:TRUE")
+        assert constraint in shown.stdout
+        assert ("Certificate Sign" in shown.stdout) is (constraint == "CA:TRUE")
 
 
 def test_clients_are_added_to_an_authority_that_is_there(tmp_path: Path) -> None:

@@ -31,10 +31,10 @@ class Loss(Silent):
     def __init__(self, cluster: Any, node: Any) -> None:
         super().__init__()
         self.cluster, self.node = cluster, node
-        self.told: list[str] = []
+        self.notices: list[str] = []
 
     def note(self, text: str) -> None:
-        self.told.append(text)
+        self.notices.append(text)
 
     def round_done(self, round: int, record: Any, seconds: Any) -> None:
         if round == 2:
@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
     there = simulate(config, engine=spec, out=folder / "ray", progress=loss)
     refused = sum(len(record["refused"]) for record in there.rounds)
     digests = {"serial": digest(serial.state), "ray": digest(there.state)}
-    print(json.dumps(digests | {"told": loss.told, "refused": refused}))
+    print(json.dumps(digests | {"notices": loss.notices, "refused": refused}))
     cluster.shutdown()
 
 

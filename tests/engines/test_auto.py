@@ -43,7 +43,7 @@ def test_gpus_get_vectorized_engines() -> None:
 
 def test_a_short_run_is_serial_and_the_summary_says_why(tmp_path: Path) -> None:
     result = simulate(tiny(rounds=1), engine="auto", out=tmp_path / "run")
-    (notice,) = [said for said in result.folder.summary()["notices"] if said.startswith("engine")]
+    (notice,) = [notice_ for notice_ in result.folder.summary()["notices"] if notice_.startswith("engine")]
     assert notice.startswith("engine serial: about ")
 
 

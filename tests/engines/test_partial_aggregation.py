@@ -26,7 +26,7 @@ from fedvision.types import ClientUpdate, State
 from fedvision.updates.chain import UpdateChain
 from fedvision.updates.float16 import Float16
 from fedvision.updates.schema import UpdateSchema
-from tests.training.client_cases import Crowd
+from tests.training.client_cases import Cohort
 
 BOUND = 1e6
 
@@ -35,24 +35,24 @@ class Trained:
     """A crowd that was trained at once, and the messages that asked for it."""
 
     def __init__(self) -> None:
-        crowd = Crowd()
+        cohort = Cohort()
         measured = [
             Evaluation(stats=ConfusionCounts.from_matrix(np.eye(4, dtype=np.int64)), loss_sum=1.5)
         ] * 5
         ((self.places, self.stacked),) = fit_many(
-            crowd.model,
-            crowd.shards,
-            crowd.requests(),
-            loss=crowd.build_loss,
-            counts=crowd.counts(),
-            algorithms=crowd.algorithms(),
-            settings=crowd.settings,
+            cohort.model,
+            cohort.shards,
+            cohort.requests(),
+            loss=cohort.build_loss,
+            counts=cohort.counts(),
+            algorithms=cohort.algorithms(),
+            settings=cohort.settings,
             measured=measured,
         )
-        self.state = crowd.requests()[0].state
+        self.state = cohort.requests()[0].state
         internals.identify(1)
-        told = ConfigRecord({codec.ROUND: 2, codec.NORM_BOUND: BOUND})
-        content = RecordDict({"arrays": codec.encode_state(self.state), "config": told})
+        config_record = ConfigRecord({codec.ROUND: 2, codec.NORM_BOUND: BOUND})
+        content = RecordDict({"arrays": codec.encode_state(self.state), "config": config_record})
         self.messages = [Message(content, FIRST_NODE + place, "train") for place in self.places]
 
     def one_by_one(self, strategy: MeanStrategy) -> tuple[list[Message], State]:
@@ -98,41 +98,41 @@ def same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) 
 
 @pytest.mark.parametrize("strategy", [FedAvg, FedAdam])
 def test_a_stack_has_the_bits_and_the_replies_of_its_clients(strategy: type[MeanStrategy]) -> None:
-    crowd = Trained()
-    (mine, found), (his, wanted) = crowd.at_once(strategy()), crowd.one_by_one(strategy())
+    cohort = Trained()
+    (mine, found), (his, wanted) = cohort.at_once(strategy()), cohort.one_by_one(strategy())
     assert same(found, wanted)
     assert [facts(reply) for reply in mine] == [facts(reply) for reply in his]
 
 
-@pytest.mark.parametrize(("value", "said"), [(float("nan"), "holds NaN"), (1e9, "above the bound")])
-def test_a_client_that_cannot_be_averaged_is_left_out_by_name(value: float, said: str) -> None:
-    crowd = Trained()
-    crowd.stacked.tensors["head.bias"][1] = value
-    (mine, found), (his, wanted) = crowd.at_once(FedAvg()), crowd.one_by_one(FedAvg())
+@pytest.mark.parametrize(("value", "problem"), [(float("nan"), "holds NaN"), (1e9, "above the bound")])
+def test_a_client_that_cannot_be_averaged_is_left_out_by_name(value: float, problem: str) -> None:
+    cohort = Trained()
+    cohort.stacked.tensors["head.bias"][1] = value
+    (mine, found), (his, wanted) = cohort.at_once(FedAvg()), cohort.one_by_one(FedAvg())
     assert same(found, wanted)
     assert [reply.has_error() for reply in mine] == [place == 1 for place in range(5)]
     assert facts(mine[1]) == facts(his[1])
     assert mine[1].error.code == internals.REPLY_REFUSED
-    assert said in (mine[1].error.reason or "")
+    assert problem in (mine[1].error.reason or "")
 
 
 def test_transformed_updates_are_decoded_before_they_are_added() -> None:
     """A worker's sum of float16 updates is that of the models which the server would decode of them."""
-    crowd = Trained()
-    updates = UpdateChain(UpdateSchema.of(crowd.state), [Float16()], list(crowd.state))
-    aggregator, sums = PartialAggregator(FedAvg(), updates), Sums(FedAvg(), crowd.state)
-    for message, update in zip(crowd.messages, crowd.stacked.split(), strict=True):
-        sent, _ = updates.encode(update.state, crowd.state, {}, np.random.default_rng(0))
-        told = codec.encode_update(replace(update, state=sent, measured=None))
-        reply = aggregator.add_update(message, answer(told, message))
-        assert codec.size(reply.content) == sum(tensor.nbytes for tensor in crowd.state.values()) // 2
+    cohort = Trained()
+    updates = UpdateChain(UpdateSchema.of(cohort.state), [Float16()], list(cohort.state))
+    aggregator, sums = PartialAggregator(FedAvg(), updates), Sums(FedAvg(), cohort.state)
+    for message, update in zip(cohort.messages, cohort.stacked.split(), strict=True):
+        sent, _ = updates.encode(update.state, cohort.state, {}, np.random.default_rng(0))
+        encoded = codec.encode_update(replace(update, state=sent, measured=None))
+        reply = aggregator.add_update(message, answer(encoded, message))
+        assert codec.size(reply.content) == sum(tensor.nbytes for tensor in cohort.state.values()) // 2
         client = message.metadata.dst_node_id - FIRST_NODE
         state = {
             name: tensor + (update.state[name] - tensor).half().float()
-            for name, tensor in crowd.state.items()
+            for name, tensor in cohort.state.items()
         }
         sums.add(ClientUpdate(client=client, position=0, examples=update.examples, state=state))
-    assert same(concluded(aggregator, FedAvg(), crowd.state), sums.finalize())
+    assert same(concluded(aggregator, FedAvg(), cohort.state), sums.finalize())
 
 
 def test_a_strategy_that_works_on_the_processor_only_gets_one_after_the_other() -> None:
@@ -144,19 +144,19 @@ def test_a_strategy_that_works_on_the_processor_only_gets_one_after_the_other() 
                 raise RuntimeError("expected all tensors to be on the same device")
             return super().contribute(state, update)
 
-    crowd = Trained()
-    (mine, found), (_, wanted) = crowd.at_once(Shy()), crowd.one_by_one(FedAvg())
+    cohort = Trained()
+    (mine, found), (_, wanted) = cohort.at_once(Shy()), cohort.one_by_one(FedAvg())
     assert same(found, wanted)
     assert not any(reply.has_error() for reply in mine)
 
 
 def test_sums_ride_on_a_reply_that_has_something_in_them() -> None:
-    crowd = Trained()
-    crowd.stacked.tensors["head.bias"][0] = torch.nan
+    cohort = Trained()
+    cohort.stacked.tensors["head.bias"][0] = torch.nan
     aggregator = PartialAggregator(FedAvg())
 
     def replies() -> Iterator[Message]:
-        yield from aggregator.add_stack(crowd.messages, crowd.stacked)
+        yield from aggregator.add_stack(cohort.messages, cohort.stacked)
 
     found = list(aggregator.with_sums(replies()))
     assert len(found) == 5
@@ -166,10 +166,10 @@ def test_sums_ride_on_a_reply_that_has_something_in_them() -> None:
 
 
 def test_where_all_failed_there_are_no_sums() -> None:
-    crowd = Trained()
-    crowd.stacked.tensors["head.bias"].fill_(torch.nan)
+    cohort = Trained()
+    cohort.stacked.tensors["head.bias"].fill_(torch.nan)
     aggregator = PartialAggregator(FedAvg())
-    found = list(aggregator.with_sums(iter(aggregator.add_stack(crowd.messages, crowd.stacked))))
+    found = list(aggregator.with_sums(iter(aggregator.add_stack(cohort.messages, cohort.stacked))))
     assert [reply.has_error() for reply in found] == [True] * 5
 
 

@@ -49,9 +49,13 @@ def orders(
     host_factory: SimulatedClientHosts, state: State, algorithm: str = "", **client_config: Any
 ) -> list[Message]:
     config = ConfigRecord({codec.ROUND: 1} | ({codec.ALGORITHM: algorithm} if algorithm else {}))
-    told = ClientConfig(**client_config)
+    client_settings = ClientConfig(**client_config)
     return [
-        Message(codec.encode_client_config(told, codec.encode_state(state), config), FIRST_NODE + k, "train")
+        Message(
+            codec.encode_client_config(client_settings, codec.encode_state(state), config),
+            FIRST_NODE + k,
+            "train",
+        )
         for k in COHORT
     ]
 
@@ -109,15 +113,15 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_training_goes_in_stacks_of_k_the_longest_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes, said = watched(monkeypatch), list[str]()
+    sizes, sentences = watched(monkeypatch), list[str]()
     host_factory = recipe_of(tmp_path)
     start = beginning(host_factory)
-    with VectorizedEngine(stack=2).open(host_factory, tell=said.append) as grid:
+    with VectorizedEngine(stack=2).open(host_factory, on_notice=sentences.append) as grid:
         replies = list(grid.send_and_receive(orders(host_factory, start)))
     assert sizes == [2, 2]
     clients = [reply.metadata.src_node_id - FIRST_NODE for reply in replies]
     assert clients == sorted(COHORT, key=lambda k: -host_factory.cost(k))
-    assert said == []
+    assert sentences == []
     with SerialEngine().open(host_factory) as grid:
         wanted = states(list(grid.send_and_receive(orders(host_factory, start))))
     found = states(replies)
@@ -139,7 +143,7 @@ def test_a_stack_works_only_when_its_replies_are_asked_for(
 
 
 def test_a_bad_client_fails_alone_and_a_person_is_told_once(tmp_path: Path) -> None:
-    said: list[str] = []
+    sentences: list[str] = []
     host_factory = recipe_of(tmp_path)
     start = beginning(host_factory)
     messages = orders(host_factory, start, "fedprox", numbers={"mu": 0.1})
@@ -150,14 +154,16 @@ def test_a_bad_client_fails_alone_and_a_person_is_told_once(tmp_path: Path) -> N
     broken = RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord()})
     messages[2] = Message(lame, messages[2].metadata.dst_node_id, "train")
     messages[4] = Message(broken, messages[4].metadata.dst_node_id, "train")
-    with VectorizedEngine().open(host_factory, tell=said.append) as grid:
+    with VectorizedEngine().open(host_factory, on_notice=sentences.append) as grid:
         for _ in range(2):
             replies = list(grid.send_and_receive(messages))
             errors = {r.metadata.src_node_id - FIRST_NODE: r.error.reason for r in replies if r.has_error()}
             assert set(errors) == {COHORT[2], COHORT[4]}
             assert "got no number 'mu'" in (errors[COHORT[2]] or "")
-    assert len(said) == 1
-    assert said[0].startswith("4 clients are trained one by one, as they failed at once: client 4, training")
+    assert len(sentences) == 1
+    assert sentences[0].startswith(
+        "4 clients are trained one by one, as they failed at once: client 4, training"
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,17 +176,17 @@ def test_a_bad_client_fails_alone_and_a_person_is_told_once(tmp_path: Path) -> N
 def test_what_cannot_be_stacked_is_trained_as_ever_and_said_once(
     tables: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
-    said: list[str] = []
+    sentences: list[str] = []
     host_factory = recipe_of(tmp_path, **tables)
     start = beginning(host_factory)
-    with VectorizedEngine().open(host_factory, tell=said.append) as grid:
+    with VectorizedEngine().open(host_factory, on_notice=sentences.append) as grid:
         found = [states(list(grid.send_and_receive(orders(host_factory, start)))) for _ in range(2)]
     with SerialEngine().open(host_factory) as grid:
         wanted = states(list(grid.send_and_receive(orders(host_factory, start))))
     for client, state in wanted.items():
         assert all(torch.equal(found[1][client][name], tensor) for name, tensor in state.items())
-    assert len(said) == 1
-    assert said[0].startswith(f"clients are trained one by one: {reason}")
+    assert len(sentences) == 1
+    assert sentences[0].startswith(f"clients are trained one by one: {reason}")
 
 
 def test_a_stack_is_answered_with_its_sum_where_the_strategy_needs_no_more(tmp_path: Path) -> None:
@@ -212,15 +218,15 @@ def test_what_was_summed_before_an_error_is_not_trained_again(
         raise ValueError("a wire came loose")
 
     monkeypatch.setattr(VectorizedTrainer, "train", stumble)
-    host_factory, said = recipe_of(tmp_path, strategy={"use": "fedavg"}), list[str]()
+    host_factory, sentences = recipe_of(tmp_path, strategy={"use": "fedavg"}), list[str]()
     start = beginning(host_factory)
-    with VectorizedEngine().open(host_factory, tell=said.append) as grid:
+    with VectorizedEngine().open(host_factory, on_notice=sentences.append) as grid:
         replies = list(grid.send_and_receive(orders(host_factory, start)))
     sums = Sums(FedAvg(), start)
     for reply in replies:
         codec.decode_sums(reply.content, sums)
     assert (len(replies), sums.num_updates) == (5, 5)
-    assert said == ["5 clients are trained one by one, as they failed at once: a wire came loose"]
+    assert sentences == ["5 clients are trained one by one, as they failed at once: a wire came loose"]
 
 
 def test_steps_that_cannot_be_recorded_are_taken_and_it_is_said_once(
@@ -233,22 +239,22 @@ def test_steps_that_cannot_be_recorded_are_taken_and_it_is_said_once(
         return VectorizedTrainer(trainer, refuse if record else None)
 
     monkeypatch.setattr(VectorizedTrainer, "of", of)
-    host_factory, said = recipe_of(tmp_path), list[str]()
+    host_factory, sentences = recipe_of(tmp_path), list[str]()
     start = beginning(host_factory)
-    with VectorizedEngine().open(host_factory, tell=said.append) as grid:
+    with VectorizedEngine().open(host_factory, on_notice=sentences.append) as grid:
         found = [states(list(grid.send_and_receive(orders(host_factory, start)))) for _ in range(2)]
-    assert said == [
+    assert sentences == [
         "steps are launched kernel by kernel, as none could be recorded: this device records nothing"
     ]
-    with VectorizedEngine(record=False).open(host_factory, tell=said.append) as grid:
+    with VectorizedEngine(record=False).open(host_factory, on_notice=sentences.append) as grid:
         wanted = states(list(grid.send_and_receive(orders(host_factory, start))))
-    assert len(said) == 1
+    assert len(sentences) == 1
     for client, state in wanted.items():
         torch.testing.assert_close(found[1][client], state, rtol=1e-5, atol=1e-5)
 
 
 def test_a_device_that_is_full_gets_smaller_stacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    sentences: list[str] = []
     train, sizes = VectorizedTrainer.train, list[int]()
 
     def full(self: VectorizedTrainer, requests: Sequence[TrainRequest]) -> Any:
@@ -260,14 +266,14 @@ def test_a_device_that_is_full_gets_smaller_stacks(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(VectorizedTrainer, "train", full)
     host_factory = recipe_of(tmp_path)
     start = beginning(host_factory)
-    with VectorizedEngine(stack=5).open(host_factory, tell=said.append) as grid:
+    with VectorizedEngine(stack=5).open(host_factory, on_notice=sentences.append) as grid:
         assert isinstance(grid, VectorizedGrid)
         for _ in range(2):
             replies = list(grid.send_and_receive(orders(host_factory, start)))
             assert len(states(replies)) == 5
     # Five do not fit, so two at a time and the last alone; the next round begins with two.
     assert sizes == [5, 2, 2, 2, 2]
-    assert said == ["5 clients at once do not fit into the device's memory"]
+    assert sentences == ["5 clients at once do not fit into the device's memory"]
 
 
 def test_other_messages_and_other_hosts_are_served_one_by_one(tmp_path: Path) -> None:

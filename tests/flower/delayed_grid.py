@@ -51,9 +51,9 @@ class SlowGrid(Nodes):
         self.seconds, self.answer = dict(seconds or {}), answer
         self.time = 0.0
         self.due: list[tuple[float, int, Message]] = []
-        self.asked: list[tuple[int, int]] = []
+        self.requested: list[tuple[int, int]] = []
         """(round, client) of every training."""
-        self.told: dict[tuple[int, int], int | None] = {}
+        self.silent_since: dict[tuple[int, int], int | None] = {}
         """By round and client: since when none of its answers was used, as it was told."""
         self.twice: set[int] = set()
         """Clients whose replies come twice."""
@@ -72,8 +72,8 @@ class SlowGrid(Nodes):
             client, round = self.clients[message.metadata.dst_node_id], codec.round_of(message.content)
             took = 0.1
             if message.metadata.message_type == "train":
-                self.asked.append((round, client))
-                self.told[round, client] = codec.decode_task(message, client).unheard_since
+                self.requested.append((round, client))
+                self.silent_since[round, client] = codec.decode_task(message, client).silent_since
                 took = self.seconds.get((client, round), 1.0)
             for _ in range(1 + (client in self.twice)):
                 self.due.append((self.time + took, client, message))
@@ -104,10 +104,10 @@ class SlowGrid(Nodes):
         answer = self.answer(client, codec.round_of(message.content), state)
         if isinstance(answer, Error):
             return Message(answer, reply_to=message)
-        told = content(answer)
+        merged = content(answer)
         if codec.decode_task(message, client).measure:
-            codec.carry(told, codec.encode_evaluation(counted))
-        return Message(told, reply_to=message)
+            codec.carry(merged, codec.encode_evaluation(counted))
+        return Message(merged, reply_to=message)
 
 
 def content(answer: State) -> RecordDict:

@@ -33,11 +33,11 @@ def over_the_wire(content: RecordDict) -> RecordDict:
 
 @pytest.mark.parametrize("carrier", [lambda content: content, over_the_wire], ids=["process", "wire"])
 def test_a_task_comes_out_as_it_went_in(carrier: Callable[[RecordDict], RecordDict]) -> None:
-    told = ClientConfig(numbers={"mu": 0.5}, tensors={"control": STATE}, lr_factor=0.25)
+    client_config_ = ClientConfig(numbers={"mu": 0.5}, tensors={"control": STATE}, lr_factor=0.25)
     config = codec.encode_counts((3, 0, 2))
     config[codec.ROUND] = 4
     config[codec.ALGORITHM] = "scaffold"
-    content = carrier(codec.encode_client_config(told, codec.encode_state(STATE), config))
+    content = carrier(codec.encode_client_config(client_config_, codec.encode_state(STATE), config))
     request = codec.decode_task(message(content), client=9)
     assert (request.round, request.client, request.counts) == (4, 9, (3, 0, 2))
     assert (request.algorithm, request.client_config.numbers) == ("scaffold", {"mu": 0.5})
@@ -108,7 +108,7 @@ def test_a_measurement_rides_with_an_update_and_leaves_a_plain_reply_behind() ->
     assert taken is not None
     found = codec.decode_evaluation(taken)
     assert (found.stats.tables().tolist(), found.loss_sum) == ([[[3, 1], [0, 2]]], 4.5)
-    assert codec.told_examples(taken) == 6
+    assert codec.reported_examples(taken) == 6
     assert list(content) == list(update(tensors={"control": STATE}))
     assert codec.unload(content) is None
 
@@ -121,10 +121,10 @@ def test_a_folded_reply_keeps_its_measurement_and_counts_its_bytes() -> None:
 
 
 def test_a_task_asks_for_a_measurement_only_where_it_says_so() -> None:
-    for asked in (True, False):
-        config = ConfigRecord({codec.ROUND: 2} | ({codec.MEASURE_FIRST: True} if asked else {}))
+    for wanted in (True, False):
+        config = ConfigRecord({codec.ROUND: 2} | ({codec.MEASURE_FIRST: True} if wanted else {}))
         content = codec.encode_client_config(ClientConfig(), codec.encode_state(STATE), config)
-        assert codec.decode_task(message(content), 0).measure is asked
+        assert codec.decode_task(message(content), 0).measure is wanted
 
 
 def test_counts_travel_in_the_smaller_form() -> None:

@@ -91,10 +91,10 @@ def replies(*updates: tuple[float, int]) -> list[Message]:
     internals.identify(1)
     found = []
     for node, (value, examples) in enumerate(updates, 1):
-        asked = Message(RecordDict({"arrays": ArrayRecord([np.zeros(1)])}), node, "train")
+        request = Message(RecordDict({"arrays": ArrayRecord([np.zeros(1)])}), node, "train")
         metrics = MetricRecord({"num-examples": examples, "train_loss": 1.0})
         content = RecordDict({"arrays": ArrayRecord([np.array([value])]), "metrics": metrics})
-        found.append(Message(content, reply_to=asked))
+        found.append(Message(content, reply_to=request))
     return found
 
 

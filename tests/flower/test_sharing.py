@@ -36,7 +36,7 @@ def masked(count: int, group: str = "g", loss: float = 1.5) -> list[RecordDict]:
 def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None:
     one, two, three = masked(3)
     found = sharing.split_readable({0: reply(), 1: one, 2: two, 5: three}, {"g": (1, 2, 5)})
-    assert found.told.keys() == {0}
+    assert found.plain.keys() == {0}
     assert found.withheld == [1, 2, 5]
     (total,) = found.sums
     assert np.array_equal(total.stats.tables(), 3 * PLAIN[None])
@@ -72,8 +72,8 @@ def crafted(counts: Sequence[int]) -> list[RecordDict]:
 
 def test_crafted_models_tell_nothing_of_hidden_class_counts() -> None:
     """The summed loss of a model that costs nothing but on class c is 1,000 times that class's count."""
-    told = [codec.decode_evaluation(content) for content in crafted([3, 0, 7])]
-    assert [one.loss_sum / 1000 for one in told] == [3, 0, 7]
+    evaluations = [codec.decode_evaluation(content) for content in crafted([3, 0, 7])]
+    assert [one.loss_sum / 1000 for one in evaluations] == [3, 0, 7]
     for one, other in zip(crafted([3, 0, 7]), crafted([5, 4, 1]), strict=True):
         assert sharing.drop_counts(one) == sharing.drop_counts(other)
         hidden = [sharing.mask_counts(x, sharing.numbers_to_mask(x) * 0, "g") for x in (one, other)]
@@ -88,9 +88,9 @@ def test_a_diverged_loss_is_infinite_in_the_sum(loss: float) -> None:
 
 def test_what_is_withheld_tells_the_number_of_images_alone() -> None:
     content = sharing.drop_counts(reply())
-    told = codec.decode_evaluation(content)
-    assert told.stats.images == 0
-    assert (codec.told_examples(content), told.loss_sum) == (6, 0.0)
+    evaluation = codec.decode_evaluation(content)
+    assert evaluation.stats.images == 0
+    assert (codec.reported_examples(content), evaluation.loss_sum) == (6, 0.0)
     found = sharing.split_readable({4: content}, {"none": (4,)})
     assert (found.readable, found.withheld) == ([], [4])
 
@@ -102,24 +102,24 @@ def test_cards_and_masked_counts_survive_the_way() -> None:
     assert sharing.decode_masked(sharing.encode_masked(numbers)).tolist() == numbers
 
 
-def asked(round: int = 2, control: float = 0.0, **tensors: torch.Tensor) -> RecordDict:
-    told = ClientConfig(tensors={"control": {"w": torch.tensor([control])}})
+def request(round: int = 2, control: float = 0.0, **tensors: torch.Tensor) -> RecordDict:
+    config_ = ClientConfig(tensors={"control": {"w": torch.tensor([control])}})
     config = ConfigRecord({codec.ROUND: round})
-    return codec.encode_client_config(told, codec.encode_state(tensors), config)
+    return codec.encode_client_config(config_, codec.encode_state(tensors), config)
 
 
 def test_a_question_is_the_same_for_whoever_counts_with_the_same_model_and_for_nobody_else() -> None:
     w, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
-    mine = sharing.question("train", asked(w=w, b=b))
+    mine = sharing.question("train", request(w=w, b=b))
     # What a strategy tells a client of its own has no part in what is counted.
-    assert sharing.question("train", asked(control=9.0, b=b, w=w)) == mine
+    assert sharing.question("train", request(control=9.0, b=b, w=w)) == mine
     others = [
-        ("evaluate", asked(w=w, b=b)),
-        ("train", asked(3, w=w, b=b)),
-        ("train", asked(w=b, b=w)),
-        ("train", asked(v=w, b=b)),
-        ("train", asked(w=w.reshape(2, 1), b=b)),
-        ("train", asked(w=w, b=b + 1)),
+        ("evaluate", request(w=w, b=b)),
+        ("train", request(3, w=w, b=b)),
+        ("train", request(w=b, b=w)),
+        ("train", request(v=w, b=b)),
+        ("train", request(w=w.reshape(2, 1), b=b)),
+        ("train", request(w=w, b=b + 1)),
     ]
     assert mine not in {sharing.question(*one) for one in others}
 

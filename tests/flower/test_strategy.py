@@ -159,32 +159,34 @@ def test_evaluation_asks_every_node() -> None:
 def test_evaluation_asks_a_share_that_is_drawn_anew_each_round() -> None:
     internals.identify(1)
 
-    def asked(round: int, seed: int = 1) -> list[int]:
+    def cohort_of(round: int, seed: int = 1) -> list[int]:
         strategy = FlowerStrategy(FedAvg(), seed=seed, measured=0.5)
         strategy.introduce(members(Nodes.clients))
         messages = strategy.configure_evaluate(round, ArrayRecord(), ConfigRecord(), Nodes())
         return [message.metadata.dst_node_id for message in messages]
 
-    drawn = [tuple(asked(round)) for round in range(1, 20)]
+    drawn = [tuple(cohort_of(round)) for round in range(1, 20)]
     assert {len(set(nodes)) for nodes in drawn} == {2}
     assert {node for nodes in drawn for node in nodes} == {100, 101, 102, 103}
-    assert drawn == [tuple(asked(round)) for round in range(1, 20)]
-    assert drawn != [tuple(asked(round, seed=2)) for round in range(1, 20)]
+    assert drawn == [tuple(cohort_of(round)) for round in range(1, 20)]
+    assert drawn != [tuple(cohort_of(round, seed=2)) for round in range(1, 20)]
 
 
 def test_clients_who_are_told_the_same_share_a_content() -> None:
-    class Telling(FedAvg):
+    class Configuring(FedAvg):
         def configure(self, round: int, state: State, client: int) -> ClientConfig:
             return ClientConfig(numbers={"mu": float(client >= 2)}, lr_factor=1.0)
 
     internals.identify(1)
-    for inner, contents in ((FedAvg(), 1), (Telling(), 2)):
+    for inner, contents in ((FedAvg(), 1), (Configuring(), 2)):
         strategy = FlowerStrategy(inner, seed=1)
         strategy.introduce(members(Nodes.clients))
         messages = list(strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), Nodes()))
         assert len({id(message.content) for message in messages}) == contents
-        told = [codec.decode_task(message, 0).client_config.numbers for message in messages]
-        assert told == ([{}] * 4 if contents == 1 else [{"mu": 0.0}, {"mu": 0.0}, {"mu": 1.0}, {"mu": 1.0}])
+        numbers_ = [codec.decode_task(message, 0).client_config.numbers for message in messages]
+        assert numbers_ == (
+            [{}] * 4 if contents == 1 else [{"mu": 0.0}, {"mu": 0.0}, {"mu": 1.0}, {"mu": 1.0}]
+        )
 
 
 def test_training_messages_name_the_client_half() -> None:

@@ -120,10 +120,10 @@ def test_an_example_tells_nothing_of_another(name: str, args: dict[str, Any]) ->
 @every
 def test_a_call_changes_nothing(name: str, args: dict[str, Any]) -> None:
     counts, (logits, labels) = torch.tensor(COUNTS["vacant"], dtype=torch.float64), batch(6)
-    kept = counts.clone(), logits.clone(), labels.clone()
+    copies = counts.clone(), logits.clone(), labels.clone()
     loss = build(name, counts, **args)
     first = loss(logits, labels)
-    assert all(torch.equal(a, b) for a, b in zip(kept, (counts, logits, labels), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(copies, (counts, logits, labels), strict=True))
     counts.fill_(1)
     assert torch.equal(first, loss(logits, labels))
 

@@ -25,7 +25,7 @@ from fedvision.models.mkldnn_layout import (
     plain,
 )
 from fedvision.training.evaluate import predict
-from tests.training.client_cases import Crowd, assert_equal, network, settings
+from tests.training.client_cases import Cohort, assert_equal, network, settings
 
 
 @pytest.fixture
@@ -97,11 +97,11 @@ def test_the_loop_says_so_and_still_gives_what_the_stack_gives(
     use: str, monkeypatch: pytest.MonkeyPatch, seen: list[bool]
 ) -> None:
     monkeypatch.setattr(mkldnn_layout, "LEAST", 1)
-    crowd = Crowd(model=network(use), settings=settings(epochs=2, momentum=0.9))
+    cohort = Cohort(model=network(use), settings=settings(epochs=2, momentum=0.9))
     seen.clear()
-    one_by_one = crowd.one_by_one()
+    one_by_one = cohort.one_by_one()
     assert all(seen)
-    assert_equal(crowd.at_once(), one_by_one)
+    assert_equal(cohort.at_once(), one_by_one)
 
 
 @pytest.mark.usefixtures("gaining")
@@ -110,9 +110,9 @@ def test_measurement_uses_it_where_the_precision_has_it(
     precision: str, expected: bool, monkeypatch: pytest.MonkeyPatch, seen: list[bool]
 ) -> None:
     monkeypatch.setattr(mkldnn_layout, "LEAST", 1)
-    crowd = Crowd(settings=settings(precision=precision))
+    cohort = Cohort(settings=settings(precision=precision))
     seen.clear()
-    predict(crowd.model, crowd.shards[0], crowd.settings.forward, batch_size=4)
+    predict(cohort.model, cohort.shards[0], cohort.settings.forward, batch_size=4)
     assert set(seen) == {expected}
 
 

@@ -14,10 +14,10 @@ from fedvision.reporting.compare import (
     best_groups,
     compare,
     differing,
+    distinguishing,
     flat,
     rarest_recalls,
     shown_scores,
-    telling,
 )
 from fedvision.reporting.comparison import write_comparison
 from fedvision.reporting.run_data import Band
@@ -148,7 +148,7 @@ def test_the_page_has_table_pictures_and_links(make_run: MakeRun, tmp_path: Path
     path = write_comparison(folders, tmp_path / "out" / "comparison.html")
     text = path.read_text(encoding="utf-8")
     page = Page(text)
-    for said in (
+    for expected in (
         "3 runs, 2 experiments",
         "data.use",
         "60.0 ± 0.0",
@@ -158,7 +158,7 @@ def test_the_page_has_table_pictures_and_links(make_run: MakeRun, tmp_path: Path
         evil,
         "b <i>",
     ):
-        assert said in page.text, said
+        assert expected in page.text, expected
     assert "<script" not in text
     assert "http" not in text
     assert [attrs["href"] for tag, attrs in page.tags if tag == "a"] == ["../a1/report.html"]
@@ -189,10 +189,10 @@ def test_labels_are_as_short_as_they_tell_apart() -> None:
         {"model.use": "fusion", "model.depth": "2", "model.join": "gated"},
         {"model.use": "fusion", "model.depth": "2", "model.join": "concat"},
     ]
-    assert telling(settings) == [
+    assert distinguishing(settings) == [
         {"model.use": "cnn"},
         {"model.use": "vit"},
         {"model.use": "fusion", "model.join": "gated"},
         {"model.use": "fusion", "model.join": "concat"},
     ]
-    assert telling([]) == []
+    assert distinguishing([]) == []

@@ -31,7 +31,7 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.texts: list[str] = []
         self.stack: list[str] = []
         self.feed(text)
         assert self.stack == []
@@ -49,11 +49,11 @@ class Page(HTMLParser):
             assert self.stack.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.words.append(data)
+        self.texts.append(data)
 
     @property
     def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+        return " ".join(" ".join(self.texts).split())
 
 
 def _read(path: Path) -> Page:
@@ -73,7 +73,7 @@ def test_the_report_has_every_section(make_run: MakeRun) -> None:
     path = write_report(folder)
     assert path == folder.path / "report.html"
     page = _read(path)
-    for said in (
+    for expected in (
         "long tail",
         "finished, 3 of 3 rounds",
         "2 clients keep 20 training images of 3 classes",
@@ -91,7 +91,7 @@ def test_the_report_has_every_section(make_run: MakeRun) -> None:
         "fedvision simulate 'long tail/config.toml' --out 'long tail-again'",
         "torch threads",
     ):
-        assert said in page.text, said
+        assert expected in page.text, expected
     assert all(attrs.get("aria-label") for tag, attrs in page.tags if tag == "svg")
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
 
@@ -221,7 +221,7 @@ def test_a_report_of_many_classes_is_small_and_names_the_most_frequent_and_the_r
     assert "4,600 classes between the most frequent and the rarest are left out here" in page.text
     assert "Each row stands for 12 true classes" in page.text
     for name, shown in (("name 199", 1), ("name 200", 0), ("name 4799", 0), ("name 4800", 1)):
-        assert page.words.count(name) == shown
+        assert page.texts.count(name) == shown
     assert [row.recall for row in read_facts(folder).class_facts(read_facts(folder).best_view)[:3]] == [
         1,
         0,

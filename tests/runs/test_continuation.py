@@ -97,8 +97,8 @@ def test_a_run_that_is_not_over_may_grow_as_well(tmp_path: Path, monkeypatch: py
 )
 def test_what_would_have_been_another_run_is_refused(tables: dict[str, Any], why: str) -> None:
     config = tiny(**tables)
-    told = refusal(config, longer(config, 5), 3)
-    assert told == (
+    reason = refusal(config, longer(config, 5), 3)
+    assert reason == (
         f"its run of 3 rounds cannot go on to 5 as if they had been planned: {why}; set rounds back"
     )
     assert refusal(config, longer(config, 5), 0) is None

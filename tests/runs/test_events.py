@@ -18,8 +18,13 @@ RECORD: dict[str, Any] = {
         {"client": 1, "stage": "evaluation", "kind": "refused", "reason": "its counts are negative"},
     ],
     "late": [
-        {"client": 2, "asked": 3, "used": True, "weight": 0.7071, "loss": 1.0, "examples": 3},
-        {"client": 3, "asked": 2, "used": False, "reason": "its answer came 2 rounds late and was discarded"},
+        {"client": 2, "requested": 3, "used": True, "weight": 0.7071, "loss": 1.0, "examples": 3},
+        {
+            "client": 3,
+            "requested": 2,
+            "used": False,
+            "reason": "its answer came 2 rounds late and was discarded",
+        },
     ],
     "set_aside": [{"client": 5, "reason": "3 of its answers were refused"}],
 }
@@ -47,13 +52,17 @@ def test_records_of_earlier_versions_have_no_events() -> None:
 
 
 def test_events_stand_by_round_and_what_was_told_first() -> None:
-    told = [
+    register = [
         {"round": 1, "client": None, "what": BEGAN},
         {"round": 4, "client": None, "what": "the SuperLink did not answer and was started again"},
         {"round": 5, "client": "west (2)", "what": "it is not there"},
     ]
-    found = all_events([RECORD], told, {0: "south"})
-    assert found == [Event(4, "", told[1]["what"] or ""), *EVENTS, Event(5, "west (2)", "it is not there")]
+    found = all_events([RECORD], register, {0: "south"})
+    assert found == [
+        Event(4, "", register[1]["what"] or ""),
+        *EVENTS,
+        Event(5, "west (2)", "it is not there"),
+    ]
 
 
 def test_a_screen_shows_a_few() -> None:

@@ -11,7 +11,7 @@ from fedvision.reporting.html import write_report
 from fedvision.reporting.render import run_table
 from fedvision.reporting.run_data import read_facts
 from fedvision.reporting.summary_sentences import summary_sentences
-from fedvision.runs.member_register import FAILED, JOINED, LEFT, REFUSED, REVOKED, TOLD, MemberRegister
+from fedvision.runs.member_register import FAILED, JOINED, LEFT, REFUSED, REPORTED, REVOKED, MemberRegister
 from tests.reporting.sample import COUNTS, MakeRun, record
 
 
@@ -20,7 +20,7 @@ def register(tmp_path: Path) -> MemberRegister:
     made = MemberRegister(tmp_path / "members.jsonl")
     for client, (name, counts) in enumerate(zip(("north", "south"), COUNTS, strict=True)):
         made.joined(client, name, f"SHA256:{name}", node=100 + client, sharing="plain")
-        made.told(client, counts)
+        made.add_counts(client, counts)
     return made
 
 
@@ -34,15 +34,15 @@ def test_lines_say_when_who_what_and_by_whom(tmp_path: Path, register: MemberReg
     keys = ("round", "name", "key", "what", "by")
     assert [tuple(line[key] for key in keys) for line in lines] == [
         (0, "north", "SHA256:north", JOINED, "north"),
-        (0, "north", "SHA256:north", TOLD, "north"),
+        (0, "north", "SHA256:north", REPORTED, "north"),
         (0, "south", "SHA256:south", JOINED, "south"),
-        (0, "south", "SHA256:south", TOLD, "south"),
+        (0, "south", "SHA256:south", REPORTED, "south"),
         (4, "south", "SHA256:south", LEFT, "server"),
         (4, "south", "SHA256:south", REVOKED, "operator"),
         (4, "east", "SHA256:east", REFUSED, "east"),
         (4, "north", "SHA256:north", FAILED, "north"),
     ]
-    assert [line["images"] for line in lines if line["what"] == TOLD] == [12, 8]
+    assert [line["images"] for line in lines if line["what"] == REPORTED] == [12, 8]
     assert all(line["time"].endswith("+00:00") for line in lines)
     again = MemberRegister(tmp_path / "members.jsonl")
     assert again.members == register.members
@@ -76,7 +76,7 @@ def test_a_line_torn_by_a_kill_is_not_glued_to_the_next(tmp_path: Path, register
     again = MemberRegister(file)
     again.left(1)
     assert file.read_text().startswith(whole)
-    assert [line["what"] for line in read_lines(file)] == [JOINED, TOLD, JOINED, TOLD, LEFT]
+    assert [line["what"] for line in read_lines(file)] == [JOINED, REPORTED, JOINED, REPORTED, LEFT]
 
 
 def test_a_client_that_failed_in_every_round_takes_no_part(make_run: MakeRun) -> None:
@@ -86,16 +86,18 @@ def test_a_client_that_failed_in_every_round_takes_no_part(make_run: MakeRun) ->
     register = folder.members()
     for client, (name, counts) in enumerate(zip(("north", "south"), COUNTS, strict=True)):
         register.joined(client, name, "", node=100 + client, sharing="plain")
-        register.told(client, counts)
+        register.add_counts(client, counts)
     register.refused(2, "east", "", "it has other classes", by="east")
     facts = read_facts(folder)
     assert (facts.clients, facts.shown, facts.counts.tolist()) == (1, ["north"], [COUNTS[0]])
     assert facts.totals.tolist() == [10, 8, 2], "by these head and tail were scored"
     failed = "south took no part: it failed in every round that asked it, 2 in all (the disk is full)"
     refused = "east took no part: it could not join (it has other classes)."
-    told = summary_sentences(facts)
-    assert told[0].startswith("1 client and 1 more without a part keep 20 training images of 3 classes: ")
-    assert told[1:3] == [f"{failed}; its 8 images are in the class counts.", refused]
+    sentences = summary_sentences(facts)
+    assert sentences[0].startswith(
+        "1 client and 1 more without a part keep 20 training images of 3 classes: "
+    )
+    assert sentences[1:3] == [f"{failed}; its 8 images are in the class counts.", refused]
     page = run_table(folder)
     assert page.splitlines()[0].endswith(", 1 client")
     lines = " ".join(page.split())  # Long sentences are wrapped.

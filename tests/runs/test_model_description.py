@@ -106,7 +106,7 @@ def test_counts_of_a_split() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (None, "there is no such file"),
         ("{", "this is no JSON"),
@@ -122,12 +122,12 @@ def test_counts_of_a_split() -> None:
         ({"probability_scale": -1.0}, "it is damaged: probability_scale must be > 0"),
     ],
 )
-def test_faults_are_one_sentence(change: Any, words: str, run: Path, tmp_path: Path) -> None:
+def test_faults_are_one_sentence(change: Any, message: str, run: Path, tmp_path: Path) -> None:
     if isinstance(change, dict):
         change = json.dumps(json.loads((run / "model.json").read_text()) | change)
     if change is not None:
         (tmp_path / "model.json").write_text(change)
     with pytest.raises(RunFolderError) as caught:
         ModelDescription.read(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'model.json'}: {words}")
+    assert str(caught.value).startswith(f"{tmp_path / 'model.json'}: {message}")
     assert "\n" not in str(caught.value)

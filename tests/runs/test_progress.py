@@ -60,8 +60,8 @@ def test_figures_of_an_earlier_rounds_model_say_so_and_never_replace_the_servers
             progress.round_done(1, {"server": server}, {})
             progress.round_done(2, {"received": {"round": 1, **clients}}, {})
             progress.round_done(3, {"local": clients}, {})
-    said = [line.rpartition("  ")[0].rstrip() for line in stream.getvalue().splitlines()]
-    assert said == [
+    texts = [line.rpartition("  ")[0].rstrip() for line in stream.getvalue().splitlines()]
+    assert texts == [
         "round 1/3",
         "round 2/3  accuracy 75.0%  after round 1",
         "round 3/3  accuracy 75.0%",

@@ -47,7 +47,7 @@ def test_who_misses_the_deadline_is_named_left_in_peace_and_discarded() -> None:
     assert (first["clients"], first["refused"]) == ([0, 1], [missed])
     # Busy in rounds 2 and 3, which take a second each; its answer comes in round 4's stead at 34 s.
     assert [record["busy"] for record in (first, second, third, fourth)] == [[], [2], [2], [2]]
-    assert (2, 2) not in grid.asked
+    assert (2, 2) not in grid.requested
     assert second["clients"] == [0, 1]
     assert grid.time == 33.0
 
@@ -56,7 +56,7 @@ def test_a_late_answer_is_discarded_on_the_record_and_its_client_is_asked_again(
     grid = SlowGrid(seconds={(2, 1): 31.5})
     records = play(grid, rounds=4, deadline=30.0).records
     reason = "its answer came 2 rounds late and was discarded"
-    late = {"client": 2, "asked": 1, "used": False, "reason": reason}
+    late = {"client": 2, "requested": 1, "used": False, "reason": reason}
     assert [record["late"] for record in records] == [[], [], [late], []]
     assert [record["busy"] for record in records] == [[], [2], [2], []]
     assert records[3]["clients"] == [0, 1, 2]
@@ -69,7 +69,7 @@ def test_a_late_answer_is_used_in_the_next_round_with_its_weight() -> None:
     assert (first["clients"], second["clients"], third["clients"]) == ([0, 1], [0, 1, 2], [0, 1, 2])
     # Asked with w = 0 it added 8; a round late that counts half: w = 1 becomes 5 for it, 2 for the others.
     assert second["late"] == [
-        {"client": 2, "asked": 1, "used": True, "weight": 0.5, "loss": 0.5, "examples": 4}
+        {"client": 2, "requested": 1, "used": True, "weight": 0.5, "loss": 0.5, "examples": 4}
     ]
     assert second["examples"] == 12
     assert diary.values() == [1.0, 3.0, pytest.approx(3 + 10 / 3, abs=1e-5)]
@@ -82,7 +82,7 @@ def test_a_client_whose_late_answer_waits_at_the_rounds_start_is_asked_too() -> 
     second = diary.records[1]
     assert (second["busy"], second["clients"]) == ([], [0, 1, 2, 2])
     assert diary.values() == [1.0, pytest.approx((2 + 2 + 9 + 5) / 4)]
-    assert len(grid.asked) == len(set(grid.asked)) == 6
+    assert len(grid.requested) == len(set(grid.requested)) == 6
 
 
 def test_after_the_quorum_the_rest_has_so_many_seconds() -> None:
@@ -149,7 +149,7 @@ def test_a_late_failure_is_on_the_record_and_frees_its_client() -> None:
     grid = SlowGrid(seconds={(2, 1): 2.5}, answer=answer)
     second, third = play(grid, rounds=3, deadline=2.0, late="next-round").records[1:]
     assert second["late"] == [
-        {"client": 2, "asked": 1, "used": False, "reason": "it went offline before it answered"}
+        {"client": 2, "requested": 1, "used": False, "reason": "it went offline before it answered"}
     ]
     assert (second["clients"], third["clients"]) == ([0, 1], [0, 1, 2])
 
@@ -313,8 +313,8 @@ def test_clients_that_keep_a_residual_are_told_since_when_they_were_not_heard(st
     for updates, since in ((UPDATES, 2), (None, None)):
         grid = SlowGrid(answer=answer if updates else plus_one)
         play(grid, rounds=5, strategy=strategy, updates=updates)
-        told = {key: value for key, value in grid.told.items() if value is not None}
-        assert told == ({(3, 1): since, (4, 1): since} if updates else {})
+        silent_since = {key: value for key, value in grid.silent_since.items() if value is not None}
+        assert silent_since == ({(3, 1): since, (4, 1): since} if updates else {})
 
 
 def test_who_keeps_a_residual_is_not_asked_before_its_late_answer_is_used() -> None:
@@ -323,7 +323,7 @@ def test_who_keeps_a_residual_is_not_asked_before_its_late_answer_is_used() -> N
     diary = play(grid, rounds=3, holdout=0.5, updates=UPDATES, **LATE)
     assert [record["busy"] for record in diary.records] == [[], [2], []]
     assert [record["clients"] for record in diary.records] == [[0, 1], [0, 1, 2], [0, 1, 2]]
-    assert set(grid.told.values()) == {None}
+    assert set(grid.silent_since.values()) == {None}
 
 
 def test_a_run_gives_up_after_the_failed_rounds_that_it_was_told() -> None:
@@ -346,7 +346,7 @@ def test_a_buffer_ends_a_round_and_others_stay_at_work() -> None:
     assert (second["clients"], second["busy"]) == ([0, 2], [2, 3])
     # Client 1 came at 3 s, too, a moment after the buffer was full: it counts now, and is asked anew.
     assert (third["clients"], third["busy"]) == ([0, 1], [3])
-    late = [(item["client"], item["asked"], item["weight"]) for item in second["late"] + third["late"]]
+    late = [(item["client"], item["requested"], item["weight"]) for item in second["late"] + third["late"]]
     assert late == [(2, 1, 0.5), (1, 2, 0.5)]
     assert diary.values() == [1.0, (2 + 1.5) / 2, (2.75 + 2.25) / 2]
     assert grid.time == 4.0
@@ -379,21 +379,21 @@ def test_whatever_clients_do_each_training_counts_once_or_is_accounted_for(
         diary = play(grid, rounds=6, failed_rounds=100, **table)
     except RunError as error:
         diary = error.diary  # type: ignore[attr-defined]
-    assert len(grid.asked) == len(set(grid.asked)), "nobody is asked twice in a round"
+    assert len(grid.requested) == len(set(grid.requested)), "nobody is asked twice in a round"
     fates: list[tuple[int, int]] = []
     for record in diary.records:
-        stale = [(item["asked"], item["client"]) for item in record["late"] if item["used"]]
+        stale = [(item["requested"], item["client"]) for item in record["late"] if item["used"]]
         new = record["clients"][: len(record["clients"]) - len(stale)]
         fates += [(record["round"], client) for client in new] + stale
         assert (late == "next-round" or buffer) or not stale
         assert record["changed"] == (len(record["clients"]) >= quorum)
         busy = set(record["busy"])
-        assert not busy & {client for round, client in grid.asked if round == record["round"]}
+        assert not busy & {client for round, client in grid.requested if round == record["round"]}
         missed = {item["client"] for item in record["refused"]}
         known = busy | missed | set(new)
         assert buffer or known == set(range(4)), "everybody answered, was missed, or is busy"
     assert len(fates) == len(set(fates)), "no training counts twice"
-    assert set(fates) <= set(grid.asked)
+    assert set(fates) <= set(grid.requested)
 
 
 def test_a_round_short_of_its_quorum_waits_for_late_answers_until_its_deadline() -> None:

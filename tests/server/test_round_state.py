@@ -59,7 +59,7 @@ def test_a_client_refused_three_times_is_set_aside_named_and_left_alone() -> Non
     assert [record["refused"] for record in records] == [[reason]] * 3 + [[]] * 2
     quarantined = [{"client": 1, "reason": "3 of its answers were refused"}]
     assert [record["set_aside"] for record in records] == [[], [], quarantined, [], []]
-    assert [round for round, client in grid.asked if client == 1] == [1, 2, 3]
+    assert [round for round, client in grid.requested if client == 1] == [1, 2, 3]
     assert sorted(records[4]["local"]["accuracy"]) == ["0", "2"], "it is not asked to measure either"
 
 
@@ -69,7 +69,7 @@ def test_errors_do_not_set_a_client_aside() -> None:
 
     grid = SlowGrid(answer=answer)
     play(grid, rounds=5)
-    assert [round for round, client in grid.asked if client == 1] == [1, 2, 3, 4, 5]
+    assert [round for round, client in grid.requested if client == 1] == [1, 2, 3, 4, 5]
 
 
 def test_an_absurd_change_is_refused_and_an_ordinary_large_one_is_not() -> None:
@@ -99,10 +99,12 @@ def test_an_absurd_change_is_refused_and_an_ordinary_large_one_is_not() -> None:
 def test_so_many_clients_are_at_work_as_the_experiment_says() -> None:
     grid = SlowGrid(clients=20, seconds={(client, r): 1.0 + client for client in range(20) for r in range(9)})
     diary = play(grid, rounds=6, buffer=2, concurrency=5)
-    asked = [len([1 for round, _ in grid.asked if round == number]) for number in range(1, 7)]
-    assert [new + len(record["busy"]) for new, record in zip(asked, diary.records, strict=True)] == [5] * 6
-    assert asked[0] == 5
-    assert len({client for _, client in grid.asked}) > 7, "they are drawn from all"
+    requested = [len([1 for round, _ in grid.requested if round == number]) for number in range(1, 7)]
+    assert [new + len(record["busy"]) for new, record in zip(requested, diary.records, strict=True)] == [
+        5
+    ] * 6
+    assert requested[0] == 5
+    assert len({client for _, client in grid.requested}) > 7, "they are drawn from all"
 
 
 def test_a_server_that_is_started_again_asks_for_what_it_was_owed() -> None:
@@ -116,7 +118,7 @@ def test_a_server_that_is_started_again_asks_for_what_it_was_owed() -> None:
     again.restore(saved[0], json.loads(json.dumps(saved[1])))
     grid = SlowGrid(seconds={(2, 1): 0.5}, answer=eight)
     second = play(grid, rounds=2, memory=again, first=2, state=first.states[0], **options)
-    assert grid.asked[0] == (1, 2), "the same task, of the same round"
+    assert grid.requested[0] == (1, 2), "the same task, of the same round"
     assert second.records == whole.records[1:]
     assert second.values() == whole.values()[1:]
 
@@ -129,14 +131,14 @@ def test_a_client_that_is_gone_when_the_server_is_started_again_is_named() -> No
     again.restore(*memory.snapshot(1))
     second = play(SlowGrid(clients=2), rounds=2, memory=again, first=2, state=first.states[0], **options)
     reason = "the server was started again and the client was not there"
-    assert second.records[0]["late"] == [{"client": 2, "asked": 1, "used": False, "reason": reason}]
+    assert second.records[0]["late"] == [{"client": 2, "requested": 1, "used": False, "reason": reason}]
 
 
 def test_what_is_discarded_anyway_is_not_asked_for_again() -> None:
     memory = RoundState(RoundConfig(deadline=2.0))
     play(SlowGrid(seconds={(2, 1): 2.5}), rounds=1, memory=memory, deadline=2.0)
     tensors, values = memory.snapshot(1)
-    assert (tensors, sorted(values)) == ({}, ["refusals", "unheard", "usual"])
+    assert (tensors, sorted(values)) == ({}, ["refusals", "silent_since", "usual"])
 
 
 def test_refusals_and_usual_norms_outlive_the_server() -> None:

@@ -17,13 +17,13 @@ from fedvision.tasks.classification import Classification
 GOOD = [[3, 1], [0, 2]]
 
 
-def told(confusion: Any = GOOD, images: int | None = None, loss: float = 1.5) -> RecordDict:
+def reply_of(confusion: Any = GOOD, images: int | None = None, loss: float = 1.5) -> RecordDict:
     """Return a client's answer with a matrix of whatever numbers."""
     matrix = np.array(confusion)[None]
     return sharing.encode_hidden(matrix, int(matrix.sum()) if images is None else images, loss)
 
 
-def told_pairs(
+def reply_of_pairs(
     pairs: Any = ((0, 1, 3), (3, 1, 2)), images: Any = 6, classes: Any = 2, kind: Any = np.int64
 ) -> RecordDict:
     """Return a client's answer with pairs of classes of whatever numbers."""
@@ -37,7 +37,7 @@ def scores(classes: int = 2) -> Scores:
 
 
 def test_counts_are_summed_before_they_are_divided_and_the_worst_client_is_kept_apart() -> None:
-    replies = {0: told(), 4: told([[0, 2], [0, 0]], loss=0.5), 7: sharing.drop_counts(told())}
+    replies = {0: reply_of(), 4: reply_of([[0, 2], [0, 0]], loss=0.5), 7: sharing.drop_counts(reply_of())}
     good, refused = scores().usable(replies)
     assert (list(good), refused) == ([0, 4, 7], [])
     local = scores().local(good)
@@ -49,7 +49,7 @@ def test_counts_are_summed_before_they_are_divided_and_the_worst_client_is_kept_
 
 
 def test_what_nobody_can_read_is_nothing() -> None:
-    assert scores().local({7: sharing.drop_counts(told())}) is None
+    assert scores().local({7: sharing.drop_counts(reply_of())}) is None
     assert scores().local({}) is None
 
 
@@ -59,43 +59,46 @@ def test_what_nobody_can_read_is_nothing() -> None:
         (None, "its answer brought no measurement"),
         (RecordDict(), "lacks counts, loss or number of images"),
         (RecordDict({"metrics": MetricRecord({"loss": 1.0, "num-examples": 6})}), "lacks counts"),
-        (RecordDict({**told(), "config": MetricRecord({})}), "lacks counts"),
-        (RecordDict({**told(), "counts": ArrayRecord([np.eye(2), np.eye(2)])}), "lacks counts"),
-        (told(np.eye(2)), "counts are float64 [1, 2, 2], not int64 [1, 2, 2]"),
-        (told([[6]]), "counts are int64 [1, 1, 1], not int64 [1, 2, 2]"),
-        (told(6), "counts are int64 [1], not int64 [1, 2, 2]"),
-        (told_pairs([[0, 1, 3], [3, 1, 2]], classes=3), "counts are of the shape [1, 3, 3], not [1, 2, 2]"),
+        (RecordDict({**reply_of(), "config": MetricRecord({})}), "lacks counts"),
+        (RecordDict({**reply_of(), "counts": ArrayRecord([np.eye(2), np.eye(2)])}), "lacks counts"),
+        (reply_of(np.eye(2)), "counts are float64 [1, 2, 2], not int64 [1, 2, 2]"),
+        (reply_of([[6]]), "counts are int64 [1, 1, 1], not int64 [1, 2, 2]"),
+        (reply_of(6), "counts are int64 [1], not int64 [1, 2, 2]"),
         (
-            told_pairs([[0], [6]], classes=2**40),
+            reply_of_pairs([[0, 1, 3], [3, 1, 2]], classes=3),
+            "counts are of the shape [1, 3, 3], not [1, 2, 2]",
+        ),
+        (
+            reply_of_pairs([[0], [6]], classes=2**40),
             "counts are of the shape [1, 1099511627776, 1099511627776], not [1, 2",
         ),
-        (told_pairs([[0], [6]], classes=-2), "counts are of the shape [1, -2, -2], not [1, 2, 2]"),
-        (told_pairs([[0], [6]], classes=[1.0, math.inf, 2.0]), "lacks counts, loss or number of images"),
-        (told_pairs([[0], [6]], classes=2.0), "lacks counts, loss or number of images"),
-        (told_pairs([[0], [6]], classes=[2, 2]), "lacks counts, loss or number of images"),
-        (told_pairs([[0], [6]], images=math.inf), "lacks counts, loss or number of images"),
-        (told_pairs([[0], [6]], kind=np.float64), "cells are float64 [2, 1], not int64 [2, P]"),
-        (told_pairs([[0], [6], [0]]), "cells are int64 [3, 1], not int64 [2, P]"),
-        (told_pairs(6), "cells are int64 [], not int64 [2, P]"),
-        (told_pairs([[0, 4], [3, 3]]), "not rising numbers >= 0 and < 4"),
-        (told_pairs([[-1, 3], [3, 3]]), "not rising numbers >= 0 and < 4"),
-        (told_pairs([[3, 0], [3, 3]]), "not rising numbers >= 0 and < 4"),
-        (told_pairs([[3, 3], [3, 3]]), "not rising numbers >= 0 and < 4"),
-        (told_pairs([[0, 3], [6, 0]]), "cells in which there are no images"),
-        (told_pairs([[0, 3], [7, -1]]), "cells in which there are no images"),
-        (told_pairs(images=7), "are not those of 7 images"),
-        (told_pairs([[0, 1, 3], [2**63 - 1, 2**63 - 1, 8]]), "are not those of 6 images"),
+        (reply_of_pairs([[0], [6]], classes=-2), "counts are of the shape [1, -2, -2], not [1, 2, 2]"),
+        (reply_of_pairs([[0], [6]], classes=[1.0, math.inf, 2.0]), "lacks counts, loss or number of images"),
+        (reply_of_pairs([[0], [6]], classes=2.0), "lacks counts, loss or number of images"),
+        (reply_of_pairs([[0], [6]], classes=[2, 2]), "lacks counts, loss or number of images"),
+        (reply_of_pairs([[0], [6]], images=math.inf), "lacks counts, loss or number of images"),
+        (reply_of_pairs([[0], [6]], kind=np.float64), "cells are float64 [2, 1], not int64 [2, P]"),
+        (reply_of_pairs([[0], [6], [0]]), "cells are int64 [3, 1], not int64 [2, P]"),
+        (reply_of_pairs(6), "cells are int64 [], not int64 [2, P]"),
+        (reply_of_pairs([[0, 4], [3, 3]]), "not rising numbers >= 0 and < 4"),
+        (reply_of_pairs([[-1, 3], [3, 3]]), "not rising numbers >= 0 and < 4"),
+        (reply_of_pairs([[3, 0], [3, 3]]), "not rising numbers >= 0 and < 4"),
+        (reply_of_pairs([[3, 3], [3, 3]]), "not rising numbers >= 0 and < 4"),
+        (reply_of_pairs([[0, 3], [6, 0]]), "cells in which there are no images"),
+        (reply_of_pairs([[0, 3], [7, -1]]), "cells in which there are no images"),
+        (reply_of_pairs(images=7), "are not those of 7 images"),
+        (reply_of_pairs([[0, 1, 3], [2**63 - 1, 2**63 - 1, 8]]), "are not those of 6 images"),
         (
-            RecordDict({**told_pairs(), "config": ConfigRecord({"group": "g"})}),
+            RecordDict({**reply_of_pairs(), "config": ConfigRecord({"group": "g"})}),
             "masked counts are no",
         ),
-        (told([[7, -1], [0, 0]]), "are not those of 6 images"),
-        (told(GOOD, images=7), "are not those of 7 images"),
-        (RecordDict({**told(images=7), "config": ConfigRecord({})}), "are not those of 7 images"),
+        (reply_of([[7, -1], [0, 0]]), "are not those of 6 images"),
+        (reply_of(GOOD, images=7), "are not those of 7 images"),
+        (RecordDict({**reply_of(images=7), "config": ConfigRecord({})}), "are not those of 7 images"),
     ],
 )
 def test_a_measurement_that_is_none_is_refused_by_name(content: RecordDict | None, reason: str) -> None:
-    good, refused = scores().usable({3: content, 1: told()})
+    good, refused = scores().usable({3: content, 1: reply_of()})
     assert list(good) == [1]
     (only,) = refused
     assert (only["client"], only["stage"]) == (3, "evaluation")
@@ -105,15 +108,15 @@ def test_a_measurement_that_is_none_is_refused_by_name(content: RecordDict | Non
 def test_a_client_that_withholds_its_counts_tells_none() -> None:
     withheld = {"config": ConfigRecord({"group": "none"})}
     replies = {
-        0: RecordDict({**told_pairs(np.empty((2, 0))), **withheld}),
-        1: RecordDict({**told_pairs(), **withheld}),
+        0: RecordDict({**reply_of_pairs(np.empty((2, 0))), **withheld}),
+        1: RecordDict({**reply_of_pairs(), **withheld}),
     }
     good, refused = scores().usable(replies)
     assert (list(good), [item["client"] for item in refused]) == ([0], [1])
 
 
 def test_pairs_and_matrices_add_up() -> None:
-    good, _ = scores().usable({0: told(), 1: told_pairs(), 2: told_pairs([[2], [5]], images=5)})
+    good, _ = scores().usable({0: reply_of(), 1: reply_of_pairs(), 2: reply_of_pairs([[2], [5]], images=5)})
     local = scores().local(good)
     assert local is not None
     assert local["confusion"] == [[6, 2], [5, 4]]
@@ -122,12 +125,12 @@ def test_pairs_and_matrices_add_up() -> None:
 
 def test_of_unknown_classes_pairs_may_be_of_any_sensible_number() -> None:
     """What is made has an entry for each class: its size must not be a stranger's choice."""
-    few, many = (told_pairs([[0], [6]], classes=classes) for classes in (1 << 20, 1 << 21))
+    few, many = (reply_of_pairs([[0], [6]], classes=classes) for classes in (1 << 20, 1 << 21))
     good, refused = scores(classes=0).usable({0: few, 1: many})
     assert (list(good), [item["client"] for item in refused]) == ([0], [1])
     assert "of the shape [1, 2097152, 2097152], not of up to 1048576 classes" in refused[0]["reason"]
 
 
 def test_of_unknown_classes_counts_need_only_be_square() -> None:
-    good, refused = scores(classes=0).usable({0: told(), 1: told([[1, 2]])})
+    good, refused = scores(classes=0).usable({0: reply_of(), 1: reply_of([[1, 2]])})
     assert (list(good), [item["client"] for item in refused]) == ([0], [1])

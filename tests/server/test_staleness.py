@@ -16,9 +16,9 @@ from fedvision.types import State
 
 def reply(state: State, **groups: State) -> Message:
     internals.identify(1)
-    asked = Message(RecordDict(), 100, "train")
+    request = Message(RecordDict(), 100, "train")
     update = TrainResult(state=state, examples=3, loss=0.5, steps=1, tensors=groups)
-    return Message(codec.encode_update(update), reply_to=asked)
+    return Message(codec.encode_update(update), reply_to=request)
 
 
 def brought(answer: Message, then: State, now: State, share: float) -> State:

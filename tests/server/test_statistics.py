@@ -34,7 +34,7 @@ class Answers:
     """A grid that answers with contents by client; an error where there is none."""
 
     def __init__(self, contents: Mapping[int, RecordDict | None]) -> None:
-        self.contents, self.asked = contents, list[StatisticRequest]()
+        self.contents, self.requests = contents, list[StatisticRequest]()
 
     def get_node_ids(self) -> list[int]:
         return [FIRST_NODE + client for client in self.contents]
@@ -42,7 +42,7 @@ class Answers:
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Iterator[Message]:
         for number, message in enumerate(messages):
             internals.set_message_id(message, str(number))
-            self.asked.append(decode_request(message.content))
+            self.requests.append(decode_request(message.content))
             content = self.contents[message.metadata.dst_node_id - FIRST_NODE]
             if content is None:
                 yield Message(Error(code=1, reason="no images"), reply_to=message)
@@ -55,7 +55,7 @@ def sums(count: list[int], examples: int | None = None) -> RecordDict:
     return encode_sums(numbers, sum(count) if examples is None else examples)
 
 
-def ask(contents: Mapping[int, RecordDict | None]) -> tuple[StatisticResult, Answers]:
+def collect(contents: Mapping[int, RecordDict | None]) -> tuple[StatisticResult, Answers]:
     internals.identify(1)
     grid = Answers(contents)
     registry = Registry(clients=len(contents), counts=(1, 1))
@@ -63,16 +63,16 @@ def ask(contents: Mapping[int, RecordDict | None]) -> tuple[StatisticResult, Ans
 
 
 def test_sums_are_added_and_failures_named() -> None:
-    found, grid = ask({0: sums([3, 1]), 1: None, 2: sums([0, 5])})
+    found, grid = collect({0: sums([3, 1]), 1: None, 2: sums([0, 5])})
     assert found.sums["count"].tolist() == [3.0, 6.0]
     assert (found.clients, found.examples) == ((0, 2), 9)
     assert [(item["client"], item["reason"]) for item in found.refused] == [(1, "no images")]
-    assert [(one.spec, one.round) for one in grid.asked] == [(REQUEST.spec, 4)] * 3
+    assert [(one.spec, one.round) for one in grid.requests] == [(REQUEST.spec, 4)] * 3
     assert found.facts() == {"clients": [0, 2], "examples": 9, "shapes": {"count": [2]}}
 
 
 def test_sums_of_another_shape_than_most_are_refused() -> None:
-    found, _ = ask({0: sums([1, 2, 3]), 1: sums([1, 1]), 2: sums([2, 2])})
+    found, _ = collect({0: sums([1, 2, 3]), 1: sums([1, 1]), 2: sums([2, 2])})
     assert found.sums["count"].tolist() == [3.0, 3.0]
     assert [(item["client"], item["reason"][:28]) for item in found.refused] == [
         (0, "its sums have other names or")
@@ -81,7 +81,7 @@ def test_sums_of_another_shape_than_most_are_refused() -> None:
 
 def test_what_is_no_statistic_or_too_large_is_refused() -> None:
     large = encode_sums({"count": np.array([2**62 + 1, 0], np.int64)}, 1)
-    found, _ = ask({0: RecordDict(), 1: large, 2: sums([1, 0])})
+    found, _ = collect({0: RecordDict(), 1: large, 2: sums([1, 0])})
     assert found.sums["count"].tolist() == [1.0, 0.0]
     assert [item["reason"] for item in found.refused] == [
         "its reply lacks sums or the number of images",
@@ -100,14 +100,14 @@ def masked(rows: list[list[int]]) -> list[RecordDict]:
 
 def test_masked_sums_are_read_as_the_sum_of_their_group_alone() -> None:
     replies = masked([[3, 1], [0, 2], [5, 5]])
-    found, _ = ask({**dict(enumerate(replies)), 3: sums([10, 0])})
+    found, _ = collect({**dict(enumerate(replies)), 3: sums([10, 0])})
     assert found.sums["count"].tolist() == [18.0, 8.0]
     assert (found.clients, found.examples, found.refused) == ((0, 1, 2, 3), 26, ())
 
 
 def test_an_incomplete_group_gives_no_sum() -> None:
     replies = masked([[3, 1], [0, 2], [5, 5]])
-    found, _ = ask({0: replies[0], 1: replies[1], 2: None, 3: sums([10, 0])})
+    found, _ = collect({0: replies[0], 1: replies[1], 2: None, 3: sums([10, 0])})
     assert found.sums["count"].tolist() == [10.0, 0.0]
     assert found.clients == (3,)
     assert {item["client"] for item in found.refused} == {0, 1, 2}
@@ -116,7 +116,7 @@ def test_an_incomplete_group_gives_no_sum() -> None:
 def test_a_group_whose_masks_stay_is_refused() -> None:
     replies = masked([[3, 1], [0, 2], [5, 5]])
     replies[2] = with_masked(sums([5, 5]), numbers_to_mask(sums([5, 5])) + 12345, "g")
-    found, _ = ask({**dict(enumerate(replies)), 3: sums([10, 0])})
+    found, _ = collect({**dict(enumerate(replies)), 3: sums([10, 0])})
     assert found.sums["count"].tolist() == [10.0, 0.0]
     assert {item["reason"] for item in found.refused} == {
         "the masked sums of its group give no sum: somebody masked otherwise"

@@ -81,8 +81,8 @@ def test_figures_are_those_of_the_binned_scores(seed: int) -> None:
         expected = reference.precision_recall_fscore_support(
             y, named[:, label], average="binary", zero_division=0
         )
-        told = [found[key][label] for key in ("precision", "recall", "f1")]
-        assert told == pytest.approx(list(expected[:3]), abs=1e-12)
+        scores_ = [found[key][label] for key in ("precision", "recall", "f1")]
+        assert scores_ == pytest.approx(list(expected[:3]), abs=1e-12)
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.02, 0.3, 3.0, 30.0]))
@@ -125,9 +125,14 @@ def test_what_no_image_tells_is_left_out_of_means() -> None:
     assert [math.isnan(value) for value in found["ap"]] == [False, False, True]
     assert [math.isnan(value) for value in found["auroc"]] == [False, True, True]
     assert [math.isnan(value) for value in found["precision"]] == [False, False, True]
-    told = TASK.scores(stats, [5, 5, 1])
-    assert (told["mean_ap"], told["macro_auroc"], told["macro_f1"], told["micro_f1"]) == (1, 1, 1, 1)
-    assert math.isnan(told["tail"])
+    scores_ = TASK.scores(stats, [5, 5, 1])
+    assert (scores_["mean_ap"], scores_["macro_auroc"], scores_["macro_f1"], scores_["micro_f1"]) == (
+        1,
+        1,
+        1,
+        1,
+    )
+    assert math.isnan(scores_["tail"])
     assert all(math.isnan(value) for value in TASK.scores(MetricStats.empty((3, 2, BINS))).values())
 
 
@@ -135,9 +140,9 @@ def test_groups_are_of_labels_by_their_training_images() -> None:
     logits, targets = drawn(2)
     stats = counted(logits, targets)
     ap = ScoreHistograms.of(stats).by_label()["ap"]
-    told = TASK.scores(stats, [10, 40, 30, 20])
-    assert (told["head"], told["tail"]) == (ap[1], ap[0])
-    assert told["medium"] == pytest.approx((ap[2] + ap[3]) / 2)
+    scores_ = TASK.scores(stats, [10, 40, 30, 20])
+    assert (scores_["head"], scores_["tail"]) == (ap[1], ap[0])
+    assert scores_["medium"] == pytest.approx((ap[2] + ap[3]) / 2)
 
 
 def test_the_loss_is_the_mean_over_labels_and_a_score_that_is_no_number_is_the_lowest() -> None:

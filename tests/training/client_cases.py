@@ -75,7 +75,7 @@ def settings(transforms: TransformConfig | None = None, **training: Any) -> Loop
 
 
 @dataclass(kw_only=True)
-class Crowd:
+class Cohort:
     """What both ways of training get."""
 
     model: nn.Module = field(default_factory=network)
@@ -100,9 +100,9 @@ class Crowd:
     def requests(self) -> list[TrainRequest]:
         """Return each client's task."""
         state = get_state(self.model, shared_names(self.model, self.shared))
-        told = self.client_configs or [ClientConfig()] * len(self.shards)
+        configs = self.client_configs or [ClientConfig()] * len(self.shards)
         return [
-            TrainRequest(round=2, client=k, state=state, client_config=told[k], algorithm=self.algorithm)
+            TrainRequest(round=2, client=k, state=state, client_config=configs[k], algorithm=self.algorithm)
             for k in range(len(self.shards))
         ]
 
@@ -148,7 +148,7 @@ class Crowd:
         return [found[place] for place in range(len(self.shards))]
 
 
-def told(use: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
+def algorithm_case(use: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
     """What a strategy and the clients' memories say to a built-in client half; each client something else."""
     clients = range(len(SIZES))
     if use == "fedprox":

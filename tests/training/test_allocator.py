@@ -28,17 +28,17 @@ def faults(how: str) -> tuple[str, int]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     command = [sys.executable, "-c", SCRIPT, how]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean)
-    told, count = done.stdout.split()
-    return told, int(count)
+    supported, count = done.stdout.split()
+    return supported, int(count)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the thresholds are glibc's")
 def test_pages_of_a_freed_block_are_used_again() -> None:
-    told, kept = faults("keep")
-    if told == "False":
+    supported, faults_kept = faults("keep")
+    if supported == "False":
         pytest.skip("the C library has no mallopt")
-    assert kept < 100
-    assert faults("leave")[1] > 10 * max(1, kept)
+    assert faults_kept < 100
+    assert faults("leave")[1] > 10 * max(1, faults_kept)
 
 
 def test_the_users_own_thresholds_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ def groups(value: float) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def value(memory: ClientStateStore, client: int, round: int) -> float | None:
-    kept = memory.load(client, round)
-    return float(kept["algorithm"]["layer/w"]) if kept else None
+    loaded = memory.load(client, round)
+    return float(loaded["algorithm"]["layer/w"]) if loaded else None
 
 
 def test_a_round_reads_what_was_kept_before_it(tmp_path: Path) -> None:
@@ -68,14 +68,14 @@ def test_no_folder_grows_with_the_clients(tmp_path: Path) -> None:
 def test_a_state_is_mapped_and_not_read_until_it_is_used(tmp_path: Path) -> None:
     memory = ClientStateStore(tmp_path)
     memory.save(7, 1, {"algorithm": {"w": torch.ones(1 << 20)}})
-    kept = memory.load(7, 2)
+    loaded = memory.load(7, 2)
     assert "000000007/round-0000001" in Path("/proc/self/maps").read_text()
     # What is mapped outlives its file, and what training does to it does not reach the file.
-    kept["algorithm"]["w"].mul_(2)
+    loaded["algorithm"]["w"].mul_(2)
     assert float(memory.load(7, 2)["algorithm"]["w"].sum()) == 1 << 20
     memory.save(7, 2, {"algorithm": {"w": torch.zeros(1)}})
     memory.save(7, 3, {"algorithm": {"w": torch.zeros(1)}})
-    assert float(kept["algorithm"]["w"].sum()) == 2 << 20
+    assert float(loaded["algorithm"]["w"].sum()) == 2 << 20
 
 
 def test_a_file_that_was_being_written_does_not_count(tmp_path: Path) -> None:
@@ -92,14 +92,14 @@ def test_an_algorithm_starts_from_what_the_server_knows_of(tmp_path: Path) -> No
     both = {"personal": {"w": torch.tensor([7.0])}, "residual": {"0.w": torch.tensor([9.0])}}
     memory.save(0, 1, groups(1.0) | {"residual": {"0.w": torch.tensor([8.0])}})
     memory.save(0, 2, groups(2.0) | both)
-    memory.save(0, 3, groups(3.0) | both, unheard_since=2)
+    memory.save(0, 3, groups(3.0) | both, silent_since=2)
     assert value(memory, 0, 4) == 3.0
-    again = memory.load(0, 4, unheard_since=2)
+    again = memory.load(0, 4, silent_since=2)
     assert float(again["algorithm"]["layer/w"]) == 1.0
     assert float(again["personal"]["w"]) == 7.0
     assert float(again["residual"]["0.w"]) == 8.0
-    memory.save(0, 4, groups(4.0), unheard_since=2)
-    assert memory.load(0, 5, unheard_since=1).get("algorithm") is None
+    memory.save(0, 4, groups(4.0), silent_since=2)
+    assert memory.load(0, 5, silent_since=1).get("algorithm") is None
     assert value(memory, 0, 5) == 4.0
     # Once round 4 was heard, what was before it is needed no more.
     memory.save(0, 5, groups(5.0))
@@ -112,6 +112,6 @@ def test_a_run_that_falls_back_finds_what_it_had_heard(tmp_path: Path) -> None:
     memory = ClientStateStore(tmp_path, checkpoint_every=5)
     memory.save(0, 3, groups(3.0))
     memory.save(0, 5, groups(5.0))
-    memory.save(0, 6, groups(6.0), unheard_since=5)
+    memory.save(0, 6, groups(6.0), silent_since=5)
     memory.save(0, 7, groups(7.0))
-    assert float(memory.load(0, 6, unheard_since=5)["algorithm"]["layer/w"]) == 3.0
+    assert float(memory.load(0, 6, silent_since=5)["algorithm"]["layer/w"]) == 3.0

@@ -52,8 +52,8 @@ def state_of(model: nn.Module) -> State:
 
 
 def train(model: nn.Module, chosen: LoopSettings, shard: Shard | None = None, **request: Any) -> TrainResult:
-    told = TrainRequest(**{"round": 2, "client": 4, "state": state_of(model), **request})
-    return fit(model, shard or make_shard(), told, loss=plain, algorithm=ClientAlgorithm(), settings=chosen)
+    task = TrainRequest(**{"round": 2, "client": 4, "state": state_of(model), **request})
+    return fit(model, shard or make_shard(), task, loss=plain, algorithm=ClientAlgorithm(), settings=chosen)
 
 
 def by_hand(model: nn.Module, epochs: int, momentum: float = 0.0) -> tuple[State, float]:

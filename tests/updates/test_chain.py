@@ -74,9 +74,9 @@ def plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
 def test_what_travels_is_the_change_and_buffers_as_they_are() -> None:
     """The change is 0, 0.5, 0, -1; its largest element is -1 at 3."""
     updates = made(TopK(fraction=0.25))
-    sent, kept = updates.encode(TRAINED, RECEIVED, {}, RNG)
+    sent, residuals = updates.encode(TRAINED, RECEIVED, {}, RNG)
     assert plain(sent) == {"top-k.values": [-1.0], "top-k.indices": [3], "running_mean": [7.0]}
-    assert plain(kept) == {"0.top-k": [0.0, 0.5, 0.0, 0.0]}
+    assert plain(residuals) == {"0.top-k": [0.0, 0.5, 0.0, 0.0]}
     assert plain(updates.decode(sent, RECEIVED)) == {"w": [1.0, 2.0, 3.0, 3.0], "running_mean": [7.0]}
     assert [f"{spec.name} {spec}" for spec in updates.sent.tensors] == [
         "top-k.values float32 [1]",
@@ -88,26 +88,26 @@ def test_what_travels_is_the_change_and_buffers_as_they_are() -> None:
 
 def test_what_the_last_update_left_out_goes_with_the_next() -> None:
     updates = made(TopK(fraction=0.25))
-    _, kept = updates.encode(TRAINED, RECEIVED, {}, RNG)
-    sent, kept = updates.encode(RECEIVED, RECEIVED, kept, RNG)
+    _, residuals = updates.encode(TRAINED, RECEIVED, {}, RNG)
+    sent, residuals = updates.encode(RECEIVED, RECEIVED, residuals, RNG)
     assert plain(updates.decode(sent, RECEIVED))["w"] == [1.0, 2.5, 3.0, 4.0]
-    assert not bool(kept["0.top-k"].any())
+    assert not bool(residuals["0.top-k"].any())
 
 
 def test_transforms_go_in_order_on_the_client_and_in_reverse_on_the_server() -> None:
     updates = made(Doubled(), Shifted())
-    sent, kept = updates.encode(TRAINED, RECEIVED, {}, RNG)
+    sent, residuals = updates.encode(TRAINED, RECEIVED, {}, RNG)
     assert plain(sent)["w"] == [1.0, 2.0, 1.0, -1.0]  # twice the change, and one
     assert plain(updates.decode(sent, RECEIVED)) == plain(TRAINED)
-    assert plain(kept) == {"1.times": [1.0]}
+    assert plain(residuals) == {"1.times": [1.0]}
 
 
 def test_each_transform_gets_back_what_it_kept() -> None:
     updates = made(Shifted(), Doubled(), Shifted())
-    kept: State = {}
+    residuals: State = {}
     for _ in range(2):
-        _, kept = updates.encode(TRAINED, RECEIVED, kept, RNG)
-    assert plain(kept) == {"0.times": [2.0], "2.times": [2.0]}
+        _, residuals = updates.encode(TRAINED, RECEIVED, residuals, RNG)
+    assert plain(residuals) == {"0.times": [2.0], "2.times": [2.0]}
 
 
 def test_clipping_leaves_buffers_out_of_the_norm() -> None:

@@ -27,11 +27,11 @@ def trainer(folder: Path) -> ClientTrainer:
     return hosts.trainer()
 
 
-def sent(trainer: ClientTrainer, round: int, unheard_since: int | None = None) -> State:
+def sent(trainer: ClientTrainer, round: int, silent_since: int | None = None) -> State:
     """Return what client 1 sends in a round that begins with the first model."""
     state = {name: torch.full_like(tensor, 0.01) for name, tensor in received(trainer).items()}
     request = TrainRequest(round=round, client=1, state=state)
-    return trainer.train(replace(request, unheard_since=unheard_since)).state
+    return trainer.train(replace(request, silent_since=silent_since)).state
 
 
 def received(trainer: ClientTrainer) -> State:
@@ -47,10 +47,10 @@ def test_a_lost_answer_neither_loses_nor_doubles_what_was_left_out(tmp_path: Pat
     struck, whole = trainer(tmp_path / "struck"), trainer(tmp_path / "whole")
     assert same(sent(struck, 1), sent(whole, 1))
     sent(struck, 2)
-    after_a_loss, expected = sent(struck, 3, unheard_since=2), sent(whole, 3)
+    after_a_loss, expected = sent(struck, 3, silent_since=2), sent(whole, 3)
     assert same(after_a_loss, expected)
     # A client that was killed between keeping and answering trains again, in another process.
-    assert same(sent(trainer(tmp_path / "struck"), 3, unheard_since=2), expected)
+    assert same(sent(trainer(tmp_path / "struck"), 3, silent_since=2), expected)
     # The residual counts: without the loss of round 2 another update travels, and without round 1 a third.
     assert not same(sent(struck, 3), expected)
     assert not same(sent(trainer(tmp_path / "new"), 3), expected)

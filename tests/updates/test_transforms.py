@@ -90,10 +90,10 @@ def test_float16_leaves_whole_numbers_alone() -> None:
 
 def test_top_k_of_the_model_sends_its_largest_elements() -> None:
     """Of 3, 0, -1, 0.5 | 4 the two largest are 3 at 0 and 4 at 4; what is left is kept."""
-    encoded, kept = TopK(fraction=0.4).encode(CHANGE, {}, RNG)
+    encoded, remainder = TopK(fraction=0.4).encode(CHANGE, {}, RNG)
     assert encoded["top-k.values"].tolist() == [3.0, 4.0]
     assert encoded["top-k.indices"].tolist() == [0, 4]
-    assert kept["top-k"].tolist() == [0.0, 0.0, -1.0, 0.5, 0.0]
+    assert remainder["top-k"].tolist() == [0.0, 0.0, -1.0, 0.5, 0.0]
 
 
 def test_top_k_of_each_tensor_sends_something_of_each() -> None:
@@ -110,11 +110,11 @@ def test_what_was_left_out_is_added_to_the_next_update() -> None:
     """-1 and 0.5 wait; with another 0.8 the latter overtakes 1.2."""
     transform = TopK(fraction=0.2)
     residual: State = {}
-    told = []
+    sent_values = []
     for change in ([4.0, 0.0, -1.0, 0.5, 0.0], [0.0, 1.2, 0.0, 0.8, 0.0], [0.0] * 5, [0.0] * 5):
         encoded, residual = transform.encode({"w": torch.tensor(change)}, residual, RNG)
-        told.append((encoded["top-k.indices"].item(), round(encoded["top-k.values"].item(), 6)))
-    assert told == [(0, 4.0), (3, 1.3), (1, 1.2), (2, -1.0)]
+        sent_values.append((encoded["top-k.indices"].item(), round(encoded["top-k.values"].item(), 6)))
+    assert sent_values == [(0, 4.0), (3, 1.3), (1, 1.2), (2, -1.0)]
     assert not bool(residual["top-k"].any())
 
 

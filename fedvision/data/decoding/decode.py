@@ -71,7 +71,7 @@ class Decoded(NamedTuple):
 
     images: NDArray[np.uint8]
     """uint8 [n, size, size, channels]: a read-only memory map."""
-    kept: NDArray[np.int64]
+    readable: NDArray[np.int64]
     """int64 [n], rising: number in the list of each image."""
     notices: tuple[str, ...]
     """Sentences on files that cannot be read, and on those whose range is not their type's."""
@@ -106,10 +106,10 @@ def decode(root: Path, names: Sequence[str], how: Decoding) -> Decoded:
         raise DataError(f"{cache.folder / key}: it was removed while it was read; start again")
     lost = {names[number]: why for number, why in entry.unreadable.items()}
     _check_share(root, lost, len(names), how.max_unreadable)
-    kept = np.delete(np.arange(len(names)), list(entry.unreadable))
+    readable = np.delete(np.arange(len(names)), list(entry.unreadable))
     narrow = narrow_files({names[number]: facts for number, facts in entry.deep.items()}, root)
     dark = dark_images(entry.images, "set data.range to it") if not (how.range or narrow) else ()
-    return Decoded(entry.images, kept, (*_notices(lost, len(names)), *narrow, *dark))
+    return Decoded(entry.images, readable, (*_notices(lost, len(names)), *narrow, *dark))
 
 
 def named(items: Iterable[str]) -> str:

@@ -68,9 +68,9 @@ def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation
         raise ValueError(f"group = {listing.group!r}: there is no such column; there are: {known}")
     order, trained, notices = _arrange(listing, val, validation)
     decoded = decode(listing.root, [listing.names[i] for i in order.tolist()], how)
-    cut = int(np.searchsorted(decoded.kept, trained))
+    cut = int(np.searchsorted(decoded.readable, trained))
     _require_training(cut, listing.root)
-    chosen = order[decoded.kept]
+    chosen = order[decoded.readable]
     train, test = (_image_set(listing, decoded.images[part], chosen[part]) for part in _halves(cut))
     shared = shared_groups(train, test)
     return Dataset(

@@ -72,13 +72,13 @@ def decode_all(
         processes = [stack.enter_context(_Process(root, pixel_format)) for _ in range(count)]
         for process, chunk in zip(processes, chunks, strict=False):
             process.greet()
-            process.ask(chunk)
+            process.request(chunk)
         for number, chunk in enumerate(chunks):
             process = processes[number % count]
             answer = process.answer(chunk)
             # Asked only when it waits: neither side ever blocks writing to a full pipe.
             if number + count < len(chunks):
-                process.ask(chunks[number + count])
+                process.request(chunks[number + count])
             yield answer
 
 
@@ -103,7 +103,7 @@ class _Process:
         if self._popen.stdout.readline() != b"[]\n":
             raise DataError(f"{_NO_START}; {_REMEDY}")
 
-    def ask(self, names: Sequence[str]) -> None:
+    def request(self, names: Sequence[str]) -> None:
         """Send one request; ``answer`` must be called before the next one."""
         assert self._popen.stdin
         try:
@@ -124,7 +124,7 @@ class _Process:
         # Which file it was is not known: ask for each alone.
         answers = []
         for name in names:
-            self.ask([name])
+            self.request([name])
             answers.append(self.answer([name]))
         return [reasons[0] for reasons, _ in answers], np.concatenate([images for _, images in answers])
 

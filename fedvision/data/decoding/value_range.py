@@ -29,10 +29,10 @@ def narrow_files(deep: Mapping[str, Depth], root: Path) -> tuple[str, ...]:
         DataError: White was assumed to be the type's largest value, and all files together stay below a
             sixteenth of it, so that they would be all but black.
     """
-    said = tuple(_scaled(white, len(files)) for white, files in sorted(_declared(deep).items()))
+    declared = tuple(_scaled(white, len(files)) for white, files in sorted(_declared(deep).items()))
     guessed = {name: facts for name, facts in deep.items() if facts.assumed}
     if not guessed:
-        return said
+        return declared
     top = max(facts.highest for facts in guessed.values())
     white = max(facts.white for facts in guessed.values())
     # Files that are black from edge to edge say nothing of their range.
@@ -40,11 +40,11 @@ def narrow_files(deep: Mapping[str, Depth], root: Path) -> tuple[str, ...]:
     if 0 < top < white / _FEW:
         raise DataError(f"{root}: {_sentence(list(guessed), top, white)}")
     if top < white / 2 and top > 0:
-        return (*said, _sentence(list(guessed), top, white))
+        return (*declared, _sentence(list(guessed), top, white))
     if few:
         top = max(guessed[name].highest for name in few)
-        return (*said, f"{_sentence(few, top, white)}; the other {len(guessed) - len(few):,} use it")
-    return said
+        return (*declared, f"{_sentence(few, top, white)}; the other {len(guessed) - len(few):,} use it")
+    return declared
 
 
 def dark_images(images: NDArray[np.uint8], remedy: str) -> tuple[str, ...]:

@@ -43,19 +43,19 @@ def expected(clients: Checked, labels: Targets, num_classes: int, seed: int) -> 
         source = clients.divided  # type: ignore[assignment]
     elif clients.held is not None:
         share = 1 - float(clients.held.mean())
-    trained = clients.kept if clients.held is None else clients.kept[~clients.held]
+    trained = clients.retained if clients.held is None else clients.retained[~clients.held]
     there = targets.count(labels[trained], num_classes)
     # A source tells of strata, which are classes only where an image has one.
-    tells = not targets.several(labels)
-    told = getattr(source, "expected_counts", None) if tells else None
-    if told is None:
+    countable = not targets.several(labels)
+    stated = getattr(source, "expected_counts", None) if countable else None
+    if stated is None:
         some = min(len(clients), ESTIMATED_FROM)
-        asked = seeding.numpy_stream(seed, "estimate").choice(len(clients), some, replace=False)
-        counts = targets.count_each([clients[int(client)] for client in asked], labels, num_classes)
+        sampled = seeding.numpy_stream(seed, "estimate").choice(len(clients), some, replace=False)
+        counts = targets.count_each([clients[int(client)] for client in sampled], labels, num_classes)
         total = counts.sum(axis=0) * (len(clients) / some)
     else:
-        total = _usable(told, num_classes, f"{clients.where}: expected_counts") * share
-    different = getattr(source, "expected_distinct", None) if tells else None
+        total = _usable(stated, num_classes, f"{clients.where}: expected_counts") * share
+    different = getattr(source, "expected_distinct", None) if countable else None
     if different is None:
         distinct = np.minimum(total, there)
     else:
@@ -63,9 +63,9 @@ def expected(clients: Checked, labels: Targets, num_classes: int, seed: int) -> 
     return _whole(total, there), _whole(distinct, there)
 
 
-def _usable(told: Any, num_classes: int, what: str) -> NDArray[np.float64]:
+def _usable(stated: Any, num_classes: int, what: str) -> NDArray[np.float64]:
     """Return told numbers as float64 [C], or say what is wrong with them."""
-    numbers = np.asarray(told)
+    numbers = np.asarray(stated)
     usable = numbers.ndim == 1 and len(numbers) <= num_classes and np.issubdtype(numbers.dtype, np.number)
     if not usable or not (np.isfinite(numbers).all() and (numbers >= 0).all()):
         raise DataError(

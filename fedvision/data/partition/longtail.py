@@ -36,21 +36,21 @@ def subsample(
     if not 1 <= imbalance < math.inf:
         raise ValueError(f"imbalance must be >= 1 and finite, not {imbalance}")
     counts = np.bincount(labels, minlength=num_classes)
-    kept = profile(counts, imbalance)
+    retained = profile(counts, imbalance)
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     place = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.sort(order[place < np.repeat(kept, counts)]).astype(np.int64, copy=False)
+    return np.sort(order[place < np.repeat(retained, counts)]).astype(np.int64, copy=False)
 
 
 def profile(counts: NDArray[np.int64], imbalance: float) -> NDArray[np.int64]:
     """Return how many images [C] of each class a long tail keeps, given how many there are [C]."""
     present = np.flatnonzero(counts)
     ranked = present[np.argsort(-counts[present], kind="stable")]
-    kept = np.zeros_like(counts)
+    retained = np.zeros_like(counts)
     if len(ranked):
         depth = np.arange(len(ranked)) / max(len(ranked) - 1, 1)
         # The small addend keeps a whole number whole where the power comes out a hair below it.
         wanted = np.floor(counts.max() / imbalance**depth + 1e-9).astype(np.int64)
-        kept[ranked] = np.clip(wanted, 1, counts[ranked])
-    return kept
+        retained[ranked] = np.clip(wanted, 1, counts[ranked])
+    return retained

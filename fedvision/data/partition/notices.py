@@ -72,12 +72,12 @@ def column_notices(config: ExperimentConfig, dataset: Dataset) -> list[str]:
     """
     partition, columns = config.partition, dataset.train.columns
     named = [str(partition.args.get("name"))] if partition.use == "column" else []
-    said: list[str] = []
+    notices: list[str] = []
     for name in dict.fromkeys([*named, dataset.train.group]):
         if name in columns:
             values, _ = values_of(columns[name], f"column {name!r}")
-            said += alike_notice(f"values of the column {name!r}", values)
-    return said
+            notices += alike_notice(f"values of the column {name!r}", values)
+    return notices
 
 
 def split_notices(split: Split, classes: Sequence[str]) -> list[str]:
@@ -87,15 +87,15 @@ def split_notices(split: Split, classes: Sequence[str]) -> list[str]:
         split: Which client trains on which images, at least one client.
         classes: Names [C].
     """
-    said = []
+    notices = []
     if vacant := [classes[c] for c in np.flatnonzero(split.totals == 0).tolist()]:
-        said.append(f"no client trains on images of {listed(vacant)}; the model cannot learn it")
+        notices.append(f"no client trains on images of {listed(vacant)}; the model cannot learn it")
     if split.lazy:
         images = len(split.labels) - len(split.left_out) - split.held_out
-        said.append(
+        notices.append(
             f"{plural(len(split.clients), 'client')} draw their images from the same {whole(images)}: an "
             f"image belongs to {split.totals.sum() / images:,.1f} of them on average"
         )
     elif single := [f"client {number}" for number, part in enumerate(split.clients) if len(part) == 1]:
-        said.append(f"with a single image each to train on: {listed(single)}")
-    return said
+        notices.append(f"with a single image each to train on: {listed(single)}")
+    return notices

@@ -33,7 +33,7 @@ class Checked:
 
     source: LazyClients
     """What the partitioner returned."""
-    kept: Indices
+    retained: Indices
     """int64 [M]: the images that were partitioned; the source counts them from 0."""
     where: str
     """Which table named the partitioner."""
@@ -63,17 +63,17 @@ class Checked:
             raise DataError(f"{self.where} left client {number} without images; each needs at least one")
         train, *rest = (self._checked(part, number) for part in parts)
         if self.held is None:
-            return Halves(self.kept[train], np.zeros(0, np.int64))
+            return Halves(self.retained[train], np.zeros(0, np.int64))
         test = rest[0] if rest else train[self.held[train]]
         train = train if rest else train[~self.held[train]]
         self._check_halves(train, test, self.held, number)
-        return Halves(self.kept[train], self.kept[test])
+        return Halves(self.retained[train], self.retained[test])
 
     def size(self, client: int) -> int:
         """Return how many images a client trains on, from the source's own ``size`` where it has one."""
         source = self.source if self.held is None else self.divided
-        told = getattr(source, "size", None)
-        return int(told(client)) if callable(told) else len(self[client])
+        size_of = getattr(source, "size", None)
+        return int(size_of(client)) if callable(size_of) else len(self[client])
 
     def __iter__(self) -> Iterator[Indices]:
         return map(self.__getitem__, range(len(self)))
@@ -82,7 +82,7 @@ class Checked:
         """Return numbers of images, sorted, or say what is wrong with them."""
         if part.size == 0:
             return np.zeros(0, np.int64)
-        _check_numbers(part, number, len(self.kept), self.where)
+        _check_numbers(part, number, len(self.retained), self.where)
         numbers = np.sort(part.astype(np.int64, copy=False))
         if (again := numbers[1:] == numbers[:-1]).any():
             image = numbers[1:][again][0]

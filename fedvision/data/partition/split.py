@@ -162,21 +162,23 @@ def make(
     check_share(holdout)
     check_classes(train.labels, num_classes)
     strata = strata_of(train.labels) if strata is None else strata
-    kept = longtail.subsample(strata, config.imbalance, seeding.numpy_stream(seed, "longtail"), num_classes)
-    columns = {name: values[kept] for name, values in train.columns.items()}
+    retained = longtail.subsample(
+        strata, config.imbalance, seeding.numpy_stream(seed, "longtail"), num_classes
+    )
+    columns = {name: values[retained] for name, values in train.columns.items()}
     partition = registry.build("partition", config, columns=columns)
     number, where = _clients(partition, config), f"[partition] use = {config.use!r}"
     try:
         parts = _partitioned(
-            partition, train, strata, kept, number, seeding.numpy_stream(seed, "partition"), where
+            partition, train, strata, retained, number, seeding.numpy_stream(seed, "partition"), where
         )
     except FAILURES as error:
         raise PluginError(f"{where} failed: {error}") from error
     check_number(parts, number, where)
     if is_lazy(parts):
-        held = _held_apart(parts, kept, strata, where, holdout, seed)
+        held = _held_apart(parts, retained, strata, where, holdout, seed)
         return _lazy(held, train.labels, strata, num_classes, config, seed)
-    lists = [np.sort(kept[part]) for part in check_list(parts, len(kept), where)]
+    lists = [np.sort(retained[part]) for part in check_list(parts, len(retained), where)]
     made = _listed(lists, train, strata, num_classes, holdout, seed)
     return replace(made, names=partition.names) if isinstance(partition, ByColumn) else made
 
@@ -185,16 +187,18 @@ def _partitioned(
     partition: Partitioner,
     train: ImageSet,
     strata: Indices,
-    kept: Indices,
+    retained: Indices,
     clients: int,
     rng: np.random.Generator,
     where: str,
 ) -> Any:
     """Return what the partitioner makes of the kept images; of whole groups where there are any."""
-    labels, groups = strata[kept], groups_of(train)
+    labels, groups = strata[retained], groups_of(train)
     if groups is None:
         return partition(labels, clients, rng)
-    return partition_groups(partition, labels, groups[kept], clients, rng, column=train.group, where=where)
+    return partition_groups(
+        partition, labels, groups[retained], clients, rng, column=train.group, where=where
+    )
 
 
 def _listed(
@@ -232,18 +236,18 @@ def _listed(
 
 
 def _held_apart(
-    parts: LazyClients, kept: Indices, strata: Indices, where: str, holdout: float, seed: int
+    parts: LazyClients, retained: Indices, strata: Indices, where: str, holdout: float, seed: int
 ) -> Checked:
     """Return a lazy sequence of which no client trains on what another one measures on."""
     if not holdout:
-        return Checked(source=parts, kept=kept, where=where)
-    held = reserve(strata[kept], holdout, seeding.numpy_stream(seed, "holdout"))
+        return Checked(source=parts, retained=retained, where=where)
+    held = reserve(strata[retained], holdout, seeding.numpy_stream(seed, "holdout"))
     divide = getattr(parts, "with_holdout", None)
     try:
         divided = divide(held, holdout) if callable(divide) else None
     except FAILURES as error:
         raise PluginError(f"{where} failed: {error}") from error
-    return Checked(source=parts, kept=kept, where=where, held=held, divided=divided)
+    return Checked(source=parts, retained=retained, where=where, held=held, divided=divided)
 
 
 def _lazy(
@@ -253,7 +257,7 @@ def _lazy(
     table = {"use": config.use, "args": config.args, "clients": len(clients), "imbalance": config.imbalance}
     written = json.dumps({**table, "seed": seed}, sort_keys=True, default=str).encode()
     halves = [clients.halves(int(client)) for client in shown]
-    sample = _digest([strata, clients.kept, *(np.sort(np.concatenate(pair)) for pair in halves)])
+    sample = _digest([strata, clients.retained, *(np.sort(np.concatenate(pair)) for pair in halves)])
     if exact := len(halves) == len(clients):
         lists = [pair.train for pair in halves]
         totals = count_each(lists, labels, num_classes).sum(axis=0)
@@ -262,7 +266,7 @@ def _lazy(
         totals, distinct = expected(clients, labels, num_classes, seed)
     return Split(
         clients=clients,
-        left_out=np.setdiff1d(np.arange(len(labels)), clients.kept, assume_unique=True),
+        left_out=np.setdiff1d(np.arange(len(labels)), clients.retained, assume_unique=True),
         held_out=0 if clients.held is None else int(clients.held.sum()),
         labels=labels,
         totals=totals,

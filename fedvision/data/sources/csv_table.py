@@ -60,8 +60,8 @@ def read_table(table: Path, delimiter: str, encoding: str, needed: Sequence[tupl
         raise DataError(f"{table}: this is no CSV file in {encoding.upper()}: {error}") from error
     rows = [_row(cells, header, table, line) for line, cells in lines]
     _check_header(header, [row for _, row in rows], table, needed, delimiter)
-    kept = [i for i, name in enumerate(header) if name]
-    return [Row(line, {header[i]: cells[i] for i in kept}) for line, cells in rows]
+    used = [i for i, name in enumerate(header) if name]
+    return [Row(line, {header[i]: cells[i] for i in used}) for line, cells in rows]
 
 
 def one_hot(row: Row, columns: Sequence[str], table: Path) -> str:

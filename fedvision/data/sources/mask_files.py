@@ -9,9 +9,9 @@ from pathlib import Path
 from fedvision.data.decoding.decode import named
 from fedvision.errors import DataError
 
-_WORD = r"(mask|masks|seg|segmentation|annotation|annotated|label|labels|gt|groundtruth|ground_truth)"
-_AFTER = re.compile(rf"(?P<image>.+?)[ _.-]+{_WORD}([ _-]?\d+)?", re.IGNORECASE)
-_BEFORE = re.compile(rf"{_WORD}[ _.-]+(?P<image>.+)", re.IGNORECASE)
+_PATTERN = r"(mask|masks|seg|segmentation|annotation|annotated|label|labels|gt|groundtruth|ground_truth)"
+_AFTER = re.compile(rf"(?P<image>.+?)[ _.-]+{_PATTERN}([ _-]?\d+)?", re.IGNORECASE)
+_BEFORE = re.compile(rf"{_PATTERN}[ _.-]+(?P<image>.+)", re.IGNORECASE)
 _FOLDERS = frozenset(
     "mask masks segmentation segmentations annotation annotations labels groundtruth gt".split()
 )
@@ -32,21 +32,21 @@ def without_masks(names: Sequence[str], root: Path) -> tuple[list[str], tuple[st
         DataError: A whole folder of masks lies beside one of images: its name would be a class or a client.
     """
     stems = {name.rsplit(".", 1)[0] for name in names}
-    kept: list[str] = []
+    retained: list[str] = []
     masks: list[str] = []
     for name in names:
-        (masks if _beside(name, stems) else kept).append(name)
+        (masks if _beside(name, stems) else retained).append(name)
         if (images := _folder_of_masks(name, stems)) is not None:
             raise DataError(
                 f"{root}/{name}: it has the name of a mask of {images}; move the folders of masks out of "
                 "data.path and list the images as CLASS/*.png"
             )
     if not masks:
-        return kept, ()
+        return retained, ()
     sentence = (
         f"{len(masks):,} files are masks of images beside them by their name, and left out: {named(masks)}"
     )
-    return kept, (sentence,)
+    return retained, (sentence,)
 
 
 def _beside(name: str, stems: set[str]) -> bool:

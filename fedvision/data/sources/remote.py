@@ -42,9 +42,11 @@ def elsewhere(
 def _test(path: str, classes: tuple[str, ...], like: ImageSet) -> ImageSet:
     archive = Archive(expand(path))
     found = read_part(archive, "test", like.images.shape[3])
-    size, said = list(found.images.shape[1:]), list(like.images.shape[1:])
-    if size != said:
-        raise DataError(f"{archive.path}: the test images are {size} and the clients' are said to be {said}")
+    size, declared = list(found.images.shape[1:]), list(like.images.shape[1:])
+    if size != declared:
+        raise DataError(
+            f"{archive.path}: the test images are {size} and the clients' are said to be {declared}"
+        )
     if len(found) and found.labels.max() >= len(classes):
         raise DataError(f"{archive.path}: label {found.labels.max()} has no name in data.classes")
     return found

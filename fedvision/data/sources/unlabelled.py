@@ -119,10 +119,10 @@ class UnlabelledImages:
         for outcomes, images in decode_all(Path(), names, self._format, self._workers):
             chunk = names[start : start + len(outcomes)]
             start += len(outcomes)
-            told = list(zip(chunk, outcomes, strict=True))
-            self.unreadable |= {name: why for name, why in told if isinstance(why, str)}
-            deep |= {name: facts for name, facts in told if isinstance(facts, Depth)}
-            waiting.append(NamedImages([name for name, why in told if not isinstance(why, str)], images))
+            results = list(zip(chunk, outcomes, strict=True))
+            self.unreadable |= {name: why for name, why in results if isinstance(why, str)}
+            deep |= {name: facts for name, facts in results if isinstance(facts, Depth)}
+            waiting.append(NamedImages([name for name, why in results if not isinstance(why, str)], images))
             while sum(len(part.names) for part in waiting) >= self._batch_size:
                 whole = _joined(waiting)
                 yield NamedImages(whole.names[: self._batch_size], whole.images[: self._batch_size])

@@ -29,7 +29,7 @@ from fedvision.deployment.transport.proxies import Proxy, proxy_for
 from fedvision.errors import ConfigError, FedVisionError, ServerError
 
 _TIMEOUT_S = 10.0
-_FIRST_WORD_S = 1.0
+_FIRST_BYTE_S = 1.0
 NOBODY_LISTENS = "nothing listens there"
 _SELF_SIGNED = {18, 19, 20, 21}
 _NOT_YET, _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 62, 64
@@ -143,7 +143,7 @@ def check_authorized(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) ->
     headers["content-type"] = internals_superlink.MEDIA_TYPE
     with _connection(superlink, timeout) as connection:
         # An empty question of no node: it is refused in any case, but for an unknown key by the gate itself.
-        connection.request("POST", internals_superlink.ASK_RUN, body=b"", headers=headers)
+        connection.request("POST", internals_superlink.GET_RUN, body=b"", headers=headers)
         answer = _json(connection.getresponse().read(65536))
     if answer.get("code") == internals_superlink.NOT_ACTIVATED:
         raise ServerError(str(answer.get("detail")))
@@ -259,7 +259,7 @@ def _await_close(sock: socket.socket, timeout: float) -> None:
     In TLS 1.3 a client's certificate is refused after the handshake; a request that is under way then makes
     the connection break before the reason has come. A server that is content sends its session tickets.
     """
-    if not isinstance(sock, ssl.SSLSocket) or not select.select([sock], [], [], _FIRST_WORD_S)[0]:
+    if not isinstance(sock, ssl.SSLSocket) or not select.select([sock], [], [], _FIRST_BYTE_S)[0]:
         return
     sock.setblocking(False)
     try:

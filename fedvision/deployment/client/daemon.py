@@ -173,14 +173,14 @@ class ClientDaemon:
             log.warning("%s is connected to %s", self._config.name, self._config.superlink.address)
 
     def _beat(self) -> None:
-        pause, heard = _BEAT_S, time.monotonic()
+        pause, last_beat = _BEAT_S, time.monotonic()
         while not self._over.wait(pause):
             try:
                 if self._link.beat(self._empty_for()):
                     self._reached.set()
                 else:
                     self._lost.set()
-                away, heard = time.monotonic() - heard, time.monotonic()
+                away, last_beat = time.monotonic() - last_beat, time.monotonic()
                 if away > _AWAY_S:
                     self._notes.append(f"its connection was away for {away:.0f} s")
                 pause = _BEAT_S
@@ -244,29 +244,29 @@ class ClientDaemon:
         try:
             self._worked = 0.0
             layout, task = self._do(incoming)
-            kept = self._state.reply(kind)
-            tensors = pack_tensors(FileSource(kept.path))
-            told = replace(MessageHeader.from_text(layout), notes=self._told(kept, task))
-            reply = reply_to(incoming.head, pack_message(told, tensors))
-            said = "done"
+            stored = self._state.reply(kind)
+            tensors = pack_tensors(FileSource(stored.path))
+            header = replace(MessageHeader.from_text(layout), notes=self._notes_of(stored, task))
+            reply = reply_to(incoming.head, pack_message(header, tensors))
+            outcome = "done"
         except (TaskFailed, ProtocolError, ConfigError, OSError) as error:
-            said = cause(error)
-            reason = redact_paths(said, self._config)
+            outcome = cause(error)
+            reason = redact_paths(outcome, self._config)
             reply = reply_to(incoming.head, Error(code=CLIENT_RAISED, reason=reason))
         took = time.monotonic() - began
         self._answer(reply, took)
         with suppress(RunEnded):
             self._link.confirm(incoming)
         seconds = (took, time.monotonic() - began, self._worked)
-        log.warning("%s: %s (%.1f s, %.1f s with sending, %.2f s of work)", kind, said, *seconds)
+        log.warning("%s: %s (%.1f s, %.1f s with sending, %.2f s of work)", kind, outcome, *seconds)
 
-    def _told(self, kept: Reply, task: str) -> tuple[str, ...]:
+    def _notes_of(self, stored: Reply, task: str) -> tuple[str, ...]:
         """Return what the reply to a task tells of this client, whoever asks for it how often."""
-        notes = kept.notes(task)
+        notes = stored.notes(task)
         if notes is None:
             notes = tuple(self._notes[:MAX_NOTES])
             with self._disk("what is told of this client"):
-                kept.keep_notes(task, notes)
+                stored.keep_notes(task, notes)
             del self._notes[: len(notes)]
         return notes
 
@@ -287,17 +287,17 @@ class ClientDaemon:
         self._trainer.start()  # one that died between two tasks costs nothing
         # Who asks what this machine has shall hear of images that were mended in the meantime.
         if self._opened != (self._trainer.generation, facts.run) or kind == codec.CLIENT_INFO:
-            self._open(facts, told=kind != codec.CLIENT_INFO)
+            self._open(facts, reported=kind != codec.CLIENT_INFO)
         layout = self._patiently(incoming.open)
         self._expected.get(kind, Expected()).check(layout)
         # Beside the rounds, a server asks anew for what may have changed: what this machine has and shares.
-        asked = "" if kind in _ROUND_TYPES else incoming.head.metadata.message_id
-        task = _digest(facts.run, kind, layout, [*incoming.pieces, asked])
-        if kept := reply.layout(task):
+        request_id = "" if kind in _ROUND_TYPES else incoming.head.metadata.message_id
+        task = _digest(facts.run, kind, layout, [*incoming.pieces, request_id])
+        if stored := reply.layout(task):
             log.warning("%s: this task was done before; the same reply is sent", kind)
             if self._twice:
                 self._notes.append("it was asked twice, and did the task once")
-            return kept, task
+            return stored, task
         self._patiently(lambda: self._fetch(incoming, layout.size))
         reply.drop()
         files = {"task": str(self._state.task), "reply": str(reply.path)}
@@ -306,28 +306,28 @@ class ClientDaemon:
         reply.keep(task, answer["layout"])
         return str(answer["layout"]), task
 
-    def _open(self, facts: RunManifest, *, told: bool) -> None:
-        """Let the training process make ready for a run; ``told``: whether the server knows the images."""
+    def _open(self, facts: RunManifest, *, reported: bool) -> None:
+        """Make the training process ready for a run; ``reported``: whether the server knows the images."""
         request = {"open": facts.to_table()}
         try:
-            opened = self._trainer.ask(request, limited=False)
+            opened = self._trainer.call(request, limited=False)
         except ProcessDied:
-            opened = self._trainer.ask(request, limited=False)
+            opened = self._trainer.call(request, limited=False)
         self._expected = {name: Expected.from_text(text) for name, text in opened["expected"].items()}
         self._opened = (self._trainer.generation, facts.run)
-        if told and opened["changed"]:
+        if reported and opened["changed"]:
             self._notes.append("its images changed since it told the server of them")
 
     def _surely(self, request: Mapping[str, Any], facts: RunManifest) -> dict[str, Any]:
         """Do a task once more where its process died: as if the client had died with it and come back."""
         try:
-            return self._trainer.ask(request)
+            return self._trainer.call(request)
         except ProcessDied as error:
             self._notes.append("its training process died in a task, which it did once more")
             log.warning("%s; the task is done once more", error)
             self._trainer.start()
-            self._open(facts, told=True)
-            return self._trainer.ask(request)
+            self._open(facts, reported=True)
+            return self._trainer.call(request)
 
     def _fetch(self, incoming: IncomingMessage, size: int) -> None:
         with self._state.task.open("wb") as file:

@@ -188,5 +188,5 @@ def _sharing(config: ClientMachineConfig, experiment: ExperimentConfig) -> Lines
     elif config.share.counts == "noisy":
         yield "OK", f"class counts are told with noise of epsilon {config.share.epsilon:g}"
     else:
-        told = "told as they are" if config.share.counts == "plain" else "not told"
-        yield "OK", f"class counts are {told}"
+        sharing = "told as they are" if config.share.counts == "plain" else "not told"
+        yield "OK", f"class counts are {sharing}"

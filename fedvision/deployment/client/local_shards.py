@@ -69,13 +69,13 @@ def own_shards(
     size = tuple(dataset.train.images.shape[1:])
     if size != facts.image:
         raise DataError(
-            f"[data] gives images of {_spoken(size)} and the experiment has {_spoken(facts.image)}; set "
+            f"[data] gives images of {_text(size)} and the experiment has {_text(facts.image)}; set "
             "size and color of the data source in the client's file"
         )
     return OwnShards(images=dataset.train, share=experiment.evaluation.holdout, seed=experiment.seed)
 
 
-def _spoken(size: tuple[int, ...]) -> str:
+def _text(size: tuple[int, ...]) -> str:
     height, width, channels = size
     return f"{height} x {width} with {channels} channel{'s' * (channels > 1)}"
 
@@ -85,7 +85,9 @@ def on_this_machine(client: ClientMachineConfig, experiment: ExperimentConfig) -
     return replace(experiment, training=replace(experiment.training, device=client.device))
 
 
-def told_counts(counts: tuple[int, ...], share: ShareConfig, memo: Path, *, needed: bool) -> tuple[int, ...]:
+def reported_counts(
+    counts: tuple[int, ...], share: ShareConfig, memo: Path, *, needed: bool
+) -> tuple[int, ...]:
     """Return the class counts [C] that the server is told, zeros where it is told nothing.
 
     Noise is drawn once for a run and kept: who asks twice must not be able to take the mean. With noise a
@@ -118,7 +120,7 @@ def told_counts(counts: tuple[int, ...], share: ShareConfig, memo: Path, *, need
     # Not from the experiment's seed, which the server knows.
     noise = np.random.default_rng().laplace(0, 1 / share.epsilon, len(counts))
     # A negative number stays: raised to 0 here it would pull the sum over many clients up.
-    told = tuple(round(count + more) for count, more in zip(counts, noise, strict=True))
+    reported = tuple(round(count + more) for count, more in zip(counts, noise, strict=True))
     memo.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(memo, json.dumps(told))
-    return told
+    replace_file(memo, json.dumps(reported))
+    return reported

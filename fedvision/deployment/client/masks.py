@@ -47,10 +47,10 @@ class MaskedCounts:
 
     def __init__(self, file: Path, run: str, client: ClientMachineConfig) -> None:
         self._file, self._run, self._client = file, run, client
-        self._kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-        if not self._kept:
-            self._keep(private=X25519PrivateKey.generate().private_bytes_raw().hex())
-        self._private = X25519PrivateKey.from_private_bytes(bytes.fromhex(self._kept["private"]))
+        self._stored: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        if not self._stored:
+            self._store(private=X25519PrivateKey.generate().private_bytes_raw().hex())
+        self._private = X25519PrivateKey.from_private_bytes(bytes.fromhex(self._stored["private"]))
 
     def card(self) -> AdvertisedKey:
         """Return what the others of a group are shown.
@@ -66,7 +66,7 @@ class MaskedCounts:
     @property
     def group(self) -> str:
         """The name of the group that this client masked for, empty before that."""
-        return masking.group_name(self._cards()) if self._kept.get("cards") else ""
+        return masking.group_name(self._cards()) if self._stored.get("cards") else ""
 
     def answer(self, content: RecordDict, counts: Sequence[int]) -> RecordDict:
         """Answer a message of type ``sharing.MASKED``.
@@ -76,12 +76,12 @@ class MaskedCounts:
             counts: Images of each class [C].
 
         Raises:
-            ConfigError: As for ``tell``.
+            ConfigError: As for ``mask_counts``.
         """
         tables = sharing.decode_group(content)
-        if sharing.only_asks(content):
+        if sharing.agreement_only(content):
             return sharing.encode_agreed(self.agree(tables))
-        return sharing.encode_masked(self.tell(tables, counts))
+        return sharing.encode_masked(self.mask_counts(tables, counts))
 
     def agree(self, tables: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
         """Check a group before anybody tells anything, and say which one binds this client.
@@ -90,12 +90,12 @@ class MaskedCounts:
             The cards of the group that it masked for; empty where it is free.
 
         Raises:
-            ConfigError: As for ``tell``.
+            ConfigError: As for ``mask_counts``.
         """
         self._prove([AdvertisedKey.from_table(table) for table in tables])
-        return list(self._kept.get("cards", ()))
+        return list(self._stored.get("cards", ()))
 
-    def tell(self, tables: Sequence[Mapping[str, object]], counts: Sequence[int]) -> list[int]:
+    def mask_counts(self, tables: Sequence[Mapping[str, object]], counts: Sequence[int]) -> list[int]:
         """Return this client's class counts, masked for a group; the same group is told the same.
 
         Args:
@@ -112,18 +112,18 @@ class MaskedCounts:
         cards = [AdvertisedKey.from_table(table) for table in tables]
         names = self._prove(cards)
         if self.group == masking.group_name(cards):
-            return list(self._kept["told"])
+            return list(self._stored["masked_counts"])
         if self.group:
-            before = sorted(self._kept["names"])
+            before = sorted(self._stored["names"])
             raise ConfigError(
                 f"this client masked its class counts for a sum over {', '.join(before)}; a sum over "
                 f"{', '.join(names)} beside it could tell counts of single clients; let the same clients "
                 "go on, or begin a new run"
             )
-        told = signed(masking.mask(_unsigned(counts), self._private, cards, b"counts"))
-        self._keep(names=names, cards=[card.to_table() for card in cards], told=told)
+        masked_counts = signed(masking.mask(_unsigned(counts), self._private, cards, b"counts"))
+        self._store(names=names, cards=[card.to_table() for card in cards], masked_counts=masked_counts)
         log.warning("class counts are masked for a sum over %s", ", ".join(names))
-        return told
+        return masked_counts
 
     def hide(self, numbers: NDArray[np.int64], question: bytes) -> NDArray[np.int64]:
         """Return what was counted [...], masked for this client's group.
@@ -137,7 +137,7 @@ class MaskedCounts:
         return masked.view(np.int64).reshape(numbers.shape)
 
     def _cards(self) -> list[AdvertisedKey]:
-        return [AdvertisedKey.from_table(table) for table in self._kept["cards"]]
+        return [AdvertisedKey.from_table(table) for table in self._stored["cards"]]
 
     def _prove(self, cards: Sequence[AdvertisedKey]) -> list[str]:
         """Return the names of a group's clients, sorted."""
@@ -155,10 +155,10 @@ class MaskedCounts:
             raise ConfigError("the server asked for a sum of masked counts that lacks this client")
         return names
 
-    def _keep(self, **facts: Any) -> None:
-        self._kept |= facts
+    def _store(self, **facts: Any) -> None:
+        self._stored |= facts
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        replace_file(self._file, json.dumps(self._kept), mode=0o600)
+        replace_file(self._file, json.dumps(self._stored), mode=0o600)
 
 
 def signed(numbers: NDArray[np.uint64]) -> list[int]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from fedvision.errors import RunError
 
 log = logging.getLogger("fedvision.deployment")
-_SAY_AGAIN_S, _SAY_LONGEST_S = 60.0, 3600.0
+_LOG_AGAIN_S, _LOG_LONGEST_S = 60.0, 3600.0
 """Seconds between the first two lines on one failure, doubled from line to line up to an hour."""
 _SHORTEST_S = 0.25
 _HELD_S = 10.0
@@ -41,16 +41,16 @@ class RetryBackoff:
         self._limit, self._longest, self._clock, self._sleep = limit, longest, clock, sleep
         self._pause = _SHORTEST_S
         self._since: float | None = None
-        self._said = self._held = float("-inf")
-        self._unsaid, self._told, self._quiet = 0, False, 0.0
+        self._logged = self._held = float("-inf")
+        self._unlogged, self._reported, self._log_pause = 0, False, 0.0
 
     def success(self) -> bool:
         """Note that it works; return whether there is something to say about it."""
         first, self._held = self._held == float("-inf"), self._clock()
-        if self._told and self._since is not None:
+        if self._reported and self._since is not None:
             log.warning("the server is there again after %.0f s", self._clock() - self._since)
             first = True
-        self._since, self._told = None, False
+        self._since, self._reported = None, False
         return first
 
     def wait(self, reason: str | Callable[[], str]) -> None:
@@ -67,24 +67,24 @@ class RetryBackoff:
         if self._since is None:
             self._since = now
             if now - self._held >= _HELD_S:
-                self._pause, self._quiet = _SHORTEST_S, 0.0
+                self._pause, self._log_pause = _SHORTEST_S, 0.0
         waited = now - self._since
         if self._limit and waited >= self._limit:
             raise RunError(
-                f"{_said(reason)}; given up after {waited:.0f} s (superlink.retry_for is {self._limit:g})"
+                f"{_text(reason)}; given up after {waited:.0f} s (superlink.retry_for is {self._limit:g})"
             )
-        if now - self._said >= max(self._quiet, _SAY_AGAIN_S):
+        if now - self._logged >= max(self._log_pause, _LOG_AGAIN_S):
             since = f" since {waited:.0f} s" if waited >= 1 else ""
-            more = f" ({self._unsaid} failures more since this was last said)" if self._unsaid else ""
-            log.warning("%s; trying again%s%s", _said(reason), since, "" if since else more)
-            self._quiet = min(max(self._quiet * 2, _SAY_AGAIN_S), _SAY_LONGEST_S)
-            self._said, self._unsaid, self._told = now, 0, True
+            more = f" ({self._unlogged} failures more since this was last said)" if self._unlogged else ""
+            log.warning("%s; trying again%s%s", _text(reason), since, "" if since else more)
+            self._log_pause = min(max(self._log_pause * 2, _LOG_AGAIN_S), _LOG_LONGEST_S)
+            self._logged, self._unlogged, self._reported = now, 0, True
         else:
-            self._unsaid += 1
+            self._unlogged += 1
         # Clients that lost the same server do not all come back at the same instant.
         self._sleep(self._pause * random.uniform(0.8, 1.2))
         self._pause = min(self._pause * 2, self._longest)
 
 
-def _said(reason: str | Callable[[], str]) -> str:
+def _text(reason: str | Callable[[], str]) -> str:
     return reason if isinstance(reason, str) else reason()

@@ -66,13 +66,13 @@ class Reply:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._about, self._told = path.with_suffix(".json"), path.with_suffix(".notes")
+        self._about, self._notes = path.with_suffix(".json"), path.with_suffix(".notes")
 
     def layout(self, task: str) -> str | None:
         """Return the layout of the reply to a task by its digest, or None where the last one was another."""
-        kept = _table(self._about)
-        complete = self.path.exists() and self.path.stat().st_size == kept.get("bytes")
-        return str(kept["layout"]) if complete and kept.get("task") == task else None
+        stored = _table(self._about)
+        complete = self.path.exists() and self.path.stat().st_size == stored.get("bytes")
+        return str(stored["layout"]) if complete and stored.get("task") == task else None
 
     def keep(self, task: str, layout: str) -> None:
         """Remember to which task the tensors, which are written, are the answer."""
@@ -85,12 +85,12 @@ class Reply:
 
     def notes(self, task: str) -> tuple[str, ...] | None:
         """Return what the reply to a task tells of this client, None where that is not settled."""
-        kept = _table(self._told)
-        return tuple(map(str, kept.get("notes", ()))) if kept.get("task") == task else None
+        stored = _table(self._notes)
+        return tuple(map(str, stored.get("notes", ()))) if stored.get("task") == task else None
 
     def keep_notes(self, task: str, notes: tuple[str, ...]) -> None:
         """Settle what the reply to a task tells: made again, it must be the same reply."""
-        replace_file(self._told, json.dumps({"task": task, "notes": notes}), sync=False)
+        replace_file(self._notes, json.dumps({"task": task, "notes": notes}), sync=False)
 
 
 class StateDirectory:
@@ -140,8 +140,8 @@ class StateDirectory:
 
     def node(self, address: str) -> int:
         """Return which node of a server this client was, 0 where that is not known."""
-        kept = _table(self._folder / "node")
-        return int(kept.get("node", 0)) if kept.get("superlink") == address else 0
+        stored = _table(self._folder / "node")
+        return int(stored.get("node", 0)) if stored.get("superlink") == address else 0
 
     def keep_node(self, address: str, node: int) -> None:
         """Remember which node this client is."""
@@ -167,8 +167,8 @@ class StateDirectory:
 
     def session(self, reply: str) -> str:
         """Return under which session a reply was being sent, "" where its sending has not begun."""
-        kept = _table(self._inbox / "session")
-        return str(kept.get("session", "")) if kept.get("reply") == reply else ""
+        stored = _table(self._inbox / "session")
+        return str(stored.get("session", "")) if stored.get("reply") == reply else ""
 
     def keep_session(self, reply: str, session: str) -> None:
         """Remember under which session a reply is being sent."""

@@ -63,8 +63,8 @@ def _work(trainer: Trainer, message: Message, context: Context) -> RecordDict:
     )
     may_come.check(layout)
     content = trainer.do(kind, layout.client, message_format.unpack(layout, blob))
-    told = message_format.describe(content)
-    return pack_message(told, pack_tensors(message_format.TensorSource(content, told)), ordered=False)
+    header = message_format.describe(content)
+    return pack_message(header, pack_tensors(message_format.TensorSource(content, header)), ordered=False)
 
 
 for register in (

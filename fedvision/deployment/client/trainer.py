@@ -40,7 +40,7 @@ from fedvision.data.dataset import Dataset
 from fedvision.deployment.client import local_shards
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.local_data import stamp
-from fedvision.deployment.client.local_shards import OwnShards, on_this_machine, told_counts
+from fedvision.deployment.client.local_shards import OwnShards, on_this_machine, reported_counts
 from fedvision.deployment.client.masks import MaskedCounts
 from fedvision.deployment.client.redaction import cause
 from fedvision.deployment.run_manifest import RunManifest
@@ -90,8 +90,8 @@ class Trainer:
         self._stamp = stamp(self.client)
         self._own = own = local_shards.read_own(self.client)
         height, width, channels = own.train.images.shape[1:]
-        told = f"{len(own.train):,} training images of {height} x {width} x {channels}"
-        return {"images": f"{told} in {len(own.classes)} classes", "notices": list(own.notices)}
+        summary = f"{len(own.train):,} training images of {height} x {width} x {channels}"
+        return {"images": f"{summary} in {len(own.classes)} classes", "notices": list(own.notices)}
 
     def open(self, table: Mapping[str, Any]) -> dict[str, Any]:
         """Make ready what a run's tasks share; images are read again only where their files have changed.
@@ -125,8 +125,8 @@ class Trainer:
         self._facts = facts
         sent = self._worker.updates.received
         expected = message_format.Expected.of_model(codec.ARRAYS, sent, sent)
-        told = self._told_of()
-        changed = told.exists() and told.read_text() != (self._stamp or "")
+        marker = self._reported_images()
+        changed = marker.exists() and marker.read_text() != (self._stamp or "")
         return {"expected": {kind: expected.to_text() for kind in _WITH_MODEL}, "changed": changed}
 
     def answer(self, kind: str, layout: str, task: Path, reply: Path) -> dict[str, Any]:
@@ -135,17 +135,17 @@ class Trainer:
         Raises:
             FedVisionError: The task failed; the sentence names stage and cause.
         """
-        heard = message_format.MessageHeader.from_text(layout)
-        content = message_format.unpack(heard, _mapped(task, heard.size))
+        header = message_format.MessageHeader.from_text(layout)
+        content = message_format.unpack(header, _mapped(task, header.size))
         began = time.perf_counter()
-        answered = self.do(kind, heard.client, content)
+        result = self.do(kind, header.client, content)
         worked = time.perf_counter() - began
-        told = message_format.describe(answered)
-        source = message_format.TensorSource(answered, told)
+        reply_header = message_format.describe(result)
+        source = message_format.TensorSource(result, reply_header)
         with reply.open("wb") as file:
             for start in range(0, source.size, message_format.PIECE):
                 file.writelines(source.views(start, min(start + message_format.PIECE, source.size)))
-        return {"layout": told.to_text(), "worked": worked}
+        return {"layout": reply_header.to_text(), "worked": worked}
 
     def do(self, kind: str, client: int, content: RecordDict) -> RecordDict:
         """Do one task and return the reply's content.
@@ -163,12 +163,12 @@ class Trainer:
         if kind == codec.CLIENT_INFO:
             return self._introduce(client)
         if kind == sharing.MASKED:
-            return self._tell_masked(content, client)
+            return self._masked_counts(content, client)
         if name := codec.algorithm_name(content):
             self.client.permit("client_algorithm", name)
         if kind == STATISTIC:
-            return self._tell_statistic(content, client)
-        answered = _ask(self._worker, kind, content, client)
+            return self._statistic(content, client)
+        answered = _run_app(self._worker, kind, content, client)
         if kind == "evaluate":
             return self._guard(answered, kind, content)
         if evaluation := codec.unload(answered):
@@ -178,14 +178,14 @@ class Trainer:
     def _introduce(self, client: int) -> RecordDict:
         assert self._worker
         assert self._facts
-        counts = told_counts(
+        counts = reported_counts(
             self._worker.counts(client),
             self.client.share,
             self._folder(self._facts) / "counts.json",
             needed=self._worker.config.loss.prior == "global",
         )
-        self._told_of().parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self._told_of(), self._stamp or "")
+        self._reported_images().parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self._reported_images(), self._stamp or "")
         entry = codec.ClientInfo(client=client, counts=counts, sharing=self.client.share.counts)
         if entry.sharing == "masked":
             own, masks = sum(self._worker.counts(client)), self._masks()
@@ -198,13 +198,13 @@ class Trainer:
                 )
         return codec.encode_client_info(entry)
 
-    def _tell_masked(self, content: RecordDict, client: int) -> RecordDict:
+    def _masked_counts(self, content: RecordDict, client: int) -> RecordDict:
         assert self._worker
         if self.client.share.counts != "masked":
             raise ConfigError(f'share.counts is "{self.client.share.counts}" here, not "masked"')
         return self._masks().answer(content, self._worker.counts(client))
 
-    def _tell_statistic(self, content: RecordDict, client: int) -> RecordDict:
+    def _statistic(self, content: RecordDict, client: int) -> RecordDict:
         """Return a statistic's sums as the owner shares class counts, where he allows more than these."""
         assert self._worker
         use = statistic_codec.decode_spec(content).use
@@ -221,29 +221,29 @@ class Trainer:
                 f'share.counts is "{shared}" here: sums over its images are told where it is "plain", '
                 'or "masked" and a group of masked clients is complete'
             )
-        told = _ask(self._worker, STATISTIC, content, client)
+        computed = _run_app(self._worker, STATISTIC, content, client)
         if masks is None:
-            return told
+            return computed
         question = sharing.question(f"{STATISTIC}\n{statistic_codec.decode_spec(content)}", content)
         return statistic_codec.with_masked(
-            told, masks.hide(statistic_codec.numbers_to_mask(told), question), masks.group
+            computed, masks.hide(statistic_codec.numbers_to_mask(computed), question), masks.group
         )
 
-    def _guard(self, evaluation: RecordDict, kind: str, asked: RecordDict) -> RecordDict:
+    def _guard(self, evaluation: RecordDict, kind: str, content: RecordDict) -> RecordDict:
         """Return an evaluation as the owner shares class counts: its counts and its loss tell them."""
         if self.client.share.counts == "plain":
             return evaluation
         masks = self._masks() if self.client.share.counts == "masked" else None
         if masks is None or not masks.group:
             return sharing.drop_counts(evaluation)
-        masked = masks.hide(sharing.numbers_to_mask(evaluation), sharing.question(kind, asked))
+        masked = masks.hide(sharing.numbers_to_mask(evaluation), sharing.question(kind, content))
         return sharing.mask_counts(evaluation, masked, masks.group)
 
     def _masks(self) -> MaskedCounts:
         assert self._facts
         return MaskedCounts(self._folder(self._facts) / "masks.json", self._facts.run, self.client)
 
-    def _told_of(self) -> Path:
+    def _reported_images(self) -> Path:
         """Return the file that keeps of which images the server of this run was told."""
         assert self._facts
         return self._folder(self._facts) / "images"
@@ -252,7 +252,7 @@ class Trainer:
         return Path(self.client.state) / "runs" / facts.run
 
 
-def _ask(worker: ClientTrainer, kind: str, content: RecordDict, client: int) -> RecordDict:
+def _run_app(worker: ClientTrainer, kind: str, content: RecordDict, client: int) -> RecordDict:
     """Hand a message to the ClientApp, as any other carrier does."""
     internals.identify(1)
     message = Message(content, internals.SERVER_NODE, kind)

@@ -62,9 +62,9 @@ class TrainingProcess:
         )
         self._pending = b""
         self.generation += 1
-        self._say({"client": self._client.to_toml(), "folder": str(self._folder)})
+        self._send({"client": self._client.to_toml(), "folder": str(self._folder)})
 
-    def ask(self, request: Mapping[str, Any], *, limited: bool = True) -> dict[str, Any]:
+    def call(self, request: Mapping[str, Any], *, limited: bool = True) -> dict[str, Any]:
         """Send a request and wait for its answer.
 
         Args:
@@ -76,7 +76,7 @@ class TrainingProcess:
                 meets a new one.
         """
         self.start()
-        self._say(request)
+        self._send(request)
         line = self._wait(self._client.time_limit if limited else 0.0)
         answer: dict[str, Any] = json.loads(line)
         if answer.get("broken"):
@@ -92,7 +92,7 @@ class TrainingProcess:
             ConfigError: They cannot be read.
         """
         try:
-            found = self.ask({"images": True}, limited=False)
+            found = self.call({"images": True}, limited=False)
         except TaskFailed as error:
             raise ConfigError(f"{self._client.name}: the images of [data] cannot be used: {error}") from error
         for notice in found["notices"]:
@@ -112,7 +112,7 @@ class TrainingProcess:
                     pipe.close()
         self._process = None
 
-    def _say(self, request: Mapping[str, Any]) -> None:
+    def _send(self, request: Mapping[str, Any]) -> None:
         assert self._process
         assert self._process.stdin
         with suppress(BrokenPipeError):  # it died; _wait says so

@@ -149,16 +149,18 @@ class ApiGateway:
     def _on_wait(self, key: bytes, holders: Counter[bytes]) -> None:
         """Say who waits for room, and for whom."""
         names, removed = self._known(), "a removed client"
-        told = ", ".join(f"{names.get(holder, removed)} {bodies}" for holder, bodies in holders.most_common())
+        listed = ", ".join(
+            f"{names.get(holder, removed)} {bodies}" for holder, bodies in holders.most_common()
+        )
         what = "has waited 10 s for room to send to the server"
-        self._refusals.said(names.get(key, removed), what, f"; bodies under way: {told}")
+        self._refusals.log(names.get(key, removed), what, f"; bodies under way: {listed}")
 
     async def _pass_heartbeat(
         self, scope: Scope, body: list[bytes], seconds: float, receive: Receive, send: Send
     ) -> None:
         """Pass a heartbeat on; where Flower finds it good, the client may have again what it did not get."""
         statuses: list[int] = []
-        said = b"".join(body)
+        payload = b"".join(body)
 
         async def watched(message: MutableMapping[str, Any]) -> None:
             statuses.append(message.get("status", 0))
@@ -166,7 +168,7 @@ class ApiGateway:
 
         await self._app(scope, _replay(body, receive), watched)
         if statuses[:1] == [200]:
-            node = internals_superlink.heartbeat_node(said)
+            node = internals_superlink.heartbeat_node(payload)
             if again := await asyncio.to_thread(self._redeliver, node, seconds):
                 log.info("node %d did not get what it was given: %d messages are given again", node, again)
 
@@ -174,10 +176,10 @@ class ApiGateway:
         method, path = scope["method"], scope["path"]
         # The path as it came in must be the path that Flower will see: no %2e, no //, no ...
         plain = scope.get("raw_path", path.encode()) == path.encode()
-        asks_health = path == HEALTH and method == "GET"
-        if not plain or not (asks_health or (path in self._paths and method == "POST")):
+        is_health = path == HEALTH and method == "GET"
+        if not plain or not (is_health or (path in self._paths and method == "POST")):
             raise Refusal(403, "only clients' calls are served on this port")
-        if asks_health and _declared(scope) != 0:
+        if is_health and _declared(scope) != 0:
             # Nobody would read it, and uvicorn would wait for its end.
             raise Refusal(413, "a question for health has no body")
 
@@ -311,9 +313,9 @@ def _empty_for(scope: Scope) -> float | None:
     """Return for how many seconds a client has had no message in hand, None where it says nothing of it."""
     if not scope["path"].endswith("/send-node-heartbeat"):
         return None
-    said = dict(scope["headers"]).get(EMPTY_HEADER.encode(), b"")
+    declared = dict(scope["headers"]).get(EMPTY_HEADER.encode(), b"")
     try:
-        seconds = float(said)
+        seconds = float(declared)
     except ValueError:
         return None
     return seconds if 0 <= seconds < _LONG_S else None

@@ -29,10 +29,10 @@ from fedvision.formatting import plural
 from fedvision.runs.member_register import JOINED, LEFT, REFUSED, SERVER, MemberRegister
 from fedvision.server.phase_result import PhaseResult
 
-_TELLING = ("plain", "noisy")
+_REPORTING = ("plain", "noisy")
 _LOOK_S = 0.5
-_SAY_EVERY_S = 10.0
-_ASK_AGAIN_S = 60.0
+_NOTICE_EVERY_S = 10.0
+_RETRY_AFTER_S = 60.0
 """Seconds after which a machine that said no is asked again."""
 
 
@@ -54,7 +54,7 @@ class DeployedClientRegistry:
         register: Knows names, numbers and what was told; all that changes is written there first.
         run: The run's key.
         classes: C.
-        say: Is called with what a person may want to see now.
+        notify: Is called with what a person may want to see now.
         note: Is called with what shall also stand in the report.
         registered: Returns every client that may join, by name; empty where the SuperLink does not answer.
         needed: Whether the experiment's loss rests on the federation's class counts.
@@ -66,14 +66,14 @@ class DeployedClientRegistry:
         register: MemberRegister,
         run: str,
         classes: int,
-        say: Callable[[str], None],
+        notify: Callable[[str], None],
         note: Callable[[str], None],
         registered: Callable[[], Mapping[str, Registration]],
         *,
         needed: bool = False,
         authorities: Sequence[Certificate] = (),
     ) -> None:
-        self._register, self._classes, self._say, self._note = register, classes, say, note
+        self._register, self._classes, self._notify, self._note = register, classes, notify, note
         self._registered, self._needed = registered, needed
         self._by_name = {name: client for client, name in register.names.items()}
         sums = [MaskedSum.from_table(line) for line in register.sums]
@@ -85,7 +85,7 @@ class DeployedClientRegistry:
         self._refused: dict[int, float] = {}
         self._noted: dict[int, str] = {}
         self._here: set[int] = set()
-        self._unheard = {member.client for member in known}
+        self._unseen = {member.client for member in known}
         """Members that an earlier server knew, and that gave no sign of life since."""
         self._began = time.monotonic()
         self._checked = float("-inf")
@@ -108,7 +108,7 @@ class DeployedClientRegistry:
             return False
         if member.sharing == "masked":
             return client in self._masked or client in self._masked.waiting
-        return member.sharing not in _TELLING or member.counts is not None
+        return member.sharing not in _REPORTING or member.counts is not None
 
     def _is_member(self, client: int) -> bool:
         return self._is_known(client) and not (self._needed and client in self._masked.waiting)
@@ -129,10 +129,10 @@ class DeployedClientRegistry:
         return {known.group: known.clients for known in self._masked.sums}
 
     @property
-    def told(self) -> list[int]:
+    def with_counts(self) -> list[int]:
         """Members that tell their own class counts, as they are or with noise, rising."""
         members = self._register.members
-        return sorted(c for c in members if self._is_known(c) and members[c].sharing in _TELLING)
+        return sorted(c for c in members if self._is_known(c) and members[c].sharing in _REPORTING)
 
     @property
     def exact(self) -> bool:
@@ -141,8 +141,8 @@ class DeployedClientRegistry:
         return all(member.sharing == "plain" or member.client in self._masked for member in known)
 
     def table(self) -> NDArray[np.int64]:
-        """Return the images of each class of every client in ``told`` [K, C]."""
-        rows = [self._register.members[client].counts for client in self.told]
+        """Return the images of each class of every client in ``images`` [K, C]."""
+        rows = [self._register.members[client].counts for client in self.with_counts]
         return np.array(rows, np.int64).reshape(len(rows), self._classes)
 
     def client(self, node: int) -> int:
@@ -160,28 +160,28 @@ class DeployedClientRegistry:
     def present(self, grid: Grid) -> list[int]:
         """Return the members that are online, rising; waits while there are fewer than ``least``."""
         assert isinstance(grid, SuperLinkGrid)
-        said = float("-inf")
+        last_notice = float("-inf")
         while True:
             online = grid.names()
             if not self.settled and (len(online) >= self.least or len(self) >= self.least):
                 self._admit(grid, online)
-            members = self._joined() - self._not_heard_yet(online)
+            members = self._joined() - self._not_seen_yet(online)
             here = sorted(self.numbers[node] for node in online if self.numbers.get(node) in members)
             self._compare(here)
             if len(here) >= self.least:
                 return here
-            if time.monotonic() - said > _SAY_EVERY_S:
-                said = time.monotonic()
-                self._say(self._waiting(online))
+            if time.monotonic() - last_notice > _NOTICE_EVERY_S:
+                last_notice = time.monotonic()
+                self._notify(self._waiting(online))
             time.sleep(_LOOK_S)
 
-    def _not_heard_yet(self, online: Mapping[int, str]) -> set[int]:
+    def _not_seen_yet(self, online: Mapping[int, str]) -> set[int]:
         """Return the members that have not found this server: they count as online for a while."""
-        if self._unheard & {self.numbers.get(node) for node in online}:
+        if self._unseen & {self.numbers.get(node) for node in online}:
             seen, since = self._last_seen(), time.monotonic() - self._began
-            ages = {client: seen.get(self.name(client)) for client in self._unheard}
-            self._unheard = {client for client, age in ages.items() if age is None or age >= since}
-        return self._unheard
+            ages = {client: seen.get(self.name(client)) for client in self._unseen}
+            self._unseen = {client for client, age in ages.items() if age is None or age >= since}
+        return self._unseen
 
     def _last_seen(self) -> dict[str, float | None]:
         return {name: found.seen for name, found in self._registered().items()}
@@ -200,7 +200,7 @@ class DeployedClientRegistry:
                 self._note(f"{self.name(client)} ({client}) is there again")
         self._here = set(here)
         away = [client for client, member in members.items() if member.status == LEFT]
-        if away and time.monotonic() - self._checked > _SAY_EVERY_S:
+        if away and time.monotonic() - self._checked > _NOTICE_EVERY_S:
             self._note_revoked(away)
 
     def _note_revoked(self, clients: Sequence[int]) -> bool:
@@ -222,21 +222,21 @@ class DeployedClientRegistry:
             node: name
             for node, name in online.items()
             if not self._is_known(self.numbers.get(node, -1))
-            and now - self._refused.get(node, float("-inf")) > _ASK_AGAIN_S
+            and now - self._refused.get(node, float("-inf")) > _RETRY_AFTER_S
         }
         if new:
-            self._ask(grid, new, now)
+            self._query(grid, new, now)
         self._masked.leave([c for c, (node, _) in self._masked.waiting.items() if node not in online])
         if found := self._masked.gather(grid, self._leave_out):
-            self._register.told_together(found.to_table())
+            self._register.add_sum(found.to_table())
 
-    def _ask(self, grid: SuperLinkGrid, new: Mapping[int, str], now: float) -> None:
+    def _query(self, grid: SuperLinkGrid, new: Mapping[int, str], now: float) -> None:
         self._number(new)
         keys = {found.node: found.key for found in self._registered().values()}
         exchange = PhaseResult(client_registry=UnknownClients(), stage="data")
         messages = [Message(RecordDict(), node, codec.CLIENT_INFO) for node in new]
         # Who asks to join a run that is going on must not hold it up.
-        patience = None if len(self) < self.least else _ASK_AGAIN_S
+        patience = None if len(self) < self.least else _RETRY_AFTER_S
         for reply in exchange.send(grid, messages, timeout=patience):
             node = reply.metadata.src_node_id
             entry = codec.decode_client_info(reply.content)
@@ -265,12 +265,12 @@ class DeployedClientRegistry:
                 self._leave_out(client, str(error), key)
                 return
         self._register.joined(client, name, key, node=node, sharing=entry.sharing)
-        told = ""
-        if entry.sharing in _TELLING:
-            self._register.told(client, entry.counts)
-            told = f" with {plural(sum(entry.counts), 'training image')}"
+        images = ""
+        if entry.sharing in _REPORTING:
+            self._register.add_counts(client, entry.counts)
+            images = f" with {plural(sum(entry.counts), 'training image')}"
         if self._register.round:
-            self._note(f"{name} ({client}) joined{told}")
+            self._note(f"{name} ({client}) joined{images}")
 
     def _leave_out(self, client: int, reason: str, key: str = "") -> None:
         """Say that a client cannot take part, and ask it again after a while."""
@@ -290,8 +290,8 @@ class DeployedClientRegistry:
 
     def _waiting(self, online: Mapping[int, str]) -> str:
         masked = [self.name(client) for client in sorted(self._masked.waiting)]
-        unheard = {self.name(client) for client in self._unheard}
-        there = {name for node, name in online.items() if node not in self._refused} - unheard - set(masked)
+        unseen = {self.name(client) for client in self._unseen}
+        there = {name for node, name in online.items() if node not in self._refused} - unseen - set(masked)
         others = [
             f"{name} {_ago(seconds)}"
             for name, seconds in sorted(self._last_seen().items())

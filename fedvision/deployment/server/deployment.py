@@ -49,7 +49,7 @@ from fedvision.types import State
 
 log = logging.getLogger("fedvision.deployment")
 _GIVE_UP_S = 300.0
-_SAY_S = 8.0
+_NOTICE_AFTER_S = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Deployment(RunRecorder):
         self._saving: Future[None] | None = None
         self._register = folder.members()
         self._members: DeployedClientRegistry | None = None
-        self._told = 0
+        self._reported = 0
 
     def run(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
         """Run the rounds that are left on a SuperLink that is up.
@@ -152,7 +152,7 @@ class Deployment(RunRecorder):
         """Write who failed in a round, and how the images are spread if somebody joined or told more."""
         for item in record["refused"]:
             self._register.failed(item["client"], item["stage"], item["reason"])
-        if self._members is not None and len(self._register.lines) > self._told:
+        if self._members is not None and len(self._register.lines) > self._reported:
             self._record_spread(self._members)
 
     def _save(self, round: int, tensors: Mapping[str, State], values: Mapping[str, Any]) -> None:
@@ -180,11 +180,11 @@ class Deployment(RunRecorder):
         facts: dict[str, Any] = {"digest": "", "classes": list(self.experiment.dataset.classes)}
         # What is shown of one client alone; the totals are those of the numbers as they were told.
         facts |= {"counts": members.table().clip(min=0), "left_out": 0}
-        facts |= {"clients": len(members), "shown": members.told, "exact": members.exact}
-        if withheld := len(members) - len(members.told):
+        facts |= {"clients": len(members), "shown": members.with_counts, "exact": members.exact}
+        if withheld := len(members) - len(members.with_counts):
             facts |= {"withheld": withheld}
         self.record_split({**facts, "totals": list(members.counts)}, np.array(members.counts))
-        self._told = len(self._register.lines)
+        self._reported = len(self._register.lines)
 
     def _rounds(
         self, link: RunLink, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int
@@ -296,16 +296,16 @@ class _Restoring:
     Args:
         process: The SuperLink's process, or None where somebody else runs it.
         note: Is called with what shall stand in the report.
-        say: Is called with what a person may want to see now.
+        notify: Is called with what a person may want to see now.
     """
 
     def __init__(
         self,
         process: SuperlinkProcess | None,
         note: Callable[[str], None],
-        say: Callable[[str], None] = lambda text: None,
+        notify: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._process, self._note, self._say = process, note, say
+        self._process, self._note, self._notify = process, note, notify
         self._since = self._last = self._error_of = float("-inf")
 
     def __call__(self, error: LinkDown) -> None:
@@ -313,9 +313,11 @@ class _Restoring:
         if now - self._last > 2 * BEAT_S:
             self._since = self._error_of = now
         self._last = now
-        if now - self._error_of >= _SAY_S:
+        if now - self._error_of >= _NOTICE_AFTER_S:
             self._error_of = now
-            self._say(f"the SuperLink does not answer for {now - self._since:.0f} s: {error}; trying again")
+            self._notify(
+                f"the SuperLink does not answer for {now - self._since:.0f} s: {error}; trying again"
+            )
         if now - self._since > _GIVE_UP_S:
             raise RunError(f"the SuperLink does not answer for {_GIVE_UP_S:.0f} s: {error}") from error
         if self._process is not None and self._process.ensure():

@@ -218,7 +218,7 @@ class RateLimitedLog:
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = monotonic) -> None:
         self._logger, self._clock = logger, clock
-        self._said: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
+        self._logged: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
 
     def refused(self, peer: str, reason: str, detail: str = "") -> None:
         """Say that a peer was refused, and how often since it was last said.
@@ -228,17 +228,17 @@ class RateLimitedLog:
             reason: Why; one of few texts.
             detail: What differs from time to time: it does not make a refusal a new one.
         """
-        self.said(f"refused {peer}", reason, detail)
+        self.log(f"refused {peer}", reason, detail)
 
-    def said(self, who: str, what: str, detail: str = "") -> None:
+    def log(self, who: str, what: str, detail: str = "") -> None:
         """Say something of somebody, as ``refused``."""
         now = self._clock()
-        then, silent = self._said.pop((who, what), (float("-inf"), 0))
+        then, suppressed = self._logged.pop((who, what), (float("-inf"), 0))
         if now - then < _QUIET_S:
-            self._said[who, what] = (then, silent + 1)
+            self._logged[who, what] = (then, suppressed + 1)
             return
-        more = f" ({silent} times more since it was last said)" if silent else ""
+        more = f" ({suppressed} times more since it was last said)" if suppressed else ""
         self._logger.warning("%s: %s%s%s", who, what, detail, more)
-        self._said[who, what] = (now, 0)
-        if len(self._said) > _PEERS:
-            self._said.popitem(last=False)
+        self._logged[who, what] = (now, 0)
+        if len(self._logged) > _PEERS:
+            self._logged.popitem(last=False)

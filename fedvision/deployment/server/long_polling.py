@@ -20,8 +20,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-TASK_ASKED, TASK_SENT = "/v1/fleet/pull-messages", "/v1/runtime/push-messages"
-REPLY_ASKED, REPLY_SENT = "/v1/runtime/pull-messages", "/v1/fleet/push-messages"
+TASK_REQUESTED, TASK_SENT = "/v1/fleet/pull-messages", "/v1/runtime/push-messages"
+REPLY_REQUESTED, REPLY_SENT = "/v1/runtime/pull-messages", "/v1/fleet/push-messages"
 OBJECT_SENT = "/v1/fleet/push-object"
 _CLIENT_S, _SERVER_S, _SURELY_S = 1.0, 0.5, 5.0
 """How long a client's question and the server's are held, and after which time a client's is passed on."""
@@ -60,15 +60,15 @@ class LongPolling:
     def __init__(self, app: App) -> None:
         self._app = app
         self._tasks, self._replies = Notifier(), Notifier()
-        self._asked: dict[bytes, tuple[int, float]] = {}
-        self._heard = 0
+        self._empty_polls: dict[bytes, tuple[int, float]] = {}
+        self._last_rung = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         path = scope.get("path")
-        if path == TASK_ASKED:
+        if path == TASK_REQUESTED:
             await self._client(scope, receive, send)
-        elif path == REPLY_ASKED:
+        elif path == REPLY_REQUESTED:
             await self._server(scope, receive, send)
         else:
             await self._app(scope, receive, send)
@@ -81,7 +81,7 @@ class LongPolling:
         """Hold a client's question if the last one found nothing and nothing was sent since."""
         key = next((value for name, value in scope["headers"] if name == PUBLIC_KEY_HEADER), b"")
         now = asyncio.get_running_loop().time()
-        rung, since = self._asked.get(key, (-1, now))
+        rung, since = self._empty_polls.get(key, (-1, now))
         if rung == self._tasks.rung and now - since < _SURELY_S:
             await self._tasks.wait(rung, _CLIENT_S)
             await _nothing(send)
@@ -94,15 +94,15 @@ class LongPolling:
             answered = answered or (message.get("status") == 200 and _size(message) == 0)
             await send(message)
 
-        self._asked.pop(key, None)
+        self._empty_polls.pop(key, None)
         await self._app(scope, receive, watched)
         if answered:
-            self._asked[key] = (rung, now)
+            self._empty_polls[key] = (rung, now)
 
     async def _server(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold the server's question for a moment; it is always passed on, as errors make no noise."""
-        await self._replies.wait(self._heard, _SERVER_S)
-        self._heard = self._replies.rung
+        await self._replies.wait(self._last_rung, _SERVER_S)
+        self._last_rung = self._replies.rung
         await self._app(scope, receive, send)
 
 

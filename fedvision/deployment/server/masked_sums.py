@@ -58,15 +58,15 @@ class MaskedSums:
     Args:
         run: The run's key.
         classes: C.
-        kept: Sums of an earlier server of this run.
+        stored: Sums of an earlier server of this run.
         authorities: Who vouches for clients; none leaves that to the clients, who ask the same.
     """
 
     def __init__(
-        self, run: str, classes: int, kept: Sequence[MaskedSum], authorities: Sequence[Certificate]
+        self, run: str, classes: int, stored: Sequence[MaskedSum], authorities: Sequence[Certificate]
     ) -> None:
         self._run, self._classes, self._authorities = run, classes, authorities
-        self.sums = list(kept)
+        self.sums = list(stored)
         self.waiting: dict[int, tuple[int, ClientInfo]] = {}
         """Clients that are in no sum yet: node and what it said."""
         self.missing: list[str] = []
@@ -110,9 +110,9 @@ class MaskedSums:
             bound, refused = self._agree(grid)
             clients = () if refused else self._next_group(bound)
             if clients:
-                told, refused = self._ask(grid, clients)
+                masked, refused = self._collect(grid, clients)
                 if not refused:
-                    return self._sum(clients, told, note)
+                    return self._sum(clients, masked, note)
             for client, reason in refused.items():
                 del self.waiting[client]
                 note(client, reason)
@@ -123,7 +123,7 @@ class MaskedSums:
     def _agree(self, grid: Grid) -> tuple[dict[int, list[AdvertisedKey]], dict[int, str]]:
         """Ask all that wait whether they go together; return the cards that bind each, and refusals."""
         bound: dict[int, list[AdvertisedKey]] = {}
-        replies, refused = self._send(grid, sorted(self.waiting), only_asks=True)
+        replies, refused = self._send(grid, sorted(self.waiting), agreement_only=True)
         for client, content in replies.items():
             try:
                 bound[client] = [AdvertisedKey.from_table(table) for table in sharing.decode_group(content)]
@@ -152,30 +152,32 @@ class MaskedSums:
         return AdvertisedKey.from_table(self.waiting[client][1].card)
 
     def _send(
-        self, grid: Grid, clients: Sequence[int], *, only_asks: bool = False
+        self, grid: Grid, clients: Sequence[int], *, agreement_only: bool = False
     ) -> tuple[dict[int, RecordDict], dict[int, str]]:
         """Send some clients' cards to all of them; return the replies and the refusals, by client."""
         cards = [self.waiting[client][1].card for client in clients]
-        content = sharing.encode_group(cards, only_asks=only_asks)
+        content = sharing.encode_group(cards, agreement_only=agreement_only)
         by_node = {self.waiting[client][0]: client for client in clients}
         exchange = PhaseResult(client_registry=UnknownClients(), stage="data")
         messages = [Message(content, node, sharing.MASKED) for node in by_node]
         replies = {by_node[r.metadata.src_node_id]: r.content for r in exchange.send(grid, messages)}
         return replies, {by_node[item["client"]]: str(item["reason"]) for item in exchange.refused}
 
-    def _ask(self, grid: Grid, clients: Sequence[int]) -> tuple[dict[int, NDArray[np.int64]], dict[int, str]]:
+    def _collect(
+        self, grid: Grid, clients: Sequence[int]
+    ) -> tuple[dict[int, NDArray[np.int64]], dict[int, str]]:
         replies, refused = self._send(grid, clients)
-        told = {client: sharing.decode_masked(content) for client, content in replies.items()}
-        odd = [client for client, numbers in told.items() if len(numbers) != self._classes]
-        return told, refused | dict.fromkeys(odd, "its masked class counts are not one for each class")
+        masked = {client: sharing.decode_masked(content) for client, content in replies.items()}
+        odd = [client for client, numbers in masked.items() if len(numbers) != self._classes]
+        return masked, refused | dict.fromkeys(odd, "its masked class counts are not one for each class")
 
     def _sum(
         self,
         clients: Sequence[int],
-        told: Mapping[int, NDArray[np.int64]],
+        masked: Mapping[int, NDArray[np.int64]],
         note: Callable[[int, str], None],
     ) -> MaskedSum | None:
-        counts = added([told[client] for client in clients])
+        counts = added([masked[client] for client in clients])
         entries = [self.waiting.pop(client)[1] for client in clients]
         if not sharing.unmasked(counts, sum(entry.images for entry in entries)):
             for client in clients:

@@ -42,22 +42,22 @@ class RepeatFilter(logging.Filter):
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._said: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
+        self._logged: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
         self._places = TokenBuckets(_RATE, _BURST, clock)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a line is written, and add how often it was not."""
         place = f"{record.pathname}:{record.lineno}"
         kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
-        told = (place, f"{kind} {record.getMessage()}")
+        key = (place, f"{kind} {record.getMessage()}")
         now = self._clock()
-        then, silent = self._said.pop(told, (float("-inf"), 0))
+        then, suppressed = self._logged.pop(key, (float("-inf"), 0))
         allowed = now - then >= _QUIET_S and self._places.take(place)
-        self._said[told] = (now, 0) if allowed else (then, silent + 1)
-        if len(self._said) > _TEXTS:
-            self._said.popitem(last=False)
-        if allowed and silent:
-            record.msg = f"{record.getMessage()} ({silent} times more since it was last said)"
+        self._logged[key] = (now, 0) if allowed else (then, suppressed + 1)
+        if len(self._logged) > _TEXTS:
+            self._logged.popitem(last=False)
+        if allowed and suppressed:
+            record.msg = f"{record.getMessage()} ({suppressed} times more since it was last said)"
             record.args = None
         return allowed
 

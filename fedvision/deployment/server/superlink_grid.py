@@ -320,12 +320,12 @@ def expected_replies(
             occur travel only where they take less, so that the bound holds for both.
         measured: Whether replies to training messages bring them, too.
     """
-    told = 8 * math.prod(counts) + (1 << 16)
+    evaluation_bytes = 8 * math.prod(counts) + (1 << 16)
     train = message_format.Expected.of_model(
-        codec.ARRAYS, updates.sent, updates.received, told if measured else 0
+        codec.ARRAYS, updates.sent, updates.received, evaluation_bytes if measured else 0
     )
     return {
         "train": train,
-        "evaluate": message_format.Expected(spare_bytes=told),
+        "evaluate": message_format.Expected(spare_bytes=evaluation_bytes),
         STATISTIC: message_format.Expected(spare_bytes=_STATISTIC_BYTES),
     }

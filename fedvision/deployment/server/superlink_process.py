@@ -19,7 +19,7 @@ from fedvision.errors import ConfigError, RunError
 
 log = logging.getLogger("fedvision.deployment")
 _PORT_S = 15.0
-_SAY_S = 10.0
+_NOTICE_AFTER_S = 10.0
 """Seconds of waiting after which it is said, and then after twice as many each time."""
 """How long the port of a server that was just killed may still be taken."""
 _ENDED_S = 10.0
@@ -128,14 +128,14 @@ class SuperlinkProcess:
             ConfigError: It does not start; its own sentence says why.
         """
         deadline = time.monotonic() + _PORT_S
-        with said_while(lambda: f"the SuperLink has not started yet; {self.place.log} is its log"):
-            while not (told := self._try()):
+        with notice_while(lambda: f"the SuperLink has not started yet; {self.place.log} is its log"):
+            while not (answer := self._try()):
                 # The one before us ends a moment after its server.
                 if "cannot listen there" not in self._last_line() or time.monotonic() > deadline:
                     raise ConfigError(f"the SuperLink did not start: {self._last_line()}")
                 time.sleep(0.3)
-        self.notice = told.get("notice", "")
-        self.place = replace(self.place, private=told["private"], public=told["public"])
+        self.notice = answer.get("notice", "")
+        self.place = replace(self.place, private=answer["private"], public=answer["public"])
 
     def _try(self) -> dict[str, str] | None:
         """Start the process and return its addresses, or None when it ended."""
@@ -150,13 +150,13 @@ class SuperlinkProcess:
                 start_new_session=True,
             )
         assert self._process.stdout
-        told: dict[str, str] = {}
+        values: dict[str, str] = {}
         for line in self._process.stdout:
             key, _, value = line.strip().partition(" ")
             if key == "ready":
                 self._process.stdout.close()
-                return told
-            told[key] = value
+                return values
+            values[key] = value
         self._process.wait()
         self._close()
         return None
@@ -219,20 +219,20 @@ class SuperlinkProcess:
 
 
 @contextmanager
-def said_while(what: Callable[[], str]) -> Iterator[None]:
+def notice_while(what: Callable[[], str]) -> Iterator[None]:
     """Say what is being waited for while the block lasts: after 10 s, and then ever more rarely."""
     over = threading.Event()
 
-    def speak() -> None:
-        waited, pause = 0.0, _SAY_S
+    def log_waiting() -> None:
+        waited, pause = 0.0, _NOTICE_AFTER_S
         while not over.wait(pause):
             waited, pause = waited + pause, 2 * pause
             log.warning("%s (waiting since %.0f s)", what(), waited)
 
-    speaker = threading.Thread(target=speak, daemon=True)
-    speaker.start()
+    thread = threading.Thread(target=log_waiting, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         over.set()
-        speaker.join()
+        thread.join()

@@ -111,15 +111,15 @@ def push_bundle(client: ProtobufClient, path: str, bundle: Bundle) -> Sequence[b
         httpx.HTTPStatusError: The SuperLink has no such path, or says no.
         ValueError: Its answer is none.
     """
-    told: BundleResponse = client._unary_unary(
+    response: BundleResponse = client._unary_unary(
         path=path,
         rpc_method="/flwr.proto.Runtime/PushObject",
         request=bundle,
         response_type=BundleResponse,
     )
-    if len(told.stored) != len(bundle.requests):
+    if len(response.stored) != len(bundle.requests):
         raise ValueError("an answer for each object was expected")
-    return told.stored
+    return response.stored
 
 
 def _delimited(message: Any) -> bytes:

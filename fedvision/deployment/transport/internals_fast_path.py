@@ -128,45 +128,50 @@ class FastPath:
             return None
 
     def _push_to_file(
-        self, asked: PushObjectRequest, object_content: Sequence[memoryview], state: LinkState
+        self, body_request: PushObjectRequest, object_content: Sequence[memoryview], state: LinkState
     ) -> Any:
         store, size = state.object_store, sum(map(len, object_content))
-        if not isinstance(store, FileObjectStore) or not self._running(state, asked.run_id):
+        if not isinstance(store, FileObjectStore) or not self._running(state, body_request.run_id):
             raise ValueError("Flower answers this")
-        content = IN_FILE if store.bring(asked.object_id, object_content) else b"".join(object_content)
-        stored = state.store_object(asked.run_id, asked.session_id, asked.object_id, content)
+        content = IN_FILE if store.bring(body_request.object_id, object_content) else b"".join(object_content)
+        stored = state.store_object(
+            body_request.run_id, body_request.session_id, body_request.object_id, content
+        )
         if stored:
-            state.store_traffic(asked.run_id, bytes_sent=0, bytes_recv=size)
+            state.store_traffic(body_request.run_id, bytes_sent=0, bytes_recv=size)
         return PushObjectResponse(stored=stored)
 
-    def _pull_from_file(self, asked: PullObjectRequest, state: LinkState) -> Answer | PullObjectResponse:
+    def _pull_from_file(
+        self, body_request: PullObjectRequest, state: LinkState
+    ) -> Answer | PullObjectResponse:
         store = state.object_store
-        path = store.file(asked.object_id) if isinstance(store, FileObjectStore) else None
-        if path is None or not self._running(state, asked.run_id):
-            return fleet_handlers.pull_object(request=asked, state=state)
+        path = store.file(body_request.object_id) if isinstance(store, FileObjectStore) else None
+        if path is None or not self._running(state, body_request.run_id):
+            return fleet_handlers.pull_object(request=body_request, state=state)
         size = path.stat().st_size
-        state.store_traffic(asked.run_id, bytes_sent=size, bytes_recv=0)
+        state.store_traffic(body_request.run_id, bytes_sent=size, bytes_recv=0)
         return _before_content(size), path
 
-    def _push_bundle(self, asked: Bundle, state: LinkState) -> BundleResponse:
+    def _push_bundle(self, body_request: Bundle, state: LinkState) -> BundleResponse:
         """Take a client's small objects, as Flower's handler takes each."""
-        (run_id,) = {request.run_id for request in asked.requests}
+        (run_id,) = {request.run_id for request in body_request.requests}
         if not self._running(state, run_id):
             raise ValueError("Flower answers this")
-        stored = store_together(state, run_id, asked)
+        stored = store_together(state, run_id, body_request)
         size = sum(
-            len(request.object_content) * kept for request, kept in zip(asked.requests, stored, strict=True)
+            len(request.object_content) * accepted
+            for request, accepted in zip(body_request.requests, stored, strict=True)
         )
         if size:
             state.store_traffic(run_id, bytes_sent=0, bytes_recv=size)
         return BundleResponse(stored)
 
     @staticmethod
-    def _push_servers_bundle(asked: Bundle, state: LinkState, task: Any) -> BundleResponse:
+    def _push_servers_bundle(body_request: Bundle, state: LinkState, task: Any) -> BundleResponse:
         """Take the server's small objects, as Flower's handler takes each."""
-        if asked.node.node_id != SUPERLINK_NODE_ID:
+        if body_request.node.node_id != SUPERLINK_NODE_ID:
             raise ValueError("Flower answers this")
-        return BundleResponse(store_together(state, task.run_id, asked))
+        return BundleResponse(store_together(state, task.run_id, body_request))
 
     def _running(self, state: LinkState, run_id: int) -> bool:
         """Return whether a run is going on, or was less than a second ago: to ask takes five statements."""
@@ -200,9 +205,9 @@ class _Call:
             body, given[self.aside] = split(parts, number)
         else:
             body = b"".join(parts)
-        asked = self.kind.FromString(body)
-        told = self.handle(asked, **given, **self.check(request, asked))
-        return told if isinstance(told, tuple) else (told.SerializeToString(), None)
+        body_request = self.kind.FromString(body)
+        result = self.handle(body_request, **given, **self.check(request, body_request))
+        return result if isinstance(result, tuple) else (result.SerializeToString(), None)
 
 
 def contract() -> Iterator[tuple[Callable[..., Any], tuple[None, ...], tuple[str, ...]]]:
@@ -224,20 +229,20 @@ def contract() -> Iterator[tuple[Callable[..., Any], tuple[None, ...], tuple[str
     yield LinkState.store_traffic, (None,) * 2, ("bytes_sent", "bytes_recv")
 
 
-def _client(request: Request, asked: Any) -> dict[str, Any]:
+def _client(request: Request, body_request: Any) -> dict[str, Any]:
     """Check a client's signature and number."""
-    request.state.protobuf_request = asked
+    request.state.protobuf_request = body_request
     authenticate_node(request)
     return {"state": get_linkstate(request)}
 
 
-def _client_at(request: Request, asked: Any) -> dict[str, Any]:
+def _client_at(request: Request, body_request: Any) -> dict[str, Any]:
     """Check as ``_client``, for handlers that want the store beside the state."""
-    found = _client(request, asked)
+    found = _client(request, body_request)
     return found | {"store": found["state"].object_store}
 
 
-def _server(request: Request, asked: Any) -> dict[str, Any]:
+def _server(request: Request, body_request: Any) -> dict[str, Any]:
     """Check the token of the process that is the run's ServerApp."""
     state = get_linkstate(request)
     return {"state": state, "task": authenticate_task(request, request.headers.get(TASK_TOKEN_HEADER), state)}

@@ -122,11 +122,11 @@ class FleetLink:
         request = heartbeat_pb2.SendNodeHeartbeatRequest(
             node=self._node(), heartbeat_interval=HEARTBEAT_SECONDS
         )
-        said = _IDLE_S.set(empty_for)
+        token = _IDLE_S.set(empty_for)
         try:
             return bool(call(self._client.SendNodeHeartbeat, request).success)
         finally:
-            _IDLE_S.reset(said)
+            _IDLE_S.reset(token)
 
     def deactivate(self) -> None:
         """Go offline at once, so that nobody waits for this client."""
@@ -186,10 +186,10 @@ class FleetLink:
                 message_object_trees=[tree],
                 clientapp_runtime_list=[seconds],
             )
-            told = call(self._client.PushMessages, request)
-            keep_session(told.session_id)
+            response = call(self._client.PushMessages, request)
+            keep_session(response.session_id)
             self._delivered.clear()
-            if not self._deliver(message, set(told.objects_to_push), objects, told.session_id):
+            if not self._deliver(message, set(response.objects_to_push), objects, response.session_id):
                 raise LinkDown("the server gave up waiting for the rest of the reply")
 
     def _deliver(self, message: Message, wanted: Set[str], objects: Mapping[str, Any], session: str) -> bool:

@@ -91,9 +91,9 @@ class BulkLink:
             LinkDown, LinkRefused, RunEnded: As ``pull``.
         """
         before = _before_content(request, piece.size)
-        told = self._call(_PUSH, [memoryview(before), *piece.views()])
+        response = self._call(_PUSH, [memoryview(before), *piece.views()])
         try:
-            return bool(PushObjectResponse.FromString(bytes(told)).stored)
+            return bool(PushObjectResponse.FromString(bytes(response)).stored)
         except DecodeError as error:
             raise LinkDown(f"what answers is no SuperLink ({error})") from error
 
@@ -149,10 +149,10 @@ def check_encoding() -> None:
     answer = PullObjectResponse(object_found=True, object_available=True, object_content=content)
     number = PullObjectResponse.DESCRIPTOR.fields_by_name["object_content"].number
     facts, parts = split([answer.SerializeToString()], number)
-    asked = PushObjectRequest(run_id=1, object_id="a" * 64, session_id="s")
-    told = PushObjectRequest.FromString(_before_content(asked, len(content)) + content)
-    asked.object_content = content
-    if b"".join(parts) != content or PullObjectResponse.FromString(facts).object_content or told != asked:
+    sample = PushObjectRequest(run_id=1, object_id="a" * 64, session_id="s")
+    parsed = PushObjectRequest.FromString(_before_content(sample, len(content)) + content)
+    sample.object_content = content
+    if b"".join(parts) != content or PullObjectResponse.FromString(facts).object_content or parsed != sample:
         raise ValueError("large objects are written differently")
 
 

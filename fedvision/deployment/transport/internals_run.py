@@ -189,11 +189,11 @@ class RunLink:
             in_store = {name for name, thing in objects.items() if self._stores(name, thing)}
             before_sending()
             request = runtime_pb2.PushAppMessagesRequest(messages_list=heads, message_object_trees=trees)
-            told = call(self._running().PushMessages, request)
-            wanted = set(told.objects_to_push)
+            response = call(self._running().PushMessages, request)
+            wanted = set(response.objects_to_push)
             objects = {name: thing for name, thing in in_order(objects).items() if name in wanted}
-            self._push_objects(objects, in_store, told.session_id)
-        return list(told.message_ids)
+            self._push_objects(objects, in_store, response.session_id)
+        return list(response.message_ids)
 
     def _push_objects(self, objects: Mapping[str, Any], in_store: Set[str], session: str) -> None:
         """Send objects, small ones together; one that the SuperLink can see as a file by its name alone."""

@@ -171,25 +171,25 @@ class FileObjectStore(InMemoryObjectStore):
             self.blob_store.keep_only(set())
             self._rewrite()
 
-    def _note(self, *words: str | int) -> None:
+    def _note(self, *values: str | int) -> None:
         if self._journal is None:  # what is noted is being replayed
             return
-        self._journal.write(json.dumps(words) + "\n")
+        self._journal.write(json.dumps(values) + "\n")
         self._lines += 1
         if self._lines > _LINES:
             self._rewrite()
 
     def _replay(self, line: str) -> None:
         try:
-            kind, *words = json.loads(line)
+            kind, *values = json.loads(line)
         except ValueError:  # the last line of a process that was killed while it wrote
             return
         if kind == _TREE:
-            super().preregister(words[0], ObjectTree.FromString(bytes.fromhex(words[1])))
+            super().preregister(values[0], ObjectTree.FromString(bytes.fromhex(values[1])))
         elif kind == _GONE:
-            self.delete(words[0])
+            self.delete(values[0])
         else:
-            self.delete_objects_in_run(words[0])
+            self.delete_objects_in_run(values[0])
 
     def _rewrite(self) -> None:
         """Write the journal anew: the messages that are there."""

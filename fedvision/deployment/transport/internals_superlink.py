@@ -62,7 +62,7 @@ PUSH_MESSAGES, PUSH_OBJECT = "/v1/fleet/push-messages", "/v1/fleet/push-object"
 CONFIRM = "/v1/fleet/confirm-message-received"
 NAMING = {PUSH_MESSAGES, CONFIRM}
 """The calls that name messages, whose nodes Flower does not compare with the one that signed."""
-ASK_RUN = "/v1/fleet/get-run"
+GET_RUN = "/v1/fleet/get-run"
 """One of ``fleet_paths``: a question that changes nothing."""
 NOT_ACTIVATED = int(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED)
 """Code that Flower's clients print when the server does not let them in."""
@@ -188,10 +188,12 @@ def names_another(path: str, body: bytes, owner: Callable[[str], int | None]) ->
 
     try:
         if path == PUSH_MESSAGES:
-            told = PushMessagesRequest.FromString(body)
-            return any(message.metadata.src_node_id != told.node.node_id for message in told.messages_list)
-        asked = ConfirmMessageReceivedRequest.FromString(body)
-        return owner(asked.message_object_id) not in (None, asked.node.node_id)
+            request = PushMessagesRequest.FromString(body)
+            return any(
+                message.metadata.src_node_id != request.node.node_id for message in request.messages_list
+            )
+        request = ConfirmMessageReceivedRequest.FromString(body)
+        return owner(request.message_object_id) not in (None, request.node.node_id)
     except DecodeError:  # Flower does not read it either
         return False
 
@@ -205,9 +207,9 @@ def owner(state: LinkState, message: str) -> int | None:
     if not hasattr(state, "session"):
         return None
     sent = select(MessageIns.dst_node_id).where(MessageIns.message_id == message)
-    told = select(MessageRes.src_node_id).where(MessageRes.message_id == message)
+    answered = select(MessageRes.src_node_id).where(MessageRes.message_id == message)
     with state.session() as session:
-        found = session.scalar(sent.union_all(told).limit(1))
+        found = session.scalar(sent.union_all(answered).limit(1))
     return None if found is None else int(int64_to_uint64(found))
 
 

@@ -45,7 +45,7 @@ _RECORD, _LAYOUT, _ORDER, _ORDERED, _BLOB = "packed", "layout", "order", "ordere
 _ENDED = {ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, ApiErrorCode.FLEET_GET_RUN_FAILED}
 Fetch = Callable[[str], bytes | memoryview]
 """Returns an object's content by id; raises ``NotDeliveredYet``."""
-_ASK_S = 1.0
+_WAIT_S = 1.0
 """Seconds after which a sender's objects are asked for although they seem not to be there."""
 _HEAD = 64
 """Bytes within which the words before a piece's bytes end: its kind and its length."""
@@ -98,9 +98,9 @@ def refusal(status: int, answer: str) -> LinkDown | LinkRefused | RunEnded:
         status: HTTP status.
         answer: The answer's body.
     """
-    said = FlowerError.from_json(answer)
-    text = (said.message if said else "") or f"HTTP status {status}"
-    if said and said.code in _ENDED:
+    flower_error = FlowerError.from_json(answer)
+    text = (flower_error.message if flower_error else "") or f"HTTP status {status}"
+    if flower_error and flower_error.code in _ENDED:
         return RunEnded(text)
     return (LinkDown if status >= 500 else LinkRefused)(text)
 
@@ -214,7 +214,7 @@ class IncomingMessage:
         here: Callable[[Sequence[str]], bool] = lambda names: True,
     ) -> None:
         self.head, self.tree, self._fetch, self._here = head, tree, fetch, here
-        self._asked = time.monotonic()
+        self._tried = time.monotonic()
         self.pieces: list[str] = []
         """Ids of the pieces in the order of the blob, once it is open."""
 
@@ -227,9 +227,9 @@ class IncomingMessage:
         """
         try:
             head_id, pieces = _parts(self.tree)
-            if not self._here(pieces) and time.monotonic() - self._asked < _ASK_S:
+            if not self._here(pieces) and time.monotonic() - self._tried < _WAIT_S:
                 raise NotDeliveredYet(head_id)
-            self._asked = time.monotonic()  # now and then all the same: it may be gone for good
+            self._tried = time.monotonic()  # now and then all the same: it may be gone for good
             record = ConfigRecord.inflate(bytes(self._fetch(head_id)))
             layout = MessageHeader.from_text(str(record[_LAYOUT]))
             order = [int(number) for number in record[_ORDER]]  # type: ignore[union-attr]

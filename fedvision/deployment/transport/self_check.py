@@ -103,7 +103,7 @@ def _exchange() -> None:
     names = (superlink.PUBLIC_KEY_HEADER, superlink.TIME_HEADER, superlink.SIGNATURE_HEADER)
     public, time, signature = (given[name] for name in names)
     _expect(superlink.is_signed(superlink.b64decode(public), time, signature), "a signature")
-    known = {superlink.PUSH_MESSAGES, superlink.PUSH_OBJECT, superlink.CONFIRM, superlink.ASK_RUN}
+    known = {superlink.PUSH_MESSAGES, superlink.PUSH_OBJECT, superlink.CONFIRM, superlink.GET_RUN}
     _expect(known <= superlink.fleet_paths(), "the list of a client's calls")
 
 

@@ -75,7 +75,7 @@ class RayEngine:
 
     @contextmanager
     def open(
-        self, host_factory: ClientHostFactory, *, run_id: int = 1, tell: OnNotice = print
+        self, host_factory: ClientHostFactory, *, run_id: int = 1, on_notice: OnNotice = print
     ) -> Iterator[Grid]:
         """Open a Grid over the recipe's clients.
 
@@ -91,9 +91,11 @@ class RayEngine:
                 run_id=run_id,
             )
             reference = ray.put(host_factory)
-            seats = plan(host_factory, self._workers, self._gpus, lambda: _rehearse(setup, reference), tell)
+            seats = plan(
+                host_factory, self._workers, self._gpus, lambda: _rehearse(setup, reference), on_notice
+            )
             pool = Pool(
-                lambda: _worker(setup, reference, seats), min(seats.workers, host_factory.clients), tell
+                lambda: _worker(setup, reference, seats), min(seats.workers, host_factory.clients), on_notice
             )
             try:
                 pool.wait()

@@ -55,7 +55,7 @@ class RayExchange:
         self._queue = TaskQueue(costs, most)
         self._outbox = RequestEncoder()
         self._deaths: Counter[int] = Counter()
-        self._told: set[int] = set()
+        self._delivered: set[int] = set()
 
     def run(self) -> Iterator[Message]:
         """Yield a reply for each message, and a second one, an error, where a client fails when run again.
@@ -129,7 +129,7 @@ class RayExchange:
             yield from self._bury(member, error)
             return
         member.jobs.popleft()
-        self._pool.tell_once(notices)
+        self._pool.notify_once(notices)
         for task, answer in zip(job.tasks, answers, strict=True):
             yield from self._take(member, task, answer)
         if sums is not None:
@@ -140,13 +140,13 @@ class RayExchange:
             self._queue.put_back([task])
             return
         if isinstance(answer, Failure) or not self._folds:
-            yield from self._tell(task, answer)
+            yield from self._deliver(task, answer)
             return
         member.folded.append(task)
         if member.held is None:
             member.held = (task, answer)
         else:
-            yield from self._tell(task, answer)
+            yield from self._deliver(task, answer)
 
     def _take_sums(self, member: PoolWorker, sums: Content) -> Iterator[Message]:
         assert member.held is not None, "a worker with sums has an answer to carry them"
@@ -155,13 +155,13 @@ class RayExchange:
         message = reply(answer, self._messages[task])
         for key, record in unpack(sums, partial(_fetch, member.actor)).items():
             message.content[key] = record
-        self._told.add(task)
+        self._delivered.add(task)
         yield message
 
-    def _tell(self, task: int, answer: Response) -> Iterator[Message]:
+    def _deliver(self, task: int, answer: Response) -> Iterator[Message]:
         """Yield an answer, but not the same good news twice."""
-        if task not in self._told or isinstance(answer, Failure):
-            self._told.add(task)
+        if task not in self._delivered or isinstance(answer, Failure):
+            self._delivered.add(task)
             yield reply(answer, self._messages[task])
 
     def _bury(self, member: PoolWorker, error: Exception) -> Iterator[Message]:
@@ -180,11 +180,11 @@ class RayExchange:
                 self._queue.put_back([task], alone=True)
                 continue
             reason = f"its process died {DEATHS} times: {self._pool.cause}"
-            yield from self._tell(task, Failure(internals.CLIENT_RAISED, reason))
+            yield from self._deliver(task, Failure(internals.CLIENT_RAISED, reason))
 
 
 def _fetch(actor: Any, place: int, key: str, name: str, start: int, stop: int, piece: int) -> list[Any]:
     """Ask a worker for a slice of an array that stayed there; return a reference to each piece."""
     count = -(-(stop - start) // piece)
-    asked = actor.part.options(num_returns=count).remote(place, key, name, start, stop, piece)
-    return list(asked) if count > 1 else [asked]
+    pieces = actor.part.options(num_returns=count).remote(place, key, name, start, stop, piece)
+    return list(pieces) if count > 1 else [pieces]

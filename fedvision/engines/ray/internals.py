@@ -94,14 +94,14 @@ def _with_stand_ins(start: Callable[..., Any]) -> Callable[..., Any]:
 
 def stand_ins(command: Sequence[str]) -> list[str]:
     """Return the scheduler's command line with other programs for its agents."""
-    options = dict(word.split("=", 1) for word in command if "=" in word)
+    options = dict(argument.split("=", 1) for argument in command if "=" in argument)
     folder, node = options.get("--session_dir"), options.get("--node_id")
     if not folder or not node:
         return list(command)
     program = [sys.executable, "-I", "-S", str(Path(__file__).with_name("agent.py")), folder, node]
     agents = {name: subprocess.list2cmdline([*program, *ports]) for name, ports in AGENTS.items()}
-    names = [word.split("=", 1)[0] for word in command]
+    names = [argument.split("=", 1)[0] for argument in command]
     return [
-        f"{name}={agents[name]}" if name in agents else word
-        for name, word in zip(names, command, strict=True)
+        f"{name}={agents[name]}" if name in agents else argument
+        for name, argument in zip(names, command, strict=True)
     ]

@@ -45,7 +45,7 @@ def plan(
     workers: int,
     gpus_per_worker: float,
     profile: Callable[[], MemoryProfile],
-    tell: OnNotice,
+    on_notice: OnNotice,
 ) -> WorkerPlacement:
     """Decide on the workers.
 
@@ -54,7 +54,7 @@ def plan(
         workers: As asked for; 0 for as many as fit.
         gpus_per_worker: As asked for; 0 to measure.
         profile: Measures a client's training on a GPU.
-        tell: Takes the sentence that says what was measured.
+        on_notice: Takes the sentence that says what was measured.
     """
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     processors, devices = int(there.get("CPU", 1)), int(there.get("GPU", 0))
@@ -68,7 +68,7 @@ def plan(
     else:
         found = profile()
         each = fitting(found, max(1, processors // devices))
-        tell(
+        on_notice(
             f"a client takes {found.peak / 2**30:.1f} of {found.total / 2**30:.1f} GiB on a GPU "
             f"and {found.seconds:.2f} s: {each} worker{'s' * (each > 1)} a GPU"
         )

@@ -69,15 +69,15 @@ class RemoteArray:
         return self._here[:, start - first : stop - first]
 
     def _read(self, number: int) -> None:
-        coming = self._coming[1] if self._coming and self._coming[0] == number else self._ask(number)
+        coming = self._coming[1] if self._coming and self._coming[0] == number else self._request(number)
         try:
             self._here, self._at = torch.from_numpy(np.concatenate(ray.get(coming), axis=1)), number
         except ray.exceptions.RayError as error:
             raise RoundAborted(f"a worker was lost while its sums were fetched: {error}") from error
         more = (number + 1) * self._slice < self._elements
-        self._coming = (number + 1, self._ask(number + 1)) if more else None
+        self._coming = (number + 1, self._request(number + 1)) if more else None
 
-    def _ask(self, number: int) -> list[Any]:
+    def _request(self, number: int) -> list[Any]:
         stop = min((number + 1) * self._slice, self._elements)
         return self._fetch(number * self._slice, stop, self._piece)
 

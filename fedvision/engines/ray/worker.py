@@ -79,7 +79,7 @@ class RayWorker:
         opened = ray.get(host_factory[0])
         engine: Engine = registry.build("engine", setup.inner)
         self._open = contextlib.ExitStack()
-        grid = engine.open(opened, run_id=setup.run_id, tell=self._notices.append)
+        grid = engine.open(opened, run_id=setup.run_id, on_notice=self._notices.append)
         self._grid = self._open.enter_context(grid)
         self._folding = self._sums_of_grid() or opened.aggregator()
         self._inbox = RequestDecoder()

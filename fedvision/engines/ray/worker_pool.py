@@ -56,13 +56,13 @@ class Pool:
     Args:
         make: Starts an actor.
         size: Number of workers to keep.
-        tell: Takes a sentence when a worker is replaced or retired.
+        on_notice: Takes a sentence when a worker is replaced or retired.
     """
 
-    def __init__(self, make: Callable[[], Any], size: int, tell: OnNotice) -> None:
-        self._make, self.size, self._tell = make, size, tell
+    def __init__(self, make: Callable[[], Any], size: int, on_notice: OnNotice) -> None:
+        self._make, self.size, self._on_notice = make, size, on_notice
         self._failed_starts = 0
-        self._told: set[str] = set()
+        self._notified: set[str] = set()
         self.cause = ""
         """Why the last worker died."""
         self.members: list[PoolWorker] = []
@@ -80,7 +80,9 @@ class Pool:
             if not done and not first:
                 return
             if not done:
-                self._tell("still waiting for a worker; are the processors or GPUs that it asks for there?")
+                self._on_notice(
+                    "still waiting for a worker; are the processors or GPUs that it asks for there?"
+                )
             for member in [member for member in self.members if member.starting in done]:
                 self.started(member)
 
@@ -94,14 +96,14 @@ class Pool:
             return
         self._failed_starts = 0
         member.starting = None
-        self.tell_once(facts.notices)
+        self.notify_once(facts.notices)
 
-    def tell_once(self, notices: Iterable[str]) -> None:
+    def notify_once(self, notices: Iterable[str]) -> None:
         """Say what workers have to say, each sentence once however many of them say it."""
         for notice in notices:
-            if notice not in self._told:
-                self._told.add(notice)
-                self._tell(notice)
+            if notice not in self._notified:
+                self._notified.add(notice)
+                self._on_notice(notice)
 
     def lost(self, member: PoolWorker, error: Exception | None = None) -> None:
         """Drop a worker that died and start another one.
@@ -113,7 +115,7 @@ class Pool:
         ray.kill(member.actor)
         if error is not None:
             self.cause = _cause(error)
-            self._tell(f"a worker was lost and what it had done is run again: {self.cause}")
+            self._on_notice(f"a worker was lost and what it had done is run again: {self.cause}")
         if self._failed_starts < STARTS:
             self._fill()
         elif not self.members:
@@ -127,7 +129,7 @@ class Pool:
         if self.size <= 1:
             return False
         self.size = (self.size + 1) // 2
-        self._tell(f"out of memory: going on with {self.size} worker{'s' * (self.size > 1)}")
+        self._on_notice(f"out of memory: going on with {self.size} worker{'s' * (self.size > 1)}")
         return True
 
     def surplus(self) -> list[PoolWorker]:
@@ -156,7 +158,5 @@ def _cause(error: Exception) -> str:
     if isinstance(error, ray.exceptions.RayTaskError):
         return str(error.cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [
-        line for line in lines if "exit detail" in line or line.startswith(("fedvision.", "Worker exit"))
-    ]
-    return (telling or lines or [type(error).__name__])[-1]
+    own = [line for line in lines if "exit detail" in line or line.startswith(("fedvision.", "Worker exit"))]
+    return (own or lines or [type(error).__name__])[-1]

@@ -71,8 +71,8 @@ class GraphBuffers:
         self._alike: State = {}
         for name, own in floating(model).items():
             whole = own.detach().expand(clients, *own.shape) if name in trained else own.detach()
-            kept = whole.clone(memory_format=torch.contiguous_format) if name in trained else whole.clone()
-            (self.tensors if name in trained else self._alike)[name] = kept
+            copy = whole.clone(memory_format=torch.contiguous_format) if name in trained else whole.clone()
+            (self.tensors if name in trained else self._alike)[name] = copy
         self._momenta = {
             name: torch.zeros_like(tensor)
             for name, tensor in self.tensors.items()
@@ -173,9 +173,9 @@ class GraphBuffers:
         if size in self._played:
             self._played[size]()
             return
-        before = self._kept()
+        before = self._snapshot()
         self._take(size, loss)
-        wanted = self._kept()
+        wanted = self._snapshot()
         self._restore(before)
         self._played[size] = record(lambda: self._take(size, loss))
         self._restore(before)
@@ -195,11 +195,11 @@ class GraphBuffers:
         groups = [tensor for state in self._groups.values() for tensor in state.values()]
         return [*self.tensors.values(), *self._momenta.values(), *groups, self.sums, self._step]
 
-    def _kept(self) -> list[torch.Tensor]:
+    def _snapshot(self) -> list[torch.Tensor]:
         return [tensor.clone() for tensor in self._written()]
 
-    def _restore(self, kept: Sequence[torch.Tensor]) -> None:
-        for tensor, held in zip(self._written(), kept, strict=True):
+    def _restore(self, snapshot: Sequence[torch.Tensor]) -> None:
+        for tensor, held in zip(self._written(), snapshot, strict=True):
             tensor.copy_(held)
 
     def _take(self, size: int, loss: Callable[[torch.Tensor], LossFn]) -> None:

@@ -103,8 +103,8 @@ class VectorizedTrainer:
         trainer = self._worker
         residuals: list[State] = [{} for _ in stacked.requests]
         if trainer.updates.keeps_residual:
-            kept = (trainer.memory.load(r.client, r.round, r.unheard_since) for r in stacked.requests)
-            residuals = [groups.get(RESIDUAL, {}) for groups in kept]
+            stored = (trainer.memory.load(r.client, r.round, r.silent_since) for r in stacked.requests)
+            residuals = [groups.get(RESIDUAL, {}) for groups in stored]
         every = zip(stacked.requests, stacked.split(), residuals, strict=True)
         return [trainer.finish(*one) for one in every]
 
@@ -116,7 +116,7 @@ class VectorizedTrainer:
         measured = [trainer.measure_first(request) for request in requests]
         shards = [trainer.shards.train(request.client) for request in requests]
         memories = [
-            trainer.memory.load(request.client, request.round, request.unheard_since) for request in requests
+            trainer.memory.load(request.client, request.round, request.silent_since) for request in requests
         ]
         both = zip(requests, shards, strict=True)
         counts = torch.stack([trainer.loss_counts(request, shard) for request, shard in both])

@@ -124,7 +124,7 @@ def _trial_of_loss(
         apart = torch.stack([loss(n)(z, y) for n, z, y in zip(counts, logits, labels, strict=True)])
         alone = loss(counts)(logits[:, :1], labels[:, :1])
     except Exception as error:
-        return f"the loss does not take several clients at once: {_said(error)}"
+        return f"the loss does not take several clients at once: {_error_text(error)}"
     if not _alike(together, apart):
         return "the loss gives several clients at once other values than one by one"
     return (
@@ -144,7 +144,7 @@ def _trial_of_model(
     try:
         return _compare(model, stacked, x) or _changed(model, before)
     except Exception as error:
-        return f"the network has no stacked form: {_said(error)}"
+        return f"the network has no stacked form: {_error_text(error)}"
     finally:
         _restore(model, before)
 
@@ -191,7 +191,7 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and float((a - b).abs().max()) <= _TOLERANCE * scale
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     """Return an error's first sentence, without its full stop."""
     lines = str(error).splitlines()
     return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__

@@ -46,7 +46,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_images_come_in_the_order_of_the_names(root: Path) -> None:
     found = run(root, NAMES[::-1])
     assert shades(found.images) == [4, 3, 2, 1, 0]
-    assert found.kept.tolist() == [0, 1, 2, 3, 4]
+    assert found.readable.tolist() == [0, 1, 2, 3, 4]
     assert found.notices == ()
 
 
@@ -101,7 +101,7 @@ def test_unreadable_files_are_left_out_named_and_counted(root: Path) -> None:
     (root / NAMES[3]).unlink()
     found = run(root, max_unreadable=0.4)
     assert shades(found.images) == [0, 2, 4]
-    assert found.kept.tolist() == [0, 2, 4]
+    assert found.readable.tolist() == [0, 2, 4]
     assert found.notices == (
         "2 of 5 image files cannot be read and are left out: "
         "1.png (no known image format), 3.png (No such file or directory)",
@@ -159,7 +159,7 @@ def test_readable_and_unreadable_together_are_all(
     for number in range(10):
         (spoil if number in spoilt else lambda path, shade=number: save(path, shade))(root / f"{number}.png")
     found = run(root, [f"{number}.png" for number in range(10)], max_unreadable=0.9)
-    assert shades(found.images) == found.kept.tolist() == sorted(set(range(10)) - spoilt)
+    assert shades(found.images) == found.readable.tolist() == sorted(set(range(10)) - spoilt)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -50,7 +50,7 @@ def numbers(dataset: Dataset) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("val", "train", "test", "said"),
+    ("val", "train", "test", "noticed"),
     [
         ("auto", [0, 3], [2], True),
         ("drop", [0, 3], [2], True),
@@ -59,12 +59,12 @@ def numbers(dataset: Dataset) -> tuple[list[int], list[int]]:
     ],
 )
 def test_validation_images_beside_a_test_set(
-    tmp_path: Path, val: str, train: list[int], test: list[int], said: bool
+    tmp_path: Path, val: str, train: list[int], test: list[int], noticed: bool
 ) -> None:
     dataset = made(tmp_path, "tvet", "0101", val=val)
     assert numbers(dataset) == (train, test)
     left = '1 validation images are left out; val = "train" or "test" uses them'
-    assert (left in dataset.notices) == said
+    assert (left in dataset.notices) == noticed
 
 
 def test_validation_images_are_the_test_set_where_there_is_none(tmp_path: Path) -> None:

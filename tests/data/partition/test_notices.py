@@ -16,8 +16,10 @@ from tests.experiments import tiny
 def without(dataset: Dataset, *classes: int) -> Dataset:
     """Return a data set whose test images lack some classes."""
     assert dataset.test is not None
-    kept = ~np.isin(dataset.test.labels, classes)
-    return replace(dataset, test=ImageSet(images=dataset.test.images[kept], labels=dataset.test.labels[kept]))
+    retained = ~np.isin(dataset.test.labels, classes)
+    return replace(
+        dataset, test=ImageSet(images=dataset.test.images[retained], labels=dataset.test.labels[retained])
+    )
 
 
 def test_classes_without_test_images_are_named() -> None:

@@ -29,16 +29,16 @@ class Lazy:
 
 
 def checked(**args: Any) -> Checked:
-    return Checked(source=Lazy(**args), kept=np.arange(10, 18), where="[partition] use = 'x'")
+    return Checked(source=Lazy(**args), retained=np.arange(10, 18), where="[partition] use = 'x'")
 
 
 def test_a_size_is_the_sources_where_it_tells_one() -> None:
-    class Telling(Lazy):
+    class Sized(Lazy):
         def size(self, client: int) -> int:
             return 100 + client
 
     assert checked().size(2) == 2
-    assert Checked(source=Telling(), kept=np.arange(18), where="").size(2) == 102
+    assert Checked(source=Sized(), retained=np.arange(18), where="").size(2) == 102
 
 
 def test_clients_come_sorted_as_numbers_of_the_data_set() -> None:

@@ -135,9 +135,9 @@ def test_what_a_guest_leaves_out_is_said() -> None:
 def test_a_guests_numbers_are_those_of_the_images_kept() -> None:
     labels = np.repeat([0, 1], 20)
     made = make(config(GUEST, 2, imbalance=20, case="good"), image_set(labels))
-    kept = sorted(np.concatenate(made.clients))
-    assert kept[:20] == list(range(20))
-    assert len(kept) == 21
+    retained = sorted(np.concatenate(made.clients))
+    assert retained[:20] == list(range(20))
+    assert len(retained) == 21
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_labels_out_of_range_are_refused(labels: list[int], found: str) -> None:
 class Windows:
     """A guest's lazy sequence: client k has three images in a row, from image 2 k on."""
 
-    def __init__(self, images: int, clients: int, told: Any) -> None:
+    def __init__(self, images: int, clients: int, stated: Any) -> None:
         self.images, self.clients = images, clients
-        if told is not None:
-            self.expected_counts = told
+        if stated is not None:
+            self.expected_counts = stated
 
     def __len__(self) -> int:
         return self.clients
@@ -189,9 +189,9 @@ class Windows:
         return (2 * client + np.arange(3)) % self.images
 
 
-def lazy_guest(*, told: Any = None) -> Any:
+def lazy_guest(*, stated: Any = None) -> Any:
     def partition(labels: Any, clients: int, rng: np.random.Generator) -> Windows:
-        return Windows(len(labels), clients, told)
+        return Windows(len(labels), clients, stated)
 
     return partition
 
@@ -206,9 +206,9 @@ def test_a_lazy_split_holds_no_clients_and_expects_its_counts() -> None:
     np.testing.assert_allclose(made.totals, np.array([50, 25, 12, 6]) * 5e6 / 93, atol=1)
     assert len(made.left_out) == 200 - 93
     assert not np.isin(made.left_out, np.concatenate([made.clients[int(k)] for k in made.shown])).any()
-    asked = [7, 999_999, 7]
-    counts = made.counts(asked)
-    for row, client in zip(counts, asked, strict=True):
+    queried = [7, 999_999, 7]
+    counts = made.counts(queried)
+    for row, client in zip(counts, queried, strict=True):
         assert row.tolist() == np.bincount(LABELS[made.clients[client]], minlength=4).tolist()
 
 
@@ -233,9 +233,9 @@ def test_a_lazy_splits_digest_depends_on_all_that_decides_it() -> None:
 
 
 def test_a_lazy_guests_counts_are_as_it_tells_or_estimated_or_counted() -> None:
-    told = make(config(LAZY, 5000, told=[5, 1.5, 2.75]))
+    stated = make(config(LAZY, 5000, stated=[5, 1.5, 2.75]))
     # Each is rounded alone; class 3 has images, so it cannot be expected nowhere.
-    assert (told.totals.tolist(), told.exact) == ([5, 2, 3, 1], False)
+    assert (stated.totals.tolist(), stated.exact) == ([5, 2, 3, 1], False)
     estimated = make(config(LAZY, 8000))
     assert abs(int(estimated.totals.sum()) - 24_000) <= 1
     # Of every two neighbours one begins with class 0 and one with class 2: 2 of 6 images are 0, 1 is 1, ...
@@ -244,13 +244,13 @@ def test_a_lazy_guests_counts_are_as_it_tells_or_estimated_or_counted() -> None:
     assert (counted.totals.tolist(), counted.exact, counted.sampled) == ([100, 50, 100, 50], True, False)
 
 
-@pytest.mark.parametrize("told", [[1, 2, 3, 4, 5], [1, -1], [float("nan")], [[1, 2]], ["a"]])
-def test_unusable_expected_counts_are_named(told: Any) -> None:
+@pytest.mark.parametrize("stated", [[1, 2, 3, 4, 5], [1, -1], [float("nan")], [[1, 2]], ["a"]])
+def test_unusable_expected_counts_are_named(stated: Any) -> None:
     message = (
         rf"use = '{LAZY}': expected_counts must be at most 4 finite numbers >= 0, one for each class, not"
     )
     with pytest.raises(DataError, match=message):
-        make(config(LAZY, 5000, told=told))
+        make(config(LAZY, 5000, stated=stated))
 
 
 def test_facts_are_small_for_many_clients_and_whole_for_few() -> None:

@@ -74,7 +74,7 @@ def test_medmnists_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("val", "train", "test", "said"),
+    ("val", "train", "test", "noticed"),
     [
         ("auto", [0, 1, 2], [20], True),
         ("drop", [0, 1, 2], [20], True),
@@ -82,11 +82,13 @@ def test_medmnists_layout(tmp_path: Path) -> None:
         ("test", [0, 1, 2], [20, 10, 11], False),
     ],
 )
-def test_validation_images(tmp_path: Path, val: str, train: list[int], test: list[int], said: bool) -> None:
+def test_validation_images(
+    tmp_path: Path, val: str, train: list[int], test: list[int], noticed: bool
+) -> None:
     dataset = read(tmp_path, MEDICAL, val=val)
     assert shades(dataset) == (train, test)
     left = '2 validation images are left out; val = "train" or "test" uses them'
-    assert dataset.notices == ((left,) if said else ())
+    assert dataset.notices == ((left,) if noticed else ())
 
 
 def test_missing_parts(tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_a_class_of_the_test_set_alone_closes_the_gap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "words"),
+    ("arrays", "message"),
     [
         ({"x": np.zeros(1)}, r"there is no array 'train_images'; it holds x"),
         (
@@ -159,8 +161,8 @@ def test_a_class_of_the_test_set_alone_closes_the_gap(tmp_path: Path) -> None:
         (part("train", [0]) | {"train_labels": [-1]}, r"train_labels holds -1; labels count from 0"),
     ],
 )
-def test_wrong_files(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
-    with pytest.raises(DataError, match=words) as caught:
+def test_wrong_files(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
         read(tmp_path, arrays)
     assert "a.npz" in str(caught.value)
 

@@ -168,7 +168,7 @@ def test_unreadable_images_are_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "keys", "words"),
+    ("folder", "keys", "pattern"),
     [
         ("none", {}, r"none: this folder cannot be read: No such file"),
         ("empty", {}, r"empty: there are no images in CLASS/ or train/CLASS/; correct data\.path or levels"),
@@ -176,11 +176,11 @@ def test_unreadable_images_are_said(tmp_path: Path) -> None:
         ("tree", {"levels": ["client", "class"]}, r"no images in CLIENT/CLASS/ .*such as cat/0\.png"),
     ],
 )
-def test_no_images(tmp_path: Path, folder: str, keys: dict[str, Any], words: str) -> None:
+def test_no_images(tmp_path: Path, folder: str, keys: dict[str, Any], pattern: str) -> None:
     (tmp_path / "empty").mkdir()
     fill(tmp_path / "flat", ".")
     fill(tmp_path / "tree", "cat")
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=pattern):
         read(tmp_path / folder, **keys)
 
 

@@ -121,7 +121,7 @@ def test_unreadable_files_are_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", r"list\.csv: there is no column 'file'"),
         ("file,label\n", r"list\.csv: there are no rows below the header"),
@@ -145,8 +145,8 @@ def test_unreadable_files_are_said(tmp_path: Path) -> None:
         (b"file,label\n\xff\xfe,x\n", r"list\.csv: this is no CSV file in UTF-8: 'utf-8' codec"),
     ],
 )
-def test_wrong_tables(tmp_path: Path, text: str | bytes, words: str) -> None:
-    with pytest.raises(DataError, match=words):
+def test_wrong_tables(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         read(tmp_path, text)
 
 

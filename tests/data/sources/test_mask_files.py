@@ -16,9 +16,9 @@ from tests.data.pictures import save
     "mask", ["a_mask.png", "a-mask.tif", "a_mask_1.png", "a_Segmentation.png", "mask_a.png", "a.mask.png"]
 )
 def test_a_mask_beside_its_image_is_left_out(mask: str) -> None:
-    kept, said = without_masks([f"cat/{mask}", "cat/a.png"], Path("/x"))
-    assert kept == ["cat/a.png"]
-    assert said == (f"1 files are masks of images beside them by their name, and left out: cat/{mask}",)
+    retained, sentences = without_masks([f"cat/{mask}", "cat/a.png"], Path("/x"))
+    assert retained == ["cat/a.png"]
+    assert sentences == (f"1 files are masks of images beside them by their name, and left out: cat/{mask}",)
 
 
 @pytest.mark.parametrize(

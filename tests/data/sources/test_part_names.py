@@ -21,7 +21,7 @@ def test_names_of_parts(name: str, part: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "expected"),
     [
         (["train"], True),
         (["Training", "Testing"], True),
@@ -35,5 +35,5 @@ def test_names_of_parts(name: str, part: str | None) -> None:
         ([], False),
     ],
 )
-def test_folders_that_are_parts(names: list[str], said: bool) -> None:
-    assert are_parts(names) == said
+def test_folders_that_are_parts(names: list[str], expected: bool) -> None:
+    assert are_parts(names) == expected

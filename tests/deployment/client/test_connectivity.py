@@ -24,7 +24,7 @@ from tests.deployment.server.certificate_dates import make_at
 
 @contextlib.contextmanager
 def answering(
-    answer: bytes, certificate: Path | None = None, *, ask_for: Path | None = None
+    answer: bytes, certificate: Path | None = None, *, client_ca: Path | None = None
 ) -> Iterator[int]:
     """Serve one connection with an answer, over TLS where a folder with server.crt is named."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -33,7 +33,7 @@ def answering(
             with contextlib.suppress(OSError):
                 plain, _ = listening.accept()
                 with plain:
-                    secure = _secure(plain, certificate, ask_for) if certificate else plain
+                    secure = _secure(plain, certificate, client_ca) if certificate else plain
                     secure.settimeout(5)
                     secure.recv(65536)
                     secure.sendall(answer)
@@ -49,11 +49,11 @@ def answering(
             thread.join(10)
 
 
-def _secure(plain: socket.socket, certificate: Path, ask_for: Path | None) -> ssl.SSLSocket:
+def _secure(plain: socket.socket, certificate: Path, client_ca: Path | None) -> ssl.SSLSocket:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate / "server.crt", certificate / "server.key")
-    if ask_for:
-        context.load_verify_locations(ask_for)
+    if client_ca:
+        context.load_verify_locations(client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context.wrap_socket(plain, server_side=True)
 
@@ -166,9 +166,9 @@ def test_a_proxy_that_asks_for_a_certificate_gets_it_or_says_so(pki: Path) -> No
         client_certificate=str(pki / "clients/north/tls.crt"),
         client_key=str(pki / "clients/north/tls.key"),
     )
-    with answering(OK + b"\r\n", pki / "server", ask_for=pki / "ca.crt") as port:
+    with answering(OK + b"\r\n", pki / "server", client_ca=pki / "ca.crt") as port:
         probe(dataclasses.replace(shown, address=f"127.0.0.1:{port}"))
-    with answering(OK + b"\r\n", pki / "server", ask_for=pki / "ca.crt") as port:
+    with answering(OK + b"\r\n", pki / "server", client_ca=pki / "ca.crt") as port:
         with pytest.raises(ServerError, match=r"superlink\.client_certificate"):
             probe(dataclasses.replace(own, address=f"127.0.0.1:{port}"))
 
@@ -206,7 +206,7 @@ def test_a_certificate_that_cannot_be_used_names_its_key(pki: Path, tmp_path: Pa
 
 
 @contextlib.contextmanager
-def a_proxy(answer: bytes, heard: list[bytes]) -> Iterator[int]:
+def a_proxy(answer: bytes, received: list[bytes]) -> Iterator[int]:
     """Serve one connection as a proxy that gives one answer."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -215,7 +215,7 @@ def a_proxy(answer: bytes, heard: list[bytes]) -> Iterator[int]:
                 plain, _ = listening.accept()
                 with plain:
                     plain.settimeout(5)
-                    heard.append(plain.recv(65536))
+                    received.append(plain.recv(65536))
                     plain.sendall(answer)
 
         thread = threading.Thread(target=serve)
@@ -231,31 +231,31 @@ def a_proxy(answer: bytes, heard: list[bytes]) -> Iterator[int]:
 def test_the_check_goes_through_the_proxy_that_the_client_will_use(
     pki: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[bytes] = []
-    asked = dataclasses.replace(asking(pki, 8443), address="fl.example.org:8443")
+    received: list[bytes] = []
+    superlink = dataclasses.replace(asking(pki, 8443), address="fl.example.org:8443")
     for name in ("no_proxy", "NO_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with a_proxy(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n", heard) as port:
+    with a_proxy(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n", received) as port:
         monkeypatch.setenv("HTTPS_PROXY", f"http://ann:pw@127.0.0.1:{port}")
-        with pytest.raises(ServerError, match="it cannot be reached through the proxy") as told:
-            probe(asked)
-    assert heard[0].startswith(b"CONNECT fl.example.org:8443 HTTP/1.")
-    assert b"proxy-authorization: Basic YW5uOnB3" in heard[0]
+        with pytest.raises(ServerError, match="it cannot be reached through the proxy") as error:
+            probe(superlink)
+    assert received[0].startswith(b"CONNECT fl.example.org:8443 HTTP/1.")
+    assert b"proxy-authorization: Basic YW5uOnB3" in received[0]
     assert f"the proxy 127.0.0.1:{port}: Tunnel connection failed: 403 Forbidden; correct HTTPS_PROXY" in str(
-        told.value
+        error.value
     )
-    assert "put fl.example.org into NO_PROXY" in str(told.value)
+    assert "put fl.example.org into NO_PROXY" in str(error.value)
 
 
 def test_a_proxy_is_told_the_whole_address_in_plain_text(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[bytes] = []
+    received: list[bytes] = []
     key = str(pki / "clients/north/client.key")
-    asked = SuperlinkConfig(address="fl.example.org:8443", key=key, insecure=True)
+    superlink = SuperlinkConfig(address="fl.example.org:8443", key=key, insecure=True)
     for name in ("no_proxy", "NO_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with a_proxy(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", heard) as port:
+    with a_proxy(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", received) as port:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
-        probe(asked)
-    assert heard[0].startswith(
+        probe(superlink)
+    assert received[0].startswith(
         b"GET http://fl.example.org:8443/health HTTP/1.1\r\nHost: fl.example.org:8443\r\n"
     )

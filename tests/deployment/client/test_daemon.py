@@ -177,11 +177,11 @@ def test_client_certificates_that_are_missing_expired_or_strange_are_sentences_o
                 "client certificate: ",
             ),
         ]
-        for folder, told, logged in cases:
+        for folder, reason, logged in cases:
             shown = {} if folder is None else {"client_certificate": f"{folder}/tls.crt"}
             shown |= {} if folder is None else {"client_key": f"{folder}/tls.key"}
             text = refused(pki / "clients/north", tmp_path, f"localhost:{server.public}", **shown)
-            assert told in text, text
+            assert reason in text, text
             assert eventually(lambda logged=logged: logged in server.log.read_text()), server.log.read_text()
 
 
@@ -257,7 +257,7 @@ def test_a_task_of_a_run_that_a_new_server_does_not_know_is_dropped(pki: Path, t
     )
 
     class Link:
-        asked = 0
+        calls = 0
 
         def incoming(self, message: bytes) -> Any:
             def fails() -> None:
@@ -266,7 +266,7 @@ def test_a_task_of_a_run_that_a_new_server_does_not_know_is_dropped(pki: Path, t
             return SimpleNamespace(head=head, open=fails)
 
         def run_config(self, run: int) -> Any:
-            self.asked += 1
+            self.calls += 1
             raise RunEnded("no such run")
 
         def receive(self) -> bytes | None:
@@ -284,4 +284,4 @@ def test_a_task_of_a_run_that_a_new_server_does_not_know_is_dropped(pki: Path, t
     with pytest.raises(LinkRefused):
         client._work()
     assert client._message() is None
-    assert link.asked == 1
+    assert link.calls == 1

@@ -79,8 +79,8 @@ def test_a_machine_that_is_ready_fails_nothing_and_fits_a_page(
     pki: Path, images: Path, server: Running
 ) -> None:
     found = run_check(client(pki, images, server.public), experiment())
-    unsaid = "size: the experiment does not say what size its images have; these are 9 x 9 x 3"
-    assert lines(found, "WARN", "FAIL") == [unsaid]
+    sentence = "size: the experiment does not say what size its images have; these are 9 x 9 x 3"
+    assert lines(found, "WARN", "FAIL") == [sentence]
     assert len(found.lines) < 26
     text = found.text()
     assert "OK    images       12 training and 4 test images of 9 x 9 x 3" in text
@@ -180,8 +180,8 @@ def test_an_experiment_without_classes_cannot_be_compared(pki: Path, images: Pat
 def test_images_of_another_size_than_the_experiments_are_bad(
     pki: Path, images: Path, height: int, level: str
 ) -> None:
-    said = f'"owl"]\nheight = {height}\nwidth = 9'
-    found = run_check(client(pki, images, 1), experiment('"owl"]', said))
+    sizes = f'"owl"]\nheight = {height}\nwidth = 9'
+    found = run_check(client(pki, images, 1), experiment('"owl"]', sizes))
     assert [line for line, topic, _ in found.lines if topic == "size"] == [level]
 
 
@@ -270,7 +270,7 @@ def test_a_full_disk_is_doubtful(pki: Path, images: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("use", "said", "level"),
+    ("use", "expected", "level"),
     [
         ("fashion-mnist", "28 x 28 x 1", "FAIL"),
         ("digits", "8 x 8 x 1", "FAIL"),
@@ -279,7 +279,7 @@ def test_a_full_disk_is_doubtful(pki: Path, images: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_the_size_of_a_named_source_is_known(
-    pki: Path, images: Path, use: str, said: str, level: str
+    pki: Path, images: Path, use: str, expected: str, level: str
 ) -> None:
     config, opened = client(pki, images, 1), CheckReport("")
     dataset = image_checks.open_own(config)
@@ -287,13 +287,13 @@ def test_the_size_of_a_named_source_is_known(
     opened.run_check("size", image_checks.size, dataset, trains)
     ((found, _, text),) = opened.lines
     assert found == level
-    assert said in text
+    assert expected in text
 
 
 def test_a_key_that_belongs_to_another_client_is_named(pki: Path, images: Path, tmp_path: Path) -> None:
-    said = "key: superlink.key is the key of client south, and this file is that of north: "
+    sentence = "key: superlink.key is the key of client south, and this file is that of north: "
     config = client(pki, images, 1, key=pki / "clients/south/client.key")
-    assert [line[: len(said)] for line in lines(run_check(config), "FAIL")][:1] == [said]
+    assert [line[: len(sentence)] for line in lines(run_check(config), "FAIL")][:1] == [sentence]
     # The certificate beside it tells as well, and of a key alone nothing is known.
     for names in (("client.key", "client.crt"), ("client.key",)):
         alone = tmp_path / "-".join(names)

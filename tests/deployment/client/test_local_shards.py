@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
-from fedvision.deployment.client.local_shards import on_this_machine, own_shards, told_counts
+from fedvision.deployment.client.local_shards import on_this_machine, own_shards, reported_counts
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.errors import ConfigError, DataError
 from tests.experiments import tiny
@@ -69,19 +69,19 @@ def test_the_owner_says_on_which_device(tmp_path: Path) -> None:
 def test_counts_are_told_as_the_owner_allows(tmp_path: Path) -> None:
     memo = tmp_path / "run/counts.json"
     counts = (5, 0, 300)
-    assert told_counts(counts, ShareConfig(), memo, needed=False) == (0, 0, 0)
-    assert told_counts(counts, ShareConfig(counts="plain"), memo, needed=True) == counts
+    assert reported_counts(counts, ShareConfig(), memo, needed=False) == (0, 0, 0)
+    assert reported_counts(counts, ShareConfig(counts="plain"), memo, needed=True) == counts
     with pytest.raises(ConfigError, match=r"set share\.counts"):
-        told_counts(counts, ShareConfig(), memo, needed=True)
+        reported_counts(counts, ShareConfig(), memo, needed=True)
     masked = ShareConfig(counts="masked", certificate="client.crt")
-    assert told_counts(counts, masked, memo, needed=True) == (0, 0, 0), "they come in a sum"
+    assert reported_counts(counts, masked, memo, needed=True) == (0, 0, 0), "they come in a sum"
 
 
 def test_noise_is_drawn_once_for_a_run(tmp_path: Path) -> None:
     share = ShareConfig(counts="noisy", epsilon=0.1)
-    first = told_counts((100,) * 50, share, tmp_path / "a/counts.json", needed=True)
-    assert told_counts((100,) * 50, share, tmp_path / "a/counts.json", needed=True) == first
-    assert told_counts((100,) * 50, share, tmp_path / "b/counts.json", needed=True) != first
+    first = reported_counts((100,) * 50, share, tmp_path / "a/counts.json", needed=True)
+    assert reported_counts((100,) * 50, share, tmp_path / "a/counts.json", needed=True) == first
+    assert reported_counts((100,) * 50, share, tmp_path / "b/counts.json", needed=True) != first
     # Laplace of scale 10: the mean of |noise| is 10; 50 draws lie within 4 standard errors (1.4 each).
     assert 4 < np.abs(np.array(first) - 100).mean() < 16
 
@@ -90,7 +90,7 @@ def test_noise_is_drawn_once_for_a_run(tmp_path: Path) -> None:
 def test_noise_does_not_raise_the_sum_over_many_clients(epsilon: float, tmp_path: Path) -> None:
     """100 clients x 200 classes with no image: the mean sum is 0 within 5 standard errors."""
     share = ShareConfig(counts="noisy", epsilon=epsilon)
-    told = [told_counts((0,) * 200, share, tmp_path / f"{n}.json", needed=True) for n in range(100)]
+    reported = [reported_counts((0,) * 200, share, tmp_path / f"{n}.json", needed=True) for n in range(100)]
     error = math.sqrt(2 * 100 / 200) / epsilon
-    assert abs(np.sum(told, axis=0).mean()) < 5 * error
-    assert np.min(told) < 0
+    assert abs(np.sum(reported, axis=0).mean()) < 5 * error
+    assert np.min(reported) < 0

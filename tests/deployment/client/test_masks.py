@@ -51,16 +51,16 @@ def tables(masks: dict[str, MaskedCounts]) -> list[dict[str, str]]:
     return [one.card().to_table() for one in masks.values()]
 
 
-def sum_of(told: list[Any]) -> list[int]:
+def sum_of(masked_rows: list[Any]) -> list[int]:
     with np.errstate(over="ignore"):
-        return list(np.sum(np.array(told, np.int64), axis=0))
+        return list(np.sum(np.array(masked_rows, np.int64), axis=0))
 
 
 def test_four_clients_counts_add_up_and_none_of_them_shows(four: Path, tmp_path: Path) -> None:
     masks = group(four, tmp_path, NAMES)
-    told = [one.tell(tables(masks), COUNTS[name]) for name, one in masks.items()]
-    assert sum_of(told) == [5, 7, 12]
-    assert all(abs(number) > 2**40 for row in told for number in row)
+    masked_rows = [one.mask_counts(tables(masks), COUNTS[name]) for name, one in masks.items()]
+    assert sum_of(masked_rows) == [5, 7, 12]
+    assert all(abs(number) > 2**40 for row in masked_rows for number in row)
     assert len({one.group for one in masks.values()}) == 1
 
 
@@ -69,10 +69,10 @@ def test_the_same_group_hears_the_same_after_a_restart_even_of_other_images(
 ) -> None:
     masks = group(four, tmp_path, NAMES)
     cards = tables(masks)
-    first = masks["north"].tell(cards, COUNTS["north"])
+    first = masks["north"].mask_counts(cards, COUNTS["north"])
     again = group(four, tmp_path, NAMES)["north"]
     # Two vectors under one mask would tell by how much they differ.
-    assert again.tell(cards[::-1], [9, 9, 9]) == first
+    assert again.mask_counts(cards[::-1], [9, 9, 9]) == first
 
 
 def test_overlapping_groups_are_refused_whatever_the_order(four: Path, tmp_path: Path) -> None:
@@ -82,29 +82,29 @@ def test_overlapping_groups_are_refused_whatever_the_order(four: Path, tmp_path:
         groups = [names for names in combinations(NAMES, 3)]
         complete = 0
         for names in [*groups[first:], *groups[:first], tuple(NAMES)]:
-            asked, told = tables({name: masks[name] for name in names}), []
+            cards_of, masked_rows = tables({name: masks[name] for name in names}), []
             for name in names:
                 with suppress(ConfigError):
-                    told.append(masks[name].tell(asked, COUNTS[name]))
-            complete += len(told) == len(names)
+                    masked_rows.append(masks[name].mask_counts(cards_of, COUNTS[name]))
+            complete += len(masked_rows) == len(names)
         assert complete == 1
 
 
 def test_a_second_group_is_refused_with_both_named(four: Path, tmp_path: Path) -> None:
     masks = group(four, tmp_path, NAMES)
     cards = tables(masks)
-    masks["north"].tell(cards, COUNTS["north"])
+    masks["north"].mask_counts(cards, COUNTS["north"])
     with pytest.raises(
         ConfigError, match=r"for a sum over east, north, south, west; a sum over north, south"
     ):
-        group(four, tmp_path, NAMES)["north"].tell(cards[:3], COUNTS["north"])
+        group(four, tmp_path, NAMES)["north"].mask_counts(cards[:3], COUNTS["north"])
 
 
 def test_agreement_binds_nobody_and_says_what_does(four: Path, tmp_path: Path) -> None:
     masks = group(four, tmp_path, NAMES)
     cards = tables(masks)
     assert masks["north"].agree(cards) == []
-    masks["north"].tell(cards[:3], COUNTS["north"])
+    masks["north"].mask_counts(cards[:3], COUNTS["north"])
     assert masks["north"].agree(cards) == cards[:3]
     with pytest.raises(ConfigError, match="3 are needed"):
         masks["north"].agree(cards[:2])
@@ -113,12 +113,12 @@ def test_agreement_binds_nobody_and_says_what_does(four: Path, tmp_path: Path) -
 def test_confusion_counts_are_masked_anew_for_every_question(four: Path, tmp_path: Path) -> None:
     masks = group(four, tmp_path, NAMES)
     for name, one in masks.items():
-        one.tell(tables(masks), COUNTS[name])
+        one.mask_counts(tables(masks), COUNTS[name])
     confusion = {name: np.full((3, 3), place, np.int64) for place, name in enumerate(NAMES)}
-    told = {name: one.hide(confusion[name], b"round 1") for name, one in masks.items()}
-    assert np.array_equal(sum_of(list(told.values())), np.full((3, 3), 6))
-    assert not np.array_equal(masks["north"].hide(confusion["north"], b"round 2"), told["north"])
-    mixed = [*list(told.values())[:-1], masks["east"].hide(confusion["east"], b"round 2")]
+    masked_rows = {name: one.hide(confusion[name], b"round 1") for name, one in masks.items()}
+    assert np.array_equal(sum_of(list(masked_rows.values())), np.full((3, 3), 6))
+    assert not np.array_equal(masks["north"].hide(confusion["north"], b"round 2"), masked_rows["north"])
+    mixed = [*list(masked_rows.values())[:-1], masks["east"].hide(confusion["east"], b"round 2")]
     assert not np.array_equal(sum_of(mixed), np.full((3, 3), 6))
 
 
@@ -134,9 +134,9 @@ def test_groups_that_would_unmask_this_client_are_refused(four: Path, tmp_path: 
         ([*cards[:3], cards[2]], "named a client twice"),
         ([*cards[:3], {}], "is damaged"),
     ]
-    for asked, sentence in wrong:
+    for cards_of, sentence in wrong:
         with pytest.raises(ConfigError, match=sentence):
-            masks["north"].tell(asked, COUNTS["north"])
+            masks["north"].mask_counts(cards_of, COUNTS["north"])
     assert masks["north"].group == ""
 
 
@@ -149,7 +149,7 @@ def test_a_server_that_invents_clients_learns_nothing(four: Path, strangers: Pat
     )
     invented = [masks["north"].card().to_table(), stranger.card().to_table(), stranger.card().to_table()]
     with pytest.raises(ConfigError, match=r"stranger's certificate .* not of this federation's authority"):
-        masks["north"].tell(invented, COUNTS["north"])
+        masks["north"].mask_counts(invented, COUNTS["north"])
 
 
 def test_the_key_of_a_run_is_its_owners_alone_and_no_other_runs(four: Path, tmp_path: Path) -> None:

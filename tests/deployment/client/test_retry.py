@@ -66,9 +66,9 @@ def test_a_link_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixtur
             worth_saying += patience.success()
             time.now += 2
     assert worth_saying == 2
-    said = [message for message in caplog.messages if message.startswith("the link broke")]
-    assert len(said) == 2
-    assert re.search(r"trying again \(\d+ failures more since this was last said\)", said[1])
+    logged = [message for message in caplog.messages if message.startswith("the link broke")]
+    assert len(logged) == 2
+    assert re.search(r"trying again \(\d+ failures more since this was last said\)", logged[1])
     assert len(caplog.messages) == 4, "two failures, and twice that it is there again"
 
 

@@ -49,9 +49,9 @@ def test_a_rounds_replies_stay_while_other_things_are_asked(tmp_path: Path) -> N
         reply.keep(f"task of {kind}", kind)
         reply.keep_notes(f"task of {kind}", (kind,))
     for kind in ("train", "evaluate", "query.roster"):
-        kept = StateDirectory(tmp_path).reply(kind)
-        assert kept.layout(f"task of {kind}") == kept.path.read_bytes().decode() == kind
-        assert kept.notes(f"task of {kind}") == (kind,)
+        stored = StateDirectory(tmp_path).reply(kind)
+        assert stored.layout(f"task of {kind}") == stored.path.read_bytes().decode() == kind
+        assert stored.notes(f"task of {kind}") == (kind,)
     assert inbox.reply("query.masked").layout("task of query.masked") is None
     # A server chooses the words of a message's type, and no file by them.
     assert inbox.reply("../../escape").path == inbox.reply("query.roster").path

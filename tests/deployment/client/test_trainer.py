@@ -90,8 +90,8 @@ def test_personal_and_frozen_tensors_are_neither_expected_nor_sent(trainer: Trai
     sent = message_format.MessageHeader.from_text(answers[0]["layout"]).tensors
     assert [entry.name for entry in sent[codec.ARRAYS]] == ["backbone.dense.weight", "backbone.dense.bias"]
     assert list(sent) == [codec.ARRAYS]
-    (kept,) = (tmp_path / "state").rglob("round-0000002.safetensors")
-    assert set(load_file(kept)) == {"personal/head.weight", "personal/head.bias"}
+    (saved,) = (tmp_path / "state").rglob("round-0000002.safetensors")
+    assert set(load_file(saved)) == {"personal/head.weight", "personal/head.bias"}
 
 
 def test_frozen_tensors_that_began_otherwise_are_refused(trainer: Trainer) -> None:
@@ -119,7 +119,7 @@ def test_an_answer_says_how_long_the_work_took(
 
     opened, now = trainer.open(facts("r1")), iter([100.0, 102.5, 200.0, 200.5])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(now, 300.0))
-    monkeypatch.setattr(module, "_ask", lambda worker, kind, content, client: content)
+    monkeypatch.setattr(module, "_run_app", lambda worker, kind, content, client: content)
     monkeypatch.setattr(Trainer, "_guard", lambda self, answered, *_: answered)
     assert [answer["worked"] for answer in play(trainer, tmp_path, opened, 1)] == [2.5, 0.5]
 
@@ -128,13 +128,13 @@ def measured(trainer: Trainer, folder: Path) -> tuple[RecordDict, RecordDict]:
     """Train with a measurement, then measure the same model; return what was counted both times."""
     expected = message_format.Expected.from_text(trainer.open(facts("r1"))["expected"]["train"])
     found = []
-    for kind, told in (
+    for kind, config_values in (
         ("train", {codec.ROUND: 2, codec.MEASURE_FIRST: True}),
         ("evaluate", {codec.ROUND: 1}),
     ):
         layout = message_format.MessageHeader(
             tensors=exactly(expected),
-            records={codec.CONFIG: ("config", told)},
+            records={codec.CONFIG: ("config", config_values)},
             client=0,
         )
         (folder / "task").write_bytes(bytes(layout.size))
@@ -162,7 +162,7 @@ def test_who_hides_class_counts_does_not_tell_them_with_training(
 ) -> None:
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts=counts))  # type: ignore[arg-type]
     for content in measured(trainer, tmp_path):
-        assert codec.told_examples(content) == 8
+        assert codec.reported_examples(content) == 8
         assert not codec.decode_evaluation(content).stats.images
         assert sharing.split_readable({0: content}, {}).withheld == [0]
 
@@ -185,12 +185,12 @@ def test_mended_images_are_noticed_and_a_change_in_mid_run_is_told(
         images = np.random.default_rng(1).integers(0, 255, (count, 8, 8), np.uint8)
         np.savez(tmp_path / "own.npz", train_images=images, train_labels=np.arange(count) % 3)
 
-    def told() -> int:
+    def reported_images() -> int:
         trainer.do(codec.CLIENT_INFO, 0, RecordDict())
         return sum(trainer._worker.counts(0)) if trainer._worker else 0
 
     assert trainer.open(facts("r1"))["changed"] is False, "nothing was told yet"
-    assert told() == 32, "40 images, of which a fifth is held out"
+    assert reported_images() == 32, "40 images, of which a fifth is held out"
     assert trainer.open(facts("r1"))["changed"] is False
     save(60)
     # The server knows of 32 images: a new process, which reads what is there now, says that it is more.
@@ -198,7 +198,7 @@ def test_mended_images_are_noticed_and_a_change_in_mid_run_is_told(
     assert again.open(facts("r1"))["changed"] is True
     # Asked anew what it has, the client tells of all.
     trainer.open(facts("r1"))
-    assert told() == 48
+    assert reported_images() == 48
     assert trainer.open(facts("r1"))["changed"] is False
     assert reads == ["north"] * 3
 
@@ -221,35 +221,35 @@ def test_a_stamp_changes_with_any_file_below_a_folder(tmp_path: Path) -> None:
     assert stamp(ClientMachineConfig.from_dict({**table, "data": {"use": "digits"}})) is None
 
 
-def ask_for(algorithm: str, trainer: Trainer, folder: Path) -> dict[str, Any]:
+def train_with(algorithm: str, trainer: Trainer, folder: Path) -> dict[str, Any]:
     """Train with a client half that the server names."""
     expected = message_format.Expected.from_text(trainer.open(facts("r1"))["expected"]["train"])
-    told = {codec.ROUND: 1, codec.ALGORITHM: algorithm, "number.mu": 0.5}
+    config_values = {codec.ROUND: 1, codec.ALGORITHM: algorithm, "number.mu": 0.5}
     layout = message_format.MessageHeader(
-        tensors=exactly(expected), records={codec.CONFIG: ("config", told)}, client=0
+        tensors=exactly(expected), records={codec.CONFIG: ("config", config_values)}, client=0
     )
     (folder / "task").write_bytes(bytes(layout.size))
     return trainer.answer("train", layout.to_text(), folder / "task", folder / "reply")
 
 
 def test_a_server_cannot_name_code_that_the_owner_did_not_allow(trainer: Trainer, tmp_path: Path) -> None:
-    assert "layout" in ask_for("fedprox", trainer, tmp_path)
+    assert "layout" in train_with("fedprox", trainer, tmp_path)
     with pytest.raises(
         ConfigError, match=r"\[client_algorithm\] use = 'os:abort': this client allows built-ins"
     ):
-        ask_for("os:abort", trainer, tmp_path)
+        train_with("os:abort", trainer, tmp_path)
     trainer.client = dataclasses.replace(trainer.client, plugins=("os:getcwd",))
     with pytest.raises(FedVisionError, match="'os:getcwd' of the strategy is no class of"):
-        ask_for("os:getcwd", trainer, tmp_path)
+        train_with("os:getcwd", trainer, tmp_path)
 
 
 def statistic(use: str, trainer: Trainer, folder: Path) -> RecordDict:
     """Ask a client for a statistic of its images."""
     kind = statistic_codec.STATISTIC
     expected = message_format.Expected.from_text(trainer.open(facts("r1"))["expected"][kind])
-    told = {"statistic": use, "arguments": "{}", codec.ROUND: 1}
+    config_values = {"statistic": use, "arguments": "{}", codec.ROUND: 1}
     layout = message_format.MessageHeader(
-        tensors=exactly(expected), records={codec.CONFIG: ("config", told)}, client=0
+        tensors=exactly(expected), records={codec.CONFIG: ("config", config_values)}, client=0
     )
     (folder / "task").write_bytes(bytes(layout.size))
     answer = trainer.answer(kind, layout.to_text(), folder / "task", folder / "reply")

@@ -77,7 +77,7 @@ def facts(loss: str = "mine:fine", classes: tuple[str, ...] = ("0", "1", "2")) -
 def client_registry(process: TrainingProcess, tmp_path: Path) -> tuple[int, ...]:
     layout = message_format.describe(RecordDict(), client=4).to_text()
     files = {"task": str(tmp_path / "task"), "reply": str(tmp_path / "reply")}
-    answer = process.ask({"answer": codec.CLIENT_INFO, "layout": layout, **files})
+    answer = process.call({"answer": codec.CLIENT_INFO, "layout": layout, **files})
     content = message_format.unpack(message_format.MessageHeader.from_text(answer["layout"]), bytearray())
     entry = codec.decode_client_info(content)
     assert entry.client == 4
@@ -86,14 +86,14 @@ def client_registry(process: TrainingProcess, tmp_path: Path) -> tuple[int, ...]
 
 def task(process: TrainingProcess, tmp_path: Path, loss: str) -> dict[str, Any]:
     """Open a run and train one round of it."""
-    opened = process.ask({"open": facts(loss)}, limited=False)
+    opened = process.call({"open": facts(loss)}, limited=False)
     expected = message_format.Expected.from_text(opened["expected"]["train"])
     layout = message_format.MessageHeader(
         tensors=exactly(expected), records={"config": ("config", {codec.ROUND: 1})}, client=0
     )
     (tmp_path / "task").write_bytes(bytes(layout.size))
     files = {"task": str(tmp_path / "task"), "reply": str(tmp_path / "reply")}
-    return process.ask({"answer": "train", "layout": layout.to_text(), **files})
+    return process.call({"answer": "train", "layout": layout.to_text(), **files})
 
 
 def test_it_trains_and_tells(process: TrainingProcess, tmp_path: Path) -> None:
@@ -159,5 +159,5 @@ def test_what_it_may_not_or_cannot_do_is_a_sentence(
     process: TrainingProcess, table: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(TaskFailed) as refused:
-        process.ask({"open": table}, limited=False)
+        process.call({"open": table}, limited=False)
     assert sentence in str(refused.value)

@@ -39,7 +39,7 @@ min_clients = 2
 wait_after_quorum = {wait}
 late = "next-round"
 """
-TOLD_OF_CLIENTS = (
+EVENTS_OF_CLIENTS = (
     ("", "the run had been stopped or killed, and went on"),
     ("north", "says that its training process died in a task, which it did once more"),
     ("south", "says that it was given a message twice, and answered it once"),
@@ -50,8 +50,8 @@ TOLD_OF_CLIENTS = (
     ("attic", "No space left on device"),
 )
 """Whom each thing happens to, and words of the sentence that must stand in the report."""
-TOLD = (
-    *TOLD_OF_CLIENTS,
+EVENTS = (
+    *EVENTS_OF_CLIENTS,
     ("", "the SuperLink ended unexpectedly and was started again"),
     ("north", "says that its connection was away for"),
     ("north", "answered late, used with weight"),
@@ -144,12 +144,12 @@ class ChaosRun(Apart):
 
     def fill_disk(self, attic: subprocess.Popen[bytes]) -> None:
         """Leave no room on a client's disk for what it trained in the second round."""
-        state, said = self.folder / "state-attic", "train: this machine says: No space left on device"
+        state, message = self.folder / "state-attic", "train: this machine says: No space left on device"
         self.at_work("attic", 2)
         self.fill(state, attic)
         hold(self, "attic", 4, 6)
         # Again and again: the client's own files come and go, and leave room.
-        self.until(lambda: self.fill(state, attic) and said in self.log("attic"), "a full disk's sentence")
+        self.until(lambda: self.fill(state, attic) and message in self.log("attic"), "a full disk's sentence")
         self.fill(state, attic).unlink()
 
     def kill_client(self, south: subprocess.Popen[bytes]) -> None:
@@ -233,18 +233,18 @@ class ChaosRun(Apart):
         self.one_more_round()
         self.kill_server()
 
-    def refused(self, name: str, words: str) -> bool:
+    def refused(self, name: str, text: str) -> bool:
         """Tell whether a round's record refuses an answer of a client with such a sentence."""
         number = sorted(NAMES).index(name)
         refusals = [item for record in self.rounds() for item in record["refused"]]
-        return any(item["client"] == number and words in item["reason"] for item in refusals)
+        return any(item["client"] == number and text in item["reason"] for item in refusals)
 
-    def untold(self, told: Sequence[tuple[str, str]] = TOLD) -> list[tuple[str, str]]:
+    def missing_events(self, expected: Sequence[tuple[str, str]] = EVENTS) -> list[tuple[str, str]]:
         """Return what should stand in the report and does not."""
         page = html.unescape((self.out / "report.html").read_text())
         shown = [event for event in read_facts(RunFolder(self.out)).events if event.what in page]
-        return [one for one in told if not any(_is(event, *one) for event in shown)]
+        return [one for one in expected if not any(_is(event, *one) for event in shown)]
 
 
-def _is(event: Event, client: str, words: str) -> bool:
-    return event.client.partition(" ")[0] == client and words in event.what
+def _is(event: Event, client: str, text: str) -> bool:
+    return event.client.partition(" ")[0] == client and text in event.what

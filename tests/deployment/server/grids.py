@@ -30,7 +30,7 @@ class Clients(SuperLinkGrid):
         """Those that do not answer when they are asked for masked counts, or whether they agree."""
         self.lost: set[str] = set()
         """Those that agree, and are gone when they are to tell."""
-        self.asked: list[tuple[str, str]] = []
+        self.requested: list[tuple[str, str]] = []
         internals.identify(1)
 
     def node(self, name: str) -> int:
@@ -45,10 +45,10 @@ class Clients(SuperLinkGrid):
         by_node = {self.node(name): name for name in self.counts}
         for number, message in enumerate(messages):
             name, kind = by_node[message.metadata.dst_node_id], message.metadata.message_type
-            self.asked.append((name, kind))
-            internals.set_message_id(message, f"m{len(self.asked)}.{number}")
-            tells = kind == sharing.MASKED and not sharing.only_asks(message.content)
-            if (name in self.silent and kind == sharing.MASKED) or (name in self.lost and tells):
+            self.requested.append((name, kind))
+            internals.set_message_id(message, f"m{len(self.requested)}.{number}")
+            reports = kind == sharing.MASKED and not sharing.agreement_only(message.content)
+            if (name in self.silent and kind == sharing.MASKED) or (name in self.lost and reports):
                 yield Message(Error(code=1, reason="it went offline"), reply_to=message)
             else:
                 yield Message(self._answer(name, kind, message.content), reply_to=message)
@@ -57,11 +57,11 @@ class Clients(SuperLinkGrid):
         how, counts = self.sharing.get(name, "masked"), self.counts[name]
         if kind == sharing.MASKED:
             return self.masks(name).answer(content, counts)
-        told = tuple(counts) if how in ("plain", "noisy") else (0,) * len(counts)
-        entry = codec.ClientInfo(client=0, counts=told, sharing=how)
+        reported = tuple(counts) if how in ("plain", "noisy") else (0,) * len(counts)
+        entry = codec.ClientInfo(client=0, counts=reported, sharing=how)
         if how == "masked":
             card = self.masks(name).card().to_table()
-            entry = codec.ClientInfo(client=0, counts=told, sharing=how, images=sum(counts), card=card)
+            entry = codec.ClientInfo(client=0, counts=reported, sharing=how, images=sum(counts), card=card)
         return codec.encode_client_info(entry)
 
     def masks(self, name: str) -> MaskedCounts:

@@ -92,21 +92,21 @@ def secured(pki: Path, port: int, *, certificate: Path | None = None) -> ssl.SSL
     return context.wrap_socket(plain, server_hostname="localhost")
 
 
-def say(connection: socket.socket, request: bytes) -> bytes:
+def send_request(connection: socket.socket, request: bytes) -> bytes:
     """Send bytes and return everything that comes back until the other side hangs up."""
     with connection, contextlib.suppress(ConnectionError, ssl.SSLError):
         connection.sendall(request)
-        return hear(connection)
+        return read_to_end(connection)
     return b""
 
 
-def hear(connection: socket.socket) -> bytes:
+def read_to_end(connection: socket.socket) -> bytes:
     """Return everything that comes until the other side hangs up."""
-    heard = b""
+    received = b""
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         while part := connection.recv(65536):
-            heard += part
-    return heard
+            received += part
+    return received
 
 
 def status(answer: bytes) -> int:

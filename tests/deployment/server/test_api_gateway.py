@@ -56,7 +56,7 @@ class Flower:
         await send({"type": "http.response.body", "body": b"done"})
 
 
-def ask(
+def send_request(
     gate: ApiGateway,
     path: str = PULL,
     *,
@@ -92,7 +92,7 @@ BEAT = "/v1/fleet/send-node-heartbeat"
 
 
 @pytest.mark.parametrize(
-    ("path", "said", "status", "again"),
+    ("path", "seconds_header", "status", "again"),
     [
         (BEAT, b"40.0", 200, [(7, 40.0)]),
         (BEAT, b"40.0", 401, []),
@@ -105,25 +105,25 @@ BEAT = "/v1/fleet/send-node-heartbeat"
     ],
 )
 def test_a_heartbeat_that_flower_finds_good_asks_for_what_got_lost(
-    path: str, said: bytes | None, status: int, again: list[tuple[int, float]]
+    path: str, seconds_header: bytes | None, status: int, again: list[tuple[int, float]]
 ) -> None:
     from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
     from flwr.proto.node_pb2 import Node
 
-    asked: list[tuple[int, float]] = []
+    activated: list[tuple[int, float]] = []
 
     def redeliver(node: int, seconds: float) -> int:
-        asked.append((node, seconds))
+        activated.append((node, seconds))
         return 1
 
     flower = Flower(status)
     guarded = ApiGateway(flower, lambda: {KEY: "north"}, Limits(), redeliver=redeliver)
     body = SendNodeHeartbeatRequest(node=Node(node_id=7), heartbeat_interval=25).SerializeToString()
     headers = signed()
-    headers += [(b"x-fedvision-empty-for", said)] if said else []
-    assert ask(guarded, path, headers=headers, parts=[body])[0] == status
+    headers += [(b"x-fedvision-empty-for", seconds_header)] if seconds_header else []
+    assert send_request(guarded, path, headers=headers, parts=[body])[0] == status
     assert flower.seen == [(path, body)]
-    assert asked == again
+    assert activated == again
 
 
 def gate(flower: Flower, **limits: Any) -> ApiGateway:
@@ -133,30 +133,30 @@ def gate(flower: Flower, **limits: Any) -> ApiGateway:
 @given(st.lists(st.binary(max_size=50), max_size=5))
 def test_a_known_clients_body_arrives_whole(parts: list[bytes]) -> None:
     flower = Flower()
-    assert ask(gate(flower), parts=parts)[0] == 200
+    assert send_request(gate(flower), parts=parts)[0] == 200
     assert flower.seen == [(PULL, b"".join(parts))]
 
 
 @given(st.text(max_size=30), st.sampled_from(["GET", "POST", "PUT", "HEAD", "DELETE"]))
 def test_no_other_path_gets_through(path: str, method: str) -> None:
     flower = Flower()
-    assert ask(gate(flower), "/" + path, method=method)[0] == 403
+    assert send_request(gate(flower), "/" + path, method=method)[0] == 403
     assert flower.seen == []
 
 
 def test_health_passes_without_a_key() -> None:
     flower = Flower()
-    assert ask(gate(flower), "/health", method="GET", headers=[])[0] == 200
+    assert send_request(gate(flower), "/health", method="GET", headers=[])[0] == 200
     assert flower.seen == [("/health", b"")]
 
 
 @pytest.mark.parametrize("path", sorted(fleet_paths() | {FLEET}))
 def test_a_path_that_came_in_encoded_is_another_path(path: str) -> None:
     flower = Flower()
-    assert ask(gate(flower), path, raw=path.replace("f", "%66", 1).encode())[0] == 403
-    assert ask(gate(flower), path, method="GET")[0] == 403
+    assert send_request(gate(flower), path, raw=path.replace("f", "%66", 1).encode())[0] == 403
+    assert send_request(gate(flower), path, method="GET")[0] == 403
     assert flower.seen == []
-    assert ask(gate(flower), path)[0] == 200
+    assert send_request(gate(flower), path)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -175,29 +175,29 @@ def test_a_path_that_came_in_encoded_is_another_path(path: str) -> None:
 )
 def test_without_one_known_key_nothing_gets_through(headers: list[tuple[bytes, bytes]]) -> None:
     flower = Flower()
-    status, answer = ask(gate(flower), headers=headers)
+    status, answer = send_request(gate(flower), headers=headers)
     assert (status, answer["code"]) == (401, NOT_ACTIVATED)
     # Flower's client prints the sentence of a refused activation, and stops on 401 in any other call.
-    assert ask(gate(flower), "/v1/fleet/activate-node", headers=headers)[0] == 412
+    assert send_request(gate(flower), "/v1/fleet/activate-node", headers=headers)[0] == 412
     assert flower.seen == []
 
 
 def test_a_key_is_known_from_the_moment_that_it_is() -> None:
     known: dict[bytes, str] = {}
     watched = ApiGateway(Flower(), lambda: known, Limits())
-    assert ask(watched)[0] == 401
+    assert send_request(watched)[0] == 401
     known[KEY] = "north"
-    assert ask(watched)[0] == 200
+    assert send_request(watched)[0] == 200
     known.clear()
-    assert ask(watched)[0] == 401
+    assert send_request(watched)[0] == 401
 
 
 def test_a_body_may_be_as_large_as_the_limit_and_no_larger() -> None:
     flower = Flower()
-    assert ask(gate(flower, body=10), parts=[b"12345", b"67890"])[0] == 200
-    assert ask(gate(flower, body=10), parts=[b"12345", b"678901"])[0] == 413
+    assert send_request(gate(flower, body=10), parts=[b"12345", b"67890"])[0] == 200
+    assert send_request(gate(flower, body=10), parts=[b"12345", b"678901"])[0] == 413
     declared = [*signed(), (b"content-length", b"11")]
-    assert ask(gate(flower, body=10), headers=declared, parts=[])[0] == 413
+    assert send_request(gate(flower, body=10), headers=declared, parts=[])[0] == 413
     assert len(flower.seen) == 1
 
 
@@ -206,7 +206,7 @@ def test_a_body_that_drips_is_refused_though_it_never_stops() -> None:
     slow = ApiGateway(
         Flower(), lambda: {KEY: "north"}, Limits(header_seconds=3, body_rate=1), lambda: float(next(clock))
     )
-    status, answer = ask(slow, parts=[b""] * 20)
+    status, answer = send_request(slow, parts=[b""] * 20)
     assert status == 408
     assert answer["detail"] == "a body slower than 1 bytes a second"
 
@@ -215,7 +215,7 @@ def test_a_large_body_may_take_the_time_that_its_size_gives_it() -> None:
     clock, flower = iter(range(1000)), Flower()
     limits = Limits(header_seconds=3, body_rate=1)
     patient = ApiGateway(flower, lambda: {KEY: "north"}, limits, lambda: float(next(clock)))
-    assert ask(patient, parts=[b"x"] * 20)[0] == 200
+    assert send_request(patient, parts=[b"x"] * 20)[0] == 200
     assert flower.seen == [(PULL, b"x" * 20)]
 
 
@@ -237,15 +237,15 @@ def test_half_a_body_reaches_nobody() -> None:
 @pytest.mark.parametrize("header", [(b"content-length", b"5"), (b"transfer-encoding", b"chunked")])
 def test_a_question_for_health_with_a_body_is_refused(header: tuple[bytes, bytes]) -> None:
     flower = Flower()
-    assert ask(gate(flower), "/health", method="GET", headers=[header])[0] == 413
+    assert send_request(gate(flower), "/health", method="GET", headers=[header])[0] == 413
     assert flower.seen == []
 
 
 def test_more_requests_than_allowed_are_put_off_for_each_peer_alone() -> None:
     flower = Flower()
     busy = gate(flower, requests=0.001, burst=2)
-    assert [ask(busy, "/health", method="GET", headers=[])[0] for _ in range(3)] == [200, 200, 503]
-    assert ask(busy, "/health", method="GET", headers=[], peer="192.0.2.2")[0] == 200
+    assert [send_request(busy, "/health", method="GET", headers=[])[0] for _ in range(3)] == [200, 200, 503]
+    assert send_request(busy, "/health", method="GET", headers=[], peer="192.0.2.2")[0] == 200
 
 
 def test_a_websocket_gets_no_answer() -> None:
@@ -273,7 +273,7 @@ def test_a_large_body_is_passed_on_in_parts_that_begin_with_a_whole_head() -> No
 
     parts = [bytes([number]) * 1000 for number in range(200)]
     guarded = ApiGateway(flower, lambda: {KEY: "north"}, Limits())
-    assert ask(guarded, PUSH_OBJECT, parts=parts)[0] == 200
+    assert send_request(guarded, PUSH_OBJECT, parts=parts)[0] == 200
     assert b"".join(got) == b"".join(parts)
     assert len(got[0]) >= 1 << 16
     assert len(got) > 100, "they are not joined"
@@ -311,8 +311,8 @@ def test_a_known_key_without_its_signature_has_no_body_read(headers: list[tuple[
 def test_a_question_has_no_large_body() -> None:
     """Else a client that reads its answer slowly would hold room for a body that nobody needs."""
     flower = Flower()
-    assert ask(gate(flower), parts=[b"x" * 65537])[0] == 413
-    assert ask(gate(flower), PUSH_OBJECT, parts=[b"x" * 60_000])[0] == 200
+    assert send_request(gate(flower), parts=[b"x" * 65537])[0] == 413
+    assert send_request(gate(flower), PUSH_OBJECT, parts=[b"x" * 60_000])[0] == 200
 
 
 class Sender:
@@ -421,10 +421,10 @@ def test_a_reply_in_another_clients_name_is_refused(kind: str, caplog: pytest.Lo
     forged, own = reply(8), reply(7)
     headers.append((b"content-length", str(len(forged)).encode()))
     with caplog.at_level(logging.WARNING, "fedvision.deployment"):
-        assert ask(gate(flower), PUSH_MESSAGES, headers=headers, parts=[forged])[0] == 403
+        assert send_request(gate(flower), PUSH_MESSAGES, headers=headers, parts=[forged])[0] == 403
     assert caplog.messages == ["refused 192.0.2.1: a message in another client's name [north]"]
     assert flower.seen == []
-    assert ask(gate(flower), PUSH_MESSAGES, headers=headers, parts=[own])[0] == 200
+    assert send_request(gate(flower), PUSH_MESSAGES, headers=headers, parts=[own])[0] == 200
 
 
 @pytest.mark.parametrize(("owner", "status"), [(7, 200), (None, 200), (8, 403)])
@@ -434,14 +434,14 @@ def test_a_message_is_confirmed_by_its_receiver_alone(owner: int | None, status:
 
     body = ConfirmMessageReceivedRequest(node=Node(node_id=7), message_object_id="m").SerializeToString()
     guarded = ApiGateway(Flower(), lambda: {KEY: "north"}, Limits(), owner={"m": owner}.get)
-    assert ask(guarded, CONFIRM, parts=[body])[0] == status
+    assert send_request(guarded, CONFIRM, parts=[body])[0] == status
 
 
 def test_a_client_that_was_removed_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
     guarded = ApiGateway(Flower(), dict, Limits(), removed=lambda: {KEY: "north"})
     with caplog.at_level(logging.WARNING, "fedvision.deployment"):
-        status, told = ask(guarded)
-    assert (status, told["code"]) == (401, NOT_ACTIVATED)
-    assert told["detail"].startswith("This client was removed from the federation")
+        status, error = send_request(guarded)
+    assert (status, error["code"]) == (401, NOT_ACTIVATED)
+    assert error["detail"].startswith("This client was removed from the federation")
     assert caplog.messages[0].endswith("[north]")
-    assert ask(guarded, headers=signed(SOUTH))[1]["detail"].startswith("The server does not know")
+    assert send_request(guarded, headers=signed(SOUTH))[1]["detail"].startswith("The server does not know")

@@ -34,5 +34,5 @@ def test_the_model_moves_on_while_a_client_is_at_work(tmp_path: Path, pki: Path)
         assert [len(record["clients"]) for record in records] == [1] * 12
         assert records[4]["clients"] == [0]
         (late,) = [item for item in records[4]["late"] if item["client"] == 0]
-        assert (late["asked"], late["used"], late["weight"]) == (1, True, (1 + 4) ** -0.5)
+        assert (late["requested"], late["used"], late["weight"]) == (1, True, (1 + 4) ** -0.5)
         assert {client for record in records[5:] for client in record["clients"]} == {0, 1}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedvision.deployment.certificates import make
-from tests.deployment.server.chaos import NAMES, TOLD_OF_CLIENTS, ChaosRun
+from tests.deployment.server.chaos import EVENTS_OF_CLIENTS, NAMES, ChaosRun
 from tests.deployment.server.machines import WAIT_S
 from tests.deployment.server.network import network
 from tests.deployment.server.training_barrier import hold
@@ -50,7 +50,7 @@ def test_bad_clients_and_a_killed_server(here: ChaosRun) -> None:
     for name in NAMES:
         hold(here, name)
     finish(here, 9)
-    assert here.untold(TOLD_OF_CLIENTS) == []
+    assert here.missing_events(EVENTS_OF_CLIENTS) == []
 
 
 @pytest.mark.soak
@@ -58,4 +58,4 @@ def test_bad_clients_and_a_killed_server(here: ChaosRun) -> None:
 def test_everything_goes_wrong_once(here: ChaosRun) -> None:
     here.torment(cut=30)
     finish(here, 10)
-    assert here.untold() == []
+    assert here.missing_events() == []

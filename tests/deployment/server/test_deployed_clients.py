@@ -45,7 +45,7 @@ class Room:
         self.away: set[str] = set()
         """Who is not online and may join all the same."""
         self.revoked: set[str] = set()
-        self.said: list[str] = []
+        self.notices: list[str] = []
         self.noted: list[str] = []
         self.members = self.again()
 
@@ -56,7 +56,7 @@ class Room:
             self.register,
             "ab12",
             3,
-            self.said.append,
+            self.notices.append,
             self.noted.append,
             self.registered,
             needed=self.needed,
@@ -73,8 +73,8 @@ class Room:
         self.members.least = 0
         return self.members.present(self.grid)
 
-    def asked(self, kind: str) -> list[str]:
-        return [name for name, what in self.grid.asked if what == kind]
+    def requested(self, kind: str) -> list[str]:
+        return [name for name, what in self.grid.requested if what == kind]
 
 
 def test_three_masked_clients_are_known_as_a_sum_alone(six: Path, tmp_path: Path) -> None:
@@ -82,20 +82,22 @@ def test_three_masked_clients_are_known_as_a_sum_alone(six: Path, tmp_path: Path
     assert room.look() == [0, 1, 2]
     assert room.members.counts == (15, 25, 8)
     assert room.members.table().tolist() == []
-    assert (room.members.told, room.members.exact) == ([], True)
+    assert (room.members.with_counts, room.members.exact) == ([], True)
     assert list(room.members.groups.values()) == [(0, 1, 2)]
-    (told,) = [line for line in read_lines(room.file) if line["what"] == "told images"]
-    assert (told["client"], told["clients"], told["counts"]) == (None, [0, 1, 2], [15, 25, 8])
+    (line,) = [line for line in read_lines(room.file) if line["what"] == "reported images"]
+    assert (line["client"], line["clients"], line["counts"]) == (None, [0, 1, 2], [15, 25, 8])
     room.look()
-    assert len(room.asked(codec.CLIENT_INFO)) == 3, "each is asked once"
-    assert room.asked(sharing.MASKED) == ["ada", "bob", "cyd"] * 2, "whether it agrees, and then its counts"
+    assert len(room.requested(codec.CLIENT_INFO)) == 3, "each is asked once"
+    assert room.requested(sharing.MASKED) == ["ada", "bob", "cyd"] * 2, (
+        "whether it agrees, and then its counts"
+    )
 
 
 def test_every_way_of_sharing_at_once_gives_the_right_sum(six: Path, tmp_path: Path) -> None:
     room = Room(tmp_path, six, "ada bob cyd dan eve fay", needed=False, dan="plain", eve="noisy", fay="none")
     assert room.look() == list(range(6))
     assert room.members.counts == (15 + 0 + 1, 25 + 0 + 1, 8 + 30 + 1)
-    assert room.members.told == [3, 4]
+    assert room.members.with_counts == [3, 4]
     assert room.members.table().tolist() == [[0, 0, 30], [1, 1, 1]]
     assert not room.members.exact
 
@@ -103,13 +105,13 @@ def test_every_way_of_sharing_at_once_gives_the_right_sum(six: Path, tmp_path: P
 def test_two_masked_clients_wait_where_counts_are_needed_and_are_named(six: Path, tmp_path: Path) -> None:
     room = Room(tmp_path, six, "ada bob dan", dan="plain")
     assert room.look() == [2]
-    assert room.asked(sharing.MASKED) == []
+    assert room.requested(sharing.MASKED) == []
     room.members.least = 3
     watcher = threading.Thread(target=room.members.present, args=(room.grid,), daemon=True)
     watcher.start()
     watcher.join(1.5)
     waiting = "ada and bob mask class counts, and a sum that hides them needs 3 such clients"
-    assert room.said == [f"waiting: 1 of 3 clients; {waiting}"]
+    assert room.notices == [f"waiting: 1 of 3 clients; {waiting}"]
     # The third one ends it.
     room.grid.counts["cyd"] = COUNTS["cyd"]
     room.grid.online = {*room.grid.online, "cyd"}
@@ -133,24 +135,24 @@ def test_a_dropout_begins_the_sum_again_with_the_others(six: Path, tmp_path: Pat
     assert room.look() == [0, 2, 3]
     assert room.members.counts == (15, 5, 36)
     assert room.noted == ["bob cannot take part: it went offline"]
-    assert room.asked(sharing.MASKED) == ["ada", "bob", "cyd", "dan", *["ada", "cyd", "dan"] * 2]
+    assert room.requested(sharing.MASKED) == ["ada", "bob", "cyd", "dan", *["ada", "cyd", "dan"] * 2]
 
 
 def test_who_drops_out_after_it_agreed_is_waited_for(
     six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others told for this group and tell for no other; a sum without bob would be one."""
-    monkeypatch.setattr(module, "_ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.0)
     room = Room(tmp_path, six, "ada bob cyd dan eve")
     room.grid.lost = {"bob"}
     assert room.look() == []
     assert room.noted[0] == "bob cannot take part: it went offline"
     room.grid.online -= {"bob"}
     room.members = room.again()
-    asked = len(room.grid.asked)
+    requested = len(room.grid.requested)
     for _ in range(3):
         assert room.look() == []
-    assert len(room.grid.asked) == asked + 2 * 4, (
+    assert len(room.grid.requested) == requested + 2 * 4, (
         "they are asked once who they are, and once whether they agree"
     )
     waiting = room.members._waiting(room.grid.names())
@@ -169,11 +171,11 @@ def test_too_many_dropouts_leave_nobody_and_no_sum(six: Path, tmp_path: Path) ->
     room.grid.silent = {"bob"}
     assert room.look() == []
     assert room.members.counts == (0, 0, 0)
-    assert len(room.asked(sharing.MASKED)) == 3
+    assert len(room.requested(sharing.MASKED)) == 3
 
 
 def test_a_sum_never_grows_by_one_client(six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.0)
     room = Room(tmp_path, six, "ada bob cyd dan eve fay")
     room.grid.online = {"ada", "bob", "cyd"}
     assert room.look() == [0, 1, 2]
@@ -191,10 +193,10 @@ def test_a_server_that_is_started_again_asks_for_no_second_sum(six: Path, tmp_pa
     before: Any = (room.members.counts, room.members.groups)
     room.members = room.again()
     room.grid.online = {"ada", "cyd"}
-    room.grid.asked.clear()
+    room.grid.requested.clear()
     assert room.look() == [0, 2]
     assert (room.members.counts, room.members.groups) == before
-    assert room.asked(sharing.MASKED) == []
+    assert room.requested(sharing.MASKED) == []
 
 
 def test_a_server_that_is_started_again_knows_who_has_what_and_asks_nobody(six: Path, tmp_path: Path) -> None:
@@ -202,13 +204,25 @@ def test_a_server_that_is_started_again_knows_who_has_what_and_asks_nobody(six: 
     room = Room(tmp_path, six, "ada bob cyd dan eve fay", needed=False, **how)
     room.look()
     members = room.members
-    before: Any = (members.counts, members.told, members.table().tolist(), members.groups, members.exact)
+    before: Any = (
+        members.counts,
+        members.with_counts,
+        members.table().tolist(),
+        members.groups,
+        members.exact,
+    )
     room.members = members = room.again()
-    assert (members.counts, members.told, members.table().tolist(), members.groups, members.exact) == before
-    room.grid.asked.clear()
+    assert (
+        members.counts,
+        members.with_counts,
+        members.table().tolist(),
+        members.groups,
+        members.exact,
+    ) == before
+    room.grid.requested.clear()
     room.grid.online = {"ada", "dan", "fay"}
     assert room.look() == [0, 3, 5], "those that are here; what the others have still counts"
-    assert room.grid.asked == []
+    assert room.grid.requested == []
     assert members.counts == before[0]
     assert [members.client(members.node(client)) for client in range(6)] == list(range(6))
 
@@ -224,7 +238,7 @@ def test_who_has_not_found_the_server_that_is_started_again_is_not_asked_to_trai
     watcher = threading.Thread(target=room.members.present, args=(room.grid,), daemon=True)
     watcher.start()
     watcher.join(1.0)
-    assert room.said == ["waiting: 0 of 2 clients; dan last seen 100 s ago; eve last seen 100 s ago"]
+    assert room.notices == ["waiting: 0 of 2 clients; dan last seen 100 s ago; eve last seen 100 s ago"]
     room.seconds = 0.0
     watcher.join(10)
     assert not watcher.is_alive()
@@ -237,19 +251,19 @@ def test_who_waited_for_a_sum_is_asked_again_by_a_server_that_is_started_again(
     room = Room(tmp_path, six, "ada bob dan", dan="plain")
     assert room.look() == [2]
     room.members = room.again()
-    room.grid.asked.clear()
+    room.grid.requested.clear()
     assert room.look() == [2]
-    assert sorted(room.asked(codec.CLIENT_INFO)) == ["ada", "bob"]
+    assert sorted(room.requested(codec.CLIENT_INFO)) == ["ada", "bob"]
 
 
 def test_a_machine_that_took_over_a_name_is_asked_what_it_has(six: Path, tmp_path: Path) -> None:
     room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
     room.look()
     room.members = room.again()
-    room.grid.asked.clear()
+    room.grid.requested.clear()
     room.grid.counts = {"fay": [0, 0, 0], "eve": COUNTS["eve"], "dan": [1, 1, 30]}  # dan is node 102 now
     assert room.look() == [0, 1]
-    assert room.asked(codec.CLIENT_INFO) == ["dan"]
+    assert room.requested(codec.CLIENT_INFO) == ["dan"]
     assert room.members.counts == (2, 2, 31)
 
 
@@ -304,15 +318,15 @@ def test_who_leaves_comes_back_or_is_shut_out_is_registered(six: Path, tmp_path:
         "eve (1) is there again",
         "dan (0) is shut out: its key was removed",
     ]
-    told = [(line["name"], line["what"], line["by"]) for line in read_lines(room.file)[4:]]
-    assert told == [("eve", "left", "server"), ("eve", "joined", "eve"), ("dan", "revoked", "operator")]
+    lines = [(line["name"], line["what"], line["by"]) for line in read_lines(room.file)[4:]]
+    assert lines == [("eve", "left", "server"), ("eve", "joined", "eve"), ("dan", "revoked", "operator")]
     assert room.members.counts == (1, 1, 31), "what dan gave stays counted"
 
 
 def test_a_client_shut_out_while_it_is_away_is_found_out(
     six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SAY_EVERY_S", 0.0)
+    monkeypatch.setattr(module, "_NOTICE_EVERY_S", 0.0)
     room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
     room.look()
     room.grid.online, room.away = {"dan"}, {"eve"}
@@ -326,7 +340,7 @@ def test_a_client_shut_out_while_it_is_away_is_found_out(
 def test_a_refused_client_is_registered_with_its_reason_and_keeps_its_number(
     six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_ASK_AGAIN_S", 0.0)
+    monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.0)
     room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
     room.grid.counts["dan"] = [1, 2]
     assert room.look() == [1]

@@ -160,16 +160,18 @@ def test_a_client_that_may_not_or_cannot_follow_says_so_on_both_sides(tmp_path: 
         here.client("north")
         here.client("south", 'plugins = ["mine"]', **speaking(here, PROTOCOL - 1))
         here.client("west", 'plugins = ["mine"]', **speaking(here, PROTOCOL + 1))
-        told = f"the server speaks protocol {PROTOCOL} (fedvision {__version__}) and this client protocol "
+        versions = (
+            f"the server speaks protocol {PROTOCOL} (fedvision {__version__}) and this client protocol "
+        )
         sentences = {
             "north": "use = 'mine:loss': this client allows built-ins",
-            "south": f"{told}{PROTOCOL - 1} (",
-            "west": f"{told}{PROTOCOL + 1} (",
+            "south": f"{versions}{PROTOCOL - 1} (",
+            "west": f"{versions}{PROTOCOL + 1} (",
         }
         for name, sentence in sentences.items():
             eventually(lambda name=name, sentence=sentence: sentence in here.log(name), f"{name}'s sentence")
-            heard = re.compile(f"{name} cannot take part: .*{re.escape(sentence)}")
-            eventually(lambda heard=heard: heard.search(here.log("server")), f"the server's on {name}")
+            refusal = re.compile(f"{name} cannot take part: .*{re.escape(sentence)}")
+            eventually(lambda refusal=refusal: refusal.search(here.log("server")), f"the server's on {name}")
         assert server.poll() is None, "it waits for clients that can"
 
 

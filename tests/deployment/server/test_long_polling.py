@@ -24,22 +24,22 @@ class SuperLink:
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.status = 200
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.asked.append(scope["path"])
+        self.requested.append(scope["path"])
         body = b""
         if scope["path"] == long_polling.TASK_SENT:
             self.messages.append(b"task")
-        elif scope["path"] == long_polling.TASK_ASKED and self.messages:
+        elif scope["path"] == long_polling.TASK_REQUESTED and self.messages:
             body = self.messages.pop()
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
 
-async def ask(app: LongPolling, path: str, key: bytes = b"k", size: int = 10) -> tuple[int, bytes]:
+async def send_request(app: LongPolling, path: str, key: bytes = b"k", size: int = 10) -> tuple[int, bytes]:
     """Return status and body of the answer to one request."""
     got: list[Any] = []
 
@@ -67,36 +67,38 @@ async def prompt(question: Awaitable[Any]) -> Any:
 
 def test_a_message_wakes_a_client_whose_next_question_takes_it() -> None:
     async def scene(app: LongPolling, link: SuperLink) -> None:
-        assert await prompt(ask(app, long_polling.TASK_ASKED)) == (200, b"")
-        waiting = asyncio.create_task(ask(app, long_polling.TASK_ASKED))
+        assert await prompt(send_request(app, long_polling.TASK_REQUESTED)) == (200, b"")
+        waiting = asyncio.create_task(send_request(app, long_polling.TASK_REQUESTED))
         await asyncio.sleep(0.1)
         assert not waiting.done(), "nothing was sent since"
-        await ask(app, long_polling.TASK_SENT)
+        await send_request(app, long_polling.TASK_SENT)
         assert await prompt(waiting) == (200, b"")
         assert link.messages == [b"task"], "a question that waited takes nothing"
-        assert await prompt(ask(app, long_polling.TASK_ASKED)) == (200, b"task")
-        assert await prompt(ask(app, long_polling.TASK_ASKED)) == (200, b""), "there may be another"
+        assert await prompt(send_request(app, long_polling.TASK_REQUESTED)) == (200, b"task")
+        assert await prompt(send_request(app, long_polling.TASK_REQUESTED)) == (200, b""), (
+            "there may be another"
+        )
 
-    assert play(scene).asked == [
-        long_polling.TASK_ASKED,
+    assert play(scene).requested == [
+        long_polling.TASK_REQUESTED,
         long_polling.TASK_SENT,
-        *[long_polling.TASK_ASKED] * 2,
+        *[long_polling.TASK_REQUESTED] * 2,
     ]
 
 
 def test_a_message_between_two_questions_is_not_missed() -> None:
     async def scene(app: LongPolling, link: SuperLink) -> None:
-        await ask(app, long_polling.TASK_ASKED)
-        await ask(app, long_polling.TASK_SENT)
-        assert await prompt(ask(app, long_polling.TASK_ASKED)) == (200, b"task")
+        await send_request(app, long_polling.TASK_REQUESTED)
+        await send_request(app, long_polling.TASK_SENT)
+        assert await prompt(send_request(app, long_polling.TASK_REQUESTED)) == (200, b"task")
 
     play(scene)
 
 
 def test_each_client_waits_for_itself() -> None:
     async def scene(app: LongPolling, link: SuperLink) -> None:
-        await ask(app, long_polling.TASK_ASKED, b"one")
-        assert await prompt(ask(app, long_polling.TASK_ASKED, b"two")) == (200, b"")
+        await send_request(app, long_polling.TASK_REQUESTED, b"one")
+        assert await prompt(send_request(app, long_polling.TASK_REQUESTED, b"two")) == (200, b"")
 
     play(scene)
 
@@ -105,7 +107,7 @@ def test_a_client_that_is_refused_hears_it_every_time() -> None:
     async def scene(app: LongPolling, link: SuperLink) -> None:
         link.status = 401
         for _ in range(3):
-            assert (await prompt(ask(app, long_polling.TASK_ASKED)))[0] == 401
+            assert (await prompt(send_request(app, long_polling.TASK_REQUESTED)))[0] == 401
 
     play(scene)
 
@@ -115,11 +117,11 @@ def test_now_and_then_a_question_is_passed_on_all_the_same(monkeypatch: pytest.M
     monkeypatch.setattr(long_polling, "_SURELY_S", 0.2)
 
     async def scene(app: LongPolling, link: SuperLink) -> None:
-        await ask(app, long_polling.TASK_ASKED)
+        await send_request(app, long_polling.TASK_REQUESTED)
         link.messages.append(b"without a sound")
-        heard = [(await ask(app, long_polling.TASK_ASKED))[1] for _ in range(6)]
-        assert heard[0] == b""
-        assert b"without a sound" in heard
+        answers = [(await send_request(app, long_polling.TASK_REQUESTED))[1] for _ in range(6)]
+        assert answers[0] == b""
+        assert b"without a sound" in answers
 
     play(scene)
 
@@ -139,14 +141,14 @@ def test_the_server_is_woken_by_a_reply_and_its_last_objects(
         monkeypatch.setattr(long_polling, "_SERVER_S", 1.0)
 
     async def scene(app: LongPolling, link: SuperLink) -> None:
-        waiting = asyncio.create_task(ask(app, long_polling.REPLY_ASKED))
+        waiting = asyncio.create_task(send_request(app, long_polling.REPLY_REQUESTED))
         await asyncio.sleep(0.1)
         assert not waiting.done()
-        await ask(app, path, size=size)
+        await send_request(app, path, size=size)
         await asyncio.sleep(0.1)
         assert waiting.done() == wakes
         await waiting
-        assert link.asked[-1] == long_polling.REPLY_ASKED, "it is always passed on"
+        assert link.requested[-1] == long_polling.REPLY_REQUESTED, "it is always passed on"
 
     play(scene)
 
@@ -154,6 +156,6 @@ def test_the_server_is_woken_by_a_reply_and_its_last_objects(
 def test_other_calls_pass_at_once() -> None:
     async def scene(app: LongPolling, link: SuperLink) -> None:
         for path in ("/v1/fleet/send-node-heartbeat", "/v1/runtime/get-nodes"):
-            await prompt(ask(app, path))
+            await prompt(send_request(app, path))
 
-    assert len(play(scene).asked) == 2
+    assert len(play(scene).requested) == 2

@@ -82,18 +82,18 @@ def test_masked_clients_train_to_the_simulations_bits_and_only_their_sum_is_know
     assert (totals <= training.sum(0)).all()
 
     # Nowhere in what the server keeps or says do the counts of a masked client stand.
-    kept = logs + "".join(path.read_text() for path in sorted(here.out.glob("*.json*")))
-    kept = "".join(kept.split())
-    assert json.dumps(own[0]).replace(" ", "") in kept
+    stored = logs + "".join(path.read_text() for path in sorted(here.out.glob("*.json*")))
+    stored = "".join(stored.split())
+    assert json.dumps(own[0]).replace(" ", "") in stored
     for client in (1, 2, 3):
         row = federation.split.counts(np.array([client]))[0].tolist()
-        assert json.dumps(row).replace(" ", "") not in kept
-    nothing_private_is_kept(here)
+        assert json.dumps(row).replace(" ", "") not in stored
+    check_nothing_private_stored(here)
     page = (here.out / "report.html").read_text()
     assert "3 of 4 clients tell class counts in sums alone, or not at all" in " ".join(page.split())
 
 
-def nothing_private_is_kept(here: Machines) -> None:
+def check_nothing_private_stored(here: Machines) -> None:
     """Look for clients' images, paths and secrets in every byte that the server wrote."""
     files = [path for top in (here.out, here.folder / "superlink") for path in top.rglob("*")]
     written = {path: path.read_bytes() for path in [*files, here.folder / "server.log"] if path.is_file()}

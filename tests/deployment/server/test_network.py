@@ -97,23 +97,23 @@ def test_an_unplugged_machine_is_told_and_plugged_in_again(two: Network) -> None
 
 def test_the_share_of_lost_packets_is_the_lines(two: Network) -> None:
     two["here"].line = Line(loss=0.25)
-    heard = two["there"].within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    heard.bind((two["there"].address, 7001))
-    heard.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-    heard.settimeout(0.5)
-    with heard, two["here"].within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+    receiver = two["there"].within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    receiver.bind((two["there"].address, 7001))
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    receiver.settimeout(0.5)
+    with receiver, two["here"].within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
         for _ in range(400):
             sender.sendto(b"x", (two["there"].address, 7001))
             time.sleep(0.0005)
         arrived = 0
-        while _arrives(heard):
+        while _arrives(receiver):
             arrived += 1
     assert 240 <= arrived <= 360, "300 of 400, give or take seven deviations"
 
 
-def _arrives(heard: socket.socket) -> bool:
+def _arrives(receiver: socket.socket) -> bool:
     try:
-        heard.recv(1)
+        receiver.recv(1)
     except TimeoutError:
         return False
     return True

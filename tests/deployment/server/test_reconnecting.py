@@ -22,7 +22,7 @@ ONLINE = "north is connected to"
 def test_a_refused_client_and_one_whose_server_comes_and_goes_say_so_once_a_minute(
     tmp_path: Path, pki: Path
 ) -> None:
-    asked = LinkPlace(
+    place_ = LinkPlace(
         tls=pki / "server",
         clients=pki / "server/clients",
         state=tmp_path / "superlink",
@@ -30,7 +30,7 @@ def test_a_refused_client_and_one_whose_server_comes_and_goes_say_so_once_a_minu
         private="127.0.0.1:0",
     )
     here = Machines(tmp_path, pki, EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg"))
-    server = SuperlinkProcess(asked)
+    server = SuperlinkProcess(place_)
     try:
         place = server.open()
         here.public = place.public.replace("127.0.0.1", "localhost")
@@ -44,7 +44,7 @@ def test_a_refused_client_and_one_whose_server_comes_and_goes_say_so_once_a_minu
 
         def lines() -> int:
             start = ("is starting;", "training images")  # What every client says before it connects.
-            return sum(not any(words in line for words in start) for line in twin().splitlines())
+            return sum(not any(text in line for text in start) for line in twin().splitlines())
 
         eventually(lambda: "the key counts as online" in twin(), "the second client's sentence")
         began = time.monotonic()
@@ -59,7 +59,7 @@ def test_a_refused_client_and_one_whose_server_comes_and_goes_say_so_once_a_minu
         for _ in range(2):
             _kill(server)
             time.sleep(1.5)
-            server = SuperlinkProcess(replace(asked, public=place.public, private=place.private))
+            server = SuperlinkProcess(replace(place_, public=place.public, private=place.private))
             server.open()
             time.sleep(4)
         # It is back; it said that it was away, and that it was back, less than a minute ago. Not so on a

@@ -38,7 +38,7 @@ def test_a_slow_client_is_named_and_its_late_answer_used(tmp_path: Path, pki: Pa
         assert server.wait(WAIT_S) == 0, here.log("server")
         late = [(record["round"], item) for record in here.rounds() for item in record["late"]]
         ((used_in, item),) = late
-        assert (item["client"], item["asked"], item["used"]) == (0, 2, True)
+        assert (item["client"], item["requested"], item["used"]) == (0, 2, True)
         assert item["weight"] == (1 + used_in - 2) ** -0.5
         # It was not asked while it was busy, and was asked again afterwards.
         between = here.rounds()[2 : used_in - 1]
@@ -71,7 +71,7 @@ def test_a_server_that_was_killed_still_gets_what_it_was_owed(tmp_path: Path, pk
         assert again.wait(WAIT_S) == 0, here.log("server")
         late = [item for record in here.rounds() for item in record["late"]]
         # South may be late, too, on a busy machine.
-        assert [item["used"] for item in late if (item["client"], item["asked"]) == (0, 2)] == [True]
+        assert [item["used"] for item in late if (item["client"], item["requested"]) == (0, 2)] == [True]
         assert "train: this task was done before; the same reply is sent" in here.log("north")
         assert begun(here, "north").count(2) == 1
         assert [record["round"] for record in here.rounds()] == list(range(1, 21))

@@ -26,11 +26,11 @@ from tests.deployment.server.processes import (
     Running,
     control,
     eventually,
-    hear,
     nodes,
+    read_to_end,
     request,
-    say,
     secured,
+    send_request,
     signed,
     status,
     superlink,
@@ -50,7 +50,7 @@ def server(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
 
 
 def test_health_is_all_that_a_stranger_may_ask(pki: Path, server: Running) -> None:
-    answer = say(secured(pki, server.public), request("GET", "/health"))
+    answer = send_request(secured(pki, server.public), request("GET", "/health"))
     assert status(answer) == 200
     assert b"\r\ndate: " in answer
     assert b"uvicorn" not in answer
@@ -82,7 +82,7 @@ def test_health_is_all_that_a_stranger_may_ask(pki: Path, server: Running) -> No
 def test_no_path_leads_a_stranger_or_a_client_past_the_clients_calls(
     pki: Path, server: Running, method: str, path: str
 ) -> None:
-    answer = say(secured(pki, server.public), request(method, path, *signed(pki, "north")))
+    answer = send_request(secured(pki, server.public), request(method, path, *signed(pki, "north")))
     assert status(answer) == 403
     assert b"only clients' calls are served on this port" in answer
 
@@ -98,13 +98,13 @@ def test_nothing_that_a_request_says_of_itself_makes_it_an_inside_one(pki: Path,
         "x-http-method-override: POST",
     ]
     for path in ("/v1/control/list-nodes", "/docs"):
-        answer = say(secured(pki, server.public), request("POST", path, *forged))
+        answer = send_request(secured(pki, server.public), request("POST", path, *forged))
         assert status(answer) == 403
         assert b"only clients' calls are served on this port" in answer
     call = request("POST", "/v1/control/list-nodes").replace(
         b"host: localhost", f"host: 127.0.0.1:{server.private}".encode()
     )
-    assert status(say(secured(pki, server.public), call)) == 403
+    assert status(send_request(secured(pki, server.public), call)) == 403
 
 
 def test_a_websocket_is_refused(pki: Path, server: Running) -> None:
@@ -113,9 +113,9 @@ def test_a_websocket_is_refused(pki: Path, server: Running) -> None:
         "sec-websocket-version: 13",
         "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
     ]
-    asked = request("GET", "/docs", *upgrade).replace(b"connection: close", b"connection: upgrade")
+    upgrade_request = request("GET", "/docs", *upgrade).replace(b"connection: close", b"connection: upgrade")
     for _ in range(5):
-        answer = say(secured(pki, server.public), asked)
+        answer = send_request(secured(pki, server.public), upgrade_request)
         assert status(answer) == 403
         assert b"only clients' calls are served on this port" in answer
     assert server.log.read_text().count("127.0.0.1: Unsupported upgrade request.") == 1
@@ -172,7 +172,7 @@ def _own_addresses() -> set[str]:
 
 def test_plain_text_gets_no_answer(server: Running) -> None:
     plain = socket.create_connection(("127.0.0.1", server.public), timeout=10)
-    assert status(say(plain, request("GET", "/health"))) == 0
+    assert status(send_request(plain, request("GET", "/health"))) == 0
 
 
 def test_calls_without_a_known_key_are_refused_before_their_body_is_read(
@@ -180,7 +180,7 @@ def test_calls_without_a_known_key_are_refused_before_their_body_is_read(
 ) -> None:
     huge = "content-length: 16000000"
     for headers in ([], signed(strangers, "stranger"), ["flwr-public-key: !!!"]):
-        answer = say(secured(pki, server.public), request("POST", PULL, huge, *headers))
+        answer = send_request(secured(pki, server.public), request("POST", PULL, huge, *headers))
         assert status(answer) == 401
         assert b"The server does not know this client's key" in answer
 
@@ -190,7 +190,7 @@ def test_a_known_key_with_anothers_signature_is_refused(pki: Path, strangers: Pa
     name = internals_superlink.PUBLIC_KEY_HEADER.decode()
     mixed = [line for line in known if line.lower().startswith(name)]
     mixed += [line for line in stranger if not line.lower().startswith(name)]
-    answer = say(secured(pki, server.public), request("POST", internals_superlink.ASK_RUN, *mixed))
+    answer = send_request(secured(pki, server.public), request("POST", internals_superlink.GET_RUN, *mixed))
     assert status(answer) == 401
     assert b"Invalid SuperNode authentication" in answer
 
@@ -198,23 +198,23 @@ def test_a_known_key_with_anothers_signature_is_refused(pki: Path, strangers: Pa
 def test_a_body_that_is_too_large_is_refused_declared_or_not(pki: Path, server: Running) -> None:
     headers = signed(pki, "north")
     declared = request("POST", PUSH, f"content-length: {BODY + 1}", *headers)
-    kept = declared.replace(b"connection: close", b"connection: keep-alive")
-    answer = say(secured(pki, server.public), kept)
+    keep_alive = declared.replace(b"connection: close", b"connection: keep-alive")
+    answer = send_request(secured(pki, server.public), keep_alive)
     assert status(answer) == 413
     assert f"a body of more than {BODY} bytes".encode() in answer
     # What follows of the body is nobody's: the connection must end.
     assert b"\r\nconnection: close\r\n" in answer
     chunk = b"%x\r\n" % 1000 + b"x" * 1000 + b"\r\n"
     chunked = request("POST", PUSH, "transfer-encoding: chunked", *headers) + chunk * (BODY // 1000 + 1)
-    assert status(say(secured(pki, server.public), chunked)) == 413
+    assert status(send_request(secured(pki, server.public), chunked)) == 413
     # One byte less is Flower's to judge.
-    fits = say(secured(pki, server.public), request("POST", PUSH, *headers, body=b"x" * BODY))
+    fits = send_request(secured(pki, server.public), request("POST", PUSH, *headers, body=b"x" * BODY))
     assert status(fits) not in (0, 413)
 
 
 def test_health_takes_no_body(pki: Path, server: Running) -> None:
     for header in ("content-length: 5", "transfer-encoding: chunked"):
-        assert status(say(secured(pki, server.public), request("GET", "/health", header))) == 413
+        assert status(send_request(secured(pki, server.public), request("GET", "/health", header))) == 413
 
 
 def test_whoever_is_slow_is_hung_up_on(pki: Path, server: Running) -> None:
@@ -230,14 +230,14 @@ def test_whoever_is_slow_is_hung_up_on(pki: Path, server: Running) -> None:
         time.sleep(0.16)
     for connection in (silent, mute, dripping):
         with connection:
-            assert hear(connection) == b""
+            assert read_to_end(connection) == b""
     assert time.monotonic() - began < 30
     assert eventually(lambda: "no whole request within 3 seconds" in server.log.read_text())
 
 
 def test_a_body_that_stops_is_refused(pki: Path, server: Running) -> None:
     begun = request("POST", PULL, "content-length: 50000", *signed(pki, "north"), body=b"x" * 10)
-    answer = say(secured(pki, server.public), begun)
+    answer = send_request(secured(pki, server.public), begun)
     assert status(answer) == 408
     assert b"no byte of the body in 2 seconds" in answer
 
@@ -254,7 +254,7 @@ def test_one_peer_cannot_take_all_connections(pki: Path, server: Running) -> Non
 
 def _healthy(pki: Path, server: Running) -> bool:
     try:
-        return status(say(secured(pki, server.public), request("GET", "/health"))) == 200
+        return status(send_request(secured(pki, server.public), request("GET", "/health"))) == 200
     except OSError:
         return False
 
@@ -278,10 +278,10 @@ def test_an_unknown_key_is_told_so_on_both_sides(pki: Path, strangers: Path, ser
     fingerprint = subprocess.run(
         ["ssh-keygen", "-lf", str(public)], capture_output=True, text=True, check=True
     ).stdout.split()[1]
-    said = [line for line in server.log.read_text().splitlines() if "does not know" in line]
+    lines = [line for line in server.log.read_text().splitlines() if "does not know" in line]
     # The log keeps the first of a minute; an earlier test may have been the first.
-    assert said
-    assert fingerprint in said[0] or "no key" in said[0]
+    assert lines
+    assert fingerprint in lines[0] or "no key" in lines[0]
 
 
 def test_a_client_joins_while_its_key_is_in_the_folder(pki: Path, server: Running) -> None:

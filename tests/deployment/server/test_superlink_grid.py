@@ -138,7 +138,7 @@ def test_nobody_hears_of_a_round_before_the_last_one_is_settled(link: FakeLink) 
         raise RecordError("the disk is full")
 
     with pytest.raises(RecordError, match="the disk is full"):
-        list(grid(link, before_sending=before_sending).send_and_receive(ask([10])))
+        list(grid(link, before_sending=before_sending).send_and_receive(messages_to([10])))
     assert link.pushed == []
 
 
@@ -159,7 +159,7 @@ def trained(value: float) -> RecordDict:
     return packed(codec.encode_update(TrainResult(state=state, examples=4, loss=0.5, steps=1)))
 
 
-def ask(nodes: Sequence[int]) -> list[Message]:
+def messages_to(nodes: Sequence[int]) -> list[Message]:
     shared = ArrayRecord({name: TensorArray(tensor) for name, tensor in STATE.items()})
     return [
         Message(RecordDict({"arrays": shared, "config": ConfigRecord({"r": 1})}), node, "train")
@@ -181,7 +181,7 @@ def test_who_is_no_member_is_not_shown_to_strategies(link: FakeLink) -> None:
 def test_replies_come_back_whole_and_messages_share_their_tensors(link: FakeLink) -> None:
     link.replies = {10: [update(1.0)], 20: [update(2.0)]}
     link.down = 2
-    replies = list(grid(link).send_and_receive(ask([10, 20])))
+    replies = list(grid(link).send_and_receive(messages_to([10, 20])))
     values = {
         r.metadata.src_node_id: float(r.content.array_records["arrays"]["w"].numpy()[0, 0]) for r in replies
     }
@@ -194,7 +194,7 @@ def test_replies_come_back_whole_and_messages_share_their_tensors(link: FakeLink
 
 def test_a_reply_that_does_not_fit_is_refused_and_never_fetched(link: FakeLink) -> None:
     link.replies = {10: [update(1.0, (300, 200))], 20: [update(2.0)]}
-    bad, good = list(grid(link).send_and_receive(ask([10, 20])))
+    bad, good = list(grid(link).send_and_receive(messages_to([10, 20])))
     assert bad.error.reason == "the tensor 'w' is float32 [300, 200], not float32 [3, 2]"
     assert bad.metadata.src_node_id == 10
     assert good.has_content()
@@ -202,36 +202,36 @@ def test_a_reply_that_does_not_fit_is_refused_and_never_fetched(link: FakeLink) 
 
 
 def test_what_a_client_says_of_itself_is_heard_once(link: FakeLink) -> None:
-    told = RecordDict({"arrays": codec.encode_state(STATE)})
-    layout = replace(message_format.describe(told), notes=("its process died", "it was asked twice"))
+    record = RecordDict({"arrays": codec.encode_state(STATE)})
+    layout = replace(message_format.describe(record), notes=("its process died", "it was asked twice"))
     reply = internals_wire.pack_message(
-        layout, internals_wire.pack_tensors(message_format.TensorSource(told, layout))
+        layout, internals_wire.pack_tensors(message_format.TensorSource(record, layout))
     )
     link.replies, link.late = {10: [reply]}, 2
-    heard: list[tuple[int, str]] = []
+    noticed: list[tuple[int, str]] = []
     made = grid(link)
-    made._on_client_notice = lambda client, sentence: heard.append((client, sentence))
-    (back,) = made.send_and_receive(ask([10]))
-    assert heard == [(2, "its process died"), (2, "it was asked twice")]
+    made._on_client_notice = lambda client, sentence: noticed.append((client, sentence))
+    (back,) = made.send_and_receive(messages_to([10]))
+    assert noticed == [(2, "its process died"), (2, "it was asked twice")]
     assert set(back.content) == {"arrays"}
 
 
 def test_a_reply_that_is_still_on_its_way_is_waited_for(link: FakeLink) -> None:
     link.replies, link.late = {10: [update(1.0)]}, 3
-    (reply,) = grid(link).send_and_receive(ask([10]))
+    (reply,) = grid(link).send_and_receive(messages_to([10]))
     assert reply.has_content()
 
 
 def test_a_client_that_went_offline_is_named(link: FakeLink) -> None:
     link.replies = {10: [Error(code=NODE_UNAVAILABLE, reason="Node Unavailable")]}
-    (reply,) = grid(link).send_and_receive(ask([10]))
+    (reply,) = grid(link).send_and_receive(messages_to([10]))
     assert (reply.metadata.src_node_id, reply.error.reason) == (10, "it went offline before it answered")
 
 
 def test_a_reply_that_a_superlink_lost_is_asked_for_once_more(link: FakeLink) -> None:
     lost = Error(code=3, reason="Message Unavailable")
     link.replies = {10: [lost, update(4.0)], 20: [lost, lost]}
-    replies = {r.metadata.src_node_id: r for r in grid(link).send_and_receive(ask([10, 20]))}
+    replies = {r.metadata.src_node_id: r for r in grid(link).send_and_receive(messages_to([10, 20]))}
     assert replies[10].content.array_records["arrays"]["w"].numpy()[0, 0] == 4.0
     assert replies[20].has_error()
     assert len(link.pushed) == 4
@@ -239,13 +239,13 @@ def test_a_reply_that_a_superlink_lost_is_asked_for_once_more(link: FakeLink) ->
 
 def test_a_clients_own_error_is_passed_on(link: FakeLink) -> None:
     link.replies = {10: [Error(code=internals.CLIENT_RAISED, reason="client 2, training: no")]}
-    (reply,) = grid(link).send_and_receive(ask([10]))
+    (reply,) = grid(link).send_and_receive(messages_to([10]))
     assert reply.error.reason == "client 2, training: no"
 
 
 def test_a_deadline_leaves_the_rest(link: FakeLink) -> None:
     link.replies, link.late = {10: [update(1.0)]}, 10**9
-    assert list(grid(link).send_and_receive(ask([10]), timeout=0.2)) == []
+    assert list(grid(link).send_and_receive(messages_to([10]), timeout=0.2)) == []
 
 
 def test_expected_replies_follow_the_model() -> None:
@@ -275,7 +275,7 @@ class Silent:
     def __init__(self) -> None:
         self.states: list[State] = []
 
-    def begin(self, *told: object) -> None:
+    def begin(self, *record: object) -> None:
         pass
 
     client_done = begin
@@ -342,7 +342,7 @@ def test_a_reply_is_let_go_at_the_superlink_and_no_round_waits_for_it(link: Fake
 
     link.confirm = confirm  # type: ignore[method-assign]
     sender = grid(link)
-    assert len(list(sender.send_and_receive(ask([10, 20])))) == 2
+    assert len(list(sender.send_and_receive(messages_to([10, 20])))) == 2
     assert confirmed == []
     may.set()
     sender._later.shutdown()
@@ -361,10 +361,10 @@ def test_what_is_late_is_owed_and_comes_with_a_later_round(link: FakeLink) -> No
     link.replies, link.held = {10: [update(1.0), update(3.0)], 20: [update(2.0)]}, {20}
     carrier = grid(link)
     assert isinstance(carrier, AsyncGrid)
-    carrier.post(ask([10, 20]))
+    carrier.post(messages_to([10, 20]))
     assert [node for node, _ in watched(carrier, 1)] == [10]
     assert carrier.ready() == []
-    carrier.post(ask([10]))
+    carrier.post(messages_to([10]))
     link.held = set()
     carrier.wait(math.inf)
     assert len(carrier.ready()) == 2
@@ -377,7 +377,7 @@ def test_what_is_late_is_owed_and_comes_with_a_later_round(link: FakeLink) -> No
 def test_who_stops_watching_loses_nothing(link: FakeLink) -> None:
     link.replies = {10: [update(1.0)], 20: [update(2.0)]}
     carrier = grid(link)
-    carrier.post(ask([10, 20]))
+    carrier.post(messages_to([10, 20]))
     message, _ = next(carrier.watch(lambda: float("inf")))
     rest = watched(carrier)
     assert {message.metadata.dst_node_id, *(node for node, _ in rest)} == {10, 20}
@@ -386,7 +386,7 @@ def test_who_stops_watching_loses_nothing(link: FakeLink) -> None:
 def test_a_measurement_does_not_take_a_late_training_away(link: FakeLink) -> None:
     link.replies = {10: [update(1.0)], 20: [packed(RecordDict({"m": ConfigRecord({"x": 1})}))]}
     carrier = grid(link)
-    carrier.post(ask([10]))
+    carrier.post(messages_to([10]))
     carrier.post([Message(RecordDict({"config": ConfigRecord({"r": 1})}), 20, "evaluate")])
     assert [node for node, _ in watched(carrier, 1, "evaluate")] == [20]
     assert [node for node, _ in watched(carrier, 1)] == [10]
@@ -395,8 +395,8 @@ def test_a_measurement_does_not_take_a_late_training_away(link: FakeLink) -> Non
 def test_a_question_beside_it_takes_no_answer_that_is_owed(link: FakeLink) -> None:
     link.replies, link.held = {10: [update(1.0)], 20: [update(2.0)]}, {10}
     carrier = grid(link)
-    carrier.post(ask([10]))
-    assert [r.metadata.src_node_id for r in carrier.send_and_receive(ask([20]))] == [20]
+    carrier.post(messages_to([10]))
+    assert [r.metadata.src_node_id for r in carrier.send_and_receive(messages_to([20]))] == [20]
     link.held = set()
     assert [node for node, _ in watched(carrier)] == [10]
 
@@ -404,7 +404,7 @@ def test_a_question_beside_it_takes_no_answer_that_is_owed(link: FakeLink) -> No
 def test_whom_the_superlink_does_not_take_a_message_for_is_named(link: FakeLink) -> None:
     link.replies, link.gone = {20: [update(2.0)]}, {10}
     carrier = grid(link)
-    carrier.post(ask([10, 20]))
+    carrier.post(messages_to([10, 20]))
     found = dict(watched(carrier))
     assert found[10].error.reason == "it went offline before it was asked"
     assert found[20].has_content()
@@ -412,5 +412,5 @@ def test_whom_the_superlink_does_not_take_a_message_for_is_named(link: FakeLink)
 
 def test_what_does_not_fit_is_marked_as_refused(link: FakeLink) -> None:
     link.replies = {10: [update(1.0, (300, 200))]}
-    (reply,) = grid(link).send_and_receive(ask([10]))
+    (reply,) = grid(link).send_and_receive(messages_to([10]))
     assert reply.error.code == internals.REPLY_REFUSED

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedvision.deployment.server import superlink_process
-from fedvision.deployment.server.superlink_process import LinkPlace, said_while
+from fedvision.deployment.server.superlink_process import LinkPlace, notice_while
 from fedvision.runs.folder_lock import claimed
 
 
@@ -26,24 +26,24 @@ def test_the_state_folder_and_the_secret_are_the_owners_alone(tmp_path: Path) ->
 def test_a_start_that_lasts_is_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked, times = threading.Event(), list[int]()
+    called, times = threading.Event(), list[int]()
 
     def what() -> str:
         times.append(1)
         if len(times) == 3:
-            asked.set()
+            called.set()
         return "it has not started"
 
-    monkeypatch.setattr(superlink_process, "_SAY_S", 0.01)
+    monkeypatch.setattr(superlink_process, "_NOTICE_AFTER_S", 0.01)
     with caplog.at_level(logging.WARNING, "fedvision.deployment"):
-        with said_while(what):
-            assert asked.wait(60)
+        with notice_while(what):
+            assert called.wait(60)
     assert len(caplog.messages) >= 2
     assert caplog.messages[0] == "it has not started (waiting since 0 s)"
 
 
 def test_a_start_that_fails_ends_the_waiting() -> None:
     before = threading.active_count()
-    with pytest.raises(ValueError, match="no"), said_while(str):
+    with pytest.raises(ValueError, match="no"), notice_while(str):
         raise ValueError("no")
     assert threading.active_count() == before

@@ -14,7 +14,16 @@ from fedvision.deployment import tls
 from fedvision.deployment.server import superlink as module
 from fedvision.errors import ConfigError
 from tests.deployment.server.certificate_dates import make_at
-from tests.deployment.server.processes import PULL, nodes, request, say, secured, signed, status, superlink
+from tests.deployment.server.processes import (
+    PULL,
+    nodes,
+    request,
+    secured,
+    send_request,
+    signed,
+    status,
+    superlink,
+)
 
 
 def test_a_client_certificate_is_asked_for_where_it_shall_be(
@@ -24,9 +33,9 @@ def test_a_client_certificate_is_asked_for_where_it_shall_be(
         for certificate in (None, strangers / "clients/stranger"):
             # In TLS 1.3 the refusal comes after the client's part of the handshake.
             connection = secured(pki, server.public, certificate=certificate)
-            assert say(connection, request("GET", "/health")) == b""
+            assert send_request(connection, request("GET", "/health")) == b""
         north = secured(pki, server.public, certificate=pki / "clients/north")
-        assert status(say(north, request("GET", "/health"))) == 200
+        assert status(send_request(north, request("GET", "/health"))) == 200
         # The private side, where `flwr` has none, asks for none.
         assert nodes(pki, server).keys() == {"north", "south"}
 
@@ -37,10 +46,10 @@ def test_plain_text_only_where_it_is_asked_for(pki: Path, strangers: Path, tmp_p
         def plain() -> socket.socket:
             return socket.create_connection(("127.0.0.1", server.public), timeout=10)
 
-        assert status(say(plain(), request("GET", "/health"))) == 200
-        assert status(say(plain(), request("POST", "/v1/control/list-nodes"))) == 403
+        assert status(send_request(plain(), request("GET", "/health"))) == 200
+        assert status(send_request(plain(), request("POST", "/v1/control/list-nodes"))) == 403
         stranger = request("POST", PULL, *signed(strangers, "stranger"))
-        assert b"does not know this client's key" in say(plain(), stranger)
+        assert b"does not know this client's key" in send_request(plain(), stranger)
 
 
 def test_a_server_does_not_start_with_a_certificate_that_no_client_accepts(

@@ -51,9 +51,9 @@ def test_a_bundle_has_one_sender() -> None:
 
 @given(st.lists(st.booleans(), max_size=9))
 def test_each_object_is_answered_for(stored: list[bool]) -> None:
-    told = BundleResponse()
-    told.ParseFromString(BundleResponse(stored).SerializeToString())
-    assert list(told.stored) == stored
+    parsed = BundleResponse()
+    parsed.ParseFromString(BundleResponse(stored).SerializeToString())
+    assert list(parsed.stored) == stored
 
 
 def test_what_is_much_goes_in_several_bundles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,9 +42,9 @@ def test_a_field_is_set_aside_wherever_the_body_was_cut(content: bytes, cuts: li
     parts = [body[start:stop] for start, stop in itertools.pairwise(edges)]
     rest, field = split(parts, FIELD)
     assert b"".join(field) == content
-    told = PushObjectRequest.FromString(rest)
-    assert told == request(b"")
-    assert told.session_id == "s", "what stands behind the field too"
+    parsed = PushObjectRequest.FromString(rest)
+    assert parsed == request(b"")
+    assert parsed.session_id == "s", "what stands behind the field too"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ class Flower:
             self.got.append(b"".join(parts))
 
 
-def ask(app: Any, path: str, parts: list[bytes]) -> Sent:
+def send_request(app: Any, path: str, parts: list[bytes]) -> Sent:
     sent, waiting = Sent(), list(parts)
 
     async def receive() -> Any:
@@ -131,7 +131,7 @@ def ask(app: Any, path: str, parts: list[bytes]) -> Sent:
 def test_what_cannot_be_served_goes_to_flower_whole(path: str) -> None:
     flower = Flower()
     parts = [b"nonsense", b" in ", b"parts"]
-    sent = ask(FastPath(flower), path, parts)
+    sent = send_request(FastPath(flower), path, parts)
     assert flower.got == [b"nonsense in parts"]
     assert sent.messages == []
 
@@ -151,7 +151,7 @@ def test_an_unsigned_call_is_left_to_flower(
     factory = SimpleNamespace(state=lambda: None)
     flower.state = SimpleNamespace(linkstate_factory=factory)  # type: ignore[attr-defined]
     monkeypatch.setattr(FastPath, handler, lambda *_, **__: pytest.fail("it was let in"))
-    ask(FastPath(flower), path, [body])
+    send_request(FastPath(flower), path, [body])
     assert flower.got == [body]
 
 
@@ -171,14 +171,14 @@ class State:
     def __init__(self, folder: Path) -> None:
         self.object_store = FileObjectStore(folder)
         self.object_store.open()
-        self.stored, self.told = True, list[tuple[Any, ...]]()
+        self.stored, self.calls = True, list[tuple[Any, ...]]()
 
     def store_object(self, *given: Any) -> bool:
-        self.told.append(given)
+        self.calls.append(given)
         return self.stored
 
     def store_traffic(self, run_id: int, *, bytes_sent: int, bytes_recv: int) -> None:
-        self.told.append((run_id, bytes_sent, bytes_recv))
+        self.calls.append((run_id, bytes_sent, bytes_recv))
 
 
 @pytest.fixture
@@ -193,22 +193,22 @@ def test_an_object_is_stored_for_the_session_under_which_it_came(tmp_path: Path,
     tree, objects = message(1)
     name, content = next((name, content) for name, content in objects.items() if len(content) > SMALL)
     parts = [memoryview(content[:100_000]), memoryview(content[100_000:])]
-    asked = PushObjectRequest(run_id=7, object_id=name, session_id="s")
+    request_ = PushObjectRequest(run_id=7, object_id=name, session_id="s")
     state, app = State(tmp_path / "objects"), FastPath(None)
     state.object_store.preregister(7, tree)
     over.add(7)
     with pytest.raises(ValueError, match="Flower answers"):
-        app._push_to_file(asked, parts, state)  # type: ignore[arg-type]
-    assert (state.told, state.object_store.blob_store.holds(name)) == ([], False)
+        app._push_to_file(request_, parts, state)  # type: ignore[arg-type]
+    assert (state.calls, state.object_store.blob_store.holds(name)) == ([], False)
     over.clear()
-    assert app._push_to_file(asked, parts, state).stored  # type: ignore[arg-type]
-    assert state.told == [(7, "s", name, IN_FILE), (7, 0, len(content))]
+    assert app._push_to_file(request_, parts, state).stored  # type: ignore[arg-type]
+    assert state.calls == [(7, "s", name, IN_FILE), (7, 0, len(content))]
     assert state.object_store.blob_store.holds(name)
-    state.stored, state.told = False, []
+    state.stored, state.calls = False, []
     small = next(name for name, content in objects.items() if len(content) < SMALL)
-    asked = PushObjectRequest(run_id=7, object_id=small, session_id="gone")
-    assert not app._push_to_file(asked, [memoryview(objects[small])], state).stored  # type: ignore[arg-type]
-    assert state.told == [(7, "gone", small, objects[small])], "what is not stored is no traffic"
+    request_ = PushObjectRequest(run_id=7, object_id=small, session_id="gone")
+    assert not app._push_to_file(request_, [memoryview(objects[small])], state).stored  # type: ignore[arg-type]
+    assert state.calls == [(7, "gone", small, objects[small])], "what is not stored is no traffic"
     state.object_store.close()
 
 
@@ -221,25 +221,25 @@ def test_a_file_is_given_while_its_run_goes_on(
     state.object_store.preregister(7, tree)
     state.object_store.put(name, content)
     monkeypatch.setattr(fast_path.fleet_handlers, "pull_object", lambda request, state: "Flower's")
-    asked = PullObjectRequest(run_id=7, object_id=name)
-    start, path = FastPath(None)._pull_from_file(asked, state)  # type: ignore[arg-type, misc]
+    request_ = PullObjectRequest(run_id=7, object_id=name)
+    start, path = FastPath(None)._pull_from_file(request_, state)  # type: ignore[arg-type, misc]
     assert path
     whole = PullObjectResponse(object_found=True, object_available=True, object_content=content)
     assert start + path.read_bytes() == whole.SerializeToString()
-    assert state.told == [(7, len(content), 0)]
+    assert state.calls == [(7, len(content), 0)]
     over.add(7)
-    assert FastPath(None)._pull_from_file(asked, state) == "Flower's"  # type: ignore[arg-type]
-    assert len(state.told) == 1
+    assert FastPath(None)._pull_from_file(request_, state) == "Flower's"  # type: ignore[arg-type]
+    assert len(state.calls) == 1
     state.object_store.close()
 
 
 def test_a_run_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    checked: list[int] = []
     now = [100.0]
     monkeypatch.setattr(fast_path, "monotonic", lambda: now[0])
 
     def check(run_id: int, ended: object, state: object) -> str | None:
-        asked.append(run_id)
+        checked.append(run_id)
         return "over" if run_id == 2 else None
 
     monkeypatch.setattr(fast_path, "check_abort", check)
@@ -251,4 +251,4 @@ def test_a_run_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatch) -> No
     assert not app._running(state, 2)
     now[0] += 1.5
     assert app._running(state, 1)
-    assert asked == [1, 2, 2, 1]
+    assert checked == [1, 2, 2, 1]

@@ -15,7 +15,7 @@ from fedvision.deployment.transport.internals_large_objects import BulkLink
 from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused, NotDeliveredYet, RunEnded
 from fedvision.errors import FedVisionError
 
-ASKED = PullObjectRequest(run_id=1, object_id="a" * 64)
+PULL = PullObjectRequest(run_id=1, object_id="a" * 64)
 
 
 @contextmanager
@@ -27,9 +27,9 @@ def answering(*answers: bytes) -> Iterator[BulkLink]:
             for answer in answers:
                 connection, _ = server.accept()
                 with connection:
-                    heard = b""
-                    while not heard.endswith(ASKED.SerializeToString()):
-                        heard += connection.recv(1 << 16)
+                    received = b""
+                    while not received.endswith(PULL.SerializeToString()):
+                        received += connection.recv(1 << 16)
                     connection.sendall(answer)
 
         thread = threading.Thread(target=serve)
@@ -71,15 +71,15 @@ def found(**facts: object) -> bytes:
 )
 def test_an_answer_that_is_no_object_is_the_right_error(answer: bytes, error: type[FedVisionError]) -> None:
     with answering(answer) as link, pytest.raises(error):
-        link.pull(ASKED)
+        link.pull(PULL)
 
 
 def test_an_object_comes_whole_and_the_next_one_over_a_new_connection() -> None:
     content = bytes(range(256)) * 999
     answer = found(object_found=True, object_available=True, object_content=content)
     with answering(answer.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1), answer) as link:
-        assert link.pull(ASKED) == content
-        assert link.pull(ASKED) == content
+        assert link.pull(PULL) == content
+        assert link.pull(PULL) == content
 
 
 @pytest.mark.parametrize(("proxy", "direct"), [("http://proxy:3128", False), ("", True)])

@@ -52,10 +52,10 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkPlace]:
     state = tmp_path_factory.mktemp("superlink")
     server = pki / "server"
-    asked = LinkPlace(
+    requested_place = LinkPlace(
         tls=server, clients=server / "clients", state=state, public="127.0.0.1:0", private="127.0.0.1:0"
     )
-    process = SuperlinkProcess(asked)
+    process = SuperlinkProcess(requested_place)
     yield process.open()
     process.stop()
 
@@ -347,21 +347,21 @@ def test_small_objects_that_are_false_are_refused_and_the_others_kept(
     (sent,) = server.push([Message(content(2.0), node, "train")])
     received = client.receive()
     assert received is not None
-    told: list[list[bool]] = []
+    outcomes: list[list[bool]] = []
     together = internals_fleet.push_bundle
 
     def forge(link: Any, path: str, small: Bundle) -> Any:
         true = small.requests[0].object_content
         small.requests[0].object_content = true[:-1] + b"?"
-        told.append(list(together(link, path, small)))
+        outcomes.append(list(together(link, path, small)))
         small.requests[0].object_content = true
-        told.append(list(together(link, path, small)))
+        outcomes.append(list(together(link, path, small)))
         return [True] * len(small.requests)
 
     monkeypatch.setattr(internals_fleet, "push_bundle", forge)
     client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1)
-    assert told[0] == [False] + [True] * (len(told[0]) - 1)
-    assert told[1] == [True] + [False] * (len(told[0]) - 1), "the others are no longer waited for"
+    assert outcomes[0] == [False] + [True] * (len(outcomes[0]) - 1)
+    assert outcomes[1] == [True] + [False] * (len(outcomes[0]) - 1), "the others are no longer waited for"
     (back,) = server.pull([sent])
     assert value(back) == 3.0
 

@@ -187,8 +187,8 @@ def test_a_run_that_is_over_takes_its_files_along(store: FileObjectStore, tmp_pa
 
 
 def test_a_killed_process_finds_all_again(store: FileObjectStore, tmp_path: Path) -> None:
-    (kept, objects), (gone, others) = message(1), message(2)
-    for tree, contents in ((kept, objects), (gone, others)):
+    (alive, objects), (gone, others) = message(1), message(2)
+    for tree, contents in ((alive, objects), (gone, others)):
         store.preregister(RUN, tree)
         for name, content in contents.items():
             store.put(name, content)
@@ -201,7 +201,7 @@ def test_a_killed_process_finds_all_again(store: FileObjectStore, tmp_path: Path
     for _ in range(2):  # the journal is written anew each time
         with again(tmp_path) as found:
             assert {name: found.get(name) for name in objects} == objects | {missing: b""}
-            assert found.preregister(RUN, kept) == [missing]
+            assert found.preregister(RUN, alive) == [missing]
             assert set(found.store) == set(objects)
         assert files(tmp_path) == set(objects) - {missing}
 

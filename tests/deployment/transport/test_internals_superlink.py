@@ -14,7 +14,7 @@ def test_the_paths_of_clients_are_flowers_and_all_behind_its_check_of_signatures
 
     paths = names.fleet_paths()
     assert paths == {route.path for route in router.routes}  # type: ignore[attr-defined]
-    assert {"/v1/fleet/activate-node", "/v1/fleet/pull-object", names.ASK_RUN} <= paths
+    assert {"/v1/fleet/activate-node", "/v1/fleet/pull-object", names.GET_RUN} <= paths
 
 
 def test_signed_headers_are_what_flower_verifies() -> None:

@@ -57,9 +57,9 @@ def test_a_proxys_password_is_sent_and_not_shown(monkeypatch: pytest.MonkeyPatch
 )
 def test_a_proxy_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", value)
-    with pytest.raises(ConfigError, match="only http://HOST:PORT proxies can be used") as told:
+    with pytest.raises(ConfigError, match="only http://HOST:PORT proxies can be used") as caught:
         proxy_for("https", "fl.example.org")
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -112,10 +112,10 @@ def test_messages_travel_without_shortcuts(other_version: Path, pki: Path, tmp_p
     objects = state / "superlink.objects"
     objects.mkdir(parents=True)
     (objects / "boot").write_text("an earlier one")
-    asked = LinkPlace(
+    requested_place = LinkPlace(
         tls=server, clients=server / "clients", state=state, public="127.0.0.1:0", private="127.0.0.1:0"
     )
-    process = SuperlinkProcess(asked)
+    process = SuperlinkProcess(requested_place)
     place = process.open()
     try:
         assert "messages go Flower's own way" in process.notice

@@ -50,17 +50,17 @@ class Round:
     def __init__(
         self, engine: Any, host_factory: ClientHostFactory, bound: float = 1e9, state: State = STATE
     ) -> None:
-        self.told: list[str] = []
+        self.notices: list[str] = []
         sums = Sums(FedAvg(), state)
         client_registry = SimulatedClientRegistry(clients=host_factory.clients, counts=(1,))
         exchange = PhaseResult(
             client_registry=client_registry, stage="training", validator=UpdateValidator(state, bound)
         )
         self.updates = 0
-        with engine.open(host_factory, tell=self.told.append) as grid:
+        with engine.open(host_factory, on_notice=self.notices.append) as grid:
             exchange.pre_aggregates = getattr(grid, "pre_aggregates", False)
-            told = ConfigRecord({codec.NORM_BOUND: bound})
-            content = RecordDict({"arrays": codec.encode_state(state), "config": told})
+            config_record = ConfigRecord({codec.NORM_BOUND: bound})
+            content = RecordDict({"arrays": codec.encode_state(state), "config": config_record})
             messages = [
                 Message(content, FIRST_NODE + client, "train") for client in range(host_factory.clients)
             ]
@@ -123,7 +123,7 @@ def test_a_client_that_always_kills_its_process_costs_itself_only() -> None:
     assert there.answered == [0, 1, 3, 4, 5]
     assert [item["client"] for item in there.refused] == [2]
     assert "its process died 2 times" in there.refused[0]["reason"]
-    assert any("a worker was lost" in sentence for sentence in there.told)
+    assert any("a worker was lost" in sentence for sentence in there.notices)
 
 
 def test_with_one_worker_too_the_round_outlives_a_death(tmp_path: Path, serial: Round) -> None:
@@ -236,7 +236,7 @@ def test_a_client_that_fails_is_named_as_by_the_serial_engine(
 
 def test_out_of_memory_halves_the_workers_and_tries_again(tmp_path: Path, serial: Round) -> None:
     there = Round(RayEngine(workers=2), adders(12, tmp_path, "memory once"))
-    assert "out of memory: going on with 1 worker" in there.told
+    assert "out of memory: going on with 1 worker" in there.notices
     assert same(there.state, serial.state)
     assert there.refused == []
 
@@ -298,10 +298,12 @@ def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path
 def test_why_workers_train_one_by_one_is_said_once(tmp_path: Path) -> None:
     config = tiny(transforms={"mixup": 0.2}, rounds=2)
     spec = PluginSpec(use="ray", args={"workers": 2, "inner": "vectorized"})
-    told = simulate(config, engine=spec, out=tmp_path / "ray").folder.summary()["notices"]
-    said = [sentence for sentence in told if sentence.startswith("clients are trained one by one: ")]
-    assert len(said) == 1
-    assert "mixup blends the images of a batch" in said[0]
+    summary_notices = simulate(config, engine=spec, out=tmp_path / "ray").folder.summary()["notices"]
+    reasons = [
+        sentence for sentence in summary_notices if sentence.startswith("clients are trained one by one: ")
+    ]
+    assert len(reasons) == 1
+    assert "mixup blends the images of a batch" in reasons[0]
 
 
 def test_workers_load_the_plug_in_beside_each_experiment(

@@ -79,7 +79,7 @@ def test_who_wants_environments_for_workers_keeps_the_agents(
 
 
 def test_other_words_of_the_command_stay() -> None:
-    words = [
+    argv = [
         "raylet",
         "--head",
         "--session_dir=/s",
@@ -87,9 +87,9 @@ def test_other_words_of_the_command_stay() -> None:
         "--labels={}",
         *(f"{a}=x y" for a in AGENTS),
     ]
-    made = stand_ins(words)
-    assert made[:5] == words[:5]
-    assert [word.split("=")[0] for word in made[5:]] == list(AGENTS)
+    made = stand_ins(argv)
+    assert made[:5] == argv[:5]
+    assert [argument.split("=")[0] for argument in made[5:]] == list(AGENTS)
     assert made[6].split()[-3:] == ["/s", "4f", "runtime_env_agent_port"]
     assert stand_ins(["raylet", "--agent=x"]) == ["raylet", "--agent=x"], "another Ray starts all it has"
 

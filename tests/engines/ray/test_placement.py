@@ -32,11 +32,11 @@ def _plan(
     workers: int = 0,
     share: float = 0.0,
 ) -> tuple[WorkerPlacement, list[str]]:
-    told: list[str] = []
+    notices: list[str] = []
     monkeypatch.setattr(ray, "cluster_resources", lambda: cluster)
     host_factory = adders(4)
     object.__setattr__(host_factory, "device", device)
-    return plan(host_factory, workers, share, lambda: SMALL, told.append), told
+    return plan(host_factory, workers, share, lambda: SMALL, notices.append), notices
 
 
 def test_processors_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,9 +51,9 @@ def test_processors_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpus_by_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    seats, told = _plan(monkeypatch, {"CPU": 16.0, "GPU": 2.0}, "auto")
+    seats, notices = _plan(monkeypatch, {"CPU": 16.0, "GPU": 2.0}, "auto")
     assert seats == WorkerPlacement(workers=16, cpus=1.0, gpus=1 / 8)
-    assert told == ["a client takes 2.0 of 24.0 GiB on a GPU and 0.40 s: 8 workers a GPU"]
+    assert notices == ["a client takes 2.0 of 24.0 GiB on a GPU and 0.40 s: 8 workers a GPU"]
 
 
 def test_gpus_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

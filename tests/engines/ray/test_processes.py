@@ -102,5 +102,5 @@ def test_a_cluster_that_loses_a_node_in_mid_round_ends_in_the_same_bits(tmp_path
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert found["ray"] == found["serial"]
-    assert any("a worker was lost" in sentence for sentence in found["told"])
+    assert any("a worker was lost" in sentence for sentence in found["notices"])
     assert found["refused"] == 0

@@ -23,19 +23,19 @@ def test_every_element_is_read_once_whatever_is_asked_for(
     monkeypatch.setattr(remote_array, "PIECES", 3)
     monkeypatch.setattr(ray, "get", lambda references: references)
     array = np.arange(layers * elements, dtype=np.float64).reshape(layers, elements)
-    asked: list[tuple[int, int]] = []
+    requested: list[tuple[int, int]] = []
 
     def fetch(start: int, stop: int, piece: int) -> list[Any]:
-        asked.append((start, stop))
+        requested.append((start, stop))
         return cut(array, start, stop, piece)
 
     found = RemoteArray(ArrayLayout("float64", array.shape, 0), fetch)
     for step in (5, 7):
-        asked.clear()
+        requested.clear()
         parts = [found.part(at, min(at + step, elements)) for at in range(0, elements, step)]
         assert torch.equal(torch.cat(parts, dim=1), torch.from_numpy(array))
-        assert len(asked) <= -(-elements // 6)
-        assert all(stop - start <= 6 for start, stop in asked)
+        assert len(requested) <= -(-elements // 6)
+        assert all(stop - start <= 6 for start, stop in requested)
 
 
 def test_pieces_are_small_enough_for_rays_answers() -> None:

@@ -21,11 +21,13 @@ def test_a_ray_that_cannot_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(RunError) as caught, engine._connected(None, 1):
         pass
-    told = str(caught.value)
-    assert told.startswith("could not start Ray on this machine: The current node timed out during startup.")
-    assert " GB in " in told
-    assert "--engine serial" in told
-    assert "\n" not in told
+    message = str(caught.value)
+    assert message.startswith(
+        "could not start Ray on this machine: The current node timed out during startup."
+    )
+    assert " GB in " in message
+    assert "--engine serial" in message
+    assert "\n" not in message
 
 
 def test_rays_own_signal_handlers_do_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,13 +29,13 @@ from tests.training.client_cases import (
     LOSSES,
     SIZES,
     STACKABLE,
-    Crowd,
+    Cohort,
+    algorithm_case,
     assert_equal,
     make_shards,
     network,
     noise,
     settings,
-    told,
 )
 
 LONG = {"epochs": 2, "momentum": 0.9, "weight_decay": 0.01, "clip_norm": 0.5}
@@ -59,17 +59,20 @@ class Tracer:
         return play
 
 
-def rounds_of(crowd: Crowd) -> list[Crowd]:
+def rounds_of(cohort: Cohort) -> list[Cohort]:
     """Return the crowd in three rounds with other models, images and sizes."""
-    found = [crowd]
+    found = [cohort]
     for number, sizes in enumerate(((9, 30, 4, 1, 12), (23, 17)), 1):
-        state = noise(crowd.requests()[0].state, number)
+        state = noise(cohort.requests()[0].state, number)
         shards = [
-            Shard(images=crowd.shards[0].images, labels=crowd.shards[0].labels, indices=shard.indices)
+            Shard(images=cohort.shards[0].images, labels=cohort.shards[0].labels, indices=shard.indices)
             for shard in make_shards(sizes)
         ]
-        few = {"client_configs": crowd.client_configs[: len(sizes)], "memories": crowd.memories[: len(sizes)]}
-        other = replace(crowd, shards=shards, **few)
+        few = {
+            "client_configs": cohort.client_configs[: len(sizes)],
+            "memories": cohort.memories[: len(sizes)],
+        }
+        other = replace(cohort, shards=shards, **few)
         requests = [replace(request, state=state, round=2 + number) for request in other.requests()]
         other.requests = lambda requests=requests: requests  # type: ignore[method-assign, misc]
         found.append(other)
@@ -77,14 +80,14 @@ def rounds_of(crowd: Crowd) -> list[Crowd]:
 
 
 def check(
-    crowd: Crowd, *, rounds: int = 2, limit: int = 1 << 30, tolerance: float = 1e-5, **options: Any
+    cohort: Cohort, *, rounds: int = 2, limit: int = 1 << 30, tolerance: float = 1e-5, **options: Any
 ) -> None:
     """Assert that rounds give what the serial loop gives, all of them played back."""
-    assert recordable(crowd.settings)
-    tracer, device_cache = Tracer(), DeviceDatasetCache(crowd.settings.device, limit)
-    recorded = CudaGraphRunner(crowd.model, crowd.settings, tracer)
+    assert recordable(cohort.settings)
+    tracer, device_cache = Tracer(), DeviceDatasetCache(cohort.settings.device, limit)
+    recorded = CudaGraphRunner(cohort.model, cohort.settings, tracer)
     steps = 0
-    for one in rounds_of(crowd)[:rounds]:
+    for one in rounds_of(cohort)[:rounds]:
         found = one.at_once(device_cache=device_cache, recorded=recorded, **options)
         assert recorded.failure_reason is None
         assert_equal(found, one.one_by_one(), tolerance)
@@ -94,12 +97,12 @@ def check(
 
 @pytest.mark.parametrize("use", [use for use in registry.BUILTINS["model"] if use != "rnn"])
 def test_every_model_that_stacks_can_be_played_back(use: str) -> None:
-    check(Crowd(model=network(use), settings=settings(momentum=0.9)))
+    check(Cohort(model=network(use), settings=settings(momentum=0.9)))
 
 
 @pytest.mark.parametrize("use", LOSSES)
 def test_every_loss_is_built_anew_from_the_counts_of_the_clients_that_play(use: str) -> None:
-    check(Crowd(loss=PluginSpec(use=use)))
+    check(Cohort(loss=PluginSpec(use=use)))
 
 
 @pytest.mark.parametrize(
@@ -117,35 +120,35 @@ def test_every_loss_is_built_anew_from_the_counts_of_the_clients_that_play(use: 
     ids=str,
 )
 def test_optimiser_batches_and_schedule_are_those_of_the_loop(training: dict[str, Any]) -> None:
-    check(Crowd(settings=settings(**training)))
+    check(Cohort(settings=settings(**training)))
 
 
 @pytest.mark.parametrize("chunk", [0, 2])
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["sent", "resident"])
 def test_images_may_live_on_the_device_or_be_sent_with_each_stack(limit: int, chunk: int) -> None:
     transforms = TransformConfig(flip=True, crop=2, rotation=20.0, cutout=3)
-    check(Crowd(settings=settings(transforms)), rounds=3, limit=limit, chunk=chunk)
+    check(Cohort(settings=settings(transforms)), rounds=3, limit=limit, chunk=chunk)
 
 
 def test_bfloat16_agrees_with_the_loop_as_far_as_bfloat16_goes() -> None:
-    check(Crowd(settings=settings(precision="bfloat16")), tolerance=0.03)
+    check(Cohort(settings=settings(precision="bfloat16")), tolerance=0.03)
 
 
 def test_every_client_has_its_own_learning_rate() -> None:
-    told = [ClientConfig(lr_factor=factor) for factor in (1.0, 0.5, 2.0, 0.1, 1.0)]
-    check(Crowd(client_configs=told, settings=settings(**LONG)))
+    configs = [ClientConfig(lr_factor=factor) for factor in (1.0, 0.5, 2.0, 0.1, 1.0)]
+    check(Cohort(client_configs=configs, settings=settings(**LONG)))
 
 
 def test_a_frozen_part_stays() -> None:
-    check(Crowd(model=network("fusion", frozen=("backbone.extractor.*",), dropout=0.0)))
+    check(Cohort(model=network("fusion", frozen=("backbone.extractor.*",), dropout=0.0)))
 
 
 def test_a_step_is_recorded_once_for_each_half_of_the_clients_and_kept_from_round_to_round() -> None:
-    crowd = Crowd(settings=settings(batch_size=4))
-    tracer, device_cache = Tracer(), DeviceDatasetCache(crowd.settings.device, 1 << 30)
-    recorded = CudaGraphRunner(crowd.model, crowd.settings, tracer)
+    cohort = Cohort(settings=settings(batch_size=4))
+    tracer, device_cache = Tracer(), DeviceDatasetCache(cohort.settings.device, 1 << 30)
+    recorded = CudaGraphRunner(cohort.model, cohort.settings, tracer)
     for _ in range(3):
-        crowd.at_once(device_cache=device_cache, recorded=recorded)
+        cohort.at_once(device_cache=device_cache, recorded=recorded)
     # Clients of 23, 17, 16, 5 and 1 images in batches of 4: 5, 4, 3, 3, 2 and 1 of them have a step; half of
     # 5 are 3, half of those 2.
     assert tracer.recorded == 4
@@ -153,18 +156,18 @@ def test_a_step_is_recorded_once_for_each_half_of_the_clients_and_kept_from_roun
 
 
 def test_what_the_loss_depends_on_beside_the_counts_makes_new_recordings() -> None:
-    crowd = Crowd(loss=PluginSpec(use="ldam", args={"drw_round": 3}))
+    cohort = Cohort(loss=PluginSpec(use="ldam", args={"drw_round": 3}))
     tracer = Tracer()
-    recorded = CudaGraphRunner(crowd.model, crowd.settings, tracer, key=lambda round: round)
+    recorded = CudaGraphRunner(cohort.model, cohort.settings, tracer, key=lambda round: round)
 
     def trained(round: int) -> None:
-        spec = crowd.loss
-        crowd.build_loss = lambda counts: registry.build(  # type: ignore[method-assign]
+        spec = cohort.loss
+        cohort.build_loss = lambda counts: registry.build(  # type: ignore[method-assign]
             "loss", spec, counts=counts, round=round, rounds=5
         )
-        requests = [replace(request, round=round) for request in Crowd.requests(crowd)]
-        crowd.requests = lambda: requests  # type: ignore[method-assign]
-        assert_equal(crowd.at_once(recorded=recorded), crowd.one_by_one())
+        requests = [replace(request, round=round) for request in Cohort.requests(cohort)]
+        cohort.requests = lambda: requests  # type: ignore[method-assign]
+        assert_equal(cohort.at_once(recorded=recorded), cohort.one_by_one())
 
     trained(2)
     before = tracer.recorded
@@ -175,65 +178,67 @@ def test_what_the_loss_depends_on_beside_the_counts_makes_new_recordings() -> No
 
 
 def test_another_algorithm_makes_new_recordings() -> None:
-    plain = Crowd()
-    told = [ClientConfig(numbers={"mu": 1.0})] * len(SIZES)
+    plain = Cohort()
+    configs = [ClientConfig(numbers={"mu": 1.0})] * len(SIZES)
     recorded = CudaGraphRunner(plain.model, plain.settings, Tracer())
-    for crowd in (plain, replace(plain, algorithm="fedprox", client_configs=told), plain):
-        assert_equal(crowd.at_once(recorded=recorded), crowd.one_by_one())
+    for cohort in (plain, replace(plain, algorithm="fedprox", client_configs=configs), plain):
+        assert_equal(cohort.at_once(recorded=recorded), cohort.one_by_one())
     assert recorded.failure_reason is None
 
 
 def test_more_images_or_clients_than_before_get_more_room() -> None:
-    few = Crowd(shards=make_shards((2, 1)))
+    few = Cohort(shards=make_shards((2, 1)))
     recorded = CudaGraphRunner(few.model, few.settings, Tracer())
-    for crowd in (
+    for cohort in (
         few,
         replace(few, shards=make_shards((8, 7))),
         replace(few, shards=make_shards((30, 23, 9))),
     ):
-        assert_equal(crowd.at_once(recorded=recorded), crowd.one_by_one())
+        assert_equal(cohort.at_once(recorded=recorded), cohort.one_by_one())
     assert recorded.failure_reason is None
 
 
 def test_a_client_that_diverges_is_played_back_as_the_others() -> None:
-    crowd = Crowd(shards=make_shards())
-    personal = get_state(crowd.model, ("head.bias",))
-    names = [name for name in crowd.requests()[0].state if name != "head.bias"]
-    requests = [replace(request, state={n: request.state[n] for n in names}) for request in crowd.requests()]
-    crowd.requests = lambda: requests  # type: ignore[method-assign]
-    crowd.personals = [{n: t + (torch.inf if k == 2 else 0.0) for n, t in personal.items()} for k in range(5)]
-    recorded = CudaGraphRunner(crowd.model, crowd.settings, Tracer())
-    found = crowd.at_once(recorded=recorded)
+    cohort = Cohort(shards=make_shards())
+    personal = get_state(cohort.model, ("head.bias",))
+    names = [name for name in cohort.requests()[0].state if name != "head.bias"]
+    requests = [replace(request, state={n: request.state[n] for n in names}) for request in cohort.requests()]
+    cohort.requests = lambda: requests  # type: ignore[method-assign]
+    cohort.personals = [
+        {n: t + (torch.inf if k == 2 else 0.0) for n, t in personal.items()} for k in range(5)
+    ]
+    recorded = CudaGraphRunner(cohort.model, cohort.settings, Tracer())
+    found = cohort.at_once(recorded=recorded)
     assert recorded.failure_reason is None
     assert not found[2].state["head.weight"].isfinite().all()
-    assert_equal(found, crowd.one_by_one())
+    assert_equal(found, cohort.one_by_one())
 
 
 def test_a_recording_that_does_something_else_is_not_believed() -> None:
-    crowd = Crowd()
+    cohort = Cohort()
 
     def forgetful(step: Replay) -> Replay:
         return lambda: None
 
-    recorded = CudaGraphRunner(crowd.model, crowd.settings, forgetful)
-    assert_equal(crowd.at_once(recorded=recorded), crowd.one_by_one())
+    recorded = CudaGraphRunner(cohort.model, cohort.settings, forgetful)
+    assert_equal(cohort.at_once(recorded=recorded), cohort.one_by_one())
     assert recorded.failure_reason == "a recorded step gave something else than the step itself"
 
 
 def test_a_step_that_cannot_be_recorded_is_taken_as_ever() -> None:
-    crowd = Crowd()
+    cohort = Cohort()
 
     def refuse(step: Replay) -> Replay:
         raise RuntimeError("operation not permitted when stream is capturing\nand so on")
 
-    recorded = CudaGraphRunner(crowd.model, crowd.settings, refuse)
-    assert_equal(crowd.at_once(recorded=recorded), crowd.one_by_one())
+    recorded = CudaGraphRunner(cohort.model, cohort.settings, refuse)
+    assert_equal(cohort.at_once(recorded=recorded), cohort.one_by_one())
     assert recorded.failure_reason == "operation not permitted when stream is capturing"
-    assert_equal(crowd.at_once(recorded=recorded), crowd.one_by_one())
+    assert_equal(cohort.at_once(recorded=recorded), cohort.one_by_one())
 
 
 def test_memory_that_runs_out_is_said_to_the_caller_and_may_be_tried_again() -> None:
-    crowd = Crowd()
+    cohort = Cohort()
     full = [True]
     tracer = Tracer()
 
@@ -242,11 +247,11 @@ def test_memory_that_runs_out_is_said_to_the_caller_and_may_be_tried_again() -> 
             raise torch.OutOfMemoryError("no memory")
         return tracer(step)
 
-    recorded = CudaGraphRunner(crowd.model, crowd.settings, record)
+    recorded = CudaGraphRunner(cohort.model, cohort.settings, record)
     with pytest.raises(torch.OutOfMemoryError):
-        crowd.at_once(recorded=recorded)
+        cohort.at_once(recorded=recorded)
     assert recorded.failure_reason is None
-    assert_equal(crowd.at_once(recorded=recorded), crowd.one_by_one())
+    assert_equal(cohort.at_once(recorded=recorded), cohort.one_by_one())
     assert tracer.played
 
 
@@ -255,7 +260,7 @@ def test_memory_that_runs_out_is_said_to_the_caller_and_may_be_tried_again() -> 
 def test_every_algorithm_is_played_back(use: str, training: dict[str, Any]) -> None:
     model = network()
     state = get_state(model, shared_names(model, "all"))
-    check(Crowd(model=model, algorithm=use, settings=settings(**training), **told(use, state)))
+    check(Cohort(model=model, algorithm=use, settings=settings(**training), **algorithm_case(use, state)))
 
 
 class Count(ClientAlgorithm):
@@ -281,10 +286,10 @@ class Count(ClientAlgorithm):
 
 
 def test_a_guests_formula_is_played_back_and_a_client_that_has_ended_is_left_alone() -> None:
-    crowd = Crowd(algorithm=f"{__name__}:Count", settings=settings(batch_size=4))
-    check(crowd)
+    cohort = Cohort(algorithm=f"{__name__}:Count", settings=settings(batch_size=4))
+    check(cohort)
     tracer = Tracer()
-    updates = crowd.at_once(recorded=CudaGraphRunner(crowd.model, crowd.settings, tracer))
+    updates = cohort.at_once(recorded=CudaGraphRunner(cohort.model, cohort.settings, tracer))
     # 5, 1, 23, 17 and 16 images in batches of 4.
     assert [int(update.memory["steps"][0]) for update in updates] == [2, 1, 6, 5, 4]
 
@@ -294,10 +299,10 @@ def test_tensors_of_ones_own_that_stay_as_they_are_are_not_played_back() -> None
     model.get_submodule("backbone.extractor").requires_grad_(False)
     home = get_state(model, personal_names(model, shared_names(model, "trainable")))
     shift = [{name: t + 0.01 * k for name, t in home.items()} for k in range(len(SIZES))]
-    crowd = Crowd(model=model, shared="trainable", personals=shift)
+    cohort = Cohort(model=model, shared="trainable", personals=shift)
     tracer = Tracer()
     assert_equal(
-        crowd.at_once(recorded=CudaGraphRunner(crowd.model, crowd.settings, tracer)), crowd.one_by_one()
+        cohort.at_once(recorded=CudaGraphRunner(cohort.model, cohort.settings, tracer)), cohort.one_by_one()
     )
     assert not tracer.recorded
 

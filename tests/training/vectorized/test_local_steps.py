@@ -23,40 +23,40 @@ from tests.training.client_cases import (
     LOSSES,
     SIZES,
     STACKABLE,
-    Crowd,
+    Cohort,
+    algorithm_case,
     assert_equal,
     make_shards,
     network,
     noise,
     settings,
-    told,
 )
 
 LONG = {"epochs": 3, "momentum": 0.9, "weight_decay": 0.01, "clip_norm": 0.5}
 
 
-def check(crowd: Crowd, *chunks: int) -> None:
-    assert crowd.unsupported_reason() is None
-    wanted = crowd.one_by_one()
+def check(cohort: Cohort, *chunks: int) -> None:
+    assert cohort.unsupported_reason() is None
+    wanted = cohort.one_by_one()
     for chunk in chunks or (0,):
-        assert_equal(crowd.at_once(chunk), wanted)
+        assert_equal(cohort.at_once(chunk), wanted)
 
 
 @pytest.mark.parametrize("use", registry.BUILTINS["model"])
 def test_every_model_that_stacks_gives_what_the_loop_gives(use: str) -> None:
-    crowd = Crowd(model=network(use), settings=settings(epochs=2, momentum=0.9))
+    cohort = Cohort(model=network(use), settings=settings(epochs=2, momentum=0.9))
     if use == "rnn":
         assert (
-            crowd.unsupported_reason()
+            cohort.unsupported_reason()
             == "torch's recurrent layers (backbone.features.recurrent) have no stacked form"
         )
     else:
-        check(crowd)
+        check(cohort)
 
 
 @pytest.mark.parametrize("use", LOSSES)
 def test_every_loss_sees_each_clients_own_counts(use: str) -> None:
-    check(Crowd(loss=PluginSpec(use=use), settings=settings(epochs=2)), 0, 2)
+    check(Cohort(loss=PluginSpec(use=use), settings=settings(epochs=2)), 0, 2)
 
 
 @pytest.mark.parametrize("use", STACKABLE)
@@ -64,7 +64,9 @@ def test_every_loss_sees_each_clients_own_counts(use: str) -> None:
 def test_every_algorithm_adjusts_each_clients_own_gradients(use: str, training: dict[str, Any]) -> None:
     model = network()
     state = get_state(model, shared_names(model, "all"))
-    check(Crowd(model=model, algorithm=use, settings=settings(**training), **told(use, state)), 0, 2)
+    check(
+        Cohort(model=model, algorithm=use, settings=settings(**training), **algorithm_case(use, state)), 0, 2
+    )
 
 
 @pytest.mark.parametrize("kind", ELEMENTWISE, ids=lambda kind: f"{kind.__module__}:{kind.__name__}")
@@ -79,7 +81,7 @@ def test_every_optimiser_said_to_work_element_by_element_does(kind: type) -> Non
     # two ways part. A smooth network has none of these.
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 4))
-    check(Crowd(model=model, settings=chosen))
+    check(Cohort(model=model, settings=chosen))
 
 
 @pytest.mark.parametrize(
@@ -88,24 +90,24 @@ def test_every_optimiser_said_to_work_element_by_element_does(kind: type) -> Non
     ids=str,
 )
 def test_epochs_steps_and_batches_are_those_of_the_loop(training: dict[str, Any]) -> None:
-    check(Crowd(settings=settings(**training)), 0, 2)
+    check(Cohort(settings=settings(**training)), 0, 2)
 
 
 def test_augmentation_comes_from_each_clients_own_stream() -> None:
     transforms = TransformConfig(flip=True, crop=2, rotation=20.0, cutout=3)
-    crowd = Crowd(settings=settings(transforms, epochs=2))
-    check(crowd, 0, 2)
-    plain = Crowd(settings=settings(epochs=2)).at_once()
-    assert not torch.equal(plain[2].state["head.weight"], crowd.at_once()[2].state["head.weight"])
+    cohort = Cohort(settings=settings(transforms, epochs=2))
+    check(cohort, 0, 2)
+    plain = Cohort(settings=settings(epochs=2)).at_once()
+    assert not torch.equal(plain[2].state["head.weight"], cohort.at_once()[2].state["head.weight"])
 
 
 def test_a_frozen_part_neither_moves_nor_travels_nor_is_kept() -> None:
-    crowd = Crowd(model=network("fusion", frozen=("backbone.extractor.*",), dropout=0.0))
-    check(crowd, 0, 2)
-    updates, before = crowd.at_once(), frozen_state(crowd.model)
-    crowd.one_by_one()
+    cohort = Cohort(model=network("fusion", frozen=("backbone.extractor.*",), dropout=0.0))
+    check(cohort, 0, 2)
+    updates, before = cohort.at_once(), frozen_state(cohort.model)
+    cohort.one_by_one()
     assert len(before) == 6
-    assert all(torch.equal(tensor, frozen_state(crowd.model)[name]) for name, tensor in before.items())
+    assert all(torch.equal(tensor, frozen_state(cohort.model)[name]) for name, tensor in before.items())
     assert not any(before.keys() & (update.state.keys() | update.personal.keys()) for update in updates)
 
 
@@ -113,25 +115,25 @@ def test_a_frozen_part_neither_moves_nor_travels_nor_is_kept() -> None:
 def test_an_untrained_part_that_stays_at_home_is_each_clients_own(shared: str) -> None:
     model = network("fusion", dropout=0.0)
     model.get_submodule("backbone.extractor").requires_grad_(False)
-    crowd = Crowd(model=model, shared=shared)
+    cohort = Cohort(model=model, shared=shared)
     if shared == "trainable":
         home = get_state(model, personal_names(model, shared_names(model, "trainable")))
         assert home
         shift = [{n: t + 0.01 * k for n, t in home.items()} for k in range(len(SIZES))]
-        crowd = replace(crowd, personals=shift)
-    check(crowd, 0, 2)
+        cohort = replace(cohort, personals=shift)
+    check(cohort, 0, 2)
 
 
 def test_trained_tensors_that_stay_at_home_begin_and_end_as_each_clients_own() -> None:
     model = network()
-    crowd = Crowd(model=model, settings=settings(epochs=2))
+    cohort = Cohort(model=model, settings=settings(epochs=2))
     names = [name for name in shared_names(model, "all") if not name.startswith("head")]
-    requests = [replace(request, state={n: request.state[n] for n in names}) for request in crowd.requests()]
-    crowd.requests = lambda: requests  # type: ignore[method-assign]
+    requests = [replace(request, state={n: request.state[n] for n in names}) for request in cohort.requests()]
+    cohort.requests = lambda: requests  # type: ignore[method-assign]
     home = get_state(model, ("head.weight", "head.bias"))
-    crowd.personals = [{n: t + 0.1 * k for n, t in home.items()} for k in range(len(SIZES))]
-    check(crowd)
-    ends = [update.personal["head.bias"] for update in crowd.at_once()]
+    cohort.personals = [{n: t + 0.1 * k for n, t in home.items()} for k in range(len(SIZES))]
+    check(cohort)
+    ends = [update.personal["head.bias"] for update in cohort.at_once()]
     assert len({tuple(end.tolist()) for end in ends}) == len(SIZES)
 
 
@@ -148,32 +150,32 @@ def test_a_parameter_without_gradient_is_left_alone_even_by_weight_decay() -> No
             logits: torch.Tensor = self.linear(images.flatten(1))
             return logits
 
-    crowd = Crowd(model=Spare(), settings=settings(weight_decay=0.1, clip_norm=0.5))
-    check(crowd)
-    assert torch.equal(crowd.at_once()[0].state["spare"], torch.ones(3))
+    cohort = Cohort(model=Spare(), settings=settings(weight_decay=0.1, clip_norm=0.5))
+    check(cohort)
+    assert torch.equal(cohort.at_once()[0].state["spare"], torch.ones(3))
     prox = [ClientConfig(numbers={"mu": 1.0})] * len(SIZES)
-    check(replace(crowd, algorithm="fedprox", client_configs=prox))
+    check(replace(cohort, algorithm="fedprox", client_configs=prox))
 
 
 def test_bfloat16_agrees_with_the_loop_as_far_as_bfloat16_goes() -> None:
-    crowd = Crowd(settings=settings(precision="bfloat16"))
-    assert crowd.unsupported_reason() is None
-    assert_equal(crowd.at_once(), crowd.one_by_one(), tolerance=0.02)
+    cohort = Cohort(settings=settings(precision="bfloat16"))
+    assert cohort.unsupported_reason() is None
+    assert_equal(cohort.at_once(), cohort.one_by_one(), tolerance=0.02)
 
 
 def test_a_client_that_diverges_does_not_touch_its_neighbours() -> None:
-    crowd = Crowd(settings=settings(clip_norm=0.5))
-    requests = crowd.requests()
+    cohort = Cohort(settings=settings(clip_norm=0.5))
+    requests = cohort.requests()
     poison = {name: torch.full_like(tensor, torch.nan) for name, tensor in requests[3].state.items()}
     requests[3] = replace(requests[3], state=poison)
-    crowd.requests = lambda: requests  # type: ignore[method-assign]
-    found = crowd.at_once()
+    cohort.requests = lambda: requests  # type: ignore[method-assign]
+    found = cohort.at_once()
     assert not torch.isfinite(found[3].state["head.weight"]).any()
-    assert_equal(found, crowd.one_by_one())
+    assert_equal(found, cohort.one_by_one())
 
 
 def test_updates_share_no_memory() -> None:
-    updates = Crowd().at_once()
+    updates = Cohort().at_once()
     places = {update.state["head.weight"].untyped_storage().data_ptr() for update in updates}
     assert len(places) == len(SIZES)
     assert (
@@ -182,28 +184,28 @@ def test_updates_share_no_memory() -> None:
 
 
 def test_the_model_is_not_moved() -> None:
-    crowd = Crowd()
-    before = get_state(crowd.model, shared_names(crowd.model, "all"))
-    crowd.at_once()
-    after = get_state(crowd.model, before)
+    cohort = Cohort()
+    before = get_state(cohort.model, shared_names(cohort.model, "all"))
+    cohort.at_once()
+    after = get_state(cohort.model, before)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_clients_of_several_rounds_or_of_another_model_are_refused() -> None:
-    crowd = Crowd()
-    requests = crowd.requests()
-    crowd.requests = lambda: [replace(requests[0], round=3), *requests[1:]]  # type: ignore[method-assign]
+    cohort = Cohort()
+    requests = cohort.requests()
+    cohort.requests = lambda: [replace(requests[0], round=3), *requests[1:]]  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="tasks of one round"):
-        crowd.at_once()
-    crowd.requests = lambda: [*requests[:4], replace(requests[4], state={"x": torch.ones(1)})]  # type: ignore[method-assign]
+        cohort.at_once()
+    cohort.requests = lambda: [*requests[:4], replace(requests[4], state={"x": torch.ones(1)})]  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="no tensor 'x'"):
-        crowd.at_once()
+        cohort.at_once()
 
 
 def test_an_algorithm_that_lacks_its_number_names_the_client() -> None:
-    crowd = Crowd(algorithm="fedprox", client_configs=[ClientConfig()] * len(SIZES))
+    cohort = Cohort(algorithm="fedprox", client_configs=[ClientConfig()] * len(SIZES))
     with pytest.raises(ClientError, match="client 2, training"):
-        crowd.at_once()
+        cohort.at_once()
 
 
 def test_clipping_is_torchs_for_each_client() -> None:
@@ -226,12 +228,12 @@ def test_clipping_is_torchs_for_each_client() -> None:
 
 
 def test_one_client_alone_is_a_stack_too() -> None:
-    crowd = Crowd(shards=make_shards((9,)))
-    assert_equal(crowd.at_once(), crowd.one_by_one())
+    cohort = Cohort(shards=make_shards((9,)))
+    assert_equal(cohort.at_once(), cohort.one_by_one())
 
 
 def test_an_algorithms_formula_is_asked_about_all_active_clients_at_once() -> None:
-    asked = []
+    stack_sizes = []
 
     class Watched(ClientAlgorithm):
         """Says when it is asked."""
@@ -241,13 +243,13 @@ def test_an_algorithms_formula_is_asked_about_all_active_clients_at_once() -> No
 
         @staticmethod
         def correct_gradients(parameters: Any, groups: Any, numbers: Any) -> None:
-            asked.append(len(parameters["head.bias"]))
+            stack_sizes.append(len(parameters["head.bias"]))
 
-    crowd = Crowd()
-    crowd.algorithms = lambda: [Watched() for _ in SIZES]  # type: ignore[method-assign, assignment]
-    crowd.at_once()
+    cohort = Cohort()
+    cohort.algorithms = lambda: [Watched() for _ in SIZES]  # type: ignore[method-assign, assignment]
+    cohort.at_once()
     # Batches of 8 of 5, 1, 23, 17, 16 images: nobody is asked after their last.
-    assert asked == [5, 3, 2]
+    assert stack_sizes == [5, 3, 2]
 
 
 @pytest.mark.parametrize("use", ["sgd", "adam", "adamw", "rmsprop", "nadam"])
@@ -256,14 +258,14 @@ def test_every_client_has_its_own_learning_rate(use: str, algorithm: str | None)
     factors = (1.0, 0.25, 3.0, 0.5, 2.0)
     state = get_state(network(), shared_names(network(), "all"))
     tensors = {"control": noise(state, 99)} if algorithm else {}
-    crowd = Crowd(
+    cohort = Cohort(
         settings=settings(epochs=2, weight_decay=0.01, lr=0.01, optimizer=PluginSpec(use=use), clip_norm=0.5),
         algorithm=algorithm,
         client_configs=[ClientConfig(tensors=tensors, lr_factor=f) for f in factors],
     )
-    check(crowd, 0, 2)
-    shared = Crowd(settings=crowd.settings).one_by_one()
-    own = crowd.one_by_one()
+    check(cohort, 0, 2)
+    shared = Cohort(settings=cohort.settings).one_by_one()
+    own = cohort.one_by_one()
     if algorithm is None:
         assert torch.equal(own[0].state["head.weight"], shared[0].state["head.weight"])
         assert not torch.equal(own[2].state["head.weight"], shared[2].state["head.weight"])
@@ -271,7 +273,7 @@ def test_every_client_has_its_own_learning_rate(use: str, algorithm: str | None)
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_learning_rate_that_is_none_is_refused(factor: float) -> None:
-    crowd = Crowd(client_configs=[ClientConfig(lr_factor=factor)] * len(SIZES))
-    for train in (crowd.one_by_one, crowd.at_once):
+    cohort = Cohort(client_configs=[ClientConfig(lr_factor=factor)] * len(SIZES))
+    for train in (cohort.one_by_one, cohort.at_once):
         with pytest.raises(ClientError, match="the factor on its learning rate"):
             train()

@@ -48,14 +48,14 @@ def tasks_of(
 ) -> list[TrainRequest]:
     """Return a task for each algorithm; client k gets the k-th."""
     start = get_state(network(), shared_names(trainer.model, trainer.config.model.shared))
-    told = {
+    configs = {
         None: ClientConfig(),
         "fedprox": ClientConfig(numbers={"mu": 0.3}),
         "scaffold": ClientConfig(tensors={"control": noise(start, seed)}),
     }
     return [
         TrainRequest(
-            round=round, client=k, state=start, client_config=told.get(o, ClientConfig()), algorithm=o
+            round=round, client=k, state=start, client_config=configs.get(o, ClientConfig()), algorithm=o
         )
         for k, o in enumerate(algorithms)
     ]

@@ -16,7 +16,7 @@ from fedvision import registry
 from fedvision.config import TransformConfig
 from fedvision.training.vectorized.vmap_support import supports_vmap
 from fedvision.types import LossFn, PluginSpec
-from tests.training.client_cases import CLASSES, SIDE, Crowd, network, settings
+from tests.training.client_cases import CLASSES, SIDE, Cohort, network, settings
 
 
 class Guest(nn.Module):
@@ -47,7 +47,7 @@ class Counting(Guest):
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "reason"),
     [
         (Guest(), None),
         (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 4)), "batch norm (1) would measure"),
@@ -68,9 +68,9 @@ class Counting(Guest):
     ],
     ids=str,
 )
-def test_a_network_that_cannot_be_stacked_is_found(model: nn.Module, said: str | None) -> None:
-    found = Crowd(model=model).unsupported_reason()
-    assert (found is None) if said is None else (found or "").startswith(said)
+def test_a_network_that_cannot_be_stacked_is_found(model: nn.Module, reason: str | None) -> None:
+    found = Cohort(model=model).unsupported_reason()
+    assert (found is None) if reason is None else (found or "").startswith(reason)
     if isinstance(model, Guest):
         assert model.seen == 0
 
@@ -78,7 +78,7 @@ def test_a_network_that_cannot_be_stacked_is_found(model: nn.Module, said: str |
 def test_an_operation_that_would_be_done_client_by_client_is_an_obstacle_and_no_warning() -> None:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        found = Crowd(model=Guest(lambda x: torch.renorm(x, 2, 0, 1.0))).unsupported_reason()
+        found = Cohort(model=Guest(lambda x: torch.renorm(x, 2, 0, 1.0))).unsupported_reason()
     assert (found or "").startswith("the network has no stacked form: There is a performance drop")
     assert not warned
 
@@ -86,9 +86,9 @@ def test_an_operation_that_would_be_done_client_by_client_is_an_obstacle_and_no_
 @pytest.mark.parametrize("use", registry.BUILTINS["model"])
 def test_built_in_networks_that_drop_or_measure_batches_fall_back(use: str) -> None:
     if "dropout" in registry.parameters("model", use):
-        assert Crowd(model=network(use, dropout=0.1)).unsupported_reason() is not None
+        assert Cohort(model=network(use, dropout=0.1)).unsupported_reason() is not None
     if "norm" in registry.parameters("model", use):
-        assert (Crowd(model=network(use, norm="batch")).unsupported_reason() or "").startswith("batch norm")
+        assert (Cohort(model=network(use, norm="batch")).unsupported_reason() or "").startswith("batch norm")
 
 
 def test_a_frozen_part_may_drop_and_measure_as_it_does_neither() -> None:
@@ -101,11 +101,11 @@ def test_a_frozen_part_may_drop_and_measure_as_it_does_neither() -> None:
         return model
 
     model.train = train  # type: ignore[method-assign]
-    assert Crowd(model=model).unsupported_reason() is None
+    assert Cohort(model=model).unsupported_reason() is None
 
 
 @pytest.mark.parametrize(
-    ("training", "transforms", "said"),
+    ("training", "transforms", "reason"),
     [
         ({"precision": "float16"}, {}, "float16 skips steps"),
         ({}, {"mixup": 0.2}, "mixup blends"),
@@ -115,10 +115,10 @@ def test_a_frozen_part_may_drop_and_measure_as_it_does_neither() -> None:
     ],
 )
 def test_settings_that_cannot_be_stacked_are_named(
-    training: dict[str, Any], transforms: dict[str, Any], said: str | None
+    training: dict[str, Any], transforms: dict[str, Any], reason: str | None
 ) -> None:
-    found = Crowd(settings=settings(TransformConfig(**transforms), **training)).unsupported_reason()
-    assert (found is None) if said is None else (found or "").startswith(said)
+    found = Cohort(settings=settings(TransformConfig(**transforms), **training)).unsupported_reason()
+    assert (found is None) if reason is None else (found or "").startswith(reason)
 
 
 def of_batch(counts: torch.Tensor) -> LossFn:
@@ -135,15 +135,15 @@ def of_one(counts: torch.Tensor) -> LossFn:
 
 
 @pytest.mark.parametrize(
-    ("loss", "said"),
+    ("loss", "reason"),
     [
         (of_batch, "the loss of an image depends on the others of its batch"),
         (of_all, "the loss gives several clients at once other values"),
         (of_one, "the loss does not take several clients at once: "),
     ],
 )
-def test_a_loss_that_cannot_be_stacked_is_found(loss: Callable[[torch.Tensor], LossFn], said: str) -> None:
+def test_a_loss_that_cannot_be_stacked_is_found(loss: Callable[[torch.Tensor], LossFn], reason: str) -> None:
     chosen = settings()
     assert (supports_vmap(network(), (SIDE, SIDE, 1), CLASSES, loss=loss, settings=chosen) or "").startswith(
-        said
+        reason
     )
