@@ -68,7 +68,7 @@ def child(options: argparse.Namespace) -> None:
 
         def round_done(self, round: int, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
             stage = f"round {round + 1}" if round < options.rounds else "end"
-            report(phase=stage, seconds=seconds["total"], on_line=len(record["clients"]))
+            report(phase=stage, seconds=seconds["total"], used=len(record["clients"]))
 
     config = ExperimentConfig.from_dict(experiment(options))
     if options.scratch:

@@ -128,7 +128,7 @@ def written(facts: dict[str, Any]) -> str:
             + ("within noise" if facts["within"] else "NOT within noise"),
             "- everything is told in the report"
             if not facts["missing_events"]
-            else f"- NOT told: {facts['untold']}",
+            else f"- NOT told: {facts['missing_events']}",
             "",
             "What the report tells:",
             "",

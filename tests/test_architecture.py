@@ -174,7 +174,7 @@ def test_every_builtin_resolves_and_is_described(kind: str, name: str) -> None:
     assert (factory.call.__doc__ or "").strip()
 
 
-def test_sources_say_what_they_are_and_stay_short() -> None:
+def test_sources_have_a_docstring_and_stay_short() -> None:
     for file in FILES:
         text = file.read_text()
         assert ast.get_docstring(ast.parse(text)), f"{file} has no docstring"

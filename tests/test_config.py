@@ -252,7 +252,7 @@ def test_transforms_that_are_no_numbers(key: str, value: str) -> None:
         ExperimentConfig.from_toml(f"transforms.{key} = {value}\n{MINIMAL}")
 
 
-def test_ranges_end_where_they_say() -> None:
+def test_ranges_include_their_documented_ends() -> None:
     text = "transforms = {mean = [0.0, 1.0], std = [0.001, 1.0], rotation = 180}\ntraining.momentum = 0.99\n"
     assert ExperimentConfig.from_toml(text + MINIMAL).transforms.std == (0.001, 1.0)
 

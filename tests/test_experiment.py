@@ -208,7 +208,7 @@ def test_effective_numbers_are_of_different_images() -> None:
     assert weights.max() / weights.min() > 50
 
 
-def test_what_is_not_measured_is_said_before_the_first_round(tmp_path: Path) -> None:
+def test_notice_on_missing_measurements_before_the_first_round(tmp_path: Path) -> None:
     stream = io.StringIO()
     config = held(evaluation={})
     result = simulate(config, out=tmp_path / "run", progress=Progress(stream))

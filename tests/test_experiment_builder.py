@@ -80,7 +80,7 @@ def test_a_run_of_a_sweep_has_the_bits_of_a_run_alone(tmp_path: Path) -> None:
     assert together == alone
 
 
-def test_a_wrong_experiment_is_said_before_the_first_one_runs(tmp_path: Path) -> None:
+def test_a_wrong_experiment_is_an_error_before_the_first_run(tmp_path: Path) -> None:
     wrong = config("b", partition={"use": "iid", "clients": 99})
     sweep = Sweep(name="s", experiments={"a": config("a"), "b": wrong})
     with pytest.raises(ConfigError):

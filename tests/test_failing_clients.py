@@ -88,7 +88,7 @@ def test_a_federation_in_which_all_fail_ends_with_the_cause(plugins: str, tmp_pa
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 @pytest.mark.parametrize("loss", ["logit-adjusted", "ldam", "weighted", "fedlc"])
-def test_a_vacant_class_and_a_single_image_are_handled_and_said(
+def test_notice_on_a_vacant_class_and_a_single_image(
     norm: str, loss: str, plugins: str, tmp_path: Path
 ) -> None:
     config = tiny(

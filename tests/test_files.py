@@ -75,7 +75,7 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "file").read_bytes() == b"more than three bytes"
 
 
-def test_a_refusal_is_one_sentence_that_says_what_to_do(tmp_path: Path) -> None:
+def test_a_refusal_is_one_sentence_with_a_remedy(tmp_path: Path) -> None:
     with (
         pytest.raises(RecordError, match=r"round 3 could not be written: No space left.*--resume"),
         files.recording("round 3", tmp_path),

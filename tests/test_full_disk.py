@@ -20,7 +20,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(EXPERIMENT)
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
     # The history of the first rounds fits, that of all rounds does not; the model and the checkpoint fit.

@@ -51,7 +51,7 @@ def same(one: State, other: State) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_a_run_learns_and_says_what_it_measured(archive: str, tmp_path: Path) -> None:
+def test_a_run_learns_and_prints_its_scores(archive: str, tmp_path: Path) -> None:
     result = simulate(
         several(archive, rounds=8, training={"batch_size": 16, "lr": 0.5}), out=tmp_path / "run"
     )

@@ -52,7 +52,7 @@ def test_a_run_does_not_go_on_with_other_data(key: str, part: str, tmp_path: Pat
     assert content(tmp_path / "run") == before
 
 
-def test_a_changed_module_is_said_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_module_is_a_notice_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tmp_path / "own_rule_of_mine.py"
     module.write_text("from fedvision.algorithms.fedavg import FedAvg\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -347,7 +347,7 @@ def test_a_calibrated_head_is_the_last_thing_that_happens_to_a_model(tmp_path: P
     assert same(load_file(tmp_path / "ccvr/model.safetensors"), found.state)
 
 
-def test_a_run_records_the_statistics_that_it_asks_for(tmp_path: Path) -> None:
+def test_a_run_records_its_statistics(tmp_path: Path) -> None:
     config = tiny(rounds=2, evaluation={"statistics": ["class-counts"], "every": 2})
     result = simulate(config, out=tmp_path / "run")
     assert "statistics" not in result.rounds[0]
@@ -373,7 +373,7 @@ def one_piece(*, num_classes: int, image_size: tuple[int, int]) -> torch.nn.Modu
         ),
     ],
 )
-def test_what_cannot_be_asked_for_ends_a_run_before_it_begins(
+def test_impossible_statistics_are_refused_before_the_run(
     tables: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):

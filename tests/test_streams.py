@@ -41,7 +41,7 @@ def test_letters_that_an_encoding_lacks(encoding: str, written: str, monkeypatch
     assert held.getvalue().decode(encoding) == written + "\n"
 
 
-def test_closed_streams_swallow_what_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_streams_ignore_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     streams.prepare()

@@ -22,7 +22,7 @@ def spying_loss(*, counts: torch.Tensor) -> LossFn:
     return cross_entropy(counts)
 
 
-def test_the_images_are_as_frequent_as_they_say_and_differ_by_a_quarter() -> None:
+def test_images_have_the_documented_frequencies_and_differ_by_a_quarter() -> None:
     found = tiny_images()
     labels = np.concatenate([found.train.labels, found.test.labels])  # type: ignore[union-attr]
     assert np.bincount(labels).tolist() == [45, 30, 15]
@@ -39,7 +39,7 @@ def test_a_run_learns_the_three_classes(tmp_path: Path) -> None:
     assert not run(rounds=1).folder.path.exists(), "a temporary folder is gone"
 
 
-def test_a_plug_in_is_tried_and_its_faults_are_told() -> None:
+def test_a_plug_in_is_tried_and_its_faults_named() -> None:
     SEEN.clear()
     run(loss=f"{__name__}:spying_loss", rounds=1)
     clients = [counts for counts in SEEN if counts != [1, 1, 1]]  # which it is tried with first

@@ -135,7 +135,7 @@ def test_files_are_decoded_as_in_the_run(tmp_path: Path) -> None:
     assert model.files_as() == {"size": 6, "channels": 1, "fit": "pad", "range": 0.0}
 
 
-def test_classes_are_found_by_name_and_missing_ones_are_told(copied: Path) -> None:
+def test_classes_are_matched_by_name_with_a_notice_on_missing_ones(copied: Path) -> None:
     model, test = fedvision.load(copied), digits().test
     assert test is not None
     retained = test.labels >= 2

@@ -69,7 +69,7 @@ def test_the_order_of_the_cards_is_no_matter_and_the_context_is() -> None:
     assert not np.array_equal(mask(nothing, private[0], cards[:3], b"a"), pairs[0] + pairs[1])
 
 
-def test_what_a_client_tells_looks_random_whatever_it_has() -> None:
+def test_masked_values_look_random() -> None:
     size = 20_000
     rows_masked = masked(np.zeros((3, size), np.uint64))
     for row in rows_masked:

@@ -64,7 +64,7 @@ def test_the_draw_depends_on_its_stream_alone() -> None:
     assert _draw(strategy, list(range(20)), round=4) != first
 
 
-def test_clients_are_told_nothing_by_default() -> None:
+def test_client_configs_are_empty_by_default() -> None:
     client_config = _Plain().configure(1, {}, 0)
     assert not client_config.numbers
     assert not client_config.tensors

@@ -149,7 +149,7 @@ def test_a_head_that_stays_on_the_clients_is_refused() -> None:
         CCVR().refine({}, _context(model))
 
 
-def test_moments_are_asked_for_after_the_last_round_and_every_so_many() -> None:
+def test_moments_are_queried_after_the_last_round_and_at_an_interval() -> None:
     queried = [round for round in range(1, 8) if CCVR().query(round, 7)]
     assert queried == [7]
     queried = [round for round in range(1, 8) if CCVR(every=3).query(round, 7)]

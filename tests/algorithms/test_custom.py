@@ -43,7 +43,7 @@ def test_the_readme_names_what_exists() -> None:
         assert (root / path).is_file()
 
 
-def test_a_client_that_is_asked_again_has_a_smaller_rate() -> None:
+def test_a_client_selected_again_has_a_smaller_rate() -> None:
     registry.allow_folder(FOLDER)
     spec = PluginSpec(use="own_rates:SlowerWhenFrequent", args={"fraction": 0.5})
     strategy: RoundStrategy = registry.build("strategy", spec)

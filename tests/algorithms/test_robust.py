@@ -135,7 +135,7 @@ def test_krum_selects_as_many_as_it_needs() -> None:
     assert len(Krum(fraction=0.5).select(1, range(20), rng)) == 10
 
 
-def test_krum_says_what_it_needs() -> None:
+def test_krum_states_its_requirements() -> None:
     with pytest.raises(
         RunError, match="malicious = 1 and keep = 1 needs 5 updates in a round, but 4 came; have"
     ):
@@ -176,7 +176,9 @@ def test_arguments_out_of_range(build: Callable[[], object], message: str) -> No
         (4, {"share": 0.0}, False),
     ],
 )
-def test_a_trimmed_mean_that_trims_nobody_is_told(clients: int, table: dict[str, Any], noticed: bool) -> None:
+def test_notice_on_a_trimmed_mean_that_trims_nobody(
+    clients: int, table: dict[str, Any], noticed: bool
+) -> None:
     notices = trimming_notices(TrimmedMean(**table), clients)
     assert bool(notices) == noticed
     if noticed:

@@ -29,7 +29,7 @@ def _update(position: int, model: list[float], change: list[float], examples: in
     )
 
 
-def test_both_means_are_plain_and_c_moves_by_the_share_that_was_heard() -> None:
+def test_plain_means_and_c_scaled_by_the_share_of_replies() -> None:
     strategy = Scaffold(fraction=0.5)
     cohort = strategy.select(1, range(8), np.random.default_rng(0))
     assert len(cohort) == 4

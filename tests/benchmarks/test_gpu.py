@@ -52,7 +52,7 @@ def test_ratios_and_shares_by_hand() -> None:
     assert (row["serial_share"], row["vectorized_share"]) == (0.05, 0.5)
 
 
-def test_the_table_holds_medians_of_the_repetitions_and_says_what_was_not_measured() -> None:
+def test_the_table_holds_medians_and_marks_what_was_not_measured() -> None:
     runs: list[dict[str, Any]] = [measured("limits", **LIMITS)]
     for repetition, (serial, vectorized) in enumerate([(10.0, 1.0), (30.0, 2.0), (12.0, 3.0)]):
         runs += [
@@ -89,7 +89,7 @@ def test_the_picture_has_a_bar_for_each_and_no_limits(tmp_path: Path) -> None:
     assert (tmp_path / "picture.svg").read_text().count("<path") > 10
 
 
-def test_all_are_told_the_device_and_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_and_rounds_reach_every_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "file", lambda workload: Path(f"{workload}.npz"))
     monkeypatch.setattr(environments, "python", lambda rival: Path(f"{rival}/python"))
     pfl = gpu.command(Turn("w1", "pfl", 0), OPTIONS)

@@ -41,7 +41,7 @@ def test_a_broken_off_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     assert len(json.loads(path.read_text())["runs"]) == 4
 
 
-def test_again_takes_what_is_asked_and_keeps_the_rest(tmp_path: Path) -> None:
+def test_overrides_replace_only_their_keys(tmp_path: Path) -> None:
     path, plan = tmp_path / "a.json", list(turns(["w1"], ["a", "b"], 1))
     measured(Store(path, FACTS), plan)
     store = Store(path, FACTS)

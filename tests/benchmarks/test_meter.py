@@ -63,7 +63,7 @@ def test_processor_time_is_the_trees_and_the_rest_is_others() -> None:
         ("import time; print('the cause', flush=True); time.sleep(60)", "took too long"),
     ],
 )
-def test_a_command_without_a_result_says_why(script: str, sentence: str) -> None:
+def test_a_command_without_a_result_has_a_reason(script: str, sentence: str) -> None:
     with pytest.raises(CommandFailed, match=f"(?s){sentence}.*the cause"):
         measure(python(script), ALONE, timeout=1.0)
 

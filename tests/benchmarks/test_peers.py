@@ -32,7 +32,7 @@ def test_only_who_can_be_idle_is_measured_idle() -> None:
     assert found == w1 | {("idle", "flower"), ("idle", "fedvision-serial")}
 
 
-def test_ours_is_run_with_the_engine_and_rounds_that_are_asked_for() -> None:
+def test_our_side_runs_with_the_given_engine_and_rounds() -> None:
     command = peers.command(Turn("w2", "fedvision-ray", 0), {"w2": 4})
     assert command[2:] == ["w2", "--engine", "ray", "--precision", "float32", "--rounds", "4"]
     assert Path(command[1]).is_file()

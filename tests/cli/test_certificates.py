@@ -9,7 +9,7 @@ import pytest
 from fedvision.cli import main
 
 
-def test_it_says_what_goes_where(
+def test_sources_and_destinations_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -85,7 +85,7 @@ def test_inspect_shows_the_split_and_writes_nothing(here: Path, capsys: pytest.C
     assert [path.name for path in here.iterdir()] == ["small.toml"]
 
 
-def test_list_names_what_use_may_say(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_names_every_option_of_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("list", "loss") == 0
     out = capsys.readouterr().out
     assert "logit-adjusted" in out
@@ -246,7 +246,7 @@ def test_usage_errors_end_in_exit_code_2(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("verb", ["simulate", "inspect"])
-def test_without_an_experiment_it_says_what_to_try(
+def test_missing_experiment_names_a_command_to_try(
     verb: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(verb) == 2

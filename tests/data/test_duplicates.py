@@ -46,7 +46,7 @@ def test_a_set_without_a_test_set_leaks_nothing() -> None:
     assert find_duplicates(dataset([(1, 0), (2, 0)], [])) == ((), (), ())
 
 
-def test_notices_say_what_a_run_should_know() -> None:
+def test_notices_of_duplicates() -> None:
     found = twin_notices(dataset([(1, 0), (1, 0), (2, 0), (2, 1), (3, 0)], [(1, 0), (3, 1), (9, 0)]))
     assert found == (
         "2 test images, 1 of them under another label, are training images too, such as image 0 = image 0: "

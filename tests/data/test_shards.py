@@ -114,7 +114,7 @@ def made(base: ImageSet, table: PartitionConfig, share: float = 0.0, *, seed: in
     return ClientShards(base, split.make(base, table, num_classes=4, seed=seed, holdout=share))
 
 
-def test_client_shards_are_the_split_whoever_is_asked_first() -> None:
+def test_client_shards_are_the_split_in_any_order_of_access() -> None:
     base, table = numbered([k % 3 for k in range(60)]), PartitionConfig(clients=4)
     shards, again, whole = made(base, table, 0.3), made(base, table, 0.3), made(base, table)
     assert len(shards) == 4
@@ -154,7 +154,7 @@ def test_totals_are_counted_after_the_holdout() -> None:
     assert shards.split.held_out + counted.sum() == 60
 
 
-def test_shards_of_a_lazy_split_are_made_when_asked_for() -> None:
+def test_shards_of_a_lazy_split_are_made_on_access() -> None:
     base = numbered([k % 3 for k in range(60)])
     table = PartitionConfig(use="population", clients=1_000_000, args={"alpha": 1, "mean_images": 10})
     shards = made(base, table, 0.25)

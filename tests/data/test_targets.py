@@ -82,7 +82,7 @@ def test_a_shard_has_rows_of_labels() -> None:
     assert shard.batch(np.array([1, 0]))[1].tolist() == [[0, 0, 0], [1, 1, 0]]
 
 
-def test_digests_tell_shapes_and_labels_apart() -> None:
+def test_digests_differ_with_shapes_and_labels() -> None:
     def digest(labels: np.ndarray) -> str:
         return identity(Dataset(train=images(labels), classes=("a",)))["training labels"]
 

@@ -64,7 +64,7 @@ def test_normalisation_is_the_formula_in_either_layout(
     assert images.equal(pixels(channels=channels).to(device))
 
 
-def test_the_two_layouts_have_the_same_bits_and_the_kernels_see_the_one_asked_for() -> None:
+def test_both_layouts_have_the_same_bits_and_kernels_get_the_configured_one() -> None:
     for channels in (1, 3):
         transform, images = prepared(channels, mean=(0.4914,), std=(0.2471,)), pixels(channels=channels)
         last, first = transform.normalise(images), transform.normalise(images, channels_last=False)
@@ -94,7 +94,7 @@ def test_nothing_switched_on_is_the_same_tensor_and_draws_nothing() -> None:
     assert generator.get_state().equal(before)
 
 
-def test_flip_mirrors_exactly_those_told() -> None:
+def test_flip_mirrors_exactly_the_selected_images() -> None:
     x = some(batch=3)
     y = transforms.flip(x, torch.tensor([True, False, True]))
     assert torch.equal(y[0], x[0].flip(2))
@@ -240,7 +240,7 @@ def test_augmentation_that_leaves_nothing_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize("mean", [0.5, 0.2861])
-def test_what_moves_in_from_outside_has_the_mean_that_the_experiment_says(mean: float) -> None:
+def test_padding_has_the_configured_mean(mean: float) -> None:
     transform = transforms.prepare(TransformConfig(mean=(mean,), std=(0.25,), crop=3), 1)
     x = transform.normalise(torch.full((8, 8, 8, 1), 200, dtype=torch.uint8))
     pixels = (transform.augment(x, torch.Generator().manual_seed(0)) * 0.25 + mean) * 255

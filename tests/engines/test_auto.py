@@ -41,9 +41,9 @@ def test_gpus_get_vectorized_engines() -> None:
     registry.build("engine", spec)
 
 
-def test_a_short_run_is_serial_and_the_summary_says_why(tmp_path: Path) -> None:
+def test_a_short_run_is_serial_with_the_reason_in_the_summary(tmp_path: Path) -> None:
     result = simulate(tiny(rounds=1), engine="auto", out=tmp_path / "run")
-    (notice,) = [notice_ for notice_ in result.folder.summary()["notices"] if notice_.startswith("engine")]
+    (notice,) = [line for line in result.folder.summary()["notices"] if line.startswith("engine")]
     assert notice.startswith("engine serial: about ")
 
 

@@ -52,7 +52,7 @@ def order(grid: Grid, *partitions: int) -> list[Message]:
     return [Message(content, FIRST_NODE + partition, "train") for partition in partitions]
 
 
-def test_replies_come_in_the_order_sent_and_only_when_asked_for(grid: Grid) -> None:
+def test_replies_come_lazily_in_the_order_sent(grid: Grid) -> None:
     replies = iter(grid.send_and_receive(order(grid, 2, 0, 1)))
     assert next(replies).content.array_records["arrays"]["x"].numpy() == 2
     rest = [float(reply.content.array_records["arrays"]["x"].numpy()[0]) for reply in replies]

@@ -129,7 +129,7 @@ def test_training_goes_in_stacks_of_k_the_longest_first(
         torch.testing.assert_close(found[client], state, rtol=1e-5, atol=1e-5)
 
 
-def test_a_stack_works_only_when_its_replies_are_asked_for(
+def test_a_stack_trains_only_when_its_replies_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = watched(monkeypatch)
@@ -142,7 +142,7 @@ def test_a_stack_works_only_when_its_replies_are_asked_for(
         assert sizes == [2]
 
 
-def test_a_bad_client_fails_alone_and_a_person_is_told_once(tmp_path: Path) -> None:
+def test_a_bad_client_fails_alone_with_one_notice(tmp_path: Path) -> None:
     sentences: list[str] = []
     host_factory = recipe_of(tmp_path)
     start = beginning(host_factory)
@@ -173,7 +173,7 @@ def test_a_bad_client_fails_alone_and_a_person_is_told_once(tmp_path: Path) -> N
         ({"transforms": {"mixup": 0.2}}, "mixup blends"),
     ],
 )
-def test_what_cannot_be_stacked_is_trained_as_ever_and_said_once(
+def test_clients_that_cannot_be_stacked_train_one_by_one_with_one_notice(
     tables: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     sentences: list[str] = []
@@ -229,7 +229,7 @@ def test_what_was_summed_before_an_error_is_not_trained_again(
     assert sentences == ["5 clients are trained one by one, as they failed at once: a wire came loose"]
 
 
-def test_steps_that_cannot_be_recorded_are_taken_and_it_is_said_once(
+def test_steps_that_cannot_be_recorded_run_with_one_notice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(step: Any) -> Any:

@@ -35,7 +35,7 @@ def test_a_hundred_million_are_not_unrolled() -> None:
     assert time.process_time() - began < 1, "going through them takes several seconds"
 
 
-def test_a_roster_shows_who_can_be_asked_and_is_otherwise_itself() -> None:
+def test_a_view_of_available_clients() -> None:
     client_registry = AvailableClients(SimulatedClientRegistry(clients=5, counts=(2, 3)))
     assert client_registry.present(Nodes()) == range(5)
     client_registry.excluded = frozenset({1, 4})
@@ -48,7 +48,7 @@ def test_a_roster_shows_who_can_be_asked_and_is_otherwise_itself() -> None:
     ) == (5, (2, 3), 3, 1003)
 
 
-def test_a_stock_strategy_sees_the_nodes_that_can_be_asked() -> None:
+def test_a_stock_strategy_sees_available_nodes() -> None:
     nodes = AvailableNodes(Nodes(), members(Nodes.clients), frozenset({0, 1}))
     assert list(nodes.get_node_ids()) == [100, 102]
     assert [node.node_id for node in nodes.get_nodes()] == [100, 102]

@@ -33,11 +33,11 @@ def over_the_wire(content: RecordDict) -> RecordDict:
 
 @pytest.mark.parametrize("carrier", [lambda content: content, over_the_wire], ids=["process", "wire"])
 def test_a_task_comes_out_as_it_went_in(carrier: Callable[[RecordDict], RecordDict]) -> None:
-    client_config_ = ClientConfig(numbers={"mu": 0.5}, tensors={"control": STATE}, lr_factor=0.25)
+    expected_config = ClientConfig(numbers={"mu": 0.5}, tensors={"control": STATE}, lr_factor=0.25)
     config = codec.encode_counts((3, 0, 2))
     config[codec.ROUND] = 4
     config[codec.ALGORITHM] = "scaffold"
-    content = carrier(codec.encode_client_config(client_config_, codec.encode_state(STATE), config))
+    content = carrier(codec.encode_client_config(expected_config, codec.encode_state(STATE), config))
     request = codec.decode_task(message(content), client=9)
     assert (request.round, request.client, request.counts) == (4, 9, (3, 0, 2))
     assert (request.algorithm, request.client_config.numbers) == ("scaffold", {"mu": 0.5})
@@ -53,7 +53,7 @@ def test_an_instruction_leaves_the_shared_configuration_alone() -> None:
     assert dict(config) == {codec.ROUND: 1}
 
 
-def test_the_stock_fedprox_asks_for_the_proximal_client_half() -> None:
+def test_the_stock_fedprox_selects_the_proximal_client_half() -> None:
     config = ConfigRecord({codec.ROUND: 2, "proximal-mu": 0.25})
     request = codec.decode_task(
         message(RecordDict({"arrays": codec.encode_state(STATE), "config": config})), 0
@@ -120,7 +120,7 @@ def test_a_folded_reply_keeps_its_measurement_and_counts_its_bytes() -> None:
     assert codec.decode_evaluation(codec.unload(content) or content).loss_sum == 4.5
 
 
-def test_a_task_asks_for_a_measurement_only_where_it_says_so() -> None:
+def test_a_task_requests_a_measurement_only_where_configured() -> None:
     for wanted in (True, False):
         config = ConfigRecord({codec.ROUND: 2} | ({codec.MEASURE_FIRST: True} if wanted else {}))
         content = codec.encode_client_config(ClientConfig(), codec.encode_state(STATE), config)

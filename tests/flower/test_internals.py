@@ -42,7 +42,7 @@ def test_a_record_of_tensor_arrays_inflates_to_the_same_tensors() -> None:
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
 
-def test_a_tensor_array_serialises_only_when_asked() -> None:
+def test_a_tensor_array_serialises_on_access() -> None:
     array = TensorArray(torch.zeros(4))
     assert array.tensor.data_ptr() == array.numpy().ctypes.data
     assert "data" not in array.__dict__

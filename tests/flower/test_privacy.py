@@ -62,7 +62,7 @@ def test_secret_noise_differs_from_run_to_run(tmp_path: Path) -> None:
     assert distance(one, other) > 4
 
 
-def test_reproducible_noise_is_told_at_the_start() -> None:
+def test_notice_on_reproducible_noise() -> None:
     (notice,) = [n for n in Experiment.build(wrapped(1.0, noise="reproducible")).notices() if "noise" in n]
     assert notice.endswith("the model is NOT private")
     assert not any("noise" in n for n in Experiment.build(wrapped(1.0)).notices())

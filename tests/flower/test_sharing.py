@@ -70,7 +70,7 @@ def crafted(counts: Sequence[int]) -> list[RecordDict]:
     return [reply(np.diag(counts), loss=1000.0 * count) for count in counts]
 
 
-def test_crafted_models_tell_nothing_of_hidden_class_counts() -> None:
+def test_crafted_models_reveal_no_hidden_class_counts() -> None:
     """The summed loss of a model that costs nothing but on class c is 1,000 times that class's count."""
     evaluations = [codec.decode_evaluation(content) for content in crafted([3, 0, 7])]
     assert [one.loss_sum / 1000 for one in evaluations] == [3, 0, 7]
@@ -86,7 +86,7 @@ def test_a_diverged_loss_is_infinite_in_the_sum(loss: float) -> None:
     assert found.sums[0].loss_sum == math.inf
 
 
-def test_what_is_withheld_tells_the_number_of_images_alone() -> None:
+def test_withheld_counts_reveal_only_the_number_of_images() -> None:
     content = sharing.drop_counts(reply())
     evaluation = codec.decode_evaluation(content)
     assert evaluation.stats.images == 0
@@ -103,9 +103,9 @@ def test_cards_and_masked_counts_survive_the_way() -> None:
 
 
 def request(round: int = 2, control: float = 0.0, **tensors: torch.Tensor) -> RecordDict:
-    config_ = ClientConfig(tensors={"control": {"w": torch.tensor([control])}})
+    client_config = ClientConfig(tensors={"control": {"w": torch.tensor([control])}})
     config = ConfigRecord({codec.ROUND: round})
-    return codec.encode_client_config(config_, codec.encode_state(tensors), config)
+    return codec.encode_client_config(client_config, codec.encode_state(tensors), config)
 
 
 def test_a_question_is_the_same_for_whoever_counts_with_the_same_model_and_for_nobody_else() -> None:

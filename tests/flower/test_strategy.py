@@ -149,14 +149,14 @@ def test_what_is_no_strategy_is_refused() -> None:
         build_strategy(PluginSpec(use="collections:Counter"), seed=0)
 
 
-def test_evaluation_asks_every_node() -> None:
+def test_evaluation_selects_every_node() -> None:
     internals.identify(1)
     strategy = FlowerStrategy(FedAvg(fraction=0.25), seed=1)
     messages = list(strategy.configure_evaluate(4, ArrayRecord(), ConfigRecord(), Nodes()))
     assert [message.metadata.dst_node_id for message in messages] == [100, 101, 102, 103]
 
 
-def test_evaluation_asks_a_share_that_is_drawn_anew_each_round() -> None:
+def test_evaluation_selects_a_share_drawn_each_round() -> None:
     internals.identify(1)
 
     def cohort_of(round: int, seed: int = 1) -> list[int]:
@@ -172,7 +172,7 @@ def test_evaluation_asks_a_share_that_is_drawn_anew_each_round() -> None:
     assert drawn != [tuple(cohort_of(round, seed=2)) for round in range(1, 20)]
 
 
-def test_clients_who_are_told_the_same_share_a_content() -> None:
+def test_equal_client_configs_share_a_content() -> None:
     class Configuring(FedAvg):
         def configure(self, round: int, state: State, client: int) -> ClientConfig:
             return ClientConfig(numbers={"mu": float(client >= 2)}, lr_factor=1.0)
@@ -183,8 +183,8 @@ def test_clients_who_are_told_the_same_share_a_content() -> None:
         strategy.introduce(members(Nodes.clients))
         messages = list(strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), Nodes()))
         assert len({id(message.content) for message in messages}) == contents
-        numbers_ = [codec.decode_task(message, 0).client_config.numbers for message in messages]
-        assert numbers_ == (
+        sent_numbers = [codec.decode_task(message, 0).client_config.numbers for message in messages]
+        assert sent_numbers == (
             [{}] * 4 if contents == 1 else [{"mu": 0.0}, {"mu": 0.0}, {"mu": 1.0}, {"mu": 1.0}]
         )
 

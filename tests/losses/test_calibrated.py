@@ -104,7 +104,7 @@ def test_a_vacant_class_counts_as_one_image_and_stays_in_the_softmax(
 
 
 @pytest.mark.parametrize("factory", [balanced_softmax, logit_adjusted, fedlc])
-def test_the_floor_says_what_a_vacant_class_counts(factory: Callable[..., LossFn]) -> None:
+def test_the_floor_is_the_count_of_a_vacant_class(factory: Callable[..., LossFn]) -> None:
     vacant, ten = torch.tensor([50, 20, 0]), torch.tensor([50, 20, 10])
     ours = factory(vacant, floor=10.0)(_random(), LABELS)
     assert torch.equal(ours, factory(ten)(_random(), LABELS))

@@ -105,7 +105,7 @@ def test_the_gradient_is_that_of_the_value(name: str, args: dict[str, Any], coun
 
 
 @every
-def test_an_example_tells_nothing_of_another(name: str, args: dict[str, Any]) -> None:
+def test_examples_are_independent(name: str, args: dict[str, Any]) -> None:
     loss = build(name, COUNTS["vacant"], **args)
     logits, labels = batch(6)
     logits.requires_grad_()

@@ -90,7 +90,7 @@ def test_statistics_alone_cannot_be_frozen() -> None:
         build("resnet8", "*.running_*")
 
 
-def test_the_digest_tells_values_names_and_shapes_apart() -> None:
+def test_the_digest_differs_with_values_names_and_shapes() -> None:
     state = {"w": torch.arange(4.0).reshape(2, 2)}
     others = [
         {"v": state["w"]},
@@ -103,7 +103,7 @@ def test_the_digest_tells_values_names_and_shapes_apart() -> None:
     assert digest({}) == ""
 
 
-def test_nothing_is_frozen_unless_asked_for() -> None:
+def test_nothing_is_frozen_by_default() -> None:
     model = build("cnn")
     assert frozen_names(model) == ()
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -93,7 +93,7 @@ def test_a_fusion_reads_patches_of_the_images_beside_a_blocked_extractor(seen: l
 
 @pytest.mark.usefixtures("gaining")
 @pytest.mark.parametrize("use", ["cnn", "fusion"])
-def test_the_loop_says_so_and_still_gives_what_the_stack_gives(
+def test_the_fallback_to_the_loop_has_a_notice_and_equals_the_stack(
     use: str, monkeypatch: pytest.MonkeyPatch, seen: list[bool]
 ) -> None:
     monkeypatch.setattr(mkldnn_layout, "LEAST", 1)
@@ -117,7 +117,7 @@ def test_measurement_uses_it_where_the_precision_has_it(
 
 
 @pytest.mark.usefixtures("gaining")
-def test_a_tensor_stays_as_it_is_where_nobody_said_so_or_nothing_is_gained() -> None:
+def test_a_tensor_is_unchanged_without_setting_or_gain() -> None:
     enough = torch.zeros(LEAST // 49, 1, 7, 7)
     assert blocked(enough) is enough
     with may_block():

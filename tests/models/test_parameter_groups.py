@@ -33,7 +33,7 @@ def groups(**keys: Any) -> ParameterGroups:
     return ParameterGroups.of(Net(), ModelConfig(**keys))
 
 
-def test_everything_is_shared_unless_asked_otherwise() -> None:
+def test_everything_is_shared_by_default() -> None:
     assert groups() == ParameterGroups(("body.weight", *NORM, *HEAD), (), ())
 
 

@@ -56,7 +56,7 @@ def test_the_grid_is_the_feature_maps_size(size: tuple[int, int]) -> None:
     assert features(torch.zeros(2, 1, *size)).shape == (2, features.channels, *features.grid)
 
 
-def test_group_norm_has_the_groups_asked_for_and_no_statistics() -> None:
+def test_group_norm_has_the_given_groups_and_no_statistics() -> None:
     model = resnet8(**CIFAR, groups=4)
     norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
     assert len(norms) == 9

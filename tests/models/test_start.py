@@ -134,7 +134,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         load_start(network, str(tmp_path), [])
 
 
-def test_what_the_run_folder_says_of_its_model_is_heard(tmp_path: Path) -> None:
+def test_the_run_folders_model_description_is_used(tmp_path: Path) -> None:
     network = nn.Linear(3, 2)
     save_file(network.state_dict(), tmp_path / "model.safetensors")
     sha256 = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()

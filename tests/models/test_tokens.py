@@ -58,7 +58,7 @@ def test_sine_positions_by_hand() -> None:
     assert len({tuple(row.tolist()) for row in table}) == 6
 
 
-def test_sine_positions_differ_from_beyers_as_the_docstring_says() -> None:
+def test_sine_positions_differ_from_beyers_as_documented() -> None:
     """Beyer et al.'s posemb_sincos_2d, written out: the column first, exponents i / (dim / 4 - 1)."""
     rows, columns = np.mgrid[:3, :2]
     theirs = np.concatenate(

@@ -62,7 +62,7 @@ def test_attention_over_another_sequence_is_torchs() -> None:
     torch.testing.assert_close(attention(x, memory), theirs(x, memory, memory)[0])
 
 
-def test_only_positions_tell_the_order_of_tokens() -> None:
+def test_order_of_tokens_enters_through_positions_only() -> None:
     model = Transformer(6, (1, 4), **KEYS)  # type: ignore[arg-type]
     tokens = torch.randn(2, 4, 6)
     assert not torch.allclose(model(tokens), model(tokens.flip(1)), atol=1e-4)

@@ -68,7 +68,7 @@ def test_keys_that_differ_are_found_with_what_is_missing() -> None:
     assert flat({"a": {"b": {"c": 1}}, "d": [2]}) == {"a.b.c": 1, "d": [2]}
 
 
-def test_a_group_that_only_lacks_a_key_says_so(make_run: MakeRun) -> None:
+def test_a_group_that_lacks_a_key_is_an_error(make_run: MakeRun) -> None:
     strategy = {"use": "fedavg"}
     groups = compare(
         [make_run("a", strategy=strategy), make_run("b", strategy={**strategy, "fraction": 0.5})]
@@ -182,7 +182,7 @@ def test_a_page_that_cannot_be_written_is_an_error_of_one_sentence(make_run: Mak
         write_comparison([make_run("a")], tmp_path / "file" / "comparison.html")
 
 
-def test_labels_are_as_short_as_they_tell_apart() -> None:
+def test_shortest_distinct_labels() -> None:
     settings = [
         {"model.use": "cnn", "model.depth": None, "model.join": None},
         {"model.use": "vit", "model.depth": "6", "model.join": None},

@@ -45,7 +45,7 @@ def test_the_axis_spans_the_whole_run() -> None:
     assert ">100<" not in plots.curves(line, name="x", what="accuracy")
 
 
-def test_the_band_tells_of_worst_median_and_best() -> None:
+def test_the_band_shows_worst_median_and_best() -> None:
     svg = plots.client_band(Band([1, 2], [0.1, 0.2], [0.4, 0.5], [0.8, 0.9]), name="x")
     assert "in round 2 the worst has 20.0%, the median 50.0%, the best 90.0%" in _label(svg)
 
@@ -56,7 +56,7 @@ def test_dots_show_means() -> None:
     assert ">55.0%<" in svg
 
 
-def test_groups_of_runs_are_told_apart_by_colour() -> None:
+def test_one_colour_for_each_group_of_runs() -> None:
     bands = {f"group {i}": Band([1, 2], [0.1, 0.2], [0.2, 0.3 + i / 10], [0.3, 0.5]) for i in range(3)}
     svg = plots.group_curves(bands, name="x", what="accuracy")
     assert _label(svg).startswith("accuracy over rounds: group 0: 30.0% in round 2; group 1: 40.0%")

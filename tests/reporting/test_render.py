@@ -49,7 +49,7 @@ def test_classes_that_tie_are_listed_together_or_not_at_all(make_run: MakeRun) -
     assert facts.rarest(None, 1) == []
 
 
-def test_too_many_ties_for_a_table_are_said(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_ties_for_a_table_are_counted(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedvision.reporting.render.RAREST", 0)
     text = run_table(make_run("ties", counts=[[8, 1, 2], [2, 1, 0]]))
     assert "2 of 3 classes are equally rare: too many to list as the rarest" in text

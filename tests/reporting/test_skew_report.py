@@ -39,7 +39,7 @@ def test_clients_classes_weights_and_traffic() -> None:
     assert lines[-1] == "a round sends 15 MB to 10 clients and as much back: 1.5 MB each way for one"
 
 
-def test_many_clients_and_classes_are_cut_with_a_word() -> None:
+def test_many_clients_and_classes_are_cut_with_a_note() -> None:
     counts = np.random.default_rng(0).integers(1, 9, (300, 100))
     text = skew_report(counts, [f"class {c}" for c in range(100)])
     lines = _lines(text)
@@ -50,7 +50,7 @@ def test_many_clients_and_classes_are_cut_with_a_word() -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_a_sample_of_the_clients_says_so() -> None:
+def test_a_sample_of_the_clients_is_labelled() -> None:
     counts = np.tile([[3, 0], [1, 2]], (50, 1))
     whole = Whole(1_000_000, np.array([5_000_000, 1_000_000]), False, np.arange(100) * 9999)
     lines = _lines(skew_report(counts, ["cat", "ant"], whole=whole, state_bytes=8))

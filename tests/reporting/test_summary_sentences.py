@@ -32,7 +32,7 @@ def test_without_a_server_that_measures_the_clients_figures_are_shown(make_run: 
     assert found[0].meaning == "share of all images that clients keep for measuring that get their right name"
 
 
-def test_the_story_tells_data_result_and_ending(make_run: MakeRun) -> None:
+def test_the_summary_has_data_result_and_ending(make_run: MakeRun) -> None:
     facts = read_facts(make_run(rounds=2, summary={"status": "failed", "error": "no client answered"}))
     assert summary_sentences(facts) == [
         "2 clients keep 20 training images of 3 classes: 10 of cat, the most frequent one, and 2 of ant, "
@@ -62,7 +62,7 @@ def test_classes_that_are_equally_frequent_are_not_called_rare(make_run: MakeRun
     assert "Rare classes" not in [line.label for line in headlines(facts)]
 
 
-def test_the_worst_client_tells_on_how_many_images_it_rests(make_run: MakeRun) -> None:
+def test_the_worst_client_is_shown_with_its_number_of_images(make_run: MakeRun) -> None:
     spread = {"worst_client": 1, "worst": 0.0, "worst_images": 1}
     found = headlines(
         read_facts(make_run(changes={"local": {"scores": {"accuracy": 0.5}, "spread": spread}}))

@@ -20,7 +20,7 @@ def _draw(name: str = "one") -> str:
     return draw(_paint, name=name, alt='a "line" <b>', width=100, height=80)
 
 
-def test_the_picture_is_well_formed_and_says_what_it_shows() -> None:
+def test_the_picture_is_well_formed_with_a_description() -> None:
     root = ElementTree.fromstring(_draw().replace("xlink:", ""))
     assert root.tag.endswith("svg")
     assert root.attrib["role"] == "img"

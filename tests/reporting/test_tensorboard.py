@@ -39,7 +39,7 @@ def test_every_figure_is_a_scalar(make_run: MakeRun) -> None:
     assert "train/lr" not in found
 
 
-def test_where_tensorboard_is_missing_the_error_says_how_to_install_it(
+def test_missing_tensorboard_is_an_error_with_the_command_to_install_it(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

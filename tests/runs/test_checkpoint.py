@@ -144,7 +144,7 @@ def test_a_shortened_log_is_named(folder: RunFolder) -> None:
         folder.checkpoints.load()
 
 
-def test_a_group_must_be_a_plain_word(folder: RunFolder) -> None:
+def test_a_group_is_a_plain_name(folder: RunFolder) -> None:
     with pytest.raises(ValueError, match="letters, digits"):
         folder.checkpoints.save(1, {"../model": _state(1)}, {})
 

@@ -23,7 +23,7 @@ def test_versions_processor_and_device_are_named() -> None:
     assert json.loads(json.dumps(facts)) == facts
 
 
-def test_the_machines_name_is_not_told() -> None:
+def test_the_machines_name_is_left_out() -> None:
     assert platform.node() not in json.dumps(environment()) or not platform.node()
 
 

@@ -51,7 +51,7 @@ def test_records_of_earlier_versions_have_no_events() -> None:
     assert round_events({"round": 1, "clients": [0]}, {}) == []
 
 
-def test_events_stand_by_round_and_what_was_told_first() -> None:
+def test_events_are_ordered_by_round_and_time() -> None:
     register = [
         {"round": 1, "client": None, "what": BEGAN},
         {"round": 4, "client": None, "what": "the SuperLink did not answer and was started again"},

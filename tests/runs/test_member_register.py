@@ -24,7 +24,7 @@ def register(tmp_path: Path) -> MemberRegister:
     return made
 
 
-def test_lines_say_when_who_what_and_by_whom(tmp_path: Path, register: MemberRegister) -> None:
+def test_lines_have_time_client_event_and_actor(tmp_path: Path, register: MemberRegister) -> None:
     register.round = 4
     register.left(1)
     register.revoked(1)
@@ -61,7 +61,7 @@ def test_a_failure_of_a_round_that_is_played_again_is_written_once(register: Mem
     assert len(register.lines) == before + 2
 
 
-def test_another_machine_under_a_name_tells_its_images_anew(register: MemberRegister) -> None:
+def test_another_machine_under_a_name_reports_its_images_anew(register: MemberRegister) -> None:
     register.left(0)
     register.joined(0, "north", "SHA256:north", node=100, sharing="plain")
     assert register.members[0].images == 12, "the same machine is there again"

@@ -56,11 +56,11 @@ def test_mistakes_come_back_from_the_folder(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run", ExperimentConfig.from_dict({"data": {"use": "digits"}}))
     images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4, 1)
     folder.write_mistakes(images[:, ::-1], np.array([1, 2]), np.array([2, 0]), np.array([0.5, 0.25]))
-    mistakes_ = folder.mistakes()
-    assert mistakes_ is not None
-    assert np.array_equal(mistakes_.images, images[:, ::-1])
-    assert (mistakes_.labels.tolist(), mistakes_.predicted.tolist()) == ([1, 2], [2, 0])
-    assert mistakes_.confidence.tolist() == [0.5, 0.25]
+    stored = folder.mistakes()
+    assert stored is not None
+    assert np.array_equal(stored.images, images[:, ::-1])
+    assert (stored.labels.tolist(), stored.predicted.tolist()) == ([1, 2], [2, 0])
+    assert stored.confidence.tolist() == [0.5, 0.25]
     (folder.path / "mistakes.safetensors").write_bytes(b"x" * 20)
     with pytest.raises(RunFolderError, match=r"mistakes\.safetensors: the file is damaged"):
         folder.mistakes()

@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_what_a_finished_run_says_of_its_model(run: Path) -> None:
+def test_model_description_of_a_finished_run(run: Path) -> None:
     written = json.loads((run / "model.json").read_text())
     digest = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
     counts = np.sum(json.loads((run / "split.json").read_text())["counts"], axis=0)

@@ -52,7 +52,7 @@ def test_a_log_gets_a_line_a_round_with_the_time_left() -> None:
     ]
 
 
-def test_figures_of_an_earlier_rounds_model_say_so_and_never_replace_the_servers() -> None:
+def test_figures_of_an_earlier_rounds_model_are_labelled_and_never_replace_the_servers() -> None:
     stream, clients = io.StringIO(), {"scores": {"accuracy": 0.75}}
     for server in (None, {"scores": {"accuracy": 0.5}}):
         with Progress(stream, Clock()) as progress:
@@ -71,7 +71,7 @@ def test_figures_of_an_earlier_rounds_model_say_so_and_never_replace_the_servers
     ]
 
 
-def test_a_run_that_goes_on_says_so_and_counts_only_its_own_rounds() -> None:
+def test_a_resumed_run_counts_only_its_own_rounds() -> None:
     stream, clock = io.StringIO(), Clock()
     with Progress(stream, clock) as progress:
         progress.start(4, 3)
@@ -86,7 +86,7 @@ def test_a_run_that_goes_on_says_so_and_counts_only_its_own_rounds() -> None:
     ]
 
 
-def test_a_run_with_nothing_left_to_do_says_so() -> None:
+def test_a_finished_run_is_a_notice() -> None:
     stream = io.StringIO()
     with Progress(stream) as progress:
         progress.start(4, 5)

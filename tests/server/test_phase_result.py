@@ -151,7 +151,7 @@ def test_a_client_whose_second_run_fails_has_not_answered() -> None:
     assert sorted(exchange.norms) == [0, 2, 3]
 
 
-def test_nothing_is_sent_where_nobody_is_asked() -> None:
+def test_nothing_is_sent_without_selected_clients() -> None:
     grid = Answering(answer)
     assert list(PhaseResult(client_registry=UnknownClients(), stage="training").send(grid, [])) == []
     assert grid.made == 0
@@ -203,7 +203,7 @@ def test_a_minimum_above_the_federation_is_refused() -> None:
     check_strategy(Stock(), 5)  # type: ignore[arg-type]
 
 
-def test_a_hopeless_run_says_why() -> None:
+def test_a_run_that_cannot_go_on_has_a_reason() -> None:
     refused = [
         {
             "client": 3,

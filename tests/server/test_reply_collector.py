@@ -52,7 +52,7 @@ def test_who_misses_the_deadline_is_named_left_in_peace_and_discarded() -> None:
     assert grid.time == 33.0
 
 
-def test_a_late_answer_is_discarded_on_the_record_and_its_client_is_asked_again() -> None:
+def test_a_late_reply_is_recorded_as_discarded_and_its_client_selected_again() -> None:
     grid = SlowGrid(seconds={(2, 1): 31.5})
     records = play(grid, rounds=4, deadline=30.0).records
     reason = "its answer came 2 rounds late and was discarded"
@@ -75,7 +75,7 @@ def test_a_late_answer_is_used_in_the_next_round_with_its_weight() -> None:
     assert diary.values() == [1.0, 3.0, pytest.approx(3 + 10 / 3, abs=1e-5)]
 
 
-def test_a_client_whose_late_answer_waits_at_the_rounds_start_is_asked_too() -> None:
+def test_a_client_with_a_late_reply_at_the_rounds_start_is_selected() -> None:
     # It comes at 2.05 s, while round 1 is measured: in round 2 it counts once late and once new.
     grid = SlowGrid(seconds={(2, 1): 2.05}, answer=eight)
     diary = play(grid, rounds=2, deadline=2.0, late="next-round", staleness=1.0, holdout=0.5)
@@ -174,7 +174,7 @@ def test_a_late_answer_is_used_without_its_measurement_which_is_of_an_older_mode
     assert (third["received"]["round"], sorted(third["received"]["accuracy"])) == (2, ["0", "1"])
 
 
-def test_who_answers_late_and_anew_in_one_round_is_counted_with_what_it_was_asked_anew() -> None:
+def test_a_late_and_a_new_reply_in_one_round_count_the_new_one() -> None:
     class Busy(SlowGrid):
         def ready(self) -> list[Message]:
             self.time += 0.1  # the server had something else to do
@@ -301,7 +301,7 @@ def test_a_late_change_is_one_of_the_model_that_was_sent() -> None:
 
 
 @pytest.mark.parametrize("strategy", [None, FlowersFedAvg(fraction_evaluate=0.0)], ids=["own", "stock"])
-def test_clients_that_keep_a_residual_are_told_since_when_they_were_not_heard(strategy: Any) -> None:
+def test_silent_since_reaches_clients_with_a_residual(strategy: Any) -> None:
     """Client 1's answers of rounds 2 and 3 are refused: that of round 4 begins with round 1's residual."""
 
     def answer(client: int, round: int, state: State) -> State:
@@ -317,7 +317,7 @@ def test_clients_that_keep_a_residual_are_told_since_when_they_were_not_heard(st
         assert silent_since == ({(3, 1): since, (4, 1): since} if updates else {})
 
 
-def test_who_keeps_a_residual_is_not_asked_before_its_late_answer_is_used() -> None:
+def test_a_client_with_a_residual_waits_for_its_late_reply() -> None:
     """Client 2's answer waits at 2.05 s, when round 2 begins; asked then, it would send a residual twice."""
     grid = SlowGrid(seconds={(2, 1): 2.05}, answer=eight_of_top_k)
     diary = play(grid, rounds=3, holdout=0.5, updates=UPDATES, **LATE)
@@ -326,7 +326,7 @@ def test_who_keeps_a_residual_is_not_asked_before_its_late_answer_is_used() -> N
     assert set(grid.silent_since.values()) == {None}
 
 
-def test_a_run_gives_up_after_the_failed_rounds_that_it_was_told() -> None:
+def test_a_run_ends_after_the_configured_failed_rounds() -> None:
     def answer(client: int, round: int, state: State) -> State | Error:
         return Error(code=2, reason="no disk") if round > 1 else plus_one(client, round, state)
 

@@ -96,7 +96,7 @@ def test_an_absurd_change_is_refused_and_an_ordinary_large_one_is_not() -> None:
     assert [record["refused"] for record in unbounded] == [[], [], []]
 
 
-def test_so_many_clients_are_at_work_as_the_experiment_says() -> None:
+def test_as_many_clients_train_as_configured() -> None:
     grid = SlowGrid(clients=20, seconds={(client, r): 1.0 + client for client in range(20) for r in range(9)})
     diary = play(grid, rounds=6, buffer=2, concurrency=5)
     requested = [len([1 for round, _ in grid.requested if round == number]) for number in range(1, 7)]
@@ -107,7 +107,7 @@ def test_so_many_clients_are_at_work_as_the_experiment_says() -> None:
     assert len({client for _, client in grid.requested}) > 7, "they are drawn from all"
 
 
-def test_a_server_that_is_started_again_asks_for_what_it_was_owed() -> None:
+def test_a_restarted_server_requests_pending_replies() -> None:
     options = {"deadline": 2.0, "late": "next-round", "staleness": 1.0}
     whole = play(SlowGrid(seconds={(2, 1): 2.5}, answer=eight), rounds=2, **options)
     # The server dies after round 1; the client has its answer and sends it when it is asked again.
@@ -134,7 +134,7 @@ def test_a_client_that_is_gone_when_the_server_is_started_again_is_named() -> No
     assert second.records[0]["late"] == [{"client": 2, "requested": 1, "used": False, "reason": reason}]
 
 
-def test_what_is_discarded_anyway_is_not_asked_for_again() -> None:
+def test_discarded_replies_are_not_requested_again() -> None:
     memory = RoundState(RoundConfig(deadline=2.0))
     play(SlowGrid(seconds={(2, 1): 2.5}), rounds=1, memory=memory, deadline=2.0)
     tensors, values = memory.snapshot(1)

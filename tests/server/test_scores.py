@@ -105,7 +105,7 @@ def test_a_measurement_that_is_none_is_refused_by_name(content: RecordDict | Non
     assert reason in only["reason"]
 
 
-def test_a_client_that_withholds_its_counts_tells_none() -> None:
+def test_no_counts_from_a_client_that_withholds_them() -> None:
     withheld = {"config": ConfigRecord({"group": "none"})}
     replies = {
         0: RecordDict({**reply_of_pairs(np.empty((2, 0))), **withheld}),

@@ -29,7 +29,7 @@ def test_a_csv_table_has_every_probability_to_the_bit() -> None:
     assert np.array_equal(np.array([row[2] for row in rows], np.float32), drawn.max(1))
 
 
-def test_the_label_is_told_and_not_found_again() -> None:
+def test_the_label_is_given_and_not_computed_again() -> None:
     """Two probabilities may be equal, in float32, where their logits are not."""
     even = np.full((1, 2), 0.5, np.float32)
     found = ClassPredictions(classes=("a", "b"), names=("x",), labels=np.array([1]), probabilities=even)

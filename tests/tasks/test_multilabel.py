@@ -81,8 +81,8 @@ def test_figures_are_those_of_the_binned_scores(seed: int) -> None:
         expected = reference.precision_recall_fscore_support(
             y, named[:, label], average="binary", zero_division=0
         )
-        scores_ = [found[key][label] for key in ("precision", "recall", "f1")]
-        assert scores_ == pytest.approx(list(expected[:3]), abs=1e-12)
+        scores = [found[key][label] for key in ("precision", "recall", "f1")]
+        assert scores == pytest.approx(list(expected[:3]), abs=1e-12)
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.02, 0.3, 3.0, 30.0]))
@@ -117,7 +117,7 @@ def test_counts_of_parts_add_up_to_those_of_the_whole() -> None:
     assert TASK.scores(total, [9, 5, 3, 1]) == TASK.scores(whole, [9, 5, 3, 1])
 
 
-def test_what_no_image_tells_is_left_out_of_means() -> None:
+def test_undefined_measures_are_left_out_of_means() -> None:
     logits, targets = np.array([[1.0, 1.0, -1.0], [-1.0, 1.0, -2.0]]), np.array([[1, 1, 0], [0, 1, 0]])
     stats = counted(logits, targets)
     found = ScoreHistograms.of(stats).by_label()
@@ -125,14 +125,14 @@ def test_what_no_image_tells_is_left_out_of_means() -> None:
     assert [math.isnan(value) for value in found["ap"]] == [False, False, True]
     assert [math.isnan(value) for value in found["auroc"]] == [False, True, True]
     assert [math.isnan(value) for value in found["precision"]] == [False, False, True]
-    scores_ = TASK.scores(stats, [5, 5, 1])
-    assert (scores_["mean_ap"], scores_["macro_auroc"], scores_["macro_f1"], scores_["micro_f1"]) == (
+    scores = TASK.scores(stats, [5, 5, 1])
+    assert (scores["mean_ap"], scores["macro_auroc"], scores["macro_f1"], scores["micro_f1"]) == (
         1,
         1,
         1,
         1,
     )
-    assert math.isnan(scores_["tail"])
+    assert math.isnan(scores["tail"])
     assert all(math.isnan(value) for value in TASK.scores(MetricStats.empty((3, 2, BINS))).values())
 
 
@@ -140,9 +140,9 @@ def test_groups_are_of_labels_by_their_training_images() -> None:
     logits, targets = drawn(2)
     stats = counted(logits, targets)
     ap = ScoreHistograms.of(stats).by_label()["ap"]
-    scores_ = TASK.scores(stats, [10, 40, 30, 20])
-    assert (scores_["head"], scores_["tail"]) == (ap[1], ap[0])
-    assert scores_["medium"] == pytest.approx((ap[2] + ap[3]) / 2)
+    scores = TASK.scores(stats, [10, 40, 30, 20])
+    assert (scores["head"], scores["tail"]) == (ap[1], ap[0])
+    assert scores["medium"] == pytest.approx((ap[2] + ap[3]) / 2)
 
 
 def test_the_loss_is_the_mean_over_labels_and_a_score_that_is_no_number_is_the_lowest() -> None:

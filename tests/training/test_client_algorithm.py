@@ -35,7 +35,7 @@ def test_formulas_on_gradients_are_stacked(kind: type[ClientAlgorithm]) -> None:
         (_OwnLoss, "the loss of _OwnLoss calls the model, which several clients do not share"),
     ],
 )
-def test_hooks_of_one_client_are_told(kind: type[ClientAlgorithm], reason: str) -> None:
+def test_notice_on_hooks_of_one_client(kind: type[ClientAlgorithm], reason: str) -> None:
     assert unstackable_reason(kind) == reason
 
 

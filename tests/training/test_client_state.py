@@ -107,7 +107,7 @@ def test_an_algorithm_starts_from_what_the_server_knows_of(tmp_path: Path) -> No
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
 
 
-def test_a_run_that_falls_back_finds_what_it_had_heard(tmp_path: Path) -> None:
+def test_a_run_that_falls_back_restores_its_replies(tmp_path: Path) -> None:
     """Round 5 is lost and its checkpoint says so; rounds 6 and 7 are heard, then the run falls back to 5."""
     memory = ClientStateStore(tmp_path, checkpoint_every=5)
     memory.save(0, 3, groups(3.0))

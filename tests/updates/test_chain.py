@@ -136,7 +136,7 @@ def test_without_transforms_models_travel_as_they_are() -> None:
     assert updates.sent is updates.received
 
 
-def test_a_transform_that_breaks_its_word_is_named() -> None:
+def test_a_transform_that_violates_its_contract_is_named() -> None:
     with pytest.raises(
         ValueError, match=r"Lying.encode made what its schema does not tell: the tensor 'w' is"
     ):

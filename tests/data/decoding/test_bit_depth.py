@@ -41,7 +41,7 @@ def test_sbit_of_pixels_that_were_not_scaled(tmp_path: Path, bits: int) -> None:
     assert read(png(tmp_path / "a.png", values, bits)) == THIRDS
 
 
-def test_sbit_of_pixels_scaled_as_the_specification_asks(tmp_path: Path) -> None:
+def test_sbit_of_pixels_scaled_by_the_specification(tmp_path: Path) -> None:
     """A dark picture: 0, 3, 6 and 9 of 1023, shifted up, with and without the repeated bits."""
     shifted = np.array([[0, 3], [6, 9]], np.uint16) << 6
     repeated = np.round(np.array([[0, 3], [6, 9]]) * 65535 / 1023).astype(np.uint16)

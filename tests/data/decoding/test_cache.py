@@ -153,13 +153,13 @@ def test_a_fingerprint_is_remembered_unless_a_file_has_just_changed(cache: Cache
     assert partials(cache) == []
 
 
-def test_an_unwritable_cache_is_said(tmp_path: Path) -> None:
+def test_notice_on_an_unwritable_cache(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file/cache: the cache .* Not a directory; .*FEDVISION_CACHE"):
         Cache(tmp_path / "file/cache")
 
 
-def test_no_permission_is_said(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_permission_is_an_error(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     # Raised by hand: the tests may run as root, who may write anywhere.
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -169,7 +169,7 @@ def test_no_permission_is_said(cache: Cache, monkeypatch: pytest.MonkeyPatch) ->
         cache.store("key", 1, RECIPE, answers(1))
 
 
-def test_a_disk_that_is_too_small_is_said_before_decoding(
+def test_a_disk_that_is_too_small_is_an_error_before_decoding(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -178,7 +178,7 @@ def test_a_disk_that_is_too_small_is_said_before_decoding(
         cache.store("key", 10**9, RECIPE, iter(()))
 
 
-def test_a_disk_that_fills_up_while_decoding_is_said(cache: Cache) -> None:
+def test_a_disk_that_fills_up_while_decoding_is_an_error(cache: Cache) -> None:
     # A limit on file size fails the same write() call as a full disk.
     script = (
         "import resource, signal, sys; from pathlib import Path; import numpy as np\n"

@@ -50,14 +50,14 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_allclose(corners(tmp_path / f"a.{suffix}"), CORNERS, atol=2)
 
 
-def test_the_content_says_the_format_not_the_suffix(tmp_path: Path) -> None:
+def test_the_format_is_that_of_the_content_not_of_the_suffix(tmp_path: Path) -> None:
     quarters().save(tmp_path / "a.jpg", format="PNG")
     np.testing.assert_array_equal(corners(tmp_path / "a.jpg"), CORNERS)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "1", "P", "CMYK", "LA", "RGBA", "YCbCr"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_modes_have_the_channels_asked_for(tmp_path: Path, mode: str, channels: int) -> None:
+def test_modes_have_the_configured_channels(tmp_path: Path, mode: str, channels: int) -> None:
     Image.new("RGB", (8, 8), "white").convert(mode).save(tmp_path / "a.tiff")
     image = read(tmp_path / "a.tiff", channels=channels)
     assert image.shape == (4, 4, channels)

@@ -93,7 +93,7 @@ def test_a_file_that_crashes_its_decoder_is_unreadable_and_the_others_are_not(tm
     assert found == [number for number in range(30) if number not in (5, 20)]
 
 
-def test_a_process_that_does_not_start_is_said(
+def test_a_process_that_does_not_start_is_an_error(
     tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))

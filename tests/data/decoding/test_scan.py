@@ -57,7 +57,7 @@ def test_a_link_to_nowhere_is_an_image_that_cannot_be_read_later(tmp_path: Path)
     assert walk(tmp_path).images == ("x.png",)
 
 
-def test_a_missing_folder_and_a_file_are_said(tmp_path: Path) -> None:
+def test_a_missing_folder_and_a_file_are_errors(tmp_path: Path) -> None:
     touch(tmp_path, "file")
     with pytest.raises(DataError, match=r"none: this folder cannot be read: No such file .*data\.path"):
         walk(tmp_path / "none")

@@ -26,7 +26,7 @@ def folder(root: Path, *tops: int, dtype: type[np.unsignedinteger] = np.uint16, 
     )
 
 
-def test_ten_bits_in_sixteen_are_refused_until_their_range_is_told(tmp_path: Path) -> None:
+def test_ten_bits_in_sixteen_need_a_range(tmp_path: Path) -> None:
     """Without a word they would arrive as 0, 1, 3 and 4 of 255."""
     message = (
         r"2 files hold 16 bits a channel, but no pixel of them is above 1,023 of 65,535.*\(1023 for 10 bits"
@@ -40,7 +40,7 @@ def test_ten_bits_in_sixteen_are_refused_until_their_range_is_told(tmp_path: Pat
     assert folder(tmp_path, 1023, 1023, white=65535).train.images.max() == 4
 
 
-def test_less_than_half_of_the_range_is_said(tmp_path: Path) -> None:
+def test_notice_on_less_than_half_of_the_range(tmp_path: Path) -> None:
     (notice,) = folder(tmp_path, 16383, 9000).notices
     assert notice.startswith("2 files hold 16 bits a channel, but no pixel of them is above 16,383 of 65,535")
 
@@ -51,12 +51,12 @@ def test_some_narrow_files_among_others_are_counted(tmp_path: Path) -> None:
     assert notice.endswith("the other 3 use it")
 
 
-def test_the_full_range_needs_no_word(tmp_path: Path) -> None:
+def test_no_notice_on_the_full_range(tmp_path: Path) -> None:
     assert folder(tmp_path, 65535, 40000).notices == ()
     assert narrow_files({"black.png": Depth(65535, 0, True)}, tmp_path) == ()
 
 
-def test_8_bit_images_that_are_all_dark_are_said(tmp_path: Path) -> None:
+def test_notice_on_dark_8_bit_images(tmp_path: Path) -> None:
     sentence = "no pixel is above 15 of 255 in 2 images; if 15 is white, set data.range to it"
     assert folder(tmp_path, 15, 9, dtype=np.uint8).notices == (sentence,)
     dataset = folder(tmp_path, 15, 15, dtype=np.uint8, white=15)
@@ -67,7 +67,7 @@ def test_8_bit_images_that_are_all_dark_are_said(tmp_path: Path) -> None:
     assert dark_images(np.full((2, 2, 2, 1), 9, np.uint8), "") == ()
 
 
-def test_dark_arrays_are_said(tmp_path: Path) -> None:
+def test_notice_on_dark_arrays(tmp_path: Path) -> None:
     images = np.ones((3, 2, 2), np.uint8)
     images[:, 0] = 0
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=np.array([0, 1, 0]))

@@ -74,7 +74,7 @@ def test_no_cut_by_rank_parts_a_group(rows: list[tuple[int, int]], share: float)
     assert not set(groups[order[:cut]].tolist()) & set(groups[order[cut:]].tolist())
 
 
-def test_patients_in_training_and_test_are_said(tmp_path: Path) -> None:
+def test_notice_on_patients_in_training_and_test(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file,label,split,patient\na.png,x,train,p1\nb.png,x,test,p1\n")
     for name in "ab":
         save(tmp_path / f"{name}.png", ord(name))

@@ -59,7 +59,7 @@ def test_a_ratio_below_one_is_refused(imbalance: float) -> None:
 
 
 @given(counts=st.lists(st.integers(0, 500), min_size=1, max_size=15), imbalance=st.floats(1, 1e6))
-def test_never_more_than_there_is_and_at_least_the_ratio_asked(counts: list[int], imbalance: float) -> None:
+def test_never_more_than_there_is_and_at_least_the_given_ratio(counts: list[int], imbalance: float) -> None:
     there = np.array(counts)
     retained = profile(there, imbalance)
     assert (retained <= there).all()

@@ -48,7 +48,7 @@ def test_a_run_that_measures_nothing_names_the_keys(table: dict[str, object], ke
 
 
 @pytest.mark.parametrize("key", ["partition", "merged", "group"])
-def test_clients_and_groups_that_look_like_one_are_told(key: str) -> None:
+def test_notice_on_clients_and_groups_that_are_alike(key: str) -> None:
     sites = ["North", "south", "north ", "S"]
     images = ImageSet(
         images=np.zeros((4, 8, 8, 1), np.uint8),

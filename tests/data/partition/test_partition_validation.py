@@ -32,7 +32,7 @@ def checked(**args: Any) -> Checked:
     return Checked(source=Lazy(**args), retained=np.arange(10, 18), where="[partition] use = 'x'")
 
 
-def test_a_size_is_the_sources_where_it_tells_one() -> None:
+def test_a_size_is_the_sources_where_it_has_one() -> None:
     class Sized(Lazy):
         def size(self, client: int) -> int:
             return 100 + client
@@ -64,7 +64,7 @@ def test_clients_come_sorted_as_numbers_of_the_data_set() -> None:
         ([5, 1, 5], "gave client 3 image 5 twice; a client has an image at most once"),
     ],
 )
-def test_a_client_that_is_wrong_is_named_when_it_is_asked_for(wrong: Any, message: str) -> None:
+def test_a_wrong_client_is_named_on_access(wrong: Any, message: str) -> None:
     clients = checked(wrong=wrong)
     assert clients[2].tolist() == [12, 13]
     with pytest.raises(DataError, match=rf"^\[partition\] use = 'x' {message}$"):

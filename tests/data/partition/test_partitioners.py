@@ -161,7 +161,7 @@ def test_shards_of_balanced_classes_are_mcmahans() -> None:
     k=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
-def test_shards_never_give_a_client_more_classes_than_asked(
+def test_shards_never_give_a_client_more_classes_than_configured(
     sizes: list[int], clients: int, k: int, seed: int
 ) -> None:
     labels = np.repeat(np.arange(len(sizes)), sizes)
@@ -277,7 +277,7 @@ def test_columns_are_the_programs_and_never_the_experiments() -> None:
         registry.build("partition", PluginSpec(use="column", args={"name": "a"}), columns={})
 
 
-def test_a_column_that_does_not_fit_says_which_number_to_write() -> None:
+def test_a_column_that_does_not_fit_names_the_right_number() -> None:
     make = partitioners.column(name="place", columns={"place": np.array([1, 2, 2])})
     with pytest.raises(DataError, match=r"partition\.clients = 5, but column 'place' has 2 values; write cl"):
         split(make, np.zeros(3, np.int64), 5)

@@ -36,7 +36,7 @@ def made(labels: Labels = UNEVEN, clients: int = 1000, seed: int = 0, **args: An
     first=st.integers(0, 999_999),
     second=st.integers(0, 999_999),
 )
-def test_a_client_is_the_same_whoever_was_asked_before(
+def test_a_client_is_independent_of_the_order_of_access(
     labels: list[int], alpha: float, mean: float, sigma: float, seed: int, first: int, second: int
 ) -> None:
     images = np.array(labels, np.int64)
@@ -58,7 +58,7 @@ def test_the_bits_of_a_client_are_pinned() -> None:
     assert [parts[k].tolist() for k in (0, 1, 999_999)] == [[607, 902], [161, 274, 521], [6, 428]]
 
 
-def test_sizes_are_told_without_making_clients() -> None:
+def test_sizes_without_making_clients() -> None:
     parts = made(clients=1_000_000, mean_images=6)
     assert [parts.size(k) for k in (0, 1, 2, 999_999)] == [len(parts[k]) for k in (0, 1, 2, 999_999)]
 
@@ -118,7 +118,7 @@ def test_every_image_of_a_class_is_drawn_equally_often() -> None:
     place=st.floats(0, 1),
     sigma=st.sampled_from([0.0, 0.01, 0.5, 1.0, 3.0, 10.0]),
 )
-def test_the_mean_size_after_the_cut_is_the_one_asked_for(
+def test_the_mean_size_after_the_cut_is_the_configured_one(
     lowest: int, span: int, place: float, sigma: float
 ) -> None:
     mean = lowest + place * span

@@ -114,7 +114,7 @@ def test_a_column_settles_the_number_of_clients_after_the_long_tail() -> None:
 
 
 @pytest.mark.parametrize("use", ["iid", GUEST])
-def test_missing_clients_are_asked_for(use: str) -> None:
+def test_missing_number_of_clients_is_an_error(use: str) -> None:
     args = {"case": "good"} if use == GUEST else {}
     with pytest.raises(ConfigError, match=r"^partition\.clients is missing; .*add clients = \.\.\.$"):
         make(config(use, None, **args))
@@ -127,7 +127,7 @@ def test_a_guests_partition_is_taken_in_any_order_and_integer_type(case: str) ->
     assert all(part.dtype == np.int64 for part in made.clients)
 
 
-def test_what_a_guest_leaves_out_is_said() -> None:
+def test_notice_on_images_that_a_plug_in_leaves_out() -> None:
     made = make(config(GUEST, case="incomplete"))
     assert made.left_out.tolist() == [196, 197, 198, 199]
 
@@ -232,7 +232,7 @@ def test_a_lazy_splits_digest_depends_on_all_that_decides_it() -> None:
     assert digest(population()) in digests
 
 
-def test_a_lazy_guests_counts_are_as_it_tells_or_estimated_or_counted() -> None:
+def test_counts_of_a_lazy_plug_in_are_stated_estimated_or_counted() -> None:
     stated = make(config(LAZY, 5000, stated=[5, 1.5, 2.75]))
     # Each is rounded alone; class 3 has images, so it cannot be expected nowhere.
     assert (stated.totals.tolist(), stated.exact) == ([5, 2, 3, 1], False)

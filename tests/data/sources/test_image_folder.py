@@ -110,7 +110,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert read(tmp_path).classes == ("bus", "train")
 
 
-def test_an_empty_class_folder_is_a_class_and_said(tmp_path: Path) -> None:
+def test_an_empty_class_folder_is_a_class_with_a_notice(tmp_path: Path) -> None:
     fill(tmp_path, "cat", "dog")
     (tmp_path / "cow").mkdir()
     dataset = read(tmp_path)
@@ -137,7 +137,7 @@ def test_images_too_deep_are_an_error_that_names_the_remedy(tmp_path: Path) -> N
         read(tmp_path)
 
 
-def test_images_outside_are_said(tmp_path: Path) -> None:
+def test_notice_on_images_outside_of_class_folders(tmp_path: Path) -> None:
     fill(tmp_path / "tree", "cat", ".")
     assert read(tmp_path / "tree").notices == (
         "2 images lie outside the class folders and are left out: 0.png, 1.png",
@@ -149,7 +149,7 @@ def test_images_outside_are_said(tmp_path: Path) -> None:
     )
 
 
-def test_files_of_another_kind_are_said(tmp_path: Path) -> None:
+def test_notice_on_files_of_another_kind(tmp_path: Path) -> None:
     fill(tmp_path, "cat")
     for name in ("1.dcm", "2.dcm", "3.heic", "notes.txt", "Thumbs.db"):
         (tmp_path / "cat" / name).touch()
@@ -157,7 +157,7 @@ def test_files_of_another_kind_are_said(tmp_path: Path) -> None:
     assert notice.startswith("3 files are no images by their suffix (2 .dcm, 1 .heic); known: .bmp")
 
 
-def test_unreadable_images_are_said(tmp_path: Path) -> None:
+def test_notice_on_unreadable_images(tmp_path: Path) -> None:
     fill(tmp_path, "cat", "dog")
     spoil(tmp_path / "dog/0.png")
     dataset = read(tmp_path, max_unreadable=0.25)
@@ -272,7 +272,7 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path: Path) -> None:
     assert read(tmp_path, classes=[decomposed]).classes == (composed,)
 
 
-def test_classes_that_differ_in_case_are_said(tmp_path: Path) -> None:
+def test_notice_on_classes_that_differ_in_case(tmp_path: Path) -> None:
     fill(tmp_path, "Cat", "cat", "dog")
     (notice,) = read(tmp_path).notices
     assert notice.startswith("classes 'Cat' and 'cat' differ only in case or blanks")

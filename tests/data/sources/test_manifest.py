@@ -112,7 +112,7 @@ def test_pixels_are_shared_with_an_image_folder(tmp_path: Path, monkeypatch: pyt
     assert sorted(shades(dataset.train.images)) == [0, 1]
 
 
-def test_unreadable_files_are_said(tmp_path: Path) -> None:
+def test_notice_on_unreadable_files(tmp_path: Path) -> None:
     spoil(tmp_path / "z.png")
     dataset = read(tmp_path, "file,label\na.png,x\nz.png,x\n", max_unreadable=0.5)
     assert dataset.notices == (
@@ -207,13 +207,13 @@ def test_a_suffix_is_added(tmp_path: Path) -> None:
     assert shades(read(tmp_path, "file,label\nb,x\n", suffix=".png").train.images) == [1]
 
 
-def test_other_delimiters_are_told(tmp_path: Path) -> None:
+def test_notice_on_other_delimiters(tmp_path: Path) -> None:
     for delimiter, written in ((";", ";"), ("\t", r"\\t")):
         with pytest.raises(DataError, match=rf'set data\.delimiter = "{written}"'):
             read(tmp_path, f"file{delimiter}label\na.png{delimiter}x\n")
 
 
-def test_other_encodings_are_told(tmp_path: Path) -> None:
+def test_notice_on_other_encodings(tmp_path: Path) -> None:
     text = "file,label\na.png,caf\u00e9\n"
     for encoding in ("cp1252", "utf-16"):
         with pytest.raises(DataError, match=rf'no CSV file in UTF-8: .*set data\.encoding = "{encoding}"'):

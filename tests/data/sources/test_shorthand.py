@@ -64,7 +64,7 @@ def test_what_is_no_source(source: str, sentence: str) -> None:
     assert source in str(caught.value)
 
 
-def test_the_size_of_files_is_not_asked_for_where_there_are_none() -> None:
+def test_no_size_without_files() -> None:
     def refuse() -> dict[str, Any]:
         raise AssertionError
 

@@ -152,7 +152,7 @@ def test_a_missing_set_names_folder_and_remedy(tmp_path: Path, name: str) -> Non
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_failed_download_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 

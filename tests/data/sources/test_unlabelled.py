@@ -63,7 +63,7 @@ def test_an_array_in_memory_is_numbered_and_not_written_to() -> None:
     assert all(batch.images.flags.writeable for batch in batches)
 
 
-def test_a_range_that_nobody_named_is_told(tmp_path: Path) -> None:
+def test_an_inferred_range_is_a_notice(tmp_path: Path) -> None:
     dim = np.full((4, 4), 1000, np.uint16)
     Image.fromarray(dim).save(tmp_path / "ten-bits.png")
     (tmp_path / "x.gz").write_bytes(b"")

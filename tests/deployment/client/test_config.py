@@ -92,7 +92,7 @@ def test_a_wrong_file_gets_one_sentence_that_names_file_and_key(
     assert sentence in str(caught.value)
 
 
-def test_a_missing_file_is_said_to_be_a_clients(tmp_path: Path) -> None:
+def test_a_missing_client_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no such file; name a client's TOML file"):
         ClientMachineConfig.load(tmp_path / "none.toml")
 

@@ -68,7 +68,7 @@ def asking(pki: Path, port: int, host: str = "127.0.0.1") -> SuperlinkConfig:
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n"
 
 
-def test_a_good_server_tells_its_time_and_its_certificates_end(pki: Path) -> None:
+def test_a_good_servers_clock_and_certificate_end(pki: Path) -> None:
     then = datetime.now(UTC) - timedelta(seconds=100)
     date = then.strftime("date: %a, %d %b %Y %H:%M:%S GMT\r\n\r\n").encode()
     with answering(OK + date, pki / "server") as port:
@@ -159,7 +159,7 @@ def test_some_other_web_server_is_a_sentence(pki: Path) -> None:
             probe(asking(pki, port))
 
 
-def test_a_proxy_that_asks_for_a_certificate_gets_it_or_says_so(pki: Path) -> None:
+def test_a_proxy_that_requires_a_certificate(pki: Path) -> None:
     own = asking(pki, 1)
     shown = dataclasses.replace(
         own,
@@ -247,7 +247,7 @@ def test_the_check_goes_through_the_proxy_that_the_client_will_use(
     assert "put fl.example.org into NO_PROXY" in str(error.value)
 
 
-def test_a_proxy_is_told_the_whole_address_in_plain_text(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_gets_the_whole_address_in_plain_text(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[bytes] = []
     key = str(pki / "clients/north/client.key")
     superlink = SuperlinkConfig(address="fl.example.org:8443", key=key, insecure=True)

@@ -235,7 +235,7 @@ def test_a_heartbeat_that_finds_the_server_ends_the_pause(
     beats.join()
 
 
-def test_after_a_run_nobody_is_asked_to_mend_anything(pki: Path, tmp_path: Path) -> None:
+def test_no_remedies_after_a_finished_run(pki: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as once:
         port = once.getsockname()[1]
     config = ClientMachineConfig.from_dict(table(pki / "clients/north", tmp_path, f"127.0.0.1:{port}"))

@@ -94,7 +94,7 @@ def test_a_machine_that_is_ready_fails_nothing_and_fits_a_page(
     assert (images.parent / "cache").is_dir()
 
 
-def test_without_an_experiment_it_says_what_was_not_checked(pki: Path, images: Path, server: Running) -> None:
+def test_missing_experiment_names_what_was_not_checked(pki: Path, images: Path, server: Running) -> None:
     found = run_check(client(pki, images, server.public))
     assert lines(found, "WARN", "FAIL") == [
         "experiment: none named: labels, plug-ins and memory are not checked"

@@ -60,13 +60,13 @@ def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
         own_shards(client(tmp_path), facts(("cat", "hound"), (3, 2, 3)), EXPERIMENT)
 
 
-def test_the_owner_says_on_which_device(tmp_path: Path) -> None:
+def test_the_owner_chooses_the_device(tmp_path: Path) -> None:
     config = tiny(training={"device": "cuda:5", "lr": 0.3})
     here = on_this_machine(client(tmp_path, device="cpu"), config)
     assert (here.training.device, here.training.lr) == ("cpu", 0.3)
 
 
-def test_counts_are_told_as_the_owner_allows(tmp_path: Path) -> None:
+def test_counts_are_reported_as_the_owner_allows(tmp_path: Path) -> None:
     memo = tmp_path / "run/counts.json"
     counts = (5, 0, 300)
     assert reported_counts(counts, ShareConfig(), memo, needed=False) == (0, 0, 0)

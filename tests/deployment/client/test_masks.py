@@ -64,9 +64,7 @@ def test_four_clients_counts_add_up_and_none_of_them_shows(four: Path, tmp_path:
     assert len({one.group for one in masks.values()}) == 1
 
 
-def test_the_same_group_hears_the_same_after_a_restart_even_of_other_images(
-    four: Path, tmp_path: Path
-) -> None:
+def test_the_same_group_gets_the_same_counts_after_a_restart(four: Path, tmp_path: Path) -> None:
     masks = group(four, tmp_path, NAMES)
     cards = tables(masks)
     first = masks["north"].mask_counts(cards, COUNTS["north"])
@@ -100,7 +98,7 @@ def test_a_second_group_is_refused_with_both_named(four: Path, tmp_path: Path) -
         group(four, tmp_path, NAMES)["north"].mask_counts(cards[:3], COUNTS["north"])
 
 
-def test_agreement_binds_nobody_and_says_what_does(four: Path, tmp_path: Path) -> None:
+def test_agreement_without_obligation(four: Path, tmp_path: Path) -> None:
     masks = group(four, tmp_path, NAMES)
     cards = tables(masks)
     assert masks["north"].agree(cards) == []

@@ -49,7 +49,7 @@ def test_a_sentence_with_a_path_stays_at_home(reason: str) -> None:
         "it took longer than this client's time_limit of 3 s",
     ],
 )
-def test_a_sentence_without_one_is_told(reason: str) -> None:
+def test_a_missing_verb_is_an_error(reason: str) -> None:
     assert redact_paths(reason, CONFIG) == reason
 
 

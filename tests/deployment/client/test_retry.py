@@ -41,7 +41,7 @@ def test_pauses_grow_to_the_longest_and_begin_anew(caplog: pytest.LogCaptureFixt
     assert time.pauses[-1] <= 0.3
 
 
-def test_it_is_said_at_growing_intervals(caplog: pytest.LogCaptureFixture) -> None:
+def test_notices_at_growing_intervals(caplog: pytest.LogCaptureFixture) -> None:
     time = Time()
     patience = RetryBackoff(clock=time.clock, sleep=time.sleep)
     with caplog.at_level(logging.WARNING, "fedvision.deployment"):
@@ -72,7 +72,7 @@ def test_a_link_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixtur
     assert len(caplog.messages) == 4, "two failures, and twice that it is there again"
 
 
-def test_a_night_without_a_server_is_a_dozen_lines_and_the_next_failure_is_said_at_once(
+def test_a_long_outage_is_a_dozen_lines_and_the_next_failure_is_logged_at_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     time = Time()

@@ -40,7 +40,7 @@ def test_the_last_reply_answers_its_own_task_only(tmp_path: Path) -> None:
     assert reply.layout("t1") is None
 
 
-def test_a_rounds_replies_stay_while_other_things_are_asked(tmp_path: Path) -> None:
+def test_replies_of_a_round_stay_during_other_requests(tmp_path: Path) -> None:
     inbox = StateDirectory(tmp_path)
     for kind in ("train", "evaluate", "query.masked", "query.roster"):
         reply = inbox.reply(kind)

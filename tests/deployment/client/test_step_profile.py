@@ -44,7 +44,7 @@ def test_a_large_batch_takes_the_memory_of_its_activations(dataset: Dataset) -> 
     assert large.model > 0
 
 
-def test_memory_is_told_in_bytes() -> None:
+def test_memory_is_in_bytes() -> None:
     free, held = free_memory(torch.device("cpu")), resident_memory()
     if Path("/proc/meminfo").exists():
         assert free is not None

@@ -30,7 +30,9 @@ def test_a_stock_supernode_trains_beside_our_client_to_the_simulations_bits(
         assert "Failed" not in here.log("south")
 
 
-def test_a_stock_supernode_that_cannot_take_part_is_told_why_and_no_path(tmp_path: Path, pki: Path) -> None:
+def test_a_stock_supernode_that_cannot_take_part_gets_a_reason_without_paths(
+    tmp_path: Path, pki: Path
+) -> None:
     with machines(tmp_path, pki, EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg")) as here:
         server = here.server("--wait-for", "1")
         here.supernode("south", *named(tmp_path / "nowhere.toml"))

@@ -112,7 +112,7 @@ def test_images_are_read_once_for_all_rounds_and_runs(
     assert reads == ["north"]
 
 
-def test_an_answer_says_how_long_the_work_took(
+def test_a_reply_has_the_duration_of_the_work(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fedvision.deployment.client import trainer as module
@@ -147,9 +147,7 @@ def measured(trainer: Trainer, folder: Path) -> tuple[RecordDict, RecordDict]:
     return with_training, found[1]
 
 
-def test_what_rides_with_training_is_what_a_message_of_its_own_would_tell(
-    trainer: Trainer, tmp_path: Path
-) -> None:
+def test_a_measurement_with_training_equals_a_separate_one(trainer: Trainer, tmp_path: Path) -> None:
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
     with_training, alone = (codec.decode_evaluation(content) for content in measured(trainer, tmp_path))
     assert with_training.stats.tables().tolist() == alone.stats.tables().tolist()
@@ -157,7 +155,7 @@ def test_what_rides_with_training_is_what_a_message_of_its_own_would_tell(
 
 
 @pytest.mark.parametrize("counts", ["none", "noisy"])
-def test_who_hides_class_counts_does_not_tell_them_with_training(
+def test_hidden_class_counts_are_not_reported_with_training(
     counts: str, trainer: Trainer, tmp_path: Path
 ) -> None:
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts=counts))  # type: ignore[arg-type]
@@ -178,7 +176,7 @@ def test_images_are_looked_at_before_any_run_and_read_once(
         trainer.look()
 
 
-def test_mended_images_are_noticed_and_a_change_in_mid_run_is_told(
+def test_changed_images_are_noticed_and_reported_in_mid_run(
     trainer: Trainer, reads: list[str], tmp_path: Path
 ) -> None:
     def save(count: int) -> None:
@@ -257,7 +255,7 @@ def statistic(use: str, trainer: Trainer, folder: Path) -> RecordDict:
     return message_format.unpack(back, bytearray((folder / "reply").read_bytes()))
 
 
-def test_a_statistic_is_told_as_class_counts_are(trainer: Trainer, tmp_path: Path) -> None:
+def test_a_statistic_is_shared_as_class_counts_are(trainer: Trainer, tmp_path: Path) -> None:
     for counts in ("none", "noisy"):
         trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts=counts))
         with pytest.raises(ConfigError, match=f'share.counts is "{counts}" here: sums over its images'):
@@ -270,7 +268,7 @@ def test_a_statistic_is_told_as_class_counts_are(trainer: Trainer, tmp_path: Pat
         statistic("mine:all", trainer, tmp_path)
 
 
-def test_a_statistic_that_tells_more_than_class_counts_needs_the_owners_word(
+def test_a_statistic_beyond_class_counts_needs_the_owners_permission(
     trainer: Trainer, tmp_path: Path
 ) -> None:
     """Sums of features tell a server that follows every other rule what the images look like."""

@@ -96,7 +96,7 @@ def task(process: TrainingProcess, tmp_path: Path, loss: str) -> dict[str, Any]:
     return process.call({"answer": "train", "layout": layout.to_text(), **files})
 
 
-def test_it_trains_and_tells(process: TrainingProcess, tmp_path: Path) -> None:
+def test_training_reports_measures(process: TrainingProcess, tmp_path: Path) -> None:
     answer = task(process, tmp_path, "mine:fine")
     layout = message_format.MessageHeader.from_text(answer["layout"])
     assert (tmp_path / "reply").stat().st_size == layout.size
@@ -105,7 +105,7 @@ def test_it_trains_and_tells(process: TrainingProcess, tmp_path: Path) -> None:
     assert client_registry(process, tmp_path) == (14, 13, 13)
 
 
-def test_it_says_what_images_there_are_or_why_there_are_none(
+def test_images_or_the_reason_for_none(
     process: TrainingProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("fedvision.deployment").propagate = True

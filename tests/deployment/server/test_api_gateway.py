@@ -104,7 +104,7 @@ BEAT = "/v1/fleet/send-node-heartbeat"
         (PULL, b"40.0", 200, []),
     ],
 )
-def test_a_heartbeat_that_flower_finds_good_asks_for_what_got_lost(
+def test_an_accepted_heartbeat_requests_lost_messages(
     path: str, seconds_header: bytes | None, status: int, again: list[tuple[int, float]]
 ) -> None:
     from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
@@ -437,7 +437,7 @@ def test_a_message_is_confirmed_by_its_receiver_alone(owner: int | None, status:
     assert send_request(guarded, CONFIRM, parts=[body])[0] == status
 
 
-def test_a_client_that_was_removed_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_removed_client_gets_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     guarded = ApiGateway(Flower(), dict, Limits(), removed=lambda: {KEY: "north"})
     with caplog.at_level(logging.WARNING, "fedvision.deployment"):
         status, error = send_request(guarded)

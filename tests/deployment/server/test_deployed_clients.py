@@ -187,7 +187,7 @@ def test_a_sum_never_grows_by_one_client(six: Path, tmp_path: Path, monkeypatch:
     assert room.members.counts == (18, 26, 39)
 
 
-def test_a_server_that_is_started_again_asks_for_no_second_sum(six: Path, tmp_path: Path) -> None:
+def test_a_restarted_server_requests_no_second_sum(six: Path, tmp_path: Path) -> None:
     room = Room(tmp_path, six, "ada bob cyd")
     room.look()
     before: Any = (room.members.counts, room.members.groups)
@@ -199,7 +199,7 @@ def test_a_server_that_is_started_again_asks_for_no_second_sum(six: Path, tmp_pa
     assert room.requested(sharing.MASKED) == []
 
 
-def test_a_server_that_is_started_again_knows_who_has_what_and_asks_nobody(six: Path, tmp_path: Path) -> None:
+def test_a_restarted_server_restores_the_register_without_requests(six: Path, tmp_path: Path) -> None:
     how = {"dan": "plain", "eve": "noisy", "fay": "none"}
     room = Room(tmp_path, six, "ada bob cyd dan eve fay", needed=False, **how)
     room.look()
@@ -227,9 +227,7 @@ def test_a_server_that_is_started_again_knows_who_has_what_and_asks_nobody(six: 
     assert [members.client(members.node(client)) for client in range(6)] == list(range(6))
 
 
-def test_who_has_not_found_the_server_that_is_started_again_is_not_asked_to_train(
-    six: Path, tmp_path: Path
-) -> None:
+def test_clients_not_yet_back_after_a_server_restart_are_not_selected(six: Path, tmp_path: Path) -> None:
     room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
     room.look()
     room.members, room.seconds = room.again(), 100.0
@@ -245,9 +243,7 @@ def test_who_has_not_found_the_server_that_is_started_again_is_not_asked_to_trai
     assert room.look() == [0, 1]
 
 
-def test_who_waited_for_a_sum_is_asked_again_by_a_server_that_is_started_again(
-    six: Path, tmp_path: Path
-) -> None:
+def test_a_restarted_server_queries_clients_that_waited_for_a_sum(six: Path, tmp_path: Path) -> None:
     room = Room(tmp_path, six, "ada bob dan", dan="plain")
     assert room.look() == [2]
     room.members = room.again()
@@ -256,7 +252,7 @@ def test_who_waited_for_a_sum_is_asked_again_by_a_server_that_is_started_again(
     assert sorted(room.requested(codec.CLIENT_INFO)) == ["ada", "bob"]
 
 
-def test_a_machine_that_took_over_a_name_is_asked_what_it_has(six: Path, tmp_path: Path) -> None:
+def test_a_machine_that_took_over_a_name_is_queried(six: Path, tmp_path: Path) -> None:
     room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
     room.look()
     room.members = room.again()

@@ -145,7 +145,7 @@ def test_a_training_process_killed_alone_does_not_change_the_bits(tmp_path: Path
         assert north.poll() is None
 
 
-def test_a_client_that_may_not_or_cannot_follow_says_so_on_both_sides(tmp_path: Path) -> None:
+def test_a_client_that_cannot_take_part_is_logged_on_both_sides(tmp_path: Path) -> None:
     names = ("north", "south", "west")
     make(tmp_path / "pki", hosts=["localhost"], clients=names)
     (tmp_path / "mine.py").write_text(

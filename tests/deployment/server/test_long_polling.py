@@ -103,7 +103,7 @@ def test_each_client_waits_for_itself() -> None:
     play(scene)
 
 
-def test_a_client_that_is_refused_hears_it_every_time() -> None:
+def test_a_refused_client_is_answered_every_time() -> None:
     async def scene(app: LongPolling, link: SuperLink) -> None:
         link.status = 401
         for _ in range(3):

@@ -84,7 +84,7 @@ def test_a_cut_line_is_silent_and_nothing_is_lost_when_it_is_mended(two: Network
         assert other.recv(4) == b"kept"
 
 
-def test_an_unplugged_machine_is_told_and_plugged_in_again(two: Network) -> None:
+def test_an_unplugged_machine_is_noticed_and_comes_back(two: Network) -> None:
     two["here"].unplug()
     sender = two["here"].within(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with sender, pytest.raises(OSError, match="unreachable"):

@@ -19,10 +19,8 @@ pytestmark = pytest.mark.long
 ONLINE = "north is connected to"
 
 
-def test_a_refused_client_and_one_whose_server_comes_and_goes_say_so_once_a_minute(
-    tmp_path: Path, pki: Path
-) -> None:
-    place_ = LinkPlace(
+def test_refusals_and_an_unstable_server_are_logged_once_a_minute(tmp_path: Path, pki: Path) -> None:
+    requested_place = LinkPlace(
         tls=pki / "server",
         clients=pki / "server/clients",
         state=tmp_path / "superlink",
@@ -30,7 +28,7 @@ def test_a_refused_client_and_one_whose_server_comes_and_goes_say_so_once_a_minu
         private="127.0.0.1:0",
     )
     here = Machines(tmp_path, pki, EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg"))
-    server = SuperlinkProcess(place_)
+    server = SuperlinkProcess(requested_place)
     try:
         place = server.open()
         here.public = place.public.replace("127.0.0.1", "localhost")
@@ -59,7 +57,7 @@ def test_a_refused_client_and_one_whose_server_comes_and_goes_say_so_once_a_minu
         for _ in range(2):
             _kill(server)
             time.sleep(1.5)
-            server = SuperlinkProcess(replace(place_, public=place.public, private=place.private))
+            server = SuperlinkProcess(replace(requested_place, public=place.public, private=place.private))
             server.open()
             time.sleep(4)
         # It is back; it said that it was away, and that it was back, less than a minute ago. Not so on a

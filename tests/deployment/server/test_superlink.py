@@ -49,7 +49,7 @@ def server(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
         yield running
 
 
-def test_health_is_all_that_a_stranger_may_ask(pki: Path, server: Running) -> None:
+def test_only_health_is_open_to_strangers(pki: Path, server: Running) -> None:
     answer = send_request(secured(pki, server.public), request("GET", "/health"))
     assert status(answer) == 200
     assert b"\r\ndate: " in answer
@@ -87,7 +87,7 @@ def test_no_path_leads_a_stranger_or_a_client_past_the_clients_calls(
     assert b"only clients' calls are served on this port" in answer
 
 
-def test_nothing_that_a_request_says_of_itself_makes_it_an_inside_one(pki: Path, server: Running) -> None:
+def test_no_header_makes_a_request_internal(pki: Path, server: Running) -> None:
     forged = [
         "x-forwarded-for: 127.0.0.1",
         "x-real-ip: 127.0.0.1",
@@ -271,7 +271,7 @@ def supernode(pki: Path, keys: Path, client: str, server: Running) -> subprocess
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_an_unknown_key_is_told_so_on_both_sides(pki: Path, strangers: Path, server: Running) -> None:
+def test_an_unknown_key_is_logged_on_both_sides(pki: Path, strangers: Path, server: Running) -> None:
     output, _ = supernode(pki, strangers, "stranger", server).communicate(timeout=240)
     assert "The server does not know this client's key; send the .pub file" in " ".join(output.split())
     public = strangers / "server/clients/stranger.pub"

@@ -133,7 +133,7 @@ def grid(link: FakeLink, **options: Any) -> SuperLinkGrid:
     )  # type: ignore[arg-type]
 
 
-def test_nobody_hears_of_a_round_before_the_last_one_is_settled(link: FakeLink) -> None:
+def test_no_message_of_a_round_before_the_last_one_is_settled(link: FakeLink) -> None:
     def before_sending() -> None:
         raise RecordError("the disk is full")
 
@@ -201,7 +201,7 @@ def test_a_reply_that_does_not_fit_is_refused_and_never_fetched(link: FakeLink) 
     assert len(link.fetched) == 3, "two layouts and one piece"
 
 
-def test_what_a_client_says_of_itself_is_heard_once(link: FakeLink) -> None:
+def test_notes_of_a_client_are_delivered_once(link: FakeLink) -> None:
     record = RecordDict({"arrays": codec.encode_state(STATE)})
     layout = replace(message_format.describe(record), notes=("its process died", "it was asked twice"))
     reply = internals_wire.pack_message(
@@ -228,7 +228,7 @@ def test_a_client_that_went_offline_is_named(link: FakeLink) -> None:
     assert (reply.metadata.src_node_id, reply.error.reason) == (10, "it went offline before it answered")
 
 
-def test_a_reply_that_a_superlink_lost_is_asked_for_once_more(link: FakeLink) -> None:
+def test_a_reply_lost_by_the_superlink_is_requested_once_more(link: FakeLink) -> None:
     lost = Error(code=3, reason="Message Unavailable")
     link.replies = {10: [lost, update(4.0)], 20: [lost, lost]}
     replies = {r.metadata.src_node_id: r for r in grid(link).send_and_receive(messages_to([10, 20]))}
@@ -256,7 +256,7 @@ def test_expected_replies_follow_the_model() -> None:
     expected["evaluate"].check(message_format.describe(content))
 
 
-def test_replies_to_training_bring_counts_only_where_they_were_asked_for() -> None:
+def test_training_replies_have_counts_only_where_requested() -> None:
     state = {"w": torch.zeros(4)}
     counts = {"measured.counts": ArrayRecord([np.zeros((1000, 1000), np.int64)])}
     layout = message_format.describe(RecordDict({"arrays": codec.encode_state(state), **counts}))
@@ -275,7 +275,7 @@ class Silent:
     def __init__(self) -> None:
         self.states: list[State] = []
 
-    def begin(self, *record: object) -> None:
+    def begin(self, *args: object) -> None:
         pass
 
     client_done = begin

@@ -23,9 +23,7 @@ def test_the_state_folder_and_the_secret_are_the_owners_alone(tmp_path: Path) ->
     assert (place.state / "secret").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_start_that_lasts_is_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_slow_start_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     called, times = threading.Event(), list[int]()
 
     def what() -> str:

@@ -26,9 +26,7 @@ from tests.deployment.server.processes import (
 )
 
 
-def test_a_client_certificate_is_asked_for_where_it_shall_be(
-    pki: Path, strangers: Path, tmp_path: Path
-) -> None:
+def test_client_certificate_required_where_configured(pki: Path, strangers: Path, tmp_path: Path) -> None:
     with superlink(pki, tmp_path, "--client-certificates") as server:
         for certificate in (None, strangers / "clients/stranger"):
             # In TLS 1.3 the refusal comes after the client's part of the handshake.
@@ -40,7 +38,7 @@ def test_a_client_certificate_is_asked_for_where_it_shall_be(
         assert nodes(pki, server).keys() == {"north", "south"}
 
 
-def test_plain_text_only_where_it_is_asked_for(pki: Path, strangers: Path, tmp_path: Path) -> None:
+def test_plain_text_only_where_configured(pki: Path, strangers: Path, tmp_path: Path) -> None:
     with superlink(pki, tmp_path, tls=False) as server:
 
         def plain() -> socket.socket:

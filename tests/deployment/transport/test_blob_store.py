@@ -32,7 +32,7 @@ def test_what_was_put_is_there_in_one_file(tmp_path: Path) -> None:
     assert store.get(NAME) is None
 
 
-def test_a_file_that_is_not_what_its_name_says_is_not_held(tmp_path: Path) -> None:
+def test_a_file_with_another_content_than_its_name_is_absent(tmp_path: Path) -> None:
     store = BlobStore(tmp_path / "s")
     store.open()
     store.put(NAME, CONTENT + b"!")

@@ -137,7 +137,7 @@ def test_what_cannot_be_served_goes_to_flower_whole(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "handler", "request_"),
+    ("path", "handler", "message"),
     [
         ("/v1/fleet/pull-object", "_pull_from_file", PullObjectRequest(run_id=1, object_id="a" * 64)),
         (FLEET, "_push_bundle", Bundle((PushObjectRequest(run_id=1, object_id="a" * 64),))),
@@ -145,9 +145,9 @@ def test_what_cannot_be_served_goes_to_flower_whole(path: str) -> None:
     ],
 )
 def test_an_unsigned_call_is_left_to_flower(
-    path: str, handler: str, request_: Any, monkeypatch: pytest.MonkeyPatch
+    path: str, handler: str, message: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flower, body = Flower(), request_.SerializeToString()
+    flower, body = Flower(), message.SerializeToString()
     factory = SimpleNamespace(state=lambda: None)
     flower.state = SimpleNamespace(linkstate_factory=factory)  # type: ignore[attr-defined]
     monkeypatch.setattr(FastPath, handler, lambda *_, **__: pytest.fail("it was let in"))
@@ -193,21 +193,21 @@ def test_an_object_is_stored_for_the_session_under_which_it_came(tmp_path: Path,
     tree, objects = message(1)
     name, content = next((name, content) for name, content in objects.items() if len(content) > SMALL)
     parts = [memoryview(content[:100_000]), memoryview(content[100_000:])]
-    request_ = PushObjectRequest(run_id=7, object_id=name, session_id="s")
+    pushed = PushObjectRequest(run_id=7, object_id=name, session_id="s")
     state, app = State(tmp_path / "objects"), FastPath(None)
     state.object_store.preregister(7, tree)
     over.add(7)
     with pytest.raises(ValueError, match="Flower answers"):
-        app._push_to_file(request_, parts, state)  # type: ignore[arg-type]
+        app._push_to_file(pushed, parts, state)  # type: ignore[arg-type]
     assert (state.calls, state.object_store.blob_store.holds(name)) == ([], False)
     over.clear()
-    assert app._push_to_file(request_, parts, state).stored  # type: ignore[arg-type]
+    assert app._push_to_file(pushed, parts, state).stored  # type: ignore[arg-type]
     assert state.calls == [(7, "s", name, IN_FILE), (7, 0, len(content))]
     assert state.object_store.blob_store.holds(name)
     state.stored, state.calls = False, []
     small = next(name for name, content in objects.items() if len(content) < SMALL)
-    request_ = PushObjectRequest(run_id=7, object_id=small, session_id="gone")
-    assert not app._push_to_file(request_, [memoryview(objects[small])], state).stored  # type: ignore[arg-type]
+    pushed = PushObjectRequest(run_id=7, object_id=small, session_id="gone")
+    assert not app._push_to_file(pushed, [memoryview(objects[small])], state).stored  # type: ignore[arg-type]
     assert state.calls == [(7, "gone", small, objects[small])], "what is not stored is no traffic"
     state.object_store.close()
 
@@ -221,19 +221,19 @@ def test_a_file_is_given_while_its_run_goes_on(
     state.object_store.preregister(7, tree)
     state.object_store.put(name, content)
     monkeypatch.setattr(fast_path.fleet_handlers, "pull_object", lambda request, state: "Flower's")
-    request_ = PullObjectRequest(run_id=7, object_id=name)
-    start, path = FastPath(None)._pull_from_file(request_, state)  # type: ignore[arg-type, misc]
+    pulled = PullObjectRequest(run_id=7, object_id=name)
+    start, path = FastPath(None)._pull_from_file(pulled, state)  # type: ignore[arg-type, misc]
     assert path
     whole = PullObjectResponse(object_found=True, object_available=True, object_content=content)
     assert start + path.read_bytes() == whole.SerializeToString()
     assert state.calls == [(7, len(content), 0)]
     over.add(7)
-    assert FastPath(None)._pull_from_file(request_, state) == "Flower's"  # type: ignore[arg-type]
+    assert FastPath(None)._pull_from_file(pulled, state) == "Flower's"  # type: ignore[arg-type]
     assert len(state.calls) == 1
     state.object_store.close()
 
 
-def test_a_run_is_asked_for_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_state_is_read_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[int] = []
     now = [100.0]
     monkeypatch.setattr(fast_path, "monotonic", lambda: now[0])

@@ -41,7 +41,7 @@ def test_signed_headers_are_what_flower_verifies() -> None:
         verify(names.signed_headers(other))
 
 
-def test_the_superlink_is_an_application_that_asks_clients_to_sign() -> None:
+def test_the_superlink_requires_signed_requests() -> None:
     app, state = names.superlink(
         host="127.0.0.1",
         port=1,

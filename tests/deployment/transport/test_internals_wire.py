@@ -137,7 +137,7 @@ def test_a_message_without_tensors_has_a_layout_only() -> None:
     assert message_format.unpack(layout, bytearray()).config_records["config"]["a"] == 1
 
 
-def test_what_is_not_delivered_yet_is_asked_for_again() -> None:
+def test_undelivered_messages_are_requested_again() -> None:
     message, _ = sent(big())
     piece = next(iter(internals_wire.objects_of(message)[1]))
     incoming = arrival(message, drop=piece)

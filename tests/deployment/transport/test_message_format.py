@@ -63,7 +63,7 @@ def test_every_tensor_comes_back_with_its_bits(groups: dict[str, dict[str, np.nd
             assert (found.dtype, found.shape, found.tobytes()) == (value.dtype, value.shape, value.tobytes())
 
 
-def test_numbers_and_words_come_back_as_they_are() -> None:
+def test_numbers_and_strings_round_trip() -> None:
     config = {"i": 2**40, "f": 0.1, "s": "ü", "b": True, "raw": b"\x00\xff", "l": [1, 2], "e": float("inf")}
     content = RecordDict({"config": ConfigRecord(config), "metrics": MetricRecord({"n": 3, "x": [1.5, 2.0]})})
     layout, blob = packed(content, client=7)

@@ -197,7 +197,7 @@ def patient(folder: Path) -> ClientApp:
     return app
 
 
-def test_a_worker_that_has_handed_over_its_sums_is_asked_again_when_another_dies(
+def test_a_worker_that_returned_its_sums_runs_again_when_another_dies(
     tmp_path: Path, serial: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take, handed = RayExchange._take_sums, []
@@ -295,7 +295,7 @@ def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path
         assert mine["train_loss"] == pytest.approx(his["train_loss"], rel=1e-4)
 
 
-def test_why_workers_train_one_by_one_is_said_once(tmp_path: Path) -> None:
+def test_one_notice_on_workers_that_train_one_by_one(tmp_path: Path) -> None:
     config = tiny(transforms={"mixup": 0.2}, rounds=2)
     spec = PluginSpec(use="ray", args={"workers": 2, "inner": "vectorized"})
     summary_notices = simulate(config, engine=spec, out=tmp_path / "ray").folder.summary()["notices"]

@@ -61,7 +61,7 @@ def test_they_come_back() -> None:
     assert [getattr(owner, name) for owner, name in NAMES] == before
 
 
-def test_a_ray_that_asks_its_agents_otherwise_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agents_with_other_arguments_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray._raylet, "METRICS_AGENT_PORT_NAME", "another")
     start = ray._private.services.start_ray_process
     with without_daemons():
@@ -78,7 +78,7 @@ def test_who_wants_environments_for_workers_keeps_the_agents(
         assert ray._private.services.start_ray_process is start
 
 
-def test_other_words_of_the_command_stay() -> None:
+def test_other_arguments_of_the_command_are_unchanged() -> None:
     argv = [
         "raylet",
         "--head",

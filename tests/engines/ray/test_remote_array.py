@@ -16,7 +16,7 @@ from fedvision.errors import RoundAborted
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("elements", [1, 10, 12, 13, 100])
-def test_every_element_is_read_once_whatever_is_asked_for(
+def test_every_element_is_read_once_for_any_slice(
     layers: int, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_array, "PIECE_BYTES", 8 * 2 * layers)  # two elements a piece

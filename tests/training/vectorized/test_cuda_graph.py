@@ -237,7 +237,7 @@ def test_a_step_that_cannot_be_recorded_is_taken_as_ever() -> None:
     assert_equal(cohort.at_once(recorded=recorded), cohort.one_by_one())
 
 
-def test_memory_that_runs_out_is_said_to_the_caller_and_may_be_tried_again() -> None:
+def test_out_of_memory_is_raised_and_can_be_retried() -> None:
     cohort = Cohort()
     full = [True]
     tracer = Tracer()

@@ -70,7 +70,7 @@ def test_every_algorithm_adjusts_each_clients_own_gradients(use: str, training: 
 
 
 @pytest.mark.parametrize("kind", ELEMENTWISE, ids=lambda kind: f"{kind.__module__}:{kind.__name__}")
-def test_every_optimiser_said_to_work_element_by_element_does(kind: type) -> None:
+def test_declared_elementwise_optimisers_are_elementwise(kind: type) -> None:
     use = f"{kind.__module__}:{kind.__name__}"
     # Where a gradient is 0 but for the order of sums, a small eps would make a step of the rounding error.
     args = {"eps": 1e-3} if "eps" in inspect.signature(kind).parameters else {}
@@ -232,7 +232,7 @@ def test_one_client_alone_is_a_stack_too() -> None:
     assert_equal(cohort.at_once(), cohort.one_by_one())
 
 
-def test_an_algorithms_formula_is_asked_about_all_active_clients_at_once() -> None:
+def test_one_call_of_an_algorithm_for_all_active_clients() -> None:
     stack_sizes = []
 
     class Watched(ClientAlgorithm):
