@@ -134,7 +134,7 @@ class Experiment:
         from fedvision.algorithms.robust import trimming_notices
         from fedvision.data.duplicates import twin_notices
         from fedvision.data.partition.notices import column_notices, measurement_notices, split_notices
-        from fedvision.flower.privacy import privacy_notices
+        from fedvision.flower.private_strategies import privacy_notices
         from fedvision.flower.strategy import FlowerStrategy
 
         sentences = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]

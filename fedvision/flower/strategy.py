@@ -26,7 +26,7 @@ from fedvision.flower import codec
 from fedvision.flower.client_registry import ClientRegistry, UnknownClients
 from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.internals_message import addressed
-from fedvision.flower.privacy import check_privacy
+from fedvision.flower.private_strategies import check_privacy
 from fedvision.flower.sharing import is_hidden
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State

@@ -26,7 +26,7 @@ from fedvision.flower import codec
 from fedvision.flower.available_clients import AvailableClients, AvailableNodes
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.guard import Stream, guarded
-from fedvision.flower.privacy import counted_equally
+from fedvision.flower.private_strategies import counted_equally
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.server import refinement
 from fedvision.server.checks import (

@@ -15,7 +15,7 @@ from fedvision import seeding, simulate
 from fedvision.errors import PluginError, RunError, TooFewUpdates
 from fedvision.experiment import Experiment
 from fedvision.flower import codec, internals
-from fedvision.flower.privacy import counted_equally
+from fedvision.flower.private_strategies import counted_equally
 from fedvision.flower.strategy import build_strategy
 from fedvision.types import PluginSpec, State
 from tests.experiments import tiny
