@@ -10,11 +10,16 @@ Those with clipping at the client rely on a mod in the client's app (``fixedclip
 keeps. ``DifferentialPrivacyServerSideAdaptiveClipping`` of flwr 1.41 scales the noise to the bound of the
 next round, and moves the bound away from the wanted quantile instead of towards it (Andrew et al. 2021,
 arXiv 1905.03871).
+
+Flower's clipping divides the bound by an update's norm, and a run ended with the first client whose training
+changed nothing. Such an update is within every bound: it is not scaled.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flwr.app import Message, MetricRecord
 from flwr.serverapp import strategy as stock
@@ -95,6 +100,30 @@ def _equal(replies: Iterator[Message], needed: int) -> Iterator[Message]:
             f"the noise is scaled to the {needed} updates of strategy.num_sampled_clients, but {came} came; "
             "have more clients, or lower it, which adds noise"
         )
+
+
+class _Bound(float):
+    """A clipping bound that is infinitely many times a norm of 0, so that Flower scales by 1 there."""
+
+    def __truediv__(self, norm: float) -> float:
+        return math.inf if norm == 0 else float(self) / norm
+
+
+@contextmanager
+def zero_updates_unscaled(strategy: Strategy) -> Iterator[None]:
+    """Let stock strategies that clip take updates of norm 0 while they combine a round's replies.
+
+    Args:
+        strategy: With those that it wraps; their bounds are plain numbers again afterwards.
+    """
+    private = [layer for layer in _layers(strategy) if isinstance(layer, _PRIVATE)]
+    for layer in private:
+        layer.clipping_norm = _Bound(layer.clipping_norm)
+    try:
+        yield
+    finally:
+        for layer in private:
+            layer.clipping_norm = float(layer.clipping_norm)
 
 
 def privacy_notices(strategy: Strategy, noise: str) -> list[str]:

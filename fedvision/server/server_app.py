@@ -26,7 +26,7 @@ from fedvision.flower import codec
 from fedvision.flower.available_clients import AvailableClients, AvailableNodes
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.guard import Stream, guarded
-from fedvision.flower.private_strategies import counted_equally
+from fedvision.flower.private_strategies import counted_equally, zero_updates_unscaled
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.server import refinement
 from fedvision.server.checks import (
@@ -301,7 +301,7 @@ class _Server:
         read = counted_equally(self.strategy, secret.paused(stream) if secret else iter(stream))
         with seeding.stock_globals(self.config.seed, "combine", number):
             try:
-                with guarded(where, stream), secret or nullcontext():
+                with guarded(where, stream), secret or nullcontext(), zero_updates_unscaled(self.strategy):
                     result = self.strategy.aggregate_train(number, read)
                 deque(replies, maxlen=0)  # those for which the strategy did not wait
                 return check_result(where, result)

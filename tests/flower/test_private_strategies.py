@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fedvision import seeding, simulate
 from fedvision.errors import PluginError, RunError, TooFewUpdates
 from fedvision.experiment import Experiment
 from fedvision.flower import codec, internals
-from fedvision.flower.private_strategies import counted_equally
+from fedvision.flower.private_strategies import counted_equally, zero_updates_unscaled
 from fedvision.flower.strategy import build_strategy
 from fedvision.types import PluginSpec, State
 from tests.experiments import tiny
@@ -112,6 +113,23 @@ def test_no_client_moves_the_mean_by_more_than_the_noise_is_scaled_to() -> None:
     came = counted_equally(strategy, iter(replies((100.0, 970), (-0.5, 10), (-0.5, 10), (0.25, 10))))
     arrays, _ = strategy.aggregate_train(1, came)
     assert arrays.to_numpy_ndarrays()[0].tolist() == [(1.0 - 0.5 - 0.5 + 0.25) / 4]
+
+
+def test_an_update_that_changes_nothing_is_not_scaled() -> None:
+    """Flower divides the bound by the norm of the change, which is 0 here, and clips the others as before."""
+    strategy = fixed()
+    strategy.current_arrays = ArrayRecord([np.zeros(1)])
+    came = counted_equally(strategy, iter(replies((0.0, 10), (0.0, 10), (-0.5, 10), (4.0, 10))))
+    with zero_updates_unscaled(strategy):
+        arrays, _ = strategy.aggregate_train(1, came)
+    assert arrays.to_numpy_ndarrays()[0].tolist() == [(0.0 + 0.0 - 0.5 + 1.0) / 4]
+    assert type(strategy.clipping_norm) is float, "a checkpoint has plain numbers"
+
+
+def test_a_run_in_which_no_client_changes_anything_goes_on(tmp_path: Path) -> None:
+    config = wrapped(0.0, noise="reproducible")
+    found = simulate(replace(config, training=replace(config.training, lr=1e-30)), out=tmp_path / "run")
+    assert [record["changed"] for record in found.rounds] == [True]
 
 
 def test_replies_for_other_strategies_keep_their_images() -> None:
