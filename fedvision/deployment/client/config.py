@@ -151,6 +151,9 @@ class ClientMachineConfig(Settings):
     """Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded."""
     state: str = "state"
     """Folder of what this client keeps between rounds and starts."""
+    retention_days: float = 365.0
+    """Days without use after which this client's state of a run is removed, once another run begins; this
+    client then refuses to resume the first. 0 never removes it."""
     plugins: tuple[str, ...] = ()
     """What an experiment may name beside built-ins: ``"module"``, with all it holds, or ``"module:attr"``."""
 
@@ -163,7 +166,7 @@ class ClientMachineConfig(Settings):
         )
         good = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name)
         require(good is not None, "name", f"must be of letters, digits, '.', '_' and '-', not {self.name!r}")
-        at_least(0, self, "", "threads", "memory_limit", "time_limit")
+        at_least(0, self, "", "threads", "memory_limit", "time_limit", "retention_days")
         for plugin in self.plugins:
             parts = plugin.replace(":", ".", 1).split(".")
             require(

@@ -12,7 +12,7 @@
     ├── inbox/KIND          the reply's tensors; KIND is ``training``, ``evaluation`` or ``other``
     ├── inbox/KIND.json     the reply's layout, and to which task it is the answer
     ├── inbox/KIND.notes    what this reply tells of the client, and to which task it is the answer
-    └── runs/RUN/           what the client keeps of a run between its rounds
+    └── runs/RUN/           what the client keeps of a run between its rounds (``run_directories``)
 
 The last reply stays: the same task asked again, because a server was started again, is answered with it and
 not done twice. Those to a training and to an evaluation have places of their own: such a server first asks

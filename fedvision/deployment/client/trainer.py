@@ -43,6 +43,7 @@ from fedvision.deployment.client.local_data import stamp
 from fedvision.deployment.client.local_shards import OwnShards, on_this_machine, reported_counts
 from fedvision.deployment.client.masks import MaskedCounts
 from fedvision.deployment.client.redaction import cause
+from fedvision.deployment.client.run_directories import RunDirectories
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.transport import message_format
 from fedvision.errors import ConfigError, FedVisionError
@@ -74,6 +75,7 @@ class Trainer:
             import torch
 
             torch.set_num_threads(client.threads)
+        self._runs = RunDirectories(Path(client.state) / "runs")
         self._facts: RunManifest | None = None
         self._worker: ClientTrainer | None = None
         self._shards: OwnShards | None = None
@@ -102,6 +104,8 @@ class Trainer:
         facts = RunManifest.from_table(table)
         config = facts.config
         self.client.permit_experiment(config)
+        self._runs.mark_used(facts.run)
+        self._runs.remove_unused(self.client.retention_days, keep=facts.run)
         config = on_this_machine(self.client, config)
         evaluation = config.evaluation
         wanted = (facts.classes, facts.image, evaluation.holdout, config.seed)
@@ -158,8 +162,9 @@ class Trainer:
         Raises:
             FedVisionError: The task failed; the sentence names stage and cause.
         """
-        if self._worker is None:
+        if self._worker is None or self._facts is None:
             raise FedVisionError("no run was opened")
+        self._runs.mark_used(self._facts.run)
         if kind == codec.CLIENT_INFO:
             return self._introduce(client)
         if kind == sharing.MASKED:
@@ -249,7 +254,7 @@ class Trainer:
         return self._folder(self._facts) / "images"
 
     def _folder(self, facts: RunManifest) -> Path:
-        return Path(self.client.state) / "runs" / facts.run
+        return self._runs.path(facts.run)
 
 
 def _run_app(worker: ClientTrainer, kind: str, content: RecordDict, client: int) -> RecordDict:
