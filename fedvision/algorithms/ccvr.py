@@ -153,9 +153,12 @@ def draw_features(
     for label in torch.nonzero(moments["count"] > 0).flatten().tolist():
         mean, covariance = gaussian(moments, label)
         # A covariance has no negative eigenvalue but by rounding; its root serves where it is singular, too.
+        # The symmetric root is unique: eigenvectors have any sign, and of equal eigenvalues any basis, by
+        # which a last bit of the moments, as it differs between engines, would change all features.
         values, vectors = torch.linalg.eigh(covariance)
+        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
         noise = torch.randn(samples, len(mean), generator=generator, dtype=torch.float64)
-        features.append(mean + (noise * values.clamp(min=0).sqrt()) @ vectors.T)
+        features.append(mean + noise @ root)
         labels.append(torch.full((samples,), label))
     return torch.cat(features).float(), torch.cat(labels)
 

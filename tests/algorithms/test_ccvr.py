@@ -96,6 +96,19 @@ def test_drawn_features_have_the_classs_mean_and_covariance() -> None:
     torch.testing.assert_close(torch.cov(features.double().T), root @ root.T, rtol=0, atol=0.03)
 
 
+def test_drawn_features_follow_the_last_bit_of_the_moments() -> None:
+    """Equal eigenvalues and eigenvectors of either sign: neither may decide what is drawn."""
+    covariance = torch.diag(torch.tensor([1.0, 1.0, 0.5, 0.0], dtype=torch.float64))
+    tilt = 1e-12 * torch.randn(4, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    drawn = [
+        draw_features(
+            _moments(torch.ones(4, dtype=torch.float64), one, 50.0), 100, torch.Generator().manual_seed(1)
+        )[0]
+        for one in (covariance, covariance + tilt + tilt.T)
+    ]
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=1e-4)
+
+
 def test_a_class_of_one_image_is_its_mean_and_one_of_none_is_not_drawn() -> None:
     moments = {
         "count": torch.tensor([1.0, 0.0]),
