@@ -51,6 +51,8 @@ class Machines:
         self.names = tuple(names)
         self.share: dict[str, str] = {}
         """How clients share their class counts; the others share them as they are."""
+        self.statistics: tuple[str, ...] = ()
+        """Further statistics that the server may ask every client for."""
         self.folder, self.pki = folder, pki
         self.experiment = folder / "experiment.toml"
         self.experiment.write_text(experiment)
@@ -96,6 +98,7 @@ class Machines:
                     "[share]",
                     f'counts = "{self.share.get(name, "plain")}"',
                     f'certificate = "{own}/client.crt"',
+                    f"statistics = {json.dumps(self.statistics)}",
                 ]
             )
         )

@@ -1,0 +1,184 @@
+"""A statistic of masked clients, with their real keys, masks and messages: its sums are the plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message, RecordDict
+
+from fedvision.aggregation.masking import read_certificates
+from fedvision.deployment.certificates import make
+from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
+from fedvision.deployment.client.trainer import Trainer
+from fedvision.deployment.run_manifest import RunManifest
+from fedvision.deployment.server.masked_sums import MaskedSums
+from fedvision.deployment.transport import message_format
+from fedvision.errors import FedVisionError
+from fedvision.flower import codec, internals
+from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
+from fedvision.flower.statistic_codec import StatisticRequest, decode_sums
+from fedvision.models.build import build_model
+from fedvision.models.state import get_state, shared_names
+from fedvision.server.statistics import StatisticResult, query_statistic
+from fedvision.types import PluginSpec
+from tests.experiments import tiny
+
+NAMES = ("north", "south", "west")
+CLASSES = 3
+EXPERIMENT = tiny()
+RUN = RunManifest(
+    run="r1", experiment=EXPERIMENT.to_toml(), classes=("0", "1", "2"), image=(8, 8, 1)
+).to_table()
+MOMENTS = PluginSpec(use="feature-moments")
+
+
+class Grid:
+    """Carries messages to training processes as the transport does: packed, through files, and unpacked."""
+
+    def __init__(self, folder: Path, trainers: dict[int, Trainer]) -> None:
+        self.folder, self.trainers = folder, trainers
+        self.replies: dict[int, RecordDict] = {}
+
+    def get_node_ids(self) -> list[int]:
+        return [FIRST_NODE + client for client in self.trainers]
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Iterator[Message]:
+        for number, message in enumerate(messages):
+            internals.set_message_id(message, str(number))
+            client = message.metadata.dst_node_id - FIRST_NODE
+            try:
+                self.replies[client] = self._ask(client, message.metadata.message_type, message.content)
+                yield Message(self.replies[client], reply_to=message)
+            except FedVisionError as error:
+                yield Message(Error(code=2, reason=str(error)), reply_to=message)
+
+    def _ask(self, client: int, kind: str, content: RecordDict) -> RecordDict:
+        layout = message_format.describe(content, client)
+        source = message_format.TensorSource(content, layout)
+        task, reply = self.folder / "task", self.folder / "reply"
+        task.write_bytes(b"".join(source.views(0, source.size)))
+        header = self.trainers[client].answer(kind, layout.to_text(), task, reply)["layout"]
+        return message_format.unpack(
+            message_format.MessageHeader.from_text(header), bytearray(reply.read_bytes())
+        )
+
+
+@pytest.fixture(autouse=True)
+def identified() -> None:
+    """Messages need a run."""
+    internals.identify(1)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("three")
+    make(folder, hosts=["localhost"], clients=NAMES)
+    return folder
+
+
+def trainers(pki: Path, folder: Path) -> dict[int, Trainer]:
+    """Make clients with images of their own, all of which share a masked statistic."""
+    made = {}
+    for client, name in enumerate(NAMES):
+        rng, count = np.random.default_rng(client), 20 + 5 * client
+        images = rng.integers(0, 255, (count, 8, 8), np.uint8)
+        np.savez(folder / f"{name}.npz", train_images=images, train_labels=rng.integers(0, CLASSES, count))
+        own = pki / "clients" / name
+        config = ClientMachineConfig.from_dict(
+            {
+                "name": name,
+                "superlink": {
+                    "address": "localhost:1",
+                    "key": str(own / "client.key"),
+                    "root_certificate": str(pki / "ca.crt"),
+                },
+                "data": {
+                    "use": "npz",
+                    "path": str(folder / f"{name}.npz"),
+                    "classes": ["0", "1", "2"],
+                },
+                "share": {
+                    "counts": "masked",
+                    "certificate": str(own / "client.crt"),
+                    "statistics": ["feature-moments"],
+                },
+                "state": str(folder / f"state-{name}"),
+            }
+        )
+        made[client] = Trainer(config, folder)
+        made[client].open(RUN)
+    return made
+
+
+def form_group(grid: Grid, pki: Path) -> dict[str, tuple[int, ...]]:
+    """Return the group that the server's part of the protocol makes of all clients."""
+    sums = MaskedSums("r1", CLASSES, (), read_certificates(str(pki / "ca.crt")))
+    messages = [Message(RecordDict(), node, codec.CLIENT_INFO) for node in grid.get_node_ids()]
+    for reply in grid.send_and_receive(messages):
+        entry = codec.decode_client_info(reply.content)
+        sums.expect(entry.client, reply.metadata.src_node_id, entry)
+    found = sums.gather(grid, lambda client, reason: pytest.fail(f"client {client}: {reason}"))  # type: ignore[arg-type]
+    assert found is not None
+    return {found.group: found.clients}
+
+
+def query(grid: Grid, groups: dict[str, tuple[int, ...]], spec: PluginSpec = MOMENTS) -> StatisticResult:
+    class Registry(SimulatedClientRegistry):
+        pass
+
+    Registry.groups = groups  # type: ignore[misc]
+    model = build_model(
+        EXPERIMENT.model, num_classes=CLASSES, in_channels=1, image_size=(8, 8), seed=EXPERIMENT.seed
+    )
+    state = get_state(model, shared_names(model, EXPERIMENT.model.shared))
+    registry = Registry(clients=len(NAMES), counts=(1,) * CLASSES)
+    request = StatisticRequest(spec=spec, round=1, state=state)
+    return query_statistic(grid, registry, request, clients=range(len(NAMES)))  # type: ignore[arg-type]
+
+
+def test_masked_sums_are_the_plain_ones(three: Path, tmp_path: Path) -> None:
+    made = trainers(three, tmp_path)
+    grid = Grid(tmp_path, made)
+    groups = form_group(grid, three)
+    masked, hidden = query(grid, groups), dict(grid.replies)
+    for trainer in made.values():
+        trainer.client = replace(
+            trainer.client, share=ShareConfig(counts="plain", statistics=("feature-moments",))
+        )
+    plain = query(grid, {})
+    assert (masked.clients, masked.examples, masked.refused) == (plain.clients, plain.examples, ())
+    assert masked.examples == sum((20, 25, 30))
+    assert masked.sums.keys() == plain.sums.keys() == {"count", "sum", "outer"}
+    assert masked.sums["outer"].any()
+    for name, total in plain.sums.items():
+        assert np.array_equal(masked.sums[name], total)
+    for client, reply in hidden.items():  # nothing of a client's own sums shows
+        own, bare = decode_sums(reply)[0], decode_sums(grid.replies[client])[0]
+        assert not any((own[name] == bare[name]).any() for name in bare)
+
+
+def test_without_one_of_the_group_there_is_no_sum(three: Path, tmp_path: Path) -> None:
+    made = trainers(three, tmp_path)
+    grid = Grid(tmp_path, made)
+    groups = form_group(grid, three)
+    made[1].client = replace(made[1].client, share=replace(made[1].client.share, statistics=()))
+    found = query(grid, groups)
+    assert (found.clients, found.sums) == ((), {})
+    assert {item["client"] for item in found.refused} == {0, 1, 2}
+    (reason,) = {item["reason"] for item in found.refused if item["client"] == 1}
+    assert "has not allowed it" in reason
+
+
+def test_masks_serve_for_one_statistic(three: Path, tmp_path: Path) -> None:
+    """Equal numbers under equal masks would show that two replies are alike."""
+    grid = Grid(tmp_path, trainers(three, tmp_path))
+    groups = form_group(grid, three)
+    query(grid, groups, PluginSpec(use="class-counts"))
+    first = decode_sums(grid.replies[0])[0]["count"]
+    query(grid, groups)
+    assert not (decode_sums(grid.replies[0])[0]["count"] == first).any()

@@ -1,0 +1,106 @@
+"""Statistics, refinement and transformed updates across machines: the simulation's bits, after kills too."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from fedvision.config import ExperimentConfig
+from fedvision.experiment import Experiment
+from tests.deployment.server.machines import WAIT_S, digest, eventually, machines
+from tests.deployment.server.training_barrier import begun, hold, holding
+
+pytestmark = pytest.mark.long
+
+EXPERIMENT = """
+name = "two"
+seed = 3
+rounds = 3
+[data]
+use = "digits"
+[partition]
+use = "dirichlet"
+clients = 2
+alpha = 1.0
+[model]
+use = "cnn"
+width = 4
+dense = 8
+[training]
+lr = 0.1
+"""
+CCVR = '[strategy]\nuse = "ccvr"\nevery = 1\nsteps = 50\n'
+UPDATE = """
+[[update]]
+use = "clip"
+max_norm = 0.5
+[[update]]
+use = "float16"
+[[update]]
+use = "top-k"
+fraction = 0.05
+"""
+
+
+def test_a_refined_run_that_is_killed_and_resumed_ends_in_the_simulations_bits(
+    tmp_path: Path, pki: Path
+) -> None:
+    """Every round asks for the moments of the features, and the server trains the head on them."""
+    with machines(tmp_path, pki, EXPERIMENT + CCVR) as here:
+        here.statistics = ("feature-moments",)
+        server = here.server()
+        here.client("north", **holding(here, "north", 3))
+        here.client("south")
+        eventually(lambda: begun(here, "north") == [1, 2, 3] or server.poll() is not None, "the third round")
+        server.kill()
+        server.wait()
+        assert len(here.rounds()) == 2
+        hold(here, "north")
+        assert here.server().wait(WAIT_S) == 0, here.log("server")
+        assert digest(here.out) == here.simulated()
+        theirs = [json.loads(line) for line in (tmp_path / "simulated/rounds.jsonl").read_text().splitlines()]
+        for mine, simulated in zip(here.rounds(), theirs, strict=True):
+            assert mine["refused"] == []
+            assert mine["statistics"] == simulated["statistics"]
+            assert mine["statistics"]["feature-moments"]["clients"] == [0, 1]
+            assert mine["bytes"] == simulated["bytes"]
+
+
+def test_transformed_updates_of_a_client_that_is_killed_between_rounds(tmp_path: Path, pki: Path) -> None:
+    """What north left out of its update of round 2 is on disk when it is killed, and is sent in round 3."""
+    with machines(tmp_path, pki, EXPERIMENT + UPDATE) as here:
+        server = here.server()
+        north = here.client("north")
+        here.client("south", **holding(here, "south", 2))
+        done = "train: done"
+        eventually(lambda: here.log("north").count(done) == 2 or server.poll() is not None, "an answer")
+        assert begun(here, "south") == [1, 2], "the second round goes on without north"
+        north.send_signal(signal.SIGKILL)
+        assert north.wait() == -signal.SIGKILL
+        here.client("north")
+        eventually(lambda: here.log("north").count("north is connected to") == 2, "north again")
+        hold(here, "south")
+        assert server.wait(WAIT_S) == 0, here.log("server")
+        assert here.log("north").count(done) == 3, "no round is trained twice"
+        assert digest(here.out) == here.simulated()
+        assert [record["refused"] for record in here.rounds()] == [[]] * 3
+        bytes_are_those_of_the_compressed_form(here.experiment, here.rounds())
+        page = " ".join((here.out / "report.html").read_text().split())
+        assert "without [[update]]" in page
+        (kept,) = (tmp_path / "state-north").rglob("round-0000003.safetensors")
+        with safe_open(kept, "pt") as file:
+            assert list(file.keys()) == ["residual/2.top-k"]
+
+
+def bytes_are_those_of_the_compressed_form(experiment: Path, rounds: list[dict[str, dict[str, int]]]) -> None:
+    """A value in half precision and a position of 4 bytes for a twentieth of the parameters."""
+    model = Experiment.build(ExperimentConfig.load(experiment)).model
+    parameters = sum(math.prod(tensor.shape) for tensor in model.parameters())
+    whole = 2 * 4 * parameters
+    wanted = {"down": whole, "up": 2 * round(0.05 * parameters) * (2 + 4), "up_whole": whole}
+    assert [record["bytes"] for record in rounds] == [wanted] * 3
