@@ -36,7 +36,7 @@ simulate: $(READY)  ## run the first simulation: 20 clients, a long tail, two lo
 test: $(READY)  ## run the tests, but for those that take long
 	$(BIN)/pytest -n 2
 
-long: $(READY)  ## run the tests of whole federations: servers and clients as processes (root, Linux)
+long: $(READY)  ## run the tests that take long: whole federations as processes, real data (root, Linux)
 	$(BIN)/pytest -n 2 -m "long and not soak"
 
 soak: $(READY)  ## run the tests that take minutes each: bad lines and sleeping machines, one by one (root, Linux)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from fedvision.runs.folder import RunFolder
 from tests.test_resume import EXPERIMENT, command, digest
 
@@ -20,6 +22,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.long
 def test_a_full_disk_is_an_error_and_loses_nothing(tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(EXPERIMENT)
     subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)

@@ -9,7 +9,7 @@ import pytest
 
 from fedvision import ExperimentConfig, RunResult, simulate
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.long]
 
 
 def run(root: Path, out: Path, **tables: Any) -> RunResult:

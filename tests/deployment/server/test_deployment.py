@@ -67,6 +67,7 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(
             assert client.wait(WAIT_S) == 0
 
 
+@pytest.mark.long
 def test_a_server_that_is_kept_serves_what_is_submitted_and_ends_with_ctrl_c(
     tmp_path: Path, pki: Path
 ) -> None:
@@ -95,6 +96,7 @@ def test_a_server_that_is_kept_serves_what_is_submitted_and_ends_with_ctrl_c(
         assert {client.wait(WAIT_S) for client in clients} == {130}
 
 
+@pytest.mark.long
 def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: Path) -> None:
     text = EXPERIMENT.format(rounds=4, epochs=8, strategy="scaffold")
     with machines(tmp_path, pki, text) as here:
@@ -124,6 +126,7 @@ def test_killed_clients_and_servers_go_on_to_the_same_bits(tmp_path: Path, pki: 
             assert "this task was done before; the same reply is sent" in here.log(name)
 
 
+@pytest.mark.long
 def test_a_training_process_killed_alone_does_not_change_the_bits(tmp_path: Path, pki: Path) -> None:
     text = EXPERIMENT.format(rounds=3, epochs=1, strategy="scaffold")
     with machines(tmp_path, pki, text) as here:

@@ -250,6 +250,16 @@ UPDATES: dict[str, list[dict[str, Any]]] = {
 """What is done to the updates of each strategy."""
 
 
+OTHERS: list[dict[str, Any]] = [
+    {"strategy": {"use": "fedavg", "fraction": 0.6}},
+    {"strategy": {"use": "fedntd", "beta": 0.5}},
+    {"strategy": {"use": "ccvr", "steps": 50}},
+    {"strategy": {"use": "krum"}},
+    {"strategy": {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0}},
+    FEDPER,
+]
+
+
 def digest(state: State) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
 
@@ -257,13 +267,8 @@ def digest(state: State) -> str:
 @pytest.mark.parametrize(
     "tables",
     [
-        {"strategy": {"use": "fedavg", "fraction": 0.6}},
         {"strategy": {"use": "scaffold", "fraction": 0.6}},
-        {"strategy": {"use": "fedntd", "beta": 0.5}},
-        {"strategy": {"use": "ccvr", "steps": 50}},
-        {"strategy": {"use": "krum"}},
-        {"strategy": {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0}},
-        FEDPER,
+        *(pytest.param(tables, marks=pytest.mark.long) for tables in OTHERS),
     ],
     ids=lambda tables: tables["strategy"]["use"].rpartition(":")[2],
 )

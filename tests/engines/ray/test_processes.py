@@ -73,6 +73,7 @@ BLOWS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("blows", BLOWS.values(), ids=BLOWS)
 def test_nothing_is_left_running_when_a_run_is_struck(blows: list[signal.Signals]) -> None:
     # Ray's sockets must have short paths; pytest's are too long.
@@ -96,6 +97,7 @@ def test_nothing_is_left_running_when_a_run_is_struck(blows: list[signal.Signals
             assert json.loads((folder / "run/summary.json").read_text())["status"] == "stopped"
 
 
+@pytest.mark.long
 def test_a_cluster_that_loses_a_node_in_mid_round_ends_in_the_same_bits(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "tests.engines.cluster_run", str(tmp_path)]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=240)

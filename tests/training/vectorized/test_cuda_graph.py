@@ -105,18 +105,18 @@ def check(
     assert tracer.played == steps or options.get("chunk")
 
 
+# Two clients of one step each where tracing takes seconds; other sizes and halves of the clients come below.
+FEW: dict[str, Any] = {"sizes": ((5, 6),)}
+
+
 @pytest.mark.parametrize("use", [use for use in registry.BUILTINS["model"] if use != "rnn"])
 def test_every_model_that_stacks_can_be_played_back(use: str) -> None:
-    # Two clients of one step each: tracing a deep network takes seconds, and the halves of a cohort are tried below.
-    check(
-        Cohort(model=network(use), settings=settings(momentum=0.9), shards=make_shards((8, 7))),
-        sizes=((5, 6),),
-    )
+    check(Cohort(model=network(use), settings=settings(momentum=0.9), shards=make_shards((8, 7))), **FEW)
 
 
 @pytest.mark.parametrize("use", LOSSES)
 def test_every_loss_is_built_anew_from_the_counts_of_the_clients_that_play(use: str) -> None:
-    check(Cohort(loss=PluginSpec(use=use)))
+    check(Cohort(loss=PluginSpec(use=use), shards=make_shards((8, 7))), **FEW)
 
 
 @pytest.mark.parametrize(
