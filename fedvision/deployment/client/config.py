@@ -239,6 +239,7 @@ class ClientMachineConfig(Settings):
 
 def _named(experiment: ExperimentConfig) -> Iterator[tuple[str, str]]:
     """Yield kind and name of what a client builds; data and partition are its own affair."""
+    yield "task", experiment.task.use
     yield "model", experiment.model.use
     yield "loss", experiment.loss.use
     yield "optimizer", experiment.training.optimizer.use

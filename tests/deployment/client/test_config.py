@@ -170,6 +170,7 @@ def test_nothing_else_may_be_named(plugins: tuple[str, ...], kind: str, use: str
 @pytest.mark.parametrize(
     "table",
     [
+        '[task]\nuse = "os:system"',
         '[model]\nuse = "os:system"',
         '[loss]\nuse = "os:system"',
         '[training]\noptimizer = "os:system"',
