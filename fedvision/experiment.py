@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,15 +88,13 @@ class Experiment:
         dataset = registry.build("data", config.data) if dataset is None else dataset
         assert dataset is not None
         task = build_task(config.task)
+        if not split_here:
+            dataset = _in_form(dataset, task)
         task.check(config, dataset)
         classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
         if split_here:
             parts = _split(config, dataset, task)
             check_strategy(strategy, len(parts.clients))
-        elif task.several_labels:
-            raise ConfigError(
-                f"[task] use = {config.task.use!r} runs in simulations only; use fedvision simulate"
-            )
         else:
             parts = split.elsewhere(classes)
         check_training(config, channels, classes)
@@ -220,6 +218,14 @@ def _data_bytes(dataset: Dataset) -> int:
     return sum(part.images.nbytes for part in (dataset.train, dataset.test) if part is not None)
 
 
+def _in_form(dataset: Dataset, task: Task) -> Dataset:
+    """Return a data set of which nothing tells the form of the labels with no labels of the task's form."""
+    if len(dataset.train) or dataset.test is not None:
+        return dataset
+    labels = task.only(len(dataset.classes))[:0].numpy()
+    return replace(dataset, train=replace(dataset.train, labels=labels))
+
+
 def _split(config: ExperimentConfig, dataset: Dataset, task: Task) -> Split:
     """Spread the training images over the clients, by what the task sees in their targets."""
     from fedvision.data.partition import split
@@ -230,7 +236,7 @@ def _split(config: ExperimentConfig, dataset: Dataset, task: Task) -> Split:
         num_classes=len(dataset.classes),
         seed=config.seed,
         holdout=config.evaluation.holdout,
-        strata=task.strata(dataset.train.labels),
+        strata=task.strata,
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fedvision.config import ExperimentConfig
 
@@ -11,6 +14,30 @@ FEDPER: dict[str, Any] = {
     "model": {"use": "cnn", "width": 4, "dense": 8, "personal": ["head.*"]},
 }
 """Tables of a run whose clients keep their heads."""
+
+
+def digits_of_several_labels(folder: Path) -> Path:
+    """Write real digits, 500 and 200, whose labels are: even, above 4, nine. A quarter has none of them."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels, digit = (found.images * 15).astype(np.uint8), found.target
+    labels = np.stack([digit % 2 == 0, digit > 4, digit == 9], axis=1).astype(np.uint8)
+    arrays = {}
+    for part, rows in (("train", slice(0, 500)), ("test", slice(500, 700))):
+        arrays |= {f"{part}_images": pixels[rows], f"{part}_labels": labels[rows]}
+    path = folder / "digits.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def several_labels(archive: Path) -> dict[str, Any]:
+    """Return the tables of a run on ``digits_of_several_labels``."""
+    return {
+        "task": {"use": "multi-label"},
+        "data": {"use": "npz", "path": str(archive), "classes": ["even", "high", "nine"]},
+        "loss": {"use": "class-balanced"},
+    }
 
 
 def tiny(**tables: Any) -> ExperimentConfig:

@@ -9,38 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from fedvision import simulate
+from fedvision import seeding, simulate
 from fedvision.config import ExperimentConfig
+from fedvision.data.partition.holdout import held_out
+from fedvision.data.targets import strata
 from fedvision.errors import ConfigError
 from fedvision.experiment import Experiment
 from fedvision.reporting.inspect_experiment import inspect_experiment
 from fedvision.reporting.render import run_table
 from fedvision.runs.folder import RunFolder
 from fedvision.types import State
-from tests.experiments import tiny
+from tests.experiments import digits_of_several_labels, several_labels, tiny
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> str:
-    """Digits whose labels are: even, above 4, nine; the last one is rare."""
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    pixels, digit = (found.images * 15).astype(np.uint8), found.target
-    labels = np.stack([digit % 2 == 0, digit > 4, digit == 9], axis=1).astype(np.uint8)
-    arrays = {}
-    for part, rows in (("train", slice(0, 500)), ("test", slice(500, 700))):
-        arrays |= {f"{part}_images": pixels[rows], f"{part}_labels": labels[rows]}
-    np.savez(tmp_path / "digits.npz", **arrays)
-    return str(tmp_path / "digits.npz")
+def archive(tmp_path: Path) -> Path:
+    return digits_of_several_labels(tmp_path)
 
 
-def several(archive: str, **tables: Any) -> ExperimentConfig:
-    base: dict[str, Any] = {
-        "task": {"use": "multi-label"},
-        "data": {"use": "npz", "path": archive, "classes": ["even", "high", "nine"]},
+def several(archive: Path, **tables: Any) -> ExperimentConfig:
+    base: dict[str, Any] = several_labels(archive) | {
         "partition": {"use": "dirichlet", "clients": 4, "alpha": 0.5},
-        "loss": {"use": "class-balanced"},
         "evaluation": {"holdout": 0.2},
         "rounds": 2,
     }
@@ -51,7 +40,7 @@ def same(one: State, other: State) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_a_run_learns_and_prints_its_scores(archive: str, tmp_path: Path) -> None:
+def test_a_run_learns_and_prints_its_scores(archive: Path, tmp_path: Path) -> None:
     result = simulate(
         several(archive, rounds=8, training={"batch_size": 16, "lr": 0.5}), out=tmp_path / "run"
     )
@@ -72,7 +61,7 @@ def test_a_run_learns_and_prints_its_scores(archive: str, tmp_path: Path) -> Non
     assert "training images of 3" not in page
 
 
-def test_engines_agree(archive: str, tmp_path: Path) -> None:
+def test_engines_agree(archive: Path, tmp_path: Path) -> None:
     serial, stacked = (
         simulate(several(archive), engine=engine, out=tmp_path / engine)
         for engine in ("serial", "vectorized")
@@ -85,7 +74,7 @@ def test_engines_agree(archive: str, tmp_path: Path) -> None:
     )
 
 
-def test_a_resumed_run_has_the_same_bits(archive: str, tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_same_bits(archive: Path, tmp_path: Path) -> None:
     whole = simulate(several(archive, rounds=3), out=tmp_path / "whole")
     simulate(several(archive, rounds=1), out=tmp_path / "parts")
     parts = simulate(several(archive, rounds=3), out=tmp_path / "parts", resume=True)
@@ -93,13 +82,13 @@ def test_a_resumed_run_has_the_same_bits(archive: str, tmp_path: Path) -> None:
     assert whole.rounds == parts.rounds
 
 
-def test_mixup_blends_the_losses_of_two_images(archive: str, tmp_path: Path) -> None:
+def test_mixup_blends_the_losses_of_two_images(archive: Path, tmp_path: Path) -> None:
     result = simulate(several(archive, transforms={"mixup": 0.4}), out=tmp_path / "run")
     assert np.isfinite(result.rounds[-1]["server"]["loss"])
 
 
 @pytest.mark.parametrize("prior", ["local", "global"])
-def test_it_can_be_inspected(archive: str, prior: str) -> None:
+def test_it_can_be_inspected(archive: Path, prior: str) -> None:
     text = inspect_experiment(
         Experiment.build(several(archive, loss={"use": "class-balanced", "prior": prior}))
     )
@@ -115,11 +104,35 @@ def test_it_can_be_inspected(archive: str, prior: str) -> None:
         ({"evaluation": {"metrics": ["kappa"]}}, "'kappa' is for classification"),
     ],
 )
-def test_what_is_for_another_task_is_refused(archive: str, tables: dict[str, Any], problem: str) -> None:
+def test_what_is_for_another_task_is_refused(archive: Path, tables: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         Experiment.build(several(archive, **tables))
 
 
-def test_machines_far_apart_are_refused(archive: str) -> None:
-    with pytest.raises(ConfigError, match="runs in simulations only"):
-        Experiment.build(several(archive), split_here=False)
+@pytest.mark.parametrize("tested", [False, True])
+def test_label_form_without_training_images(tested: bool, archive: Path) -> None:
+    data = {"use": "elsewhere", "classes": ["even", "high", "nine"], "height": 8, "width": 8, "channels": 1}
+    data |= {"test": str(archive)} if tested else {}
+    built = Experiment.build(several(archive, data=data), split_here=False)
+    assert (built.dataset.train.labels.shape, built.dataset.train.labels.dtype) == ((0, 3), np.uint8)
+    one_class = {"task": {"use": "classification"}, "loss": {"use": "focal"}}
+    if tested:
+        with pytest.raises(ConfigError, match="needs one class an image"):
+            Experiment.build(several(archive, data=data, **one_class), split_here=False)
+        two = data | {"classes": ["even", "high"]}
+        with pytest.raises(ConfigError, match=r"there are 3 labels; data\.classes names 2"):
+            Experiment.build(several(archive, data=two), split_here=False)
+    else:
+        built = Experiment.build(several(archive, data=data, **one_class), split_here=False)
+        assert built.dataset.train.labels.shape == (0,)
+
+
+def test_a_clients_holdout_depends_on_its_own_images_alone(archive: Path) -> None:
+    """What is rare on a client decides, not what is rare in the federation."""
+    config = several(archive, evaluation={"holdout": 0.3})
+    made = Experiment.build(config)
+    labels = made.dataset.train.labels
+    for client in range(4):
+        own = np.union1d(made.split.clients[client], made.split.test(client))
+        rng = seeding.numpy_stream(config.seed, "holdout", client)
+        assert own[held_out(strata(labels[own]), 0.3, rng)].tolist() == made.split.test(client).tolist()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.naming import composed
+from fedvision.data.targets import count, renumbered, several
 from fedvision.errors import DataError, nearest
 from fedvision.formatting import listed
 
@@ -54,7 +55,8 @@ def destinations(
 def relabel(dataset: Dataset, mapping: Mapping[str, str], classes: Sequence[str]) -> Dataset:
     """Return the images under the experiment's labels.
 
-    Images stay the memory map they are, unless some are left out: then the others are copied to memory.
+    Images stay the memory map they are, unless some are left out: then the others are copied to memory. Where
+    an image may have several labels, a label that is left out is dropped and its images stay.
 
     Args:
         dataset: As the client's data source gives it.
@@ -62,21 +64,46 @@ def relabel(dataset: Dataset, mapping: Mapping[str, str], classes: Sequence[str]
         classes: The experiment's classes, in the order of their labels.
 
     Raises:
-        DataError: A label is known to neither, or every training image is left out.
+        DataError: A label is known to neither, every training image is left out, or images may have several
+            labels and one of the experiment's is not named.
     """
-    present = _present(dataset)
+    present = images_of(dataset)
     mapped = {composed(name) for name in mapping}
     own = [name for i, name in enumerate(dataset.classes) if present[i] or composed(name) in mapped]
     target, wrong = destinations(own, mapping, classes)
+    if several(dataset.train.labels):
+        wrong = (*wrong, *unnamed(dataset.classes, mapping, classes))
     if wrong:
         raise DataError("; ".join(wrong))
     table = np.full(len(dataset.classes), LEFT_OUT, np.int64)
     table[[dataset.classes.index(name) for name in own]] = target
-    train = _moved(dataset.train, table)
+    train = _moved(dataset.train, table, len(classes))
     if not len(train):
         raise DataError("[data.label_map] leaves every training image out; map one label to a class")
-    test = _moved(dataset.test, table) if dataset.test else None
+    test = _moved(dataset.test, table, len(classes)) if dataset.test else None
     return Dataset(train=train, test=test if test else None, classes=tuple(classes), notices=dataset.notices)
+
+
+def unnamed(own: Sequence[str], mapping: Mapping[str, str], classes: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence on labels of the experiment that data of several labels an image do not name, if any.
+
+    An image without a label counts as one that shows nothing of it. That holds where somebody looked, which
+    data that do not name the label do not say.
+
+    Args:
+        own: As for ``destinations``, all that the data name.
+        mapping: As for ``destinations``.
+        classes: As for ``destinations``.
+    """
+    target, _ = destinations(own, mapping, classes)
+    missing = [name for label, name in enumerate(classes) if label not in target]
+    if not missing:
+        return ()
+    return (
+        f"this data does not say which images have {listed([repr(name) for name in missing])}, and all would "
+        "count as without; where they were looked at for it and none has it, name it in data.classes, else "
+        "this data is not for the experiment",
+    )
 
 
 def by_name(
@@ -109,15 +136,16 @@ def by_name(
     return labels, tuple(name for name, count in zip(classes, found, strict=True) if not count)
 
 
-def _present(dataset: Dataset) -> NDArray[np.int64]:
-    """Return images a class [C'], training and test together."""
+def images_of(dataset: Dataset) -> NDArray[np.int64]:
+    """Return images of each class or label [C'], training and test together."""
     parts = [dataset.train, *([dataset.test] if dataset.test else [])]
-    return np.bincount(np.concatenate([part.labels for part in parts]), minlength=len(dataset.classes))
+    counts: NDArray[np.int64] = np.sum([count(part.labels, len(dataset.classes)) for part in parts], axis=0)
+    return counts
 
 
-def _moved(images: ImageSet, table: NDArray[np.int64]) -> ImageSet:
-    labels = table[images.labels]
-    retained = labels != LEFT_OUT
+def _moved(images: ImageSet, table: NDArray[np.int64], num_classes: int) -> ImageSet:
+    labels = renumbered(images.labels, table, num_classes)
+    retained = np.ones(len(labels), np.bool_) if several(labels) else labels != LEFT_OUT
     if retained.all():
         return dataclasses.replace(images, labels=labels)
     columns = {name: values[retained] for name, values in images.columns.items()}

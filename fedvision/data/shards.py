@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.dataset import ImageSet
+from fedvision.data.image_counts import ImageCounts
 from fedvision.data.targets import Targets, count
 
 
@@ -41,6 +42,10 @@ class Shard:
     def counts(self, num_classes: int) -> NDArray[np.int64]:
         """Return the number of images of each class or label, int64 [C]."""
         return count(self.labels[self.indices], num_classes)
+
+    def image_counts(self, num_classes: int) -> ImageCounts:
+        """Return how many images there are, and of each class or label."""
+        return ImageCounts.of(self.labels[self.indices], num_classes)
 
     def batch(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.uint8], Targets]:
         """Copy some images out of the base.

@@ -74,6 +74,28 @@ def count_each(lists: Sequence[NDArray[np.int64]], targets: Targets, num_classes
     return counts
 
 
+def renumbered(targets: Targets, table: NDArray[np.int64], num_classes: int) -> Targets:
+    """Return targets under other numbers; of several labels that become one, an image has it if it has any.
+
+    Args:
+        targets: Of C' classes or labels.
+        table: int64 [C']: the new number of each, negative where there is none. A class without a number
+            stays negative; a label without one is dropped.
+        num_classes: C.
+
+    Returns:
+        int64 [N], or uint8 [N, C].
+    """
+    if not several(targets):
+        classes: NDArray[np.int64] = table[targets]
+        return classes
+    found = np.zeros((len(targets), num_classes), np.uint8)
+    for own, label in enumerate(table.tolist()):
+        if label >= 0:
+            found[:, label] |= targets[:, own]
+    return found
+
+
 def strata(targets: Targets) -> NDArray[np.int64]:
     """Return the number by which each image is spread, int64 [N].
 

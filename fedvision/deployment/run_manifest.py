@@ -20,7 +20,7 @@ from fedvision import __version__
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised whenever an older client or server could misunderstand the other."""
 _KEYS = ("protocol", "version", "run", "experiment", "digest", "classes", "image", "frozen")
 

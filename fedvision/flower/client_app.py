@@ -38,7 +38,8 @@ def build(trainer: ClientTrainer, test: Shard | None = None) -> ClientApp:
     @app.query("roster")
     def client_registry(message: Message, context: Context) -> Message:
         def introduce(client: int) -> RecordDict:
-            return codec.encode_client_info(codec.ClientInfo(client=client, counts=trainer.counts(client)))
+            info = codec.ClientInfo(client=client, image_counts=trainer.image_counts(client))
+            return codec.encode_client_info(info)
 
         return _answer(message, context, "data", introduce)
 

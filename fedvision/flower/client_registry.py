@@ -80,7 +80,7 @@ class ReportedClientRegistry:
         self._nodes = {client: node for node, client in self._clients.items()}
         # Noise may make one member's number negative; over all of them a negative sum means none.
         self.counts: tuple[int, ...] = tuple(
-            np.sum([entry.counts for entry in entries.values()], axis=0).clip(min=0).tolist()
+            np.sum([entry.image_counts.counts for entry in entries.values()], axis=0).clip(min=0).tolist()
         )
 
     def __len__(self) -> int:

@@ -23,6 +23,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fedvision.aggregation.summation import Distant, PartialSum
 from fedvision.algorithms.mean import Sums
+from fedvision.data.image_counts import ImageCounts
 from fedvision.flower import stats_codec
 from fedvision.flower.internals import DistantArray, TensorArray, filled
 from fedvision.flower.internals_message import values
@@ -53,12 +54,10 @@ class ClientInfo:
 
     client: int
     """Partition number."""
-    counts: tuple[int, ...]
-    """Training images per class [C]; zeros where they are not told."""
+    image_counts: ImageCounts
+    """Training images; zeros where they are not reported."""
     sharing: str = "plain"
     """How: ``plain``, ``noisy``, ``masked`` (they come with others' in a sum) or ``none``."""
-    images: int = 0
-    """Training images in all, where ``sharing`` is ``masked``."""
     card: Mapping[str, str] = field(default_factory=dict)
     """What the other masked clients are shown."""
 
@@ -372,9 +371,11 @@ def decode_measure(content: RecordDict) -> tuple[State, range]:
 
 def encode_client_info(entry: ClientInfo) -> RecordDict:
     """Return the content of a reply to the roster query."""
-    info = ConfigRecord({"client": entry.client, _COUNTS: list(entry.counts), _SHARING: entry.sharing})
+    counts = entry.image_counts
+    info = ConfigRecord({"client": entry.client, _COUNTS: list(counts.counts), _IMAGES: counts.images})
+    info[_SHARING] = entry.sharing
     if entry.card:
-        info[_IMAGES], info[_CARD] = entry.images, json.dumps(dict(entry.card))
+        info[_CARD] = json.dumps(dict(entry.card))
     return RecordDict({CONFIG: info})
 
 
@@ -383,9 +384,8 @@ def decode_client_info(content: RecordDict) -> ClientInfo:
     config = record(content, CONFIG, ConfigRecord)
     return ClientInfo(
         client=int(config["client"]),  # type: ignore[arg-type]
-        counts=tuple(config[_COUNTS]),  # type: ignore[arg-type]
+        image_counts=ImageCounts(images=int(config[_IMAGES]), counts=tuple(config[_COUNTS])),  # type: ignore[arg-type]
         sharing=str(config.get(_SHARING, "plain")),
-        images=int(config.get(_IMAGES, 0)),  # type: ignore[arg-type]
         card=json.loads(str(config.get(_CARD, "{}"))),
     )
 

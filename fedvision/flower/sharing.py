@@ -19,6 +19,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from fedvision.data.image_counts import ImageCounts
 from fedvision.flower import codec, stats_codec
 from fedvision.tasks.stats import MetricStats, Shape
 from fedvision.training.evaluate import Evaluation
@@ -30,10 +31,12 @@ _CARDS, _COUNTS, _GROUP, _LOSS = "cards", "masked-counts", "group", "masked-loss
 _WITHHELD = "none"
 _LOSS_STEP, _LOSS_MOST = 2.0**-20, 2.0**36
 """Nats of a masked loss: its unit, and the largest that is told; 2^63 holds the sum over 128 such clients."""
+_MOST_IMAGES = 1 << 40
+"""Of a group; masks that are left in a sum seldom let one of its numbers be as small, and never all."""
 
 
 def encode_group(cards: Sequence[Mapping[str, object]], *, agreement_only: bool = False) -> RecordDict:
-    """Return the content that asks a group for its masked class counts.
+    """Return the content that asks a group for its masked numbers of images.
 
     Args:
         cards: The group's.
@@ -60,13 +63,13 @@ def decode_group(content: RecordDict) -> list[dict[str, Any]]:
     return cards
 
 
-def encode_masked(counts: Sequence[int]) -> RecordDict:
-    """Return the reply to ``encode_group``: numbers of 64 bits [C], signed."""
-    return RecordDict({codec.CONFIG: ConfigRecord({_COUNTS: list(counts)})})
+def encode_masked(numbers: Sequence[int]) -> RecordDict:
+    """Return the reply to ``encode_group``: ``ImageCounts.numbers`` [C + 1], masked, 64 bits, signed."""
+    return RecordDict({codec.CONFIG: ConfigRecord({_COUNTS: list(numbers)})})
 
 
 def decode_masked(content: RecordDict) -> NDArray[np.int64]:
-    """Return masked class counts [C]; sums of them wrap around, modulo 2^64."""
+    """Return masked numbers of images [C + 1]; sums of them wrap around, modulo 2^64."""
     return np.array(codec.record(content, codec.CONFIG, ConfigRecord)[_COUNTS], np.int64)
 
 
@@ -222,6 +225,12 @@ def added(parts: Sequence[NDArray[np.int64]] | NDArray[np.int64]) -> NDArray[np.
     return total
 
 
-def unmasked(numbers: NDArray[np.int64], images: int) -> bool:
-    """Tell whether a sum is free of masks: counts of so many images, of which none is negative."""
-    return stats_codec.are_counts(numbers[None], images)
+def unmasked(numbers: NDArray[np.int64], several_labels: bool) -> ImageCounts | None:
+    """Return the images of a group, or None where masks are left in its sum.
+
+    Args:
+        numbers: The sum of its clients' masked numbers [C + 1].
+        several_labels: As for ``ImageCounts.agree``.
+    """
+    total = ImageCounts.from_numbers(numbers.tolist())
+    return total if total.agree(several_labels) and total.images <= _MOST_IMAGES else None

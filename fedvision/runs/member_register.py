@@ -19,12 +19,13 @@ record, the report and the terminal read it. A line is
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedvision.data.image_counts import ImageCounts
 from fedvision.files import append_line, json_line, read_lines, recording
 
 JOINED, LEFT, REPORTED = "joined", "left", "reported images"
@@ -52,13 +53,18 @@ class Member:
     """Flower's number of the machine that joined last."""
     sharing: str = ""
     """How it tells its class counts; empty before it joined."""
-    counts: tuple[int, ...] | None = None
-    """Training images of each class [C]; None where they are not told, or in a sum alone."""
+    image_counts: ImageCounts | None = None
+    """Its training images; None where they are not reported, or in a sum alone."""
+
+    @property
+    def counts(self) -> tuple[int, ...] | None:
+        """Training images of each class [C]; None where they are not reported."""
+        return self.image_counts.counts if self.image_counts else None
 
     @property
     def images(self) -> int | None:
-        """Training images in all; None where they are not told."""
-        return None if self.counts is None else sum(self.counts)
+        """Training images in all; None where they are not reported."""
+        return self.image_counts.images if self.image_counts else None
 
 
 class MemberRegister:
@@ -98,16 +104,15 @@ class MemberRegister:
         """Note that a client takes part from now on, or again."""
         self._add(JOINED, name, client, name, key, node=node, sharing=sharing)
 
-    def add_counts(self, client: int, counts: Sequence[int]) -> None:
-        """Note what a client tells of its images; ``counts`` are those of each class [C]."""
+    def add_counts(self, client: int, image_counts: ImageCounts) -> None:
+        """Note what a client reports of its images."""
         member = self.members[client]
-        facts = {"counts": list(counts), "images": sum(counts)}
-        self._add(REPORTED, member.name, client, member.name, member.key, **facts)
+        self._add(REPORTED, member.name, client, member.name, member.key, **image_counts.to_table())
 
     def add_sum(self, table: Mapping[str, Any]) -> None:
-        """Note a sum over masked clients: ``group``, ``clients`` and ``counts`` [C]."""
+        """Note a sum over masked clients: ``group``, ``clients``, ``counts`` [C] and ``images``."""
         names = [self.members[client].name for client in table["clients"]]
-        self._add(REPORTED, " + ".join(names), None, None, "", **table, images=sum(table["counts"]))
+        self._add(REPORTED, " + ".join(names), None, None, "", **table)
 
     def left(self, client: int, reason: str = "") -> None:
         """Note that a client is not there any more."""
@@ -164,11 +169,12 @@ class MemberRegister:
         if what == FAILED:
             self._failures.add((line["round"], client, line["stage"], line["reason"]))
         elif what == REPORTED:
-            member = replace(member, counts=tuple(line["counts"]))
+            member = replace(member, image_counts=ImageCounts.from_table(line))
         elif what == JOINED:
             same = member.node == line["node"] and member.status != REFUSED
-            counts = member.counts if same else None
-            facts = {"node": line["node"], "sharing": line["sharing"], "counts": counts, "reason": ""}
+            facts = {"node": line["node"], "sharing": line["sharing"], "reason": ""}
+            if not same:
+                facts["image_counts"] = None
             member = replace(member, status=JOINED, **facts)
         else:
             member = replace(member, status=what, reason=line["reason"])

@@ -15,6 +15,7 @@ from torch import nn
 
 from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
+from fedvision.data.image_counts import ImageCounts
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.errors import ConfigError, PluginError
@@ -110,9 +111,9 @@ class ClientTrainer:
             updates=chain.build(config, model),
         )
 
-    def counts(self, client: int) -> tuple[int, ...]:
-        """Return a client's training images per class [C]."""
-        return tuple(self.shards.train(client).counts(self.num_classes).tolist())
+    def image_counts(self, client: int) -> ImageCounts:
+        """Return how many training images a client has, and of each class."""
+        return self.shards.train(client).image_counts(self.num_classes)
 
     def train(self, request: TrainRequest) -> TrainResult:
         """Train one client on its task and keep what it must remember; measure first where it is asked to."""

@@ -75,6 +75,34 @@ def test_composed_and_decomposed_names_agree() -> None:
     assert wrong == ()
 
 
+def labelled(rows: list[list[int]], classes: tuple[str, ...]) -> Dataset:
+    pixels = np.zeros((len(rows), 1, 1, 1), np.uint8)
+    return Dataset(train=ImageSet(images=pixels, labels=np.array(rows, np.uint8)), classes=classes)
+
+
+def test_several_labels_are_renamed_merged_and_dropped_and_every_image_stays() -> None:
+    """An image has a label if it has any of those that become it; without labels it is an image as well."""
+    own = labelled(
+        [[1, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]],
+        ("bacterial", "viral", "healthy", "unclear"),
+    )
+    mapping = {"bacterial": "pneumonia", "viral": "pneumonia", "healthy": "normal", "unclear": ""}
+    moved = relabel(own, mapping, ("normal", "pneumonia"))
+    assert moved.train.labels.tolist() == [[0, 1], [0, 1], [1, 1], [0, 0], [0, 0]]
+    assert moved.train.labels.dtype == np.uint8
+    assert moved.train.images is own.train.images
+    assert moved.classes == ("normal", "pneumonia")
+
+
+def test_a_label_that_data_do_not_name_is_not_taken_for_absent() -> None:
+    with pytest.raises(DataError, match="does not say which images have 'normal', 'pneumonia', and all"):
+        relabel(labelled([[1], [0]], ("covid",)), {}, CLASSES)
+    named = labelled([[1, 0, 0], [0, 0, 0]], ("covid", "pneumonia", "normal"))
+    assert relabel(named, {}, CLASSES).train.labels.tolist() == [[0, 0, 1], [0, 0, 0]]
+    with pytest.raises(DataError, match="label 'covid' is no class of the experiment"):
+        relabel(named, {}, CLASSES[:2])
+
+
 def test_a_model_finds_classes_by_their_names_whatever_their_order() -> None:
     data = dataset([0, 2, 2, 1], ("cafe\u0301", "unused", "dog"))
     data = dataclasses.replace(data, train=dataclasses.replace(data.train, labels=np.array([0, 2, 2, 0])))

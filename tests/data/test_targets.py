@@ -131,6 +131,8 @@ def test_a_column_that_lists_labels(tmp_path: Path) -> None:
     dataset = read(tmp_path, rows, "abc", label_separator="|")
     assert dataset.classes == ("sea", "sky")
     assert by_file(dataset) == {"a.png": [1, 0], "b.png": [1, 1], "c.png": [0, 0]}
+    none = read(tmp_path, "file,label\na.png,\nb.png,\n", "ab", label_separator="|", classes=["sky", "sea"])
+    assert none.train.labels.tolist() == [[0, 0], [0, 0]]
     named = read(tmp_path, rows, "abc", label_separator="|", classes=["sky", "sea", "sun"])
     assert by_file(named)["b.png"] == [1, 1, 0]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from fedvision.data.image_counts import ImageCounts
 from fedvision.flower import codec, internals
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.training.evaluate import Evaluation
@@ -90,7 +91,7 @@ def test_counts_travel_whole() -> None:
 
 
 def test_a_roster_entry_comes_out_as_it_went_in() -> None:
-    entry = codec.ClientInfo(client=4, counts=(0, 7))
+    entry = codec.ClientInfo(client=4, image_counts=ImageCounts(images=5, counts=(0, 7)))
     assert codec.decode_client_info(codec.encode_client_info(entry)) == entry
 
 

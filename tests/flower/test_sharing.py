@@ -59,10 +59,26 @@ def test_masks_that_did_not_cancel_are_noticed() -> None:
     one, two, _ = masked(3)
     found = sharing.split_readable({1: one, 2: two, 3: one}, {"g": (1, 2, 3)})
     assert found.sums == []
-    assert not sharing.unmasked(np.array([5, -1]), 4)
-    assert not sharing.unmasked(np.array([5, 1]), 4)
-    assert not sharing.unmasked(np.array([2**63 - 1, 2**63 - 1, 2, 0]), 0)
-    assert sharing.unmasked(np.array([3, 1]), 4)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "one", "several"),
+    [
+        ([3, 1, 4], True, True),
+        ([5, -1, 4], False, False),
+        ([3, 2, 4], False, True),
+        ([5, 0, 4], False, False),
+        ([0, 0, 4], False, True),
+        ([2**63 - 1, 2**63 - 1, 2, 0], False, False),
+        ([2**40, 1, 2**40 + 1], False, False),
+    ],
+)
+def test_a_sum_with_masks_in_it_is_no_number_of_images(numbers: list[int], one: bool, several: bool) -> None:
+    """Of one class an image the counts add up to the images; of several labels none is above them."""
+    for several_labels, good in ((False, one), (True, several)):
+        found = sharing.unmasked(np.array(numbers), several_labels)
+        assert (found is not None) == good
+        assert found is None or found.numbers() == numbers
 
 
 def crafted(counts: Sequence[int]) -> list[RecordDict]:

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import FedProx as StockFedProx
 
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.algorithms.fedprox import FedProx
+from fedvision.data.image_counts import ImageCounts
 from fedvision.errors import PluginError
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import ReportedClientRegistry
@@ -50,7 +51,10 @@ class Nodes(Grid):
 def members(clients: Mapping[int, int]) -> ReportedClientRegistry:
     """A roster in which each client said that it has an image of the only class."""
     return ReportedClientRegistry(
-        {node: codec.ClientInfo(client=k, counts=(1,)) for node, k in clients.items()}
+        {
+            node: codec.ClientInfo(client=k, image_counts=ImageCounts(images=1, counts=(1,)))
+            for node, k in clients.items()
+        }
     )
 
 

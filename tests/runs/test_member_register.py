@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedvision.data.image_counts import ImageCounts
 from fedvision.files import read_lines
 from fedvision.reporting.html import write_report
 from fedvision.reporting.render import run_table
@@ -20,7 +21,7 @@ def register(tmp_path: Path) -> MemberRegister:
     made = MemberRegister(tmp_path / "members.jsonl")
     for client, (name, counts) in enumerate(zip(("north", "south"), COUNTS, strict=True)):
         made.joined(client, name, f"SHA256:{name}", node=100 + client, sharing="plain")
-        made.add_counts(client, counts)
+        made.add_counts(client, ImageCounts(images=sum(counts), counts=tuple(counts)))
     return made
 
 
@@ -86,7 +87,7 @@ def test_a_client_that_failed_in_every_round_takes_no_part(make_run: MakeRun) ->
     register = folder.members()
     for client, (name, counts) in enumerate(zip(("north", "south"), COUNTS, strict=True)):
         register.joined(client, name, "", node=100 + client, sharing="plain")
-        register.add_counts(client, counts)
+        register.add_counts(client, ImageCounts(images=sum(counts), counts=tuple(counts)))
     register.refused(2, "east", "", "it has other classes", by="east")
     facts = read_facts(folder)
     assert (facts.clients, facts.shown, facts.counts.tolist()) == (1, ["north"], [COUNTS[0]])

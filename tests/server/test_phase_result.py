@@ -9,6 +9,7 @@ import pytest
 import torch
 from flwr.app import Error, Message, RecordDict
 
+from fedvision.data.image_counts import ImageCounts
 from fedvision.errors import ConfigError, RunError
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import UnknownClients
@@ -164,7 +165,9 @@ def test_the_roster_holds_those_that_answer() -> None:
         client = CLIENTS[message.metadata.dst_node_id]
         if client == 2:
             return None
-        entry = codec.ClientInfo(client=client, counts=(client, 1))
+        entry = codec.ClientInfo(
+            client=client, image_counts=ImageCounts(images=client + 1, counts=(client, 1))
+        )
         return Message(codec.encode_client_info(entry), reply_to=message)
 
     client_registry = query_clients(Answering(introduce))

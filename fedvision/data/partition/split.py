@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -141,7 +141,7 @@ def make(
     num_classes: int,
     seed: int,
     holdout: float = 0.0,
-    strata: Indices | None = None,
+    strata: Callable[[Targets], Indices] = strata_of,
 ) -> Split:
     """Split training images over clients.
 
@@ -151,7 +151,7 @@ def make(
         num_classes: C.
         seed: The experiment's root seed.
         holdout: Share of each client's images that it keeps from training to measure on, >= 0 and < 1.
-        strata: int64 [N]: by what images are spread; by default ``data.targets.strata``.
+        strata: Targets -> int64 [N], by what images are spread.
 
     Raises:
         ConfigError: ``partition.clients`` is missing where nothing settles it.
@@ -161,23 +161,23 @@ def make(
     """
     check_share(holdout)
     check_classes(train.labels, num_classes)
-    strata = strata_of(train.labels) if strata is None else strata
+    spread = strata(train.labels)
     retained = longtail.subsample(
-        strata, config.imbalance, seeding.numpy_stream(seed, "longtail"), num_classes
+        spread, config.imbalance, seeding.numpy_stream(seed, "longtail"), num_classes
     )
     columns = {name: values[retained] for name, values in train.columns.items()}
     partition = registry.build("partition", config, columns=columns)
     number, where = _clients(partition, config), f"[partition] use = {config.use!r}"
     try:
         parts = _partitioned(
-            partition, train, strata, retained, number, seeding.numpy_stream(seed, "partition"), where
+            partition, train, spread, retained, number, seeding.numpy_stream(seed, "partition"), where
         )
     except FAILURES as error:
         raise PluginError(f"{where} failed: {error}") from error
     check_number(parts, number, where)
     if is_lazy(parts):
-        held = _held_apart(parts, retained, strata, where, holdout, seed)
-        return _lazy(held, train.labels, strata, num_classes, config, seed)
+        held = _held_apart(parts, retained, spread, where, holdout, seed)
+        return _lazy(held, train.labels, spread, num_classes, config, seed)
     lists = [np.sort(retained[part]) for part in check_list(parts, len(retained), where)]
     made = _listed(lists, train, strata, num_classes, holdout, seed)
     return replace(made, names=partition.names) if isinstance(partition, ByColumn) else made
@@ -202,16 +202,21 @@ def _partitioned(
 
 
 def _listed(
-    lists: Sequence[Indices], images: ImageSet, strata: Indices, num_classes: int, holdout: float, seed: int
+    lists: Sequence[Indices],
+    images: ImageSet,
+    strata: Callable[[Targets], Indices],
+    num_classes: int,
+    holdout: float,
+    seed: int,
 ) -> Split:
     """Return the split of clients that share no image; each keeps images of its own from training."""
     labels, groups = images.labels, groups_of(images)
     train, held = tuple(lists), []
     if holdout:
-        # The stream is the client's own: its halves do not depend on how many others there are.
+        # Stream and strata are the client's own: its halves do not depend on what others there are.
         masks = [
             held_out_groups(
-                strata[part],
+                strata(labels[part]),
                 None if groups is None else groups[part],
                 holdout,
                 seeding.numpy_stream(seed, "holdout", client),

@@ -111,7 +111,9 @@ def manifest(
         given, found = (
             zero_one(rows, columns, table) if labels else parted(rows, columns[0], label_separator, table)
         )
-        settled = resolve_classes(classes or (columns if labels else None), found, str(table))
+        named = classes or (columns if labels else None)
+        # A client none of whose images has a label knows their names from data.classes alone.
+        settled = resolve_classes(named, found or named or (), str(table))
         targets = indicators(given, settled)
     else:
         targets, settled = _one_class(rows, table, label, classes)

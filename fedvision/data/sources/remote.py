@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from fedvision.data.decoding.file_list import resolve_classes
 from fedvision.data.paths import expand
 from fedvision.data.sources.arrays import read_part
 from fedvision.data.sources.npz_archive import Archive
+from fedvision.data.targets import several
 from fedvision.errors import DataError
 
 
@@ -27,16 +29,20 @@ def elsewhere(
         test: An .npz file with ``test_images`` and ``test_labels`` on the server, for its own measurement.
 
     Returns:
-        No training images, uint8 [0, H, W, channels].
+        No training images, uint8 [0, H, W, channels]; their labels have the form of the test images', or of
+        one class an image where there is no test set to tell.
 
     Raises:
-        DataError: A size is no size, or the test images have another one.
+        DataError: A size is no size, or the test images have another one, or other labels.
     """
     if min(height, width, channels) < 1:
         raise DataError(f"data: {height} x {width} with {channels} channels is no size of an image")
     names = resolve_classes(classes, classes, "data.classes")
     empty = ImageSet(images=np.zeros((0, height, width, channels), np.uint8), labels=np.zeros(0, np.int64))
-    return Dataset(train=empty, test=_test(test, names, empty) if test else None, classes=names)
+    if not test:
+        return Dataset(train=empty, classes=names)
+    tested = _test(test, names, empty)
+    return Dataset(train=replace(empty, labels=tested.labels[:0]), test=tested, classes=names)
 
 
 def _test(path: str, classes: tuple[str, ...], like: ImageSet) -> ImageSet:
@@ -47,6 +53,10 @@ def _test(path: str, classes: tuple[str, ...], like: ImageSet) -> ImageSet:
         raise DataError(
             f"{archive.path}: the test images are {size} and the clients' are said to be {declared}"
         )
-    if len(found) and found.labels.max() >= len(classes):
+    if several(found.labels):
+        if found.labels.shape[1] != len(classes):
+            labels = found.labels.shape[1]
+            raise DataError(f"{archive.path}: there are {labels} labels; data.classes names {len(classes)}")
+    elif len(found) and found.labels.max() >= len(classes):
         raise DataError(f"{archive.path}: label {found.labels.max()} has no name in data.classes")
     return found

@@ -96,7 +96,8 @@ class OwnDataConfig(PluginSpec):
     """This machine's images: a data source as in an experiment, but of the owner's choice."""
 
     label_map: Mapping[str, str] = field(default_factory=dict)
-    """Own label -> the experiment's class name; ``""`` leaves its images out; others keep their name."""
+    """Own label -> the experiment's class name; others keep their name. ``""`` leaves the images of a class
+    out; of several labels an image it drops the label, and its images stay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,8 @@ class ShareConfig:
     counts: Literal["none", "plain", "noisy", "masked"] = "none"
     """Class counts: not at all, as they are, with noise, or masked so that only the sum can be read."""
     epsilon: float = 1.0
-    """Privacy loss of ``noisy``: Laplace noise of scale 1 / epsilon on every class; smaller hides more."""
+    """Privacy loss of ``noisy``: Laplace noise of scale 1 / epsilon on every class; smaller hides more. Of L
+    labels, any number an image, (L + 1) / epsilon on every label and on the number of images."""
     statistics: tuple[str, ...] = ()
     """Names of further statistics that the server may ask for, such as ``feature-moments``, told as
     ``counts`` says. Their sums tell more of the images than class counts do, which need no mention here."""

@@ -55,10 +55,12 @@ def run_check(config: ClientMachineConfig, experiment: ExperimentConfig | None =
     if experiment is None:
         found.lines.append(("WARN", "experiment", "none named: labels, plug-ins and memory are not checked"))
         return found
-    fits = found.run_check("plug-ins", _plugins, config, experiment)
-    fits &= found.run_check("sharing", _sharing, config, experiment)
+    permitted = found.run_check("plug-ins", _plugins, config, experiment)
+    fits = found.run_check("sharing", _sharing, config, experiment) and permitted
     for dataset in opened:
         fits &= found.run_check("size", image_checks.size, dataset, experiment)
+        if permitted:
+            fits &= found.run_check("task", image_checks.form, config, dataset, experiment)
         fits &= found.run_check("labels", image_checks.labels, config, dataset, experiment)
         if fits:
             found.run_check("step", image_checks.step, config, dataset, experiment)

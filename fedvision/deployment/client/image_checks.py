@@ -1,4 +1,7 @@
-"""What an examination says of a client's images: read, equal, rare, unknown, and what a step costs."""
+"""What an examination says of a client's images: read, equal, rare, unknown, and what a step costs.
+
+Where an image may have several labels, a label's images are its positives, and images without any are fine.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,20 @@ import numpy as np
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.duplicates import find_duplicates, image_name
-from fedvision.data.relabel import destinations
+from fedvision.data.relabel import destinations, images_of, unnamed
+from fedvision.data.targets import count, several
 from fedvision.deployment.client.check_report import Level, Lines
 from fedvision.deployment.client.config import ClientMachineConfig
-from fedvision.deployment.client.local_data import known_classes, known_size, open_own, under_classes
+from fedvision.deployment.client.local_data import (
+    check_form,
+    known_classes,
+    known_size,
+    open_own,
+    under_classes,
+)
 from fedvision.errors import DataError
+from fedvision.formatting import plural
+from fedvision.tasks.base import build_task
 
 _NAMED = 3
 _BAR = 30
@@ -37,7 +49,7 @@ def equal_pictures(dataset: Dataset) -> Lines:
     test = dataset.test or train
     kinds: tuple[tuple[Level, tuple[tuple[int, int], ...], ImageSet, str], ...] = (
         ("WARN", found.repeated, train, "pictures that are there twice and count twice"),
-        ("FAIL", found.contradicting, train, "pictures that are there under two labels; keep the right one"),
+        ("FAIL", found.contradicting, train, f"pictures that are there {_twice(train)}; keep the right one"),
         ("FAIL", found.leaked, test, "test images that are training images too; remove them from one"),
     )
     for level, pairs, first, what in kinds:
@@ -48,18 +60,41 @@ def equal_pictures(dataset: Dataset) -> Lines:
         yield "OK", "no picture is there twice"
 
 
+def _twice(images: ImageSet) -> str:
+    return "with different labels" if several(images.labels) else "under two labels"
+
+
 def histogram(dataset: Dataset) -> Lines:
-    """Draw training images a class, the most frequent first."""
-    counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
+    """Draw training images a class, or positives a label, the most frequent first."""
+    counts = count(dataset.train.labels, len(dataset.classes))
     order = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
-    width = max(len(dataset.classes[c]) for c in order)
+    width = max((len(dataset.classes[c]) for c in order), default=0)
     for c in order[:_CLASSES]:
         bar = "#" * max(1, round(_BAR * counts[c] / counts.max()))
         yield "OK", f"{dataset.classes[c]:<{width}} {counts[c]:>8,}  {bar}"
     if rest := order[_CLASSES:]:
-        yield "OK", f"and {len(rest)} rarer classes with {counts[rest].sum():,} images"
+        # An image of several of these labels is in several of their numbers.
+        fewer = f"labels with up to {counts[rest].max():,} images each"
+        whole = f"classes with {counts[rest].sum():,} images"
+        yield "OK", f"and {len(rest)} rarer {fewer if several(dataset.train.labels) else whole}"
     if vacant := [name for name, count in zip(dataset.classes, counts, strict=True) if not count]:
         yield "WARN", f"no training image of {_listed(vacant)}"
+    if several(dataset.train.labels):
+        yield "OK", _labels_an_image(dataset.train)
+
+
+def _labels_an_image(images: ImageSet) -> str:
+    each = images.labels.sum(axis=1, dtype=np.int64)
+    without = plural(int((each == 0).sum()), "training image")
+    return f"an image has {each.mean():.2f} labels on average, {each.max()} at most; {without} without any"
+
+
+def form(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
+    """Say whether images have one class or several labels, as the experiment's task needs it."""
+    task = build_task(experiment.task)
+    check_form(dataset, config, task)
+    found = "any number of labels" if several(dataset.train.labels) else "one class each"
+    yield "OK", f"images have {found}, as task {task.name!r} needs it"
 
 
 def size(dataset: Dataset, experiment: ExperimentConfig) -> Lines:
@@ -89,6 +124,8 @@ def labels(config: ClientMachineConfig, dataset: Dataset, experiment: Experiment
         return
     own = present(dataset)
     target, wrong = destinations(own, config.data.label_map, classes)
+    if several(dataset.train.labels):
+        wrong = (*wrong, *unnamed(dataset.classes, config.data.label_map, classes))
     for sentence in wrong:
         yield "FAIL", sentence
     if not wrong:
@@ -99,9 +136,7 @@ def labels(config: ClientMachineConfig, dataset: Dataset, experiment: Experiment
 
 def present(dataset: Dataset) -> list[str]:
     """Return the class names that some image has."""
-    parts = [dataset.train, *([dataset.test] if dataset.test else [])]
-    found = {int(label) for part in parts for label in np.unique(part.labels)}
-    return [name for label, name in enumerate(dataset.classes) if label in found]
+    return [name for name, images in zip(dataset.classes, images_of(dataset), strict=True) if images]
 
 
 def step(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:

@@ -12,7 +12,10 @@ from fedvision.data.dataset import Dataset
 from fedvision.data.naming import composed
 from fedvision.data.relabel import relabel
 from fedvision.data.sources.known_sizes import image_size
+from fedvision.data.targets import several
 from fedvision.deployment.client.config import ClientMachineConfig
+from fedvision.errors import DataError
+from fedvision.tasks.base import ONE_CLASS, SEVERAL, Task
 from fedvision.types import PluginSpec
 
 
@@ -27,6 +30,21 @@ def open_own(config: ClientMachineConfig) -> Dataset:
         args.setdefault("cache", config.cache)
     dataset: Dataset = registry.build("data", PluginSpec(use=config.data.use, args=args))
     return dataset
+
+
+def check_form(dataset: Dataset, config: ClientMachineConfig, task: Task) -> None:
+    """Check that a client's images have one class or several labels, as the experiment's task needs it.
+
+    Raises:
+        DataError: They have not.
+    """
+    found = several(dataset.train.labels)
+    if found != task.several_labels:
+        wanted, has = (ONE_CLASS, SEVERAL) if found else (SEVERAL, ONE_CLASS)
+        raise DataError(
+            f"the experiment's task {task.name!r} needs {wanted}, and this client's [data] use = "
+            f"{config.data.use!r} has {has}"
+        )
 
 
 def stamp(config: ClientMachineConfig) -> str | None:

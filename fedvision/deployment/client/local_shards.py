@@ -7,19 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedvision import seeding
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.image_counts import ImageCounts
 from fedvision.data.partition.group_holdout import held_out_groups
 from fedvision.data.partition.groups import groups_of
 from fedvision.data.shards import Shard
-from fedvision.data.targets import strata
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
-from fedvision.deployment.client.local_data import open_own, under_classes
+from fedvision.deployment.client.local_data import check_form, open_own, under_classes
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.errors import ConfigError, DataError
 from fedvision.files import replace_file
+from fedvision.tasks.base import build_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class OwnShards:
 
     images: ImageSet
     """Training images under the experiment's labels."""
+    strata: NDArray[np.int64]
+    """int64 [N]: by what the holdout spreads them."""
     share: float
     """Share kept from training for measurement."""
     seed: int
@@ -43,7 +47,7 @@ class OwnShards:
 
     def _halves(self, client: int) -> tuple[Shard, Shard]:
         rng = seeding.numpy_stream(self.seed, "holdout", client)
-        held = held_out_groups(strata(self.images.labels), groups_of(self.images), self.share, rng)
+        held = held_out_groups(self.strata, groups_of(self.images), self.share, rng)
         whole = Shard.whole(self.images)
         return whole.take(np.flatnonzero(~held)), whole.take(np.flatnonzero(held))
 
@@ -63,16 +67,24 @@ def own_shards(
     """Read this machine's images, unless they are ``read``, and give them the experiment's labels.
 
     Raises:
-        ConfigError: Images cannot be read, have another size than the experiment's, or an unknown label.
+        ConfigError: Images cannot be read, have another size than the experiment's, an unknown label, or
+            labels of another form than its task.
     """
-    dataset = under_classes(read_own(client) if read is None else read, client, facts.classes)
+    own, task = read_own(client) if read is None else read, build_task(experiment.task)
+    check_form(own, client, task)
+    dataset = under_classes(own, client, facts.classes)
     size = tuple(dataset.train.images.shape[1:])
     if size != facts.image:
         raise DataError(
             f"[data] gives images of {_text(size)} and the experiment has {_text(facts.image)}; set "
             "size and color of the data source in the client's file"
         )
-    return OwnShards(images=dataset.train, share=experiment.evaluation.holdout, seed=experiment.seed)
+    return OwnShards(
+        images=dataset.train,
+        strata=task.strata(dataset.train.labels),
+        share=experiment.evaluation.holdout,
+        seed=experiment.seed,
+    )
 
 
 def _text(size: tuple[int, ...]) -> str:
@@ -86,19 +98,23 @@ def on_this_machine(client: ClientMachineConfig, experiment: ExperimentConfig) -
 
 
 def reported_counts(
-    counts: tuple[int, ...], share: ShareConfig, memo: Path, *, needed: bool
-) -> tuple[int, ...]:
-    """Return the class counts [C] that the server is told, zeros where it is told nothing.
+    own: ImageCounts, share: ShareConfig, memo: Path, *, needed: bool, several_labels: bool = False
+) -> ImageCounts:
+    """Return what a client reports of its training images, zeros where it reports nothing.
 
     Noise is drawn once for a run and kept: who asks twice must not be able to take the mean. With noise a
     class of few images may be told as a negative number; only the federation's sum is raised to 0.
-    Laplace mechanism: Dwork et al. 2006, "Calibrating noise to sensitivity in private data analysis".
+    Laplace mechanism: Dwork et al. 2006, "Calibrating noise to sensitivity in private data analysis". An
+    image of one class changes one count by 1, and the images are reported as the sum of the noisy counts. An
+    image of several labels can change all L counts and the number of images, so these have (L + 1) times the
+    noise.
 
     Args:
-        counts: The true ones [C].
+        own: The true numbers, of C classes.
         share: What the owner allows.
         memo: File that keeps what was told.
         needed: Whether the experiment's loss rests on the federation's counts.
+        several_labels: Whether an image may have several labels.
 
     Raises:
         ConfigError: They are needed and not shared.
@@ -110,17 +126,24 @@ def reported_counts(
                 'client shares none; set share.counts to "masked", "noisy" or "plain" in its file, or leave '
                 "the run"
             )
-        return (0,) * len(counts)
+        return ImageCounts.none(len(own.counts))
     if share.counts == "masked":  # they come with others' in a sum
-        return (0,) * len(counts)
+        return ImageCounts.none(len(own.counts))
     if share.counts == "plain":
-        return counts
+        return own
     if memo.exists():
-        return tuple(json.loads(memo.read_text()))
-    # Not from the experiment's seed, which the server knows.
-    noise = np.random.default_rng().laplace(0, 1 / share.epsilon, len(counts))
-    # A negative number stays: raised to 0 here it would pull the sum over many clients up.
-    reported = tuple(round(count + more) for count, more in zip(counts, noise, strict=True))
+        return ImageCounts.from_table(json.loads(memo.read_text()))
+    reported = _noisy(own, share.epsilon, several_labels)
     memo.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(memo, json.dumps(reported))
+    replace_file(memo, json.dumps(reported.to_table()))
     return reported
+
+
+def _noisy(own: ImageCounts, epsilon: float, several_labels: bool) -> ImageCounts:
+    exact = own.numbers() if several_labels else list(own.counts)
+    changed = len(exact) if several_labels else 1
+    # Not from the experiment's seed, which the server knows.
+    noise = np.random.default_rng().laplace(0, changed / epsilon, len(exact))
+    # A negative number stays: raised to 0 here it would pull the sum over many clients up.
+    noisy = [round(number + more) for number, more in zip(exact, noise, strict=True)]
+    return ImageCounts.from_numbers(noisy if several_labels else [*noisy, sum(noisy)])

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from fedvision.aggregation import masking
 from fedvision.aggregation.masking import AdvertisedKey
+from fedvision.data.image_counts import ImageCounts
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.connectivity import read_key
 from fedvision.errors import ConfigError
@@ -68,12 +69,12 @@ class MaskedCounts:
         """The name of the group that this client masked for, empty before that."""
         return masking.group_name(self._cards()) if self._stored.get("cards") else ""
 
-    def answer(self, content: RecordDict, counts: Sequence[int]) -> RecordDict:
+    def answer(self, content: RecordDict, image_counts: ImageCounts) -> RecordDict:
         """Answer a message of type ``sharing.MASKED``.
 
         Args:
             content: The message's.
-            counts: Images of each class [C].
+            image_counts: This client's training images.
 
         Raises:
             ConfigError: As for ``mask_counts``.
@@ -81,7 +82,7 @@ class MaskedCounts:
         tables = sharing.decode_group(content)
         if sharing.agreement_only(content):
             return sharing.encode_agreed(self.agree(tables))
-        return sharing.encode_masked(self.mask_counts(tables, counts))
+        return sharing.encode_masked(self.mask_counts(tables, image_counts.numbers()))
 
     def agree(self, tables: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
         """Check a group before anybody tells anything, and say which one binds this client.
@@ -95,15 +96,15 @@ class MaskedCounts:
         self._prove([AdvertisedKey.from_table(table) for table in tables])
         return list(self._stored.get("cards", ()))
 
-    def mask_counts(self, tables: Sequence[Mapping[str, object]], counts: Sequence[int]) -> list[int]:
-        """Return this client's class counts, masked for a group; the same group is told the same.
+    def mask_counts(self, tables: Sequence[Mapping[str, object]], numbers: Sequence[int]) -> list[int]:
+        """Return this client's numbers of images, masked for a group; the same for the same group.
 
         Args:
             tables: The group's cards as they came.
-            counts: Images of each class [C].
+            numbers: ``ImageCounts.numbers`` of its training images [C + 1].
 
         Returns:
-            [C] numbers of 64 bits, signed.
+            [C + 1] numbers of 64 bits, signed.
 
         Raises:
             ConfigError: The group is too small, lacks this client, or holds somebody who is not proven; or
@@ -120,7 +121,7 @@ class MaskedCounts:
                 f"{', '.join(names)} beside it could tell counts of single clients; let the same clients "
                 "go on, or begin a new run"
             )
-        masked_counts = signed(masking.mask(_unsigned(counts), self._private, cards, b"counts"))
+        masked_counts = signed(masking.mask(_unsigned(numbers), self._private, cards, b"counts"))
         self._store(names=names, cards=[card.to_table() for card in cards], masked_counts=masked_counts)
         log.warning("class counts are masked for a sum over %s", ", ".join(names))
         return masked_counts

@@ -37,6 +37,7 @@ from torch import nn
 from fedvision import registry
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
 from fedvision.data.dataset import Dataset
+from fedvision.data.targets import several
 from fedvision.deployment.client import local_shards
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.local_data import stamp
@@ -93,7 +94,8 @@ class Trainer:
         self._own = own = local_shards.read_own(self.client)
         height, width, channels = own.train.images.shape[1:]
         summary = f"{len(own.train):,} training images of {height} x {width} x {channels}"
-        return {"images": f"{summary} in {len(own.classes)} classes", "notices": list(own.notices)}
+        kind = "with {} labels" if several(own.train.labels) else "in {} classes"
+        return {"images": f"{summary} {kind.format(len(own.classes))}", "notices": list(own.notices)}
 
     def open(self, table: Mapping[str, Any]) -> dict[str, Any]:
         """Make ready what a run's tasks share; images are read again only where their files have changed.
@@ -108,7 +110,7 @@ class Trainer:
         self._runs.remove_unused(self.client.retention_days, keep=facts.run)
         config = on_this_machine(self.client, config)
         evaluation = config.evaluation
-        wanted = (facts.classes, facts.image, evaluation.holdout, config.seed)
+        wanted = (facts.classes, facts.image, evaluation.holdout, config.seed, config.task)
         now = stamp(self.client)
         if now not in (None, self._stamp):
             self._shards = self._own = None
@@ -183,18 +185,20 @@ class Trainer:
     def _introduce(self, client: int) -> RecordDict:
         assert self._worker
         assert self._facts
-        counts = reported_counts(
-            self._worker.counts(client),
+        image_counts = reported_counts(
+            self._worker.image_counts(client),
             self.client.share,
             self._folder(self._facts) / "counts.json",
             needed=self._worker.config.loss.prior == "global",
+            several_labels=self._worker.task.several_labels,
         )
         self._reported_images().parent.mkdir(parents=True, exist_ok=True)
         replace_file(self._reported_images(), self._stamp or "")
-        entry = codec.ClientInfo(client=client, counts=counts, sharing=self.client.share.counts)
+        sharing_mode = self.client.share.counts
+        entry = codec.ClientInfo(client=client, image_counts=image_counts, sharing=sharing_mode)
         if entry.sharing == "masked":
-            own, masks = sum(self._worker.counts(client)), self._masks()
-            entry = replace(entry, images=own, card=masks.card().to_table())
+            masks = self._masks()
+            entry = replace(entry, card=masks.card().to_table())
             if not masks.group:
                 log.warning(
                     "class counts are told in a sum over %d or more clients that mask theirs; the server may "
@@ -207,7 +211,7 @@ class Trainer:
         assert self._worker
         if self.client.share.counts != "masked":
             raise ConfigError(f'share.counts is "{self.client.share.counts}" here, not "masked"')
-        return self._masks().answer(content, self._worker.counts(client))
+        return self._masks().answer(content, self._worker.image_counts(client))
 
     def _statistic(self, content: RecordDict, client: int) -> RecordDict:
         """Return a statistic's sums as the owner shares class counts, where he allows more than these."""

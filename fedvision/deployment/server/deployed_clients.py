@@ -58,6 +58,7 @@ class DeployedClientRegistry:
         note: Is called with what shall also stand in the report.
         registered: Returns every client that may join, by name; empty where the SuperLink does not answer.
         needed: Whether the experiment's loss rests on the federation's class counts.
+        several_labels: Whether an image may have several labels.
         authorities: Who vouches for clients that mask their counts; none leaves that to the clients.
     """
 
@@ -71,13 +72,14 @@ class DeployedClientRegistry:
         registered: Callable[[], Mapping[str, Registration]],
         *,
         needed: bool = False,
+        several_labels: bool = False,
         authorities: Sequence[Certificate] = (),
     ) -> None:
         self._register, self._classes, self._notify, self._note = register, classes, notify, note
-        self._registered, self._needed = registered, needed
+        self._registered, self._needed, self._several_labels = registered, needed, several_labels
         self._by_name = {name: client for client, name in register.names.items()}
         sums = [MaskedSum.from_table(line) for line in register.sums]
-        self._masked = MaskedSums(run, classes, sums, authorities)
+        self._masked = MaskedSums(run, classes, sums, authorities, several_labels=several_labels)
         known = [member for member in register.members.values() if self._is_known(member.client)]
         self.numbers: dict[int, int] = {member.node: member.client for member in known}
         """Which client each node is."""
@@ -239,13 +241,16 @@ class DeployedClientRegistry:
         patience = None if len(self) < self.least else _RETRY_AFTER_S
         for reply in exchange.send(grid, messages, timeout=patience):
             node = reply.metadata.src_node_id
-            entry = codec.decode_client_info(reply.content)
-            if len(entry.counts) == self._classes:
+            try:
+                entry = codec.decode_client_info(reply.content)
+            except (KeyError, TypeError, ValueError):
+                exchange.refuse(node, "its report of its images is damaged", "refused")
+                continue
+            if reason := self._problem(entry):
+                exchange.refuse(node, reason, "refused")
+            else:
                 self._refused.pop(node, None)
                 self._enter(node, new[node], keys.get(node, ""), entry)
-            else:
-                reason = f"it tells counts of {len(entry.counts)} classes, and there are {self._classes}"
-                exchange.refuse(node, reason, "refused")
         for item in exchange.refused:
             node, reason = item["client"], item["reason"]
             self._refused[node] = now
@@ -254,6 +259,16 @@ class DeployedClientRegistry:
             if self._noted.get(node) != reason:  # it is asked again every minute
                 self._noted[node] = reason
                 self._note(f"{new[node]} cannot take part: {reason}")
+
+    def _problem(self, entry: codec.ClientInfo) -> str | None:
+        """Return why a report of images cannot be used; None where it can."""
+        reported = entry.image_counts
+        if len(reported.counts) != self._classes:
+            return f"it reports counts of {len(reported.counts)} classes, and there are {self._classes}"
+        # Noise makes any numbers.
+        if entry.sharing == "plain" and not reported.agree(self._several_labels):
+            return f"it reports counts that {plural(reported.images, 'image')} cannot have"
+        return None
 
     def _enter(self, node: int, name: str, key: str, entry: codec.ClientInfo) -> None:
         """Write a client that answered into the register."""
@@ -267,8 +282,8 @@ class DeployedClientRegistry:
         self._register.joined(client, name, key, node=node, sharing=entry.sharing)
         images = ""
         if entry.sharing in _REPORTING:
-            self._register.add_counts(client, entry.counts)
-            images = f" with {plural(sum(entry.counts), 'training image')}"
+            self._register.add_counts(client, entry.image_counts)
+            images = f" with {plural(entry.image_counts.images, 'training image')}"
         if self._register.round:
             self._note(f"{name} ({client}) joined{images}")
 

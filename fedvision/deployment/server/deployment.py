@@ -189,7 +189,7 @@ class Deployment(RunRecorder):
     def _rounds(
         self, link: RunLink, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int
     ) -> None:
-        facts = self._facts()
+        facts, task = self._facts(), build_task(self.config.task)
         self._register.round = self.done
         members = DeployedClientRegistry(
             self._register,
@@ -199,11 +199,12 @@ class Deployment(RunRecorder):
             self.note,
             lambda: _registered(link),
             needed=self.config.loss.prior == "global",
+            several_labels=task.several_labels,
             authorities=read_certificates(place.roots) if place.roots else (),
         )
         restore = _Restoring(process, self.note, self.progress.note)
         self._remember(flower_run=self._start(link, restore, facts))
-        counts = build_task(self.config.task).stats_shape(len(self.experiment.dataset.classes))
+        counts = task.stats_shape(len(self.experiment.dataset.classes))
         measured = self.config.evaluation.with_training
         expected = expected_replies(self.experiment.updates, counts, measured=measured)
         grid = SuperLinkGrid(

@@ -1,4 +1,4 @@
-"""The server's part in masked class counts: who waits for a group, what a group's sum is, what is kept of it.
+"""The server's part in masked class counts: who waits for a group, what a group's sum is, what is kept.
 
 A client belongs to one group for the whole run, which it sees to itself (``client.masks``): groups that
 overlap could be subtracted from each other. So all clients that wait are asked for their agreement before
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fedvision.aggregation import masking
 from fedvision.aggregation.masking import MIN_GROUP_SIZE, AdvertisedKey
+from fedvision.data.image_counts import ImageCounts
 from fedvision.errors import ConfigError
 from fedvision.flower import sharing
 from fedvision.flower.client_registry import UnknownClients
@@ -39,17 +40,21 @@ class MaskedSum:
     """Its name."""
     clients: tuple[int, ...]
     """Its clients, rising."""
-    counts: tuple[int, ...]
-    """Training images of each class [C] over all of them."""
+    image_counts: ImageCounts
+    """Training images of all of them together."""
 
     def to_table(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"group": self.group, "clients": list(self.clients), "counts": list(self.counts)}
+        return {"group": self.group, "clients": list(self.clients), **self.image_counts.to_table()}
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> MaskedSum:
         """Read what ``to_table`` wrote."""
-        return cls(group=str(table["group"]), clients=tuple(table["clients"]), counts=tuple(table["counts"]))
+        return cls(
+            group=str(table["group"]),
+            clients=tuple(table["clients"]),
+            image_counts=ImageCounts.from_table(table),
+        )
 
 
 class MaskedSums:
@@ -60,12 +65,20 @@ class MaskedSums:
         classes: C.
         stored: Sums of an earlier server of this run.
         authorities: Who vouches for clients; none leaves that to the clients, who ask the same.
+        several_labels: Whether an image may have several labels.
     """
 
     def __init__(
-        self, run: str, classes: int, stored: Sequence[MaskedSum], authorities: Sequence[Certificate]
+        self,
+        run: str,
+        classes: int,
+        stored: Sequence[MaskedSum],
+        authorities: Sequence[Certificate],
+        *,
+        several_labels: bool = False,
     ) -> None:
         self._run, self._classes, self._authorities = run, classes, authorities
+        self._several_labels = several_labels
         self.sums = list(stored)
         self.waiting: dict[int, tuple[int, ClientInfo]] = {}
         """Clients that are in no sum yet: node and what it said."""
@@ -79,7 +92,7 @@ class MaskedSums:
     @property
     def total(self) -> NDArray[np.int64]:
         """Training images of each class [C] over all sums."""
-        rows = np.array([known.counts for known in self.sums], np.int64)
+        rows = np.array([known.image_counts.counts for known in self.sums], np.int64)
         return added(rows.reshape(len(rows), self._classes))
 
     def expect(self, client: int, node: int, entry: ClientInfo) -> None:
@@ -168,8 +181,9 @@ class MaskedSums:
     ) -> tuple[dict[int, NDArray[np.int64]], dict[int, str]]:
         replies, refused = self._send(grid, clients)
         masked = {client: sharing.decode_masked(content) for client, content in replies.items()}
-        odd = [client for client, numbers in masked.items() if len(numbers) != self._classes]
-        return masked, refused | dict.fromkeys(odd, "its masked class counts are not one for each class")
+        odd = [client for client, numbers in masked.items() if len(numbers) != self._classes + 1]
+        reason = "its masked numbers are not one for each class and one for its images"
+        return masked, refused | dict.fromkeys(odd, reason)
 
     def _sum(
         self,
@@ -177,13 +191,13 @@ class MaskedSums:
         masked: Mapping[int, NDArray[np.int64]],
         note: Callable[[int, str], None],
     ) -> MaskedSum | None:
-        counts = added([masked[client] for client in clients])
+        total = sharing.unmasked(added([masked[client] for client in clients]), self._several_labels)
         entries = [self.waiting.pop(client)[1] for client in clients]
-        if not sharing.unmasked(counts, sum(entry.images for entry in entries)):
+        if total is None:
             for client in clients:
                 note(client, "the masked class counts of its group give no sum: somebody masked otherwise")
             return None
         group = masking.group_name([AdvertisedKey.from_table(entry.card) for entry in entries])
-        found = MaskedSum(group=group, clients=tuple(clients), counts=tuple(counts.tolist()))
+        found = MaskedSum(group=group, clients=tuple(clients), image_counts=total)
         self.sums.append(found)
         return found

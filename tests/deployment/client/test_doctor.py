@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fedvision.config import ExperimentConfig
+from fedvision.config import ExperimentConfig, LossConfig
 from fedvision.data.dataset import Dataset
 from fedvision.deployment.client import doctor, image_checks, step_profile
 from fedvision.deployment.client.check_report import CheckReport
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.connectivity import key_owner
 from fedvision.deployment.client.doctor import run_check
+from fedvision.types import PluginSpec
 from tests.deployment.server.processes import Running, superlink
 
 EXPERIMENT = """
@@ -165,10 +167,62 @@ def test_the_step_is_taken_with_the_experiments_classes(
     assert [(data.classes, len(data.train)) for data in seen] == [(("cat", "dog", "owl"), 6)]
 
 
+@pytest.fixture
+def several(images: Path) -> Path:
+    """The cats and dogs with labels of their own; four have none, and two are one picture."""
+    rng = np.random.default_rng(0)
+    labels = np.array([[1, 0], [1, 1], [1, 0], [0, 0], [0, 0], [0, 0], [1, 0], [0, 0]], np.uint8)
+    pictures = rng.integers(0, 256, (8, 9, 9, 3), np.uint8)
+    pictures[6] = pictures[1]
+    np.savez(images.parent / "several.npz", train_images=pictures, train_labels=labels)
+    return images
+
+
+def several_client(pki: Path, several: Path) -> ClientMachineConfig:
+    config = client(pki, several, 1)
+    data = dataclasses.replace(
+        config.data,
+        use="npz",
+        args={"path": str(several.parent / "several.npz"), "classes": ["cat", "dgo"]},
+        label_map={"dgo": "dog"},
+    )
+    return dataclasses.replace(config, data=data, device="cpu")
+
+
+def test_images_of_several_labels_are_examined_by_label(pki: Path, several: Path) -> None:
+    trains = experiment('["cat", "dog", "owl"]', '["cat", "dog"]')
+    trains = dataclasses.replace(
+        trains, task=PluginSpec(use="multi-label"), loss=LossConfig(use="class-balanced")
+    )
+    found = run_check(several_client(pki, several), trains)
+    told = lines(found, "OK")
+    assert "classes: cat        4  ##############################" in told
+    assert "classes: dgo        1  ########" in told
+    average = "an image has 0.62 labels on average, 2 at most; 4 training images without any"
+    assert f"classes: {average}" in told
+    assert "task: images have any number of labels, as task 'multi-label' needs it" in told
+    assert "labels: every label is one of the experiment's 2 classes, or left out" in told
+    assert any(line.startswith("step: 4 images take") for line in told)
+    assert [line for line in lines(found, "FAIL") if not line.startswith("server")] == [
+        "twins: pictures that are there with different labels; keep the right one: 1 (image 6 = image 1)"
+    ]
+
+
+def test_labels_of_another_form_or_that_the_data_do_not_name_are_bad(pki: Path, several: Path) -> None:
+    found = run_check(several_client(pki, several), experiment())
+    bad = [line for line in lines(found, "FAIL") if not line.startswith(("server", "twins"))]
+    assert bad[0].startswith("task: the experiment's task 'classification' needs one class an image, and")
+    assert bad[1].startswith("labels: this data does not say which images have 'owl', and all would count")
+    assert len(bad) == 2
+    assert not any(line.startswith("step") for line in lines(found, "OK", "FAIL"))
+
+
 def test_code_that_the_owner_does_not_allow_is_never_run(pki: Path, images: Path) -> None:
     found = run_check(client(pki, images, 1), experiment('"cnn"', '"os:system"'))
     assert any(line.startswith("plug-ins: [model] use = 'os:system'") for line in lines(found, "FAIL"))
     assert not any(line.startswith("step") for line in lines(found, "OK", "FAIL"))
+    found = run_check(client(pki, images, 1), experiment("[model]", '[task]\nuse = "os:abort"\n[model]'))
+    assert any(line.startswith("plug-ins: [task] use = 'os:abort'") for line in lines(found, "FAIL"))
 
 
 def test_an_experiment_without_classes_cannot_be_compared(pki: Path, images: Path) -> None:

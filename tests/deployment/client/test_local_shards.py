@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from fedvision.data.image_counts import ImageCounts
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.local_shards import on_this_machine, own_shards, reported_counts
 from fedvision.deployment.run_manifest import RunManifest
@@ -53,6 +56,57 @@ def test_own_labels_become_the_experiments_and_a_part_is_held_out(tmp_path: Path
     assert shards.images.labels.tolist() == [1, 0] * 4
 
 
+LABELS = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0], [0, 1, 0]])
+"""Of eight images: cat, hound, unclear."""
+SEVERAL = tiny(task={"use": "multi-label"}, loss={"use": "class-balanced"}, evaluation={"holdout": 0.25})
+
+
+def in_arrays(folder: Path) -> dict[str, object]:
+    images = np.arange(8 * 4, dtype=np.uint8).reshape(8, 2, 2)
+    np.savez(folder / "several.npz", train_images=images, train_labels=LABELS)
+    return {"use": "npz", "path": str(folder / "several.npz"), "classes": ["cat", "hound", "unclear"]}
+
+
+def in_files(folder: Path) -> dict[str, object]:
+    """A CSV file whose column lists the labels; nobody is named that no image has."""
+    rows = ["file,label"]
+    for number, row in enumerate(LABELS):
+        pixels = np.full((2, 2), number, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        names = [name for name, has in zip(("cat", "hound", "unclear"), row, strict=True) if has]
+        rows.append(f"{number}.png,{'|'.join(names)}")
+    (folder / "list.csv").write_text("\n".join(rows) + "\n")
+    source = {"use": "manifest", "path": str(folder / "list.csv"), "label_separator": "|"}
+    return {**source, "size": 2, "channels": 1, "workers": 1, "cache": str(folder / "cache")}
+
+
+@pytest.mark.parametrize("source", [in_arrays, in_files])
+def test_own_images_of_several_labels(source: Callable[[Path], dict[str, object]], tmp_path: Path) -> None:
+    """One label is renamed, one dropped: images of it alone stay, with no label, as those without any."""
+    mapped = {"hound": "dog", "unclear": ""}
+    own = client(tmp_path, data=source(tmp_path) | {"label_map": mapped})
+    shards = own_shards(own, facts(("dog", "cat")), SEVERAL)
+    number = shards.images.images[:, 0, 0, 0] // (1 if source is in_files else 4)
+    labels = LABELS[number][:, [1, 0]]
+    assert sorted(number) == list(range(8))
+    assert shards.images.labels.tolist() == labels.tolist()
+    parts = [shards.train(0), shards.test(0)]
+    assert [len(part) for part in parts] == [6, 2]
+    assert sorted(np.concatenate([part.indices for part in parts])) == list(range(8))
+    own = parts[0].image_counts(2)
+    assert own.images == 6
+    assert own.counts == tuple(labels[parts[0].indices].sum(0))
+    assert sum(own.counts) != own.images
+
+
+def test_labels_of_another_form_than_the_tasks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'multi-label' needs any number .* has one class an image"):
+        own_shards(client(tmp_path), facts(("cat", "hound")), SEVERAL)
+    labelled = client(tmp_path, data=in_arrays(tmp_path))
+    with pytest.raises(DataError, match=r"'classification' needs one class an image, and .* has any number"):
+        own_shards(labelled, facts(("cat", "hound", "unclear")), EXPERIMENT)
+
+
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match="gives images of 2 x 2 with 1 channel and the experiment has 3 x 2 with 3"
@@ -68,29 +122,42 @@ def test_the_owner_chooses_the_device(tmp_path: Path) -> None:
 
 def test_counts_are_reported_as_the_owner_allows(tmp_path: Path) -> None:
     memo = tmp_path / "run/counts.json"
-    counts = (5, 0, 300)
-    assert reported_counts(counts, ShareConfig(), memo, needed=False) == (0, 0, 0)
-    assert reported_counts(counts, ShareConfig(counts="plain"), memo, needed=True) == counts
+    own, nothing = ImageCounts(images=302, counts=(5, 0, 300)), ImageCounts.none(3)
+    assert reported_counts(own, ShareConfig(), memo, needed=False) == nothing
+    assert reported_counts(own, ShareConfig(counts="plain"), memo, needed=True) == own
     with pytest.raises(ConfigError, match=r"set share\.counts"):
-        reported_counts(counts, ShareConfig(), memo, needed=True)
+        reported_counts(own, ShareConfig(), memo, needed=True)
     masked = ShareConfig(counts="masked", certificate="client.crt")
-    assert reported_counts(counts, masked, memo, needed=True) == (0, 0, 0), "they come in a sum"
+    assert reported_counts(own, masked, memo, needed=True) == nothing, "they come in a sum"
 
 
 def test_noise_is_drawn_once_for_a_run(tmp_path: Path) -> None:
     share = ShareConfig(counts="noisy", epsilon=0.1)
-    first = reported_counts((100,) * 50, share, tmp_path / "a/counts.json", needed=True)
-    assert reported_counts((100,) * 50, share, tmp_path / "a/counts.json", needed=True) == first
-    assert reported_counts((100,) * 50, share, tmp_path / "b/counts.json", needed=True) != first
+    own = ImageCounts(images=5000, counts=(100,) * 50)
+    first = reported_counts(own, share, tmp_path / "a/counts.json", needed=True)
+    assert reported_counts(own, share, tmp_path / "a/counts.json", needed=True) == first
+    assert reported_counts(own, share, tmp_path / "b/counts.json", needed=True) != first
     # Laplace of scale 10: the mean of |noise| is 10; 50 draws lie within 4 standard errors (1.4 each).
-    assert 4 < np.abs(np.array(first) - 100).mean() < 16
+    assert 4 < np.abs(np.array(first.counts) - 100).mean() < 16
+    assert first.images == sum(first.counts), "what follows from the noisy counts costs nothing more"
+
+
+def test_noise_covers_all_that_an_image_of_several_labels_changes(tmp_path: Path) -> None:
+    """One image can change 50 counts and the number of images: 51 times the scale 10."""
+    share = ShareConfig(counts="noisy", epsilon=0.1)
+    own = ImageCounts(images=100, counts=(100,) * 50)
+    reported = reported_counts(own, share, tmp_path / "counts.json", needed=True, several_labels=True)
+    # The mean of |noise| is 510; 51 draws lie within 4 standard errors (71 each).
+    assert 225 < np.abs(np.array(reported.numbers()) - 100).mean() < 795
+    assert reported.images != 100
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 0.5, 0.1])
 def test_noise_does_not_raise_the_sum_over_many_clients(epsilon: float, tmp_path: Path) -> None:
     """100 clients x 200 classes with no image: the mean sum is 0 within 5 standard errors."""
     share = ShareConfig(counts="noisy", epsilon=epsilon)
-    reported = [reported_counts((0,) * 200, share, tmp_path / f"{n}.json", needed=True) for n in range(100)]
+    own = ImageCounts.none(200)
+    reported = [reported_counts(own, share, tmp_path / f"{n}.json", needed=True).counts for n in range(100)]
     error = math.sqrt(2 * 100 / 200) / epsilon
     assert abs(np.sum(reported, axis=0).mean()) < 5 * error
     assert np.min(reported) < 0

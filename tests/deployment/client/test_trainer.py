@@ -185,7 +185,7 @@ def test_changed_images_are_noticed_and_reported_in_mid_run(
 
     def reported_images() -> int:
         trainer.do(codec.CLIENT_INFO, 0, RecordDict())
-        return sum(trainer._worker.counts(0)) if trainer._worker else 0
+        return trainer._worker.image_counts(0).images if trainer._worker else 0
 
     assert trainer.open(facts("r1"))["changed"] is False, "nothing was told yet"
     assert reported_images() == 32, "40 images, of which a fifth is held out"

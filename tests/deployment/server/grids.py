@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flwr.app import Error, Message, RecordDict
 
+from fedvision.data.image_counts import ImageCounts
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.masks import MaskedCounts
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid
@@ -19,12 +20,14 @@ class Clients(SuperLinkGrid):
     Args:
         folder: What they keep.
         pki: Their keys and certificates.
-        counts: Class counts by name.
+        counts: Class counts by name, of images of one class each.
         sharing: How each tells them; the others are ``masked``.
     """
 
     def __init__(self, folder: Path, pki: Path, counts: dict[str, list[int]], **sharing: str) -> None:
         self.folder, self.pki, self.counts, self.sharing = folder, pki, counts, sharing
+        self.images: dict[str, int] = {}
+        """Images of those that have another number than their counts add up to."""
         self.online = set(counts)
         self.silent: set[str] = set()
         """Those that do not answer when they are asked for masked counts, or whether they agree."""
@@ -54,15 +57,18 @@ class Clients(SuperLinkGrid):
                 yield Message(self._answer(name, kind, message.content), reply_to=message)
 
     def _answer(self, name: str, kind: str, content: RecordDict) -> RecordDict:
-        how, counts = self.sharing.get(name, "masked"), self.counts[name]
+        how, own = self.sharing.get(name, "masked"), self.image_counts(name)
         if kind == sharing.MASKED:
-            return self.masks(name).answer(content, counts)
-        reported = tuple(counts) if how in ("plain", "noisy") else (0,) * len(counts)
-        entry = codec.ClientInfo(client=0, counts=reported, sharing=how)
-        if how == "masked":
-            card = self.masks(name).card().to_table()
-            entry = codec.ClientInfo(client=0, counts=reported, sharing=how, images=sum(counts), card=card)
-        return codec.encode_client_info(entry)
+            return self.masks(name).answer(content, own)
+        reported = own if how in ("plain", "noisy") else ImageCounts.none(len(own.counts))
+        card = self.masks(name).card().to_table() if how == "masked" else {}
+        info = codec.ClientInfo(client=0, image_counts=reported, sharing=how, card=card)
+        return codec.encode_client_info(info)
+
+    def image_counts(self, name: str) -> ImageCounts:
+        """Return what a client has."""
+        counts = self.counts[name]
+        return ImageCounts(images=self.images.get(name, sum(counts)), counts=tuple(counts))
 
     def masks(self, name: str) -> MaskedCounts:
         """Return what a client keeps of its masks."""

@@ -41,7 +41,7 @@ class Machines:
     Args:
         folder: Everything goes here.
         pki: As ``fedvision certificates`` makes it, for the clients north and south.
-        experiment: TOML of an experiment on digits with as many clients as there are names.
+        experiment: TOML of an experiment on images at hand with as many clients as there are names.
         names: The clients, as ``pki`` knows them.
     """
 
@@ -65,7 +65,7 @@ class Machines:
         folder = self.folder
         federation = Experiment.build(ExperimentConfig.load(self.experiment))
         train = federation.dataset.train
-        split = federation.split
+        split, self.classes = federation.split, federation.dataset.classes
         for client, name in enumerate(self.names):
             # A machine has all of its images, and keeps some of them from training itself.
             indices = np.union1d(split.clients[client], split.test(client))
@@ -75,8 +75,7 @@ class Machines:
 
     def data_lines(self, name: str) -> list[str]:
         """Return what a client's file says of its images."""
-        classes = json.dumps([str(digit) for digit in range(10)])
-        return ['use = "npz"', f'path = "{name}.npz"', f"classes = {classes}"]
+        return ['use = "npz"', f'path = "{name}.npz"', f"classes = {json.dumps(self.classes)}"]
 
     def client_file(self, name: str, *lines: str) -> Path:
         """Write a client's own file; ``lines`` stand before its tables."""

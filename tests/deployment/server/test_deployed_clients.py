@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 
 from fedvision.aggregation.masking import read_certificates
 from fedvision.deployment.certificates import make
@@ -14,7 +15,7 @@ from fedvision.deployment.server import deployed_clients as module
 from fedvision.deployment.server.deployed_clients import DeployedClientRegistry, Registration
 from fedvision.files import read_lines
 from fedvision.flower import codec, sharing
-from fedvision.runs.member_register import MemberRegister
+from fedvision.runs.member_register import REPORTED, MemberRegister
 from tests.deployment.server.grids import Clients
 
 COUNTS = {
@@ -36,6 +37,9 @@ def six(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class Room:
     """A server's members over some clients."""
+
+    several_labels = False
+    """Whether the clients' images may have several labels."""
 
     def __init__(self, folder: Path, pki: Path, names: str, needed: bool = True, **how: str) -> None:
         self.file, self.pki, self.needed = folder / "members.jsonl", pki, needed
@@ -60,6 +64,7 @@ class Room:
             self.noted.append,
             self.registered,
             needed=self.needed,
+            several_labels=self.several_labels,
             authorities=read_certificates(self.pki / "ca.crt"),
         )
 
@@ -84,13 +89,60 @@ def test_three_masked_clients_are_known_as_a_sum_alone(six: Path, tmp_path: Path
     assert room.members.table().tolist() == []
     assert (room.members.with_counts, room.members.exact) == ([], True)
     assert list(room.members.groups.values()) == [(0, 1, 2)]
-    (line,) = [line for line in read_lines(room.file) if line["what"] == "reported images"]
+    (line,) = [line for line in read_lines(room.file) if line["what"] == REPORTED]
     assert (line["client"], line["clients"], line["counts"]) == (None, [0, 1, 2], [15, 25, 8])
+    assert line["images"] == 48
     room.look()
     assert len(room.requested(codec.CLIENT_INFO)) == 3, "each is asked once"
     assert room.requested(sharing.MASKED) == ["ada", "bob", "cyd"] * 2, (
         "whether it agrees, and then its counts"
     )
+
+
+class LabelledRoom(Room):
+    """Images may have several labels."""
+
+    several_labels = True
+
+
+def test_images_of_several_labels_are_counted_beside_their_labels(six: Path, tmp_path: Path) -> None:
+    """Masked and plain: 12 + 40 + 5 images in a sum, 31 of dan's own, of which one has no label."""
+    room = LabelledRoom(tmp_path, six, "ada bob cyd dan", dan="plain")
+    room.grid.images = {"ada": 12, "bob": 40, "cyd": 5, "dan": 31}
+    assert room.look() == [0, 1, 2, 3]
+    assert room.members.counts == (15, 25, 38)
+    assert room.members.exact
+    own, together = [line for line in read_lines(room.file) if line["what"] == REPORTED]
+    assert (own["name"], own["counts"], own["images"]) == ("dan", [0, 0, 30], 31)
+    assert (together["clients"], together["counts"], together["images"]) == ([0, 1, 2], [15, 25, 8], 57)
+    register = MemberRegister(room.file)
+    assert [register.members[client].images for client in range(4)] == [None, None, None, 31]
+    again = room.again()
+    assert (again.counts, again.groups) == (room.members.counts, room.members.groups)
+
+
+def test_counts_and_images_that_disagree_are_refused(six: Path, tmp_path: Path) -> None:
+    """Of one class an image they add up to the images; of several labels none is above them."""
+    for kind, wrong in ((Room, 31), (LabelledRoom, 29)):
+        folder = tmp_path / kind.__name__
+        folder.mkdir()
+        room = kind(folder, six, "dan eve", dan="plain", eve="plain")
+        room.grid.images = {"dan": wrong}
+        assert room.look() == [1]
+        assert room.noted == [
+            f"dan cannot take part: it reports counts that {wrong} images cannot have",
+        ]
+
+
+def test_a_damaged_report_refuses_its_client_alone(
+    six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
+    answer = room.grid._answer
+    damaged = RecordDict({"config": ConfigRecord({"client": 0})})
+    monkeypatch.setattr(room.grid, "_answer", lambda *args: damaged if args[0] == "dan" else answer(*args))
+    assert room.look() == [1]
+    assert room.noted == ["dan cannot take part: its report of its images is damaged"]
 
 
 def test_every_way_of_sharing_at_once_gives_the_right_sum(six: Path, tmp_path: Path) -> None:
@@ -340,7 +392,7 @@ def test_a_refused_client_is_registered_with_its_reason_and_keeps_its_number(
     room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
     room.grid.counts["dan"] = [1, 2]
     assert room.look() == [1]
-    reason = "it tells counts of 2 classes, and there are 3"
+    reason = "it reports counts of 2 classes, and there are 3"
     assert room.noted == [f"dan cannot take part: {reason}"]
     member = MemberRegister(room.file).members[0]
     assert (member.name, member.status, member.reason, member.images) == ("dan", "refused", reason, None)

@@ -17,6 +17,7 @@ from fedvision.reporting.run_data import read_facts
 from fedvision.runs.folder import RunFolder
 from tests.deployment.server.machines import WAIT_S, Machines, digest, eventually, machines
 from tests.deployment.server.training_barrier import begun, hold, holding
+from tests.experiments import digits_of_several_labels
 
 EXPERIMENT = """
 name = "two"
@@ -42,14 +43,23 @@ holdout = 0.2
 """
 
 
-@pytest.mark.parametrize("strategy", ["fedntd", "fedper"])
+def with_several_labels(text: str, folder: Path) -> str:
+    """Return an experiment on digits with other labels, of which an image may have several."""
+    data = f'use = "npz"\npath = "{digits_of_several_labels(folder)}"\nclasses = ["even", "high", "nine"]\n'
+    tables = '[task]\nuse = "multi-label"\n[loss]\nuse = "class-balanced"\nprior = "global"\n'
+    return text.replace('use = "digits"\n', data + tables)
+
+
+@pytest.mark.parametrize("kind", ["fedntd", "fedper", pytest.param("multi-label", marks=pytest.mark.long)])
 def test_three_rounds_across_machines_end_in_the_simulations_bits(
-    strategy: str, tmp_path: Path, pki: Path
+    kind: str, tmp_path: Path, pki: Path
 ) -> None:
-    text = EXPERIMENT.format(rounds=3, epochs=1, strategy=strategy)
-    if strategy == "fedper":
+    text = EXPERIMENT.format(rounds=3, epochs=1, strategy="fedavg" if kind == "multi-label" else kind)
+    if kind == "fedper":
         groups = 'personal = ["head.*"]\nfrozen = ["backbone.features.conv1.*"]\n'
         text = text.replace("dense = 8\n", "dense = 8\n" + groups)
+    elif kind == "multi-label":
+        text = with_several_labels(text, tmp_path)
     with machines(tmp_path, pki, text) as here:
         server = here.server()
         north, south = here.client("north"), here.client("south")
@@ -58,6 +68,9 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(
         assert digest(here.out) == expected
         assert [record["clients"] for record in here.rounds()] == [[0, 1]] * 3
         assert all(record["refused"] == [] for record in here.rounds())
+        simulated = RunFolder.read(tmp_path / "simulated").rounds()
+        for ours, theirs in zip(here.rounds(), simulated, strict=True):
+            assert ours["local"] == theirs["local"]
         for name in ("report.html", "summary.json", "split.json"):
             assert (here.out / name).exists()
         # The clients do not end with the run; they end when they are told to, and in order.

@@ -31,7 +31,7 @@ from fedvision.server.phase_result import PhaseResult
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.types import PluginSpec, State
 from tests.engines.hosts import AppRecipe, adders, adding
-from tests.experiments import FEDPER, tiny
+from tests.experiments import FEDPER, digits_of_several_labels, several_labels, tiny
 
 STATE: State = {"w": torch.linspace(-1, 1, 50), "b": torch.zeros(())}
 
@@ -257,6 +257,7 @@ OTHERS: list[dict[str, Any]] = [
     {"strategy": {"use": "krum"}},
     {"strategy": {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0}},
     FEDPER,
+    {"strategy": {"use": "fedavg"}, "task": {"use": "multi-label"}},
 ]
 
 
@@ -270,11 +271,13 @@ def digest(state: State) -> str:
         {"strategy": {"use": "scaffold", "fraction": 0.6}},
         *(pytest.param(tables, marks=pytest.mark.long) for tables in OTHERS),
     ],
-    ids=lambda tables: tables["strategy"]["use"].rpartition(":")[2],
+    ids=lambda tables: tables.get("task", tables["strategy"])["use"].rpartition(":")[2],
 )
 def test_a_simulation_has_the_same_bits_and_the_same_record_on_every_engine(
     tables: dict[str, Any], tmp_path: Path
 ) -> None:
+    if "task" in tables:
+        tables = several_labels(digits_of_several_labels(tmp_path)) | tables
     update = UPDATES.get(tables["strategy"]["use"], [])
     config = tiny(rounds=2, evaluation={"holdout": 0.2, "with_training": True}, update=update, **tables)
     serial = simulate(config, out=tmp_path / "serial")
