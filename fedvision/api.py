@@ -12,6 +12,7 @@ from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, FedVisionError, RunError
 from fedvision.experiment import Experiment, ExperimentBuilder
+from fedvision.stages import stage
 from fedvision.sweep import Sweep
 from fedvision.types import PluginSpec, Rejection
 
@@ -106,8 +107,9 @@ def _simulate(
     if threads < 1:
         raise ConfigError(f"threads must be >= 1, not {threads}")
     config = experiment.config
-    carrier = registry.build("engine", engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine))
     path = Path(out) if out is not None else default_folder(config.name, resume)
+    stage(f"preparing the run in {path}")
+    carrier = registry.build("engine", engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine))
     with claimed(path, "name another one with --out"):
         folder = open_folder(config, path, resume)
         pages = page_writer(tensorboard=tensorboard)

@@ -23,7 +23,6 @@ A message is one sentence or two: what is wrong, where (file, table, key, node, 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -99,6 +98,8 @@ class ServerError(RunError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known word, else the list of known ones."""
+    import difflib  # where something is misspelt, and only there
+
     options = sorted(known)
     close = difflib.get_close_matches(name, options, n=1)
     if close:

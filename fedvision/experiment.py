@@ -6,6 +6,7 @@ Nothing is written here; what runs it is ``simulation``.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
+from fedvision.stages import stage
 from fedvision.types import MetricFn
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Experiment:
         Raises:
             ConfigError: Something in the experiment or its data is wrong; the sentence says what to do.
         """
-        prepare_process()
+        load_libraries()
         import torch
 
         from fedvision.data.partition import split
@@ -85,12 +87,12 @@ class Experiment:
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
         strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
         _check_personal(config, strategy)
-        dataset = registry.build("data", config.data) if dataset is None else dataset
-        assert dataset is not None
+        dataset = _read(config) if dataset is None else dataset
         task = build_task(config.task)
         if not split_here:
             dataset = _in_form(dataset, task)
         task.check(config, dataset)
+        stage("building the split, the model and the strategy")
         classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
         if split_here:
             parts = _split(config, dataset, task)
@@ -199,9 +201,16 @@ class ExperimentBuilder:
         if self._read is None or self._read[0] != key:
             self._read = None  # before the next data set is read
             ready = [one.dataset for one in self._built.values() if _data_key(one.config) == key]
-            prepare_process()
-            self._read = (key, ready[0] if ready else registry.build("data", config.data))
+            self._read = (key, ready[0] if ready else _read(config))
         return Experiment.build(config, dataset=self._read[1])
+
+
+def _read(config: ExperimentConfig) -> Dataset:
+    """Read the images and labels that an experiment names."""
+    load_libraries()
+    stage(f"reading the data: {config.data.use}")
+    dataset: Dataset = registry.build("data", config.data)
+    return dataset
 
 
 def _data_key(config: ExperimentConfig) -> str:
@@ -308,6 +317,16 @@ def _check_personal(config: ExperimentConfig, strategy: Strategy) -> None:
             f"[strategy] use = {config.strategy.use!r} has each client keep a part of the model, and "
             'model.personal names none; set model.personal = ["head.*"]'
         )
+
+
+def load_libraries() -> None:
+    """Prepare the process and import what everything else is built with: seconds, the first time."""
+    if sys.modules.get("torch") is None:
+        stage("loading PyTorch and Flower")
+    prepare_process()
+    import torch  # noqa: F401
+
+    from fedvision.flower import strategy  # noqa: F401
 
 
 def prepare_process() -> None:

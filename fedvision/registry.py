@@ -7,13 +7,11 @@ name of an installed package; ``"my_file:thing"`` needs only a file in the exper
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from fedvision.errors import FedVisionError, PluginError, nearest
@@ -161,6 +159,8 @@ class Factory(NamedTuple):
 
 def names(kind: str) -> dict[str, str]:
     """Return every name that ``use =`` may say for a kind, with where it comes from."""
+    from importlib.metadata import entry_points  # a tenth of a second that most commands do without
+
     found: dict[str, str] = {}
     if kind == "optimizer":
         found |= {name.lower(): f"torch.optim:{name}" for name in _optimizers()}
@@ -361,6 +361,8 @@ def sources(table: Mapping[str, Any]) -> dict[str, str]:
     Args:
         table: The experiment as nested tables; its plug-ins were built before.
     """
+    import hashlib
+
     found: dict[str, str] = {}
     for name in sorted(_modules(table)):
         file = getattr(sys.modules.get(name), "__file__", None)

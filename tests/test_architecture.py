@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fedvision"
 BASE = {
     *("types", "errors", "seeding", "cores", "files", "formatting"),
-    *("tables", "config", "sweep", "registry", "plugin_folder", "interruption", "streams"),
+    *("tables", "config", "sweep", "registry", "plugin_folder", "interruption", "streams", "stages"),
 }
 """Modules that every package may import."""
 LAYERS = (

@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import registry
+from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunExpired
+from fedvision.formatting import plural
 from fedvision.interruption import treat_termination_as_ctrl_c
+from fedvision.stages import stage
 from fedvision.streams import show
 
 if TYPE_CHECKING:
+    from fedvision.config import ExperimentConfig
     from fedvision.deployment.client.config import ClientMachineConfig
     from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
     from fedvision.experiment import Experiment
@@ -76,11 +80,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _server(options: argparse.Namespace) -> None:
     from fedvision.deployment.server.options import SuperlinkOptions
-    from fedvision.deployment.transport.self_check import require_transport
 
-    require_transport("internals_run")
-    from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
-
+    config = _read(options)
     tls, clients = options.tls, options.clients or (options.tls and options.tls / "clients")
     if options.insecure and not clients:
         raise ConfigError("--clients: name the folder with one NAME.pub a client")
@@ -97,6 +98,9 @@ def _server(options: argparse.Namespace) -> None:
     print(
         f"the server is starting: clients on {options.public}, its own side on {options.private}", flush=True
     )
+    _check_transport("internals_run")
+    from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
+
     place = LinkPlace(
         tls=tls and tls.resolve(),
         clients=clients.resolve(),
@@ -105,13 +109,12 @@ def _server(options: argparse.Namespace) -> None:
         private=options.private,
         client_certificates=options.client_certificates,
     )
-    _run(options, place, SuperlinkProcess(place, keep=options.keep))
+    _run(config, options, place, SuperlinkProcess(place, keep=options.keep))
 
 
 def _submit(options: argparse.Namespace) -> None:
-    from fedvision.deployment.transport.self_check import require_transport
-
-    require_transport("internals_run")
+    config = _read(options)
+    _check_transport("internals_run")
     from fedvision.deployment.server.superlink_process import LinkPlace
     from fedvision.deployment.transport.internals_run import RunLink
 
@@ -127,7 +130,7 @@ def _submit(options: argparse.Namespace) -> None:
             f"--private {options.private}: no SuperLink answers there; start one with `fedvision server ... "
             "--keep`, and give its --tls and --private here"
         )
-    _run(options, place, None)
+    _run(config, options, place, None)
 
 
 def _readable(roots: Path | None) -> Path | None:
@@ -136,16 +139,34 @@ def _readable(roots: Path | None) -> Path | None:
     return roots
 
 
-def _run(options: argparse.Namespace, place: LinkPlace, process: SuperlinkProcess | None) -> None:
+def _read(options: argparse.Namespace) -> ExperimentConfig:
+    """Read the experiment's file, and say so before anything that takes seconds."""
     from fedvision.config import ExperimentConfig
-    from fedvision.experiment import Experiment
 
     if options.wait_for < 1:
         raise ConfigError(f"--wait-for must be >= 1, not {options.wait_for}")
     registry.allow_folder(options.experiment.parent)
-    federation = Experiment.build(
-        ExperimentConfig.load(options.experiment, options.overrides), split_here=False
-    )
+    config = ExperimentConfig.load(options.experiment, options.overrides)
+    announce(f"{options.experiment}, {plural(config.rounds, 'round')}")
+    return config
+
+
+def _check_transport(module: str) -> None:
+    stage("loading Flower and checking its transport")
+    from fedvision.deployment.transport.self_check import require_transport
+
+    require_transport(module)
+
+
+def _run(
+    config: ExperimentConfig,
+    options: argparse.Namespace,
+    place: LinkPlace,
+    process: SuperlinkProcess | None,
+) -> None:
+    from fedvision.experiment import Experiment
+
+    federation = Experiment.build(config, split_here=False)
     from fedvision.api import default_folder, open_folder
     from fedvision.runs.folder_lock import claimed
 
@@ -233,11 +254,9 @@ def _client(options: argparse.Namespace) -> None:
 
     overrides = [f"superlink.address={json.dumps(options.superlink)}"] if options.superlink else []
     config = ClientMachineConfig.load(options.client, overrides)
-    _check_data(options.client, config)
     print(f"{config.name} is starting; its server is {config.superlink.address}", flush=True)
-    from fedvision.deployment.transport.self_check import require_transport
-
-    require_transport("internals_fleet")
+    _check_data(options.client, config)
+    _check_transport("internals_fleet")
     from fedvision.deployment.client.daemon import serve
     from fedvision.experiment import prepare_process
 

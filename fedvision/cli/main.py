@@ -9,13 +9,18 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedvision import __version__, registry, streams
+from fedvision import __version__, registry, stages, streams
 from fedvision.cli import certificates, deployment, doctor, model, new
+from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.interruption import deafen, treat_termination_as_ctrl_c
 from fedvision.streams import complain, show
 from fedvision.types import PluginSpec
+
+if TYPE_CHECKING:
+    from fedvision.sweep import Sweep
 
 INTERRUPTED = 130
 VERBS = {
@@ -46,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             deafen()
         complain(f"\nfedvision: stopped; {getattr(options, 'again', _AGAIN)}")
         return INTERRUPTED
+    finally:
+        stages.unfollow()
     return 0
 
 
@@ -143,15 +150,11 @@ def _file(options: argparse.Namespace) -> Path:
 
 
 def _simulate(options: argparse.Namespace) -> None:
-    from fedvision.api import simulate_sweep
-    from fedvision.reporting import render
-    from fedvision.runs.progress import Progress
-    from fedvision.sweep import load_sweep
-
     treat_termination_as_ctrl_c()
-    file = _file(options)
-    registry.allow_folder(file.parent)
-    sweep = load_sweep(file, options.overrides)
+    sweep = _sweep(options)
+    from fedvision.api import simulate_sweep
+    from fedvision.runs.progress import Progress
+
     for notice in sweep.notices:
         complain(f"note: {notice}")
     done = simulate_sweep(
@@ -163,6 +166,8 @@ def _simulate(options: argparse.Namespace) -> None:
         threads=options.threads,
         tensorboard=options.tensorboard,
     )
+    from fedvision.reporting import render
+
     folders = [result.folder for result in done.results.values()]
     if done.comparison:
         page, table = done.comparison, render.comparison_table(folders)
@@ -174,6 +179,20 @@ def _simulate(options: argparse.Namespace) -> None:
         raise RunError(
             "; ".join(f"{label}: {error}".removeprefix(": ") for label, error in done.failures.items())
         )
+
+
+def _sweep(options: argparse.Namespace) -> Sweep:
+    """Read the experiment's file, and say so before anything that takes seconds."""
+    from fedvision.formatting import plural
+    from fedvision.sweep import load_sweep
+
+    file = _file(options)
+    registry.allow_folder(file.parent)
+    sweep = load_sweep(file, options.overrides)
+    found = list(sweep.experiments.values())
+    size = plural(len(found), "experiment") if len(found) > 1 else plural(found[0].rounds, "round")
+    announce(f"{file}, {size}")
+    return sweep
 
 
 def _engine(options: argparse.Namespace) -> PluginSpec:
@@ -198,13 +217,12 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from fedvision.experiment import ExperimentBuilder
-    from fedvision.reporting.inspect_experiment import inspect_experiment
-    from fedvision.sweep import load_sweep
+    experiments = _sweep(options).experiments
+    from fedvision.experiment import ExperimentBuilder, load_libraries
 
-    file = _file(options)
-    registry.allow_folder(file.parent)
-    experiments = load_sweep(file, options.overrides).experiments
+    load_libraries()
+    from fedvision.reporting.inspect_experiment import inspect_experiment
+
     builder = ExperimentBuilder(experiments)
     for label in experiments:
         if label:

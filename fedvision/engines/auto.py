@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from fedvision import cores, registry
 from fedvision.engines.base import Engine, OnNotice
 from fedvision.engines.client_host import ClientHostFactory, CostEstimate
+from fedvision.stages import stage
 from fedvision.types import PluginSpec
 
 START = 4.0
@@ -41,6 +42,7 @@ class AutoEngine:
         if gpus:
             spec, why = choose_on_gpus(gpus)
         else:
+            stage("timing a few training steps")
             spec, why = choose(host_factory.estimate_cost(), self._workers or cores.available())
         on_notice(f"engine {spec.use}: {why}")
         engine: Engine = registry.build("engine", spec)

@@ -35,6 +35,7 @@ from fedvision.runs.model_description import ModelDescription, counts_of, descri
 from fedvision.runs.progress import Progress, Silent
 from fedvision.server import server_app
 from fedvision.server.round_state import RoundState
+from fedvision.stages import stage
 from fedvision.training.client_trainer import ClientTrainer, probability_scale
 from fedvision.training.evaluate import Evaluation, predict
 from fedvision.types import State
@@ -149,6 +150,8 @@ class RunRecorder:
 
     def begin(self, client_registry: ClientRegistry) -> None:
         """Show the progress bar; a run that was begun before notes that it goes on."""
+        if self.done < self.config.rounds:
+            stage(f"round {self.done + 1} of {self.config.rounds} begins")
         self.progress.start(self.config.rounds, self.done + 1)
         for module in self._changed_code:
             self.note(f"the source of {module} was changed since the run's first part")
@@ -242,6 +245,7 @@ class RunRecorder:
 
     def finish(self, trainer: ClientTrainer) -> None:
         """Write the final model, what it gets wrong, how the run ended, and the report."""
+        stage("writing the model and the report")
         load_state(trainer.model, {**trainer.initial, **self.state})
         self.folder.write_model(_full_state(trainer.model), self._description())
         with guarded("the model, on the test images after the last round,"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,18 @@ def run(*arguments: str) -> int:
     return main.main(arguments)
 
 
+BEGUN = re.compile(r"fedvision \d|[ \d]{3}\.\d s  ")
+"""How the lines begin that tell what a command is busy with."""
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line about what is wrong; before it may stand what was begun."""
+    *begun, error = capsys.readouterr().err.splitlines()
+    assert [line for line in begun if not BEGUN.match(line)] == []
+    assert error.startswith("fedvision: ")
+    return error
+
+
 def test_simulate_prints_a_table_and_names_the_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("simulate", "small.toml") == 0
     out = capsys.readouterr().out
@@ -63,6 +76,37 @@ def test_a_sweep_runs_all_and_compares(here: Path, capsys: pytest.CaptureFixture
     assert "cross-entropy" in printed
     assert "focal" in printed
     assert {"cross-entropy", "focal", "comparison.html"} <= {path.name for path in (here / "out").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["simulate", "small.toml", "--out", "a"],
+        ["inspect", "small.toml"],
+        ["server", "small.toml", "--insecure", "--clients", "."],
+    ],
+)
+def test_what_is_begun_is_said_before_anything_large_is_imported(here: Path, arguments: list[str]) -> None:
+    """Imports of torch and Flower fail here; what stands on standard error before that came first."""
+    script = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'flwr', 'ray', 'sklearn'))\n"
+        f"from fedvision.cli.main import main; main({arguments})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in done.stderr
+    assert re.match(r"fedvision \S+: small.toml, 2 rounds\n +\d+\.\d s  loading .*\n", done.stderr)
+
+
+def test_help_loads_nothing_large() -> None:
+    script = (
+        "import sys, atexit; from fedvision.cli.main import main\n"
+        "large = {'torch', 'flwr', 'ray', 'numpy', 'rich', 'pandas', 'importlib.metadata'}\n"
+        "atexit.register(lambda: print(sorted(large & set(sys.modules)), file=sys.stderr))\n"
+        "main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "fedvision VERB --help" in done.stdout
+    assert done.stderr == "[]\n"
 
 
 def test_report_makes_and_compares(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,9 +204,7 @@ def test_a_wrong_input_ends_in_exit_code_2_and_one_sentence(
     before = sorted(here.rglob("*"))
     arguments = [argument for text in overrides for argument in ("--set", text)]
     assert run("simulate", "small.toml", "--out", "out", *arguments) == 2
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error
-    assert "Traceback" not in error
+    error = sentence(capsys)
     for fragment in ["small.toml", *expected]:
         assert fragment in error
     after = [path for path in sorted(here.rglob("*")) if "__pycache__" not in str(path)]
@@ -186,8 +228,7 @@ def test_wrong_folders_and_files(
         prepare(here)
     capsys.readouterr()
     assert run(*arguments) == 2
-    error = capsys.readouterr().err.strip()
-    assert "\n" not in error
+    error = sentence(capsys)
     assert all(fragment in error for fragment in expected)
 
 

@@ -21,6 +21,7 @@ from fedvision.data.decoding.process_pool import PixelFormat, decode_all
 from fedvision.data.decoding.value_range import dark_images, narrow_files
 from fedvision.data.paths import cache_folder
 from fedvision.errors import DataError
+from fedvision.stages import stage
 
 T = TypeVar("T")
 _NAMED = 3
@@ -94,10 +95,12 @@ def decode(root: Path, names: Sequence[str], how: Decoding) -> Decoded:
     fingerprint, latest = image_digest.fingerprint(root, names, pixel_format)
     key = cache.recall(fingerprint)
     if key is None:
+        stage(f"looking at {len(names):,} image files in {root}")
         contents = image_digest.contents(root, names)
         key = image_digest.key(_shown(contents, "Checking images", len(names), lambda _: 1), pixel_format)
         cache.remember(fingerprint, key, latest, started)
     if (entry := cache.load(key)) is None:
+        stage(f"decoding {len(names):,} image files in {root}")
         answers = decode_all(root, names, pixel_format, how.workers)
         shown = _shown(answers, "Decoding images", len(names), lambda answer: len(answer[0]))
         cache.store(key, len(names), pixel_format, shown)

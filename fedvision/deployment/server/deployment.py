@@ -41,6 +41,7 @@ from fedvision.models.state import digest
 from fedvision.runs.events import named
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.run_recorder import RunRecorder
+from fedvision.stages import stage
 from fedvision.tasks.base import build_task
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
@@ -100,6 +101,7 @@ class Deployment(RunRecorder):
         with self.interruption:
             self.resume()
             if process is not None:
+                stage("starting the SuperLink")
                 place = process.open()
                 if process.notice:
                     self.note(process.notice)

@@ -31,6 +31,7 @@ from fedvision.engines.ray.worker_pool import Pool
 from fedvision.errors import RunError
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import FIRST_NODE
+from fedvision.stages import stage
 from fedvision.types import PluginSpec
 
 BATCH_BYTES = 64 * 2**20
@@ -83,6 +84,7 @@ class RayEngine:
             RunError: Ray or its workers cannot be started.
         """
         internals.identify(run_id)
+        stage("starting Ray and its workers")
         with _connected(self._address, self._workers):
             setup = Setup(
                 path=tuple(sys.path),
