@@ -129,7 +129,7 @@ class TrainedModel:
             images: uint8 [N, H, W, channels] as the network takes them; or files, folders of image files at
                 any depth, and .npz files with arrays ``images`` or ``NAME_images``. Files are brought to the
                 network's size as in the run; where its images were arrays, files must have that size.
-            workers: Processes that decode files; 0 is one per CPU core.
+            workers: Processes that decode files; 0 is one per CPU core where that pays.
 
         Returns:
             One prediction an image, in the order of the paths; files that cannot be read are told apart.

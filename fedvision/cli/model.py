@@ -30,7 +30,7 @@ def add(verbs: Verbs) -> None:
         "--csv", type=Path, metavar="FILE", help="also write the probabilities of all classes"
     )
     predict.add_argument(
-        "--workers", type=int, default=0, help="processes that decode files (default: one a core)"
+        "--workers", type=int, default=0, help="processes that decode files (default: as many as pay)"
     )
     predict.set_defaults(call=_predict)
 

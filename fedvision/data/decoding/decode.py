@@ -50,7 +50,7 @@ class Decoding:
     cache: str = ""
     """Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded."""
     workers: int = 0
-    """Processes that decode; 0 is one per CPU core."""
+    """Processes that decode; 0 is one per CPU core where that pays."""
 
     def __post_init__(self) -> None:
         if self.size < 1:

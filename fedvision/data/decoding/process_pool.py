@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -20,14 +22,29 @@ from fedvision.data.decoding.bit_depth import Depth
 from fedvision.data.decoding.decoder import Outcome, decode_chunk
 from fedvision.errors import DataError
 
-_CHUNK = 16
-"""Files a request: 16 images of 224 x 224 x 3 are 2.4 MB."""
-_FILES_PER_PROCESS = 128
-"""Starting a process costs 0.2 s, as much as decoding about this many photographs of 500 x 375."""
+_CHUNK, _MOST = 16, 256
+"""Files a request, at least and at most."""
+_CHUNK_BYTES = 4 << 20
+"""Pixels of a request that has more than ``_CHUNK`` files."""
+_ROUNDS = 8
+"""Requests for each process at least, where that leaves ``_CHUNK`` files in one: all wait for the last."""
+_TRIAL_S = 0.25
+"""Seconds of decoding in this process after which it is clear how long a file takes."""
+_EACH_S = 1.0
+"""Seconds of decoding for which a process is started: to start it takes 0.3 s of a processor."""
 _NO_START = "a process that decodes images did not start"
 _REMEDY = "data.workers = 1 decodes without further processes"
 
 Answer = tuple[list[Outcome], NDArray[np.uint8]]
+
+
+class Decision(NamedTuple):
+    """What a trial has found."""
+
+    done: int
+    """Files that are decoded."""
+    workers: int
+    """Processes that are of use for the others."""
 
 
 class PixelFormat(NamedTuple):
@@ -52,8 +69,8 @@ def decode_all(
         root: The folder that the names are relative to.
         names: The files.
         pixel_format: What to make of them.
-        workers: Processes; 0 takes one per available CPU core, but none where files are few. 1 decodes in
-            this process.
+        workers: Processes; 1 decodes in this process. 0 begins so, and then takes one per available CPU core
+            as far as each saves more than its start costs.
 
     Yields:
         For each chunk, in order, what ``decode_chunk`` returns for it.
@@ -61,13 +78,41 @@ def decode_all(
     Raises:
         DataError: A decoder process does not start.
     """
-    chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
-    wanted = workers or min(cores.available(), len(names) // _FILES_PER_PROCESS)
-    count = min(wanted, len(chunks))
-    if count <= 1:
-        for chunk in chunks:
-            yield decode_chunk(root, chunk, **pixel_format._asdict())
+    done = 0
+    if workers == 0:
+        done, workers = yield from _trial(root, names, pixel_format)
+    if workers > 1 and len(names) > _CHUNK:
+        yield from _side_by_side(root, names[done:], pixel_format, workers)
         return
+    for start in range(done, len(names), _CHUNK):
+        yield decode_chunk(root, names[start : start + _CHUNK], **pixel_format._asdict())
+
+
+def _trial(root: Path, names: Sequence[str], pixel_format: PixelFormat) -> Generator[Answer, None, Decision]:
+    """Decode the first files in this process, until it is clear how many processes are of use for the rest.
+
+    Returns:
+        The files that are done, and the number of processes.
+    """
+    done, spent, each = 0, 0.0, math.inf
+    while done < len(names) and spent < _TRIAL_S:
+        chunk = names[done : done + _CHUNK]
+        began = time.perf_counter()
+        answer = decode_chunk(root, chunk, **pixel_format._asdict())
+        took = time.perf_counter() - began
+        # The least of all: the first files load their decoder, and any may have waited for a core.
+        done, spent, each = done + len(chunk), spent + took, min(each, took / len(chunk))
+        yield answer
+    return Decision(done, max(1, min(cores.available(), int(each * (len(names) - done) / _EACH_S))))
+
+
+def _side_by_side(
+    root: Path, names: Sequence[str], pixel_format: PixelFormat, count: int
+) -> Iterator[Answer]:
+    """Decode files in so many processes; as ``decode_all``."""
+    size = _chunk_size(len(names), pixel_format, count)
+    chunks = [names[start : start + size] for start in range(0, len(names), size)]
+    count = min(count, len(chunks))
     with ExitStack() as stack:
         processes = [stack.enter_context(_Process(root, pixel_format)) for _ in range(count)]
         for process, chunk in zip(processes, chunks, strict=False):
@@ -80,6 +125,18 @@ def decode_all(
             if number + count < len(chunks):
                 process.request(chunks[number + count])
             yield answer
+
+
+def _chunk_size(files: int, pixel_format: PixelFormat, count: int) -> int:
+    """Return the files of a request: the more the better, as each waits until two processes had their turn.
+
+    Args:
+        files: Number of files.
+        pixel_format: Says how large an image is.
+        count: Number of processes.
+    """
+    image = pixel_format.size**2 * pixel_format.channels
+    return max(_CHUNK, min(_MOST, _CHUNK_BYTES // image, files // (_ROUNDS * count)))
 
 
 class _Process:

@@ -73,7 +73,7 @@ def image_folder(
             where there is none, else left out.
         max_unreadable: Share of files that may be unreadable; they are left out and named.
         cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
-        workers: Processes that decode; 0 is one per CPU core.
+        workers: Processes that decode; 0 is one per CPU core where that pays.
 
     Returns:
         Images uint8 [N, size, size, channels] as memory maps, and a column [N] for each further level.

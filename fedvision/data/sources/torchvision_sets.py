@@ -56,7 +56,7 @@ def torchvision_dataset(
         validation: Share of the training images that becomes the test set where the set has none.
         max_unreadable: Share of files that may be unreadable; they are left out and named.
         cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
-        workers: Processes that decode; 0 is one per CPU core.
+        workers: Processes that decode; 0 is one per CPU core where that pays.
 
     Returns:
         Images uint8 [N, H, W, 1 or 3].

@@ -40,7 +40,7 @@ class UnlabelledImages:
         shape: (H, W, channels) of the images.
         pixel_format: What becomes of files; None where the images can only be arrays.
         batch_size: Images a batch; a batch does not go over from files to an array.
-        workers: Processes that decode; 0 is one per CPU core.
+        workers: Processes that decode; 0 is one per CPU core where that pays.
 
     Raises:
         DataError: A folder or an .npz file holds no images or cannot be read, an array has another shape or

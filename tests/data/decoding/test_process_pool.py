@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +138,59 @@ def test_few_files_start_no_process(
     monkeypatch.setattr(subprocess, "Popen", None)
     monkeypatch.setattr(process_pool.cores, "available", lambda: 64)
     assert run(tmp_path, names, 0)[1] == [number for number in range(60) if number % 7]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "processes"),
+    [(0.001, 0), (0.02, 0), (0.1, 2), (0.2, 4), (1.0, 4)],
+    ids=["small files", "one second for each of 0.6", "two", "as many as cores", "no more than cores"],
+)
+def test_without_a_number_files_are_decoded_here_until_it_is_clear_how_many_processes_pay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, processes: int
+) -> None:
+    """Forty files of so many seconds each, on a clock that only decoding moves, on four cores."""
+    names, now, started = [save(tmp_path / f"{n:02}.png", n).name for n in range(40)], [0.0], list[int]()
+    real, side_by_side = process_pool.decode_chunk, process_pool._side_by_side
+
+    def decode(root: Path, chunk: list[str], **keys: Any) -> process_pool.Answer:
+        now[0] += seconds * len(chunk)
+        return real(root, chunk, **keys)
+
+    def several(root: Path, rest: list[str], recipe: PixelFormat, count: int) -> Iterator[Any]:
+        started.append(count)
+        return side_by_side(root, rest, recipe, 1)
+
+    monkeypatch.setattr(process_pool, "decode_chunk", decode)
+    monkeypatch.setattr(process_pool, "_side_by_side", several)
+    monkeypatch.setattr(process_pool.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(process_pool.cores, "available", lambda: 4)
+    assert run(tmp_path, names, 0) == ([None] * 40, list(range(40)))
+    assert started == ([processes] if processes else [])
+
+
+def test_the_first_files_load_a_decoder_and_do_not_count_alone(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.0, 0.2, 1.0, 1.001, 2.0, 2.2])
+    monkeypatch.setattr(process_pool.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(process_pool.cores, "available", lambda: 64)
+    decisions: list[process_pool.Decision] = []
+
+    def trial() -> Iterator[process_pool.Answer]:
+        decisions.append((yield from process_pool._trial(tmp_path, names * 100, RECIPE)))
+
+    assert len(list(trial())) == 3
+    assert decisions == [(48, 1)]
+
+
+@pytest.mark.parametrize(
+    ("files", "side", "processes", "size"),
+    [(10_000, 28, 2, 256), (10_000, 224, 2, 27), (10_000, 1000, 2, 16), (800, 28, 4, 25), (60, 28, 9, 16)],
+)
+def test_requests_are_as_large_as_memory_and_an_even_end_allow(
+    files: int, side: int, processes: int, size: int
+) -> None:
+    assert process_pool._chunk_size(files, PixelFormat(side, 3, "crop"), processes) == size
 
 
 def test_a_script_without_a_main_guard_may_decode_in_processes(tmp_path: Path, names: list[str]) -> None:
