@@ -1,8 +1,8 @@
-"""What a program is busy with before its first round, told to the one who waits, with the time so far.
+"""What a program is busy with before its first round, reported with the seconds so far.
 
 Imports, decoding and the start of workers take seconds in which nothing else is shown. Whatever begins such
-work says so with ``stage``; a program that wants to hear it follows, as the command line does. Nobody
-follows in a worker's process or where fedvision is used from Python, and then nothing is told.
+work says so with ``stage``; a program that wants to show it follows, as the command line does. Nobody follows
+in a worker's process or where fedvision is used from Python, and then nothing is reported.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from collections.abc import Callable
 _followers: list[Callable[[str], None]] = []
 
 
-def follow(tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-    """Tell every stage from now on, in place of whoever followed before; one that is repeated only once.
+def follow(on_stage: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+    """Report every stage from now on, in place of whoever followed before; one that is repeated only once.
 
     Args:
-        tell: Takes a line such as ``"  3.2 s  reading the data"``: the seconds since this call, and what
+        on_stage: Takes a line such as ``"  3.2 s  reading the data"``: the seconds since this call, and what
             begins now.
         clock: Returns seconds.
     """
     began, last = clock(), ""
 
-    def hear(text: str) -> None:
+    def report(text: str) -> None:
         nonlocal last
         if text != last:
-            tell(f"{clock() - began:5.1f} s  {text}")
+            on_stage(f"{clock() - began:5.1f} s  {text}")
         last = text
 
-    _followers[:] = [hear]
+    _followers[:] = [report]
 
 
 def unfollow() -> None:
-    """Tell nobody from now on."""
+    """Report to nobody from now on."""
     _followers.clear()
 
 
 def stage(text: str) -> None:
     """Say what begins now, in a few words, where somebody follows."""
-    for tell in _followers:
-        tell(text)
+    for report in _followers:
+        report(text)
