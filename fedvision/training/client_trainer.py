@@ -324,7 +324,7 @@ def channels(shard: Shard) -> int:
 def _check_rates(settings: LoopSettings, config: ExperimentConfig) -> None:
     """Refuse a schedule that stops the training: such a round would be recorded as one that trained."""
     for round in range(1, config.rounds + 1):
-        rate = settings.training.lr * settings.schedule(round, config.rounds)
+        rate = settings.lr(round)
         if not 0 < rate < math.inf:
             raise ConfigError(
                 f"training.schedule: {config.training.schedule.use!r} gives round {round} of {config.rounds} "
@@ -341,5 +341,4 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
     settings = loop_settings(config, channels)
     build_loss(config, torch.ones(num_classes, dtype=torch.int64))
     _check_rates(settings, config)
-    lr = settings.training.lr * settings.schedule(1, config.rounds)
-    settings.make_optimizer([nn.Parameter(torch.zeros(1))], lr)
+    settings.make_optimizer([nn.Parameter(torch.zeros(1))], settings.lr(1))

@@ -76,6 +76,10 @@ class LoopSettings:
         schedule: Schedule = registry.build("schedule", self.training.schedule)
         return schedule
 
+    def lr(self, round: int) -> float:
+        """Return the learning rate of a round (from 1) under the schedule."""
+        return float(self.training.lr * self.schedule(round, self.rounds))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
@@ -128,7 +132,7 @@ def fit(
     load_state(model, request.state)
     training_mode(model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    lr = float(settings.training.lr * settings.schedule(request.round, settings.rounds)) * rate(request)
+    lr = settings.lr(request.round) * rate(request)
     optimizer = settings.make_optimizer(list(parameters.values()), lr)
     algorithm.begin(model, parameters, request, memory or {})
     step = _Step(model, loss, algorithm, optimizer, settings, (request.round, request.client))

@@ -1,64 +1,21 @@
-"""What training K clients at once is made of, whether its steps are launched one by one or played back.
-
-One forward pass under ``torch.func.vmap`` serves K models (a convolution becomes one grouped convolution, a
-linear layer one batched product); the sum of all clients' losses has as its gradient each client's own, as no
-client's loss depends on another's weights. The gradient is taken outside ``vmap``: 0.8 of the time of
-``vmap(grad)`` on a CPU, and a parameter without gradient stays one without.
-"""
+"""Clients that are trained together: what they begin with, and what became of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call, vmap
 
 from fedvision.models.state import check_state, floating, personal_names
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.evaluate import Evaluation
-from fedvision.training.loop import LoopSettings, TrainResult
-from fedvision.training.vectorized.batch_schedule import BatchSchedule, StepBatch
-from fedvision.types import LossFn, State, TrainRequest
-
-
-@dataclass(frozen=True, kw_only=True)
-class InitialTensors:
-    """What K clients begin with, by tensor; each list has a tensor for each client."""
-
-    trained: dict[str, list[torch.Tensor]]
-    """What the optimiser moves."""
-    shared: dict[str, torch.Tensor]
-    """What stays as it is, the same for all."""
-    per_client: dict[str, list[torch.Tensor]]
-    """What stays as it is, and is not the same for all."""
-
-    @classmethod
-    def of(
-        cls, model: nn.Module, requests: Sequence[TrainRequest], personals: Sequence[State]
-    ) -> InitialTensors:
-        """Sort the tensors of tasks, and those that are not shared.
-
-        Raises:
-            ConfigError: A task's state is not that of the model.
-        """
-        # Most often all were sent one model.
-        for state in {tuple(map(id, request.state.values())): request.state for request in requests}.values():
-            check_state(model, state)
-        moved = {name for name, p in model.named_parameters() if p.requires_grad}
-        starts = [personal | request.state for personal, request in zip(personals, requests, strict=True)]
-        start = cls(trained={}, shared={}, per_client={})
-        for name, own in floating(model).items():
-            values = [given.get(name, own) for given in starts]
-            if name in moved:
-                start.trained[name] = values
-            elif _same(values):
-                start.shared[name] = values[0].detach().to(own)
-            else:
-                start.per_client[name] = values
-        return start
+from fedvision.training.loop import TrainResult
+from fedvision.training.vectorized.batch_schedule import BatchSchedule
+from fedvision.types import State, TrainRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +24,12 @@ class ClientBatch:
 
     requests: Sequence[TrainRequest]
     """Their tasks, all of one round."""
-    start: InitialTensors
-    """What they begin with."""
+    trained: dict[str, list[torch.Tensor]]
+    """What the optimiser moves, as they begin."""
+    shared: State
+    """What stays as it is, the same for all."""
+    per_client: dict[str, list[torch.Tensor]]
+    """What stays as it is, and is not the same for all."""
     algorithms: Sequence[ClientAlgorithm]
     """What the method adds, all of one class."""
     memories: Sequence[State]
@@ -78,55 +39,30 @@ class ClientBatch:
     measured: Sequence[Evaluation | None]
     """What each client counted of the state that it was sent, where it was asked to."""
 
+    @classmethod
+    def of(
+        cls, model: nn.Module, requests: Sequence[TrainRequest], personals: Sequence[State], **lists: Any
+    ) -> ClientBatch:
+        """Sort the tensors of tasks, and those that are not shared; ``lists`` are the other fields.
 
-def gather_batch(
-    images: torch.Tensor, labels: torch.Tensor, slots: StepBatch, settings: LoopSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a step's images [K, B, channels, H, W], normalised and augmented, and labels [K, B].
-
-    Args:
-        images: uint8 [N, H, W, channels].
-        labels: int64 [N] or uint8 [N, L].
-        slots: Which of them.
-        settings: Transforms of the run.
-    """
-    flat = slots.at.flatten()
-    x = settings.transform.normalise(images[flat], channels_last=settings.training.channels_last)
-    x = settings.transform.apply(x, {name: value.flatten(-2) for name, value in slots.drawn.items()})
-    return x.view(*slots.at.shape, *x.shape[1:]), labels[flat].view(*slots.at.shape, *labels.shape[1:])
-
-
-def backward(
-    model: nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    shared: Mapping[str, torch.Tensor],
-    batch: tuple[torch.Tensor, torch.Tensor],
-    weights: torch.Tensor,
-    loss: LossFn,
-    settings: LoopSettings,
-) -> torch.Tensor:
-    """Give each client's trained tensors their gradients; return each client's sum of losses [K].
-
-    Args:
-        model: The network.
-        tensors: Those that clients have of their own, [K, ...].
-        shared: The others.
-        batch: Images [K, B, channels, H, W] and labels [K, B].
-        weights: float32 [K, B]: what each loss counts.
-        loss: Per example, logits [K, B, C] and labels [K, B] -> [K, B].
-        settings: Precision and device of the run.
-    """
-
-    def logits(own: State, images: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = functional_call(model, {**shared, **own}, (images,))
-        return found
-
-    x, labels = batch
-    with settings.forward.autocast():
-        losses = loss(vmap(logits)(dict(tensors), x), labels)
-    losses = losses.masked_fill(weights == 0, 0)
-    (losses * weights).sum().backward()  # type: ignore[no-untyped-call]
-    return losses.detach().sum(1)
+        Raises:
+            ConfigError: A task's state is not that of the model.
+        """
+        # Most often all were sent one model.
+        for state in {tuple(map(id, request.state.values())): request.state for request in requests}.values():
+            check_state(model, state)
+        moved = {name for name, p in model.named_parameters() if p.requires_grad}
+        starts = [personal | request.state for personal, request in zip(personals, requests, strict=True)]
+        batch = cls(requests=requests, trained={}, shared={}, per_client={}, **lists)
+        for name, own in floating(model).items():
+            values = [given.get(name, own) for given in starts]
+            if name in moved:
+                batch.trained[name] = values
+            elif _same(values):
+                batch.shared[name] = values[0].detach().to(own)
+            else:
+                batch.per_client[name] = values
+        return batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,19 +148,6 @@ class ClientBatchResult:
             personal={name: copies[name] for name in self.at_home},
             measured=self.who.measured[k],
         )
-
-
-@torch.no_grad()
-def clip_each(gradients: Sequence[torch.Tensor | None], limit: float) -> None:
-    """Scale each client's gradients [K, ...] in place so that their joint norm is at most ``limit``.
-
-    What ``torch.nn.utils.clip_grad_norm_`` does for one client (Pascanu et al. 2013, arXiv 1211.5063).
-    """
-    present = [gradient for gradient in gradients if gradient is not None]
-    norms = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in present])
-    factors = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
-    for gradient in present:
-        gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
 
 def _same(values: Sequence[torch.Tensor]) -> bool:

@@ -79,9 +79,9 @@ class CudaGraphRunner:
             who: The clients.
             loss: Class counts [K, C] -> per-example loss, as ``fit_many`` has it.
         """
-        if self.failure_reason or who.start.per_client:
+        if self.failure_reason or who.per_client:
             return None
-        lr = self.settings.training.lr * self.settings.schedule(who.requests[0].round, self.settings.rounds)
+        lr = self.settings.lr(who.requests[0].round)
         lrs = [lr * rate(request) for request in who.requests]
         try:
             reel = self._loaded(plan, who, lrs)

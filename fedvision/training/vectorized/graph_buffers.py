@@ -12,20 +12,12 @@ from typing import TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedvision.models.state import floating
-from fedvision.training.client_algorithm import along
 from fedvision.training.loop import LoopSettings
 from fedvision.training.vectorized.batch_schedule import BatchSchedule, StepBatch
-from fedvision.training.vectorized.client_batch import (
-    ClientBatch,
-    ClientBatchResult,
-    backward,
-    clip_each,
-    gather_batch,
-)
-from fedvision.training.vectorized.stacked_algorithms import StackedClientAlgorithm, first
+from fedvision.training.vectorized.client_batch import ClientBatch, ClientBatchResult
+from fedvision.training.vectorized.client_stack import ClientStack, StackedClientAlgorithm, fill, rows
 from fedvision.types import LossFn, State
 
 Replay: TypeAlias = Callable[[], None]
@@ -58,40 +50,28 @@ class GraphBuffers:
         steps, clients, width = plan.at.shape
         # Room for some more steps: another round has other clients.
         room = (2 * steps, clients, max(width, settings.training.batch_size))
-        self._at, self._weights = plan.at.new_zeros(room), plan.weights.new_zeros(room)
-        self._drawn = {
-            name: value.new_zeros((*value.shape[:-3], *room)) for name, value in plan.drawn.items()
+        self._slots = {
+            name: value.new_zeros((*value.shape[:-3], *room)) for name, value in _slots(plan).items()
         }
         self._counts = who.counts.clone()
-        self._rates = plan.weights.new_zeros(clients)
-        self.sums = plan.weights.new_zeros(clients)
+        self._rates, self.sums = plan.weights.new_zeros(clients), plan.weights.new_zeros(clients)
         self._step = torch.zeros(1, dtype=torch.int64, device=settings.device)
-        trained = {name for name, p in model.named_parameters() if p.requires_grad}
-        self.tensors: State = {}
-        self._alike: State = {}
-        for name, own in floating(model).items():
-            whole = own.detach().expand(clients, *own.shape) if name in trained else own.detach()
-            copy = whole.clone(memory_format=torch.contiguous_format) if name in trained else whole.clone()
-            (self.tensors if name in trained else self._alike)[name] = copy
-        self._momenta = {
-            name: torch.zeros_like(tensor)
-            for name, tensor in self.tensors.items()
-            if settings.training.momentum
-        }
+        own = {name: tensor.detach() for name, tensor in floating(model).items()}
+        self.tensors = {name: own[name].new_zeros((clients, *own[name].shape)) for name in who.trained}
+        self._alike = {name: tensor.clone() for name, tensor in own.items() if name not in who.trained}
+        momentum = settings.training.momentum
+        self._momenta = {name: torch.zeros_like(t) for name, t in self.tensors.items() if momentum}
         self._played: dict[int, Replay] = {}
         self._groups: dict[str, State] = {}
         self._numbers: State = {}
 
     def holds(self, plan: BatchSchedule, key: Hashable) -> bool:
         """Say whether a plan fits in, and the recordings serve it."""
-        fits = all(own <= room for own, room in zip(plan.at.shape, self._at.shape, strict=True))
-        there = plan.images is self._images if self._resident else self._takes(plan)
-        return fits and there and plan.drawn.keys() == self._drawn.keys() and key == self._key
-
-    def _takes(self, plan: BatchSchedule) -> bool:
-        """Say whether there is room for images that do not stay where they are."""
         held, new = self._images, plan.images
-        return not plan.resident and len(new) <= len(held) and new.shape[1:] == held.shape[1:]
+        fits = all(own <= room for own, room in zip(plan.at.shape, self._slots["at"].shape, strict=True))
+        there = len(new) <= len(held) and new.shape[1:] == held.shape[1:] and not plan.resident
+        there = new is held if self._resident else there
+        return fits and there and _slots(plan).keys() == self._slots.keys() and key == self._key
 
     @torch.no_grad()
     def load(self, plan: BatchSchedule, who: ClientBatch, lrs: Sequence[float]) -> None:
@@ -100,52 +80,37 @@ class GraphBuffers:
         Raises:
             ClientError: An algorithm lacks something.
         """
-        for name, values in who.start.trained.items():
-            tensor = self.tensors[name]
-            if all(value is values[0] for value in values):
-                tensor.copy_(values[0])
-            else:
-                tensor[: len(values)].copy_(torch.stack([value.to(tensor.device) for value in values]))
-        for name, value in who.start.shared.items():
-            self._alike[name].copy_(value)
-        self._load_plan(plan)
         clients = len(who.requests)
+        for name, values in who.trained.items():
+            fill(self.tensors[name][:clients], values)
+        for name, value in who.shared.items():
+            self._alike[name].copy_(value)
+        if not self._resident:
+            self._images[: len(plan.images)].copy_(plan.images)
+            self._labels[: len(plan.labels)].copy_(plan.labels)
+        # A place beyond has no weight, so nothing that stands there from another round counts.
+        self._slots["weights"].zero_()
+        steps, _, width = plan.at.shape
+        for name, value in _slots(plan).items():
+            self._slots[name][..., :steps, :clients, :width].copy_(value)
         self._counts[:clients].copy_(who.counts)
         self._rates[:clients].copy_(torch.tensor(lrs))
         for zero in (self.sums, self._step, *self._momenta.values()):
             zero.zero_()
-        self._load_aims(who)
-
-    def _load_aims(self, who: ClientBatch) -> None:
-        self.algorithm = StackedClientAlgorithm(
-            self._model, who.algorithms, self.tensors, who.requests, who.memories
-        )
+        self.algorithm = StackedClientAlgorithm(self._model, self.tensors, who)
         if not self._groups and not self._numbers:  # these clients are the first ones
             self._groups = {
                 group: {name: torch.zeros_like(tensor) for name, tensor in state.items()}
                 for group, state in self.algorithm.groups.items()
             }
             self._numbers = {name: torch.zeros_like(own) for name, own in self.algorithm.numbers.items()}
-        for mine, own in self._pairs(len(who.requests)):
+        for mine, own in self._pairs(clients):
             mine.copy_(own)
-
-    def _load_plan(self, plan: BatchSchedule) -> None:
-        if not self._resident:
-            self._images[: len(plan.images)].copy_(plan.images)
-            self._labels[: len(plan.labels)].copy_(plan.labels)
-        steps, clients, width = plan.at.shape
-        # A place beyond has no weight, so nothing that stands there from another round counts.
-        self._weights.zero_()
-        self._weights[:steps, :clients, :width].copy_(plan.weights)
-        self._at[:steps, :clients, :width].copy_(plan.at)
-        for name, value in plan.drawn.items():
-            self._drawn[name][..., :steps, :clients, :width].copy_(value)
 
     def _pairs(self, clients: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield rows of the groups and numbers here, each with those of the clients' algorithms."""
-        here, there = first(self._groups, clients), self.algorithm.groups
-        for group, state in there.items():
-            yield from ((here[group][name], tensor) for name, tensor in state.items())
+        for group, state in self.algorithm.groups.items():
+            yield from ((self._groups[group][name][:clients], tensor) for name, tensor in state.items())
         yield from ((self._numbers[name][:clients], own) for name, own in self.algorithm.numbers.items())
 
     def ended(self, plan: BatchSchedule, who: ClientBatch, lrs: Sequence[float]) -> ClientBatchResult:
@@ -157,8 +122,8 @@ class GraphBuffers:
             model=self._model,
             who=who,
             plan=plan,
-            tensors={name: tensor[:clients] for name, tensor in self.tensors.items()},
-            shared=who.start.shared,
+            tensors=rows(self.tensors, clients),
+            shared=who.shared,
             sums=self.sums[:clients],
             ends=self.algorithm.finish(plan.steps, lrs),
         )
@@ -204,51 +169,36 @@ class GraphBuffers:
 
     def _take(self, size: int, loss: Callable[[torch.Tensor], LossFn]) -> None:
         """Take a step with the first ``size`` clients: nothing but operations on the device."""
-        slots = StepBatch(
-            at=self._now(self._at, size),
-            weights=self._now(self._weights, size),
-            drawn={name: self._now(value, size) for name, value in self._drawn.items()},
+        now = {
+            name: value[..., :size, :].index_select(-3, self._step).squeeze(-3)
+            for name, value in self._slots.items()
+        }
+        slots = StepBatch(at=now.pop("at"), weights=now.pop("weights"), drawn=now)
+        parameters = {name: nn.Parameter(tensor[:size]) for name, tensor in self.tensors.items()}
+        optimizer = self._settings.make_optimizer(list(parameters.values()), 1.0)
+        for name, momentum in self._momenta.items():
+            optimizer.state[parameters[name]]["momentum_buffer"] = momentum[:size]
+        stack = ClientStack(
+            model=self._model,
+            settings=self._settings,
+            parameters=parameters,
+            own={},
+            shared=self._alike,
+            algorithm=self.algorithm,
+            groups={group: rows(state, size) for group, state in self._groups.items()},
+            numbers=rows(self._numbers, size),
+            optimizer=optimizer,
+            scales=self._rates[:size],
         )
-        moved = {name: nn.Parameter(tensor[:size]) for name, tensor in self.tensors.items()}
-        batch = gather_batch(self._images, self._labels, slots, self._settings)
-        with sdpa_kernel(SDPBackend.MATH):
-            own = loss(self._counts[:size])
-            sums = backward(self._model, moved, self._alike, batch, slots.weights, own, self._settings)
         live = slots.weights.amax(1) > 0
-        self._adjust(moved, live)
-        self._move(moved, live)
+        sums = stack.step(self._images, self._labels, slots, loss(self._counts[:size]), live)
         self.sums[:size].add_(sums)
         self._step.add_(1)
 
-    def _now(self, values: torch.Tensor, size: int) -> torch.Tensor:
-        """Return what stands in [..., S, K, B] for this step and the first clients."""
-        return values[..., :size, :].index_select(-3, self._step).squeeze(-3)
 
-    @torch.no_grad()
-    def _adjust(self, moved: dict[str, nn.Parameter], live: torch.Tensor) -> None:
-        """Let the algorithms of clients that have images change their gradients, and their own tensors."""
-        groups = first(self._groups, len(live))
-        rows = [tensor for state in groups.values() for tensor in state.values()]
-        before = [tensor.clone() for tensor in rows]
-        self.algorithm.after_backward(
-            moved, groups, {name: own[: len(live)] for name, own in self._numbers.items()}
-        )
-        for tensor, old in zip(rows, before, strict=True):
-            tensor.copy_(torch.where(along(live, tensor), tensor, old))
-
-    @torch.no_grad()
-    def _move(self, moved: dict[str, nn.Parameter], live: torch.Tensor) -> None:
-        """Let clients that have images take the optimiser's step at their own learning rates."""
-        if limit := self._settings.training.clip_norm:
-            clip_each([p.grad for p in moved.values()], limit)
-        optimizer = self._settings.make_optimizer(list(moved.values()), 1.0)
-        for name, momentum in self._momenta.items():
-            optimizer.state[moved[name]]["momentum_buffer"] = momentum[: len(live)]
-        before = [p.clone() for p in moved.values()]
-        optimizer.step()
-        for p, old in zip(moved.values(), before, strict=True):
-            new = old + (p - old) * along(self._rates[: len(live)], p)
-            p.copy_(torch.where(along(live, p), new, old))
+def _slots(plan: BatchSchedule) -> dict[str, torch.Tensor]:
+    """Return what a step looks up by its number, each [..., S, K, B]."""
+    return {"at": plan.at, "weights": plan.weights, **plan.drawn}
 
 
 def _alike(found: torch.Tensor, wanted: torch.Tensor) -> bool:

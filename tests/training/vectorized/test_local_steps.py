@@ -16,7 +16,7 @@ from fedvision.errors import ClientError, ConfigError
 from fedvision.models.freezing import frozen_state
 from fedvision.models.state import get_state, personal_names, shared_names
 from fedvision.training.client_algorithm import ClientAlgorithm
-from fedvision.training.vectorized.client_batch import clip_each
+from fedvision.training.vectorized.client_stack import clip_each
 from fedvision.training.vectorized.vmap_support import ELEMENTWISE
 from fedvision.types import ClientConfig, PluginSpec, TrainRequest
 from tests.training.client_cases import (
