@@ -81,5 +81,5 @@ def plural(count: int, stem: str, many: str = "s", one: str = "") -> str:
 
 def listed(names: Sequence[str], longest: int = 5) -> str:
     """Return names with commas; of more than ``longest``, the first ones and how many more there are."""
-    more = f" and {len(names) - longest} more" if len(names) > longest else ""
+    more = f" and {whole(len(names) - longest)} more" if len(names) > longest else ""
     return ", ".join(names[:longest]) + more

@@ -20,7 +20,13 @@ from fedvision.tables import Settings, at_least, require
 from fedvision.types import PluginSpec
 
 _FILES = ("root_certificate", "key", "client_certificate", "client_key")
-_DATA_PATHS = ("path", "root", "cache")
+_PATHS = {
+    "": ("cache", "state"),
+    "superlink": _FILES,
+    "data": ("path", "root", "cache"),
+    "share": ("certificate", "authority"),
+}
+"""Keys of each table that name a file or folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,19 +187,19 @@ class ClientMachineConfig(Settings):
     def placed(cls, table: dict[str, Any], folder: Path) -> dict[str, Any]:
         """Return a file's table with its relative paths made absolute, as seen from the file's folder."""
         table.setdefault("state", "state")
-        parts = [
-            (table, ("cache", "state")),
-            (table.get("superlink"), _FILES),
-            (table.get("data"), _DATA_PATHS),
-            (table.get("share"), ("certificate", "authority")),
-        ]
-        for part, names in parts:
-            if not isinstance(part, dict):
-                continue
-            for name in names:
-                if isinstance(text := part.get(name), str) and text:
-                    part[name] = str(folder / expand_home(text))
+        for part, names in _PATHS.items():
+            if isinstance(own := table.get(part) if part else table, dict):
+                for name in names:
+                    if isinstance(text := own.get(name), str) and text:
+                        own[name] = str(folder / expand_home(text))
         return table
+
+    @property
+    def paths(self) -> list[str]:
+        """Everything that the file names as a path."""
+        tables = (vars(self), vars(self.superlink), self.data.args, vars(self.share))
+        own = dict(zip(_PATHS, tables, strict=True))
+        return [str(own[part][name]) for part, names in _PATHS.items() for name in names if name in own[part]]
 
     def permit(self, kind: str, use: str) -> None:
         """Check that the server may name this plug-in.

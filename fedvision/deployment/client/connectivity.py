@@ -8,12 +8,13 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -117,19 +118,17 @@ def probe(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) -> ProbeResul
         ConfigError: This client's own certificates cannot be used.
     """
     began = time.monotonic()
-    with _connection(superlink, timeout) as connection:
-        valid_until = _valid_until(connection.sock)
-        before = time.time()
-        connection.request("GET", "/health")
-        answer = connection.getresponse()
-        answer.read()
-        middle = (before + time.time()) / 2
-        if answer.status != 200:
-            raise ServerError(
-                f"{superlink.address} answers, but not as a federation's server (status {answer.status}); "
-                "correct superlink.address"
-            )
-        return ProbeResult(time.monotonic() - began, _ahead(answer.getheader("date"), middle), valid_until)
+    answer = _ask(superlink, timeout, "GET", "/health")
+    if answer.status != 200:
+        raise ServerError(
+            f"{superlink.address} answers, but not as a federation's server (status {answer.status}); "
+            "correct superlink.address"
+        )
+    ahead = None
+    with suppress(ValueError):
+        if answer.date:  # cut to whole seconds, made anew each second
+            ahead = answer.middle - (parsedate_to_datetime(answer.date).timestamp() + 1)
+    return ProbeResult(time.monotonic() - began, ahead, answer.valid_until)
 
 
 def check_authorized(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) -> None:
@@ -141,12 +140,12 @@ def check_authorized(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) ->
     """
     headers = internals_superlink.signed_headers(read_key(superlink.key))
     headers["content-type"] = internals_superlink.MEDIA_TYPE
-    with _connection(superlink, timeout) as connection:
-        # An empty question of no node: it is refused in any case, but for an unknown key by the gate itself.
-        connection.request("POST", internals_superlink.GET_RUN, body=b"", headers=headers)
-        answer = _json(connection.getresponse().read(65536))
-    if answer.get("code") == internals_superlink.NOT_ACTIVATED:
-        raise ServerError(str(answer.get("detail")))
+    # An empty question of no node: it is refused in any case, but for an unknown key by the gate itself.
+    answer = _ask(superlink, timeout, "POST", internals_superlink.GET_RUN, b"", headers)
+    with suppress(ValueError):
+        told = json.loads(answer.body)
+        if isinstance(told, dict) and told.get("code") == internals_superlink.NOT_ACTIVATED:
+            raise ServerError(str(told.get("detail")))
 
 
 def diagnose(superlink: SuperlinkConfig, error: FedVisionError, timeout: float = 5.0) -> str:
@@ -159,8 +158,8 @@ def diagnose(superlink: SuperlinkConfig, error: FedVisionError, timeout: float =
     """
     try:
         ahead = probe(superlink, timeout).ahead or 0.0
-        if not -internals_superlink.CLOCK_BEHIND_S < ahead < internals_superlink.CLOCK_AHEAD_S:
-            where = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
+        if abs(ahead) >= clock_limit(ahead):
+            where = clock_difference(ahead)
             return (
                 f"{superlink.address}: this machine's clock is {where}, which refuses its calls; set it (NTP)"
             )
@@ -176,15 +175,46 @@ def diagnose(superlink: SuperlinkConfig, error: FedVisionError, timeout: float =
     return f"{superlink.address}: {error}"
 
 
-@contextmanager
-def _connection(superlink: SuperlinkConfig, timeout: float) -> Iterator[http.client.HTTPConnection]:
-    """Connect as the client does: straight, or through the proxy that the environment names."""
+class _Answer(NamedTuple):
+    """What a server said to one question."""
+
+    status: int
+    date: str | None
+    body: bytes
+    middle: float
+    """This machine's time halfway between question and answer."""
+    valid_until: datetime | None
+
+
+def _ask(
+    superlink: SuperlinkConfig,
+    timeout: float,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> _Answer:
+    """Ask as the client does: straight, or through the proxy that the environment names."""
     proxy = way(superlink)
-    connection = _unconnected(superlink, proxy, timeout)
+    host, port = (proxy.host, proxy.port) if proxy else (superlink.host, superlink.port)
+    if superlink.insecure:
+        connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        if proxy:  # it is told the whole address
+            path, headers = f"http://{superlink.host}:{superlink.port}{path}", {**headers, **proxy.headers}
+    else:
+        context = tls_context(superlink)
+        connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+        if proxy:
+            connection.set_tunnel(superlink.host, superlink.port, headers=proxy.headers)
     try:
         connection.connect()
         _await_close(connection.sock, timeout)
-        yield connection
+        valid_until, before = _valid_until(connection.sock), time.time()
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        text = answer.read(65536)
+        middle = (before + time.time()) / 2
+        return _Answer(answer.status, answer.getheader("date"), text, middle, valid_until)
     except (OSError, http.client.HTTPException) as error:
         why = _why_through(proxy, error, superlink) if proxy else _why(error, superlink)
         raise ServerError(f"{superlink.address}: {why}") from error
@@ -199,46 +229,6 @@ def way(superlink: SuperlinkConfig) -> Proxy | None:
         ConfigError: The environment names one that cannot be used.
     """
     return proxy_for("http" if superlink.insecure else "https", superlink.host)
-
-
-def _unconnected(
-    superlink: SuperlinkConfig, proxy: Proxy | None, timeout: float
-) -> http.client.HTTPConnection:
-    place = (superlink.host, superlink.port)
-    host, port = (proxy.host, proxy.port) if proxy else place
-    if superlink.insecure:
-        if proxy:
-            return _Forwarded(host, port, place, proxy.headers, timeout)
-        return http.client.HTTPConnection(host, port, timeout=timeout)
-    connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=tls_context(superlink))
-    if proxy:
-        connection.set_tunnel(*place, headers=proxy.headers)
-    return connection
-
-
-class _Forwarded(http.client.HTTPConnection):
-    """Plain HTTP through a proxy, which is told the whole address.
-
-    Args:
-        host: The proxy.
-        port: Its port.
-        place: The server's host and port.
-        more: Headers for the proxy.
-        timeout: Seconds.
-    """
-
-    def __init__(
-        self, host: str, port: int, place: tuple[str, int], more: dict[str, str], timeout: float
-    ) -> None:
-        super().__init__(host, port, timeout=timeout)
-        self._there, self._more = f"http://{place[0]}:{place[1]}", more
-
-    def request(
-        self, method: str, url: str, body: Any = None, headers: Any = (), *, encode_chunked: bool = False
-    ) -> None:
-        """Ask for a path of the server's."""
-        headers = {**dict(headers), **self._more}
-        super().request(method, self._there + url, body, headers, encode_chunked=encode_chunked)
 
 
 def _why_through(proxy: Proxy, error: Exception, superlink: SuperlinkConfig) -> str:
@@ -321,24 +311,18 @@ def _distrust(error: ssl.SSLCertVerificationError, superlink: SuperlinkConfig) -
     return f"its certificate is refused: {error.verify_message}"
 
 
+def clock_limit(ahead: float) -> float:
+    """Return from how many seconds on the server refuses calls of a clock that is ahead, or behind."""
+    return internals_superlink.CLOCK_AHEAD_S if ahead > 0 else internals_superlink.CLOCK_BEHIND_S
+
+
+def clock_difference(ahead: float) -> str:
+    """Return a clock's difference in words."""
+    return f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
+
+
 def _valid_until(sock: object) -> datetime | None:
     certificate = sock.getpeercert() if isinstance(sock, ssl.SSLSocket) else None
     if not certificate:
         return None
     return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
-
-
-def _ahead(date: str | None, now: float) -> float | None:
-    """Return seconds that ``now`` is ahead of a Date header: cut to whole seconds, made anew each second."""
-    try:
-        return now - (parsedate_to_datetime(date).timestamp() + 1) if date else None
-    except ValueError:
-        return None
-
-
-def _json(text: bytes) -> Mapping[str, object]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from fedvision import formatting
 from fedvision.aggregation import masking
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset
@@ -24,12 +25,13 @@ from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.connectivity import (
     ProbeResult,
     check_authorized,
+    clock_difference,
+    clock_limit,
     key_owner,
     probe,
     read_key,
     way,
 )
-from fedvision.deployment.transport import internals_superlink
 
 _SOON_DAYS = 30
 _LITTLE = 10**9
@@ -129,14 +131,12 @@ def clock(ahead: float | None) -> Lines:
     if ahead is None:
         yield "WARN", "the server tells no time"
         return
-    most = internals_superlink.CLOCK_AHEAD_S if ahead > 0 else internals_superlink.CLOCK_BEHIND_S
-    where = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the server's"
-    if abs(ahead) > most:
-        yield "FAIL", f"{where}: from {most} s on it refuses every call; set this machine's clock (NTP)"
-    elif abs(ahead) > _CLOCK_MARGIN * most:
-        yield "WARN", f"{where}: from {most} s on it refuses every call; set this machine's clock (NTP)"
+    most, text = clock_limit(ahead), clock_difference(ahead)
+    if abs(ahead) <= _CLOCK_MARGIN * most:
+        yield "OK", text
     else:
-        yield "OK", where
+        level: Level = "FAIL" if abs(ahead) > most else "WARN"
+        yield level, f"{text}: from {most} s on it refuses every call; set this machine's clock (NTP)"
 
 
 def _known(config: ClientMachineConfig) -> Lines:
@@ -152,7 +152,7 @@ def folders(config: ClientMachineConfig) -> Lines:
             yield "FAIL", f"{key} = {folder}: it cannot be written; choose another folder"
             continue
         free = shutil.disk_usage(there).free
-        text = f"{key} = {folder}: {image_checks.size_text(free)} free"
+        text = f"{key} = {folder}: {formatting.size(free)} free"
         yield ("WARN", f"{text}; make room") if free < _LITTLE else ("OK", text)
 
 

@@ -5,10 +5,9 @@ Where an image may have several labels, a label's images are its positives, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
+from fedvision import formatting
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.duplicates import find_duplicates, image_name
@@ -54,8 +53,8 @@ def equal_pictures(dataset: Dataset) -> Lines:
     )
     for level, pairs, first, what in kinds:
         if pairs:
-            shown = _listed(f"{image_name(first, one)} = {image_name(train, other)}" for one, other in pairs)
-            yield level, f"{what}: {len(pairs):,} ({shown})"
+            shown = [f"{image_name(first, one)} = {image_name(train, other)}" for one, other in pairs]
+            yield level, f"{what}: {len(pairs):,} ({formatting.listed(shown, _NAMED)})"
     if not any(found):
         yield "OK", "no picture is there twice"
 
@@ -78,7 +77,7 @@ def histogram(dataset: Dataset) -> Lines:
         whole = f"classes with {counts[rest].sum():,} images"
         yield "OK", f"and {len(rest)} rarer {fewer if several(dataset.train.labels) else whole}"
     if vacant := [name for name, count in zip(dataset.classes, counts, strict=True) if not count]:
-        yield "WARN", f"no training image of {_listed(vacant)}"
+        yield "WARN", f"no training image of {formatting.listed(vacant, _NAMED)}"
     if several(dataset.train.labels):
         yield "OK", _labels_an_image(dataset.train)
 
@@ -131,7 +130,7 @@ def labels(config: ClientMachineConfig, dataset: Dataset, experiment: Experiment
     if not wrong:
         yield "OK", f"every label is one of the experiment's {len(classes)} classes, or left out"
         if missing := [name for label, name in enumerate(classes) if label not in target]:
-            yield "OK", f"this client has no image of {_listed(missing)}"
+            yield "OK", f"this client has no image of {formatting.listed(missing, _NAMED)}"
 
 
 def present(dataset: Dataset) -> list[str]:
@@ -156,7 +155,7 @@ def step(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentCo
             f"a step of {batch} images does not fit into the GPU's memory; ask for a smaller "
             "training.batch_size or model"
         ) from error
-    sent = f"a round sends {size_text(cost.model)} each way"
+    sent = f"a round sends {formatting.size(cost.model)} each way"
     yield "OK", f"{batch} images take {cost.seconds:.2f} s on {cost.device}; {sent}"
     limits = [cost.free] if cost.free is not None else []
     if config.memory_limit and cost.device.type == "cpu" and before is not None:
@@ -168,23 +167,14 @@ def memory_line(peak: int | None, most: int | None) -> tuple[Level, str]:
     """Return what is to be said of a step's peak and of the memory there is, both in bytes."""
     if peak is None:
         return "WARN", "this system does not tell how much memory a step takes"
-    taken = f"a step takes {size_text(peak)} of memory"
+    taken = f"a step takes {formatting.size(peak)} of memory"
     if most is None:
         return "OK", taken
     if peak > most:
-        return "FAIL", f"{taken}, but only {size_text(max(most, 0))} are free and allowed (memory_limit)"
-    return ("WARN" if peak > _TIGHT * most else "OK"), f"{taken}; {size_text(most)} are free and allowed"
-
-
-def size_text(size: int) -> str:
-    """Return bytes as a person reads them."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.1f} {unit}"
-    return f"{size} bytes"
-
-
-def _listed(items: Iterable[str]) -> str:
-    items = list(items)
-    more = f" and {len(items) - _NAMED:,} more" if len(items) > _NAMED else ""
-    return ", ".join(items[:_NAMED]) + more
+        return (
+            "FAIL",
+            f"{taken}, but only {formatting.size(max(most, 0))} are free and allowed (memory_limit)",
+        )
+    return (
+        "WARN" if peak > _TIGHT * most else "OK"
+    ), f"{taken}; {formatting.size(most)} are free and allowed"

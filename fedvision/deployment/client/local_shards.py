@@ -52,15 +52,6 @@ class OwnShards:
         return whole.take(np.flatnonzero(~held)), whole.take(np.flatnonzero(held))
 
 
-def read_own(client: ClientMachineConfig) -> Dataset:
-    """Read this machine's images under its own labels.
-
-    Raises:
-        ConfigError: They cannot be read.
-    """
-    return open_own(client)
-
-
 def own_shards(
     client: ClientMachineConfig, facts: RunManifest, experiment: ExperimentConfig, read: Dataset | None = None
 ) -> OwnShards:
@@ -70,7 +61,7 @@ def own_shards(
         ConfigError: Images cannot be read, have another size than the experiment's, an unknown label, or
             labels of another form than its task.
     """
-    own, task = read_own(client) if read is None else read, build_task(experiment.task)
+    own, task = open_own(client) if read is None else read, build_task(experiment.task)
     check_form(own, client, task)
     dataset = under_classes(own, client, facts.classes)
     size = tuple(dataset.train.images.shape[1:])

@@ -70,15 +70,7 @@ class MaskedCounts:
         return masking.group_name(self._cards()) if self._stored.get("cards") else ""
 
     def answer(self, content: RecordDict, image_counts: ImageCounts) -> RecordDict:
-        """Answer a message of type ``sharing.MASKED``.
-
-        Args:
-            content: The message's.
-            image_counts: This client's training images.
-
-        Raises:
-            ConfigError: As for ``mask_counts``.
-        """
+        """Answer a message of type ``sharing.MASKED``; ``image_counts``: this client's training images."""
         tables = sharing.decode_group(content)
         if sharing.agreement_only(content):
             return sharing.encode_agreed(self.agree(tables))
@@ -121,7 +113,7 @@ class MaskedCounts:
                 f"{', '.join(names)} beside it could tell counts of single clients; let the same clients "
                 "go on, or begin a new run"
             )
-        masked_counts = signed(masking.mask(_unsigned(numbers), self._private, cards, b"counts"))
+        masked_counts: list[int] = self._masked(np.asarray(numbers, np.int64), cards, b"counts").tolist()
         self._store(names=names, cards=[card.to_table() for card in cards], masked_counts=masked_counts)
         log.warning("class counts are masked for a sum over %s", ", ".join(names))
         return masked_counts
@@ -134,8 +126,12 @@ class MaskedCounts:
             question: What was measured, the model included: masks serve for one question.
         """
         context = b"confusion\n" + hashlib.sha256(question).digest()
-        masked = masking.mask(_unsigned(numbers.ravel()), self._private, self._cards(), context)
-        return masked.view(np.int64).reshape(numbers.shape)
+        return self._masked(numbers.ravel(), self._cards(), context).reshape(numbers.shape)
+
+    def _masked(
+        self, numbers: NDArray[np.int64], cards: Sequence[AdvertisedKey], context: bytes
+    ) -> NDArray[np.int64]:
+        return masking.mask(numbers.view(np.uint64), self._private, cards, context).view(np.int64)
 
     def _cards(self) -> list[AdvertisedKey]:
         return [AdvertisedKey.from_table(table) for table in self._stored["cards"]]
@@ -160,12 +156,3 @@ class MaskedCounts:
         self._stored |= facts
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_file(self._file, json.dumps(self._stored), mode=0o600)
-
-
-def signed(numbers: NDArray[np.uint64]) -> list[int]:
-    """Return numbers of 64 bits as they travel: signed."""
-    return [int(number) for number in numbers.view(np.int64)]
-
-
-def _unsigned(numbers: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint64]:
-    return np.asarray(numbers, np.int64).view(np.uint64)

@@ -32,14 +32,6 @@ def redact_paths(reason: str, config: ClientMachineConfig) -> str:
         reason: What went wrong.
         config: The machine's own file; what it names as a path is one, however it is written.
     """
-    named = [config.state, config.cache, *_texts(config)]
-    if _ABSOLUTE.search(reason) or any(name in reason for name in named if len(name) > 1):
+    if _ABSOLUTE.search(reason) or any(name in reason for name in config.paths if len(name) > 1):
         return AT_HOME
     return reason
-
-
-def _texts(config: ClientMachineConfig) -> list[str]:
-    link, share, data = config.superlink, config.share, config.data.args
-    files = [link.key, link.root_certificate, link.client_certificate, link.client_key]
-    places = [str(data[name]) for name in ("path", "root", "cache") if name in data]
-    return [*files, share.certificate, share.authority, *places]

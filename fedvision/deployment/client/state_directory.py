@@ -26,7 +26,7 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from flwr.app import MessageType
 
@@ -70,14 +70,12 @@ class Reply:
 
     def layout(self, task: str) -> str | None:
         """Return the layout of the reply to a task by its digest, or None where the last one was another."""
-        stored = _table(self._about)
-        complete = self.path.exists() and self.path.stat().st_size == stored.get("bytes")
-        return str(stored["layout"]) if complete and stored.get("task") == task else None
+        size = self.path.stat().st_size if self.path.exists() else None
+        return _read(self._about, task=task, bytes=size).get("layout")
 
     def keep(self, task: str, layout: str) -> None:
         """Remember to which task the tensors, which are written, are the answer."""
-        page = {"task": task, "layout": layout, "bytes": self.path.stat().st_size}
-        replace_file(self._about, json.dumps(page), sync=False)
+        _write(self._about, task=task, layout=layout, bytes=self.path.stat().st_size)
 
     def drop(self) -> None:
         """Forget it, before the next one is written over it."""
@@ -85,12 +83,12 @@ class Reply:
 
     def notes(self, task: str) -> tuple[str, ...] | None:
         """Return what the reply to a task tells of this client, None where that is not settled."""
-        stored = _table(self._notes)
-        return tuple(map(str, stored.get("notes", ()))) if stored.get("task") == task else None
+        stored = _read(self._notes, task=task)
+        return tuple(map(str, stored.get("notes", ()))) if stored else None
 
     def keep_notes(self, task: str, notes: tuple[str, ...]) -> None:
         """Settle what the reply to a task tells: made again, it must be the same reply."""
-        replace_file(self._notes, json.dumps({"task": task, "notes": notes}), sync=False)
+        _write(self._notes, task=task, notes=notes)
 
 
 class StateDirectory:
@@ -130,7 +128,8 @@ class StateDirectory:
         """
         with (self._folder / "lock").open("a") as file:  # "w" would touch what another process holds
             try:
-                _lock(file)
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ConfigError(
                     f"state: {self._folder} is in use: this client runs already; stop the other process, "
@@ -140,13 +139,11 @@ class StateDirectory:
 
     def node(self, address: str) -> int:
         """Return which node of a server this client was, 0 where that is not known."""
-        stored = _table(self._folder / "node")
-        return int(stored.get("node", 0)) if stored.get("superlink") == address else 0
+        return int(_read(self._folder / "node", superlink=address).get("node", 0))
 
     def keep_node(self, address: str, node: int) -> None:
         """Remember which node this client is."""
-        page = json.dumps({"superlink": address, "node": node})
-        replace_file(self._folder / "node", page, sync=False)
+        _write(self._folder / "node", superlink=address, node=node)
 
     def message(self) -> bytes | None:
         """Return the message that is not answered yet, or None."""
@@ -167,12 +164,11 @@ class StateDirectory:
 
     def session(self, reply: str) -> str:
         """Return under which session a reply was being sent, "" where its sending has not begun."""
-        stored = _table(self._inbox / "session")
-        return str(stored.get("session", "")) if stored.get("reply") == reply else ""
+        return str(_read(self._inbox / "session", reply=reply).get("session", ""))
 
     def keep_session(self, reply: str, session: str) -> None:
         """Remember under which session a reply is being sent."""
-        replace_file(self._inbox / "session", json.dumps({"reply": reply, "session": session}), sync=False)
+        _write(self._inbox / "session", reply=reply, session=session)
 
     def begin(self) -> bool:
         """Note that the process runs; return whether the one before it died."""
@@ -185,13 +181,14 @@ class StateDirectory:
         (self._folder / "online").unlink(missing_ok=True)
 
 
-def _table(path: Path) -> dict[str, Any]:
+def _write(path: Path, **page: Any) -> None:
+    replace_file(path, json.dumps(page), sync=False)
+
+
+def _read(path: Path, **about: Any) -> dict[str, Any]:
+    """Return what was kept, empty where it is damaged or about something else."""
     with suppress(OSError, ValueError):
         page = json.loads(path.read_text())
-        return page if isinstance(page, dict) else {}
+        if isinstance(page, dict) and all(page.get(key) == value for key, value in about.items()):
+            return page
     return {}
-
-
-def _lock(file: IO[str]) -> None:
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

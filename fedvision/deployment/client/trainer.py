@@ -91,7 +91,7 @@ class Trainer:
             FedVisionError: They cannot be read.
         """
         self._stamp = stamp(self.client)
-        self._own = own = local_shards.read_own(self.client)
+        self._own = own = local_shards.open_own(self.client)
         height, width, channels = own.train.images.shape[1:]
         summary = f"{len(own.train):,} training images of {height} x {width} x {channels}"
         kind = "with {} labels" if several(own.train.labels) else "in {} classes"

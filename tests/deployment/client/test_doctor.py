@@ -266,7 +266,7 @@ def test_images_that_are_not_there_are_one_bad_line(pki: Path, images: Path) -> 
 
 def test_a_memory_limit_below_the_step_is_bad(pki: Path, images: Path) -> None:
     found = run_check(client(pki, images, 1, "memory_limit=0.001"), experiment())
-    assert any("but only 0 bytes are free and allowed" in line for line in lines(found, "FAIL"))
+    assert any("but only 0 B are free and allowed" in line for line in lines(found, "FAIL"))
 
 
 @pytest.mark.parametrize(
