@@ -16,8 +16,8 @@ from fedvision.data.image_counts import ImageCounts
 from fedvision.data.partition.group_holdout import held_out_groups
 from fedvision.data.partition.groups import groups_of
 from fedvision.data.shards import Shard
+from fedvision.deployment.client import local_data
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
-from fedvision.deployment.client.local_data import check_form, open_own, under_classes
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.errors import ConfigError, DataError
 from fedvision.files import replace_file
@@ -61,9 +61,9 @@ def own_shards(
         ConfigError: Images cannot be read, have another size than the experiment's, an unknown label, or
             labels of another form than its task.
     """
-    own, task = open_own(client) if read is None else read, build_task(experiment.task)
-    check_form(own, client, task)
-    dataset = under_classes(own, client, facts.classes)
+    own, task = local_data.open_own(client) if read is None else read, build_task(experiment.task)
+    local_data.check_form(own, client, task)
+    dataset = local_data.under_classes(own, client, facts.classes)
     size = tuple(dataset.train.images.shape[1:])
     if size != facts.image:
         raise DataError(

@@ -38,9 +38,8 @@ from fedvision import registry
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
 from fedvision.data.dataset import Dataset
 from fedvision.data.targets import several
-from fedvision.deployment.client import local_shards
+from fedvision.deployment.client import local_data, local_shards
 from fedvision.deployment.client.config import ClientMachineConfig
-from fedvision.deployment.client.local_data import stamp
 from fedvision.deployment.client.local_shards import OwnShards, on_this_machine, reported_counts
 from fedvision.deployment.client.masks import MaskedCounts
 from fedvision.deployment.client.redaction import cause
@@ -90,8 +89,8 @@ class Trainer:
         Raises:
             FedVisionError: They cannot be read.
         """
-        self._stamp = stamp(self.client)
-        self._own = own = local_shards.open_own(self.client)
+        self._stamp = local_data.stamp(self.client)
+        self._own = own = local_data.open_own(self.client)
         height, width, channels = own.train.images.shape[1:]
         summary = f"{len(own.train):,} training images of {height} x {width} x {channels}"
         kind = "with {} labels" if several(own.train.labels) else "in {} classes"
@@ -111,7 +110,7 @@ class Trainer:
         config = on_this_machine(self.client, config)
         evaluation = config.evaluation
         wanted = (facts.classes, facts.image, evaluation.holdout, config.seed, config.task)
-        now = stamp(self.client)
+        now = local_data.stamp(self.client)
         if now not in (None, self._stamp):
             self._shards = self._own = None
         if self._shards is None or self._read != wanted:

@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 from safetensors.torch import load_file
 
 from fedvision.aggregation.fixed_point import from_fixed_point
-from fedvision.deployment.client import local_shards
+from fedvision.deployment.client import local_data
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.local_data import stamp
 from fedvision.deployment.client.trainer import Trainer
@@ -47,13 +47,13 @@ def trainer(tmp_path: Path) -> Trainer:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows whenever the machine's images are read."""
     found: list[str] = []
-    read = local_shards.open_own
+    read = local_data.open_own
 
     def counted(client: ClientMachineConfig) -> Any:
         found.append(client.name)
         return read(client)
 
-    monkeypatch.setattr(local_shards, "open_own", counted)
+    monkeypatch.setattr(local_data, "open_own", counted)
     return found
 
 
