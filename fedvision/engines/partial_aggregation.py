@@ -119,4 +119,4 @@ def _update(stacked: ClientBatchResult, place: int) -> ClientUpdate:
 
 def _content(stacked: ClientBatchResult, place: int, nbytes: int, norm: float) -> RecordDict:
     facts = stacked.plan.sizes[place], stacked.losses[place]
-    return codec.encode_in_sum(*facts, nbytes, norm, stacked.who.measured[place])
+    return codec.encode_in_sum(*facts, nbytes, norm, stacked.who.jobs[place].measured)

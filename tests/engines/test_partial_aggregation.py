@@ -36,18 +36,10 @@ class Trained:
 
     def __init__(self) -> None:
         cohort = Cohort()
-        measured = [
-            Evaluation(stats=ConfusionCounts.from_matrix(np.eye(4, dtype=np.int64)), loss_sum=1.5)
-        ] * 5
+        measured = Evaluation(stats=ConfusionCounts.from_matrix(np.eye(4, dtype=np.int64)), loss_sum=1.5)
+        jobs = [replace(job, measured=measured) for job in cohort.jobs()]
         ((self.places, self.stacked),) = fit_many(
-            cohort.model,
-            cohort.shards,
-            cohort.requests(),
-            loss=cohort.build_loss,
-            counts=cohort.counts(),
-            algorithms=cohort.algorithms(),
-            settings=cohort.settings,
-            measured=measured,
+            cohort.model, jobs, loss=cohort.build_loss, settings=cohort.settings
         )
         self.state = cohort.requests()[0].state
         internals.identify(1)

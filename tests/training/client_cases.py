@@ -21,6 +21,7 @@ from fedvision.models.state import get_state, load_state, personal_names, shared
 from fedvision.training.client_algorithm import ClientAlgorithm, unstackable_reason
 from fedvision.training.client_trainer import client_algorithm
 from fedvision.training.loop import LoopSettings, TrainResult, fit
+from fedvision.training.vectorized.client_batch import ClientJob
 from fedvision.training.vectorized.local_steps import fit_many
 from fedvision.training.vectorized.vmap_support import supports_vmap
 from fedvision.types import ClientConfig, LossFn, PluginSpec, State, TrainRequest
@@ -128,22 +129,27 @@ class Cohort:
         load_state(self.model, {**home, **requests[0].state})
         return updates
 
+    def jobs(self) -> list[ClientJob]:
+        """Return what each client does."""
+        return [
+            ClientJob(
+                request=request,
+                shard=self.shards[k],
+                algorithm=client_algorithm(request),
+                counts=self.counts()[k],
+                memory=self.memories[k] if self.memories else {},
+                personal=self.personals[k] if self.personals else {},
+            )
+            for k, request in enumerate(self.requests())
+        ]
+
     def at_once(self, chunk: int = 0, **options: Any) -> list[TrainResult]:
         """Train with ``fit_many``; keywords are its own."""
         found: dict[int, TrainResult] = {}
-        for places, stacked in fit_many(
-            self.model,
-            self.shards,
-            self.requests(),
-            loss=self.build_loss,
-            counts=self.counts(),
-            algorithms=self.algorithms(),
-            settings=self.settings,
-            memories=self.memories,
-            personals=self.personals,
-            chunk=chunk,
-            **options,
-        ):
+        stacked_clients = fit_many(
+            self.model, self.jobs(), loss=self.build_loss, settings=self.settings, chunk=chunk, **options
+        )
+        for places, stacked in stacked_clients:
             found |= zip(places, stacked.split(), strict=True)
         return [found[place] for place in range(len(self.shards))]
 

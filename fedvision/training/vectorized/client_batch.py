@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import nn
 
+from fedvision.data.shards import Shard
 from fedvision.models.state import check_state, floating, personal_names
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.evaluate import Evaluation
@@ -19,41 +19,54 @@ from fedvision.types import State, TrainRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientBatch:
-    """Clients that are trained together; each list has an entry for each."""
+class ClientJob:
+    """What one client of a batch does."""
 
-    requests: Sequence[TrainRequest]
-    """Their tasks, all of one round."""
+    request: TrainRequest
+    """Its task."""
+    shard: Shard
+    """Its training images, at least one."""
+    algorithm: ClientAlgorithm
+    """What the method adds, an object of its own."""
+    counts: torch.Tensor
+    """The class counts [C] that its loss sees."""
+    memory: State = field(default_factory=dict)
+    """What the algorithm returned before."""
+    personal: State = field(default_factory=dict)
+    """Its tensors that do not travel; what is left out is as in the model."""
+    measured: Evaluation | None = None
+    """What it counted of the state that it was sent, where it was asked to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientBatch:
+    """K clients that are trained together: tasks of one round, algorithms of one class."""
+
+    jobs: Sequence[ClientJob]
+    """What each does."""
+    counts: torch.Tensor
+    """Class counts [K, C], on the device."""
     trained: dict[str, list[torch.Tensor]]
-    """What the optimiser moves, as they begin."""
+    """What the optimiser moves, as each client begins."""
     shared: State
     """What stays as it is, the same for all."""
     per_client: dict[str, list[torch.Tensor]]
     """What stays as it is, and is not the same for all."""
-    algorithms: Sequence[ClientAlgorithm]
-    """What the method adds, all of one class."""
-    memories: Sequence[State]
-    """What each algorithm returned before."""
-    counts: torch.Tensor
-    """Class counts [K, C]."""
-    measured: Sequence[Evaluation | None]
-    """What each client counted of the state that it was sent, where it was asked to."""
 
     @classmethod
-    def of(
-        cls, model: nn.Module, requests: Sequence[TrainRequest], personals: Sequence[State], **lists: Any
-    ) -> ClientBatch:
-        """Sort the tensors of tasks, and those that are not shared; ``lists`` are the other fields.
+    def of(cls, model: nn.Module, jobs: Sequence[ClientJob], device: torch.device) -> ClientBatch:
+        """Sort the tensors of tasks, and those that are not shared.
 
         Raises:
             ConfigError: A task's state is not that of the model.
         """
         # Most often all were sent one model.
-        for state in {tuple(map(id, request.state.values())): request.state for request in requests}.values():
+        for state in {tuple(map(id, job.request.state.values())): job.request.state for job in jobs}.values():
             check_state(model, state)
         moved = {name for name, p in model.named_parameters() if p.requires_grad}
-        starts = [personal | request.state for personal, request in zip(personals, requests, strict=True)]
-        batch = cls(requests=requests, trained={}, shared={}, per_client={}, **lists)
+        starts = [job.personal | job.request.state for job in jobs]
+        counts = torch.stack([job.counts for job in jobs]).to(device)
+        batch = cls(jobs=jobs, counts=counts, trained={}, shared={}, per_client={})
         for name, own in floating(model).items():
             values = [given.get(name, own) for given in starts]
             if name in moved:
@@ -89,10 +102,10 @@ class ClientBatchResult:
         """Each client's mean loss over the images it saw [K]."""
         return [total / seen for total, seen in zip(self.sums.tolist(), self.plan.examples, strict=True)]
 
-    @property
+    @cached_property
     def requests(self) -> Sequence[TrainRequest]:
         """The clients' tasks."""
-        return self.who.requests
+        return [job.request for job in self.who.jobs]
 
     @cached_property
     def at_home(self) -> tuple[str, ...]:
@@ -146,7 +159,7 @@ class ClientBatchResult:
             tensors=groups,
             memory=memory,
             personal={name: copies[name] for name in self.at_home},
-            measured=self.who.measured[k],
+            measured=self.who.jobs[k].measured,
         )
 
 

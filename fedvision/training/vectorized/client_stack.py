@@ -37,30 +37,30 @@ class StackedClientAlgorithm:
     """
 
     def __init__(self, model: nn.Module, tensors: State, who: ClientBatch) -> None:
-        self.algorithms = who.algorithms
+        self.algorithms = [job.algorithm for job in who.jobs]
         self.names: tuple[str, ...] = ()
         """The parameters that take part."""
         self.groups: dict[str, State] = {}
         """The algorithms' groups, each tensor [K, ...]."""
         self.numbers: State = {}
         """The algorithms' numbers, each [K]."""
-        if type(who.algorithms[0]) is ClientAlgorithm:
+        if type(self.algorithms[0]) is ClientAlgorithm:
             return
-        for k, (algorithm, request) in enumerate(zip(who.algorithms, who.requests, strict=True)):
+        for k, job in enumerate(who.jobs):
             own = {name: nn.Parameter(tensor[k]) for name, tensor in tensors.items()}
-            algorithm.begin(model, own, request, who.memories[k])
-        first = who.algorithms[0]
+            job.algorithm.begin(model, own, job.request, job.memory)
+        first = self.algorithms[0]
         self.names = tuple(first.parameters)
         self.groups = {
-            group: {name: torch.stack([o.groups[group][name] for o in who.algorithms]) for name in state}
+            group: {name: torch.stack([o.groups[group][name] for o in self.algorithms]) for name in state}
             for group, state in first.groups.items()
         }
         device = next(iter(tensors.values())).device
         self.numbers = {
-            name: torch.tensor([float(o.numbers[name]) for o in who.algorithms]).to(device)
+            name: torch.tensor([float(o.numbers[name]) for o in self.algorithms]).to(device)
             for name in first.numbers
         }
-        for k, algorithm in enumerate(who.algorithms):
+        for k, algorithm in enumerate(self.algorithms):
             algorithm.groups = {
                 group: {name: tensor[k] for name, tensor in state.items()}
                 for group, state in self.groups.items()

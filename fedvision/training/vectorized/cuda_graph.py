@@ -81,8 +81,8 @@ class CudaGraphRunner:
         """
         if self.failure_reason or who.per_client:
             return None
-        lr = self.settings.lr(who.requests[0].round)
-        lrs = [lr * rate(request) for request in who.requests]
+        lr = self.settings.lr(who.jobs[0].request.round)
+        lrs = [lr * rate(job.request) for job in who.jobs]
         try:
             reel = self._loaded(plan, who, lrs)
             for active in plan.active:
@@ -97,7 +97,8 @@ class CudaGraphRunner:
 
     def _loaded(self, plan: BatchSchedule, who: ClientBatch, lrs: Sequence[float]) -> GraphBuffers:
         """Return the tensors and recordings that serve these clients, holding what they begin with."""
-        key = (self._key(who.requests[0].round), type(who.algorithms[0]), *who.requests[0].state)
+        first = who.jobs[0]
+        key = (self._key(first.request.round), type(first.algorithm), *first.request.state)
         if self._reel is None or not self._reel.holds(plan, key):
             self._reel = None  # or two are in memory
             self._reel = GraphBuffers(self.model, self.settings, plan, who, key)

@@ -80,7 +80,7 @@ class GraphBuffers:
         Raises:
             ClientError: An algorithm lacks something.
         """
-        clients = len(who.requests)
+        clients = len(who.jobs)
         for name, values in who.trained.items():
             fill(self.tensors[name][:clients], values)
         for name, value in who.shared.items():
@@ -115,7 +115,7 @@ class GraphBuffers:
 
     def ended(self, plan: BatchSchedule, who: ClientBatch, lrs: Sequence[float]) -> ClientBatchResult:
         """Close the round of these clients."""
-        clients = len(who.requests)
+        clients = len(who.jobs)
         for mine, own in self._pairs(clients):
             own.copy_(mine)
         return ClientBatchResult(

@@ -14,32 +14,23 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from fedvision.data.shards import Shard
 from fedvision.models.freezing import training_mode
 from fedvision.models.state import floating
-from fedvision.training.client_algorithm import ClientAlgorithm
-from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import LoopSettings, has_batch_norm, positions, rate
 from fedvision.training.vectorized.batch_schedule import BatchSchedule, stacks
-from fedvision.training.vectorized.client_batch import ClientBatch, ClientBatchResult
+from fedvision.training.vectorized.client_batch import ClientBatch, ClientBatchResult, ClientJob
 from fedvision.training.vectorized.client_stack import ClientStack, StackedClientAlgorithm, fill
 from fedvision.training.vectorized.cuda_graph import CudaGraphRunner
 from fedvision.training.vectorized.device_cache import DeviceDatasetCache
-from fedvision.types import LossFn, State, TrainRequest
+from fedvision.types import LossFn
 
 
 def fit_many(
     model: nn.Module,
-    shards: Sequence[Shard],
-    requests: Sequence[TrainRequest],
+    jobs: Sequence[ClientJob],
     *,
     loss: Callable[[torch.Tensor], LossFn],
-    counts: torch.Tensor,
-    algorithms: Sequence[ClientAlgorithm],
     settings: LoopSettings,
-    memories: Sequence[State] = (),
-    personals: Sequence[State] = (),
-    measured: Sequence[Evaluation | None] = (),
     chunk: int = 0,
     device_cache: DeviceDatasetCache | None = None,
     recorded: CudaGraphRunner | None = None,
@@ -48,46 +39,36 @@ def fit_many(
 
     Args:
         model: The network, on ``settings.device``, one that ``supports_vmap`` passes; its tensors stay.
-        shards: Each client's training images, at least one; all images have one shape.
-        requests: Each client's task, all of one round.
+        jobs: What each client does: images of one shape, tasks of one round, algorithms of one class.
         loss: Class counts [K, C] of some clients -> ``loss(logits [K, B, C], labels [K, B]) -> [K, B]``.
-        counts: Each client's class counts [K, C], on the device.
-        algorithms: What the method adds, one object for each client, all of one class.
         settings: Optimiser, transforms, device, seed.
-        memories: What the algorithm returned for each client before; empty where nobody keeps anything.
-        personals: Each client's tensors that do not travel; what is left out is as in the model.
-        measured: What each client counted before, to be handed on.
         chunk: Clients that are trained at once; 0 trains all at once.
         device_cache: Holds image sets on the device.
         recorded: Plays steps back, where it can.
 
     Yields:
-        Places in ``requests`` and these clients after their training.
+        Places in ``jobs`` and these clients after their training.
 
     Raises:
         ValueError: The tasks belong to several rounds.
         ConfigError: A task's state is not that of the model.
         ClientError: An algorithm lacks something.
     """
-    if len({request.round for request in requests}) > 1:
+    if len({job.request.round for job in jobs}) > 1:
         raise ValueError("the clients of a stack have one learning rate: give them tasks of one round")
     training_mode(model)
-    norm, both = has_batch_norm(model), zip(shards, requests, strict=True)
-    batches = [list(positions(len(shard), request, settings, norm)) for shard, request in both]
-    for places in stacks(batches, chunk or len(requests)):
-        own = [requests[i] for i in places]
+    norm = has_batch_norm(model)
+    batches = [list(positions(len(job.shard), job.request, settings, norm)) for job in jobs]
+    for places in stacks(batches, chunk or len(jobs)):
+        own = [jobs[i] for i in places]
         plan = BatchSchedule.make(
-            [shards[i] for i in places], own, [batches[i] for i in places], settings, device_cache
+            [job.shard for job in own],
+            [job.request for job in own],
+            [batches[i] for i in places],
+            settings,
+            device_cache,
         )
-        who = ClientBatch.of(
-            model,
-            own,
-            [personals[i] if personals else {} for i in places],
-            algorithms=[algorithms[i] for i in places],
-            memories=[memories[i] if memories else {} for i in places],
-            counts=counts[places],
-            measured=[measured[i] if measured else None for i in places],
-        )
+        who = ClientBatch.of(model, own, settings.device)
         stacked = None if recorded is None else recorded.train(plan, who, loss)
         yield places, _train(model, who, plan, loss, settings) if stacked is None else stacked
 
@@ -100,7 +81,7 @@ def _train(
     settings: LoopSettings,
 ) -> ClientBatchResult:
     """Take all steps of a stack and close the round."""
-    own, clients, device = floating(model), len(who.requests), settings.device
+    own, clients, device = floating(model), len(who.jobs), settings.device
     tensors = {
         name: own[name].detach().new_empty((clients, *own[name].shape))
         for name in [*who.trained, *who.per_client]
@@ -108,7 +89,7 @@ def _train(
     for name, values in {**who.trained, **who.per_client}.items():
         fill(tensors[name], values)
     trained = {name: tensors[name] for name in who.trained}
-    lr, rates = settings.lr(who.requests[0].round), [rate(request) for request in who.requests]
+    lr, rates = settings.lr(who.jobs[0].request.round), [rate(job.request) for job in who.jobs]
     lrs = [lr * own for own in rates]
     alike = len(set(rates)) == 1
     parameters = {name: nn.Parameter(tensor) for name, tensor in trained.items()}

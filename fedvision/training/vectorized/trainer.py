@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 
-import torch
-
 from fedvision import registry
 from fedvision.models.state import load_state
 from fedvision.training.client_algorithm import unstackable_reason
 from fedvision.training.client_state import ALGORITHM, PERSONAL, RESIDUAL
 from fedvision.training.client_trainer import ClientTrainer, build_loss, client_algorithm
 from fedvision.training.loop import TrainResult
-from fedvision.training.vectorized.client_batch import ClientBatchResult
+from fedvision.training.vectorized.client_batch import ClientBatchResult, ClientJob
 from fedvision.training.vectorized.cuda_graph import CudaGraphRunner, on_cuda, recordable
 from fedvision.training.vectorized.device_cache import DeviceDatasetCache
 from fedvision.training.vectorized.graph_buffers import GraphCapture
@@ -113,25 +111,27 @@ class VectorizedTrainer:
     ) -> Iterator[tuple[list[int], ClientBatchResult]]:
         trainer = self._worker
         load_state(trainer.model, trainer.counters)
-        measured = [trainer.measure_first(request) for request in requests]
-        shards = [trainer.shards.train(request.client) for request in requests]
-        memories = [
-            trainer.memory.load(request.client, request.round, request.silent_since) for request in requests
-        ]
-        both = zip(requests, shards, strict=True)
-        counts = torch.stack([trainer.loss_counts(request, shard) for request, shard in both])
         return fit_many(
             trainer.model,
-            shards,
-            requests,
+            [self._job(request) for request in requests],
             loss=lambda counts: trainer.make_loss(counts, requests[0].round),
-            counts=counts.to(trainer.settings.device),
-            algorithms=[client_algorithm(request) for request in requests],
             settings=trainer.settings,
-            memories=[memory.get(ALGORITHM, {}) for memory in memories],
-            personals=[memory.get(PERSONAL, trainer.initial) for memory in memories],
-            measured=measured,
             chunk=chunk,
             device_cache=self.device_cache,
             recorded=self.recorded,
+        )
+
+    def _job(self, request: TrainRequest) -> ClientJob:
+        trainer = self._worker
+        shard = trainer.shards.train(request.client)
+        measured = trainer.measure_first(request)
+        memory = trainer.memory.load(request.client, request.round, request.silent_since)
+        return ClientJob(
+            request=request,
+            shard=shard,
+            algorithm=client_algorithm(request),
+            counts=trainer.loss_counts(request, shard),
+            memory=memory.get(ALGORITHM, {}),
+            personal=memory.get(PERSONAL, trainer.initial),
+            measured=measured,
         )

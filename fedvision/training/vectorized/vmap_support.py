@@ -67,7 +67,7 @@ def supports_vmap(
     training_mode(model)
     return (
         _settings(settings)
-        or _layers(model, settings.device)
+        or _layers(model)
         or _trial_of_loss(loss, num_classes, only)
         or _trial_of_model(model, image_shape, settings)
     )
@@ -78,13 +78,10 @@ def _settings(settings: LoopSettings) -> str | None:
         return "float16 skips steps that overflow, and each client's own ones"
     if settings.transform.config.mixup:
         return "mixup blends the images of a batch, and batches in a stack are padded"
-    return _optimizer(settings.training)
-
-
-def _optimizer(training: TrainingConfig) -> str | None:
-    if registry.resolve("optimizer", training.optimizer.use).call in ELEMENTWISE:
-        return None
-    return f"the optimiser {training.optimizer.use!r} is not known to move each number by itself"
+    use = settings.training.optimizer.use
+    if registry.resolve("optimizer", use).call not in ELEMENTWISE:
+        return f"the optimiser {use!r} is not known to move each number by itself"
+    return None
 
 
 def scalable(training: TrainingConfig) -> bool:
@@ -92,7 +89,7 @@ def scalable(training: TrainingConfig) -> bool:
     return registry.resolve("optimizer", training.optimizer.use).call not in _NOT_BY_THE_RATE
 
 
-def _layers(model: nn.Module, device: torch.device) -> str | None:
+def _layers(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         if module.training and isinstance(module, _BatchNorm):
             return f"batch norm ({name}) would measure the padding of a stack"
@@ -105,9 +102,8 @@ def _layers(model: nn.Module, device: torch.device) -> str | None:
 
 def _drops(module: nn.Module) -> bool:
     """Return whether a module drops something: torch's dropout layers keep their share in ``p``."""
-    if isinstance(module, _DropoutNd):
-        return module.p > 0
-    return float(getattr(module, "dropout", 0.0)) > 0 if isinstance(module, nn.RNNBase) else False
+    share = module.p if isinstance(module, _DropoutNd) else 0.0
+    return (module.dropout if isinstance(module, nn.RNNBase) else share) > 0
 
 
 def _trial_of_loss(
@@ -142,11 +138,16 @@ def _trial_of_model(
     stacked = {name: _two(parameter.detach(), generator) for name, parameter in model.named_parameters()}
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        return _compare(model, stacked, x) or _changed(model, before)
+        reason = _compare(model, stacked, x)
+        changed = [name for name, own in model.named_buffers() if not torch.equal(own, before[name])]
+        return reason or (
+            f"the network changes its buffer {changed[0]!r} while it trains" if changed else None
+        )
     except Exception as error:
         return f"the network has no stacked form: {_error_text(error)}"
     finally:
-        _restore(model, before)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
 
 
 @torch.no_grad()
@@ -172,18 +173,6 @@ def _two(one: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return a tensor and one beside it, for two clients [2, ...]."""
     noise = torch.randn(one.shape, generator=generator).to(one)
     return torch.stack([one, one + 0.05 * noise])
-
-
-def _changed(model: nn.Module, before: State) -> str | None:
-    for name, buffer in model.named_buffers():
-        if not torch.equal(buffer, before[name]):
-            return f"the network changes its buffer {name!r} while it trains"
-    return None
-
-
-def _restore(model: nn.Module, before: State) -> None:
-    for name, buffer in model.named_buffers():
-        buffer.copy_(before[name])
 
 
 def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -18,7 +18,7 @@ from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 from fedvision.training.loop import TrainResult
 from fedvision.training.vectorized import trainer as module
-from fedvision.training.vectorized.client_batch import ClientBatchResult
+from fedvision.training.vectorized.client_batch import ClientBatchResult, ClientJob
 from fedvision.training.vectorized.trainer import VectorizedTrainer
 from fedvision.types import ClientConfig, State, TrainRequest
 from tests.training.client_cases import CLASSES, SIZES, assert_equal, make_shards, network, noise
@@ -75,9 +75,9 @@ def stacks(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     seen: list[list[int]] = []
     fit_many = module.fit_many
 
-    def watch(model: Any, shards: Any, requests: Sequence[TrainRequest], **options: Any) -> Any:
-        seen.append([request.client for request in requests])
-        return fit_many(model, shards, requests, **options)
+    def watch(model: Any, jobs: Sequence[ClientJob], **options: Any) -> Any:
+        seen.append([job.request.client for job in jobs])
+        return fit_many(model, jobs, **options)
 
     monkeypatch.setattr(module, "fit_many", watch)
     return seen
