@@ -76,8 +76,7 @@ class TrainedModel:
         """Load a run's final model; arguments and errors as of the function ``load``."""
         from fedvision.config import TransformConfig
         from fedvision.data.transforms import prepare
-        from fedvision.training import device as devices
-        from fedvision.training.forward import ForwardSettings
+        from fedvision.training.forward import ForwardSettings, choose_device
 
         description = ModelDescription.read(run)
         place, inference = run / FILE, description.inference
@@ -87,7 +86,7 @@ class TrainedModel:
             config = TransformConfig(mean=normalisation.mean, std=normalisation.std)
             settings = ForwardSettings(
                 transform=prepare(config, description.image.channels),
-                device=devices.choose(device),
+                device=choose_device(device),
                 precision=inference.precision,
                 channels_last=inference.channels_last,
             )

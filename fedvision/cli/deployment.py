@@ -257,13 +257,13 @@ def _client(options: argparse.Namespace) -> None:
     print(f"{config.name} is starting; its server is {config.superlink.address}", flush=True)
     _check_data(options.client, config)
     _check_transport("internals_fleet")
-    from fedvision.deployment.client.daemon import serve
+    from fedvision.deployment.client.daemon import ClientDaemon
     from fedvision.experiment import prepare_process
 
     prepare_process()
     # Whoever runs it as a service ends it so; that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    serve(config, options.client.absolute().parent)
+    ClientDaemon(config, options.client.absolute().parent).serve()
 
 
 def _check_data(file: Path, config: ClientMachineConfig) -> None:

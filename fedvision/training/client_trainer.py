@@ -25,11 +25,11 @@ from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import counters, get_state, load_state
 from fedvision.models.tensor_checks import trains_alone
 from fedvision.tasks.base import Task, build_task
-from fedvision.training import device
 from fedvision.training.allocator import keep_freed_memory
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.client_state import ALGORITHM, PERSONAL, RESIDUAL, ClientStateStore
 from fedvision.training.evaluate import Evaluation, evaluate
+from fedvision.training.forward import choose_device
 from fedvision.training.loop import LoopSettings, TrainResult, fit
 from fedvision.training.statistics import LocalData, compute_statistic
 from fedvision.types import LossFn, PluginSpec, State, TrainRequest
@@ -92,7 +92,7 @@ class ClientTrainer:
             trains: A process that only measures gives back what it frees: large models pass through it, and
                 a heap that keeps their gaps grew to twice what was in use.
         """
-        settings = loop_settings(config, channels(shards.train(0)))
+        settings = loop_settings(config, shards.train(0).images.shape[-1])
         if trains and settings.device.type == "cpu":
             keep_freed_memory()
         model = settings.forward.place(filled(model))
@@ -303,7 +303,7 @@ def loop_settings(config: ExperimentConfig, channels: int) -> LoopSettings:
     return LoopSettings(
         training=config.training,
         transform=prepare(config.transforms, channels),
-        device=device.choose(config.training.device),
+        device=choose_device(config.training.device),
         seed=config.seed,
         rounds=config.rounds,
     )
@@ -316,22 +316,6 @@ def _trains_single(model: nn.Module, shard: Shard, settings: LoopSettings) -> bo
         return trains_alone(model, torch.zeros(1, channels, height, width, device=settings.device))
 
 
-def channels(shard: Shard) -> int:
-    """Return the number of channels of a shard's images."""
-    return int(shard.images.shape[-1])
-
-
-def _check_rates(settings: LoopSettings, config: ExperimentConfig) -> None:
-    """Refuse a schedule that stops the training: such a round would be recorded as one that trained."""
-    for round in range(1, config.rounds + 1):
-        rate = settings.lr(round)
-        if not 0 < rate < math.inf:
-            raise ConfigError(
-                f"training.schedule: {config.training.schedule.use!r} gives round {round} of {config.rounds} "
-                f"the learning rate {rate:g}, with which nothing is learned; it must be > 0 and finite"
-            )
-
-
 def check_training(config: ExperimentConfig, channels: int, num_classes: int) -> None:
     """Build once what every client will build, so that a wrong key ends the run before it starts.
 
@@ -340,5 +324,11 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
     """
     settings = loop_settings(config, channels)
     build_loss(config, torch.ones(num_classes, dtype=torch.int64))
-    _check_rates(settings, config)
+    for round in range(1, config.rounds + 1):
+        # Such a round would be recorded as one that trained.
+        if not 0 < (rate := settings.lr(round)) < math.inf:
+            raise ConfigError(
+                f"training.schedule: {config.training.schedule.use!r} gives round {round} of {config.rounds} "
+                f"the learning rate {rate:g}, with which nothing is learned; it must be > 0 and finite"
+            )
     settings.make_optimizer([nn.Parameter(torch.zeros(1))], settings.lr(1))

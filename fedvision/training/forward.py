@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedvision.data.transforms import BatchTransform
+from fedvision.errors import ConfigError
 from fedvision.models.mkldnn_layout import may_block
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,3 +50,26 @@ class ForwardSettings:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision])
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the torch device for ``training.device``.
+
+    Args:
+        name: ``"auto"`` (cuda, then mps, then cpu) or a torch device such as ``"cuda:1"``.
+
+    Raises:
+        ConfigError: There is no such device on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"training.device: {name!r} is not available on this machine; set it to 'auto' or 'cpu'"
+        ) from error
+    return device

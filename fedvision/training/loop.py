@@ -236,7 +236,7 @@ class _Step:
         self.model, self.loss, self.algorithm, self.optimizer = model, loss, algorithm, optimizer
         self.settings, self.stream = settings, stream
         scaled = settings.training.precision == "float16" and settings.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(settings.device.type) if scaled else None
+        self.scaler = torch.amp.GradScaler(settings.device.type, enabled=scaled)
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -247,18 +247,13 @@ class _Step:
         training = self.settings.training
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._losses(x, labels)
-        mean = losses.mean()
-        (self.scaler.scale(mean) if self.scaler else mean).backward()  # type: ignore[no-untyped-call]
-        if self.scaler:
-            self.scaler.unscale_(self.optimizer)
+        self.scaler.scale(losses.mean()).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimizer)
         self.algorithm.after_backward()
         if training.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
-        if self.scaler:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return losses.detach()
 
     def _losses(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -372,8 +372,3 @@ def _connect(config: ClientMachineConfig) -> FleetLink:
         certificate=mutual,
         slower=bool(slower),
     )
-
-
-def serve(config: ClientMachineConfig, folder: Path) -> None:
-    """Run a client until the process is told to end; as ``ClientDaemon.serve``."""
-    ClientDaemon(config, folder).serve()

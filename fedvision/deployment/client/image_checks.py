@@ -12,13 +12,13 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.duplicates import find_duplicates, image_name
 from fedvision.data.relabel import destinations, images_of, unnamed
+from fedvision.data.sources.known_sizes import image_size
 from fedvision.data.targets import count, several
 from fedvision.deployment.client.check_report import Level, Lines
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.local_data import (
     check_form,
     known_classes,
-    known_size,
     open_own,
     under_classes,
 )
@@ -98,7 +98,7 @@ def form(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentCo
 
 def size(dataset: Dataset, experiment: ExperimentConfig) -> Lines:
     """Compare the images' size with the experiment's, where it says one."""
-    own, wanted = tuple(dataset.train.images.shape[1:]), known_size(experiment)
+    own, wanted = tuple(dataset.train.images.shape[1:]), image_size(experiment.data.use, experiment.data.args)
     if wanted is None:
         yield "WARN", f"the experiment does not say what size its images have; these are {_sides(own)}"
     elif own != wanted:
@@ -121,7 +121,7 @@ def labels(config: ClientMachineConfig, dataset: Dataset, experiment: Experiment
     if classes is None:
         yield "WARN", "the experiment lists no data.classes to compare with; ask for one that does"
         return
-    own = present(dataset)
+    own = [name for name, images in zip(dataset.classes, images_of(dataset), strict=True) if images]
     target, wrong = destinations(own, config.data.label_map, classes)
     if several(dataset.train.labels):
         wrong = (*wrong, *unnamed(dataset.classes, config.data.label_map, classes))
@@ -131,11 +131,6 @@ def labels(config: ClientMachineConfig, dataset: Dataset, experiment: Experiment
         yield "OK", f"every label is one of the experiment's {len(classes)} classes, or left out"
         if missing := [name for label, name in enumerate(classes) if label not in target]:
             yield "OK", f"this client has no image of {formatting.listed(missing, _NAMED)}"
-
-
-def present(dataset: Dataset) -> list[str]:
-    """Return the class names that some image has."""
-    return [name for name, images in zip(dataset.classes, images_of(dataset), strict=True) if images]
 
 
 def step(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
@@ -171,10 +166,7 @@ def memory_line(peak: int | None, most: int | None) -> tuple[Level, str]:
     if most is None:
         return "OK", taken
     if peak > most:
-        return (
-            "FAIL",
-            f"{taken}, but only {formatting.size(max(most, 0))} are free and allowed (memory_limit)",
-        )
-    return (
-        "WARN" if peak > _TIGHT * most else "OK"
-    ), f"{taken}; {formatting.size(most)} are free and allowed"
+        left = formatting.size(max(most, 0))
+        return "FAIL", f"{taken}, but only {left} are free and allowed (memory_limit)"
+    level: Level = "WARN" if peak > _TIGHT * most else "OK"
+    return level, f"{taken}; {formatting.size(most)} are free and allowed"

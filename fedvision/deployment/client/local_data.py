@@ -11,7 +11,6 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset
 from fedvision.data.naming import composed
 from fedvision.data.relabel import relabel
-from fedvision.data.sources.known_sizes import image_size
 from fedvision.data.targets import several
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.errors import DataError
@@ -80,11 +79,6 @@ def under_classes(dataset: Dataset, config: ClientMachineConfig, classes: tuple[
         DataError: As for ``relabel``.
     """
     return dataset if classes is None else relabel(dataset, config.data.label_map, classes)
-
-
-def known_size(experiment: ExperimentConfig) -> tuple[int, int, int] | None:
-    """Return (H, W, channels) where the experiment says what images its clients have, else None."""
-    return image_size(experiment.data.use, experiment.data.args)
 
 
 def known_classes(experiment: ExperimentConfig) -> tuple[str, ...] | None:

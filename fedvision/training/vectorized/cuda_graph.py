@@ -3,8 +3,9 @@
 A step over K small clients is a hundred kernels of some microseconds, and the host needs longer to launch
 them than the GPU to run them. A CUDA graph holds them all and is launched in one call. It repeats the same
 operations at the same addresses, so all that a step touches stays where it is from round to round (see
-``reel``). Each recording is compared with the step that it recorded before it is believed; where recording
-fails, or gives something else, operations are launched one by one as ever, and ``failure_reason`` says why.
+``graph_buffers``). Each recording is compared with the step that it recorded before it is believed; where
+recording fails, or gives something else, operations are launched one by one as ever, and ``failure_reason``
+says why.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def refused(own: Path, folder: Path, address: str, **superlink: object) -> str:
     """Return the sentence with which a client gives up."""
     config = ClientMachineConfig.from_dict(table(own, folder, address, **superlink))
     with pytest.raises(RunError, match="; given up after") as error:
-        daemon.serve(config, folder)
+        daemon.ClientDaemon(config, folder).serve()
     text = str(error.value)
     assert text.startswith(f"{address}: ")
     assert "\n" not in text
@@ -204,7 +204,7 @@ def test_files_of_another_kind_are_named_before_anything_is_sent(
     files = {key: named.get(name, name) for key, name in wrong.items()}
     config = ClientMachineConfig.from_dict(table(pki / "clients/north", tmp_path, "localhost:1", **files))
     with pytest.raises(ConfigError, match=sentence):
-        daemon.serve(config, tmp_path)
+        daemon.ClientDaemon(config, tmp_path).serve()
 
 
 def test_a_heartbeat_that_finds_the_server_ends_the_pause(
