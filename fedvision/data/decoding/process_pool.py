@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +31,8 @@ _ROUNDS = 8
 """Requests for each process at least, where that leaves ``_CHUNK`` files in one: all wait for the last."""
 _TRIAL_S = 0.25
 """Seconds of decoding in this process after which it is clear how long a file takes."""
-_EACH_S = 1.0
-"""Seconds of decoding for which a process is started: to start it takes 0.3 s of a processor."""
+_EACH_S = 1.5
+"""Seconds of decoding for which a process is started: to start it takes 0.4 s of a processor."""
 _NO_START = "a process that decodes images did not start"
 _REMEDY = "data.workers = 1 decodes without further processes"
 
@@ -78,11 +79,11 @@ def decode_all(
     Raises:
         DataError: A decoder process does not start.
     """
-    done = 0
-    if workers == 0:
+    done, automatic = 0, workers == 0
+    if automatic:
         done, workers = yield from _trial(root, names, pixel_format)
     if workers > 1 and len(names) > _CHUNK:
-        yield from _side_by_side(root, names[done:], pixel_format, workers)
+        yield from _side_by_side(root, names[done:], pixel_format, workers, meanwhile=automatic)
         return
     for start in range(done, len(names), _CHUNK):
         yield decode_chunk(root, names[start : start + _CHUNK], **pixel_format._asdict())
@@ -107,16 +108,34 @@ def _trial(root: Path, names: Sequence[str], pixel_format: PixelFormat) -> Gener
 
 
 def _side_by_side(
-    root: Path, names: Sequence[str], pixel_format: PixelFormat, count: int
+    root: Path, names: Sequence[str], pixel_format: PixelFormat, count: int, *, meanwhile: bool
 ) -> Iterator[Answer]:
-    """Decode files in so many processes; as ``decode_all``."""
-    size = _chunk_size(len(names), pixel_format, count)
-    chunks = [names[start : start + size] for start in range(0, len(names), size)]
-    count = min(count, len(chunks))
+    """Decode files in so many processes; as ``decode_all``.
+
+    Args:
+        root: The folder that the names are relative to.
+        names: The files.
+        pixel_format: What to make of them.
+        count: Number of processes, at most one for ``_CHUNK`` files.
+        meanwhile: Whether this process decodes while the others start, on a busy machine for seconds.
+    """
+    count, done = min(count, math.ceil(len(names) / _CHUNK)), 0
     with ExitStack() as stack:
+        waiter = stack.enter_context(
+            ThreadPoolExecutor(1)
+        )  # left last: it waits for processes that are ended
         processes = [stack.enter_context(_Process(root, pixel_format)) for _ in range(count)]
+        started = waiter.submit(_greet, processes)
+        while meanwhile and done < len(names) and not started.done():
+            yield decode_chunk(root, names[done : done + _CHUNK], **pixel_format._asdict())
+            done += _CHUNK
+        if done >= len(names):
+            return
+        started.result()
+        size = _chunk_size(len(names) - done, pixel_format, count)
+        chunks = [names[start : start + size] for start in range(done, len(names), size)]
+        count = min(count, len(chunks))
         for process, chunk in zip(processes, chunks, strict=False):
-            process.greet()
             process.request(chunk)
         for number, chunk in enumerate(chunks):
             process = processes[number % count]
@@ -125,6 +144,11 @@ def _side_by_side(
             if number + count < len(chunks):
                 process.request(chunks[number + count])
             yield answer
+
+
+def _greet(processes: Sequence[_Process]) -> None:
+    for process in processes:
+        process.greet()
 
 
 def _chunk_size(files: int, pixel_format: PixelFormat, count: int) -> int:

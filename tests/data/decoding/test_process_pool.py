@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +147,8 @@ def test_few_files_start_no_process(
 
 @pytest.mark.parametrize(
     ("seconds", "processes"),
-    [(0.001, 0), (0.02, 0), (0.1, 2), (0.2, 4), (1.0, 4)],
-    ids=["small files", "one second for each of 0.6", "two", "as many as cores", "no more than cores"],
+    [(0.001, 0), (0.05, 0), (0.15, 2), (0.2, 3), (1.0, 4)],
+    ids=["less than the trial", "work for one", "work for two", "work for three", "no more than cores"],
 )
 def test_without_a_number_files_are_decoded_here_until_it_is_clear_how_many_processes_pay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, processes: int
@@ -156,9 +161,12 @@ def test_without_a_number_files_are_decoded_here_until_it_is_clear_how_many_proc
         now[0] += seconds * len(chunk)
         return real(root, chunk, **keys)
 
-    def several(root: Path, rest: list[str], recipe: PixelFormat, count: int) -> Iterator[Any]:
+    def several(
+        root: Path, rest: list[str], recipe: PixelFormat, count: int, *, meanwhile: bool
+    ) -> Iterator[Any]:
+        assert meanwhile
         started.append(count)
-        return side_by_side(root, rest, recipe, 1)
+        return side_by_side(root, rest, recipe, 1, meanwhile=False)
 
     monkeypatch.setattr(process_pool, "decode_chunk", decode)
     monkeypatch.setattr(process_pool, "_side_by_side", several)
@@ -181,6 +189,44 @@ def test_the_first_files_load_a_decoder_and_do_not_count_alone(
 
     assert len(list(trial())) == 3
     assert decisions == [(48, 1)]
+
+
+def test_files_are_decoded_here_while_processes_start(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are held until 32 files are decoded here; the rest of the 60 are theirs."""
+    here, greet, two_chunks = list[str](), process_pool._Process.greet, threading.Event()
+    real = process_pool.decode_chunk
+
+    def decode(root: Path, chunk: list[str], **keys: Any) -> process_pool.Answer:
+        if len(here) == 16:
+            two_chunks.set()
+            while not done():
+                time.sleep(0.001)
+        here.extend(chunk)
+        return real(root, chunk, **keys)
+
+    def held(process: process_pool._Process) -> None:
+        two_chunks.wait()
+        greet(process)
+
+    def submit(work: Callable[..., Any], *given: Any) -> futures.Future[Any]:
+        started.append(waiter.submit(work, *given))
+        return started[0]
+
+    def done() -> bool:
+        return started[0].done()
+
+    started: list[futures.Future[Any]] = []
+    with futures.ThreadPoolExecutor(1) as waiter:
+        pool = types.SimpleNamespace(submit=submit)
+        monkeypatch.setattr(process_pool, "ThreadPoolExecutor", lambda count: contextlib.nullcontext(pool))
+        monkeypatch.setattr(process_pool, "decode_chunk", decode)
+        monkeypatch.setattr(process_pool._Process, "greet", held)
+        answers = process_pool._side_by_side(tmp_path, names, RECIPE, 2, meanwhile=True)
+        found = [shade for _, images in answers for shade in shades(images)]
+    assert here == names[:32]
+    assert found == [number for number in range(60) if number % 7]
 
 
 @pytest.mark.parametrize(
