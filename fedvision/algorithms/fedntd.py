@@ -8,7 +8,8 @@ global model knew of them. Each client minimises its loss plus::
 
 with the logits z of the model that the round began with (teacher) and of the one that is trained. The true
 class is left out, so that the task's loss alone decides on it. The factor tau^2, which keeps the size of the
-gradients whatever tau is, is that of Hinton et al. 2015, arXiv 1503.02531.
+gradients whatever tau is, is that of Hinton et al. 2015, arXiv 1503.02531. The authors' code
+(github.com/Lee-Gihun/FedNTD) has no such factor; their experiments have tau = 1, where it is 1.
 
 The task's loss can be any of the package's, not only the paper's cross-entropy. The teacher is in evaluation
 mode. Each step takes one further forward pass without gradients, and a client holds the model twice.
