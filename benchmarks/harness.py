@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,13 +85,33 @@ def turns(workloads: Sequence[str], rivals: Sequence[str], repetitions: int) -> 
                 yield Turn(workload, rival, repetition)
 
 
+def spread(values: Sequence[float], form: str = ".3f") -> str:
+    """Return the mean ± the sample standard deviation, the mean alone of one value."""
+    mean = format(statistics.mean(values), form)
+    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
+
+
+def in_seconds(run: Mapping[str, Any]) -> str:
+    """Return a measurement's time in words."""
+    return f"{run['loop_s']:.1f} s, others {run['others']:.0%}"
+
+
 def take(
     store: Store,
     plan: Sequence[Turn],
     measure: Callable[[Turn], Mapping[str, Any]],
     log: Callable[[str], None] = print,
+    describe: Callable[[Mapping[str, Any]], str] = in_seconds,
 ) -> None:
-    """Take the measurements that are missing; one that fails is said and left out."""
+    """Take the measurements that are missing; one that fails is said and left out.
+
+    Args:
+        store: Where they are kept.
+        plan: The measurements.
+        measure: Takes one.
+        log: Takes a line on each.
+        describe: Returns a measurement in words.
+    """
     for number, turn in enumerate(plan, 1):
         label = f"{number}/{len(plan)} {turn.workload} {turn.rival} #{turn.repetition + 1}"
         if store.find(turn):
@@ -102,4 +123,4 @@ def take(
             log(f"{label}: failed: {error}")
             continue
         store.add(turn, run)
-        log(f"{label}: {run['loop_s']:.1f} s, others {run['others']:.0%}")
+        log(f"{label}: {describe(run)}")

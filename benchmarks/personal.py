@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import environments
+from harness import spread
 
 from fedvision import ExperimentConfig, simulate
 from fedvision.runs.environment import environment
@@ -71,14 +71,9 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     for partition in PARTITIONS:
         for strategy in PERSONAL:
             own = [run for run in runs if (run["partition"], run["strategy"]) == (partition, strategy)]
-            cells = [_spread([100 * run["scores"][score] for run in own]) for score in scores]
+            cells = [spread([100 * run["scores"][score] for run in own], ".1f") for score in scores]
             lines.append(f"| {partition} | {strategy} | {' | '.join(cells)} | {len(own)} |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
 
 
 def main() -> None:

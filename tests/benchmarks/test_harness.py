@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Store, Turn, take, turns
+from harness import Store, Turn, spread, take, turns
 
 FACTS = {"environment": {"cpus": 2}, "rounds": {"w1": 3}}
 
@@ -55,3 +55,21 @@ def test_figures_of_another_machine_are_not_mixed(tmp_path: Path) -> None:
     measured(Store(path, FACTS), plan)
     with pytest.raises(ValueError, match="measured with another environment; measure all --again"):
         Store(path, {**FACTS, "environment": {"cpus": 4}})
+
+
+def test_a_spread_is_the_mean_and_the_sample_deviation_of_several_values() -> None:
+    assert spread([1.0, 2.0, 3.0]) == "2.000 ± 1.000"
+    assert spread([71.25, 71.25], ".1f") == "71.2 ± 0.0"
+    assert spread([0.5]) == "0.500"
+
+
+def test_a_measurement_is_described_as_it_is_asked_for(tmp_path: Path) -> None:
+    lines, plan = list[str](), list(turns(["w1"], ["a"], 1))
+    take(
+        Store(tmp_path / "a.json", FACTS),
+        plan,
+        lambda turn: {"tail": 0.5},
+        lines.append,
+        lambda run: str(run["tail"]),
+    )
+    assert lines == ["1/1 w1 a #1: 0.5"]
