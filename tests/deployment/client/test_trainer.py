@@ -12,6 +12,7 @@ from flwr.app import RecordDict
 from safetensors.torch import load_file
 
 from fedvision.aggregation.fixed_point import from_fixed_point
+from fedvision.data.image_counts import ImageCounts
 from fedvision.deployment.client import local_data
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.local_data import stamp
@@ -152,6 +153,34 @@ def test_a_measurement_with_training_equals_a_separate_one(trainer: Trainer, tmp
     with_training, alone = (codec.decode_evaluation(content) for content in measured(trainer, tmp_path))
     assert with_training.stats.tables().tolist() == alone.stats.tables().tolist()
     assert (with_training.loss_sum, with_training.examples) == (alone.loss_sum, 8)
+
+
+def test_images_are_reported_beside_the_counts_of_their_labels(trainer: Trainer, tmp_path: Path) -> None:
+    """Of 40 images a fifth is held out; each third has no label, and each sixth has two."""
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), np.uint8)
+    labels = np.stack([np.arange(40) % 3 == 1, np.arange(40) % 6 < 3], axis=1).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", train_images=images, train_labels=labels)
+    data = dataclasses.replace(
+        trainer.client.data, args={"path": str(tmp_path / "own.npz"), "classes": ["one", "low"]}
+    )
+    config = tiny(task={"use": "multi-label"}, loss={"use": "class-balanced"}, evaluation={"holdout": 0.2})
+    manifest = RunManifest(
+        run="r1", experiment=config.to_toml(), classes=("low", "one"), image=(8, 8, 1)
+    ).to_table()
+    for mode in ("plain", "none"):
+        share = ShareConfig(counts=mode)  # type: ignore[arg-type]
+        own = Trainer(dataclasses.replace(trainer.client, data=data, share=share), tmp_path)
+        assert own.look()["images"] == "40 training images of 8 x 8 x 1 with 2 labels"
+        own.open(manifest)
+        reported = codec.decode_client_info(own.do(codec.CLIENT_INFO, 0, RecordDict())).image_counts
+        assert own._worker
+        assert own._shards
+        trained = labels[own._shards.train(0).indices][:, [1, 0]]
+        if mode == "plain":
+            assert reported == ImageCounts(images=32, counts=tuple(trained.sum(0).tolist()))
+            assert reported.images != sum(reported.counts)
+        else:
+            assert reported == ImageCounts.none(2)
 
 
 @pytest.mark.parametrize("counts", ["none", "noisy"])
