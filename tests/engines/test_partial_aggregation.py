@@ -38,7 +38,7 @@ class Trained:
         cohort = Cohort()
         measured = Evaluation(stats=ConfusionCounts.from_matrix(np.eye(4, dtype=np.int64)), loss_sum=1.5)
         jobs = [replace(job, measured=measured) for job in cohort.jobs()]
-        ((self.places, self.stacked),) = fit_many(
+        self.places, self.stacked = fit_many(
             cohort.model, jobs, loss=cohort.build_loss, settings=cohort.settings
         )
         self.state = cohort.requests()[0].state

@@ -219,7 +219,7 @@ def test_what_was_summed_before_an_error_is_not_trained_again(
     train = VectorizedTrainer.train
 
     def stumble(self: VectorizedTrainer, requests: Sequence[TrainRequest]) -> Any:
-        yield next(iter(train(self, requests, chunk=3)))
+        yield next(iter(train(self, requests[:3])))
         raise ValueError("a wire came loose")
 
     monkeypatch.setattr(VectorizedTrainer, "train", stumble)

@@ -144,13 +144,15 @@ class Cohort:
         ]
 
     def at_once(self, chunk: int = 0, **options: Any) -> list[TrainResult]:
-        """Train with ``fit_many``; keywords are its own."""
+        """Train ``chunk`` clients at a time, 0 trains all, with ``fit_many``; keywords are its own."""
         found: dict[int, TrainResult] = {}
-        stacked_clients = fit_many(
-            self.model, self.jobs(), loss=self.build_loss, settings=self.settings, chunk=chunk, **options
-        )
-        for places, stacked in stacked_clients:
-            found |= zip(places, stacked.split(), strict=True)
+        jobs = self.jobs()
+        for start in range(0, len(jobs), chunk or len(jobs)):
+            some = jobs[start : start + (chunk or len(jobs))]
+            places, stacked = fit_many(
+                self.model, some, loss=self.build_loss, settings=self.settings, **options
+            )
+            found |= zip((start + place for place in places), stacked.split(), strict=True)
         return [found[place] for place in range(len(self.shards))]
 
 

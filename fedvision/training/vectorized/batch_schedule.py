@@ -27,18 +27,9 @@ Batches = list[NDArray[np.int64]]
 """One client's mini-batches of a round: positions [B] in its shard."""
 
 
-def stacks(batches: Sequence[Batches], chunk: int) -> list[list[int]]:
-    """Split clients into stacks of at most ``chunk``, the longest first, so that neighbours are alike.
-
-    Args:
-        batches: Each client's mini-batches.
-        chunk: K, at least 1.
-
-    Returns:
-        Places in ``batches``, each once.
-    """
-    order = sorted(range(len(batches)), key=lambda i: (-len(batches[i]), -sum(map(len, batches[i]))))
-    return [order[start : start + chunk] for start in range(0, len(order), chunk)]
+def longest_first(batches: Sequence[Batches]) -> list[int]:
+    """Return clients' places in ``batches``, by steps and then images: a stack narrows as clients finish."""
+    return sorted(range(len(batches)), key=lambda i: (-len(batches[i]), -sum(map(len, batches[i]))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +80,7 @@ class BatchSchedule:
         settings: LoopSettings,
         device_cache: DeviceDatasetCache | None = None,
     ) -> BatchSchedule:
-        """Lay out the rounds of K clients, the longest first, as ``stacks`` puts them.
+        """Lay out the rounds of K clients, the longest first.
 
         Images come from the gallery where it has them, else they are sent to the device.
         """

@@ -34,6 +34,8 @@ class ClientJob:
     """What the algorithm returned before."""
     personal: State = field(default_factory=dict)
     """Its tensors that do not travel; what is left out is as in the model."""
+    residual: State = field(default_factory=dict)
+    """What update transforms left out of its last update."""
     measured: Evaluation | None = None
     """What it counted of the state that it was sent, where it was asked to."""
 

@@ -9,7 +9,7 @@ is named by ``fedvision.training.vectorized.vmap_support``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from fedvision.models.freezing import training_mode
 from fedvision.models.state import floating
 from fedvision.training.loop import LoopSettings, has_batch_norm, positions, rate
-from fedvision.training.vectorized.batch_schedule import BatchSchedule, stacks
+from fedvision.training.vectorized.batch_schedule import BatchSchedule, longest_first
 from fedvision.training.vectorized.client_batch import ClientBatch, ClientBatchResult, ClientJob
 from fedvision.training.vectorized.client_stack import ClientStack, StackedClientAlgorithm, fill
 from fedvision.training.vectorized.cuda_graph import CudaGraphRunner
@@ -31,10 +31,9 @@ def fit_many(
     *,
     loss: Callable[[torch.Tensor], LossFn],
     settings: LoopSettings,
-    chunk: int = 0,
     device_cache: DeviceDatasetCache | None = None,
     recorded: CudaGraphRunner | None = None,
-) -> Iterator[tuple[list[int], ClientBatchResult]]:
+) -> tuple[list[int], ClientBatchResult]:
     """Train a model on many clients' shards, each from its task's state, as ``fit`` would.
 
     Args:
@@ -42,12 +41,11 @@ def fit_many(
         jobs: What each client does: images of one shape, tasks of one round, algorithms of one class.
         loss: Class counts [K, C] of some clients -> ``loss(logits [K, B, C], labels [K, B]) -> [K, B]``.
         settings: Optimiser, transforms, device, seed.
-        chunk: Clients that are trained at once; 0 trains all at once.
         device_cache: Holds image sets on the device.
         recorded: Plays steps back, where it can.
 
-    Yields:
-        Places in ``jobs`` and these clients after their training.
+    Returns:
+        Places in ``jobs`` the longest first, and these clients after their training.
 
     Raises:
         ValueError: The tasks belong to several rounds.
@@ -59,18 +57,18 @@ def fit_many(
     training_mode(model)
     norm = has_batch_norm(model)
     batches = [list(positions(len(job.shard), job.request, settings, norm)) for job in jobs]
-    for places in stacks(batches, chunk or len(jobs)):
-        own = [jobs[i] for i in places]
-        plan = BatchSchedule.make(
-            [job.shard for job in own],
-            [job.request for job in own],
-            [batches[i] for i in places],
-            settings,
-            device_cache,
-        )
-        who = ClientBatch.of(model, own, settings.device)
-        stacked = None if recorded is None else recorded.train(plan, who, loss)
-        yield places, _train(model, who, plan, loss, settings) if stacked is None else stacked
+    places = longest_first(batches)
+    own = [jobs[i] for i in places]
+    plan = BatchSchedule.make(
+        [job.shard for job in own],
+        [job.request for job in own],
+        [batches[i] for i in places],
+        settings,
+        device_cache,
+    )
+    who = ClientBatch.of(model, own, settings.device)
+    stacked = None if recorded is None else recorded.train(plan, who, loss)
+    return places, _train(model, who, plan, loss, settings) if stacked is None else stacked
 
 
 def _train(

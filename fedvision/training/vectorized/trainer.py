@@ -17,7 +17,7 @@ from fedvision.training.vectorized.device_cache import DeviceDatasetCache
 from fedvision.training.vectorized.graph_buffers import GraphCapture
 from fedvision.training.vectorized.local_steps import fit_many
 from fedvision.training.vectorized.vmap_support import scalable, supports_vmap
-from fedvision.types import State, TrainRequest
+from fedvision.types import TrainRequest
 
 
 class VectorizedTrainer:
@@ -71,13 +71,12 @@ class VectorizedTrainer:
         )
 
     def train(
-        self, requests: Sequence[TrainRequest], chunk: int = 0
+        self, requests: Sequence[TrainRequest]
     ) -> Iterator[tuple[Sequence[int], ClientBatchResult | Sequence[TrainResult]]]:
         """Train clients on their tasks, as many at once as can be.
 
         Args:
             requests: One for each client.
-            chunk: Clients that are trained at once; 0 trains all that can be.
 
         Yields:
             Places in ``requests``, and what became of these clients: a stack that is good until the next is
@@ -93,22 +92,15 @@ class VectorizedTrainer:
             if len(own) == 1 or self.unsupported_reason(own[0]):
                 yield places, [self._worker.train(request) for request in own]
                 continue
-            for some, stacked in self._train_stacks(own, chunk):
-                alone = stacked.alone and not self._worker.updates
-                yield [places[place] for place in some], stacked if alone else self._finished(stacked)
+            some, stacked = self._train_stack(own)
+            alone = stacked.alone and not self._worker.updates
+            yield [places[place] for place in some], stacked if alone else self._finished(stacked)
 
     def _finished(self, stacked: ClientBatchResult) -> list[TrainResult]:
-        trainer = self._worker
-        residuals: list[State] = [{} for _ in stacked.requests]
-        if trainer.updates.keeps_residual:
-            stored = (trainer.memory.load(r.client, r.round, r.silent_since) for r in stacked.requests)
-            residuals = [groups.get(RESIDUAL, {}) for groups in stored]
-        every = zip(stacked.requests, stacked.split(), residuals, strict=True)
-        return [trainer.finish(*one) for one in every]
+        both = zip(stacked.who.jobs, stacked.split(), strict=True)
+        return [self._worker.finish(job.request, update, job.residual) for job, update in both]
 
-    def _train_stacks(
-        self, requests: Sequence[TrainRequest], chunk: int
-    ) -> Iterator[tuple[list[int], ClientBatchResult]]:
+    def _train_stack(self, requests: Sequence[TrainRequest]) -> tuple[list[int], ClientBatchResult]:
         trainer = self._worker
         load_state(trainer.model, trainer.counters)
         return fit_many(
@@ -116,7 +108,6 @@ class VectorizedTrainer:
             [self._job(request) for request in requests],
             loss=lambda counts: trainer.make_loss(counts, requests[0].round),
             settings=trainer.settings,
-            chunk=chunk,
             device_cache=self.device_cache,
             recorded=self.recorded,
         )
@@ -133,5 +124,6 @@ class VectorizedTrainer:
             counts=trainer.loss_counts(request, shard),
             memory=memory.get(ALGORITHM, {}),
             personal=memory.get(PERSONAL, trainer.initial),
+            residual=memory.get(RESIDUAL, {}),
             measured=measured,
         )

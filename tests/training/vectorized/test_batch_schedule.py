@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedvision import seeding
 from fedvision.config import TransformConfig
 from fedvision.training.loop import LoopSettings, positions
-from fedvision.training.vectorized.batch_schedule import Batches, BatchSchedule, stacks
+from fedvision.training.vectorized.batch_schedule import Batches, BatchSchedule, longest_first
 from fedvision.training.vectorized.device_cache import DeviceDatasetCache
 from fedvision.types import TrainRequest
 from tests.training.client_cases import make_shards, settings
@@ -24,16 +24,15 @@ def plan_of(sizes: tuple[int, ...], chosen: LoopSettings) -> tuple[BatchSchedule
     requests = [TrainRequest(round=1, client=k, state={}) for k in range(len(sizes))]
     pairs = zip(shards, requests, strict=True)
     batches = [list(positions(len(shard), request, chosen, False)) for shard, request in pairs]
-    (order,) = stacks(batches, len(sizes))
+    order = longest_first(batches)
     rows = [[shards[i] for i in order], [requests[i] for i in order], [batches[i] for i in order]]
     return BatchSchedule.make(*rows, chosen), [batches[i] for i in order]  # type: ignore[arg-type]
 
 
-def test_stacks_are_full_and_the_longest_stand_first() -> None:
+def test_the_longest_stand_first() -> None:
     lengths = [[8, 8], [3], [8, 8, 1], [8], [8, 7]]
     batches = [[np.arange(n) for n in own] for own in lengths]
-    assert stacks(batches, 2) == [[2, 0], [4, 3], [1]]
-    assert stacks(batches, 9) == [[2, 0, 4, 3, 1]]
+    assert longest_first(batches) == [2, 0, 4, 3, 1]
 
 
 @hypothesis.settings(max_examples=40)
