@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, ParamSpec
+from typing import Literal
 
 from fedvision.errors import FedVisionError
 
 Level = Literal["OK", "WARN", "FAIL"]
-Args = ParamSpec("Args")
-Lines = Iterable[tuple[Level, str]]
+Lines = Iterator[tuple[Level, str]]
 
 
 @dataclass
@@ -24,17 +23,15 @@ class CheckReport:
     title: str
     lines: list[tuple[Level, str, str]] = field(default_factory=list)
 
-    def run_check(
-        self, topic: str, check: Callable[Args, Lines], *args: Args.args, **named: Args.kwargs
-    ) -> bool:
-        """Run one check and note what it says; an error of it is a bad line, not the end.
+    def run_check(self, topic: str, check: Lines) -> bool:
+        """Run one check, a generator, and note what it says; an error of it is a bad line, not the end.
 
         Returns:
             Whether no line of it is bad.
         """
         before = len(self.lines)
         try:
-            for level, text in check(*args, **named):
+            for level, text in check:
                 self.lines.append((level, topic, text))
         except FedVisionError as error:
             self.lines.append(("FAIL", topic, str(error)))

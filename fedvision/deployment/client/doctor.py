@@ -48,37 +48,37 @@ def run_check(config: ClientMachineConfig, experiment: ExperimentConfig | None =
     """
     found = CheckReport(f"fedvision doctor: client {config.name}")
     _network(found, config)
-    found.run_check("folders", folders, config)
+    found.run_check("folders", folders(config))
     opened: list[Dataset] = []
-    found.run_check("images", image_checks.opens, config, opened)
+    found.run_check("images", image_checks.opens(config, opened))
     for dataset in opened:
-        found.run_check("twins", image_checks.equal_pictures, dataset)
-        found.run_check("classes", image_checks.histogram, dataset)
+        found.run_check("twins", image_checks.equal_pictures(dataset))
+        found.run_check("classes", image_checks.histogram(dataset))
     if experiment is None:
         found.lines.append(("WARN", "experiment", "none named: labels, plug-ins and memory are not checked"))
         return found
-    permitted = found.run_check("plug-ins", _plugins, config, experiment)
-    fits = found.run_check("sharing", _sharing, config, experiment) and permitted
+    permitted = found.run_check("plug-ins", _plugins(config, experiment))
+    fits = found.run_check("sharing", _sharing(config, experiment)) and permitted
     for dataset in opened:
-        fits &= found.run_check("size", image_checks.size, dataset, experiment)
+        fits &= found.run_check("size", image_checks.size(dataset, experiment))
         if permitted:
-            fits &= found.run_check("task", image_checks.form, config, dataset, experiment)
-        fits &= found.run_check("labels", image_checks.labels, config, dataset, experiment)
+            fits &= found.run_check("task", image_checks.form(config, dataset, experiment))
+        fits &= found.run_check("labels", image_checks.labels(config, dataset, experiment))
         if fits:
-            found.run_check("step", image_checks.step, config, dataset, experiment)
+            found.run_check("step", image_checks.step(config, dataset, experiment))
     return found
 
 
 def _network(found: CheckReport, config: ClientMachineConfig) -> None:
     """Check files, then the server: each step only where those before it hold."""
     greetings: list[ProbeResult] = []
-    if not found.run_check("files", files, config):
+    if not found.run_check("files", files(config)):
         return
-    found.run_check("key", owner, config)
-    if found.run_check("server", _answers, config, greetings):
-        found.run_check("certificate", certificates, config, greetings[0])
-        if found.run_check("clock", clock, greetings[0].ahead):
-            found.run_check("key", _known, config)
+    found.run_check("key", owner(config))
+    if found.run_check("server", _answers(config, greetings)):
+        found.run_check("certificate", certificates(config, greetings[0]))
+        if found.run_check("clock", clock(greetings[0].ahead)):
+            found.run_check("key", _known(config))
 
 
 def files(config: ClientMachineConfig) -> Lines:

@@ -23,9 +23,9 @@ def broken() -> Lines:
 
 def test_a_page_lines_up_and_counts_what_is_bad() -> None:
     found = CheckReport("title")
-    assert found.run_check("server", good, "answers")
-    assert not found.run_check("images", wrong)
-    assert not found.run_check("x", broken)
+    assert found.run_check("server", good("answers"))
+    assert not found.run_check("images", wrong())
+    assert not found.run_check("x", broken())
     assert found.failures == 2
     assert found.text().splitlines() == [
         "title",

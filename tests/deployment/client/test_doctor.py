@@ -338,7 +338,7 @@ def test_the_size_of_a_named_source_is_known(
     config, opened = client(pki, images, 1), CheckReport("")
     dataset = image_checks.open_own(config)
     trains = ExperimentConfig.from_toml(f'[data]\nuse = "{use}"')
-    opened.run_check("size", image_checks.size, dataset, trains)
+    opened.run_check("size", image_checks.size(dataset, trains))
     ((found, _, text),) = opened.lines
     assert found == level
     assert expected in text
