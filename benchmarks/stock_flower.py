@@ -27,10 +27,12 @@ def built():
     from pathlib import Path
     from fedvision.config import ExperimentConfig
     from fedvision.models.build import build_model
+from fedvision.tasks.classification import Classification
     from fedvision.registry import allow_folder
     allow_folder(Path(os.environ["EXPERIMENT"]).parent)
     config = ExperimentConfig.load(os.environ["EXPERIMENT"])
-    return build_model(config.model, num_classes=10, in_channels=1, image_size=(8, 8), seed=0)
+    shape = {"num_classes": 10, "in_channels": 1, "image_size": (8, 8)}
+    return build_model(config.model, task=Classification(), seed=0, **shape)
 
 def tensors(model):
     # Stock averaging multiplies every array by a float: counters cannot travel.

@@ -35,6 +35,8 @@ class Experiment:
 
     config: ExperimentConfig
     """The experiment."""
+    task: Task
+    """What is learned from the images."""
     dataset: Dataset
     """Images and labels."""
     split: Split
@@ -82,6 +84,7 @@ class Experiment:
         from fedvision.server.rehearsal import rehearse
         from fedvision.tasks.base import build_task
         from fedvision.training.client_trainer import check_training
+        from fedvision.training.task_check import check_task
         from fedvision.updates import chain
 
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
@@ -90,6 +93,7 @@ class Experiment:
         dataset = _read(config) if dataset is None else dataset
         task = build_task(config.task)
         if not split_here:
+            _check_countable(config, task)
             dataset = _in_form(dataset, task)
         task.check(config, dataset)
         stage("building the split, the model and the strategy")
@@ -103,6 +107,7 @@ class Experiment:
         check_size(config.transforms, (height, width))
         model = build_model(
             config.model,
+            task=task,
             num_classes=classes,
             in_channels=channels,
             image_size=(height, width),
@@ -113,9 +118,11 @@ class Experiment:
         with seeding.torch_global(config.seed, "trial"):
             _check_batches(config, parts, alone=trains_alone(model, images[:1]))
             stay = trained_names(model, ParameterGroups.of(model, config.model).personal, images)
+            check_task(config, task, model, images, classes)
             rehearse(config, strategy, model, (height, width, channels), classes)
         return cls(
             config=config,
+            task=task,
             dataset=dataset,
             split=parts,
             model=model,
@@ -138,7 +145,7 @@ class Experiment:
         from fedvision.flower.strategy import FlowerStrategy
 
         sentences = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
-        sentences += measurement_notices(self.config, self.dataset, self.personal)
+        sentences += measurement_notices(self.config, self.dataset, self.personal, self.task.class_counts)
         sentences += self.start.notices if self.start else ()
         if len(self.split.clients) == 0:  # the images are on other machines
             return sentences
@@ -227,11 +234,26 @@ def _data_bytes(dataset: Dataset) -> int:
     return sum(part.images.nbytes for part in (dataset.train, dataset.test) if part is not None)
 
 
+def _check_countable(config: ExperimentConfig, task: Task) -> None:
+    """Refuse a task across machines that counts anything but images.
+
+    What clients reveal of their counts (noise, masks) is made for numbers that an image changes by 1.
+
+    Raises:
+        ConfigError: The task counts something else.
+    """
+    if task.example != "image":
+        raise ConfigError(
+            f"[task] use = {config.task.use!r} counts {task.example}s, and what a client may reveal is settled "
+            "for counts of images alone; use fedvision simulate"
+        )
+
+
 def _in_form(dataset: Dataset, task: Task) -> Dataset:
     """Return a data set of which nothing tells the form of the labels with no labels of the task's form."""
     if len(dataset.train) or dataset.test is not None:
         return dataset
-    labels = task.only(len(dataset.classes))[:0].numpy()
+    labels = task.example_targets(len(dataset.classes), dataset.train.images.shape[1:3])[:0].numpy()
     return replace(dataset, train=replace(dataset.train, labels=labels))
 
 
@@ -246,6 +268,7 @@ def _split(config: ExperimentConfig, dataset: Dataset, task: Task) -> Split:
         seed=config.seed,
         holdout=config.evaluation.holdout,
         strata=task.strata,
+        counter=task.class_counts,
     )
 
 

@@ -195,21 +195,23 @@ def resolve(kind: str, use: str) -> Factory:
     raise PluginError(f"[{kind}] use = {use!r}: there is no such {kind}{nearest(use, known)}")
 
 
-def check_task(kind: str, use: str, task: str) -> None:
+def check_task(kind: str, use: str, task: str, *others: str) -> None:
     """Refuse a loss or metric of another task; of a plug-in without an attribute ``tasks`` any will do.
 
     Args:
         kind: ``"loss"`` or ``"metric"``.
         use: Its name.
         task: Name of the experiment's task.
+        others: Names of tasks whose plug-ins serve it as well.
 
     Raises:
         PluginError: It is for other tasks, or unknown.
     """
     builtin = BUILTINS[kind].get(use)
     tasks = builtin.tasks if builtin else getattr(resolve(kind, use).call, "tasks", (task,))
-    if task not in tasks:
-        fitting = [name for name, other in BUILTINS[kind].items() if task in other.tasks]
+    serving = {task, *others}
+    if serving.isdisjoint(tasks):
+        fitting = [name for name, other in BUILTINS[kind].items() if not serving.isdisjoint(other.tasks)]
         raise PluginError(
             f"[{kind}] use = {use!r} is for {', '.join(sorted(tasks))}, not for [task] use = {task!r}"
             f"{nearest(use, fitting)}"

@@ -22,15 +22,14 @@ from fedvision.errors import ConfigError, DataError, RunFolderError
 from fedvision.files import read_json
 from fedvision.formatting import listed
 from fedvision.runs.model_description import FILE, ModelDescription
-from fedvision.tasks.class_predictions import ClassPredictions, ClassScores
-from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.class_predictions import ClassPredictions, ClassScores, LabelPredictions
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fedvision.data.dataset import Dataset
     from fedvision.data.decoding.process_pool import PixelFormat
-    from fedvision.tasks.classification import Classification
+    from fedvision.tasks.base import Task
     from fedvision.training.forward import ForwardSettings
     from fedvision.types import State
 
@@ -64,7 +63,7 @@ class TrainedModel:
     """What ``model.json`` says."""
     network: nn.Module
     """The network, on the device."""
-    task: Classification
+    task: Task
     """What the network's outputs mean, and what is counted of them."""
     settings: ForwardSettings
     """Normalisation, device and precision, as in the run's own measurement."""
@@ -76,6 +75,7 @@ class TrainedModel:
         """Load a run's final model; arguments and errors as of the function ``load``."""
         from fedvision.config import TransformConfig
         from fedvision.data.transforms import prepare
+        from fedvision.tasks.base import build_task
         from fedvision.training.forward import ForwardSettings, choose_device
 
         description = ModelDescription.read(run)
@@ -84,18 +84,19 @@ class TrainedModel:
         try:
             normalisation = description.transforms
             config = TransformConfig(mean=normalisation.mean, std=normalisation.std)
+            code: dict[str, str] = {}
+            with _plugin_folder(run, description.task.use):
+                task = build_task(description.task)
+                code |= registry.sources({"use": description.task.use})
             settings = ForwardSettings(
+                task=task,
                 transform=prepare(config, description.image.channels),
                 device=choose_device(device),
                 precision=inference.precision,
                 channels_last=inference.channels_last,
             )
-            code: dict[str, str] = {}
-            with _plugin_folder(run, description.task.use):
-                task = _task(description, run)
-                code |= registry.sources({"use": description.task.use})
             with _plugin_folder(run, description.model.use):
-                network = _network(description, state, run)
+                network = _network(description, task, state, run)
                 code |= registry.sources({"use": description.model.use})
         except RunFolderError:
             raise
@@ -122,7 +123,7 @@ class TrainedModel:
     def predict(
         self, images: str | Path | Sequence[str | Path] | NDArray[np.uint8], *, workers: int = 0
     ) -> ClassPredictions:
-        """Predict the class of each image.
+        """Predict the class of each image, or its labels where the run's images may have several.
 
         Args:
             images: uint8 [N, H, W, channels] as the network takes them; or files, folders of image files at
@@ -135,8 +136,11 @@ class TrainedModel:
 
         Raises:
             RunFolderError: Tensors of the network stayed on the clients.
+            ConfigError: The run's task does not say what is predicted.
             DataError: There is no image that can be read, or an array does not fit the network.
         """
+        import torch
+
         from fedvision.data.sources.unlabelled import UnlabelledImages
         from fedvision.training.evaluate import classify
 
@@ -149,16 +153,21 @@ class TrainedModel:
             workers=workers,
         )
         scale, names = self.description.probability_scale, list[str]()
-        labels, probabilities = [np.empty(0, np.int64)], [np.empty((0, len(self.classes)), np.float32)]
+        # A task that does not say what is predicted is refused here.
+        nothing = self.task.decide(torch.zeros(0, len(self.classes)))
+        labels, probabilities = [nothing[0].numpy()], [nothing[1].numpy()]
         for batch in source:
-            found = classify(self.network, batch.images, self.settings, sharpness=scale)
+            found = classify(
+                self.network, batch.images, self.settings, num_classes=len(self.classes), sharpness=scale
+            )
             names += batch.names
             labels.append(found[0])
             probabilities.append(found[1])
         if source.unreadable and not names:
             reasons = listed([f"{name} ({why})" for name, why in source.unreadable.items()])
             raise DataError(f"none of {len(source.unreadable):,} images can be read: {reasons}")
-        return ClassPredictions(
+        kind = LabelPredictions if labels[0].ndim == 2 else ClassPredictions
+        return kind(
             classes=self.classes,
             names=names,
             labels=np.concatenate(labels),
@@ -176,12 +185,13 @@ class TrainedModel:
 
         Raises:
             RunFolderError: Tensors of the network stayed on the clients.
-            DataError: There are no such images, they do not fit the network, or one is of a class that the
-                model does not know.
+            DataError: There are no such images, they do not fit the network or its task, or one is of a class
+                that the model does not know.
         """
         from fedvision.data.relabel import by_name
         from fedvision.data.shards import Shard
         from fedvision.data.sources.unlabelled import fitting
+        from fedvision.data.targets import form, several
         from fedvision.training.evaluate import evaluate
 
         self._require_whole()
@@ -192,13 +202,16 @@ class TrainedModel:
                     "the data has no test images; name a source that has, or take its training ones"
                 )
             chosen = dataset.test
+        if not self.task.fits(chosen.labels):
+            raise DataError(
+                f"the model's task needs {self.task.targets}, and the data has {form(chosen.labels)}"
+            )
         images = fitting(chosen.images, description.image.shape, "the data's array of images")
         labels, missing = by_name(chosen, dataset.classes, self.classes)
         measured = evaluate(
             self.network,
             Shard(images=images, labels=labels, indices=np.arange(len(labels), dtype=np.int64)),
             self.settings,
-            task=self.task,
             batch_size=description.inference.batch_size,
             num_classes=len(self.classes),
             sharpness=description.probability_scale,
@@ -211,7 +224,9 @@ class TrainedModel:
         return ClassScores(
             classes=self.classes,
             class_counts=description.class_counts,
-            confusion=ConfusionCounts.of(measured.stats),
+            stats=measured.stats,
+            by_class=self.task.by_class(measured.stats),
+            several_labels=several(labels),
             loss=measured.loss_sum / max(1, measured.examples),
             scores=self.task.scores(measured.stats, description.class_counts, further),
             notices=(*dataset.notices, *((none,) if missing else ())),
@@ -293,26 +308,7 @@ def _tensors(file: Path, sha256: str) -> State:
         raise RunFolderError(f"{file}: it holds no tensors: {error}; restore it") from error
 
 
-def _task(description: ModelDescription, run: Path) -> Classification:
-    """Build the run's task.
-
-    Raises:
-        PluginError: It cannot be built.
-        RunFolderError: It is no classification.
-    """
-    from fedvision.tasks.base import build_task
-    from fedvision.tasks.classification import Classification
-
-    task = build_task(description.task)
-    if not isinstance(task, Classification):
-        raise RunFolderError(
-            f"{run}: the task of this run is {description.task.use!r}, and a model can be used only where "
-            'every image has one class (task = "classification")'
-        )
-    return task
-
-
-def _network(description: ModelDescription, state: State, run: Path) -> nn.Module:
+def _network(description: ModelDescription, task: Task, state: State, run: Path) -> nn.Module:
     """Build the network with these tensors.
 
     Raises:
@@ -325,6 +321,7 @@ def _network(description: ModelDescription, state: State, run: Path) -> nn.Modul
     image = description.image
     network = build_model(
         description.model,
+        task=task,
         num_classes=len(description.classes),
         in_channels=image.channels,
         image_size=(image.height, image.width),

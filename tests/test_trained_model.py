@@ -154,11 +154,11 @@ def test_the_part_that_is_measured(copied: Path) -> None:
     model, data = fedvision.load(copied), digits()
     assert data.test is not None
     sizes = len(data.train), len(data.test)
-    assert model.evaluate(data).confusion.images == sizes[1]
-    assert model.evaluate(data, part="test").confusion.images == sizes[1]
-    assert model.evaluate(data, part="train").confusion.images == sizes[0]
+    assert model.evaluate(data).confusion.examples == sizes[1]
+    assert model.evaluate(data, part="test").confusion.examples == sizes[1]
+    assert model.evaluate(data, part="train").confusion.examples == sizes[0]
     without = dataclasses.replace(data, test=None)
-    assert model.evaluate(without).confusion.images == sizes[0]
+    assert model.evaluate(without).confusion.examples == sizes[0]
     with pytest.raises(DataError, match="the data has no test images"):
         model.evaluate(without, part="test")
 

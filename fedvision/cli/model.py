@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fedvision import registry
 from fedvision.errors import ConfigError, DataError, RunError
 from fedvision.files import json_page, replace_file
-from fedvision.formatting import listed, percent, plural
+from fedvision.formatting import listed, plural
 from fedvision.streams import complain, show
 
 if TYPE_CHECKING:
@@ -90,10 +90,18 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _table(found: ClassPredictions) -> str:
-    """Return a row an image: its file, its class and the probability of that; a line is never folded."""
-    rows = [("file", "class", "probability"), *((a, b, percent(float(p))) for a, b, p in found.rows())]
-    wide, middle = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return "\n".join(f"{name:<{wide}}  {label:<{middle}}  {sure:>11}" for name, label, sure in rows)
+    """Return a row an image; a line is never folded."""
+    rows = list(found.table())
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(wide) - 1
+    numbers = rows[0][last] == "probability"
+    return "\n".join(
+        "  ".join(
+            cell.rjust(wide[place]) if numbers and place == last else cell.ljust(wide[place] * (place < last))
+            for place, cell in enumerate(row)
+        )
+        for row in rows
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -117,7 +125,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         _write(options.json, json_page(scores.to_record()))
     rounds = plural(model.description.rounds, "round")
-    images = f"{scores.confusion.images:,} {part} of {options.data}"
+    images = f"{scores.stats.examples:,} {part} of {options.data}"
     show(score_table(f"{options.run}, {rounds}: {images}", scores), recorded=str(options.json or ""))
 
 

@@ -30,7 +30,8 @@ class ImageSet:
     images: NDArray[np.uint8]
     """uint8 [N, H, W, channels]; may be a memory map."""
     labels: Targets
-    """int64 [N], from 0; or uint8 [N, L] of 0 and 1, where an image may have several labels."""
+    """int64 [N], from 0; or uint8 [N, L] of 0 and 1, where an image may have several labels; or, for a task
+    of another form, numbers [N, ...] of three dimensions or more."""
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Other facts by name, each [N]: a manifest's columns, a folder level."""
     names: Sequence[str] = ()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.memmap import reference
-from fedvision.data.targets import Targets, several
+from fedvision.data.targets import Targets, one_class
 
 _CACHED = re.compile(r".*/(?P<key>[0-9a-f]{40})/images\.npy")
 """Where ``data.cache`` keeps decoded images: the folder's name is a digest of files and recipe."""
@@ -59,9 +59,9 @@ def _parts(images: ImageSet) -> dict[str, str]:
 
 
 def _labels(labels: Targets) -> list[bytes]:
-    if several(labels):
-        return [json.dumps(list(labels.shape)).encode(), labels.tobytes()]
-    return [labels.astype("<i8").tobytes()]
+    if one_class(labels):
+        return [labels.astype("<i8").tobytes()]
+    return [json.dumps(list(labels.shape)).encode(), labels.tobytes()]
 
 
 def _pixels(images: NDArray[np.uint8]) -> str:

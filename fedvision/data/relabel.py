@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.naming import composed
-from fedvision.data.targets import count, renumbered, several
+from fedvision.data.targets import Targets, count, renumbered, several
 from fedvision.errors import DataError, nearest
 from fedvision.formatting import listed
 
@@ -106,9 +106,7 @@ def unnamed(own: Sequence[str], mapping: Mapping[str, str], classes: Sequence[st
     )
 
 
-def by_name(
-    images: ImageSet, own: Sequence[str], classes: Sequence[str]
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def by_name(images: ImageSet, own: Sequence[str], classes: Sequence[str]) -> tuple[Targets, tuple[str, ...]]:
     """Return labels under which a model knows the classes of other data, found by their names alone.
 
     Args:
@@ -117,23 +115,24 @@ def by_name(
         classes: The model's C class names, in the order of its logits.
 
     Returns:
-        Labels int64 [N], each below C, and the model's classes of which there is no image.
+        Labels int64 [N], each below C, or uint8 [N, C] where an image may have several, and the model's
+        classes of which there is no image.
 
     Raises:
         DataError: An image is of a class that the model does not know.
     """
     target, _ = destinations(own, {}, classes)
-    counts = np.bincount(images.labels, minlength=len(own))
-    unknown = [name for name, label, count in zip(own, target, counts, strict=True) if label < 0 and count]
+    counts = count(images.labels, len(own))
+    unknown = [name for name, label, there in zip(own, target, counts, strict=True) if label < 0 and there]
     if unknown:
         raise DataError(
             f"the data has images of {listed([repr(name) for name in unknown])}, which the model does not "
             f"know; its classes are {listed(classes)}: name the data's classes as the model's, or leave "
             "those images out"
         )
-    labels = target[images.labels]
-    found = np.bincount(labels, minlength=len(classes))
-    return labels, tuple(name for name, count in zip(classes, found, strict=True) if not count)
+    labels = renumbered(images.labels, target, len(classes))
+    found = count(labels, len(classes))
+    return labels, tuple(name for name, number in zip(classes, found, strict=True) if not number)
 
 
 def images_of(dataset: Dataset) -> NDArray[np.int64]:

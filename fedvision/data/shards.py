@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedvision.data.dataset import ImageSet
 from fedvision.data.image_counts import ImageCounts
-from fedvision.data.targets import Targets, count
+from fedvision.data.targets import ClassCounter, Targets, count
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,7 +23,7 @@ class Shard:
     images: NDArray[np.uint8]
     """uint8 [N, H, W, channels]: the whole base, shared; may be a memory map."""
     labels: Targets
-    """int64 [N] or uint8 [N, L]: labels of the whole base."""
+    """Targets [N, ...] of the whole base."""
     indices: NDArray[np.int64]
     """int64 [n]: which of them are in this shard."""
 
@@ -39,13 +39,13 @@ class Shard:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def counts(self, num_classes: int) -> NDArray[np.int64]:
-        """Return the number of images of each class or label, int64 [C]."""
-        return count(self.labels[self.indices], num_classes)
+    def counts(self, num_classes: int, counter: ClassCounter = count) -> NDArray[np.int64]:
+        """Return the class counts int64 [C], as a task counts them."""
+        return counter(self.labels[self.indices], num_classes)
 
-    def image_counts(self, num_classes: int) -> ImageCounts:
-        """Return how many images there are, and of each class or label."""
-        return ImageCounts.of(self.labels[self.indices], num_classes)
+    def image_counts(self, num_classes: int, counter: ClassCounter = count) -> ImageCounts:
+        """Return how many images there are, and the class counts, as a task counts them."""
+        return ImageCounts(images=len(self), counts=tuple(self.counts(num_classes, counter).tolist()))
 
     def batch(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.uint8], Targets]:
         """Copy some images out of the base.
@@ -54,7 +54,7 @@ class Shard:
             positions: int64 [B], each from 0 to len(shard) - 1.
 
         Returns:
-            Images uint8 [B, H, W, channels] and labels [B] or [B, L], both writable and in memory.
+            Images uint8 [B, H, W, channels] and targets [B, ...], both writable and in memory.
         """
         at = self.indices[positions]
         return self.images[at], self.labels[at]

@@ -1,12 +1,13 @@
 """What is known of each image: one class, int64 [N], or for each of L labels whether it has it, uint8 [N, L].
 
 Class counts [C] are images of each class, or images that have each label: those of several labels count
-several times. A partition, the long tail and a holdout go by strata, one number an image.
+several times. A partition, the long tail and a holdout go by strata, one number an image. Targets of another
+form, such as a class for each pixel, int64 [N, H, W], are carried as they are; a task says what they mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,12 +16,36 @@ from numpy.typing import NDArray
 from fedvision.errors import DataError
 
 Targets: TypeAlias = "NDArray[Any]"
-"""int64 [N], from 0, or uint8 [N, L] of 0 and 1."""
+"""int64 [N], from 0, or uint8 [N, L] of 0 and 1, or numbers [N, ...] of three dimensions or more."""
+ClassCounter: TypeAlias = "Callable[[Targets, int], NDArray[np.int64]]"
+"""``count(targets [N, ...], C) -> class counts [C]``."""
+
+ONE_CLASS = "one class an image"
+SEVERAL = (
+    "any number of labels an image (npz with labels [N, L], or manifest with data.labels or "
+    "data.label_separator)"
+)
 
 
 def several(targets: Targets) -> bool:
     """Tell whether these are labels of which an image may have several."""
     return targets.ndim == 2
+
+
+def one_class(targets: Targets) -> bool:
+    """Tell whether each image has one class."""
+    return targets.ndim == 1
+
+
+def form(targets: Targets) -> str:
+    """Return in words what is known of each image."""
+    if one_class(targets):
+        return ONE_CLASS
+    return (
+        SEVERAL
+        if several(targets)
+        else f"targets {targets.dtype} {['N', *targets.shape[1:]]}".replace("'", "")
+    )
 
 
 def check_form(targets: Targets, images: int) -> None:
@@ -33,20 +58,26 @@ def check_form(targets: Targets, images: int) -> None:
         if targets.size and targets.max() > 1:
             raise DataError(f"labels uint8 [N, L] must be 0 or 1, not {targets.max()}")
         return
+    if targets.ndim > 2 and targets.dtype.kind in "biuf" and len(targets) == images:
+        return
     if targets.dtype != np.int64 or targets.shape != (images,):
         shape = list(targets.shape)
         raise DataError(
-            f"labels must be int64 [{images}] or uint8 [{images}, L], not {targets.dtype} {shape}"
+            f"labels must be int64 [{images}] or uint8 [{images}, L], or have three dimensions or more, not "
+            f"{targets.dtype} {shape}"
         )
 
 
 def check_classes(targets: Targets, num_classes: int) -> None:
-    """Check training targets against C classes or labels.
+    """Check training targets against C classes or labels; those of another form are their task's to check.
 
     Raises:
         DataError: There is no image, a class is out of range, or there are not C labels.
     """
-    if several(targets):
+    if targets.ndim > 2:
+        if not len(targets):
+            raise DataError("there is no training image")
+    elif several(targets):
         if not len(targets) or targets.shape[1] != num_classes:
             raise DataError(f"training labels must be [N, {num_classes}], not {list(targets.shape)}")
     elif len(targets) == 0 or targets.min() < 0 or targets.max() >= num_classes:
@@ -55,7 +86,12 @@ def check_classes(targets: Targets, num_classes: int) -> None:
 
 
 def count(targets: Targets, num_classes: int) -> NDArray[np.int64]:
-    """Return how many images each class or label has, int64 [C]."""
+    """Return how many images each class or label has, int64 [C].
+
+    Raises:
+        DataError: The targets are of another form, of which a task alone knows what to count.
+    """
+    _require_known(targets)
     if several(targets):
         counts: NDArray[np.int64] = targets.sum(axis=0, dtype=np.int64)
         return counts
@@ -63,11 +99,13 @@ def count(targets: Targets, num_classes: int) -> NDArray[np.int64]:
     return classes
 
 
-def count_each(lists: Sequence[NDArray[np.int64]], targets: Targets, num_classes: int) -> NDArray[np.int64]:
-    """Count the images of each class or label in each list of image numbers: int64 [K, C]."""
-    if several(targets):
-        rows: NDArray[np.int64] = np.stack([count(targets[part], num_classes) for part in lists])
-        return rows
+def count_each(
+    lists: Sequence[NDArray[np.int64]], targets: Targets, num_classes: int, counter: ClassCounter = count
+) -> NDArray[np.int64]:
+    """Return the class counts of the images of each list of image numbers: int64 [K, C]."""
+    if not one_class(targets) or counter is not count:
+        rows = [counter(targets[part], num_classes) for part in lists]
+        return np.stack(rows) if rows else np.zeros((0, num_classes), np.int64)
     owner = np.repeat(np.arange(len(lists)), [len(part) for part in lists])
     cell = owner * num_classes + targets[np.concatenate(lists)]
     counts: NDArray[np.int64] = np.bincount(cell, minlength=len(lists) * num_classes).reshape(-1, num_classes)
@@ -101,7 +139,11 @@ def strata(targets: Targets) -> NDArray[np.int64]:
 
     The class; of several labels the rarest one that the image has, by the images given here, the lowest of
     equals; L where it has none. So a rare label is spread as a rare class is, whatever else its images show.
+
+    Raises:
+        DataError: The targets are of another form.
     """
+    _require_known(targets)
     if not several(targets):
         return targets
     labels = targets.shape[1]
@@ -116,3 +158,11 @@ def equal(one: Targets, other: Targets) -> NDArray[np.bool_]:
     """Return which of N images have the same targets as their counterparts, bool [N]."""
     same: NDArray[np.bool_] = np.all(np.equal(one, other).reshape(len(one), -1), axis=1)
     return same
+
+
+def _require_known(targets: Targets) -> None:
+    if targets.ndim > 2:
+        raise DataError(
+            f"the data has {form(targets)}, which this task does not count; let its class override "
+            "class_counts and strata"
+        )

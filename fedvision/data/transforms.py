@@ -103,18 +103,6 @@ class BatchTransform:
         config = self.config
         return bool(config.flip or config.crop or config.rotation or config.cutout or config.mixup)
 
-    def augment(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Flip, crop, rotate and blank each image by its own random numbers.
-
-        Args:
-            x: float [B, channels, H, W], normalised.
-            generator: Source of every draw; a CPU generator serves any device.
-
-        Returns:
-            The same shape, dtype, device and strides; ``x`` itself where nothing is switched on.
-        """
-        return self.apply(x, self.draw(len(x), (x.shape[2], x.shape[3]), generator))
-
     def draw(self, batch: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
         """Draw what ``apply`` does to each image of a batch, on the generator's own device.
 
@@ -138,17 +126,41 @@ class BatchTransform:
             drawn["cutout"] = torch.stack([_whole(side, (batch,), generator) for side in size])
         return drawn
 
-    def apply(self, x: Tensor, drawn: Draws) -> Tensor:
-        """Return images [B, channels, H, W] changed as ``draw`` says; ``x`` itself where it says nothing."""
+    def apply(self, x: Tensor, drawn: Draws, between: str = "bilinear") -> Tensor:
+        """Flip, crop, rotate and blank each image as ``draw`` says.
+
+        Args:
+            x: float [B, channels, H, W], normalised.
+            drawn: What happens to each of them.
+            between: How a rotation finds values between pixels: ``"bilinear"`` or ``"nearest"``.
+
+        Returns:
+            The same shape, dtype, device and strides; ``x`` itself where nothing is drawn.
+        """
         if "flip" in drawn:
             x = flip(x, drawn["flip"])
         if "crop" in drawn:
             x = crop(x, drawn["crop"], self.config.crop)
         if "rotation" in drawn:
-            x = rotate(x, drawn["rotation"])
+            x = rotate(x, drawn["rotation"], between)
         if "cutout" in drawn:
             x = cutout(x, drawn["cutout"], self.config.cutout)
         return x
+
+    def apply_to_map(self, maps: Tensor, drawn: Draws, fill: int) -> Tensor:
+        """Return a value for each pixel, such as its class, changed as ``apply`` changes the images.
+
+        No value is blended: a rotated map has the value of the nearest pixel.
+
+        Args:
+            maps: Whole numbers [B, H, W] within 2^24 of ``fill``.
+            drawn: What ``apply`` got.
+            fill: What stands where something from outside came in, or was blanked.
+        """
+        if not drawn:
+            return maps
+        x = (maps - fill)[:, None].to(torch.float32)  # outside is 0 to the operations on images
+        return self.apply(x, drawn, "nearest")[:, 0].to(maps.dtype) + fill
 
     def mixup(
         self, x: Tensor, labels: Tensor, generator: torch.Generator
@@ -212,7 +224,7 @@ def crop(x: Tensor, corner: Tensor, padding: int) -> Tensor:
     return windows[torch.arange(len(x), device=x.device), :, top, left]
 
 
-def rotate(x: Tensor, degrees: Tensor) -> Tensor:
+def rotate(x: Tensor, degrees: Tensor, between: str = "bilinear") -> Tensor:
     """Rotate images [B, channels, H, W] counter-clockwise about their centres, by ``degrees`` [B]."""
     height, width = x.shape[2:]
     radians = torch.deg2rad(degrees.to(x.device, x.dtype))
@@ -220,7 +232,7 @@ def rotate(x: Tensor, degrees: Tensor) -> Tensor:
     # The grid runs from -1 to 1 on both axes: the ratio keeps the rotation rigid where H and W differ.
     theta = torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], dim=1)
     grid = functional.affine_grid(theta.view(-1, 2, 3), list(x.shape), align_corners=False)
-    turned = functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    turned = functional.grid_sample(x, grid, mode=between, padding_mode="zeros", align_corners=False)
     # grid_sample returns strides of its own choice.
     return turned if turned.stride() == x.stride() else torch.empty_like(x).copy_(turned)
 

@@ -40,6 +40,11 @@ class BatchedClientApp:
         """Why steps are not recorded any more, where they should be."""
         return None if self._crew.recorded is None else self._crew.recorded.failure_reason
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why clients are not trained together, whatever is asked of them; None where they can be."""
+        return self._crew.obstacle
+
     def request(self, message: Message) -> TrainRequest:
         """Return what a message asks for.
 

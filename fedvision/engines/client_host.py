@@ -34,6 +34,7 @@ from fedvision.models.build import build_model
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.start import load_start
 from fedvision.models.state import get_state
+from fedvision.tasks.base import build_task
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 from fedvision.types import TrainRequest
@@ -128,6 +129,7 @@ class SimulatedClientHosts:
             _, height, width, channels = self.dataset.train.images.shape
             vars(self)["model"] = build_model(
                 self.config.model,
+                task=build_task(self.config.task),
                 num_classes=len(self.dataset.classes),
                 in_channels=channels,
                 image_size=(height, width),

@@ -115,6 +115,8 @@ class BatchingDispatcher:
         self._desk, self._team, self._cost, self._on_notice = desk, team, cost, on_notice
         self.capacity = StackSizeTuner(torch.device("cpu") if team is None else team.device, stack)
         self._notified: set[str] = set()
+        if team is not None and (obstacle := team.obstacle):
+            self._notify_unsupported(obstacle)
 
     def deliver_all(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Yield one reply for each message; a client that fails does not fail its neighbours."""
@@ -153,7 +155,7 @@ class BatchingDispatcher:
         except Exception:
             return None  # the client will say itself what is wrong
         if unsupported_reason:
-            self._notify(unsupported_reason, f"clients are trained one by one: {unsupported_reason}")
+            self._notify_unsupported(unsupported_reason)
         return None if unsupported_reason else request
 
     def _train_stack(self, stack: Sequence[tuple[Message, TrainRequest]]) -> Iterator[Message]:
@@ -191,6 +193,9 @@ class BatchingDispatcher:
                 "recording", f"steps are launched kernel by kernel, as none could be recorded: {why}"
             )
         return replies
+
+    def _notify_unsupported(self, reason: str) -> None:
+        self._notify(reason, f"clients are trained one by one: {reason}")
 
     def _notify(self, reason: str, sentence: str) -> None:
         if reason not in self._notified:

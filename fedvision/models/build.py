@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -21,17 +21,37 @@ from fedvision.models.tensor_checks import changed, check_hidden, check_tensors,
 from fedvision.types import PluginSpec
 
 
+class OutputForm(Protocol):
+    """What a task asks of a network's outputs; see ``tasks.base.Task``."""
+
+    def outputs(self, num_classes: int) -> int:
+        """Return the outputs that a factory is asked for."""
+
+    def head(self, network: nn.Module, num_classes: int) -> nn.Module:
+        """Return a network with the head that the task needs."""
+
+    def check_outputs(self, outputs: Any, images: torch.Tensor, num_classes: int) -> str | None:
+        """Return what is wrong with the outputs of images; None where nothing is."""
+
+
 def build_model(
-    config: ModelConfig, *, num_classes: int, in_channels: int, image_size: tuple[int, int], seed: int
+    config: ModelConfig,
+    *,
+    task: OutputForm,
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int],
+    seed: int,
 ) -> nn.Module:
     """Build the network, on the CPU and in training mode; equal arguments give equal bits.
 
-    A factory gets ``num_classes``, ``in_channels`` and ``image_size`` where it names them, and
-    ``num_classes`` also where it takes any keyword, as torchvision's do. A network that wants colour
-    gets gray images with their channel repeated.
+    A factory gets ``num_classes`` (the outputs that the task asks for), ``in_channels`` and ``image_size``
+    where it names them, and ``num_classes`` also where it takes any keyword, as torchvision's do. A network
+    that wants colour gets gray images with their channel repeated.
 
     Args:
         config: The experiment's ``[model]`` table.
+        task: What its outputs must be.
         num_classes: C.
         in_channels: Channels of the images.
         image_size: (H, W).
@@ -39,21 +59,23 @@ def build_model(
 
     Raises:
         PluginError: The factory is unknown, its keys do not fit, or it fails.
-        ConfigError: The network does not turn two images into finite logits [2, C], or it has tensors that
-            no federation can average.
+        ConfigError: The network does not turn two images into the outputs that the task needs, or it has
+            tensors that no federation can average.
     """
     where = f"[model] use = {config.use!r}"
-    runtime = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    runtime = {"num_classes": task.outputs(num_classes), "in_channels": in_channels, "image_size": image_size}
     images = torch.randn(2, in_channels, *image_size, generator=seeding.torch_stream(seed, "trial"))
     with seeding.torch_global(seed, "model"):
-        model = _call(config, runtime, where)
+        model = task.head(_call(config, runtime, where), num_classes)
         avoid_narrow_strides(model)
         if in_channels == 1 and _wants_colour(model, images):
             model = _shown_gray(model)
         frozen = ParameterGroups.of(model, config).frozen
         freeze(model, frozen)
         for training in (False, True):
-            _check_logits(_try(model, images, training, where), num_classes, where)
+            outputs = _try(model, images, training, where)
+            if wrong := task.check_outputs(outputs, images, num_classes):
+                raise ConfigError(f"{where}: {wrong}")
         check_tensors(model, where)
         check_hidden(model, images, where)
         if moved := changed(model, images).intersection(frozen):
@@ -130,21 +152,6 @@ def _forward(model: nn.Module, images: torch.Tensor, training: bool) -> Any:
     training_mode(model, training)
     with put_back(model):
         return model(images)
-
-
-def _check_logits(output: Any, num_classes: int, where: str) -> None:
-    wanted = f"[2, {num_classes}] logits for two images and {num_classes} classes"
-    if not isinstance(output, torch.Tensor):
-        raise ConfigError(
-            f"{where}: it returns a {type(output).__name__}, not {wanted}; let it return one tensor"
-        )
-    if output.shape != (2, num_classes):
-        raise ConfigError(
-            f"{where}: it returns {list(output.shape)}, not {wanted}; let its factory take num_classes and "
-            "make the last layer as wide"
-        )
-    if not output.isfinite().all():
-        raise ConfigError(f"{where}: its first logits are not finite; check how it is initialised")
 
 
 def _error_text(error: Exception) -> str:

@@ -25,6 +25,8 @@ from fedvision.reporting.summary_sentences import headlines, measured_on, summar
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import Misclassified
 
+_SHOWN = ("mean_ap", "accuracy", "balanced_accuracy", "tail")
+"""Scores that are drawn over rounds."""
 EVENTS_SHOWN, MEMBERS_SHOWN, CLASSES_SHOWN = 200, 200, 400
 
 
@@ -138,10 +140,11 @@ def _curves(facts: RunData) -> list[Picture]:
     span = (int(facts.rounds[0]["round"]), facts.done) if facts.rounds else None
     loss = {"training": facts.series("train_loss")} | _views(facts, "loss")
     drawn = [("Loss", "mean loss", loss, False)]
-    for key in ("mean_ap", "accuracy", "balanced_accuracy", "tail"):
+    best = facts.best_view
+    shown = list(best.scores)[:3] if best and facts.own_counts else _SHOWN
+    for key in shown:
         title = _capital(formatting.score_name(key))
         drawn.append((title, formatting.score_name(key), _views(facts, "scores", key), True))
-    best = facts.best_view
     if best is not None:
         groups = {group: facts.series(best.view, "scores", group) for group in ("head", "medium", "tail")}
         what = "mean AP" if facts.several_labels else "recall"
@@ -151,7 +154,7 @@ def _curves(facts: RunData) -> list[Picture]:
         for i, (title, what, lines, share) in enumerate(drawn)
         if any(line.values for line in lines.values())
     ]
-    compared = "mean_ap" if facts.several_labels else "accuracy"
+    compared = facts.compared_by
     band = facts.client_band("local", compared)
     if band.rounds:
         pictures.append(
@@ -206,7 +209,7 @@ def _clients(facts: RunData) -> Markup | None:
 
 
 def _confusion(facts: RunData, measured: Measurement | None) -> Markup | None:
-    if measured is None or not measured.confusion.images:
+    if measured is None or not measured.confusion.examples:
         return None
     order = by_frequency(facts.totals)
     return Markup(matrices.confusion(measured.confusion, facts.classes, order, name="confusion"))

@@ -10,10 +10,10 @@ import torch
 from fedvision import seeding
 from fedvision.experiment import Experiment
 from fedvision.flower.strategy import FlowerStrategy
+from fedvision.models.freezing import training_mode
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state, size_in_bytes
 from fedvision.reporting.skew_report import Whole, skew_report
-from fedvision.tasks.base import build_task
 from fedvision.training.client_trainer import build_loss
 
 
@@ -39,10 +39,18 @@ def _loss_by_class(experiment: Experiment) -> dict[str, list[float]]:
     """Return the loss [C] of an image of each class at even logits, as the experiment's prior makes it.
 
     With ``loss.prior = "local"`` it is each client's own: lowest, median and highest over the clients
-    that have the class, of at most 100 of them.
+    that have the class, of at most 100 of them. Nothing where outputs are more than one tensor.
     """
     split, classes = experiment.split, len(experiment.dataset.classes)
-    logits, labels = torch.zeros(classes, classes), build_task(experiment.config.task).only(classes)
+    _, height, width, channels = experiment.dataset.train.images.shape
+    labels = experiment.task.example_targets(classes, (height, width))
+    training_mode(experiment.model, False)
+    with torch.no_grad():
+        one = experiment.model(torch.zeros(1, channels, height, width))
+    training_mode(experiment.model)
+    if not isinstance(one, torch.Tensor):
+        return {}
+    logits = one.new_zeros(classes, *one.shape[1:])
     if experiment.config.loss.prior == "global":
         loss = build_loss(experiment.config, torch.from_numpy(split.distinct))
         return {"loss at even logits": loss(logits, labels).tolist()}

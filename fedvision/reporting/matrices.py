@@ -116,11 +116,11 @@ def confusion(
             _write_cells(axes, shares, image, lambda share: f"{100 * share:.0f}")
         _colour_bar(axes, image, "of the row", [0.01, 0.05, 0.2, 0.5, 1], lambda value: percent(value, 0))
 
-    right = percent(int(counted.right_of.sum()) / max(counted.images, 1))
+    right = percent(int(counted.right_of.sum()) / max(counted.examples, 1))
     where = "named rightly" if step > 1 else "on the diagonal, named rightly,"
     alt = (
         f"confusion matrix of {len(classes)} classes{several}, most frequent in training first; {where} are "
-        f"{right} of {whole(counted.images)} images"
+        f"{right} of {whole(counted.examples)} images"
     )
     return draw(paint, name=name, alt=alt, width=WIDTH, height=row * size + 130)
 

@@ -16,6 +16,7 @@ from fedvision.reporting.summary_sentences import idle
 from fedvision.reporting.text_table import TextTable, plain_text
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks.class_predictions import ClassScores
+from fedvision.tasks.confusion import ConfusionCounts
 
 PERSONAL = "personal models, on clients' own held-out images"
 RAREST = 3
@@ -43,22 +44,27 @@ def run_table(folder: RunFolder) -> str:
 def score_table(heading: str, found: ClassScores) -> str:
     """Return a model's scores as a run's end shows them, with each class unless they are many."""
     known = np.array(found.class_counts or [0] * len(found.classes), np.int64)
-    classes = class_facts(found.classes, known, known, found.confusion)
+    counted = found.confusion if found.confusable else None
+    labels = {name: plain(values) for name, values in found.by_class.items()} if found.several_labels else {}
+    classes = class_facts(found.classes, known, known, counted, labels)
     measured = Measurement(
         view="here",
         round=0,
         scores=plain(found.scores),
-        confusion=found.confusion,
+        confusion=counted or ConfusionCounts.none(0),
         loss=plain(found.loss),
         worst=None,
     )
     parts: list[str | TextTable] = [heading, "", _scores([measured])]
     parts += _rarest(classes, known)
-    if len(classes) <= PER_CLASS:
-        table = TextTable("class", "training images", "images", "recall")
+    if found.by_class and len(classes) <= PER_CLASS:
+        further = ("precision", "ap") if found.several_labels else ()
+        heading = "label" if found.several_labels else "class"
+        table = TextTable(heading, "training images", "images", "recall", *map(score_name, further))
         for one in classes:
             train = whole(one.train) if found.class_counts else "–"
-            table.add(one.name, train, whole(one.test), percent(one.recall))
+            cells = [percent(getattr(one, name)) for name in ("recall", *further)]
+            table.add(one.name, train, whole(one.test), *cells)
         parts += ["", table]
     return plain_text(*parts, *(f"note: {notice}" for notice in found.notices))
 
@@ -134,7 +140,7 @@ def _unmeasured(facts: RunData, measured: Sequence[Measurement]) -> list[str]:
     """Return a line for each view whose balanced accuracy leaves out classes without images."""
     notices = []
     for view in measured:
-        missing = [c.name for c in facts.class_facts(view) if not c.test] if view.confusion.images else []
+        missing = [c.name for c in facts.class_facts(view) if not c.test] if view.confusion.examples else []
         if missing and view.scores.get("balanced_accuracy") is not None:
             name = score_name("balanced_accuracy")
             notices.append(f"{name} {_where(view)} is without {listed(missing)}: no images to measure")

@@ -196,6 +196,28 @@ class RunData:
         """Whether an image may have several labels, so that class counts do not add up to images."""
         return self.config.task.use == "multi-label"
 
+    @property
+    def own_counts(self) -> bool:
+        """Whether the task is one's own and counts something else than images by true and predicted class."""
+        if self.config.task.use in ("classification", "multi-label"):
+            return False
+        return not any((record.get(view) or {}).get("confusion") for record in self.rounds for view in VIEWS)
+
+    @property
+    def compared_by(self) -> str:
+        """The key of the score by which clients are compared."""
+        if self.several_labels:
+            return "mean_ap"
+        for record in self.rounds:
+            local = record.get("local") or {}
+            if found := [
+                key
+                for key, value in local.items()
+                if isinstance(value, dict) and key in local.get("scores", {})
+            ]:
+                return found[0]
+        return "accuracy"
+
     def rarest(self, measured: Measurement | None, count: int) -> list[ClassFacts]:
         """Return the rarest ``count`` classes, the rarest last, as ``class_facts.rarest``."""
         return rarest(self.class_facts(measured), self.distinct, count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fedvision.formatting import listed, percent, plural, whole
+from fedvision.formatting import listed, percent, plural, score_name, whole
 from fedvision.reporting.class_facts import ClassFacts
 from fedvision.reporting.run_data import Measurement, RunData
 
@@ -29,6 +29,9 @@ def headlines(facts: RunData) -> list[Headline]:
         "tail": ("Rare classes", _tail(facts)),
         "macro_f1": ("Macro F1", "false alarms count as well as misses, every class alike"),
     }
+    if facts.own_counts:
+        on = f"on {measured_on(measured)}"
+        meanings = {key: (_capital(score_name(key)), on) for key in list(measured.scores)[:3]}
     found = [
         Headline(label, percent(measured.scores[key]), meaning)
         for key, (label, meaning) in meanings.items()
@@ -38,10 +41,14 @@ def headlines(facts: RunData) -> list[Headline]:
     if clients is not None and clients.worst is not None:
         name, accuracy, images = clients.worst
         number = "the images" if images is None else plural(images, "image")
-        what = "mean AP" if facts.several_labels else "accuracy"
+        what = score_name(facts.compared_by)
         worst = Headline("Worst client", percent(accuracy), f"{what} on {number} of client {name}")
         found = [*found[:3], worst]
     return found
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def summary_sentences(facts: RunData) -> list[str]:
@@ -72,7 +79,9 @@ def measured_on(measured: Measurement) -> str:
 def _balanced(facts: RunData, measured: Measurement) -> str:
     """Return what balanced accuracy is, and which classes it does not tell of."""
     text = "the same if every class counts alike, however rare"
-    missing = [c.name for c in facts.class_facts(measured) if not c.test] if measured.confusion.images else []
+    missing = (
+        [c.name for c in facts.class_facts(measured) if not c.test] if measured.confusion.examples else []
+    )
     return f"{text}; without {listed(missing)}, of which there are no images" if missing else text
 
 
@@ -95,6 +104,9 @@ def _data(facts: RunData) -> str:
         return f"{who} images and do not say how many of each class."
     images = ("" if facts.exact else "about ") + whole(int(facts.totals.sum()))
     text = f"{who} {images} training images of {plural(len(facts.totals), 'class', 'es')}"
+    if facts.own_counts:  # of a task of one's own it is not known what is counted
+        kinds = plural(len(facts.totals), "class", "es")
+        text = f"{who} images with class counts of {images} in all, of {kinds}"
     if facts.several_labels:  # an image is counted for each of its labels
         text = f"{who} images with {images} labels in all, of {plural(len(facts.totals), 'kind')}"
     frequent, rare = (facts.class_facts(None)[place] for place in (0, -1))
@@ -108,6 +120,9 @@ def _result(facts: RunData) -> str:
     measured = facts.best_view
     if measured is not None and measured.scores.get("mean_ap") is not None:
         return _labels(facts, measured)
+    if measured is not None and facts.own_counts and measured.scores:
+        told = [f"{score_name(key)} is {percent(value)}" for key, value in list(measured.scores.items())[:3]]
+        return f"After round {measured.round}, on {measured_on(measured)}, {' and '.join(told)}."
     if measured is None or measured.scores.get("accuracy") is None:
         if facts.status == "finished":
             return "Nothing was measured: there were no images for it."

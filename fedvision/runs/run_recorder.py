@@ -17,7 +17,7 @@ from fedvision import registry
 from fedvision.algorithms.snapshot import restore, snapshot
 from fedvision.data.identity import identity
 from fedvision.data.shards import Shard
-from fedvision.data.targets import several
+from fedvision.data.targets import one_class
 from fedvision.errors import PluginError, RecordError, RunError
 from fedvision.experiment import Experiment
 from fedvision.flower.client_registry import ClientRegistry
@@ -36,6 +36,7 @@ from fedvision.runs.progress import Progress, Silent
 from fedvision.server import server_app
 from fedvision.server.round_state import RoundState
 from fedvision.stages import stage
+from fedvision.tasks.base import Task
 from fedvision.training.client_trainer import ClientTrainer, probability_scale
 from fedvision.training.evaluate import Evaluation, predict
 from fedvision.types import State
@@ -263,7 +264,9 @@ class RunRecorder:
 
     def _write_mistakes(self, trainer: ClientTrainer) -> None:
         test = self.experiment.dataset.test
-        if test is None or self.experiment.personal or several(test.labels):
+        if test is None or self.experiment.personal or not one_class(test.labels):
+            return
+        if type(trainer.task).decide is Task.decide:  # a task of one's own need not say
             return
         batch_size = self.config.evaluation.batch_size
         predicted, confidence = predict(
@@ -271,6 +274,7 @@ class RunRecorder:
             Shard.whole(test),
             trainer.settings.forward,
             batch_size=batch_size,
+            num_classes=len(self.experiment.dataset.classes),
             sharpness=trainer.sharpness,
         )
         wall = choose(test.labels, predicted, confidence, self._totals)

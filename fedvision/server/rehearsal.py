@@ -20,7 +20,6 @@ from fedvision.models.meta import model_with
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state
 from fedvision.server.checks import check_state
-from fedvision.tasks.base import build_task
 from fedvision.training.client_trainer import loop_settings
 from fedvision.training.statistics import LocalData, compute_statistic
 from fedvision.types import PluginSpec
@@ -53,7 +52,7 @@ def rehearse(
     settings = loop_settings(config, image_shape[2]).forward
     shard = Shard(
         images=np.zeros((num_classes, *image_shape), np.uint8),
-        labels=build_task(config.task).only(num_classes).numpy(),
+        labels=settings.task.example_targets(num_classes, image_shape[:2]).numpy(),
         indices=np.arange(num_classes),
     )
     data = LocalData(shard=shard, settings=settings, num_classes=num_classes)

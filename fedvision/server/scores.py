@@ -66,7 +66,9 @@ class Scores:
             **({"withheld": found.withheld} if found.withheld else {}),
             "spread": self._task.client_spread(plain),
             self._task.client_metric: {
-                str(client): self._task.client_score(stats) for client, stats in plain.items() if stats.images
+                str(client): self._task.client_score(stats)
+                for client, stats in plain.items()
+                if stats.examples
             },
         }
 
@@ -76,7 +78,7 @@ class Scores:
         loss = sum(evaluation.loss_sum for evaluation in evaluations)
         counts = self._roster.counts
         return {
-            "loss": loss / max(1, stats.images),
+            "loss": loss / max(1, stats.examples),
             **self._task.to_record(stats),
             # Of unknown counts nobody can say which classes are rare.
             "scores": self._task.scores(stats, counts if any(counts) else None, self._extra),

@@ -1,8 +1,14 @@
-"""What is learned from an image: its targets, what is counted of predictions, and what is said of the counts.
+"""What is learned from an image: its targets, what the network makes of it, what is counted of that.
 
-A task is one file, a plug-in of kind ``task``. Whatever carries, masks, sums or records measurements works on
-``MetricStats`` alone and asks the task what they mean. Every task here has one output of the network for each
-class, [B, C], and class counts [C]: how many training images each class is in.
+A task is one file, a plug-in of kind ``task``, and the one place that knows the form of targets and of a
+network's outputs. Training, measurement and engines hand both on without a look; whatever carries, masks,
+sums or records measurements works on ``MetricStats`` alone and asks the task what they mean. What is said
+here is true of a task with outputs [B, C], one for each class, and confusion counts; a task of another form
+overrides what differs: ``fits``, ``class_counts``, ``strata`` and ``example_targets`` for targets [N, ...],
+``transform`` where they move with the image, ``check_outputs``, ``logits`` and ``loss`` for other outputs,
+``stats_shape``, ``observe`` and ``scores`` for other counts.
+
+Targets of a batch are one tensor [B, ...]; lists of unequal length, such as boxes, are padded to it.
 """
 
 from __future__ import annotations
@@ -14,13 +20,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fedvision import registry
-from fedvision.data import targets
+from fedvision.data import targets as known_forms
 from fedvision.data.targets import Targets
-from fedvision.errors import DataError
+from fedvision.data.transforms import BatchTransform, Draws
+from fedvision.errors import ConfigError, DataError, PluginError
 from fedvision.tasks.stats import MetricStats, Shape
-from fedvision.types import MetricFn, PluginSpec
+from fedvision.types import LossFn, MetricFn, PluginSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,71 +37,165 @@ if TYPE_CHECKING:
     from fedvision.data.dataset import Dataset
 
 
-ONE_CLASS = "one class an image"
-SEVERAL = (
-    "any number of labels an image (npz with labels [N, L], or manifest with data.labels or "
-    "data.label_separator)"
-)
-
-
 class Task(ABC):
     """One kind of learning problem."""
 
     name: ClassVar[str]
-    """As ``[task] use`` says it; losses and metrics name the tasks that they are for."""
-    several_labels: ClassVar[bool] = False
-    """Whether targets are uint8 [N, L], of which an image may have several, or int64 [N]."""
+    """By which losses and metrics name the tasks that they are for."""
+    targets: ClassVar[str]
+    """What is known of an image, in words that continue "the task needs"."""
     client_metric: ClassVar[str]
     """Key of the score by which clients are compared, as records have it."""
-
-    class_axis: ClassVar[int]
+    example: ClassVar[str] = "image"
+    """What ``MetricStats`` counts, such as pixels of images."""
+    class_axis: ClassVar[int] = 1
     """Which number of a shape (T, R, S) is the number of classes."""
+    plugins_of: ClassVar[tuple[str, ...]] = ()
+    """Other tasks whose losses, as ``loss`` applies them, and metrics, of the same tables, serve this one."""
+    several_labels: ClassVar[bool] = False
+    """Whether an image may have any number of labels, so that class counts do not add up to images."""
+    whole_image: ClassVar[bool] = False
+    """Whether targets are of the image as a whole, so that they stay where it is flipped or cropped."""
+    stacks: ClassVar[bool] = False
+    """Whether clients can be trained together: ``collate`` and ``transform`` are those given here, and losses
+    take outputs and targets of K clients, [K, B, ...]."""
+
+    @abstractmethod
+    def fits(self, targets: Targets) -> bool:
+        """Tell whether targets [N, ...] have the form that the task needs."""
+
+    def class_counts(self, targets: Targets, num_classes: int) -> NDArray[np.int64]:
+        """Return what of each class there is in targets [n, ...], int64 [C]: the numbers that losses get."""
+        return known_forms.count(targets, num_classes)
+
+    def strata(self, targets: Targets) -> NDArray[np.int64]:
+        """Return the number, int64 [N], by which partition, long tail and holdout spread each image."""
+        return known_forms.strata(targets)
+
+    @abstractmethod
+    def example_targets(self, num_classes: int, image_size: tuple[int, int]) -> torch.Tensor:
+        """Return the targets [C, ...] of images (H, W) of which each is of one class alone."""
+
+    def collate(self, images: NDArray[np.uint8], targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a batch as tensors on the CPU.
+
+        Args:
+            images: uint8 [B, H, W, channels], the caller's own.
+            targets: [B, ...], as the data has them.
+
+        Returns:
+            Images uint8 [B, H, W, channels] and targets [B, ...], in the same order.
+        """
+        return torch.from_numpy(images), torch.from_numpy(targets)
+
+    def transform(
+        self, x: torch.Tensor, targets: torch.Tensor, drawn: Draws, transform: BatchTransform
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Change a batch as its draws say: images, and targets that move with them.
+
+        Args:
+            x: float [B, channels, H, W], normalised.
+            targets: [B, ...] on the same device.
+            drawn: What was drawn for each image; empty where nothing is switched on.
+            transform: ``apply`` changes images, ``apply_to_map`` a class for each pixel.
+        """
+        return transform.apply(x, drawn), targets
+
+    def outputs(self, num_classes: int) -> int:
+        """Return the outputs that a network's factory is asked for, as its ``num_classes``."""
+        return num_classes
+
+    def head(self, network: nn.Module, num_classes: int) -> nn.Module:
+        """Return a network, as its factory built it, with the head that the task needs for C classes."""
+        return network
+
+    def check_outputs(self, outputs: Any, images: torch.Tensor, num_classes: int) -> str | None:
+        """Return what is wrong with what a network makes of images; None where nothing is.
+
+        Args:
+            outputs: What it returned.
+            images: float [B, channels, H, W].
+            num_classes: C.
+
+        Returns:
+            The end of a sentence that begins with ``[model] use = ...:`` and says what to do.
+        """
+        return check_tensor(outputs, (len(images), num_classes), f"and {num_classes} classes")
+
+    def logits(self, outputs: Any, num_classes: int) -> Any:
+        """Return of a network's outputs what losses and measurements take; by default all of them."""
+        return outputs
+
+    def loss(self, criterion: LossFn, num_classes: int) -> LossFn:
+        """Return ``loss(outputs, targets [B, ...]) -> [B]``, made of the experiment's loss of logits."""
+        if type(self).logits is Task.logits:
+            return criterion
+        return lambda outputs, targets: criterion(self.logits(outputs, num_classes), targets)
+
+    def measured(self, outputs: Any, num_classes: int, sharpness: float = 1.0) -> Any:
+        """Return logits as they are measured: float32, times s where probabilities are those of s z."""
+        logits: torch.Tensor = self.logits(outputs, num_classes).float()
+        return logits * sharpness if sharpness != 1 else logits
+
+    def decide(self, logits: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what is predicted for B images, and the probabilities [B, C] of all classes.
+
+        Raises:
+            ConfigError: The task does not say.
+        """
+        raise ConfigError(
+            f"the task {self.name!r} does not say what is predicted for an image; let its class override "
+            "decide"
+        )
 
     def shape_for(self, declared: Shape, num_classes: int) -> Shape:
         """Return the shape that counts must have: over C classes, or as many as they tell where C = 0."""
         return self.stats_shape(num_classes or declared[self.class_axis])
 
-    @abstractmethod
     def stats_shape(self, num_classes: int) -> Shape:
-        """Return the shape (T, R, S) of what is counted over C classes."""
+        """Return the shape (T, R, S) of what is counted over C classes; by default of confusion counts."""
+        return 1, num_classes, num_classes
 
     @abstractmethod
-    def observe(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def observe(
+        self, logits: Any, targets: torch.Tensor, num_classes: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Measure a batch where the logits are; nothing is asked of the device.
 
         Args:
-            logits: float32 [B, C].
-            labels: Targets [B, ...] on the same device.
+            logits: Those of B images, as ``measured`` returns them.
+            targets: [B, ...] on the same device.
+            num_classes: C.
 
         Returns:
-            The sum of the images' losses in nats, whatever loss the training uses, and the cells, int64
-            [T B], in which the tables of ``MetricStats`` count the images.
+            The sum of the examples' losses in nats, whatever loss the training uses, and the cells, int64
+            [T n], in which the tables of ``MetricStats`` count the n examples: images, or pixels of them.
         """
-
-    @abstractmethod
-    def only(self, num_classes: int) -> torch.Tensor:
-        """Return the targets [C, ...] of images of which each is of one class alone."""
-
-    def strata(self, labels: Targets) -> NDArray[np.int64]:
-        """Return the number, int64 [N], by which partition, long tail and holdout spread each image."""
-        return targets.strata(labels)
 
     def check(self, config: ExperimentConfig, dataset: Dataset) -> None:
         """Check that the data and what the experiment names beside the task are for it.
 
         Raises:
             DataError: The data has targets of another form.
+            ConfigError: Images would be moved and their targets would not.
             PluginError: The loss or a metric is for other tasks.
         """
         where = f"[task] use = {config.task.use!r}"
-        if targets.several(dataset.train.labels) != self.several_labels:
-            wanted, found = ONE_CLASS, SEVERAL
-            if self.several_labels:
-                wanted, found = found, wanted
-            raise DataError(f"{where} needs {wanted}, and [data] use = {config.data.use!r} has {found}")
-        registry.check_task("loss", config.loss.use, self.name)
+        for part in (dataset.train, dataset.test):
+            if part is not None and not self.fits(part.labels):
+                found = known_forms.form(part.labels)
+                raise DataError(
+                    f"{where} needs {self.targets}, and [data] use = {config.data.use!r} has {found}"
+                )
+        moved = [name for name in ("flip", "crop", "rotation", "cutout") if getattr(config.transforms, name)]
+        if moved and not self.whole_image and type(self).transform is Task.transform:
+            raise ConfigError(
+                f"transforms.{moved[0]} would move images and not their targets: {where} does not say how; "
+                "leave it out, or let the task's class override transform"
+            )
+        registry.check_task("loss", config.loss.use, self.name, *self.plugins_of)
         for use in config.evaluation.metrics:
-            registry.check_task("metric", use, self.name)
+            registry.check_task("metric", use, self.name, *self.plugins_of)
 
     @abstractmethod
     def scores(
@@ -110,13 +212,17 @@ class Task(ABC):
             extra: Further metrics by name.
         """
 
-    @abstractmethod
+    def by_class(self, stats: MetricStats) -> dict[str, NDArray[Any]]:
+        """Return figures of each class [C] by name, as ``fedvision evaluate`` tells them; by default none."""
+        return {}
+
     def client_score(self, stats: MetricStats) -> float:
         """Return a client's score ``client_metric``."""
+        return self.scores(stats)[self.client_metric]
 
-    @abstractmethod
     def to_record(self, stats: MetricStats) -> dict[str, Any]:
-        """Return what a round's record keeps of the counts, JSON values by key."""
+        """Return what a round's record keeps of the counts beside the scores, JSON values by key."""
+        return {f"{self.example}s": stats.examples}
 
     def client_spread(self, stats: Mapping[int, MetricStats]) -> dict[str, float]:
         """Describe how ``client_score`` differs over clients that have images, each client alike.
@@ -126,29 +232,52 @@ class Task(ABC):
 
         Returns:
             ``clients`` (how many have images), ``worst`` and ``best`` score with ``worst_client`` and
-            ``best_client`` (the lowest number of several) and the images on which these two rest,
-            ``worst_images`` and ``best_images``, ``mean``, ``std`` (of this population, divided by its size),
-            ``p10`` (10th percentile, interpolated). All but ``clients`` are NaN where nobody has images.
+            ``best_client`` (the lowest number of several) and, where images are counted, those on which these
+            two rest, ``worst_images`` and ``best_images``, ``mean``, ``std`` (of this population, divided by
+            its size), ``p10`` (10th percentile, interpolated). All but ``clients`` are NaN where nobody has
+            images.
         """
-        found = {client: self.client_score(one) for client, one in sorted(stats.items()) if one.images}
+        found = {client: self.client_score(one) for client, one in sorted(stats.items()) if one.examples}
         measured = {client: score for client, score in found.items() if not np.isnan(score)}
         if not measured:
             worst_and_best = ("worst_client", "worst", "worst_images", "best_client", "best", "best_images")
             return {"clients": 0, **dict.fromkeys((*worst_and_best, "mean", "std", "p10"), float("nan"))}
         worst, best = min(measured, key=measured.__getitem__), max(measured, key=measured.__getitem__)
         values = np.array(list(measured.values()))
+        by_images = self.example == "image"
         return {
             "clients": len(measured),
             "worst_client": worst,
             "worst": measured[worst],
-            "worst_images": stats[worst].images,
+            **({"worst_images": stats[worst].examples} if by_images else {}),
             "best_client": best,
             "best": measured[best],
-            "best_images": stats[best].images,
+            **({"best_images": stats[best].examples} if by_images else {}),
             "mean": float(values.mean()),
             "std": float(values.std()),
             "p10": float(np.percentile(values, 10)),
         }
+
+
+def check_tensor(outputs: Any, shape: tuple[int, ...], of: str) -> str | None:
+    """Return what is wrong with a network's outputs, which must be one finite tensor of a shape [B, ...].
+
+    Args:
+        outputs: What it returned.
+        shape: The shape that it must have.
+        of: For how many classes, to end "outputs for 2 images ...".
+    """
+    wanted = f"{list(shape)} logits for {shape[0]} images {of}"
+    if not isinstance(outputs, torch.Tensor):
+        return f"it returns a {type(outputs).__name__}, not {wanted}; let it return one tensor"
+    if outputs.shape != shape:
+        return (
+            f"it returns {list(outputs.shape)}, not {wanted}; let its factory take num_classes and make the "
+            "last layer as wide"
+        )
+    if not outputs.isfinite().all():
+        return "its first logits are not finite; check how it is initialised"
+    return None
 
 
 def build_task(spec: PluginSpec) -> Task:
@@ -157,5 +286,7 @@ def build_task(spec: PluginSpec) -> Task:
     Raises:
         PluginError: It is unknown, or its arguments do not fit.
     """
-    task: Task = registry.build("task", spec)
+    task = registry.build("task", spec)
+    if not isinstance(task, Task):
+        raise PluginError(f"[task] use = {spec.use!r}: it is no fedvision.tasks.base.Task")
     return task

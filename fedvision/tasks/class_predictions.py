@@ -1,4 +1,4 @@
-"""What a trained classifier says: its predictions for images, and its scores on labelled ones."""
+"""What a trained model says: its predictions for images, and its scores on labelled ones."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.tasks import metrics
+from fedvision.formatting import percent
 from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.stats import MetricStats
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,7 +24,7 @@ class ClassPredictions:
     """Class names [C]."""
     names: Sequence[str]
     """[N]: an image's file, or the place of it in an array."""
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     """int64 [N]: number of the predicted class."""
     probabilities: NDArray[np.float32]
     """float32 [N, C]: of each class; their sum over the classes is 1."""
@@ -40,15 +41,55 @@ class ClassPredictions:
         for name, label, row in zip(self.names, self.labels.tolist(), self.probabilities, strict=True):
             yield name, self.classes[label], row[label]
 
+    def table(self) -> Iterator[tuple[str, ...]]:
+        """Yield the heading and a row of text for each image, for people."""
+        yield "file", "class", "probability"
+        yield from ((name, predicted, percent(float(best))) for name, predicted, best in self.rows())
+
     def to_csv(self) -> str:
         """Return a CSV table: ``file``, ``class``, ``probability``, then ``p(NAME)`` for each class."""
+        # The shortest text that reads back as the same float32.
+        found = ([name, predicted, str(best)] for name, predicted, best in self.rows())
+        return self._csv(["file", "class", "probability"], found)
+
+    def _csv(self, heading: Sequence[str], found: Iterator[list[str]]) -> str:
         page = io.StringIO()
         table = csv.writer(page, lineterminator="\n")
-        table.writerow(["file", "class", "probability", *(f"p({name})" for name in self.classes)])
-        for (name, predicted, best), row in zip(self.rows(), self.probabilities, strict=True):
-            # The shortest text that reads back as the same float32.
-            table.writerow([name, predicted, str(best), *map(str, row)])
+        table.writerow([*heading, *(f"p({name})" for name in self.classes)])
+        for cells, row in zip(found, self.probabilities, strict=True):
+            table.writerow([*cells, *map(str, row)])
         return page.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LabelPredictions(ClassPredictions):
+    """The predicted labels of each of N images: ``labels`` is uint8 [N, L] of 0 and 1.
+
+    An image has a label where its probability is 1/2 or more; ``probabilities`` [N, L] are each label's own.
+    """
+
+    @property
+    def separator(self) -> str:
+        """What stands between labels in ``to_csv``: the first of ``| ; /`` that is in no label's name."""
+        free = (one for one in "|;/" if not any(one in name for name in self.classes))
+        return next(free, "\n")
+
+    def of(self) -> Iterator[tuple[str, list[int]]]:
+        """Yield each image's name and the numbers of its labels, which may be none."""
+        for name, row in zip(self.names, self.labels, strict=True):
+            yield name, np.flatnonzero(row).tolist()
+
+    def table(self) -> Iterator[tuple[str, ...]]:
+        """Yield the heading and a row of text for each image, for people."""
+        yield "file", "labels"
+        for (name, labels), row in zip(self.of(), self.probabilities, strict=True):
+            told = ", ".join(f"{self.classes[label]} {percent(float(row[label]))}" for label in labels)
+            yield name, told or "none"
+
+    def to_csv(self) -> str:
+        """Return a CSV table: ``file``, ``labels`` with ``separator`` between, ``p(NAME)`` for each label."""
+        found = ([name, self.separator.join(self.classes[c] for c in labels)] for name, labels in self.of())
+        return self._csv(["file", "labels"], found)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,30 +100,50 @@ class ClassScores:
     """Class names [C]."""
     class_counts: tuple[int, ...] | None
     """Training images of each class [C], by which classes are frequent or rare; None where unknown."""
-    confusion: ConfusionCounts
-    """Images by true and predicted class."""
+    stats: MetricStats
+    """What was counted."""
+    by_class: Mapping[str, NDArray[Any]]
+    """Figures of each class [C] by name, such as ``recall``; NaN where no image tells. Empty for a task that
+    has none."""
     loss: float
-    """Mean cross-entropy of the predicted probabilities, nats; NaN without images."""
+    """Mean of the task's own loss, nats; NaN without images."""
     scores: Mapping[str, float]
     """Shares of 1 by name, as every run reports them; NaN where no image tells."""
+    several_labels: bool = False
+    """Whether an image may have several labels, so that nothing is taken for something else."""
     notices: tuple[str, ...] = ()
     """What a person should know of the images."""
 
+    @property
+    def confusable(self) -> bool:
+        """Whether images were counted by true and predicted class."""
+        return bool(self.by_class) and not self.several_labels
+
+    @property
+    def confusion(self) -> ConfusionCounts:
+        """Images by true and predicted class.
+
+        Raises:
+            ValueError: The task counts something else.
+        """
+        if not self.confusable:
+            raise ValueError("the task of these scores does not count images by true and predicted class")
+        return ConfusionCounts.of(self.stats)
+
     def to_record(self) -> dict[str, Any]:
         """Return everything as JSON has it, each class with its figures by its name."""
-        images, recalls = self.confusion.images_of.tolist(), metrics.recall(self.confusion).tolist()
-        precisions, f1 = metrics.precision(self.confusion).tolist(), metrics.f1(self.confusion).tolist()
-        trained = self.class_counts or [None] * len(self.classes)
-        per_class = zip(trained, images, recalls, precisions, f1, strict=True)
-        keys = ("training_images", "images", "recall", "precision", "f1")
+        columns = {"training_images": self.class_counts or [None] * len(self.classes)} | {
+            name: values.tolist() for name, values in self.by_class.items()
+        }
+        rows = zip(*columns.values(), strict=True)
         return {
-            "images": self.confusion.images,
+            "images": self.stats.examples,
             "loss": self.loss,
             "scores": dict(self.scores),
             "classes": {
-                name: dict(zip(keys, row, strict=True))
-                for name, row in zip(self.classes, per_class, strict=True)
+                name: dict(zip(columns, row, strict=True))
+                for name, row in zip(self.classes, rows, strict=True)
             },
-            "confusion": self.confusion.to_record(),
+            **({"confusion": self.confusion.to_record()} if self.confusable else {}),
             "notices": list(self.notices),
         }

@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from fedvision.data.targets import ONE_CLASS, Targets, one_class
 from fedvision.tasks import metrics
 from fedvision.tasks.base import Task
-from fedvision.tasks.confusion import ConfusionCounts, square
-from fedvision.tasks.stats import MetricStats, Shape
+from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.stats import MetricStats
 from fedvision.types import MetricFn
 
 
@@ -20,19 +21,27 @@ class Classification(Task):
     """One class an image: labels int64 [N]."""
 
     name: ClassVar[str] = "classification"
+    targets: ClassVar[str] = ONE_CLASS
     client_metric: ClassVar[str] = "accuracy"
-    class_axis: ClassVar[int] = 1
+    whole_image: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
 
-    def stats_shape(self, num_classes: int) -> Shape:
-        """Return the shape of a confusion matrix."""
-        return square(num_classes)
+    def fits(self, targets: Targets) -> bool:
+        """Tell whether each image has one class."""
+        return one_class(targets)
 
-    def observe(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def observe(
+        self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the summed cross-entropy, and true class x C + predicted class of each image."""
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        return loss, labels * logits.shape[1] + logits.argmax(1)
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        return loss, targets * num_classes + logits.argmax(1)
 
-    def only(self, num_classes: int) -> torch.Tensor:
+    def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each image's class [B], and the softmax [B, C]."""
+        return logits.argmax(1), logits.softmax(1)
+
+    def example_targets(self, num_classes: int, image_size: tuple[int, int]) -> torch.Tensor:
         """Return the classes [C]."""
         return torch.arange(num_classes)
 
@@ -44,6 +53,16 @@ class Classification(Task):
     ) -> dict[str, float]:
         """Return accuracy, balanced accuracy, macro F1, recall of rare classes: ``metrics.scores``."""
         return metrics.scores(ConfusionCounts.of(stats), counts, extra)
+
+    def by_class(self, stats: MetricStats) -> dict[str, NDArray[Any]]:
+        """Return images, recall, precision and F1 of each class [C]; NaN where no image tells."""
+        counts = ConfusionCounts.of(stats)
+        return {
+            "images": counts.images_of,
+            "recall": metrics.recall(counts),
+            "precision": metrics.precision(counts),
+            "f1": metrics.f1(counts),
+        }
 
     def client_score(self, stats: MetricStats) -> float:
         """Return the accuracy."""

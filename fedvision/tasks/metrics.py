@@ -29,7 +29,7 @@ Confusion: TypeAlias = "ConfusionCounts | NDArray[np.int64]"
 def accuracy(confusion: Confusion) -> float:
     """Return the share of images that are predicted right; NaN without images."""
     counts = _checked(confusion)
-    return float(ratio(counts.right_of.sum(), counts.images))
+    return float(ratio(counts.right_of.sum(), counts.examples))
 
 
 def recall(confusion: Confusion) -> NDArray[np.float64]:
@@ -82,7 +82,7 @@ def kappa(confusion: Confusion) -> float:
     holds all images and all predictions.
     """
     counts = _checked(confusion)
-    named, total = counts.predictions_of, counts.images
+    named, total = counts.predictions_of, counts.examples
     chance = float(ratio(named @ counts.images_of.astype(np.float64), float(total) ** 2))
     return float(ratio(accuracy(counts) - chance, 1 - chance))
 

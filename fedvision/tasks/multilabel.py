@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from fedvision.data.targets import SEVERAL, Targets, several
 from fedvision.tasks.base import Task
 from fedvision.tasks.metrics import mean_of, own_metric, ratio, tail_groups
 from fedvision.tasks.stats import MetricStats, Shape
@@ -123,25 +124,38 @@ class MultiLabel(Task):
     """Several labels an image: targets uint8 [N, L]."""
 
     name: ClassVar[str] = "multi-label"
+    targets: ClassVar[str] = SEVERAL
     client_metric: ClassVar[str] = "mean_ap"
     class_axis: ClassVar[int] = 0
     several_labels: ClassVar[bool] = True
+    whole_image: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
+
+    def fits(self, targets: Targets) -> bool:
+        """Tell whether an image may have several labels."""
+        return several(targets)
 
     def stats_shape(self, num_classes: int) -> Shape:
         """Return the shape of score histograms, [L, 2, 1024]."""
         return num_classes, 2, BINS
 
-    def observe(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def observe(
+        self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the summed binary cross-entropy, a mean over labels, and each label's cell of each image."""
-        targets = labels.to(logits.dtype)
-        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).sum()
+        having = targets.to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, having, reduction="none").mean(1).sum()
         half = BINS // 2
         scores = logits.nan_to_num(nan=-float(half), posinf=float(half), neginf=-float(half))
         bins = (scores * PER_UNIT).floor().clamp(-half, half - 1).long() + half
         label = torch.arange(logits.shape[1], device=logits.device)
-        return loss, ((2 * label + labels.long()) * BINS + bins).flatten()
+        return loss, ((2 * label + targets.long()) * BINS + bins).flatten()
 
-    def only(self, num_classes: int) -> torch.Tensor:
+    def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which labels each image has at probability 1/2, uint8 [B, L], and the sigmoid [B, L]."""
+        return (logits >= 0).to(torch.uint8), logits.sigmoid()
+
+    def example_targets(self, num_classes: int, image_size: tuple[int, int]) -> torch.Tensor:
         """Return the targets [L, L] of images of which each has one label alone."""
         return torch.eye(num_classes, dtype=torch.uint8)
 
@@ -172,15 +186,16 @@ class MultiLabel(Task):
             name: own_metric(name, metric, stats.tables()) for name, metric in (extra or {}).items()
         }
 
+    def by_class(self, stats: MetricStats) -> dict[str, NDArray[Any]]:
+        """Return positives, decisions at probability 1/2, what ``by_label`` has, of each label [L]."""
+        histograms = ScoreHistograms.of(stats)
+        return {"positives": histograms.positives, **histograms.decisions(), **histograms.by_label()}
+
     def client_score(self, stats: MetricStats) -> float:
         """Return the mean AP."""
         return mean_of(average_precision(stats.tables()))
 
     def to_record(self, stats: MetricStats) -> dict[str, Any]:
         """Return a table by label: images that have it, decisions, and what is made of the scores."""
-        histograms = ScoreHistograms.of(stats)
-        columns = {"positives": histograms.positives, **histograms.decisions(), **histograms.by_label()}
-        return {
-            "images": stats.images,
-            "labels": {name: values.tolist() for name, values in columns.items()},
-        }
+        columns = {name: values.tolist() for name, values in self.by_class(stats).items()}
+        return {"images": stats.examples, "labels": columns}

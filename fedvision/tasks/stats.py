@@ -16,23 +16,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 Shape: TypeAlias = "tuple[int, int, int]"
-"""(T, R, S): T tables of R rows and S columns, each of which counts every image once."""
+"""(T, R, S): T tables of R rows and S columns, each of which counts every example once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MetricStats:
-    """Counts of N images in T tables [R, S]; every table counts each image in exactly one of its cells."""
+    """Counts of N examples in T tables [R, S]; every table counts each of them in exactly one of its cells.
+
+    An example is an image, or a pixel where the task is about pixels.
+    """
 
     shape: Shape
     """(T, R, S)."""
     cells: NDArray[np.int64]
     """int64 [P], rising: (table x R + row) x S + column of every cell that is not 0."""
     counts: NDArray[np.int64]
-    """int64 [P], > 0: images of each of these cells."""
+    """int64 [P], > 0: examples in each of these cells."""
 
     @classmethod
     def from_cells(cls, cells: NDArray[np.int64], shape: Shape) -> Self:
-        """Count images.
+        """Count examples.
 
         Args:
             cells: int64 [T N], in any order: the cells in which the tables count them.
@@ -51,7 +54,7 @@ class MetricStats:
 
     @classmethod
     def empty(cls, shape: Shape) -> Self:
-        """Return the counts of no images."""
+        """Return the counts of no examples."""
         return cls(shape=shape, cells=np.empty(0, np.int64), counts=np.empty(0, np.int64))
 
     @classmethod
@@ -79,8 +82,8 @@ class MetricStats:
         return type(self).total([self, other])
 
     @property
-    def images(self) -> int:
-        """N, the number of images counted."""
+    def examples(self) -> int:
+        """N, the number of examples counted."""
         return int(self.counts.sum()) // max(1, self.shape[0])
 
     def tables(self) -> NDArray[np.int64]:

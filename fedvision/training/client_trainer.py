@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fedvision import registry, seeding
@@ -19,7 +20,7 @@ from fedvision.data.image_counts import ImageCounts
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.errors import ConfigError, PluginError
-from fedvision.losses.logits import sharpness
+from fedvision.losses.logits import sharpened, sharpness
 from fedvision.models.meta import filled
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import counters, get_state, load_state
@@ -113,7 +114,7 @@ class ClientTrainer:
 
     def image_counts(self, client: int) -> ImageCounts:
         """Return how many training images a client has, and of each class."""
-        return self.shards.train(client).image_counts(self.num_classes)
+        return self.shards.train(client).image_counts(self.num_classes, self.task.class_counts)
 
     def train(self, request: TrainRequest) -> TrainResult:
         """Train one client on its task and keep what it must remember; measure first where it is asked to."""
@@ -207,21 +208,19 @@ class ClientTrainer:
         return seconds
 
     def _measure(self, shard: Shard) -> Evaluation:
-        batch_size = self.config.evaluation.batch_size
         return evaluate(
             self.model,
             shard,
             self.settings.forward,
-            task=self.task,
-            batch_size=batch_size,
+            batch_size=self.config.evaluation.batch_size,
             num_classes=self.num_classes,
             sharpness=self.sharpness,
         )
 
-    @cached_property
+    @property
     def task(self) -> Task:
         """What is learned and measured."""
-        return build_task(self.config.task)
+        return self.settings.task
 
     @cached_property
     def sharpness(self) -> float:
@@ -238,7 +237,11 @@ class ClientTrainer:
     def loss_counts(self, request: TrainRequest, shard: Shard) -> torch.Tensor:
         """Return the class counts [C] that a client's loss sees."""
         shared = request.counts if self.config.loss.prior == "global" else None
-        return torch.tensor(shared) if shared else torch.from_numpy(shard.counts(self.num_classes))
+        return torch.tensor(shared) if shared else torch.from_numpy(self._class_counts(shard))
+
+    def _class_counts(self, shard: Shard) -> NDArray[np.int64]:
+        """Return a shard's class counts, int64 [C]."""
+        return shard.counts(self.num_classes, self.task.class_counts)
 
     @cached_property
     def make_loss(self) -> Callable[[torch.Tensor, int], LossFn]:
@@ -280,16 +283,18 @@ def probability_scale(config: ExperimentConfig, num_classes: int) -> float:
 
 
 def loss_maker(config: ExperimentConfig) -> Callable[[torch.Tensor, int], LossFn]:
-    """Return ``make(counts [C], round) -> loss`` for the many clients of a run.
+    """Return ``make(counts [C], round) -> loss`` for the many clients of a run, as the task applies it.
 
     Raises:
-        PluginError: The loss is unknown or its arguments do not fit.
+        PluginError: The loss or the task is unknown, or its arguments do not fit.
     """
     build = registry.maker("loss", config.loss, frozenset({"counts", "round", "rounds"}))
+    task = build_task(config.task)
 
     def make(counts: torch.Tensor, round: int) -> LossFn:
-        loss: LossFn = build(counts=counts, round=round, rounds=config.rounds)
-        return loss
+        criterion: LossFn = build(counts=counts, round=round, rounds=config.rounds)
+        loss = task.loss(criterion, counts.shape[-1])
+        return loss if loss is criterion else sharpened(loss, sharpness(criterion))
 
     return make
 
@@ -301,6 +306,7 @@ def loop_settings(config: ExperimentConfig, channels: int) -> LoopSettings:
         ConfigError: The device is not there, or the transforms do not fit the channels.
     """
     return LoopSettings(
+        task=build_task(config.task),
         training=config.training,
         transform=prepare(config.transforms, channels),
         device=choose_device(config.training.device),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedvision.data.shards import Shard
-from fedvision.tasks.base import Task
 from fedvision.tasks.stats import MetricStats
 from fedvision.training.forward import ForwardSettings
 
@@ -32,7 +32,7 @@ class Evaluation:
     @property
     def examples(self) -> int:
         """Number of images counted."""
-        return self.stats.images
+        return self.stats.examples
 
 
 def evaluate(
@@ -40,7 +40,6 @@ def evaluate(
     shard: Shard,
     settings: ForwardSettings,
     *,
-    task: Task,
     batch_size: int,
     num_classes: int,
     sharpness: float = 1.0,
@@ -50,16 +49,16 @@ def evaluate(
     Args:
         model: The network, on ``settings.device``.
         shard: N images; N = 0 gives empty counts.
-        settings: Normalisation, device and precision of the run.
-        task: What is counted.
+        settings: Task, normalisation, device and precision of the run.
         batch_size: Images a forward pass.
         num_classes: C.
         sharpness: s; the predicted probabilities are those of logits s z for the network's logits z.
     """
+    task = settings.task
     # Nothing is asked of the device before all batches are on their way to it.
     losses, found = [], [torch.empty(0, dtype=torch.int64, device=settings.device)]
-    for logits, labels in _logits(model, shard, settings, batch_size, sharpness):
-        loss, cells = task.observe(logits, labels)
+    for outputs, targets in _outputs(model, shard, settings, batch_size):
+        loss, cells = task.observe(task.measured(outputs, num_classes, sharpness), targets, num_classes)
         losses.append(loss)
         found.append(cells)
     loss_sum = sum(torch.stack(losses).tolist()) if losses else 0.0
@@ -68,55 +67,64 @@ def evaluate(
 
 
 def predict(
-    model: nn.Module, shard: Shard, settings: ForwardSettings, *, batch_size: int, sharpness: float = 1.0
+    model: nn.Module,
+    shard: Shard,
+    settings: ForwardSettings,
+    *,
+    batch_size: int,
+    num_classes: int,
+    sharpness: float = 1.0,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return each image's predicted class [N] and the probability, softmax(sharpness z), given to it [N]."""
+    """Return each image's predicted class [N] and the probability given to it [N]: of one class an image."""
     classes, confidence = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for logits, _ in _logits(model, shard, settings, batch_size, sharpness):
-        best = logits.softmax(1).max(1)
-        classes.append(best.indices.cpu().numpy())
-        confidence.append(best.values.cpu().numpy())
+    for outputs, _ in _outputs(model, shard, settings, batch_size):
+        logits = settings.task.measured(outputs, num_classes, sharpness)
+        best, probabilities = settings.task.decide(logits)
+        classes.append(best.cpu().numpy())
+        confidence.append(probabilities.gather(1, best[:, None])[:, 0].cpu().numpy())
     return np.concatenate(classes), np.concatenate(confidence)
 
 
 def classify(
-    model: nn.Module, images: NDArray[np.uint8], settings: ForwardSettings, *, sharpness: float = 1.0
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return a batch's predicted classes int64 [B] and the probabilities of all classes float32 [B, C].
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    settings: ForwardSettings,
+    *,
+    num_classes: int,
+    sharpness: float = 1.0,
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Return what the task decides for a batch of images, and the probabilities of all classes.
 
-    The classes are those that ``evaluate`` counts: of the logits, as two probabilities may be equal where
+    The decisions are those that ``evaluate`` counts: of the logits, as two probabilities may be equal where
     their logits are not.
 
     Args:
         model: The network, on ``settings.device``.
         images: uint8 [B, H, W, channels].
-        settings: Normalisation, device and precision of the run.
-        sharpness: s; the probabilities are softmax(s z) of logits z.
+        settings: Task, normalisation, device and precision of the run.
+        num_classes: C.
+        sharpness: s; the probabilities are those of logits s z for the network's logits z.
+
+    Returns:
+        Classes int64 [B], or uint8 [B, C] of 0 and 1 where an image may have several labels; float32 [B, C].
     """
     model.eval()
-    logits = _scaled(model, images, settings, sharpness)
-    return logits.argmax(1).cpu().numpy(), logits.softmax(1).cpu().numpy()
+    outputs = _forward(model, settings.inputs(torch.from_numpy(images)), settings)
+    decided, probabilities = settings.task.decide(settings.task.measured(outputs, num_classes, sharpness))
+    return decided.cpu().numpy(), probabilities.cpu().numpy()
 
 
-def _logits(
-    model: nn.Module, shard: Shard, settings: ForwardSettings, batch_size: int, sharpness: float
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield float32 logits [B, C], times the sharpness, and labels [B] in the shard's order."""
+def _outputs(
+    model: nn.Module, shard: Shard, settings: ForwardSettings, batch_size: int
+) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Yield the network's outputs and the targets [B, ...] in the shard's order."""
     model.eval()
     for start in range(0, len(shard), batch_size):
-        images, labels = shard.batch(np.arange(start, min(start + batch_size, len(shard))))
-        yield (
-            _scaled(model, images, settings, sharpness),
-            torch.from_numpy(labels).to(settings.device),
-        )
+        x, targets = settings.batch(shard, np.arange(start, min(start + batch_size, len(shard))))
+        yield _forward(model, x, settings), targets
 
 
 @torch.no_grad()
-def _scaled(
-    model: nn.Module, images: NDArray[np.uint8], settings: ForwardSettings, sharpness: float
-) -> torch.Tensor:
-    """Return a batch's float32 logits [B, C], times the sharpness."""
-    x = settings.inputs(images)
+def _forward(model: nn.Module, x: torch.Tensor, settings: ForwardSettings) -> Any:
     with settings.one_model():
-        logits: torch.Tensor = model(x)
-    return logits.float() * sharpness if sharpness != 1 else logits.float()
+        return model(x)

@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform
 from fedvision.errors import ConfigError
 from fedvision.models.mkldnn_layout import may_block
+from fedvision.tasks.base import Task
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -22,6 +24,8 @@ _PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 class ForwardSettings:
     """Where and in which arithmetic a network computes its logits; equal settings give equal bits."""
 
+    task: Task
+    """What targets and outputs are."""
     transform: BatchTransform
     """Normalisation."""
     device: torch.device
@@ -36,9 +40,22 @@ class ForwardSettings:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
-    def inputs(self, images: NDArray[np.uint8]) -> torch.Tensor:
+    def batch(self, shard: Shard, positions: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return some images of a shard and their targets, as the task makes tensors of them, on the device.
+
+        Args:
+            shard: The images.
+            positions: int64 [B], each from 0 to len(shard) - 1.
+
+        Returns:
+            Normalised images, float32 [B, channels, H, W], and targets [B, ...].
+        """
+        images, targets = self.task.collate(*shard.batch(positions))
+        return self.inputs(images), targets.to(self.device, non_blocking=True)
+
+    def inputs(self, images: torch.Tensor) -> torch.Tensor:
         """Return images uint8 [B, H, W, channels] normalised, float32 [B, channels, H, W] on the device."""
-        pixels = torch.from_numpy(images).to(self.device, non_blocking=True)
+        pixels = images.to(self.device, non_blocking=True)
         return self.transform.normalise(pixels, channels_last=self.channels_last)
 
     def one_model(self) -> AbstractContextManager[object]:

@@ -24,6 +24,7 @@ from fedvision.data.transforms import BatchTransform
 from fedvision.errors import ClientError, DataError, PluginError
 from fedvision.models.freezing import training_mode
 from fedvision.models.state import get_state, load_state, personal_names
+from fedvision.tasks.base import Task
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.forward import ForwardSettings
 from fedvision.training.schedules import Schedule
@@ -40,6 +41,8 @@ _FETCH = 2**18
 class LoopSettings:
     """What stays the same for every client and round of a run."""
 
+    task: Task
+    """What targets and outputs are."""
     training: TrainingConfig
     """Optimiser, learning rate, epochs, batch size, precision."""
     transform: BatchTransform
@@ -57,6 +60,7 @@ class LoopSettings:
     def forward(self) -> ForwardSettings:
         """What a forward pass alone needs of these."""
         return ForwardSettings(
+            task=self.task,
             transform=self.transform,
             device=self.device,
             precision=self.training.precision,
@@ -121,7 +125,7 @@ def fit(
         model: The network, on ``settings.device``; its tensors are overwritten.
         shard: The client's training images, at least one.
         request: Round, client, global state and the strategy's instruction.
-        loss: Per-example loss ``(logits [B, C], labels [B]) -> [B]``.
+        loss: Per-example loss ``(outputs, targets [B, ...]) -> [B]``.
         algorithm: The client half of the method; ``ClientAlgorithm()`` adds nothing.
         settings: Optimiser, transforms, device, seed.
         memory: What the algorithm returned for this client before.
@@ -138,7 +142,7 @@ def fit(
     step = _Step(model, loss, algorithm, optimizer, settings, (request.round, request.client))
     with seeding.torch_global(settings.seed, "dropout", request.round, request.client):
         batches = positions(len(shard), request, settings, has_batch_norm(model))
-        losses = [step(x, labels) for x, labels in _fetched(shard, batches, settings)]
+        losses = [step(x, targets) for x, targets in _fetched(shard, batches, settings)]
     tensors, remembered = algorithm.finish(len(losses), lr)
     return TrainResult(
         state=get_state(model, tuple(request.state)),
@@ -196,7 +200,7 @@ def optimizer_maker(
 def _fetched(
     shard: Shard, batches: Iterable[NDArray[np.int64]], settings: LoopSettings
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the images [B, channels, H, W], normalised, and labels [B] of each mini-batch, on the device.
+    """Yield each mini-batch's images [B, channels, H, W], normalised, and targets [B, ...], on the device.
 
     Small batches are fetched several at a time: what a call costs beside its images is then paid once.
     """
@@ -214,15 +218,13 @@ def _fetched(
 def _fetch(
     shard: Shard, batches: Sequence[NDArray[np.int64]], settings: LoopSettings
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    images, labels = shard.batch(np.concatenate(batches))
-    x = settings.forward.inputs(images)
+    x, targets = settings.forward.batch(shard, np.concatenate(batches))
     sizes = [len(batch) for batch in batches]
-    target = torch.from_numpy(labels).to(settings.device, non_blocking=True)
-    return zip(x.split(sizes), target.split(sizes), strict=True)  # type: ignore[no-untyped-call]
+    return zip(x.split(sizes), targets.split(sizes), strict=True)  # type: ignore[no-untyped-call]
 
 
 class _Step:
-    """One optimiser step: normalised images and labels in, the loss of each out."""
+    """One optimiser step: normalised images and targets in, the loss of each image out."""
 
     def __init__(
         self,
@@ -243,10 +245,10 @@ class _Step:
         """The source of all that is drawn for augmentation."""
         return seeding.torch_stream(self.settings.seed, "augment", *self.stream)
 
-    def __call__(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         training = self.settings.training
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._losses(x, labels)
+        losses = self._losses(x, targets)
         self.scaler.scale(losses.mean()).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         self.algorithm.after_backward()
@@ -256,22 +258,23 @@ class _Step:
         self.scaler.update()
         return losses.detach()
 
-    def _losses(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _losses(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the loss per example [B], a blend of two where mixup is on."""
         transform, loss = self.settings.transform, self.loss
         if transform.draws:
-            x = transform.augment(x, self.generator)
-            if mixed := transform.mixup(x, labels, self.generator):
+            drawn = transform.draw(len(x), (x.shape[2], x.shape[3]), self.generator)
+            x, targets = self.settings.task.transform(x, targets, drawn, transform)
+            if mixed := transform.mixup(x, targets, self.generator):
                 x, loss = mixed[0], _blend(loss, *mixed[1:])
         with self.settings.forward.one_model():
-            return self.algorithm.loss(self.model, x, labels, loss)
+            return self.algorithm.loss(self.model, x, targets, loss)
 
 
 def _blend(loss: LossFn, other: torch.Tensor, weight: float) -> LossFn:
-    """Return mixup's loss: ``weight`` times that of the labels and the rest times that of the others [B]."""
+    """Return mixup's loss: ``weight`` times that of the targets and the rest times that of the others."""
 
-    def blended(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return weight * loss(logits, labels) + (1 - weight) * loss(logits, other)
+    def blended(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return weight * loss(outputs, targets) + (1 - weight) * loss(outputs, other)
 
     return blended
 

@@ -32,7 +32,7 @@ class LocalData:
     shard: Shard
     """Images and labels."""
     settings: ForwardSettings
-    """Normalisation and device."""
+    """Task, normalisation and device."""
     num_classes: int
     """C."""
     batch_size: int = 100
@@ -44,14 +44,14 @@ class LocalData:
 
     @property
     def counts(self) -> torch.Tensor:
-        """Images of each class, int64 [C]."""
-        return torch.from_numpy(self.shard.counts(self.num_classes))
+        """Class counts, int64 [C]."""
+        return torch.from_numpy(self.shard.counts(self.num_classes, self.settings.task.class_counts))
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield images [B, channels, H, W], normalised only, and labels [B] or [B, L], on the device."""
+        """Yield images [B, channels, H, W], normalised only, and targets [B, ...], on the device."""
         for start in range(0, len(self.shard), self.batch_size):
-            images, labels = self.shard.batch(np.arange(start, min(start + self.batch_size, len(self.shard))))
-            yield self.settings.inputs(images), torch.from_numpy(labels).to(self.settings.device)
+            positions = np.arange(start, min(start + self.batch_size, len(self.shard)))
+            yield self.settings.batch(self.shard, positions)
 
 
 @torch.no_grad()

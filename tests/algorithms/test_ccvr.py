@@ -18,6 +18,7 @@ from fedvision.data.transforms import prepare
 from fedvision.errors import ConfigError, RunError
 from fedvision.models.base import ImageModel
 from fedvision.models.meta import model_with
+from fedvision.tasks.classification import Classification
 from fedvision.training.forward import ForwardSettings
 from fedvision.training.statistics import LocalData
 from fedvision.types import State
@@ -26,7 +27,9 @@ CLASSES, SIDE = 3, 2
 
 
 def _settings() -> ForwardSettings:
-    return ForwardSettings(transform=prepare(TransformConfig(), 1), device=torch.device("cpu"))
+    return ForwardSettings(
+        task=Classification(), transform=prepare(TransformConfig(), 1), device=torch.device("cpu")
+    )
 
 
 def _data(labels: list[int], seed: int = 0, batch_size: int = 2) -> LocalData:

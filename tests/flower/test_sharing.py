@@ -105,7 +105,7 @@ def test_a_diverged_loss_is_infinite_in_the_sum(loss: float) -> None:
 def test_withheld_counts_reveal_only_the_number_of_images() -> None:
     content = sharing.drop_counts(reply())
     evaluation = codec.decode_evaluation(content)
-    assert evaluation.stats.images == 0
+    assert evaluation.stats.examples == 0
     assert (codec.reported_examples(content), evaluation.loss_sum) == (6, 0.0)
     found = sharing.split_readable({4: content}, {"none": (4,)})
     assert (found.readable, found.withheld) == ([], [4])

@@ -15,6 +15,7 @@ from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, PluginError
 from fedvision.models.base import ImageModel, halves
 from fedvision.models.build import Gray, build_model
+from fedvision.tasks.classification import Classification
 
 
 class Linear(nn.Module):
@@ -122,7 +123,14 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build(use: str, channels: int = 1, classes: int = 10, side: int = 8, **keys: Any) -> nn.Module:
     config = ModelConfig(use=use, args=keys)
-    return build_model(config, num_classes=classes, in_channels=channels, image_size=(side, side), seed=3)
+    return build_model(
+        config,
+        task=Classification(),
+        num_classes=classes,
+        in_channels=channels,
+        image_size=(side, side),
+        seed=3,
+    )
 
 
 def test_a_guest_gets_what_it_names() -> None:

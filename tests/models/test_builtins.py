@@ -11,6 +11,7 @@ from fedvision import registry, seeding
 from fedvision.config import ModelConfig
 from fedvision.models.base import Backbone, halves
 from fedvision.models.build import build_model
+from fedvision.tasks.classification import Classification
 
 NAMES = sorted(registry.BUILTINS["model"])
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 20, 36)]
@@ -29,7 +30,9 @@ SMALL = {
 
 def build(name: str, shape: tuple[int, int, int], seed: int = 0, **keys: object) -> nn.Module:
     config = ModelConfig(use=name, args={**SMALL.get(name, {}), **keys})
-    return build_model(config, num_classes=5, in_channels=shape[0], image_size=shape[1:], seed=seed)
+    return build_model(
+        config, task=Classification(), num_classes=5, in_channels=shape[0], image_size=shape[1:], seed=seed
+    )
 
 
 def images(shape: tuple[int, int, int], batch: int = 3) -> torch.Tensor:

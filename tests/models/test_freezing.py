@@ -16,12 +16,13 @@ from fedvision.errors import ConfigError
 from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_names, frozen_state, training_mode
 from fedvision.models.state import digest, personal_names, shared_names
+from fedvision.tasks.classification import Classification
 
 
 def build(use: str = "resnet8", *frozen: str, **args: Any) -> nn.Module:
     small = {"width": 4, "norm": "batch"} if use == "resnet8" else {"width": 4, "dense": 8}
     config = ModelConfig(use=use, frozen=frozen, args={**small, **args})
-    return build_model(config, num_classes=3, in_channels=1, image_size=(8, 8), seed=1)
+    return build_model(config, task=Classification(), num_classes=3, in_channels=1, image_size=(8, 8), seed=1)
 
 
 def images() -> torch.Tensor:

@@ -8,7 +8,8 @@ import io
 import numpy as np
 
 from fedvision.files import json_page
-from fedvision.tasks.class_predictions import ClassPredictions, ClassScores
+from fedvision.tasks.class_predictions import ClassPredictions, ClassScores, LabelPredictions
+from fedvision.tasks.classification import Classification
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.tasks.metrics import scores
 
@@ -41,7 +42,8 @@ def test_a_record_of_scores_by_hand() -> None:
     found = ClassScores(
         classes=("a", "b", "c"),
         class_counts=(90, 9, 1),
-        confusion=confusion,
+        stats=confusion,
+        by_class=Classification().by_class(confusion),
         loss=0.25,
         scores=scores(confusion, (90, 9, 1)),
     ).to_record()
@@ -57,3 +59,29 @@ def test_a_record_of_scores_by_hand() -> None:
     assert found["scores"]["balanced_accuracy"] == 0.875
     assert found["confusion"] == [[3, 1, 0], [0, 2, 0], [0, 0, 0]]
     assert '"recall": null' in json_page(found)  # of class c nobody can tell
+
+
+def test_labels_of_an_image_share_a_column() -> None:
+    found = LabelPredictions(
+        classes=("cat", "dog", "bird"),
+        names=("one.png", "two.png"),
+        labels=np.array([[1, 0, 1], [0, 0, 0]], np.uint8),
+        probabilities=np.array([[0.75, 0.25, 0.5], [0.125, 0.25, 0.0]], np.float32),
+    )
+    assert list(csv.reader(io.StringIO(found.to_csv()))) == [
+        ["file", "labels", "p(cat)", "p(dog)", "p(bird)"],
+        ["one.png", "cat|bird", "0.75", "0.25", "0.5"],
+        ["two.png", "", "0.125", "0.25", "0.0"],
+    ]
+    assert list(found.table()) == [
+        ("file", "labels"),
+        ("one.png", "cat 75.0%, bird 50.0%"),
+        ("two.png", "none"),
+    ]
+
+
+def test_what_stands_between_labels_is_in_none_of_their_names() -> None:
+    found = LabelPredictions(
+        classes=("a|b", "c"), names=("x",), labels=np.ones((1, 2), np.uint8), probabilities=np.ones((1, 2))
+    )
+    assert found.to_csv().splitlines()[1] == "x,a|b;c,1.0,1.0"

@@ -24,7 +24,7 @@ def test_counts_by_hand() -> None:
     assert (counted.cells.tolist(), counted.counts.tolist()) == ([0, 2, 3, 8], [1, 1, 1, 1])
     assert counted.matrix().tolist() == HAND
     assert (counted.images_of.tolist(), counted.predictions_of.tolist()) == ([2, 1, 1], [2, 0, 2])
-    assert (counted.right_of.tolist(), counted.images) == ([1, 0, 1], 4)
+    assert (counted.right_of.tolist(), counted.examples) == ([1, 0, 1], 4)
 
 
 def test_counts_of_no_images() -> None:
@@ -67,7 +67,7 @@ def test_sums_are_those_of_matrices() -> None:
 
 def test_sums_are_exact_beyond_the_precision_of_floats() -> None:
     large = ConfusionCounts.from_matrix(np.array([[2**53]]))
-    assert ConfusionCounts.total([large, ConfusionCounts.from_matrix(np.array([[1]]))]).images == 2**53 + 1
+    assert ConfusionCounts.total([large, ConfusionCounts.from_matrix(np.array([[1]]))]).examples == 2**53 + 1
 
 
 @pytest.mark.parametrize("classes", [3, MATRIX_CLASSES, MATRIX_CLASSES + 1])
@@ -85,7 +85,7 @@ def test_a_record_of_many_classes_by_hand() -> None:
     counted = ConfusionCounts.from_predictions(np.array([7, 7, 500]), np.array([600, 600, 500]), 1000)
     assert counted.to_record() == {"classes": 1000, "pairs": [[7, 600, 2], [500, 500, 1]]}
     nothing = ConfusionCounts.none(1000).to_record()
-    assert ConfusionCounts.from_record(nothing).images == 0
+    assert ConfusionCounts.from_record(nothing).examples == 0
 
 
 def test_figures_of_both_forms_have_the_same_bits() -> None:
@@ -110,5 +110,5 @@ def test_memory_follows_the_images_and_not_the_pairs_of_classes() -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert total.images == 900
+    assert total.examples == 900
     assert peak < 30 << 20

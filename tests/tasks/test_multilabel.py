@@ -21,7 +21,9 @@ TASK = MultiLabel()
 
 def counted(logits: np.ndarray, targets: np.ndarray) -> MetricStats:
     """Return the counts of logits [N, L] and targets [N, L]."""
-    _, cells = TASK.observe(torch.from_numpy(logits).float(), torch.from_numpy(targets).to(torch.uint8))
+    _, cells = TASK.observe(
+        torch.from_numpy(logits).float(), torch.from_numpy(targets).to(torch.uint8), logits.shape[1]
+    )
     return MetricStats.from_cells(cells.numpy(), TASK.stats_shape(logits.shape[1]))
 
 
@@ -42,7 +44,7 @@ def test_decisions_by_hand() -> None:
     logits = np.array([[0.0, 5.0], [below, -5.0], [40.0, 5.0], [-40.0, 5.0]])
     targets = np.array([[1, 1], [1, 1], [0, 1], [0, 0]])
     stats = counted(logits, targets)
-    assert stats.images == 4
+    assert stats.examples == 4
     found = ScoreHistograms.of(stats).decisions()
     assert {name: values.tolist() for name, values in found.items()} == {
         "true_positives": [1, 2],
@@ -150,11 +152,13 @@ def test_the_loss_is_the_mean_over_labels_and_a_score_that_is_no_number_is_the_l
         torch.tensor([[2.0, -1.0], [0.5, 3.0]]),
         torch.tensor([[1, 0], [0, 1]], dtype=torch.uint8),
     )
-    loss, _ = TASK.observe(logits, targets)
+    loss, _ = TASK.observe(logits, targets, 2)
     assert float(loss) == pytest.approx(
         float(F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="sum")) / 2
     )
-    _, cells = TASK.observe(torch.tensor([[math.nan, math.inf]]), torch.tensor([[1, 1]], dtype=torch.uint8))
+    _, cells = TASK.observe(
+        torch.tensor([[math.nan, math.inf]]), torch.tensor([[1, 1]], dtype=torch.uint8), 2
+    )
     assert cells.tolist() == [BINS, 3 * BINS + BINS - 1]
 
 

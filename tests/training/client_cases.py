@@ -18,6 +18,7 @@ from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.models.build import build_model
 from fedvision.models.state import get_state, load_state, personal_names, shared_names
+from fedvision.tasks.classification import Classification
 from fedvision.training.client_algorithm import ClientAlgorithm, unstackable_reason
 from fedvision.training.client_trainer import client_algorithm
 from fedvision.training.loop import LoopSettings, TrainResult, fit
@@ -60,13 +61,16 @@ def make_shards(sizes: Sequence[int] = SIZES, channels: int = 1) -> list[Shard]:
 def network(use: str = "cnn", *, frozen: tuple[str, ...] = (), **args: Any) -> nn.Module:
     """Return a small network of a built-in kind, as a worker would place it."""
     config = ModelConfig(use=use, frozen=frozen, args={**SMALL.get(use, {}), **args})
-    model = build_model(config, num_classes=CLASSES, in_channels=1, image_size=(SIDE, SIDE), seed=SEED)
+    model = build_model(
+        config, task=Classification(), num_classes=CLASSES, in_channels=1, image_size=(SIDE, SIDE), seed=SEED
+    )
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def settings(transforms: TransformConfig | None = None, **training: Any) -> LoopSettings:
     """Return settings of a run on the CPU."""
     return LoopSettings(
+        task=Classification(),
         training=TrainingConfig(**{"lr": 0.05, "batch_size": 8, **training}),
         transform=prepare(transforms or TransformConfig(), 1),
         device=torch.device("cpu"),

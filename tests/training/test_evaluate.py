@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from fedvision.data.shards import Shard
 from fedvision.losses.logits import sharpness
 from fedvision.losses.margins import ldam
-from fedvision.tasks.classification import Classification
 from fedvision.training.evaluate import evaluate, predict
 from tests.training.test_loop import CLASSES, make_model, make_shard, settings
 
@@ -23,9 +22,7 @@ def test_counts_and_loss_are_those_of_all_images_at_once(batch_size: int) -> Non
     with torch.no_grad():
         logits = model.eval()(x)
     model.train()
-    found = evaluate(
-        model, shard, settings().forward, task=Classification(), batch_size=batch_size, num_classes=CLASSES
-    )
+    found = evaluate(model, shard, settings().forward, batch_size=batch_size, num_classes=CLASSES)
     assert found.loss_sum == pytest.approx(
         float(F.cross_entropy(logits, torch.from_numpy(shard.labels), reduction="sum")), rel=1e-5
     )
@@ -38,21 +35,20 @@ def test_counts_and_loss_are_those_of_all_images_at_once(batch_size: int) -> Non
 
 def test_an_empty_shard_counts_nothing() -> None:
     shard = make_shard().take(np.empty(0, np.int64))
-    found = evaluate(
-        make_model(), shard, settings().forward, task=Classification(), batch_size=8, num_classes=CLASSES
-    )
+    found = evaluate(make_model(), shard, settings().forward, batch_size=8, num_classes=CLASSES)
     assert (found.examples, found.loss_sum, found.stats.shape) == (0, 0.0, (1, CLASSES, CLASSES))
 
 
 def test_predictions_come_in_the_shards_order_with_their_probability() -> None:
     model, shard = make_model(), make_shard()
     order = np.array([4, 0, 9])
-    classes, confidence = predict(model, shard, settings().forward, batch_size=4)
+    classes, confidence = predict(model, shard, settings().forward, batch_size=4, num_classes=CLASSES)
     some, sure = predict(
         model,
         Shard(images=shard.images, labels=shard.labels, indices=order),
         settings().forward,
         batch_size=2,
+        num_classes=CLASSES,
     )
     assert np.array_equal(some, classes[order])
     assert np.allclose(sure, confidence[order])
@@ -70,14 +66,15 @@ def test_a_loss_with_a_scale_is_measured_with_it() -> None:
         model,
         shard,
         settings().forward,
-        task=Classification(),
         batch_size=8,
         num_classes=CLASSES,
         sharpness=scale,
     )
     expected = F.cross_entropy(30 * logits, torch.from_numpy(shard.labels), reduction="sum")
     assert found.loss_sum == pytest.approx(float(expected), rel=1e-5)
-    _, confidence = predict(model, shard, settings().forward, batch_size=8, sharpness=scale)
+    _, confidence = predict(
+        model, shard, settings().forward, batch_size=8, num_classes=CLASSES, sharpness=scale
+    )
     assert confidence == pytest.approx((30 * logits).softmax(1).amax(1).numpy(), rel=1e-4)
 
 

@@ -15,6 +15,7 @@ from fedvision.config import TrainingConfig, TransformConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.errors import PluginError
+from fedvision.tasks.classification import Classification
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.loop import LoopSettings, TrainResult, fit, learning_rate, optimizer_maker
 from fedvision.types import PluginSpec, State, TrainRequest
@@ -44,7 +45,9 @@ def make_model(*extra: nn.Module) -> nn.Module:
 def settings(transforms: TransformConfig | None = None, **training: Any) -> LoopSettings:
     config = TrainingConfig(**{"lr": 0.1, "batch_size": 8, **training})
     transform = prepare(transforms or TransformConfig(), 1)
-    return LoopSettings(training=config, transform=transform, device=CPU, seed=5, rounds=10)
+    return LoopSettings(
+        task=Classification(), training=config, transform=transform, device=CPU, seed=5, rounds=10
+    )
 
 
 def state_of(model: nn.Module) -> State:

@@ -12,6 +12,7 @@ import torch
 from fedvision.config import ExperimentConfig
 from fedvision.errors import PluginError
 from fedvision.models.build import build_model
+from fedvision.tasks.classification import Classification
 from fedvision.types import State
 from fedvision.updates import chain
 from fedvision.updates.base import UpdateTransform
@@ -150,7 +151,9 @@ def test_a_transform_that_violates_its_contract_is_named() -> None:
 def experiment(*update: Any, **model: Any) -> UpdateChain:
     table = {"data": "digits", "model": model or {"use": "cnn", "width": 4}, "update": list(update)}
     config = ExperimentConfig.from_dict(table)
-    network = build_model(config.model, num_classes=10, in_channels=1, image_size=(8, 8), seed=0)
+    network = build_model(
+        config.model, task=Classification(), num_classes=10, in_channels=1, image_size=(8, 8), seed=0
+    )
     return chain.build(config, network)
 
 

@@ -11,14 +11,20 @@ from fedvision import seeding
 from fedvision.data import targets
 from fedvision.data.partition.holdout import Indices
 from fedvision.data.partition.partition_validation import Checked
-from fedvision.data.targets import Targets
+from fedvision.data.targets import ClassCounter, Targets
 from fedvision.errors import DataError
 
 ESTIMATED_FROM = 1000
 """Clients from which the class counts of a lazy sequence are estimated that does not tell them."""
 
 
-def expected(clients: Checked, labels: Targets, num_classes: int, seed: int) -> tuple[Indices, Indices]:
+def expected(
+    clients: Checked,
+    labels: Targets,
+    num_classes: int,
+    seed: int,
+    counter: ClassCounter = targets.count,
+) -> tuple[Indices, Indices]:
     """Return the training images of each class that are expected over all clients of a lazy sequence.
 
     A class that has images for training has one at least: it is rare, not absent. Classes with equal
@@ -26,9 +32,10 @@ def expected(clients: Checked, labels: Targets, num_classes: int, seed: int) -> 
 
     Args:
         clients: The sequence.
-        labels: int64 [N] or uint8 [N, L]: the images' labels.
+        labels: The images' targets [N, ...].
         num_classes: C.
         seed: The experiment's root seed; chooses the clients from which is estimated what is not told.
+        counter: Returns the class counts of targets.
 
     Returns:
         int64 [C] with an image counted once for each client that trains on it, and int64 [C] with every
@@ -44,14 +51,16 @@ def expected(clients: Checked, labels: Targets, num_classes: int, seed: int) -> 
     elif clients.held is not None:
         share = 1 - float(clients.held.mean())
     trained = clients.retained if clients.held is None else clients.retained[~clients.held]
-    there = targets.count(labels[trained], num_classes)
+    there = counter(labels[trained], num_classes)
     # A source tells of strata, which are classes only where an image has one.
-    countable = not targets.several(labels)
+    countable = targets.one_class(labels)
     stated = getattr(source, "expected_counts", None) if countable else None
     if stated is None:
         some = min(len(clients), ESTIMATED_FROM)
         sampled = seeding.numpy_stream(seed, "estimate").choice(len(clients), some, replace=False)
-        counts = targets.count_each([clients[int(client)] for client in sampled], labels, num_classes)
+        counts = targets.count_each(
+            [clients[int(client)] for client in sampled], labels, num_classes, counter
+        )
         total = counts.sum(axis=0) * (len(clients) / some)
     else:
         total = _usable(stated, num_classes, f"{clients.where}: expected_counts") * share

@@ -11,7 +11,7 @@ import numpy as np
 from fedvision import registry
 from fedvision.data.naming import alike_notice
 from fedvision.data.partition.partitioners import values_of
-from fedvision.data.targets import count
+from fedvision.data.targets import ClassCounter, count
 from fedvision.formatting import listed, plural, whole
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def measurement_notices(
-    config: ExperimentConfig, dataset: Dataset, personal: Sequence[str] = ()
+    config: ExperimentConfig,
+    dataset: Dataset,
+    personal: Sequence[str] = (),
+    counter: ClassCounter = count,
 ) -> list[str]:
     """Return that nothing is measured and which key changes it, or which classes have no test images.
 
@@ -29,12 +32,13 @@ def measurement_notices(
         config: The experiment.
         dataset: Its images.
         personal: Tensors of the model that stay on the clients, without which the server measures nothing.
+        counter: Returns the class counts of targets.
     """
     if personal:
         return [_personal(config, personal)]
     if dataset.test is None:
         return [] if config.evaluation.holdout else [_unmeasured(config)]
-    tested = count(dataset.test.labels, len(dataset.classes))
+    tested = counter(dataset.test.labels, len(dataset.classes))
     names = [dataset.classes[c] for c in np.flatnonzero(tested == 0).tolist()]
     if not names:
         return []

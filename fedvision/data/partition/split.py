@@ -29,7 +29,7 @@ from fedvision.data.partition.groups import groups_of, partition_groups
 from fedvision.data.partition.holdout import check_share, reserve
 from fedvision.data.partition.partition_validation import FAILURES, Checked, check_list, check_number, is_lazy
 from fedvision.data.partition.partitioners import ByColumn
-from fedvision.data.targets import Targets, check_classes, count, count_each
+from fedvision.data.targets import ClassCounter, Targets, check_classes, count, count_each
 from fedvision.data.targets import strata as strata_of
 from fedvision.errors import ConfigError, PluginError
 from fedvision.types import LazyClients, Partitioner
@@ -54,7 +54,9 @@ class Split:
     held_out: int = 0
     """How many images are kept from training to measure on."""
     labels: Targets
-    """int64 [N] or uint8 [N, L]: the images' labels."""
+    """The images' targets [N, ...]."""
+    counter: ClassCounter = count
+    """Returns the class counts of some of them."""
     totals: Indices
     """int64 [C]: training images of each class over all clients, an image counted once for each client that
     trains on it."""
@@ -99,7 +101,7 @@ class Split:
             int64 [K, C], a row for each client in the order given.
         """
         chosen = self.clients if clients is None else [self.clients[int(client)] for client in clients]
-        return count_each(list(chosen), self.labels, len(self.totals))
+        return count_each(list(chosen), self.labels, len(self.totals), self.counter)
 
     def facts(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return what a run folder keeps of the split; its size does not grow with the number of clients.
@@ -142,6 +144,7 @@ def make(
     seed: int,
     holdout: float = 0.0,
     strata: Callable[[Targets], Indices] = strata_of,
+    counter: ClassCounter = count,
 ) -> Split:
     """Split training images over clients.
 
@@ -152,6 +155,7 @@ def make(
         seed: The experiment's root seed.
         holdout: Share of each client's images that it keeps from training to measure on, >= 0 and < 1.
         strata: Targets -> int64 [N], by what images are spread.
+        counter: Returns the class counts of targets.
 
     Raises:
         ConfigError: ``partition.clients`` is missing where nothing settles it.
@@ -177,9 +181,9 @@ def make(
     check_number(parts, number, where)
     if is_lazy(parts):
         held = _held_apart(parts, retained, spread, where, holdout, seed)
-        return _lazy(held, train.labels, spread, num_classes, config, seed)
+        return _lazy(held, train.labels, spread, num_classes, config, seed, counter)
     lists = [np.sort(retained[part]) for part in check_list(parts, len(retained), where)]
-    made = _listed(lists, train, strata, num_classes, holdout, seed)
+    made = _listed(lists, train, strata, num_classes, holdout, seed, counter)
     return replace(made, names=partition.names) if isinstance(partition, ByColumn) else made
 
 
@@ -208,6 +212,7 @@ def _listed(
     num_classes: int,
     holdout: float,
     seed: int,
+    counter: ClassCounter,
 ) -> Split:
     """Return the split of clients that share no image; each keeps images of its own from training."""
     labels, groups = images.labels, groups_of(images)
@@ -225,13 +230,14 @@ def _listed(
         ]
         train = tuple(part[~mask] for part, mask in zip(lists, masks, strict=True))
         held = [part[mask] for part, mask in zip(lists, masks, strict=True)]
-    totals = count(labels[np.concatenate(train)], num_classes)
+    totals = counter(labels[np.concatenate(train)], num_classes)
     return Split(
         clients=train,
         held=tuple(held),
         left_out=np.setdiff1d(np.arange(len(labels)), np.concatenate(lists), assume_unique=True),
         held_out=sum(map(len, held)),
         labels=labels,
+        counter=counter,
         totals=totals,
         distinct=totals,
         exact=True,
@@ -256,7 +262,13 @@ def _held_apart(
 
 
 def _lazy(
-    clients: Checked, labels: Targets, strata: Indices, num_classes: int, config: PartitionConfig, seed: int
+    clients: Checked,
+    labels: Targets,
+    strata: Indices,
+    num_classes: int,
+    config: PartitionConfig,
+    seed: int,
+    counter: ClassCounter,
 ) -> Split:
     shown = _shown(len(clients), SAMPLE, seed)
     table = {"use": config.use, "args": config.args, "clients": len(clients), "imbalance": config.imbalance}
@@ -265,15 +277,16 @@ def _lazy(
     sample = _digest([strata, clients.retained, *(np.sort(np.concatenate(pair)) for pair in halves)])
     if exact := len(halves) == len(clients):
         lists = [pair.train for pair in halves]
-        totals = count_each(lists, labels, num_classes).sum(axis=0)
-        distinct = count(labels[np.unique(np.concatenate(lists))], num_classes)
+        totals = count_each(lists, labels, num_classes, counter).sum(axis=0)
+        distinct = counter(labels[np.unique(np.concatenate(lists))], num_classes)
     else:
-        totals, distinct = expected(clients, labels, num_classes, seed)
+        totals, distinct = expected(clients, labels, num_classes, seed, counter)
     return Split(
         clients=clients,
         left_out=np.setdiff1d(np.arange(len(labels)), clients.retained, assume_unique=True),
         held_out=0 if clients.held is None else int(clients.held.sum()),
         labels=labels,
+        counter=counter,
         totals=totals,
         distinct=distinct,
         exact=exact,

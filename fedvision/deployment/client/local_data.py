@@ -11,10 +11,10 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset
 from fedvision.data.naming import composed
 from fedvision.data.relabel import relabel
-from fedvision.data.targets import several
+from fedvision.data.targets import form
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.errors import DataError
-from fedvision.tasks.base import ONE_CLASS, SEVERAL, Task
+from fedvision.tasks.base import Task
 from fedvision.types import PluginSpec
 
 
@@ -37,12 +37,10 @@ def check_form(dataset: Dataset, config: ClientMachineConfig, task: Task) -> Non
     Raises:
         DataError: They have not.
     """
-    found = several(dataset.train.labels)
-    if found != task.several_labels:
-        wanted, has = (ONE_CLASS, SEVERAL) if found else (SEVERAL, ONE_CLASS)
+    if not task.fits(dataset.train.labels):
         raise DataError(
-            f"the experiment's task {task.name!r} needs {wanted}, and this client's [data] use = "
-            f"{config.data.use!r} has {has}"
+            f"the experiment's task {task.name!r} needs {task.targets}, and this client's [data] use = "
+            f"{config.data.use!r} has {form(dataset.train.labels)}"
         )
 
 

@@ -58,10 +58,15 @@ def step_cost(config: ExperimentConfig, dataset: Dataset, device: str) -> StepCo
     classes = len(dataset.classes)
     settings = loop_settings(config, channels)
     model = build_model(
-        config.model, num_classes=classes, in_channels=channels, image_size=(height, width), seed=config.seed
+        config.model,
+        task=settings.task,
+        num_classes=classes,
+        in_channels=channels,
+        image_size=(height, width),
+        seed=config.seed,
     )
     shard = Shard.whole(dataset.train)
-    loss = build_loss(config, torch.from_numpy(shard.counts(classes)))
+    loss = build_loss(config, torch.from_numpy(shard.counts(classes, settings.task.class_counts)))
     free = free_memory(settings.device)
     meter = _Meter(settings.device)
     model = settings.forward.place(model)

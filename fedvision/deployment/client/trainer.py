@@ -53,6 +53,7 @@ from fedvision.flower.statistic_codec import STATISTIC
 from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_state
 from fedvision.models.state import digest
+from fedvision.tasks.base import build_task
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 
@@ -119,6 +120,7 @@ class Trainer:
         height, width, channels = facts.image
         model = build_model(
             config.model,
+            task=build_task(config.task),
             num_classes=len(facts.classes),
             in_channels=channels,
             image_size=(height, width),

@@ -51,7 +51,7 @@ class BatchSchedule:
     images: torch.Tensor
     """uint8 [N, H, W, channels]: every image that a client uses, once, or the whole set of a gallery."""
     labels: torch.Tensor
-    """int64 [N]."""
+    """Their targets [N, ...]."""
     resident: bool
     """Whether images and labels stay where they are from round to round."""
     at: torch.Tensor
@@ -86,7 +86,7 @@ class BatchSchedule:
         """
         whole = _whole(shards, device_cache)
         if whole is None:
-            images, labels, numbered = _gather(shards, batches, settings.device)
+            images, labels, numbered = _gather(shards, batches, settings)
         else:
             images, labels = whole
             both = zip(shards, batches, strict=True)
@@ -134,9 +134,9 @@ def _whole(
 
 
 def _gather(
-    shards: Sequence[Shard], batches: Sequence[Batches], device: torch.device
+    shards: Sequence[Shard], batches: Sequence[Batches], settings: LoopSettings
 ) -> tuple[torch.Tensor, torch.Tensor, list[Batches]]:
-    """Send each image that is used over once; return images, labels, and the batches in their numbers."""
+    """Send each image that is used over once; return images, targets, and the batches in their numbers."""
     images, labels, numbered, start = [], [], [], 0
     for shard, own in zip(shards, batches, strict=True):
         used, places = np.unique(np.concatenate(own), return_inverse=True)
@@ -145,8 +145,9 @@ def _gather(
         labels.append(classes)
         numbered.append(np.split(places + start, np.cumsum([len(batch) for batch in own])[:-1]))
         start += len(used)
-    whole, named = torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
-    return whole.to(device, non_blocking=True), named.to(device, non_blocking=True), numbered
+    whole, known = settings.task.collate(np.concatenate(images), np.concatenate(labels))
+    device = settings.device
+    return whole.to(device, non_blocking=True), known.to(device, non_blocking=True), numbered
 
 
 def _sizes(batches: Sequence[Batches]) -> NDArray[np.int64]:

@@ -141,16 +141,16 @@ class ClientStack:
         return sums
 
     def _backward(
-        self, x: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, loss: LossFn
+        self, x: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, loss: LossFn
     ) -> torch.Tensor:
-        def logits(own: State, images: torch.Tensor) -> torch.Tensor:
+        def outputs(own: State, images: torch.Tensor) -> torch.Tensor:
             found: torch.Tensor = functional_call(self.model, {**self.shared, **own}, (images,))
             return found
 
         # The fused attention kernels have no batching rule, their plain form has.
         with sdpa_kernel(SDPBackend.MATH):
             with self.settings.forward.autocast():
-                losses = loss(vmap(logits)({**self.parameters, **self.own}, x), labels)
+                losses = loss(vmap(outputs)({**self.parameters, **self.own}, x), targets)
             losses = losses.masked_fill(weights == 0, 0)
             (losses * weights).sum().backward()  # type: ignore[no-untyped-call]
         return losses.detach().sum(1)
@@ -174,18 +174,19 @@ class ClientStack:
 def gather_batch(
     images: torch.Tensor, labels: torch.Tensor, slots: StepBatch, settings: LoopSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a step's images [K, B, channels, H, W], normalised and augmented, and labels [K, B].
+    """Return a step's images [K, B, channels, H, W], normalised and augmented, and targets [K, B, ...].
 
     Args:
         images: uint8 [N, H, W, channels].
-        labels: int64 [N] or uint8 [N, L].
+        labels: Targets [N, ...].
         slots: Which of them.
-        settings: Transforms of the run.
+        settings: Task and transforms of the run.
     """
     flat = slots.at.flatten()
     x = settings.transform.normalise(images[flat], channels_last=settings.training.channels_last)
-    x = settings.transform.apply(x, {name: value.flatten(-2) for name, value in slots.drawn.items()})
-    return x.view(*slots.at.shape, *x.shape[1:]), labels[flat].view(*slots.at.shape, *labels.shape[1:])
+    drawn = {name: value.flatten(-2) for name, value in slots.drawn.items()}
+    x, targets = settings.task.transform(x, labels[flat], drawn, settings.transform)
+    return x.view(*slots.at.shape, *x.shape[1:]), targets.view(*slots.at.shape, *targets.shape[1:])
 
 
 @torch.no_grad()

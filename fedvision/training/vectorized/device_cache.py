@@ -31,7 +31,7 @@ class DeviceDatasetCache:
         self._sets: dict[int, tuple[object, tuple[torch.Tensor, torch.Tensor] | None]] = {}
 
     def find(self, shard: Shard) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Return the whole base of a shard: images uint8 [N, H, W, channels] and labels int64 [N].
+        """Return the whole base of a shard: images uint8 [N, H, W, channels] and targets [N, ...].
 
         They are sent over when they are first asked for and stay at their address. None where there is no
         room for them.

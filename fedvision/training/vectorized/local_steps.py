@@ -39,7 +39,7 @@ def fit_many(
     Args:
         model: The network, on ``settings.device``, one that ``supports_vmap`` passes; its tensors stay.
         jobs: What each client does: images of one shape, tasks of one round, algorithms of one class.
-        loss: Class counts [K, C] of some clients -> ``loss(logits [K, B, C], labels [K, B]) -> [K, B]``.
+        loss: Class counts [K, C] of some clients -> their loss, outputs and targets [K, B, ...] -> [K, B].
         settings: Optimiser, transforms, device, seed.
         device_cache: Holds image sets on the device.
         recorded: Plays steps back, where it can.

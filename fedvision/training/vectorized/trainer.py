@@ -51,15 +51,16 @@ class VectorizedTrainer:
 
     def unsupported_reason(self, request: TrainRequest) -> str | None:
         """Return in one line why a task is not trained together with others; None where it can be."""
-        if not self._obstacle and (reason := unstackable_reason(type(client_algorithm(request)))):
+        if not self.obstacle and (reason := unstackable_reason(type(client_algorithm(request)))):
             return reason
         if request.client_config.lr_factor != 1 and not scalable(self._worker.settings.training):
             use = self._worker.settings.training.optimizer.use
             return f"the optimiser {use!r} has no stacked form for clients with learning rates of their own"
-        return self._obstacle
+        return self.obstacle
 
     @cached_property
-    def _obstacle(self) -> str | None:
+    def obstacle(self) -> str | None:
+        """Why clients are not trained together, whatever is asked of them; None where they can be."""
         trainer = self._worker
         return supports_vmap(
             trainer.model,
@@ -67,7 +68,6 @@ class VectorizedTrainer:
             trainer.num_classes,
             loss=partial(build_loss, trainer.config),
             settings=trainer.settings,
-            only=trainer.task.only(trainer.num_classes),
         )
 
     def train(

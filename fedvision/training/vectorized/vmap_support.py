@@ -20,6 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from fedvision import registry, seeding
 from fedvision.config import TrainingConfig
 from fedvision.models.freezing import training_mode
+from fedvision.tasks.base import Task
 from fedvision.training.loop import LoopSettings
 from fedvision.training.sgd import SGD
 from fedvision.types import LossFn, State
@@ -52,7 +53,6 @@ def supports_vmap(
     *,
     loss: Callable[[torch.Tensor], LossFn],
     settings: LoopSettings,
-    only: torch.Tensor | None = None,
 ) -> str | None:
     """Return in one line why clients of an experiment cannot be trained at once; None where they can.
 
@@ -61,14 +61,15 @@ def supports_vmap(
         image_shape: (H, W, channels).
         num_classes: C.
         loss: Class counts [C] or [K, C] -> the experiment's loss.
-        settings: Optimiser, transforms, device and seed of the run.
-        only: Targets [C, ...] of images of one class each; by default the classes.
+        settings: Task, optimiser, transforms, device and seed of the run.
     """
+    if not settings.task.stacks:
+        return f"the task {settings.task.name!r} has no form for several clients"
     training_mode(model)
     return (
         _settings(settings)
         or _layers(model)
-        or _trial_of_loss(loss, num_classes, only)
+        or _trial_of_loss(loss, settings.task, num_classes, image_shape[:2])
         or _trial_of_model(model, image_shape, settings)
     )
 
@@ -107,14 +108,13 @@ def _drops(module: nn.Module) -> bool:
 
 
 def _trial_of_loss(
-    loss: Callable[[torch.Tensor], LossFn], num_classes: int, only: torch.Tensor | None
+    loss: Callable[[torch.Tensor], LossFn], task: Task, num_classes: int, image_size: tuple[int, int]
 ) -> str | None:
     """Compare the loss of stacked counts with each client's own."""
-    generator = seeding.torch_stream(0, "trial")
-    only = torch.arange(num_classes) if only is None else only
+    generator, examples = seeding.torch_stream(0, "trial"), task.example_targets(num_classes, image_size)
     counts = torch.randint(1, 9, (_CLIENTS, num_classes), generator=generator)
-    labels = only[torch.randint(num_classes, (_CLIENTS, _IMAGES), generator=generator)]
-    logits = torch.randn(_CLIENTS, _IMAGES, num_classes, generator=generator)
+    labels = examples[torch.randint(num_classes, (_CLIENTS, _IMAGES), generator=generator)]
+    logits = torch.randn(_CLIENTS, _IMAGES, task.outputs(num_classes), generator=generator)
     try:
         together = loss(counts)(logits, labels)
         apart = torch.stack([loss(n)(z, y) for n, z, y in zip(counts, logits, labels, strict=True)])

@@ -24,6 +24,7 @@ from fedvision.flower import codec, sharing, statistic_codec
 from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_state
 from fedvision.models.state import digest
+from fedvision.tasks.classification import Classification
 from fedvision.updates.schema import TensorSpec
 from tests.experiments import tiny
 
@@ -85,7 +86,14 @@ def play(trainer: Trainer, folder: Path, opened: dict[str, Any], rounds: int) ->
 
 def test_personal_and_frozen_tensors_are_neither_expected_nor_sent(trainer: Trainer, tmp_path: Path) -> None:
     model = {"use": "cnn", "width": 4, "dense": 8, "personal": ["head.*"], "frozen": ["backbone.features.*"]}
-    network = build_model(tiny(model=model).model, num_classes=3, in_channels=1, image_size=(8, 8), seed=3)
+    network = build_model(
+        tiny(model=model).model,
+        task=Classification(),
+        num_classes=3,
+        in_channels=1,
+        image_size=(8, 8),
+        seed=3,
+    )
     table = facts("r1", model=model) | {"frozen": digest(frozen_state(network))}
     answers = play(trainer, tmp_path, trainer.open(table), 2)
     sent = message_format.MessageHeader.from_text(answers[0]["layout"]).tensors
@@ -190,7 +198,7 @@ def test_hidden_class_counts_are_not_reported_with_training(
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts=counts))  # type: ignore[arg-type]
     for content in measured(trainer, tmp_path):
         assert codec.reported_examples(content) == 8
-        assert not codec.decode_evaluation(content).stats.images
+        assert not codec.decode_evaluation(content).stats.examples
         assert sharing.split_readable({0: content}, {}).withheld == [0]
 
 
