@@ -244,16 +244,17 @@ def _check_countable(config: ExperimentConfig, task: Task) -> None:
     """
     if task.example != "image":
         raise ConfigError(
-            f"[task] use = {config.task.use!r} counts {task.example}s, and what a client may reveal is settled "
+            f"[task] use = {config.task.use!r} counts {task.example}s, and what a client reveals is settled "
             "for counts of images alone; use fedvision simulate"
         )
 
 
 def _in_form(dataset: Dataset, task: Task) -> Dataset:
-    """Return a data set of which nothing tells the form of the labels with no labels of the task's form."""
+    """Return a data set that does not tell the form of its labels with none of the task's form."""
     if len(dataset.train) or dataset.test is not None:
         return dataset
-    labels = task.example_targets(len(dataset.classes), dataset.train.images.shape[1:3])[:0].numpy()
+    size = dataset.train.images.shape[1:3]
+    labels = task.example_targets(len(dataset.classes), size)[:0].numpy()
     return replace(dataset, train=replace(dataset.train, labels=labels))
 
 

@@ -11,11 +11,13 @@ SCORES: Mapping[str, str] = {
     "macro_auroc": "mean AUROC",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
-    "head": "head classes",
-    "medium": "medium classes",
-    "tail": "tail classes",
+    "head": "head",
+    "medium": "medium",
+    "tail": "tail",
 }
 """The scores that every run has, in the order in which they are shown, with their names in text."""
+GROUPS = ("head", "medium", "tail")
+"""Scores of the frequent, the middle and the rare classes or labels."""
 STAGES: Mapping[str, str] = {
     "train": "training",
     "server": "measuring on the server",
@@ -24,9 +26,15 @@ STAGES: Mapping[str, str] = {
 """The stages of a round, in their order, with their names in text."""
 
 
-def score_name(key: str) -> str:
-    """Return a score's name in text; one that is not built in keeps its own."""
-    return SCORES.get(key, key.replace("_", " "))
+def score_name(key: str, of: str = "classes") -> str:
+    """Return a score's name in text; one that is not built in keeps its own.
+
+    Args:
+        key: As records have it.
+        of: What there are frequent and rare ones of.
+    """
+    name = SCORES.get(key, key.replace("_", " "))
+    return f"{name} {of}" if key in GROUPS else name
 
 
 def in_order(keys: set[str]) -> list[str]:

@@ -6,11 +6,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from fedvision import registry
 from fedvision.api import simulate
 from fedvision.config import ExperimentConfig
 from fedvision.registry import allow_folder
+from fedvision.trained_model import load
 from fedvision.types import PluginSpec
 
 PAGE = (Path(__file__).parents[1] / "docs/extend.md").read_text()
@@ -23,6 +26,7 @@ def test_parts_are_short() -> None:
         "my_partition",
         "my_model",
         "my_loss",
+        "my_task",
         "my_strategy",
         "my_algorithm",
         "my_statistic",
@@ -50,5 +54,11 @@ def test_the_experiment_of_own_parts_runs(tmp_path: Path) -> None:
     found = simulate(other, out=tmp_path / "other")
     sums = found.rounds[0]["statistics"]["my_statistic:brightness"]["sums"]
     assert sums["images"] == 240.0
+    graded = replace(experiment, task=PluginSpec(use="my_task:Grades"), rounds=3)
+    learned = simulate(graded, out=tmp_path / "graded")
+    assert learned.state["3.weight"].shape[0] == 1
+    assert learned.scores["accuracy"] > 0.9
+    model, test = load(tmp_path / "graded"), registry.build("data", experiment.data).test
+    assert np.mean(model.predict(test.images).labels == test.labels) == learned.scores["accuracy"]
     # The added mean square of the logits is 0 or more, and the model is no longer the other strategy's.
     assert any(not torch.equal(found.state[name], tensor) for name, tensor in result.state.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,22 @@ import pytest
 import torch
 
 from fedvision import seeding, simulate
+from fedvision.cli import main
 from fedvision.config import ExperimentConfig
+from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.partition.holdout import held_out
+from fedvision.data.sources.arrays import digits
 from fedvision.data.targets import strata
-from fedvision.errors import ConfigError
+from fedvision.errors import ConfigError, DataError
 from fedvision.experiment import Experiment
+from fedvision.formatting import percent
+from fedvision.reporting.comparison import write_comparison
 from fedvision.reporting.inspect_experiment import inspect_experiment
-from fedvision.reporting.render import run_table
+from fedvision.reporting.render import comparison_table, run_table
+from fedvision.reporting.run_data import read_facts
 from fedvision.runs.folder import RunFolder
+from fedvision.tasks.class_predictions import LabelPredictions
+from fedvision.trained_model import load
 from fedvision.types import State
 from tests.experiments import digits_of_several_labels, several_labels, tiny
 
@@ -53,12 +63,84 @@ def test_a_run_learns_and_prints_its_scores(archive: Path, tmp_path: Path) -> No
     assert local["spread"]["clients"] == len(local["mean_ap"]) == 4
     text = run_table(RunFolder(tmp_path / "run"))
     assert "mean AP" in text
-    assert "AP" in next(line for line in text.splitlines() if line.startswith("rarest classes"))
+    assert "AP" in next(line for line in text.splitlines() if line.startswith("rarest labels"))
     page = (tmp_path / "run/report.html").read_text()
     assert "AUROC</th>" in page
     assert "the mean average precision over labels is" in page
     assert "Nothing was measured" not in page
     assert "training images of 3" not in page
+
+
+def test_its_model_gives_the_runs_own_numbers_and_labels(archive: Path, tmp_path: Path) -> None:
+    run = simulate(several(archive, evaluation={"batch_size": 64}), out=tmp_path / "run")
+    recorded = run.rounds[-1]["server"]
+    model, data = load(tmp_path / "run"), Experiment.build(several(archive)).dataset
+    found = model.evaluate(data)
+    assert (found.scores, found.loss) == (recorded["scores"], recorded["loss"])
+    test = data.test
+    assert test is not None
+    predicted = model.predict(test.images)
+    assert isinstance(predicted, LabelPredictions)
+    right = (predicted.labels & test.labels).sum(0).tolist()
+    assert right == recorded["labels"]["true_positives"]
+    assert np.array_equal(predicted.labels, predicted.probabilities >= 0.5)
+    # Labels are found by their names, in any order.
+    turned = Dataset(
+        train=ImageSet(images=test.images, labels=test.labels[:, ::-1].copy()), classes=data.classes[::-1]
+    )
+    assert model.evaluate(turned).scores == recorded["scores"]
+    with pytest.raises(DataError, match=r"needs any number of labels an image .* has one class an image"):
+        model.evaluate(digits())
+
+
+def test_its_model_is_used_by_command(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate(several(archive), out=tmp_path / "run")
+    main.main(["predict", str(tmp_path / "run"), str(archive), "--csv", str(tmp_path / "found.csv")])
+    assert capsys.readouterr().out.split()[:2] == ["file", "labels"]
+    head, *rows = csv.reader((tmp_path / "found.csv").open())
+    assert head == ["file", "labels", "p(even)", "p(high)", "p(nine)"]
+    for row in rows:
+        named = [name for name, share in zip(head[2:], row[2:], strict=True) if float(share) >= 0.5]
+        assert row[1] == "|".join(name[2:-1] for name in named)
+    table = f"use = 'npz', path = '{archive}', classes = ['even', 'high', 'nine']"
+    main.main(["evaluate", str(tmp_path / "run"), "--data", table, "--json", str(tmp_path / "found.json")])
+    told = capsys.readouterr().out
+    assert "tail labels" in told
+    assert "nine" in told
+    page = json.loads((tmp_path / "found.json").read_text())
+    assert page["scores"] == RunFolder(tmp_path / "run").rounds()[-1]["server"]["scores"]
+    assert page["classes"]["nine"].keys() >= {"training_images", "positives", "recall", "precision", "ap"}
+    assert "confusion" not in page
+
+
+def test_pages_speak_of_labels(archive: Path, tmp_path: Path) -> None:
+    folders = []
+    for loss in ("binary-cross-entropy", "asymmetric"):
+        simulate(several(archive, loss={"use": loss}), out=tmp_path / loss)
+        folders.append(RunFolder(tmp_path / loss))
+    report = (tmp_path / "asymmetric/report.html").read_text()
+    assert "Label by label" in report
+    page = write_comparison(folders, tmp_path / "both.html").read_text()
+    assert "The rarest labels" in page
+    assert "Mean AP over rounds" in page
+    rare = [read_facts(folder).rarest(read_facts(folder).best_view, 5)[-1].ap for folder in folders]
+    assert all(percent(ap) in page for ap in rare)
+    for told in (report, page, comparison_table(folders)):
+        assert "balanced accuracy" not in told.lower()
+        assert " classes" not in told.split("<body", 1)[-1]
+
+
+def test_an_inspection_counts_images_and_labels(archive: Path) -> None:
+    experiment = Experiment.build(several(archive))
+    text = inspect_experiment(experiment)
+    images, labels = sum(map(len, experiment.split.clients)), int(experiment.split.totals.sum())
+    assert text.startswith(f"{images} training images of 3 labels on 4 clients, with {labels} labels in all")
+    row = next(line for line in text.splitlines() if line.startswith("0 "))
+    assert int(row.split()[1]) == len(experiment.split.clients[0])
+    even = next(line for line in text.splitlines() if line.startswith("even "))
+    assert even.split()[2] == percent(experiment.split.totals[0] / images)
 
 
 def test_engines_agree(archive: Path, tmp_path: Path) -> None:

@@ -215,13 +215,13 @@ def test_a_description_of_another_model_is_refused(
 
 
 def votes() -> object:
-    """Another task, as a plug-in may be."""
+    """What is no task."""
     return object()
 
 
-def test_a_run_of_another_task_is_refused(copied: Path) -> None:
+def test_a_task_that_is_none_is_refused(copied: Path) -> None:
     changed(copied, task={"use": f"{__name__}:votes"})
-    with pytest.raises(RunFolderError, match="the task of this run is 'tests"):
+    with pytest.raises(PluginError, match=r"votes': it is no fedvision\.tasks\.base\.Task"):
         fedvision.load(copied)
 
 

@@ -119,7 +119,8 @@ def by_name(images: ImageSet, own: Sequence[str], classes: Sequence[str]) -> tup
         classes of which there is no image.
 
     Raises:
-        DataError: An image is of a class that the model does not know.
+        DataError: An image is of a class that the model does not know, or images may have several labels and
+            one of the model's is not named.
     """
     target, _ = destinations(own, {}, classes)
     counts = count(images.labels, len(own))
@@ -130,6 +131,8 @@ def by_name(images: ImageSet, own: Sequence[str], classes: Sequence[str]) -> tup
             f"know; its classes are {listed(classes)}: name the data's classes as the model's, or leave "
             "those images out"
         )
+    if several(images.labels) and (wrong := unnamed(own, {}, classes)):
+        raise DataError("; ".join(wrong))
     labels = renumbered(images.labels, target, len(classes))
     found = count(labels, len(classes))
     return labels, tuple(name for name, number in zip(classes, found, strict=True) if not number)

@@ -14,7 +14,7 @@ from fedvision.reporting.run_data import Band, RunData, read_facts
 from fedvision.runs.folder import RunFolder
 
 WORST = "worst client"
-"""Name of the score that is no share of all images, but the accuracy of the client served worst."""
+"""Name of the score of the client served worst: its accuracy, or its mean AP."""
 
 
 class Spread(NamedTuple):
@@ -118,7 +118,7 @@ def distinguishing(settings: Sequence[Mapping[str, str | None]]) -> list[dict[st
 
 
 def run_scores(run: RunData) -> dict[str, float | None]:
-    """Return a run's last measured scores, with the worst client's accuracy where clients measure."""
+    """Return a run's last measured scores, with the worst client's where clients measure."""
     best, clients = run.best_view, run.measurement("local")
     scores = dict(best.scores) if best else {}
     if clients is not None and clients.worst is not None:
@@ -145,19 +145,29 @@ def best_groups(groups: Sequence[Group], score: str) -> set[int]:
     return {place for place, mean in enumerate(means) if mean is not None and float(mean[:-1]) == top}
 
 
-def rarest_recalls(groups: Sequence[Group], count: int) -> tuple[list[ClassFacts], list[list[float | None]]]:
-    """Return the rarest classes, the rarest last, and each group's mean recall of them.
+def group_kinds(groups: Sequence[Group]) -> str:
+    """Return what the runs' images are of, in the plural: ``"labels"`` where all may have several."""
+    kinds = {run.kinds for group in groups for run in group.runs}
+    return "labels" if kinds == {"labels"} else "classes"
 
-    Both are empty where runs have other rarest classes than others, were not measured, or have no rare class.
+
+def rarest_scores(groups: Sequence[Group], count: int) -> tuple[list[ClassFacts], list[list[float | None]]]:
+    """Return the rarest classes, the rarest last, and each group's mean recall of them, or AP of labels.
+
+    Both are empty where runs have other rarest classes than others, were not measured, have no rare class, or
+    where some have classes and others labels.
     """
     rows = [
         [run.rarest(run.best_view, count) for run in group.runs if run.best_view and run.clients]
         for group in groups
     ]
     sets = {tuple((c.name, c.train) for c in rarest) for runs in rows for rarest in runs}
-    if len(sets) != 1 or sets == {()} or not all(rows):
+    kinds = {(run.kinds, run.own_counts) for group in groups for run in group.runs}
+    if len(sets) != 1 or sets == {()} or not all(rows) or len(kinds) != 1 or kinds.pop()[1]:
         return [], []
-    means = [[_mean([c.recall for c in column]) for column in zip(*runs, strict=True)] for runs in rows]
+    score = "ap" if group_kinds(groups) == "labels" else "recall"
+    columns = [zip(*runs, strict=True) for runs in rows]
+    means = [[_mean([getattr(c, score) for c in column]) for column in own] for own in columns]
     return list(rows[0][0]), means
 
 

@@ -11,11 +11,19 @@ from markupsafe import Markup
 from fedvision import formatting
 from fedvision.files import recording, replace_file
 from fedvision.reporting import plots
-from fedvision.reporting.compare import WORST, Group, best_groups, compare, rarest_recalls, shown_scores
+from fedvision.reporting.compare import (
+    WORST,
+    Group,
+    best_groups,
+    compare,
+    group_kinds,
+    rarest_scores,
+    shown_scores,
+)
 from fedvision.reporting.html import Picture, render_page
 from fedvision.runs.folder import RunFolder
 
-DRAWN = ("accuracy", "balanced_accuracy", "tail", WORST)
+DRAWN = ("mean_ap", "accuracy", "balanced_accuracy", "tail", WORST)
 RAREST = 5
 
 
@@ -46,37 +54,41 @@ def comparison_page(groups: Sequence[Group], links: Mapping[Path, str | None]) -
         groups: The runs, those that repeat each other together.
         links: The way to each run's own report by run folder; None where there is none.
     """
-    scores = shown_scores(groups)
+    scores, kinds = shown_scores(groups), group_kinds(groups)
+    over_rounds = "mean_ap" if kinds == "labels" else "balanced_accuracy"
     return render_page(
         "comparison.html",
         groups=groups,
         runs=[run for group in groups for run in group.runs],
         keys=list(groups[0].settings) if groups else [],
         scores=scores,
-        names={score: formatting.score_name(score).removesuffix(" classes") for score in scores},
-        rarest=rarest_recalls(groups, RAREST),
+        names={score: formatting.score_name(score, "").strip() for score in scores},
+        kinds=kinds,
+        rarest=rarest_scores(groups, RAREST),
         best={score: best_groups(groups, score) for score in scores},
         repeated=any(len(group.runs) > 1 for group in groups),
         views={run.best_view.view for group in groups for run in group.runs if run.best_view},
-        dots=_dots(groups, scores),
-        curves=_curves(groups),
+        dots=_dots(groups, scores, kinds),
+        over_rounds=formatting.score_name(over_rounds),
+        curves=_curves(groups, over_rounds),
         links=links,
     )
 
 
-def _dots(groups: Sequence[Group], scores: Sequence[str]) -> list[Picture]:
+def _dots(groups: Sequence[Group], scores: Sequence[str], kinds: str) -> list[Picture]:
     pictures = []
-    for place, score in enumerate(score for score in DRAWN if score in scores):
+    drawn = [score for score in DRAWN if score in scores] or list(scores)[:3]
+    for place, score in enumerate(drawn):
         rows = [(group.label, values) for group in groups if (values := group.values(score))]
-        name = formatting.score_name(score)
+        name = formatting.score_name(score, kinds)
         svg = plots.dots(rows, name=f"dots{place}", what=name)
-        pictures.append(Picture(name.capitalize(), Markup(svg)))
+        pictures.append(Picture(name[:1].upper() + name[1:], Markup(svg)))
     return pictures
 
 
-def _curves(groups: Sequence[Group]) -> Markup | None:
-    bands = {group.label: group.band("balanced_accuracy") for group in groups}
+def _curves(groups: Sequence[Group], score: str) -> Markup | None:
+    bands = {group.label: group.band(score) for group in groups}
     bands = {label: band for label, band in bands.items() if band.rounds}
     if not 1 <= len(bands) <= len(plots.SERIES):
         return None
-    return Markup(plots.group_curves(bands, name="curves", what="balanced accuracy"))
+    return Markup(plots.group_curves(bands, name="curves", what=formatting.score_name(score)))

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,12 +144,12 @@ def _curves(facts: RunData) -> list[Picture]:
     best = facts.best_view
     shown = list(best.scores)[:3] if best and facts.own_counts else _SHOWN
     for key in shown:
-        title = _capital(formatting.score_name(key))
-        drawn.append((title, formatting.score_name(key), _views(facts, "scores", key), True))
+        name = formatting.score_name(key, facts.kinds)
+        drawn.append((_capital(name), name, _views(facts, "scores", key), True))
     if best is not None:
         groups = {group: facts.series(best.view, "scores", group) for group in ("head", "medium", "tail")}
-        what = "mean AP" if facts.several_labels else "recall"
-        drawn.append(("Frequent and rare classes", f"{what} of class groups", groups, True))
+        what = f"mean {facts.rare_score} of {facts.kind} groups"
+        drawn.append((f"Frequent and rare {facts.kinds}", what, groups, True))
     pictures = [
         Picture(title, Markup(plots.curves(lines, name=f"curve{i}", what=what, share=share, span=span)))
         for i, (title, what, lines, share) in enumerate(drawn)
@@ -178,7 +179,8 @@ def _score_rows(facts: RunData) -> list[tuple[str, list[float | None]]]:
     """Return every score by name, a value for each view that was measured."""
     views = [measured for view in VIEWS if (measured := facts.measurement(view))]
     keys = formatting.in_order({key for measured in views for key in measured.scores})
-    return [(formatting.score_name(key), [measured.scores.get(key) for measured in views]) for key in keys]
+    name = partial(formatting.score_name, of=facts.kinds)
+    return [(name(key), [measured.scores.get(key) for measured in views]) for key in keys]
 
 
 def _notices(facts: RunData) -> list[str]:
@@ -204,6 +206,7 @@ def _clients(facts: RunData) -> Markup | None:
             name="clients",
             sample=sample,
             clients=facts.shown if facts.names else (),
+            kinds=facts.kinds,
         )
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fedvision import seeding
+from fedvision.data.targets import several
 from fedvision.experiment import Experiment
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.models.freezing import training_mode
@@ -20,10 +21,25 @@ from fedvision.training.client_trainer import build_loss
 def inspect_experiment(experiment: Experiment) -> str:
     """Return in text who trains on what, what the loss makes of it, and what a round will send."""
     split, classes = experiment.split, experiment.dataset.classes
+    counted = "labels" if several(split.labels) else f"{experiment.task.example}s"
+    sizes = images = None
+    if counted != "images":
+        sizes = np.array([split.size(int(client)) for client in split.shown], np.int64)
+        images = round(sizes.mean() * len(split.clients))
     text = skew_report(
         split.counts(split.shown),
         classes,
-        whole=Whole(len(split.clients), split.totals, split.exact, split.shown, split.distinct, split.names),
+        whole=Whole(
+            len(split.clients),
+            split.totals,
+            split.exact,
+            split.shown,
+            split.distinct,
+            split.names,
+            counted,
+            sizes,
+            images,
+        ),
         weights=_loss_by_class(experiment),
         state_bytes=size_in_bytes(
             get_state(experiment.model, ParameterGroups.of(experiment.model, experiment.config.model).shared)

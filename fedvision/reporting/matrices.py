@@ -36,6 +36,7 @@ def clients_by_classes(
     name: str,
     sample: str | None = None,
     clients: Sequence[str] = (),
+    kinds: str = "classes",
 ) -> str:
     """Draw how many training images of each class every client has, on a logarithmic scale.
 
@@ -47,6 +48,7 @@ def clients_by_classes(
         sample: ``"100 of 1,000,000 clients, drawn at random"`` where these are not all; columns have no
             numbers then.
         clients: Names [K], where clients have some; up to 24 stand at their columns.
+        kinds: What the rows are, in the plural.
     """
     number, row = len(counts), _row_height(len(classes))
     named = 0 < len(clients) <= _NAMED
@@ -69,7 +71,7 @@ def clients_by_classes(
 
     empty = float((counts == 0).mean()) if counts.size else 0.0
     alt = (
-        f"training images of {sample or f'{number} clients'} (columns) in {len(classes)} classes (rows, "
+        f"training images of {sample or f'{number} clients'} (columns) in {len(classes)} {kinds} (rows, "
         f"most frequent first); {percent(empty, 0)} of the cells are empty"
     )
     return draw(paint, name=name, alt=alt, width=WIDTH, height=row * len(classes) + (140 if named else 62))

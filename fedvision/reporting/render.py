@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedvision.files import plain
 from fedvision.formatting import duration, in_order, listed, number, percent, plural, score_name, size, whole
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
-from fedvision.reporting.compare import Group, compare, rarest_recalls, shown_scores
+from fedvision.reporting.compare import Group, compare, group_kinds, rarest_scores, shown_scores
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import idle
 from fedvision.reporting.text_table import TextTable, plain_text
@@ -34,8 +34,8 @@ def run_table(folder: RunFolder) -> str:
     facts = read_facts(folder)
     parts: list[str | TextTable] = [_heading(facts)]
     if measured := [found for view in VIEWS if (found := facts.measurement(view))]:
-        parts += ["", _scores(measured), *_unmeasured(facts, measured)]
-    if facts.best_view and facts.clients:
+        parts += ["", _scores(measured, facts.kinds), *_unmeasured(facts, measured)]
+    if facts.best_view and facts.clients and not facts.own_counts:
         parts += _rarest(facts.class_facts(facts.best_view), facts.distinct)
     notices = [f"note: {notice}" for notice in facts.summary.get("notices", [])]
     return plain_text(*parts, "", _cost(facts), *idle(facts), *notices)
@@ -55,8 +55,13 @@ def score_table(heading: str, found: ClassScores) -> str:
         loss=plain(found.loss),
         worst=None,
     )
-    parts: list[str | TextTable] = [heading, "", _scores([measured])]
-    parts += _rarest(classes, known)
+    parts: list[str | TextTable] = [
+        heading,
+        "",
+        _scores([measured], "labels" if found.several_labels else "classes"),
+    ]
+    if found.by_class:
+        parts += _rarest(classes, known)
     if found.by_class and len(classes) <= PER_CLASS:
         further = ("precision", "ap") if found.several_labels else ()
         heading = "label" if found.several_labels else "class"
@@ -77,7 +82,8 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
     """
     groups = compare(folders)
     scores = shown_scores(groups)
-    table = TextTable("experiment", "n", *(score_name(score) for score in scores), keys=2)
+    kinds = group_kinds(groups)
+    table = TextTable("experiment", "n", *(score_name(score, kinds) for score in scores), keys=2)
     for group in groups:
         spreads = [group.spread(score) for score in scores]
         cells = ["–" if spread is None else str(spread) for spread in spreads]
@@ -92,14 +98,13 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
 
 
 def _rarest_of(groups: Sequence[Group]) -> TextTable | None:
-    classes, recalls = rarest_recalls(groups, RAREST)
+    classes, shares = rarest_scores(groups, RAREST)
     if not classes:
         return None
-    table = TextTable(
-        "recall of a class (training images)", *(f"{c.name} ({whole(c.train)})" for c in classes)
-    )
-    for group, row in zip(groups, recalls, strict=True):
-        table.add(group.label, *(percent(recall) for recall in row))
+    what = "AP of a label" if group_kinds(groups) == "labels" else "recall of a class"
+    table = TextTable(f"{what} (training images)", *(f"{c.name} ({whole(c.train)})" for c in classes))
+    for group, row in zip(groups, shares, strict=True):
+        table.add(group.label, *(percent(share) for share in row))
     return table
 
 
@@ -109,10 +114,10 @@ def _heading(facts: RunData) -> str:
     return f"{facts.config.name}: {facts.status}, {where}{clients}"
 
 
-def _scores(measured: Sequence[Measurement]) -> TextTable:
+def _scores(measured: Sequence[Measurement], kinds: str) -> TextTable:
     table = TextTable("measured", *map(_where, measured))
     for key in in_order({key for view in measured for key in view.scores}):
-        table.add(score_name(key), *(percent(view.scores.get(key)) for view in measured))
+        table.add(score_name(key, kinds), *(percent(view.scores.get(key)) for view in measured))
     table.add("loss", *(number(view.loss) for view in measured))
     if any(view.worst or view.withheld for view in measured):
         table.add("worst client", *map(_worst, measured))
@@ -149,9 +154,10 @@ def _unmeasured(facts: RunData, measured: Sequence[Measurement]) -> list[str]:
 
 def _rarest(classes: Sequence[ClassFacts], distinct: NDArray[np.int64]) -> list[str | TextTable]:
     """Return the table of the rarest classes, or a sentence where there are none; nothing without counts."""
+    several = any(row.ap is not None for row in classes)
+    kinds = "labels" if several else "classes"
     if found := rarest(classes, distinct, RAREST):
-        several = any(row.ap is not None for row in classes)
-        table = TextTable("rarest classes", "training images", "recall", *(["AP"] if several else []))
+        table = TextTable(f"rarest {kinds}", "training images", "recall", *(["AP"] if several else []))
         for row in reversed(found):
             table.add(
                 row.name, whole(row.train), percent(row.recall), *([percent(row.ap)] if several else [])
@@ -161,8 +167,8 @@ def _rarest(classes: Sequence[ClassFacts], distinct: NDArray[np.int64]) -> list[
         return []
     least = int((distinct == distinct.min()).sum())
     if least == len(distinct):
-        return ["", f"all {least} classes have equally many training images: none is rare"]
-    return ["", f"{least} of {len(distinct)} classes are equally rare: too many to list as the rarest"]
+        return ["", f"all {least} {kinds} have equally many training images: none is rare"]
+    return ["", f"{least} of {len(distinct)} {kinds} are equally rare: too many to list as the rarest"]
 
 
 def _cost(facts: RunData) -> str:

@@ -197,6 +197,21 @@ class RunData:
         return self.config.task.use == "multi-label"
 
     @property
+    def kinds(self) -> str:
+        """What an image is of, in the plural: ``"classes"`` or ``"labels"``."""
+        return "labels" if self.several_labels else "classes"
+
+    @property
+    def kind(self) -> str:
+        """The same in the singular."""
+        return "label" if self.several_labels else "class"
+
+    @property
+    def rare_score(self) -> str:
+        """What is told of single classes: recall, or AP where an image may have several labels."""
+        return "AP" if self.several_labels else "recall"
+
+    @property
     def own_counts(self) -> bool:
         """Whether the task is one's own and counts something else than images by true and predicted class."""
         if self.config.task.use in ("classification", "multi-label"):
@@ -209,12 +224,9 @@ class RunData:
         if self.several_labels:
             return "mean_ap"
         for record in self.rounds:
-            local = record.get("local") or {}
-            if found := [
-                key
-                for key, value in local.items()
-                if isinstance(value, dict) and key in local.get("scores", {})
-            ]:
+            local: Record = record.get("local") or {}
+            of_clients = (key for key, value in local.items() if isinstance(value, dict))
+            if found := [key for key in of_clients if key in local.get("scores", ())]:
                 return found[0]
         return "accuracy"
 

@@ -17,12 +17,15 @@ from fedvision.reporting.text_table import TextTable, plain_text
 CLIENTS_SHOWN, CLASSES_SHOWN = 20, 12
 _MEASURES = {
     "sizes": ("images", 0),
-    "classes": ("classes", 0),
-    "effective_classes": ("effective classes", 1),
-    "imbalance": ("most frequent / rarest class", 1),
+    "classes": ("{kinds}", 0),
+    "effective_classes": ("effective {kinds}", 1),
+    "imbalance": ("most frequent / rarest {kind}", 1),
     "jensen_shannon": ("divergence from the whole, bits", 3),
     "total_variation": ("distance from the whole", 3),
 }
+"""Measures of ``skew.Skew`` with their names and decimals."""
+_KINDS = {"classes": "class", "labels": "label"}
+"""What an image is of, and the singular."""
 
 
 class Whole(NamedTuple):
@@ -40,11 +43,27 @@ class Whole(NamedTuple):
     """int64 [C]: the same with every image counted once, where clients share images."""
     names: Sequence[str] = ()
     """The clients' names [K] where they have some."""
+    counted: str = "images"
+    """What ``totals`` count, in the plural: ``"labels"`` where an image may have several, or ``"pixels"``."""
+    sizes: NDArray[np.int64] | None = None
+    """int64 [K]: training images of each client shown, where something else is counted."""
+    images: int | None = None
+    """Training images over all clients, likewise."""
 
     @property
     def sampled(self) -> bool:
         """Whether some clients are not shown."""
         return len(self.shown) < self.clients
+
+    @property
+    def kinds(self) -> str:
+        """What an image is of, in the plural."""
+        return "labels" if self.counted == "labels" else "classes"
+
+    @property
+    def kind(self) -> str:
+        """The same in the singular."""
+        return _KINDS[self.kinds]
 
 
 def skew_report(
@@ -71,7 +90,7 @@ def skew_report(
         held_out: Images that are kept from training to measure on.
     """
     whole = whole or Whole(len(counts), counts.sum(0), True, np.arange(len(counts)))
-    skew = measure(counts, whole.totals)
+    skew = measure(counts, whole.totals, whole.sizes)
     parts: list[str | TextTable] = [
         _size(whole, left_out, held_out),
         "",
@@ -85,10 +104,14 @@ def skew_report(
 
 
 def _size(whole: Whole, left_out: int, held_out: int) -> str:
+    images = int(whole.totals.sum()) if whole.images is None else whole.images
+    kinds = plural(len(whole.totals), whole.kind, whole.kinds.removeprefix(whole.kind))
     text = (
-        f"{'' if whole.exact else 'about '}{plural(int(whole.totals.sum()), 'training image')} of "
-        f"{plural(len(whole.totals), 'class', 'es')} on {plural(whole.clients, 'client')}"
+        f"{'' if whole.exact else 'about '}{plural(images, 'training image')} of {kinds} on "
+        f"{plural(whole.clients, 'client')}"
     )
+    if whole.images is not None:
+        text += f", with {int(whole.totals.sum()):,} {whole.counted} in all"
     text += "" if whole.exact else " (expected, not counted)"
     text += f"; {plural(held_out, 'image')} kept to measure on" if held_out else ""
     return text + (f"; {plural(left_out, 'image')} left out" if left_out else "")
@@ -99,7 +122,7 @@ def _clients(counts: NDArray[np.int64], classes: Sequence[str], skew: Skew, whol
     wide = counts.shape[1] <= CLASSES_SHOWN
     order = by_frequency(whole.totals)[: None if wide else 0]
     names = (classes[c] for c in order)
-    table = TextTable("client", "images", "effective classes", "divergence", *names, keys=2)
+    table = TextTable("client", "images", f"effective {whole.kinds}", "divergence", *names, keys=2)
     for row, client in enumerate(whole.shown[:CLIENTS_SHOWN]):
         cells = [f"{counts[row, c]:,}" if counts[row, c] else "·" for c in order]
         facts = (number(skew.effective_classes[row], 1), number(skew.jensen_shannon[row]))
@@ -118,9 +141,11 @@ def _spread(skew: Skew, whole: Whole) -> TextTable:
     table = TextTable(f"over {over}", "median", "lowest", "highest")
     for key, (name, digits) in _MEASURES.items():
         spread = skew.summary[key]
-        table.add(name, *(f"{value:,.{digits}f}" for value in spread))
+        table.add(
+            name.format(kinds=whole.kinds, kind=whole.kind), *(f"{value:,.{digits}f}" for value in spread)
+        )
     table.add("Gini coefficient of the sizes", number(skew.gini), "", "")
-    table.add("whole: most frequent / rarest class", number(skew.global_imbalance, 1), "", "")
+    table.add(f"whole: most frequent / rarest {whole.kind}", number(skew.global_imbalance, 1), "", "")
     return table
 
 
@@ -130,7 +155,10 @@ def _classes(
     """Return the classes, the most frequent first; of many the ends of the list, where the skew is."""
     total, order = whole.totals, by_frequency(whole.totals)
     having_it = f"of {len(counts)} clients have it" if whole.sampled else "clients that have it"
-    table = TextTable("class", "images", "share", having_it, *weights)
+    # Shares of labels are of the images, which may have several: they add up to more than one.
+    labels = whole.counted == "labels"
+    base = max((labels and whole.images) or int(total.sum()), 1)
+    table = TextTable(whole.kind, "images" if labels else whole.counted, "share", having_it, *weights)
     half = CLASSES_SHOWN // 2
     for place, c in enumerate(order):
         if len(order) > CLASSES_SHOWN and half <= place < len(order) - half:
@@ -138,7 +166,7 @@ def _classes(
                 table.add("...", "", "", "", *("" for _ in weights))
             continue
         having = int(np.count_nonzero(counts[:, c]))
-        facts = (f"{total[c]:,}", percent(total[c] / max(total.sum(), 1)), f"{having:,}")
+        facts = (f"{total[c]:,}", percent(total[c] / base), f"{having:,}")
         table.add(classes[c], *facts, *(number(_known(values[c])) for values in weights.values()))
     return table
 

@@ -22,12 +22,13 @@ def headlines(facts: RunData) -> list[Headline]:
     measured = facts.best_view
     if measured is None:
         return []
+    alike = f"false alarms count as well as misses, every {facts.kind} alike"
     meanings = {
         "mean_ap": ("Mean AP", f"average precision on {measured_on(measured)}, every label alike"),
         "accuracy": ("Accuracy", f"share of all {measured_on(measured)} that get their right name"),
         "balanced_accuracy": ("Balanced accuracy", _balanced(facts, measured)),
-        "tail": ("Rare classes", _tail(facts)),
-        "macro_f1": ("Macro F1", "false alarms count as well as misses, every class alike"),
+        "tail": (f"Rare {facts.kinds}", _tail(facts)),
+        "macro_f1": ("Macro F1", alike),
     }
     if facts.own_counts:
         on = f"on {measured_on(measured)}"
@@ -90,8 +91,8 @@ def _tail(facts: RunData) -> str:
     rare = [c.name for c in facts.class_facts(None) if c.group == "tail"]
     what = "mean AP" if facts.several_labels else "recall"
     if len(rare) > 4:
-        return f"{what} of the {len(rare)} rarest classes"
-    return f"{what} of the rarest classes: {', '.join(rare)}" if rare else ""
+        return f"{what} of the {len(rare)} rarest {facts.kinds}"
+    return f"{what} of the rarest {facts.kinds}: {', '.join(rare)}" if rare else ""
 
 
 def _data(facts: RunData) -> str:
@@ -101,7 +102,7 @@ def _data(facts: RunData) -> str:
     more = f" and {others} more without a part" if others else ""
     who = plural(facts.clients, "client") + more + (" keeps" if facts.clients == 1 and not more else " keep")
     if not facts.totals.any() and facts.withheld:
-        return f"{who} images and do not say how many of each class."
+        return f"{who} images and do not say how many of each {facts.kind}."
     images = ("" if facts.exact else "about ") + whole(int(facts.totals.sum()))
     text = f"{who} {images} training images of {plural(len(facts.totals), 'class', 'es')}"
     if facts.own_counts:  # of a task of one's own it is not known what is counted
@@ -121,8 +122,9 @@ def _result(facts: RunData) -> str:
     if measured is not None and measured.scores.get("mean_ap") is not None:
         return _labels(facts, measured)
     if measured is not None and facts.own_counts and measured.scores:
-        told = [f"{score_name(key)} is {percent(value)}" for key, value in list(measured.scores.items())[:3]]
-        return f"After round {measured.round}, on {measured_on(measured)}, {' and '.join(told)}."
+        first = list(measured.scores.items())[:3]
+        scores = " and ".join(f"{score_name(key)} is {percent(value)}" for key, value in first)
+        return f"After round {measured.round}, on {measured_on(measured)}, {scores}."
     if measured is None or measured.scores.get("accuracy") is None:
         if facts.status == "finished":
             return "Nothing was measured: there were no images for it."

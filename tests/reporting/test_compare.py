@@ -16,7 +16,7 @@ from fedvision.reporting.compare import (
     differing,
     distinguishing,
     flat,
-    rarest_recalls,
+    rarest_scores,
     shown_scores,
 )
 from fedvision.reporting.comparison import write_comparison
@@ -118,21 +118,21 @@ def test_recalls_of_the_rarest_classes_are_means_over_runs(make_run: MakeRun) ->
     groups = compare(
         [make_run("a", rounds=3), make_run("b", rounds=1, seed=1), make_run("c", loss={"use": "focal"})]
     )
-    classes, recalls = rarest_recalls(groups, 2)
+    classes, recalls = rarest_scores(groups, 2)
     assert [(c.name, c.train) for c in classes] == [("dog", 8), ("ant", 2)]
     assert recalls == [[pytest.approx(0.6), pytest.approx(0.3)], [pytest.approx(0.6), pytest.approx(0.4)]]
 
 
 def test_runs_with_other_classes_have_no_rarest_in_common(make_run: MakeRun) -> None:
     same, other = make_run("a"), make_run("b", classes=("cat", "dog", "bee"))
-    assert rarest_recalls(compare([same, other]), 2) == ([], [])
+    assert rarest_scores(compare([same, other]), 2) == ([], [])
     unmeasured = make_run("c", rounds=0, loss={"use": "focal"})
-    assert rarest_recalls(compare([same, unmeasured]), 2) == ([], [])
+    assert rarest_scores(compare([same, unmeasured]), 2) == ([], [])
 
 
 def test_balanced_data_have_no_rarest_classes(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run("a", counts=[[4, 4, 4]] * 2), make_run("b", counts=[[4, 4, 4]] * 2, seed=1)]
-    assert rarest_recalls(compare(runs), 2) == ([], [])
+    assert rarest_scores(compare(runs), 2) == ([], [])
     page = write_comparison(runs, tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert "The rarest classes" not in page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,9 @@ def test_a_run_with_moved_targets_learns(tmp_path: Path) -> None:
 def test_it_can_be_inspected() -> None:
     text = inspect_experiment(Experiment.build(pixels()))
     assert all(name in text for name in CLASSES)
+    told = re.match(r"(\d+) training images of 3 classes on 4 clients, with ([\d,]+) pixels in all", text)
+    assert told is not None
+    assert int(told[1]) * SIDE**2 == int(told[2].replace(",", ""))
 
 
 @pytest.mark.parametrize(

@@ -54,13 +54,19 @@ class Skew:
     """Median, minimum and maximum over clients of every [K] measure, by its name."""
 
 
-def measure(counts: NDArray[np.int64], totals: NDArray[np.int64] | None = None) -> Skew:
+def measure(
+    counts: NDArray[np.int64],
+    totals: NDArray[np.int64] | None = None,
+    images: NDArray[np.int64] | None = None,
+) -> Skew:
     """Measure the skew of a split.
 
     Args:
         counts: int64 [K, C], images of each class on each client, K >= 1, C >= 1.
         totals: int64 [C], images of each class in the federation, where ``counts`` holds a sample of its
             clients; by default their sum.
+        images: int64 [K], images of each client; by default the sums of its counts, which they are where an
+            image is of one class.
 
     Raises:
         ValueError: ``counts`` is no [K, C] array of numbers >= 0.
@@ -75,7 +81,7 @@ def measure(counts: NDArray[np.int64], totals: NDArray[np.int64] | None = None) 
     filled = sizes > 0
     divergence = _entropy((p + q) / 2) - (entropy + _entropy(q)) / 2
     by_client = {
-        "sizes": sizes,
+        "sizes": sizes if images is None else images,
         "classes": np.count_nonzero(counts, axis=1),
         "effective_classes": np.exp2(entropy) * filled,
         "imbalance": _imbalance(counts),
@@ -84,7 +90,7 @@ def measure(counts: NDArray[np.int64], totals: NDArray[np.int64] | None = None) 
     }
     return Skew(
         **by_client,
-        gini=_gini(sizes),
+        gini=_gini(by_client["sizes"]),
         global_imbalance=float(_imbalance(total[None])[0]),
         summary={
             name: Spread(float(np.median(v)), float(v.min()), float(v.max())) for name, v in by_client.items()

@@ -171,6 +171,7 @@ def test_nothing_else_may_be_named(plugins: tuple[str, ...], kind: str, use: str
     "table",
     [
         '[task]\nuse = "os:system"',
+        '[[update]]\nuse = "os:system"',
         '[model]\nuse = "os:system"',
         '[loss]\nuse = "os:system"',
         '[training]\noptimizer = "os:system"',
