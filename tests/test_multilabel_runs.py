@@ -99,7 +99,7 @@ def test_its_model_is_used_by_command(
     simulate(several(archive), out=tmp_path / "run")
     main.main(["predict", str(tmp_path / "run"), str(archive), "--csv", str(tmp_path / "found.csv")])
     assert capsys.readouterr().out.split()[:2] == ["file", "labels"]
-    head, *rows = csv.reader((tmp_path / "found.csv").open())
+    head, *rows = csv.reader((tmp_path / "found.csv").read_text().splitlines())
     assert head == ["file", "labels", "p(even)", "p(high)", "p(nine)"]
     for row in rows:
         named = [name for name, share in zip(head[2:], row[2:], strict=True) if float(share) >= 0.5]

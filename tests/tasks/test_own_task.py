@@ -134,6 +134,14 @@ def test_what_does_not_fit_is_refused_before_the_start(tables: dict[str, Any], p
         Experiment.build(pixels(**tables))
 
 
+def test_counts_of_pixels_do_not_travel() -> None:
+    """What a client reveals (noise, masks) is made for counts that an image changes by 1."""
+    with pytest.raises(
+        ConfigError, match="counts pixels, and what a client reveals is settled for counts of"
+    ):
+        Experiment.build(pixels(), split_here=False)
+
+
 def test_its_model_predicts_only_where_it_says_how(tmp_path: Path) -> None:
     simulate(pixels(rounds=1), out=tmp_path / "run")
     with pytest.raises(ConfigError, match="the task 'pixels' does not say what is predicted"):
