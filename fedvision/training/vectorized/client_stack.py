@@ -220,6 +220,8 @@ def rows(state: Mapping[str, torch.Tensor], clients: int) -> State:
 @torch.no_grad()
 def fill(target: torch.Tensor, values: Sequence[torch.Tensor]) -> None:
     """Write each client's tensor [...] into its row of ``target`` [K, ...]."""
-    # Most often all were sent one model.
-    alike = all(value is values[0] for value in values)
-    target.copy_(values[0] if alike else torch.stack([value.to(target.device) for value in values]))
+    if all(value is values[0] for value in values):
+        # Most often all were sent one model, which crosses over to a device once.
+        target.copy_(values[0].to(target.device))
+    else:
+        target.copy_(torch.stack([value.to(target.device) for value in values]))
