@@ -207,6 +207,7 @@ def _clients(facts: RunData) -> Markup | None:
             sample=sample,
             clients=facts.shown if facts.names else (),
             kinds=facts.kinds,
+            counted="class counts" if facts.own_counts else "training images",
         )
     )
 

@@ -37,6 +37,7 @@ def clients_by_classes(
     sample: str | None = None,
     clients: Sequence[str] = (),
     kinds: str = "classes",
+    counted: str = "training images",
 ) -> str:
     """Draw how many training images of each class every client has, on a logarithmic scale.
 
@@ -49,6 +50,7 @@ def clients_by_classes(
             numbers then.
         clients: Names [K], where clients have some; up to 24 stand at their columns.
         kinds: What the rows are, in the plural.
+        counted: What the counts are of.
     """
     number, row = len(counts), _row_height(len(classes))
     named = 0 < len(clients) <= _NAMED
@@ -67,11 +69,11 @@ def clients_by_classes(
             axes.xaxis.set_major_locator(NullLocator() if sample else MaxNLocator(20, integer=True))
         if number <= _NAMED and len(classes) <= _WRITTEN:
             _write_cells(axes, shown, image, _short)
-        _colour_bar(axes, image, "images", ticks, lambda value: whole(round(value)))
+        _colour_bar(axes, image, counted.removeprefix("training "), ticks, lambda value: whole(round(value)))
 
     empty = float((counts == 0).mean()) if counts.size else 0.0
     alt = (
-        f"training images of {sample or f'{number} clients'} (columns) in {len(classes)} {kinds} (rows, "
+        f"{counted} of {sample or f'{number} clients'} (columns) in {len(classes)} {kinds} (rows, "
         f"most frequent first); {percent(empty, 0)} of the cells are empty"
     )
     return draw(paint, name=name, alt=alt, width=WIDTH, height=row * len(classes) + (140 if named else 62))
