@@ -176,10 +176,9 @@ def rounds(
         exchange = PhaseResult(
             client_registry=client_registry,
             stage="training",
-            validator=UpdateValidator(state),
-            pre_aggregates=pre_aggregates,
+            decoder=UpdateValidator(state, accepts_sums=pre_aggregates),
         )
-        strategy.aggregate_train(number, exchange.send(grid, messages))
+        strategy.aggregate(number, exchange.send(grid, messages))
         if exchange.refused:
             raise SystemExit(f"a client failed: {exchange.refused[0]}")
         taken.append(time.perf_counter() - start)

@@ -47,11 +47,12 @@ class PartialAggregator:
         client = message.metadata.dst_node_id - FIRST_NODE
         nbytes = codec.size(reply.content)
         try:
-            norm = validator.check(reply.content, client)
+            found = validator.decode(reply, client)
         except InvalidUpdate as error:
             return Message(Error(code=internals.REPLY_REFUSED, reason=error.cause), reply_to=message)
-        sums.add(codec.decode_update(reply.content, client, 0))
-        return answer(codec.encode_folded(reply.content, norm, nbytes), message)
+        sums.add(found.update(0))
+        folded = codec.encode_folded(found.examples, found.loss, nbytes, found.norm, found.measured)
+        return answer(folded, message)
 
     def add_stack(self, messages: Sequence[Message], stacked: ClientBatchResult) -> list[Message]:
         """Add the updates of a stack to the sums where they are, and return a reply to each message.
@@ -118,5 +119,7 @@ def _update(stacked: ClientBatchResult, place: int) -> ClientUpdate:
 
 
 def _content(stacked: ClientBatchResult, place: int, nbytes: int, norm: float) -> RecordDict:
-    facts = stacked.plan.sizes[place], stacked.losses[place]
-    return codec.encode_in_sum(*facts, nbytes, norm, stacked.who.jobs[place].measured)
+    counted = stacked.who.jobs[place].measured
+    measured = None if counted is None else codec.encode_evaluation(counted)
+    nbytes += 0 if measured is None else codec.size(measured)
+    return codec.encode_folded(stacked.plan.sizes[place], stacked.losses[place], nbytes, norm, measured)

@@ -29,7 +29,7 @@ from fedvision.flower.internals import DistantArray, TensorArray, filled
 from fedvision.flower.internals_message import values
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import TrainResult
-from fedvision.types import ClientConfig, ClientUpdate, State, TrainRequest
+from fedvision.types import ClientConfig, State, TrainRequest
 from fedvision.updates.schema import wire_dtype
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
@@ -140,9 +140,14 @@ def encode_client_config(
     if client_config.lr_factor != 1:
         config_record[_LR_FACTOR] = float(client_config.lr_factor)
     content = RecordDict({ARRAYS: arrays, CONFIG: config_record})
-    for group, state in client_config.tensors.items():
-        content[_TENSORS + group] = encode_state(state)
+    add_groups(content, client_config.tensors)
     return content
+
+
+def add_groups(content: RecordDict, tensors: Mapping[str, State]) -> None:
+    """Put groups of tensors that travel beside a model into a content; ``groups`` reads them."""
+    for group, state in tensors.items():
+        content[_TENSORS + group] = encode_state(state)
 
 
 def round_of(content: RecordDict) -> int:
@@ -196,8 +201,7 @@ def encode_update(update: TrainResult) -> RecordDict:
     """Return the content of a reply to a training message."""
     metrics = filled(MetricRecord, {EXAMPLES: update.examples, TRAIN_LOSS: update.loss})
     content = filled(RecordDict, {ARRAYS: encode_state(update.state), METRICS: metrics})
-    for group, state in update.tensors.items():
-        content[_TENSORS + group] = encode_state(state)
+    add_groups(content, update.tensors)
     if update.measured is not None:
         carry(content, encode_evaluation(update.measured))
     return content
@@ -216,52 +220,23 @@ def unload(reply: RecordDict) -> RecordDict | None:
     return filled(RecordDict, taken) if taken else None
 
 
-def decode_update(content: RecordDict, client: int, position: int) -> ClientUpdate:
-    """Return a client's update from a reply that ``UpdateValidator`` let through, and decoded."""
-    metrics = values(record(content, METRICS, MetricRecord))
-    return ClientUpdate(
-        client=client,
-        position=position,
-        examples=int(metrics[EXAMPLES]),
-        state=decode_state(values(record(content, ARRAYS, ArrayRecord))),
-        loss=float(metrics[TRAIN_LOSS]),
-        tensors=groups(content),
-    )
-
-
-def training_facts(content: RecordDict) -> tuple[float, int]:
-    """Return the mean training loss and the number of images that a reply, folded or not, tells."""
-    metrics = values(record(content, METRICS, MetricRecord))
-    return float(metrics[TRAIN_LOSS]), int(metrics[EXAMPLES])
-
-
-def encode_folded(content: RecordDict, norm: float, nbytes: int) -> RecordDict:
-    """Return a reply's content without its tensors, which are in a sum: with its change's norm and bytes."""
-    measures = filled(ConfigRecord, {_BYTES: nbytes, _NORM: norm})
-    measured = {key: held for key, held in values(content).items() if key.startswith(_MEASURED)}
-    own = {METRICS: record(content, METRICS, MetricRecord), _FOLDED: measures}
-    return filled(RecordDict, own | measured)
-
-
-def encode_in_sum(
-    examples: int, loss: float, nbytes: int, norm: float, measured: Evaluation | None
+def encode_folded(
+    examples: int, loss: float, nbytes: int, norm: float, measured: RecordDict | None
 ) -> RecordDict:
-    """Return the content of a folded reply whose tensors went into a sum without having been in a message.
+    """Return the content of a reply whose tensors are in a sum.
 
     Args:
         examples: Images of the client.
         loss: Its mean training loss.
-        nbytes: Bytes of its tensors as they would have travelled.
+        nbytes: Bytes of its tensors as they would have travelled, with those of ``measured``.
         norm: Norm of its change.
-        measured: What it counted before.
+        measured: Its measurement of the model that it received, as ``encode_evaluation`` made it.
     """
-    counted = None if measured is None else encode_evaluation(measured)
-    nbytes += 0 if counted is None else size(counted)
     metrics = filled(MetricRecord, {EXAMPLES: examples, TRAIN_LOSS: loss})
-    measures = filled(ConfigRecord, {_BYTES: nbytes, _NORM: norm})
-    content = filled(RecordDict, {METRICS: metrics, _FOLDED: measures})
-    if counted is not None:
-        carry(content, counted)
+    summary = filled(ConfigRecord, {_BYTES: nbytes, _NORM: norm})
+    content = filled(RecordDict, {METRICS: metrics, _FOLDED: summary})
+    if measured is not None:
+        carry(content, measured)
     return content
 
 
@@ -271,7 +246,7 @@ def is_folded(content: RecordDict) -> bool:
 
 
 def folded_norm(content: RecordDict) -> float:
-    """Return the norm that a folded reply tells."""
+    """Return the norm that a folded reply reports."""
     return float(record(content, _FOLDED, ConfigRecord)[_NORM])  # type: ignore[arg-type]
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-
-from flwr.app import Message
+from typing import Any, Generic, TypeVar
 
 from fedvision.errors import FedVisionError, RunError
 
@@ -13,28 +12,31 @@ _LONGEST = 300
 """Characters of another's sentence that are repeated; torch adds pages of its own stack."""
 
 
-class Stream:
-    """Messages on their way into code of others; what their carrier raises is not that code's fault."""
+T = TypeVar("T")
 
-    def __init__(self, messages: Iterable[Message]) -> None:
-        self._messages = messages
+
+class Stream(Generic[T]):
+    """Replies on their way into code of others; what their carrier raises is not that code's fault."""
+
+    def __init__(self, replies: Iterable[T]) -> None:
+        self._replies = replies
         self.raised: BaseException | None = None
         """What the carrier raised."""
 
-    def __iter__(self) -> Iterator[Message]:
+    def __iter__(self) -> Iterator[T]:
         try:
             # No "yield from": that would close the carrier's generator with a reader that stops early.
-            for message in self._messages:
-                yield message
+            for reply in self._replies:
+                yield reply
                 # Let go before the next one is made, or two models are in memory.
-                del message
+                del reply
         except BaseException as error:
             self.raised = error
             raise
 
 
 @contextmanager
-def guarded(where: str, stream: Stream | None = None) -> Iterator[None]:
+def guarded(where: str, stream: Stream[Any] | None = None) -> Iterator[None]:
     """Turn what code of others raises into an error of the run.
 
     Args:

@@ -138,22 +138,51 @@ def is_hidden(content: RecordDict) -> bool:
     return bool(_group(content))
 
 
-def problem(content: RecordDict, shape_for: Callable[[Shape], Shape]) -> str | None:
-    """Return why an evaluation cannot be used; None where it can.
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReply:
+    """A client's evaluation, decoded once, where it is received."""
+
+    examples: int
+    """Images behind it."""
+    plain: Evaluation | None = None
+    """What was counted, where the client reports that as it is."""
+    group: str = ""
+    """Name of the group in whose sum it can be read; empty where it is plain or withheld."""
+    masked_counts: NDArray[np.int64] | None = None
+    """Its masked counts [T, R, S]."""
+    masked_loss: int | None = None
+    """Its masked loss in 2^-20 nats."""
+
+
+def decode_evaluation(content: RecordDict, shape_for: Callable[[Shape], Shape]) -> EvaluationReply:
+    """Return what a client's evaluation says.
 
     Args:
-        content: As it came.
+        content: As it was received.
         shape_for: The shape (T, R, S) that counts of a shape must have.
+
+    Raises:
+        ValueError: It cannot be used; the sentence says why.
     """
     try:
         metrics = codec.record(content, codec.METRICS, MetricRecord)
-        images, group = codec.reported_examples(content), _group(content)
+        examples, group = codec.reported_examples(content), _group(content)
         float(metrics[codec.LOSS])  # type: ignore[arg-type]
-        if group == _WITHHELD:
-            return stats_codec.problem(content, metrics, shape_for, 0)
-        return stats_codec.problem(content, metrics, shape_for, None if group else images)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return "its measurement lacks counts, loss or number of images"
+        counted = 0 if group == _WITHHELD else None if group else examples
+        wrong = stats_codec.problem(content, metrics, shape_for, counted)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError("its measurement lacks counts, loss or number of images") from error
+    if wrong:
+        raise ValueError(wrong)
+    if not group:
+        return EvaluationReply(examples=examples, plain=codec.decode_evaluation(content))
+    if group == _WITHHELD:
+        return EvaluationReply(examples=examples)
+    loss = codec.record(content, codec.CONFIG, ConfigRecord).get(_LOSS)
+    if not isinstance(loss, int):
+        raise ValueError("its measurement lacks its masked loss")
+    tables = stats_codec.tables_of(content)
+    return EvaluationReply(examples=examples, group=group, masked_counts=tables, masked_loss=loss)
 
 
 def _group(content: RecordDict) -> str:
@@ -180,20 +209,23 @@ class ReadableStats:
         return [*self.plain.values(), *self.sums]
 
 
-def split_readable(replies: Mapping[int, RecordDict], groups: Mapping[str, Collection[int]]) -> ReadableStats:
-    """Tell evaluations that can be read from those that only count as a sum.
+def split_readable(
+    replies: Mapping[int, EvaluationReply], groups: Mapping[str, Collection[int]]
+) -> ReadableStats:
+    """Separate evaluations that can be read from those that only count as a sum.
 
     Args:
         replies: By client.
         groups: The clients of each group by its name. A group of which somebody is missing gives no sum.
     """
-    found, waiting = ReadableStats(), dict[str, dict[int, RecordDict]]()
-    for client, content in replies.items():
-        if group := _group(content):
-            waiting.setdefault(group, {})[client] = content
-            found.withheld.append(client)
-        else:
-            found.plain[client] = codec.decode_evaluation(content)
+    found, waiting = ReadableStats(), dict[str, dict[int, EvaluationReply]]()
+    for client, reply in replies.items():
+        if reply.plain is not None:
+            found.plain[client] = reply.plain
+            continue
+        found.withheld.append(client)
+        if reply.group:
+            waiting.setdefault(reply.group, {})[client] = reply
     for group, members in waiting.items():
         if set(groups.get(group, ())) == set(members) and (total := _total(list(members.values()))):
             found.sums.append(total)
@@ -201,17 +233,15 @@ def split_readable(replies: Mapping[int, RecordDict], groups: Mapping[str, Colle
     return found
 
 
-def _total(contents: Sequence[RecordDict]) -> Evaluation | None:
+def _total(replies: Sequence[EvaluationReply]) -> Evaluation | None:
     """Return a group's sum, or None where the masks are not gone from it."""
-    parts = [tables for content in contents if (tables := stats_codec.tables_of(content)) is not None]
-    if len(parts) != len(contents) or len({part.shape for part in parts}) != 1:
+    parts = [reply.masked_counts for reply in replies if reply.masked_counts is not None]
+    if len({part.shape for part in parts}) != 1:
         return None
     tables = added(parts)
-    images = sum(codec.reported_examples(content) for content in contents)
-    masked = [codec.record(content, codec.CONFIG, ConfigRecord).get(_LOSS) for content in contents]
-    if not stats_codec.are_counts(tables, images) or not all(isinstance(loss, int) for loss in masked):
+    if not stats_codec.are_counts(tables, sum(reply.examples for reply in replies)):
         return None
-    units = int(added(np.array(masked, np.int64)))
+    units = int(added(np.array([reply.masked_loss for reply in replies], np.int64)))
     if units < 0:
         return None
     loss = units * _LOSS_STEP

@@ -65,8 +65,22 @@ def encode_sums(sums: FixedPoint, examples: int) -> RecordDict:
     return RecordDict({_SUMS: arrays, codec.METRICS: MetricRecord({codec.EXAMPLES: examples})})
 
 
-def decode_sums(content: RecordDict) -> tuple[dict[str, NDArray[np.int64]], int]:
-    """Return a reply's sums and number of images.
+@dataclass(frozen=True, kw_only=True)
+class StatisticReply:
+    """A client's sums, decoded once, where they are received."""
+
+    sums: dict[str, NDArray[np.int64]]
+    """Named sums in units of fixed point; masked where there is a group."""
+    examples: int
+    """Training images behind them."""
+    group: str = ""
+    """Name of the group in whose sum alone they can be read; empty where they are plain."""
+    masked_examples: int = 0
+    """``examples`` with the mask of the group: over all of it, the sum of both is the same."""
+
+
+def decode_reply(content: RecordDict) -> StatisticReply:
+    """Return what a reply says.
 
     Raises:
         ValueError: The content is none of a statistic's.
@@ -74,18 +88,22 @@ def decode_sums(content: RecordDict) -> tuple[dict[str, NDArray[np.int64]], int]
     try:
         arrays = codec.record(content, _SUMS, ArrayRecord)
         sums = {name: np.asarray(array.numpy()) for name, array in arrays.items()}
-        examples = codec.reported_examples(content)
-    except (KeyError, TypeError, ValueError) as error:
+        examples, group, check = codec.reported_examples(content), "", 0
+        if codec.CONFIG in content:
+            config = codec.record(content, codec.CONFIG, ConfigRecord)
+            group, check = str(config[_GROUP]), int(cast("int", config[_CHECK]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError("its reply lacks sums or the number of images") from error
     if any(array.dtype != np.int64 for array in sums.values()) or examples < 0:
         raise ValueError("its sums are no whole numbers of 64 bits")
-    return sums, examples
+    return StatisticReply(sums=sums, examples=examples, group=group, masked_examples=check)
 
 
 def numbers_to_mask(content: RecordDict) -> NDArray[np.int64]:
     """Return all numbers of a reply in a row [M + 1]; the last one, the images, shows that masks are gone."""
-    sums, examples = decode_sums(content)
-    return np.concatenate([*[sums[name].ravel() for name in sorted(sums)], np.array([examples], np.int64)])
+    bare = decode_reply(content)
+    rows = [bare.sums[name].ravel() for name in sorted(bare.sums)]
+    return np.concatenate([*rows, np.array([bare.examples], np.int64)])
 
 
 def with_masked(content: RecordDict, masked: NDArray[np.int64], group: str) -> RecordDict:
@@ -96,19 +114,10 @@ def with_masked(content: RecordDict, masked: NDArray[np.int64], group: str) -> R
         masked: Its ``numbers_to_mask`` with the masks of the group.
         group: The group's name: all of it is needed for a sum.
     """
-    sums, examples = decode_sums(content)
-    parts, start = {}, 0
-    for name in sorted(sums):
-        parts[name] = masked[start : start + sums[name].size].reshape(sums[name].shape)
-        start += sums[name].size
-    reply = encode_sums({name: parts[name] for name in sums}, examples)
+    bare, parts, start = decode_reply(content), {}, 0
+    for name in sorted(bare.sums):
+        parts[name] = masked[start : start + bare.sums[name].size].reshape(bare.sums[name].shape)
+        start += bare.sums[name].size
+    reply = encode_sums({name: parts[name] for name in bare.sums}, bare.examples)
     reply[codec.CONFIG] = ConfigRecord({_GROUP: group, _CHECK: int(masked[-1])})
     return reply
-
-
-def masked_for(content: RecordDict) -> tuple[str, int] | None:
-    """Return the group for which a reply is masked and its masked number of images; None for a bare one."""
-    if codec.CONFIG not in content:
-        return None
-    config = codec.record(content, codec.CONFIG, ConfigRecord)
-    return str(config[_GROUP]), int(cast("int", config[_CHECK]))

@@ -28,6 +28,7 @@ from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.internals_message import addressed
 from fedvision.flower.private_strategies import check_privacy
 from fedvision.flower.sharing import is_hidden
+from fedvision.flower.train_reply import TrainReply, decode_train_reply
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State
 
@@ -134,45 +135,64 @@ class FlowerStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Combine messages of a server that knows Flower's strategies alone; see ``aggregate``."""
+        losses = _Losses()
+        state = self.aggregate(server_round, losses.watch(self._decoded(replies)))
+        if state is None:
+            return None, None
+        return codec.encode_state(state), MetricRecord({codec.TRAIN_LOSS: losses.mean()})
+
+    def _decoded(self, messages: Iterable[Message]) -> Iterator[TrainReply]:
+        for message in itertools.filterfalse(Message.has_error, messages):
+            client, in_sum = (
+                self._roster.client(message.metadata.src_node_id),
+                codec.is_folded(message.content),
+            )
+            yield decode_train_reply(message, client, in_sum=in_sum)
+            del message
+
+    def aggregate(self, round: int, replies: Iterable[TrainReply]) -> State | None:
         """Combine the replies as they come; None where nobody succeeded.
 
-        Replies may be single updates or, from a carrier that folds, sums over several clients. A strategy
-        whose ``any_order`` is false needs single updates in the messages' order.
+        Args:
+            round: Number of the round.
+            replies: Single updates or, from a carrier that sums, sums over several clients. A strategy whose
+                ``any_order`` is false needs single updates in the messages' order.
+
+        Returns:
+            The next global model in the types in which tensors travel.
         """
-        losses = _Losses()
-        usable = Stream(losses.watch(itertools.filterfalse(Message.has_error, replies)))
+        stream = Stream(replies)
         try:
-            state = self._sum(usable, server_round) if self._mean else self._combine(usable, server_round)
+            state = self._sum(stream, round) if self._mean else self._combine(stream, round)
         finally:
             self._state = {}
         if state is None:
-            return None, None
-        with self._guarded("finalize" if self._mean else "combine", server_round):
-            arrays = codec.encode_state(state)
-        return arrays, MetricRecord({codec.TRAIN_LOSS: losses.mean()})
+            return None
+        with self._guarded("finalize" if self._mean else "combine", round):
+            return codec.sent(state)
 
-    def _sum(self, replies: Stream, round: int) -> State | None:
+    def _sum(self, replies: Stream[TrainReply], round: int) -> State | None:
         """Add up whatever comes, in any order: updates, and sums that others took."""
         assert self._mean is not None
         sums = Sums(self._mean, self._state)
         for reply in replies:
-            content = reply.content
-            if codec.is_folded(content):
-                codec.decode_sums(content, sums)
+            if reply.content is not None:
+                codec.decode_sums(reply.content, sums)
             else:
                 update = self._update(reply)
                 with self._guarded("contribute", round):
                     sums.add(update)
                 del update
             # Let go before the next one is made, or two models are in memory.
-            del reply, content
+            del reply
         if not sums.num_updates:
             return None
         with self._guarded("finalize", round):
             state = sums.finalize()
         return self._checked(state, "finalize", round)
 
-    def _combine(self, replies: Stream, round: int) -> State | None:
+    def _combine(self, replies: Stream[TrainReply], round: int) -> State | None:
         updates = map(self._update, replies)
         first = next(updates, None)
         if first is None:
@@ -198,17 +218,18 @@ class FlowerStrategy(Strategy):
     def _where(self, method: str, round: int) -> str:
         return f"round {round}: {method} of the strategy {type(self.inner).__name__}"
 
-    def _guarded(self, method: str, round: int, stream: Stream | None = None) -> AbstractContextManager[None]:
+    def _guarded(
+        self, method: str, round: int, stream: Stream[Any] | None = None
+    ) -> AbstractContextManager[None]:
         return guarded(self._where(method, round), stream)
 
-    def _update(self, reply: Message) -> ClientUpdate:
-        client = self._roster.client(reply.metadata.src_node_id)
+    def _update(self, reply: TrainReply) -> ClientUpdate:
         # Late answers, of clients whom this round may have asked or not, come after the cohort.
-        position = self._positions.pop(client, None)
+        position = self._positions.pop(reply.client, None)
         if position is None:
             position = self._next
             self._next += 1
-        return codec.decode_update(reply.content, client, position)
+        return reply.update(position)
 
     def query(self, round: int, rounds: int) -> PluginSpec | None:
         """Return the statistic that clients are asked for after a round's training, if there is one."""
@@ -268,10 +289,10 @@ class _Losses:
     def __init__(self) -> None:
         self._noted: list[tuple[float, int]] = []
 
-    def watch(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield the replies that are no errors."""
+    def watch(self, replies: Iterable[TrainReply]) -> Iterator[TrainReply]:
+        """Yield the replies."""
         for reply in replies:
-            self._noted.append(codec.training_facts(reply.content))
+            self._noted.append((reply.loss, reply.examples))
             yield reply
             del reply
 

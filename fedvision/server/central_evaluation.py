@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from fedvision.errors import RunError
 from fedvision.flower import codec
 from fedvision.flower.client_registry import ClientRegistry
-from fedvision.server.phase_result import PhaseResult
+from fedvision.server.phase_result import PhaseResult, Undecoded
 from fedvision.tasks.stats import MetricStats
 from fedvision.training.evaluate import Evaluation
 from fedvision.types import State
@@ -45,7 +45,7 @@ def evaluate_centrally(
         Message(codec.encode_measure(arrays, part), client_registry.node(clients[number]), codec.MEASURE)
         for number, part in enumerate(_parts(images, batch_size, min(PARTS, len(clients))))
     ]
-    exchange = PhaseResult(client_registry=client_registry, stage="measurement")
+    exchange = PhaseResult(client_registry=client_registry, stage="measurement", decoder=Undecoded())
     parts = [codec.decode_evaluation(reply.content) for reply in exchange.send(grid, messages, ordered=True)]
     if exchange.refused:
         raise RunError(f"the server's test images could not be measured: {exchange.refused[0]['reason']}")

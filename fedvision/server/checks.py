@@ -15,7 +15,7 @@ from fedvision.config import RoundConfig
 from fedvision.errors import ConfigError, RunError
 from fedvision.flower import codec
 from fedvision.flower.client_registry import ClientRegistry, ReportedClientRegistry, UnknownClients
-from fedvision.server.phase_result import PhaseResult
+from fedvision.server.phase_result import PhaseResult, Undecoded
 from fedvision.types import State
 
 _SLICE = 1 << 16
@@ -31,7 +31,7 @@ def query_clients(grid: Grid) -> ReportedClientRegistry:
         RunError: No node answered usefully.
     """
     messages = [Message(RecordDict(), node, codec.CLIENT_INFO) for node in grid.get_node_ids()]
-    exchange = PhaseResult(client_registry=UnknownClients(), stage="data")
+    exchange = PhaseResult(client_registry=UnknownClients(), stage="data", decoder=Undecoded())
     replies = list(exchange.send(grid, messages))
     if not replies:
         raise RunError(no_progress_error(1, exchange.refused))

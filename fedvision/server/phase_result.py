@@ -1,8 +1,9 @@
 """One exchange of messages: what went out, what came back, and what could not be used.
 
-A reply that failed, is missing, or does not fit the model is set aside with client, stage, kind and reason,
-and the rest of the round goes on. Replies pass through one at a time and are not held, unless the caller
-wants them in the order of the messages: then those that come early wait.
+A reply is decoded once, where it is received, by the phase's ``ReplyDecoder``. One that failed, is missing,
+or does not fit the model is set aside with client, stage, kind and reason, and the rest of the round goes on.
+Replies pass through one at a time and are not held, unless the caller wants them in the order of the
+messages: then those that come early wait.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -18,24 +19,66 @@ from flwr.serverapp import Grid
 from fedvision.errors import InvalidUpdate
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import ClientRegistry
-from fedvision.server.update_validator import UpdateValidator
+from fedvision.flower.train_reply import TrainReply
 from fedvision.types import Rejection
 
 SILENT = "it did not answer"
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class ReplyDecoder(Protocol[T_co]):
+    """Makes a typed value of a reply that is no error."""
+
+    @property
+    def bytes_saved(self) -> int:
+        """Bytes by which ``[[update]]`` tables make a reply smaller."""
+
+    def decode(self, message: Message, client: int) -> T_co:
+        """Return what a reply says.
+
+        Args:
+            message: The reply; its content may be taken out of it.
+            client: Who sent it.
+
+        Raises:
+            InvalidUpdate: It cannot be used.
+        """
+
+
+class Undecoded:
+    """Leaves a reply as it is, for whoever decodes it later."""
+
+    bytes_saved = 0
+
+    def decode(self, message: Message, client: int) -> Message:
+        """Return the reply."""
+        return message
+
+
+class UnusableReply(Exception):
+    """A reply that is an error or cannot be decoded.
+
+    Args:
+        reason: One sentence.
+        kind: Which of both.
+    """
+
+    def __init__(self, reason: str, kind: Rejection) -> None:
+        super().__init__(reason)
+        self.reason, self.kind = reason, kind
 
 
 @dataclass(kw_only=True)
-class PhaseResult:
+class PhaseResult(Generic[T]):
     """The bookkeeping of one phase of one round."""
 
     client_registry: ClientRegistry
     """Which node hosts which client."""
     stage: str
     """What the clients are asked for: ``"data"``, ``"training"``, ``"evaluation"``."""
-    validator: UpdateValidator | None = None
-    """What replies must pass; None where they carry no model."""
-    pre_aggregates: bool = False
-    """Whether the carrier is a part of this program and may answer with sums over its clients' updates."""
+    decoder: ReplyDecoder[T]
+    """Decodes replies and refuses those that cannot be used."""
     refused: list[dict[str, Any]] = field(default_factory=list)
     """Client, stage, kind (``types.Rejection``) and reason of each reply that was not used; once all are
     in, in the messages' order."""
@@ -59,8 +102,8 @@ class PhaseResult:
         *,
         ordered: bool = False,
         timeout: float | None = None,
-    ) -> Iterator[Message]:
-        """Send messages, wait for everybody, and yield the replies that can be used.
+    ) -> Iterator[T]:
+        """Send messages, wait for everybody, and yield the replies that can be used, decoded.
 
         Args:
             grid: Carries the messages.
@@ -74,10 +117,10 @@ class PhaseResult:
         self.down += codec.total_size(message.content for message in messages)
         replies = self._receive(grid.send_and_receive(messages, timeout=timeout), set(nodes))
         # Nothing on the way may hold a reply while the next one is made, or two models are in memory.
-        yield from in_order(nodes, replies) if ordered else filter(None, map(itemgetter(1), replies))
+        yield from in_order(nodes, replies) if ordered else present(map(itemgetter(1), replies))
         self.sort([self.client_registry.client(node) for node in nodes])
 
-    def _receive(self, replies: Iterable[Message], silent: set[int]) -> Iterator[tuple[int, Message | None]]:
+    def _receive(self, replies: Iterable[Message], silent: set[int]) -> Iterator[tuple[int, T | None]]:
         """Yield each node that answered with its reply, or with None where that cannot be used."""
         for reply in replies:
             node = reply.metadata.src_node_id
@@ -87,48 +130,47 @@ class PhaseResult:
         for node in sorted(silent):
             self.refuse(self.client_registry.client(node), SILENT, "failed")
 
-    def take(self, reply: Message, client: int) -> Message | None:
-        """Note a reply and return it if it can be used."""
-        if found := self.examine(reply, client, self.validator):
-            self.refuse(client, *found)
+    def take(self, reply: Message, client: int) -> T | None:
+        """Note a reply and return what it says if it can be used."""
+        try:
+            found = self.decode(reply, client, self.decoder)
+        except UnusableReply as error:
+            self.refuse(client, error.reason, error.kind)
             return None
         self.answered.append(client)
-        return reply
+        return found
 
-    def examine(
-        self, reply: Message, client: int, validator: UpdateValidator | None
-    ) -> tuple[str, Rejection] | None:
-        """Return why a reply cannot be used, and of which kind that is; note its size and its norm.
+    def decode(self, reply: Message, client: int, decoder: ReplyDecoder[T]) -> T:
+        """Return what a reply says; note its size, and the norm of its change.
 
-        Returns:
-            None where the reply can be used.
+        Raises:
+            UnusableReply: It cannot be used.
         """
         if reply.has_error():
             refused = reply.error.code == internals.REPLY_REFUSED
             if refused:
                 self.unusable.append(client)
             reason = _reason(reply.error.reason or "", client, self.stage)
-            return reason, "refused" if refused else "failed"
-        content = reply.content
-        self.count(codec.size(content), validator)
-        if validator is None:
-            return None
-        if self.pre_aggregates and codec.is_folded(content):
-            self.norms[client] = codec.folded_norm(content)
-            return None
+            raise UnusableReply(reason, "refused" if refused else "failed")
+        self.count(codec.size(reply.content), decoder.bytes_saved)
         try:
-            self.norms[client] = validator.check(content, client)
+            found = decoder.decode(reply, client)
         except InvalidUpdate as error:
             self.unusable.append(client)
-            return error.cause, "refused"
-        return None
+            raise UnusableReply(error.cause, "refused") from error
+        if isinstance(found, TrainReply):
+            self.norms[client] = found.norm
+        return found
 
-    def count(self, nbytes: int, validator: UpdateValidator | None) -> None:
-        """Count the bytes of a reply that came, to be checked by a validator."""
+    def count(self, nbytes: int, bytes_saved: int = 0) -> None:
+        """Count the bytes of a reply that came.
+
+        Args:
+            nbytes: Bytes of its tensors.
+            bytes_saved: How many more they would be had the update not been transformed.
+        """
         self.up += nbytes
-        self.up_whole += nbytes
-        if validator is not None:
-            self.up_whole += validator.updates.bytes_saved
+        self.up_whole += nbytes + bytes_saved
 
     def bytes(self) -> dict[str, int]:
         """Return the bytes sent and received, for the round's record."""
@@ -150,20 +192,28 @@ class PhaseResult:
         self.refused.sort(key=lambda item: place[item["client"]])
 
 
-def in_order(nodes: Sequence[int], replies: Iterator[tuple[int, Message | None]]) -> Iterator[Message]:
+def present(replies: Iterable[T | None]) -> Iterator[T]:
+    """Yield the replies that are there, holding none of them."""
+    for reply in replies:
+        if reply is not None:
+            yield reply
+        del reply
+
+
+def in_order(nodes: Sequence[int], replies: Iterator[tuple[int, T | None]]) -> Iterator[T]:
     """Yield the replies of nodes in the nodes' order; None stands for one that cannot be used."""
-    early: dict[int, Message | None] = {}
+    early: dict[int, T | None] = {}
     due = 0
     for node, reply in replies:
         early[node] = reply
         del reply
         while due < len(nodes) and nodes[due] in early:
-            if found := early.pop(nodes[due]):
+            if (found := early.pop(nodes[due])) is not None:
                 yield found
             del found
             due += 1
     for node in nodes[due:]:
-        if found := early.get(node):
+        if (found := early.get(node)) is not None:
             yield found
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, Generic
 
 from flwr.app import Message, MessageType
 
 from fedvision.flower import codec
+from fedvision.flower.train_reply import TrainReply
 from fedvision.server.pending_messages import NEVER, PendingMessage
-from fedvision.server.phase_result import SILENT, PhaseResult, in_order
+from fedvision.server.phase_result import SILENT, PhaseResult, T, UnusableReply, in_order, present
 from fedvision.server.round_state import RoundState
 from fedvision.server.staleness import rebase_update, weight
 from fedvision.server.update_validator import UpdateValidator
@@ -29,7 +30,7 @@ class QuorumMissed(Exception):
     """Fewer usable answers than the quorum; raised into a strategy before it draws a conclusion."""
 
 
-class ReplyCollector:
+class ReplyCollector(Generic[T]):
     """The answers of one phase of one round, as far as they come in time.
 
     Args:
@@ -39,7 +40,7 @@ class ReplyCollector:
         state: The present model.
     """
 
-    def __init__(self, rounds: RoundState, exchange: PhaseResult, round: int, state: State) -> None:
+    def __init__(self, rounds: RoundState, exchange: PhaseResult[T], round: int, state: State) -> None:
         assert rounds.post
         self.post, self.config, self._exchange = rounds.post, rounds.config, exchange
         self._round, self._state = round, state
@@ -48,7 +49,7 @@ class ReplyCollector:
         self._quorum_at = NEVER
         self.late: list[dict[str, Any]] = []
         """Late answers that came: client, round it was asked in, and what became of it."""
-        self._screens: dict[int, UpdateValidator] = {}
+        self._validators: dict[int, UpdateValidator] = {}
 
     @property
     def used(self) -> int:
@@ -60,7 +61,7 @@ class ReplyCollector:
         """Answers that came so far, usable or not."""
         return len(self._exchange.answered) + len(self._exchange.refused) + len(self.late)
 
-    def receive(self, messages: Sequence[Message], *, ordered: bool) -> Iterator[Message]:
+    def receive(self, messages: Sequence[Message], *, ordered: bool) -> Iterator[T]:
         """Send messages and yield the replies that can be used, those of earlier rounds brought up to date.
 
         Args:
@@ -77,7 +78,7 @@ class ReplyCollector:
             yield from self._sorted(entries, replies)
         else:
             # Nothing on the way may hold a reply while the next one is made, or two models are in memory.
-            yield from filter(None, map(itemgetter(1), replies))
+            yield from present(map(itemgetter(1), replies))
         self._exchange.sort([entry.client for entry in entries])
         self.late.sort(key=lambda item: (item["requested"], item["client"]))
         if self._trains and 0 < self.used < self.config.min_clients:
@@ -93,22 +94,22 @@ class ReplyCollector:
                 item |= {"used": False, "reason": reason}
 
     def _sorted(
-        self, entries: Sequence[PendingMessage], replies: Iterator[tuple[PendingMessage, Message | None]]
-    ) -> Iterator[Message]:
-        late: list[tuple[int, int, Message]] = []
+        self, entries: Sequence[PendingMessage], replies: Iterator[tuple[PendingMessage, T | None]]
+    ) -> Iterator[T]:
+        late: list[tuple[int, int, T]] = []
 
-        def new() -> Iterator[tuple[int, Message | None]]:
+        def new() -> Iterator[tuple[int, T | None]]:
             for entry, reply in replies:
                 if entry.round == self._round and entry.stage == self._exchange.stage:
                     yield id(entry), reply
-                elif reply:
+                elif reply is not None:
                     late.append((entry.round, entry.client, reply))
                 del reply
 
         yield from in_order([id(entry) for entry in entries], new())
         yield from (reply for _, _, reply in sorted(late, key=lambda item: item[:2]))
 
-    def _screened(self, entries: Sequence[PendingMessage]) -> Iterator[tuple[PendingMessage, Message | None]]:
+    def _screened(self, entries: Sequence[PendingMessage]) -> Iterator[tuple[PendingMessage, T | None]]:
         """Yield letters with their replies, None where these are not used, until the phase is over."""
         missing = dict.fromkeys(entries)
         lasting = self.post.lasting is not None
@@ -137,7 +138,7 @@ class ReplyCollector:
             self.used >= self.config.min_clients or not self.config.uses_late or not self.post.outstanding()
         )
 
-    def _take(self, entry: PendingMessage, reply: Message) -> Message | None:
+    def _take(self, entry: PendingMessage, reply: Message) -> T | None:
         if entry.round == self._round and entry.stage == self._exchange.stage:
             taken = self._exchange.take(reply, entry.client)
         else:
@@ -146,7 +147,7 @@ class ReplyCollector:
             self._quorum_at = self.post.now()
         return taken
 
-    def _take_late(self, entry: PendingMessage, reply: Message) -> Message | None:
+    def _take_late(self, entry: PendingMessage, reply: Message) -> T | None:
         """Note a late reply and return it, brought up to date, if it is used."""
         age = self._round - entry.round
         noted: dict[str, Any] = {"client": entry.client, "requested": entry.round, "used": False}
@@ -158,30 +159,32 @@ class ReplyCollector:
                 self._failure(entry, reply) or f"{what} came {_late(age)} late and was discarded"
             )
             return None
-        if found := self._exchange.examine(reply, entry.client, self._screen(entry)):
-            noted["reason"], _ = found
+        try:
+            found = self._exchange.decode(reply, entry.client, self._validator(entry))  # type: ignore[arg-type]
+        except UnusableReply as error:
+            noted["reason"] = error.reason
             return None
+        assert isinstance(found, TrainReply)
         share = weight(age, self.config.staleness)
-        loss, examples = codec.training_facts(reply.content)
-        codec.unload(reply.content)  # what it measured is of an older model than the round's
-        noted |= {"used": True, "weight": share, "loss": loss, "examples": examples}
-        rebase_update(reply, entry.state, self._state, share)
-        return reply
+        noted |= {"used": True, "weight": share, "loss": found.loss, "examples": found.examples}
+        found.measured = None  # of an older model than the round's
+        rebase_update(found, entry.state, self._state, share)
+        return found
 
     def _failure(self, entry: PendingMessage, reply: Message) -> str | None:
         if not reply.has_error():
-            trained = self._exchange.validator if entry.stage == "training" else None
-            self._exchange.count(codec.size(reply.content), trained)
+            saved = self._exchange.decoder.bytes_saved if entry.stage == "training" else 0
+            self._exchange.count(codec.size(reply.content), saved)
             return None
         return (reply.error.reason or "").removeprefix(f"client {entry.client}, {entry.stage}: ")
 
-    def _screen(self, entry: PendingMessage) -> UpdateValidator:
-        """Return the screen for those who were sent an older model; replies of a round share one."""
-        assert self._exchange.validator
-        if entry.round not in self._screens:
-            present = self._exchange.validator
-            self._screens = {entry.round: UpdateValidator(entry.state, present.bound, present.updates)}
-        return self._screens[entry.round]
+    def _validator(self, entry: PendingMessage) -> UpdateValidator:
+        """Return the validator for those who were sent an older model; replies of a round share one."""
+        current = self._exchange.decoder
+        assert isinstance(current, UpdateValidator)
+        if entry.round not in self._validators:
+            self._validators = {entry.round: UpdateValidator(entry.state, current.bound, current.updates)}
+        return self._validators[entry.round]
 
     def _limit(self) -> float:
         """Return when the phase ends, whoever is missing."""

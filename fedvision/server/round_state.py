@@ -99,7 +99,7 @@ class RoundState:
         """Return the norm above which a change of this model is refused."""
         return norm_bound(self.config.norm_limit, state, self.usual)
 
-    def note(self, exchange: PhaseResult) -> list[dict[str, Any]]:
+    def note(self, exchange: PhaseResult[Any]) -> list[dict[str, Any]]:
         """Remember a phase's norms and refusals; return who is set aside from now on, and why."""
         before = self.quarantined
         self.usual = remember(self.usual, exchange.norms.values())

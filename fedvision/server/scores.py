@@ -9,7 +9,7 @@ from typing import Any
 from flwr.app import RecordDict
 
 from fedvision.flower.client_registry import ClientRegistry
-from fedvision.flower.sharing import problem, split_readable
+from fedvision.flower.sharing import EvaluationReply, decode_evaluation, split_readable
 from fedvision.tasks.base import Task
 from fedvision.tasks.stats import MetricStats
 from fedvision.training.evaluate import Evaluation
@@ -30,28 +30,26 @@ class Scores:
 
     def usable(
         self, replies: Mapping[int, RecordDict | None]
-    ) -> tuple[dict[int, RecordDict], list[dict[str, Any]]]:
-        """Return the measurements that can be used, and the refusals of the others.
+    ) -> tuple[dict[int, EvaluationReply], list[dict[str, Any]]]:
+        """Return the measurements that can be used, decoded, and the refusals of the others.
 
         Args:
             replies: By client, as ``codec.encode_evaluation`` makes them; None where there is none.
         """
         shape_for = partial(self._task.shape_for, num_classes=len(self._roster.counts))
-        good: dict[int, RecordDict] = {}
+        good: dict[int, EvaluationReply] = {}
         refused: list[dict[str, Any]] = []
         for client, content in replies.items():
-            if content is None:
-                reason: str | None = "its answer brought no measurement"
-            else:
-                reason = problem(content, shape_for)
-            if content is None or reason:
-                item = {"client": client, "stage": "evaluation", "kind": "refused", "reason": reason}
+            try:
+                if content is None:
+                    raise ValueError("its answer brought no measurement")
+                good[client] = decode_evaluation(content, shape_for)
+            except ValueError as error:
+                item = {"client": client, "stage": "evaluation", "kind": "refused", "reason": str(error)}
                 refused.append(item)
-            else:
-                good[client] = content
         return good, refused
 
-    def local(self, replies: Mapping[int, RecordDict]) -> dict[str, Any] | None:
+    def local(self, replies: Mapping[int, EvaluationReply]) -> dict[str, Any] | None:
         """Return what clients measured on images of their own; None where nothing can be read of it.
 
         Args:

@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import nn
@@ -28,6 +28,7 @@ from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.private_strategies import counted_equally, zero_updates_unscaled
 from fedvision.flower.strategy import FlowerStrategy
+from fedvision.flower.train_reply import TrainReply, as_message
 from fedvision.server import refinement
 from fedvision.server.checks import (
     check_messages,
@@ -39,7 +40,7 @@ from fedvision.server.checks import (
     no_progress_error,
     query_clients,
 )
-from fedvision.server.phase_result import PhaseResult
+from fedvision.server.phase_result import PhaseResult, Undecoded
 from fedvision.server.reply_collector import QuorumMissed, ReplyCollector
 from fedvision.server.round_state import RoundState
 from fedvision.server.scores import Scores
@@ -119,11 +120,12 @@ class _TrainingReports:
     measured: dict[int, RecordDict] = field(default_factory=dict)
     """By client: its measurement of the model that it was sent."""
 
-    def note(self, client: int, content: RecordDict) -> None:
-        """Note a reply and take the measurement out of it: stock strategies want one record of arrays."""
-        self.facts[client] = codec.training_facts(content)
-        if (measured := codec.unload(content)) is not None:
-            self.measured[client] = measured
+    def note(self, reply: TrainReply) -> None:
+        """Note a reply; its measurement is kept here alone."""
+        self.facts[reply.client] = reply.loss, reply.examples
+        if reply.measured is not None:
+            self.measured[reply.client] = reply.measured
+            reply.measured = None
 
 
 class _Server:
@@ -199,20 +201,18 @@ class _Server:
             min_available(self.strategy, self.config.round, len(self.client_registry)),
             in_step=self.updates.keeps_residual or getattr(self.strategy, "in_step", False),
         )
-        validator = UpdateValidator(self.state, self.rounds.bound(self.state), self.updates)
-        pre_aggregates = bool(getattr(self.grid, "pre_aggregates", False))
-        messages = self._messages(number, validator.bound if pre_aggregates else math.inf)
-        exchange = PhaseResult(
-            client_registry=self.client_registry,
-            stage="training",
-            validator=validator,
-            pre_aggregates=pre_aggregates,
+        pre_aggregates, bound = (
+            bool(getattr(self.grid, "pre_aggregates", False)),
+            self.rounds.bound(self.state),
         )
+        validator = UpdateValidator(self.state, bound, self.updates, accepts_sums=pre_aggregates)
+        messages = self._messages(number, bound if pre_aggregates else math.inf)
+        exchange = PhaseResult(client_registry=self.client_registry, stage="training", decoder=validator)
         collection = ReplyCollector(self.rounds, exchange, number, self.state)
         reports = _TrainingReports()
         combined = self._combine(number, collection, self._watch(number, collection, messages, reports))
         if combined is not None and collection.used:
-            self.state = check_state(number, codec.decode_state(combined), self.state)
+            self.state = check_state(number, combined, self.state)
         late, self.rounds.lost = self.rounds.lost + collection.late, []
         facts = [(client, *reports.facts[client]) for client in exchange.answered]
         facts += [(item["client"], item["loss"], item["examples"]) for item in late if item["used"]]
@@ -255,7 +255,9 @@ class _Server:
         lasting = self.post.lasting
         return frozenset() if lasting is None or lasting.simulated else frozenset(self.post.busy())
 
-    def _received(self, number: int, exchange: PhaseResult, reports: _TrainingReports) -> dict[str, Any]:
+    def _received(
+        self, number: int, exchange: PhaseResult[TrainReply], reports: _TrainingReports
+    ) -> dict[str, Any]:
         """Return what the clients whose answers are used measured of the model that they were sent."""
         if not self._measures_first(number):
             return {}
@@ -292,19 +294,19 @@ class _Server:
         return self.rounds.limit_concurrency(messages, number)
 
     def _combine(
-        self, number: int, collection: ReplyCollector, replies: Iterator[Message]
-    ) -> ArrayRecord | None:
+        self, number: int, collection: ReplyCollector[TrainReply], replies: Iterator[TrainReply]
+    ) -> State | None:
         """Return what the strategy makes of the replies, None where there are too few."""
         stream, where = Stream(replies), self._where("aggregate_train", number)
         secret = None if self.config.privacy.noise == "reproducible" else seeding.SecretGlobals()
         # Clients that train in this process while their replies are fetched keep to the seed.
-        read = counted_equally(self.strategy, secret.paused(stream) if secret else iter(stream))
+        read = secret.paused(stream) if secret else iter(stream)
         with seeding.stock_globals(self.config.seed, "combine", number):
             try:
                 with guarded(where, stream), secret or nullcontext(), zero_updates_unscaled(self.strategy):
-                    result = self.strategy.aggregate_train(number, read)
+                    result = self._aggregate(number, read)
                 deque(replies, maxlen=0)  # those for which the strategy did not wait
-                return check_result(where, result)
+                return result
             except QuorumMissed:
                 return None
             except TooFewUpdates as error:
@@ -313,20 +315,28 @@ class _Server:
                 collection.annul(str(error))
                 return None
 
+    def _aggregate(self, number: int, replies: Iterator[TrainReply]) -> State | None:
+        if isinstance(self.strategy, FlowerStrategy):
+            return self.strategy.aggregate(number, replies)
+        messages = counted_equally(self.strategy, map(as_message, replies))
+        result = self.strategy.aggregate_train(number, messages)
+        arrays = check_result(self._where("aggregate_train", number), result)
+        return None if arrays is None else codec.decode_state(arrays)
+
     def _where(self, method: str, number: int) -> str:
         return f"round {number}: {method} of the strategy {type(self.strategy).__name__}"
 
     def _watch(
         self,
         number: int,
-        collection: ReplyCollector,
+        collection: ReplyCollector[TrainReply],
         messages: list[Message],
         reports: _TrainingReports,
-    ) -> Iterator[Message]:
+    ) -> Iterator[TrainReply]:
         """Yield usable replies, noting what each client tells beside its model, and telling the journal."""
         ordered = not (isinstance(self.strategy, FlowerStrategy) and self.strategy.any_order)
         for reply in collection.receive(messages, ordered=ordered):
-            reports.note(self._client(reply), reply.content)
+            reports.note(reply)
             self.plan.journal.client_done(number, collection.done, max(collection.done, len(messages)))
             yield reply
             # Let go before the next one is made, or two models are in memory.
@@ -361,13 +371,16 @@ class _Server:
         with seeding.stock_globals(self.config.seed, "select-evaluate", number), guarded(where):
             messages = list(self.strategy.configure_evaluate(number, arrays, ConfigRecord(), eligible))
         check_messages(where, messages, self.grid, self.client_registry)
-        exchange = PhaseResult(client_registry=self.client_registry, stage="evaluation")
+        exchange = PhaseResult(client_registry=self.client_registry, stage="evaluation", decoder=Undecoded())
         collection = ReplyCollector(self.rounds, exchange, number, self.state)
         replies = list(collection.receive(messages, ordered=True))
         contents = [reply.content for reply in replies]
         good, bad = self.scores.usable(dict(zip(exchange.answered, contents, strict=True)))
-        with guarded(self._where("aggregate_evaluate", number)):
-            self.strategy.aggregate_evaluate(number, [one for one in replies if self._client(one) in good])
+        if not isinstance(self.strategy, FlowerStrategy):  # ours makes nothing of them
+            with guarded(self._where("aggregate_evaluate", number)):
+                self.strategy.aggregate_evaluate(
+                    number, [one for one in replies if self._client(one) in good]
+                )
         record["refused"] += exchange.refused + bad
         record["late"] += collection.late
         record["bytes"]["down"] += exchange.down

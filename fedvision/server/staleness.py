@@ -14,11 +14,9 @@ tensors, such as the change of a control variate, count in full.
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, Message
-
 from fedvision.aggregation.summation import accumulate_dtype
 from fedvision.algorithms.fedavg import only_averaged
-from fedvision.flower import codec
+from fedvision.flower.train_reply import TrainReply
 from fedvision.types import State
 
 
@@ -32,20 +30,20 @@ def weight(age: int, exponent: float) -> float:
     return float((1 + age) ** -exponent)
 
 
-def rebase_update(reply: Message, then: State, now: State, share: float) -> None:
+def rebase_update(reply: TrainReply, sent: State, present: State, share: float) -> None:
     """Change a late reply into one of a client that had started from the present model.
 
     Args:
-        reply: It has passed the screen.
-        then: The model that the client was sent.
-        now: The present model.
+        reply: It has passed the validator.
+        sent: The model that the client was sent.
+        present: The present model.
         share: What its change counts, 0 to 1.
     """
-    content = reply.content
-    update = codec.decode_state(codec.record(content, codec.ARRAYS, ArrayRecord))
+    assert reply.state is not None, "a grid that answers late sums nothing"
     state: State = {}
-    for name, new in update.items():
+    for name, new in reply.state.items():
         kind = accumulate_dtype(new.dtype)
-        old, present = now[name].to(kind) if only_averaged(name) else then[name].to(kind), now[name].to(kind)
-        state[name] = (present + share * (new.to(kind) - old)).to(new.dtype)
-    content[codec.ARRAYS] = codec.encode_state(state)
+        now = present[name].to(kind)
+        old = now if only_averaged(name) else sent[name].to(kind)
+        state[name] = (now + share * (new.to(kind) - old)).to(new.dtype)
+    reply.state = state

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedvision.aggregation.fixed_point import FixedPointSum, from_fixed_point, shapes
+from fedvision.errors import InvalidUpdate
 from fedvision.flower import statistic_codec
 from fedvision.flower.client_registry import ClientRegistry
-from fedvision.flower.statistic_codec import STATISTIC, StatisticRequest
+from fedvision.flower.statistic_codec import STATISTIC, StatisticReply, StatisticRequest
 from fedvision.server.phase_result import PhaseResult
 
 
@@ -61,15 +62,13 @@ def query_statistic(
     """
     content = statistic_codec.encode_request(request)
     messages = [Message(content, client_registry.node(client), STATISTIC) for client in clients]
-    exchange = PhaseResult(client_registry=client_registry, stage="statistic")
-    replies = {
-        client_registry.client(reply.metadata.src_node_id): reply.content
-        for reply in exchange.send(grid, messages, ordered=True, timeout=timeout)
-    }
+    exchange = PhaseResult(client_registry=client_registry, stage="statistic", decoder=_Decoder())
+    replies = dict(exchange.send(grid, messages, ordered=True, timeout=timeout))
     adding = _Adding(client_registry.groups)
     adding.add_all(replies)
     refused = [
-        {"client": c, "stage": "statistic", "reason": why} for c, why in sorted(adding.refused.items())
+        {"client": c, "stage": "statistic", "kind": "refused", "reason": why}
+        for c, why in sorted(adding.refused.items())
     ]
     return StatisticResult(
         sums=from_fixed_point(adding.sum.total),
@@ -79,6 +78,23 @@ def query_statistic(
         down=exchange.down,
         up=exchange.up,
     )
+
+
+class _Decoder:
+    """Decodes a client's sums."""
+
+    bytes_saved = 0
+
+    def decode(self, message: Message, client: int) -> tuple[int, StatisticReply]:
+        """Return the client and its sums.
+
+        Raises:
+            InvalidUpdate: They cannot be used.
+        """
+        try:
+            return client, statistic_codec.decode_reply(message.content)
+        except ValueError as error:
+            raise InvalidUpdate(client, "statistic", str(error)) from error
 
 
 @dataclass(kw_only=False)
@@ -91,29 +107,19 @@ class _Adding:
     examples: int = 0
     refused: dict[int, str] = field(default_factory=dict)
 
-    def add_all(self, replies: Mapping[int, RecordDict]) -> None:
+    def add_all(self, replies: Mapping[int, StatisticReply]) -> None:
         """Add what can be added; whose sums have other shapes than most clients' are refused."""
-        masked: dict[str, dict[int, RecordDict]] = {}
-        received: dict[int, tuple[dict[str, NDArray[np.int64]], int]] = {}
-        for client, content in replies.items():
-            try:
-                received[client] = statistic_codec.decode_sums(content)
-                if group := statistic_codec.masked_for(content):
-                    masked.setdefault(group[0], {})[client] = content
-            except (ValueError, KeyError, TypeError) as error:
-                self.refused[client] = str(error)
-        usual = Counter(_signature(sums) for sums, _ in received.values()).most_common(1)
-        for client in sorted(received):
-            if _signature(received[client][0]) != usual[0][0]:
+        usual = Counter(_signature(reply) for reply in replies.values()).most_common(1)
+        masked: dict[str, dict[int, StatisticReply]] = {}
+        for client, reply in sorted(replies.items()):
+            if _signature(reply) != usual[0][0]:
                 self.refused[client] = "its sums have other names or shapes than those of other clients"
-                del received[client]
-        for name, members in masked.items():
-            self._add_group(
-                name, {client: content for client, content in members.items() if client in received}
-            )
-        hidden = {client for members in masked.values() for client in members}
-        for client in sorted(received.keys() - hidden):
-            self._add([client], *received[client])
+            elif reply.group:
+                masked.setdefault(reply.group, {})[client] = reply
+            else:
+                self._add([client], reply.sums, reply.examples)
+        for group, members in masked.items():
+            self._add_group(group, members)
 
     def _add(self, clients: list[int], sums: Mapping[str, NDArray[np.int64]], examples: int) -> None:
         try:
@@ -124,25 +130,23 @@ class _Adding:
         self.clients += clients
         self.examples += examples
 
-    def _add_group(self, group: str, members: Mapping[int, RecordDict]) -> None:
+    def _add_group(self, group: str, members: Mapping[int, StatisticReply]) -> None:
         """Add a group's sum, in which the masks cancel, modulo 2^64."""
         if set(self.groups.get(group, ())) != set(members):
             why = "its sums are masked, and others of its group did not answer"
             self.refused |= dict.fromkeys(members, why)
             return
-        received = {client: statistic_codec.decode_sums(content) for client, content in members.items()}
-        examples = sum(count for _, count in received.values())
-        checks = [found[1] for one in members.values() if (found := statistic_codec.masked_for(one))]
-        if int(np.array(checks, np.int64).sum()) != examples:
+        replies = list(members.values())
+        examples = sum(reply.examples for reply in replies)
+        if int(np.array([reply.masked_examples for reply in replies], np.int64).sum()) != examples:
             why = "the masked sums of its group give no sum: somebody masked otherwise"
             self.refused |= dict.fromkeys(members, why)
             return
-        first = next(iter(received.values()))[0]
-        total = {name: np.sum([sums[name] for sums, _ in received.values()], axis=0) for name in first}
+        total = {name: np.sum([reply.sums[name] for reply in replies], axis=0) for name in replies[0].sums}
         self._add(
             sorted(members), {name: np.asarray(array, np.int64) for name, array in total.items()}, examples
         )
 
 
-def _signature(sums: Mapping[str, NDArray[np.int64]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple(sorted(shapes(sums).items()))
+def _signature(reply: StatisticReply) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple(sorted(shapes(reply.sums).items()))

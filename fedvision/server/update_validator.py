@@ -12,12 +12,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedvision.aggregation.summation import accumulate_dtype
 from fedvision.errors import InvalidUpdate
 from fedvision.flower import codec
 from fedvision.flower.internals_message import values
+from fedvision.flower.train_reply import TrainReply, decode_train_reply
 from fedvision.types import State
 from fedvision.updates.chain import UpdateChain
 from fedvision.updates.schema import TensorSpec, UpdateSchema
@@ -37,71 +38,86 @@ class UpdateValidator:
         state: The model as they got it.
         bound: Norm above which a change is refused.
         updates: Decodes what they send; None where they send models as they are.
+        accepts_sums: Whether the carrier is a part of this program and may answer with sums over its clients'
+            updates.
     """
 
-    def __init__(self, state: State, bound: float = math.inf, updates: UpdateChain | None = None) -> None:
-        self.state, self.bound = state, bound
+    def __init__(
+        self,
+        state: State,
+        bound: float = math.inf,
+        updates: UpdateChain | None = None,
+        *,
+        accepts_sums: bool = False,
+    ) -> None:
+        self.state, self.bound, self._accepts_sums = state, bound, accepts_sums
         self.updates = updates or UpdateChain(UpdateSchema.of(state))
         """What their updates are made of."""
         small = {name: tensor for name, tensor in state.items() if tensor.numel() <= _SMALL}
         self._small = _Together(small) if small else None
         self._large = [name for name in state if name not in small]
 
-    def check(self, content: RecordDict, client: int) -> float:
-        """Return the norm of the change that a reply makes to the model, and decode it in place.
+    @property
+    def bytes_saved(self) -> int:
+        """Bytes by which a reply is smaller than the model."""
+        return self.updates.bytes_saved
+
+    def decode(self, message: Message, client: int) -> TrainReply:
+        """Return a reply with the model that its update stands for and the norm of its change.
 
         Args:
-            content: The reply's records; where updates are transformed, the model that the update stands for
-                takes the update's place.
-            client: Who sent it, for the error.
+            message: The reply; its content is taken out of it.
+            client: Who sent it.
 
         Raises:
             InvalidUpdate: A record is missing, a tensor is missing, extra, of another shape or type, not a
                 number or infinite, cannot be decoded, the reply rests on no images, or its norm is above the
                 bound.
         """
-        update = self._decoded(content, client)
+        if self._accepts_sums and codec.is_folded(message.content):
+            return decode_train_reply(message, client, in_sum=True)
+        self._check_records(message.content, client)
+        reply = decode_train_reply(message, client)
+        reply.state = update = self._decoded(reply.state or {}, client)
         # One pass measures the change and finds what is not finite, tensor by tensor only where it must.
-        norm = self._norm(update)
+        reply.norm = norm = self._norm(update)
         if not math.isfinite(norm):
             _check_finite(client, update)
-        groups = codec.groups(content)
-        for group, tensors in groups.items():
+        for group, tensors in reply.tensors.items():
             _check_finite(client, {f"{group}.{name}": tensor for name, tensor in tensors.items()})
         if not norm <= self.bound or math.isinf(norm):
             raise InvalidUpdate(
                 client, "reply", f"the norm of its change is {norm:.3g}, above the bound of {self.bound:.3g}"
             )
-        return norm
+        return reply
 
-    def _arrays(self, content: RecordDict, client: int) -> Mapping[str, Array]:
-        """Return the reply's tensors, if names, types, shapes and numbers are right."""
+    def _check_records(self, content: RecordDict, client: int) -> None:
+        """Refuse a reply whose records, or names, types and shapes of tensors are not as expected."""
         held = values(content)
         arrays, metrics = held.get(codec.ARRAYS), held.get(codec.METRICS)
         if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
             lacking = codec.METRICS if codec.ARRAYS in held else codec.ARRAYS
             raise InvalidUpdate(client, "reply", f"it lacks the record {lacking!r}")
-        reported, given = values(metrics), values(arrays)
+        reported = values(metrics)
         if reported.keys() != {codec.EXAMPLES, codec.TRAIN_LOSS}:
             known = f"{codec.EXAMPLES} and {codec.TRAIN_LOSS}"
             raise InvalidUpdate(client, "reply", f"its metrics are {sorted(reported)}, not {known}")
-        examples = reported[codec.EXAMPLES]
+        examples, loss = reported[codec.EXAMPLES], reported[codec.TRAIN_LOSS]
         if not isinstance(examples, int) or examples < 1:
             raise InvalidUpdate(client, "reply", f"it rests on {examples} images")
-        if wrong := self.updates.sent.mismatch(_specs(given)):
+        if not isinstance(loss, int | float):
+            raise InvalidUpdate(client, "reply", f"its training loss is {loss}, not a number")
+        if wrong := self.updates.sent.mismatch(_specs(values(arrays))):
             raise InvalidUpdate(client, "reply", wrong)
-        return given
 
-    def _decoded(self, content: RecordDict, client: int) -> State:
-        """Return the model that a reply stands for, once all but its values is checked."""
-        update = codec.decode_state(self._arrays(content, client))
-        if self.updates:
-            try:
-                update = self.updates.decode(update, self.state)
-            except (ValueError, TypeError, LookupError, RuntimeError) as error:
-                raise InvalidUpdate(client, "reply", f"it cannot be decoded: {error}") from error
-            content[codec.ARRAYS] = codec.encode_state(update)
-        return update
+    def _decoded(self, update: State, client: int) -> State:
+        """Return the model that an update stands for."""
+        if not self.updates:
+            return update
+        try:
+            return self.updates.decode(update, self.state)
+        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+            raise InvalidUpdate(client, "reply", f"it cannot be decoded: {error}") from error
 
     def _norm(self, update: State) -> float:
         squares = []

@@ -77,7 +77,7 @@ def facts(reply: Message) -> dict[str, Any]:
     assert measured is not None
     return {
         "node": reply.metadata.src_node_id,
-        "facts": codec.training_facts(content),
+        "metrics": dict(content.metric_records[codec.METRICS]),
         "size": codec.size(content),
         "norm": pytest.approx(codec.folded_norm(content), rel=1e-6),
         "measured": codec.decode_evaluation(measured).stats.tables().tolist(),

@@ -21,6 +21,7 @@ from fedvision.errors import PluginError
 from fedvision.experiment import Experiment
 from fedvision.flower import codec
 from fedvision.flower.client_registry import FIRST_NODE
+from fedvision.flower.train_reply import decode_train_reply
 from fedvision.models.state import get_state, shared_names
 from fedvision.registry import build
 from fedvision.training.client_trainer import ClientTrainer
@@ -209,7 +210,7 @@ def test_a_stack_is_answered_with_its_sum_where_the_strategy_needs_no_more(tmp_p
     assert sums.num_updates == 5
     with SerialEngine().open(host_factory) as grid:
         for reply in grid.send_and_receive(orders(host_factory, start)):
-            apart.add(codec.decode_update(reply.content, 0, 0))
+            apart.add(decode_train_reply(reply, 0).update(0))
     torch.testing.assert_close(sums.finalize(), apart.finalize(), rtol=1e-5, atol=1e-5)
 
 

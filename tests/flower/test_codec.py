@@ -16,6 +16,7 @@ from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import TrainResult
 from fedvision.types import ClientConfig, State
+from tests.replies import decoded
 
 STATE: State = {"w": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([0.5])}
 
@@ -68,7 +69,8 @@ def update(**changes: Any) -> RecordDict:
 
 
 def test_an_update_comes_out_as_it_went_in() -> None:
-    found = codec.decode_update(over_the_wire(update(tensors={"control": STATE})), client=3, position=1)
+    content = over_the_wire(update(tensors={"control": STATE}))
+    found = decoded(content, client=3).update(position=1)
     assert (found.client, found.position, found.examples, found.loss) == (3, 1, 12, 0.7)
     assert torch.equal(found.state["w"], STATE["w"])
     assert torch.equal(found.tensors["control"]["b"], STATE["b"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -33,9 +33,14 @@ def masked(count: int, group: str = "g", loss: float = 1.5) -> list[RecordDict]:
     ]
 
 
+def split(contents: Mapping[int, RecordDict], groups: Mapping[str, Sequence[int]]) -> sharing.ReadableStats:
+    replies = {k: sharing.decode_evaluation(content, lambda shape: shape) for k, content in contents.items()}
+    return sharing.split_readable(replies, groups)
+
+
 def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None:
     one, two, three = masked(3)
-    found = sharing.split_readable({0: reply(), 1: one, 2: two, 5: three}, {"g": (1, 2, 5)})
+    found = split({0: reply(), 1: one, 2: two, 5: three}, {"g": (1, 2, 5)})
     assert found.plain.keys() == {0}
     assert found.withheld == [1, 2, 5]
     (total,) = found.sums
@@ -50,14 +55,14 @@ def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None
     ids=["unknown", "one missing", "one too many", "another"],
 )
 def test_a_group_that_is_not_complete_gives_nothing(groups: dict[str, tuple[int, ...]]) -> None:
-    found = sharing.split_readable(dict(enumerate(masked(3), 1)), groups)
+    found = split(dict(enumerate(masked(3), 1)), groups)
     assert found.readable == []
     assert found.withheld == [1, 2, 3]
 
 
 def test_masks_that_did_not_cancel_are_noticed() -> None:
     one, two, _ = masked(3)
-    found = sharing.split_readable({1: one, 2: two, 3: one}, {"g": (1, 2, 3)})
+    found = split({1: one, 2: two, 3: one}, {"g": (1, 2, 3)})
     assert found.sums == []
 
 
@@ -98,7 +103,7 @@ def test_crafted_models_reveal_no_hidden_class_counts() -> None:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, 1e30])
 def test_a_diverged_loss_is_infinite_in_the_sum(loss: float) -> None:
-    found = sharing.split_readable(dict(enumerate(masked(3, loss=loss))), {"g": (0, 1, 2)})
+    found = split(dict(enumerate(masked(3, loss=loss))), {"g": (0, 1, 2)})
     assert found.sums[0].loss_sum == math.inf
 
 
@@ -107,7 +112,7 @@ def test_withheld_counts_reveal_only_the_number_of_images() -> None:
     evaluation = codec.decode_evaluation(content)
     assert evaluation.stats.examples == 0
     assert (codec.reported_examples(content), evaluation.loss_sum) == (6, 0.0)
-    found = sharing.split_readable({4: content}, {"none": (4,)})
+    found = split({4: content}, {"none": (4,)})
     assert (found.readable, found.withheld) == ([], [4])
 
 
@@ -149,12 +154,23 @@ def test_of_many_classes_withheld_counts_take_nothing_and_masked_ones_every_pair
     assert numbers[:-1].reshape(5, 5).tolist() == np.diag([0, 5, 0, 0, 2]).tolist()
     hidden = sharing.mask_counts(content, numbers, "g")
     assert codec.size(hidden) == 5 * 5 * 8
-    found = sharing.split_readable({1: hidden}, {"g": (1,)})
+    found = split({1: hidden}, {"g": (1,)})
     assert found.sums[0].stats.tables().tolist() == [np.diag([0, 5, 0, 0, 2]).tolist()]
 
 
 def test_a_group_of_matrices_and_pairs_gives_nothing() -> None:
     one, two, three = masked(3)
-    three = RecordDict({**sharing.drop_counts(reply()), "config": three["config"]})
-    found = sharing.split_readable({1: one, 2: two, 3: three}, {"g": (1, 2, 3)})
+    pairs = RecordDict({**sharing.drop_counts(reply()), "config": three["config"]})
+    with pytest.raises(ValueError, match="its masked counts are no tables"):
+        split({3: pairs}, {})
+    other = sharing.encode_hidden(np.zeros((1, 3, 3), np.int64), 6)
+    other["config"] = three["config"]
+    found = split({1: one, 2: two, 3: other}, {"g": (1, 2, 3)})
     assert (found.readable, found.withheld) == ([], [1, 2, 3])
+
+
+def test_a_masked_evaluation_without_its_loss_is_refused() -> None:
+    one, _, _ = masked(3)
+    del one["config"]["masked-loss"]
+    with pytest.raises(ValueError, match="lacks its masked loss"):
+        split({1: one}, {})

@@ -14,7 +14,7 @@ from fedvision.errors import ConfigError, RunError
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import UnknownClients
 from fedvision.server.checks import check_state, check_strategy, no_progress_error, query_clients
-from fedvision.server.phase_result import PhaseResult
+from fedvision.server.phase_result import PhaseResult, Undecoded
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.training.loop import TrainResult
 from fedvision.types import State
@@ -60,11 +60,9 @@ def answer(message: Message) -> Message | None:
 
 
 def test_what_cannot_be_used_is_named_and_the_rest_passes() -> None:
-    exchange = PhaseResult(
-        client_registry=members(CLIENTS), stage="training", validator=UpdateValidator(STATE)
-    )
+    exchange = PhaseResult(client_registry=members(CLIENTS), stage="training", decoder=UpdateValidator(STATE))
     replies = list(exchange.send(Answering(answer), orders()))
-    assert [CLIENTS[reply.metadata.src_node_id] for reply in replies] == [0]
+    assert [reply.client for reply in replies] == [0]
     assert exchange.answered == [0]
     assert exchange.refused == [
         {"client": 1, "stage": "training", "kind": "failed", "reason": "out of memory"},
@@ -83,7 +81,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_passes() -> None:
 def test_a_reply_passes_before_the_next_client_works() -> None:
     grid = Answering(lambda message: Message(update(), reply_to=message))
     replies = PhaseResult(
-        client_registry=members(CLIENTS), stage="training", validator=UpdateValidator(STATE)
+        client_registry=members(CLIENTS), stage="training", decoder=UpdateValidator(STATE)
     ).send(grid, orders())
     next(replies)
     assert grid.made == 1
@@ -103,12 +101,12 @@ def test_replies_come_as_they_are_or_in_the_messages_order() -> None:
 
     def order(ordered: bool) -> list[int]:
         exchange = PhaseResult(
-            client_registry=members(CLIENTS), stage="training", validator=UpdateValidator(STATE)
+            client_registry=members(CLIENTS), stage="training", decoder=UpdateValidator(STATE)
         )
         replies = list(exchange.send(Shuffled(some), orders(), ordered=ordered))
         assert exchange.answered == [0, 2, 3]
         assert [item["client"] for item in exchange.refused] == [1]
-        return [CLIENTS[reply.metadata.src_node_id] for reply in replies]
+        return [reply.client for reply in replies]
 
     assert order(ordered=False) == [3, 0, 2]
     assert order(ordered=True) == [0, 2, 3]
@@ -116,16 +114,15 @@ def test_replies_come_as_they_are_or_in_the_messages_order() -> None:
 
 def test_sums_are_only_taken_from_a_part_of_this_program() -> None:
     def folded(message: Message) -> Message:
-        return Message(codec.encode_folded(update(), 1.0, 8), reply_to=message)
+        return Message(codec.encode_folded(4, 0.5, 8, 1.0, None), reply_to=message)
 
     stranger, own = (
         PhaseResult(
             client_registry=members(CLIENTS),
             stage="training",
-            validator=UpdateValidator(STATE),
-            pre_aggregates=pre_aggregates,
+            decoder=UpdateValidator(STATE, accepts_sums=accepts_sums),
         )
-        for pre_aggregates in (False, True)
+        for accepts_sums in (False, True)
     )
     assert list(stranger.send(Answering(folded), orders())) == []
     assert "it lacks the record 'arrays'" in stranger.refused[0]["reason"]
@@ -139,12 +136,11 @@ def test_a_client_whose_second_run_fails_has_not_answered() -> None:
             yield from super().send_and_receive(messages)
             yield Message(Error(code=2, reason="client 1, training: gone"), reply_to=messages[1])
 
-    grid = Again(lambda message: Message(codec.encode_folded(update(), 1.0, 8), reply_to=message))
+    grid = Again(lambda message: Message(codec.encode_folded(4, 0.5, 8, 1.0, None), reply_to=message))
     exchange = PhaseResult(
         client_registry=members(CLIENTS),
         stage="training",
-        validator=UpdateValidator(STATE),
-        pre_aggregates=True,
+        decoder=UpdateValidator(STATE, accepts_sums=True),
     )
     list(exchange.send(grid, orders()))
     assert exchange.answered == [0, 2, 3]
@@ -154,7 +150,14 @@ def test_a_client_whose_second_run_fails_has_not_answered() -> None:
 
 def test_nothing_is_sent_without_selected_clients() -> None:
     grid = Answering(answer)
-    assert list(PhaseResult(client_registry=UnknownClients(), stage="training").send(grid, [])) == []
+    assert (
+        list(
+            PhaseResult(client_registry=UnknownClients(), stage="training", decoder=Undecoded()).send(
+                grid, []
+            )
+        )
+        == []
+    )
     assert grid.made == 0
 
 

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
-from flwr.app import Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.flower import codec, internals
+from fedvision.flower import codec
+from fedvision.flower.train_reply import TrainReply
 from fedvision.server.staleness import rebase_update, weight
 from fedvision.training.loop import TrainResult
 from fedvision.types import State
+from tests.replies import decoded
 
 
-def reply(state: State, **groups: State) -> Message:
-    internals.identify(1)
-    request = Message(RecordDict(), 100, "train")
+def reply(state: State, **groups: State) -> TrainReply:
     update = TrainResult(state=state, examples=3, loss=0.5, steps=1, tensors=groups)
-    return Message(codec.encode_update(update), reply_to=request)
+    return decoded(codec.encode_update(update))
 
 
-def brought(answer: Message, then: State, now: State, share: float) -> State:
+def brought(answer: TrainReply, then: State, now: State, share: float) -> State:
     rebase_update(answer, then, now, share)
-    return codec.decode_update(answer.content, 0, 0).state
+    return answer.update(0).state
 
 
 def test_weights_fall_with_age() -> None:
@@ -36,7 +35,7 @@ def test_the_change_moves_to_the_present_model() -> None:
     then, now = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([10.0, 20.0])}
     answer = reply({"w": torch.tensor([3.0, 0.0])})
     assert brought(answer, then, now, 0.5)["w"].tolist() == [11.0, 19.0]
-    assert codec.training_facts(answer.content) == (0.5, 3)
+    assert (answer.loss, answer.examples) == (0.5, 3)
 
 
 def test_running_statistics_are_mixed_and_stay_positive() -> None:
@@ -49,7 +48,7 @@ def test_other_tensors_are_left_alone() -> None:
     model = {"w": torch.zeros(1)}
     answer = reply({"w": torch.ones(1)}, control={"w": torch.tensor([4.0])})
     rebase_update(answer, model, model, 0.5)
-    assert codec.decode_update(answer.content, 0, 0).tensors["control"]["w"].tolist() == [4.0]
+    assert answer.update(0).tensors["control"]["w"].tolist() == [4.0]
 
 
 @given(st.floats(0, 1), st.sampled_from([torch.float16, torch.float32, torch.float64]))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedvision.flower import internals
 from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
@@ -86,6 +86,16 @@ def test_what_is_no_statistic_or_too_large_is_refused() -> None:
     assert [item["reason"] for item in found.refused] == [
         "its reply lacks sums or the number of images",
         "the sum 'count' is above 2^32",
+    ]
+
+
+def test_sums_of_a_group_without_their_check_are_not_read_as_plain_ones() -> None:
+    masked_one = sums([7, 7])
+    masked_one["config"] = ConfigRecord({"group": "g"})
+    found, _ = collect({0: masked_one, 1: sums([1, 0])})
+    assert found.sums["count"].tolist() == [1.0, 0.0]
+    assert [(item["client"], item["reason"]) for item in found.refused] == [
+        (0, "its reply lacks sums or the number of images")
     ]
 
 

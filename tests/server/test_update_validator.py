@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from fedvision.errors import InvalidUpdate
 from fedvision.flower import codec
+from fedvision.flower.train_reply import as_message
 from fedvision.server.update_validator import UpdateValidator, norm_bound, remember
 from fedvision.training.loop import TrainResult
 from fedvision.types import State
 from fedvision.updates.chain import UpdateChain
 from fedvision.updates.schema import UpdateSchema
 from fedvision.updates.top_k import TopK
+from tests.replies import reply_with
 
 STATE: State = {"w": torch.tensor([[3.0, 4.0]]), "b": torch.zeros(1)}
 
@@ -49,29 +51,38 @@ def update(**changes: Any) -> RecordDict:
             ),
             "its metrics are ['num-examples', 'odd', 'train_loss']",
         ),
+        (
+            RecordDict(
+                {
+                    "arrays": codec.encode_state(STATE),
+                    "metrics": MetricRecord({"num-examples": 1, "train_loss": [0.0]}),
+                }
+            ),
+            "its training loss is [0.0], not a number",
+        ),
     ],
 )
 def test_a_reply_that_does_not_fit_is_refused_with_its_reason(content: RecordDict, reason: str) -> None:
     with pytest.raises(InvalidUpdate) as caught:
-        UpdateValidator(STATE).check(content, 5)
+        UpdateValidator(STATE).decode(reply_with(content), 5)
     assert caught.value.client == 5
     assert reason in caught.value.cause
 
 
 def test_a_good_reply_passes() -> None:
-    UpdateValidator(STATE).check(update(), 5)
+    UpdateValidator(STATE).decode(reply_with(update()), 5)
 
 
 def test_opposite_infinities_do_not_cancel() -> None:
     state = {**STATE, "w": torch.tensor([[float("inf"), float("-inf")]])}
     with pytest.raises(InvalidUpdate, match="NaN or infinity"):
-        UpdateValidator(STATE).check(update(state=state), 5)
+        UpdateValidator(STATE).decode(reply_with(update(state=state)), 5)
 
 
 def test_the_norm_is_that_of_the_change_over_all_tensors() -> None:
     moved = {"w": STATE["w"] + torch.tensor([[0.0, 3.0]]), "b": torch.tensor([4.0])}
-    assert UpdateValidator(STATE).check(update(state=moved), 5) == pytest.approx(5.0)
-    assert UpdateValidator(STATE).check(update(), 5) == 0.0
+    assert UpdateValidator(STATE).decode(reply_with(update(state=moved)), 5).norm == pytest.approx(5.0)
+    assert UpdateValidator(STATE).decode(reply_with(update()), 5).norm == 0.0
 
 
 @given(
@@ -86,7 +97,9 @@ def test_the_norm_of_any_model_is_numpys(sizes: list[tuple[int, torch.dtype]], s
     }
     expected = math.sqrt(sum(float(((new[k].double() - old[k].double()) ** 2).sum()) for k in old))
     content = codec.encode_update(TrainResult(state=new, examples=1, loss=0.0, steps=1))
-    assert UpdateValidator(old).check(content, 0) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert UpdateValidator(old).decode(reply_with(content), 0).norm == pytest.approx(
+        expected, rel=1e-5, abs=1e-6
+    )
 
 
 def test_a_large_tensor_is_measured_in_pieces() -> None:
@@ -94,21 +107,23 @@ def test_a_large_tensor_is_measured_in_pieces() -> None:
     content = codec.encode_update(
         TrainResult(state={"w": torch.ones(3 << 19)}, examples=1, loss=0.0, steps=1)
     )
-    assert UpdateValidator(old).check(content, 0) == pytest.approx(math.sqrt(3 << 19))
+    assert UpdateValidator(old).decode(reply_with(content), 0).norm == pytest.approx(math.sqrt(3 << 19))
 
 
 def test_a_change_whose_square_float32_does_not_hold_is_measured_all_the_same() -> None:
     old = {"w": torch.zeros(1 << 15)}
     new = torch.full((1 << 15,), 1e25)
     content = codec.encode_update(TrainResult(state={"w": new}, examples=1, loss=0.0, steps=1))
-    assert UpdateValidator(old).check(content, 0) == pytest.approx(1e25 * math.sqrt(1 << 15))
+    assert UpdateValidator(old).decode(reply_with(content), 0).norm == pytest.approx(
+        1e25 * math.sqrt(1 << 15)
+    )
 
 
 def test_a_change_beyond_the_bound_is_refused_with_both_numbers() -> None:
     moved = update(state={**STATE, "b": torch.tensor([20.5])})
-    assert UpdateValidator(STATE, bound=20.5).check(moved, 5) == 20.5
+    assert UpdateValidator(STATE, bound=20.5).decode(reply_with(moved), 5).norm == 20.5
     with pytest.raises(InvalidUpdate) as caught:
-        UpdateValidator(STATE, bound=20.0).check(moved, 5)
+        UpdateValidator(STATE, bound=20.0).decode(reply_with(moved), 5)
     assert caught.value.cause == "the norm of its change is 20.5, above the bound of 20"
 
 
@@ -118,7 +133,7 @@ def test_a_norm_beyond_all_numbers_is_refused_without_a_bound() -> None:
         TrainResult(state={"w": torch.tensor([1e200], dtype=torch.float64)}, examples=1, loss=0.0, steps=1)
     )
     with pytest.raises(InvalidUpdate, match="norm of its change is inf"):
-        UpdateValidator(state).check(content, 5)
+        UpdateValidator(state).decode(reply_with(content), 5)
 
 
 UPDATES = UpdateChain(UpdateSchema.of(STATE), [TopK(fraction=0.4)], ["w", "b"])
@@ -130,12 +145,18 @@ def sparse(values: list[float], places: list[int], dtype: torch.dtype = torch.in
     )
 
 
-def test_an_update_is_decoded_in_place_and_measured_as_the_model_it_stands_for() -> None:
+def test_an_update_is_decoded_and_measured_as_the_model_it_stands_for() -> None:
     """W = (3, 4) | b = 0, of which one element, b, is changed by 2."""
-    content = sparse([2.0], [2])
-    assert UpdateValidator(STATE, updates=UPDATES).check(content, 5) == 2.0
-    state = codec.decode_update(content, 5, 0).state
-    assert {name: tensor.tolist() for name, tensor in state.items()} == {"w": [[3.0, 4.0]], "b": [2.0]}
+    message = reply_with(sparse([2.0], [2]))
+    reply = UpdateValidator(STATE, updates=UPDATES).decode(message, 5)
+    assert (reply.client, reply.norm, reply.examples, reply.loss) == (5, 2.0, 12, 0.7)
+    assert {name: tensor.tolist() for name, tensor in (reply.state or {}).items()} == {
+        "w": [[3.0, 4.0]],
+        "b": [2.0],
+    }
+    assert not message.content, "a model is held once"
+    arrays = codec.decode_state(as_message(reply).content.array_records["arrays"])
+    assert arrays["b"].tolist() == [2.0], "stock strategies get the model, too"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +171,7 @@ def test_an_update_is_decoded_in_place_and_measured_as_the_model_it_stands_for()
 )
 def test_an_update_that_is_none_is_refused_with_its_reason(content: RecordDict, reason: str) -> None:
     with pytest.raises(InvalidUpdate) as caught:
-        UpdateValidator(STATE, 20.0, UPDATES).check(content, 5)
+        UpdateValidator(STATE, 20.0, UPDATES).decode(reply_with(content), 5)
     assert caught.value.cause == reason
 
 

@@ -27,7 +27,7 @@ from fedvision.flower import codec
 from fedvision.flower.client_registry import UnknownClients
 from fedvision.formatting import plural
 from fedvision.runs.member_register import JOINED, LEFT, REFUSED, SERVER, MemberRegister
-from fedvision.server.phase_result import PhaseResult
+from fedvision.server.phase_result import PhaseResult, Undecoded
 
 _REPORTING = ("plain", "noisy")
 _LOOK_S = 0.5
@@ -235,7 +235,7 @@ class DeployedClientRegistry:
     def _query(self, grid: SuperLinkGrid, new: Mapping[int, str], now: float) -> None:
         self._number(new)
         keys = {found.node: found.key for found in self._registered().values()}
-        exchange = PhaseResult(client_registry=UnknownClients(), stage="data")
+        exchange = PhaseResult(client_registry=UnknownClients(), stage="data", decoder=Undecoded())
         messages = [Message(RecordDict(), node, codec.CLIENT_INFO) for node in new]
         # Who asks to join a run that is going on must not hold it up.
         patience = None if len(self) < self.least else _RETRY_AFTER_S

@@ -27,7 +27,7 @@ from fedvision.flower import sharing
 from fedvision.flower.client_registry import UnknownClients
 from fedvision.flower.codec import ClientInfo
 from fedvision.flower.sharing import added
-from fedvision.server.phase_result import PhaseResult
+from fedvision.server.phase_result import PhaseResult, Undecoded
 
 log = logging.getLogger("fedvision.deployment")
 
@@ -171,7 +171,7 @@ class MaskedSums:
         cards = [self.waiting[client][1].card for client in clients]
         content = sharing.encode_group(cards, agreement_only=agreement_only)
         by_node = {self.waiting[client][0]: client for client in clients}
-        exchange = PhaseResult(client_registry=UnknownClients(), stage="data")
+        exchange = PhaseResult(client_registry=UnknownClients(), stage="data", decoder=Undecoded())
         messages = [Message(content, node, sharing.MASKED) for node in by_node]
         replies = {by_node[r.metadata.src_node_id]: r.content for r in exchange.send(grid, messages)}
         return replies, {by_node[item["client"]]: str(item["reason"]) for item in exchange.refused}

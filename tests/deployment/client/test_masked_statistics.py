@@ -21,7 +21,7 @@ from fedvision.deployment.transport import message_format
 from fedvision.errors import FedVisionError
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
-from fedvision.flower.statistic_codec import StatisticRequest, decode_sums
+from fedvision.flower.statistic_codec import StatisticRequest, decode_reply
 from fedvision.models.build import build_model
 from fedvision.models.state import get_state, shared_names
 from fedvision.server.statistics import StatisticResult, query_statistic
@@ -158,7 +158,7 @@ def test_masked_sums_are_the_plain_ones(three: Path, tmp_path: Path) -> None:
     for name, total in plain.sums.items():
         assert np.array_equal(masked.sums[name], total)
     for client, reply in hidden.items():  # nothing of a client's own sums shows
-        own, bare = decode_sums(reply)[0], decode_sums(grid.replies[client])[0]
+        own, bare = decode_reply(reply).sums, decode_reply(grid.replies[client]).sums
         assert not any((own[name] == bare[name]).any() for name in bare)
 
 
@@ -179,6 +179,6 @@ def test_masks_serve_for_one_statistic(three: Path, tmp_path: Path) -> None:
     grid = Grid(tmp_path, trainers(three, tmp_path))
     groups = form_group(grid, three)
     query(grid, groups, PluginSpec(use="class-counts"))
-    first = decode_sums(grid.replies[0])[0]["count"]
+    first = decode_reply(grid.replies[0]).sums["count"]
     query(grid, groups)
-    assert not (decode_sums(grid.replies[0])[0]["count"] == first).any()
+    assert not (decode_reply(grid.replies[0]).sums["count"] == first).any()

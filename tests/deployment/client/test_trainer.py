@@ -199,7 +199,8 @@ def test_hidden_class_counts_are_not_reported_with_training(
     for content in measured(trainer, tmp_path):
         assert codec.reported_examples(content) == 8
         assert not codec.decode_evaluation(content).stats.examples
-        assert sharing.split_readable({0: content}, {}).withheld == [0]
+        reply = sharing.decode_evaluation(content, lambda shape: shape)
+        assert sharing.split_readable({0: reply}, {}).withheld == [0]
 
 
 def test_images_are_looked_at_before_any_run_and_read_once(
@@ -298,9 +299,9 @@ def test_a_statistic_is_shared_as_class_counts_are(trainer: Trainer, tmp_path: P
         with pytest.raises(ConfigError, match=f'share.counts is "{counts}" here: sums over its images'):
             statistic("class-counts", trainer, tmp_path)
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
-    sums, examples = statistic_codec.decode_sums(statistic("class-counts", trainer, tmp_path))
-    assert (from_fixed_point(sums)["count"].sum(), examples) == (32, 32)
-    assert (from_fixed_point(sums)["count"] > 8).all()
+    reply = statistic_codec.decode_reply(statistic("class-counts", trainer, tmp_path))
+    assert (from_fixed_point(reply.sums)["count"].sum(), reply.examples) == (32, 32)
+    assert (from_fixed_point(reply.sums)["count"] > 8).all()
     with pytest.raises(ConfigError, match=r"\[statistic\] use = 'mine:all': this client allows built-ins"):
         statistic("mine:all", trainer, tmp_path)
 
@@ -314,8 +315,7 @@ def test_a_statistic_beyond_class_counts_needs_the_owners_permission(
         statistic("feature-moments", trainer, tmp_path)
     allowed = ShareConfig(counts="plain", statistics=("feature-moments",))
     trainer.client = dataclasses.replace(trainer.client, share=allowed)
-    _, examples = statistic_codec.decode_sums(statistic("feature-moments", trainer, tmp_path))
-    assert examples == 32
+    assert statistic_codec.decode_reply(statistic("feature-moments", trainer, tmp_path)).examples == 32
     hidden = ShareConfig(counts="none", statistics=("feature-moments",))
     trainer.client = dataclasses.replace(trainer.client, share=hidden)
     with pytest.raises(ConfigError, match=r'share.counts is "none" here'):
@@ -334,11 +334,10 @@ def test_a_masked_statistic_hides_its_numbers(
             return numbers + 5
 
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
-    bare, _ = statistic_codec.decode_sums(statistic("class-counts", trainer, tmp_path))
+    bare = statistic_codec.decode_reply(statistic("class-counts", trainer, tmp_path))
     shared = ShareConfig(counts="masked", certificate="x", authority="y")
     trainer.client = dataclasses.replace(trainer.client, share=shared)
     monkeypatch.setattr(Trainer, "_masks", lambda self: Masks())
-    reply = statistic("class-counts", trainer, tmp_path)
-    sums, examples = statistic_codec.decode_sums(reply)
-    assert np.array_equal(sums["count"], bare["count"] + 5)
-    assert statistic_codec.masked_for(reply) == ("g", examples + 5)
+    reply = statistic_codec.decode_reply(statistic("class-counts", trainer, tmp_path))
+    assert np.array_equal(reply.sums["count"], bare.sums["count"] + 5)
+    assert (reply.group, reply.masked_examples) == ("g", reply.examples + 5)

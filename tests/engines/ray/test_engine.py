@@ -53,24 +53,25 @@ class Round:
         self.notices: list[str] = []
         sums = Sums(FedAvg(), state)
         client_registry = SimulatedClientRegistry(clients=host_factory.clients, counts=(1,))
-        exchange = PhaseResult(
-            client_registry=client_registry, stage="training", validator=UpdateValidator(state, bound)
-        )
         self.updates = 0
         with engine.open(host_factory, on_notice=self.notices.append) as grid:
-            exchange.pre_aggregates = getattr(grid, "pre_aggregates", False)
+            accepts_sums = getattr(grid, "pre_aggregates", False)
+            exchange = PhaseResult(
+                client_registry=client_registry,
+                stage="training",
+                decoder=UpdateValidator(state, bound, accepts_sums=accepts_sums),
+            )
             config_record = ConfigRecord({codec.NORM_BOUND: bound})
             content = RecordDict({"arrays": codec.encode_state(state), "config": config_record})
             messages = [
                 Message(content, FIRST_NODE + client, "train") for client in range(host_factory.clients)
             ]
             for reply in exchange.send(grid, messages):
-                if codec.is_folded(reply.content):
+                if reply.content is not None:
                     codec.decode_sums(reply.content, sums)
                 else:
                     self.updates += 1
-                    client = client_registry.client(reply.metadata.src_node_id)
-                    sums.add(codec.decode_update(reply.content, client, 0))
+                    sums.add(reply.update(0))
             self.state = sums.finalize() if sums.num_updates else {}
         self.num_updates, self.answered, self.refused = sums.num_updates, exchange.answered, exchange.refused
         self.up, self.norms, self.unusable = exchange.up, exchange.norms, exchange.unusable
