@@ -82,6 +82,7 @@ class Experiment:
         from fedvision.models.tensor_checks import trained_names, trains_alone
         from fedvision.server.checks import check_strategy
         from fedvision.server.rehearsal import rehearse
+        from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
         from fedvision.training.client_trainer import check_training
         from fedvision.training.task_check import check_task
@@ -120,6 +121,9 @@ class Experiment:
             stay = trained_names(model, ParameterGroups.of(model, config.model).personal, images)
             check_task(config, task, model, images, classes)
             rehearse(config, strategy, model, (height, width, channels), classes)
+        updates = chain.build(config, model)
+        if updates.sum_only:
+            check_strategy_of_sums(config, strategy)
         return cls(
             config=config,
             task=task,
@@ -130,7 +134,7 @@ class Experiment:
             metrics=metrics,
             personal=stay,
             start=start,
-            updates=chain.build(config, model),
+            updates=updates,
         )
 
     def notices(self) -> list[str]:

@@ -119,8 +119,22 @@ class ClientUpdate:
     """Number of training images behind the update, > 0."""
     state: State
     """The shared tensors after local training; where updates are transformed, the received ones plus the
-    decoded change. The change itself exists between the chain's two ends alone (``fedvision.updates``)."""
+    decoded change."""
     loss: float = 0.0
     """Mean training loss over the client's examples."""
     tensors: Mapping[str, State] = field(default_factory=dict)
     """Groups of tensors that the client half returned, such as ``{"control": ...}``."""
+
+    def delta(self, received: State) -> State:
+        """Return the change of each tensor, trained minus received, in float32 or wider.
+
+        It is computed when it is asked for: most methods need models alone.
+
+        Args:
+            received: The round's model, on the update's device.
+        """
+        return {name: _wide(tensor) - received[name] for name, tensor in self.state.items()}
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype.itemsize > 4 else tensor.float()

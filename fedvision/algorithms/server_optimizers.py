@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from fedvision.aggregation.summation import accumulate_dtype
 from fedvision.algorithms.fedavg import only_averaged
 from fedvision.algorithms.mean import MODEL, MeanStrategy, WeightedTensors
 from fedvision.types import ClientUpdate, State
@@ -183,8 +182,8 @@ def _change(state: State, update: ClientUpdate) -> Mapping[str, WeightedTensors]
     there, which a small tau would make a step of.
     """
     changes = {
-        name: tensor if only_averaged(name) else tensor.to(accumulate_dtype(tensor.dtype)) - state[name]
-        for name, tensor in update.state.items()
+        name: update.state[name] if only_averaged(name) else change
+        for name, change in update.delta(state).items()
     }
     return {MODEL: WeightedTensors(state=changes, weight=float(update.examples))}
 

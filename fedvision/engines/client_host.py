@@ -214,9 +214,10 @@ class SimulatedClientHosts:
         return ClientHost(app=client_app.build(trainer, test), trainer=trainer)
 
     def aggregator(self) -> PartialAggregator | None:
-        """Make what sums updates; None where every update is needed: by the strategy, or to be in time."""
-        if self.config.timed:
+        """Make what sums updates; None where the server needs each: for the strategy, the time or masks."""
+        updates = chain.build(self.config, self.model)
+        if self.config.timed or updates.sum_only:
             return None
         strategy = build_strategy(self.config.strategy, seed=self.config.seed)
         mean = summable(strategy.inner) if isinstance(strategy, FlowerStrategy) else None
-        return None if mean is None else PartialAggregator(mean, chain.build(self.config, self.model))
+        return None if mean is None else PartialAggregator(mean, updates)

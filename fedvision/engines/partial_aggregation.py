@@ -51,6 +51,7 @@ class PartialAggregator:
         except InvalidUpdate as error:
             return Message(Error(code=internals.REPLY_REFUSED, reason=error.cause), reply_to=message)
         sums.add(found.update(0))
+        assert found.norm is not None
         folded = codec.encode_folded(found.examples, found.loss, nbytes, found.norm, found.measured)
         return answer(folded, message)
 

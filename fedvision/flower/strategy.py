@@ -144,11 +144,8 @@ class FlowerStrategy(Strategy):
 
     def _decoded(self, messages: Iterable[Message]) -> Iterator[TrainReply]:
         for message in itertools.filterfalse(Message.has_error, messages):
-            client, in_sum = (
-                self._roster.client(message.metadata.src_node_id),
-                codec.is_folded(message.content),
-            )
-            yield decode_train_reply(message, client, in_sum=in_sum)
+            client = self._roster.client(message.metadata.src_node_id)
+            yield decode_train_reply(message, client, in_sum=codec.is_folded(message.content))
             del message
 
     def aggregate(self, round: int, replies: Iterable[TrainReply]) -> State | None:

@@ -24,10 +24,11 @@ class TrainReply:
     loss: float
     """Mean training loss."""
     state: State | None
-    """The shared tensors after training; None where they were added to a sum where the client works."""
+    """The shared tensors after training; the encoded update where only the sum over clients can be read; None
+    where they were added to a sum where the client works."""
     tensors: Mapping[str, State] = field(default_factory=dict)
     """Groups of tensors beside the model."""
-    norm: float = 0.0
+    norm: float | None = None
     """L2 norm of the change that the update makes, as a validator or a worker computed it."""
     content: RecordDict | None = None
     """Where the update is in a sum, the records that may hold it (``codec.decode_sums``)."""
@@ -75,7 +76,7 @@ def decode_train_reply(message: Message, client: int, *, in_sum: bool = False) -
         loss=float(metrics[codec.TRAIN_LOSS]),
         state=None if arrays is None else codec.decode_state(arrays),
         tensors=codec.groups(content),
-        norm=codec.folded_norm(content) if in_sum else 0.0,
+        norm=codec.folded_norm(content) if in_sum else None,
         content=content if in_sum else None,
         measured=measured,
         message=message,

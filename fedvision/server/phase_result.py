@@ -158,7 +158,7 @@ class PhaseResult(Generic[T]):
         except InvalidUpdate as error:
             self.unusable.append(client)
             raise UnusableReply(error.cause, "refused") from error
-        if isinstance(found, TrainReply):
+        if isinstance(found, TrainReply) and found.norm is not None:
             self.norms[client] = found.norm
         return found
 

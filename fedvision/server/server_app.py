@@ -44,6 +44,7 @@ from fedvision.server.phase_result import PhaseResult, Undecoded
 from fedvision.server.reply_collector import QuorumMissed, ReplyCollector
 from fedvision.server.round_state import RoundState
 from fedvision.server.scores import Scores
+from fedvision.server.summed_updates import sum_replies
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.tasks.base import build_task
 from fedvision.training.evaluate import Evaluation
@@ -201,16 +202,17 @@ class _Server:
             min_available(self.strategy, self.config.round, len(self.client_registry)),
             in_step=self.updates.keeps_residual or getattr(self.strategy, "in_step", False),
         )
-        pre_aggregates, bound = (
-            bool(getattr(self.grid, "pre_aggregates", False)),
-            self.rounds.bound(self.state),
-        )
+        pre_aggregates = bool(getattr(self.grid, "pre_aggregates", False))
+        bound = self.rounds.bound(self.state)
         validator = UpdateValidator(self.state, bound, self.updates, accepts_sums=pre_aggregates)
         messages = self._messages(number, bound if pre_aggregates else math.inf)
         exchange = PhaseResult(client_registry=self.client_registry, stage="training", decoder=validator)
         collection = ReplyCollector(self.rounds, exchange, number, self.state)
         reports = _TrainingReports()
-        combined = self._combine(number, collection, self._watch(number, collection, messages, reports))
+        replies = self._watch(number, collection, messages, reports)
+        if self.updates.sum_only:
+            replies = sum_replies(replies, validator, len(messages))
+        combined = self._combine(number, collection, replies)
         if combined is not None and collection.used:
             self.state = check_state(number, combined, self.state)
         late, self.rounds.lost = self.rounds.lost + collection.late, []
@@ -378,9 +380,8 @@ class _Server:
         good, bad = self.scores.usable(dict(zip(exchange.answered, contents, strict=True)))
         if not isinstance(self.strategy, FlowerStrategy):  # ours makes nothing of them
             with guarded(self._where("aggregate_evaluate", number)):
-                self.strategy.aggregate_evaluate(
-                    number, [one for one in replies if self._client(one) in good]
-                )
+                used = [reply for reply in replies if self._client(reply) in good]
+                self.strategy.aggregate_evaluate(number, used)
         record["refused"] += exchange.refused + bad
         record["late"] += collection.late
         record["bytes"]["down"] += exchange.down

@@ -65,6 +65,8 @@ class UpdateValidator:
     def decode(self, message: Message, client: int) -> TrainReply:
         """Return a reply with the model that its update stands for and the norm of its change.
 
+        Where only the sum of updates can be read, it has the update as it came, and no norm.
+
         Args:
             message: The reply; its content is taken out of it.
             client: Who sent it.
@@ -78,7 +80,33 @@ class UpdateValidator:
             return decode_train_reply(message, client, in_sum=True)
         self._check_records(message.content, client)
         reply = decode_train_reply(message, client)
+        if self.updates.sum_only:
+            if reply.tensors:
+                raise InvalidUpdate(client, "reply", "it has tensors beside an update that counts in a sum")
+            return reply
         reply.state = update = self._decoded(reply.state or {}, client)
+        self._check_values(reply, update, client)
+        return reply
+
+    def decode_sum(self, total: State, examples: int) -> State:
+        """Return the mean model of clients of whose updates only the sum can be read.
+
+        Args:
+            total: The sum over all of them of what ``decode`` let through.
+            examples: Training images of all of them.
+
+        Raises:
+            InvalidUpdate: It is none, or its change is not finite or above the bound.
+        """
+        try:
+            mean = self.updates.decode_sum(total, self.state, examples)
+        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+            raise InvalidUpdate(-1, "sum", f"it cannot be decoded: {error}") from error
+        self._check_values(TrainReply(client=-1, examples=examples, loss=0.0, state=mean), mean, -1)
+        return mean
+
+    def _check_values(self, reply: TrainReply, update: State, client: int) -> None:
+        """Note the norm of the change in a reply, and refuse numbers that are not finite or too large."""
         # One pass measures the change and finds what is not finite, tensor by tensor only where it must.
         reply.norm = norm = self._norm(update)
         if not math.isfinite(norm):
@@ -89,7 +117,6 @@ class UpdateValidator:
             raise InvalidUpdate(
                 client, "reply", f"the norm of its change is {norm:.3g}, above the bound of {self.bound:.3g}"
             )
-        return reply
 
     def _check_records(self, content: RecordDict, client: int) -> None:
         """Refuse a reply whose records, or names, types and shapes of tensors are not as expected."""

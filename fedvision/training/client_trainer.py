@@ -142,7 +142,7 @@ class ClientTrainer:
         """
         if self.updates:
             rng = seeding.numpy_stream(self.config.seed, "update", request.round, request.client)
-            sent, left = self.updates.encode(update.state, request.state, residual, rng)
+            sent, left = self.updates.encode(update.state, request.state, residual, rng, update.examples)
             update = replace(update, state=sent, residual=left)
         groups = {ALGORITHM: update.memory, PERSONAL: update.personal, RESIDUAL: update.residual}
         self.memory.save(request.client, request.round, groups, request.silent_since)

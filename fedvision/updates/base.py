@@ -27,6 +27,15 @@ class UpdateTransform(ABC):
 
     keeps_residual: bool = False
     """Whether ``encode`` returns tensors that the client must get back with its next update."""
+    linear: bool = False
+    """Whether ``decode`` is linear, so that it may be applied to a sum of what clients send."""
+    sum_only: bool = False
+    """Whether the server can read only the sum over all clients of a round, as with pairwise masks.
+
+    ``encode`` is then given the change times the client's training images. The server adds what clients send,
+    whole numbers modulo 2^64, and calls ``decode`` with the sum. Such a transform must be the last one, those
+    before it ``linear``, and the strategy may need no more of a round than the mean model: all of that is
+    checked before a run. A round in which a client is missing leaves the model as it is."""
 
     def schema(self, schema: UpdateSchema) -> UpdateSchema:
         """Return what ``encode`` makes of tensors of a schema: by default the same names, types and shapes.

@@ -42,7 +42,8 @@ class UpdateChain:
         learned: Names of the parameters among ``received``; the others travel as they are.
 
     Raises:
-        ValueError: A transform cannot encode what the one before it makes.
+        ValueError: A transform cannot encode what the one before it makes, or the sum of updates cannot be
+            decoded.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class UpdateChain:
         self._transforms = tuple(transforms)
         if not self._transforms:
             return
+        self._check_order()
         changes = (_widened(spec) for spec in received.tensors if spec.name in learned)
         self._schemas = [UpdateSchema(tuple(changes))]
         self._whole = tuple(spec for spec in received.tensors if spec.name not in learned)
@@ -68,6 +70,8 @@ class UpdateChain:
                 self._schemas.append(transform.schema(self._schemas[-1]))
             except ValueError as error:
                 raise ValueError(f"{type(transform).__name__}: {error}") from error
+        if self.sum_only:
+            self._check_sum()
         self.sent = UpdateSchema((*self._schemas[-1].tensors, *self._whole))
         self.bytes_saved = received.size - self.sent.size
 
@@ -80,8 +84,51 @@ class UpdateChain:
         """Whether a client keeps something of an update for its next one."""
         return any(transform.keeps_residual for transform in self._transforms)
 
+    @property
+    def sum_only(self) -> bool:
+        """Whether the server can read only the sum over all clients of a round."""
+        return bool(self._transforms) and self._transforms[-1].sum_only
+
+    def _check_order(self) -> None:
+        """Refuse an order of transforms in which the sum of updates could not be decoded."""
+        place = next((n for n, transform in enumerate(self._transforms) if transform.sum_only), None)
+        if place is None:
+            return
+        name, before = type(self._transforms[place]).__name__, self._transforms[:place]
+        if place + 1 < len(self._transforms):
+            after = type(self._transforms[place + 1]).__name__
+            raise ValueError(
+                f"{after} would change what {name} sends, of which only the sum over clients can be read; "
+                f"make the table of {name} the last one"
+            )
+        if bad := next((type(one).__name__ for one in before if not one.linear), None):
+            raise ValueError(
+                f"{name} lets the server read only the sum over clients, and what {bad} makes of updates "
+                f"cannot be decoded from their sum; take {bad} or {name} out"
+            )
+
+    def _check_sum(self) -> None:
+        """Refuse tensors whose sum is not exact, or that would be sent beside it."""
+        reason = f"{type(self._transforms[-1]).__name__} lets the server read only the sum over clients"
+        if odd := next((spec.name for spec in self._schemas[-1].tensors if spec.is_float), None):
+            raise ValueError(
+                f"{reason}, and that of the floats {odd!r} depends on the order in which updates come; let "
+                "it send whole numbers"
+            )
+        if self._whole:
+            raise ValueError(
+                f"{reason}, and {self._whole[0].name!r}, which is no parameter, would be sent as it is; use "
+                "a network without such tensors, as those with group norm, or set model.shared = "
+                '"trainable"'
+            )
+
     def encode(
-        self, trained: State, received: State, residual: State, rng: np.random.Generator
+        self,
+        trained: State,
+        received: State,
+        residual: State,
+        rng: np.random.Generator,
+        examples: int = 1,
     ) -> tuple[State, State]:
         """Return what travels of a trained model, and what the client keeps.
 
@@ -90,6 +137,7 @@ class UpdateChain:
             received: The same before, as they were sent.
             residual: What the client kept of the last update that the server used; empty first.
             rng: A stream of this client and round.
+            examples: The client's training images.
 
         Returns:
             Tensors as ``sent`` says, and the residual by ``"place.name"``.
@@ -105,6 +153,8 @@ class UpdateChain:
         for place, transform in enumerate(self._transforms):
             prefix = f"{place}{_SEPARATOR}"
             own = {n.removeprefix(prefix): t for n, t in residual.items() if n.startswith(prefix)}
+            if transform.sum_only:
+                tensors = {name: tensor * examples for name, tensor in tensors.items()}
             tensors, left = transform.encode(tensors, own, rng)
             _check(transform, "encode", self._schemas[place + 1], tensors)
             if left and not transform.keeps_residual:
@@ -123,11 +173,34 @@ class UpdateChain:
         Raises:
             ValueError: The values cannot be those of an update.
         """
+        return self._applied(self._change(tensors), tensors, received)
+
+    def decode_sum(self, total: State, received: State, examples: int) -> State:
+        """Return the mean of the trained models, weighted by images, of which a sum of updates is known.
+
+        Args:
+            total: The sum over all clients of what they sent, as ``sent`` says.
+            received: The model that the clients were sent.
+            examples: Training images of all of them.
+
+        Raises:
+            ValueError: The values cannot be those of a sum.
+        """
+        change = self._change(total)
+        mean = {name: tensor / examples for name, tensor in change.items()}
+        return self._applied(mean, total, received)
+
+    def _change(self, tensors: State) -> State:
+        """Return the decoded change of each parameter."""
         change = {spec.name: tensors[spec.name] for spec in self._schemas[-1].tensors}
         for place in reversed(range(len(self._transforms))):
             transform = self._transforms[place]
             change = transform.decode(change, self._schemas[place])
             _check(transform, "decode", self._schemas[place], change)
+        return change
+
+    def _applied(self, change: State, tensors: State, received: State) -> State:
+        """Return the received model plus a change, and the tensors that travel as they are."""
         state: State = {}
         for spec in self.received.tensors:
             if spec.name in change:

@@ -31,6 +31,8 @@ class Clip(UpdateTransform):
         ValueError: An argument is out of range.
     """
 
+    linear = True  # nothing is decoded
+
     def __init__(self, *, max_norm: float) -> None:
         if not 0 < max_norm < math.inf:
             raise ValueError(f"max_norm must be > 0, not {max_norm}")

@@ -117,7 +117,7 @@ def test_a_measurement_rides_with_an_update_and_leaves_a_plain_reply_behind() ->
 
 
 def test_a_folded_reply_keeps_its_measurement_and_counts_its_bytes() -> None:
-    content = codec.encode_folded(update(measured=COUNTED), 1.0, 44)
+    content = codec.encode_folded(12, 0.7, 44, 1.0, codec.encode_evaluation(COUNTED))
     assert codec.size(content) == 44
     assert list(content.array_records) == ["measured.counts"]
     assert codec.decode_evaluation(codec.unload(content) or content).loss_sum == 4.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,23 @@ def test_changed_images_are_noticed_and_reported_in_mid_run(
     assert reported_images() == 48
     assert trainer.open(facts("r1"))["changed"] is False
     assert reads == ["north"] * 3
+
+
+def test_a_task_keeps_its_run_from_removal(trainer: Trainer, tmp_path: Path) -> None:
+    """Only a run that had no task for 365 days is removed, when another one is opened."""
+    runs = tmp_path / "state/runs"
+    trainer.open(facts("r1"))
+    trainer.do(codec.CLIENT_INFO, 0, RecordDict())
+    (runs / "r1/masks.json").write_text("{}")
+    os.utime(runs / "r1", (0, 0))
+    trainer.do(codec.CLIENT_INFO, 0, RecordDict())
+    trainer.open(facts("r2"))
+    assert (runs / "r1").exists()
+    os.utime(runs / "r1", (0, 0))
+    trainer.open(facts("r2"))
+    assert not (runs / "r1").exists()
+    with pytest.raises(ConfigError, match="removed after retention_days"):
+        trainer.open(facts("r1"))
 
 
 def test_a_stamp_changes_with_any_file_below_a_folder(tmp_path: Path) -> None:
