@@ -25,6 +25,7 @@ from fedvision.flower.statistic_codec import StatisticRequest, decode_reply
 from fedvision.models.build import build_model
 from fedvision.models.state import get_state, shared_names
 from fedvision.server.statistics import StatisticResult, query_statistic
+from fedvision.tasks.base import build_task
 from fedvision.types import PluginSpec
 from tests.experiments import tiny
 
@@ -133,7 +134,12 @@ def query(grid: Grid, groups: dict[str, tuple[int, ...]], spec: PluginSpec = MOM
 
     Registry.groups = groups  # type: ignore[misc]
     model = build_model(
-        EXPERIMENT.model, num_classes=CLASSES, in_channels=1, image_size=(8, 8), seed=EXPERIMENT.seed
+        EXPERIMENT.model,
+        task=build_task(EXPERIMENT.task),
+        num_classes=CLASSES,
+        in_channels=1,
+        image_size=(8, 8),
+        seed=EXPERIMENT.seed,
     )
     state = get_state(model, shared_names(model, EXPERIMENT.model.shared))
     registry = Registry(clients=len(NAMES), counts=(1,) * CLASSES)
