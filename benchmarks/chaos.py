@@ -6,7 +6,7 @@ Six machines, each a network namespace with an address of its own (root, Linux),
 in folders of classes on five clients. Processes are killed, a machine loses its power, a link is cut for half
 a minute, a disk is full, a client is slow, one sends NaN, one gets a message twice
 (tests/deployment/server/chaos.py).
-The run has to end by itself, with every round once, everything told in its report, and an accuracy within
+The run has to end by itself, with every round once, everything in its report, and an accuracy within
 the noise of undisturbed runs: simulations of the same experiment with several seeds. Writes
 results/chaos.md.
 """
@@ -126,11 +126,11 @@ def written(facts: dict[str, Any]) -> str:
             + ("each recorded once" if facts["whole"] else "NOT each recorded once"),
             f"- accuracy {facts['accuracy']:.3f}; undisturbed, by seed: {usual}: "
             + ("within noise" if facts["within"] else "NOT within noise"),
-            "- everything is told in the report"
+            "- everything is in the report"
             if not facts["missing_events"]
-            else f"- NOT told: {facts['missing_events']}",
+            else f"- MISSING: {facts['missing_events']}",
             "",
-            "What the report tells:",
+            "The report's events:",
             "",
             "| round | who | what |",
             "|---|---|---|",

@@ -17,7 +17,7 @@ from fedvision.reporting.compare import Group, compare
 from fedvision.runs.folder import RunFolder
 
 SHADES = {"head": "#0072b2", "medium": "#009e73", "tail": "#d55e00"}
-"""Okabe and Ito's colours, which colour-blind people tell apart."""
+"""Okabe and Ito's colours, which colour-blind people distinguish."""
 
 
 def label(group: Group) -> str:

@@ -5,7 +5,7 @@
 Five constants are measured on this machine: training seconds an image in one process, seconds of the driver a
 message (clients that do nothing), seconds a call of a worker, bytes a second through the object store, and
 seconds a parameter in a sum. The model (docs/scale.md explains it) adds them up for W workers on M machines.
-It is then asked for the time of a round on two Ray nodes of one worker each, and that round is measured.
+It then estimates the time of a round on two Ray nodes of one worker each, and that round is measured.
 Results go to benchmarks/results/cost_model.json.
 """
 

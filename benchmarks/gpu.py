@@ -89,7 +89,7 @@ def command(turn: Turn, options: argparse.Namespace) -> list[str]:
 
 
 def installed(rivals: Sequence[str]) -> list[str]:
-    """Return the rivals whose environment is there or can be made, and say which are left out."""
+    """Return the rivals whose environment is there or can be made, and note which are left out."""
     found = []
     for rival in rivals:
         try:
@@ -218,7 +218,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def parsed_options() -> argparse.Namespace:
-    """Return what the command line says, the rounds and the name of the results settled."""
+    """Return the command line's options, the rounds and the name of the results settled."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

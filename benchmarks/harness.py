@@ -22,7 +22,7 @@ class Turn:
     repetition: int
 
     def of(self, run: Run) -> bool:
-        """Say whether a stored run is this measurement."""
+        """Return whether a stored run is this measurement."""
         return (run["workload"], run["rival"], run["repetition"]) == (
             self.workload,
             self.rival,

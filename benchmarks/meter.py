@@ -4,9 +4,9 @@ Memory is the proportional set size (PSS): a page that n processes share counts 
 the tree is what the tree costs. Processes are known by a mark in their environment, which daemons keep that
 leave their parent, as Ray's do. Linux only.
 
-The system walks through all pages of a process to tell its PSS: 10 to 15 ms for one that has imported torch.
+The system walks through all pages of a process to read its PSS: 10 to 15 ms for one that has imported torch.
 Read four times a second that took 7 % of the time of two busy cores, and nothing from a rival that leaves one
-idle. So it is read where the tree's resident memory, which costs nothing to ask for, has grown; and now and
+idle. So it is read where the tree's resident memory, which costs nothing to read, has grown; and now and
 then in case fewer processes share a page.
 """
 
@@ -29,7 +29,7 @@ MARK = "FEDVISION_BENCHMARK"
 EVERY = 0.5
 """Seconds between two looks at the tree."""
 GROWTH, PATIENCE = 1.02, 5.0
-"""Growth of the resident memory since the PSS was read, or seconds since, that ask for another reading."""
+"""Growth of the resident memory since the PSS was read, or seconds since, that cause another reading."""
 STRANGE = 2
 """Looks without the mark after which a process is none of the tree."""
 RESULT = "RESULT "
@@ -148,7 +148,7 @@ class Tree:
                 process = (int(name), fields[19])  # with its start time: numbers are given again
                 looks = self._looks.get(process, 0)
                 if 0 <= looks < STRANGE:
-                    # Asked again: a fresh child has its parent's environment.
+                    # Read again: a fresh child has its parent's environment.
                     marked = self._mark in Path(f"/proc/{name}/environ").read_bytes()
                     self._looks[process] = -1 if marked else looks + 1
             except OSError:

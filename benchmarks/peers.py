@@ -94,7 +94,7 @@ def check_engines(engines: list[str]) -> None:
 
 
 def plan(options: argparse.Namespace) -> list[Turn]:
-    """Return the measurements that are asked for."""
+    """Return the selected measurements."""
     ours = [OURS + engine for engine in options.engines]
     found = []
     for turn in turns(options.workloads, [*options.rivals, *ours], options.repetitions):
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--rounds", type=int, help="fewer rounds in every workload")
     parser.add_argument("--name", default="peers", help="of the files in results/")
-    parser.add_argument("--again", action="store_true", help="take what is asked for anew")
+    parser.add_argument("--again", action="store_true", help="repeat the selected measurements")
     options = parser.parse_args()
     # A stop from outside ends the rival's processes as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

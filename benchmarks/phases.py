@@ -54,7 +54,7 @@ def run(config: ExperimentConfig, engine: PluginSpec) -> tuple[dict[str, Any], S
     Returns:
         ``train_s``: seconds of all training phases but the first, which warms up; ``processor_s``: seconds of
         this process in all rounds but the first and the last, which evaluates; ``loop_s``: of all rounds;
-        images trained on; accuracy; what the engine had to say. A round's updates are on the host when its
+        images trained on; accuracy; the engine's notices. A round's updates are on the host when its
         phase ends, so a GPU has nothing left to do.
 
     Raises:

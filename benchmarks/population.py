@@ -132,7 +132,7 @@ def name(engine: str, clients: int) -> str:
 
 
 def measure(options: argparse.Namespace, clients: int, store: dict[str, Any]) -> None:
-    """Run one population's process, or what is left of its rounds, and keep what it says and holds."""
+    """Run one population's process, or what is left of its rounds, and record its facts and memory."""
     run = store["runs"].setdefault(name(options.engine, clients), {"clients": clients, "rounds": []})
     timeline = Timeline()
     seen = 0

@@ -4,7 +4,7 @@ The roofline is the least time that the arithmetic could take on the device: ope
 matrix product, or bytes (inputs and outputs of every operation, without fusion) at the rate of a large copy,
 whichever is longer. Both rates are measured on the spot, TF32 allowed, as it is in cuDNN's convolutions.
 
-Kernels are counted as torch dispatches them, so a processor tells what a GPU would be asked to launch.
+Kernels are counted as torch dispatches them, so a processor counts what a GPU would launch.
 """
 
 from __future__ import annotations

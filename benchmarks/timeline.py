@@ -96,7 +96,7 @@ class Timeline:
                 started = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[19]
                 key = (name, started)  # numbers are given again
                 if not self._ours.get(key):
-                    # Asked again while it is not one of ours: a fresh child has its parent's environment.
+                    # Read again while it is not one of ours: a fresh child has its parent's environment.
                     wanted = f"{MARK}={self._mark}".encode()
                     self._ours[key] = wanted in Path(f"/proc/{name}/environ").read_bytes()
             except OSError:

@@ -41,7 +41,7 @@ def write_folder(folder: Path, digits: Digits) -> None:
 
 
 def write_manifest(folder: Path, digits: Digits) -> None:
-    """Write images in one folder and a CSV file that says what they show."""
+    """Write images in one folder and a CSV file with their labels."""
     (folder / "scans").mkdir()
     with (folder / "scans.csv").open("w", newline="") as file:
         table = csv.writer(file)

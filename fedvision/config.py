@@ -146,7 +146,7 @@ class EvaluationConfig:
     fraction: float = 1.0
     """Share of the clients that measure on what they kept, drawn anew each time; not for stock strategies."""
     with_training: bool = False
-    """Clients that train measure first, the model that they are sent, and tell it with what they trained: a
+    """Clients that train measure first, the model that they receive, and report it with their update: a
     round has no messages for measuring, but the last one, whose model goes out once more to all clients."""
     batch_size: int = 100
     """Images a forward pass."""
@@ -186,13 +186,13 @@ class RoundConfig:
     max_staleness: int = 10
     """Rounds after which an answer is discarded in any case."""
     buffer: int = 0
-    """K: a round ends with K usable answers, new or late; late ones are used; 0 waits for all it asked."""
+    """K: a round ends with K usable answers, new or late; late ones are used; 0 waits for all."""
     concurrency: int = 0
     """M: clients at work at a time where there is a buffer; 0 takes all that the strategy selects."""
     norm_limit: float = 1000.0
     """A change of the model is refused if its norm is so many times the usual one; 0 takes all of them."""
     set_aside_after: int = 3
-    """Refused answers after which a client is not asked again in this run; 0 asks for ever."""
+    """Refused replies after which a client is not selected again in this run; 0: no limit."""
     failed_rounds: int = 3
     """Failed rounds in a row that end the run."""
 
@@ -275,7 +275,7 @@ class ExperimentConfig(Settings):
     """Selection and aggregation: ``fedavg``, ``scaffold``, ``flwr.serverapp.strategy:FedMedian``, ..."""
     update: tuple[PluginSpec, ...] = ()
     """What is done to the change of a client's model before it is sent, in this order, a ``[[update]]`` table
-    each: ``clip``, ``float16``, ``top-k`` or ``"module:attr"``; without one, models travel as they are."""
+    each: ``clip``, ``float16``, ``top-k`` or ``"module:attr"``; without one, models are sent as they are."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Measurement."""
     round: RoundConfig = field(default_factory=RoundConfig)

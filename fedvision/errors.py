@@ -13,7 +13,7 @@
     └── RunError               the run itself failed                                         (exit code 1)
         ├── RoundAborted       what a round had gathered is gone; the round can be played again
         ├── TooFewUpdates      a strategy cannot combine so few; the round leaves the model as it is
-        ├── RunExpired         nothing was heard of the run's server for too long; it can go on
+        ├── RunExpired         the run's server sent no heartbeat for too long; it can go on
         ├── RecordError        the run folder could not be written any more (full disk, ...)
         ├── OutputError        standard output could not be written; what was recorded is intact
         └── ServerError        the server cannot be reached, is not who it should be, or refuses this client

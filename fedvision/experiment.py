@@ -69,7 +69,7 @@ class Experiment:
             dataset: What ``config.data`` gives, where somebody has it already.
 
         Raises:
-            ConfigError: Something in the experiment or its data is wrong; the sentence says what to do.
+            ConfigError: Something in the experiment or its data is wrong; the message names the remedy.
         """
         load_libraries()
         import torch
@@ -140,7 +140,7 @@ class Experiment:
     def notices(self) -> list[str]:
         """Return what a person should know before a run: of privacy, files, classes, clients and measurement.
 
-        Clients that are made when asked for are not gone through; that they share images is said instead.
+        Clients that are made on access are not gone through; a notice says that they share images.
         """
         from fedvision.algorithms.robust import trimming_notices
         from fedvision.data.duplicates import twin_notices
@@ -163,7 +163,7 @@ class Experiment:
 class ExperimentBuilder:
     """Builds the experiments of a sweep, each once, and reads data that several of them name once.
 
-    All are built before the first one runs, so that a wrong one is said at once. What was built is kept for
+    All are built before the first one runs, so that a wrong one fails at once. What was built is kept for
     its run as far as it takes ``RETAINED_BYTES`` in all; of other experiments one is in memory at a time, and
     data that only they name are read again.
 
@@ -321,7 +321,7 @@ def _check_batches(config: ExperimentConfig, parts: Split, *, alone: bool) -> No
         raise ConfigError(f"training.batch_size = 1: {why}; set it to 2 or more")
     from fedvision.formatting import listed
 
-    # Of a million clients that are made when asked for, the others say so in their round.
+    # Of a million clients that are made on access, the others fail in their round.
     known = range(min(len(parts.clients), 1000) if parts.lazy else len(parts.clients))
     single = [f"client {number}" for number in known if parts.size(number) == 1]
     if single:

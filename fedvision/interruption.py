@@ -6,7 +6,7 @@ all; a run would then record a client's failure that never was and go on. So the
 as raised, and whoever is about to write down what happened asks first.
 
 People press Ctrl-C twice, and a second interrupt in the middle of the cleaning up would leave workers behind
-and the folder without a summary: for a while after the first one, further ones are heard and not raised.
+and the folder without a summary: for a while after the first one, further ones are noted and not raised.
 """
 
 from __future__ import annotations

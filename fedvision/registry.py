@@ -158,7 +158,7 @@ class Factory(NamedTuple):
 
 
 def names(kind: str) -> dict[str, str]:
-    """Return every name that ``use =`` may say for a kind, with where it comes from."""
+    """Return every option of ``use =`` for a kind, with where it comes from."""
     from importlib.metadata import entry_points  # a tenth of a second that most commands do without
 
     found: dict[str, str] = {}

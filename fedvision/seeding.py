@@ -28,7 +28,7 @@ def derive(root: int, purpose: str, *ids: int) -> int:
     Args:
         root: The experiment's seed, >= 0.
         purpose: What the stream is for, such as ``"partition"`` or ``"batches"``.
-        ids: Numbers that tell streams of one purpose apart, such as round and client, each >= 0.
+        ids: Numbers that distinguish streams of one purpose, such as round and client, each >= 0.
     """
     # Their number goes in too: SeedSequence takes trailing zeros for nothing.
     entropy = [root, zlib.crc32(purpose.encode()), len(ids), *ids]

@@ -21,7 +21,7 @@ _PLAIN = {"–": "-", "─": "-", "±": "+-", "…": "...", "·": ".", "×": "x"
 
 
 def prepare() -> None:
-    """Make standard output and error take every letter; one that is closed swallows what it is told."""
+    """Make standard output and error take every letter; output to a closed one is dropped."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -34,7 +34,7 @@ def show(text: str, recorded: str = "") -> None:
     """Print a text on standard output, at once.
 
     Args:
-        text: What was asked for.
+        text: The text.
         recorded: Where it can also be found, for the error.
 
     Raises:

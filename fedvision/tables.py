@@ -161,7 +161,7 @@ def check_values(value: Any, where: str = "") -> None:
 
 
 def holds(table: Any, dotted: str) -> bool:
-    """Say whether nested tables have a key, by its dotted name."""
+    """Return whether nested tables have a key, by its dotted name."""
     for name in dotted.split("."):
         if not isinstance(table, Mapping) or name not in table:
             return False
@@ -209,7 +209,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:
 
 
 def _named(cls: type[Any], key: str, value: Any) -> Any:
-    """Return a table of a plug-in with the default's name where it says none."""
+    """Return a table of a plug-in with the default's name where it has none."""
     field = next(f for f in dataclasses.fields(cls) if f.name == key)
     if not isinstance(value, Mapping) or "use" in value or field.default_factory is dataclasses.MISSING:
         return value
@@ -218,7 +218,7 @@ def _named(cls: type[Any], key: str, value: Any) -> Any:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Return the value as the field's type, or say which type it must have."""
+    """Return the value as the field's type; raise ConfigError where it has another."""
     if dataclasses.is_dataclass(hint):
         return build(typing.cast("type[Any]", hint), value, where)
     origin, options = typing.get_origin(hint), typing.get_args(hint)

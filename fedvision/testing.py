@@ -36,7 +36,7 @@ _EXPERIMENT: Mapping[str, Any] = {
 
 
 def tiny_images(*, images: int = 90, size: int = 8, channels: int = 1, seed: int = 0) -> Dataset:
-    """Make images of three classes that a small network tells apart, one a third as frequent as another.
+    """Make images of three classes that a small network distinguishes, one a third as frequent as another.
 
     Each class has a bright quarter of its own on dark noise. Every third image is a test image.
 

@@ -46,7 +46,7 @@ def load(run: str | Path, *, device: str = "auto") -> TrainedModel:
         device: ``"auto"`` (cuda, then mps, then cpu) or a torch device.
 
     Raises:
-        RunFolderError: A file is missing or damaged, or the tensors are others than ``model.json`` tells of.
+        RunFolderError: A file is missing or damaged, or the tensors are others than in ``model.json``.
         PluginError: The network's module is not there.
         ConfigError: There is no such device.
     """
@@ -60,7 +60,7 @@ class TrainedModel:
     path: Path
     """The run folder."""
     description: ModelDescription
-    """What ``model.json`` says."""
+    """The content of ``model.json``."""
     network: nn.Module
     """The network, on the device."""
     task: Task
@@ -132,7 +132,7 @@ class TrainedModel:
             workers: Processes that decode files; 0 is one per CPU core where that pays.
 
         Returns:
-            One prediction an image, in the order of the paths; files that cannot be read are told apart.
+            One prediction an image, in the order of the paths; files that cannot be read are listed apart.
 
         Raises:
             RunFolderError: Tensors of the network stayed on the clients.
@@ -249,7 +249,7 @@ class TrainedModel:
         """Return what becomes of files; None where the network's images can only be arrays.
 
         Where the run's images were arrays, files of their very size are the same; how others would have been
-        cut nobody said.
+        cut is unknown.
         """
         from fedvision.data.decoding.process_pool import PixelFormat
 
@@ -298,7 +298,7 @@ def _tensors(file: Path, sha256: str) -> State:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         if found != sha256:
             raise RunFolderError(
-                f"{file}: its SHA-256 is {found[:12]}..., and {FILE} beside it tells of {sha256[:12]}...: "
+                f"{file}: its SHA-256 is {found[:12]}..., and {FILE} beside it has {sha256[:12]}...: "
                 "the file was changed or copied in part; restore it, or write both again with --resume"
             )
         return load_file(file)

@@ -30,13 +30,13 @@ MetricFn: TypeAlias = "Callable[[NDArray[np.int64]], float]"
 
 
 class LazyClients(Protocol):
-    """A partitioner's result that makes each client's images when they are asked for.
+    """A partitioner's result that makes each client's images on access.
 
-    Client k must be a function of k alone, whoever was asked before, in any process. Clients may share
+    Client k must be a function of k alone, in any order of access, in any process. Clients may share
     images; within one client an image is there once. An attribute ``expected_counts``, numbers [C] or
-    fewer, tells how many images of each label 0, 1, ... all clients have together, and
+    fewer, states how many images of each label 0, 1, ... all clients have together, and
     ``expected_distinct`` likewise how many different ones; without them both are estimated from some of the
-    clients. A method ``size(k)`` tells how many images client k has without making them: a simulation asks
+    clients. A method ``size(k)`` returns how many images client k has without making them: a simulation asks
     for it of every client of a cohort, to begin with the largest.
 
     With ``evaluation.holdout``, no client trains on the images that are kept for measurement: bool [N],
@@ -53,7 +53,7 @@ class LazyClients(Protocol):
 
 
 class LazyHalves(Protocol):
-    """Each client's images for training and for measurement, made when they are asked for."""
+    """Each client's images for training and for measurement, made on access."""
 
     def __getitem__(self, client: int, /) -> Sequence[NDArray[np.int64]]:
         """Return the numbers of the images that a client trains on, at least one, and measures on."""
@@ -75,7 +75,7 @@ class PluginSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ClientConfig:
-    """What the server half of an algorithm tells one client beside the model."""
+    """What the server half of an algorithm sends one client beside the model."""
 
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Scalars for the client half, such as ``{"mu": 0.01}``."""
@@ -96,7 +96,7 @@ class TrainRequest:
     state: State
     """The travelling tensors of the global model."""
     client_config: ClientConfig = field(default_factory=ClientConfig)
-    """What the strategy said beside the model."""
+    """What the strategy sent beside the model."""
     algorithm: str | None = None
     """Registered name of the algorithm's client half; None adds nothing to the task's loss."""
     counts: tuple[int, ...] | None = None

@@ -38,7 +38,7 @@ _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
 class Groups(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives tests of one group to one process, and all others as processes ask for them.
+    """Gives tests of one group to one process, and all others as processes are free.
 
     xdist's own ``loadgroup`` reads marks that pytest 9.2 does not hand it: every test was a group of its own.
     """
@@ -48,7 +48,7 @@ class Groups(LoadScopeScheduling):  # type: ignore[misc]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
-    """Distribute tests by their paths, whatever ``--dist`` says."""
+    """Distribute tests by their paths, whatever ``--dist`` is."""
     return Groups(config, log)
 
 

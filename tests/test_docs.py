@@ -83,7 +83,7 @@ def test_broken_links_are_found(tmp_path: Path) -> None:
 
 
 def cells() -> list[tuple[str, str]]:
-    """Return the lines that docs/questions.md gives: whether they are a client's, and what they say."""
+    """Return the lines that docs/questions.md gives: whether they are a client's, and their content."""
     text = (ROOT / "docs/questions.md").read_text(encoding="utf-8")
     return re.findall(r"^\|[^|]*\| (\*client\*)? ?`([^`]+)`[^|]*\|$", text, re.M)
 
@@ -98,7 +98,7 @@ def examples() -> list[tuple[str, str]]:
 
 
 def is_of_a_client(table: dict[str, Any]) -> bool:
-    """Tell keys of a client's file from an experiment's."""
+    """Separate keys of a client's file from an experiment's."""
     return bool(table.keys() & {"share", "superlink", "plugins", "memory_limit"}) or "label_map" in str(table)
 
 

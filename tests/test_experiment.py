@@ -110,9 +110,9 @@ begun = time.process_time()
 made = split.make(images, config, num_classes=10, seed=0, holdout=0.1)
 shards = ClientShards(images, made)
 seconds = time.process_time() - begun
-asked = sum(len(shards.train(client)) for client in range(0, 1_000_000, 1000))
+counted = sum(len(shards.train(client)) for client in range(0, 1_000_000, 1000))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
-print(seconds, int(peak.split()[1]) / 1000, asked)
+print(seconds, int(peak.split()[1]) / 1000, counted)
 """
 
 

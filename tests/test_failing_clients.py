@@ -1,4 +1,4 @@
-"""What goes wrong with clients and data, end to end: it is said by name, and the run goes on where it can."""
+"""What goes wrong with clients and data, end to end: errors name it, and the run goes on where it can."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def _python_handles_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> object:
 def test_an_interrupt_that_was_swallowed_is_raised_before_anything_is_written() -> None:
     interruption = Interruption()
     with interruption:
-        with suppress(KeyboardInterrupt):  # what a C extension does that asks for an attribute
+        with suppress(KeyboardInterrupt):  # what a C extension does that reads an attribute
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             interruption.check()

@@ -31,10 +31,10 @@ class Losing(ScaffoldClient):
         super().begin(model, parameters, task, memory)
         self._lost = task.client == 1 and task.round in (2, 3)
     def finish(self, steps, lr):
-        told, kept = super().finish(steps, lr)
+        tensors, memory_out = super().finish(steps, lr)
         if self._lost:
-            told = {"control": {name: t * float("nan") for name, t in told["control"].items()}}
-        return told, kept
+            tensors = {"control": {name: t * float("nan") for name, t in tensors["control"].items()}}
+        return tensors, memory_out
 
 class Strategy(Scaffold):
     client = Losing
@@ -65,7 +65,7 @@ def test_the_servers_control_stays_the_mean_of_the_clients(config: ExperimentCon
     server, means = controls(tmp_path / "run")
     for name, control in server.items():
         torch.testing.assert_close(control, means[name], rtol=1e-4, atol=1e-5)
-    # A run that is stopped in between remembers whom it did not hear.
+    # A run that is stopped in between remembers silent clients.
     from fedvision.runs.folder import RunFolder
 
     assert RunFolder.read(tmp_path / "run").checkpoints.load().values["rounds"]["silent_since"] == []  # type: ignore[union-attr]

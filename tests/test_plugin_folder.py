@@ -23,7 +23,7 @@ PART = PluginSpec(use="part_of_two_folders:make")
 
 
 def folder(place: Path, value: int, *, helper: bool = True) -> Path:
-    """Write a folder whose plug-in gives what the helper beside it says."""
+    """Write a folder whose plug-in returns the value of the helper beside it."""
     place.mkdir()
     if helper:
         (place / "helper_of_two_folders.py").write_text(f"VALUE = {value}\n")

@@ -64,7 +64,7 @@ def test_a_run_struck_at_random_moments_ends_in_the_same_bits(
 
 
 def _strike(folder: Path, blow: signal.Signals, delay: float) -> bool:
-    """Run on in the folder, strike after one more round and a while; say whether it was still running."""
+    """Run on in the folder, strike after one more round and a while; return whether it was still running."""
     with subprocess.Popen(
         command(folder),
         stdout=subprocess.DEVNULL,

@@ -322,7 +322,7 @@ def test_a_model_that_fails_after_the_last_round_ends_in_a_sentence_and_is_kept(
 
     monkeypatch.setattr(run_recorder, "predict", fail)
     with pytest.raises(
-        RunError, match="after the last round, raised ValueError: no batch of 100; mend it and"
+        RunError, match="after the last round, raised ValueError: no batch of 100; correct it and"
     ):
         simulate(tiny(rounds=1), out=tmp_path / "run")
     assert (tmp_path / "run/model.safetensors").is_file()

@@ -94,7 +94,7 @@ def test_the_runs_own_test_images_give_the_runs_own_numbers(
 
 
 def test_the_predicted_probability_is_that_of_the_loss_that_trained(run: Callable[[str], RunResult]) -> None:
-    """Cross-entropy of the told probabilities is the measured loss: LDAM's scale and bfloat16 are in them."""
+    """Cross-entropy of the probabilities is the measured loss: LDAM's scale and bfloat16 are in them."""
     model, test = fedvision.load(run("bfloat16").folder.path), digits().test
     assert test is not None
     given = model.predict(test.images).probabilities[np.arange(len(test)), test.labels]

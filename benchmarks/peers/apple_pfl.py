@@ -33,7 +33,7 @@ from torch.nn import functional as F  # noqa: E402
 
 
 class Model(Net):
-    """The network with the two methods that pfl asks for."""
+    """The network with the two methods that pfl needs."""
 
     steps = images = 0
 
@@ -70,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     w = workload(options)
     torch.set_num_threads(1)
-    # How pfl is told where to be; it takes a GPU where there is one unless it is told.
+    # How pfl gets its device; it takes a GPU where there is one unless set.
     os.environ["PFL_PYTORCH_DEVICE"] = options.device
     images, labels = to_tensor(w.images()), to_tensor(w.labels())
     clients = [to_tensor(mine) for mine in w.clients()]

@@ -32,7 +32,7 @@ class Workload:
     every: int
 
     def measured(self, number: int) -> bool:
-        """Say whether a round (from 1) ends with an evaluation."""
+        """Return whether a round (from 1) ends with an evaluation."""
         return number % self.every == 0 or number == self.rounds
 
     @property
@@ -43,7 +43,7 @@ class Workload:
         """Return normalised float32 images [N, 1, H, W]; ``half`` is "" for training, "test_" for test."""
         pixels = torch.from_numpy(self.file[f"{half}images"])
         # A new axis and not a permuted one: with a single channel torch calls both layouts contiguous, and
-        # picks the kernels of channels_last where the strides say so, which a plain loop would not have.
+        # picks the kernels of channels_last by the strides, which a plain loop would not have.
         return pixels.squeeze(3)[:, None].float().div_(255).sub_(MEAN).div_(STD)
 
     def labels(self, half: str = "") -> torch.Tensor:
@@ -96,7 +96,7 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, batch
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser of what every rival is told: the workload's file and its numbers."""
+    """Return a parser of every rival's options: the workload's file and its numbers."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("file", type=Path)
     for name in ("batch", "rounds", "every"):

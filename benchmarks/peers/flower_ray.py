@@ -44,7 +44,7 @@ def client_app() -> ClientApp:
 
 
 class Scheduled(FedAvg):
-    """FedAvg that asks for the workload's cohorts: any free node trains the client that it is told."""
+    """FedAvg that selects the workload's cohorts: any free node trains the client in its message."""
 
     cohorts: list[list[int]]
     task_config: dict[str, Any]

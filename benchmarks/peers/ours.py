@@ -19,7 +19,7 @@ from fedvision.runs.progress import Silent  # noqa: E402
 
 
 class Clock(Silent):
-    """Takes the time of the rounds; the first begins when all clients have said who they are."""
+    """Takes the time of the rounds; the first begins when all clients have registered."""
 
     def start(self, rounds: int, first_round: int) -> None:
         self.begun = time.perf_counter()

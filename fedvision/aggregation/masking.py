@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from fedvision.errors import ConfigError
 
 MIN_GROUP_SIZE = 3
-"""Clients of a sum: of two, each could subtract itself from what everybody is told."""
+"""Clients of a sum: of two, each could subtract itself from what all receive."""
 _SIGNED = b"fedvision masking 1\n"
 _NUMBER = np.dtype("<u8")
 

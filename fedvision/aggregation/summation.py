@@ -52,7 +52,7 @@ class Distant(Protocol):
     def part(self, start: int, stop: int) -> torch.Tensor:
         """Return elements ``start`` to ``stop`` of each layer, float64 [layers, stop - start]; only to read.
 
-        Slices are asked for in their order.
+        Slices are requested in order.
         """
 
 
@@ -61,7 +61,7 @@ class PartialSum:
     """What was summed elsewhere: float64 sums by tensor, the weights in them, and the models' types."""
 
     totals: Mapping[str, torch.Tensor | Distant]
-    """float64 [layers, *shape] by tensor; may be fetched only when it is asked for."""
+    """float64 [layers, *shape] by tensor; may be fetched on access only."""
     weights: tuple[float, ...]
     """The weight of every model in the sum."""
     dtypes: Mapping[str, torch.dtype]

@@ -1,11 +1,11 @@
-"""What a strategy is: who works, what each is told, and how the answers become the next model.
+"""What a strategy is: who trains, with which configuration, and how the replies become the next model.
 
 A strategy works on named tensors alone. It knows no messages, no engine and no model class, so the same
 object serves a simulation in one process and a federation of machines. ``combine`` is the only method it must
 have.
 
 What it remembers between rounds (moments, control variates) are plain attributes: tensors, dictionaries of
-tensors, numbers. ``fedvision.algorithms.snapshot`` saves and restores them without being told their names.
+tensors, numbers. ``fedvision.algorithms.snapshot`` saves and restores them without knowing their names.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class ServerContext:
     rounds: int
     """Rounds of the whole run."""
     statistic: Mapping[str, NDArray[np.float64]] | None
-    """Sums over the clients of the statistic that ``query`` asked for; None where it asked for none, or
-    nobody answered."""
+    """Sums over the clients of the statistic that ``query`` requested; None where it requested none, or
+    no client replied."""
     class_counts: tuple[int, ...] | None
-    """Training images of each class [C] over the federation; None where clients do not tell them."""
+    """Training images of each class [C] over the federation; None where clients do not report them."""
     make_model: Callable[[State], nn.Module]
     """Returns a network of the experiment's kind on the CPU, holding a state; it is the caller's own."""
     generator: torch.Generator
@@ -87,7 +87,7 @@ class RoundStrategy(ABC):
         return draw(clients, cohort_size(len(clients), self.fraction, self.min_clients), rng)
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:
-        """Say what one client is told beside the model: by default nothing.
+        """Return what one client receives beside the model: by default nothing.
 
         Args:
             round: Round number, from 1.
@@ -110,7 +110,7 @@ class RoundStrategy(ABC):
         """
 
     def query(self, round: int, rounds: int) -> PluginSpec | None:
-        """Name a statistic that all clients are asked for after a round's training; by default none.
+        """Return the statistic to query from all clients after a round's training; by default none.
 
         Args:
             round: Round number, from 1.

@@ -2,7 +2,7 @@
 
 Luo, Chen, Hu, Zhang, Liang, Feng 2021, "No Fear of Heterogeneity: Classifier Calibration for Federated
 Learning with Non-IID Data", arXiv 2106.05001. The head suffers most from unlike clients, so it is trained
-anew once the backbone is done: clients tell the moments of their features (``feature_moments``), the server
+anew once the backbone is done: clients send the moments of their features (``feature_moments``), the server
 takes the features of class c as normal with the mean and covariance of all clients' images, draws ``samples``
 of them for every class and trains the head on these with cross-entropy.
 
@@ -101,7 +101,7 @@ class CCVR(FedAvg):
         self.every = every
 
     def query(self, round: int, rounds: int) -> PluginSpec | None:
-        """Ask for the moments of the features after the last round, and each ``every`` rounds."""
+        """Query the moments of the features after the last round, and each ``every`` rounds."""
         due = round == rounds or (self.every > 0 and round % self.every == 0)
         return PluginSpec(use="feature-moments") if due else None
 

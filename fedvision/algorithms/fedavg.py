@@ -23,7 +23,7 @@ class FedAvg(MeanStrategy):
 
 
 def only_averaged(name: str) -> bool:
-    """Say whether a tensor is a batch normalisation's running statistic, by its name in torch.
+    """Return whether a tensor is a batch normalisation's running statistic, by its name in torch.
 
     Statistics are measured, not learned. A server optimiser's step past their mean means nothing and can turn
     a variance negative, so they are averaged whatever the method does with the parameters.

@@ -1,6 +1,6 @@
 """Strategies that need nothing from a round but weighted means of what the clients send.
 
-FedAvg, FedProx, the server optimisers and SCAFFOLD are of this kind. Each says what one update contributes to
+FedAvg, FedProx, the server optimisers and SCAFFOLD are of this kind. Each defines an update's contribution to
 which mean, and what becomes of the means. The sums are exact (see ``summation``), so they may be taken
 anywhere and in any order: as replies come in, or on the workers that trained the clients.
 """
@@ -33,7 +33,7 @@ class MeanStrategy(RoundStrategy):
     """A round strategy whose ``combine`` is a function of weighted means; only ``finalize`` is abstract."""
 
     def contribute(self, state: State, update: ClientUpdate) -> Mapping[str, WeightedTensors]:
-        """Say what an update adds to which group: by default its model, weighted by its examples.
+        """Return what an update adds to which group: by default its model, weighted by its examples.
 
         This runs where the update was made, perhaps in another process on a strategy that was built anew from
         the experiment: it may depend on its arguments and the constructor's alone.
@@ -78,7 +78,7 @@ class Sums:
     """The sums of one round of a strategy, or of a worker's part of it.
 
     Args:
-        strategy: Says what an update contributes.
+        strategy: Defines what an update contributes.
         state: The round's global model, as the clients got it.
     """
 

@@ -39,8 +39,8 @@ class TrimmedMean(RoundStrategy):
     """The mean of each coordinate without its extreme values.
 
     A cohort of fewer than 1 / share clients loses nobody: with the default of 0.2 it takes five to leave one
-    out at each end, and of four this is the plain mean, which one hostile client moves at will; that is told
-    at the start. A round counts the answers that it has, so lost ones can bring it below.
+    out at each end, and of four this is the plain mean, which one hostile client moves at will; a notice
+    at the start says so. A round counts the answers that it has, so lost ones can bring it below.
 
     Args:
         share: Share of the cohort to leave out at each end, rounded down to whole clients, 0 <= share < 0.5.
@@ -69,7 +69,7 @@ class TrimmedMean(RoundStrategy):
 
 
 def trimming_notices(strategy: RoundStrategy, clients: int) -> list[str]:
-    """Return what to tell of a trimmed mean whose cohort is too small for its share; empty else.
+    """Return a notice on a trimmed mean whose cohort is too small for its share; empty else.
 
     Args:
         strategy: Any.

@@ -138,7 +138,7 @@ class Scaffold(MeanStrategy):
         return {MODEL: WeightedTensors(state=update.state, weight=1.0), _CONTROL: change}
 
     def finalize(self, state: State, means: Mapping[str, State], num_updates: int) -> State:
-        """Step towards the mean model and move c by the share of clients that were heard."""
+        """Step towards the mean model and move c by the share of clients whose updates were used."""
         share = num_updates / max(self.clients, num_updates)
         self.control = {
             name: change.mul_(share).add_(self.control[name]) if name in self.control else change.mul_(share)

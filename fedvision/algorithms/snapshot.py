@@ -1,7 +1,7 @@
 """What a strategy remembers, as tensors and JSON and back: for checkpoints of any strategy.
 
 A strategy is any object, ours or Flower's. One that has ``state_dict`` and ``load_state_dict``, as torch's
-modules have, says itself what it remembers. Of any other one it is every attribute made of tensors, NumPy
+modules have, names its own state. Of any other one it is every attribute made of tensors, NumPy
 arrays and numbers, plain values, and lists, tuples, sets, deques and dictionaries of these (``defaultdict``
 and ``OrderedDict`` too), random generators, and objects with ``state_dict``. Bits, dtypes and structure
 survive, and what was NumPy is NumPy again. A ``RoundStrategy`` inside another one is saved with it.
@@ -116,7 +116,7 @@ _OWN = "own state"
 
 
 def _is_flowers(value: object) -> bool:
-    """Say whether a value is a record of Flower's, or a wrapped strategy, which is saved beside this one."""
+    """Return whether a value is a record of Flower's, or a wrapped strategy, which is saved apart."""
     return any(kind.__module__.startswith("flwr.") for kind in type(value).__mro__)
 
 
@@ -151,7 +151,7 @@ def _broken(thing: object, method: str, error: Exception) -> PluginError:
     message = (str(error).strip().splitlines() or [""])[0]
     what = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return PluginError(
-        f"{method} of the strategy's {type(thing).__name__} raised {what}; mend it and go on with --resume"
+        f"{method} of the strategy's {type(thing).__name__} raised {what}; correct it and go on with --resume"
     )
 
 

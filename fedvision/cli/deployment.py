@@ -85,7 +85,7 @@ def _server(options: argparse.Namespace) -> None:
     tls, clients = options.tls, options.clients or (options.tls and options.tls / "clients")
     if options.insecure and not clients:
         raise ConfigError("--clients: name the folder with one NAME.pub a client")
-    # Everything that the SuperLink would refuse is better said before anything is written.
+    # Everything that the SuperLink would refuse is an error before anything is written.
     SuperlinkOptions(
         public=options.public,
         private=options.private,

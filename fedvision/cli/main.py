@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     certificates.add(verbs)
     doctor.add(verbs)
 
-    names = verbs.add_parser("list", description="show what `use =` may say")
+    names = verbs.add_parser("list", description="show the options of `use =`")
     names.add_argument("kind", nargs="?", choices=sorted(registry.BUILTINS), help="only this kind")
     names.set_defaults(call=_list)
     new.add(verbs)
@@ -137,7 +137,7 @@ def _file(options: argparse.Namespace) -> Path:
     """Return the experiment's file.
 
     Raises:
-        ConfigError: None was named; the sentence says what to try.
+        ConfigError: None was named; the message names a command to try.
     """
     if options.experiment is None:
         here = sorted(path.name for path in Path().glob("*.toml") if path.name != "pyproject.toml")

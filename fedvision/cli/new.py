@@ -1,7 +1,7 @@
 """``fedvision new NAME [--data SOURCE]``: an experiment's file with every key, its default and what it does.
 
 The comments are the strings under the dataclasses' fields and the plug-ins' docstrings, as in
-``docs/configuration.md``, so that they cannot tell of other keys than there are.
+``docs/configuration.md``, so that they have no other keys than there are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HEAD = """\
 # An experiment of fedvision: `fedvision inspect {file}` shows its data, `fedvision simulate {file}` runs it.
 #
 # A line that begins with # and a key holds the default: take the # away to change it.
-# `fedvision list` shows what `use =` may say."""
+# `fedvision list` shows the options of `use =`."""
 
 
 def add(verbs: Verbs) -> None:
@@ -65,7 +65,7 @@ def write_experiment(file: Path, source: str, overrides: Sequence[str] = ()) -> 
 
     Args:
         file: Its file, whose name without suffix is the experiment's.
-        source: A folder of images, an .npz or .csv file, or what ``[data] use`` may say.
+        source: A folder of images, an .npz or .csv file, or an option of ``[data] use``.
         overrides: ``"key=value"`` texts with dotted keys.
 
     Raises:
@@ -136,7 +136,7 @@ def _keys(cls: type[Any], config: Any, table: Mapping[str, Any], name: str = "")
 
 
 def _arguments(kind: str, spec: Any, table: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a plug-in's own keys, those that it does not tell of last."""
+    """Yield the lines of a plug-in's own keys, undocumented ones last."""
     from fedvision.cli.reference import plugin_arguments
 
     arguments = plugin_arguments(kind, spec.use)

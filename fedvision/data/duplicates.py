@@ -45,7 +45,7 @@ def find_duplicates(dataset: Dataset) -> Duplicates:
 
 
 def twin_notices(dataset: Dataset) -> tuple[str, ...]:
-    """Return what a run should say of equal pictures; of very large sets, that they were not looked for."""
+    """Return notices on equal pictures; of very large sets, that they were not looked for."""
     parts = [dataset.train, *([dataset.test] if dataset.test else [])]
     size = sum(part.images.nbytes for part in parts)
     if size > _MOST:

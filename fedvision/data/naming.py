@@ -18,7 +18,7 @@ _MISSING = frozenset(
 
 
 def is_missing(text: str) -> bool:
-    """Say whether a cell or name stands for a missing value."""
+    """Return whether a cell or name stands for a missing value."""
     return not text.strip() or text.strip() in _MISSING
 
 

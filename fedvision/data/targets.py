@@ -28,12 +28,12 @@ SEVERAL = (
 
 
 def several(targets: Targets) -> bool:
-    """Tell whether these are labels of which an image may have several."""
+    """Return whether these are labels of which an image may have several."""
     return targets.ndim == 2
 
 
 def one_class(targets: Targets) -> bool:
-    """Tell whether each image has one class."""
+    """Return whether each image has one class."""
     return targets.ndim == 1
 
 

@@ -75,7 +75,7 @@ class BatchTransform:
 
         One conversion, then one multiply-add in place. Channels last costs nothing more: the result is the
         buffer of the images as they lie, seen with its axes permuted. With a single channel PyTorch calls
-        both layouts contiguous and picks kernels by the strides, so these are set for the layout asked for.
+        both layouts contiguous and picks kernels by the strides, so these are set for the wanted layout.
 
         Args:
             images: uint8 [B, H, W, channels].

@@ -273,7 +273,7 @@ def _write(folder: Path, files: Mapping[Path, File]) -> list[Path]:
 
 
 def _holds(path: Path, content: bytes) -> bool:
-    """Tell whether a file is there with this very content, as ``ca.crt`` is when a certificate is renewed."""
+    """Return whether a file is there with this content, as ``ca.crt`` is when a certificate is renewed."""
     try:
         return path.read_bytes() == content
     except OSError:

@@ -27,7 +27,7 @@ _KEYS = ("protocol", "version", "run", "experiment", "digest", "classes", "image
 
 @dataclass(frozen=True, kw_only=True)
 class RunManifest:
-    """What a client is told of a run."""
+    """What a client receives of a run."""
 
     run: str
     """The run's key: the same when the server is started again to go on with it."""
@@ -64,7 +64,7 @@ class RunManifest:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> RunManifest:
-        """Read what a server said of a run.
+        """Read what a server sent of a run.
 
         Raises:
             ConfigError: It speaks another protocol, or the text is not the one that was sent.

@@ -1,4 +1,4 @@
-"""The engine that looks at the run and the machine, picks another one, and says which and why."""
+"""The engine that looks at the run and the machine, picks another one, and notes which and why."""
 
 from __future__ import annotations
 

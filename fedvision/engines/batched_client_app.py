@@ -19,7 +19,7 @@ from fedvision.types import TrainRequest
 
 
 class BatchedClientApp:
-    """The clients of one worker, asked by messages.
+    """The clients of one worker, called by messages.
 
     Args:
         trainer: Trains them.
@@ -46,7 +46,7 @@ class BatchedClientApp:
         return self._crew.obstacle
 
     def request(self, message: Message) -> TrainRequest:
-        """Return what a message asks for.
+        """Return the task of a message.
 
         Raises:
             Exception: The message is none that can be answered.

@@ -84,7 +84,7 @@ class ClientHostFactory(Protocol):
         """Train the costliest client once and keep nothing, so that it can be measured."""
 
     def estimate_cost(self) -> CostEstimate:
-        """Measure a few steps and say how long the whole run would train in one process."""
+        """Measure a few steps and return how long the whole run would train in one process."""
 
     def open(self) -> ClientHost:
         """Make what answers messages, in the process that calls."""
@@ -187,7 +187,7 @@ class SimulatedClientHosts:
     def cost(self, client: int) -> float:
         """Return the images that a client's training sees in a round, repeats counted.
 
-        A set number of steps is the same work for all, and nobody's size is asked for.
+        A set number of steps is the same work for all, and no sizes are needed.
         """
         training = self.config.training
         if training.steps:
@@ -207,7 +207,7 @@ class SimulatedClientHosts:
         return ClientShards(self.dataset.train, self.split)
 
     def open(self) -> ClientHost:
-        """Make the host; its process then uses as many arithmetic threads as the recipe says."""
+        """Make the host; its process then uses as many arithmetic threads as configured."""
         torch.set_num_threads(self.threads)
         trainer = self.trainer()
         test = None if self.dataset.test is None else Shard.whole(self.dataset.test)

@@ -26,7 +26,7 @@ class PartialAggregator:
     """The sums of one worker's clients over one round.
 
     Args:
-        strategy: Says what an update contributes.
+        strategy: Defines what an update contributes.
         updates: Decodes what clients send; None where they send models as they are.
     """
 

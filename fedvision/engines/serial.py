@@ -1,6 +1,6 @@
 """The serial engine: every client in this process, one after the other, as a Flower Grid.
 
-Replies are made one at a time, when the strategy asks for the next, so memory does not grow with the cohort;
+Replies are made one at a time, when the strategy reads the next, so memory does not grow with the cohort;
 they come in the order in which the messages were sent.
 """
 
@@ -32,7 +32,7 @@ class SerialEngine:
 
 
 class SerialGrid(LocalGrid):
-    """A Grid over one host; a client works when its reply is asked for.
+    """A Grid over one host; a client trains when its reply is read.
 
     Args:
         host_factory: Makes the host.

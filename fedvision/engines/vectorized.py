@@ -52,13 +52,13 @@ class VectorizedEngine:
 
 
 class VectorizedGrid(LocalGrid):
-    """A Grid over one host; a stack of clients works when the reply of its first is asked for.
+    """A Grid over one host; a stack of clients trains when the reply of its first is read.
 
     Args:
         host_factory: Makes the host.
         run_id: Flower's number of the run.
         stack: Clients that are trained at once; 0 by measurement.
-        on_notice: Is told why clients are trained one by one, each reason once.
+        on_notice: Called with why clients are trained one by one, each reason once.
         record: Whether steps are recorded where the device can.
     """
 
@@ -77,7 +77,7 @@ class VectorizedGrid(LocalGrid):
         self.pre_aggregates = self.aggregator is not None
         """Whether training messages are answered with sums."""
         self.keeps_sums = False
-        """Whether sums stay in ``aggregator`` for whoever asks there, instead of riding on the last reply."""
+        """Whether sums stay in ``aggregator``, instead of being part of the last reply."""
         host = host_factory.open()
         team = (
             None if host.trainer is None else BatchedClientApp(host.trainer, self.aggregator, record=record)
@@ -101,7 +101,7 @@ class BatchingDispatcher:
         team: Answers several messages at once; None where nobody does.
         stack: Clients that are trained at once; 0 by measurement.
         cost: A client's work beside the others', so that a stack has clients of like length.
-        on_notice: Is told why clients are trained one by one, each reason once.
+        on_notice: Called with why clients are trained one by one, each reason once.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class BatchingDispatcher:
             request = self._team.request(message)
             unsupported_reason = self._team.unsupported_reason(request)
         except Exception:
-            return None  # the client will say itself what is wrong
+            return None  # the client's own error has the reason
         if unsupported_reason:
             self._notify_unsupported(unsupported_reason)
         return None if unsupported_reason else request

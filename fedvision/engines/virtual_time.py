@@ -1,6 +1,6 @@
 """Simulated time over any engine: every client takes its time, and answers when that is over.
 
-A client's work is done when its answer is due and not when it is asked, so nothing is held for clients who
+A client's work is done when its reply is due and not when it is requested, so nothing is held for clients who
 are at work but the model that they were sent, and an engine gets all that is due at a time. Nothing depends
 on the machine's clock: the same experiment has the same rounds, bits and seconds on every engine.
 """
@@ -23,7 +23,7 @@ from fedvision.flower.client_registry import FIRST_NODE
 
 
 def latency_model(config: ExperimentConfig, images: Callable[[int], float]) -> Callable[[int, int], float]:
-    """Return what tells the seconds that a client's training takes in a round.
+    """Return a function of the seconds that a client's training takes in a round.
 
     A client's speed is log-normal, and so is what a round adds to it:
     ``images * seconds_per_image * exp(spread z_client + jitter z_round_client)``, z standard normal.
@@ -43,7 +43,7 @@ def latency_model(config: ExperimentConfig, images: Callable[[int], float]) -> C
 
 
 def in_time(grid: Grid, config: ExperimentConfig, images: Callable[[int], float]) -> Grid:
-    """Return a grid as it is, or one with simulated time where the experiment asks for some.
+    """Return a grid as it is, or one with simulated time where the experiment has some.
 
     Args:
         grid: An engine's.
@@ -79,7 +79,7 @@ class VirtualTimeGrid(LocalGrid):
 
     Args:
         inner: Does the work.
-        seconds: Tells how long a client's training takes in a round.
+        seconds: Returns how long a client's training takes in a round.
         seed: Root seed, for the order of answers that are due at the same time.
         most: Answers that are worked out at a time at most; 0 works out all that are due.
     """

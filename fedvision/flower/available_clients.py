@@ -1,4 +1,4 @@
-"""Whom a round may ask: the members without those who are busy and those who were set aside."""
+"""Clients that a round may select: the members without those that are busy or were set aside."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Excluding(Sequence[int]):
 
 
 class AvailableClients:
-    """A roster whose members are all there, but not all to be asked.
+    """A registry whose members are all there, but not all available.
 
     Args:
         client_registry: The members.
@@ -60,7 +60,7 @@ class AvailableClients:
     def __init__(self, client_registry: ClientRegistry) -> None:
         self.client_registry = client_registry
         self.excluded: frozenset[int] = frozenset()
-        """Clients who are not asked now."""
+        """Clients that are not available."""
 
     def __len__(self) -> int:
         return len(self.client_registry)
@@ -84,13 +84,13 @@ class AvailableClients:
         return self.client_registry.node(client)
 
     def present(self, grid: Grid) -> Sequence[int]:
-        """Return the clients that can be asked now, rising."""
+        """Return the available clients, rising."""
         here = self.client_registry.present(grid)
         return Excluding(here, self.excluded) if self.excluded else here
 
 
 class AvailableNodes(Grid):
-    """A Grid that shows a strategy the nodes that can be asked now, and nothing else.
+    """A Grid that shows a strategy the available nodes, and nothing else.
 
     Args:
         grid: The carrier.
@@ -102,7 +102,7 @@ class AvailableNodes(Grid):
         self._grid, self._roster, self._excluded = grid, client_registry, excluded
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes that can be asked, in the carrier's order."""
+        """Return the available nodes, in the carrier's order."""
         nodes = self._grid.get_node_ids()
         if not self._excluded:
             return nodes

@@ -67,10 +67,10 @@ class SimulatedClientRegistry:
 
 
 class ReportedClientRegistry:
-    """Members that told who they are.
+    """Members that sent their client information.
 
     Args:
-        entries: What each node said: ``{node: entry}``.
+        entries: Each node's client information: ``{node: entry}``.
     """
 
     groups: ClassVar[Mapping[str, Collection[int]]] = {}
@@ -87,7 +87,7 @@ class ReportedClientRegistry:
         return len(self._nodes)
 
     def client(self, node: int) -> int:
-        """Return the client on a node; a node that said nothing stands for itself."""
+        """Return the client on a node; a node without client information stands for itself."""
         return self._clients.get(node, node)
 
     def node(self, client: int) -> int:

@@ -2,10 +2,10 @@
 
 Plain traffic uses Flower's default keys (``arrays``, ``config``, ``metrics``, ``num-examples``) with exactly
 one ArrayRecord and one MetricRecord in a reply to a training message, so that stock strategies work
-unchanged. Further groups of tensors travel as ``tensors.<group>`` and only where an algorithm asked for them.
+unchanged. Further groups of tensors travel as ``tensors.<group>`` and only where an algorithm requests them.
 ``screening`` checks what comes back against what the model expects.
 
-A reply to a training message that also asked for a measurement carries that of an evaluation message, its
+A reply to a training message that also requested a measurement carries that of an evaluation message, its
 records under ``measured.<name>``. The server takes them out before a strategy sees the reply.
 """
 
@@ -50,7 +50,7 @@ R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 @dataclass(frozen=True, kw_only=True)
 class ClientInfo:
-    """What a client says of itself before the first round."""
+    """What a client reports of itself before the first round."""
 
     client: int
     """Partition number."""
@@ -133,7 +133,7 @@ def _array_size(array: Array) -> int:
 def encode_client_config(
     client_config: ClientConfig, arrays: ArrayRecord, config: ConfigRecord
 ) -> RecordDict:
-    """Return the content of a training message: the model and what the strategy says beside it."""
+    """Return the content of a training message: the model and the client's configuration."""
     config_record = ConfigRecord(dict(config))
     for name, number in client_config.numbers.items():
         config_record[_NUMBER + name] = float(number)
@@ -156,19 +156,19 @@ def round_of(content: RecordDict) -> int:
 
 
 def algorithm_name(content: RecordDict) -> str | None:
-    """Return the registered name of the client half that a message asks for, if it does."""
+    """Return the registered name of the client half that a message requests, if it does."""
     name = values(content[CONFIG]).get(ALGORITHM) if CONFIG in content else None
     return None if name is None else str(name)
 
 
 def norm_bound(content: RecordDict) -> float:
-    """Return the norm from which on a change is refused, where a training message tells it; else infinity."""
+    """Return the norm from which on a change is refused, where a training message has it; else infinity."""
     config = content.get(CONFIG)
     return float(config.get(NORM_BOUND, math.inf)) if isinstance(config, ConfigRecord) else math.inf  # type: ignore[arg-type]
 
 
 def encode_counts(counts: tuple[int, ...]) -> ConfigRecord:
-    """Return the configuration that tells clients the federation's class counts [C]."""
+    """Return the configuration with the federation's class counts [C]."""
     return ConfigRecord({_COUNTS: list(counts)})
 
 
@@ -241,7 +241,7 @@ def encode_folded(
 
 
 def is_folded(content: RecordDict) -> bool:
-    """Say whether a reply's tensors are in a sum."""
+    """Return whether a reply's tensors are in a sum."""
     return _FOLDED in values(content)
 
 
@@ -287,7 +287,7 @@ def decode_sums(content: RecordDict, sums: Sums) -> None:
 
 
 class _LazyState(Mapping[str, "torch.Tensor | Distant"]):
-    """The tensors of a record, each decoded when it is asked for; those that lie elsewhere stay there."""
+    """The tensors of a record, each decoded on access; those that lie elsewhere stay there."""
 
     def __init__(self, record: Mapping[str, Array]) -> None:
         self._record = record
@@ -308,7 +308,7 @@ def encode_evaluation(evaluation: Evaluation, examples: int | None = None) -> Re
 
     Args:
         evaluation: What was counted.
-        examples: Number of images, where the counts do not tell it.
+        examples: Number of images, where it does not follow from the counts.
     """
     images = evaluation.examples if examples is None else examples
     records, metrics = stats_codec.encode(evaluation.stats)
@@ -324,12 +324,12 @@ def decode_evaluation(content: RecordDict) -> Evaluation:
 
 
 def reported_examples(content: RecordDict) -> int:
-    """Return on how many images a reply rests, as it says."""
+    """Return on how many images a reply rests, as it reports."""
     return int(record(content, METRICS, MetricRecord)[EXAMPLES])  # type: ignore[arg-type]
 
 
 def reported_loss(content: RecordDict) -> float:
-    """Return the summed loss that a measurement tells."""
+    """Return the summed loss of a measurement."""
     return float(record(content, METRICS, MetricRecord)[LOSS])  # type: ignore[arg-type]
 
 
@@ -339,7 +339,7 @@ def encode_measure(arrays: ArrayRecord, images: range) -> RecordDict:
 
 
 def decode_measure(content: RecordDict) -> tuple[State, range]:
-    """Return the state and the numbers of the test images that a request asks for."""
+    """Return the state and the numbers of the test images of a request."""
     config = record(content, CONFIG, ConfigRecord)
     return decode_state(record(content, ARRAYS, ArrayRecord)), range(int(config[_START]), int(config[_STOP]))  # type: ignore[arg-type]
 
@@ -355,7 +355,7 @@ def encode_client_info(entry: ClientInfo) -> RecordDict:
 
 
 def decode_client_info(content: RecordDict) -> ClientInfo:
-    """Return what a client says of itself."""
+    """Return what a client reports of itself."""
     config = record(content, CONFIG, ConfigRecord)
     return ClientInfo(
         client=int(config["client"]),  # type: ignore[arg-type]

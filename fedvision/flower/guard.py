@@ -1,4 +1,4 @@
-"""What code of others raises on the server, told in one sentence."""
+"""Errors of plug-in code on the server, in one sentence."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def guarded(where: str, stream: Stream[Any] | None = None) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if stream is not None and error is stream.raised:
             raise
-        raise RunError(f"{where} raised {_error_text(error)}; mend it and resume") from error
+        raise RunError(f"{where} raised {_error_text(error)}; correct it and resume") from error
 
 
 def _error_text(error: BaseException) -> str:

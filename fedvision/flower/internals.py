@@ -8,7 +8,7 @@ What is leaned on, and why:
 * ``Message.__dict__["_metadata"]`` and in it ``__dict__["_message_id"]``: the id that a SuperLink would give;
   replies are matched by it.
 * ``make_message``: a message of no run.
-* ``Array``'s fields in ``__dict__``: ``TensorArray`` fills ``data`` only when something asks for bytes.
+* ``Array``'s fields in ``__dict__``: ``TensorArray`` fills ``data`` only when its bytes are read.
 * ``__dict__["_data"]`` of records: the values by name, filled without a check of each.
 * ``ErrorCode.CLIENT_APP_RAISED_EXCEPTION``: the code of an error reply.
 """
@@ -43,9 +43,9 @@ PARTITION = "partition-id"
 
 
 class TensorArray(Array):
-    """An ``Array`` that holds a CPU tensor and serialises it only when ``data`` is asked for.
+    """An ``Array`` that holds a CPU tensor and serialises it only when ``data`` is read.
 
-    Inside one process nothing ever asks: 100 replies of 8 tensors cost 21 ms instead of 98.
+    Inside one process nothing ever reads it: 100 replies of 8 tensors cost 21 ms instead of 98.
     """
 
     # The name stands in the serialised object, by which the other side finds the class to build.
@@ -96,7 +96,7 @@ def filled(kind: type[R], values: Mapping[str, Any]) -> R:
 
 
 def identify(run_id: int) -> None:
-    """Tell Flower which run this process carries, as a SuperLink would."""
+    """Set Flower's run of this process, as a SuperLink would."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SERVER_NODE, 1
 
 

@@ -1,4 +1,4 @@
-"""Stock strategies that promise privacy: which of them keep the promise here, and what has to be said.
+"""Stock strategies that promise privacy: which of them keep the promise here, and notices on them.
 
 ``DifferentialPrivacyServerSideFixedClipping`` clips every update to C and adds noise of deviation z C / n
 to what the wrapped strategy makes of n updates. That is z times what one client can move if it is their
@@ -40,7 +40,7 @@ def check_privacy(strategy: Strategy) -> None:
     """Refuse a strategy, or one that it wraps, whose noise is not scaled to what a client can move.
 
     Raises:
-        PluginError: It is one; the sentence says what to use instead.
+        PluginError: It is one; the message names the one to use instead.
     """
     for layer in _layers(strategy):
         if isinstance(layer, _CLIENTS_CLIP):
@@ -79,7 +79,7 @@ def counted_equally(strategy: Strategy, replies: Iterator[Message]) -> Iterator[
 
     Args:
         strategy: Is to combine them.
-        replies: Of a round's training; the number of images that each tells is made 1. Reading them to the
+        replies: Of a round's training; the number of images of each is made 1. Reading them to the
             end raises TooFewUpdates where fewer came than the noise is scaled to: each could move more than
             it hides.
     """

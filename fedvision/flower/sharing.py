@@ -1,7 +1,7 @@
 """Messages about class counts that not everybody may see: their keys, and what the server makes of them.
 
-A confusion matrix tells a client's class counts as well as the counts themselves do: its rows add up to them.
-The summed loss tells them too: under a model that the server made up each class costs what it chose. So a
+A confusion matrix reveals a client's class counts as the counts themselves do: its rows add up to them.
+The summed loss reveals them too: under a model that the server made up each class costs what it chose. So a
 client that does not share its counts as they are sends what it counted and its loss masked, of which only the
 sum over its group can be read, or not at all.
 """
@@ -25,12 +25,12 @@ from fedvision.tasks.stats import MetricStats, Shape
 from fedvision.training.evaluate import Evaluation
 
 MASKED = "query.masked"
-"""Message type: the cards of a group go out; first everybody is asked whether it agrees, then it tells."""
+"""Message type: the cards of a group go out; first clients agree, then they send masked counts."""
 _AGREEMENT_ONLY = "agreement-only"
 _CARDS, _COUNTS, _GROUP, _LOSS = "cards", "masked-counts", "group", "masked-loss"
 _WITHHELD = "none"
 _LOSS_STEP, _LOSS_MOST = 2.0**-20, 2.0**36
-"""Nats of a masked loss: its unit, and the largest that is told; 2^63 holds the sum over 128 such clients."""
+"""Nats of a masked loss: its unit, and the largest that is sent; 2^63 holds the sum over 128 such clients."""
 _MOST_IMAGES = 1 << 40
 """Of a group; masks that are left in a sum seldom let one of its numbers be as small, and never all."""
 
@@ -40,7 +40,7 @@ def encode_group(cards: Sequence[Mapping[str, object]], *, agreement_only: bool 
 
     Args:
         cards: The group's.
-        agreement_only: Nothing is to be told yet: clients check the cards, and say which group binds them.
+        agreement_only: No counts are sent yet: clients check the cards, and return which group binds them.
     """
     return RecordDict(
         {codec.CONFIG: ConfigRecord({_CARDS: json.dumps(list(cards)), _AGREEMENT_ONLY: agreement_only})}
@@ -48,7 +48,7 @@ def encode_group(cards: Sequence[Mapping[str, object]], *, agreement_only: bool 
 
 
 def agreement_only(content: RecordDict) -> bool:
-    """Tell whether a group is asked for its agreement alone."""
+    """Return whether only a group's agreement is requested."""
     return bool(codec.record(content, codec.CONFIG, ConfigRecord).get(_AGREEMENT_ONLY))
 
 
@@ -83,9 +83,9 @@ def drop_counts(evaluation: RecordDict) -> RecordDict:
 def numbers_to_mask(evaluation: RecordDict) -> NDArray[np.int64]:
     """Return what of an evaluation is masked [T R S + 1]: all cells in order, the loss in 2^-20 nats.
 
-    Cells that do not occur are masked as well, or it would be told which ones do.
+    Cells that do not occur are masked as well, or their absence would be revealed.
 
-    A loss that is no number, or above 2^36 nats, is told as 2^36.
+    A loss that is no number, or above 2^36 nats, is sent as 2^36.
     """
     counted = codec.decode_evaluation(evaluation)
     loss = counted.loss_sum if 0 <= counted.loss_sum < _LOSS_MOST else _LOSS_MOST
@@ -114,11 +114,11 @@ def encode_hidden(tables: NDArray[np.int64], examples: int, loss: float = 0.0) -
 def question(kind: str, request: RecordDict) -> bytes:
     """Return what is the same for clients who count with one model at one time, and for nobody else.
 
-    Masks serve for one question. A strategy may tell each client something of its own, which they must not
+    Masks serve for one question. A strategy may send each client numbers of its own, which they must not
     depend on; and one model in one round is measured before training with other personal tensors than after.
 
     Args:
-        kind: Type of the message that asks.
+        kind: Type of the requesting message.
         request: Its content.
     """
     digest = hashlib.sha256(f"{kind}\n{codec.round_of(request)}\n".encode())
@@ -134,7 +134,7 @@ def _marked(content: RecordDict, marks: dict[str, str | int]) -> RecordDict:
 
 
 def is_hidden(content: RecordDict) -> bool:
-    """Tell whether an evaluation's counts and loss are masked or left out."""
+    """Return whether an evaluation's counts and loss are masked or left out."""
     return bool(_group(content))
 
 
@@ -186,7 +186,7 @@ def decode_evaluation(content: RecordDict, shape_for: Callable[[Shape], Shape]) 
 
 
 def _group(content: RecordDict) -> str:
-    """Return the group for which a reply is masked, empty for one that is told as it is."""
+    """Return the group for which a reply is masked, empty for a plain one."""
     if codec.CONFIG not in content:
         return ""
     return str(codec.record(content, codec.CONFIG, ConfigRecord).get(_GROUP, ""))
@@ -197,7 +197,7 @@ class ReadableStats:
     """What can be read of clients' evaluations."""
 
     plain: dict[int, Evaluation] = field(default_factory=dict)
-    """By client: those that are told as they are."""
+    """By client: those that are plain."""
     sums: list[Evaluation] = field(default_factory=list)
     """One for each group of masked clients that is complete."""
     withheld: list[int] = field(default_factory=list)

@@ -21,12 +21,12 @@ _USE, _ARGS, _SUMS, _GROUP, _CHECK = "statistic", "arguments", "sums", "group", 
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticRequest:
-    """What a client is asked for."""
+    """The statistic."""
 
     spec: PluginSpec
     """The statistic."""
     round: int
-    """The round after which it is asked."""
+    """The round after which it is queried."""
     state: State
     """The travelling tensors of the model that it sees."""
 
@@ -44,7 +44,7 @@ def encode_request(request: StatisticRequest) -> RecordDict:
 
 
 def decode_request(content: RecordDict) -> StatisticRequest:
-    """Return what a content asks for."""
+    """Return the request in a content."""
     config = codec.record(content, codec.CONFIG, ConfigRecord)
     return StatisticRequest(
         spec=decode_spec(content),
@@ -54,7 +54,7 @@ def decode_request(content: RecordDict) -> StatisticRequest:
 
 
 def decode_spec(content: RecordDict) -> PluginSpec:
-    """Return the statistic that a content asks for."""
+    """Return the statistic that a content requests."""
     config = codec.record(content, codec.CONFIG, ConfigRecord)
     return PluginSpec(use=str(config[_USE]), args=json.loads(str(config[_ARGS])))
 

@@ -2,7 +2,7 @@
 
 As tables [T, R, S], or as the cells that occur [2, P], whichever is smaller: a confusion matrix over
 thousands of classes is many times the model. Masked counts are always tables, since the cells that a client
-names would tell which ones occur.
+names would reveal which ones occur.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def problem(
 
 
 def are_counts(tables: NDArray[np.int64], images: int) -> bool:
-    """Tell whether each table of [T, ...] counts so many images: none is negative, and none is missing."""
+    """Return whether each table of [T, ...] counts so many images: none is negative, and none is missing."""
     return all(_adds_up(table, images) for table in tables)
 
 

@@ -39,7 +39,7 @@ class FlowerStrategy(Strategy):
     Args:
         inner: The strategy.
         seed: The experiment's root seed, for the selection of clients.
-        measured: Share of the clients that are asked to measure a model, 0 < measured <= 1.
+        measured: Share of the clients that measure a model, 0 < measured <= 1.
     """
 
     def __init__(self, inner: RoundStrategy, *, seed: int, measured: float = 1.0) -> None:
@@ -221,7 +221,7 @@ class FlowerStrategy(Strategy):
         return guarded(self._where(method, round), stream)
 
     def _update(self, reply: TrainReply) -> ClientUpdate:
-        # Late answers, of clients whom this round may have asked or not, come after the cohort.
+        # Late replies, of clients in this round's cohort or not, come after the cohort.
         position = self._positions.pop(reply.client, None)
         if position is None:
             position = self._next
@@ -229,7 +229,7 @@ class FlowerStrategy(Strategy):
         return reply.update(position)
 
     def query(self, round: int, rounds: int) -> PluginSpec | None:
-        """Return the statistic that clients are asked for after a round's training, if there is one."""
+        """Return the statistic to query after a round's training, if there is one."""
         with self._guarded("query", round):
             return self.inner.query(round, rounds)
 
@@ -259,7 +259,7 @@ class FlowerStrategy(Strategy):
         return (Message(content, node, MessageType.EVALUATE) for node in nodes)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the mean loss of clients that tell theirs; whoever reads the replies sums the counts."""
+        """Return the mean loss of clients that report theirs; the reader of the replies sums the counts."""
         contents = [reply.content for reply in replies if not reply.has_error()]
         contents = [content for content in contents if not is_hidden(content)]
         examples = sum(map(codec.reported_examples, contents))
@@ -268,11 +268,11 @@ class FlowerStrategy(Strategy):
         return MetricRecord({"loss": sum(map(codec.reported_loss, contents)) / examples})
 
     def summary(self) -> None:
-        """Say nothing: the run folder holds the configuration."""
+        """Log nothing: the run folder holds the configuration."""
 
 
 def _alike(one: ClientConfig, other: ClientConfig) -> bool:
-    """Say whether two instructions can share a content: the same words and the very same tensors."""
+    """Return whether two instructions can share a content: the same values and the very same tensors."""
     same = one.tensors.keys() == other.tensors.keys() and all(
         state is other.tensors[group] for group, state in one.tensors.items()
     )
@@ -305,12 +305,12 @@ def build_strategy(spec: PluginSpec, *, seed: int, measured: float = 1.0) -> Str
     Args:
         spec: The ``[strategy]`` table.
         seed: The experiment's root seed.
-        measured: Share of the clients that are asked to measure a model; Flower's own strategies have an
+        measured: Share of the clients that measure a model; Flower's own strategies have an
             argument for it.
 
     Raises:
         PluginError: The strategy is unknown, its arguments do not fit, the result is no strategy, or its
-            noise hides less than it says.
+            noise hides less than documented.
     """
     args: dict[str, Any] = dict(spec.args)
     if isinstance(args.get("strategy"), Mapping):

@@ -1,6 +1,6 @@
-"""Calibrated logits: the softmax is told how frequent each class is, so that the logits need not say it.
+"""Calibrated logits: the softmax gets the frequency of each class, so that the logits need not hold it.
 
-Which counts the losses get decides what they mend: the federation's sum the long tail, a client's own its
+Which counts the losses get decides what they correct: the federation's sum the long tail, a client's own its
 label skew too. A client often lacks classes, and the logarithm of a count of 0 would take such a class out of
 the softmax: nothing then holds its logit down while the features move beneath it, and the average of such
 clients predicts classes that few of them have. So a count below ``floor`` images is taken as ``floor``. One

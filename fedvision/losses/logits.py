@@ -32,13 +32,13 @@ def cross_entropy_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 def sharpened(loss: LossFn, scale: float) -> LossFn:
-    """Return a loss that tells measurement that its probabilities are softmax(scale z)."""
+    """Return a loss whose probabilities are measured as softmax(scale z)."""
     setattr(loss, SHARPNESS, scale)
     return loss
 
 
 def sharpness(loss: LossFn) -> float:
-    """Return s, with which a network trained by a loss predicts softmax(s z); 1 unless the loss says it."""
+    """Return s, with which a network trained by a loss predicts softmax(s z); 1 unless the loss sets it."""
     return float(getattr(loss, SHARPNESS, 1.0))
 
 

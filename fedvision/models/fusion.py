@@ -14,7 +14,7 @@ itself (``patch > 0``: two views side by side) and returns its class token. Thre
 ``concat``           both, side by side: the extractor's mean and the class token
 ``gated``            a blend for each feature, ``g p + (1 - g) t`` with ``g = sigmoid(W [p, t])``, p the
                      extractor's mean and t the class token (Arevalo et al. 2017, arXiv 1702.01992)
-``cross-attention``  the class token asks the extractor's tokens, ``t + attention(t, tokens)`` (as between the
+``cross-attention``  the class token reads the extractor tokens, ``t + attention(t, tokens)`` (as between the
                      branches of Chen et al. 2021, arXiv 2103.14899)
 """
 

@@ -1,6 +1,6 @@
 """A model without its numbers: shapes, types and modules, with a single zero where a tensor's memory was.
 
-The program that runs a federation holds the global model as a state. The network itself is only asked for its
+The program that runs a federation holds the global model as a state. The network itself only gives its
 structure until a process trains or measures with it, so its tensors need not be there a second time, nor
 travel to every process beside the state.
 """

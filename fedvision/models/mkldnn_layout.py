@@ -7,7 +7,7 @@ ReLU, forward and backward. Measured on 28x28 images with AVX-512: a step over 6
 channels_last, over 32 images 0.93, over 10 images the same and over 4 images 1.08, as each layer costs a few
 microseconds more; a forward pass without gradients 0.82. With AVX2 a step over 32 images took 1.08 times as
 long. So tensors stay as they are where there is little work or no AVX-512. So they do on a GPU, under
-autocast and under ``torch.func``, which do not know the layout: it is used only where a loop says so.
+autocast and under ``torch.func``, which do not know the layout: it is used only where a loop selects it.
 
 oneDNN's gradient of a 1x1 convolution with a stride over fewer than eight channels in channels_last writes
 past its memory on processors with AVX2 alone (torch 2.14 with oneDNN's ``jit_1x1:avx2``; stride 1, eight

@@ -39,7 +39,7 @@ class ParameterGroups:
 
         Args:
             model: The network.
-            config: ``shared`` says what is averaged of what ``personal`` and ``frozen`` do not match.
+            config: ``shared`` is what is averaged of what ``personal`` and ``frozen`` do not match.
 
         Raises:
             ConfigError: A pattern matches nothing, a tensor is to be personal and frozen, nothing would be

@@ -30,12 +30,12 @@ Norm = Callable[[int], nn.Module]
 
 
 class Shape(NamedTuple):
-    """What tells the named networks apart."""
+    """How the named networks differ."""
 
     blocks: tuple[int, ...]
     """Blocks of each stage."""
     width: int
-    """Channels of the first stage, unless the experiment says otherwise."""
+    """Channels of the first stage, unless set otherwise."""
 
 
 SHAPES: Mapping[str, Shape] = {

@@ -35,7 +35,7 @@ class StartModel:
     sha256: str
     """Of the file, hexadecimal."""
     notices: tuple[str, ...] = ()
-    """Sentences for a person: what else its run says of the model."""
+    """Notices on the model from its run."""
 
 
 def start_file(start: str) -> Path:

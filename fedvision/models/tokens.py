@@ -80,7 +80,7 @@ def sine_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
 
 
 class Positions(nn.Module):
-    """Adds to each token [B, T, D] what says where it stands.
+    """Adds to each token [B, T, D] its position.
 
     Args:
         grid: (h, w) with h w = T.

@@ -1,4 +1,4 @@
-"""Several runs side by side: repeated seeds become mean and deviation, the rest is told apart by its keys."""
+"""Several runs side by side: repeated seeds become mean and deviation, other groups differ by keys."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def compare(folders: Sequence[RunFolder]) -> list[Group]:
 
 
 def distinguishing(settings: Sequence[Mapping[str, str | None]]) -> list[dict[str, str | None]]:
-    """Return for each group as few of its settings as tell it from every other group.
+    """Return for each group as few of its settings as distinguish it from every other group.
 
-    Keys are taken in the order of how many groups they tell apart: ``loss.use`` before ``loss.gamma``.
+    Keys are taken in the order of how many groups they distinguish: ``loss.use`` before ``loss.gamma``.
     """
     keys = sorted(settings[0], key=lambda key: -len({own[key] for own in settings})) if settings else []
     distinct: list[dict[str, str | None]] = [{} for _ in settings]

@@ -184,7 +184,7 @@ def _score_rows(facts: RunData) -> list[tuple[str, list[float | None]]]:
 
 
 def _notices(facts: RunData) -> list[str]:
-    """Return what was said of the whole run and is no event."""
+    """Return the notices on the whole run that are no events."""
     reported = {event.what for event in facts.events}
     return [notice for notice in facts.summary.get("notices", []) if notice not in reported]
 

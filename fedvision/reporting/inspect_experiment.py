@@ -83,7 +83,7 @@ def _loss_by_class(experiment: Experiment) -> dict[str, list[float]]:
 
 
 def _cohort(experiment: Experiment) -> int | None:
-    """Return the number of clients a round, where the strategy is ours and says so."""
+    """Return the number of clients a round, where the strategy is ours and has one."""
     if not isinstance(experiment.strategy, FlowerStrategy):
         return None
     rng = seeding.numpy_stream(experiment.config.seed, "select", 1)

@@ -23,7 +23,7 @@ _WRITTEN = 20
 """Up to so many classes, cells have room for their number."""
 
 _DRAWN = 440
-"""Rows of the confusion matrix at most: as many as can be told apart on a page."""
+"""Rows of the confusion matrix at most: as many as are legible on a page."""
 _NAMED, _LONGEST = 24, 12
 """Up to so many clients have room for their names, and for so many letters of each."""
 

@@ -1,4 +1,4 @@
-"""Who took part in a run across machines: the register's members beside what the rounds say of each."""
+"""Who took part in a run across machines: the register's members with their rounds."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Participant:
     used: int
     """Rounds in which an answer of it was used."""
     failed: int
-    """Rounds in which it was asked to train and gave no usable answer."""
+    """Rounds in which it was to train and gave no usable reply."""
     reason: str
     """Why the last of those failed, or why it may not take part; empty where nothing was wrong."""
 
     @property
     def takes_part(self) -> bool:
-        """Whether the model rests on it, or it has joined and was not asked yet."""
+        """Whether the model rests on it, or it has joined and was not selected yet."""
         return self.used > 0 or (self.member.status != REFUSED and self.failed == 0)
 
     @property

@@ -77,7 +77,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """All that is said about one run."""
+    """All facts of one run."""
 
     path: Path
     """The run folder."""

@@ -65,7 +65,9 @@ def idle(facts: RunData) -> list[str]:
         images = (
             f"; its {whole(one.member.images or 0)} images are in the class counts" if one.counted else ""
         )
-        fate = f"failed in every round that asked it, {one.failed} in all" if one.failed else "could not join"
+        fate = (
+            f"failed in every round that selected it, {one.failed} in all" if one.failed else "could not join"
+        )
         sentences.append(f"{one.member.name} took no part: it {fate} ({one.reason}){images}.")
     return sentences
 
@@ -78,7 +80,7 @@ def measured_on(measured: Measurement) -> str:
 
 
 def _balanced(facts: RunData, measured: Measurement) -> str:
-    """Return what balanced accuracy is, and which classes it does not tell of."""
+    """Return what balanced accuracy is, and which classes it leaves out."""
     text = "the same if every class counts alike, however rare"
     missing = (
         [c.name for c in facts.class_facts(measured) if not c.test] if measured.confusion.examples else []

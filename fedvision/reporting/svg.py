@@ -2,7 +2,7 @@
 
 Colours leave matplotlib as the light page's hexadecimal numbers and become CSS variables, so that a picture
 follows the page into the dark and onto paper. The series colours are Okabe and Ito's (2008, "Color Universal
-Design"), which people with any colour vision tell apart.
+Design"), which people with any colour vision distinguish.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def draw(paint: Callable[[Axes], None], *, name: str, alt: str, width: float, he
     Args:
         paint: Draws on the axes, which fill the picture.
         name: Prefix of the picture's ids, unlike that of any other picture on the page.
-        alt: What the picture says, for those who do not see it.
+        alt: Text for those who do not see the picture.
         width: Pixels on a wide page.
         height: Pixels on a wide page.
     """

@@ -57,7 +57,7 @@ def _processor() -> str:
 
 
 def _device(name: str) -> str:
-    """Return the device in words; a GPU is only asked for its name where the run may use it."""
+    """Return the device in words; the name of a GPU is only read where the run may use it."""
     import torch
 
     if name == "auto":

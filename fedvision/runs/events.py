@@ -1,6 +1,6 @@
 """What happened in a run beside training, by round: who was missed, refused, late, set aside; what broke.
 
-A round's record holds the facts; ``events.jsonl`` what was told while the run went on, which depends on the
+A round's record holds the facts; ``events.jsonl`` the notices while the run went on, which depends on the
 day and not on the experiment: a server that was started again, a machine that left.
 """
 
@@ -49,7 +49,7 @@ def round_events(
         (item["client"], _late(item)) for item in record.get("late") or () if not (buffered and item["used"])
     ]
     found += [
-        (item["client"], f"set aside, not asked again: {item['reason']}")
+        (item["client"], f"set aside, not selected again: {item['reason']}")
         for item in record.get("set_aside") or ()
     ]
     events = [Event(record["round"], named(client, names), what) for client, what in found]
@@ -66,7 +66,7 @@ def all_events(
     *,
     buffered: bool = False,
 ) -> list[Event]:
-    """Return all events of a run by round; what was told stands before what a round's record says.
+    """Return all events of a run by round; notices stand before the events of a round's record.
 
     Args:
         records: The rounds.
@@ -111,7 +111,7 @@ def _unused(item: Mapping[str, Any]) -> str:
 
 
 def _late(item: Mapping[str, Any]) -> str:
-    request = f"asked in round {item['requested']}"
+    request = f"requested in round {item['requested']}"
     if item["used"]:
         return f"{request}, answered late, used with weight {item['weight']:.2f}"
     return f"{request}: {item['reason']}"

@@ -18,7 +18,7 @@
                           What clients measured of the model after round r is "local" in line r; where it came
                           with the training of round r + 1 it is "received" there, and its "round" is r
     timings.jsonl         one line a round, seconds by stage
-    events.jsonl          {"round", "client", "what"}: what was told while the run went on; see events.py
+    events.jsonl          {"round", "client", "what"}: notices while the run went on; see events.py
     members.jsonl         across machines: who takes part, with which key and images; see register.py
     deployment.json       across machines: the run's key, and Flower's number of it
     checkpoint/           where a killed run goes on; see checkpoint.py
@@ -78,7 +78,7 @@ class RunFolder:
         self._goes_on = False
         self._extended: ExperimentConfig | None = None
         self.went_on = "the run had been stopped or killed, and went on"
-        """What is told where a run that was begun before goes on."""
+        """Notice where a run that was begun before goes on."""
         self.checkpoints = Checkpoints(path / "checkpoint", [path / "rounds.jsonl", path / "timings.jsonl"])
 
     @classmethod
@@ -197,7 +197,7 @@ class RunFolder:
             code: Digests of the source of modules that the experiment names, by module.
 
         Returns:
-            Modules whose source is another than in the run's first part: to mend one and go on is no error.
+            Modules whose source is another than in the run's first part: a corrected one is no error.
 
         Raises:
             RunFolderError: The data differ; nothing was written.
@@ -246,7 +246,7 @@ class RunFolder:
             append_line(self.path / "events.jsonl", json_line(line))
 
     def events(self) -> list[dict[str, Any]]:
-        """Return what was told while the run went on: ``round``, ``client`` or None, ``what``."""
+        """Return the notices while the run went on: ``round``, ``client`` or None, ``what``."""
         return read_lines(self.path / "events.jsonl")
 
     def names(self) -> dict[int, str]:

@@ -10,7 +10,7 @@ record, the report and the terminal read it. A line is
 ``what`` is one of the constants below. ``by`` is who caused it: the client's name, ``"server"``, or
 ``"operator"`` where somebody changed the folder of keys. Further keys of a line:
 
-* ``joined``: ``node``, ``sharing`` (how the client tells its class counts);
+* ``joined``: ``node``, ``sharing`` (how the client reports its class counts);
 * ``reported images``: ``counts`` [C] and ``images``; of a sum over masked clients also ``group`` and
   ``clients``, and no client of its own;
 * ``refused``, ``failed``, ``left``: ``reason``; ``failed`` also ``stage``.
@@ -52,7 +52,7 @@ class Member:
     node: int = 0
     """Flower's number of the machine that joined last."""
     sharing: str = ""
-    """How it tells its class counts; empty before it joined."""
+    """How it reports its class counts; empty before it joined."""
     image_counts: ImageCounts | None = None
     """Its training images; None where they are not reported, or in a sum alone."""
 
@@ -83,7 +83,7 @@ class MemberRegister:
         self.members: dict[int, Member] = {}
         """By number, in the order in which they were numbered."""
         self.sums: list[dict[str, Any]] = []
-        """The lines that tell sums over masked clients."""
+        """The lines with sums over masked clients."""
         self.round = 0
         """Stands in every line that is added."""
         self._failures: set[tuple[int, int, str, str]] = set()

@@ -11,7 +11,7 @@
      "model": {"use": "cnn", "width": 16}, "code": {}, "dtypes": ["float32"],
      "personal": [], "sha256": "of model.safetensors"}
 
-``class_counts`` is missing where nobody told them, ``decoding`` where the images came as arrays. ``code`` has
+``class_counts`` is missing where unreported, ``decoding`` where the images came as arrays. ``code`` has
 a digest of the source of each module that ``model`` or ``task`` names as ``module:attr``.
 """
 
@@ -177,7 +177,7 @@ class ModelDescription(Settings):
 def describe(
     experiment: Experiment, *, rounds: int, class_counts: tuple[int, ...] | None, probability_scale: float
 ) -> ModelDescription:
-    """Return what ``model.json`` says of an experiment's model, the digest still empty.
+    """Return the ``model.json`` of an experiment's model, the digest still empty.
 
     Args:
         experiment: The experiment, built.
@@ -227,7 +227,7 @@ def with_digest(description: ModelDescription, sha256: str) -> dict[str, Any]:
 
 
 def _decoding(source: PluginSpec, size: tuple[int, int]) -> FileDecoding | None:
-    """Return how a source decodes files; None where it does not say so by keys ``size`` and ``fit``."""
+    """Return how a source decodes files; None where it has not the keys ``size`` and ``fit``."""
     factory = registry.resolve("data", source.use)
     parameters = inspect.signature(factory.call).parameters
 

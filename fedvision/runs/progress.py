@@ -102,7 +102,7 @@ class Progress:
         self._display.round(round, self._rounds, "  ".join(shown), duration(took), duration(left))
 
     def note(self, text: str) -> None:
-        """Say a sentence between two rounds."""
+        """Show a sentence between two rounds."""
         self._display.message(text)
 
 
@@ -192,7 +192,7 @@ class BarDisplay:
 
 
 def _figures(record: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, str]:
-    """Return a round's figures in text; where it tells of an earlier round's model it says of which."""
+    """Return a round's figures in text; where they are of an earlier round's model, with its number."""
     shown = {}
     if (loss := record.get("train_loss")) is not None:
         shown["loss"] = f"{loss:.3f}"

@@ -69,9 +69,9 @@ class RunRecorder:
         self.interruption = Interruption()
         """Is entered around all that may be interrupted."""
         self.notices: list[str] = []
-        """What was said to a person while it ran."""
+        """Notices while it ran."""
         for layer in layers(experiment.strategy).values():
-            snapshot(layer)  # what a checkpoint could not hold is said before anything is written
+            snapshot(layer)  # what a checkpoint cannot hold is an error before anything is written
         train_here = len(experiment.split.clients) > 0
         data = identity(experiment.dataset, train=train_here)
         if experiment.start is not None:
@@ -119,7 +119,7 @@ class RunRecorder:
             raise RunError(f"{error}{self._keep_last_model()}") from error
 
     def _keep_last_model(self) -> str:
-        """Write the model of the last good round and say where it is."""
+        """Write the model of the last good round and note where it is."""
         if not self.done:
             return ""
         with suppress(RecordError):
@@ -147,7 +147,7 @@ class RunRecorder:
             if self.done and not stopped:
                 self.write_pages(self.folder)
 
-    # The journal that the server tells what happens (flower.server_app.Journal).
+    # The journal of the server (server.server_app.Journal).
 
     def begin(self, client_registry: ClientRegistry) -> None:
         """Show the progress bar; a run that was begun before notes that it goes on."""
@@ -193,14 +193,14 @@ class RunRecorder:
         return {}
 
     def _show(self, record: Mapping[str, Any]) -> list[Event]:
-        """Say what happened in a round."""
+        """Show what happened in a round."""
         found = round_events(record, self.names(), buffered=self.config.round.buffer > 0)
         for line in shown(found):
             self.progress.note(line)
         return found
 
     def note(self, sentence: str) -> None:
-        """Say something that a person should know, now and in the report."""
+        """Show a notice, now and in the report."""
         self.notices.append(sentence)
         with suppress(RecordError):  # the round's own record will say that the disk is full
             self.folder.append_event(min(self.done + 1, self.config.rounds), sentence)

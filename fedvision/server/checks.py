@@ -1,4 +1,4 @@
-"""What the server asks and checks before and between rounds."""
+"""What the server queries and checks before and between rounds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MINIMA = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
 
 
 def query_clients(grid: Grid) -> ReportedClientRegistry:
-    """Ask every node who it is and how many images of each class it has.
+    """Query every node's client information and class counts.
 
     Raises:
         RunError: No node answered usefully.
@@ -63,7 +63,7 @@ def min_available(strategy: Strategy, config: RoundConfig, members: int) -> int:
 
 
 def has_enough(strategy: Strategy, grid: Grid) -> bool:
-    """Say whether a strategy finds as many nodes as it must have; a stock one would wait for ever."""
+    """Return whether a strategy finds as many nodes as it must have; a stock one would wait for ever."""
     needed = _minimum(strategy)
     return needed <= 0 or len(list(grid.get_node_ids())) >= needed
 
@@ -91,7 +91,7 @@ def check_messages(
         if not isinstance(message, Message):
             raise RunError(f"{where} made a {type(message).__name__}; it must make flwr.app.Message")
         node = message.metadata.dst_node_id
-        # Across machines a node may leave at any time; its carrier says so of that client alone.
+        # Across machines a node may leave at any time; its carrier reports that client alone.
         unknown = isinstance(present, range) and client_registry.client(node) not in present
         if node in seen or unknown:
             what = "made two messages for" if node in seen else "made a message for an unknown"
@@ -151,7 +151,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def no_progress_error(rounds: int, refused: Sequence[Mapping[str, Any]]) -> str:
-    """Say in one sentence that nobody succeeded, with the first cause."""
+    """Return one sentence that no client succeeded, with the first cause."""
     first = f"; client {refused[0]['client']}: {refused[0]['reason']}" if refused else ""
     if any("NaN" in item["reason"] for item in refused):
         first += "; the training diverged: lower training.lr or set training.clip_norm"

@@ -1,4 +1,4 @@
-"""The messages that are out, over all rounds: who was asked what and when, and whose answer is still to come.
+"""Messages without a reply yet, over all rounds: to whom, what and when.
 
 Most carriers answer everything that they are given before they return. Machines far away, and simulated ones
 that take their time, may answer after their round is over; such a carrier is ``AsyncGrid``, and what it owes
@@ -139,7 +139,7 @@ class PendingMessages:
         return list(self._out.values())
 
     def busy(self) -> set[int]:
-        """Return the clients who are still at work on what they were asked."""
+        """Return the clients that are still at work on a message."""
         if self.lasting is None or not self._out:
             return set()
         ready = {id(message) for message in self.lasting.ready()}

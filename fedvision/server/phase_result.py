@@ -76,7 +76,7 @@ class PhaseResult(Generic[T]):
     client_registry: ClientRegistry
     """Which node hosts which client."""
     stage: str
-    """What the clients are asked for: ``"data"``, ``"training"``, ``"evaluation"``."""
+    """The phase: ``"data"``, ``"training"``, ``"evaluation"``."""
     decoder: ReplyDecoder[T]
     """Decodes replies and refuses those that cannot be used."""
     refused: list[dict[str, Any]] = field(default_factory=list)
@@ -107,7 +107,7 @@ class PhaseResult(Generic[T]):
 
         Args:
             grid: Carries the messages.
-            messages: One for each node asked.
+            messages: One for each selected node.
             ordered: Yield in the order of the messages, not as replies come.
             timeout: Seconds after which who is missing is not waited for.
         """
@@ -186,7 +186,7 @@ class PhaseResult(Generic[T]):
         self.refused.append({"client": client, "stage": self.stage, "kind": kind, "reason": reason})
 
     def sort(self, clients: Sequence[int]) -> None:
-        """Put who answered and who was refused into the order in which clients were asked."""
+        """Put who replied and who was refused into the order of the messages."""
         place = {client: number for number, client in enumerate(clients)}
         self.answered.sort(key=place.__getitem__)
         self.refused.sort(key=lambda item: place[item["client"]])

@@ -28,7 +28,7 @@ RECORDED = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsPhase:
-    """Asks the clients of one round for statistics."""
+    """Queries the clients of one round for statistics."""
 
     grid: Grid
     """Carries the messages."""
@@ -37,12 +37,12 @@ class StatisticsPhase:
     config: ExperimentConfig
     """The experiment."""
     excluded: frozenset[int]
-    """Clients that are not asked."""
+    """Clients that are not queried."""
     make_model: Callable[[State], nn.Module] | None
     """Makes a network that holds a state."""
 
     def after_training(self, strategy: Strategy, round: int, state: State, record: dict[str, Any]) -> State:
-        """Return the round's model as the strategy refines it; note in the record what clients told.
+        """Return the round's model as the strategy refines it; note in the record what clients reported.
 
         Args:
             strategy: Any strategy; stock ones refine nothing.
@@ -77,7 +77,7 @@ class StatisticsPhase:
         )
 
     def _query(self, spec: PluginSpec, round: int, state: State, record: dict[str, Any]) -> StatisticResult:
-        """Ask for a statistic and note who is in its sums."""
+        """Query a statistic and note who is in its sums."""
         request = StatisticRequest(spec=spec, round=round, state=state)
         found = query_statistic(
             self.grid,
@@ -93,7 +93,7 @@ class StatisticsPhase:
         return found
 
     def _clients(self, round: int) -> Sequence[int]:
-        """Return who is asked: all that can work now, or the share of them that measures a model."""
+        """Return who is queried: all that are available, or the share of them that measures a model."""
         there = Excluding(self.client_registry.present(self.grid), self.excluded)
         share = self.config.evaluation.fraction
         if share == 1 or not len(there):
@@ -103,6 +103,6 @@ class StatisticsPhase:
 
     @staticmethod
     def _note(use: str, found: StatisticResult, record: dict[str, Any]) -> None:
-        """Note a statistic that the run asks for with its numbers, where they are not too many."""
+        """Note a statistic of the run's configuration with its numbers, where they are not too many."""
         if sum(array.size for array in found.sums.values()) <= RECORDED:
             record["statistics"][use]["sums"] = {name: array.tolist() for name, array in found.sums.items()}

@@ -32,7 +32,7 @@ def rehearse(
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> None:
-    """Compute what clients will be asked for on a blank image of each class, and refine the model with it.
+    """Compute the statistics to query on a blank image of each class, and refine the model with it.
 
     Args:
         config: The experiment.

@@ -1,7 +1,7 @@
 """The answers of one phase of one round, as they come: when it is over, and what becomes of late ones.
 
-A phase ends when all who were asked have answered; or at its deadline; or some seconds after its quorum is
-there; or, with a buffer of K, with K usable answers, whoever was asked when (Nguyen et al. 2022, "Federated
+A phase ends when all replies are there; or at its deadline; or some seconds after its quorum is
+there; or, with a buffer of K, with K usable replies, of whichever round (Nguyen et al. 2022, "Federated
 Learning with Buffered Asynchronous Aggregation", arXiv 2106.06639). Who has not answered by then is named. An
 answer that comes later is used with less weight (see ``staleness``) or discarded; either way it stands in the
 record of the round in which it came.
@@ -48,7 +48,7 @@ class ReplyCollector(Generic[T]):
         self._began = self.post.now()
         self._quorum_at = NEVER
         self.late: list[dict[str, Any]] = []
-        """Late answers that came: client, round it was asked in, and what became of it."""
+        """Late replies that came: client, round of the request, and what became of it."""
         self._validators: dict[int, UpdateValidator] = {}
 
     @property
@@ -65,7 +65,7 @@ class ReplyCollector(Generic[T]):
         """Send messages and yield the replies that can be used, those of earlier rounds brought up to date.
 
         Args:
-            messages: One for each client asked.
+            messages: One for each selected client.
             ordered: Yield in the order of the messages, then late ones by round and client.
 
         Raises:
@@ -127,7 +127,7 @@ class ReplyCollector(Generic[T]):
             self._exchange.refuse(entry.client, self._excuse() if lasting else SILENT, "failed")
 
     def _complete(self, missing: Mapping[PendingMessage, None]) -> bool:
-        """Say whether nothing more is to be waited for."""
+        """Return whether nothing more is to be waited for."""
         if not self._trains:
             return not missing
         if self.config.buffer:

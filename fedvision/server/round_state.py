@@ -1,8 +1,8 @@
 """What a run remembers from round to round beside model and strategy: who owes an answer, who was refused.
 
-A round asks clients who are free when it begins; who is busy with an earlier round is not asked again, and
-who was refused too often is set aside. ``collection`` decides when the round is over. A client is asked at
-most once a round and each letter is answered once, so exactly one training counts for each (round, client).
+A round selects clients that are free when it begins; one that is busy with an earlier round is left out, and
+one refused too often is set aside. ``collection`` decides when the round is over. A client gets at
+most one message a round and each message one reply, so exactly one training counts for each (round, client).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class RoundState:
         self.usual: list[float] = []
         """Median norms of the accepted changes of past rounds."""
         self.silent_since: dict[int, int] = {}
-        """By client the first round since which none of its answers was used; who was heard last is not here.
+        """By client the first round since which none of its replies was used; clients with none are left out.
 
-        What a client keeps and the server has the other half of, such as SCAFFOLD's c_i, holds only as of an
-        answer that was used: the server tells whoever kept more than that.
+        What a client keeps and the server has the other half of, such as SCAFFOLD's c_i, holds only as of a
+        reply that was used: the server reports it to clients that kept more than that.
         """
         self.lost: list[dict[str, Any]] = []
         """Late answers that can no longer come; they go into the next record."""
@@ -49,7 +49,7 @@ class RoundState:
         self._saved: tuple[State, Mapping[str, Any]] = ({}, {})
 
     def open(self, grid: Grid, client_registry: ClientRegistry) -> PendingMessages:
-        """Begin to send over a grid; what a stopped server was owed is asked for again."""
+        """Begin to send over a grid; pending replies of a stopped server are requested again."""
         self.post = PendingMessages(grid, client_registry)
         for client, round in self.post.restore(*self._saved):
             reason = "the server was started again and the client was not there"
@@ -58,14 +58,14 @@ class RoundState:
 
     @property
     def quarantined(self) -> frozenset[int]:
-        """Clients who are not asked any more, because their answers were refused too often."""
+        """Clients that are not selected any more, because their replies were refused too often."""
         most = self.config.set_aside_after
         return frozenset(client for client, times in self.refusals.items() if most and times >= most)
 
     def begin(
         self, round: int, grid: Grid, client_registry: ClientRegistry, least: int, *, in_step: bool = False
     ) -> frozenset[int]:
-        """Return who is not to be asked, once as many others as wanted are free or the deadline is over.
+        """Return who is not available, once as many others as wanted are free or the deadline is over.
 
         Args:
             round: Number of the round.
@@ -73,7 +73,7 @@ class RoundState:
             client_registry: The members.
             least: Clients without whom it makes no sense to begin.
             in_step: Whether what a client keeps must be in step with the answers that were used: then a
-                client whose late answer waits to be used is not asked before that.
+                client whose late reply waits to be used is not selected before that.
         """
         assert self.post
         lasting, busy = self.post.lasting, self.post.busy()
@@ -109,7 +109,7 @@ class RoundState:
         return [{"client": client, "reason": reason} for client in sorted(self.quarantined - before)]
 
     def record_replies(self, round: int, requested: Sequence[int], used: Sequence[int]) -> None:
-        """Remember whose answers a round used, late ones too, and of whom it used none."""
+        """Record whose replies a round used, late ones too, and of whom it used none."""
         replied = set(used)
         for client in replied & self.silent_since.keys():
             del self.silent_since[client]

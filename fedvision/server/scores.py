@@ -1,4 +1,4 @@
-"""What a record says of measurements: counts are summed over clients, and only then divided."""
+"""Measurements in a record: counts are summed over clients, and only then divided."""
 
 from __future__ import annotations
 
@@ -78,6 +78,6 @@ class Scores:
         return {
             "loss": loss / max(1, stats.examples),
             **self._task.to_record(stats),
-            # Of unknown counts nobody can say which classes are rare.
+            # Without counts it is unknown which classes are rare.
             "scores": self._task.scores(stats, counts if any(counts) else None, self._extra),
         }

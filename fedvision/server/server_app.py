@@ -1,6 +1,6 @@
 """The server: a Flower ServerApp that runs the rounds of an experiment with any strategy.
 
-Flower's own ``Strategy.start`` has no first round, no callback and no checkpoint; this loop has them and asks
+Flower's own ``Strategy.start`` has no first round, no callback and no checkpoint; this loop has, and calls
 the strategy for the same four things, so that stock strategies run unchanged.
 """
 
@@ -58,7 +58,7 @@ ATTEMPTS = 3
 
 
 class RoundObserver(Protocol):
-    """Who is told what happens: the run folder, the progress bar, a notebook."""
+    """Observers of a run: the run folder, the progress bar, a notebook."""
 
     def begin(self, client_registry: ClientRegistry) -> None:
         """The federation is there."""
@@ -84,11 +84,11 @@ class ServerPlan:
     state: State
     """The travelling tensors to begin with; taken out of here, or they were held for the whole run."""
     journal: RoundObserver
-    """Who is told."""
+    """The observer."""
     first_round: int = 1
     """Where to begin; above 1 when a run is resumed."""
     client_registry: ClientRegistry | None = None
-    """The federation's members, where they are known beforehand; None asks every node."""
+    """The federation's members, where they are known beforehand; None queries every node."""
     measure: Callable[[Grid, ClientRegistry, State], Evaluation] | None = None
     """Measures a state on the server's own test images; None where it has none."""
     extra_metrics: Mapping[str, MetricFn] = field(default_factory=dict)
@@ -114,7 +114,7 @@ def build(plan: ServerPlan) -> ServerApp:
 
 @dataclass(frozen=True, kw_only=True)
 class _TrainingReports:
-    """What clients tell beside their models in one training phase."""
+    """What clients report beside their models in one training phase."""
 
     facts: dict[int, tuple[float, int]] = field(default_factory=dict)
     """By client: training loss and images."""
@@ -241,7 +241,7 @@ class _Server:
         }
 
     def _refine(self, number: int, record: dict[str, Any]) -> None:
-        """Ask clients for the statistics that are due, and let the strategy refine the model."""
+        """Query clients for the statistics that are due, and let the strategy refine the model."""
         plan = self.plan
         phase = refinement.StatisticsPhase(
             grid=self.grid,
@@ -269,7 +269,7 @@ class _Server:
         return {"received": {"round": number - 1, **local} if local else None}
 
     def _measures_first(self, number: int) -> bool:
-        """Say whether a round's training messages ask for a measurement of the model after the last one."""
+        """Return whether a round's training messages request to measure the model after the last one."""
         evaluation = self.config.evaluation
         return evaluation.with_training and number > 1 and (number - 1) % evaluation.every == 0
 
@@ -279,11 +279,11 @@ class _Server:
         return {"clock": lasting.now()} if lasting and lasting.simulated else {}
 
     def _messages(self, number: int, bound: float) -> list[Message]:
-        """Return the training messages of those who are asked."""
+        """Return the training messages of the selected clients."""
         config = self._train_config(number)
         if bound < math.inf:
             config[codec.NORM_BOUND] = bound
-        eligible: Grid = self.grid  # our strategies ask the roster
+        eligible: Grid = self.grid  # our strategies use the registry
         if not isinstance(self.strategy, FlowerStrategy):
             eligible = AvailableNodes(self.grid, self.client_registry, self.eligible.excluded)
         if not has_enough(self.strategy, eligible):
@@ -335,7 +335,7 @@ class _Server:
         messages: list[Message],
         reports: _TrainingReports,
     ) -> Iterator[TrainReply]:
-        """Yield usable replies, noting what each client tells beside its model, and telling the journal."""
+        """Yield usable replies, noting what each client reports beside its model, also in the journal."""
         ordered = not (isinstance(self.strategy, FlowerStrategy) and self.strategy.any_order)
         for reply in collection.receive(messages, ordered=ordered):
             reports.note(reply)
@@ -351,7 +351,7 @@ class _Server:
             config[codec.MEASURE_FIRST] = True
         silent_since = self.rounds.silent_since if self.updates.keeps_residual else {}
         if silent_since and not isinstance(self.strategy, FlowerStrategy):
-            # Strategies of ours tell it to those whom they ask.
+            # Strategies of ours send it to the selected clients.
             config[codec.SILENT_SINCE] = [number for pair in silent_since.items() for number in pair]
         return config
 

@@ -1,4 +1,4 @@
-"""The query phase: every client is asked for a statistic of its images, and the sums are added exactly."""
+"""The query phase: every client computes a statistic of its images, and the sums are added exactly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StatisticResult:
     """A statistic's sums over the clients that answered."""
 
     sums: dict[str, NDArray[np.float64]]
-    """By name; empty where nobody answered."""
+    """By name; empty where no client replied."""
     clients: tuple[int, ...]
     """Clients in the sums, rising."""
     examples: int
@@ -38,7 +38,7 @@ class StatisticResult:
     """Bytes of tensors received."""
 
     def facts(self) -> dict[str, Any]:
-        """Return what the run's record says: who is in the sums, and their shapes."""
+        """Return the entry of the run's record: who is in the sums, and their shapes."""
         sizes = {name: list(array.shape) for name, array in self.sums.items()}
         return {"clients": list(self.clients), "examples": self.examples, "shapes": sizes}
 
@@ -51,13 +51,13 @@ def query_statistic(
     clients: Sequence[int],
     timeout: float | None = None,
 ) -> StatisticResult:
-    """Ask clients for a statistic and add up what they tell.
+    """Query clients for a statistic and add up their sums.
 
     Args:
         grid: Carries the messages.
         client_registry: The federation's members.
-        request: What they are asked for.
-        clients: Who is asked.
+        request: The statistic.
+        clients: Who is queried.
         timeout: Seconds after which who is missing is not waited for; None waits for all.
     """
     content = statistic_codec.encode_request(request)

@@ -2,7 +2,7 @@
 
 A task is one file, a plug-in of kind ``task``, and the one place that knows the form of targets and of a
 network's outputs. Training, measurement and engines hand both on without a look; whatever carries, masks,
-sums or records measurements works on ``MetricStats`` alone and asks the task what they mean. What is said
+sums or records measurements works on ``MetricStats`` alone and leaves their meaning to the task. What is said
 here is true of a task with outputs [B, C], one for each class, and confusion counts; a task of another form
 overrides what differs: ``fits``, ``class_counts``, ``strata`` and ``example_targets`` for targets [N, ...],
 ``transform`` where they move with the image, ``check_outputs``, ``logits`` and ``loss`` for other outputs,
@@ -62,7 +62,7 @@ class Task(ABC):
 
     @abstractmethod
     def fits(self, targets: Targets) -> bool:
-        """Tell whether targets [N, ...] have the form that the task needs."""
+        """Return whether targets [N, ...] have the form that the task needs."""
 
     def class_counts(self, targets: Targets, num_classes: int) -> NDArray[np.int64]:
         """Return what of each class there is in targets [n, ...], int64 [C]: the numbers that losses get."""
@@ -149,7 +149,7 @@ class Task(ABC):
         )
 
     def shape_for(self, declared: Shape, num_classes: int) -> Shape:
-        """Return the shape that counts must have: over C classes, or as many as they tell where C = 0."""
+        """Return the shape that counts must have: over C classes, or as many as declared where C = 0."""
         return self.stats_shape(num_classes or declared[self.class_axis])
 
     def stats_shape(self, num_classes: int) -> Shape:
@@ -160,7 +160,7 @@ class Task(ABC):
     def observe(
         self, logits: Any, targets: torch.Tensor, num_classes: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Measure a batch where the logits are; nothing is asked of the device.
+        """Measure a batch where the logits are, without a device synchronisation.
 
         Args:
             logits: Those of B images, as ``measured`` returns them.
@@ -204,11 +204,11 @@ class Task(ABC):
         counts: Sequence[int] | NDArray[Any] | None = None,
         extra: Mapping[str, MetricFn] | None = None,
     ) -> dict[str, float]:
-        """Return the figures that every run reports, shares of 1; NaN where no image tells.
+        """Return the figures that every run reports, shares of 1; NaN where no image contributes.
 
         Args:
             stats: Summed counts over C classes.
-            counts: Training images of each class [C], of which rare classes are told; None where unknown.
+            counts: Training images of each class [C], from which rare classes follow; None where unknown.
             extra: Further metrics by name.
         """
 

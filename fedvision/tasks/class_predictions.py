@@ -108,7 +108,7 @@ class ClassScores:
     loss: float
     """Mean of the task's own loss, nats; NaN without images."""
     scores: Mapping[str, float]
-    """Shares of 1 by name, as every run reports them; NaN where no image tells."""
+    """Shares of 1 by name, as every run reports them; NaN where no image contributes."""
     several_labels: bool = False
     """Whether an image may have several labels, so that nothing is taken for something else."""
     notices: tuple[str, ...] = ()

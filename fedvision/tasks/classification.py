@@ -27,7 +27,7 @@ class Classification(Task):
     stacks: ClassVar[bool] = True
 
     def fits(self, targets: Targets) -> bool:
-        """Tell whether each image has one class."""
+        """Return whether each image has one class."""
         return one_class(targets)
 
     def observe(

@@ -4,7 +4,7 @@ Every function takes confusion counts, as pairs or as a matrix [C, C] with rows 
 that were summed over clients and batches *first*: a mean of clients' recalls or F1 is neither recall nor F1,
 so ratios are never averaged.
 
-NaN says that no image tells: the recall of a class without test images, the accuracy of no images. Such
+NaN means no image contributes: the recall of a class without test images, the accuracy of no images. Such
 classes are left out of means. The figures equal scikit-learn's on the pooled predictions.
 """
 

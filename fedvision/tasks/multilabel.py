@@ -3,7 +3,7 @@
 What is counted is, for each label, how many images with and without it got which score. Scores are the
 logits, in 1,024 bins: 1/32 wide from -16 to 16, the outer ones open. So true and false positives at
 probability 1/2, which is logit 0, are exact. Average precision and the area under the ROC curve are those of
-the binned scores, in which the images of a bin are tied; ``bounds`` says how far they are from those of the
+the binned scores, in which the images of a bin are tied; ``bounds`` is how far they are from those of the
 scores themselves.
 """
 
@@ -48,7 +48,7 @@ class ScoreHistograms(MetricStats):
     def by_label(self) -> dict[str, Floats]:
         """Return precision, recall, F1 at probability 1/2, AP and AUROC of each label [L].
 
-        NaN where nothing tells: AP, AUROC, recall and F1 of a label without images, AUROC also of one that
+        NaN where undefined: AP, AUROC, recall and F1 of a label without images, AUROC also of one that
         all have. Precision of a label that is never predicted is 0 where images have it, else NaN.
         """
         tables = self.tables()
@@ -132,7 +132,7 @@ class MultiLabel(Task):
     stacks: ClassVar[bool] = True
 
     def fits(self, targets: Targets) -> bool:
-        """Tell whether an image may have several labels."""
+        """Return whether an image may have several labels."""
         return several(targets)
 
     def stats_shape(self, num_classes: int) -> Shape:
@@ -167,7 +167,7 @@ class MultiLabel(Task):
     ) -> dict[str, float]:
         """Return mean AP, mean AUROC, macro and micro F1, then the mean AP of rare labels, then further ones.
 
-        Means are over labels of which something tells; micro F1 is of all decisions together. A further
+        Means are over labels where defined; micro F1 is of all decisions together. A further
         metric gets the tables [L, 2, 1024].
         """
         histograms = ScoreHistograms.of(stats)

@@ -20,10 +20,10 @@ _USERS_OWN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLE
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed.
+    """Set glibc to keep what is freed.
 
     Returns:
-        Whether it was told: not where the user has set its thresholds, nor with another C library.
+        Whether it was set: not where the user has set its thresholds, nor with another C library.
     """
     mallopt = _glibc("mallopt")
     if mallopt is None or any(name in os.environ for name in _USERS_OWN):

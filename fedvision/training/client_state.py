@@ -5,7 +5,7 @@ message that is delivered twice, or a round that is run again after a crash, sta
 ends in the same one: exactly one training per (round, client) counts.
 
 What an algorithm keeps has its counterpart at the server, as SCAFFOLD's c_i is part of the server's c; so
-has what was left out of an update. Once an answer was lost or refused, the server says since which round it
+has what was left out of an update. Once a reply was lost or refused, the server sends since which round it
 used none of the client's, and both start from what was kept before that round: from what the server knows of.
 
 Nothing of a client that does not work now is in this process: no tensor, no name, no list of clients. A file
@@ -100,8 +100,8 @@ class ClientStateStore:
     def _forget(self, client: int, round: int) -> None:
         """Drop what no run can come back to: all before the newest file at or before the last checkpoint.
 
-        A run that falls back to the checkpoint may not have heard that file's answer: then it says so again,
-        as it said when a later file was written, and what was kept before the unheard rounds is needed.
+        A run that falls back to the checkpoint may not have that file's reply: then it is sent again,
+        as when a later file was written, and what was saved before the silent rounds is needed.
         """
         checkpoint = (round - 1) // self._checkpoint_every * self._checkpoint_every
         rounds = self._rounds(client)

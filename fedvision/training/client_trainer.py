@@ -117,7 +117,7 @@ class ClientTrainer:
         return self.shards.train(client).image_counts(self.num_classes, self.task.class_counts)
 
     def train(self, request: TrainRequest) -> TrainResult:
-        """Train one client on its task and keep what it must remember; measure first where it is asked to."""
+        """Train one client on its task and keep what it must remember; measure first where requested."""
         measured = self.measure_first(request)
         shard = self.shards.train(request.client)
         memory = self._recall(request.client, request.round, request.silent_since)
@@ -149,7 +149,7 @@ class ClientTrainer:
         return update
 
     def measure_first(self, request: TrainRequest) -> Evaluation | None:
-        """Measure the state that a task begins with, if it asks for it.
+        """Measure the state that a task begins with, if requested.
 
         Training draws from streams of its own, loads every tensor anew and evaluation changes none, so what
         is trained afterwards does not depend on this.
@@ -167,7 +167,7 @@ class ClientTrainer:
 
         Args:
             client: Whose images.
-            round: The round after which it is asked.
+            round: The round after which it is queried.
             state: The global model that the statistic sees, with the client's personal tensors.
             spec: The statistic.
         """

@@ -25,7 +25,7 @@ class Evaluation:
     """What was counted on N images."""
 
     stats: MetricStats
-    """How many of them, by what the task tells apart."""
+    """How many of them, by the task's categories."""
     loss_sum: float
     """Sum of the task's own losses in nats of the predicted probabilities, whatever the training uses."""
 
@@ -55,7 +55,7 @@ def evaluate(
         sharpness: s; the predicted probabilities are those of logits s z for the network's logits z.
     """
     task = settings.task
-    # Nothing is asked of the device before all batches are on their way to it.
+    # No device synchronisation before all batches are on their way to it.
     losses, found = [], [torch.empty(0, dtype=torch.int64, device=settings.device)]
     for outputs, targets in _outputs(model, shard, settings, batch_size):
         loss, cells = task.observe(task.measured(outputs, num_classes, sharpness), targets, num_classes)

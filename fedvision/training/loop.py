@@ -106,7 +106,7 @@ class TrainResult:
     personal: State = field(default_factory=dict)
     """The tensors after training that do not travel."""
     measured: Evaluation | None = None
-    """What was counted of the task's state before training, where the task asked for it."""
+    """What was counted of the task's state before training, where the task requested it."""
 
 
 def fit(
@@ -156,7 +156,7 @@ def fit(
 
 
 def rate(request: TrainRequest) -> float:
-    """Return the factor on a client's learning rate that its task tells.
+    """Return the factor on a client's learning rate in its task.
 
     Raises:
         ClientError: It is not > 0 and finite.

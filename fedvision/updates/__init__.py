@@ -1,1 +1,1 @@
-"""What is done to a client's update before it travels: clipping, compression, the schema of what travels."""
+"""What is done to a client's update before it travels: clipping, compression, the schema of what is sent."""

@@ -40,7 +40,7 @@ class UpdateTransform(ABC):
     def schema(self, schema: UpdateSchema) -> UpdateSchema:
         """Return what ``encode`` makes of tensors of a schema: by default the same names, types and shapes.
 
-        It must not depend on the values: both sides ask before anything is trained.
+        It must not depend on the values: both sides compute it before anything is trained.
 
         Raises:
             ValueError: Such tensors cannot be encoded.
@@ -58,7 +58,7 @@ class UpdateTransform(ABC):
             rng: A stream of this client and round.
 
         Returns:
-            Tensors as ``schema`` says, and the residual.
+            Tensors by ``schema``, and the residual.
 
         Raises:
             ValueError: These values cannot be encoded; the client's round fails with this sentence.
@@ -68,7 +68,7 @@ class UpdateTransform(ABC):
         """Return tensors of the schema that was encoded from those that travelled: by default the same.
 
         Args:
-            tensors: As ``self.schema(schema)`` says; whoever sent them may have chosen any values.
+            tensors: By ``self.schema(schema)``; the sender may have chosen any values.
             schema: Of what ``encode`` was given.
 
         Raises:

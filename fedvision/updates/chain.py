@@ -76,7 +76,7 @@ class UpdateChain:
         self.bytes_saved = received.size - self.sent.size
 
     def __bool__(self) -> bool:
-        """Say whether there are transforms."""
+        """Return whether there are transforms."""
         return bool(self._transforms)
 
     @property
@@ -140,7 +140,7 @@ class UpdateChain:
             examples: The client's training images.
 
         Returns:
-            Tensors as ``sent`` says, and the residual by ``"place.name"``.
+            Tensors by ``sent``, and the residual by ``"place.name"``.
 
         Raises:
             ValueError: A transform refuses the values, or makes another thing than its schema.
@@ -167,7 +167,7 @@ class UpdateChain:
         """Return the trained model that an update stands for, in the types in which models travel.
 
         Args:
-            tensors: As ``sent`` says.
+            tensors: By ``sent``.
             received: The model that the client was sent.
 
         Raises:
@@ -239,6 +239,6 @@ def _widened(spec: TensorSpec) -> TensorSpec:
 
 
 def _check(transform: UpdateTransform, method: str, schema: UpdateSchema, tensors: State) -> None:
-    """Refuse what is not of the schema that a transform told."""
+    """Refuse what is not of a transform's declared schema."""
     if wrong := schema.mismatch(UpdateSchema.of(tensors).tensors):
-        raise ValueError(f"{type(transform).__name__}.{method} made what its schema does not tell: {wrong}")
+        raise ValueError(f"{type(transform).__name__}.{method} made what its schema does not have: {wrong}")

@@ -70,7 +70,7 @@ def refuse_whole_numbers(schema: UpdateSchema) -> None:
     """Refuse tensors that are no floats.
 
     Raises:
-        ValueError: There is one; the sentence says what to do.
+        ValueError: There is one; the message names the remedy.
     """
     for spec in schema.tensors:
         if not spec.is_float:

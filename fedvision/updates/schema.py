@@ -1,6 +1,6 @@
 """What an update looks like on its way: names, types and shapes of its tensors.
 
-One ``UpdateSchema`` tells the wire what it may fetch, the client what it makes, and the server what it lets
+One ``UpdateSchema`` defines what the wire may fetch, the client what it makes, and the server what it lets
 through. This module needs no torch: the client's connection lives in a process without it.
 """
 

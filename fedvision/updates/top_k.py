@@ -35,7 +35,7 @@ class TopK(UpdateTransform):
     """Sends the elements of an update that are largest by magnitude; what is left out is sent later.
 
     Args:
-        fraction: Share of the elements that travel, 0 < fraction <= 1; one at least.
+        fraction: Share of the elements that are sent, 0 < fraction <= 1; one at least.
         scope: ``"model"`` chooses among the elements of all parameters, ``"tensor"`` in each parameter apart.
         error_feedback: Whether a client keeps what is left out and adds it to its next update.
 

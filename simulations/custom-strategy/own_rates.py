@@ -1,4 +1,4 @@
-"""Clients with learning rates of their own: one who has been asked often takes smaller steps."""
+"""Clients with learning rates of their own: one that was selected often takes smaller steps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class SlowerWhenFrequent(FedAvg):
     def __init__(self, *, fraction: float = 1.0, min_clients: int = 1) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
         self.requested: dict[int, int] = {}
-        """Rounds in which each client was asked; kept in checkpoints as every attribute of numbers is."""
+        """Rounds in which each client was selected; saved in checkpoints as every attribute of numbers is."""
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:
-        """Tell the client its factor on the round's learning rate."""
+        """Return the client's factor on the round's learning rate."""
         self.requested[client] = self.requested.get(client, 0) + 1
         return ClientConfig(lr_factor=self.requested[client] ** -0.5)

@@ -38,7 +38,7 @@ def keys(count: int) -> tuple[list[X25519PrivateKey], list[AdvertisedKey]]:
 
 
 def masked(values: NDArray[np.uint64], context: bytes = b"counts") -> NDArray[np.uint64]:
-    """Return each client's numbers [K, N] as it would tell them."""
+    """Return each client's numbers [K, N] as it would send them."""
     private, cards = keys(len(values))
     return np.array([mask(row, key, cards, context) for row, key in zip(values, private, strict=True)])
 

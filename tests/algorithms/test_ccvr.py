@@ -124,7 +124,7 @@ def test_a_class_of_one_image_is_its_mean_and_one_of_none_is_not_drawn() -> None
 
 
 def _context(model: nn.Module, **changes: Any) -> ServerContext:
-    """Classes at the corners of a square's half, far apart: a head can tell them exactly."""
+    """Classes at the corners of a square's half, far apart: a head can separate them exactly."""
     centres = 4 * torch.eye(CLASSES, SIDE * SIDE, dtype=torch.float64)
     parts = [_moments(centre, 0.01 * torch.eye(4, dtype=torch.float64), 20.0) for centre in centres]
     statistic = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}

@@ -33,7 +33,7 @@ def test_plain_means_and_c_scaled_by_the_share_of_replies() -> None:
     strategy = Scaffold(fraction=0.5)
     cohort = strategy.select(1, range(8), np.random.default_rng(0))
     assert len(cohort) == 4
-    # Two of the four were heard, of eight in all.
+    # Two of the four replied, of eight in all.
     updates = [_update(0, [2.0], [4.0], examples=100), _update(3, [6.0], [-1.0])]
     assert strategy.combine({"w": torch.tensor([0.0])}, iter(updates))["w"].tolist() == [4.0]
     assert strategy.control["w"].tolist() == [2 / 8 * 1.5]

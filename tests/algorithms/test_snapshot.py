@@ -193,7 +193,7 @@ def test_what_cannot_come_back_is_refused_by_name(value: object) -> None:
 
 
 class _Explicit(_Bag):
-    """Says itself what it remembers."""
+    """Defines its own state."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count}
@@ -314,7 +314,7 @@ def test_flowers_go_on_to_the_bit(
     third = stock_round(whole, 3, state, cohort(state, 3))
     _same(stock_round(resumed, 3, state, cohort(state, 3)), third)
     fresh = stock_round(build(), 3, state, cohort(state, 3))
-    # Without its memory the strategy would give another model, so the equality above says something.
+    # Without its memory the strategy would give another model, so the equality above is no accident.
     assert forgetful is not all(torch.equal(fresh[name], third[name]) for name in third)
 
 
@@ -348,6 +348,6 @@ def test_a_state_dict_that_fails_is_one_sentence() -> None:
         snapshot(Broken("state_dict"))
     tensors, values = snapshot(Broken("load_state_dict"))
     with pytest.raises(
-        PluginError, match=r"Broken raised ValueError: of another size; mend it and go on with"
+        PluginError, match=r"Broken raised ValueError: of another size; correct it and go on with"
     ):
         restore(Broken("load_state_dict"), tensors, values)

@@ -19,7 +19,7 @@ def test_rivals_take_turns_and_another_begins_each_time() -> None:
 
 
 def measured(store: Store, plan: list[Turn], fail: str = "") -> list[Turn]:
-    """Take a plan with a stand-in and return what it was asked for."""
+    """Run a plan with a stand-in and return its turns."""
     seen_turns = []
 
     def measure(turn: Turn) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Paths as people write them, and what the environment says where they write none."""
+"""Paths as people write them, and defaults from the environment."""
 
 from __future__ import annotations
 

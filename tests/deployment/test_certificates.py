@@ -24,7 +24,7 @@ def openssl(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def shake_hands(pki: Path, name: str, *, client: Path | None = None, client_required: bool = False) -> bytes:
-    """Connect a client to a server of Python's ssl module; return what the client hears."""
+    """Connect a client to a server of Python's ssl module; return what the client receives."""
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pki / "ca.crt")
     serving.load_cert_chain(pki / "server/server.crt", pki / "server/server.key")
     serving.verify_mode = ssl.CERT_REQUIRED if client_required else ssl.CERT_NONE

@@ -1,6 +1,6 @@
 """A two-node Ray cluster on one machine that loses a node in the middle of a round; run as a program.
 
-Prints digests of the final weights, what the engine told, and how many clients were refused, as JSON.
+Prints digests of the final weights, the engine's notices, and how many clients were refused, as JSON.
 """
 
 from __future__ import annotations

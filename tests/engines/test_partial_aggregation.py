@@ -32,7 +32,7 @@ BOUND = 1e6
 
 
 class Trained:
-    """A crowd that was trained at once, and the messages that asked for it."""
+    """A cohort that was trained at once, and its messages."""
 
     def __init__(self) -> None:
         cohort = Cohort()

@@ -1,4 +1,4 @@
-"""A carrier whose clients take as long as a test says, by a clock that only moves when somebody waits."""
+"""A carrier whose clients take as long as a test sets, by a clock that only moves when somebody waits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def eight(client: int, round: int, state: State) -> State:
 
 
 class SlowGrid(Nodes):
-    """Node 100 + k is client k; ``seconds[(client, round)]`` says how long its training takes, 1 s else."""
+    """Node 100 + k is client k; ``seconds[(client, round)]`` is how long its training takes, 1 s else."""
 
     simulated = False
 
@@ -54,7 +54,7 @@ class SlowGrid(Nodes):
         self.requested: list[tuple[int, int]] = []
         """(round, client) of every training."""
         self.silent_since: dict[tuple[int, int], int | None] = {}
-        """By round and client: since when none of its answers was used, as it was told."""
+        """By round and client: since when none of its replies was used, as sent to it."""
         self.twice: set[int] = set()
         """Clients whose replies come twice."""
 

@@ -1,4 +1,4 @@
-"""Who may be asked: the members without some, in order, however many there are."""
+"""Available clients: the members without some, in order, however many there are."""
 
 from __future__ import annotations
 

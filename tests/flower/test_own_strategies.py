@@ -1,4 +1,4 @@
-"""What a strategy's own code may do wrong is said in one sentence that names the method."""
+"""Faults in a strategy's own code are one sentence that names the method."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.flower.delayed_grid import Answer, SlowGrid, play, plus_one
 
 
 class _Own(RoundStrategy):
-    """Does what the test says in one of its methods."""
+    """Does what the test sets in one of its methods."""
 
     def __init__(self, method: str, result: Any) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class _Own(RoundStrategy):
     [
         ("combine", None, "returned a NoneType; it must return"),
         ("combine", {"w": np.zeros(1)}, "returned a ndarray as 'w'; it must return"),
-        ("combine", KeyError("w"), "raised KeyError: 'w'; mend it"),
+        ("combine", KeyError("w"), "raised KeyError: 'w'; correct it"),
         ("combine", ZeroDivisionError("by zero"), "raised ZeroDivisionError: by zero"),
-        ("combine", RuntimeError("sizes differ\n at line 3"), "raised RuntimeError: sizes differ; mend"),
-        ("combine", StopIteration(), "raised StopIteration; mend"),
-        ("combine", SystemExit(3), "raised SystemExit: 3; mend"),
-        ("configure", OSError("no such table"), "raised OSError: no such table; mend"),
+        ("combine", RuntimeError("sizes differ\n at line 3"), "raised RuntimeError: sizes differ; correct"),
+        ("combine", StopIteration(), "raised StopIteration; correct"),
+        ("combine", SystemExit(3), "raised SystemExit: 3; correct"),
+        ("configure", OSError("no such table"), "raised OSError: no such table; correct"),
         ("configure", None, "returned a NoneType; it must return a fedvision.types.ClientConfig"),
         ("configure", ClientConfig(tensors={"c": {"w": 3}}), "raised "),  # type: ignore[dict-item]
         ("select", RuntimeError("no stream"), "raised RuntimeError: no stream"),
@@ -94,15 +94,15 @@ class _Stock(FlowersFedAvg):
 @pytest.mark.parametrize(
     ("method", "result", "sentence"),
     [
-        ("configure_train", RuntimeError("no arrays"), "raised RuntimeError: no arrays; mend"),
+        ("configure_train", RuntimeError("no arrays"), "raised RuntimeError: no arrays; correct"),
         ("configure_train", None, "raised TypeError"),
         ("configure_train", ["hello"], "made a str; it must make"),
         ("configure_train", ["twice"], "made two messages for node 101; it must"),
-        ("aggregate_train", ValueError("shapes"), "raised ValueError: shapes; mend"),
+        ("aggregate_train", ValueError("shapes"), "raised ValueError: shapes; correct"),
         ("aggregate_train", None, "returned a NoneType; it must return"),
         ("aggregate_train", ({}, None), "returned a dict; it must return"),
         ("configure_evaluate", LookupError("whom"), "raised LookupError: whom"),
-        ("aggregate_evaluate", AssertionError(), "raised AssertionError; mend"),
+        ("aggregate_evaluate", AssertionError(), "raised AssertionError; correct"),
     ],
 )
 def test_a_strategy_of_flower_that_fails(method: str, result: Any, sentence: str) -> None:

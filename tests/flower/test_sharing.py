@@ -1,4 +1,4 @@
-"""What the server can read of evaluations that are told, masked or withheld."""
+"""What the server can read of plain, masked and withheld evaluations."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def request(round: int = 2, control: float = 0.0, **tensors: torch.Tensor) -> Re
 def test_a_question_is_the_same_for_whoever_counts_with_the_same_model_and_for_nobody_else() -> None:
     w, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
     mine = sharing.question("train", request(w=w, b=b))
-    # What a strategy tells a client of its own has no part in what is counted.
+    # What a strategy sends a single client has no part in what is counted.
     assert sharing.question("train", request(control=9.0, b=b, w=w)) == mine
     others = [
         ("evaluate", request(w=w, b=b)),
@@ -146,7 +146,7 @@ def test_a_question_is_the_same_for_whoever_counts_with_the_same_model_and_for_n
 
 
 def test_of_many_classes_withheld_counts_take_nothing_and_masked_ones_every_pair() -> None:
-    """The pairs that a masked client named would tell which ones occur."""
+    """The pairs that a masked client named would reveal which ones occur."""
     content = reply(np.diag([0, 5, 0, 0, 2]))
     assert codec.size(content) == 2 * 2 * 8
     assert codec.size(sharing.drop_counts(content)) == 0

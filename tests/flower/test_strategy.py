@@ -49,7 +49,7 @@ class Nodes(Grid):
 
 
 def members(clients: Mapping[int, int]) -> ReportedClientRegistry:
-    """A roster in which each client said that it has an image of the only class."""
+    """A registry in which each client has an image of the only class."""
     return ReportedClientRegistry(
         {
             node: codec.ClientInfo(client=k, image_counts=ImageCounts(images=1, counts=(1,)))

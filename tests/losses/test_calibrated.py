@@ -52,7 +52,7 @@ def test_balanced_softmax_is_logit_adjustment_with_tau_one() -> None:
 
 
 def test_logits_that_hold_the_prior_are_freed_of_it() -> None:
-    # The best plain classifier without features says log p; the adjusted one needs to say nothing.
+    # The best plain classifier without features has logits log p; the adjusted one zeros.
     counts = torch.tensor([60, 30, 10])
     prior = (counts / 100).log().expand(1, 3)
     images = torch.repeat_interleave(LABELS, counts)

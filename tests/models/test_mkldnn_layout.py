@@ -1,4 +1,4 @@
-"""oneDNN's layout inside a model: the same function and gradients, and only where a loop says so."""
+"""oneDNN's layout inside a model: the same function and gradients, and only where a loop selects it."""
 
 from __future__ import annotations
 

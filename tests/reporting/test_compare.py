@@ -1,4 +1,4 @@
-"""Runs side by side: which repeat each other, what tells the others apart, and hand-computed deviations."""
+"""Runs side by side: which repeat each other, how the others differ, and hand-computed deviations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Curves and dots: what they say in words, and that names at lines' ends do not meet."""
+"""Curves and dots: their descriptions, and that names at lines' ends do not meet."""
 
 from __future__ import annotations
 

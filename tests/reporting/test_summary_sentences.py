@@ -1,4 +1,4 @@
-"""The plain words of a report say what the figures say."""
+"""The sentences of a report agree with the figures."""
 
 from __future__ import annotations
 

@@ -37,14 +37,14 @@ def _state(value: float, size: int = 3) -> State:
 
 
 def _round(folder: RunFolder, number: int, size: int = 3) -> None:
-    """Record and save a round whose every fact says its number."""
+    """Record and save a round whose every fact has its number."""
     folder.append_round({"round": number, "train_loss": number / 2}, {"train": 0.1})
     tensors = {"model": _state(number, size), "strategy": {"m": torch.tensor(float(number))}}
     folder.checkpoints.save(number, tensors, {"roster": [number]})
 
 
 def _check(folder: RunFolder, loaded: Checkpoint | None) -> int:
-    """Check that a loaded checkpoint and both logs tell of the same last round, and return it."""
+    """Check that a loaded checkpoint and both logs have the same last round, and return it."""
     if loaded is None:
         assert folder.rounds() == folder.timings() == []
         return 0
@@ -247,7 +247,7 @@ def _deadly(call: Callable[..., object], left: list[int]) -> Callable[..., objec
 
 
 def _in_child(work: Callable[[], None], until: Callable[[], None] | None = None) -> bool:
-    """Run ``work`` in a forked process, kill it once ``until`` returns, and say whether a kill ended it."""
+    """Run ``work`` in a forked process, kill it once ``until`` returns; return whether it was killed."""
     child = os.fork()
     if child == 0:
         try:

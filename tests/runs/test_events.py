@@ -31,9 +31,9 @@ RECORD: dict[str, Any] = {
 EVENTS = [
     Event(4, "south (0)", "no answer by the deadline of 30 s"),
     Event(4, "1", "measuring: refused: its counts are negative"),
-    Event(4, "2", "asked in round 3, answered late, used with weight 0.71"),
-    Event(4, "3", "asked in round 2: its answer came 2 rounds late and was discarded"),
-    Event(4, "5", "set aside, not asked again: 3 of its answers were refused"),
+    Event(4, "2", "requested in round 3, answered late, used with weight 0.71"),
+    Event(4, "3", "requested in round 2: its answer came 2 rounds late and was discarded"),
+    Event(4, "5", "set aside, not selected again: 3 of its answers were refused"),
     Event(4, "", "the model stayed as it was: 0 usable answers"),
 ]
 

@@ -81,7 +81,7 @@ def test_a_line_torn_by_a_kill_is_not_glued_to_the_next(tmp_path: Path, register
 
 
 def test_a_client_that_failed_in_every_round_takes_no_part(make_run: MakeRun) -> None:
-    """South is asked twice and fails twice; east could never join: one client of three takes part."""
+    """South is selected twice and fails twice; east could never join: one client of three takes part."""
     failure = {"client": 1, "stage": "training", "reason": "the disk is full"}
     folder = make_run(rounds=2, changes={"clients": [0], "refused": [failure]})
     register = folder.members()
@@ -92,7 +92,7 @@ def test_a_client_that_failed_in_every_round_takes_no_part(make_run: MakeRun) ->
     facts = read_facts(folder)
     assert (facts.clients, facts.shown, facts.counts.tolist()) == (1, ["north"], [COUNTS[0]])
     assert facts.totals.tolist() == [10, 8, 2], "by these head and tail were scored"
-    failed = "south took no part: it failed in every round that asked it, 2 in all (the disk is full)"
+    failed = "south took no part: it failed in every round that selected it, 2 in all (the disk is full)"
     refused = "east took no part: it could not join (it has other classes)."
     sentences = summary_sentences(facts)
     assert sentences[0].startswith(

@@ -1,4 +1,4 @@
-"""``model.json``: what it says of a run's model, and which of its faults are refused."""
+"""``model.json``: a run's model, and which of its faults are refused."""
 
 from __future__ import annotations
 

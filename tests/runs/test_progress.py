@@ -11,7 +11,7 @@ from fedvision.runs.progress import Progress, Silent
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream that is a terminal."""
 
     def isatty(self) -> bool:
         return True

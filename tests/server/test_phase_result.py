@@ -25,7 +25,7 @@ CLIENTS = {100: 0, 101: 1, 102: 2, 103: 3}
 
 
 class Answering(Nodes):
-    """A grid whose nodes answer as a function of the test says; None is silence."""
+    """A grid whose nodes answer by a function of the test; None is no reply."""
 
     def __init__(self, answer: Callable[[Message], Message | None]) -> None:
         self.answer = answer

@@ -67,7 +67,7 @@ def test_a_late_answer_is_used_in_the_next_round_with_its_weight() -> None:
     diary = play(grid, rounds=3, deadline=2.0, late="next-round", staleness=1.0)
     first, second, third = diary.records
     assert (first["clients"], second["clients"], third["clients"]) == ([0, 1], [0, 1, 2], [0, 1, 2])
-    # Asked with w = 0 it added 8; a round late that counts half: w = 1 becomes 5 for it, 2 for the others.
+    # Sent w = 0 it added 8; a round late that counts half: w = 1 becomes 5 for it, 2 for the others.
     assert second["late"] == [
         {"client": 2, "requested": 1, "used": True, "weight": 0.5, "loss": 0.5, "examples": 4}
     ]
@@ -184,7 +184,7 @@ def test_a_late_and_a_new_reply_in_one_round_count_the_new_one() -> None:
     options: dict[str, Any] = {"deadline": 2.0, "late": "next-round", "holdout": 0.5, "with_training": True}
     third = play(grid, rounds=4, strategy=FlowerStrategy(Median(), seed=0), **options).records[2]
     assert third["clients"] == [0, 1, 2, 2]
-    assert third["received"]["confusion"] == [[9, 0], [0, 9]], "three clients, each as often right as asked"
+    assert third["received"]["confusion"] == [[9, 0], [0, 9]], "three clients, each by its measurement"
 
 
 def test_answers_that_are_too_few_bring_no_measurement() -> None:
@@ -256,7 +256,7 @@ def test_late_answers_reach_strategies_that_see_every_update_after_the_others() 
         late="next-round",
         staleness=0.0,
     )
-    # In round 2 client 2 answers first, then client 1, then client 0 with what it was asked in round 1.
+    # In round 2 client 2 answers first, then client 1, then client 0 with its task of round 1.
     assert seen == [(1, 1, 1.0), (2, 2, 8.0), (1, 0, 2.0), (2, 1, 9.0), (0, 2, 2.0)]
 
 
@@ -318,7 +318,7 @@ def test_silent_since_reaches_clients_with_a_residual(strategy: Any) -> None:
 
 
 def test_a_client_with_a_residual_waits_for_its_late_reply() -> None:
-    """Client 2's answer waits at 2.05 s, when round 2 begins; asked then, it would send a residual twice."""
+    """Client 2's answer is late when round 2 begins at 2.05 s; selected, it would send a residual twice."""
     grid = SlowGrid(seconds={(2, 1): 2.05}, answer=eight_of_top_k)
     diary = play(grid, rounds=3, holdout=0.5, updates=UPDATES, **LATE)
     assert [record["busy"] for record in diary.records] == [[], [2], []]
@@ -344,7 +344,7 @@ def test_a_buffer_ends_a_round_and_others_stay_at_work() -> None:
     assert (first["clients"], first["refused"], first["busy"]) == ([0, 1], [], [])
     # At 2 s clients 0 and 1 begin anew. Client 2 comes at 2.5 s, late, and client 0 at 3 s.
     assert (second["clients"], second["busy"]) == ([0, 2], [2, 3])
-    # Client 1 came at 3 s, too, a moment after the buffer was full: it counts now, and is asked anew.
+    # Client 1 came at 3 s, too, a moment after the buffer was full: it counts now, and is selected anew.
     assert (third["clients"], third["busy"]) == ([0, 1], [3])
     late = [(item["client"], item["requested"], item["weight"]) for item in second["late"] + third["late"]]
     assert late == [(2, 1, 0.5), (1, 2, 0.5)]
@@ -379,7 +379,7 @@ def test_whatever_clients_do_each_training_counts_once_or_is_accounted_for(
         diary = play(grid, rounds=6, failed_rounds=100, **table)
     except RunError as error:
         diary = error.diary  # type: ignore[attr-defined]
-    assert len(grid.requested) == len(set(grid.requested)), "nobody is asked twice in a round"
+    assert len(grid.requested) == len(set(grid.requested)), "no client is selected twice in a round"
     fates: list[tuple[int, int]] = []
     for record in diary.records:
         stale = [(item["requested"], item["client"]) for item in record["late"] if item["used"]]

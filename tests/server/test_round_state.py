@@ -1,4 +1,4 @@
-"""Who is asked: not the busy, not those set aside; what a server that is started again was owed."""
+"""Selection: not the busy, not those set aside; pending replies of a restarted server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_nobody_is_free_and_the_round_waits_for_one() -> None:
     slow = {(client, round): 12.0 for client in range(2) for round in (1,)}
     grid = SlowGrid(clients=2, seconds=slow)
     diary = play(grid, rounds=2, deadline=10.0)
-    # Round 2 begins with the answers of round 1, which it discards, and asks again.
+    # Round 2 begins with the answers of round 1, which it discards, and selects them again.
     assert [record["clients"] for record in diary.records] == [[], [0, 1]]
     assert [item["client"] for item in diary.records[1]["late"]] == [0, 1]
     assert grid.time == 13.0
@@ -60,7 +60,7 @@ def test_a_client_refused_three_times_is_set_aside_named_and_left_alone() -> Non
     quarantined = [{"client": 1, "reason": "3 of its answers were refused"}]
     assert [record["set_aside"] for record in records] == [[], [], quarantined, [], []]
     assert [round for round, client in grid.requested if client == 1] == [1, 2, 3]
-    assert sorted(records[4]["local"]["accuracy"]) == ["0", "2"], "it is not asked to measure either"
+    assert sorted(records[4]["local"]["accuracy"]) == ["0", "2"], "it is not selected to measure either"
 
 
 def test_errors_do_not_set_a_client_aside() -> None:
@@ -110,7 +110,7 @@ def test_as_many_clients_train_as_configured() -> None:
 def test_a_restarted_server_requests_pending_replies() -> None:
     options = {"deadline": 2.0, "late": "next-round", "staleness": 1.0}
     whole = play(SlowGrid(seconds={(2, 1): 2.5}, answer=eight), rounds=2, **options)
-    # The server dies after round 1; the client has its answer and sends it when it is asked again.
+    # The server dies after round 1; the client has its answer and sends it when it gets the task again.
     memory = RoundState(RoundConfig(**options))  # type: ignore[arg-type]
     first = play(SlowGrid(seconds={(2, 1): 2.5}, answer=eight), rounds=1, memory=memory, **options)
     saved = memory.snapshot(1)

@@ -1,4 +1,4 @@
-"""What a record says of measurements, and which of them cannot be used."""
+"""Measurements in a record, and which of them cannot be used."""
 
 from __future__ import annotations
 

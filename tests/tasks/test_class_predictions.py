@@ -58,7 +58,7 @@ def test_a_record_of_scores_by_hand() -> None:
     assert (found["images"], found["loss"]) == (6, 0.25)
     assert found["scores"]["balanced_accuracy"] == 0.875
     assert found["confusion"] == [[3, 1, 0], [0, 2, 0], [0, 0, 0]]
-    assert '"recall": null' in json_page(found)  # of class c nobody can tell
+    assert '"recall": null' in json_page(found)  # of class c nothing is known
 
 
 def test_labels_of_an_image_share_a_column() -> None:

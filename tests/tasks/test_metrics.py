@@ -1,4 +1,4 @@
-"""Metrics: equal to scikit-learn on pooled predictions, and NaN where no image tells."""
+"""Metrics: equal to scikit-learn on pooled predictions, and NaN where no image contributes."""
 
 from __future__ import annotations
 

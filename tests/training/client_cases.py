@@ -116,7 +116,7 @@ class Cohort:
         return [client_algorithm(request) for request in self.requests()]
 
     def unsupported_reason(self) -> str | None:
-        """Return why the crowd cannot be stacked."""
+        """Return why the cohort cannot be stacked."""
         shape = self.shards[0].images.shape[1:]
         return supports_vmap(self.model, shape, CLASSES, loss=self.build_loss, settings=self.settings)
 
@@ -161,7 +161,7 @@ class Cohort:
 
 
 def algorithm_case(use: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """What a strategy and the clients' memories say to a built-in client half; each client something else."""
+    """Configuration and memories for a built-in client half; each client others."""
     clients = range(len(SIZES))
     if use == "fedprox":
         return {"client_configs": [ClientConfig(numbers={"mu": 0.1 * (k % 3)}) for k in clients]}

@@ -14,17 +14,17 @@ from fedvision.training.allocator import keep_freed_memory
 SCRIPT = """
 import resource, sys
 from fedvision.training.allocator import keep_freed_memory
-told = keep_freed_memory() if sys.argv[1] == "keep" else False
+supported = keep_freed_memory() if sys.argv[1] == "keep" else False
 bytearray(40 << 20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     bytearray(40 << 20)
-print(told, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(supported, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def faults(how: str) -> tuple[str, int]:
-    """Return what the process was told and the page faults of five blocks."""
+    """Return whether the setting was made and the page faults of five blocks."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     command = [sys.executable, "-c", SCRIPT, how]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean)

@@ -101,14 +101,14 @@ def test_an_algorithm_starts_from_what_the_server_knows_of(tmp_path: Path) -> No
     memory.save(0, 4, groups(4.0), silent_since=2)
     assert memory.load(0, 5, silent_since=1).get("algorithm") is None
     assert value(memory, 0, 5) == 4.0
-    # Once round 4 was heard, what was before it is needed no more.
+    # Once round 4 was used, what was before it is needed no more.
     memory.save(0, 5, groups(5.0))
     memory.save(0, 6, groups(6.0))
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
 
 
 def test_a_run_that_falls_back_restores_its_replies(tmp_path: Path) -> None:
-    """Round 5 is lost and its checkpoint says so; rounds 6 and 7 are heard, then the run falls back to 5."""
+    """Round 5 is lost and its checkpoint says so; rounds 6 and 7 are used, then the run falls back to 5."""
     memory = ClientStateStore(tmp_path, checkpoint_every=5)
     memory.save(0, 3, groups(3.0))
     memory.save(0, 5, groups(5.0))

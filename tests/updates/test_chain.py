@@ -58,7 +58,7 @@ class Lying(UpdateTransform):
 
 
 class Forgetful(UpdateTransform):
-    """Returns a residual that nobody is told of."""
+    """Returns a residual that is not declared."""
 
     def encode(self, tensors: State, residual: State, rng: np.random.Generator) -> tuple[State, State]:
         return tensors, tensors
@@ -139,7 +139,7 @@ def test_without_transforms_models_travel_as_they_are() -> None:
 
 def test_a_transform_that_violates_its_contract_is_named() -> None:
     with pytest.raises(
-        ValueError, match=r"Lying.encode made what its schema does not tell: the tensor 'w' is"
+        ValueError, match=r"Lying.encode made what its schema does not have: the tensor 'w' is"
     ):
         made(Lying()).encode(TRAINED, RECEIVED, {}, RNG)
     with pytest.raises(

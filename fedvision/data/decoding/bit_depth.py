@@ -175,7 +175,7 @@ def _shallow(image: Image.Image, declared: Source, high: float) -> float:
 
 
 def _unscaled(values: NDArray[np.float64], declared: Source, high: float) -> bool:
-    """Say whether pixels of fewer significant bits stand in the lower bits of a PNG, as they came.
+    """Return whether pixels of fewer significant bits stand in the lower bits of a PNG, as they came.
 
     The specification wants them shifted up, the lower bits zero or a repetition of the upper ones.
     """

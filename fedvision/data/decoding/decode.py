@@ -25,7 +25,7 @@ from fedvision.stages import stage
 
 T = TypeVar("T")
 _NAMED = 3
-"""Files that a sentence names before it says how many more there are."""
+"""Files that a notice names before it counts the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)

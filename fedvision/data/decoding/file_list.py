@@ -43,7 +43,7 @@ class Listing:
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Other facts by name, each [N]."""
     notices: tuple[str, ...] = ()
-    """What is to be said about the list itself."""
+    """Notices on the list itself."""
     group: str = ""
     """The column whose equal values ``validation`` does not part; empty is none."""
 

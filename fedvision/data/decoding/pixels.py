@@ -68,7 +68,7 @@ def read(path: str | Path, *, size: int, channels: int, fit: str, white: float =
     with Image.open(path, formats=_FORMATS) as image:
         if fit == "exact" and image.size != (size, size):
             raise ValueError("it has {} x {} pixels, not {} x {}".format(*image.size, size, size))
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size that is asked
+        # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size that is wanted
         # for leaves the filter enough to average over.
         image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))
         plain, deep = _flat(image, "L" if channels == 1 else "RGB", source(image, path), white)

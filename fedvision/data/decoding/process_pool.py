@@ -140,7 +140,7 @@ def _side_by_side(
         for number, chunk in enumerate(chunks):
             process = processes[number % count]
             answer = process.answer(chunk)
-            # Asked only when it waits: neither side ever blocks writing to a full pipe.
+            # Called only when it waits: neither side ever blocks writing to a full pipe.
             if number + count < len(chunks):
                 process.request(chunks[number + count])
             yield answer
@@ -191,7 +191,7 @@ class _Process:
             self._popen.stdin.write(json.dumps(list(names)).encode() + b"\n")
             self._popen.stdin.flush()
         except BrokenPipeError:
-            pass  # It crashed; the missing answer tells.
+            pass  # It crashed; the missing answer shows it.
 
     def answer(self, names: Sequence[str]) -> Answer:
         """Wait for the answer to the request for these names."""
@@ -202,7 +202,7 @@ class _Process:
         if len(names) == 1:
             what = f"signal {-status}" if status < 0 else f"exit status {status}"
             return [f"the decoder crashed on it ({what})"], np.empty((0, *self._shape()), np.uint8)
-        # Which file it was is not known: ask for each alone.
+        # Which file it was is not known: request each alone.
         answers = []
         for name in names:
             self.request([name])

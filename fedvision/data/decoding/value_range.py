@@ -19,7 +19,7 @@ _FEW = 16
 
 
 def narrow_files(deep: Mapping[str, Depth], root: Path) -> tuple[str, ...]:
-    """Return what is to be said of files with more than 8 bits a channel.
+    """Return notices on files with more than 8 bits a channel.
 
     Args:
         deep: File name -> its depth.
@@ -35,7 +35,7 @@ def narrow_files(deep: Mapping[str, Depth], root: Path) -> tuple[str, ...]:
         return declared
     top = max(facts.highest for facts in guessed.values())
     white = max(facts.white for facts in guessed.values())
-    # Files that are black from edge to edge say nothing of their range.
+    # The range of files that are black from edge to edge is unknown.
     few = [name for name, facts in guessed.items() if 0 < facts.highest < facts.white / _FEW]
     if 0 < top < white / _FEW:
         raise DataError(f"{root}: {_sentence(list(guessed), top, white)}")
@@ -48,14 +48,14 @@ def narrow_files(deep: Mapping[str, Depth], root: Path) -> tuple[str, ...]:
 
 
 def dark_images(images: NDArray[np.uint8], remedy: str) -> tuple[str, ...]:
-    """Return what is to be said of images that keep to the lowest quarter of 0..255.
+    """Return notices on images that keep to the lowest quarter of 0..255.
 
     Args:
         images: uint8 [N, H, W, channels]; some are looked at.
         remedy: What to do, for the sentence.
     """
     looked = (images[i] for i in range(0, len(images), max(1, len(images) // _LOOK)))
-    # An image of one shade says nothing of its range.
+    # The range of an image of one shade is unknown.
     top = max((int(image.max()) for image in looked if image.min() < image.max()), default=0)
     if not 0 < top < _DARK:
         return ()

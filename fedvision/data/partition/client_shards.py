@@ -34,7 +34,7 @@ def holdout(shard: Shard, share: float, rng: np.random.Generator) -> tuple[Shard
 
 @dataclass(frozen=True, eq=False)
 class ClientShards:
-    """Every client's training and test shard, made when asked for."""
+    """Every client's training and test shard, made on access."""
 
     image_set: ImageSet
     """The base that all clients share."""

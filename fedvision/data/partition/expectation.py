@@ -1,4 +1,4 @@
-"""Class counts of clients that are made when asked for: told by their source, or scaled up from some."""
+"""Class counts of clients that are made on access: stated by their source, or scaled up from some."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedvision.data.targets import ClassCounter, Targets
 from fedvision.errors import DataError
 
 ESTIMATED_FROM = 1000
-"""Clients from which the class counts of a lazy sequence are estimated that does not tell them."""
+"""Clients from which the class counts of a lazy sequence are estimated that does not state them."""
 
 
 def expected(
@@ -34,16 +34,16 @@ def expected(
         clients: The sequence.
         labels: The images' targets [N, ...].
         num_classes: C.
-        seed: The experiment's root seed; chooses the clients from which is estimated what is not told.
+        seed: The experiment's root seed; chooses the clients from which is estimated what is not stated.
         counter: Returns the class counts of targets.
 
     Returns:
         int64 [C] with an image counted once for each client that trains on it, and int64 [C] with every
-        image counted once; of a source that does not tell the latter, the smaller one of the former and all
+        image counted once; of a source that does not state the latter, the smaller one of the former and all
         there are.
 
     Raises:
-        DataError: What the source tells is unusable.
+        DataError: What the source states is unusable.
     """
     source, share = clients.source, 1.0
     if clients.divided is not None:
@@ -52,7 +52,7 @@ def expected(
         share = 1 - float(clients.held.mean())
     trained = clients.retained if clients.held is None else clients.retained[~clients.held]
     there = counter(labels[trained], num_classes)
-    # A source tells of strata, which are classes only where an image has one.
+    # A source states strata, which are classes only where an image has one.
     countable = targets.one_class(labels)
     stated = getattr(source, "expected_counts", None) if countable else None
     if stated is None:
@@ -73,7 +73,7 @@ def expected(
 
 
 def _usable(stated: Any, num_classes: int, what: str) -> NDArray[np.float64]:
-    """Return told numbers as float64 [C], or say what is wrong with them."""
+    """Return stated numbers as float64 [C]; raise DataError where they are unusable."""
     numbers = np.asarray(stated)
     usable = numbers.ndim == 1 and len(numbers) <= num_classes and np.issubdtype(numbers.dtype, np.number)
     if not usable or not (np.isfinite(numbers).all() and (numbers >= 0).all()):

@@ -42,7 +42,7 @@ def measurement_notices(
     names = [dataset.classes[c] for c in np.flatnonzero(tested == 0).tolist()]
     if not names:
         return []
-    return [f"there are no test images of {listed(names)}; balanced accuracy does not tell of them"]
+    return [f"there are no test images of {listed(names)}; balanced accuracy leaves them out"]
 
 
 def _personal(config: ExperimentConfig, names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""A partitioner's result, checked: a list whole and at once, a lazy sequence client by client when asked.
+"""A partitioner's result, checked: a list whole and at once, a lazy sequence client by client on access.
 
 A lazy sequence (``types.LazyClients``) is anything with ``len`` and ``[]`` that is neither list nor tuple.
 Nobody promises that its clients are disjoint or complete; each client is checked alone.
@@ -79,7 +79,7 @@ class Checked:
         return map(self.__getitem__, range(len(self)))
 
     def _checked(self, part: NDArray[Any], number: int) -> Indices:
-        """Return numbers of images, sorted, or say what is wrong with them."""
+        """Return numbers of images, sorted; raise where they are wrong."""
         if part.size == 0:
             return np.zeros(0, np.int64)
         _check_numbers(part, number, len(self.retained), self.where)
@@ -105,7 +105,7 @@ class Checked:
 
 
 def is_lazy(parts: Any) -> TypeGuard[LazyClients]:
-    """Say whether a partitioner's result is a lazy sequence."""
+    """Return whether a partitioner's result is a lazy sequence."""
     if isinstance(parts, list | tuple | str | bytes | Mapping | np.ndarray):
         return False
     return hasattr(parts, "__len__") and hasattr(parts, "__getitem__")
@@ -126,7 +126,7 @@ def check_number(parts: Any, clients: int, where: str) -> None:
 
 
 def check_list(parts: Sequence[Any], images: int, where: str) -> list[Indices]:
-    """Return a list of clients as int64 arrays, or say what is wrong with it.
+    """Return a list of clients as int64 arrays.
 
     Args:
         parts: One index array for each client.

@@ -1,6 +1,6 @@
-"""``population``: more clients than a data set has images for, each made when it is asked for.
+"""``population``: more clients than a data set has images for, each made on access.
 
-Client k is a pure function of (seed, k, labels), whoever was asked before; an idle client costs no memory, so
+Client k is a pure function of (seed, k, labels), in any order of access; an idle client costs no memory, so
 a million of them cost as much as ten. The recipe of Hsu, Qi, Brown 2019, "Measuring the Effects of
 Non-Identical Data Distribution for Federated Visual Classification", arXiv:1909.06335, section 3: the client
 draws its mixture of classes p ~ Dirichlet(alpha C q), q the data set's own mixture of its C classes, and then

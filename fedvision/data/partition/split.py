@@ -46,7 +46,7 @@ class Split:
 
     clients: Clients
     """The images that each client trains on, a sorted int64 array [n] of image numbers, none empty; in
-    memory or made when asked."""
+    memory or made on access."""
     held: tuple[Indices, ...] = ()
     """The images that each client of a list measures on, likewise; none at all without a holdout."""
     left_out: Indices
@@ -76,7 +76,7 @@ class Split:
 
     @property
     def lazy(self) -> bool:
-        """Whether clients are made when asked for, and may share images."""
+        """Whether clients are made on access, and may share images."""
         return not isinstance(self.clients, tuple)
 
     @property

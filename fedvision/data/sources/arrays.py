@@ -63,7 +63,7 @@ def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None, c
             none and else leaves them out.
         classes: Class names in the order of their labels, else the numbers. A client's file may lack some of
             the federation's classes; then they must be named.
-        channels: Channels of the images; must be said where there are more than four, as volumes look alike.
+        channels: Channels of the images; required where there are more than four, as volumes look alike.
 
     Raises:
         ValueError: ``val`` or ``classes`` is out of range.

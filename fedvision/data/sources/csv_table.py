@@ -1,4 +1,4 @@
-"""A CSV file -> rows; where it is not as expected, the sentence names the key that mends it."""
+"""A CSV file -> rows; where it is not as expected, the sentence names the key that corrects it."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def _one_hot_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> li
 
 
 def _other(table: Path) -> str:
-    """Return which encoding a file in another one than was said may have."""
+    """Return which encoding a file in another one than configured may have."""
     start = table.read_bytes()[:2]
     guess = _BOMS.get(start, "cp1252")
     return f'save it as "CSV UTF-8", or set data.encoding = "{guess}" if it was written so'

@@ -1,4 +1,4 @@
-"""File names in a table that are not quite those on disk: which file is meant, or what would mend them."""
+"""File names in a table that are not quite those on disk: which file is meant, or what would correct them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def spelled(folder: Path, name: str) -> str | None:
 
 
 def remedy(folder: Path, names: Sequence[str]) -> str:
-    """Return what would mend names of files that are not in a folder; empty where nothing is known.
+    """Return what would correct names of files that are not in a folder; empty where nothing is known.
 
     Args:
         folder: Where they were looked for.

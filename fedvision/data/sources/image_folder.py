@@ -1,4 +1,4 @@
-"""Image folders: the names of folders say what an image shows.
+"""Image folders: the names of folders are the classes.
 
 ::
 

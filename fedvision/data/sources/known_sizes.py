@@ -19,7 +19,7 @@ SIZES: Mapping[str, tuple[int, int, int]] = {
 
 
 def image_size(use: str, args: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """Return (H, W, channels) of a source's images, None where only reading them would tell.
+    """Return (H, W, channels) of a source's images, None where only reading them would show it.
 
     Args:
         use: The source's name, as in ``data.use``.

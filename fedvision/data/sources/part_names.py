@@ -28,7 +28,7 @@ def hinted_part(name: str) -> str | None:
 
 
 def are_parts(names: Iterable[str]) -> bool:
-    """Say whether folders are rather parts than classes or clients.
+    """Return whether folders are rather parts than classes or clients.
 
     So they are where training and test images have names of parts among them, where all have such names, or
     where all hint at one, some at training and some at another.

@@ -17,8 +17,8 @@ def data_table(source: str, pictures: Callable[[], Mapping[str, Any]]) -> dict[s
     """Return ``[data]`` for a folder, a file, or a source by its name.
 
     Args:
-        source: A folder of images, an .npz or .csv file, or what ``[data] use`` may say.
-        pictures: Returns the keys that image files need, such as ``{"size": 64}``; asked for files alone.
+        source: A folder of images, an .npz or .csv file, or an option of ``[data] use``.
+        pictures: Returns the keys that image files need, such as ``{"size": 64}``; called for files alone.
 
     Raises:
         ConfigError: There is no such folder, file or source, or the file is of another kind.

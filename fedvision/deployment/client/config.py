@@ -108,7 +108,7 @@ class OwnDataConfig(PluginSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class ShareConfig:
-    """What the machine tells the server beside model updates."""
+    """What the machine reports to the server beside model updates."""
 
     counts: Literal["none", "plain", "noisy", "masked"] = "none"
     """Class counts: not at all, as they are, with noise, or masked so that only the sum can be read."""
@@ -116,8 +116,8 @@ class ShareConfig:
     """Privacy loss of ``noisy``: Laplace noise of scale 1 / epsilon on every class; smaller hides more. Of L
     labels, any number an image, (L + 1) / epsilon on every label and on the number of images."""
     statistics: tuple[str, ...] = ()
-    """Names of further statistics that the server may ask for, such as ``feature-moments``, told as
-    ``counts`` says. Their sums tell more of the images than class counts do, which need no mention here."""
+    """Names of further statistics that the server may query, such as ``feature-moments``, shared as
+    ``counts`` says. Their sums reveal more of the images than class counts do, which need no mention here."""
     certificate: str = ""
     """For ``masked``: file of the certificate of ``superlink.key``; it proves this client to the others."""
     authority: str = ""
@@ -146,7 +146,7 @@ class ClientMachineConfig(Settings):
     data: OwnDataConfig
     """The images: ``image-folder``, ``manifest``, ``npz``, ... or ``"module:attr"``."""
     share: ShareConfig = field(default_factory=ShareConfig)
-    """What may be told about the images."""
+    """What may be reported about the images."""
     device: str = "auto"
     """``auto`` (cuda, then mps, then cpu) or a torch device; it holds, not the experiment's."""
     threads: int = 0

@@ -1,4 +1,4 @@
-"""Ask the server before joining: is it there, who is it, what time has it, does it know this client."""
+"""Check the server before joining: is it there, who is it, its clock, does it know this client."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _HUNG_UP = (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError, ss
 
 
 class ProbeResult(NamedTuple):
-    """What the server said."""
+    """What the server answered."""
 
     seconds: float
     """Time to connect and answer."""
     ahead: float | None
-    """Seconds by which this machine's clock is ahead of the server's; None where it tells no time."""
+    """Seconds by which this machine's clock is ahead of the server's; None where it sends no time."""
     valid_until: datetime | None
     """End of the server's certificate, UTC; None in plain text."""
 
@@ -70,7 +70,7 @@ def read_key(path: str) -> ec.EllipticCurvePrivateKey:
 
 
 def key_owner(path: str) -> str | None:
-    """Return for whom a client's key was made, None where nothing beside it tells.
+    """Return for whom a client's key was made, None where that is unknown.
 
     ``fedvision certificates`` puts ``client.pub``, whose comment is the name, and ``client.crt`` there.
 
@@ -111,7 +111,7 @@ def tls_context(superlink: SuperlinkConfig) -> ssl.SSLContext:
 
 
 def probe(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) -> ProbeResult:
-    """Ask the server for its health.
+    """Request the server's health.
 
     Raises:
         ServerError: It cannot be reached, or its certificate is not good for its name; says what to do.
@@ -132,7 +132,7 @@ def probe(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) -> ProbeResul
 
 
 def check_authorized(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) -> None:
-    """Ask whether the server knows this client's key, without joining.
+    """Check whether the server knows this client's key, without joining.
 
     Raises:
         ServerError: It does not, or the server cannot be reached.
@@ -149,7 +149,7 @@ def check_authorized(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) ->
 
 
 def diagnose(superlink: SuperlinkConfig, error: FedVisionError, timeout: float = 5.0) -> str:
-    """Return why a connection does not work, in one sentence: what the server is asked anew tells more.
+    """Return why a connection does not work, in one sentence; a new request gives more detail.
 
     Args:
         superlink: The server.

@@ -94,7 +94,7 @@ class ClientDaemon:
         self._over = threading.Event()
 
     def serve(self) -> None:
-        """Join and answer until the process is told to end.
+        """Join and serve until the process is stopped.
 
         Raises:
             ConfigError: This client runs already, or its images cannot be read.
@@ -122,7 +122,7 @@ class ClientDaemon:
                 self._leave(beats)
 
     def _why(self, error: FedVisionError) -> str:
-        """Return why there is no connection: after a run that is nothing to mend."""
+        """Return why there is no connection: after a run that is no fault."""
         why = diagnose(self._config.superlink, error)
         if self._answered and not self._in_hand and NOBODY_LISTENS in why:
             return (
@@ -209,7 +209,7 @@ class ClientDaemon:
                 self._state.keep_message(message)
             incoming = self._link.incoming(message)
             if resumed:
-                # The server that is there now may have lost what it knew: it is asked for the run again, or a
+                # The server that is there now may have lost what it knew: it is sent the run again, or a
                 # task of a run that it does not know would be tried for ever.
                 self._runs.pop(incoming.head.metadata.run_id, None)
             try:
@@ -261,11 +261,11 @@ class ClientDaemon:
         log.warning("%s: %s (%.1f s, %.1f s with sending, %.2f s of work)", kind, outcome, *seconds)
 
     def _notes_of(self, stored: Reply, task: str) -> tuple[str, ...]:
-        """Return what the reply to a task tells of this client, whoever asks for it how often."""
+        """Return the notes on this client in the reply to a task, the same for every request."""
         notes = stored.notes(task)
         if notes is None:
             notes = tuple(self._notes[:MAX_NOTES])
-            with self._disk("what is told of this client"):
+            with self._disk("the notes on this client"):
                 stored.keep_notes(task, notes)
             del self._notes[: len(notes)]
         return notes
@@ -285,7 +285,7 @@ class ClientDaemon:
         kind = incoming.head.metadata.message_type
         reply = self._state.reply(kind)
         self._trainer.start()  # one that died between two tasks costs nothing
-        # Who asks what this machine has shall hear of images that were mended in the meantime.
+        # A request for client information is answered with images that were changed in the meantime.
         if self._opened != (self._trainer.generation, facts.run) or kind == codec.CLIENT_INFO:
             self._open(facts, reported=kind != codec.CLIENT_INFO)
         layout = self._patiently(incoming.open)
@@ -296,7 +296,7 @@ class ClientDaemon:
         if stored := reply.layout(task):
             log.warning("%s: this task was done before; the same reply is sent", kind)
             if self._twice:
-                self._notes.append("it was asked twice, and did the task once")
+                self._notes.append("it got a task twice, and did it once")
             return stored, task
         self._patiently(lambda: self._fetch(incoming, layout.size))
         reply.drop()
@@ -316,7 +316,7 @@ class ClientDaemon:
         self._expected = {name: Expected.from_text(text) for name, text in opened["expected"].items()}
         self._opened = (self._trainer.generation, facts.run)
         if reported and opened["changed"]:
-            self._notes.append("its images changed since it told the server of them")
+            self._notes.append("its images changed since it reported them")
 
     def _surely(self, request: Mapping[str, Any], facts: RunManifest) -> dict[str, Any]:
         """Do a task once more where its process died: as if the client had died with it and come back."""
@@ -353,7 +353,7 @@ class ClientDaemon:
 
 
 def _digest(run: str, kind: str, layout: MessageHeader, details: list[str]) -> str:
-    """Return what is the same for two messages that ask for the same work."""
+    """Return what is the same for two messages with the same task."""
     return hashlib.sha256("\n".join([run, kind, layout.to_text(), *details]).encode()).hexdigest()
 
 

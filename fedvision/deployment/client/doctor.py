@@ -82,7 +82,7 @@ def _network(found: CheckReport, config: ClientMachineConfig) -> None:
 
 
 def files(config: ClientMachineConfig) -> Lines:
-    """Say whether the key and the certificates can be read, and by whom else."""
+    """Return whether the key and the certificates can be read, and by whom else."""
     config.superlink.check_files()
     read_key(config.superlink.key)
     yield "OK", "key and certificates can be read"
@@ -93,7 +93,7 @@ def files(config: ClientMachineConfig) -> Lines:
 
 
 def owner(config: ClientMachineConfig) -> Lines:
-    """Say whether the key was made for another client; nothing where that cannot be told."""
+    """Return whether the key was made for another client; nothing where that is unknown."""
     found = key_owner(config.superlink.key)
     if found is not None and found != config.name:
         yield (
@@ -129,7 +129,7 @@ def _until(whose: str, end: datetime) -> tuple[Level, str]:
 def clock(ahead: float | None) -> Lines:
     """Say how far this clock is ahead of the server's, in seconds; beyond a limit no call is accepted."""
     if ahead is None:
-        yield "WARN", "the server tells no time"
+        yield "WARN", "the server sends no time"
         return
     most, text = clock_limit(ahead), clock_difference(ahead)
     if abs(ahead) <= _CLOCK_MARGIN * most:
@@ -145,7 +145,7 @@ def _known(config: ClientMachineConfig) -> Lines:
 
 
 def folders(config: ClientMachineConfig) -> Lines:
-    """Say whether the cache and the state can be written, and how much room there is."""
+    """Return whether the cache and the state can be written, and how much room there is."""
     for key, folder in (("cache", cache_folder(config.cache)), ("state", Path(config.state).absolute())):
         there = next(place for place in (folder, *folder.parents) if place.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -185,10 +185,10 @@ def _sharing(config: ClientMachineConfig, experiment: ExperimentConfig) -> Lines
         _masks(config)
         yield (
             "OK",
-            f"class counts are told in sums over at least {masking.MIN_GROUP_SIZE} clients that mask them",
+            f"class counts are reported in sums over {masking.MIN_GROUP_SIZE} or more clients that mask them",
         )
     elif config.share.counts == "noisy":
-        yield "OK", f"class counts are told with noise of epsilon {config.share.epsilon:g}"
+        yield "OK", f"class counts are reported with noise of epsilon {config.share.epsilon:g}"
     else:
-        sharing = "told as they are" if config.share.counts == "plain" else "not told"
+        sharing = "reported as they are" if config.share.counts == "plain" else "not reported"
         yield "OK", f"class counts are {sharing}"

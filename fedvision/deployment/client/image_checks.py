@@ -33,7 +33,7 @@ _TIGHT = 0.8
 
 
 def opens(config: ClientMachineConfig, opened: list[Dataset]) -> Lines:
-    """Open the images, put them into ``opened``, and say how many there are and what cannot be read."""
+    """Open the images, put them into ``opened``, and yield how many there are and what cannot be read."""
     dataset = open_own(config)
     opened.append(dataset)
     tests = f" and {len(dataset.test):,} test" if dataset.test else ""
@@ -89,7 +89,7 @@ def _labels_an_image(images: ImageSet) -> str:
 
 
 def form(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
-    """Say whether images have one class or several labels, as the experiment's task needs it."""
+    """Return whether images have one class or several labels, as the experiment's task needs it."""
     task = build_task(experiment.task)
     check_form(dataset, config, task)
     found = "any number of labels" if several(dataset.train.labels) else "one class each"
@@ -134,7 +134,7 @@ def labels(config: ClientMachineConfig, dataset: Dataset, experiment: Experiment
 
 
 def step(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
-    """Train for a step and say how long it takes, how much memory, and how much there is."""
+    """Train for a step and yield its time, its memory, and how much there is."""
     import torch
 
     from fedvision.deployment.client.step_profile import resident_memory, step_cost
@@ -159,9 +159,9 @@ def step(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentCo
 
 
 def memory_line(peak: int | None, most: int | None) -> tuple[Level, str]:
-    """Return what is to be said of a step's peak and of the memory there is, both in bytes."""
+    """Return a line on a step's peak and on the memory there is, both in bytes."""
     if peak is None:
-        return "WARN", "this system does not tell how much memory a step takes"
+        return "WARN", "this system does not report how much memory a step takes"
     taken = f"a step takes {formatting.size(peak)} of memory"
     if most is None:
         return "OK", taken

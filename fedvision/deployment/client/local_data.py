@@ -47,7 +47,7 @@ def check_form(dataset: Dataset, config: ClientMachineConfig, task: Task) -> Non
 def stamp(config: ClientMachineConfig) -> str | None:
     """Return what changes whenever a file of the client's images does: names, sizes and times of change.
 
-    None where the source names no file that is there: nobody can tell then whether its images changed.
+    None where the source names no file that is there: changes of its images are not noticed then.
     """
     found = hashlib.sha256()
     named = [Path(value) for value in config.data.args.values() if isinstance(value, str) and value]

@@ -1,4 +1,4 @@
-"""A client machine's own images as a client's shards, and what it tells of them."""
+"""A client machine's own images as a client's shards, and what it reports of them."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def reported_counts(
 ) -> ImageCounts:
     """Return what a client reports of its training images, zeros where it reports nothing.
 
-    Noise is drawn once for a run and kept: who asks twice must not be able to take the mean. With noise a
-    class of few images may be told as a negative number; only the federation's sum is raised to 0.
+    Noise is drawn once for a run and stored: a second request must not allow to take the mean. With noise a
+    class of few images may be reported as a negative number; only the federation's sum is raised to 0.
     Laplace mechanism: Dwork et al. 2006, "Calibrating noise to sensitivity in private data analysis". An
     image of one class changes one count by 1, and the images are reported as the sum of the noisy counts. An
     image of several labels can change all L counts and the number of images, so these have (L + 1) times the
@@ -103,7 +103,7 @@ def reported_counts(
     Args:
         own: The true numbers, of C classes.
         share: What the owner allows.
-        memo: File that keeps what was told.
+        memo: File that stores the reported counts.
         needed: Whether the experiment's loss rests on the federation's counts.
         several_labels: Whether an image may have several labels.
 

@@ -1,12 +1,12 @@
-"""What a client keeps of its masked sums: the key of a run, the group it belongs to, what it told.
+"""What a client stores of its masked sums: the key of a run, its group, the masked counts it sent.
 
-A client tells its counts for one group of ``MIN_GROUP_SIZE`` or more in a run, never for another one. So
+A client sends its counts for one group of ``MIN_GROUP_SIZE`` or more in a run, never for another one. So
 any two groups whose sums are known have no client in common, and no addition or subtraction of sums gives
-one over fewer clients. Were it to tell for a second group, of other clients, the two could be subtracted:
-four clients in all four groups of three tell every client's counts. A client that drops out is therefore
-waited for: its group's sum is complete when it is back, and the others tell the same again.
+one over fewer clients. Were it to do so for a second group, of other clients, the two could be subtracted:
+four clients in all four groups of three reveal every client's counts. A client that drops out is therefore
+waited for: its group's sum is complete when it is back, and the others send the same again.
 
-The rule holds within a run. The counts of a later run are told anew, for whatever group that run has.
+The rule holds within a run. The counts of a later run are sent anew, for whatever group that run has.
 
 The file lies in the client's ``state`` and is its owner's alone. Who has it can read what this client masked.
 """
@@ -77,7 +77,7 @@ class MaskedCounts:
         return sharing.encode_masked(self.mask_counts(tables, image_counts.numbers()))
 
     def agree(self, tables: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
-        """Check a group before anybody tells anything, and say which one binds this client.
+        """Check a group before any counts are sent, and return which one binds this client.
 
         Returns:
             The cards of the group that it masked for; empty where it is free.
@@ -110,7 +110,7 @@ class MaskedCounts:
             before = sorted(self._stored["names"])
             raise ConfigError(
                 f"this client masked its class counts for a sum over {', '.join(before)}; a sum over "
-                f"{', '.join(names)} beside it could tell counts of single clients; let the same clients "
+                f"{', '.join(names)} beside it could reveal counts of single clients; let the same clients "
                 "go on, or begin a new run"
             )
         masked_counts: list[int] = self._masked(np.asarray(numbers, np.int64), cards, b"counts").tolist()
@@ -147,9 +147,9 @@ class MaskedCounts:
         authorities = masking.read_certificates(share.authority or link.root_certificate)
         names = sorted(masking.holder(card, self._run, authorities) for card in cards)
         if len(set(names)) < len(names) or len({card.public for card in cards}) < len(cards):
-            raise ConfigError("the server named a client twice in a sum of masked counts; nothing is told")
+            raise ConfigError("the server named a client twice in a sum of masked counts; nothing is sent")
         if self._private.public_key().public_bytes_raw() not in {card.public for card in cards}:
-            raise ConfigError("the server asked for a sum of masked counts that lacks this client")
+            raise ConfigError("the server requested a sum of masked counts that lacks this client")
         return names
 
     def _store(self, **facts: Any) -> None:

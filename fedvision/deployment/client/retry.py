@@ -1,7 +1,7 @@
 """Trying again: pauses that grow, lines that come ever more rarely, and an end where one is set.
 
 A link that comes and goes is no success: pauses go on growing until it has held for a while, and what was
-not said when it went is not said when it comes back.
+not logged when it went is not logged when it comes back.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RetryBackoff:
         self._unlogged, self._reported, self._log_pause = 0, False, 0.0
 
     def success(self) -> bool:
-        """Note that it works; return whether there is something to say about it."""
+        """Note that it works; return whether there is something to log."""
         first, self._held = self._held == float("-inf"), self._clock()
         if self._reported and self._since is not None:
             log.warning("the server is there again after %.0f s", self._clock() - self._since)
@@ -75,7 +75,7 @@ class RetryBackoff:
             )
         if now - self._logged >= max(self._log_pause, _LOG_AGAIN_S):
             since = f" since {waited:.0f} s" if waited >= 1 else ""
-            more = f" ({self._unlogged} failures more since this was last said)" if self._unlogged else ""
+            more = f" ({self._unlogged} more failures since this was last logged)" if self._unlogged else ""
             log.warning("%s; trying again%s%s", _text(reason), since, "" if since else more)
             self._log_pause = min(max(self._log_pause * 2, _LOG_AGAIN_S), _LOG_LONGEST_S)
             self._logged, self._unlogged, self._reported = now, 0, True

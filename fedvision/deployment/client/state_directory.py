@@ -11,10 +11,10 @@
     ├── inbox/session       under which the reply to the message is being sent, once that has begun
     ├── inbox/KIND          the reply's tensors; KIND is ``training``, ``evaluation`` or ``other``
     ├── inbox/KIND.json     the reply's layout, and to which task it is the answer
-    ├── inbox/KIND.notes    what this reply tells of the client, and to which task it is the answer
+    ├── inbox/KIND.notes    this reply's notes on the client, and to which task it is the answer
     └── runs/RUN/           what the client keeps of a run between its rounds (``run_directories``)
 
-The last reply stays: the same task asked again, because a server was started again, is answered with it and
+The last reply stays: the same task sent again, because a server was started again, is answered with it and
 not done twice. Those to a training and to an evaluation have places of their own: such a server first asks
 who is there, and one that was stopped while it measured goes back to the training before.
 """
@@ -82,12 +82,12 @@ class Reply:
         self._about.unlink(missing_ok=True)
 
     def notes(self, task: str) -> tuple[str, ...] | None:
-        """Return what the reply to a task tells of this client, None where that is not settled."""
+        """Return the notes on this client in the reply to a task, None where they are not settled."""
         stored = _read(self._notes, task=task)
         return tuple(map(str, stored.get("notes", ()))) if stored else None
 
     def keep_notes(self, task: str, notes: tuple[str, ...]) -> None:
-        """Settle what the reply to a task tells: made again, it must be the same reply."""
+        """Settle the notes of the reply to a task: made again, it must be the same reply."""
         _write(self._notes, task=task, notes=notes)
 
 

@@ -30,7 +30,7 @@ class StepCost(NamedTuple):
     """What a step took."""
 
     peak: int | None
-    """Bytes above what was in use before; None where the system does not tell."""
+    """Bytes above what was in use before; None where the system does not report it."""
     free: int | None
     """Bytes that were free before, on the device or in main memory."""
     seconds: float
@@ -113,7 +113,7 @@ class _Meter:
 
 
 def resident_memory() -> int | None:
-    """Return bytes of main memory that this process holds; None where the system does not tell."""
+    """Return bytes of main memory that this process holds; None where the system does not report it."""
     return _proc("self/status", "VmRSS")
 
 

@@ -57,7 +57,7 @@ def _work(trainer: Trainer, message: Message, context: Context) -> RecordDict:
     kind = message.metadata.message_type
     expected = trainer.open(RunManifest.from_table(context.run_config).to_table())["expected"]
     layout, blob = contents(message.content)
-    # What is asked beside the rounds comes without tensors.
+    # Requests beside the rounds come without tensors.
     may_come = (
         message_format.Expected.from_text(expected[kind]) if kind in expected else message_format.Expected()
     )

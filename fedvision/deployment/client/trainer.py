@@ -10,7 +10,7 @@ standard input ends and so does this process.
     {"client": TOML, "folder": DIR}                      first line: the machine's own file
     {"images": true}                                     -> {"images": what there is, "notices": [sentences]}
     {"open": run facts}                                  -> {"expected": {message type: what may come},
-                                                            "changed": are images others than were told}
+                                                            "changed": are images others than reported}
     {"answer": type, "layout": ..., "task": FILE, "reply": FILE}      -> {"layout": ..., "worked": s}
     anything                                             -> {"error": sentence, "broken": replace me}
 """
@@ -85,7 +85,7 @@ class Trainer:
         self._own: Dataset | None = None
 
     def look(self) -> dict[str, Any]:
-        """Read this machine's images, before any run asks for them, and say what there is.
+        """Read this machine's images, before any run needs them, and return a summary.
 
         Raises:
             FedVisionError: They cannot be read.
@@ -101,7 +101,7 @@ class Trainer:
         """Make ready what a run's tasks share; images are read again only where their files have changed.
 
         Raises:
-            FedVisionError: The run asks for what this machine does not have or does not allow.
+            FedVisionError: The run needs what this machine does not have or does not allow.
         """
         facts = RunManifest.from_table(table)
         config = facts.config
@@ -202,8 +202,8 @@ class Trainer:
             entry = replace(entry, card=masks.card().to_table())
             if not masks.group:
                 log.warning(
-                    "class counts are told in a sum over %d or more clients that mask theirs; the server may "
-                    "wait for them",
+                    "class counts are reported in a sum over %d or more clients that mask theirs; the server "
+                    "may wait for them",
                     MIN_GROUP_SIZE,
                 )
         return codec.encode_client_info(entry)
@@ -221,14 +221,14 @@ class Trainer:
         self.client.permit("statistic", use)
         if use not in ("class-counts", *self.client.share.statistics):
             raise ConfigError(
-                f"[statistic] use = {use!r}: its sums tell more of the images than class counts, and the "
+                f"[statistic] use = {use!r}: its sums reveal more of the images than class counts, and the "
                 "owner has not allowed it; whoever wants to take part adds its name to share.statistics"
             )
         shared = self.client.share.counts
         masks = self._masks() if shared == "masked" else None
         if shared != "plain" and (masks is None or not masks.group):
             raise ConfigError(
-                f'share.counts is "{shared}" here: sums over its images are told where it is "plain", '
+                f'share.counts is "{shared}" here: sums over its images are sent where it is "plain", '
                 'or "masked" and a group of masked clients is complete'
             )
         computed = _run_app(self._worker, STATISTIC, content, client)
@@ -240,7 +240,7 @@ class Trainer:
         )
 
     def _guard(self, evaluation: RecordDict, kind: str, content: RecordDict) -> RecordDict:
-        """Return an evaluation as the owner shares class counts: its counts and its loss tell them."""
+        """Return an evaluation as the owner shares class counts: its counts and its loss reveal them."""
         if self.client.share.counts == "plain":
             return evaluation
         masks = self._masks() if self.client.share.counts == "masked" else None
@@ -254,7 +254,7 @@ class Trainer:
         return MaskedCounts(self._folder(self._facts) / "masks.json", self._facts.run, self.client)
 
     def _reported_images(self) -> Path:
-        """Return the file that keeps of which images the server of this run was told."""
+        """Return the file that holds the stamp of the images reported to this run's server."""
         assert self._facts
         return self._folder(self._facts) / "images"
 
@@ -295,7 +295,7 @@ def _mapped(path: Path, size: int) -> Any:
 
 
 def _is_broken() -> bool:
-    """Tell whether the device is lost to this process: after some CUDA errors every further call fails."""
+    """Return whether the device is lost to this process: after some CUDA errors every further call fails."""
     import torch
 
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

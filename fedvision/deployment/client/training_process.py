@@ -1,4 +1,4 @@
-"""The resident client's hold on the process that trains: start it, ask it, watch it, replace it."""
+"""The resident client's process that trains: start it, call it, watch it, replace it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TrainingProcess:
             limited: Whether ``time_limit`` holds.
 
         Raises:
-            TaskFailed: The process said no, died (``ProcessDied``), or was ended at a limit; the next request
+            TaskFailed: The process refused, died (``ProcessDied``), or was ended at a limit; the next request
                 meets a new one.
         """
         self.start()
@@ -86,7 +86,7 @@ class TrainingProcess:
         return answer
 
     def look(self) -> None:
-        """Read the client's images, and say what there is.
+        """Read the client's images, and return a summary.
 
         Raises:
             ConfigError: They cannot be read.
@@ -146,7 +146,7 @@ class TrainingProcess:
             )
 
     def _memory(self) -> int:
-        """Return the bytes of memory that the process holds, 0 where the system does not tell."""
+        """Return the bytes of memory that the process holds, 0 where the system does not report it."""
         assert self._process
         try:
             pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]

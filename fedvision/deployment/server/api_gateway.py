@@ -79,12 +79,12 @@ class Refusal(Exception):
 class ApiGateway:
     """Pass the Fleet calls of clients whose key is known, and ``/health``; refuse everything else.
 
-    Which connections come here is decided by the socket that accepted them, not by anything they say.
+    Which connections come here is decided by the socket that accepted them, not by anything in the request.
 
     Args:
         app: Flower's application.
-        known: Returns the public keys (PEM) that may call, and their clients' names; asked at every request.
-        limits: What one peer may ask.
+        known: Returns the public keys (PEM) that may call, and their clients' names; called at every request.
+        limits: Limits of one peer.
         clock: Seconds that only rise.
         redeliver: As ``internals_superlink.redeliver`` on the SuperLink's state.
         owner: As ``internals_superlink.owner`` on the SuperLink's state.
@@ -147,7 +147,7 @@ class ApiGateway:
                 await self._pass_heartbeat(scope, body, seconds, receive, send)
 
     def _on_wait(self, key: bytes, holders: Counter[bytes]) -> None:
-        """Say who waits for room, and for whom."""
+        """Log who waits for room, and for whom."""
         names, removed = self._known(), "a removed client"
         listed = ", ".join(
             f"{names.get(holder, removed)} {bodies}" for holder, bodies in holders.most_common()
@@ -263,7 +263,7 @@ class _Pace:
     Args:
         limits: How fast it must come.
         clock: Seconds that only rise.
-        wanted: Tells whether others wait.
+        wanted: Returns whether others wait.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float], wanted: Callable[[], bool]) -> None:
@@ -302,7 +302,7 @@ def _header(scope: Scope, name: bytes) -> bytes:
 
 
 def _declared(scope: Scope) -> int | None:
-    """Return the body's length as declared, 0 where there is none, None where it is told by its end alone."""
+    """Return the body's length as declared, 0 where there is none, None where only its end shows it."""
     headers = dict(scope["headers"])
     if b"transfer-encoding" in headers:
         return None
@@ -310,7 +310,7 @@ def _declared(scope: Scope) -> int | None:
 
 
 def _empty_for(scope: Scope) -> float | None:
-    """Return for how many seconds a client has had no message in hand, None where it says nothing of it."""
+    """Return for how many seconds a client has had no message in hand, None where it does not send that."""
     if not scope["path"].endswith("/send-node-heartbeat"):
         return None
     declared = dict(scope["headers"]).get(EMPTY_HEADER.encode(), b"")

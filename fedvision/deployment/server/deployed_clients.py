@@ -1,4 +1,4 @@
-"""Who takes part in a run across machines: numbered by name, asked once, kept in the run's register.
+"""Who takes part in a run across machines: numbered by name, queried once, recorded in the run's register.
 
 A client keeps its number for the whole run, whoever else comes and goes: its random streams hang on it. A
 machine that joins later gets the next number. A server that is started again knows what its members have: it
@@ -33,7 +33,7 @@ _REPORTING = ("plain", "noisy")
 _LOOK_S = 0.5
 _NOTICE_EVERY_S = 10.0
 _RETRY_AFTER_S = 60.0
-"""Seconds after which a machine that said no is asked again."""
+"""Seconds after which a machine that refused is queried again."""
 
 
 class Registration(NamedTuple):
@@ -51,7 +51,7 @@ class DeployedClientRegistry:
     """The members of a run.
 
     Args:
-        register: Knows names, numbers and what was told; all that changes is written there first.
+        register: Holds names, numbers and reported counts; all that changes is written there first.
         run: The run's key.
         classes: C.
         notify: Is called with what a person may want to see now.
@@ -100,11 +100,11 @@ class DeployedClientRegistry:
         return len(self._joined())
 
     def _joined(self) -> set[int]:
-        """Return the members: those that told what they have, or need not."""
+        """Return the members: those that reported their counts, or need not."""
         return {client for client in self._register.members if self._is_member(client)}
 
     def _is_known(self, client: int) -> bool:
-        """Tell whether a client said all that it is asked when it joins; who waits for a sum did."""
+        """Return whether a client has sent all that joining needs; one that waits for a sum has."""
         member = self._register.members.get(client)
         if member is None or not member.sharing or member.status == REFUSED:
             return False
@@ -116,12 +116,12 @@ class DeployedClientRegistry:
         return self._is_known(client) and not (self._needed and client in self._masked.waiting)
 
     def has(self, node: int) -> bool:
-        """Tell whether a node is a member: it was asked and can take part."""
+        """Return whether a node is a member: it was queried and can take part."""
         return self._is_member(self.numbers.get(node, -1))
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Training images of each class [C] over all members, as far as they tell."""
+        """Training images of each class [C] over all members, as far as they are reported."""
         # Noise may make one client's number negative; over all of them a negative sum means none.
         return tuple((self.table().sum(0) + self._masked.total).clip(min=0).tolist())
 
@@ -132,7 +132,7 @@ class DeployedClientRegistry:
 
     @property
     def with_counts(self) -> list[int]:
-        """Members that tell their own class counts, as they are or with noise, rising."""
+        """Members that report their own class counts, as they are or with noise, rising."""
         members = self._register.members
         return sorted(c for c in members if self._is_known(c) and members[c].sharing in _REPORTING)
 
@@ -216,10 +216,10 @@ class DeployedClientRegistry:
         return bool(gone)
 
     def _admit(self, grid: SuperLinkGrid, online: Mapping[int, str]) -> None:
-        """Number machines that are new and ask them what they have."""
+        """Number machines that are new and query their counts."""
         now = time.monotonic()
         for node in self._refused.keys() - online.keys():
-            del self._refused[node]  # it left; perhaps it comes back mended
+            del self._refused[node]  # it left; perhaps it comes back corrected
         new = {
             node: name
             for node, name in online.items()
@@ -237,7 +237,7 @@ class DeployedClientRegistry:
         keys = {found.node: found.key for found in self._registered().values()}
         exchange = PhaseResult(client_registry=UnknownClients(), stage="data", decoder=Undecoded())
         messages = [Message(RecordDict(), node, codec.CLIENT_INFO) for node in new]
-        # Who asks to join a run that is going on must not hold it up.
+        # A client that joins a run that is going on must not hold it up.
         patience = None if len(self) < self.least else _RETRY_AFTER_S
         for reply in exchange.send(grid, messages, timeout=patience):
             node = reply.metadata.src_node_id
@@ -256,7 +256,7 @@ class DeployedClientRegistry:
             self._refused[node] = now
             key = keys.get(node, "")
             self._register.refused(self.numbers[node], new[node], key, reason, by=new[node])
-            if self._noted.get(node) != reason:  # it is asked again every minute
+            if self._noted.get(node) != reason:  # it is queried again every minute
                 self._noted[node] = reason
                 self._note(f"{new[node]} cannot take part: {reason}")
 
@@ -288,7 +288,7 @@ class DeployedClientRegistry:
             self._note(f"{name} ({client}) joined{images}")
 
     def _leave_out(self, client: int, reason: str, key: str = "") -> None:
-        """Say that a client cannot take part, and ask it again after a while."""
+        """Note that a client cannot take part, and query it again after a while."""
         self._refused[self._nodes[client]] = time.monotonic()
         self._register.refused(client, self.name(client), key, reason, by=SERVER)
         self._note(f"{self.name(client)} cannot take part: {reason}")
@@ -316,11 +316,11 @@ class DeployedClientRegistry:
         hidden = [f"{few} needs {MIN_GROUP_SIZE} such clients"] if masked and self._needed else []
         if hidden and (missing := self._masked.missing):
             lacking = " and ".join(missing)
-            hidden = [f"{' and '.join(masked)} told masked class counts for a sum that lacks {lacking}"]
+            hidden = [f"{' and '.join(masked)} sent masked class counts for a sum that lacks {lacking}"]
         return "; ".join([f"waiting: {len(there)} of {self.least} clients", *hidden, *others])
 
 
 def _ago(seconds: float | None) -> str:
     if seconds is None:
         return "was never here"
-    return "is being asked" if seconds <= 0 else f"last seen {seconds:.0f} s ago"
+    return "is being queried" if seconds <= 0 else f"last seen {seconds:.0f} s ago"

@@ -55,7 +55,7 @@ _NOTICE_AFTER_S = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class OneShard:
-    """The server's own images, where a worker asks for a client's."""
+    """The server's own images, where a worker needs a client's."""
 
     shard: Shard
 
@@ -141,7 +141,7 @@ class Deployment(RunRecorder):
         super().given_up(record)
 
     def client_done(self, round: int, done: int, total: int) -> None:
-        """Move the progress bar; who joins from now on is asked in the next round."""
+        """Move the progress bar; who joins from now on is selected in the next round."""
         super().client_done(round, done, total)
         if self._members is not None:
             self._members.settled = True
@@ -151,7 +151,7 @@ class Deployment(RunRecorder):
         return self._register.names
 
     def _record_members(self, record: Mapping[str, Any]) -> None:
-        """Write who failed in a round, and how the images are spread if somebody joined or told more."""
+        """Write who failed in a round, and how the images are spread if a client joined or reported more."""
         for item in record["refused"]:
             self._register.failed(item["client"], item["stage"], item["reason"])
         if self._members is not None and len(self._register.lines) > self._reported:
@@ -161,7 +161,7 @@ class Deployment(RunRecorder):
         self._saving = self._saver.submit(super()._save, round, tensors, values)
 
     def _saved(self) -> None:
-        """Wait until the last checkpoint is on the disk: before that no client may hear of a later round.
+        """Wait until the last checkpoint is on the disk: before that no client may start a later round.
 
         Raises:
             RecordError: The disk is full or refuses.
@@ -171,7 +171,7 @@ class Deployment(RunRecorder):
             saving.result()
 
     def begin(self, client_registry: ClientRegistry) -> None:
-        """Show the progress, and write who has what as far as the clients tell."""
+        """Show the progress, and write how the images are spread as far as the clients report it."""
         assert isinstance(client_registry, DeployedClientRegistry)
         self._members, self._register.round = client_registry, self.done + 1
         self._record_spread(client_registry)
@@ -180,7 +180,7 @@ class Deployment(RunRecorder):
     def _record_spread(self, members: DeployedClientRegistry) -> None:
         """Write how many images of each class the members of now have."""
         facts: dict[str, Any] = {"digest": "", "classes": list(self.experiment.dataset.classes)}
-        # What is shown of one client alone; the totals are those of the numbers as they were told.
+        # What is shown of one client alone; the totals are those of the reported numbers.
         facts |= {"counts": members.table().clip(min=0), "left_out": 0}
         facts |= {"clients": len(members), "shown": members.with_counts, "exact": members.exact}
         if withheld := len(members) - len(members.with_counts):
@@ -220,7 +220,7 @@ class Deployment(RunRecorder):
                 self.run_rounds(grid, members, self._measure())
             except RunError as error:
                 if _was_refused(error) and heartbeat.silence > LOST_S:
-                    raise RunExpired(f"the server was not heard of for {heartbeat.silence:.0f} s") from error
+                    raise RunExpired(f"the server sent no heartbeat for {heartbeat.silence:.0f} s") from error
                 raise
 
     @staticmethod
@@ -232,11 +232,11 @@ class Deployment(RunRecorder):
                 restore(error)
 
     def _on_client_notice(self, client: int, sentence: str) -> None:
-        """Note what a client says of itself."""
-        who, what = named(client, self.names()), f"says that {sentence}"
+        """Record a note of a client on itself."""
+        who, what = named(client, self.names()), f"reports that {sentence}"
         number = min(self.done + 1, self.config.rounds)
         with suppress(RecordError):
-            # A server that was started again asks for the same reply, and hears the same.
+            # A restarted server requests the same reply, and gets the same.
             if {"round": number, "client": who, "what": what} not in self.folder.events():
                 self.folder.append_event(number, what, who)
         self.progress.note(f"client {who} {what}")
@@ -336,7 +336,7 @@ def _was_refused(error: BaseException | None) -> bool:
 
 @contextmanager
 def _outcome(link: RunLink) -> Iterator[None]:
-    """Tell the SuperLink how the run ended, so that its own list says the same."""
+    """Report to the SuperLink how the run ended, so that its own list has the same."""
     try:
         yield
     except BaseException as error:

@@ -20,11 +20,11 @@ class Link(Protocol):
     """What takes the sign of life."""
 
     def beat(self) -> bool:
-        """Say that the run's server is alive."""
+        """Report that the run's server is alive."""
 
 
 class Heartbeat:
-    """Tell the SuperLink now and then that the run's server is alive; a context around the rounds.
+    """Send the SuperLink heartbeats of the run's server; a context around the rounds.
 
     Args:
         link: The SuperLink.
@@ -51,7 +51,7 @@ class Heartbeat:
 
     @property
     def silence(self) -> float:
-        """Seconds since the SuperLink last heard of this process."""
+        """Seconds since this process's last heartbeat reached the SuperLink."""
         return max(now - then for now, then in zip(self._now(), self._last, strict=True))
 
     def once(self) -> None:

@@ -1,4 +1,4 @@
-"""How much one peer may ask of the public port: requests, connections, memory, lines in the log."""
+"""Limits of one peer on the public port: requests, connections, memory, lines in the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUIET_S = 60.0
 LITTLE = 1 << 16
 """Bodies up to this size, such as heartbeats, never wait."""
 _LONG_WAIT_S = 10.0
-"""Who waits for room for so long is told to the administrator."""
+"""Seconds of waiting for room after which the log names who waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class MemoryBudget:
             self.shrink(held, 0)
 
     def wanted(self, held: Held) -> bool:
-        """Tell whether another body waits for what this one holds."""
+        """Return whether another body waits for what this one holds."""
         return bool(held.size) and any(
             waiting.key == held.key or self._holders[waiting.key] < self._each for waiting in self._line
         )
@@ -209,7 +209,7 @@ class ConnectionLimiter:
 
 
 class RateLimitedLog:
-    """A log that a flood cannot fill: each (who, what) is said at most once a minute.
+    """A log that a flood cannot fill: each (who, what) is logged at most once a minute.
 
     Args:
         logger: Where warnings go.
@@ -221,7 +221,7 @@ class RateLimitedLog:
         self._logged: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
 
     def refused(self, peer: str, reason: str, detail: str = "") -> None:
-        """Say that a peer was refused, and how often since it was last said.
+        """Log that a peer was refused, and how often since it was last logged.
 
         Args:
             peer: Who.
@@ -231,13 +231,13 @@ class RateLimitedLog:
         self.log(f"refused {peer}", reason, detail)
 
     def log(self, who: str, what: str, detail: str = "") -> None:
-        """Say something of somebody, as ``refused``."""
+        """Log an event of a peer, as ``refused``."""
         now = self._clock()
         then, suppressed = self._logged.pop((who, what), (float("-inf"), 0))
         if now - then < _QUIET_S:
             self._logged[who, what] = (then, suppressed + 1)
             return
-        more = f" ({suppressed} times more since it was last said)" if suppressed else ""
+        more = f" ({suppressed} times more since it was last logged)" if suppressed else ""
         self._logger.warning("%s: %s%s%s", who, what, detail, more)
         self._logged[who, what] = (now, 0)
         if len(self._logged) > _PEERS:

@@ -235,7 +235,7 @@ class GuardedServer(uvicorn.Server):
         await super().shutdown(sockets=sockets)
 
     async def _guard(self, job: Coroutine[Any, Any, None]) -> None:
-        """Run a job; a server without its public side or its keys must end, and say why."""
+        """Run a job; a server without its public side or its keys must end with a reason."""
         try:
             await job
         except Exception:

@@ -1,8 +1,8 @@
-"""Questions that wait for their answer: a client asks once a second and hears at once.
+"""Long polling: a client polls once a second and gets its messages at once.
 
 Asking ten times a second cost a tenth of a core for every client, and a message still waited for the next
 question. Here a question that would find nothing is held until something was sent. A client's question is
-then answered with nothing, and its next one, asked at once, takes the message: had the question itself taken
+then answered with nothing, and its next one, sent at once, takes the message: had the request itself taken
 it, a message would be lost whenever a link breaks, for a waiting client always has a question under way.
 """
 
@@ -30,7 +30,7 @@ _SMALL = 1 << 16
 
 
 class Notifier:
-    """Tells all who wait that something happened."""
+    """Wakes all who wait."""
 
     def __init__(self) -> None:
         self.rung = 0
@@ -51,7 +51,7 @@ class Notifier:
 
 
 class LongPolling:
-    """Hold questions for messages until there is something to say (ASGI).
+    """Hold requests for messages until there is one (ASGI).
 
     Args:
         app: Answers them.
@@ -78,7 +78,7 @@ class LongPolling:
                 self._replies.ring()
 
     async def _client(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hold a client's question if the last one found nothing and nothing was sent since."""
+        """Hold a client's request if the last one found nothing and nothing was sent since."""
         key = next((value for name, value in scope["headers"] if name == PUBLIC_KEY_HEADER), b"")
         now = asyncio.get_running_loop().time()
         rung, since = self._empty_polls.get(key, (-1, now))
@@ -100,14 +100,14 @@ class LongPolling:
             self._empty_polls[key] = (rung, now)
 
     async def _server(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hold the server's question for a moment; it is always passed on, as errors make no noise."""
+        """Hold the server's request for a moment; it is always passed on, as errors wake nothing."""
         await self._replies.wait(self._last_rung, _SERVER_S)
         self._last_rung = self._replies.rung
         await self._app(scope, receive, send)
 
 
 def _size(message: MutableMapping[str, Any]) -> int:
-    """Return the length that the headers of a request or an answer tell, 0 where they do not."""
+    """Return the length that the headers of a request or a response declare, 0 where they do not."""
     return int(next((value for name, value in message["headers"] if name == b"content-length"), b"0"))
 
 

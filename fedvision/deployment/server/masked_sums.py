@@ -1,8 +1,8 @@
 """The server's part in masked class counts: who waits for a group, what a group's sum is, what is kept.
 
 A client belongs to one group for the whole run, which it sees to itself (``client.masks``): groups that
-overlap could be subtracted from each other. So all clients that wait are asked for their agreement before
-anybody tells anything; who is away or refuses is left out then. Who drops out later is waited for: its group
+overlap could be subtracted from each other. So all clients that wait have to agree before
+any counts are sent; who is away or refuses is left out then. Who drops out later is waited for: its group
 has no sum before it is back. Who comes later waits until ``MIN_GROUP_SIZE`` have come.
 """
 
@@ -64,7 +64,7 @@ class MaskedSums:
         run: The run's key.
         classes: C.
         stored: Sums of an earlier server of this run.
-        authorities: Who vouches for clients; none leaves that to the clients, who ask the same.
+        authorities: Who vouches for clients; none leaves that to the clients, who check the same.
         several_labels: Whether an image may have several labels.
     """
 
@@ -81,9 +81,9 @@ class MaskedSums:
         self._several_labels = several_labels
         self.sums = list(stored)
         self.waiting: dict[int, tuple[int, ClientInfo]] = {}
-        """Clients that are in no sum yet: node and what it said."""
+        """Clients that are in no sum yet: node and its reply."""
         self.missing: list[str] = []
-        """Names of clients without whom others, who told their masked counts already, have no sum."""
+        """Names of clients without whom others, whose masked counts are there already, have no sum."""
         self._stuck: frozenset[int] = frozenset()
 
     def __contains__(self, client: int) -> bool:
@@ -117,7 +117,7 @@ class MaskedSums:
 
         Args:
             grid: Carries the messages.
-            note: Is told who is left out, and why.
+            note: Called with who is left out, and why.
         """
         while len(self.waiting) >= MIN_GROUP_SIZE and self._stuck != frozenset(self.waiting):
             bound, refused = self._agree(grid)
@@ -134,7 +134,7 @@ class MaskedSums:
         return None
 
     def _agree(self, grid: Grid) -> tuple[dict[int, list[AdvertisedKey]], dict[int, str]]:
-        """Ask all that wait whether they go together; return the cards that bind each, and refusals."""
+        """Query the agreement of all that wait; return the cards that bind each, and refusals."""
         bound: dict[int, list[AdvertisedKey]] = {}
         replies, refused = self._send(grid, sorted(self.waiting), agreement_only=True)
         for client, content in replies.items():
@@ -147,7 +147,7 @@ class MaskedSums:
     def _next_group(self, bound: Mapping[int, Sequence[AdvertisedKey]]) -> tuple[int, ...]:
         """Return the clients of a group that is bound and complete, else all that are free, rising.
 
-        A client that told nothing yet may be named in a group that binds others: it is kept for that one.
+        A client that has sent nothing yet may be named in a group that binds others: it is kept for that one.
         """
         self.missing = []
         here = {self._card(client).public: client for client in bound}

@@ -1,4 +1,4 @@
-"""What the server's process is told: where it listens, whom it lets in, what it keeps."""
+"""Options of the server's process: where it listens, whom it lets in, what it keeps."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class SuperlinkOptions:
     insecure: bool = False
     """Speak plain text on both sides; clients must sign their calls all the same."""
     client_certificates: bool = False
-    """Ask clients for a certificate of the same authority before anything else (mutual TLS)."""
+    """Require a client certificate of the same authority (mutual TLS)."""
     isolation: Literal["subprocess", "process"] = "subprocess"
     """Start the process that runs server apps, or wait for one that is started apart (it survives us)."""
     secret: Path | None = None
     """File with the secret that such a process must know; without it any user of the machine can be one."""
     limits: Limits = field(default_factory=Limits)
-    """What one peer may ask of the public side."""
+    """Limits of one peer on the public side."""
 
     def __post_init__(self) -> None:
         if self.insecure and (self.tls or self.client_certificates):

@@ -2,7 +2,7 @@
 
 Flower and uvicorn bring handlers of their own, with colour codes, without the time or whose call it was, and
 one line for every call that somebody makes. Here every line goes through one handler: it bears the time, the
-same text is said once a minute, one place in the code has a limit, and a full file is set aside.
+same text is logged once a minute, one place in the code has a limit, and a full file is set aside.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FILE_BYTES, OLD_FILES = 10 * 2**20, 4
 """Size at which a log is set aside, and how many of those are kept."""
 _QUIET_S = 60.0
 _TEXTS = 10_000
-"""Texts that are remembered; beyond them the one that was said first is forgotten."""
+"""Texts that are remembered; beyond them the one that was logged first is forgotten."""
 _BURST, _RATE = 1000.0, 0.5
 """Lines at once of one place in the code, and lines a second."""
 _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -57,7 +57,7 @@ class RepeatFilter(logging.Filter):
         if len(self._logged) > _TEXTS:
             self._logged.popitem(last=False)
         if allowed and suppressed:
-            record.msg = f"{record.getMessage()} ({suppressed} times more since it was last said)"
+            record.msg = f"{record.getMessage()} ({suppressed} times more since it was last logged)"
             record.args = None
         return allowed
 
@@ -76,7 +76,7 @@ class OneLineFormatter(logging.Formatter):
 
 
 class RotatingLog(RotatingFileHandler):
-    """A file that is set aside when it is full; standard error goes with it, for what no logger says.
+    """A file that is set aside when it is full; standard error goes with it, for what no logger writes.
 
     Args:
         path: The file.

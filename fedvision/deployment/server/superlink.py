@@ -5,7 +5,7 @@
     private   127.0.0.1 only    everything Flower serves: runs, nodes, logs; ``flwr`` and server apps use it
     public    what clients reach   their own calls and /health, for keys in the folder, within limits
 
-Flower's Control API asks nobody who they are, so it must not be reachable from outside. Which side a request
+Flower's Control API authenticates nobody, so it must not be reachable from outside. Which side a request
 belongs to is decided by the socket that accepted it: forwarded headers and forged hosts change nothing.
 Whoever works on the server machine itself reaches the private side: give no accounts to strangers.
 """
@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve as the command line says and return its exit code: 0 ended, 2 wrong usage or configuration."""
+    """Serve by the command line's arguments; return the exit code: 0, or 2 for wrong usage or settings."""
     given = vars(_parser().parse_args(argv))
     os.umask(0o077)
     try:

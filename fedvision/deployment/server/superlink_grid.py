@@ -1,7 +1,7 @@
 """The server's Grid over a SuperLink: messages packed once, replies checked before they are fetched.
 
-Flower's own Grid asks every 3 s, fetches whatever a client sent, and holds all replies of a round. Here
-replies are asked for several times a second and fetched one at a time, when the strategy wants the next, so
+Flower's own Grid polls every 3 s, fetches whatever a client sent, and holds all replies of a round. Here
+replies are polled several times a second and fetched one at a time, when the strategy wants the next, so
 that the server's memory holds one reply whatever the cohort; what does not fit the model is never fetched.
 """
 
@@ -78,8 +78,8 @@ class SuperLinkGrid(LocalGrid):
         numbers: Which client each node is; read whenever a message is sent.
         restore: Brings a SuperLink back that does not answer; raises when it gives up.
         on_client_notice: Is called with a client and a sentence of its own on what befell it.
-        belongs: Tells whether a node is a member: one that came in the middle of a round, or that said that
-            it cannot take part, is not asked.
+        belongs: Returns whether a node is a member: one that came in the middle of a round, or reported that
+            it cannot take part, gets no message.
         before_sending: Is called when messages are made, before anybody can see them, and returns when all is
             done that must be done by then.
     """
@@ -157,7 +157,7 @@ class SuperLinkGrid(LocalGrid):
         """Yield messages with their replies as they come; as ``AsyncGrid.watch``."""
         while self._unsent:
             message = self._unsent.pop()
-            error = Error(code=NODE_UNAVAILABLE, reason="it went offline before it was asked")
+            error = Error(code=NODE_UNAVAILABLE, reason="it went offline before its message was sent")
             yield message, Message(error, reply_to=message)
         yield from self._receive(self._outstanding, self._announced, limit, kind)
 
@@ -205,7 +205,7 @@ class SuperLinkGrid(LocalGrid):
                 time.sleep(max(0.0, min(_PAUSE_S, limit() - time.monotonic())))
 
     def _look(self, waiting: dict[str, _Sent], arrived: deque[_Arrived]) -> None:
-        """Ask which replies are there."""
+        """Request which replies are there."""
         if waiting:
             for incoming in self._retrying(lambda: self._link.pull(list(waiting))):
                 arrived.append(self._arrival(incoming, waiting))
@@ -216,7 +216,7 @@ class SuperLinkGrid(LocalGrid):
         return _Arrived(incoming, sent, time.monotonic())
 
     def _take(self, found: _Arrived, waiting: dict[str, _Sent], arrived: deque[_Arrived]) -> Message | None:
-        """Return a reply, or None where it is not delivered yet or was lost and is asked for again."""
+        """Return a reply, or None where it is not delivered yet or was lost and is requested again."""
         head = found.incoming.head
         if head.has_error():
             if self._is_lost(head) and not found.sent.again:
@@ -255,7 +255,7 @@ class SuperLinkGrid(LocalGrid):
         return message_format.unpack(layout, blob)
 
     def _confirm(self, incoming: IncomingMessage) -> None:
-        """Let the SuperLink forget a reply; what it does not hear of goes when the run ends."""
+        """Let the SuperLink forget a reply; the others are deleted when the run ends."""
         with suppress(FedVisionError):
             self._link.confirm(incoming)
 
@@ -315,7 +315,7 @@ def expected_replies(
     """Return what clients may send back: an update exactly, and numbers.
 
     Args:
-        updates: Tells what an update is.
+        updates: Has the schema of an update.
         counts: Shape (T, R, S) of what an evaluation counts, and brings whole where it is masked. Cells that
             occur travel only where they take less, so that the bound holds for both.
         measured: Whether replies to training messages bring them, too.

@@ -20,7 +20,7 @@ from fedvision.errors import ConfigError, RunError
 log = logging.getLogger("fedvision.deployment")
 _PORT_S = 15.0
 _NOTICE_AFTER_S = 10.0
-"""Seconds of waiting after which it is said, and then after twice as many each time."""
+"""Seconds of waiting after which it is logged, and then after twice as many each time."""
 """How long the port of a server that was just killed may still be taken."""
 _ENDED_S = 10.0
 
@@ -54,7 +54,7 @@ class LinkPlace:
 
     @property
     def log(self) -> Path:
-        """The file in which it says what happens; beside it lie those that are full."""
+        """Its log file; beside it lie those that are full."""
         return self.state / "superlink.log"
 
     def secret(self) -> bytes:
@@ -89,13 +89,13 @@ class SuperlinkProcess:
         self.place, self.keep = place, keep
         self._process: subprocess.Popen[str] | None = None
         self.notice = ""
-        """What it said of itself when it started, such as that it has to go without its shortcuts."""
+        """Its notice at the start, such as that it has to go without its shortcuts."""
 
     def open(self) -> LinkPlace:
         """Start it and return where it listens.
 
         Raises:
-            ConfigError: It does not start, its own sentence says why; or another server's listens there.
+            ConfigError: It does not start, with its own reason; or another server's listens there.
         """
         port = self.place.private.rpartition(":")[2]
         deadline = time.monotonic() + _PORT_S
@@ -125,7 +125,7 @@ class SuperlinkProcess:
         """Start it and wait until it listens; a port that was 0 is settled by that.
 
         Raises:
-            ConfigError: It does not start; its own sentence says why.
+            ConfigError: It does not start; the message is its own.
         """
         deadline = time.monotonic() + _PORT_S
         with notice_while(lambda: f"the SuperLink has not started yet; {self.place.log} is its log"):
@@ -181,7 +181,7 @@ class SuperlinkProcess:
         return lines[-1].removeprefix("fedvision: ") if lines else "it said nothing"
 
     def ensure(self) -> bool:
-        """Start it again where it died, and say whether it had.
+        """Start it again where it died, and return whether it had.
 
         Raises:
             RunError: It cannot be started again.
@@ -220,7 +220,7 @@ class SuperlinkProcess:
 
 @contextmanager
 def notice_while(what: Callable[[], str]) -> Iterator[None]:
-    """Say what is being waited for while the block lasts: after 10 s, and then ever more rarely."""
+    """Log what is being waited for while the block lasts: after 10 s, and then ever more rarely."""
     over = threading.Event()
 
     def log_waiting() -> None:

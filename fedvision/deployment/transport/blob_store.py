@@ -49,7 +49,7 @@ class BlobStore:
         return same
 
     def close(self) -> None:
-        """Say that no SuperLink uses the folder any more; what is in it is left."""
+        """Note that no SuperLink uses the folder any more; its content is left."""
         (self._folder / _BOOT).unlink(missing_ok=True)
 
     def keep_only(self, names: set[str]) -> None:
@@ -102,7 +102,7 @@ class BlobStore:
 
 
 def _this_boot() -> str:
-    """Return what names this run of the machine, or nothing where the system does not tell."""
+    """Return what names this run of the machine, or nothing where the system does not report it."""
     with suppress(OSError):
         return _THIS_BOOT.read_text().strip()
     return ""

@@ -174,7 +174,7 @@ class FastPath:
         return BundleResponse(store_together(state, task.run_id, body_request))
 
     def _running(self, state: LinkState, run_id: int) -> bool:
-        """Return whether a run is going on, or was less than a second ago: to ask takes five statements."""
+        """Return whether a run is going on, or was less than a second ago: a query takes five statements."""
         if monotonic() - self._going_on.get(run_id, float("-inf")) < _FRESH_S:
             return True
         if check_abort(run_id, _ENDED, state):

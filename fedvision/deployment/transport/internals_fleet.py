@@ -113,7 +113,7 @@ class FleetLink:
         return self.node_id
 
     def beat(self, empty_for: float | None = None) -> bool:
-        """Say that the node is alive, which also brings it online again; False where it is not known.
+        """Report that the node is alive, which also brings it online again; False where it is not known.
 
         Args:
             empty_for: Seconds for which the client has had no message in hand, or None where it has one. What
@@ -152,7 +152,7 @@ class FleetLink:
         return IncomingMessage(head, found.message_object_trees[0], fetch)
 
     def run_config(self, run_id: int) -> Mapping[str, Any]:
-        """Return what the server said of a run when it started it; no code is fetched."""
+        """Return what the server sent of a run when it started it; no code is fetched."""
         found = call(self._client.GetRun, run_pb2.GetRunRequest(node=self._node(), run_id=run_id))
         return dict(run_from_proto(found.run).override_config)
 
@@ -172,7 +172,7 @@ class FleetLink:
             message: As ``reply_to`` makes it.
             seconds: What the task took.
             session: Under which it was sent before, or ``""``.
-            keep_session: Is told the session before the tensors are sent.
+            keep_session: Called with the session before the tensors are sent.
         """
         with no_object_id_recompute():
             tree, objects = objects_of(message)

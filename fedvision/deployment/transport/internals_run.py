@@ -82,7 +82,7 @@ class RunLink:
         return client
 
     def alive(self) -> bool:
-        """Tell whether the SuperLink answers."""
+        """Return whether the SuperLink answers."""
         return not self.silence()
 
     def silence(self) -> str:
@@ -157,10 +157,10 @@ class RunLink:
         return self._runtime
 
     def beat(self) -> bool:
-        """Say that the ServerApp is alive.
+        """Report that the ServerApp is alive.
 
         Raises:
-            LinkRefused: The run was stopped from outside, or nothing was heard of its server for a minute.
+            LinkRefused: The run was stopped from outside, or its server sent no heartbeat for a minute.
         """
         request = runtime_pb2.SendTaskHeartbeatRequest()
         return bool(call(self._running().SendTaskHeartbeat, request).success)
@@ -249,7 +249,7 @@ class RunLink:
         node = node_pb2.Node(node_id=SUPERLINK_NODE_ID)
 
         def here(names: Sequence[str]) -> bool:
-            """Tell whether it is worth asking: all pieces but the last are files once they have come."""
+            """Return whether a request is worth it: all pieces but the last are files once they have come."""
             if self._blobs is None or not self._blobs.is_open:
                 return True
             return sum(not self._blobs.place(name).exists() for name in names) <= 1
@@ -274,7 +274,7 @@ class RunLink:
         call(self._running().ConfirmMessageReceived, request)
 
     def finish(self, outcome: str, details: str) -> None:
-        """Tell the SuperLink how the run ended: ``"completed"`` or ``"failed"``."""
+        """Report to the SuperLink how the run ended: ``"completed"`` or ``"failed"``."""
         request = runtime_pb2.PushTaskOutputRequest(sub_status=outcome, details=details)
         call(self._running().PushTaskOutput, request)
 

@@ -92,7 +92,7 @@ def signed_headers(key: EllipticCurvePrivateKey) -> dict[str, str]:
 
 
 def is_signed(key: bytes, time: bytes, signature: bytes) -> bool:
-    """Tell whether a call is signed by its key, and now: Flower's own check, before a body is there.
+    """Return whether a call is signed by its key, and now: Flower's own check, before a body is there.
 
     Args:
         key: PEM.
@@ -175,7 +175,7 @@ def superlink(
 
 
 def names_another(path: str, body: bytes, owner: Callable[[str], int | None]) -> bool:
-    """Tell whether a call of one node brings or ends a message of another's.
+    """Return whether a call of one node brings or ends a message of another's.
 
     Args:
         path: One of ``NAMING``.
@@ -228,7 +228,7 @@ def redeliver(state: LinkState, node: int, seconds: float) -> int:
 
     Args:
         state: The SuperLink's.
-        node: Who says that it has nothing in hand.
+        node: Reports that it has no message in hand.
         seconds: For how long; what it was given since may be under way.
     """
     from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes

@@ -7,7 +7,7 @@
 * ``HEAD_BODY_DIVIDER``, ``HEAD_VALUE_DIVIDER``: what separates an object's kind, its length and its bytes.
 * ``make_message``, ``Metadata.__dict__["_message_id"]``, ``["_created_at"]``: a head and its content are
   joined again, and a reply that is sent again is the same message.
-* ``FlowerError``, ``ApiErrorCode``: what a SuperLink says when it refuses.
+* ``FlowerError``, ``ApiErrorCode``: the body of a SuperLink's refusals.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ENDED = {ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED, ApiErrorCode.FLEET_GET_RUN_
 Fetch = Callable[[str], bytes | memoryview]
 """Returns an object's content by id; raises ``NotDeliveredYet``."""
 _WAIT_S = 1.0
-"""Seconds after which a sender's objects are asked for although they seem not to be there."""
+"""Seconds after which a sender's objects are requested although they seem not to be there."""
 _HEAD = 64
 """Bytes within which the words before a piece's bytes end: its kind and its length."""
 _PIECE_HEAD = f"{ArrayChunk.__qualname__}{HEAD_VALUE_DIVIDER}".encode()
@@ -74,7 +74,7 @@ class NotDeliveredYet(FedVisionError):
 
 
 def call(method: Callable[[Any], _R], request: Any) -> _R:
-    """Call the SuperLink and say what went wrong in our words.
+    """Call the SuperLink; turn its refusals into errors of ours.
 
     Raises:
         LinkDown: It cannot be reached.
@@ -203,7 +203,7 @@ class IncomingMessage:
         head: The message without content.
         tree: Flower's tree of the content's objects.
         fetch: Returns an object's content by id; raises ``NotDeliveredYet``.
-        here: Tells whether pieces may have been delivered, where that is known without asking.
+        here: Returns whether pieces may have been delivered, where that is known without a request.
     """
 
     def __init__(
@@ -323,7 +323,7 @@ def _rank(thing: object) -> int:
 
 
 def route_client(client: Any, verify: ssl.SSLContext | bool, proxy: str | None) -> None:
-    """Let one of Flower's clients go the way that we say, whatever the environment says.
+    """Let one of Flower's clients use our route, whatever the environment says.
 
     Args:
         client: A ``ProtobufClient``.
@@ -360,7 +360,7 @@ def reply_to(head: Message, content: RecordDict | Error) -> Message:
     """Return the reply to a message; made twice it is the same message, for it bears its question's time.
 
     A SuperLink takes one reply to a message. When the link breaks while its tensors are on their way, only
-    the same reply may go on delivering them; another one would be dropped, and nobody told.
+    the same reply may go on delivering them; another one would be dropped without a notice.
     """
     reply = Message(content, reply_to=head)
     reply.metadata.__dict__["_created_at"] = head.metadata.created_at

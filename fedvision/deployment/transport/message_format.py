@@ -50,7 +50,7 @@ class MessageHeader:
     records: Mapping[str, tuple[str, Mapping[str, Any]]] = field(default_factory=dict)
     """By name: kind (a key of ``config``, ``metrics``) and values."""
     client: int = -1
-    """The number that the server gave the client it asks; -1 in replies."""
+    """The number of the client that gets the message; -1 in replies."""
     notes: tuple[str, ...] = ()
     """What befell the sender, in replies: at most ``MAX_NOTES`` sentences for the report."""
 
@@ -194,7 +194,7 @@ class TensorSource:
         self._open: tuple[int, memoryview] = (-1, memoryview(b""))
 
     def _held(self, number: int) -> memoryview:
-        """Return an array's bytes; the last one stays open, since a large one is asked for piece by piece."""
+        """Return an array's bytes; the last one stays open, since a large one is read piece by piece."""
         if self._open[0] != number:
             self._open = (number, _bytes_of(self._arrays[number]))
         return self._open[1]

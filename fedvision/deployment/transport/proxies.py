@@ -1,6 +1,6 @@
 """By which way a call leaves this machine: straight, or through the proxy that the environment names.
 
-All that speaks to a server asks here, so that a check goes the way that the client will go. What stays on
+Connections to a server use this module, so that a check goes the way that the client will go. What stays on
 this machine never goes through a proxy.
 """
 
@@ -26,7 +26,7 @@ class Proxy(NamedTuple):
     host: str
     port: int
     headers: dict[str, str]
-    """What it must be told: who asks, where the environment holds a password."""
+    """Its credentials, where the environment holds a password."""
 
     @property
     def name(self) -> str:
@@ -35,7 +35,7 @@ class Proxy(NamedTuple):
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address is reached from this machine alone."""
+    """Return whether an address is reached from this machine alone."""
     if host == "localhost":
         return True
     try:

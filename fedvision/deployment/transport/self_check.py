@@ -70,7 +70,7 @@ def _sentence(reason: str) -> str:
 
 
 def _failure(check: Callable[[], object]) -> str:
-    """Run a check and return what went wrong; any error says that a name or its meaning has changed."""
+    """Run a check and return what went wrong; any error means that a name or its meaning has changed."""
     try:
         check()
     except Exception as error:

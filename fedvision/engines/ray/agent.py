@@ -1,4 +1,4 @@
-"""Stands in for an agent of Ray: says that its services are not in use, and is there as long as its parent.
+"""Stands in for an agent of Ray: reports that its services are not in use, and lives as long as its parent.
 
 A program of its own, started by Ray's scheduler without site-packages; it imports nothing of fedvision.
 

@@ -38,9 +38,9 @@ BATCH_BYTES = 64 * 2**20
 """Tensors that one answer may carry: more updates than that come in several answers."""
 _OWN_CLUSTER = {
     "RAY_num_workers_soft_limit": "1",  # or spare processes are kept beside the workers, 75 MB each
-    "RAY_task_events_report_interval_ms": "0",  # or every call is told to a dashboard that is not there
+    "RAY_task_events_report_interval_ms": "0",  # or every call is reported to a dashboard that is not there
 }
-"""What a Ray that is started for one run is told, unless the user has told it otherwise."""
+"""Settings of a Ray that is started for one run, unless the user has set them."""
 
 
 class RayEngine:
@@ -52,7 +52,7 @@ class RayEngine:
         address: Of a running cluster (``"auto"``, ``"HOST:PORT"``, ``"ray://HOST:PORT"``); None starts Ray on
             this machine for the time of the run.
         gpus_per_worker: Share of a GPU for each worker; 0 leaves it to the measurement.
-        inner: The engine inside each worker; ``"vectorized"`` has a GPU to itself unless told otherwise.
+        inner: The engine inside each worker; ``"vectorized"`` has a GPU to itself unless set otherwise.
 
     Raises:
         ValueError: An argument is out of range.

@@ -1,8 +1,8 @@
 """One exchange of messages over the pool: batches out, answers in, whoever dies on the way.
 
 A worker has two batches at a time, so that it never waits for the driver. What it trained lies in its sums
-until it is asked for them, with the batch that empties the queue or behind its last one; should it die
-before, its clients are run again by others. Sums are asked for again where a worker trains more after that.
+until they are requested, with the batch that empties the queue or behind its last one; should it die
+before, its clients are run again by others. Sums are requested again where a worker trains more after that.
 A task that was at work when a worker died runs alone from then on, and is given up after its second death
 there: so one client that kills its process costs two workers and not the round.
 """
@@ -34,7 +34,7 @@ class RayExchange:
 
     Args:
         pool: The workers.
-        number: Number of the exchange, so that workers tell one from the next.
+        number: Number of the exchange, so that workers distinguish it from the next.
         messages: What goes out, one for each node.
         costs: How much work each message is, in any unit.
         most: Messages in a batch at most.
@@ -159,7 +159,7 @@ class RayExchange:
         yield message
 
     def _deliver(self, task: int, answer: Response) -> Iterator[Message]:
-        """Yield an answer, but not the same good news twice."""
+        """Yield an answer, but no second one for a task that succeeded."""
         if task not in self._delivered or isinstance(answer, Failure):
             self._delivered.add(task)
             yield reply(answer, self._messages[task])
@@ -184,7 +184,7 @@ class RayExchange:
 
 
 def _fetch(actor: Any, place: int, key: str, name: str, start: int, stop: int, piece: int) -> list[Any]:
-    """Ask a worker for a slice of an array that stayed there; return a reference to each piece."""
+    """Request a slice of an array that stayed on a worker; return a reference to each piece."""
     count = -(-(stop - start) // piece)
     pieces = actor.part.options(num_returns=count).remote(place, key, name, start, stop, piece)
     return list(pieces) if count > 1 else [pieces]

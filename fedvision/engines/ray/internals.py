@@ -29,7 +29,7 @@ AGENTS = {
     "--dashboard_agent_command": ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port"),
     "--runtime_env_agent_command": ("runtime_env_agent_port",),
 }
-"""Arguments of the scheduler that start an agent, and the files in which it tells its ports."""
+"""Arguments of the scheduler that start an agent, and the files to which it writes its ports."""
 START, RAYLET = "start_ray_process", "raylet"
 UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 """Ray would have its workers' packages installed anew where the program was started by ``uv run``."""

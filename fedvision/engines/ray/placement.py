@@ -50,11 +50,11 @@ def plan(
     """Decide on the workers.
 
     Args:
-        host_factory: Says which device is wanted.
-        workers: As asked for; 0 for as many as fit.
-        gpus_per_worker: As asked for; 0 to measure.
+        host_factory: Has the device that is wanted.
+        workers: As configured; 0 for as many as fit.
+        gpus_per_worker: As configured; 0 to measure.
         profile: Measures a client's training on a GPU.
-        on_notice: Takes the sentence that says what was measured.
+        on_notice: Called with a sentence on what was measured.
     """
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     processors, devices = int(there.get("CPU", 1)), int(there.get("GPU", 0))

@@ -42,7 +42,7 @@ class RemoteArray:
 
     Args:
         layout: What it is like.
-        fetch: Asks for elements from start to stop of each layer, cut every so many; returns references.
+        fetch: Requests elements from start to stop of each layer, cut every so many; returns references.
     """
 
     def __init__(self, layout: ArrayLayout, fetch: Callable[[int, int, int], list[Any]]) -> None:

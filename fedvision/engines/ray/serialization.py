@@ -2,7 +2,7 @@
 
 Flower's records would be serialised tensor by tensor. Arrays instead go into the object store as they lie in
 memory and are mapped, not copied, by whoever reads them; tensors that many messages share go there once.
-What thousands of clients need is plain tuples: of every instance of a class Ray's pickler asks a function in
+What thousands of clients need is plain tuples: of every instance of a class Ray's pickler calls a function in
 Python, which costs a hundred times as much as a tuple does.
 """
 
@@ -109,7 +109,7 @@ def unpack(content: Content, fetch: Fetch | None = None) -> RecordDict:
 
     Args:
         content: The reply.
-        fetch: Asks for a slice of an array that stayed where it is: place, record, name,
+        fetch: Requests a slice of an array that stayed where it is: place, record, name,
             start, stop, piece.
     """
     numbers, held = content

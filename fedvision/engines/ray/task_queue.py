@@ -1,6 +1,6 @@
 """Who works on what next: the longest tasks first, in shares that shrink as the work runs out.
 
-Guided self-scheduling (Polychronopoulos and Kuck 1987): a worker that asks gets a fixed share of what is
+Guided self-scheduling (Polychronopoulos and Kuck 1987): a worker that is free gets a fixed share of what is
 left, so that early requests are few and large, and the last ones are small and even out the finish. A request
 costs the worker that waits and the driver that answers a few milliseconds, so the last ones are not single
 tasks either.

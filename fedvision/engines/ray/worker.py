@@ -55,7 +55,7 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a worker says of itself when it is ready."""
+    """What a worker reports when it is ready."""
 
     pid: int
     node: str
@@ -118,10 +118,10 @@ class RayWorker:
     def work(
         self, phase: int, orders: list[Request], closes: bool = False
     ) -> tuple[list[Response], Content | None, list[str]]:
-        """Answer orders, in their order, hand over sums where they are asked for, and say what is new.
+        """Answer orders, in their order, hand over sums where they are requested, and return new notices.
 
         Args:
-            phase: Number of the exchange; sums of an earlier one that nobody asked for are dropped.
+            phase: Number of the exchange; sums of an earlier one that were not requested are dropped.
             orders: To clients of this worker.
             closes: Whether the sums of its updates since they were last handed over are to come with the
                 answers; None comes where there are none.
@@ -156,7 +156,7 @@ class RayWorker:
         packed = pack(content)
         if size(packed) <= INLINE:
             return packed
-        # A worker is asked again where another one died after this one's sums were fetched.
+        # Sums are requested again where another worker died after this one's sums were fetched.
         self._staying.append(packed)
         return keep_remote(packed, len(self._staying) - 1)
 

@@ -19,11 +19,11 @@ STARTS = 3
 
 @dataclass(frozen=True)
 class Job:
-    """A call that a worker was asked for and has not answered yet."""
+    """A call to a worker that has not answered yet."""
 
     reference: Any
     tasks: tuple[int, ...] = ()
-    """Numbers of the messages in the call; none where only the worker's sums are asked for."""
+    """Numbers of the messages in the call; none where only the worker's sums are requested."""
     alone: bool = False
     """Whether the task may have killed a worker before and has this one to itself."""
     closes: bool = False
@@ -99,7 +99,7 @@ class Pool:
         self.notify_once(facts.notices)
 
     def notify_once(self, notices: Iterable[str]) -> None:
-        """Say what workers have to say, each sentence once however many of them say it."""
+        """Pass on workers' notices, each sentence once."""
         for notice in notices:
             if notice not in self._notified:
                 self._notified.add(notice)
@@ -149,12 +149,12 @@ class Pool:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Say whether Ray stopped a worker because its machine ran low on memory."""
+    """Return whether Ray stopped a worker because its machine ran low on memory."""
     return isinstance(error, ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error)
 
 
 def _cause(error: Exception) -> str:
-    """Return the telling line of one of Ray's long messages."""
+    """Return the informative line of one of Ray's long messages."""
     if isinstance(error, ray.exceptions.RayTaskError):
         return str(error.cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -37,7 +37,7 @@ class ClientJob:
     residual: State = field(default_factory=dict)
     """What update transforms left out of its last update."""
     measured: Evaluation | None = None
-    """What it counted of the state that it was sent, where it was asked to."""
+    """What it counted of the state that it was sent, where requested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class ClientBatchResult:
 
     @property
     def alone(self) -> bool:
-        """Whether the models are all that clients have to tell and to keep."""
+        """Whether the models are all that clients send and keep."""
         return not self.at_home and not any(any(end) for end in self.ends)
 
     def sent(self, client: int) -> State:

@@ -42,7 +42,7 @@ def on_cuda() -> GraphCapture:
 
 
 def recordable(settings: LoopSettings) -> bool:
-    """Say whether an experiment's optimiser keeps all it knows in tensors that stay where they are."""
+    """Return whether an experiment's optimiser keeps all its state in tensors that stay where they are."""
     use, args = settings.training.optimizer.use, settings.training.optimizer.args
     return registry.resolve("optimizer", use).call is SGD and not args.get("dampening")
 

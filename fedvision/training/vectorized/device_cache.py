@@ -33,7 +33,7 @@ class DeviceDatasetCache:
     def find(self, shard: Shard) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the whole base of a shard: images uint8 [N, H, W, channels] and targets [N, ...].
 
-        They are sent over when they are first asked for and stay at their address. None where there is no
+        They are sent over on first access and stay at their address. None where there is no
         room for them.
         """
         key = id(shard.images)

@@ -33,7 +33,7 @@ class GraphBuffers:
     Args:
         model: The network.
         settings: Optimiser, transforms, precision, device.
-        plan: Says how many clients, steps and images a batch there are at most.
+        plan: The largest number of clients, steps and images a batch.
         who: Clients of the kind that it serves.
         key: What the recordings depend on beside what is in the tensors.
     """
@@ -66,7 +66,7 @@ class GraphBuffers:
         self._numbers: State = {}
 
     def holds(self, plan: BatchSchedule, key: Hashable) -> bool:
-        """Say whether a plan fits in, and the recordings serve it."""
+        """Return whether a plan fits in, and the recordings serve it."""
         held, new = self._images, plan.images
         fits = all(own <= room for own, room in zip(plan.at.shape, self._slots["at"].shape, strict=True))
         there = len(new) <= len(held) and new.shape[1:] == held.shape[1:] and not plan.resident

@@ -80,7 +80,7 @@ class VectorizedTrainer:
 
         Yields:
             Places in ``requests``, and what became of these clients: a stack that is good until the next is
-            asked for, where their models, as they are, are all they tell and keep; else their updates as they
+            requested, where their models, as they are, are all they send and keep; else their updates as they
             travel, and what they keep is kept. An error of one client is raised and loses its neighbours;
             training a client again starts from the same memory.
         """

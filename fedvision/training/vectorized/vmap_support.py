@@ -86,7 +86,7 @@ def _settings(settings: LoopSettings) -> str | None:
 
 
 def scalable(training: TrainingConfig) -> bool:
-    """Say whether the optimiser's step is its learning rate times what does not depend on that."""
+    """Return whether the optimiser's step is its learning rate times what does not depend on that."""
     return registry.resolve("optimizer", training.optimizer.use).call not in _NOT_BY_THE_RATE
 
 

@@ -1,4 +1,4 @@
-"""Pixels become what they mean, whatever value is white in their file; a range nobody told is refused."""
+"""Pixels become what they mean, whatever value is white in their file; an unknown range is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read(path: Path, white: float = 0.0, channels: int = 1) -> list[int]:
 
 
 def png(path: Path, values: NDArray[np.generic], significant: int = 0) -> Path:
-    """Save a PNG, with an sBIT chunk before its pixels if asked for."""
+    """Save a PNG, optionally with an sBIT chunk before its pixels."""
     Image.fromarray(values).save(path)
     data, channels = path.read_bytes(), values.shape[2] if values.ndim == 3 else 1
     body = b"sBIT" + bytes([significant] * channels)

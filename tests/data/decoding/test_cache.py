@@ -1,4 +1,4 @@
-"""An entry is there whole or not at all, and a cache that cannot be used says so."""
+"""An entry is there whole or not at all, and a cache that cannot be used is a notice."""
 
 from __future__ import annotations
 

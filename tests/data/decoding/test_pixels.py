@@ -149,7 +149,7 @@ def test_transparency_is_laid_over_white(
     tmp_path: Path, make: Callable[[], Image.Image], seen: tuple[int, int, int]
 ) -> None:
     image = make()
-    # Pillow writes a palette's alphas only where it is told to.
+    # Pillow writes a palette's alphas only on request.
     image.save(
         tmp_path / "a.png",
         **({"transparency": image.info["transparency"]} if "transparency" in image.info else {}),
@@ -240,7 +240,7 @@ def test_a_jpeg_decoded_at_a_fraction_is_what_the_full_one_is(tmp_path: Path) ->
     coarse.resize((512, 512), Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", quality=95)
     Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
     fast, full = read(tmp_path / "a.jpg", size=64), read(tmp_path / "a.png", size=64)
-    # Measured 3 on this harsh noise; with as many pixels as are asked for, and none to average over, 12.
+    # Measured 3 on this harsh noise; with as many pixels as wanted, and none to average over, 12.
     assert np.abs(fast.astype(int) - full).mean() < 4
 
 

@@ -1,4 +1,4 @@
-"""Folders whose images use a small part of their range: said with the number of files, or refused."""
+"""Folders whose images use a small part of their range: a notice with the number of files, or an error."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_notice_on_dark_8_bit_images(tmp_path: Path) -> None:
     assert dataset.notices == ()
     assert dataset.train.images.max() == 255
     assert dark_images(np.array([[[0], [64]]], np.uint8)[..., None], "") == ()
-    # One shade says nothing.
+    # One shade shows no range.
     assert dark_images(np.full((2, 2, 2, 1), 9, np.uint8), "") == ()
 
 

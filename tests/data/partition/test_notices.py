@@ -1,4 +1,4 @@
-"""What is told before a run: that nothing is measured, or not all classes."""
+"""Notices before a run: that nothing is measured, or not all classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def without(dataset: Dataset, *classes: int) -> Dataset:
 def test_classes_without_test_images_are_named() -> None:
     assert measurement_notices(tiny(), digits()) == []
     assert measurement_notices(tiny(), without(digits(), 3, 7)) == [
-        "there are no test images of 3, 7; balanced accuracy does not tell of them"
+        "there are no test images of 3, 7; balanced accuracy leaves them out"
     ]
 
 

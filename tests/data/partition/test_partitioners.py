@@ -1,4 +1,4 @@
-"""Every partition is disjoint, complete and repeatable; each one has the skew that its paper says."""
+"""Every partition is disjoint, complete and repeatable; each one has the skew of its paper."""
 
 from __future__ import annotations
 

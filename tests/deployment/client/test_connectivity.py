@@ -1,4 +1,4 @@
-"""What a client is told of a server that is not there, not who it should be, or does not know it."""
+"""Errors of a client whose server is not there, not who it should be, or does not know it."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_a_machine_that_is_ready_fails_nothing_and_fits_a_page(
     assert "(365 days)" in text or "(364 days)" in text
     secret = (pki / "clients/north/client.key").read_text().splitlines()[1]
     assert secret not in text
-    # The cache is where the client's file says.
+    # The cache is where the client's file configures it.
     assert (images.parent / "cache").is_dir()
 
 
@@ -348,14 +348,14 @@ def test_a_key_that_belongs_to_another_client_is_named(pki: Path, images: Path, 
     sentence = "key: superlink.key is the key of client south, and this file is that of north: "
     config = client(pki, images, 1, key=pki / "clients/south/client.key")
     assert [line[: len(sentence)] for line in lines(run_check(config), "FAIL")][:1] == [sentence]
-    # The certificate beside it tells as well, and of a key alone nothing is known.
+    # The certificate beside it shows it as well, and of a key alone nothing is known.
     for names in (("client.key", "client.crt"), ("client.key",)):
         alone = tmp_path / "-".join(names)
         alone.mkdir()
         for name in names:
             shutil.copy(pki / "clients/south" / name, alone / name)
         assert key_owner(str(alone / "client.key")) == ("south" if len(names) > 1 else None)
-    # What lies beside another key says nothing of it.
+    # Files beside another key have no part in it.
     shutil.copy(pki / "clients/north/client.key", tmp_path / "client.key-client.crt/client.key")
     assert key_owner(str(tmp_path / "client.key-client.crt/client.key")) is None
     assert list(doctor.owner(client(pki, images, 1))) == []

@@ -1,4 +1,4 @@
-"""A machine's own images as a client's shards, and what is told of them."""
+"""A machine's own images as a client's shards, and what is reported of them."""
 
 from __future__ import annotations
 

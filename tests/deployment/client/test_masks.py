@@ -69,7 +69,7 @@ def test_the_same_group_gets_the_same_counts_after_a_restart(four: Path, tmp_pat
     cards = tables(masks)
     first = masks["north"].mask_counts(cards, COUNTS["north"])
     again = group(four, tmp_path, NAMES)["north"]
-    # Two vectors under one mask would tell by how much they differ.
+    # Two vectors under one mask would reveal their difference.
     assert again.mask_counts(cards[::-1], [9, 9, 9]) == first
 
 

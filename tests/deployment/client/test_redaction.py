@@ -1,4 +1,4 @@
-"""A client's failures tell no path, and everything else as it is."""
+"""A client's failures contain no path, and everything else as it is."""
 
 from __future__ import annotations
 

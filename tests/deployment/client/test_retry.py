@@ -59,7 +59,7 @@ def test_a_link_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixtur
     time = Time()
     patience = RetryBackoff(clock=time.clock, sleep=time.sleep)
     with caplog.at_level(logging.WARNING, "fedvision.deployment"):
-        assert patience.success(), "the first time there is something to say"
+        assert patience.success(), "the first time there is something to log"
         worth_saying = 0
         while time.now < 100 + 118:
             patience.wait("the link broke")
@@ -68,7 +68,7 @@ def test_a_link_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixtur
     assert worth_saying == 2
     logged = [message for message in caplog.messages if message.startswith("the link broke")]
     assert len(logged) == 2
-    assert re.search(r"trying again \(\d+ failures more since this was last said\)", logged[1])
+    assert re.search(r"trying again \(\d+ more failures since this was last logged\)", logged[1])
     assert len(caplog.messages) == 4, "two failures, and twice that it is there again"
 
 

@@ -67,7 +67,7 @@ def test_a_reply_in_delivery_is_the_same_for_the_next_process(tmp_path: Path) ->
     assert (later.reply("train").notes("m2"), later.session("r2")) == (None, "")
     later.answered()
     assert inbox.session("r1") == ""
-    assert inbox.reply("train").notes("m1") == ("it fell",), "the same task may be asked for again"
+    assert inbox.reply("train").notes("m1") == ("it fell",), "the same task may come again"
 
 
 def test_a_process_that_died_is_known_to_the_next_one(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def dataset() -> Dataset:
     )
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux reports a process's peak")
 def test_a_large_batch_takes_the_memory_of_its_activations(dataset: Dataset) -> None:
     keep_freed_memory()  # As a process does that has trained.
     training = dataclasses.replace(EXPERIMENT.training, batch_size=1)

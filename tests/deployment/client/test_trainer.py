@@ -226,14 +226,14 @@ def test_changed_images_are_noticed_and_reported_in_mid_run(
         trainer.do(codec.CLIENT_INFO, 0, RecordDict())
         return trainer._worker.image_counts(0).images if trainer._worker else 0
 
-    assert trainer.open(facts("r1"))["changed"] is False, "nothing was told yet"
+    assert trainer.open(facts("r1"))["changed"] is False, "nothing was reported yet"
     assert reported_images() == 32, "40 images, of which a fifth is held out"
     assert trainer.open(facts("r1"))["changed"] is False
     save(60)
-    # The server knows of 32 images: a new process, which reads what is there now, says that it is more.
+    # The server knows of 32 images: a new process, which reads what is there now, reports more.
     again = Trainer(trainer.client, tmp_path)
     assert again.open(facts("r1"))["changed"] is True
-    # Asked anew what it has, the client tells of all.
+    # Queried anew, the client reports all.
     trainer.open(facts("r1"))
     assert reported_images() == 48
     assert trainer.open(facts("r1"))["changed"] is False
@@ -298,7 +298,7 @@ def test_a_server_cannot_name_code_that_the_owner_did_not_allow(trainer: Trainer
 
 
 def statistic(use: str, trainer: Trainer, folder: Path) -> RecordDict:
-    """Ask a client for a statistic of its images."""
+    """Query a statistic of a client's images."""
     kind = statistic_codec.STATISTIC
     expected = message_format.Expected.from_text(trainer.open(facts("r1"))["expected"][kind])
     config_values = {"statistic": use, "arguments": "{}", codec.ROUND: 1}
@@ -327,9 +327,9 @@ def test_a_statistic_is_shared_as_class_counts_are(trainer: Trainer, tmp_path: P
 def test_a_statistic_beyond_class_counts_needs_the_owners_permission(
     trainer: Trainer, tmp_path: Path
 ) -> None:
-    """Sums of features tell a server that follows every other rule what the images look like."""
+    """Sums of features reveal what the images look like to a server that follows every other rule."""
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
-    with pytest.raises(ConfigError, match=r"'feature-moments': its sums tell more .* share\.statistics"):
+    with pytest.raises(ConfigError, match=r"'feature-moments': its sums reveal more .* share\.statistics"):
         statistic("feature-moments", trainer, tmp_path)
     allowed = ShareConfig(counts="plain", statistics=("feature-moments",))
     trainer.client = dataclasses.replace(trainer.client, share=allowed)

@@ -1,4 +1,4 @@
-"""One run in which everything goes wrong once, on six machines; what it must end in, and what must be told.
+"""One run in which everything goes wrong once, on six machines; how it must end, and its events.
 
 =======  ===============================================================================================
 server   its SuperLink is killed, then the whole machine, then the command; each time it goes on
@@ -41,21 +41,21 @@ late = "next-round"
 """
 EVENTS_OF_CLIENTS = (
     ("", "the run had been stopped or killed, and went on"),
-    ("north", "says that its training process died in a task, which it did once more"),
-    ("south", "says that it was given a message twice, and answered it once"),
+    ("north", "reports that its training process died in a task, which it did once more"),
+    ("south", "reports that it was given a message twice, and answered it once"),
     ("east", "after the quorum of 2"),
     ("east", "answered late, used with weight"),
     ("west", "NaN"),
-    ("west", "set aside, not asked again: 3 of its answers were refused"),
+    ("west", "set aside, not selected again: 3 of its answers were refused"),
     ("attic", "No space left on device"),
 )
 """Whom each thing happens to, and words of the sentence that must stand in the report."""
 EVENTS = (
     *EVENTS_OF_CLIENTS,
     ("", "the SuperLink ended unexpectedly and was started again"),
-    ("north", "says that its connection was away for"),
+    ("north", "reports that its connection was away for"),
     ("north", "answered late, used with weight"),
-    ("south", "says that its process died and was started again"),
+    ("south", "reports that its process died and was started again"),
 )
 _HELD = {"north": (2, 3), "south": (3,), "east": (3,), "attic": (2,)}
 """The rounds in whose training something happens to a client, which waits there for it."""
@@ -234,7 +234,7 @@ class ChaosRun(Apart):
         self.kill_server()
 
     def refused(self, name: str, text: str) -> bool:
-        """Tell whether a round's record refuses an answer of a client with such a sentence."""
+        """Return whether a round's record refuses an answer of a client with such a sentence."""
         number = sorted(NAMES).index(name)
         refusals = [item for record in self.rounds() for item in record["refused"]]
         return any(item["client"] == number and text in item["reason"] for item in refusals)

@@ -1,4 +1,4 @@
-"""A grid of clients that are Python objects here: what they tell, what they refuse, when they are away."""
+"""A grid of clients that are Python objects here: what they report, what they refuse, when they are away."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Clients(SuperLinkGrid):
         folder: What they keep.
         pki: Their keys and certificates.
         counts: Class counts by name, of images of one class each.
-        sharing: How each tells them; the others are ``masked``.
+        sharing: How each reports them; the others are ``masked``.
     """
 
     def __init__(self, folder: Path, pki: Path, counts: dict[str, list[int]], **sharing: str) -> None:
@@ -30,9 +30,9 @@ class Clients(SuperLinkGrid):
         """Images of those that have another number than their counts add up to."""
         self.online = set(counts)
         self.silent: set[str] = set()
-        """Those that do not answer when they are asked for masked counts, or whether they agree."""
+        """Those that do not reply to requests for masked counts or agreement."""
         self.lost: set[str] = set()
-        """Those that agree, and are gone when they are to tell."""
+        """Those that agree, and are gone when they are to send counts."""
         self.requested: list[tuple[str, str]] = []
         internals.identify(1)
 

@@ -100,7 +100,7 @@ class Apart(Machines):
         return {"north": np.flatnonzero(~south)[:_EACH], "south": np.flatnonzero(south)[:_EACH]}
 
     def data_lines(self, name: str) -> list[str]:
-        """Return what a client's file says: its own folders of classes and nobody else's."""
+        """Return a client's file: its own folders of classes and nobody else's."""
         lines = ['use = "image-folder"', f'path = "{name}"', "size = 28", "channels = 1"]
         return [*lines, f"classes = {json.dumps(CLASSES)}"]
 

@@ -74,7 +74,7 @@ class Machines:
             )
 
     def data_lines(self, name: str) -> list[str]:
-        """Return what a client's file says of its images."""
+        """Return the images' part of a client's file."""
         return ['use = "npz"', f'path = "{name}.npz"', f"classes = {json.dumps(self.classes)}"]
 
     def client_file(self, name: str, *lines: str) -> Path:
@@ -180,7 +180,7 @@ class Machines:
         return self.folder / "run"
 
     def log(self, name: str) -> str:
-        """Return what a client or the server has said so far."""
+        """Return the log of a client or the server so far."""
         file = self.folder / f"{name}.log"
         return file.read_text() if file.exists() else ""
 

@@ -59,7 +59,7 @@ class Line:
     rate: float = 0.0
     """Bits a second; 0 sets no limit."""
     cut: bool = False
-    """Nothing passes and nobody is told."""
+    """Nothing passes, without an error."""
 
     def __post_init__(self) -> None:
         self._free = {"out": 0.0, "in": 0.0}
@@ -106,7 +106,7 @@ class Machine:
         return process
 
     def unplug(self) -> None:
-        """Take the interface down: programs on this machine are told at once."""
+        """Take the interface down: programs on this machine see it at once."""
         self.within(lambda: _set_flags(_DEVICE, 0))
 
     def plug(self) -> None:

@@ -27,7 +27,7 @@ PULL = "/v1/fleet/pull-messages"
 
 
 class Running(NamedTuple):
-    """A server that says it is ready."""
+    """A server that is ready."""
 
     private: int
     """Port on 127.0.0.1."""

@@ -316,7 +316,7 @@ def test_a_question_has_no_large_body() -> None:
 
 
 class Sender:
-    """A client that sends a large body in parts, as the test says."""
+    """A client that sends a large body in parts, as the test sets."""
 
     def __init__(self, guarded: ApiGateway, key: ec.EllipticCurvePrivateKey, size: int) -> None:
         self.parts: asyncio.Queue[bytes] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""A run in which everything goes wrong once ends by itself, and its report tells all of it."""
+"""A run in which everything goes wrong once ends by itself, and its report has all of it."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_three_masked_clients_are_known_as_a_sum_alone(six: Path, tmp_path: Path
     assert (line["client"], line["clients"], line["counts"]) == (None, [0, 1, 2], [15, 25, 8])
     assert line["images"] == 48
     room.look()
-    assert len(room.requested(codec.CLIENT_INFO)) == 3, "each is asked once"
+    assert len(room.requested(codec.CLIENT_INFO)) == 3, "each is queried once"
     assert room.requested(sharing.MASKED) == ["ada", "bob", "cyd"] * 2, (
         "whether it agrees, and then its counts"
     )
@@ -193,7 +193,7 @@ def test_a_dropout_begins_the_sum_again_with_the_others(six: Path, tmp_path: Pat
 def test_who_drops_out_after_it_agreed_is_waited_for(
     six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others told for this group and tell for no other; a sum without bob would be one."""
+    """The others sent counts for this group and send them for no other; a sum without bob would be one."""
     monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.0)
     room = Room(tmp_path, six, "ada bob cyd dan eve")
     room.grid.lost = {"bob"}
@@ -205,10 +205,10 @@ def test_who_drops_out_after_it_agreed_is_waited_for(
     for _ in range(3):
         assert room.look() == []
     assert len(room.grid.requested) == requested + 2 * 4, (
-        "they are asked once who they are, and once whether they agree"
+        "they are queried once for their information, and once for agreement"
     )
     waiting = room.members._waiting(room.grid.names())
-    assert "ada and cyd and dan and eve told masked class counts for a sum that lacks bob" in waiting
+    assert "ada and cyd and dan and eve sent masked class counts for a sum that lacks bob" in waiting
     room.grid.online |= {"bob"}
     room.grid.lost = set()
     assert room.look() == [0, 1, 2, 3, 4]
@@ -232,7 +232,7 @@ def test_a_sum_never_grows_by_one_client(six: Path, tmp_path: Path, monkeypatch:
     room.grid.online = {"ada", "bob", "cyd"}
     assert room.look() == [0, 1, 2]
     room.grid.online |= {"dan", "eve"}
-    assert room.look() == [0, 1, 2], "two sums that differ by one client would tell its counts"
+    assert room.look() == [0, 1, 2], "two sums that differ by one client would reveal its counts"
     room.grid.online |= {"fay"}
     assert room.look() == list(range(6))
     assert sorted(room.members.groups.values()) == [(0, 1, 2), (3, 4, 5)]

@@ -73,7 +73,7 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(
             assert ours["local"] == theirs["local"]
         for name in ("report.html", "summary.json", "split.json"):
             assert (here.out / name).exists()
-        # The clients do not end with the run; they end when they are told to, and in order.
+        # The clients do not end with the run; they end on a signal, and in order.
         for client in (north, south):
             assert client.poll() is None
             client.send_signal(signal.SIGTERM)
@@ -154,7 +154,7 @@ def test_a_training_process_killed_alone_does_not_change_the_bits(tmp_path: Path
         assert [record["refused"] for record in here.rounds()] == [[]] * 3
         assert begun(here, "north") == [1, 2, 2, 3]
         page = (here.out / "report.html").read_text()
-        assert "says that its training process died in a task, which it did once more" in page
+        assert "reports that its training process died in a task, which it did once more" in page
         assert [one.member.name for one in read_facts(RunFolder.read(here.out)).participants] == list(
             here.names
         )

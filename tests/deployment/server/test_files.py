@@ -85,7 +85,7 @@ def test_the_services_commands_exist_and_are_started_again_after_a_failure_only(
     assert program == "/opt/fedvision/bin/fedvision"
     parser().parse_args(command)
     assert unit["Service"]["Restart"] == "on-failure"
-    # As the command line says: a wrong file is 2, and SIGTERM ends a run with 130.
+    # As for the command line: a wrong file is 2, and SIGTERM ends a run with 130.
     assert unit["Service"]["RestartPreventExitStatus"] == "2"
     assert unit["Service"]["SuccessExitStatus"] == str(INTERRUPTED)
 

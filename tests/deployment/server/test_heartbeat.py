@@ -1,4 +1,4 @@
-"""How long a SuperLink has heard nothing, whatever stood still."""
+"""Silence of a server towards its SuperLink, whatever stood still."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused
 
 
 class Link:
-    """Answers with what the test says."""
+    """Answers as the test sets."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None

@@ -1,4 +1,4 @@
-"""The folder of keys and Flower's state say the same, and a wrong file is named."""
+"""The folder of keys and Flower's state agree, and a wrong file is named."""
 
 from __future__ import annotations
 

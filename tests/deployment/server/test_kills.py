@@ -69,4 +69,4 @@ def test_a_server_that_slept_goes_on_by_itself(tmp_path: Path, far_pki: Path, ra
             os.kill(number, signal.SIGCONT)
         here.finish(rounds=4)
         page = (here.out / "report.html").read_text()
-        assert re.search(r"the server was not heard of for [789]\d s", page)
+        assert re.search(r"the server sent no heartbeat for [789]\d s", page)

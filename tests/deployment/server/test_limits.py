@@ -19,7 +19,7 @@ from fedvision.deployment.server.limits import (
 
 
 class Clock:
-    """Seconds that rise when told."""
+    """Seconds that rise when set."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -96,7 +96,7 @@ def test_a_flood_is_one_line_a_minute_with_its_number(caplog: pytest.LogCaptureF
         "refused a: slow [0]",
         "refused a: large",
         "refused b: slow",
-        "refused a: slow [x] (4 times more since it was last said)",
+        "refused a: slow [x] (4 times more since it was last logged)",
     ]
 
 

@@ -58,7 +58,7 @@ def test_masked_clients_train_to_the_simulations_bits_and_only_their_sum_is_know
     simulated = json.loads((here.folder / "simulated/split.json").read_text())
     federation = Experiment.build(ExperimentConfig.load(here.experiment))
     assert (split["clients"], split["shown"], split["withheld"], split["exact"]) == (4, [0], 3, True)
-    assert "class counts are told in a sum over 3 or more clients that mask theirs" in here.log("north")
+    assert "class counts are reported in a sum over 3 or more clients that mask theirs" in here.log("north")
     assert "class counts are masked for a sum over north, south, west" in here.log("north")
 
     # The same measurements as the simulation's, from sums alone.
@@ -81,7 +81,7 @@ def test_masked_clients_train_to_the_simulations_bits_and_only_their_sum_is_know
     assert split["totals"] == totals.tolist()
     assert (totals <= training.sum(0)).all()
 
-    # Nowhere in what the server keeps or says do the counts of a masked client stand.
+    # Nowhere in what the server stores or logs do the counts of a masked client stand.
     stored = logs + "".join(path.read_text() for path in sorted(here.out.glob("*.json*")))
     stored = "".join(stored.split())
     assert json.dumps(own[0]).replace(" ", "") in stored
@@ -90,7 +90,7 @@ def test_masked_clients_train_to_the_simulations_bits_and_only_their_sum_is_know
         assert json.dumps(row).replace(" ", "") not in stored
     check_nothing_private_stored(here)
     page = (here.out / "report.html").read_text()
-    assert "3 of 4 clients tell class counts in sums alone, or not at all" in " ".join(page.split())
+    assert "3 of 4 clients share class counts in sums alone, or not at all" in " ".join(page.split())
 
 
 def check_nothing_private_stored(here: Machines) -> None:

@@ -41,7 +41,7 @@ def test_refusals_and_an_unstable_server_are_logged_once_a_minute(tmp_path: Path
             return here.log("north").removeprefix(first_log)
 
         def lines() -> int:
-            start = ("is starting;", "training images")  # What every client says before it connects.
+            start = ("is starting;", "training images")  # Log lines of every client before it connects.
             return sum(not any(text in line for text in start) for line in twin().splitlines())
 
         eventually(lambda: "the key counts as online" in twin(), "the second client's sentence")
@@ -60,7 +60,7 @@ def test_refusals_and_an_unstable_server_are_logged_once_a_minute(tmp_path: Path
             server = SuperlinkProcess(replace(requested_place, public=place.public, private=place.private))
             server.open()
             time.sleep(4)
-        # It is back; it said that it was away, and that it was back, less than a minute ago. Not so on a
+        # It is back; it logged that it was away, and that it was back, less than a minute ago. Not so on a
         # machine that takes minutes for all this.
         minutes = 1 + int((time.monotonic() - began) / 60)
         assert twin().count("trying again") <= minutes

@@ -24,7 +24,7 @@ def test_a_text_is_written_once_a_minute_with_its_number() -> None:
         now[0] = seconds
         if repeats.filter(line := record(text)):
             written.append(line.getMessage())
-    assert written == ["a", "b", "a (2 times more since it was last said)"]
+    assert written == ["a", "b", "a (2 times more since it was last logged)"]
 
 
 def test_one_place_writes_no_more_than_its_bucket_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ late = "{late}"
 
 
 def missed(here: Machines) -> bool:
-    """Tell whether the second round went on without client 0."""
+    """Return whether the second round went on without client 0."""
     reason = "no answer by the deadline of 10 s"
     refused = [one for record in here.rounds()[1:2] for one in record["refused"]]
     return any((one["client"], one["stage"], one["reason"]) == (0, "training", reason) for one in refused)
@@ -40,14 +40,14 @@ def test_a_slow_client_is_named_and_its_late_answer_used(tmp_path: Path, pki: Pa
         ((used_in, item),) = late
         assert (item["client"], item["requested"], item["used"]) == (0, 2, True)
         assert item["weight"] == (1 + used_in - 2) ** -0.5
-        # It was not asked while it was busy, and was asked again afterwards.
+        # It was not selected while it was busy, and was selected again afterwards.
         between = here.rounds()[2 : used_in - 1]
         assert all(record["busy"] == [0] and record["clients"] == [1] for record in between)
         assert here.rounds()[-1]["clients"] == [0, 1]
         page = (here.out / "report.html").read_text()
         assert "north (0)" in page
         assert "no answer by the deadline of 10 s" in page
-        assert "asked in round 2, answered late, used with weight" in page
+        assert "requested in round 2, answered late, used with weight" in page
         assert "no answer by the deadline of 10 s" in here.log("server")
 
 

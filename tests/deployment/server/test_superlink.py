@@ -131,7 +131,7 @@ def test_the_control_api_answers_inside_only(
 ) -> None:
     assert control(pki, server.public, call, message.SerializeToString()).status_code == 403
     inside = control(pki, server.private, call, message.SerializeToString())
-    # An empty run is no run, but inside it is Flower that says so.
+    # An empty run is no run, but inside it is Flower that refuses it.
     assert inside.status_code == (200 if call == "list-nodes" else inside.status_code)
     assert b"only clients' calls" not in inside.content
 

@@ -203,7 +203,7 @@ def test_a_reply_that_does_not_fit_is_refused_and_never_fetched(link: FakeLink) 
 
 def test_notes_of_a_client_are_delivered_once(link: FakeLink) -> None:
     record = RecordDict({"arrays": codec.encode_state(STATE)})
-    layout = replace(message_format.describe(record), notes=("its process died", "it was asked twice"))
+    layout = replace(message_format.describe(record), notes=("its process died", "it got a task twice"))
     reply = internals_wire.pack_message(
         layout, internals_wire.pack_tensors(message_format.TensorSource(record, layout))
     )
@@ -212,7 +212,7 @@ def test_notes_of_a_client_are_delivered_once(link: FakeLink) -> None:
     made = grid(link)
     made._on_client_notice = lambda client, sentence: noticed.append((client, sentence))
     (back,) = made.send_and_receive(messages_to([10]))
-    assert noticed == [(2, "its process died"), (2, "it was asked twice")]
+    assert noticed == [(2, "its process died"), (2, "it got a task twice")]
     assert set(back.content) == {"arrays"}
 
 
@@ -350,7 +350,7 @@ def test_a_reply_is_let_go_at_the_superlink_and_no_round_waits_for_it(link: Fake
 
 
 def watched(carrier: SuperLinkGrid, most: int = 9, kind: str = "") -> list[tuple[int, Message]]:
-    """Return who was asked and the reply, until nothing is owed or so many are there."""
+    """Return who was selected and the reply, until nothing is owed or so many are there."""
     found: list[tuple[int, Message]] = []
     for message, reply in carrier.watch(lambda: -math.inf if len(found) == most else math.inf, kind):
         found.append((message.metadata.dst_node_id, reply))
@@ -406,7 +406,7 @@ def test_whom_the_superlink_does_not_take_a_message_for_is_named(link: FakeLink)
     carrier = grid(link)
     carrier.post(messages_to([10, 20]))
     found = dict(watched(carrier))
-    assert found[10].error.reason == "it went offline before it was asked"
+    assert found[10].error.reason == "it went offline before its message was sent"
     assert found[20].has_content()
 
 

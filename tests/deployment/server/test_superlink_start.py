@@ -34,7 +34,7 @@ def test_client_certificate_required_where_configured(pki: Path, strangers: Path
             assert send_request(connection, request("GET", "/health")) == b""
         north = secured(pki, server.public, certificate=pki / "clients/north")
         assert status(send_request(north, request("GET", "/health"))) == 200
-        # The private side, where `flwr` has none, asks for none.
+        # The private side, where `flwr` has none, needs none.
         assert nodes(pki, server).keys() == {"north", "south"}
 
 

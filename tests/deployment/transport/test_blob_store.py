@@ -76,7 +76,7 @@ def test_files_of_an_earlier_run_of_the_machine_cannot_be_relied_on(
     assert store.open()
     monkeypatch.setattr(blob_store, "_this_boot", lambda: "")
     assert not store.open()
-    assert not store.open(), "a system that does not tell"
+    assert not store.open(), "a system that does not report it"
 
 
 def test_keep_only_removes_the_rest(tmp_path: Path) -> None:

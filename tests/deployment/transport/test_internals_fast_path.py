@@ -86,7 +86,7 @@ class Sent:
 
 
 class Flower:
-    """An application that says what it got."""
+    """An application that records its requests."""
 
     def __init__(self) -> None:
         self.got: list[bytes] = []
@@ -166,7 +166,7 @@ def test_a_file_leaves_in_chunks(tmp_path: Path) -> None:
 
 
 class State:
-    """What a SuperLink's state is told of objects."""
+    """A SuperLink's state that records calls for objects."""
 
     def __init__(self, folder: Path) -> None:
         self.object_store = FileObjectStore(folder)

@@ -1,4 +1,4 @@
-"""What a client makes of the answers of something that is no SuperLink, or of one that says no."""
+"""What a client makes of the answers of something that is no SuperLink, or of one that refuses."""
 
 from __future__ import annotations
 

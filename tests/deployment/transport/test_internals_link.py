@@ -197,7 +197,7 @@ def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
 ) -> None:
     server, node = run
     counts: set[int] = set()
-    for number in (1.0, 2.0):  # asked twice, answered twice with the same tensors
+    for number in (1.0, 2.0):  # requested twice, answered twice with the same tensors
         (sent,) = server.push([Message(content(number), node, "train")])
         received = client.receive()
         assert received is not None

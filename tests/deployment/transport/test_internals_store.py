@@ -71,7 +71,7 @@ def test_objects_are_files_and_come_back_whole(store: FileObjectStore, tmp_path:
     assert {name for name in objects if store.file(name)} == large
     assert {entry.content for name, entry in store.store.items() if name in large} == {IN_FILE}
     assert store.get_object_tree(tree.object_id) == tree
-    assert store.preregister(RUN, tree) == [], "what is here is not asked for again"
+    assert store.preregister(RUN, tree) == [], "what is here is not requested again"
 
 
 def test_what_is_false_or_unannounced_is_refused(store: FileObjectStore, tmp_path: Path) -> None:

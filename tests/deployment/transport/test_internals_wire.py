@@ -74,7 +74,7 @@ def test_a_message_whose_objects_come_in_any_order_is_there_when_all_of_them_are
     for name in objects.keys() - pieces - {layout}:
         incoming = arrival(message, drop=name)
         if ordered:
-            assert incoming.open().size, "the layout came last: the rest is there, and is not asked for"
+            assert incoming.open().size, "the layout came last: the rest is there, and is not requested"
             continue
         with pytest.raises(NotDeliveredYet):
             incoming.open()

@@ -50,7 +50,7 @@ def test_our_own_side_needs_no_127_0_0_1_in_the_certificate(
 
 
 def test_flowers_clients_use_the_configured_route(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whatever the environment says: their own side never leaves this machine."""
+    """Whatever the environment: their own side never leaves this machine."""
     monkeypatch.setenv("HTTP_PROXY", "http://192.0.2.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://192.0.2.1:9")
     with HTTPServer(("127.0.0.1", 0), _Healthy) as server:

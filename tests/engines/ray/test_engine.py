@@ -156,7 +156,7 @@ def test_the_sums_of_one_of_two_workers_come_with_the_last_batch(calls: list[Job
     assert same(Round(RayEngine(workers=2), adders(12)).state, serial.state)
     batches = [job for job in calls if job.tasks]
     assert [job.closes for job in batches] == [False] * (len(batches) - 1) + [True]
-    assert len(calls) - len(batches) <= 1, "only the other one is asked for its sums alone"
+    assert len(calls) - len(batches) <= 1, "only the other one sends its sums alone"
 
 
 def test_updates_that_come_one_by_one_close_nothing(calls: list[Job]) -> None:

@@ -1,4 +1,4 @@
-"""Where workers go: by processors, by measured GPU memory, or as asked for."""
+"""Where workers go: by processors, by measured GPU memory, or as configured."""
 
 from __future__ import annotations
 

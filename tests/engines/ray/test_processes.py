@@ -93,7 +93,7 @@ def test_nothing_is_left_running_when_a_run_is_struck(blows: list[signal.Signals
             assert run.returncode == 130
             assert out.rstrip().endswith(b"--resume goes on from the last round")
             assert b"Traceback" not in out
-            assert b"received" not in out, "Ray has a say of its own on SIGTERM"
+            assert b"received" not in out, "Ray handles SIGTERM itself"
             assert json.loads((folder / "run/summary.json").read_text())["status"] == "stopped"
 
 

@@ -1,6 +1,6 @@
 """Steps that are played back against the serial loop.
 
-A CUDA graph repeats the operations of a step at their addresses and asks Python nothing. A trace does the
+A CUDA graph repeats the operations of a step at their addresses and runs no Python. A trace does the
 same on the CPU: what is read from a tensor that is made anew each round, or decided by a number on the way,
 would show.
 """

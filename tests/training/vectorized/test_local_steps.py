@@ -236,7 +236,7 @@ def test_one_call_of_an_algorithm_for_all_active_clients() -> None:
     stack_sizes = []
 
     class Watched(ClientAlgorithm):
-        """Says when it is asked."""
+        """Records its calls."""
 
         def begin(self, model: Any, parameters: Any, request: TrainRequest, memory: Any) -> None:
             self.parameters = parameters
@@ -248,7 +248,7 @@ def test_one_call_of_an_algorithm_for_all_active_clients() -> None:
     cohort = Cohort()
     cohort.algorithms = lambda: [Watched() for _ in SIZES]  # type: ignore[method-assign, assignment]
     cohort.at_once()
-    # Batches of 8 of 5, 1, 23, 17, 16 images: nobody is asked after their last.
+    # Batches of 8 of 5, 1, 23, 17, 16 images: no call after their last.
     assert stack_sizes == [5, 3, 2]
 
 

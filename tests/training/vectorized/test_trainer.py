@@ -25,7 +25,7 @@ from tests.training.client_cases import CLASSES, SIZES, assert_equal, make_shard
 
 
 class Fixed:
-    """The clients of the crowd, who keep their first three images from training."""
+    """The clients of the cohort, which keep their first three images from training."""
 
     def __init__(self) -> None:
         self.shards = make_shards()
