@@ -14,8 +14,18 @@ from fedvision import registry
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fedvision"
 BASE = {
-    *("types", "errors", "seeding", "cores", "files", "formatting"),
-    *("tables", "config", "sweep", "registry", "plugin_folder", "interruption", "streams", "stages"),
+    *("types", "errors", "seeding", "cores", "files", "formatting", "ranges"),
+    *(
+        "tables",
+        "config",
+        "sweep",
+        "registry",
+        "plugin_folder",
+        "interruption",
+        "streams",
+        "stages",
+        "ranges",
+    ),
 }
 """Modules that every package may import."""
 LAYERS = (

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fedvision.ranges import check_range
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State
 
@@ -65,10 +66,8 @@ class RoundStrategy(ABC):
     """The client half: a class at the top level of its module, which clients find by its name."""
 
     def __init__(self, *, fraction: float = 1.0, min_clients: int = 1) -> None:
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be > 0 and <= 1, not {fraction}")
-        if min_clients < 1:
-            raise ValueError(f"min_clients must be >= 1, not {min_clients}")
+        check_range(above=0, at_most=1, fraction=fraction)
+        check_range(at_least=1, min_clients=min_clients)
         self.fraction = fraction
         self.min_clients = min_clients
 

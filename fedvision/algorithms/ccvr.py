@@ -27,6 +27,7 @@ from fedvision.algorithms.base import ServerContext
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.errors import ConfigError, RunError
 from fedvision.models.base import halves
+from fedvision.ranges import check_range
 from fedvision.training.statistics import LocalData
 from fedvision.types import PluginSpec, State
 
@@ -90,13 +91,9 @@ class CCVR(FedAvg):
         min_clients: int = 1,
     ) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
-        for name, value in (("samples", samples), ("steps", steps), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, not {value}")
-        if not 0 < lr < float("inf"):
-            raise ValueError(f"lr must be > 0 and finite, not {lr}")
-        if every < 0:
-            raise ValueError(f"every must be >= 0, not {every}")
+        check_range(at_least=1, samples=samples, steps=steps, batch_size=batch_size)
+        check_range(above=0, lr=lr)
+        check_range(at_least=0, every=every)
         self.samples, self.steps, self.lr, self.batch_size = samples, steps, lr, batch_size
         self.every = every
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.errors import ClientError
+from fedvision.ranges import check_range
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.types import ClientConfig, LossFn, State, TrainRequest
 
@@ -93,10 +94,8 @@ class FedNTD(FedAvg):
         self, *, beta: float = 1.0, tau: float = 3.0, fraction: float = 1.0, min_clients: int = 1
     ) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
-        if not 0 <= beta < float("inf"):
-            raise ValueError(f"beta must be >= 0 and finite, not {beta}")
-        if not 0 < tau < float("inf"):
-            raise ValueError(f"tau must be > 0 and finite, not {tau}")
+        check_range(at_least=0, beta=beta)
+        check_range(above=0, tau=tau)
         self.beta, self.tau = beta, tau
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:

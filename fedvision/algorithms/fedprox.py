@@ -15,6 +15,7 @@ from torch import nn
 
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.errors import ClientError
+from fedvision.ranges import check_range
 from fedvision.training.client_algorithm import (
     ClientAlgorithm,
     Groups,
@@ -86,8 +87,7 @@ class FedProx(FedAvg):
 
     def __init__(self, *, mu: float = 0.01, fraction: float = 1.0, min_clients: int = 1) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
-        if not mu >= 0:
-            raise ValueError(f"mu must be >= 0, not {mu}")
+        check_range(at_least=0, mu=mu)
         self.mu = mu
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:

@@ -22,6 +22,7 @@ import torch
 from fedvision.aggregation.summation import accumulate_dtype
 from fedvision.algorithms.base import RoundStrategy, cohort_size
 from fedvision.errors import TooFewUpdates
+from fedvision.ranges import check_range
 from fedvision.types import ClientUpdate, State
 
 
@@ -53,8 +54,7 @@ class TrimmedMean(RoundStrategy):
 
     def __init__(self, *, share: float = 0.2, fraction: float = 1.0, min_clients: int = 1) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
-        if not 0 <= share < 0.5:
-            raise ValueError(f"share must be >= 0 and < 0.5, not {share}")
+        check_range(at_least=0, below=0.5, share=share)
         self.share = share
 
     def combine(self, state: State, updates: Iterator[ClientUpdate]) -> State:
@@ -104,10 +104,8 @@ class Krum(RoundStrategy):
         self, *, malicious: int = 0, keep: int = 1, fraction: float = 1.0, min_clients: int = 1
     ) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
-        if malicious < 0:
-            raise ValueError(f"malicious must be >= 0, not {malicious}")
-        if keep < 1:
-            raise ValueError(f"keep must be >= 1, not {keep}")
+        check_range(at_least=0, malicious=malicious)
+        check_range(at_least=1, keep=keep)
         self.malicious = malicious
         self.keep = keep
         self.min_clients = max(min_clients, self._needed)

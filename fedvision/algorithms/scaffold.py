@@ -29,6 +29,7 @@ from fedvision.aggregation.summation import accumulate_dtype
 from fedvision.algorithms.fedavg import only_averaged
 from fedvision.algorithms.mean import MODEL, MeanStrategy, WeightedTensors
 from fedvision.errors import RunError
+from fedvision.ranges import check_range
 from fedvision.training.client_algorithm import (
     ClientAlgorithm,
     Groups,
@@ -111,8 +112,7 @@ class Scaffold(MeanStrategy):
 
     def __init__(self, *, server_lr: float = 1.0, fraction: float = 1.0, min_clients: int = 1) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
-        if not server_lr > 0:
-            raise ValueError(f"server_lr must be > 0, not {server_lr}")
+        check_range(above=0, server_lr=server_lr)
         self.server_lr = server_lr
         self.control: State = {}
         """The server's c: zeros, that is empty, until the first round has ended."""

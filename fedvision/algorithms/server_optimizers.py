@@ -25,6 +25,7 @@ import torch
 
 from fedvision.algorithms.fedavg import only_averaged
 from fedvision.algorithms.mean import MODEL, MeanStrategy, WeightedTensors
+from fedvision.ranges import check_range
 from fedvision.types import ClientUpdate, State
 
 
@@ -45,8 +46,9 @@ class FedAvgM(MeanStrategy):
         self, *, server_lr: float = 1.0, momentum: float = 0.9, fraction: float = 1.0, min_clients: int = 1
     ) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
-        self.server_lr = _positive("server_lr", server_lr)
-        self.momentum = _decay("momentum", momentum)
+        check_range(above=0, server_lr=server_lr)
+        check_range(at_least=0, below=1, momentum=momentum)
+        self.server_lr, self.momentum = server_lr, momentum
         self.direction: State = {}
         """m by tensor."""
 
@@ -91,10 +93,9 @@ class AdaptiveOptimizer(MeanStrategy):
         min_clients: int = 1,
     ) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
-        self.server_lr = _positive("server_lr", server_lr)
-        self.beta1 = _decay("beta1", beta1)
-        self.beta2 = _decay("beta2", beta2)
-        self.tau = _positive("tau", tau)
+        check_range(above=0, server_lr=server_lr, tau=tau)
+        check_range(at_least=0, below=1, beta1=beta1, beta2=beta2)
+        self.server_lr, self.beta1, self.beta2, self.tau = server_lr, beta1, beta2, tau
         self.first_moment: State = {}
         """m by tensor."""
         self.second_moment: State = {}
@@ -198,15 +199,3 @@ def _step(
         stepped = change if only_averaged(name) else old.to(change.dtype) + server_lr * direct(name, change)
         new[name] = stepped.to(old.dtype)
     return new
-
-
-def _positive(name: str, value: float) -> float:
-    if not value > 0:
-        raise ValueError(f"{name} must be > 0, not {value}")
-    return value
-
-
-def _decay(name: str, value: float) -> float:
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must be >= 0 and < 1, not {value}")
-    return value

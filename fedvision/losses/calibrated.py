@@ -29,6 +29,7 @@ import torch
 
 from fedvision.losses.counts import at_least, images
 from fedvision.losses.logits import PerClass, cross_entropy_of, precise
+from fedvision.ranges import check_range
 
 if TYPE_CHECKING:
     from fedvision.types import LossFn
@@ -104,10 +105,8 @@ def fedrs(counts: torch.Tensor, *, alpha: float = 0.5, min_count: int = 1) -> Lo
     Raises:
         ValueError: alpha or min_count is out of range.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be >= 0 and <= 1, not {alpha}")
-    if min_count < 1:
-        raise ValueError(f"min_count must be >= 1, not {min_count}")
+    check_range(at_least=0, at_most=1, alpha=alpha)
+    check_range(at_least=1, min_count=min_count)
     factors = PerClass(torch.where(images(counts) >= min_count, 1.0, alpha))
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -129,6 +128,5 @@ def _shifted(offsets: torch.Tensor) -> LossFn:
 
 
 def _strength(tau: float) -> float:
-    if not 0 <= tau < float("inf"):
-        raise ValueError(f"tau must be >= 0, not {tau}")
+    check_range(at_least=0, tau=tau)
     return tau

@@ -8,6 +8,7 @@ import torch
 
 from fedvision.losses.logits import PerClass, is_label, of_label, precise
 from fedvision.losses.weighting import class_weights
+from fedvision.ranges import check_range
 
 if TYPE_CHECKING:
     from fedvision.types import LossFn
@@ -30,8 +31,7 @@ def focal(counts: torch.Tensor, *, gamma: float = 2.0, scheme: str = "none", bet
     Raises:
         ValueError: gamma or beta is out of range, or the scheme is unknown.
     """
-    if not 0 <= gamma < float("inf"):
-        raise ValueError(f"gamma must be >= 0, not {gamma}")
+    check_range(at_least=0, gamma=gamma)
     weights = PerClass(class_weights(counts, scheme, beta))
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

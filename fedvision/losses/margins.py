@@ -9,6 +9,7 @@ import torch
 from fedvision.losses.counts import occupied
 from fedvision.losses.logits import PerClass, cross_entropy_of, is_label, precise, sharpened
 from fedvision.losses.weighting import class_weights
+from fedvision.ranges import check_range
 
 if TYPE_CHECKING:
     from fedvision.types import LossFn
@@ -49,12 +50,8 @@ def ldam(
     Raises:
         ValueError: An argument is out of range.
     """
-    if not 0 <= max_margin < float("inf"):
-        raise ValueError(f"max_margin must be >= 0, not {max_margin}")
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"scale must be > 0, not {scale}")
-    if drw_round < 0:
-        raise ValueError(f"drw_round must be >= 0, not {drw_round}; 0 never weighs")
+    check_range(at_least=0, max_margin=max_margin, drw_round=drw_round)
+    check_range(above=0, scale=scale)
     n = occupied(counts)
     margins = PerClass(max_margin * (n.amin(-1, keepdim=True) / n) ** 0.25)
     deferred = drw_round == 0 or round < drw_round

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fedvision.losses.logits import PerClass, precise
 from fedvision.losses.weighting import class_weights
+from fedvision.ranges import check_range
 
 if TYPE_CHECKING:
     from fedvision.types import LossFn
@@ -78,8 +79,7 @@ def asymmetric(
     for name, gamma in (("gamma_pos", gamma_pos), ("gamma_neg", gamma_neg)):
         if not (gamma == 0 or 1 <= gamma < float("inf")):
             raise ValueError(f"{name} must be 0 or >= 1, and finite, not {gamma}")
-    if not 0 <= margin < 1:
-        raise ValueError(f"margin must be >= 0 and < 1, not {margin}")
+    check_range(at_least=0, below=1, margin=margin)
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         z = precise(logits)

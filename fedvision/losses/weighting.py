@@ -12,6 +12,7 @@ import torch
 
 from fedvision.losses.counts import images, occupied
 from fedvision.losses.logits import PerClass, cross_entropy_of, precise
+from fedvision.ranges import check_range
 
 if TYPE_CHECKING:
     from fedvision.types import LossFn
@@ -80,8 +81,7 @@ def class_weights(counts: torch.Tensor, scheme: str, beta: float = 0.9999) -> to
     """
     if scheme != _EFFECTIVE and scheme not in _POWERS:
         raise ValueError(f"scheme must be one of {', '.join(_POWERS)}, {_EFFECTIVE}, not {scheme!r}")
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must be >= 0 and < 1, not {beta}")
+    check_range(at_least=0, below=1, beta=beta)
     n = occupied(counts)
     raw = _effective(n, beta).reciprocal() if scheme == _EFFECTIVE else n.pow(_POWERS[scheme])
     return _mean_one(raw, images(counts) > 0)

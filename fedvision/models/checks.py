@@ -7,28 +7,6 @@ from collections.abc import Iterable
 from fedvision.errors import nearest
 
 
-def positive(**values: int) -> None:
-    """Refuse whole numbers below 1.
-
-    Raises:
-        ValueError: A value is < 1.
-    """
-    for key, value in values.items():
-        if value < 1:
-            raise ValueError(f"{key} must be >= 1, not {value}")
-
-
-def probability(**values: float) -> None:
-    """Refuse numbers outside 0 <= p < 1, such as a dropout that would drop everything.
-
-    Raises:
-        ValueError: A value is out of range.
-    """
-    for key, value in values.items():
-        if not 0 <= value < 1:
-            raise ValueError(f"{key} must be >= 0 and < 1, not {value}")
-
-
 def one_of(key: str, value: str, options: Iterable[str]) -> None:
     """Refuse a word that is none of the options.
 

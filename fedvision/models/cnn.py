@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.models.base import Backbone, with_linear_head
-from fedvision.models.checks import positive, probability
 from fedvision.models.init import glorot
 from fedvision.models.mkldnn_layout import blocked, plain
 from fedvision.models.tokens import Features
+from fedvision.ranges import check_range
 
 _SMALLEST_UNPADDED = 18
 _SMALLEST = 4
@@ -47,8 +47,8 @@ def cnn(
     Raises:
         ValueError: A key is out of range or the image is too small.
     """
-    positive(dense=dense)
-    probability(dropout=dropout)
+    check_range(at_least=1, dense=dense)
+    check_range(at_least=0, below=1, dropout=dropout)
     features = ConvFeatures(in_channels, image_size, width)
     return with_linear_head(CnnBackbone(features, dense, dropout), num_classes)
 
@@ -58,7 +58,7 @@ class ConvFeatures(Features):
 
     def __init__(self, in_channels: int, image_size: tuple[int, int], width: int) -> None:
         super().__init__()
-        positive(width=width)
+        check_range(at_least=1, width=width)
         if min(image_size) < _SMALLEST:
             height, wide = image_size
             raise ValueError(f"images must be at least {_SMALLEST} x {_SMALLEST}, not {height} x {wide}")

@@ -22,8 +22,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.models.base import Backbone, with_linear_head
-from fedvision.models.checks import one_of, positive
+from fedvision.models.checks import one_of
 from fedvision.models.tokens import Features
+from fedvision.ranges import check_range
 
 Norm = Callable[[int], nn.Module]
 """Channels -> normalisation layer."""
@@ -138,7 +139,7 @@ def residual_features(
     Raises:
         ValueError: A key is out of range.
     """
-    positive(groups=groups, width=width)
+    check_range(at_least=1, groups=groups, width=width)
     one_of("norm", norm, ("group", "batch"))
     if norm == "group" and width % groups:
         raise ValueError(f"groups = {groups} does not divide width = {width}; set groups to a divisor of it")

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from fedvision.models.base import Backbone, with_linear_head
-from fedvision.models.checks import one_of, positive, probability
+from fedvision.models.checks import one_of
 from fedvision.models.init import recurrent
 from fedvision.models.tokens import Features, patch_grid, patches
+from fedvision.ranges import check_range
 
 _CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -49,7 +50,7 @@ def rnn(
         ValueError: A key is out of range, or the patch does not divide the image.
     """
     one_of("pool", pool, ("last", "mean"))
-    probability(dropout=dropout)
+    check_range(at_least=0, below=1, dropout=dropout)
     features = RecurrentFeatures(
         in_channels,
         image_size,
@@ -79,7 +80,7 @@ class RecurrentFeatures(Features):
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
-        positive(hidden=hidden, layers=layers)
+        check_range(at_least=1, hidden=hidden, layers=layers)
         one_of("tokens", tokens, ("rows", "patches"))
         one_of("cell", cell, _CELLS)
         rows = tokens == "rows"

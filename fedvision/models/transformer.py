@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedvision.models.checks import one_of, positive, probability
+from fedvision.models.checks import one_of
 from fedvision.models.init import glorot
 from fedvision.models.tokens import Positions
+from fedvision.ranges import check_range
 
 POOLS = ("class", "mean")
 
@@ -49,8 +50,8 @@ class Transformer(nn.Module):
         pool: str = "class",
     ) -> None:
         super().__init__()
-        positive(dim=dim, depth=depth, heads=heads)
-        probability(dropout=dropout)
+        check_range(at_least=1, dim=dim, depth=depth, heads=heads)
+        check_range(at_least=0, below=1, dropout=dropout)
         one_of("pool", pool, POOLS)
         if int(dim * mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio must be > 0, not {mlp_ratio}")

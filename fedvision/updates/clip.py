@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fedvision.ranges import check_range
 from fedvision.types import State
 from fedvision.updates.base import UpdateTransform
 from fedvision.updates.schema import UpdateSchema
@@ -34,8 +35,7 @@ class Clip(UpdateTransform):
     linear = True  # nothing is decoded
 
     def __init__(self, *, max_norm: float) -> None:
-        if not 0 < max_norm < math.inf:
-            raise ValueError(f"max_norm must be > 0, not {max_norm}")
+        check_range(above=0, max_norm=max_norm)
         self.max_norm = max_norm
 
     def schema(self, schema: UpdateSchema) -> UpdateSchema:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from fedvision.ranges import check_range
 from fedvision.types import State
 from fedvision.updates.base import UpdateTransform
 from fedvision.updates.clip import refuse_whole_numbers
@@ -46,8 +47,7 @@ class TopK(UpdateTransform):
     def __init__(
         self, *, fraction: float, scope: Literal["model", "tensor"] = "model", error_feedback: bool = True
     ) -> None:
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be > 0 and <= 1, not {fraction}")
+        check_range(above=0, at_most=1, fraction=fraction)
         if scope not in ("model", "tensor"):
             raise ValueError(f'scope must be "model" or "tensor", not {scope!r}')
         self.fraction, self.scope, self.error_feedback = fraction, scope, error_feedback

@@ -8,10 +8,10 @@ The papers start from balanced data and rank by label; here the rank is by frequ
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
+
+from fedvision.ranges import check_range
 
 
 def subsample(
@@ -33,8 +33,7 @@ def subsample(
     Raises:
         ValueError: ``imbalance`` is below 1.
     """
-    if not 1 <= imbalance < math.inf:
-        raise ValueError(f"imbalance must be >= 1 and finite, not {imbalance}")
+    check_range(at_least=1, imbalance=imbalance)
     counts = np.bincount(labels, minlength=num_classes)
     retained = profile(counts, imbalance)
     order = rng.permutation(len(labels))

@@ -18,7 +18,6 @@ them fill one array ``owner [N]`` (the client of each image) without a loop over
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from fedvision.data.naming import composed, in_order, is_missing
 from fedvision.errors import DataError
+from fedvision.ranges import check_range
 
 if TYPE_CHECKING:
     from fedvision.types import Partitioner
@@ -63,8 +63,7 @@ def dirichlet(*, alpha: float, min_per_client: int = 1) -> Partitioner:
     Raises:
         ValueError: An argument is out of range.
     """
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha must be > 0 and finite, not {alpha}")
+    check_range(above=0, alpha=alpha)
     _check_minimum(min_per_client)
 
     def partition(labels: Indices, clients: int, rng: np.random.Generator) -> list[Indices]:
@@ -119,8 +118,7 @@ def quantity(*, exponent: float = 1.0, min_per_client: int = 1) -> Partitioner:
     Raises:
         ValueError: An argument is out of range.
     """
-    if not 0 <= exponent < math.inf:
-        raise ValueError(f"exponent must be >= 0 and finite, not {exponent}")
+    check_range(at_least=0, exponent=exponent)
     _check_minimum(min_per_client)
 
     def partition(labels: Indices, clients: int, rng: np.random.Generator) -> list[Indices]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from fedvision import seeding
 from fedvision.errors import DataError
+from fedvision.ranges import check_range
 
 if TYPE_CHECKING:
     from fedvision.types import Partitioner
@@ -290,8 +291,7 @@ def population(
     Raises:
         ValueError: An argument is out of range.
     """
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha must be > 0 and finite, not {alpha}")
+    check_range(above=0, alpha=alpha)
     if not 0 <= sigma <= 10:
         raise ValueError(f"sigma must be >= 0 and <= 10, not {sigma}")
     if min_images < 1:

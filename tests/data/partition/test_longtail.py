@@ -54,7 +54,7 @@ def test_ratio_one_keeps_all_and_the_choice_is_the_generators() -> None:
 
 @pytest.mark.parametrize("imbalance", [0.5, 0.0, -1.0, float("nan"), float("inf")])
 def test_a_ratio_below_one_is_refused(imbalance: float) -> None:
-    with pytest.raises(ValueError, match="imbalance must be >= 1 and finite"):
+    with pytest.raises(ValueError, match="imbalance must be >= 1"):
         subsample(np.zeros(3, np.int64), imbalance, np.random.default_rng(0), 1)
 
 

@@ -149,8 +149,8 @@ def test_a_number_that_is_no_client_is_an_index_error() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"alpha": 0.0}, "alpha must be > 0 and finite, not 0.0"),
-        ({"alpha": float("nan")}, "alpha must be > 0 and finite, not nan"),
+        ({"alpha": 0.0}, "alpha must be > 0, not 0.0"),
+        ({"alpha": float("nan")}, "alpha must be > 0, not nan"),
         ({"sigma": -0.1}, "sigma must be >= 0 and <= 10, not -0.1"),
         ({"sigma": 11.0}, "sigma must be >= 0 and <= 10, not 11.0"),
         ({"min_images": 0}, "min_images must be >= 1, not 0"),

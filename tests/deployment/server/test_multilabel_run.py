@@ -76,4 +76,4 @@ def test_masked_images_of_several_labels_train_to_the_simulations_bits(tmp_path:
     assert east.images + together["images"] == 500 - runs[1].split()["held_out"]
     assert runs[0].split()["totals"] == np.sum(runs[1].split()["counts"], axis=0).tolist()
     page = " ".join((here.out / "report.html").read_text().split())
-    assert "3 of 4 clients tell class counts in sums alone, or not at all" in page
+    assert "3 of 4 clients share class counts in sums alone, or not at all" in page
