@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedvision import stages
 from fedvision.cli import main
 
 EXPERIMENT = """
@@ -126,6 +127,8 @@ def test_inspect_shows_the_split_and_writes_nothing(here: Path, capsys: pytest.C
     out = capsys.readouterr().out
     assert "effective" in out
     assert "each way" in out
+    stages.stage("of somebody who uses the package after the command")
+    assert "somebody" not in capsys.readouterr().err
     assert [path.name for path in here.iterdir()] == ["small.toml"]
 
 
