@@ -189,3 +189,8 @@ def test_sources_have_a_docstring_and_stay_short() -> None:
         text = file.read_text()
         assert ast.get_docstring(ast.parse(text)), f"{file} has no docstring"
         assert text.count("\n") <= 400, f"{file} is too long"
+
+
+def test_tests_stay_short() -> None:
+    for file in (ROOT / "tests").rglob("*.py"):
+        assert file.read_text().count("\n") <= 400, f"{file} is too long"

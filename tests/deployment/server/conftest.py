@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from fedvision.deployment.certificates import make
+from fedvision.flower import internals
+from tests.deployment.server.member_rooms import COUNTS
 from tests.deployment.server.network import missing
+from tests.deployment.server.superlink_links import FakeLink
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +35,18 @@ def far_pki(spaces: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def raw(fashion_mnist_root: Path) -> Path:
     """The folder of Fashion-MNIST's own files."""
     return fashion_mnist_root / "FashionMNIST/raw"
+
+
+@pytest.fixture
+def link() -> FakeLink:
+    """A SuperLink as an object."""
+    internals.identify(1)
+    return FakeLink()
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority and the keys and certificates of all clients of ``COUNTS``."""
+    folder = tmp_path_factory.mktemp("six")
+    make(folder, hosts=["localhost"], clients=sorted(COUNTS))
+    return folder

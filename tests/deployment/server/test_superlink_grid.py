@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, RecordDict
 
 from fedvision.algorithms.base import RoundStrategy
 from fedvision.algorithms.fedavg import FedAvg
@@ -23,114 +21,24 @@ from fedvision.deployment.transport.internals_wire import (
     NODE_UNAVAILABLE,
     IncomingMessage,
     LinkDown,
-    NotDeliveredYet,
-    RunEnded,
 )
 from fedvision.errors import ProtocolError, RecordError
 from fedvision.flower import codec, internals
-from fedvision.flower.internals import TensorArray
 from fedvision.flower.strategy import FlowerStrategy
-from fedvision.server.pending_messages import AsyncGrid
 from fedvision.server.round_state import RoundState
 from fedvision.server.server_app import ServerPlan, build
-from fedvision.training.loop import TrainResult
 from fedvision.types import State
-from fedvision.updates.chain import UpdateChain
-from fedvision.updates.schema import UpdateSchema
+from tests.deployment.server.superlink_links import (
+    STATE,
+    FakeLink,
+    grid,
+    messages_to,
+    plain,
+    trained,
+    update,
+)
 from tests.experiments import tiny
 from tests.flower.test_strategy import members
-
-STATE = {"w": torch.zeros(3, 2), "b": torch.zeros(2)}
-
-
-class FakeLink:
-    """A SuperLink whose clients answer at once with what the test gives them."""
-
-    run_id = 1
-
-    def __init__(self) -> None:
-        self.replies: dict[int, list[RecordDict | Error]] = {}
-        self.pushed: list[Message] = []
-        self.fetched: list[str] = []
-        self.late = 0
-        self.down = 0
-        self.waiting: list[Message] = []
-        self.here = {30: "c", 10: "a", 20: "b"}
-        self.held: set[int] = set()
-        """Nodes that have not answered yet."""
-        self.gone: set[int] = set()
-        """Nodes for which no message is taken."""
-
-    def online(self) -> dict[int, str]:
-        return self.here
-
-    def push(
-        self, messages: Sequence[Message], before_sending: Callable[[], None] = lambda: None
-    ) -> list[str]:
-        before_sending()
-        ids = []
-        for message in messages:
-            if message.metadata.dst_node_id in self.gone:
-                ids.append("")
-                continue
-            self.pushed.append(message)
-            internals.set_message_id(message, f"m{len(self.pushed)}")
-            content = self.replies[message.metadata.dst_node_id].pop(0)
-            reply = Message(content, reply_to=message)
-            if isinstance(content, Error) and content.code != internals.CLIENT_RAISED:
-                reply.metadata.__dict__["_src_node_id"] = internals.SERVER_NODE
-            self.waiting.append(reply)
-            ids.append(f"m{len(self.pushed)}")
-        return ids
-
-    def pull(self, ids: Sequence[str]) -> list[IncomingMessage]:
-        if self.down:
-            self.down -= 1
-            raise LinkDown("away")
-        found = [
-            reply
-            for reply in self.waiting
-            if reply.metadata.src_node_id not in self.held and reply.metadata.reply_to_message_id in ids
-        ]
-        self.waiting = [reply for reply in self.waiting if reply not in found]
-        return [self._incoming(reply) for reply in found]
-
-    def _incoming(self, reply: Message) -> IncomingMessage:
-        tree, objects = internals_wire.objects_of(reply)
-
-        def fetch(name: str) -> bytes:
-            if self.late:
-                self.late -= 1
-                raise NotDeliveredYet(name)
-            if "lost" in reply.content.config_records:
-                del reply.content["lost"]
-                raise RunEnded("gone")
-            self.fetched.append(name)
-            return objects[name].deflate()
-
-        return IncomingMessage(reply, tree, fetch)
-
-    def confirm(self, incoming: IncomingMessage) -> None:
-        pass
-
-
-@pytest.fixture
-def link() -> FakeLink:
-    internals.identify(1)
-    return FakeLink()
-
-
-def plain(state: State) -> UpdateChain:
-    return UpdateChain(UpdateSchema.of(state))
-
-
-def grid(link: FakeLink, **options: Any) -> SuperLinkGrid:
-    def restore(error: LinkDown) -> None:
-        assert str(error) == "away"
-
-    return SuperLinkGrid(
-        link, expected_replies(plain(STATE), (1, 2, 2)), {10: 2, 20: 0, 30: 1}, restore, **options
-    )  # type: ignore[arg-type]
 
 
 def test_no_message_of_a_round_before_the_last_one_is_settled(link: FakeLink) -> None:
@@ -140,31 +48,6 @@ def test_no_message_of_a_round_before_the_last_one_is_settled(link: FakeLink) ->
     with pytest.raises(RecordError, match="the disk is full"):
         list(grid(link, before_sending=before_sending).send_and_receive(messages_to([10])))
     assert link.pushed == []
-
-
-def packed(content: RecordDict) -> RecordDict:
-    layout = message_format.describe(content)
-    return internals_wire.pack_message(
-        layout, internals_wire.pack_tensors(message_format.TensorSource(content, layout))
-    )
-
-
-def update(value: float, shape: tuple[int, ...] = (3, 2)) -> RecordDict:
-    state = {"w": torch.full(shape, value), "b": torch.zeros(2)}
-    return packed(RecordDict({"arrays": codec.encode_state(state)}))
-
-
-def trained(value: float) -> RecordDict:
-    state = {"w": torch.full((3, 2), value), "b": torch.zeros(2)}
-    return packed(codec.encode_update(TrainResult(state=state, examples=4, loss=0.5, steps=1)))
-
-
-def messages_to(nodes: Sequence[int]) -> list[Message]:
-    shared = ArrayRecord({name: TensorArray(tensor) for name, tensor in STATE.items()})
-    return [
-        Message(RecordDict({"arrays": shared, "config": ConfigRecord({"r": 1})}), node, "train")
-        for node in nodes
-    ]
 
 
 def test_nodes_come_in_the_order_of_their_clients(link: FakeLink) -> None:
@@ -347,67 +230,6 @@ def test_a_reply_is_let_go_at_the_superlink_and_no_round_waits_for_it(link: Fake
     may.set()
     sender._later.shutdown()
     assert sorted(confirmed) == [10, 20]
-
-
-def watched(carrier: SuperLinkGrid, most: int = 9, kind: str = "") -> list[tuple[int, Message]]:
-    """Return who was selected and the reply, until nothing is owed or so many are there."""
-    found: list[tuple[int, Message]] = []
-    for message, reply in carrier.watch(lambda: -math.inf if len(found) == most else math.inf, kind):
-        found.append((message.metadata.dst_node_id, reply))
-    return found
-
-
-def test_what_is_late_is_owed_and_comes_with_a_later_round(link: FakeLink) -> None:
-    link.replies, link.held = {10: [update(1.0), update(3.0)], 20: [update(2.0)]}, {20}
-    carrier = grid(link)
-    assert isinstance(carrier, AsyncGrid)
-    carrier.post(messages_to([10, 20]))
-    assert [node for node, _ in watched(carrier, 1)] == [10]
-    assert carrier.ready() == []
-    carrier.post(messages_to([10]))
-    link.held = set()
-    carrier.wait(math.inf)
-    assert len(carrier.ready()) == 2
-    found = dict(watched(carrier))
-    values = {node: float(r.content.array_records["arrays"]["w"].numpy()[0, 0]) for node, r in found.items()}
-    assert values == {10: 3.0, 20: 2.0}
-    assert watched(carrier) == [], "nothing is owed any more"
-
-
-def test_who_stops_watching_loses_nothing(link: FakeLink) -> None:
-    link.replies = {10: [update(1.0)], 20: [update(2.0)]}
-    carrier = grid(link)
-    carrier.post(messages_to([10, 20]))
-    message, _ = next(carrier.watch(lambda: float("inf")))
-    rest = watched(carrier)
-    assert {message.metadata.dst_node_id, *(node for node, _ in rest)} == {10, 20}
-
-
-def test_a_measurement_does_not_take_a_late_training_away(link: FakeLink) -> None:
-    link.replies = {10: [update(1.0)], 20: [packed(RecordDict({"m": ConfigRecord({"x": 1})}))]}
-    carrier = grid(link)
-    carrier.post(messages_to([10]))
-    carrier.post([Message(RecordDict({"config": ConfigRecord({"r": 1})}), 20, "evaluate")])
-    assert [node for node, _ in watched(carrier, 1, "evaluate")] == [20]
-    assert [node for node, _ in watched(carrier, 1)] == [10]
-
-
-def test_a_question_beside_it_takes_no_answer_that_is_owed(link: FakeLink) -> None:
-    link.replies, link.held = {10: [update(1.0)], 20: [update(2.0)]}, {10}
-    carrier = grid(link)
-    carrier.post(messages_to([10]))
-    assert [r.metadata.src_node_id for r in carrier.send_and_receive(messages_to([20]))] == [20]
-    link.held = set()
-    assert [node for node, _ in watched(carrier)] == [10]
-
-
-def test_whom_the_superlink_does_not_take_a_message_for_is_named(link: FakeLink) -> None:
-    link.replies, link.gone = {20: [update(2.0)]}, {10}
-    carrier = grid(link)
-    carrier.post(messages_to([10, 20]))
-    found = dict(watched(carrier))
-    assert found[10].error.reason == "it went offline before its message was sent"
-    assert found[20].has_content()
 
 
 def test_what_does_not_fit_is_marked_as_refused(link: FakeLink) -> None:
