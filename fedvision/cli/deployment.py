@@ -24,7 +24,8 @@ from fedvision.streams import show
 if TYPE_CHECKING:
     from fedvision.config import ExperimentConfig
     from fedvision.deployment.client.config import ClientMachineConfig
-    from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
+    from fedvision.deployment.server.options import SuperlinkOptions
+    from fedvision.deployment.server.superlink_process import SuperlinkProcess
     from fedvision.experiment import Experiment
     from fedvision.runs.folder import RunFolder
 
@@ -85,47 +86,45 @@ def _server(options: argparse.Namespace) -> None:
     tls, clients = options.tls, options.clients or (options.tls and options.tls / "clients")
     if options.insecure and not clients:
         raise ConfigError("--clients: name the folder with one NAME.pub a client")
-    # Everything that the SuperLink would refuse is an error before anything is written.
-    SuperlinkOptions(
+    place = SuperlinkOptions(
+        tls=tls and tls.resolve(),
+        clients=(clients or Path()).resolve(),
+        state=options.state.resolve(),
         public=options.public,
         private=options.private,
-        tls=tls,
-        clients=clients or Path(),
         insecure=options.insecure,
         client_certificates=options.client_certificates,
-    ).files()
+    )
+    place.files()  # what the SuperLink would refuse is better said before anything is written
     # On standard output: what is wrong stays a line of its own on the other.
     print(
         f"the server is starting: clients on {options.public}, its own side on {options.private}", flush=True
     )
     _check_transport("internals_run")
-    from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
+    from fedvision.deployment.server.superlink_process import SuperlinkProcess
 
-    place = LinkPlace(
-        tls=tls and tls.resolve(),
-        clients=clients.resolve(),
-        state=options.state.resolve(),
-        public=options.public,
-        private=options.private,
-        client_certificates=options.client_certificates,
-    )
     _run(config, options, place, SuperlinkProcess(place, keep=options.keep))
 
 
 def _submit(options: argparse.Namespace) -> None:
     config = _read(options)
     _check_transport("internals_run")
-    from fedvision.deployment.server.superlink_process import LinkPlace
+    from fedvision.deployment.server.options import SuperlinkOptions
     from fedvision.deployment.transport.internals_run import RunLink
 
     tls = options.tls.resolve() if options.tls else None
-    place = LinkPlace(tls=tls, clients=Path(), state=options.state.resolve(), private=options.private)
+    place = SuperlinkOptions(
+        tls=tls,
+        insecure=tls is None,
+        clients=Path(),
+        state=options.state.resolve(),
+        private=options.private,
+    )
     if not (place.state / "secret").exists():
         raise ConfigError(
             f"--state {options.state}: there is no SuperLink's secret; name the server's folder"
         )
-    link = RunLink(place.private, roots=_readable(place.roots))
-    if not link.alive():
+    if RunLink(place.private, roots=_readable(place.roots)).silence():
         raise ConfigError(
             f"--private {options.private}: no SuperLink answers there; start one with `fedvision server ... "
             "--keep`, and give its --tls and --private here"
@@ -161,7 +160,7 @@ def _check_transport(module: str) -> None:
 def _run(
     config: ExperimentConfig,
     options: argparse.Namespace,
-    place: LinkPlace,
+    place: SuperlinkOptions,
     process: SuperlinkProcess | None,
 ) -> None:
     from fedvision.experiment import Experiment
@@ -183,7 +182,7 @@ def _run_in(
     folder: RunFolder,
     federation: Experiment,
     options: argparse.Namespace,
-    place: LinkPlace,
+    place: SuperlinkOptions,
     process: SuperlinkProcess | None,
 ) -> None:
     from fedvision.deployment.server.deployment import Deployment
@@ -213,7 +212,7 @@ def _run_in(
         _stay(process)
 
 
-def _same_place(options: argparse.Namespace, place: LinkPlace, *, ours: bool) -> list[str]:
+def _same_place(options: argparse.Namespace, place: SuperlinkOptions, *, ours: bool) -> list[str]:
     """Return verb and options that name the same SuperLink from any folder."""
     arguments = ["server" if ours else "submit", "--private", options.private, "--state", str(place.state)]
     arguments += ["--tls", str(place.tls)] if place.tls else []

@@ -48,12 +48,10 @@ File = tuple[bytes, int]
 
 
 class Authority(NamedTuple):
-    """Who signs."""
+    """Who signs: its own certificate and key."""
 
     certificate: x509.Certificate
-    """Its own certificate."""
     key: ec.EllipticCurvePrivateKey
-    """What it signs with."""
 
 
 def make(
@@ -149,17 +147,15 @@ def _read_authority(folder: Path, days: int) -> Authority:
 def _new_authority(days: int) -> Authority:
     key = ec.generate_private_key(ec.SECP384R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedvision authority")])
-    builder = _builder(name, name, key, days)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
+    builder = _builder(name, name, key, days, authority=True)
     return Authority(builder.sign(key, hashes.SHA384()), key)
 
 
 def _server_files(authority: Authority, hosts: Sequence[str], days: int) -> dict[Path, File]:
     key = ec.generate_private_key(ec.SECP384R1())
-    names = dict.fromkeys([*hosts, *_ALWAYS])
     general = [
-        x509.IPAddress(ipaddress.ip_address(name)) if _is_ip(name) else x509.DNSName(name) for name in names
+        x509.IPAddress(ipaddress.ip_address(name)) if _is_ip(name) else x509.DNSName(name)
+        for name in dict.fromkeys([*hosts, *_ALWAYS])
     ]
     certificate = _issue(authority, hosts[0], key, days, ExtendedKeyUsageOID.SERVER_AUTH, general)
     return {
@@ -201,22 +197,32 @@ def _issue(
 ) -> x509.Certificate:
     # A common name has at most 64 letters (RFC 5280); the alternative names are what counts.
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
-    builder = _builder(subject, authority.certificate.subject, key, days)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
     issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
-    builder = builder.add_extension(issuer, critical=False)
+    builder = (
+        _builder(subject, authority.certificate.subject, key, days, authority=False)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+        .add_extension(issuer, critical=False)
+    )
     if alternatives:
         builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     return builder.sign(authority.key, hashes.SHA384())
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, *, authority: bool
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    usage = x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -225,21 +231,11 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _EARLY)
         .not_valid_after(now + timedelta(days=days))
-        .add_extension(identifier, critical=False)
-    )
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.BasicConstraints(ca=authority, path_length=0 if authority else None), critical=True
+        )
+        .add_extension(usage, critical=True)
     )
 
 
@@ -253,15 +249,15 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def _write(folder: Path, files: Mapping[Path, File]) -> list[Path]:
     """Write files that are not there yet; from the first byte only the owner can read secret ones."""
-    files = {name: file for name, file in files.items() if not _holds(folder / name, file[0])}
-    if there := [folder / name for name in files if (folder / name).exists()]:
+    # What is there with the same content stays, as ca.crt is when a certificate is renewed.
+    new = {folder / name: file for name, file in files.items() if not _holds(folder / name, file[0])}
+    if there := [path for path in new if path.exists()]:
         raise ConfigError(
             f"{there[0]}: it is there already and is not written over; remove it if it shall be replaced, or "
             "leave its host or client out"
         )
     try:
-        for name, (content, mode) in files.items():
-            path = folder / name
+        for path, (content, mode) in new.items():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # O_EXCL: whoever put a file or a link there in the meantime is not written through.
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -269,11 +265,10 @@ def _write(folder: Path, files: Mapping[Path, File]) -> list[Path]:
                 file.write(content)
     except OSError as error:
         raise ConfigError(f"{error.filename or folder}: it cannot be written: {error.strerror}") from error
-    return [folder / name for name in files]
+    return list(new)
 
 
 def _holds(path: Path, content: bytes) -> bool:
-    """Return whether a file is there with this content, as ``ca.crt`` is when a certificate is renewed."""
     try:
         return path.read_bytes() == content
     except OSError:

@@ -22,7 +22,6 @@ from fedvision.errors import ConfigError
 
 PROTOCOL = 5
 """Raised whenever an older client or server could misunderstand the other."""
-_KEYS = ("protocol", "version", "run", "experiment", "digest", "classes", "image", "frozen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +103,7 @@ def build_fab() -> bytes:
     Nobody executes it: the server command is the run's ServerApp itself, and our clients take no bundle. What
     it names for Flower's own clients is installed with fedvision there.
     """
+    empty = RunManifest(run="", experiment="", classes=(), image=(0, 0, 0)).to_table()
     page = {
         "project": {"name": "fedvision-run", "version": "1.0.0", "description": "A fedvision experiment"},
         "tool": {
@@ -114,7 +114,7 @@ def build_fab() -> bytes:
                         "serverapp": "fedvision.server.server_app:build",
                         "clientapp": "fedvision.deployment.client.supernode:app",
                     },
-                    "config": dict.fromkeys(_KEYS, "") | {"protocol": 0},
+                    "config": {key: type(value)() for key, value in empty.items()},
                 }
             }
         },

@@ -9,35 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import hashlib
-import json
 import logging
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import Any
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedvision.deployment.server.limits import (
-    LITTLE,
-    Held,
-    Limits,
-    MemoryBudget,
-    RateLimitedLog,
-    TokenBuckets,
-    peer_name,
-)
+from fedvision.deployment.server import server_log
+from fedvision.deployment.server.keyring import fingerprint
+from fedvision.deployment.server.limits import LITTLE, Held, Limits, MemoryBudget, TokenBuckets, peer_name
 from fedvision.deployment.transport import internals_superlink
 from fedvision.deployment.transport.internals_bundle import FLEET
 from fedvision.deployment.transport.internals_wire import EMPTY_HEADER
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEALTH = "/health"
 _LONG_S = 3600.0
@@ -93,7 +79,7 @@ class ApiGateway:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         known: Callable[[], Mapping[bytes, str]],
         limits: Limits,
         clock: Callable[[], float] = monotonic,
@@ -105,7 +91,6 @@ class ApiGateway:
         self._redeliver, self._owner, self._removed = redeliver, owner, removed
         self._paths = internals_superlink.fleet_paths() | {FLEET}
         self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
-        self._refusals = RateLimitedLog(log, clock)
         self._budget = MemoryBudget(limits.body_memory, limits.key_bodies, self._on_wait)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,10 +110,13 @@ class ApiGateway:
                 await self._read_and_pass(scope, key, receive, send)
                 return
         except Refusal as refusal:
-            self._refusals.refused(peer, refusal.reason, refusal.detail)
-            await _answer(send, refusal)
+            server_log.warn(f"refused {peer}", refusal.reason, refusal.detail)
+            # The connection ends: what is still to come of the body is not read.
+            headers = {"connection": "close"} | ({"retry-after": "1"} if refusal.status == 503 else {})
+            content = {"code": refusal.code, "detail": refusal.reason}
+            await JSONResponse(content, refusal.status, headers)(scope, receive, send)
             return
-        await self._app(scope, _replay([b""], receive), send)
+        await self._app(scope, internals_superlink.replay([b""], receive), send)
 
     async def _read_and_pass(self, scope: Scope, key: bytes, receive: Receive, send: Send) -> None:
         """Pass a request on once its body is here; a large one is read when there is room for it."""
@@ -142,7 +130,7 @@ class ApiGateway:
             await self._check_names(scope["path"], key, body)
             seconds = _empty_for(scope)
             if seconds is None:
-                await self._app(scope, _replay(body, receive), send)
+                await self._app(scope, internals_superlink.replay(body, receive), send)
             else:
                 await self._pass_heartbeat(scope, body, seconds, receive, send)
 
@@ -153,7 +141,7 @@ class ApiGateway:
             f"{names.get(holder, removed)} {bodies}" for holder, bodies in holders.most_common()
         )
         what = "has waited 10 s for room to send to the server"
-        self._refusals.log(names.get(key, removed), what, f"; bodies under way: {listed}")
+        server_log.warn(names.get(key, removed), what, f"; bodies under way: {listed}")
 
     async def _pass_heartbeat(
         self, scope: Scope, body: list[bytes], seconds: float, receive: Receive, send: Send
@@ -162,11 +150,11 @@ class ApiGateway:
         statuses: list[int] = []
         payload = b"".join(body)
 
-        async def watched(message: MutableMapping[str, Any]) -> None:
+        async def watched(message: Message) -> None:
             statuses.append(message.get("status", 0))
             await send(message)
 
-        await self._app(scope, _replay(body, receive), watched)
+        await self._app(scope, internals_superlink.replay(body, receive), watched)
         if statuses[:1] == [200]:
             node = internals_superlink.heartbeat_node(payload)
             if again := await asyncio.to_thread(self._redeliver, node, seconds):
@@ -189,15 +177,14 @@ class ApiGateway:
             key = b64decode(_header(scope, internals_superlink.PUBLIC_KEY_HEADER), validate=True)
         except binascii.Error:
             key = b""
-        if key not in self._known():
-            # Flower's client prints the code and the sentence of a refused activation, and stops on 401.
-            activation = scope["path"].endswith("/activate-node")
-            status = 412 if activation else 401
-            code, name = internals_superlink.NOT_ACTIVATED, self._removed().get(key)
-            if name is not None:
-                raise Refusal(status, REMOVED_KEY, code, f" [{name}]")
-            raise Refusal(status, UNKNOWN_KEY, code, f" [{fingerprint(key)}]")
-        return key
+        if key in self._known():
+            return key
+        # Flower's client prints the code and the sentence of a refused activation, and stops on 401.
+        status = 412 if scope["path"].endswith("/activate-node") else 401
+        name = self._removed().get(key)
+        reason = UNKNOWN_KEY if name is None else REMOVED_KEY
+        detail = f" [{fingerprint(key) if name is None else name}]"
+        raise Refusal(status, reason, internals_superlink.NOT_ACTIVATED, detail)
 
     async def _check_signature(self, scope: Scope, key: bytes) -> None:
         """Refuse who knows a client's public key and not its private one."""
@@ -215,12 +202,7 @@ class ApiGateway:
             raise Refusal(403, "a message in another client's name", detail=f" [{self._known().get(key)}]")
 
     async def _body(self, receive: Receive, most: int, held: Held) -> list[bytes]:
-        """Read the whole body within the limits of size and time.
-
-        Args:
-            receive: Gives it.
-            most: Its largest size in bytes.
-            held: The room that it has.
+        """Read a body of at most ``most`` bytes within the limits of time, in the room that it has.
 
         Returns:
             A small body as a whole; of a large one the first ``_START`` bytes or more, and the rest as it
@@ -244,7 +226,7 @@ class ApiGateway:
                 return parts
             pace.check(size)
 
-    async def _next(self, receive: Receive, pace: _Pace, size: int) -> MutableMapping[str, Any]:
+    async def _next(self, receive: Receive, pace: _Pace, size: int) -> Message:
         """Return the next part of a body; one that rests is looked at every second."""
         idle, loop = self._limits.idle_seconds, asyncio.get_running_loop()
         until = loop.time() + idle
@@ -258,13 +240,7 @@ class ApiGateway:
 
 
 class _Pace:
-    """How fast a body comes, from its beginning and from the moment when others wait for its room.
-
-    Args:
-        limits: How fast it must come.
-        clock: Seconds that only rise.
-        wanted: Returns whether others wait.
-    """
+    """How fast a body comes, from its beginning and from the moment when others wait for its room."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float], wanted: Callable[[], bool]) -> None:
         self._limits, self._clock, self._wanted = limits, clock, wanted
@@ -283,16 +259,6 @@ class _Pace:
         if now - since > limits.header_seconds + (size - before) / limits.busy_rate:
             # 503: its client tries again, and perhaps nobody waits then.
             raise Refusal(503, f"a body slower than {limits.busy_rate:g} bytes a second while others wait")
-
-
-def fingerprint(key: bytes) -> str:
-    """Return the SHA-256 of a public key (PEM) as ``ssh-keygen -lf NAME.pub`` prints it."""
-    try:
-        public = load_pem_public_key(key).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    except (ValueError, UnsupportedAlgorithm):
-        return "no key"
-    digest = hashlib.sha256(b64decode(public.split()[1])).digest()
-    return f"SHA256:{b64encode(digest).decode().rstrip('=')}"
 
 
 def _header(scope: Scope, name: bytes) -> bytes:
@@ -319,29 +285,3 @@ def _empty_for(scope: Scope) -> float | None:
     except ValueError:
         return None
     return seconds if 0 <= seconds < _LONG_S else None
-
-
-def _replay(body: list[bytes], receive: Receive) -> Receive:
-    """Return a ``receive`` that gives the body that was read, then what the connection says."""
-
-    async def replayed() -> MutableMapping[str, Any]:
-        if not body:
-            return await receive()
-        part = body.pop(0)
-        return {"type": "http.request", "body": part, "more_body": bool(body)}
-
-    return replayed
-
-
-async def _answer(send: Send, refusal: Refusal) -> None:
-    """Answer and close: what is still to come of the body is not read."""
-    content = json.dumps({"code": refusal.code, "detail": refusal.reason}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(content)).encode()),
-        (b"connection", b"close"),
-    ]
-    if refusal.status == 503:
-        headers.append((b"retry-after", b"1"))
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})

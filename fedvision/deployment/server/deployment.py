@@ -28,8 +28,9 @@ from fedvision.deployment.run_manifest import RunManifest, build_fab
 from fedvision.deployment.server.deployed_clients import DeployedClientRegistry, Registration
 from fedvision.deployment.server.heartbeat import BEAT_S, LOST_S, Heartbeat
 from fedvision.deployment.server.keyring import fingerprint
+from fedvision.deployment.server.options import SuperlinkOptions
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid, expected_replies
-from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
+from fedvision.deployment.server.superlink_process import SuperlinkProcess
 from fedvision.deployment.transport.internals_run import RunLink
 from fedvision.deployment.transport.internals_wire import HEARTBEAT_SECONDS, LinkDown, LinkRefused
 from fedvision.errors import FedVisionError, RecordError, RunError, RunExpired
@@ -87,7 +88,7 @@ class Deployment(RunRecorder):
         self._members: DeployedClientRegistry | None = None
         self._reported = 0
 
-    def run(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
+    def run(self, place: SuperlinkOptions, process: SuperlinkProcess | None, wait_for: int) -> State:
         """Run the rounds that are left on a SuperLink that is up.
 
         Args:
@@ -111,7 +112,7 @@ class Deployment(RunRecorder):
                 if process is not None and not process.keep:
                     process.stop()
 
-    def _over(self, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int) -> State:
+    def _over(self, place: SuperlinkOptions, process: SuperlinkProcess | None, wait_for: int) -> State:
         link = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=place.objects)
         self._end_last(link)
         try:
@@ -189,7 +190,7 @@ class Deployment(RunRecorder):
         self._reported = len(self._register.lines)
 
     def _rounds(
-        self, link: RunLink, place: LinkPlace, process: SuperlinkProcess | None, wait_for: int
+        self, link: RunLink, place: SuperlinkOptions, process: SuperlinkProcess | None, wait_for: int
     ) -> None:
         facts, task = self._facts(), build_task(self.config.task)
         self._register.round = self.done

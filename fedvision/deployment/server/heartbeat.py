@@ -6,33 +6,26 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused
+
+if TYPE_CHECKING:
+    from fedvision.deployment.transport.internals_run import RunLink
 
 BEAT_S = 10.0
 LOST_S = 45.0
 """A silence after which a SuperLink may have given the run up: Flower does so after a minute."""
 
 
-class Link(Protocol):
-    """What takes the sign of life."""
-
-    def beat(self) -> bool:
-        """Report that the run's server is alive."""
-
-
 class Heartbeat:
     """Send the SuperLink heartbeats of the run's server; a context around the rounds.
 
-    Args:
-        link: The SuperLink.
-        clocks: Seconds. One counts while the process is stopped, the other while its machine sleeps, too.
+    Of the two ``clocks`` one counts while the process is stopped, the other while its machine sleeps, too.
     """
 
     def __init__(
-        self, link: Link, clocks: tuple[Callable[[], float], ...] = (time.monotonic, time.time)
+        self, link: RunLink, clocks: tuple[Callable[[], float], ...] = (time.monotonic, time.time)
     ) -> None:
         self._link, self._clocks = link, clocks
         self._last = self._now()
@@ -43,9 +36,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join(timeout=BEAT_S)
 

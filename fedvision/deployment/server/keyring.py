@@ -7,21 +7,22 @@ back needs a new key.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from base64 import b64encode
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
     load_pem_public_key,
     load_ssh_public_key,
+    ssh_key_fingerprint,
 )
 
 from fedvision.deployment.transport import internals_superlink
@@ -54,9 +55,11 @@ def read_public_key(path: Path) -> bytes:
 
 def fingerprint(key: bytes) -> str:
     """Return the fingerprint of a public key (PEM) as ``ssh-keygen -lf NAME.pub`` prints it."""
-    line = load_pem_public_key(key).public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    digest = hashlib.sha256(base64.b64decode(line.split()[1])).digest()
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+    try:
+        digest = ssh_key_fingerprint(load_pem_public_key(key), SHA256())  # type: ignore[arg-type]
+    except (ValueError, UnsupportedAlgorithm):
+        return "no key"
+    return "SHA256:" + b64encode(digest).decode().rstrip("=")
 
 
 class Keyring:
@@ -88,7 +91,8 @@ class Keyring:
         """
         try:
             names = sorted(name for name in os.listdir(self._folder) if name.endswith(".pub"))
-            seen = {self._folder / name: _stamp(self._folder / name) for name in names}
+            stats = {self._folder / name: (self._folder / name).stat() for name in names}
+            seen = {path: (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
         except OSError as error:
             raise ConfigError(
                 f"{self._folder}: the folder of client keys cannot be read: {error.strerror}; name a folder "
@@ -97,33 +101,31 @@ class Keyring:
         if seen == self._seen:
             return []
         wanted, problems = self._read(seen)
-        here = internals_superlink.registered_keys(self._state)
+        here = internals_superlink.keys(self._state)
         problems += list(self._admit(wanted, here))
-        registered = internals_superlink.names(self._state)
         for key in here.keys() - wanted.keys():
-            internals_superlink.remove_key(self._state, here[key])
-            name = self.known.get(key) or registered.get(here[key], "")
+            internals_superlink.remove_key(self._state, here[key].node_id)
+            name = self.known.get(key) or here[key].name
             log.warning("client %s is shut out: its key is no longer in %s", name, self._folder)
         self.known, self._seen = {key: path.stem for key, path in wanted.items()}, seen
-        self.removed = internals_superlink.removed_keys(self._state)
+        removed = internals_superlink.keys(self._state, removed=True)
+        self.removed = {key: node.name for key, node in removed.items()}
         return problems
 
-    def _read(self, files: dict[Path, tuple[int, int]]) -> tuple[dict[bytes, Path], list[str]]:
+    def _read(self, files: Iterable[Path]) -> tuple[dict[bytes, Path], list[str]]:
         keys: dict[bytes, Path] = {}
         problems = []
         for path in files:
             try:
-                key = read_public_key(path)
+                first = keys.setdefault(read_public_key(path), path)
             except ConfigError as error:
                 problems.append(str(error))
-                continue
-            if key in keys:
-                problems.append(f"{path}: this is the key of {keys[key].name} too; every client has its own")
             else:
-                keys[key] = path
+                if first is not path:
+                    problems.append(f"{path}: this is the key of {first.name} too; every client has its own")
         return keys, problems
 
-    def _admit(self, wanted: dict[bytes, Path], here: dict[bytes, int]) -> Iterator[str]:
+    def _admit(self, wanted: dict[bytes, Path], here: Container[bytes]) -> Iterator[str]:
         for key, path in list(wanted.items()):
             if key in here:
                 continue
@@ -134,8 +136,3 @@ class Keyring:
                 yield f"{path}: this key was removed once and cannot come back; make a new one for the client"
             else:
                 log.info("client %s may join", path.stem)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size

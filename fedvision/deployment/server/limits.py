@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +12,6 @@ from time import monotonic
 
 _PEERS = 10_000
 """Peers that are remembered; beyond them the one that was silent longest is forgotten."""
-_QUIET_S = 60.0
 LITTLE = 1 << 16
 """Bodies up to this size, such as heartbeats, never wait."""
 _LONG_WAIT_S = 10.0
@@ -64,13 +62,7 @@ def peer_name(address: str) -> str:
 
 
 class TokenBuckets:
-    """A token bucket for each peer: ``burst`` tokens at most, ``rate`` new ones a second.
-
-    Args:
-        rate: Tokens a second.
-        burst: Size of a bucket.
-        clock: Seconds that only rise.
-    """
+    """A token bucket for each peer: ``burst`` tokens at most, ``rate`` new ones a second."""
 
     def __init__(self, rate: float, burst: float, clock: Callable[[], float] = monotonic) -> None:
         self._rate, self._burst, self._clock = rate, burst, clock
@@ -106,7 +98,7 @@ class MemoryBudget:
     Args:
         size: Bytes in all.
         each: Bodies of one key at a time.
-        late: Called with who waits and who holds how many bodies when somebody has waited for 10 s.
+        late: Called with who waits, and who holds how many bodies, when somebody has waited for 10 s.
     """
 
     def __init__(
@@ -121,12 +113,7 @@ class MemoryBudget:
 
     @asynccontextmanager
     async def take(self, key: bytes, size: int) -> AsyncIterator[Held]:
-        """Hold some of it; small bodies always find room, larger ones than there is take it all.
-
-        Args:
-            key: Whose body it is.
-            size: Bytes.
-        """
+        """Hold some of it for a body of a key's; small ones always find room, huge ones take it all."""
         held = Held(key, 0 if size <= LITTLE else min(size, self._size))
         if held.size:
             await self._enter(held)
@@ -206,39 +193,3 @@ class ConnectionLimiter:
         self._taken[peer] -= 1
         if not self._taken[peer]:
             del self._taken[peer]
-
-
-class RateLimitedLog:
-    """A log that a flood cannot fill: each (who, what) is logged at most once a minute.
-
-    Args:
-        logger: Where warnings go.
-        clock: Seconds that only rise.
-    """
-
-    def __init__(self, logger: logging.Logger, clock: Callable[[], float] = monotonic) -> None:
-        self._logger, self._clock = logger, clock
-        self._logged: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
-
-    def refused(self, peer: str, reason: str, detail: str = "") -> None:
-        """Log that a peer was refused, and how often since it was last logged.
-
-        Args:
-            peer: Who.
-            reason: Why; one of few texts.
-            detail: What differs from time to time: it does not make a refusal a new one.
-        """
-        self.log(f"refused {peer}", reason, detail)
-
-    def log(self, who: str, what: str, detail: str = "") -> None:
-        """Log an event of a peer, as ``refused``."""
-        now = self._clock()
-        then, suppressed = self._logged.pop((who, what), (float("-inf"), 0))
-        if now - then < _QUIET_S:
-            self._logged[who, what] = (then, suppressed + 1)
-            return
-        more = f" ({suppressed} times more since it was last logged)" if suppressed else ""
-        self._logger.warning("%s: %s%s%s", who, what, detail, more)
-        self._logged[who, what] = (now, 0)
-        if len(self._logged) > _PEERS:
-            self._logged.popitem(last=False)

@@ -19,10 +19,9 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedvision.deployment.server.keyring import Keyring
-from fedvision.deployment.server.limits import ConnectionLimiter, Limits, RateLimitedLog, peer_name
-from fedvision.deployment.server.server_log import PeerLogger
+from fedvision.deployment.server.limits import ConnectionLimiter, Limits, peer_name
+from fedvision.deployment.server.server_log import PeerLogger, warn
 
-Ready = Callable[[tuple[str, int], tuple[str, int]], None]
 log = logging.getLogger("fedvision.deployment")
 _RESCAN_S = 3.0
 _OPEN_FILES = 8192
@@ -36,22 +35,15 @@ class PromptProtocol(H11Protocol):
         peer: Whose connection it is, for the log.
         header_seconds: From the connection, or a request's first byte, to the end of its headers.
         left: Called when the connection is gone.
-        slow: Called before it hangs up.
         arguments: As for uvicorn's protocol.
     """
 
     def __init__(
-        self,
-        *,
-        peer: str,
-        header_seconds: float,
-        left: Callable[[], None],
-        slow: Callable[[], None],
-        **arguments: Any,
+        self, *, peer: str, header_seconds: float, left: Callable[[], None], **arguments: Any
     ) -> None:
         super().__init__(**arguments)
         self.logger = PeerLogger(self.logger, peer)  # type: ignore[assignment]
-        self._header_seconds, self._left, self._slow = header_seconds, left, slow
+        self._peer, self._header_seconds, self._left = peer, header_seconds, left
         self._deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -88,7 +80,7 @@ class PromptProtocol(H11Protocol):
             self._deadline = None
 
     def _hang_up(self) -> None:
-        self._slow()
+        warn(f"refused {self._peer}", f"no whole request within {self._header_seconds:g} seconds")
         self.transport.abort()
 
 
@@ -113,14 +105,8 @@ class PublicListener:
     ) -> None:
         self._socket, self._config, self._server = sock, config, server
         self._context, self._limits = context, limits
-        self._seats, self._refusals = ConnectionLimiter(limits), RateLimitedLog(log)
+        self._seats = ConnectionLimiter(limits)
         self._handshakes: set[asyncio.Task[None]] = set()
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port."""
-        host, port = self._socket.getsockname()[:2]
-        return host, port
 
     async def run(self) -> None:
         """Accept until cancelled."""
@@ -133,7 +119,7 @@ class PublicListener:
                     connection, address = await loop.sock_accept(self._socket)
                 except OSError as error:
                     if error.errno in _FULL:
-                        self._refusals.refused("all peers", f"{error.strerror}; accepting goes on shortly")
+                        warn("refused all peers", f"{error.strerror}; accepting goes on shortly")
                         await asyncio.sleep(0.5)
                     elif error.errno != errno.ECONNABORTED:
                         raise
@@ -147,7 +133,7 @@ class PublicListener:
     def _receive(self, connection: socket.socket, address: str) -> None:
         peer = peer_name(address)
         if reason := self._seats.take(peer):
-            self._refusals.refused(peer, reason)
+            warn(f"refused {peer}", reason)
             connection.close()
             return
         task = asyncio.get_running_loop().create_task(self._connect(connection, peer))
@@ -169,7 +155,6 @@ class PublicListener:
                 peer=peer,
                 header_seconds=seconds,
                 left=leave,
-                slow=lambda: self._refusals.refused(peer, f"no whole request within {seconds:g} seconds"),
                 config=self._config,
                 server_state=self._server.server_state,
                 app_state=self._server.lifespan.state,
@@ -184,7 +169,7 @@ class PublicListener:
                 ssl_shutdown_timeout=seconds if self._context else None,
             )
         except (OSError, ssl.SSLError) as error:
-            self._refusals.refused(peer, f"the TLS handshake failed ({_short(error)})")
+            warn(f"refused {peer}", f"the TLS handshake failed ({_short(error)})")
             with contextlib.suppress(OSError):
                 connection.close()
             leave()
@@ -206,10 +191,10 @@ class GuardedServer(uvicorn.Server):
     Args:
         config: The private side's settings.
         keyring: Read again every few seconds.
-        ready: Called with both sides' (host, port) when they are open.
+        ready: Called when both sides are open.
     """
 
-    def __init__(self, config: uvicorn.Config, keyring: Keyring, ready: Ready | None) -> None:
+    def __init__(self, config: uvicorn.Config, keyring: Keyring, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self.public: PublicListener
         self._keyring, self._ready = keyring, ready
@@ -221,11 +206,9 @@ class GuardedServer(uvicorn.Server):
         await super().startup(sockets=sockets)
         if self.should_exit or not sockets:
             return
-        addresses = sockets[0].getsockname()[:2], self.public.address
         self._tasks = [asyncio.create_task(self._guard(job())) for job in (self.public.run, self._rescan)]
         await asyncio.sleep(0)
-        if self._ready:
-            self._ready(*addresses)
+        self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the public side first."""

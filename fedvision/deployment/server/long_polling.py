@@ -9,17 +9,14 @@ it, a message would be lost whenever a link breaks, for a waiting client always 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from typing import Any
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedvision.deployment.transport.internals_bundle import FLEET, RUNTIME
 from fedvision.deployment.transport.internals_superlink import MEDIA_TYPE, PUBLIC_KEY_HEADER
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 TASK_REQUESTED, TASK_SENT = "/v1/fleet/pull-messages", "/v1/runtime/push-messages"
 REPLY_REQUESTED, REPLY_SENT = "/v1/runtime/pull-messages", "/v1/fleet/push-messages"
 OBJECT_SENT = "/v1/fleet/push-object"
@@ -51,13 +48,9 @@ class Notifier:
 
 
 class LongPolling:
-    """Hold requests for messages until there is one (ASGI).
+    """Hold requests for messages, which ``app`` answers, until there is one (ASGI)."""
 
-    Args:
-        app: Answers them.
-    """
-
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._tasks, self._replies = Notifier(), Notifier()
         self._empty_polls: dict[bytes, tuple[int, float]] = {}
@@ -84,11 +77,12 @@ class LongPolling:
         rung, since = self._empty_polls.get(key, (-1, now))
         if rung == self._tasks.rung and now - since < _SURELY_S:
             await self._tasks.wait(rung, _CLIENT_S)
-            await _nothing(send)
+            # No message: a message of Flower's without a field has no bytes.
+            await Response(media_type=MEDIA_TYPE)(scope, receive, send)
             return
         rung, answered = self._tasks.rung, False
 
-        async def watched(message: MutableMapping[str, Any]) -> None:
+        async def watched(message: Message) -> None:
             nonlocal answered
             # Only an answer without a message: where there was one there may be another.
             answered = answered or (message.get("status") == 200 and _size(message) == 0)
@@ -106,13 +100,6 @@ class LongPolling:
         await self._app(scope, receive, send)
 
 
-def _size(message: MutableMapping[str, Any]) -> int:
+def _size(message: Message) -> int:
     """Return the length that the headers of a request or a response declare, 0 where they do not."""
     return int(next((value for name, value in message["headers"] if name == b"content-length"), b"0"))
-
-
-async def _nothing(send: Send) -> None:
-    """Answer that there is no message: a message of Flower's without a field has no bytes."""
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"0")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})

@@ -1,10 +1,12 @@
-"""Options of the server's process: where it listens, whom it lets in, what it keeps."""
+"""Options of the SuperLink: where it listens, whom it lets in, what it keeps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import os
+import secrets
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from fedvision.deployment.server.limits import Limits
 from fedvision.deployment.transport.proxies import is_loopback
@@ -23,16 +25,12 @@ class SuperlinkOptions:
     """Folder with ``ca.crt``, ``server.crt`` and ``server.key``; None only with ``insecure``."""
     clients: Path
     """Folder with ``NAME.pub`` of each client that may join."""
-    database: Path | None = None
-    """File of runs, nodes and messages; None keeps them in memory."""
+    state: Path
+    """Folder of its database, objects, log and secret."""
     insecure: bool = False
     """Speak plain text on both sides; clients must sign their calls all the same."""
     client_certificates: bool = False
     """Require a client certificate of the same authority (mutual TLS)."""
-    isolation: Literal["subprocess", "process"] = "subprocess"
-    """Start the process that runs server apps, or wait for one that is started apart (it survives us)."""
-    secret: Path | None = None
-    """File with the secret that such a process must know; without it any user of the machine can be one."""
     limits: Limits = field(default_factory=Limits)
     """Limits of one peer on the public side."""
 
@@ -52,6 +50,56 @@ class SuperlinkOptions:
                 f"--private {self.private}: everyone who reaches this side can run code here; it must be a "
                 "loopback address such as 127.0.0.1:8000"
             )
+
+    def to_text(self) -> str:
+        """Return this as JSON, for the SuperLink's process."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_text(cls, text: str) -> SuperlinkOptions:
+        """Read what ``to_text`` wrote."""
+        table = json.loads(text)
+        paths = {name: Path(table[name]) for name in ("tls", "clients", "state") if table[name]}
+        return cls(**{**table, **paths, "limits": Limits(**table["limits"])})
+
+    @property
+    def roots(self) -> Path | None:
+        """The authority that signed the server's certificate."""
+        return self.tls / "ca.crt" if self.tls else None
+
+    @property
+    def database(self) -> Path:
+        """The file of runs, nodes and messages."""
+        return self.state / "superlink.db"
+
+    @property
+    def objects(self) -> Path:
+        """The folder in which it keeps the tensors of messages."""
+        return self.state / "superlink.objects"
+
+    @property
+    def log(self) -> Path:
+        """Its log file; beside it lie those that are full."""
+        return self.state / "superlink.log"
+
+    def secret(self) -> bytes:
+        """Return what a process must know to be a run's ServerApp; made at the first call.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+        """
+        path = self.state / "secret"
+        try:
+            self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.state.chmod(0o700)  # who claimed the folder made it for everybody's eyes
+            if not path.exists():
+                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+                    file.write(secrets.token_hex(32))
+            return path.read_bytes().strip()
+        except OSError as error:
+            raise ConfigError(
+                f"--state {self.state}: it cannot be written: {error.strerror}; name another folder"
+            ) from error
 
     def files(self) -> dict[str, Path] | None:
         """Return TLS files by name, each readable, or None for plain text.

@@ -32,12 +32,22 @@ _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-class RepeatFilter(logging.Filter):
-    """Lets the same text through once a minute, and of one place in the code as much as its bucket holds.
+log = logging.getLogger("fedvision.deployment")
+
+
+def warn(who: str, what: str, detail: str = "") -> None:
+    """Say something of somebody, which a flood of calls writes down once a minute.
 
     Args:
-        clock: Seconds that only rise.
+        who: Of whom.
+        what: What; one of few texts.
+        detail: What differs from time to time: with another one it is still the same.
     """
+    log.warning("%s: %s%s", who, what, detail, extra={"same": f"{who}: {what}"})
+
+
+class RepeatFilter(logging.Filter):
+    """Lets the same text through once a minute, and of one place in the code as much as its bucket holds."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         super().__init__()
@@ -49,7 +59,7 @@ class RepeatFilter(logging.Filter):
         """Return whether a line is written, and add how often it was not."""
         place = f"{record.pathname}:{record.lineno}"
         kind = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else ""
-        key = (place, f"{kind} {record.getMessage()}")
+        key = (place, getattr(record, "same", f"{kind} {record.getMessage()}"))
         now = self._clock()
         then, suppressed = self._logged.pop(key, (float("-inf"), 0))
         allowed = now - then >= _QUIET_S and self._places.take(place)
@@ -76,11 +86,7 @@ class OneLineFormatter(logging.Formatter):
 
 
 class RotatingLog(RotatingFileHandler):
-    """A file that is set aside when it is full; standard error goes with it, for what no logger writes.
-
-    Args:
-        path: The file.
-    """
+    """A file that is set aside when it is full; standard error goes with it, for what no logger writes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, maxBytes=FILE_BYTES, backupCount=OLD_FILES, encoding="utf-8")
@@ -98,15 +104,10 @@ class RotatingLog(RotatingFileHandler):
 
 
 class PeerLogger(logging.LoggerAdapter[logging.Logger]):
-    """uvicorn's logger with the peer whose connection it speaks of.
-
-    Args:
-        logger: uvicorn's.
-        peer: Who.
-    """
+    """uvicorn's logger with the peer whose connection it speaks of."""
 
     def __init__(self, logger: logging.Logger, peer: str) -> None:
-        super().__init__(logger, {"peer": peer})
+        super().__init__(logger)
         self._peer = peer
 
     @property

@@ -94,16 +94,13 @@ class SuperLinkGrid(LocalGrid):
         belongs: Callable[[int], bool] = lambda node: True,
         before_sending: Callable[[], None] = lambda: None,
     ) -> None:
-        self._on_client_notice, self._belongs, self._before_sending = (
-            on_client_notice,
-            belongs,
-            before_sending,
-        )
         super().__init__(0, link.run_id)
+        self._link, self._expected, self._numbers, self._restore = link, expected, numbers, restore
+        self._on_client_notice, self._belongs = on_client_notice, belongs
+        self._before_sending = before_sending
         self._outstanding: dict[str, _Sent] = {}
         self._announced: deque[_Arrived] = deque()
         self._unsent: list[Message] = []
-        self._link, self._expected, self._numbers, self._restore = link, expected, numbers, restore
         self._later = ThreadPoolExecutor(1, "confirm")
 
     def get_node_ids(self) -> Iterable[int]:
@@ -206,23 +203,20 @@ class SuperLinkGrid(LocalGrid):
 
     def _look(self, waiting: dict[str, _Sent], arrived: deque[_Arrived]) -> None:
         """Request which replies are there."""
-        if waiting:
-            for incoming in self._retrying(lambda: self._link.pull(list(waiting))):
-                arrived.append(self._arrival(incoming, waiting))
-
-    @staticmethod
-    def _arrival(incoming: IncomingMessage, waiting: dict[str, _Sent]) -> _Arrived:
-        sent = waiting.pop(incoming.head.metadata.reply_to_message_id)
-        return _Arrived(incoming, sent, time.monotonic())
+        for incoming in self._retrying(lambda: self._link.pull(list(waiting))) if waiting else ():
+            sent = waiting.pop(incoming.head.metadata.reply_to_message_id)
+            arrived.append(_Arrived(incoming, sent, time.monotonic()))
 
     def _take(self, found: _Arrived, waiting: dict[str, _Sent], arrived: deque[_Arrived]) -> Message | None:
         """Return a reply, or None where it is not delivered yet or was lost and is requested again."""
         head = found.incoming.head
         if head.has_error():
-            if self._is_lost(head) and not found.sent.again:
+            generated = head.metadata.src_node_id == internals.SERVER_NODE
+            if generated and head.error.code != NODE_UNAVAILABLE and not found.sent.again:
                 self._send_again(found.sent, waiting)
                 return None
-            return from_node(head, found.sent.node, self._error_of(head))
+            reason = "it went offline before it answered" if generated else head.error.reason
+            return self._failed(found, reason, head.error.code)
         try:
             content = self._retrying(lambda: self._fetch(found, head.metadata.message_type))
         except NotDeliveredYet:
@@ -265,20 +259,8 @@ class SuperLinkGrid(LocalGrid):
         waiting[name] = _Sent(sent.message, sent.node, again=True)
 
     @staticmethod
-    def _is_lost(head: Message) -> bool:
-        generated = head.metadata.src_node_id == internals.SERVER_NODE
-        return generated and head.error.code != NODE_UNAVAILABLE
-
-    @staticmethod
-    def _error_of(head: Message) -> Error:
-        if head.metadata.src_node_id == internals.SERVER_NODE:
-            return Error(code=head.error.code, reason="it went offline before it answered")
-        return head.error
-
-    @staticmethod
-    def _failed(found: _Arrived, reason: str, code: int = internals.CLIENT_RAISED) -> Message:
-        error = Error(code=code, reason=reason)
-        return from_node(found.incoming.head, found.sent.node, error)
+    def _failed(found: _Arrived, reason: str | None, code: int = internals.CLIENT_RAISED) -> Message:
+        return from_node(found.incoming.head, found.sent.node, Error(code=code, reason=reason))
 
     def _pack(self, messages: Sequence[Message]) -> None:
         """Put the packed content into every message; tensors that several share are cut up once."""
@@ -321,11 +303,9 @@ def expected_replies(
         measured: Whether replies to training messages bring them, too.
     """
     evaluation_bytes = 8 * math.prod(counts) + (1 << 16)
-    train = message_format.Expected.of_model(
-        codec.ARRAYS, updates.sent, updates.received, evaluation_bytes if measured else 0
-    )
+    more = evaluation_bytes if measured else 0
     return {
-        "train": train,
+        "train": message_format.Expected.of_model(codec.ARRAYS, updates.sent, updates.received, more),
         "evaluate": message_format.Expected(spare_bytes=evaluation_bytes),
         STATISTIC: message_format.Expected(spare_bytes=_STATISTIC_BYTES),
     }

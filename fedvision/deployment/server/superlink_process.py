@@ -2,79 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import os
-import secrets
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
+from fedvision.deployment.server.options import SuperlinkOptions
 from fedvision.deployment.transport.internals_run import RunLink
 from fedvision.errors import ConfigError, RunError
 
 log = logging.getLogger("fedvision.deployment")
 _PORT_S = 15.0
+"""How long the port of a server that was just killed may still be taken."""
 _NOTICE_AFTER_S = 10.0
 """Seconds of waiting after which it is logged, and then after twice as many each time."""
-"""How long the port of a server that was just killed may still be taken."""
 _ENDED_S = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinkPlace:
-    """Where a SuperLink listens and what it keeps."""
-
-    tls: Path | None
-    """Folder with ``ca.crt``, ``server.crt``, ``server.key``; None speaks plain text."""
-    clients: Path
-    """Folder with ``NAME.pub`` of each client that may join."""
-    state: Path
-    """Folder of its database, log and secret."""
-    public: str = "0.0.0.0:8443"
-    """``HOST:PORT`` that clients reach."""
-    private: str = "127.0.0.1:8000"
-    """``HOST:PORT`` of the server's own side."""
-    client_certificates: bool = False
-    """Demand a certificate of every client (mutual TLS)."""
-
-    @property
-    def roots(self) -> Path | None:
-        """The authority that signed the server's certificate."""
-        return self.tls / "ca.crt" if self.tls else None
-
-    @property
-    def objects(self) -> Path:
-        """The folder in which it keeps the tensors of messages."""
-        return self.state / "superlink.objects"
-
-    @property
-    def log(self) -> Path:
-        """Its log file; beside it lie those that are full."""
-        return self.state / "superlink.log"
-
-    def secret(self) -> bytes:
-        """Return what a process must know to be a run's ServerApp; made at the first call.
-
-        Raises:
-            ConfigError: The folder cannot be written.
-        """
-        path = self.state / "secret"
-        try:
-            self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.state.chmod(0o700)  # who claimed the folder made it for everybody's eyes
-            if not path.exists():
-                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                    file.write(secrets.token_hex(32))
-            return path.read_bytes().strip()
-        except OSError as error:
-            raise ConfigError(
-                f"--state {self.state}: it cannot be written: {error.strerror}; name another folder"
-            ) from error
 
 
 class SuperlinkProcess:
@@ -85,13 +32,13 @@ class SuperlinkProcess:
         keep: Leave it running when a run is over.
     """
 
-    def __init__(self, place: LinkPlace, *, keep: bool = False) -> None:
+    def __init__(self, place: SuperlinkOptions, *, keep: bool = False) -> None:
         self.place, self.keep = place, keep
         self._process: subprocess.Popen[str] | None = None
         self.notice = ""
         """Its notice at the start, such as that it has to go without its shortcuts."""
 
-    def open(self) -> LinkPlace:
+    def open(self) -> SuperlinkOptions:
         """Start it and return where it listens.
 
         Raises:
@@ -99,7 +46,7 @@ class SuperlinkProcess:
         """
         port = self.place.private.rpartition(":")[2]
         deadline = time.monotonic() + _PORT_S
-        while port != "0" and RunLink(self.place.private, roots=self.place.roots).alive():
+        while port != "0" and not RunLink(self.place.private, roots=self.place.roots).silence():
             # The one of a server that was killed ends a moment after it. Another server's stays.
             if time.monotonic() > deadline:
                 raise ConfigError(
@@ -134,7 +81,7 @@ class SuperlinkProcess:
                 if "cannot listen there" not in self._last_line() or time.monotonic() > deadline:
                     raise ConfigError(f"the SuperLink did not start: {self._last_line()}")
                 time.sleep(0.3)
-        self.notice = answer.get("notice", "")
+        self.notice = answer["notice"]
         self.place = replace(self.place, private=answer["private"], public=answer["public"])
 
     def _try(self) -> dict[str, str] | None:
@@ -142,7 +89,7 @@ class SuperlinkProcess:
         self.place.secret()
         with self.place.log.open("ab") as errors:
             self._process = subprocess.Popen(
-                self._command(),
+                [sys.executable, "-m", "fedvision.deployment.server.superlink", self.place.to_text()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -150,31 +97,14 @@ class SuperlinkProcess:
                 start_new_session=True,
             )
         assert self._process.stdout
-        values: dict[str, str] = {}
         for line in self._process.stdout:
-            key, _, value = line.strip().partition(" ")
-            if key == "ready":
+            if line.startswith("ready "):
                 self._process.stdout.close()
+                values: dict[str, str] = json.loads(line.removeprefix("ready "))
                 return values
-            values[key] = value
         self._process.wait()
         self._close()
         return None
-
-    def _command(self) -> list[str]:
-        place = self.place
-        module = [
-            sys.executable,
-            "-m",
-            "fedvision.deployment.server.parent_watchdog",
-            "fedvision.deployment.server.superlink",
-        ]
-        tls = ["--tls", str(place.tls)] if place.tls else ["--insecure"]
-        mutual = ["--client-certificates"] if place.client_certificates else []
-        files = ["--clients", str(place.clients), "--database", str(place.state / "superlink.db")]
-        sockets = ["--public", place.public, "--private", place.private]
-        process = ["--isolation", "process", "--secret", str(place.state / "secret"), "--log", str(place.log)]
-        return [*module, *sockets, *tls, *mutual, *files, *process]
 
     def _last_line(self) -> str:
         lines = self.place.log.read_text(errors="replace").strip().splitlines()
@@ -186,9 +116,7 @@ class SuperlinkProcess:
         Raises:
             RunError: It cannot be started again.
         """
-        if self._process is not None and self._process.poll() is None:
-            return False
-        if self._process is None:
+        if self._process is None or self._process.poll() is None:
             return False
         log.warning("the SuperLink ended unexpectedly and is started again")
         self._close()

@@ -23,11 +23,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class BlobStore:
-    """The files of one SuperLink.
-
-    Args:
-        folder: Where they are.
-    """
+    """The files of one SuperLink, in a folder of their own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

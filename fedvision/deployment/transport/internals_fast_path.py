@@ -4,6 +4,7 @@
 * ``authenticate_task``: the same for the process that is the run's ServerApp.
 * ``check_abort``, ``fleet_handlers``, ``runtime_handlers``, ``store_object``, ``store_traffic``: its own
   answers to such calls, and what they are made of.
+* ``PROTOBUF_REQUEST_TYPES``: the message of a call, by its path.
 * ``PullObjectResponse``: its bytes are put together by hand, so that a file is never in memory as a whole.
 
 Flower hands every call through six layers of middleware, each of which copies the body or starts a task for
@@ -14,36 +15,33 @@ all.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from flwr.common.constant import SUPERLINK_NODE_ID, Status
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PushMessagesRequest
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.message_pb2 import (
-    ConfirmMessageReceivedRequest,
     PullObjectRequest,
     PullObjectResponse,
     PushObjectRequest,
     PushObjectResponse,
 )
-from flwr.proto.runtime_pb2 import GetNodesRequest, PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.server.superlink.linkstate import LinkState
 from flwr.server.superlink.utils import check_abort
 from flwr.supercore.constant import TASK_TOKEN_HEADER
 from flwr.supercore.dependencies.task import authenticate_task
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from flwr.superlink.dependencies.linkstate import get_linkstate
 from flwr.superlink.routers.fleet.node_auth import authenticate_node
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
 
 from fedvision.deployment.transport.blob_store import IN_FILE
 from fedvision.deployment.transport.internals_bundle import (
@@ -51,16 +49,13 @@ from fedvision.deployment.transport.internals_bundle import (
     RUNTIME,
     Bundle,
     BundleResponse,
+    before_field,
     split,
     store_together,
-    varint,
 )
 from fedvision.deployment.transport.internals_store import FileObjectStore
+from fedvision.deployment.transport.internals_superlink import replay
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Answer = tuple[bytes, Path | None]
 _CHUNK = 1 << 18
 """Bytes of a file that are in memory at a time, for each client that fetches."""
@@ -69,42 +64,16 @@ _ENDED = [Status.PENDING, Status.STARTING, Status.FINISHED]
 
 
 class FastPath:
-    """An ASGI application that serves a round's calls itself and leaves all else to Flower.
-
-    Args:
-        app: Flower's application.
-    """
+    """An ASGI application that serves a round's calls itself and leaves all else to ``app``, Flower's."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self._going_on: dict[int, float] = {}
-        self._work = {
-            "/v1/fleet/push-object": _Call(
-                PushObjectRequest, self._push_to_file, _client, aside="object_content"
-            ),
+        self._work = {path: _flowers_call(path, check) for path, check in _FLOWERS.items()} | {
+            "/v1/fleet/push-object": _Call(PushObjectRequest, self._push_to_file, _client, "object_content"),
             "/v1/fleet/pull-object": _Call(PullObjectRequest, self._pull_from_file, _client),
             FLEET: _Call(Bundle, self._push_bundle, _client),
-            "/v1/fleet/pull-messages": _Call(PullMessagesRequest, fleet_handlers.pull_messages, _client_at),
-            "/v1/fleet/push-messages": _Call(PushMessagesRequest, fleet_handlers.push_messages, _client),
-            "/v1/fleet/confirm-message-received": _Call(
-                ConfirmMessageReceivedRequest, fleet_handlers.confirm_message_received, _client_at
-            ),
-            "/v1/fleet/send-node-heartbeat": _Call(
-                SendNodeHeartbeatRequest, fleet_handlers.send_node_heartbeat, _client
-            ),
-            "/v1/runtime/push-object": _Call(PushObjectRequest, runtime_handlers.push_object, _server),
-            "/v1/runtime/pull-object": _Call(PullObjectRequest, runtime_handlers.pull_object, _server),
             RUNTIME: _Call(Bundle, self._push_servers_bundle, _server),
-            "/v1/runtime/pull-messages": _Call(
-                PullAppMessagesRequest, runtime_handlers.pull_messages, _server
-            ),
-            "/v1/runtime/push-messages": _Call(
-                PushAppMessagesRequest, runtime_handlers.push_messages, _server
-            ),
-            "/v1/runtime/confirm-message-received": _Call(
-                ConfirmMessageReceivedRequest, runtime_handlers.confirm_message_received, _server
-            ),
-            "/v1/runtime/get-nodes": _Call(GetNodesRequest, runtime_handlers.get_nodes, _server),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,10 +82,13 @@ class FastPath:
         if work is None:
             await self._app(scope, receive, send)
             return
-        body = await _whole(receive)
+        try:
+            body = [part async for part in Request(scope, receive).stream()]
+        except ClientDisconnect:
+            return
         found = await run_in_threadpool(self._try, work, scope, body)
         if found is None:
-            await self._app(scope, partial(_again, body, receive), send)
+            await self._app(scope, replay(body, receive), send)
         else:
             await _send(send, *found)
 
@@ -150,28 +122,26 @@ class FastPath:
             return fleet_handlers.pull_object(request=body_request, state=state)
         size = path.stat().st_size
         state.store_traffic(body_request.run_id, bytes_sent=size, bytes_recv=0)
-        return _before_content(size), path
+        facts = PullObjectResponse(object_found=True, object_available=True)
+        return before_field(facts, "object_content", size), path
 
-    def _push_bundle(self, body_request: Bundle, state: LinkState) -> BundleResponse:
+    def _push_bundle(self, body_request: Any, state: LinkState) -> Any:
         """Take a client's small objects, as Flower's handler takes each."""
         (run_id,) = {request.run_id for request in body_request.requests}
         if not self._running(state, run_id):
             raise ValueError("Flower answers this")
         stored = store_together(state, run_id, body_request)
-        size = sum(
-            len(request.object_content) * accepted
-            for request, accepted in zip(body_request.requests, stored, strict=True)
-        )
-        if size:
+        pairs = zip(body_request.requests, stored, strict=True)
+        if size := sum(len(request.object_content) for request, accepted in pairs if accepted):
             state.store_traffic(run_id, bytes_sent=0, bytes_recv=size)
-        return BundleResponse(stored)
+        return BundleResponse(stored=stored)
 
     @staticmethod
-    def _push_servers_bundle(body_request: Bundle, state: LinkState, task: Any) -> BundleResponse:
+    def _push_servers_bundle(body_request: Any, state: LinkState, task: Any) -> Any:
         """Take the server's small objects, as Flower's handler takes each."""
         if body_request.node.node_id != SUPERLINK_NODE_ID:
             raise ValueError("Flower answers this")
-        return BundleResponse(store_together(state, task.run_id, body_request))
+        return BundleResponse(stored=store_together(state, task.run_id, body_request))
 
     def _running(self, state: LinkState, run_id: int) -> bool:
         """Return whether a run is going on, or was less than a second ago: a query takes five statements."""
@@ -201,8 +171,7 @@ class _Call:
             raise ValueError("not what Flower's clients send")
         given: dict[str, Any] = {}
         if self.aside:
-            number = self.kind.DESCRIPTOR.fields_by_name[self.aside].number
-            body, given[self.aside] = split(parts, number)
+            body, given[self.aside] = split(parts, self.kind, self.aside)
         else:
             body = b"".join(parts)
         body_request = self.kind.FromString(body)
@@ -212,14 +181,13 @@ class _Call:
 
 def contract() -> Iterator[tuple[Callable[..., Any], tuple[None, ...], tuple[str, ...]]]:
     """Yield each of Flower's functions that is called here, with its positional and its named arguments."""
-    needed: dict[Any, tuple[str, ...]] = {
+    needed: dict[_Check, tuple[str, ...]] = {
         _client: ("state",),
         _client_at: ("state", "store"),
         _server: ("state", "task"),
     }
-    for call in FastPath(None)._work.values():
-        if getattr(call.handle, "__module__", "") != __name__:
-            yield call.handle, (None,), needed[call.check]
+    for path, check in _FLOWERS.items():
+        yield FastPath(None)._work[path].handle, (None,), needed[check]
     yield fleet_handlers.pull_object, (), ("request", "state")
     yield authenticate_node, (None,), ()
     yield authenticate_task, (None,) * 3, ()
@@ -248,28 +216,26 @@ def _server(request: Request, body_request: Any) -> dict[str, Any]:
     return {"state": state, "task": authenticate_task(request, request.headers.get(TASK_TOKEN_HEADER), state)}
 
 
-def _before_content(size: int) -> bytes:
-    """Return what stands before the content in a ``PullObjectResponse`` with ``size`` bytes of it."""
-    facts: bytes = PullObjectResponse(object_found=True, object_available=True).SerializeToString()
-    number: int = PullObjectResponse.DESCRIPTOR.fields_by_name["object_content"].number
-    return facts + bytes([number << 3 | 2]) + varint(size)
+_Check = Callable[[Request, Any], dict[str, Any]]
+_FLOWERS: Mapping[str, _Check] = {
+    "/v1/fleet/pull-messages": _client_at,
+    "/v1/fleet/push-messages": _client,
+    "/v1/fleet/confirm-message-received": _client_at,
+    "/v1/fleet/send-node-heartbeat": _client,
+    "/v1/runtime/push-object": _server,
+    "/v1/runtime/pull-object": _server,
+    "/v1/runtime/pull-messages": _server,
+    "/v1/runtime/push-messages": _server,
+    "/v1/runtime/confirm-message-received": _server,
+    "/v1/runtime/get-nodes": _server,
+}
+"""Calls that Flower's own handlers answer, and how the caller is checked."""
 
 
-async def _whole(receive: Receive) -> list[bytes]:
-    """Return a body in the parts in which it came."""
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return parts
-
-
-async def _again(parts: list[bytes], receive: Receive) -> MutableMapping[str, Any]:
-    """Give a body that was read once more, then what the connection says."""
-    if not parts:
-        return await receive()
-    return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+def _flowers_call(path: str, check: _Check) -> _Call:
+    side, name = path.split("/")[2:]
+    handlers = fleet_handlers if side == "fleet" else runtime_handlers
+    return _Call(PROTOBUF_REQUEST_TYPES["POST", path], getattr(handlers, name.replace("-", "_")), check)
 
 
 async def _send(send: Send, start: bytes, path: Path | None) -> None:

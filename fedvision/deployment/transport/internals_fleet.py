@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from contextvars import ContextVar
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,14 +27,13 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedvision.deployment.tls import client_context
-from fedvision.deployment.transport.internals_bundle import FLEET, LITTLE, Bundle, bundles, push_bundle
+from fedvision.deployment.transport.internals_bundle import FLEET, LITTLE, push_small
 from fedvision.deployment.transport.internals_large_objects import BulkLink
 from fedvision.deployment.transport.internals_wire import (
     EMPTY_HEADER,
     HEARTBEAT_SECONDS,
     IncomingMessage,
     LinkDown,
-    LinkRefused,
     TensorObject,
     call,
     fetched,
@@ -115,9 +113,8 @@ class FleetLink:
     def beat(self, empty_for: float | None = None) -> bool:
         """Report that the node is alive, which also brings it online again; False where it is not known.
 
-        Args:
-            empty_for: Seconds for which the client has had no message in hand, or None where it has one. What
-                was given to it before and is not answered got lost on the way and is given again.
+        What was given to a client that has had no message in hand ``empty_for`` seconds got lost before that
+        on its way and is given again; None says that it has one.
         """
         request = heartbeat_pb2.SendNodeHeartbeatRequest(
             node=self._node(), heartbeat_interval=HEARTBEAT_SECONDS
@@ -210,18 +207,10 @@ class FleetLink:
                     continue
                 stored &= call(self._client.PushObject, request).stored
                 self._delivered.add(name)
-        for bundle in bundles(small):
-            stored &= self._deliver_together(bundle)
+        for request, kept in push_small(self._client, FLEET, small):
+            self._delivered.add(request.object_id)
+            stored &= kept
         return stored
-
-    def _deliver_together(self, bundle: Bundle) -> bool:
-        """Send small objects in one call; return whether each was still waited for."""
-        try:
-            stored = call(partial(push_bundle, self._client, FLEET), bundle)
-        except LinkRefused:  # a SuperLink that is not ours, or one that shall say in Flower's words why not
-            stored = [call(self._client.PushObject, request).stored for request in bundle.requests]
-        self._delivered.update(request.object_id for request in bundle.requests)
-        return all(stored)
 
     def confirm(self, incoming: IncomingMessage) -> None:
         """Let the SuperLink forget a message's content."""

@@ -26,7 +26,7 @@ from flwr.proto.message_pb2 import (
 )
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from fedvision.deployment.transport.internals_bundle import split, varint
+from fedvision.deployment.transport.internals_bundle import before_field, split
 from fedvision.deployment.transport.internals_superlink import MEDIA_TYPE, signed_headers
 from fedvision.deployment.transport.internals_wire import LinkDown, TensorObject, fetched, refusal
 from fedvision.deployment.transport.message_format import PIECE
@@ -36,6 +36,7 @@ _TIMEOUT_S = 30.0
 _IDLE_S = 15.0
 """Seconds after which a connection is not used again: a SuperLink closes it after 30."""
 _MOST = PIECE + (1 << 16)
+_CONTENT = "object_content"
 _PULL, _PUSH = "/v1/fleet/pull-object", "/v1/fleet/push-object"
 
 
@@ -67,9 +68,8 @@ class BulkLink:
             LinkRefused: It answered no.
         """
         body = self._call(_PULL, [memoryview(request.SerializeToString())])
-        number = PullObjectResponse.DESCRIPTOR.fields_by_name["object_content"].number
         try:
-            facts, (content, *_) = split([body], number)
+            facts, (content, *_) = split([body], PullObjectResponse, _CONTENT)
         except ValueError:  # there is no content, which the facts explain
             facts, content = bytes(body), memoryview(b"")
         try:
@@ -81,16 +81,12 @@ class BulkLink:
         return content
 
     def push(self, request: PushObjectRequest, piece: TensorObject) -> bool:
-        """Send a piece and return whether it was still waited for.
-
-        Args:
-            request: All but the content.
-            piece: The content.
+        """Send a piece, the content of a request without one, and return whether it was still waited for.
 
         Raises:
             LinkDown, LinkRefused, RunEnded: As ``pull``.
         """
-        before = _before_content(request, piece.size)
+        before = before_field(request, _CONTENT, piece.size)
         response = self._call(_PUSH, [memoryview(before), *piece.views()])
         try:
             return bool(PushObjectResponse.FromString(bytes(response)).stored)
@@ -124,12 +120,9 @@ class BulkLink:
         if time.monotonic() - self._used > _IDLE_S:
             self.close()
         if self._open is None:
-            more: dict[str, Any] = {"timeout": _TIMEOUT_S}
-            self._open = (
-                HTTPSConnection(self._host, self._port, context=self._context, **more)
-                if self._context
-                else HTTPConnection(self._host, self._port, **more)
-            )
+            more: dict[str, Any] = {"context": self._context} if self._context else {}
+            kind = HTTPSConnection if self._context else HTTPConnection
+            self._open = kind(self._host, self._port, timeout=_TIMEOUT_S, **more)
         return self._open
 
     def close(self) -> None:
@@ -147,20 +140,12 @@ def check_encoding() -> None:
     """
     content = bytes(range(256)) * 2
     answer = PullObjectResponse(object_found=True, object_available=True, object_content=content)
-    number = PullObjectResponse.DESCRIPTOR.fields_by_name["object_content"].number
-    facts, parts = split([answer.SerializeToString()], number)
+    facts, parts = split([answer.SerializeToString()], PullObjectResponse, _CONTENT)
     sample = PushObjectRequest(run_id=1, object_id="a" * 64, session_id="s")
-    parsed = PushObjectRequest.FromString(_before_content(sample, len(content)) + content)
+    parsed = PushObjectRequest.FromString(before_field(sample, _CONTENT, len(content)) + content)
     sample.object_content = content
     if b"".join(parts) != content or PullObjectResponse.FromString(facts).object_content or parsed != sample:
         raise ValueError("large objects are written differently")
-
-
-def _before_content(request: PushObjectRequest, size: int) -> bytes:
-    """Return what stands before an object's content in the call that sends it."""
-    number = PushObjectRequest.DESCRIPTOR.fields_by_name["object_content"].number
-    before: bytes = request.SerializeToString() + bytes([number << 3 | 2]) + varint(size)
-    return before
 
 
 def _read(answer: HTTPResponse) -> memoryview:

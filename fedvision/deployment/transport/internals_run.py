@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping, Sequence, Set
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedvision.deployment.tls import loopback_context
 from fedvision.deployment.transport.blob_store import IN_FILE, SMALL, BlobStore
-from fedvision.deployment.transport.internals_bundle import LITTLE, RUNTIME, Bundle, bundles, push_bundle
+from fedvision.deployment.transport.internals_bundle import LITTLE, RUNTIME, push_small
 from fedvision.deployment.transport.internals_wire import (
     IncomingMessage,
     LinkDown,
@@ -60,12 +59,7 @@ class RunLink:
     """
 
     def __init__(
-        self,
-        address: str,
-        *,
-        roots: Path | None,
-        secret: bytes | None = None,
-        objects: Path | None = None,
+        self, address: str, *, roots: Path | None, secret: bytes | None = None, objects: Path | None = None
     ) -> None:
         self._base = f"{'https' if roots else 'http'}://{address}"
         self._verify: ssl.SSLContext | bool = loopback_context(roots) if roots else True
@@ -80,10 +74,6 @@ class RunLink:
         client = kind(self._base, interceptors=[version, *more], verify=self._verify)
         route_client(client, self._verify, None)  # it never leaves this machine
         return client
-
-    def alive(self) -> bool:
-        """Return whether the SuperLink answers."""
-        return not self.silence()
 
     def silence(self) -> str:
         """Return why the SuperLink does not answer, or nothing where it does."""
@@ -122,27 +112,23 @@ class RunLink:
         return run_id
 
     def _acquire(self, run_id: int) -> str:
+        protected = ["/flwr.proto.Runtime/AcquireTask"]
+        secret = self._secret
         sign = (
-            [
-                SuperExecAuthHttpInterceptor(
-                    master_secret=self._secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
-                )
-            ]
-            if self._secret
+            [SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=protected)]
+            if secret
             else []
         )
         client = self._connect(RuntimeHttpClient, "flwr-superexec", *sign)
         request = runtime_pb2.AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
         try:
-            while found := call(client.AcquireTask, request):
-                if not found.token:
-                    raise LinkRefused(f"another process took run {run_id}")
+            while (found := call(client.AcquireTask, request)).token:
                 if found.task.run_id == run_id:
                     return str(found.token)
                 self.stop(found.task.run_id)
+            raise LinkRefused(f"another process took run {run_id}")
         finally:
             client.close()
-        raise LinkRefused(f"run {run_id} cannot be taken")
 
     def stop(self, run_id: int) -> None:
         """End a run that is not over; one that is, or is not known, is left alone."""
@@ -173,11 +159,9 @@ class RunLink:
     def push(
         self, messages: Sequence[Message], before_sending: Callable[[], None] = lambda: None
     ) -> list[str]:
-        """Send messages and return their ids; the same message may be pushed again.
+        """Send packed messages and return their ids; the same message may be pushed again.
 
-        Args:
-            messages: Packed.
-            before_sending: Is called when all is made ready, before anybody can see it.
+        ``before_sending`` is called when all is made ready, before anybody can see it.
         """
         with no_object_id_recompute():
             trees, objects = [], {}
@@ -197,51 +181,38 @@ class RunLink:
 
     def _push_objects(self, objects: Mapping[str, Any], in_store: Set[str], session: str) -> None:
         """Send objects, small ones together; one that the SuperLink can see as a file by its name alone."""
-        small: list[message_pb2.PushObjectRequest] = []
+
+        def request(name: str, content: bytes) -> message_pb2.PushObjectRequest:
+            node = node_pb2.Node(node_id=SUPERLINK_NODE_ID)
+            return message_pb2.PushObjectRequest(
+                node=node, run_id=self.run_id, object_id=name, object_content=content, session_id=session
+            )
+
+        def push(name: str, content: bytes) -> None:
+            if not call(self._running().PushObject, request(name, content)).stored:
+                raise LinkDown(_GAVE_UP)
+
+        small = []
         for name, thing in objects.items():
-            if name in in_store:
-                small.append(self._push_request(name, IN_FILE, session))
-                continue
-            request = self._push_request(name, thing.deflate(), session)
-            if len(request.object_content) <= LITTLE:
-                small.append(request)
+            content = IN_FILE if name in in_store else thing.deflate()
+            if len(content) <= LITTLE:
+                small.append(request(name, content))
             else:
-                self._push_object(request)
-        for bundle in bundles(small):
-            for request, stored in zip(bundle.requests, self._push_together(bundle), strict=True):
-                if not stored and request.object_content == IN_FILE:
-                    content = objects[request.object_id].deflate()
-                    self._push_object(self._push_request(request.object_id, content, session))
-                elif not stored:
-                    raise LinkDown(_GAVE_UP)
+                push(name, content)
+        for sent, stored in push_small(self._running(), RUNTIME, small):
+            if not stored and sent.object_content == IN_FILE:
+                push(sent.object_id, objects[sent.object_id].deflate())
+            elif not stored:
+                raise LinkDown(_GAVE_UP)
 
     def _stores(self, name: str, thing: Any) -> bool:
         """Put an object where the SuperLink sees it, if it is worth a file and there is a shelf."""
-        shared = (
-            isinstance(thing, TensorObject) and thing.size > SMALL and self._blobs and self._blobs.is_open
-        )
-        if shared and self._blobs:
-            self._blobs.put(name, *thing.views())
-        return bool(shared)
-
-    def _push_request(self, name: str, content: bytes, session: str) -> message_pb2.PushObjectRequest:
-        return message_pb2.PushObjectRequest(
-            node=node_pb2.Node(node_id=SUPERLINK_NODE_ID),
-            run_id=self.run_id,
-            object_id=name,
-            object_content=content,
-            session_id=session,
-        )
-
-    def _push_together(self, bundle: Bundle) -> Sequence[bool]:
-        try:
-            return call(partial(push_bundle, self._running(), RUNTIME), bundle)
-        except LinkRefused:  # a SuperLink that is not ours, or one that shall say in Flower's words why not
-            return [call(self._running().PushObject, request).stored for request in bundle.requests]
-
-    def _push_object(self, request: message_pb2.PushObjectRequest) -> None:
-        if not call(self._running().PushObject, request).stored:
-            raise LinkDown(_GAVE_UP)
+        if not isinstance(thing, TensorObject) or thing.size <= SMALL:
+            return False
+        if self._blobs is None or not self._blobs.is_open:
+            return False
+        self._blobs.put(name, *thing.views())
+        return True
 
     def pull(self, ids: Sequence[str]) -> list[IncomingMessage]:
         """Return the replies that are there; the SuperLink gives each reply once."""
@@ -249,7 +220,7 @@ class RunLink:
         node = node_pb2.Node(node_id=SUPERLINK_NODE_ID)
 
         def here(names: Sequence[str]) -> bool:
-            """Return whether a request is worth it: all pieces but the last are files once they have come."""
+            # All pieces but the last are files once they have come.
             if self._blobs is None or not self._blobs.is_open:
                 return True
             return sum(not self._blobs.place(name).exists() for name in names) <= 1

@@ -40,9 +40,6 @@ class FileObjectStore(InMemoryObjectStore):
     A process that is killed finds all again: the journal says what was announced and what is gone, and what
     has come is there as a file. Nothing is synced; a machine that went down begins with an empty store, since
     what it had not written is gone, and nobody waits for it any more.
-
-    Args:
-        folder: Where the files are; made when it is missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +65,7 @@ class FileObjectStore(InMemoryObjectStore):
         """Close the journal."""
         if self._journal is not None:
             self._journal.close()
-            self._journal = None
+        self._journal = None
 
     def preregister(self, run_id: int, object_tree: ObjectTree) -> list[str]:
         """Note a message's objects and return those that have not come."""
@@ -100,10 +97,6 @@ class FileObjectStore(InMemoryObjectStore):
 
     def bring(self, object_id: str, content: Sequence[memoryview]) -> bool:
         """Write the file of an object that was announced and has not come; ``put`` may then name it.
-
-        Args:
-            object_id: Its digest.
-            content: Its bytes, as they lie.
 
         Returns:
             Whether it was written; if not, nothing changed.
@@ -185,7 +178,7 @@ class FileObjectStore(InMemoryObjectStore):
         except ValueError:  # the last line of a process that was killed while it wrote
             return
         if kind == _TREE:
-            super().preregister(values[0], ObjectTree.FromString(bytes.fromhex(values[1])))
+            self.preregister(values[0], ObjectTree.FromString(bytes.fromhex(values[1])))
         elif kind == _GONE:
             self.delete(values[0])
         else:
@@ -208,13 +201,7 @@ class FileObjectStore(InMemoryObjectStore):
 
 
 def keep_in_files(app: Any, state: LinkState, folder: Path) -> FileObjectStore:
-    """Make a SuperLink keep its objects in files and return the store.
-
-    Args:
-        app: The SuperLink.
-        state: Its state.
-        folder: Where the files go.
-    """
+    """Make a SuperLink keep its objects in files in a folder and return the store."""
     store = FileObjectStore(folder)
     store.open()
     app.state.linkstate_factory.objectstore_factory.store_instance = store

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode, b64encode
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +27,7 @@ from flwr.common.constant import (
     TIMESTAMP_HEADER,
     TIMESTAMP_TOLERANCE,
 )
-from flwr.supercore.constant import (
-    FLEET_HTTP_PUBLIC_KEY_HEADER,
-    FLEET_HTTP_SIGNATURE_HEADER,
-    FLWR_IN_MEMORY_DB_NAME,
-)
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.date import now
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.primitives.asymmetric import (
@@ -46,16 +42,17 @@ from fedvision.deployment.transport.blob_store import BlobStore
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from flwr.proto.node_pb2 import NodeInfo
     from flwr.server.superlink.linkstate import LinkState as LinkState
+    from flwr.server.superlink.linkstate import SqlLinkState
+    from starlette.types import ASGIApp, Message, Receive
 
 PUBLIC_KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER.lower().encode()
 """Header of a client's call that holds its public key: PEM, base64; lower case as in ASGI."""
 MEDIA_TYPE = PROTOBUF_MEDIA_TYPE
 """Content type of a call's body."""
-SIGNATURE_HEADER, TIME_HEADER = (
-    FLEET_HTTP_SIGNATURE_HEADER.lower().encode(),
-    TIMESTAMP_HEADER.lower().encode(),
-)
+SIGNATURE_HEADER = FLEET_HTTP_SIGNATURE_HEADER.lower().encode()
+TIME_HEADER = TIMESTAMP_HEADER.lower().encode()
 """Headers with the time of a call and the signature over it, base64."""
 PUSH_MESSAGES, PUSH_OBJECT = "/v1/fleet/push-messages", "/v1/fleet/push-object"
 """The calls that bring more than a question; a message's head alone, and its tensors."""
@@ -68,8 +65,6 @@ NOT_ACTIVATED = int(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED)
 """Code that Flower's clients print when the server does not let them in."""
 CLOCK_AHEAD_S, CLOCK_BEHIND_S = SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 """Seconds by which a client's clock may be ahead of the server's, and behind it: else it is refused."""
-IN_MEMORY = FLWR_IN_MEMORY_DB_NAME
-"""Name of a SuperLink database that ends with the process."""
 
 
 def fleet_paths() -> frozenset[str]:
@@ -92,12 +87,9 @@ def signed_headers(key: EllipticCurvePrivateKey) -> dict[str, str]:
 
 
 def is_signed(key: bytes, time: bytes, signature: bytes) -> bool:
-    """Return whether a call is signed by its key, and now: Flower's own check, before a body is there.
+    """Return whether a call is signed by its key (PEM), and now: Flower's own check, before a body is there.
 
-    Args:
-        key: PEM.
-        time: The header as it came: ISO 8601.
-        signature: The header as it came: base64.
+    Time (ISO 8601) and signature (base64) are the headers as they came.
     """
     try:
         age = (now() - datetime.fromisoformat(time.decode("ascii"))).total_seconds()
@@ -112,12 +104,11 @@ def superlink(
     *,
     host: str,
     port: int,
-    database: str,
+    database: Path,
     tls: Mapping[str, Path] | None,
-    isolation: str,
-    secret: bytes | None,
+    secret: bytes,
     shortcuts: bool = True,
-) -> tuple[Callable[..., Awaitable[None]], LinkState]:
+) -> tuple[ASGIApp, SqlLinkState]:
     """Return Flower's SuperLink as an ASGI application, and its state.
 
     Clients must sign their calls; programs that a run names are never installed.
@@ -125,18 +116,16 @@ def superlink(
     Args:
         host: Of the socket that the processes of a run on this machine will reach.
         port: Of the same.
-        database: SQLite file, beside which a folder of objects is made, or ``IN_MEMORY``.
+        database: SQLite file, beside which a folder of objects is made.
         tls: Files ``ca``, ``certificate`` and ``key``, or None for plain text.
-        isolation: ``"subprocess"`` starts the process that runs server apps, ``"process"`` waits for one.
-        secret: What such a waiting process must know, or None.
+        secret: What a process must know that runs server apps.
         shortcuts: Whether objects are kept in files; Flower keeps them in its database.
     """
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
     from flwr.superlink.main import create_app
 
-    names = ("ca", "certificate", "key")
-    files = {name: str(tls[name]) if tls else None for name in names}
+    files = {name: str(path) for name, path in (tls or {}).items()}
     pem = (tls["ca"].read_bytes(), tls["certificate"].read_bytes(), tls["key"].read_bytes()) if tls else None
     config = SuperLinkLifespanConfig(
         control_address="",
@@ -155,33 +144,39 @@ def superlink(
         fleet_api_type="grpc-rere",
         fleet_api_address=None,
         simulation=False,
-        ssl_ca_certfile=files["ca"],
-        ssl_certfile=files["certificate"],
-        ssl_keyfile=files["key"],
-        database=database,
-        isolation=isolation,
+        ssl_ca_certfile=files.get("ca"),
+        ssl_certfile=files.get("certificate"),
+        ssl_keyfile=files.get("key"),
+        database=str(database),
+        isolation="process",
         runtime_dependency_install=False,
     )
     app = create_app(config, SuperLinkLifespan)
     state = app.state.linkstate_factory.state()
-    objects = Path(database).with_suffix(".objects")
-    if database != IN_MEMORY and shortcuts:
+    objects = database.with_suffix(".objects")
+    if shortcuts:
         from fedvision.deployment.transport.internals_store import keep_in_files
 
         keep_in_files(app, state, objects)
-    elif database != IN_MEMORY:
+    else:
         BlobStore(objects).close()
     return app, state
 
 
-def names_another(path: str, body: bytes, owner: Callable[[str], int | None]) -> bool:
-    """Return whether a call of one node brings or ends a message of another's.
+def replay(body: list[bytes], receive: Receive) -> Receive:
+    """Return a ``receive`` (ASGI) that gives a body's parts, then what the connection has."""
 
-    Args:
-        path: One of ``NAMING``.
-        body: What Flower will read.
-        owner: As ``owner`` below.
-    """
+    async def replayed() -> Message:
+        if not body:
+            return await receive()
+        part = body.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(body)}
+
+    return replayed
+
+
+def names_another(path: str, body: bytes, owner: Callable[[str], int | None]) -> bool:
+    """Tell whether a call of one node, whose path is in ``NAMING``, brings or ends a message of another's."""
     from flwr.proto.fleet_pb2 import PushMessagesRequest
     from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -198,14 +193,12 @@ def names_another(path: str, body: bytes, owner: Callable[[str], int | None]) ->
         return False
 
 
-def owner(state: LinkState, message: str) -> int | None:
+def owner(state: SqlLinkState, message: str) -> int | None:
     """Return the node to which a message went or from which a reply came, None where nobody knows it."""
     from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
     from flwr.supercore.utils import int64_to_uint64
     from sqlalchemy import select
 
-    if not hasattr(state, "session"):
-        return None
     sent = select(MessageIns.dst_node_id).where(MessageIns.message_id == message)
     answered = select(MessageRes.src_node_id).where(MessageRes.message_id == message)
     with state.session() as session:
@@ -220,23 +213,17 @@ def heartbeat_node(body: bytes) -> int:
     return int(SendNodeHeartbeatRequest.FromString(body).node.node_id)
 
 
-def redeliver(state: LinkState, node: int, seconds: float) -> int:
+def redeliver(state: SqlLinkState, node: int, seconds: float) -> int:
     """Let a node have again what it was given and has not answered; return how many messages that is.
 
     Flower gives every message once: what is lost with the answer that carries it is lost for good, and the
-    server waits for a reply that nobody works on. Only a state in a database knows what it gave.
-
-    Args:
-        state: The SuperLink's.
-        node: Reports that it has no message in hand.
-        seconds: For how long; what it was given since may be under way.
+    server waits for a reply that nobody works on. The node says that it has had nothing in hand for so many
+    seconds; what it was given since may be under way.
     """
     from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
     from flwr.supercore.utils import uint64_to_int64
     from sqlalchemy import select, update
 
-    if not hasattr(state, "session"):
-        return 0
     lost = (
         MessageIns.dst_node_id == uint64_to_int64(node),
         MessageIns.delivered_at != "",
@@ -250,21 +237,10 @@ def redeliver(state: LinkState, node: int, seconds: float) -> int:
     return len(found)
 
 
-def registered_keys(state: LinkState) -> dict[bytes, int]:
-    """Return public key (PEM) -> node number of every client that may call."""
+def keys(state: LinkState, *, removed: bool = False) -> dict[bytes, NodeInfo]:
+    """Return public key (PEM) -> ``node_id`` and ``name`` of every client that may call, or may no more."""
     nodes = state.get_node_info(owner_aids=[NOOP_FLWR_AID])
-    return {node.public_key: node.node_id for node in nodes if node.status != "unregistered"}
-
-
-def names(state: LinkState) -> dict[int, str]:
-    """Return node number -> the name under which it is registered, removed ones included."""
-    return {node.node_id: node.name for node in state.get_node_info(owner_aids=[NOOP_FLWR_AID])}
-
-
-def removed_keys(state: LinkState) -> dict[bytes, str]:
-    """Return public key (PEM) -> name of every client that was let in once and is no more."""
-    nodes = state.get_node_info(owner_aids=[NOOP_FLWR_AID])
-    return {node.public_key: node.name for node in nodes if node.status == "unregistered"}
+    return {node.public_key: node for node in nodes if (node.status == "unregistered") == removed}
 
 
 def register_key(state: LinkState, key: bytes, name: str) -> None:

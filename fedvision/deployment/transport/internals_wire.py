@@ -27,10 +27,7 @@ from flwr.common.constant import ErrorCode
 from flwr.proto import message_pb2
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.error import ApiErrorCode, FlowerError
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-)
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
 from fedvision.deployment.transport.message_format import PIECE, MessageHeader, Source
 from fedvision.errors import FedVisionError, ProtocolError
@@ -51,8 +48,6 @@ _HEAD = 64
 """Bytes within which the words before a piece's bytes end: its kind and its length."""
 _PIECE_HEAD = f"{ArrayChunk.__qualname__}{HEAD_VALUE_DIVIDER}".encode()
 _R = TypeVar("_R")
-
-
 _CALL_S, _CONNECT_S = 30.0, 5.0
 """How long a call may take, as in Flower's clients, and a connection."""
 
@@ -92,12 +87,7 @@ def call(method: Callable[[Any], _R], request: Any) -> _R:
 
 
 def refusal(status: int, answer: str) -> LinkDown | LinkRefused | RunEnded:
-    """Return the error that a SuperLink's answer is.
-
-    Args:
-        status: HTTP status.
-        answer: The answer's body.
-    """
+    """Return the error that a SuperLink's answer is, given its HTTP status and body."""
     flower_error = FlowerError.from_json(answer)
     text = (flower_error.message if flower_error else "") or f"HTTP status {status}"
     if flower_error and flower_error.code in _ENDED:
@@ -170,16 +160,11 @@ def pack_tensors(source: Source) -> PackedTensors:
 def pack_message(layout: MessageHeader, tensors: PackedTensors, *, ordered: bool = True) -> RecordDict:
     """Return the content that travels: the layout as a text, the tensors as one object.
 
-    Args:
-        layout: The layout.
-        tensors: The tensors.
-        ordered: Whether the objects are sent with the layout last.
+    Whoever reads it relies on ``ordered``: that the objects are sent with the layout last.
     """
     head = ConfigRecord({_LAYOUT: layout.to_text(), _ORDER: list(tensors.order), _ORDERED: ordered})
-    records: dict[str, Any] = {_RECORD: head}
-    if tensors.record is not None:
-        records[_BLOB] = tensors.record
-    return RecordDict(records)
+    blob = {_BLOB: tensors.record} if tensors.record is not None else {}
+    return RecordDict({_RECORD: head, **blob})
 
 
 def contents(content: RecordDict) -> tuple[MessageHeader, bytearray]:
@@ -245,10 +230,7 @@ class IncomingMessage:
         return layout
 
     def read(self, size: int) -> Iterator[memoryview]:
-        """Fetch the tensors, piece by piece.
-
-        Args:
-            size: The layout's size, which has been found good.
+        """Fetch the tensors of a layout that was found good, which are ``size`` bytes, piece by piece.
 
         Raises:
             NotDeliveredYet: Its sender has not delivered a piece.
@@ -263,11 +245,7 @@ class IncomingMessage:
 
 
 def _body(content: memoryview) -> memoryview:
-    """Return a piece's bytes where they lie, without the words before them.
-
-    Raises:
-        ProtocolError: It is no piece.
-    """
+    """Return a piece's bytes where they lie, without the words before them."""
     head, divider, _ = bytes(content[:_HEAD]).partition(HEAD_BODY_DIVIDER)
     if not divider or not head.startswith(_PIECE_HEAD):
         raise ProtocolError("a piece of the message is none")
@@ -286,9 +264,8 @@ def is_piece(start: memoryview, size: int) -> bool:
 def _parts(tree: message_pb2.ObjectTree) -> tuple[str, list[str]]:
     """Return the id of the layout's record and those of the blob's pieces, sorted, by the tree's shape."""
     (content,) = tree.children
-    heads = [record for record in content.children if not record.children]
+    (head,) = (record for record in content.children if not record.children)
     blobs = [record for record in content.children if record.children]
-    (head,) = heads
     if not blobs:
         return head.object_id, []
     ((blob,),) = ([array for array in record.children] for record in blobs)
@@ -313,23 +290,15 @@ def in_order(objects: Mapping[str, Any]) -> dict[str, Any]:
     Whoever sees a layout may rely on all the rest being there; when it has read the pieces it lets the
     SuperLink forget the message, and what came later would be refused.
     """
-    return dict(sorted(objects.items(), key=lambda item: _rank(item[1])))
 
+    def rank(item: tuple[str, Any]) -> int:
+        return isinstance(item[1], ConfigRecord) - isinstance(item[1], TensorObject)
 
-def _rank(thing: object) -> int:
-    if isinstance(thing, TensorObject):
-        return 0
-    return 2 if isinstance(thing, ConfigRecord) else 1
+    return dict(sorted(objects.items(), key=rank))
 
 
 def route_client(client: Any, verify: ssl.SSLContext | bool, proxy: str | None) -> None:
-    """Let one of Flower's clients use our route, whatever the environment says.
-
-    Args:
-        client: A ``ProtobufClient``.
-        verify: As it was given.
-        proxy: URL of a proxy, or None to go straight.
-    """
+    """Let a ``ProtobufClient`` go straight or to a proxy's URL, whatever the environment says."""
     client._client.close()
     timeout = httpx.Timeout(_CALL_S, connect=_CONNECT_S)
     client._client = httpx.Client(

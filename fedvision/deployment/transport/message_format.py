@@ -14,9 +14,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Protocol
@@ -71,10 +70,7 @@ class MessageHeader:
                 "format": FORMAT,
                 "client": self.client,
                 "notes": self.notes,
-                "tensors": {
-                    group: [[entry.name, entry.dtype, entry.shape] for entry in entries]
-                    for group, entries in self.tensors.items()
-                },
+                "tensors": {group: _rows(entries) for group, entries in self.tensors.items()},
                 "records": {
                     name: [kind, {key: _plain(value) for key, value in values.items()}]
                     for name, (kind, values) in self.records.items()
@@ -124,12 +120,8 @@ class Expected:
         for group, entries in self.groups.items():
             if wrong := entries.mismatch(layout.tensors.get(group, ())):
                 raise ProtocolError(wrong)
-        spare = sum(
-            _padded(entry.size)
-            for group, entries in layout.tensors.items()
-            if group not in self.groups
-            for entry in entries
-        )
+        others = [layout.tensors[group] for group in layout.tensors.keys() - self.groups.keys()]
+        spare = sum(_padded(entry.size) for entries in others for entry in entries)
         if spare > self.spare_bytes:
             raise ProtocolError(
                 f"beside {sorted(self.groups) or 'numbers'} it would bring {spare:,} bytes of tensors; at "
@@ -138,9 +130,7 @@ class Expected:
 
     def to_text(self) -> str:
         """Return this as JSON, for the process that holds the connection."""
-        groups = {
-            name: [[e.name, e.dtype, e.shape] for e in schema.tensors] for name, schema in self.groups.items()
-        }
+        groups = {name: _rows(schema.tensors) for name, schema in self.groups.items()}
         return json.dumps({"tensors": groups, "spare_bytes": self.spare_bytes})
 
     @classmethod
@@ -154,11 +144,8 @@ class Expected:
     def of_model(cls, group: str, sent: UpdateSchema, model: UpdateSchema, more: int = 0) -> Expected:
         """Return what a message with a model, or with an update of one, may carry.
 
-        Args:
-            group: Its tensors' group.
-            sent: The tensors that must be there.
-            model: The whole model: a strategy may send ``_SPARE`` times as much beside it.
-            more: Bytes of other tensors that may come, too.
+        Beside the tensors ``sent`` in their group a strategy may send ``_SPARE`` times the whole model, and
+        ``more`` bytes may come.
         """
         size = sum(spec.size + ALIGN for spec in model.tensors)
         return cls(groups={group: sent}, spare_bytes=_SPARE * size + more)
@@ -175,12 +162,7 @@ class Source(Protocol):
 
 
 class TensorSource:
-    """The blob of a content's tensors, as they lie: no copy is made.
-
-    Args:
-        content: Records whose arrays can give themselves as NumPy arrays.
-        layout: As ``describe`` gave it for this content.
-    """
+    """The blob of a content's tensors, as they lie: no copy is made. ``layout`` is ``describe(content)``."""
 
     def __init__(self, content: RecordDict, layout: MessageHeader) -> None:
         self._arrays = [
@@ -228,10 +210,8 @@ def describe(content: RecordDict, client: int = -1) -> MessageHeader:
         for entry in entries:
             if entry.dtype not in ITEM_BYTES:
                 raise ProtocolError(f"the tensor {entry.name!r} is {entry.dtype}, which does not travel")
-    records: dict[str, tuple[str, Mapping[str, Any]]] = {
-        name: ("config", dict(record)) for name, record in content.config_records.items()
-    }
-    records |= {name: ("metrics", dict(record)) for name, record in content.metric_records.items()}
+    kinds: dict[str, Any] = {"config": content.config_records, "metrics": content.metric_records}
+    records = {name: (kind, dict(record)) for kind, held in kinds.items() for name, record in held.items()}
     return MessageHeader(tensors=tensors, records=records, client=client)
 
 
@@ -255,13 +235,11 @@ def unpack(layout: MessageHeader, blob: Any) -> RecordDict:
     for group, entries in layout.tensors.items():
         record = ArrayRecord()
         for entry in entries:
-            dtype, count = getattr(torch, entry.dtype), math.prod(entry.shape)
-            # An empty tensor has no bytes to begin at.
-            flat = (
-                torch.frombuffer(blob, dtype=dtype, count=count, offset=start)
-                if count
-                else torch.empty(0, dtype=dtype)
-            )
+            dtype, count = getattr(torch, entry.dtype), entry.elements
+            if count:
+                flat = torch.frombuffer(blob, dtype=dtype, count=count, offset=start)
+            else:  # it has no bytes to begin at
+                flat = torch.empty(0, dtype=dtype)
             record[entry.name] = TensorArray(flat.reshape(entry.shape))
             start += _padded(entry.size)
         content[group] = record
@@ -271,6 +249,10 @@ def unpack(layout: MessageHeader, blob: Any) -> RecordDict:
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"the message's records do not fit: {error}") from error
     return content
+
+
+def _rows(entries: Iterable[TensorSpec]) -> list[Any]:
+    return [[entry.name, entry.dtype, entry.shape] for entry in entries]
 
 
 def _padded(size: int) -> int:
@@ -316,42 +298,37 @@ def _read_notes(page: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple("".join(letter if letter.isprintable() else " " for letter in note) for note in notes)
 
 
+def _table(page: Mapping[str, Any], key: str) -> dict[str, Any]:
+    table = page.get(key)
+    if not isinstance(table, dict):
+        raise ProtocolError(f"the message's layout has no {key}")
+    return table
+
+
 def _read_tensors(page: Mapping[str, Any]) -> dict[str, tuple[TensorSpec, ...]]:
-    groups = page.get("tensors")
-    _require(isinstance(groups, dict), "has no tensors")
-    assert isinstance(groups, dict)
     found: dict[str, tuple[TensorSpec, ...]] = {}
-    for group, rows in groups.items():
+    for group, rows in _table(page, "tensors").items():
         _require(isinstance(rows, list) and len(rows) <= MAX_TENSORS, "has a group that is no list")
-        entries = tuple(_read_entry(row) for row in rows)
-        _require(len({entry.name for entry in entries}) == len(entries), "names a tensor twice")
-        found[group] = entries
+        found[group] = tuple(map(_read_entry, rows))
+        _require(len({entry.name for entry in found[group]}) == len(rows), "names a tensor twice")
     return found
 
 
 def _read_entry(row: Any) -> TensorSpec:
-    _require(isinstance(row, list) and len(row) == 3, "has a tensor without name, type and shape")
-    name, dtype, shape = row
-    _require(isinstance(name, str), "has a tensor without a name")
-    _require(isinstance(dtype, str) and dtype in ITEM_BYTES, "has a tensor of a type that does not travel")
-    _require(isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS, "has a tensor without a shape")
-    _require(all(_whole(size) for size in shape), "has a tensor without a shape")
-    return TensorSpec(name, dtype, tuple(shape))
+    match row:
+        case [str(name), str(dtype), list(shape)] if (
+            dtype in ITEM_BYTES and len(shape) <= MAX_DIMENSIONS and all(map(_whole, shape))
+        ):
+            return TensorSpec(name, dtype, tuple(shape))
+    raise ProtocolError("the message's layout has a tensor without a name, a type that travels and a shape")
 
 
 def _read_records(page: Mapping[str, Any]) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    records = page.get("records")
-    _require(isinstance(records, dict), "has no records")
-    assert isinstance(records, dict)
     found: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    for name, row in records.items():
-        _require(
-            isinstance(row, list)
-            and len(row) == 2
-            and isinstance(row[0], str)
-            and row[0] in _KINDS
-            and isinstance(row[1], dict),
-            "has a record that is none",
-        )
-        found[name] = (row[0], {key: _value(value) for key, value in row[1].items()})
+    for name, row in _table(page, "records").items():
+        match row:
+            case [str(kind), dict(values)] if kind in _KINDS:
+                found[name] = (kind, {key: _value(value) for key, value in values.items()})
+            case _:
+                raise ProtocolError("the message's layout has a record that is none")
     return found

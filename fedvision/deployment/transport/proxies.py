@@ -45,11 +45,7 @@ def is_loopback(host: str) -> bool:
 
 
 def proxy_for(scheme: str, host: str) -> Proxy | None:
-    """Return the proxy through which a host is reached, or None.
-
-    Args:
-        scheme: ``"https"`` or ``"http"``.
-        host: Name or address.
+    """Return the proxy through which a host is reached with ``"https"`` or ``"http"``, or None.
 
     Raises:
         ConfigError: The environment names one that cannot be used.

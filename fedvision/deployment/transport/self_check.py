@@ -36,8 +36,8 @@ def require_transport(*modules: str) -> None:
     reason = _failure(lambda: list(map(_load, modules))) or _failure(_exchange)
     if reason:
         raise ConfigError(
-            f"flwr {installed()} cannot be used for a deployment ({reason}); this version of fedvision was "
-            f"tested with flwr {TESTED}: install one of these"
+            f"flwr {metadata.version('flwr')} cannot be used for a deployment ({reason}); this version of "
+            f"fedvision was tested with flwr {TESTED}: install one of these"
         )
 
 
@@ -51,11 +51,6 @@ def client_shortcuts() -> str:
     return _sentence(_failure(lambda: _load("internals_large_objects").check_encoding()))
 
 
-def installed() -> str:
-    """Return the version of flwr."""
-    return metadata.version("flwr")
-
-
 def _load(module: str) -> Any:
     return import_module(f"{_HERE}.{module}")
 
@@ -64,8 +59,8 @@ def _sentence(reason: str) -> str:
     if not reason:
         return ""
     return (
-        f"flwr {installed()}: messages go Flower's own way, which is slower, since a shortcut past it does "
-        f"not fit this version ({reason}); tested versions are {TESTED}"
+        f"flwr {metadata.version('flwr')}: messages go Flower's own way, which is slower, since a shortcut "
+        f"past it does not fit this version ({reason}); tested versions are {TESTED}"
     )
 
 

@@ -163,7 +163,7 @@ def test_client_certificates_that_are_missing_expired_or_strange_are_sentences_o
     for name in ("tls.crt", "tls.key"):
         (tmp_path / name).write_bytes(old[Path("clients/old") / name][0])
     (tmp_path / "server").mkdir()
-    with superlink(pki, tmp_path / "server", "--client-certificates") as server:
+    with superlink(pki, tmp_path / "server", client_certificates=True) as server:
         cases = [
             (None, "does it ask for a client certificate?", "PEER_DID_NOT_RETURN_A_CERTIFICATE"),
             (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
 import shutil
 import socket
@@ -13,13 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.proto.control_pb2 import ListNodesRequest, ListNodesResponse
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
+from fedvision.deployment.server.limits import Limits
+from fedvision.deployment.server.options import SuperlinkOptions
 from fedvision.deployment.transport import internals_superlink
 
 START_S = 180.0
@@ -35,52 +38,57 @@ class Running(NamedTuple):
     """Port on every address."""
     clients: Path
     """Its folder of client keys."""
-    log: Path
-    """What it writes to standard error."""
+    place: SuperlinkOptions
+    """What it was told."""
+
+    @property
+    def log(self) -> Path:
+        """What it writes down."""
+        return self.place.log
 
 
 @contextlib.contextmanager
-def superlink(pki: Path, folder: Path, *options: str, tls: bool = True) -> Iterator[Running]:
+def superlink(
+    pki: Path, folder: Path, *, tls: bool = True, client_certificates: bool = False, **limits: Any
+) -> Iterator[Running]:
     """Run the server with every key of ``pki`` until the block ends."""
-    clients, log = folder / "clients", folder / "log"
+    clients = folder / "clients"
     shutil.copytree(pki / "server/clients", clients)
-    command = [
-        sys.executable,
-        "-m",
-        "fedvision.deployment.server.superlink",
-        "--clients",
-        str(clients),
-        *options,
-    ]
-    command += ["--public", "0.0.0.0:0", "--private", "127.0.0.1:0", "--isolation", "process"]
-    command += ["--tls", str(pki / "server")] if tls else ["--insecure"]
-    with log.open("wb") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+    place = SuperlinkOptions(
+        public="0.0.0.0:0",
+        private="127.0.0.1:0",
+        tls=pki / "server" if tls else None,
+        insecure=not tls,
+        clients=clients,
+        state=folder / "state",
+        client_certificates=client_certificates,
+        limits=Limits(**limits),
+    )
+    command = [sys.executable, "-m", "fedvision.deployment.server.superlink", place.to_text()]
+    errors = folder / "log"
+    with errors.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True
+        )
         try:
-            ports = _ports(process, log)
-            yield Running(ports["private"], ports["public"], clients, log)
+            ports = _ports(process, errors)
+            yield Running(ports["private"], ports["public"], clients, place)
         finally:
             process.terminate()
             process.communicate(timeout=240)
 
 
 def _ports(process: subprocess.Popen[str], log: Path) -> dict[str, int]:
-    """Read the lines that a server prints when it listens."""
+    """Read the line that a server prints when it listens."""
     assert process.stdout is not None
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=lambda: [lines.put(line) for line in process.stdout or ()], daemon=True).start()
-    ports = {}
-    deadline = time.monotonic() + START_S
-    while True:
-        try:
-            line = lines.get(timeout=max(0.1, deadline - time.monotonic()))
-        except queue.Empty:
-            raise AssertionError(f"the server did not start: {log.read_text()}") from None
-        if line == "ready\n":
-            return ports
-        side, _, address = line.partition(" ")
-        if ":" in address:
-            ports[side] = int(address.rpartition(":")[2])
+    try:
+        line = lines.get(timeout=START_S)
+    except queue.Empty:
+        raise AssertionError(f"the server did not start: {log.read_text()}") from None
+    told = json.loads(line.removeprefix("ready "))
+    return {side: int(told[side].rpartition(":")[2]) for side in ("private", "public")}
 
 
 def secured(pki: Path, port: int, *, certificate: Path | None = None) -> ssl.SSLSocket:

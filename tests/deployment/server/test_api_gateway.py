@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.deployment.server.api_gateway import ApiGateway, fingerprint
+from fedvision.deployment.server.api_gateway import ApiGateway
+from fedvision.deployment.server.keyring import fingerprint
 from fedvision.deployment.server.limits import Limits
 from fedvision.deployment.transport.internals_bundle import FLEET
 from fedvision.deployment.transport.internals_superlink import (

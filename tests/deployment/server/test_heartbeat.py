@@ -20,7 +20,7 @@ class Link:
 
 def test_a_silence_ends_with_the_next_sign_of_life_that_arrives() -> None:
     link, running, wall = Link(), [100.0], [1000.0]
-    heartbeat = Heartbeat(link, (lambda: running[0], lambda: wall[0]))
+    heartbeat = Heartbeat(link, (lambda: running[0], lambda: wall[0]))  # type: ignore[arg-type]
     running[0] += 20
     wall[0] += 20
     assert heartbeat.silence == 20

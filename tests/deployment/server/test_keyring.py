@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 from flwr.server.superlink.linkstate import InMemoryLinkState, LinkState
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
 from fedvision.deployment.server.keyring import Keyring, read_public_key
-from fedvision.deployment.transport.internals_superlink import IN_MEMORY, registered_keys
+from fedvision.deployment.transport.internals_superlink import keys
 from fedvision.errors import ConfigError
 
 
 @pytest.fixture
 def state() -> LinkState:
-    return InMemoryLinkState(NoOpFederationManager(), ObjectStoreFactory(IN_MEMORY).store())
+    return InMemoryLinkState(NoOpFederationManager(), ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME).store())
 
 
 @pytest.fixture
@@ -32,10 +33,10 @@ def test_the_folders_keys_are_flowers_keys_before_and_after_a_change(folder: Pat
     keyring = Keyring(folder, state)
     north, south = (read_public_key(folder / f"{name}.pub") for name in ("north", "south"))
     assert keyring.known == {north: "north", south: "south"}
-    assert registered_keys(state).keys() == {north, south}
+    assert keys(state).keys() == {north, south}
     (folder / "north.pub").unlink()
     assert keyring.sync() == []
-    assert keyring.known.keys() == registered_keys(state).keys() == {south}
+    assert keyring.known.keys() == keys(state).keys() == {south}
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["running", "started again"])
@@ -55,9 +56,9 @@ def test_a_server_that_starts_again_knows_its_clients_by_their_old_numbers(
     folder: Path, state: LinkState
 ) -> None:
     Keyring(folder, state)
-    before = registered_keys(state)
+    before = keys(state)
     Keyring(folder, state)
-    assert registered_keys(state) == before
+    assert keys(state) == before
 
 
 def test_a_wrong_file_stops_the_start_and_is_passed_over_later(folder: Path, state: LinkState) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 import pytest
 
@@ -12,7 +11,6 @@ from fedvision.deployment.server.limits import (
     ConnectionLimiter,
     Limits,
     MemoryBudget,
-    RateLimitedLog,
     TokenBuckets,
     peer_name,
 )
@@ -81,23 +79,6 @@ def test_seats_are_counted_in_all_and_for_each_peer() -> None:
     assert seats.take("c") == "there are 3 open connections already"
     seats.leave("a")
     assert seats.take("c") is None
-
-
-def test_a_flood_is_one_line_a_minute_with_its_number(caplog: pytest.LogCaptureFixture) -> None:
-    clock = Clock()
-    journal = RateLimitedLog(logging.getLogger("test"), clock)
-    for i in range(5):
-        journal.refused("a", "slow", f" [{i}]")
-    journal.refused("a", "large")
-    journal.refused("b", "slow")
-    clock.now += 61
-    journal.refused("a", "slow", " [x]")
-    assert caplog.messages == [
-        "refused a: slow [0]",
-        "refused a: large",
-        "refused b: slow",
-        "refused a: slow [x] (4 times more since it was last logged)",
-    ]
 
 
 def test_large_bodies_wait_for_room_and_small_ones_do_not() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
+from fedvision.deployment.server.options import SuperlinkOptions
+from fedvision.deployment.server.superlink_process import SuperlinkProcess
 from tests.deployment.server.machines import WAIT_S, Machines, eventually
 from tests.deployment.server.test_deployment import EXPERIMENT
 
@@ -20,7 +21,7 @@ ONLINE = "north is connected to"
 
 
 def test_refusals_and_an_unstable_server_are_logged_once_a_minute(tmp_path: Path, pki: Path) -> None:
-    requested_place = LinkPlace(
+    requested_place = SuperlinkOptions(
         tls=pki / "server",
         clients=pki / "server/clients",
         state=tmp_path / "superlink",

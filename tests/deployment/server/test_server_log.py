@@ -27,6 +27,26 @@ def test_a_text_is_written_once_a_minute_with_its_number() -> None:
     assert written == ["a", "b", "a (2 times more since it was last logged)"]
 
 
+def test_a_flood_is_one_line_a_minute_with_its_number(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    repeats = RepeatFilter(lambda: now[0])
+    with caplog.at_level(logging.WARNING, "fedvision.deployment"):
+        caplog.handler.addFilter(repeats)
+        for number in range(5):
+            server_log.warn("refused a", "slow", f" [{number}]")
+        server_log.warn("refused a", "large")
+        server_log.warn("refused b", "slow")
+        now[0] = 61
+        server_log.warn("refused a", "slow", " [x]")
+        caplog.handler.removeFilter(repeats)
+    assert caplog.messages == [
+        "refused a: slow [0]",
+        "refused a: large",
+        "refused b: slow",
+        "refused a: slow [x] (4 times more since it was last logged)",
+    ]
+
+
 def test_one_place_writes_no_more_than_its_bucket_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """However much the texts of a flood differ, by the peers' addresses or by what they send."""
     monkeypatch.setattr(server_log, "_BURST", 10.0)

@@ -42,10 +42,8 @@ PUSH = internals_superlink.PUSH_OBJECT
 
 @pytest.fixture(scope="module")
 def server(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    limits = ["header_seconds=3", "idle_seconds=2", f"body={BODY}", "peer_connections=20", "body_rate=1e6"]
-    options = [option for limit in limits for option in ("--limit", limit)]
-    folder = tmp_path_factory.mktemp("server")
-    with superlink(pki, folder, "--database", str(folder / "sl.db"), *options) as running:
+    limits = {"header_seconds": 3, "idle_seconds": 2, "body": BODY, "peer_connections": 20, "body_rate": 1e6}
+    with superlink(pki, tmp_path_factory.mktemp("server"), **limits) as running:
         yield running
 
 
@@ -311,4 +309,4 @@ def test_a_key_that_is_added_later_is_let_in_and_a_removed_one_does_not_return(
 
 
 def test_the_database_is_the_owners_alone(server: Running) -> None:
-    assert (server.log.parent / "sl.db").stat().st_mode & 0o077 == 0
+    assert server.place.database.stat().st_mode & 0o077 == 0

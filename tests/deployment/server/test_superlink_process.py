@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from fedvision.deployment.server import superlink_process
-from fedvision.deployment.server.superlink_process import LinkPlace, notice_while
+from fedvision.deployment.server.limits import Limits
+from fedvision.deployment.server.options import SuperlinkOptions
+from fedvision.deployment.server.superlink_process import notice_while
 from fedvision.runs.folder_lock import claimed
 
 
 def test_the_state_folder_and_the_secret_are_the_owners_alone(tmp_path: Path) -> None:
-    place = LinkPlace(tls=None, clients=tmp_path, state=tmp_path / "superlink")
+    place = SuperlinkOptions(insecure=True, clients=tmp_path, state=tmp_path / "superlink")
     with claimed(place.state, "name another one"):
         secret = place.secret()
     assert place.secret() == secret
@@ -45,3 +47,11 @@ def test_a_start_that_fails_ends_the_waiting() -> None:
     with pytest.raises(ValueError, match="no"), notice_while(str):
         raise ValueError("no")
     assert threading.active_count() == before
+
+
+def test_options_survive_the_way_to_the_process(tmp_path: Path) -> None:
+    asked = SuperlinkOptions(
+        tls=tmp_path, clients=tmp_path / "c", state=tmp_path / "s", limits=Limits(body=7)
+    )
+    plain = SuperlinkOptions(insecure=True, clients=tmp_path, state=tmp_path, public="[::]:0")
+    assert [SuperlinkOptions.from_text(given.to_text()) for given in (asked, plain)] == [asked, plain]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedvision.deployment import tls
 from fedvision.deployment.server import superlink as module
+from fedvision.deployment.server.options import SuperlinkOptions
+from fedvision.deployment.transport import internals_superlink
 from fedvision.errors import ConfigError
 from tests.deployment.server.certificate_dates import make_at
 from tests.deployment.server.processes import (
@@ -27,7 +31,7 @@ from tests.deployment.server.processes import (
 
 
 def test_client_certificate_required_where_configured(pki: Path, strangers: Path, tmp_path: Path) -> None:
-    with superlink(pki, tmp_path, "--client-certificates") as server:
+    with superlink(pki, tmp_path, client_certificates=True) as server:
         for certificate in (None, strangers / "clients/stranger"):
             # In TLS 1.3 the refusal comes after the client's part of the handshake.
             connection = secured(pki, server.public, certificate=certificate)
@@ -73,36 +77,39 @@ def test_a_server_does_not_start_with_a_certificate_that_no_client_accepts(
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("given", "sentence"),
     [
-        ([], "--tls: name the folder"),
-        (["--tls", "PKI/server", "--insecure"], "leave one of them out"),
-        (["--tls", "PKI/server", "--private", "0.0.0.0:0"], "it must be a loopback address"),
-        (["--tls", "PKI/clients"], "PKI/clients/ca.crt: it cannot be read"),
-        (["--tls", "PKI/server", "--public", "localhost"], "'localhost' is no HOST:PORT"),
-        (
-            ["--tls", "PKI/server", "--public", "192.0.2.99:0"],
-            "--public 192.0.2.99:0: it cannot listen there",
-        ),
-        (["--tls", "PKI/server", "--limit", "reqests=3"], "did you mean 'requests'?"),
-        (["--tls", "PKI/server", "--clients", "PKI/none"], "the folder of client keys cannot be read"),
-        (["--tls", "PKI/server", "--database", "PKI/none/sl.db"], "there is no folder PKI/none"),
-        (["--tls", "PKI/server", "--secret", "PKI/none"], "--secret PKI/none: it cannot be read"),
+        ({"tls": None}, "--tls: name the folder"),
+        ({"insecure": True}, "leave one of them out"),
+        ({"private": "0.0.0.0:0"}, "it must be a loopback address"),
+        ({"tls": "PKI/clients"}, "PKI/clients/ca.crt: it cannot be read"),
+        ({"public": "localhost"}, "'localhost' is no HOST:PORT"),
+        ({"public": "192.0.2.99:0"}, "--public 192.0.2.99:0: it cannot listen there"),
+        ({"clients": "PKI/none"}, "the folder of client keys cannot be read"),
+        ({"state": "PKI/ca.crt/none"}, "--state PKI/ca.crt/none: it cannot be written"),
     ],
 )
-def test_a_wrong_command_line_is_one_sentence(
+def test_what_is_wrong_with_options_is_one_sentence(
     pki: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    options: list[str],
+    given: dict[str, Any],
     sentence: str,
 ) -> None:
     # What would outlive the test in this process.
     monkeypatch.setattr(os, "umask", lambda mask: mask)
     monkeypatch.setattr(module.server_log, "install", lambda path: None)
-    given = [option.replace("PKI", str(pki)) for option in options]
-    base = ["--clients", str(pki / "server/clients"), "--public", "127.0.0.1:0", "--private", "127.0.0.1:0"]
-    assert module.main([*base, *given]) == 2
+    monkeypatch.setattr(internals_superlink, "superlink", lambda **_: (None, None))
+    good = SuperlinkOptions(
+        tls=pki / "server",
+        clients=pki / "server/clients",
+        state=tmp_path,
+        public="127.0.0.1:0",
+        private="127.0.0.1:0",
+    )
+    options = json.dumps({**json.loads(good.to_text()), **given})
+    assert module.main(options.replace("PKI", str(pki))) == 2
     error = capsys.readouterr().err
     assert sentence.replace("PKI", str(pki)) in error
     assert error.count("\n") == 1

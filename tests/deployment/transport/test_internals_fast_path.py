@@ -17,12 +17,10 @@ from hypothesis import strategies as st
 
 from fedvision.deployment.transport import internals_fast_path as fast_path
 from fedvision.deployment.transport.blob_store import IN_FILE, SMALL
-from fedvision.deployment.transport.internals_bundle import FLEET, RUNTIME, Bundle, split
+from fedvision.deployment.transport.internals_bundle import FLEET, RUNTIME, Bundle, before_field, split
 from fedvision.deployment.transport.internals_fast_path import FastPath
 from fedvision.deployment.transport.internals_store import FileObjectStore
 from tests.deployment.transport.test_internals_store import message
-
-FIELD = PushObjectRequest.DESCRIPTOR.fields_by_name["object_content"].number
 
 
 def request(content: bytes) -> PushObjectRequest:
@@ -40,7 +38,7 @@ def test_a_field_is_set_aside_wherever_the_body_was_cut(content: bytes, cuts: li
     body = request(content).SerializeToString()
     edges = [0, *sorted({min(cut, len(body)) for cut in cuts}), len(body)]
     parts = [body[start:stop] for start, stop in itertools.pairwise(edges)]
-    rest, field = split(parts, FIELD)
+    rest, field = split(parts, PushObjectRequest, "object_content")
     assert b"".join(field) == content
     parsed = PushObjectRequest.FromString(rest)
     assert parsed == request(b"")
@@ -61,14 +59,15 @@ def test_a_field_is_set_aside_wherever_the_body_was_cut(content: bytes, cuts: li
 )
 def test_what_is_no_such_message_is_left_to_flower(parts: Sequence[bytes]) -> None:
     with pytest.raises(ValueError, match=r"message|field"):
-        split(parts, FIELD)
+        split(parts, PushObjectRequest, "object_content")
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 70_000, 3_000_000])
 def test_the_answer_is_protobufs_to_the_byte(size: int) -> None:
     content = b"\x07" * size
+    facts = PullObjectResponse(object_found=True, object_available=True)
     whole = PullObjectResponse(object_found=True, object_available=True, object_content=content)
-    assert fast_path._before_content(size) + content == whole.SerializeToString()
+    assert before_field(facts, "object_content", size) + content == whole.SerializeToString()
 
 
 class Sent:
@@ -140,8 +139,8 @@ def test_what_cannot_be_served_goes_to_flower_whole(path: str) -> None:
     ("path", "handler", "message"),
     [
         ("/v1/fleet/pull-object", "_pull_from_file", PullObjectRequest(run_id=1, object_id="a" * 64)),
-        (FLEET, "_push_bundle", Bundle((PushObjectRequest(run_id=1, object_id="a" * 64),))),
-        (RUNTIME, "_push_servers_bundle", Bundle((PushObjectRequest(run_id=1, object_id="a" * 64),))),
+        (FLEET, "_push_bundle", Bundle(requests=[PushObjectRequest(run_id=1, object_id="a" * 64)])),
+        (RUNTIME, "_push_servers_bundle", Bundle(requests=[PushObjectRequest(run_id=1, object_id="a" * 64)])),
     ],
 )
 def test_an_unsigned_call_is_left_to_flower(

@@ -17,10 +17,10 @@ from flwr.proto.message_pb2 import PushObjectRequest
 
 from fedvision.deployment.certificates import make
 from fedvision.deployment.run_manifest import RunManifest, build_fab
-from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
-from fedvision.deployment.transport import internals_fleet, internals_run, message_format
+from fedvision.deployment.server.options import SuperlinkOptions
+from fedvision.deployment.server.superlink_process import SuperlinkProcess
+from fedvision.deployment.transport import internals_bundle, internals_fleet, internals_run, message_format
 from fedvision.deployment.transport.blob_store import BlobStore
-from fedvision.deployment.transport.internals_bundle import Bundle
 from fedvision.deployment.transport.internals_fleet import FleetLink
 from fedvision.deployment.transport.internals_run import RunLink
 from fedvision.deployment.transport.internals_wire import (
@@ -49,10 +49,10 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkPlace]:
+def place(pki: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperlinkOptions]:
     state = tmp_path_factory.mktemp("superlink")
     server = pki / "server"
-    requested_place = LinkPlace(
+    requested_place = SuperlinkOptions(
         tls=server, clients=server / "clients", state=state, public="127.0.0.1:0", private="127.0.0.1:0"
     )
     process = SuperlinkProcess(requested_place)
@@ -67,7 +67,7 @@ def key(pki: Path) -> EllipticCurvePrivateKey:
 
 
 @pytest.fixture
-def client(pki: Path, place: LinkPlace) -> Iterator[FleetLink]:
+def client(pki: Path, place: SuperlinkOptions) -> Iterator[FleetLink]:
     link = FleetLink(place.public, key(pki), roots=pki / "ca.crt")
     yield link
     link.close()
@@ -75,7 +75,7 @@ def client(pki: Path, place: LinkPlace) -> Iterator[FleetLink]:
 
 @contextmanager
 def running(
-    place: LinkPlace, client: FleetLink, objects: Path | None = None
+    place: SuperlinkOptions, client: FleetLink, objects: Path | None = None
 ) -> Iterator[tuple[RunLink, int]]:
     """Start a run and go online; yield the server's connection and the client's node."""
     server = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=objects)
@@ -90,7 +90,7 @@ def running(
 
 
 @pytest.fixture
-def run(place: LinkPlace, client: FleetLink) -> Iterator[tuple[RunLink, int]]:
+def run(place: SuperlinkOptions, client: FleetLink) -> Iterator[tuple[RunLink, int]]:
     with running(place, client) as made:
         yield made
 
@@ -262,7 +262,7 @@ def test_an_error_reply_comes_with_its_head(client: FleetLink, run: tuple[RunLin
 
 
 def test_a_killed_node_comes_back_by_a_heartbeat_and_not_by_activation(
-    pki: Path, place: LinkPlace, client: FleetLink
+    pki: Path, place: SuperlinkOptions, client: FleetLink
 ) -> None:
     node = client.activate()
     again = FleetLink(place.public, key(pki), roots=pki / "ca.crt")
@@ -277,7 +277,7 @@ def test_a_killed_node_comes_back_by_a_heartbeat_and_not_by_activation(
     client.deactivate()
 
 
-def test_strangers_and_wrong_secrets_are_refused(place: LinkPlace, tmp_path: Path) -> None:
+def test_strangers_and_wrong_secrets_are_refused(place: SuperlinkOptions, tmp_path: Path) -> None:
     make(tmp_path, hosts=["localhost"], clients=["north"])
     stranger = FleetLink(place.public, key(tmp_path), roots=place.roots)
     with pytest.raises(LinkRefused, match="does not know this client's key"):
@@ -295,25 +295,25 @@ def test_strangers_and_wrong_secrets_are_refused(place: LinkPlace, tmp_path: Pat
 
 def test_a_superlink_that_is_away_is_down(pki: Path) -> None:
     link = RunLink("127.0.0.1:9", roots=pki / "ca.crt")
-    assert not link.alive()
+    assert link.silence()
     with pytest.raises(LinkDown):
         link.nodes()
     link.close()
 
 
 def test_what_the_server_shares_with_its_superlink_travels_by_name(
-    place: LinkPlace, client: FleetLink, monkeypatch: pytest.MonkeyPatch
+    place: SuperlinkOptions, client: FleetLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(place, client, place.objects) as (server, node):
         runtime = server._running()
         sizes: list[int] = []
-        together, pull = internals_run.push_bundle, runtime.PullObject
+        together, pull = internals_bundle.push_bundle, runtime.PullObject
 
-        def count(link: Any, path: str, small: Bundle) -> Any:
+        def count(link: Any, path: str, small: Any) -> Any:
             sizes.extend(len(request.object_content) for request in small.requests)
             return together(link, path, small)
 
-        monkeypatch.setattr(internals_run, "push_bundle", count)
+        monkeypatch.setattr(internals_bundle, "push_bundle", count)
         (sent,) = server.push([Message(content(5.0), node, "train")])
         assert len(sizes) >= 6
         assert max(sizes) < 10_000, "pieces are named, not sent"
@@ -330,7 +330,7 @@ def test_what_the_server_shares_with_its_superlink_travels_by_name(
 
 
 def test_a_folder_that_the_superlink_does_not_use_is_no_hindrance(
-    place: LinkPlace, client: FleetLink, tmp_path: Path
+    place: SuperlinkOptions, client: FleetLink, tmp_path: Path
 ) -> None:
     BlobStore(tmp_path / "stale").open()
     with running(place, client, tmp_path / "stale") as (server, node):
@@ -348,9 +348,9 @@ def test_small_objects_that_are_false_are_refused_and_the_others_kept(
     received = client.receive()
     assert received is not None
     outcomes: list[list[bool]] = []
-    together = internals_fleet.push_bundle
+    together = internals_bundle.push_bundle
 
-    def forge(link: Any, path: str, small: Bundle) -> Any:
+    def forge(link: Any, path: str, small: Any) -> Any:
         true = small.requests[0].object_content
         small.requests[0].object_content = true[:-1] + b"?"
         outcomes.append(list(together(link, path, small)))
@@ -358,7 +358,7 @@ def test_small_objects_that_are_false_are_refused_and_the_others_kept(
         outcomes.append(list(together(link, path, small)))
         return [True] * len(small.requests)
 
-    monkeypatch.setattr(internals_fleet, "push_bundle", forge)
+    monkeypatch.setattr(internals_bundle, "push_bundle", forge)
     client.answer(reply_to(client.incoming(received).head, content(3.0)), 0.1)
     assert outcomes[0] == [False] + [True] * (len(outcomes[0]) - 1)
     assert outcomes[1] == [True] + [False] * (len(outcomes[0]) - 1), "the others are no longer waited for"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedvision.deployment.transport import internals_superlink as names
+
+DATABASE = pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")
 
 
 def test_the_paths_of_clients_are_flowers_and_all_behind_its_check_of_signatures() -> None:
@@ -41,42 +45,44 @@ def test_signed_headers_are_what_flower_verifies() -> None:
         verify(names.signed_headers(other))
 
 
-def test_the_superlink_requires_signed_requests() -> None:
-    app, state = names.superlink(
-        host="127.0.0.1",
-        port=1,
-        database=names.IN_MEMORY,
-        tls=None,
-        isolation="process",
-        secret=None,
-    )
-    assert app.state.enable_supernode_auth is True  # type: ignore[attr-defined]
-    assert names.registered_keys(state) == {}
+@pytest.fixture
+def superlink(tmp_path: Path) -> Iterator[tuple[Any, Any]]:
+    """A SuperLink's application and its state."""
+    app, state = names.superlink(host="127.0.0.1", port=1, database=tmp_path / "sl.db", tls=None, secret=b"s")
+    yield app, state
+    state.object_store.close()
 
 
-def test_keys_are_registered_listed_and_removed_for_good() -> None:
-    _, state = names.superlink(
-        host="", port=1, database=names.IN_MEMORY, tls=None, isolation="process", secret=None
-    )
+@DATABASE
+def test_the_superlink_requires_signed_requests(superlink: tuple[Any, Any]) -> None:
+    app, state = superlink
+    assert app.state.enable_supernode_auth is True
+    assert names.keys(state) == {}
+
+
+@DATABASE
+def test_keys_are_registered_listed_and_removed_for_good(superlink: tuple[Any, Any]) -> None:
+    _, state = superlink
     names.register_key(state, b"one", "north")
-    node = names.registered_keys(state)[b"one"]
+    node = names.keys(state)[b"one"].node_id
     assert [info.name for info in state.get_node_info(node_ids=[node])] == ["north"]
     with pytest.raises(ValueError, match="already in use"):
         names.register_key(state, b"one", "again")
     names.remove_key(state, node)
-    assert names.registered_keys(state) == {}
+    assert names.keys(state) == {}
 
 
-@pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")
+@DATABASE
 def test_a_message_belongs_to_the_node_it_went_to_and_a_reply_to_the_one_that_sent_it(tmp_path: Path) -> None:
     from flwr.server.superlink.linkstate import SqlLinkState
+    from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
     from flwr.supercore.object_store import ObjectStoreFactory
     from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes
     from flwr.supercore.utils import uint64_to_int64
     from flwr.superlink.federation import NoOpFederationManager
 
     north, south = 2**64 - 5, 6
-    store = ObjectStoreFactory(names.IN_MEMORY).store()
+    store = ObjectStoreFactory(FLWR_IN_MEMORY_DB_NAME).store()
     state = SqlLinkState(str(tmp_path / "sl.db"), NoOpFederationManager(), store)
     state.initialize()
     with state.session() as session:

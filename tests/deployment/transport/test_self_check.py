@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from flwr.app import Message
 
-from fedvision.deployment.server.superlink_process import LinkPlace, SuperlinkProcess
+from fedvision.deployment.server.options import SuperlinkOptions
+from fedvision.deployment.server.superlink_process import SuperlinkProcess
 from fedvision.deployment.transport import (
+    internals_bundle,
     internals_fast_path,
-    internals_large_objects,
     internals_store,
     internals_superlink,
     internals_wire,
@@ -95,7 +96,7 @@ def test_a_change_of_what_shortcuts_need_leaves_them_out(
 def test_a_change_of_how_objects_are_written_leaves_the_clients_shortcut_out(
     monkeypatch: pytest.MonkeyPatch, pki: Path
 ) -> None:
-    monkeypatch.setattr(internals_large_objects, "varint", lambda size: size.to_bytes(4, "big"))
+    monkeypatch.setattr(internals_bundle, "varint", lambda size: size.to_bytes(4, "big"))
     assert "Flower's own way" in self_check.client_shortcuts()
     link = FleetLink("localhost:1", key(pki), roots=pki / "ca.crt", slower=True)
     assert not link._bulk.direct
@@ -112,7 +113,7 @@ def test_messages_travel_without_shortcuts(other_version: Path, pki: Path, tmp_p
     objects = state / "superlink.objects"
     objects.mkdir(parents=True)
     (objects / "boot").write_text("an earlier one")
-    requested_place = LinkPlace(
+    requested_place = SuperlinkOptions(
         tls=server, clients=server / "clients", state=state, public="127.0.0.1:0", private="127.0.0.1:0"
     )
     process = SuperlinkProcess(requested_place)
