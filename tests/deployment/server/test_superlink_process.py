@@ -49,7 +49,7 @@ def test_a_start_that_fails_ends_the_waiting() -> None:
     assert threading.active_count() == before
 
 
-def test_options_survive_the_way_to_the_process(tmp_path: Path) -> None:
+def test_options_survive_serialisation(tmp_path: Path) -> None:
     asked = SuperlinkOptions(
         tls=tmp_path, clients=tmp_path / "c", state=tmp_path / "s", limits=Limits(body=7)
     )

@@ -89,7 +89,7 @@ def test_a_server_does_not_start_with_a_certificate_that_no_client_accepts(
         ({"state": "PKI/ca.crt/none"}, "--state PKI/ca.crt/none: it cannot be written"),
     ],
 )
-def test_what_is_wrong_with_options_is_one_sentence(
+def test_wrong_options_are_one_sentence(
     pki: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
