@@ -10,8 +10,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +24,7 @@ from fedvision.deployment.transport.blob_store import IN_FILE, SMALL
 from fedvision.deployment.transport.internals_bundle import FLEET, RUNTIME, Bundle, before_field, split
 from fedvision.deployment.transport.internals_fast_path import FastPath
 from fedvision.deployment.transport.internals_store import FileObjectStore
+from fedvision.deployment.transport.internals_superlink import keys, register_key, signed_headers, superlink
 from tests.deployment.transport.test_internals_store import message
 
 
@@ -100,7 +105,9 @@ class Flower:
             self.got.append(b"".join(parts))
 
 
-def send_request(app: Any, path: str, parts: list[bytes]) -> Sent:
+def send_request(
+    app: Any, path: str, parts: list[bytes], headers: Sequence[tuple[bytes, bytes]] = ()
+) -> Sent:
     sent, waiting = Sent(), list(parts)
 
     async def receive() -> Any:
@@ -110,7 +117,7 @@ def send_request(app: Any, path: str, parts: list[bytes]) -> Sent:
         "type": "http",
         "path": path,
         "method": "POST",
-        "headers": [(b"content-type", b"application/protobuf")],
+        "headers": [(b"content-type", b"application/protobuf"), *headers],
     }
     asyncio.run(app(scope, receive, sent))
     return sent
@@ -251,3 +258,29 @@ def test_the_run_state_is_read_once_a_second(monkeypatch: pytest.MonkeyPatch) ->
     now[0] += 1.5
     assert app._running(state, 1)
     assert checked == [1, 2, 2, 1]
+
+
+@pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")
+def test_the_handlers_of_flower_answer_a_signed_call(tmp_path: Path) -> None:
+    """A real SuperLink's state, and none of its middleware: what is not answered here reaches ``Flower``."""
+    app, state = superlink(host="", port=1, database=tmp_path / "sl.db", tls=None, secret=b"s")
+    key = ec.generate_private_key(ec.SECP384R1())
+    register_key(state, public_key_to_bytes(key.public_key()), "north")
+    (registered,) = keys(state).values()
+    assert state.activate_node(registered.node_id, 25.0)
+    flower, node = Flower(), Node(node_id=registered.node_id)
+    flower.state = app.state  # type: ignore[attr-defined]
+    headers = [(name.lower().encode(), value.encode()) for name, value in signed_headers(key).items()]
+
+    def answer(path: str, call: Any) -> bytes:
+        return send_request(FastPath(flower), path, [call.SerializeToString()], headers).body
+
+    beat = SendNodeHeartbeatRequest(node=node, heartbeat_interval=25.0)
+    reply = answer("/v1/fleet/send-node-heartbeat", beat)
+    assert SendNodeHeartbeatResponse.FromString(reply).success
+    assert answer("/v1/fleet/pull-messages", PullMessagesRequest(node=node)) == b""
+    assert flower.got == []
+    beat.node.node_id += 1
+    answer("/v1/fleet/send-node-heartbeat", beat)
+    assert flower.got == [beat.SerializeToString()], "a call in another node's name is Flower's to refuse"
+    state.object_store.close()
