@@ -52,7 +52,7 @@ class RunResult:
 
 
 def simulate(
-    config: ExperimentConfig,
+    experiment: ExperimentConfig | Experiment,
     *,
     engine: str | PluginSpec = "serial",
     out: str | Path | None = None,
@@ -64,7 +64,7 @@ def simulate(
     """Run a whole federation on this machine and write its run folder.
 
     Args:
-        config: The experiment.
+        experiment: The experiment, or what ``Experiment.build`` has made of it.
         engine: ``"serial"``, ``"ray"``, or an engine by ``"module:attr"``; ``PluginSpec(use="ray",
             args={"workers": 4})`` gives it arguments.
         out: The run folder; ``runs/<name>`` (or the next free ``runs/<name>-2``, ...) where it is left out.
@@ -78,42 +78,20 @@ def simulate(
         ConfigError: The experiment, its data or the run folder is wrong; nothing was written.
         RunError: The run failed after it had started; the last checkpoint is intact.
     """
-    return _simulate(
-        Experiment.build(config),
-        engine=engine,
-        out=out,
-        resume=resume,
-        progress=progress,
-        threads=threads,
-        tensorboard=tensorboard,
-    )
-
-
-def _simulate(
-    experiment: Experiment,
-    *,
-    engine: str | PluginSpec = "serial",
-    out: str | Path | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
-    threads: int = 1,
-    tensorboard: bool = False,
-) -> RunResult:
-    """Run an experiment that is built; arguments and errors as of ``simulate``."""
+    built = Experiment.build(experiment) if isinstance(experiment, ExperimentConfig) else experiment
     from fedvision.reporting.pages import page_writer
     from fedvision.runs.folder_lock import claimed
     from fedvision.simulation import Simulation
 
     if threads < 1:
         raise ConfigError(f"threads must be >= 1, not {threads}")
-    config = experiment.config
-    path = Path(out) if out is not None else default_folder(config.name, resume)
+    path = Path(out) if out is not None else default_folder(built.config.name, resume)
     stage(f"preparing the run in {path}")
     carrier = registry.build("engine", engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine))
     with claimed(path, "name another one with --out"):
-        folder = open_folder(config, path, resume)
+        folder = open_folder(built.config, path, resume)
         pages = page_writer(tensorboard=tensorboard)
-        run = Simulation(experiment, folder, progress=progress, write_pages=pages, threads=threads)
+        run = Simulation(built, folder, progress=progress, write_pages=pages, threads=threads)
         with run.interruption:
             try:
                 state = run.run(carrier)
@@ -165,9 +143,8 @@ def simulate_sweep(
         if shown and label:
             shown.note(f"{label} ({number} of {len(sweep.experiments)})")
         try:
-            results[label] = _simulate(
-                builder.take(label), out=base / label, resume=resume, progress=shown, **options
-            )
+            built = builder.take(label)
+            results[label] = simulate(built, out=base / label, resume=resume, progress=shown, **options)
         except RunError as error:
             failures[label] = error
     return SweepResult(results=results, failures=failures, comparison=_compare(base, results))

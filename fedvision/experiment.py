@@ -72,20 +72,14 @@ class Experiment:
             ConfigError: Something in the experiment or its data is wrong; the message names the remedy.
         """
         load_libraries()
-        import torch
-
         from fedvision.data.partition import split
         from fedvision.data.transforms import check_size
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.build import build_model
-        from fedvision.models.parameter_groups import ParameterGroups
-        from fedvision.models.tensor_checks import trained_names, trains_alone
         from fedvision.server.checks import check_strategy
-        from fedvision.server.rehearsal import rehearse
         from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
         from fedvision.training.client_trainer import check_training
-        from fedvision.training.task_check import check_task
         from fedvision.updates import chain
 
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
@@ -115,12 +109,7 @@ class Experiment:
             seed=config.seed,
         )
         start = _start(config, model, dataset.classes, travels=not split_here)
-        images = torch.randn(2, channels, height, width, generator=seeding.torch_stream(config.seed, "trial"))
-        with seeding.torch_global(config.seed, "trial"):
-            _check_batches(config, parts, alone=trains_alone(model, images[:1]))
-            stay = trained_names(model, ParameterGroups.of(model, config.model).personal, images)
-            check_task(config, task, model, images, classes)
-            rehearse(config, strategy, model, (height, width, channels), classes)
+        personal = _try(config, task, strategy, model, parts, dataset)
         updates = chain.build(config, model)
         if updates.sum_only:
             check_strategy_of_sums(config, strategy)
@@ -132,7 +121,7 @@ class Experiment:
             model=model,
             strategy=strategy,
             metrics=metrics,
-            personal=stay,
+            personal=personal,
             start=start,
             updates=updates,
         )
@@ -306,6 +295,34 @@ def _start(
             f"file's {listed(stay)}; leave {'these keys' if len(set_ones) > 1 else 'this key'} out"
         )
     return load_start(model, config.model.start, classes)
+
+
+def _try(
+    config: ExperimentConfig, task: Task, strategy: Strategy, model: nn.Module, parts: Split, dataset: Dataset
+) -> tuple[str, ...]:
+    """Try a model on two random images: its training, its outputs, and a round of the strategy with it.
+
+    Returns:
+        The personal tensors that training changes.
+
+    Raises:
+        ConfigError: Task, loss, strategy or the clients' images do not fit the model.
+    """
+    import torch
+
+    from fedvision.models.parameter_groups import ParameterGroups
+    from fedvision.models.tensor_checks import trained_names, trains_alone
+    from fedvision.server.rehearsal import rehearse
+    from fedvision.training.task_check import check_task
+
+    classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
+    images = torch.randn(2, channels, height, width, generator=seeding.torch_stream(config.seed, "trial"))
+    with seeding.torch_global(config.seed, "trial"):
+        _check_batches(config, parts, alone=trains_alone(model, images[:1]))
+        personal = trained_names(model, ParameterGroups.of(model, config.model).personal, images)
+        check_task(config, task, model, images, classes)
+        rehearse(config, strategy, model, (height, width, channels), classes)
+    return personal
 
 
 def _check_batches(config: ExperimentConfig, parts: Split, *, alone: bool) -> None:

@@ -91,7 +91,7 @@ class FedNTD(FedAvg):
     client = FedNTDClient
 
     def __init__(
-        self, *, beta: float = 1.0, tau: float = 3.0, fraction: float = 1.0, min_clients: int = 1
+        self, *, beta: float = 1.0, tau: float = 1.0, fraction: float = 1.0, min_clients: int = 1
     ) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
         check_range(at_least=0, beta=beta)
