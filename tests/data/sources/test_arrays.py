@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from fedvision import registry
 from fedvision.data.dataset import Dataset
+from fedvision.data.sources import arrays
 from fedvision.data.sources.arrays import digits, npz
 from fedvision.errors import DataError
 from fedvision.types import PluginSpec
@@ -37,6 +38,14 @@ def test_the_fifth_zero_is_the_first_in_the_test() -> None:
     fifth = whole.images[np.flatnonzero(whole.target == 0)[4]]
     first = dataset.test.images[np.flatnonzero(dataset.test.labels == 0)[0], ..., 0]
     np.testing.assert_array_equal(first, np.round(fifth * 255 / 16))
+
+
+def test_digits_without_the_file_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = digits()
+    monkeypatch.setattr(arrays, "_DIGITS", "moved.csv.gz")
+    other = digits()
+    np.testing.assert_array_equal(other.train.images, found.train.images)
+    np.testing.assert_array_equal(other.test.labels, found.test.labels)
 
 
 def test_digits_are_the_same_twice() -> None:
