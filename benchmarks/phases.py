@@ -32,12 +32,15 @@ def experiment(rounds: int, device: str, epochs: int = 1) -> ExperimentConfig:
 class Clock(Silent):
     """Keeps the seconds of each round's training phase, and this process's own seconds when it ended."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+
     def start(self, rounds: int, first_round: int) -> None:
         self.begun = time.perf_counter()
         self.train: list[float] = []
         self.processor: list[float] = []
         self.marks: list[float] = []
-        self.notes: list[str] = []
 
     def round_done(self, round: int, record: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
         self.train.append(seconds["train"])

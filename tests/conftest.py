@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import html
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _TOGETHER = {
     "test_virtual_time.py": "ray",
 }
 """What tests that must not run at the same time have in their paths: networks, ports, Ray's processes."""
+_DRAWN = ("tests/reporting/", "tests/cli/", "tests/benchmarks/", "test_docs.py", "test_multilabel_runs.py")
+"""What tests have in their paths that look at reports."""
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -68,6 +71,23 @@ def own_plugins() -> Iterator[None]:
     """Take the modules of a test's folder out of the process after it."""
     yield
     allow_folder(None)
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lay out no picture but in tests of reports: that takes longer than the training of most tests."""
+    if any(part in request.node.nodeid for part in _DRAWN):
+        return
+    from matplotlib.figure import Figure
+
+    from fedvision.reporting import matrices, plots
+
+    def draw(paint: Callable[[Any], None], *, name: str, alt: str, width: float, height: float) -> str:
+        paint(Figure(figsize=(width / 72, height / 72)).add_subplot())
+        return f'<svg class="picture" id="{name}" role="img" aria-label="{html.escape(alt)}"></svg>'
+
+    monkeypatch.setattr(matrices, "draw", draw)
+    monkeypatch.setattr(plots, "draw", draw)
 
 
 @pytest.fixture(autouse=True, scope="session")

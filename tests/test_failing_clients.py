@@ -27,7 +27,9 @@ def moody(counts, *, bad: int = 0, value: float = float("nan")):
 
 def hopeless(counts):
     def loss(logits, labels):
-        raise RuntimeError("always")
+        if logits.requires_grad:  # the trial before the first round asks for no gradient
+            raise RuntimeError("always")
+        return logits.sum(1)
     return loss
 
 def vacant():

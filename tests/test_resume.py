@@ -48,8 +48,14 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(b"".join((folder / file).read_bytes() for file in files)).hexdigest()
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.long)])
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
+@pytest.mark.parametrize(
+    ("blow", "times"),
+    [
+        pytest.param(signal.SIGKILL, 2, id="kill"),
+        pytest.param(signal.SIGKILL, 6, id="kill-often", marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 6, id="ctrl-c-often", marks=pytest.mark.long),
+    ],
+)
 def test_a_run_struck_at_random_moments_ends_in_the_same_bits(
     blow: signal.Signals, times: int, tmp_path: Path
 ) -> None:

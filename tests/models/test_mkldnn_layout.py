@@ -25,7 +25,7 @@ from fedvision.models.mkldnn_layout import (
     plain,
 )
 from fedvision.training.evaluate import predict
-from tests.training.client_cases import Cohort, assert_equal, network, settings
+from tests.training.client_cases import CLASSES, Cohort, assert_equal, network, settings
 
 
 @pytest.fixture
@@ -112,7 +112,8 @@ def test_measurement_uses_it_where_the_precision_has_it(
     monkeypatch.setattr(mkldnn_layout, "LEAST", 1)
     cohort = Cohort(settings=settings(precision=precision))
     seen.clear()
-    predict(cohort.model, cohort.shards[0], cohort.settings.forward, batch_size=4)
+    forward = cohort.settings.forward
+    predict(cohort.model, cohort.shards[0], forward, batch_size=4, num_classes=CLASSES)
     assert set(seen) == {expected}
 
 

@@ -135,11 +135,12 @@ class Cohort:
 
     def jobs(self) -> list[ClientJob]:
         """Return what each client does."""
+        algorithms = self.algorithms()
         return [
             ClientJob(
                 request=request,
                 shard=self.shards[k],
-                algorithm=client_algorithm(request),
+                algorithm=algorithms[k],
                 counts=self.counts()[k],
                 memory=self.memories[k] if self.memories else {},
                 personal=self.personals[k] if self.personals else {},

@@ -118,6 +118,7 @@ def test_a_clock_that_is_wrong_is_named(
     assert f"s {where} the server's, which refuses its calls; set it (NTP)" in text
 
 
+@pytest.mark.long
 def test_an_expired_server_certificate_is_a_sentence_on_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

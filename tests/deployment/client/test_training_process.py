@@ -81,7 +81,7 @@ def client_registry(process: TrainingProcess, tmp_path: Path) -> tuple[int, ...]
     content = message_format.unpack(message_format.MessageHeader.from_text(answer["layout"]), bytearray())
     entry = codec.decode_client_info(content)
     assert entry.client == 4
-    return entry.counts
+    return entry.image_counts.counts
 
 
 def task(process: TrainingProcess, tmp_path: Path, loss: str) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def with_several_labels(text: str, folder: Path) -> str:
     return text.replace('use = "digits"\n', data + tables)
 
 
-@pytest.mark.parametrize("kind", ["fedntd", "fedper", pytest.param("multi-label", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "kind", ["fedntd", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("fedper", "multi-label"))]
+)
 def test_three_rounds_across_machines_end_in_the_simulations_bits(
     kind: str, tmp_path: Path, pki: Path
 ) -> None:
@@ -161,6 +163,7 @@ def test_a_training_process_killed_alone_does_not_change_the_bits(tmp_path: Path
         assert north.poll() is None
 
 
+@pytest.mark.long
 def test_a_client_that_cannot_take_part_is_logged_on_both_sides(tmp_path: Path) -> None:
     names = ("north", "south", "west")
     make(tmp_path / "pki", hosts=["localhost"], clients=names)

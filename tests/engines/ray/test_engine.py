@@ -86,7 +86,7 @@ def serial() -> Round:
     return Round(SerialEngine(), adders(12))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_sums_of_workers_are_the_serial_engines_sum(workers: int, serial: Round) -> None:
     there = Round(RayEngine(workers=workers), adders(12))
     assert same(there.state, serial.state)
@@ -94,6 +94,7 @@ def test_sums_of_workers_are_the_serial_engines_sum(workers: int, serial: Round)
     assert (there.num_updates, there.updates, there.up) == (12, 0, serial.up)
 
 
+@pytest.mark.long
 def test_large_sums_are_fetched_in_slices_and_are_the_serial_engines(tmp_path: Path) -> None:
     # 5 million float64 are more than a worker hands over in one piece; the second tensor has two layers.
     large = {"w": torch.linspace(-1, 1, 5_000_003), "v": torch.linspace(0, 1, 20_000, dtype=torch.float64)}
@@ -103,6 +104,7 @@ def test_large_sums_are_fetched_in_slices_and_are_the_serial_engines(tmp_path: P
     assert same(dying.state, here.state)
 
 
+@pytest.mark.long
 def test_a_strategy_that_must_see_every_update_gets_every_update(serial: Round) -> None:
     there = Round(RayEngine(workers=2), adders(12, add_update=False))
     assert same(there.state, serial.state)
@@ -119,6 +121,7 @@ def test_a_client_whose_process_dies_once_is_run_again_with_its_neighbours(
     assert there.refused == []
 
 
+@pytest.mark.long
 def test_a_client_that_always_kills_its_process_costs_itself_only() -> None:
     there = Round(RayEngine(workers=2), adders(6, trouble="exit"))
     assert there.answered == [0, 1, 3, 4, 5]
@@ -127,6 +130,7 @@ def test_a_client_that_always_kills_its_process_costs_itself_only() -> None:
     assert any("a worker was lost" in sentence for sentence in there.notices)
 
 
+@pytest.mark.long
 def test_with_one_worker_too_the_round_outlives_a_death(tmp_path: Path, serial: Round) -> None:
     there = Round(RayEngine(workers=1), adders(12, tmp_path, "exit once"))
     assert same(there.state, serial.state)
@@ -152,6 +156,7 @@ def test_one_worker_hands_over_its_sums_with_its_last_batch(calls: list[Job], se
     assert all(job.tasks for job in calls), "no call is for the sums alone"
 
 
+@pytest.mark.long
 def test_the_sums_of_one_of_two_workers_come_with_the_last_batch(calls: list[Job], serial: Round) -> None:
     assert same(Round(RayEngine(workers=2), adders(12)).state, serial.state)
     batches = [job for job in calls if job.tasks]
@@ -159,13 +164,14 @@ def test_the_sums_of_one_of_two_workers_come_with_the_last_batch(calls: list[Job
     assert len(calls) - len(batches) <= 1, "only the other one sends its sums alone"
 
 
+@pytest.mark.long
 def test_updates_that_come_one_by_one_close_nothing(calls: list[Job]) -> None:
     Round(RayEngine(workers=2), adders(12, add_update=False))
     assert calls
     assert not any(job.closes for job in calls)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_worker_that_dies_in_the_batch_that_brings_its_sums_is_run_again(
     workers: int, calls: list[Job], tmp_path: Path, serial: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +204,7 @@ def patient(folder: Path) -> ClientApp:
     return app
 
 
+@pytest.mark.long
 def test_a_worker_that_returned_its_sums_runs_again_when_another_dies(
     tmp_path: Path, serial: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +229,7 @@ def test_a_worker_that_returned_its_sums_runs_again_when_another_dies(
     ("trouble", "reason"),
     [("raise", "no luck"), ("nan", "holds NaN"), ("huge", "the norm of its change is")],
 )
-@pytest.mark.parametrize("add_update", [True, False])
+@pytest.mark.parametrize("add_update", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_client_that_fails_is_named_as_by_the_serial_engine(
     trouble: str, reason: str, add_update: bool
 ) -> None:
@@ -235,6 +242,7 @@ def test_a_client_that_fails_is_named_as_by_the_serial_engine(
     assert same(there.state, here.state)
 
 
+@pytest.mark.long
 def test_out_of_memory_halves_the_workers_and_tries_again(tmp_path: Path, serial: Round) -> None:
     there = Round(RayEngine(workers=2), adders(12, tmp_path, "memory once"))
     assert "out of memory: going on with 1 worker" in there.notices
@@ -290,7 +298,9 @@ def test_a_simulation_has_the_same_bits_and_the_same_record_on_every_engine(
         assert there.rounds == serial.rounds
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "median"])
+@pytest.mark.parametrize(
+    "strategy", ["scaffold", *(pytest.param(use, marks=pytest.mark.long) for use in ("fedavg", "median"))]
+)
 def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path) -> None:
     evaluation = {"holdout": 0.2, "with_training": True}
     config = tiny(strategy={"use": strategy}, rounds=2, evaluation=evaluation)
@@ -304,6 +314,7 @@ def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path
         assert mine["train_loss"] == pytest.approx(his["train_loss"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_one_notice_on_workers_that_train_one_by_one(tmp_path: Path) -> None:
     config = tiny(transforms={"mixup": 0.2}, rounds=2)
     spec = PluginSpec(use="ray", args={"workers": 2, "inner": "vectorized"})
