@@ -35,7 +35,10 @@ _TOGETHER = {
     "test_virtual_time.py": "ray",
 }
 """What tests that must not run at the same time have in their paths: networks, ports, Ray's processes."""
-_DRAWN = ("tests/reporting/", "tests/cli/", "tests/benchmarks/", "test_docs.py", "test_multilabel_runs.py")
+_DRAWN = (
+    *("tests/reporting/", "tests/cli/", "tests/benchmarks/", "test_docs.py", "test_multilabel_runs.py"),
+    *("test_member_register.py", "test_groups.py"),
+)
 """What tests have in their paths that look at reports."""
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
