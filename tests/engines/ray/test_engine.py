@@ -259,7 +259,8 @@ UPDATES: dict[str, list[dict[str, Any]]] = {
 """What is done to the updates of each strategy."""
 
 
-OTHERS: list[dict[str, Any]] = [
+STRATEGIES: list[dict[str, Any]] = [
+    {"strategy": {"use": "scaffold", "fraction": 0.6}},
     {"strategy": {"use": "fedavg", "fraction": 0.6}},
     {"strategy": {"use": "fedntd", "beta": 0.5}},
     {"strategy": {"use": "ccvr", "steps": 50}},
@@ -274,12 +275,10 @@ def digest(state: State) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "tables",
-    [
-        {"strategy": {"use": "scaffold", "fraction": 0.6}},
-        *(pytest.param(tables, marks=pytest.mark.long) for tables in OTHERS),
-    ],
+    STRATEGIES,
     ids=lambda tables: tables.get("task", tables["strategy"])["use"].rpartition(":")[2],
 )
 def test_a_simulation_has_the_same_bits_and_the_same_record_on_every_engine(

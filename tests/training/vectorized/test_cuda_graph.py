@@ -106,10 +106,11 @@ def check(
 
 
 # Two clients of one step each where tracing takes seconds; other sizes and halves of the clients come below.
+SHALLOW = [use for use in registry.BUILTINS["model"] if use not in ("rnn", "resnet20")]
 FEW: dict[str, Any] = {"sizes": ((5, 6),)}
 
 
-@pytest.mark.parametrize("use", [use for use in registry.BUILTINS["model"] if use != "rnn"])
+@pytest.mark.parametrize("use", [*SHALLOW, pytest.param("resnet20", marks=pytest.mark.long)])
 def test_every_model_that_stacks_can_be_played_back(use: str) -> None:
     check(Cohort(model=network(use), settings=settings(momentum=0.9), shards=make_shards((8, 7))), **FEW)
 
@@ -122,14 +123,19 @@ def test_every_loss_is_built_anew_from_the_counts_of_the_clients_that_play(use: 
 @pytest.mark.parametrize(
     "training",
     [
-        LONG,
-        {**LONG, "optimizer": PluginSpec(use="sgd", args={"nesterov": True})},
         {**LONG, "batch_size": 4},  # four of five have images left: the fifth must stay
         {"steps": 7},
-        {"batch_size": 1},
         {"batch_size": 64},
-        {"channels_last": False},
-        {"schedule": PluginSpec(use="cosine")},
+        *(
+            pytest.param(training, marks=pytest.mark.long)
+            for training in (
+                LONG,
+                {**LONG, "optimizer": PluginSpec(use="sgd", args={"nesterov": True})},
+                {"batch_size": 1},
+                {"channels_last": False},
+                {"schedule": PluginSpec(use="cosine")},
+            )
+        ),
     ],
     ids=str,
 )
@@ -153,6 +159,7 @@ def test_every_client_has_its_own_learning_rate() -> None:
     check(Cohort(client_configs=configs, settings=settings(**LONG)))
 
 
+@pytest.mark.long
 def test_a_frozen_part_stays() -> None:
     check(Cohort(model=network("fusion", frozen=("backbone.extractor.*",), dropout=0.0)))
 
@@ -270,7 +277,7 @@ def test_out_of_memory_is_raised_and_can_be_retried() -> None:
 
 
 @pytest.mark.parametrize("use", STACKABLE)
-@pytest.mark.parametrize("training", [{}, LONG], ids=["plain", "long"])
+@pytest.mark.parametrize("training", [{}, pytest.param(LONG, marks=pytest.mark.long)], ids=["plain", "long"])
 def test_every_algorithm_is_played_back(use: str, training: dict[str, Any]) -> None:
     model = network()
     state = get_state(model, shared_names(model, "all"))
