@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedvision.api import RunResult as RunResult
     from fedvision.api import simulate as simulate
-    from fedvision.api import simulate_sweep as simulate_sweep
     from fedvision.config import ExperimentConfig as ExperimentConfig
     from fedvision.sweep import load_sweep as load_sweep
+    from fedvision.sweep_runner import simulate_sweep as simulate_sweep
     from fedvision.trained_model import TrainedModel as TrainedModel
     from fedvision.trained_model import load as load
 
@@ -26,7 +26,7 @@ _LAZY = {
     "load_sweep": "fedvision.sweep",
     "RunResult": "fedvision.api",
     "simulate": "fedvision.api",
-    "simulate_sweep": "fedvision.api",
+    "simulate_sweep": "fedvision.sweep_runner",
 }
 __all__ = [
     "ExperimentConfig",

@@ -1,19 +1,18 @@
-"""The Python interface: run an experiment or a sweep on this machine; the command line calls it."""
+"""The Python interface to one run: simulate an experiment on this machine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from fedvision import registry
 from fedvision.config import ExperimentConfig
-from fedvision.errors import ConfigError, FedVisionError, RunError
-from fedvision.experiment import Experiment, ExperimentBuilder
+from fedvision.errors import ConfigError, FedVisionError
+from fedvision.experiment import Experiment
 from fedvision.stages import stage
-from fedvision.sweep import Sweep
 from fedvision.types import PluginSpec, Rejection
 
 if TYPE_CHECKING:
@@ -99,63 +98,6 @@ def simulate(
                 run.mark_failed(error)
                 raise
     return RunResult(folder=folder, rounds=folder.rounds(), state=state)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepResult:
-    """What the experiments of a sweep left behind."""
-
-    results: Mapping[str, RunResult]
-    """By label: the runs that reached their end."""
-    failures: Mapping[str, RunError]
-    """By label: why the others did not."""
-    comparison: Path | None
-    """The page that compares the runs; None where there are fewer than two."""
-
-
-def simulate_sweep(
-    sweep: Sweep,
-    *,
-    out: str | Path | None = None,
-    resume: bool = False,
-    progress: Callable[[], Progress] | None = None,
-    **options: Any,
-) -> SweepResult:
-    """Run every experiment of a sweep, each in a folder of its own, and compare them.
-
-    Args:
-        sweep: As ``load_sweep`` reads it; a sweep of one is that one experiment.
-        out: The sweep's folder, with a run folder for each label; ``runs/<name>`` where it is left out.
-        resume: Continue what is there; experiments that are done are not run again.
-        progress: Makes a fresh display for each run.
-        options: Passed on to ``simulate``.
-
-    Raises:
-        ConfigError: An experiment is wrong; none was begun.
-    """
-    base = Path(out) if out is not None else default_folder(sweep.name, resume)
-    builder = ExperimentBuilder(sweep.experiments)
-    builder.check()
-    results: dict[str, RunResult] = {}
-    failures: dict[str, RunError] = {}
-    for number, label in enumerate(sweep.experiments, 1):
-        shown = progress() if progress else None
-        if shown and label:
-            shown.note(f"{label} ({number} of {len(sweep.experiments)})")
-        try:
-            built = builder.take(label)
-            results[label] = simulate(built, out=base / label, resume=resume, progress=shown, **options)
-        except RunError as error:
-            failures[label] = error
-    return SweepResult(results=results, failures=failures, comparison=_compare(base, results))
-
-
-def _compare(base: Path, results: Mapping[str, RunResult]) -> Path | None:
-    from fedvision.reporting.comparison import write_comparison
-
-    if len(results) < 2:
-        return None
-    return write_comparison([result.folder for result in results.values()], base / "comparison.html")
 
 
 def open_folder(config: ExperimentConfig, out: str | Path | None, resume: bool) -> RunFolder:

@@ -167,6 +167,8 @@ class ExperimentBuilder:
         self._configs = configs
         self._built: dict[str, Experiment] = {}
         self._read: tuple[str, Dataset] | None = None
+        self.sizes: dict[str, tuple[int, int]] = {}
+        """Bytes of each experiment's data and model by label, once checked."""
 
     def check(self) -> None:
         """Build all experiments.
@@ -179,9 +181,10 @@ class ExperimentBuilder:
         for key in dict.fromkeys(keys.values()):
             for label in (label for label, own in keys.items() if own == key):
                 experiment = self._build(self._configs[label])
-                size = _model_bytes(experiment.model)
+                data, size = _data_bytes(experiment.dataset), _model_bytes(experiment.model)
+                self.sizes[label] = data, size
                 if several and key not in counted:
-                    size += _data_bytes(experiment.dataset)
+                    size += data
                 if waiting + size <= self.RETAINED_BYTES:
                     waiting += size
                     counted.add(key)

@@ -33,6 +33,7 @@ _TOGETHER = {
     "test_internals_link.py": "machines",
     "tests/engines/ray/": "ray",
     "test_virtual_time.py": "ray",
+    "test_parallel_runs.py": "parallel",
 }
 """What tests that must not run at the same time have in their paths: networks, ports, Ray's processes."""
 _DRAWN = (

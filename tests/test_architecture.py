@@ -14,7 +14,19 @@ from fedvision import registry
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fedvision"
 BASE = {
-    *("types", "errors", "seeding", "cores", "files", "formatting", "ranges", "tables", "config", "sweep"),
+    *(
+        "types",
+        "errors",
+        "seeding",
+        "cores",
+        "memory",
+        "files",
+        "formatting",
+        "ranges",
+        "tables",
+        "config",
+        "sweep",
+    ),
     *("registry", "plugin_folder", "interruption", "streams", "stages"),
 }
 """Modules that every package may import."""
@@ -45,6 +57,8 @@ LAYERS = (
     "deployment.server",
     "trained_model",
     "api",
+    "parallel_runs",
+    "sweep_runner",
     "testing",
     "cli",
     "__init__",

@@ -16,6 +16,7 @@ from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.errors import ConfigError
 from fedvision.experiment import Experiment, ExperimentBuilder
 from fedvision.sweep import Sweep
+from fedvision.sweep_runner import simulate_sweep
 
 READ: list[weakref.ref[Dataset]] = []
 MOST: list[int] = []
@@ -64,7 +65,7 @@ def test_a_sweep_builds_each_experiment_once_and_reads_its_data_once(
 
     monkeypatch.setattr(Experiment, "build", noted)
     sweep = Sweep(name="s", experiments={name: config(name, seed=n) for n, name in enumerate("abc")})
-    done = api.simulate_sweep(sweep, out=tmp_path / "out")
+    done = simulate_sweep(sweep, out=tmp_path / "out")
     assert (list(done.results), done.failures) == (["a", "b", "c"], {})
     assert built == ["a", "b", "c"]
     assert len(READ) == 1
@@ -74,7 +75,7 @@ def test_a_sweep_builds_each_experiment_once_and_reads_its_data_once(
 
 def test_a_run_of_a_sweep_has_the_bits_of_a_run_alone(tmp_path: Path) -> None:
     sweep = Sweep(name="s", experiments={name: config(name, seed=n) for n, name in enumerate("ab")})
-    api.simulate_sweep(sweep, out=tmp_path / "out")
+    simulate_sweep(sweep, out=tmp_path / "out")
     api.simulate(sweep.experiments["b"], out=tmp_path / "alone")
     together, alone = ((tmp_path / way / "rounds.jsonl").read_bytes() for way in ("out/b", "alone"))
     assert together == alone
@@ -84,7 +85,7 @@ def test_a_wrong_experiment_is_an_error_before_the_first_run(tmp_path: Path) -> 
     wrong = config("b", partition={"use": "iid", "clients": 99})
     sweep = Sweep(name="s", experiments={"a": config("a"), "b": wrong})
     with pytest.raises(ConfigError):
-        api.simulate_sweep(sweep, out=tmp_path / "out")
+        simulate_sweep(sweep, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -87,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--inner", help="engine in a ray worker: serial or vectorized (default: serial)")
     simulate.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
     simulate.add_argument("--resume", action="store_true", help="go on from the run folder's last checkpoint")
+    simulate.add_argument(
+        "--jobs", type=int, help="runs of a sweep at a time (default: by cores and memory; on a GPU 1)"
+    )
     simulate.add_argument("--threads", type=int, default=1, help="threads of a process (default: 1)")
     simulate.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars")
     simulate.set_defaults(call=_simulate)
@@ -152,8 +155,7 @@ def _file(options: argparse.Namespace) -> Path:
 def _simulate(options: argparse.Namespace) -> None:
     treat_termination_as_ctrl_c()
     sweep = _sweep(options)
-    from fedvision.api import simulate_sweep
-    from fedvision.runs.progress import Progress
+    from fedvision.sweep_runner import simulate_sweep
 
     for notice in sweep.notices:
         complain(f"note: {notice}")
@@ -162,7 +164,8 @@ def _simulate(options: argparse.Namespace) -> None:
         engine=_engine(options),
         out=options.out,
         resume=options.resume,
-        progress=Progress,
+        jobs=_jobs(options),
+        progress=True,
         threads=options.threads,
         tensorboard=options.tensorboard,
     )
@@ -193,6 +196,14 @@ def _sweep(options: argparse.Namespace) -> Sweep:
     size = plural(len(found), "experiment") if len(found) > 1 else plural(found[0].rounds, "round")
     announce(f"{file}, {size}")
     return sweep
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    """Return the runs at a time; 0 for as many as pay."""
+    jobs: int | None = options.jobs
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs must be >= 1, not {jobs}")
+    return jobs or 0
 
 
 def _engine(options: argparse.Namespace) -> PluginSpec:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedvision import formatting
+from fedvision import formatting, memory
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.duplicates import find_duplicates, image_name
@@ -137,12 +137,12 @@ def step(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentCo
     """Train for a step and yield its time, its memory, and how much there is."""
     import torch
 
-    from fedvision.deployment.client.step_profile import resident_memory, step_cost
+    from fedvision.deployment.client.step_profile import step_cost
 
     own = under_classes(dataset, config, known_classes(experiment))
     if config.threads:
         torch.set_num_threads(config.threads)
-    before, batch = resident_memory(), experiment.training.batch_size
+    before, batch = memory.resident(), experiment.training.batch_size
     try:
         cost = step_cost(experiment, own, config.device)
     except torch.cuda.OutOfMemoryError as error:

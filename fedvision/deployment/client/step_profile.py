@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from fedvision import memory
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset
 from fedvision.data.shards import Shard
@@ -82,12 +83,7 @@ def free_memory(device: torch.device) -> int | None:
     """Return free bytes of a GPU, or of main memory within this process's control group; None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    known = [_proc("meminfo", "MemAvailable")]
-    with contextlib.suppress(OSError, ValueError):  # what a container may still take (cgroup v2)
-        group = Path("/sys/fs/cgroup")
-        most = (group / "memory.max").read_text().strip()
-        known.append(int(most) - int((group / "memory.current").read_text()))
-    return min((size for size in known if size is not None), default=None)
+    return memory.available()
 
 
 class _Meter:
@@ -103,23 +99,10 @@ class _Meter:
             # Linux: 5 makes the highest resident size so far the present one (man 5 proc).
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
-            self._before = resident_memory()
+            self._before = memory.resident()
 
     def peak(self) -> int | None:
         """Return bytes above the beginning."""
         cuda = self._device.type == "cuda"
-        highest = int(torch.cuda.max_memory_reserved(self._device)) if cuda else _proc("self/status", "VmHWM")
+        highest = int(torch.cuda.max_memory_reserved(self._device)) if cuda else memory.highest_resident()
         return None if highest is None or self._before is None else max(0, highest - self._before)
-
-
-def resident_memory() -> int | None:
-    """Return bytes of main memory that this process holds; None where the system does not report it."""
-    return _proc("self/status", "VmRSS")
-
-
-def _proc(file: str, name: str) -> int | None:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc", file).read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) * 1024
-    return None

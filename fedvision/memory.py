@@ -1,0 +1,39 @@
+"""How much main memory this machine still has for this process, and how much the process holds.
+
+Both are read from Linux; elsewhere they are unknown, and whoever asks goes on without them.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+_GROUP = Path("/sys/fs/cgroup")
+"""Where a container sees its own control group (version 2)."""
+
+
+def available() -> int | None:
+    """Return bytes of main memory that may still be taken, within this process's control group."""
+    known = [_proc("meminfo", "MemAvailable")]
+    with suppress(OSError, ValueError):
+        most = (_GROUP / "memory.max").read_text().strip()
+        known.append(int(most) - int((_GROUP / "memory.current").read_text()))
+    return min((size for size in known if size is not None), default=None)
+
+
+def resident() -> int | None:
+    """Return bytes of main memory that this process holds."""
+    return _proc("self/status", "VmRSS")
+
+
+def highest_resident() -> int | None:
+    """Return the most bytes of main memory that this process has held."""
+    return _proc("self/status", "VmHWM")
+
+
+def _proc(file: str, name: str) -> int | None:
+    with suppress(OSError):
+        for line in Path("/proc", file).read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return None
