@@ -318,7 +318,7 @@ def test_the_command_is_installed_and_frozen() -> None:
     }
     assert options == {
         "help", "experiment", "overrides", "engine", "workers", "address", "gpus_per_worker", "stack",
-        "inner", "out", "resume", "threads", "tensorboard", "runs", "kind",
+        "inner", "out", "resume", "jobs", "threads", "tensorboard", "runs", "kind",
         "folder", "host", "clients", "days", "mutual_tls", "client", "client_overrides", "trains",
         "wait_for", "tls", "private", "public", "state", "insecure", "client_certificates", "keep",
         "superlink", "name", "source", "run", "images", "csv", "data", "part", "json", "device",
