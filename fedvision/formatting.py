@@ -87,6 +87,17 @@ def plural(count: int, stem: str, many: str = "s", one: str = "") -> str:
     return f"{whole(count)} {stem}{one if count == 1 else many}"
 
 
+def one_line(text: str, longest: int = 1000) -> str:
+    """Return what somebody else wrote as it may stand on a screen or in a record.
+
+    Args:
+        text: As it came; control characters and line breaks become spaces.
+        longest: Characters at most, the mark of a cut included.
+    """
+    cut = text if len(text) <= longest else text[: longest - 1] + "…"
+    return "".join(letter if letter.isprintable() else " " for letter in cut)
+
+
 def listed(names: Sequence[str], longest: int = 5) -> str:
     """Return names with commas; of more than ``longest``, the first ones and how many more there are."""
     more = f" and {whole(len(names) - longest)} more" if len(names) > longest else ""

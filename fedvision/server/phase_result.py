@@ -20,6 +20,7 @@ from fedvision.errors import InvalidUpdate
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.train_reply import TrainReply
+from fedvision.formatting import one_line
 from fedvision.types import Rejection
 
 SILENT = "it did not answer"
@@ -60,13 +61,13 @@ class UnusableReply(Exception):
     """A reply that is an error or cannot be decoded.
 
     Args:
-        reason: One sentence.
+        reason: One sentence; it may hold words of the sender.
         kind: Which of both.
     """
 
     def __init__(self, reason: str, kind: Rejection) -> None:
         super().__init__(reason)
-        self.reason, self.kind = reason, kind
+        self.reason, self.kind = one_line(reason), kind
 
 
 @dataclass(kw_only=True)

@@ -38,6 +38,7 @@ from fedvision.engines.local_grid import LocalGrid
 from fedvision.errors import FedVisionError, ProtocolError, RunError
 from fedvision.flower import codec, internals
 from fedvision.flower.statistic_codec import STATISTIC
+from fedvision.formatting import one_line
 from fedvision.tasks.stats import Shape
 from fedvision.updates.chain import UpdateChain
 
@@ -218,19 +219,21 @@ class SuperLinkGrid(LocalGrid):
             reason = "it went offline before it answered" if generated else head.error.reason
             return self._failed(found, reason, head.error.code)
         try:
-            content = self._retrying(lambda: self._fetch(found, head.metadata.message_type))
+            content = self._retrying(lambda: self._fetch(found, found.sent.message.metadata.message_type))
         except NotDeliveredYet:
             if time.monotonic() - found.since > _UPLOAD_S:
                 return self._failed(found, "its reply was announced and never delivered")
             arrived.append(found)
             return None
         except ProtocolError as error:
+            self._later.submit(self._confirm, found.incoming)
             return self._failed(found, str(error), internals.REPLY_REFUSED)
         except RunEnded:
             if found.sent.again:
                 return self._failed(found, "its reply was lost")
             self._send_again(found.sent, waiting)
             return None
+        self._later.submit(self._confirm, found.incoming)
         for note in found.notes:
             self._on_client_notice(self._numbers.get(found.sent.node, found.sent.node), note)
         return with_content(head, content)
@@ -244,9 +247,10 @@ class SuperLinkGrid(LocalGrid):
         for piece in incoming.read(layout.size):
             blob[start : start + len(piece)] = piece
             start += len(piece)
-        self._later.submit(self._confirm, incoming)
-        found.notes = layout.notes
-        return message_format.unpack(layout, blob)
+        found.notes, content = layout.notes, message_format.unpack(layout, blob)
+        if codec.is_folded(content):
+            raise ProtocolError("it says that its update is in a sum, as only workers of a simulation may")
+        return content
 
     def _confirm(self, incoming: IncomingMessage) -> None:
         """Let the SuperLink forget a reply; the others are deleted when the run ends."""
@@ -260,7 +264,8 @@ class SuperLinkGrid(LocalGrid):
 
     @staticmethod
     def _failed(found: _Arrived, reason: str | None, code: int = internals.CLIENT_RAISED) -> Message:
-        return from_node(found.incoming.head, found.sent.node, Error(code=code, reason=reason))
+        error = Error(code=code, reason=one_line(reason or ""))
+        return from_node(found.incoming.head, found.sent.node, error)
 
     def _pack(self, messages: Sequence[Message]) -> None:
         """Put the packed content into every message; tensors that several share are cut up once."""

@@ -28,6 +28,7 @@ from flwr.proto import message_pb2
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fedvision.deployment.transport.message_format import PIECE, MessageHeader, Source
 from fedvision.errors import FedVisionError, ProtocolError
@@ -223,7 +224,7 @@ class IncomingMessage:
                 # Forgotten by the SuperLink after the tensors are read, the rest would be refused.
                 for name in set(_names(self.tree)) - {head_id, *pieces}:
                     self._fetch(name)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (DecodeError, ValueError, KeyError, IndexError, TypeError) as error:
             raise ProtocolError("the message is not packed as this version packs it") from error
         if len(self.pieces) != -(-layout.size // PIECE):
             raise ProtocolError(f"the message has {len(self.pieces)} pieces for {layout.size:,} bytes")

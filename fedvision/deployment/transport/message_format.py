@@ -12,8 +12,8 @@ unpickled. This module needs no torch until ``unpack``: the client's connection 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedvision.errors import ProtocolError
+from fedvision.formatting import one_line
 from fedvision.updates.schema import ITEM_BYTES, TensorSpec, UpdateSchema
 
 FORMAT = 1
@@ -92,7 +93,7 @@ class MessageHeader:
         except (ValueError, RecursionError) as error:
             raise ProtocolError("the message's layout is no JSON") from error
         _require(isinstance(page, dict), "is no table")
-        _require(page.get("format") == FORMAT, f"has format {page.get('format')!r}, not {FORMAT}")
+        _require(page.get("format") == FORMAT, f"has another format than {FORMAT}")
         client = page.get("client", -1)
         _require(_whole(client, low=-1), "has no whole client number")
         layout = cls(
@@ -272,12 +273,24 @@ def _plain(value: Any) -> Any:
 
 
 def _value(value: Any) -> Any:
-    if isinstance(value, dict):
-        try:
-            return base64.b64decode(value["base64"], validate=True)
-        except (KeyError, TypeError, binascii.Error, ValueError) as error:
-            raise ProtocolError("the message's layout holds a value that is none") from error
-    return [_value(item) for item in value] if isinstance(value, list) else value
+    """Return a value of a record: a number, text or bytes, or a list of these."""
+    return [_scalar(item) for item in value] if isinstance(value, list) else _scalar(value)
+
+
+def _scalar(value: Any) -> Any:
+    match value:
+        case {"base64": str(text)}:
+            try:
+                return base64.b64decode(text, validate=True)
+            except ValueError as error:
+                raise ProtocolError("the message's layout holds bytes that are none") from error
+        case int():
+            # Flower's records and NumPy's arrays hold no others, and a float would overflow.
+            _require(-(2**63) <= value < 2**63, "holds a whole number of more than 64 bits")
+            return value
+        case str() | float():
+            return value
+    raise ProtocolError("the message's layout holds a value that is none")
 
 
 def _require(holds: bool, problem: str) -> None:
@@ -294,8 +307,7 @@ def _read_notes(page: Mapping[str, Any]) -> tuple[str, ...]:
     good = isinstance(notes, list) and len(notes) <= MAX_NOTES
     good = good and all(isinstance(note, str) and len(note) <= MAX_NOTE for note in notes)
     _require(good, f"has notes other than {MAX_NOTES} texts of {MAX_NOTE} characters at most")
-    # They end in a terminal and in a page: no control characters, no line breaks.
-    return tuple("".join(letter if letter.isprintable() else " " for letter in note) for note in notes)
+    return tuple(map(one_line, notes))
 
 
 def _table(page: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -317,7 +329,10 @@ def _read_tensors(page: Mapping[str, Any]) -> dict[str, tuple[TensorSpec, ...]]:
 def _read_entry(row: Any) -> TensorSpec:
     match row:
         case [str(name), str(dtype), list(shape)] if (
-            dtype in ITEM_BYTES and len(shape) <= MAX_DIMENSIONS and all(map(_whole, shape))
+            dtype in ITEM_BYTES
+            and len(shape) <= MAX_DIMENSIONS
+            and all(map(_whole, shape))
+            and _whole(math.prod(size or 1 for size in shape))
         ):
             return TensorSpec(name, dtype, tuple(shape))
     raise ProtocolError("the message's layout has a tensor without a name, a type that travels and a shape")

@@ -43,6 +43,8 @@ class FakeLink:
         """Nodes that have not answered yet."""
         self.gone: set[int] = set()
         """Nodes for which no message is taken."""
+        self.kinds: dict[int, str] = {}
+        """Types that replies claim instead of their message's, by node."""
 
     def online(self) -> dict[int, str]:
         return self.here
@@ -62,6 +64,8 @@ class FakeLink:
             reply = Message(content, reply_to=message)
             if isinstance(content, Error) and content.code != internals.CLIENT_RAISED:
                 reply.metadata.__dict__["_src_node_id"] = internals.SERVER_NODE
+            if kind := self.kinds.get(message.metadata.dst_node_id):
+                reply.metadata.message_type = kind
             self.waiting.append(reply)
             ids.append(f"m{len(self.pushed)}")
         return ids

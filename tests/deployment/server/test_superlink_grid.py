@@ -24,6 +24,7 @@ from fedvision.deployment.transport.internals_wire import (
 )
 from fedvision.errors import ProtocolError, RecordError
 from fedvision.flower import codec, internals
+from fedvision.flower.statistic_codec import STATISTIC
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.server.round_state import RoundState
 from fedvision.server.server_app import ServerPlan, build
@@ -33,6 +34,7 @@ from tests.deployment.server.superlink_links import (
     FakeLink,
     grid,
     messages_to,
+    packed,
     plain,
     trained,
     update,
@@ -236,3 +238,40 @@ def test_what_does_not_fit_is_marked_as_refused(link: FakeLink) -> None:
     link.replies = {10: [update(1.0, (300, 200))]}
     (reply,) = grid(link).send_and_receive(messages_to([10]))
     assert reply.error.code == internals.REPLY_REFUSED
+
+
+def test_what_a_reply_may_bring_depends_on_the_message_and_not_on_the_reply(link: FakeLink) -> None:
+    """A statistic may bring half a gigabyte, a measurement no model: the sender must not choose."""
+    link.replies = {10: [update(1.0)], 20: [packed(RecordDict({"x": ArrayRecord([np.zeros(9, np.int64)])}))]}
+    link.kinds = {10: "evaluate", 20: STATISTIC}
+    good, bad = list(grid(link).send_and_receive(messages_to([10, 20])))
+    assert good.content.array_records["arrays"]["w"].numpy()[0, 0] == 1.0
+    assert "is missing" in bad.error.reason
+
+
+def test_a_client_cannot_say_that_its_update_is_in_a_sum(link: FakeLink) -> None:
+    folded = codec.encode_folded(4, 0.5, 0, 1.0, None)
+    folded["arrays"] = codec.encode_state(STATE)
+    link.replies = {10: [packed(folded)]}
+    (reply,) = grid(link).send_and_receive(messages_to([10]))
+    assert reply.error.code == internals.REPLY_REFUSED
+    assert "in a sum" in reply.error.reason
+
+
+def test_a_clients_own_error_is_one_line_of_some_length(link: FakeLink) -> None:
+    link.replies = {10: [Error(code=internals.CLIENT_RAISED, reason="no\n\x1b[2J" + "x" * 100_000)]}
+    (reply,) = grid(link).send_and_receive(messages_to([10]))
+    assert reply.error.reason.startswith("no  [2Jxxx")
+    assert reply.error.reason.isprintable()
+    assert len(reply.error.reason) <= 1000
+
+
+def test_a_refused_reply_is_let_go_at_the_superlink_too(link: FakeLink) -> None:
+    """Else what one client sends in vain would fill the disk, round by round."""
+    confirmed: list[int] = []
+    link.confirm = lambda incoming: confirmed.append(incoming.head.metadata.src_node_id)  # type: ignore[method-assign]
+    link.replies = {10: [update(1.0, (300, 200))]}
+    sender = grid(link)
+    list(sender.send_and_receive(messages_to([10])))
+    sender._later.shutdown()
+    assert confirmed == [10]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedvision.deployment.transport import internals_wire, message_format
@@ -174,6 +175,24 @@ def test_a_message_that_lies_is_refused_before_a_piece_is_fetched(lie: Callable[
     lie(message.content)
     incoming = arrival(message)
     with pytest.raises(ProtocolError):
+        incoming.open()
+
+
+def test_a_layout_that_protobuf_cannot_read_is_refused() -> None:
+    """A SuperLink compares digest, kind and length of an object, and takes this one."""
+    message, _ = sent(big())
+    incoming = arrival(message)
+    fetch, body = incoming._fetch, b"\xff" * 10
+
+    def spoiled(name: str) -> bytes | memoryview:
+        content = bytes(fetch(name))
+        kind = f"{ConfigRecord.__qualname__}{HEAD_VALUE_DIVIDER}".encode()
+        if not content.startswith(kind):
+            return content
+        return kind + f"{HEAD_VALUE_DIVIDER}{len(body)}".encode() + HEAD_BODY_DIVIDER + body
+
+    incoming._fetch = spoiled
+    with pytest.raises(ProtocolError, match="not packed"):
         incoming.open()
 
 

@@ -149,6 +149,30 @@ def test_deep_nesting_and_long_numbers_are_refused() -> None:
             MessageHeader.from_text(text)
 
 
+@pytest.mark.parametrize("depth", [490, 600, 900])
+def test_a_record_of_nested_lists_is_refused_however_deep_it_is(depth: int) -> None:
+    page = json.loads(MessageHeader().to_text()) | {"records": {"r": ["config", {"k": 0}]}}
+    text = json.dumps(page).replace('"k": 0', f'"k": {"[" * depth}1{"]" * depth}')
+    with pytest.raises(ProtocolError):
+        message_format.unpack(MessageHeader.from_text(text), bytearray())
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
+def test_whole_numbers_of_more_than_64_bits_are_refused(number: int) -> None:
+    page = json.loads(MessageHeader().to_text())
+    for value in (number, [1, number]):
+        text = json.dumps(page | {"records": {"metrics": ["metrics", {"num-examples": value}]}})
+        with pytest.raises(ProtocolError, match="64 bits"):
+            MessageHeader.from_text(text)
+
+
+def test_a_shape_that_torch_cannot_count_is_refused() -> None:
+    """Without elements it takes no memory, so that no limit of bytes meets it."""
+    page = json.loads(MessageHeader().to_text()) | {"tensors": {"g": [["w", "float32", [2**40, 2**40, 0]]]}}
+    with pytest.raises(ProtocolError, match="a shape"):
+        MessageHeader.from_text(json.dumps(page))
+
+
 MODEL = (TensorSpec("w", "float32", (2, 3)), TensorSpec("b", "float32", (3,)))
 EXPECTED = Expected(groups={"arrays": UpdateSchema(MODEL)}, spare_bytes=128)
 
@@ -175,7 +199,7 @@ def layout(*entries: TensorSpec, **groups: tuple[TensorSpec, ...]) -> MessageHea
         ),
         (MessageHeader(), "the tensor 'b' is missing (2 in all)"),
         (layout(*MODEL, more=(TensorSpec("m", "uint8", (129,)),)), "at most 128 are taken"),
-        (layout(*MODEL, more=(TensorSpec("m", "float64", (2**40, 2**40)),)), "at most 128 are taken"),
+        (layout(*MODEL, more=(TensorSpec("m", "float64", (2**24, 2**20)),)), "at most 128 are taken"),
     ],
 )
 def test_a_layout_that_does_not_fit_is_named(found: MessageHeader, sentence: str) -> None:
