@@ -34,6 +34,8 @@ class TrainReply:
     """Where the update is in a sum, the records that may hold it (``codec.decode_sums``)."""
     measured: RecordDict | None = None
     """The client's measurement of the model that it received, not decoded; None where it made none."""
+    late: bool = False
+    """Whether it answers an earlier round's message."""
     message: Message | None = None
     """The message without its content: stock strategies get it with a new one (``as_message``)."""
 

@@ -117,13 +117,14 @@ class _TrainingReports:
     """What clients report beside their models in one training phase."""
 
     facts: dict[int, tuple[float, int]] = field(default_factory=dict)
-    """By client: training loss and images."""
+    """By client: training loss and images of its reply to this round; those of late ones are in ``late``."""
     measured: dict[int, RecordDict] = field(default_factory=dict)
     """By client: its measurement of the model that it was sent."""
 
     def note(self, reply: TrainReply) -> None:
         """Note a reply; its measurement is kept here alone."""
-        self.facts[reply.client] = reply.loss, reply.examples
+        if not reply.late:
+            self.facts[reply.client] = reply.loss, reply.examples
         if reply.measured is not None:
             self.measured[reply.client] = reply.measured
             reply.measured = None
@@ -216,8 +217,8 @@ class _Server:
         if combined is not None and collection.used:
             self.state = check_state(number, combined, self.state)
         late, self.rounds.lost = self.rounds.lost + collection.late, []
-        facts = [(client, *reports.facts[client]) for client in exchange.answered]
-        facts += [(item["client"], item["loss"], item["examples"]) for item in late if item["used"]]
+        new = [(client, *reports.facts[client]) for client in exchange.answered]
+        facts = new + [(item["client"], item["loss"], item["examples"]) for item in late if item["used"]]
         changed = combined is not None and bool(facts)
         requested = [self.client_registry.client(message.metadata.dst_node_id) for message in messages]
         self.rounds.record_replies(number, requested, [client for client, _, _ in facts] if changed else [])
@@ -230,7 +231,8 @@ class _Server:
             "changed": changed,
             "lr": learning_rate(self.config.training, number, self.config.rounds),
             "train_loss": sum(loss * n for _, loss, n in facts) / examples if examples else None,
-            "client_loss": {str(client): loss for client, loss, _ in facts},
+            # Of a client that replied to this round and, late, to another one: that of this round.
+            "client_loss": {str(client): loss for client, loss, _ in facts[len(new) :] + new},
             "refused": exchange.refused,
             "late": late,
             "busy": sorted(excluded - self.rounds.quarantined),

@@ -46,4 +46,4 @@ def rebase_update(reply: TrainReply, sent: State, present: State, share: float) 
         now = present[name].to(kind)
         old = now if only_averaged(name) else sent[name].to(kind)
         state[name] = (now + share * (new.to(kind) - old)).to(new.dtype)
-    reply.state = state
+    reply.state, reply.late = state, True

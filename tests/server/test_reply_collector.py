@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvision.algorithms.base import RoundStrategy
+from fedvision.algorithms.fedavg import FedAvg
 from fedvision.algorithms.robust import Median
 from fedvision.algorithms.server_optimizers import FedAvgM
 from fedvision.errors import RunError
@@ -77,6 +78,28 @@ def test_a_client_with_a_late_reply_at_the_rounds_start_is_selected() -> None:
     assert (second["busy"], second["clients"]) == ([], [0, 1, 2, 2])
     assert diary.values() == [1.0, pytest.approx((2 + 2 + 9 + 5) / 4)]
     assert len(grid.requested) == len(set(grid.requested)) == 6
+
+
+@pytest.mark.parametrize("strategy", [FedAvg(), Median()], ids=lambda one: type(one).__name__)
+def test_a_clients_late_and_its_new_reply_are_recorded_with_their_own_losses(strategy: RoundStrategy) -> None:
+    class Telling(SlowGrid):
+        def reply(self, message: Message) -> Message:
+            reply = super().reply(message)
+            if message.metadata.message_type == "train":
+                round = codec.round_of(message.content)
+                reply.content["metrics"]["train_loss"] = 10.0 / round
+                reply.content["metrics"]["num-examples"] = round
+            return reply
+
+    # As above; the late reply rests on one image with loss 10, each of round 2 on two with loss 5.
+    grid = Telling(seconds={(2, 1): 2.05})
+    flower = FlowerStrategy(strategy, seed=0)
+    diary = play(grid, rounds=2, strategy=flower, deadline=2.0, late="next-round", holdout=0.5)
+    second = diary.records[1]
+    assert (second["clients"], second["examples"]) == ([0, 1, 2, 2], 7)
+    assert second["train_loss"] == pytest.approx((6 * 5.0 + 10.0) / 7)
+    assert second["client_loss"] == {"0": 5.0, "1": 5.0, "2": 5.0}
+    assert [(item["loss"], item["examples"]) for item in second["late"]] == [(10.0, 1)]
 
 
 def test_after_the_quorum_the_rest_has_so_many_seconds() -> None:

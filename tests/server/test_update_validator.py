@@ -41,6 +41,8 @@ def update(**changes: Any) -> RecordDict:
         (update(state={**STATE, "b": torch.tensor([1])}), "is int64 [1], not float32 [1]"),
         (update(examples=0), "it rests on 0 images"),
         (update(tensors={"control": {"w": torch.tensor([float("nan")])}}), "'control.w' holds NaN"),
+        (update(examples=10**400), "it rests on"),
+        (update(loss=10**400), "its training loss is"),
         (RecordDict({"metrics": MetricRecord({"num-examples": 1})}), "it lacks the record 'arrays'"),
         (
             RecordDict(
