@@ -7,7 +7,6 @@ object runs in ``fedvision simulate``, in a deployment and in a ServerApp that s
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,7 +27,7 @@ from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.internals_message import addressed
 from fedvision.flower.private_strategies import check_privacy
 from fedvision.flower.sharing import is_hidden
-from fedvision.flower.train_reply import TrainReply, decode_train_reply
+from fedvision.flower.train_reply import TrainReply, decode_train_reply, mean_loss
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State
 
@@ -136,17 +135,20 @@ class FlowerStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine messages of a server that knows Flower's strategies alone; see ``aggregate``."""
-        losses = _Losses()
-        state = self.aggregate(server_round, losses.watch(self._decoded(replies)))
+        losses: list[tuple[float, int]] = []
+        state = self.aggregate(server_round, self._decoded(replies, losses))
         if state is None:
             return None, None
-        return codec.encode_state(state), MetricRecord({codec.TRAIN_LOSS: losses.mean()})
+        return codec.encode_state(state), MetricRecord({codec.TRAIN_LOSS: mean_loss(losses)})
 
-    def _decoded(self, messages: Iterable[Message]) -> Iterator[TrainReply]:
+    def _decoded(self, messages: Iterable[Message], losses: list[tuple[float, int]]) -> Iterator[TrainReply]:
+        """Yield what the replies that are no errors say, and note their losses and images."""
         for message in itertools.filterfalse(Message.has_error, messages):
             client = self._roster.client(message.metadata.src_node_id)
-            yield decode_train_reply(message, client, in_sum=codec.is_folded(message.content))
-            del message
+            reply = decode_train_reply(message, client, in_sum=codec.is_folded(message.content))
+            losses.append((reply.loss, reply.examples))
+            yield reply
+            del message, reply
 
     def aggregate(self, round: int, replies: Iterable[TrainReply]) -> State | None:
         """Combine the replies as they come; None where nobody succeeded.
@@ -278,25 +280,6 @@ def _alike(one: ClientConfig, other: ClientConfig) -> bool:
     )
     numbers = one.numbers == other.numbers and one.lr_factor == other.lr_factor
     return same and numbers
-
-
-class _Losses:
-    """Notes the training losses of replies that pass through, without holding these."""
-
-    def __init__(self) -> None:
-        self._noted: list[tuple[float, int]] = []
-
-    def watch(self, replies: Iterable[TrainReply]) -> Iterator[TrainReply]:
-        """Yield the replies."""
-        for reply in replies:
-            self._noted.append((reply.loss, reply.examples))
-            yield reply
-            del reply
-
-    def mean(self) -> float:
-        """Return the mean over all images; ``fsum`` rounds once, so the order of the replies is no matter."""
-        images = sum(examples for _, examples in self._noted)
-        return math.fsum(loss * examples for loss, examples in self._noted) / max(1, images)
 
 
 def build_strategy(spec: PluginSpec, *, seed: int, measured: float = 1.0) -> Strategy:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -83,6 +84,18 @@ def decode_train_reply(message: Message, client: int, *, in_sum: bool = False) -
         measured=measured,
         message=message,
     )
+
+
+def mean_loss(told: Collection[tuple[float, int]]) -> float:
+    """Return the mean over all images of (mean loss, images) of clients, whatever their order; 0 of nobody.
+
+    Clients may tell any numbers: it is NaN where theirs have no sum.
+    """
+    images = sum(examples for _, examples in told)
+    try:
+        return math.fsum(loss * examples for loss, examples in told) / max(1, images)  # rounds once
+    except (OverflowError, ValueError):
+        return math.nan
 
 
 def as_message(reply: TrainReply) -> Message:

@@ -8,7 +8,6 @@ by images, that is the same; ``check_strategy_of_sums`` tries before a run wheth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -18,7 +17,7 @@ from fedvision.algorithms.mean import MODEL, MeanStrategy, summable
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, InvalidUpdate, TooFewUpdates
 from fedvision.flower.strategy import FlowerStrategy
-from fedvision.flower.train_reply import TrainReply
+from fedvision.flower.train_reply import TrainReply, mean_loss
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.types import ClientUpdate, State
 
@@ -40,22 +39,24 @@ def sum_replies(
         TooFewUpdates: A client is missing, so that the sum cannot be read, or it is no sum of updates.
     """
     total: State = {}
-    examples, count, losses = 0, 0, list[float]()
+    examples, losses = 0, list[tuple[float, int]]()
     for reply in replies:
         for name, tensor in (reply.state or {}).items():
             total[name] = total[name] + tensor if name in total else tensor.clone()
-        examples, count = examples + reply.examples, count + 1
-        losses.append(reply.loss * reply.examples)
+        examples += reply.examples
+        losses.append((reply.loss, reply.examples))
         del reply
-    if not count:
+    if not losses:
         return
-    if count < requested:
-        raise TooFewUpdates(f"only the sum of all {requested} updates can be read, and {count} of them came")
+    if len(losses) < requested:
+        raise TooFewUpdates(
+            f"only the sum of all {requested} updates can be read, and {len(losses)} of them came"
+        )
     try:
         mean = validator.decode_sum(total, examples)
     except InvalidUpdate as error:
         raise TooFewUpdates(f"the sum of the updates cannot be used: {error.cause}") from error
-    yield TrainReply(client=_NOBODY, examples=examples, loss=math.fsum(losses) / examples, state=mean)
+    yield TrainReply(client=_NOBODY, examples=examples, loss=mean_loss(losses), state=mean)
 
 
 def check_strategy_of_sums(config: ExperimentConfig, strategy: Strategy) -> None:

@@ -27,6 +27,8 @@ _SMALL, _SLICE = 1 << 14, 1 << 20
 """Elements up to which tensors are checked together, and by which large ones are checked."""
 _PIECE = 1 << 16
 """Elements whose squares are added in their own type."""
+_MOST_IMAGES = 1 << 40
+"""Of one client: sums over all are exact, and a weight is a finite number."""
 _REMEMBERED = 5
 """Rounds whose usual norm is remembered."""
 
@@ -132,8 +134,10 @@ class UpdateValidator:
         examples, loss = reported[codec.EXAMPLES], reported[codec.TRAIN_LOSS]
         if not isinstance(examples, int) or examples < 1:
             raise InvalidUpdate(client, "reply", f"it rests on {examples} images")
-        if not isinstance(loss, int | float):
-            raise InvalidUpdate(client, "reply", f"its training loss is {loss}, not a number")
+        if examples > _MOST_IMAGES:
+            raise InvalidUpdate(client, "reply", "it rests on more than 2^40 images")
+        if not isinstance(loss, float) and not (isinstance(loss, int) and abs(loss) < 2**63):
+            raise InvalidUpdate(client, "reply", f"its training loss is {str(loss)[:40]}, not a number")
         if wrong := self.updates.sent.mismatch(_specs(values(arrays))):
             raise InvalidUpdate(client, "reply", wrong)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def test_the_sum_is_the_mean_weighted_by_images() -> None:
     assert (both[0].state or {})["w"].abs().max() > 2**40, "an update alone shows nothing"
     (one,) = sum_replies(both, UpdateValidator(RECEIVED, updates=updates), 2)
     assert (one.examples, one.loss) == (4, 0.25)
+    assert (one.state or {})["w"].tolist() == [1.5, 3.0]
+
+
+@pytest.mark.parametrize("losses", [(float("inf"), -float("inf")), (1e308, 1e308)])
+def test_losses_that_have_no_sum_end_no_round(losses: tuple[float, float]) -> None:
+    updates = chain(MaskedSum(clients=2))
+    both = replies(updates, ([1.0, 0.0], 3), ([-1.0, 4.0], 1))
+    for reply, loss in zip(both, losses, strict=True):
+        reply.loss = loss
+    (one,) = sum_replies(both, UpdateValidator(RECEIVED, updates=updates), 2)
+    assert not math.isfinite(one.loss)
     assert (one.state or {})["w"].tolist() == [1.5, 3.0]
 
 
