@@ -1,4 +1,4 @@
-"""The client: a Flower ClientApp that answers roster, training and evaluation messages.
+"""The client: a Flower ClientApp that answers training and evaluation messages.
 
 It knows nothing of what carries the messages: the same app runs in one process, on Ray and on a machine far
 away. A failure is raised as a ``ClientError`` that names client, stage and cause; every carrier turns it into
@@ -34,14 +34,6 @@ def build(trainer: ClientTrainer, test: Shard | None = None) -> ClientApp:
             requests to measure a model on a part of them.
     """
     app = ClientApp()
-
-    @app.query("roster")
-    def client_registry(message: Message, context: Context) -> Message:
-        def introduce(client: int) -> RecordDict:
-            info = codec.ClientInfo(client=client, image_counts=trainer.image_counts(client))
-            return codec.encode_client_info(info)
-
-        return _answer(message, context, "data", introduce)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -6,10 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-import numpy as np
 from flwr.serverapp import Grid
-
-from fedvision.flower.codec import ClientInfo
 
 FIRST_NODE = 1000
 """Node of client 0 in a simulation; node ``FIRST_NODE + k`` hosts client k."""
@@ -64,39 +61,6 @@ class SimulatedClientRegistry:
     def present(self, grid: Grid) -> range:
         """Return all clients."""
         return range(self.clients)
-
-
-class ReportedClientRegistry:
-    """Members that sent their client information.
-
-    Args:
-        entries: Each node's client information: ``{node: entry}``.
-    """
-
-    groups: ClassVar[Mapping[str, Collection[int]]] = {}
-
-    def __init__(self, entries: Mapping[int, ClientInfo]) -> None:
-        self._clients = {node: entry.client for node, entry in entries.items()}
-        self._nodes = {client: node for node, client in self._clients.items()}
-        # Noise may make one member's number negative; over all of them a negative sum means none.
-        self.counts: tuple[int, ...] = tuple(
-            np.sum([entry.image_counts.counts for entry in entries.values()], axis=0).clip(min=0).tolist()
-        )
-
-    def __len__(self) -> int:
-        return len(self._nodes)
-
-    def client(self, node: int) -> int:
-        """Return the client on a node; a node without client information stands for itself."""
-        return self._clients.get(node, node)
-
-    def node(self, client: int) -> int:
-        """Return the node that hosts a client."""
-        return self._nodes[client]
-
-    def present(self, grid: Grid) -> list[int]:
-        """Return the members among the grid's nodes."""
-        return sorted(self._clients[node] for node in grid.get_node_ids() if node in self._clients)
 
 
 class UnknownClients:

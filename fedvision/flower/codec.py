@@ -45,6 +45,8 @@ MEASURE, MEASURE_FIRST, _MEASURED = "query.measure", "measure-first", "measured.
 SILENT_SINCE = "silent-since"
 """Clients none of whose answers since some round was used: client, round, client, round, ..."""
 _START, _STOP = "start", "stop"
+_MOST = 1 << 40
+"""Of a client's numbers, which noise may make negative: sums over clients are exact."""
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 
@@ -355,13 +357,25 @@ def encode_client_info(entry: ClientInfo) -> RecordDict:
 
 
 def decode_client_info(content: RecordDict) -> ClientInfo:
-    """Return what a client reports of itself."""
+    """Return what a client reports of itself.
+
+    Raises:
+        KeyError: A record or a number is missing.
+        ValueError: Something is of another kind, or a number is beyond 2^40.
+    """
     config = record(content, CONFIG, ConfigRecord)
+    client, images, counts = config["client"], config[_IMAGES], config[_COUNTS]
+    card = json.loads(str(config.get(_CARD, "{}")))
+    numbers = [client, images, *counts] if isinstance(counts, list) else [None]
+    if not all(isinstance(number, int) and abs(number) <= _MOST for number in numbers):
+        raise ValueError("a client's numbers are no whole numbers up to 2^40")
+    if not isinstance(card, dict):
+        raise ValueError("a client's card is no table")
     return ClientInfo(
-        client=int(config["client"]),  # type: ignore[arg-type]
-        image_counts=ImageCounts(images=int(config[_IMAGES]), counts=tuple(config[_COUNTS])),  # type: ignore[arg-type]
+        client=cast("int", client),
+        image_counts=ImageCounts.from_numbers(cast("list[int]", [*numbers[2:], images])),
         sharing=str(config.get(_SHARING, "plain")),
-        card=json.loads(str(config.get(_CARD, "{}"))),
+        card=card,
     )
 
 

@@ -58,8 +58,15 @@ def encode_agreed(cards: Sequence[Mapping[str, str]]) -> RecordDict:
 
 
 def decode_group(content: RecordDict) -> list[dict[str, Any]]:
-    """Return a group's cards, of a request or of a reply, which are still to be proven."""
-    cards: list[dict[str, Any]] = json.loads(str(codec.record(content, codec.CONFIG, ConfigRecord)[_CARDS]))
+    """Return a group's cards, of a request or of a reply, which are still to be proven.
+
+    Raises:
+        KeyError: There are none.
+        ValueError: They are no list of tables.
+    """
+    cards = json.loads(str(codec.record(content, codec.CONFIG, ConfigRecord)[_CARDS]))
+    if not isinstance(cards, list) or not all(isinstance(card, dict) for card in cards):
+        raise ValueError("a group's cards are no list of tables")
     return cards
 
 
@@ -69,8 +76,18 @@ def encode_masked(numbers: Sequence[int]) -> RecordDict:
 
 
 def decode_masked(content: RecordDict) -> NDArray[np.int64]:
-    """Return masked numbers of images [C + 1]; sums of them wrap around, modulo 2^64."""
-    return np.array(codec.record(content, codec.CONFIG, ConfigRecord)[_COUNTS], np.int64)
+    """Return masked numbers of images [C + 1]; sums of them wrap around, modulo 2^64.
+
+    Raises:
+        KeyError: There are none.
+        ValueError: They are no whole numbers of 64 bits.
+    """
+    numbers = codec.record(content, codec.CONFIG, ConfigRecord)[_COUNTS]
+    if not isinstance(numbers, list) or not all(
+        isinstance(n, int) and -(2**63) <= n < 2**63 for n in numbers
+    ):
+        raise ValueError("masked counts are no whole numbers of 64 bits")
+    return np.array(numbers, np.int64)
 
 
 def drop_counts(evaluation: RecordDict) -> RecordDict:

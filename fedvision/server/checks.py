@@ -1,4 +1,4 @@
-"""What the server queries and checks before and between rounds."""
+"""What the server checks before and between rounds."""
 
 from __future__ import annotations
 
@@ -7,37 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedvision.config import RoundConfig
 from fedvision.errors import ConfigError, RunError
-from fedvision.flower import codec
-from fedvision.flower.client_registry import ClientRegistry, ReportedClientRegistry, UnknownClients
-from fedvision.server.phase_result import PhaseResult, Undecoded
+from fedvision.flower.client_registry import ClientRegistry
 from fedvision.types import State
 
 _SLICE = 1 << 16
 """Elements of a slice."""
 _MINIMA = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
 """A stock strategy waits for so many nodes, without end."""
-
-
-def query_clients(grid: Grid) -> ReportedClientRegistry:
-    """Query every node's client information and class counts.
-
-    Raises:
-        RunError: No node answered usefully.
-    """
-    messages = [Message(RecordDict(), node, codec.CLIENT_INFO) for node in grid.get_node_ids()]
-    exchange = PhaseResult(client_registry=UnknownClients(), stage="data", decoder=Undecoded())
-    replies = list(exchange.send(grid, messages))
-    if not replies:
-        raise RunError(no_progress_error(1, exchange.refused))
-    return ReportedClientRegistry(
-        {reply.metadata.src_node_id: codec.decode_client_info(reply.content) for reply in replies}
-    )
 
 
 def check_strategy(strategy: Strategy, clients: int) -> None:

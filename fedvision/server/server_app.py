@@ -38,7 +38,6 @@ from fedvision.server.checks import (
     has_enough,
     min_available,
     no_progress_error,
-    query_clients,
 )
 from fedvision.server.phase_result import PhaseResult, Undecoded
 from fedvision.server.reply_collector import QuorumMissed, ReplyCollector
@@ -87,8 +86,8 @@ class ServerPlan:
     """The observer."""
     first_round: int = 1
     """Where to begin; above 1 when a run is resumed."""
-    client_registry: ClientRegistry | None = None
-    """The federation's members, where they are known beforehand; None queries every node."""
+    client_registry: ClientRegistry
+    """The federation's members."""
     measure: Callable[[Grid, ClientRegistry, State], Evaluation] | None = None
     """Measures a state on the server's own test images; None where it has none."""
     extra_metrics: Mapping[str, MetricFn] = field(default_factory=dict)
@@ -138,7 +137,7 @@ class _Server:
         self.strategy, self.state = plan.strategy, dict(plan.state)
         plan.state.clear()
         self.updates = plan.updates or UpdateChain(UpdateSchema.of(self.state))
-        self.client_registry: ClientRegistry = plan.client_registry or query_clients(grid)
+        self.client_registry = plan.client_registry
         check_strategy(plan.strategy, len(self.client_registry))
         self.eligible = AvailableClients(self.client_registry)
         if isinstance(plan.strategy, FlowerStrategy):

@@ -12,7 +12,6 @@ from flwr.serverapp.strategy import Strategy
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.config import ExperimentConfig
 from fedvision.flower import codec, internals
-from fedvision.flower.client_registry import ReportedClientRegistry
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.server import server_app
 from fedvision.server.round_state import RoundState
@@ -21,7 +20,7 @@ from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import TrainResult
 from fedvision.types import State
 from fedvision.updates.chain import UpdateChain
-from tests.flower.test_strategy import Nodes, members
+from tests.flower.test_strategy import Members, Nodes
 
 Answer = Callable[[int, int, State], "State | Error"]
 """(client, round, model) -> the model that it sends back, or how it fails."""
@@ -165,7 +164,7 @@ def play(
         }
     )
     diary = Diary()
-    client_registry: ReportedClientRegistry = members(grid.clients)
+    client_registry = Members(grid.clients)
     client_registry.counts = (1, 1)
     plan = server_app.ServerPlan(
         config=config,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedvision.flower.available_clients import AvailableClients, AvailableNodes, Excluding
 from fedvision.flower.client_registry import SimulatedClientRegistry
-from tests.flower.test_strategy import Nodes, members
+from tests.flower.test_strategy import Members, Nodes
 
 
 @given(st.sets(st.integers(0, 60)), st.sets(st.integers(-5, 70)))
@@ -49,10 +49,10 @@ def test_a_view_of_available_clients() -> None:
 
 
 def test_a_stock_strategy_sees_available_nodes() -> None:
-    nodes = AvailableNodes(Nodes(), members(Nodes.clients), frozenset({0, 1}))
+    nodes = AvailableNodes(Nodes(), Members(Nodes.clients), frozenset({0, 1}))
     assert list(nodes.get_node_ids()) == [100, 102]
     assert [node.node_id for node in nodes.get_nodes()] == [100, 102]
-    assert list(AvailableNodes(Nodes(), members(Nodes.clients), frozenset()).get_node_ids()) == [
+    assert list(AvailableNodes(Nodes(), Members(Nodes.clients), frozenset()).get_node_ids()) == [
         100,
         101,
         102,

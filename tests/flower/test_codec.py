@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedvision.data.image_counts import ImageCounts
-from fedvision.flower import codec, internals
+from fedvision.flower import codec, internals, sharing
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import TrainResult
@@ -95,6 +96,42 @@ def test_counts_travel_whole() -> None:
 def test_a_roster_entry_comes_out_as_it_went_in() -> None:
     entry = codec.ClientInfo(client=4, image_counts=ImageCounts(images=5, counts=(0, 7)))
     assert codec.decode_client_info(codec.encode_client_info(entry)) == entry
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("client", math.inf),
+        ("client", "4"),
+        ("images", 10**400),
+        ("images", 5.0),
+        ("class-counts", "ab"),
+        ("class-counts", [0.5, 7.0]),
+        ("class-counts", [0, 1 << 62]),
+        ("card", "[1]"),
+        ("card", "{"),
+    ],
+)
+def test_a_damaged_roster_entry_is_refused(key: str, value: Any) -> None:
+    entry = codec.ClientInfo(client=4, image_counts=ImageCounts(images=5, counts=(0, 7)))
+    content = codec.encode_client_info(entry)
+    content["config"][key] = value
+    with pytest.raises(ValueError, match=r"a client's|Expecting"):
+        codec.decode_client_info(content)
+
+
+@pytest.mark.parametrize("numbers", ["ab", [0.5], ["1"], [1 << 63], 3])
+def test_damaged_masked_counts_are_refused(numbers: Any) -> None:
+    with pytest.raises(ValueError, match="masked counts are no whole numbers of 64 bits"):
+        sharing.decode_masked(RecordDict({"config": ConfigRecord({"masked-counts": numbers})}))
+    least = RecordDict({"config": ConfigRecord({"masked-counts": [-(2**63), 2**63 - 1]})})
+    assert sharing.decode_masked(least).tolist() == [-(2**63), 2**63 - 1]
+
+
+@pytest.mark.parametrize("cards", ["3", "[3]", "{}", "["])
+def test_damaged_cards_of_a_group_are_refused(cards: str) -> None:
+    with pytest.raises(ValueError, match=r"cards are no list of tables|Expecting"):
+        sharing.decode_group(RecordDict({"config": ConfigRecord({"cards": cards})}))
 
 
 def test_size_counts_bytes_of_tensors() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,10 +15,8 @@ from flwr.serverapp.strategy import FedProx as StockFedProx
 
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.algorithms.fedprox import FedProx
-from fedvision.data.image_counts import ImageCounts
 from fedvision.errors import PluginError
 from fedvision.flower import codec, internals
-from fedvision.flower.client_registry import ReportedClientRegistry
 from fedvision.flower.strategy import FlowerStrategy, build_strategy, layers
 from fedvision.training.loop import TrainResult
 from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State
@@ -48,14 +46,26 @@ class Nodes(Grid):
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any: ...
 
 
-def members(clients: Mapping[int, int]) -> ReportedClientRegistry:
-    """A registry in which each client has an image of the only class."""
-    return ReportedClientRegistry(
-        {
-            node: codec.ClientInfo(client=k, image_counts=ImageCounts(images=1, counts=(1,)))
-            for node, k in clients.items()
-        }
-    )
+class Members:
+    """A registry of the clients on nodes, each with an image of the only class."""
+
+    groups: ClassVar[Mapping[str, Collection[int]]] = {}
+
+    def __init__(self, clients: Mapping[int, int]) -> None:
+        self.nodes = {client: node for node, client in clients.items()}
+        self.clients, self.counts = clients, (len(clients),)
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def client(self, node: int) -> int:
+        return self.clients.get(node, node)
+
+    def node(self, client: int) -> int:
+        return self.nodes[client]
+
+    def present(self, grid: Grid) -> list[int]:
+        return sorted(self.clients[node] for node in grid.get_node_ids() if node in self.clients)
 
 
 def answers(messages: list[Message], clients: Mapping[int, int]) -> Iterator[Message]:
@@ -72,7 +82,7 @@ def one_round(strategy: Any) -> tuple[State, float]:
     internals.identify(1)
     grid = Nodes()
     if isinstance(strategy, FlowerStrategy):
-        strategy.introduce(members(grid.clients))
+        strategy.introduce(Members(grid.clients))
     messages = list(strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), grid))
     arrays, metrics = strategy.aggregate_train(1, answers(messages, grid.clients))
     return codec.decode_state(arrays), float(metrics["train_loss"])
@@ -92,7 +102,7 @@ def test_the_cohort_depends_on_clients_and_seed_not_on_node_numbers() -> None:
         grid.clients = {node + renumbered: client for node, client in Nodes.clients.items()}
         grid.get_node_ids = lambda: [node + renumbered for node in order]  # type: ignore[method-assign]
         strategy = FlowerStrategy(FedAvg(fraction=0.5), seed=seed)
-        strategy.introduce(members(grid.clients))
+        strategy.introduce(Members(grid.clients))
         internals.identify(1)
         messages = strategy.configure_train(3, codec.encode_state(STATE), ConfigRecord(), grid)
         return [grid.clients[message.metadata.dst_node_id] for message in messages]
@@ -120,7 +130,7 @@ def test_replies_are_consumed_one_at_a_time() -> None:
             return state
 
     strategy = FlowerStrategy(Streaming(), seed=1)
-    strategy.introduce(members(Nodes.clients))
+    strategy.introduce(Members(Nodes.clients))
     messages = list(strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), Nodes()))
 
     def watched() -> Iterator[Message]:
@@ -165,7 +175,7 @@ def test_evaluation_selects_a_share_drawn_each_round() -> None:
 
     def cohort_of(round: int, seed: int = 1) -> list[int]:
         strategy = FlowerStrategy(FedAvg(), seed=seed, measured=0.5)
-        strategy.introduce(members(Nodes.clients))
+        strategy.introduce(Members(Nodes.clients))
         messages = strategy.configure_evaluate(round, ArrayRecord(), ConfigRecord(), Nodes())
         return [message.metadata.dst_node_id for message in messages]
 
@@ -184,7 +194,7 @@ def test_equal_client_configs_share_a_content() -> None:
     internals.identify(1)
     for inner, contents in ((FedAvg(), 1), (Configuring(), 2)):
         strategy = FlowerStrategy(inner, seed=1)
-        strategy.introduce(members(Nodes.clients))
+        strategy.introduce(Members(Nodes.clients))
         messages = list(strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), Nodes()))
         assert len({id(message.content) for message in messages}) == contents
         sent_numbers = [codec.decode_task(message, 0).client_config.numbers for message in messages]
@@ -195,7 +205,7 @@ def test_equal_client_configs_share_a_content() -> None:
 
 def test_training_messages_name_the_client_half() -> None:
     strategy = FlowerStrategy(FedProx(mu=0.5), seed=1)
-    strategy.introduce(members(Nodes.clients))
+    strategy.introduce(Members(Nodes.clients))
     messages = strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), Nodes())
     requests = [codec.decode_task(message, 0) for message in messages]
     assert {request.algorithm for request in requests} == {"fedprox"}
@@ -204,6 +214,6 @@ def test_training_messages_name_the_client_half() -> None:
 
 def test_without_a_client_half_no_name_is_sent() -> None:
     strategy = FlowerStrategy(FedAvg(), seed=1)
-    strategy.introduce(members(Nodes.clients))
+    strategy.introduce(Members(Nodes.clients))
     message = next(iter(strategy.configure_train(1, codec.encode_state(STATE), ConfigRecord(), Nodes())))
     assert codec.algorithm_name(message.content) is None

@@ -9,16 +9,15 @@ import pytest
 import torch
 from flwr.app import Error, Message, RecordDict
 
-from fedvision.data.image_counts import ImageCounts
 from fedvision.errors import ConfigError, RunError
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import UnknownClients
-from fedvision.server.checks import check_state, check_strategy, no_progress_error, query_clients
+from fedvision.server.checks import check_state, check_strategy, no_progress_error
 from fedvision.server.phase_result import PhaseResult, Undecoded
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.training.loop import TrainResult
 from fedvision.types import State
-from tests.flower.test_strategy import Nodes, members
+from tests.flower.test_strategy import Members, Nodes
 
 STATE: State = {"w": torch.zeros(2)}
 CLIENTS = {100: 0, 101: 1, 102: 2, 103: 3}
@@ -60,7 +59,7 @@ def answer(message: Message) -> Message | None:
 
 
 def test_what_cannot_be_used_is_named_and_the_rest_passes() -> None:
-    exchange = PhaseResult(client_registry=members(CLIENTS), stage="training", decoder=UpdateValidator(STATE))
+    exchange = PhaseResult(client_registry=Members(CLIENTS), stage="training", decoder=UpdateValidator(STATE))
     replies = list(exchange.send(Answering(answer), orders()))
     assert [reply.client for reply in replies] == [0]
     assert exchange.answered == [0]
@@ -81,7 +80,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_passes() -> None:
 def test_a_reply_passes_before_the_next_client_works() -> None:
     grid = Answering(lambda message: Message(update(), reply_to=message))
     replies = PhaseResult(
-        client_registry=members(CLIENTS), stage="training", decoder=UpdateValidator(STATE)
+        client_registry=Members(CLIENTS), stage="training", decoder=UpdateValidator(STATE)
     ).send(grid, orders())
     next(replies)
     assert grid.made == 1
@@ -101,7 +100,7 @@ def test_replies_come_as_they_are_or_in_the_messages_order() -> None:
 
     def order(ordered: bool) -> list[int]:
         exchange = PhaseResult(
-            client_registry=members(CLIENTS), stage="training", decoder=UpdateValidator(STATE)
+            client_registry=Members(CLIENTS), stage="training", decoder=UpdateValidator(STATE)
         )
         replies = list(exchange.send(Shuffled(some), orders(), ordered=ordered))
         assert exchange.answered == [0, 2, 3]
@@ -118,7 +117,7 @@ def test_sums_are_only_taken_from_a_part_of_this_program() -> None:
 
     stranger, own = (
         PhaseResult(
-            client_registry=members(CLIENTS),
+            client_registry=Members(CLIENTS),
             stage="training",
             decoder=UpdateValidator(STATE, accepts_sums=accepts_sums),
         )
@@ -138,7 +137,7 @@ def test_a_client_whose_second_run_fails_has_not_answered() -> None:
 
     grid = Again(lambda message: Message(codec.encode_folded(4, 0.5, 8, 1.0, None), reply_to=message))
     exchange = PhaseResult(
-        client_registry=members(CLIENTS),
+        client_registry=Members(CLIENTS),
         stage="training",
         decoder=UpdateValidator(STATE, accepts_sums=True),
     )
@@ -159,25 +158,6 @@ def test_nothing_is_sent_without_selected_clients() -> None:
         == []
     )
     assert grid.made == 0
-
-
-def test_the_roster_holds_those_that_answer() -> None:
-    internals.identify(1)
-
-    def introduce(message: Message) -> Message | None:
-        client = CLIENTS[message.metadata.dst_node_id]
-        if client == 2:
-            return None
-        entry = codec.ClientInfo(
-            client=client, image_counts=ImageCounts(images=client + 1, counts=(client, 1))
-        )
-        return Message(codec.encode_client_info(entry), reply_to=message)
-
-    client_registry = query_clients(Answering(introduce))
-    assert [client_registry.client(node) for node in (100, 101, 103)] == [0, 1, 3]
-    assert (len(client_registry), client_registry.counts) == (3, (4, 3))
-    with pytest.raises(RunError, match="it did not answer"):
-        query_clients(Answering(lambda message: None))
 
 
 def test_a_result_is_brought_to_the_models_types() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +104,9 @@ class MaskedSums:
         """
         if client in self:
             return
+        card = AdvertisedKey.from_table(entry.card)
         if self._authorities:
-            masking.holder(AdvertisedKey.from_table(entry.card), self._run, self._authorities)
+            masking.holder(card, self._run, self._authorities)
         self.waiting[client] = (node, entry)
 
     def leave(self, clients: Sequence[int]) -> None:
@@ -180,8 +182,11 @@ class MaskedSums:
         self, grid: Grid, clients: Sequence[int]
     ) -> tuple[dict[int, NDArray[np.int64]], dict[int, str]]:
         replies, refused = self._send(grid, clients)
-        masked = {client: sharing.decode_masked(content) for client, content in replies.items()}
-        odd = [client for client, numbers in masked.items() if len(numbers) != self._classes + 1]
+        masked: dict[int, NDArray[np.int64]] = {}
+        for client, content in replies.items():
+            with suppress(KeyError, ValueError):
+                masked[client] = sharing.decode_masked(content)
+        odd = [client for client in replies if len(masked.get(client, ())) != self._classes + 1]
         reason = "its masked numbers are not one for each class and one for its images"
         return masked, refused | dict.fromkeys(odd, reason)
 

@@ -68,15 +68,37 @@ def test_counts_and_images_that_disagree_are_refused(six: Path, tmp_path: Path) 
         ]
 
 
+@pytest.mark.parametrize(
+    "damage", [{"client": 0}, {"client": float("inf"), "images": 1, "class-counts": [1, 0, 0]}]
+)
 def test_a_damaged_report_refuses_its_client_alone(
-    six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: dict[str, Any]
 ) -> None:
     room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
     answer = room.grid._answer
-    damaged = RecordDict({"config": ConfigRecord({"client": 0})})
+    damaged = RecordDict({"config": ConfigRecord(damage)})
     monkeypatch.setattr(room.grid, "_answer", lambda *args: damaged if args[0] == "dan" else answer(*args))
     assert room.look() == [1]
     assert room.noted == ["dan cannot take part: its report of its images is damaged"]
+
+
+@pytest.mark.parametrize("numbers", [["15", "25", "38", "78"], [0.5] * 4, [1]])
+def test_damaged_masked_counts_refuse_their_client_alone(
+    six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: list[Any]
+) -> None:
+    room = Room(tmp_path, six, "ada bob cyd dan")
+    answer = room.grid._answer
+
+    def damaging(name: str, kind: str, content: RecordDict) -> RecordDict:
+        found = answer(name, kind, content)
+        if name == "bob" and kind == sharing.MASKED and not sharing.agreement_only(content):
+            found["config"]["masked-counts"] = numbers
+        return found
+
+    monkeypatch.setattr(room.grid, "_answer", damaging)
+    room.look()
+    reason = "its masked numbers are not one for each class and one for its images"
+    assert f"bob cannot take part: {reason}" in room.noted
 
 
 def test_every_way_of_sharing_at_once_gives_the_right_sum(six: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from tests.deployment.server.superlink_links import (
     update,
 )
 from tests.experiments import tiny
-from tests.flower.test_strategy import members
+from tests.flower.test_strategy import Members
 
 
 def test_no_message_of_a_round_before_the_last_one_is_settled(link: FakeLink) -> None:
@@ -199,7 +199,7 @@ def test_the_server_holds_no_reply_when_it_fetches_the_next(
     held = Watched(link, expected_replies(plain(STATE), (1, 2, 2)), numbers, pytest.fail)  # type: ignore[arg-type]
     held.__post__()
     journal = Silent()
-    config, client_registry = tiny(rounds=1, evaluation={"holdout": 0.0}), members(numbers)
+    config, client_registry = tiny(rounds=1, evaluation={"holdout": 0.0}), Members(numbers)
     plan = ServerPlan(
         config=config,
         strategy=FlowerStrategy(strategy, seed=0),
