@@ -156,7 +156,7 @@ class UpdateChain:
             if transform.sum_only:
                 tensors = {name: tensor * examples for name, tensor in tensors.items()}
             tensors, left = transform.encode(tensors, own, rng)
-            _check(transform, "encode", self._schemas[place + 1], tensors)
+            tensors = _in_order(transform, "encode", self._schemas[place + 1], tensors)
             if left and not transform.keeps_residual:
                 name = type(transform).__name__
                 raise ValueError(f"{name}.encode returned a residual and {name}.keeps_residual is false")
@@ -195,8 +195,8 @@ class UpdateChain:
         change = {spec.name: tensors[spec.name] for spec in self._schemas[-1].tensors}
         for place in reversed(range(len(self._transforms))):
             transform = self._transforms[place]
-            change = transform.decode(change, self._schemas[place])
-            _check(transform, "decode", self._schemas[place], change)
+            decoded = transform.decode(change, self._schemas[place])
+            change = _in_order(transform, "decode", self._schemas[place], decoded)
         return change
 
     def _applied(self, change: State, tensors: State, received: State) -> State:
@@ -238,7 +238,8 @@ def _widened(spec: TensorSpec) -> TensorSpec:
     return TensorSpec(spec.name, "float64" if spec.dtype == "float64" else "float32", spec.shape)
 
 
-def _check(transform: UpdateTransform, method: str, schema: UpdateSchema, tensors: State) -> None:
-    """Refuse what is not of a transform's declared schema."""
+def _in_order(transform: UpdateTransform, method: str, schema: UpdateSchema, tensors: State) -> State:
+    """Return what a transform made in the order of its declared schema; refuse what is not of it."""
     if wrong := schema.mismatch(UpdateSchema.of(tensors).tensors):
         raise ValueError(f"{type(transform).__name__}.{method} made what its schema does not have: {wrong}")
+    return {spec.name: tensors[spec.name] for spec in schema.tensors}

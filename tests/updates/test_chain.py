@@ -64,6 +64,13 @@ class Forgetful(UpdateTransform):
         return tensors, tensors
 
 
+class Reversed(UpdateTransform):
+    """Returns the tensors in another order."""
+
+    def encode(self, tensors: State, residual: State, rng: np.random.Generator) -> tuple[State, State]:
+        return dict(reversed(tensors.items())), {}
+
+
 def made(*transforms: UpdateTransform, learned: Sequence[str] = ("w",)) -> UpdateChain:
     return UpdateChain(UpdateSchema.of(RECEIVED), transforms, learned)
 
@@ -101,6 +108,14 @@ def test_transforms_go_in_order_on_the_client_and_in_reverse_on_the_server() -> 
     assert plain(sent)["w"] == [1.0, 2.0, 1.0, -1.0]  # twice the change, and one
     assert plain(updates.decode(sent, RECEIVED)) == plain(TRAINED)
     assert plain(residuals) == {"1.times": [1.0]}
+
+
+def test_the_order_of_a_transforms_tensors_is_no_matter() -> None:
+    received: State = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    trained: State = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0, 5.0])}
+    chain = UpdateChain(UpdateSchema.of(received), [Reversed(), TopK(fraction=1.0)], ["a", "b"])
+    sent, _ = chain.encode(trained, received, {}, RNG)
+    assert plain(chain.decode(sent, received)) == plain(trained)
 
 
 def test_each_transform_gets_back_what_it_kept() -> None:
