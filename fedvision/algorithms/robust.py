@@ -65,7 +65,7 @@ class TrimmedMean(RoundStrategy):
     def trimmed(self, cohort: int) -> int:
         """Return how many of so many clients are left out at each end."""
         # 0.29 * 100 is 28.999...: a share that means whole clients must not lose one to rounding.
-        return int(self.share * cohort + 1e-9)
+        return min(int(self.share * cohort + 1e-9), (cohort - 1) // 2)
 
 
 def trimming_notices(strategy: RoundStrategy, clients: int) -> list[str]:

@@ -82,6 +82,10 @@ def test_a_share_of_whole_clients_is_not_rounded_away() -> None:
     assert _combine(TrimmedMean(share=0.29), rows) == pytest.approx([np.mean(np.arange(29, 71) ** 2)])
 
 
+def test_a_share_next_to_a_half_leaves_the_middle() -> None:
+    assert _combine(TrimmedMean(share=0.4999999999), [[1.0], [2.0], [4.0], [8.0]]) == [3.0]
+
+
 def _krum_reference(states: list[State], malicious: int) -> np.ndarray:
     flat = np.stack([np.concatenate([v.numpy().ravel() for v in s.values()]) for s in states]).astype(
         np.float64
