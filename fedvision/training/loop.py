@@ -179,14 +179,21 @@ def optimizer_maker(
     """Return ``make(parameters, lr)``, which builds the local optimiser.
 
     Raises:
-        PluginError: The optimiser is unknown, or ``training.momentum`` is set and it has none.
+        PluginError: The optimiser is unknown, takes no ``lr``, or has no momentum or weight decay where such
+            is set.
     """
+    use = training.optimizer.use
+    # What a factory does not name is not passed to it.
+    named = registry.parameters("optimizer", use)
+    if "lr" not in named:
+        raise PluginError(
+            f"training.lr: the optimiser {use!r} takes no argument 'lr'; let its factory name it"
+        )
+    for key in ("momentum", "weight_decay"):
+        if getattr(training, key) and key not in named:
+            raise PluginError(f"training.{key}: the optimiser {use!r} has none; set {key} = 0")
     fixed: dict[str, object] = {"weight_decay": training.weight_decay}
     if training.momentum:
-        if "momentum" not in registry.parameters("optimizer", training.optimizer.use):
-            raise PluginError(
-                f"training.momentum: the optimiser {training.optimizer.use!r} has none; set momentum = 0"
-            )
         fixed["momentum"] = training.momentum
     build = registry.maker("optimizer", training.optimizer, frozenset({"params", "lr", *fixed}))
 

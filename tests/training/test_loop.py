@@ -207,8 +207,22 @@ def test_optimisers_take_their_own_keys_and_refuse_momentum_they_lack() -> None:
     optimizer = optimizer_maker(TrainingConfig(optimizer=spec, weight_decay=0.1))(parameters, 0.5)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], list(group["betas"])) == (0.5, 0.1, [0.8, 0.9])
-    with pytest.raises(PluginError, match="has none; set momentum = 0"):
+    with pytest.raises(PluginError, match="'AdamW' has none; set momentum = 0"):
         optimizer_maker(TrainingConfig(optimizer=spec, momentum=0.9))
+
+
+def any_keys(params: Any, **keys: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, **keys)
+
+
+def test_what_an_optimiser_does_not_take_is_not_left_out_in_silence() -> None:
+    with pytest.raises(
+        PluginError, match=r"training.weight_decay: .* 'rprop' has none; set weight_decay = 0"
+    ):
+        optimizer_maker(TrainingConfig(optimizer=PluginSpec(use="rprop"), weight_decay=0.1))
+    optimizer_maker(TrainingConfig(optimizer=PluginSpec(use="rprop")))([nn.Parameter(torch.zeros(1))], 0.5)
+    with pytest.raises(PluginError, match=r"training.lr: .* takes no argument 'lr'; let its factory name it"):
+        optimizer_maker(TrainingConfig(optimizer=PluginSpec(use=f"{__name__}:any_keys")))
 
 
 def test_the_learning_rate_follows_its_schedule() -> None:
