@@ -11,7 +11,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from fedvision import registry, seeding
@@ -19,7 +18,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.image_counts import ImageCounts
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
-from fedvision.errors import ConfigError, PluginError
+from fedvision.errors import ClientError, ConfigError, PluginError
 from fedvision.losses.logits import sharpened, sharpness
 from fedvision.models.meta import filled
 from fedvision.models.parameter_groups import ParameterGroups
@@ -196,7 +195,8 @@ class ClientTrainer:
         """
         shard, size = self.shards.train(client), self.settings.training.batch_size
         names = ParameterGroups.of(self.model, self.config.model).shared
-        request = TrainRequest(round=1, client=client, state=get_state(self.model, names))
+        counts = self.image_counts(client).counts
+        request = TrainRequest(round=1, client=client, state=get_state(self.model, names), counts=counts)
         settings = replace(self.settings, training=replace(self.settings.training, epochs=1, steps=0))
         seconds = float("inf")
         for count in (size, size * batches):
@@ -235,13 +235,23 @@ class ClientTrainer:
         return memory
 
     def loss_counts(self, request: TrainRequest, shard: Shard) -> torch.Tensor:
-        """Return the class counts [C] that a client's loss sees."""
-        shared = request.counts if self.config.loss.prior == "global" else None
-        return torch.tensor(shared) if shared else torch.from_numpy(self._class_counts(shard))
+        """Return the class counts [C] that a client's loss sees.
 
-    def _class_counts(self, shard: Shard) -> NDArray[np.int64]:
-        """Return a shard's class counts, int64 [C]."""
-        return shard.counts(self.num_classes, self.task.class_counts)
+        Raises:
+            ClientError: They are the federation's, and the request lacks them.
+        """
+        if self.config.loss.prior == "local":
+            return torch.from_numpy(shard.counts(self.num_classes, self.task.class_counts))
+        shared = request.counts
+        if shared is None or len(shared) != self.num_classes:
+            found = f"those of {len(shared)} classes, and there are {self.num_classes}" if shared else "none"
+            raise ClientError(
+                request.client,
+                "training",
+                "loss.prior is global: a training message must have the federation's class counts, and the "
+                f"message has {found}",
+            )
+        return torch.tensor(shared)
 
     @cached_property
     def make_loss(self) -> Callable[[torch.Tensor, int], LossFn]:
