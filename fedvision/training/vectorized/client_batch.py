@@ -134,8 +134,10 @@ class ClientBatchResult:
             states: The model that all were sent.
         """
         squares = torch.zeros(len(self.requests), dtype=torch.float64, device=self.sums.device)
-        for name in self.tensors.keys() & states.keys():
-            new = self.tensors[name]
+        # In their order: a set's would be another in each process, and the sum's last bits with it.
+        for name, new in self.tensors.items():
+            if name not in states:
+                continue
             kind = torch.promote_types(new.dtype, torch.float32)
             change = new.to(kind) - states[name].to(new.device, kind)
             squares += torch.linalg.vector_norm(change.flatten(1), dim=1, dtype=torch.float64).square()

@@ -89,7 +89,7 @@ class VectorizedTrainer:
             shared.setdefault((request.round, request.algorithm), []).append(place)
         for places in shared.values():
             own = [requests[place] for place in places]
-            if len(own) == 1 or self.unsupported_reason(own[0]):
+            if len(own) == 1 or any(map(self.unsupported_reason, own)):
                 yield places, [self._worker.train(request) for request in own]
                 continue
             some, stacked = self._train_stack(own)

@@ -12,6 +12,7 @@ import torch
 
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
+from fedvision.errors import ClientError
 from fedvision.models.state import get_state, load_state, shared_names
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.client_state import ClientStateStore
@@ -188,8 +189,22 @@ def test_the_losses_prior_may_be_the_federations(tmp_path: Path) -> None:
     requests = [replace(request, counts=(50, 20, 10, 1)) for request in tasks_of(one, 1, None, None, None)]
     updates = trained(VectorizedTrainer(many), requests)
     assert_equal(updates, [one.train(request) for request in requests])
-    own = trained(VectorizedTrainer(many), [replace(request, counts=None) for request in requests])
-    assert not torch.equal(own[0].state["head.bias"], updates[0].state["head.bias"])
+    others = trained(VectorizedTrainer(many), [replace(request, counts=(1, 1, 1, 1)) for request in requests])
+    assert not torch.equal(others[0].state["head.bias"], updates[0].state["head.bias"])
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [(None, "the message has none"), ((50, 20), "the message has those of 2 classes, and there are 4")],
+)
+def test_a_message_without_the_federations_counts_is_refused(
+    tmp_path: Path, counts: tuple[int, ...] | None, sentence: str
+) -> None:
+    trainer = make_worker(tmp_path, loss={"use": "logit-adjusted", "prior": "global"})
+    request = replace(tasks_of(trainer, 1, None)[0], counts=counts)
+    with pytest.raises(ClientError, match=f"loss.prior is global: .* class counts, and {sentence}"):
+        trainer.train(request)
+    assert trainer.seconds_per_image(0, batches=1) > 0
 
 
 def test_a_network_that_cannot_be_stacked_is_tried_once(
@@ -205,7 +220,9 @@ def test_a_network_that_cannot_be_stacked_is_tried_once(
     assert (tried, stacks) == ([1], [])
 
 
-def test_rates_of_their_own_keep_an_optimiser_that_does_not_scale_out_of_the_stack(tmp_path: Path) -> None:
+def test_rates_of_their_own_keep_an_optimiser_that_does_not_scale_out_of_the_stack(
+    tmp_path: Path, stacks: list[list[int]]
+) -> None:
     request = tasks_of(make_worker(tmp_path), 1, None)[0]
     own = replace(request, client_config=ClientConfig(lr_factor=0.5))
     assert VectorizedTrainer(make_worker(tmp_path)).unsupported_reason(own) is None
@@ -216,3 +233,6 @@ def test_rates_of_their_own_keep_an_optimiser_that_does_not_scale_out_of_the_sta
     assert vectorized_trainer.unsupported_reason(own) == (
         "the optimiser 'rprop' has no stacked form for clients with learning rates of their own"
     )
+    # It is not the first of them alone that decides.
+    trained(vectorized_trainer, [replace(own, client=1, client_config=ClientConfig()), own])
+    assert stacks == []
