@@ -23,13 +23,13 @@ from pathlib import Path
 
 import numpy as np
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from numpy.typing import NDArray
 
@@ -65,7 +65,7 @@ class AdvertisedKey:
         """
         try:
             card = cls(**{name: base64.b64decode(str(table[name]), validate=True) for name in _FIELDS})
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ConfigError("a client's card for masked counts is damaged") from error
         if len(card.public) != 32:
             raise ConfigError("a client's card for masked counts is damaged")
@@ -137,6 +137,19 @@ def holder(card: AdvertisedKey, run: str, authorities: Sequence[x509.Certificate
     except InvalidSignature:
         raise ConfigError(f"{name}'s card for masked counts is not signed by its key for this run") from None
     return name
+
+
+def node_key(card: AdvertisedKey) -> bytes:
+    """Return the public key (PEM) in a card's certificate.
+
+    Raises:
+        ConfigError: It holds none.
+    """
+    try:
+        key = x509.load_der_x509_certificate(card.certificate).public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError("a client's certificate for masked counts is damaged") from error
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def common_name(card: AdvertisedKey) -> str:

@@ -25,7 +25,7 @@ from fedvision.deployment.server.superlink_grid import SuperLinkGrid
 from fedvision.errors import ConfigError
 from fedvision.flower import codec
 from fedvision.flower.client_registry import UnknownClients
-from fedvision.formatting import plural
+from fedvision.formatting import one_line, plural
 from fedvision.runs.member_register import JOINED, LEFT, REFUSED, SERVER, MemberRegister
 from fedvision.server.phase_result import PhaseResult, Undecoded
 
@@ -243,7 +243,7 @@ class DeployedClientRegistry:
             node = reply.metadata.src_node_id
             try:
                 entry = codec.decode_client_info(reply.content)
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, RecursionError):
                 exchange.refuse(node, "its report of its images is damaged", "refused")
                 continue
             if reason := self._problem(entry):
@@ -275,7 +275,7 @@ class DeployedClientRegistry:
         client = self.numbers[node]
         if entry.sharing == "masked":
             try:
-                self._masked.expect(client, node, entry)
+                self._masked.expect(client, node, entry, key)
             except ConfigError as error:
                 self._leave_out(client, str(error), key)
                 return
@@ -289,6 +289,7 @@ class DeployedClientRegistry:
 
     def _leave_out(self, client: int, reason: str, key: str = "") -> None:
         """Note that a client cannot take part, and query it again after a while."""
+        reason = one_line(reason)  # a certificate's name in it may be of the client's making
         self._refused[self._nodes[client]] = time.monotonic()
         self._register.refused(client, self.name(client), key, reason, by=SERVER)
         self._note(f"{self.name(client)} cannot take part: {reason}")

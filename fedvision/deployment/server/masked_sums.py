@@ -8,7 +8,6 @@ has no sum before it is back. Who comes later waits until ``MIN_GROUP_SIZE`` hav
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,14 +22,13 @@ from numpy.typing import NDArray
 from fedvision.aggregation import masking
 from fedvision.aggregation.masking import MIN_GROUP_SIZE, AdvertisedKey
 from fedvision.data.image_counts import ImageCounts
+from fedvision.deployment.server.keyring import fingerprint
 from fedvision.errors import ConfigError
 from fedvision.flower import sharing
 from fedvision.flower.client_registry import UnknownClients
 from fedvision.flower.codec import ClientInfo
 from fedvision.flower.sharing import added
 from fedvision.server.phase_result import PhaseResult, Undecoded
-
-log = logging.getLogger("fedvision.deployment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +94,15 @@ class MaskedSums:
         rows = np.array([known.image_counts.counts for known in self.sums], np.int64)
         return added(rows.reshape(len(rows), self._classes))
 
-    def expect(self, client: int, node: int, entry: ClientInfo) -> None:
+    def expect(self, client: int, node: int, entry: ClientInfo, key: str) -> None:
         """Let a client wait for a group, unless it is in one.
+
+        Args:
+            client: Its number.
+            node: Flower's number of it.
+            entry: What it reports of itself.
+            key: Fingerprint of the key with which it signs its calls. All clients of a group see all cards: with
+                one that somebody shows as its own, too, there would be a sum for nobody.
 
         Raises:
             ConfigError: It cannot prove who it is.
@@ -107,6 +112,8 @@ class MaskedSums:
         card = AdvertisedKey.from_table(entry.card)
         if self._authorities:
             masking.holder(card, self._run, self._authorities)
+        if fingerprint(masking.node_key(card)) != key:
+            raise ConfigError("its card for masked counts is of another client's key")
         self.waiting[client] = (node, entry)
 
     def leave(self, clients: Sequence[int]) -> None:
@@ -142,7 +149,7 @@ class MaskedSums:
         for client, content in replies.items():
             try:
                 bound[client] = [AdvertisedKey.from_table(table) for table in sharing.decode_group(content)]
-            except (ConfigError, ValueError, KeyError, TypeError):
+            except (ConfigError, ValueError, KeyError, TypeError, RecursionError):
                 refused[client] = "its agreement to a masked sum is damaged"
         return bound, refused
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message, RecordDict
 
-from fedvision.aggregation.masking import read_certificates
+from fedvision.aggregation.masking import AdvertisedKey, node_key, read_certificates
 from fedvision.deployment.certificates import make
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.trainer import Trainer
 from fedvision.deployment.run_manifest import RunManifest
+from fedvision.deployment.server.keyring import fingerprint
 from fedvision.deployment.server.masked_sums import MaskedSums
 from fedvision.deployment.transport import message_format
 from fedvision.errors import FedVisionError
@@ -122,7 +123,8 @@ def form_group(grid: Grid, pki: Path) -> dict[str, tuple[int, ...]]:
     messages = [Message(RecordDict(), node, codec.CLIENT_INFO) for node in grid.get_node_ids()]
     for reply in grid.send_and_receive(messages):
         entry = codec.decode_client_info(reply.content)
-        sums.expect(entry.client, reply.metadata.src_node_id, entry)
+        key = fingerprint(node_key(AdvertisedKey.from_table(entry.card)))
+        sums.expect(entry.client, reply.metadata.src_node_id, entry, key)
     found = sums.gather(grid, lambda client, reason: pytest.fail(f"client {client}: {reason}"))  # type: ignore[arg-type]
     assert found is not None
     return {found.group: found.clients}

@@ -33,6 +33,8 @@ class Clients(SuperLinkGrid):
         """Those that do not reply to requests for masked counts or agreement."""
         self.lost: set[str] = set()
         """Those that agree, and are gone when they are to send counts."""
+        self.forged: dict[tuple[str, str], RecordDict] = {}
+        """What clients of no good will reply, by name and message type."""
         self.requested: list[tuple[str, str]] = []
         internals.identify(1)
 
@@ -54,7 +56,8 @@ class Clients(SuperLinkGrid):
             if (name in self.silent and kind == sharing.MASKED) or (name in self.lost and reports):
                 yield Message(Error(code=1, reason="it went offline"), reply_to=message)
             else:
-                yield Message(self._answer(name, kind, message.content), reply_to=message)
+                content = self.forged.get((name, kind)) or self._answer(name, kind, message.content)
+                yield Message(content, reply_to=message)
 
     def _answer(self, name: str, kind: str, content: RecordDict) -> RecordDict:
         how, own = self.sharing.get(name, "masked"), self.image_counts(name)

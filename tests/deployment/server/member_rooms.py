@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedvision.aggregation.masking import read_certificates
 from fedvision.deployment.server.deployed_clients import DeployedClientRegistry, Registration
+from fedvision.deployment.server.keyring import fingerprint, read_public_key
 from fedvision.runs.member_register import MemberRegister
 from tests.deployment.server.grids import Clients
 
@@ -54,9 +55,12 @@ class Room:
 
     def registered(self) -> dict[str, Registration]:
         return {
-            name: Registration(self.grid.node(name), f"SHA256:{name}", self.seconds)
+            name: Registration(self.grid.node(name), self.key(name), self.seconds)
             for name in (self.grid.online | self.away) - self.revoked
         }
+
+    def key(self, name: str) -> str:
+        return fingerprint(read_public_key(self.pki / "server/clients" / f"{name}.pub"))
 
     def look(self) -> list[int]:
         self.members.least = 0

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
+from fedvision.data.image_counts import ImageCounts
 from fedvision.deployment.server import deployed_clients as module
 from fedvision.files import read_lines
 from fedvision.flower import codec, sharing
@@ -258,3 +259,81 @@ def test_a_restarted_server_queries_clients_that_waited_for_a_sum(six: Path, tmp
     room.grid.requested.clear()
     assert room.look() == [2]
     assert sorted(room.requested(codec.CLIENT_INFO)) == ["ada", "bob"]
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"class-counts": ["a", "b", "c"]},
+        {"class-counts": [1.5, 0.0, 2.0]},
+        {"class-counts": 3},
+        {"images": "many"},
+        {"sharing": "masked", "card": DEEP},
+        {"sharing": "masked", "card": "[1]"},
+        {"sharing": "masked", "card": "{}"},
+    ],
+    ids=lambda wrong: str(wrong)[:60],
+)
+def test_a_report_of_no_sense_leaves_its_sender_out_and_nobody_else(
+    six: Path, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    room = Room(tmp_path, six, "ada bob", needed=False, ada="plain", bob="noisy")
+    good = {"client": 0, "class-counts": [1, 2, 3], "images": 6, "sharing": "noisy"}
+    room.grid.forged["bob", codec.CLIENT_INFO] = RecordDict({"config": ConfigRecord(good | wrong)})
+    assert room.look() == [0]
+    assert room.members.counts == (10, 0, 1)
+    assert "bob cannot take part" in room.noted[0]
+    assert room.again().counts == (10, 0, 1), "a server that is started again can read the register"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [{"cards": DEEP}, {"cards": "[[1]]"}, {}],
+    ids=lambda reply: str(reply)[:20],
+)
+def test_an_agreement_of_no_sense_leaves_its_sender_out(
+    six: Path, tmp_path: Path, reply: dict[str, Any]
+) -> None:
+    room = Room(tmp_path, six, "ada bob cyd dan")
+    room.grid.forged["dan", sharing.MASKED] = RecordDict({"config": ConfigRecord(reply)})
+    assert room.look() == [0, 1, 2]
+    assert room.members.counts == (15, 25, 8)
+    assert room.noted == ["dan cannot take part: its agreement to a masked sum is damaged"]
+
+
+@pytest.mark.parametrize("numbers", [None, ["a", "b", "c", "d"], [0.5, 1.0, 1.0, 1.0], 4], ids=str)
+def test_masked_numbers_of_no_sense_leave_their_sender_out(
+    six: Path, tmp_path: Path, numbers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Room(tmp_path, six, "ada bob cyd dan")
+    honest = type(room.grid)._answer
+
+    def answer(grid: Any, name: str, kind: str, content: RecordDict) -> RecordDict:
+        found = honest(grid, name, kind, content)
+        if name == "dan" and kind == sharing.MASKED and not sharing.agreement_only(content):
+            return RecordDict({"config": ConfigRecord({} if numbers is None else {"masked-counts": numbers})})
+        return found
+
+    monkeypatch.setattr(type(room.grid), "_answer", answer)
+    room.look()
+    assert room.noted == [
+        "dan cannot take part: its masked numbers are not one for each class and one for its images"
+    ]
+
+
+def test_a_client_cannot_take_part_with_the_card_of_another(six: Path, tmp_path: Path) -> None:
+    """All members are sent all cards; with a twin of one of them every client would refuse the sum."""
+    room = Room(tmp_path, six, "ada bob cyd dan")
+    stolen = codec.ClientInfo(
+        client=3,
+        image_counts=ImageCounts.none(3),
+        sharing="masked",
+        card=room.grid.masks("ada").card().to_table(),
+    )
+    room.grid.forged["dan", codec.CLIENT_INFO] = codec.encode_client_info(stolen)
+    assert room.look() == [0, 1, 2]
+    assert room.members.counts == (15, 25, 8)
+    assert room.noted == ["dan cannot take part: its card for masked counts is of another client's key"]

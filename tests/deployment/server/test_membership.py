@@ -44,8 +44,8 @@ def test_a_client_that_joins_in_mid_run_is_noted_counted_and_registered(six: Pat
     assert room.noted == []
     register = MemberRegister(room.file)
     assert [(m.name, m.key, m.images, m.status) for m in register.members.values()] == [
-        ("dan", "SHA256:dan", 30, "joined"),
-        ("eve", "SHA256:eve", 3, "joined"),
+        ("dan", room.key("dan"), 30, "joined"),
+        ("eve", room.key("eve"), 3, "joined"),
     ]
     room.register.round = 3
     room.grid.counts["cyd"] = COUNTS["cyd"]
