@@ -101,8 +101,8 @@ class MaskedSums:
             client: Its number.
             node: Flower's number of it.
             entry: What it reports of itself.
-            key: Fingerprint of the key with which it signs its calls. All clients of a group see all cards: with
-                one that somebody shows as its own, too, there would be a sum for nobody.
+            key: Fingerprint of the key with which it signs its calls. All clients of a group see all cards:
+                with one that somebody else shows as its own there would be a sum for nobody.
 
         Raises:
             ConfigError: It cannot prove who it is.
