@@ -48,8 +48,8 @@ class Heartbeat:
     def once(self) -> None:
         """Give one sign of life."""
         with suppress(LinkDown, LinkRefused):
-            self._link.beat()
-            self._last = self._now()
+            if self._link.beat():  # without success the run was given up, which ends no silence
+                self._last = self._now()
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):

@@ -11,11 +11,12 @@ class Link:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.known = True
 
     def beat(self) -> bool:
         if self.error:
             raise self.error
-        return True
+        return self.known
 
 
 def test_a_silence_ends_with_the_next_sign_of_life_that_arrives() -> None:
@@ -31,4 +32,13 @@ def test_a_silence_ends_with_the_next_sign_of_life_that_arrives() -> None:
     heartbeat.once()
     assert heartbeat.silence == 0
     wall[0] += 90  # the machine slept, and the clock of its processes with it
+    assert heartbeat.silence == 90
+
+
+def test_a_beat_for_a_run_that_was_given_up_ends_no_silence() -> None:
+    """Flower answers it, without success: after a sleep this may come before the next request for replies."""
+    link, running = Link(), [100.0]
+    heartbeat = Heartbeat(link, (lambda: running[0],))  # type: ignore[arg-type]
+    running[0], link.known = 190.0, False
+    heartbeat.once()
     assert heartbeat.silence == 90
