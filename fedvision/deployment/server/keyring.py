@@ -75,7 +75,7 @@ class Keyring:
 
     def __init__(self, folder: Path, state: LinkState) -> None:
         self._folder, self._state = folder, state
-        self._seen: dict[Path, tuple[int, int]] = {}
+        self._seen: dict[Path, tuple[int, int, int]] = {}
         self.known: Mapping[bytes, str] = {}
         """Public key (PEM) -> the name of its client."""
         self.removed: Mapping[bytes, str] = {}
@@ -92,7 +92,7 @@ class Keyring:
         try:
             names = sorted(name for name in os.listdir(self._folder) if name.endswith(".pub"))
             stats = {self._folder / name: (self._folder / name).stat() for name in names}
-            seen = {path: (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
+            seen = {path: (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size) for path, stat in stats.items()}
         except OSError as error:
             raise ConfigError(
                 f"{self._folder}: the folder of client keys cannot be read: {error.strerror}; name a folder "
@@ -100,8 +100,9 @@ class Keyring:
             ) from error
         if seen == self._seen:
             return []
-        wanted, problems = self._read(seen)
+        wanted, unread, problems = self._read(seen)
         here = internals_superlink.keys(self._state)
+        wanted |= {key: unread[node.name] for key, node in here.items() if node.name in unread}
         problems += list(self._admit(wanted, here))
         for key in here.keys() - wanted.keys():
             internals_superlink.remove_key(self._state, here[key].node_id)
@@ -112,18 +113,22 @@ class Keyring:
         self.removed = {key: node.name for key, node in removed.items()}
         return problems
 
-    def _read(self, files: Iterable[Path]) -> tuple[dict[bytes, Path], list[str]]:
+    def _read(self, files: Iterable[Path]) -> tuple[dict[bytes, Path], dict[str, Path], list[str]]:
+        """Return the files by key, those that hold none by client, and what is wrong with the latter."""
         keys: dict[bytes, Path] = {}
+        unread: dict[str, Path] = {}
         problems = []
         for path in files:
             try:
                 first = keys.setdefault(read_public_key(path), path)
             except ConfigError as error:
+                # Its client stays: a file that is being copied is not removed, and no key comes back.
+                unread[path.stem] = path
                 problems.append(str(error))
             else:
                 if first is not path:
                     problems.append(f"{path}: this is the key of {first.name} too; every client has its own")
-        return keys, problems
+        return keys, unread, problems
 
     def _admit(self, wanted: dict[bytes, Path], here: Container[bytes]) -> Iterator[str]:
         for key, path in list(wanted.items()):

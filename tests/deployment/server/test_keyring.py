@@ -12,6 +12,7 @@ from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.superlink.federation import NoOpFederationManager
 
+from fedvision.deployment.server import keyring as module
 from fedvision.deployment.server.keyring import Keyring, read_public_key
 from fedvision.deployment.transport.internals_superlink import keys
 from fedvision.errors import ConfigError
@@ -108,3 +109,41 @@ def test_a_key_of_ssh_keygen_serves_as_one_of_ours(tmp_path: Path, state: LinkSt
 def test_a_missing_folder_is_one_sentence(tmp_path: Path, state: LinkState) -> None:
     with pytest.raises(ConfigError, match="the folder of client keys cannot be read: No such file"):
         Keyring(tmp_path / "none", state)
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_shuts_nobody_out(folder: Path, state: LinkState) -> None:
+    """Flower never takes a removed key again, and a file that is copied anew is empty at first."""
+    keyring = Keyring(folder, state)
+    north = read_public_key(folder / "north.pub")
+    whole = (folder / "north.pub").read_bytes()
+    (folder / "north.pub").write_bytes(b"")
+    (problem,) = keyring.sync()
+    assert "north.pub: this is no public ECDSA key" in problem
+    assert keyring.known[north] == "north"
+    assert north in keys(state)
+    (folder / "north.pub").write_bytes(whole)
+    assert keyring.sync() == []
+    assert keyring.known[north] == "north"
+    (folder / "north.pub").unlink()
+    keyring.sync()
+    assert north not in keyring.known
+
+
+def test_a_file_whose_permissions_change_is_read_again(
+    folder: Path, state: LinkState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyring, may = Keyring(folder, state), [False]
+    original = module.read_public_key
+
+    def guarded(path: Path) -> bytes:
+        if path.stem == "north" and not may[0]:
+            raise ConfigError(f"{path}: this key cannot be read: Permission denied")
+        return original(path)
+
+    monkeypatch.setattr(module, "read_public_key", guarded)
+    (folder / "north.pub").touch()
+    assert len(keyring.sync()) == 1
+    may[0] = True
+    (folder / "north.pub").chmod(0o604)
+    assert keyring.sync() == []
+    assert len(keyring.known) == 2
