@@ -10,6 +10,7 @@ import hashlib
 import mmap
 import os
 import re
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -71,7 +72,8 @@ class BlobStore:
             OSError: The disk is full or refuses; nothing of the name is there.
         """
         path = self.place(name)
-        part = path.with_suffix(f".{os.getpid()}.part")  # both processes may put the same object
+        # Both processes may put the same object, and two threads of one: clients send the same zeros.
+        part = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
         try:
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.writelines(content)

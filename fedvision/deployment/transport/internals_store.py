@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -186,18 +187,23 @@ class FileObjectStore(InMemoryObjectStore):
 
     def _rewrite(self) -> None:
         """Write the journal anew: the messages that are there."""
-        self.close()
         part = self._path.with_suffix(".part")
-        self._journal = open(
+        journal = open(
             os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600), "w", buffering=1
         )
-        for name, entry in list(self.store.items()):
-            if not entry.ref_count:
-                tree = self.get_object_tree(name).SerializeToString().hex()
-                for run_id in entry.runs:
-                    self._journal.write(json.dumps((_TREE, run_id, tree)) + "\n")
-        self._lines = 0
-        os.replace(part, self._path)
+        try:
+            for name, entry in list(self.store.items()):
+                if not entry.ref_count:
+                    tree = self.get_object_tree(name).SerializeToString().hex()
+                    for run_id in entry.runs:
+                        journal.write(json.dumps((_TREE, run_id, tree)) + "\n")
+            os.replace(part, self._path)
+        except OSError:  # the old one goes on
+            with suppress(OSError):
+                journal.close()
+            raise
+        self.close()
+        self._journal, self._lines = journal, 0
 
 
 def keep_in_files(app: Any, state: LinkState, folder: Path) -> FileObjectStore:

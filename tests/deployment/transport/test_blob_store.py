@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,23 @@ def test_a_full_disk_leaves_nothing_of_the_name(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="No space"):
         store.put(NAME, CONTENT)
     assert [path.name for path in tmp_path.iterdir()] == ["boot"]
+
+
+def test_two_threads_may_put_the_same_object_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, replace = BlobStore(tmp_path), os.replace
+    store.open()
+
+    def interrupted(part: Path, path: Path) -> None:
+        monkeypatch.setattr(blob_store.os, "replace", replace)
+        other = threading.Thread(target=store.put, args=(NAME, CONTENT))
+        other.start()
+        other.join()
+        replace(part, path)
+
+    monkeypatch.setattr(blob_store.os, "replace", interrupted)
+    store.put(NAME, CONTENT)
+    assert store.holds(NAME)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [NAME, "boot"]
 
 
 def test_files_of_an_earlier_run_of_the_machine_cannot_be_relied_on(

@@ -54,6 +54,25 @@ def again(tmp_path: Path) -> Iterator[FileObjectStore]:
     found.close()
 
 
+def test_a_journal_that_cannot_be_written_anew_goes_on_as_it_is(
+    store: FileObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: without a journal nothing would be deleted any more, and the disk would stay full."""
+
+    def full(*names: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    tree, _ = message(1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(internals_store.os, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            store.clear()
+    wanted = store.preregister(RUN, tree)
+    store.close()
+    with again(tmp_path) as found:
+        assert all(name in found for name in wanted)
+
+
 def files(tmp_path: Path) -> set[str]:
     return {path.name for path in (tmp_path / "objects").iterdir()} - {"boot"}
 
