@@ -248,7 +248,7 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(folder: Path, files: Mapping[Path, File]) -> list[Path]:
-    """Write files that are not there yet; from the first byte only the owner can read secret ones."""
+    """Write files that are not there yet, all or none; nobody else can ever read secret ones."""
     # What is there with the same content stays, as ca.crt is when a certificate is renewed.
     new = {folder / name: file for name, file in files.items() if not _holds(folder / name, file[0])}
     if there := [path for path in new if path.exists()]:
@@ -256,14 +256,19 @@ def _write(folder: Path, files: Mapping[Path, File]) -> list[Path]:
             f"{there[0]}: it is there already and is not written over; remove it if it shall be replaced, or "
             "leave its host or client out"
         )
+    made: list[Path] = []
     try:
         for path, (content, mode) in new.items():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # O_EXCL: whoever put a file or a link there in the meantime is not written through.
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-                os.fchmod(file.fileno(), mode)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            made.append(path)
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, mode)
                 file.write(content)
     except OSError as error:
+        for path in made:
+            path.unlink(missing_ok=True)
         raise ConfigError(f"{error.filename or folder}: it cannot be written: {error.strerror}") from error
     return list(new)
 

@@ -207,3 +207,24 @@ def test_half_an_authority_or_two_halves_of_two_are_refused(tmp_path: Path, stra
     (tmp_path / "ca.key").unlink()
     with pytest.raises(ConfigError, match=r"ca.key: it cannot be read: No such file"):
         make(tmp_path, hosts=[], clients=["a"])
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_federation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stood there in part would be taken for the authority, or refused as being there already."""
+    original, made = os.fchmod, list[int]()
+
+    def full(descriptor: int, mode: int) -> None:
+        made.append(descriptor)
+        if len(made) == 3:
+            raise OSError(28, "No space left on device")
+        original(descriptor, mode)
+
+    folder = tmp_path / "pki"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fchmod", full)
+        with pytest.raises(ConfigError, match="No space left on device"):
+            make(folder, hosts=["localhost"], clients=["north"])
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert make(folder, hosts=["localhost"], clients=["north"])

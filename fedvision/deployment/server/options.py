@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from fedvision.deployment.server.limits import Limits
 from fedvision.deployment.transport.proxies import is_loopback
 from fedvision.errors import ConfigError
+from fedvision.files import replace_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +92,8 @@ class SuperlinkOptions:
         try:
             self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.state.chmod(0o700)  # who claimed the folder made it for everybody's eyes
-            if not path.exists():
-                with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                    file.write(secrets.token_hex(32))
+            if not path.exists() or not path.stat().st_size:
+                replace_file(path, secrets.token_hex(32), mode=0o600)
             return path.read_bytes().strip()
         except OSError as error:
             raise ConfigError(

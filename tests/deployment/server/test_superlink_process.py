@@ -25,6 +25,15 @@ def test_the_state_folder_and_the_secret_are_the_owners_alone(tmp_path: Path) ->
     assert (place.state / "secret").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_secret_whose_writing_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    """An empty one would let every process on the machine be the run's server."""
+    place = SuperlinkOptions(insecure=True, clients=tmp_path, state=tmp_path / "superlink")
+    place.state.mkdir()
+    (place.state / "secret").touch(0o600)
+    assert len(place.secret()) == 64
+    assert (place.state / "secret").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_slow_start_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     called, times = threading.Event(), list[int]()
 
