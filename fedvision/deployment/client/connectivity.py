@@ -215,7 +215,7 @@ def _ask(
         text = answer.read(65536)
         middle = (before + time.time()) / 2
         return _Answer(answer.status, answer.getheader("date"), text, middle, valid_until)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
         why = _why_through(proxy, error, superlink) if proxy else _why(error, superlink)
         raise ServerError(f"{superlink.address}: {why}") from error
     finally:
@@ -265,7 +265,7 @@ def _why(error: Exception, superlink: SuperlinkConfig) -> str:
     """Return in one sentence why there is no connection, and what to do."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _distrust(error, superlink)
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, socket.gaierror | UnicodeError):
         return "there is no machine of this name; correct superlink.address"
     if isinstance(error, TimeoutError):
         return "no answer in time; is the port open in the server's firewall, and the address right?"

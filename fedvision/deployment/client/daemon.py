@@ -207,12 +207,12 @@ class ClientDaemon:
             self._in_hand, self._empty_since, self._twice = message, None, not resumed
             with self._disk("a message in work"):
                 self._state.keep_message(message)
-            incoming = self._link.incoming(message)
-            if resumed:
-                # The server that is there now may have lost what it knew: it is sent the run again, or a
-                # task of a run that it does not know would be tried for ever.
-                self._runs.pop(incoming.head.metadata.run_id, None)
             try:
+                incoming = self._link.incoming(message)
+                if resumed:
+                    # The server that is there now may have lost what it knew: it is sent the run again, or a
+                    # task of a run that it does not know would be tried for ever.
+                    self._runs.pop(incoming.head.metadata.run_id, None)
                 if incoming.head.metadata.message_id == self._answered:
                     self._notes.append("it was given a message twice, and answered it once")
                 else:
@@ -220,6 +220,8 @@ class ClientDaemon:
                     self._answered = incoming.head.metadata.message_id
             except RunEnded:
                 log.warning("nobody waits for this task any more; it is dropped")
+            except ProtocolError as error:  # after a power cut; the server gives it again
+                log.warning("%s; it is dropped", error)
             self._in_hand = None
             self._state.answered()
             last = time.monotonic()

@@ -25,6 +25,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fedvision.deployment.tls import client_context
 from fedvision.deployment.transport.internals_bundle import FLEET, LITTLE, push_small
@@ -41,6 +42,7 @@ from fedvision.deployment.transport.internals_wire import (
     route_client,
 )
 from fedvision.deployment.transport.proxies import proxy_for
+from fedvision.errors import ProtocolError
 
 _IDLE_S: ContextVar[float | None] = ContextVar("empty_for", default=None)
 
@@ -135,9 +137,16 @@ class FleetLink:
         return bytes(found.SerializeToString()) if found.messages_list else None
 
     def incoming(self, received: bytes) -> IncomingMessage:
-        """Return the message that ``receive`` gave."""
-        found = fleet_pb2.PullMessagesResponse.FromString(received)
-        head = message_from_proto(found.messages_list[0])
+        """Return the message that ``receive`` gave.
+
+        Raises:
+            ProtocolError: What was kept of it is no message.
+        """
+        try:
+            found = fleet_pb2.PullMessagesResponse.FromString(received)
+            head, tree = message_from_proto(found.messages_list[0]), found.message_object_trees[0]
+        except (DecodeError, ValueError, IndexError) as error:
+            raise ProtocolError("the message that was kept is damaged") from error
         run_id = head.metadata.run_id
 
         def fetch(name: str) -> bytes | memoryview:
@@ -146,7 +155,7 @@ class FleetLink:
                 return self._bulk.pull(request)
             return fetched(call(self._client.PullObject, request), name)
 
-        return IncomingMessage(head, found.message_object_trees[0], fetch)
+        return IncomingMessage(head, tree, fetch)
 
     def run_config(self, run_id: int) -> Mapping[str, Any]:
         """Return what the server sent of a run when it started it; no code is fetched."""

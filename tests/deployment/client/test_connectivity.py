@@ -134,6 +134,16 @@ def test_a_port_where_nothing_listens_is_a_sentence(pki: Path) -> None:
         probe(asking(pki, port))
 
 
+@pytest.mark.parametrize("host", ["a..b", ".example.org", "x" * 70 + ".org"])
+@pytest.mark.parametrize("insecure", [False, True], ids=["tls", "plain"])
+def test_a_name_that_no_machine_can_have_is_a_sentence(pki: Path, host: str, insecure: bool) -> None:
+    wrong = asking(pki, 1, host)
+    if insecure:
+        wrong = SuperlinkConfig(address=wrong.address, key=wrong.key, insecure=True)
+    with pytest.raises(ServerError, match="there is no machine of this name"):
+        probe(wrong)
+
+
 def test_a_server_that_is_silent_is_a_sentence(pki: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         with pytest.raises(ServerError, match="no answer in time"):

@@ -286,3 +286,20 @@ def test_a_task_of_a_run_that_a_new_server_does_not_know_is_dropped(pki: Path, t
         client._work()
     assert client._message() is None
     assert link.calls == 1
+
+
+@pytest.mark.parametrize(
+    "kept", [b"\0" * 40, b"\xff" * 40, b"\x08\x01"], ids=["zeros", "noise", "no message"]
+)
+def test_a_kept_message_that_a_power_cut_damaged_is_dropped(pki: Path, tmp_path: Path, kept: bytes) -> None:
+    config = ClientMachineConfig.from_dict(table(pki / "clients/north", tmp_path, "localhost:1"))
+    client = daemon.ClientDaemon(config, tmp_path)
+    client._state.keep_message(kept)
+
+    def receive() -> None:
+        client._lost.set()
+
+    client._link.receive = receive  # type: ignore[method-assign]
+    with pytest.raises(LinkRefused):
+        client._work()
+    assert client._message() is None
