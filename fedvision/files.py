@@ -124,12 +124,17 @@ def replace_file(
 def append_line(path: Path, line: str) -> None:
     """Add one line at the end of a file and wait until the disk has it.
 
+    A last line that a power cut left without its end is removed: the new one would be glued to it.
+
     Raises:
         OSError: The disk is full or refuses; the file ends where it ended before.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         before = os.fstat(descriptor).st_size
+        if before and os.pread(descriptor, 1, before - 1) != b"\n":
+            before = path.read_bytes().rfind(b"\n") + 1
+            os.ftruncate(descriptor, before)
         try:
             _write_all(descriptor, encoded(line))
             os.fsync(descriptor)
@@ -144,34 +149,42 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the records of a JSON-lines file; a last line without its end is a torn one and left out.
 
     Raises:
-        RunFolderError: A complete line is no JSON.
+        RunFolderError: It cannot be read, or a complete line is no JSON table.
     """
-    if not path.exists():
-        return []
-    complete, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
-    records = []
-    for number, line in enumerate(complete.split("\n") if complete else [], start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise RunFolderError(
-                f"{path}, line {number}: this is no JSON ({error.msg}); the file is damaged, run again"
-            ) from error
-    return records
+    complete, _, _ = (_text(path) or "").rpartition("\n")
+    lines = enumerate(complete.split("\n") if complete else [], start=1)
+    return [_table(line, f"{path}, line {number}") for number, line in lines]
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON file's table, or an empty one where there is no such file.
 
     Raises:
-        RunFolderError: The file is no JSON.
+        RunFolderError: It cannot be read, or is no JSON table.
     """
-    if not path.exists():
-        return {}
+    text = _text(path)
+    return {} if text is None else _table(text, str(path))
+
+
+def _text(path: Path) -> str | None:
+    """Return a file's text, None where there is no such file."""
     try:
-        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{path}: this is no JSON ({error}); the file is damaged, run again") from error
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunFolderError(f"{path}: it cannot be read: {error.strerror}; restore access to it") from error
+
+
+def _table(text: str, where: str) -> dict[str, Any]:
+    try:
+        table = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunFolderError(
+            f"{where}: this is no JSON ({error.msg}); the file is damaged, run again"
+        ) from error
+    if not isinstance(table, dict):
+        raise RunFolderError(f"{where}: this is no table of JSON; the file is damaged, run again")
     return table
 
 

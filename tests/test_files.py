@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +103,40 @@ def test_a_byte_that_is_no_text_comes_back_from_json(tmp_path: Path) -> None:
     assert files.read_lines(tmp_path / "lines") == [{"what": "caf\udce9/0.png"}]
     files.replace_file(tmp_path / "page", files.json_page({"what": "caf\udce9/0.png"}))
     assert files.read_json(tmp_path / "page") == {"what": "caf\udce9/0.png"}
+
+
+def test_a_line_after_a_torn_one_is_a_line_of_its_own(tmp_path: Path) -> None:
+    """A power cut leaves a line without its end; glued to it, the next one would spoil the file for good."""
+    path = tmp_path / "events.jsonl"
+    files.append_line(path, '{"round":1}\n')
+    for torn in ('{"rou', '{"round":2}'):
+        with path.open("a") as file:
+            file.write(torn)
+        files.append_line(path, '{"round":3}\n')
+    assert [line["round"] for line in files.read_lines(path)] == [1, 3, 3]
+    path.write_text("{")
+    files.append_line(path, '{"round":4}\n')
+    assert files.read_lines(path) == [{"round": 4}]
+
+
+@pytest.mark.parametrize("read", [files.read_lines, files.read_json])
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    with pytest.raises(RunFolderError, match=f"{tmp_path}: it cannot be read: Is a directory"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", "null"])
+def test_json_of_another_kind_is_one_sentence(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(content + "\n")
+    with pytest.raises(RunFolderError, match=r"split\.json: this is no table"):
+        files.read_json(path)
+    with pytest.raises(RunFolderError, match=r"split\.json, line 1: this is no table"):
+        files.read_lines(path)
+
+
+def test_an_empty_file_is_damaged_and_no_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "split.json").touch()
+    with pytest.raises(RunFolderError, match=r"split\.json: this is no JSON"):
+        files.read_json(tmp_path / "split.json")
+    assert files.read_json(tmp_path / "summary.json") == {}

@@ -19,13 +19,13 @@
                           with the training of round r + 1 it is "received" there, and its "round" is r
     timings.jsonl         one line a round, seconds by stage
     events.jsonl          {"round", "client", "what"}: notices while the run went on; see events.py
-    members.jsonl         across machines: who takes part, with which key and images; see register.py
+    members.jsonl         across machines: who takes part, with which key and images; see member_register.py
     deployment.json       across machines: the run's key, and Flower's number of it
     checkpoint/           where a killed run goes on; see checkpoint.py
     model.safetensors     the final model
     model.json            what must be known to use it; see model_description.py
     summary.json          {"status": "finished" | "failed" | "stopped", "rounds", "notices", "error", ...}
-    mistakes.safetensors  test images that the final model names wrongly; see mistakes.py
+    mistakes.safetensors  test images that the final model names wrongly; see misclassified.py
     report.html           made from the files above
 """
 

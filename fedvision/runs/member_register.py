@@ -18,7 +18,6 @@ record, the report and the terminal read it. A line is
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -87,7 +86,6 @@ class MemberRegister:
         self.round = 0
         """Stands in every line that is added."""
         self._failures: set[tuple[int, int, str, str]] = set()
-        self._whole = False
         for line in read_lines(file):
             self._take(line)
 
@@ -151,9 +149,6 @@ class MemberRegister:
             **facts,
         }
         with recording("the register of members", self._file):
-            if not self._whole:
-                _cut_torn_end(self._file)
-                self._whole = True
             append_line(self._file, json_line(line))
         self._take(line)
 
@@ -179,9 +174,3 @@ class MemberRegister:
         else:
             member = replace(member, status=what, reason=line["reason"])
         self.members[client] = member
-
-
-def _cut_torn_end(file: Path) -> None:
-    """Remove a last line that a kill left without its end: the next one would be glued to it."""
-    if file.exists() and (content := file.read_bytes()) and not content.endswith(b"\n"):
-        os.truncate(file, content.rfind(b"\n") + 1)

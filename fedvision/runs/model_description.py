@@ -158,8 +158,8 @@ class ModelDescription(Settings):
                 f"{path}: there is no such file, so this run has no model to load; let the run reach its end "
                 "with --resume"
             )
-        table: Any = read_json(path)
-        written = table.get("format") if isinstance(table, Mapping) else None
+        table = read_json(path)
+        written = table.get("format")
         if type(written) is int and written != FORMAT:
             raise RunFolderError(
                 f"{path}: its format is {written}, and this fedvision reads {FORMAT}; use the version that "

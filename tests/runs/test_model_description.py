@@ -110,7 +110,7 @@ def test_counts_of_a_split() -> None:
     [
         (None, "there is no such file"),
         ("{", "this is no JSON"),
-        ("[1]", "it is damaged"),
+        ("[1]", "this is no table"),
         ("{}", "it is damaged: format is missing"),
         ({"format": 2}, "its format is 2, and this fedvision reads 1"),
         ({"format": "1"}, "it is damaged: format must be a whole number"),
