@@ -141,7 +141,6 @@ def best_groups(groups: Sequence[Group], score: str) -> set[int]:
     if len(set(known)) < 2:
         return set()
     top = max(known)
-    top = max(known)
     return {place for place, mean in enumerate(means) if mean is not None and float(mean[:-1]) == top}
 
 

@@ -131,7 +131,7 @@ def _result(facts: RunData) -> str:
         if facts.status == "finished":
             return "Nothing was measured: there were no images for it."
         return "Nothing has been measured yet."
-    right = f"{100 * (measured.scores['accuracy'] or 0.0):.0f} of 100 {measured_on(measured)}"
+    right = f"{_of_100(measured.scores['accuracy'] or 0.0)} {measured_on(measured)}"
     subject, they = (
         ("personal models name", "they know") if measured.personal else ("the model names", "it knows")
     )
@@ -144,6 +144,14 @@ def _result(facts: RunData) -> str:
         f"{text}; {they} {best.name} best ({percent(best.recall)}) and {worst.name} least "
         f"({percent(worst.recall)})."
     )
+
+
+def _of_100(share: float) -> str:
+    """Return a share in words; all and none are said only where it is all or none."""
+    rounded = round(100 * share)
+    if rounded == 100 and share < 1:
+        return "more than 99 of 100"
+    return "fewer than 1 of 100" if rounded == 0 < share else f"{rounded} of 100"
 
 
 def _labels(facts: RunData, measured: Measurement) -> str:

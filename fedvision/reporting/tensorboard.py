@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +68,18 @@ def _recalls(view: str, facts: dict[str, Any], classes: list[str]) -> dict[str, 
         return {}
     confusion = ConfusionCounts.from_record(facts["confusion"])
     rows, right = confusion.images_of, confusion.right_of
-    names = classes if len(classes) == len(rows) else [str(c) for c in range(len(rows))]
-    return {f"{view} recall/{name}": float(right[c] / rows[c]) for c, name in enumerate(names) if rows[c]}
+    names = [_plain(name) for name in classes] if len(classes) == len(rows) else []
+    names = names or [str(c) for c in range(len(rows))]
+    alike = Counter(names)
+    tags = [name if alike[name] == 1 else f"{name} {c}" for c, name in enumerate(names)]
+    return {f"{view} recall/{tag}": float(right[c] / rows[c]) for c, tag in enumerate(tags) if rows[c]}
 
 
 def _tag(text: str) -> str:
     """Return a tag that TensorBoard takes as it is: only the first slash parts group and name."""
     group, _, name = text.partition("/")
-    return f"{group}/" + re.sub(r"[^-\w. ]", "_", name)
+    return f"{group}/{_plain(name)}"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^-\w. ]", "_", name)

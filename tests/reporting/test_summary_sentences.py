@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from fedvision.reporting.run_data import read_facts
 from fedvision.reporting.summary_sentences import headlines, summary_sentences
@@ -79,3 +80,19 @@ def test_classes_without_test_images_stand_beside_balanced_accuracy(make_run: Ma
         f"the same if every class counts alike, however rare; without {facts.classes[1]}, "
         "of which there are no images"
     )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [
+        (1.0, "100 of 100"),
+        (0.9961, "more than 99 of 100"),
+        (0.991, "99 of 100"),
+        (0.0, "0 of 100"),
+        (0.004, "fewer than 1 of 100"),
+    ],
+)
+def test_all_and_none_are_said_only_of_all_and_none(make_run: MakeRun, accuracy: float, words: str) -> None:
+    facts = read_facts(make_run(rounds=1))
+    facts.rounds[-1]["server"]["scores"]["accuracy"] = accuracy
+    assert f"the model names {words} test images rightly" in " ".join(summary_sentences(facts))

@@ -54,3 +54,12 @@ def test_recalls_of_counts_kept_as_pairs(make_run: MakeRun) -> None:
     found = _read(write_scalars(folder))
     recalls = {tag: values for tag, values in found.items() if tag.startswith("server recall/")}
     assert recalls == {"server recall/3": [(1, 0.25)], "server recall/9": [(1, 1.0)]}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_classes_whose_names_differ_in_signs_alone_have_scalars_of_their_own(make_run: MakeRun) -> None:
+    found = _read(write_scalars(make_run(rounds=1, classes=("c+", "c/", "ant"))))
+    assert found["server recall/c_ 0"] == [(1, 0.6)]
+    assert found["server recall/c_ 1"] == [(1, 0.6)]
+    assert "server recall/c_" not in found
+    assert "server recall/ant" in found
