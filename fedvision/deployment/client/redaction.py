@@ -12,7 +12,7 @@ from fedvision.deployment.client.config import ClientMachineConfig
 
 AT_HOME = "it could not use a file of its own; its own log says which"
 _ABSOLUTE = re.compile(
-    r"""(?:^|[\s'"(=\[,])      # where a word begins
+    r"""(?:^|[\s'"`(=\[{<|,;:]|//)  # where a word begins
     (?:~?/[^\s/]|[A-Za-z]:[\\/]|\\\\[^\s])  # /x, ~/x, C:\, \\x""",
     re.VERBOSE,
 )

@@ -31,6 +31,11 @@ CONFIG = ClientMachineConfig.from_dict(
         "own-state is in use",
         "(/tmp/x)",
         "path=/tmp/x",
+        "`/tmp/x` is missing",
+        "ValueError:/tmp/x",
+        "{/tmp/x}",
+        "</tmp/x>",
+        "file:///home/ada/x.png",
     ],
 )
 def test_a_sentence_with_a_path_stays_at_home(reason: str) -> None:
