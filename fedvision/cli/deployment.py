@@ -97,9 +97,7 @@ def _server(options: argparse.Namespace) -> None:
     )
     place.files()  # what the SuperLink would refuse is better said before anything is written
     # On standard output: what is wrong stays a line of its own on the other.
-    print(
-        f"the server is starting: clients on {options.public}, its own side on {options.private}", flush=True
-    )
+    show(f"the server is starting: clients on {options.public}, its own side on {options.private}")
     _check_transport("internals_run")
     from fedvision.deployment.server.superlink_process import SuperlinkProcess
 
@@ -110,7 +108,7 @@ def _submit(options: argparse.Namespace) -> None:
     config = _read(options)
     _check_transport("internals_run")
     from fedvision.deployment.server.options import SuperlinkOptions
-    from fedvision.deployment.transport.internals_run import RunLink
+    from fedvision.deployment.transport.internals_run import silence
 
     tls = options.tls.resolve() if options.tls else None
     place = SuperlinkOptions(
@@ -124,7 +122,7 @@ def _submit(options: argparse.Namespace) -> None:
         raise ConfigError(
             f"--state {options.state}: there is no SuperLink's secret; name the server's folder"
         )
-    if RunLink(place.private, roots=_readable(place.roots)).silence():
+    if silence(place.private, _readable(place.roots)):
         raise ConfigError(
             f"--private {options.private}: no SuperLink answers there; start one with `fedvision server ... "
             "--keep`, and give its --tls and --private here"
@@ -253,7 +251,7 @@ def _client(options: argparse.Namespace) -> None:
 
     overrides = [f"superlink.address={json.dumps(options.superlink)}"] if options.superlink else []
     config = ClientMachineConfig.load(options.client, overrides)
-    print(f"{config.name} is starting; its server is {config.superlink.address}", flush=True)
+    show(f"{config.name} is starting; its server is {config.superlink.address}")
     _check_data(options.client, config)
     _check_transport("internals_fleet")
     from fedvision.deployment.client.daemon import ClientDaemon

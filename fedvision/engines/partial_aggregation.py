@@ -1,8 +1,8 @@
 """Sums taken where the clients work: a worker keeps the sum of its clients' updates and sends that instead.
 
-Traffic and the receiver's memory then grow with the workers and not with the clients. The sums are exact (see
-``strategies.summation``), so nothing depends on which worker trained whom. It serves carriers that are a part
-of this program; a client far away sends its own update.
+Traffic and the receiver's memory then grow with the workers and not with the clients. The sums are exact
+(``aggregation.summation``), so nothing depends on which worker trained whom. It serves carriers that are a
+part of this program; a client far away sends its own update.
 """
 
 from __future__ import annotations

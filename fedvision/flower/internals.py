@@ -81,7 +81,7 @@ class DistantArray(Array):
     Args:
         dtype: NumPy's name of the type.
         shape: [layers, ...].
-        part: As ``strategies.summation.Distant`` has it.
+        part: As ``aggregation.summation.Distant`` has it.
     """
 
     def __init__(self, dtype: str, shape: tuple[int, ...], part: Callable[[int, int], torch.Tensor]) -> None:

@@ -132,7 +132,7 @@ class SuperLinkGrid(LocalGrid):
         """Yield the replies to messages."""
         return self.send_and_receive(messages)
 
-    # What may be owed when a round is over (flower.post.Lasting).
+    # What may be owed when a round is over (``server.pending_messages.AsyncGrid``).
 
     simulated = False
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from fedvision.deployment.server.options import SuperlinkOptions
-from fedvision.deployment.transport.internals_run import RunLink
+from fedvision.deployment.transport.internals_run import silence
 from fedvision.errors import ConfigError, RunError
 
 log = logging.getLogger("fedvision.deployment")
@@ -46,7 +46,7 @@ class SuperlinkProcess:
         """
         port = self.place.private.rpartition(":")[2]
         deadline = time.monotonic() + _PORT_S
-        while port != "0" and not RunLink(self.place.private, roots=self.place.roots).silence():
+        while port != "0" and not silence(self.place.private, self.place.roots):
             # The one of a server that was killed ends a moment after it. Another server's stays.
             if time.monotonic() > deadline:
                 raise ConfigError(
@@ -56,7 +56,7 @@ class SuperlinkProcess:
                 )
             time.sleep(0.3)
         self.start()
-        why = RunLink(self.place.private, roots=self.place.roots).silence()
+        why = silence(self.place.private, self.place.roots)
         if why:
             self.stop()
             raise ConfigError(

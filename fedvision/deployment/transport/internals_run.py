@@ -48,6 +48,24 @@ from fedvision.deployment.transport.internals_wire import (
 _GAVE_UP = "the SuperLink gave up waiting for the rest of a message"
 
 
+def silence(address: str, roots: Path | None) -> str:
+    """Return why no SuperLink answers on its private side, or nothing where one does; arguments as below."""
+    try:
+        url = f"{_base(address, roots)}/health"
+        answer = httpx.get(url, verify=_verify(roots), timeout=5, trust_env=False)
+    except (httpx.HTTPError, OSError) as error:
+        return str(error) or type(error).__name__
+    return "" if answer.is_success else f"HTTP status {answer.status_code}"
+
+
+def _base(address: str, roots: Path | None) -> str:
+    return f"{'https' if roots else 'http'}://{address}"
+
+
+def _verify(roots: Path | None) -> ssl.SSLContext | bool:
+    return loopback_context(roots) if roots else True
+
+
 class RunLink:
     """The server's connection to its SuperLink's private side: starts a run and is its ServerApp.
 
@@ -61,8 +79,7 @@ class RunLink:
     def __init__(
         self, address: str, *, roots: Path | None, secret: bytes | None = None, objects: Path | None = None
     ) -> None:
-        self._base = f"{'https' if roots else 'http'}://{address}"
-        self._verify: ssl.SSLContext | bool = loopback_context(roots) if roots else True
+        self._base, self._verify = _base(address, roots), _verify(roots)
         self._secret = secret
         self._blobs = BlobStore(objects) if objects else None
         self._control = self._connect(ControlHttpClient, "flwr-cli")
@@ -74,15 +91,6 @@ class RunLink:
         client = kind(self._base, interceptors=[version, *more], verify=self._verify)
         route_client(client, self._verify, None)  # it never leaves this machine
         return client
-
-    def silence(self) -> str:
-        """Return why the SuperLink does not answer, or nothing where it does."""
-        try:
-            url = f"{self._base}/health"
-            answer = httpx.get(url, verify=self._verify, timeout=5, trust_env=False)
-        except (httpx.HTTPError, OSError) as error:
-            return str(error) or type(error).__name__
-        return "" if answer.is_success else f"HTTP status {answer.status_code}"
 
     def nodes(self) -> Sequence[Any]:
         """Return every node that is registered: ``node_id``, ``name``, ``status``, ``online_until``."""

@@ -2,7 +2,7 @@
 
 Every worker hosts an inner engine over the same recipe, which lies once a machine in Ray's object store,
 images included. The global model goes there once a round; what comes back is one partial sum a worker where
-the strategy needs no more (``flower.aggregator``), else every update.
+the strategy needs no more (``engines.partial_aggregation``), else every update.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class RayWorker:
         return [answers[node] for node, _, _ in orders], self._close() if closes else None, notices
 
     def part(self, place: int, key: str, name: str, start: int, stop: int, piece: int) -> Any:
-        """Return elements start to stop of an array of sums that stayed here, as ``slices.cut`` has them."""
+        """Return elements start to stop of an array of sums that stayed here, as ``cut`` has them."""
         pieces = cut(self._staying[place][1][key][name], start, stop, piece)
         return pieces if len(pieces) > 1 else pieces[0]
 

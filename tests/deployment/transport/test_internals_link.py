@@ -295,7 +295,7 @@ def test_strangers_and_wrong_secrets_are_refused(place: SuperlinkOptions, tmp_pa
 
 def test_a_superlink_that_is_away_is_down(pki: Path) -> None:
     link = RunLink("127.0.0.1:9", roots=pki / "ca.crt")
-    assert link.silence()
+    assert internals_run.silence("127.0.0.1:9", pki / "ca.crt")
     with pytest.raises(LinkDown):
         link.nodes()
     link.close()

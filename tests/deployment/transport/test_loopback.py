@@ -11,7 +11,7 @@ import pytest
 
 from fedvision.deployment import certificates
 from fedvision.deployment.tls import client_context, loopback_context
-from fedvision.deployment.transport.internals_run import RunLink
+from fedvision.deployment.transport.internals_run import RunLink, silence
 
 
 def _handshake(context: ssl.SSLContext, certificate: Path, key: Path) -> str:
@@ -58,7 +58,7 @@ def test_flowers_clients_use_the_configured_route(monkeypatch: pytest.MonkeyPatc
         thread.start()
         try:
             link = RunLink(f"127.0.0.1:{server.server_port}", roots=None)
-            assert link.silence() == ""
+            assert silence(f"127.0.0.1:{server.server_port}", None) == ""
             assert link._control._client.get(f"{link._base}/health").status_code == 200
             link.close()
         finally:
