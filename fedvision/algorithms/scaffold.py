@@ -59,6 +59,8 @@ class ScaffoldClient(ClientAlgorithm):
     optimisers and under clipping.
     """
 
+    sends = (_CONTROL,)
+
     def begin(
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter], request: TrainRequest, memory: State
     ) -> None:

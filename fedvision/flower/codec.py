@@ -381,8 +381,17 @@ def decode_client_info(content: RecordDict) -> ClientInfo:
 
 def groups(content: RecordDict) -> dict[str, State]:
     """Return the groups of tensors that travel beside a model."""
+    return {name: decode_state(values(held)) for name, held in group_records(values(content)).items()}
+
+
+def group_records(held: Mapping[str, object]) -> dict[str, ArrayRecord]:
+    """Return the records of these groups by name, not decoded.
+
+    Args:
+        held: The records of a message.
+    """
     return {
-        key.removeprefix(_TENSORS): decode_state(values(held))
-        for key, held in values(content).items()
-        if key.startswith(_TENSORS) and isinstance(held, ArrayRecord)
+        key.removeprefix(_TENSORS): record
+        for key, record in held.items()
+        if key.startswith(_TENSORS) and isinstance(record, ArrayRecord)
     }

@@ -14,7 +14,11 @@ from flwr.serverapp.strategy import Strategy
 from fedvision.config import RoundConfig
 from fedvision.errors import ConfigError, RunError
 from fedvision.flower.client_registry import ClientRegistry
+from fedvision.flower.strategy import FlowerStrategy
+from fedvision.training.client_algorithm import groups_sent
 from fedvision.types import State
+from fedvision.updates.chain import UpdateChain
+from fedvision.updates.schema import UpdateSchema
 
 _SLICE = 1 << 16
 """Elements of a slice."""
@@ -97,6 +101,21 @@ def check_result(where: str, result: object) -> ArrayRecord | None:
             f"{where} returned a {type(model).__name__}; it must return an ArrayRecord, or None, and metrics"
         )
     return model
+
+
+def reply_groups(strategy: Strategy, updates: UpdateChain) -> Mapping[str, UpdateSchema] | None:
+    """Return the groups of tensors that clients send beside an update; None where they are not known.
+
+    Args:
+        strategy: Any; stock ones do not say.
+        updates: Knows the parameters that clients train.
+    """
+    if not isinstance(strategy, FlowerStrategy):
+        return None
+    names = groups_sent(strategy.inner.client)
+    if names is None or (names and not updates.trained.tensors):
+        return None
+    return dict.fromkeys(names, updates.trained)
 
 
 def check_state(round: int, combined: State, before: State) -> State:

@@ -183,7 +183,11 @@ class ReplyCollector(Generic[T]):
         current = self._exchange.decoder
         assert isinstance(current, UpdateValidator)
         if entry.round not in self._validators:
-            self._validators = {entry.round: UpdateValidator(entry.state, current.bound, current.updates)}
+            self._validators = {
+                entry.round: UpdateValidator(
+                    entry.state, current.bound, current.updates, groups=current.groups
+                )
+            }
         return self._validators[entry.round]
 
     def _limit(self) -> float:

@@ -38,6 +38,7 @@ from fedvision.server.checks import (
     has_enough,
     min_available,
     no_progress_error,
+    reply_groups,
 )
 from fedvision.server.phase_result import PhaseResult, Undecoded
 from fedvision.server.reply_collector import QuorumMissed, ReplyCollector
@@ -136,7 +137,8 @@ class _Server:
         self.grid, self.plan, self.config = grid, plan, plan.config
         self.strategy, self.state = plan.strategy, dict(plan.state)
         plan.state.clear()
-        self.updates = plan.updates or UpdateChain(UpdateSchema.of(self.state))
+        plain = UpdateChain(UpdateSchema.of(self.state))
+        self.updates = plain if plan.updates is None else plan.updates
         self.client_registry = plan.client_registry
         check_strategy(plan.strategy, len(self.client_registry))
         self.eligible = AvailableClients(self.client_registry)
@@ -204,7 +206,10 @@ class _Server:
         )
         pre_aggregates = bool(getattr(self.grid, "pre_aggregates", False))
         bound = self.rounds.bound(self.state)
-        validator = UpdateValidator(self.state, bound, self.updates, accepts_sums=pre_aggregates)
+        groups = reply_groups(self.strategy, self.updates)
+        validator = UpdateValidator(
+            self.state, bound, self.updates, groups=groups, accepts_sums=pre_aggregates
+        )
         messages = self._messages(number, bound if pre_aggregates else math.inf)
         exchange = PhaseResult(client_registry=self.client_registry, stage="training", decoder=validator)
         collection = ReplyCollector(self.rounds, exchange, number, self.state)

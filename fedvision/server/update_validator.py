@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -40,6 +41,7 @@ class UpdateValidator:
         state: The model as they got it.
         bound: Norm above which a change is refused.
         updates: Decodes what they send; None where they send models as they are.
+        groups: The groups of tensors that they send beside it; None where any may come.
         accepts_sums: Whether the carrier is a part of this program and may answer with sums over its clients'
             updates.
     """
@@ -50,10 +52,13 @@ class UpdateValidator:
         bound: float = math.inf,
         updates: UpdateChain | None = None,
         *,
+        groups: Mapping[str, UpdateSchema] | None = None,
         accepts_sums: bool = False,
     ) -> None:
         self.state, self.bound, self._accepts_sums = state, bound, accepts_sums
-        self.updates = updates or UpdateChain(UpdateSchema.of(state))
+        self.groups = groups
+        """The groups that they send beside it, by name; None where any may come."""
+        self.updates = UpdateChain(UpdateSchema.of(state)) if updates is None else updates
         """What their updates are made of."""
         small = {name: tensor for name, tensor in state.items() if tensor.numel() <= _SMALL}
         self._small = _Together(small) if small else None
@@ -138,8 +143,22 @@ class UpdateValidator:
             raise InvalidUpdate(client, "reply", "it rests on more than 2^40 images")
         if not isinstance(loss, float) and not (isinstance(loss, int) and abs(loss) < 2**63):
             raise InvalidUpdate(client, "reply", f"its training loss is {str(loss)[:40]}, not a number")
-        if wrong := self.updates.sent.mismatch(_specs(values(arrays))):
+        if wrong := self.updates.sent.mismatch(_specs(values(arrays))) or self._misplaced(held):
             raise InvalidUpdate(client, "reply", wrong)
+
+    def _misplaced(self, held: Mapping[str, Any]) -> str | None:
+        """Return how the groups of tensors beside an update differ from those that are expected."""
+        if self.groups is None:
+            return None
+        found = codec.group_records(held)
+        if extra := sorted(found.keys() - self.groups.keys()):
+            return f"it has a group of tensors {extra[0]!r} beside its update, which nobody asked for"
+        for group, schema in self.groups.items():
+            if group not in found:
+                return f"it lacks the group of tensors {group!r}; it must use the strategy's client half"
+            if wrong := schema.mismatch(_specs(values(found[group]))):
+                return f"in the group {group!r} {wrong}"
+        return None
 
     def _decoded(self, update: State, client: int) -> State:
         """Return the model that an update stands for."""

@@ -29,6 +29,10 @@ Numbers = Mapping[str, "float | torch.Tensor"]
 class ClientAlgorithm:
     """FedAvg's client half: the task's loss and its gradients, nothing kept; every hook can be overridden."""
 
+    sends: tuple[str, ...] = ()
+    """Names of the groups that ``finish`` returns, each with a tensor of the shape and type of every trained
+    shared parameter: the server refuses a reply with others. A class that overrides ``finish`` and not this
+    may send whatever is finite."""
     parameters: Mapping[str, nn.Parameter] = MappingProxyType({})
     """The parameters that take part in ``correct_gradients``; ``begin`` sets it."""
     groups: Groups = MappingProxyType({})
@@ -118,6 +122,15 @@ def unstackable_reason(kind: type[ClientAlgorithm]) -> str | None:
     return None
 
 
+def groups_sent(kind: type[ClientAlgorithm]) -> tuple[str, ...] | None:
+    """Return the names of the groups that clients of an algorithm send; None where its class does not say."""
+    places = [
+        next(place for place, one in enumerate(kind.__mro__) if name in vars(one))
+        for name in ("sends", "finish")
+    ]
+    return kind.sends if places[0] <= places[1] else None
+
+
 def shared_parameters(
     parameters: Mapping[str, nn.Parameter], request: TrainRequest
 ) -> dict[str, nn.Parameter]:
@@ -130,7 +143,13 @@ def shared_parameters(
 
 
 def copy_like(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    """Return a copy of a tensor with the parameter's device, dtype and memory layout."""
+    """Return a copy of a tensor with the parameter's device, dtype and memory layout.
+
+    Raises:
+        ValueError: It has another shape.
+    """
+    if tensor.shape != parameter.shape:
+        raise ValueError(f"a tensor for a parameter {list(parameter.shape)} is {list(tensor.shape)}")
     return torch.empty_like(parameter, requires_grad=False).copy_(tensor)
 
 

@@ -39,7 +39,7 @@ class UpdateChain:
     Args:
         received: The tensors that a client is sent, and trains.
         transforms: In the order of the client.
-        learned: Names of the parameters among ``received``; the others travel as they are.
+        learned: Names of the trained parameters among ``received``; the others travel as they are.
 
     Raises:
         ValueError: A transform cannot encode what the one before it makes, or the sum of updates cannot be
@@ -56,14 +56,15 @@ class UpdateChain:
         """The model as it is sent to clients."""
         self.sent = received
         """The update as clients send it."""
+        self.trained = UpdateSchema(tuple(spec for spec in received.tensors if spec.name in learned))
+        """The parameters among ``received`` that clients train."""
         self.bytes_saved = 0
         """Bytes by which an update is smaller than the model; negative where it is larger."""
         self._transforms = tuple(transforms)
         if not self._transforms:
             return
         self._check_order()
-        changes = (_widened(spec) for spec in received.tensors if spec.name in learned)
-        self._schemas = [UpdateSchema(tuple(changes))]
+        self._schemas = [UpdateSchema(tuple(map(_widened, self.trained.tensors)))]
         self._whole = tuple(spec for spec in received.tensors if spec.name not in learned)
         for transform in self._transforms:
             try:
@@ -117,7 +118,7 @@ class UpdateChain:
             )
         if self._whole:
             raise ValueError(
-                f"{reason}, and {self._whole[0].name!r}, which is no parameter, would be sent as it is; use "
+                f"{reason}, and {self._whole[0].name!r}, which is not trained, would be sent as it is; use "
                 "a network without such tensors, as those with group norm, or set model.shared = "
                 '"trainable"'
             )
@@ -227,7 +228,7 @@ def build(config: ExperimentConfig, model: nn.Module) -> UpdateChain:
             )
     tensors = floating(model)
     names = ParameterGroups.of(model, config.model).shared
-    learned = frozenset(name for name in names if isinstance(tensors[name], nn.Parameter))
+    learned = [name for name in names if tensors[name].requires_grad]
     try:
         return UpdateChain(UpdateSchema.of({name: tensors[name] for name in names}), transforms, learned)
     except ValueError as error:

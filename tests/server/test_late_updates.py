@@ -62,6 +62,42 @@ def test_scaffolds_control_counts_in_full_however_late() -> None:
     assert scaffold.clients == 3
 
 
+def test_a_reply_whose_control_is_not_the_trained_parameters_is_refused() -> None:
+    """One of another shape was broadcast, and one that is missing ended the run."""
+    scaffold = Scaffold()
+
+    def answer(client: int, round: int, state: State) -> State:
+        control = {0: torch.ones(4), 1: torch.ones(1)}
+        return {"w": state["w"] + 1, **({"control": control[client]} if client in control else {})}
+
+    start: State = {"w": torch.zeros(4)}
+    (record,) = play(
+        SlowGrid(answer=answer),
+        rounds=1,
+        strategy=FlowerStrategy(scaffold, seed=0),
+        state=start,
+        updates=UpdateChain(UpdateSchema.of(start), [], ["w"]),
+    ).records
+    assert record["clients"] == [0]
+    assert [item["reason"] for item in record["refused"]] == [
+        "in the group 'control' the tensor 'w' is float32 [1], not float32 [4]",
+        "it lacks the group of tensors 'control'; it must use the strategy's client half",
+    ]
+    torch.testing.assert_close(scaffold.control["w"], torch.full((4,), 1 / 3))
+
+
+def test_tensors_that_nobody_asked_for_are_refused() -> None:
+    def answer(client: int, round: int, state: State) -> State:
+        return {"w": state["w"] + 1, **({"control": torch.ones(4)} if client == 2 else {})}
+
+    (record,) = play(SlowGrid(answer=answer), rounds=1).records
+    (refused,) = record["refused"]
+    assert (record["clients"], refused["client"]) == ([0, 1], 2)
+    assert (
+        refused["reason"] == "it has a group of tensors 'control' beside its update, which nobody asked for"
+    )
+
+
 UPDATES = UpdateChain(UpdateSchema.of({"w": torch.zeros(1)}), [TopK(fraction=1.0)], ["w"])
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from fedvision.algorithms.fedprox import FedProxClient
 from fedvision.algorithms.scaffold import ScaffoldClient
-from fedvision.training.client_algorithm import ClientAlgorithm, unstackable_reason
-from fedvision.types import LossFn
+from fedvision.training.client_algorithm import ClientAlgorithm, copy_like, groups_sent, unstackable_reason
+from fedvision.types import LossFn, State
 
 
 class _OwnGradients(FedProxClient):
@@ -48,3 +48,33 @@ def test_the_default_loss_is_the_tasks() -> None:
 
     found = ClientAlgorithm().loss(model, x, labels, task_loss)
     assert torch.equal(found, model(x)[range(4), labels])
+
+
+class _Sending(FedProxClient):
+    def finish(self, steps: int, lr: float) -> tuple[dict[str, State], State]:
+        return {"seen": {}}, {}
+
+
+class _Saying(_Sending):
+    sends = ("seen",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups"),
+    [
+        (ClientAlgorithm, ()),
+        (FedProxClient, ()),
+        (ScaffoldClient, ("control",)),
+        (_Sending, None),
+        (_Saying, ("seen",)),
+    ],
+)
+def test_what_a_class_sends_is_known_unless_it_overrides_finish_alone(
+    kind: type[ClientAlgorithm], groups: tuple[str, ...] | None
+) -> None:
+    assert groups_sent(kind) == groups
+
+
+def test_a_tensor_of_another_shape_is_not_spread_over_a_parameter() -> None:
+    with pytest.raises(ValueError, match=r"a tensor for a parameter \[2, 3\] is \[3\]"):
+        copy_like(torch.ones(3), nn.Parameter(torch.zeros(2, 3)))

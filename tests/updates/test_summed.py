@@ -126,7 +126,7 @@ def test_a_sum_of_floats_is_refused() -> None:
 
 def test_tensors_that_would_be_sent_beside_the_sum_are_refused() -> None:
     model = {"use": "resnet8", "norm": "batch"}
-    with pytest.raises(PluginError, match=r"running_mean', which is no parameter, would be sent as it is"):
+    with pytest.raises(PluginError, match=r"running_mean', which is not trained, would be sent as it is"):
         simulate(tiny(update=[MASKED], model=model))
 
 
