@@ -167,10 +167,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str | None:
-    """Return a file's text, None where there is no such file."""
+    """Return a file's text, None where there is no such file, or a file in the place of its folder."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise RunFolderError(f"{path}: it cannot be read: {error.strerror}; restore access to it") from error
