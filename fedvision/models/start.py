@@ -39,9 +39,23 @@ class StartModel:
 
 
 def start_file(start: str) -> Path:
-    """Return the safetensors file that ``model.start`` names: itself, or the final model of a run folder."""
-    path = Path(start).expanduser()
+    """Return the safetensors file that ``model.start`` names: itself, or the final model of a run folder.
+
+    Raises:
+        ConfigError: Nobody knows the home folder in it.
+    """
+    path = _expanded(start)
     return path / _MODEL if path.is_dir() else path
+
+
+def _expanded(start: str) -> Path:
+    try:
+        return Path(start).expanduser()
+    except RuntimeError as error:
+        home = Path(start).parts[0]
+        raise ConfigError(
+            f"model.start = {start!r}: the home folder {home} cannot be found; write the path out"
+        ) from error
 
 
 def digest(start: str) -> str:
@@ -76,7 +90,7 @@ def load_start(model: nn.Module, start: str, classes: Sequence[str]) -> StartMod
             f"{where}: {start_file(start)} is no safetensors file ({error}); name one, or a run folder"
         ) from error
     sha256 = hashlib.sha256(data).hexdigest()
-    notices = _described(where, Path(start).expanduser() / _DESCRIPTION, sha256, classes)
+    notices = _described(where, _expanded(start) / _DESCRIPTION, sha256, classes)
     own = floating(model)
     others = model.state_dict().keys() - own.keys()  # whole numbers, and second names of a tensor
     _compare(where, own, {name: tensor for name, tensor in given.items() if name not in others})

@@ -57,7 +57,11 @@ class StatisticsPhase:
             spec = strategy.query(round, self.config.rounds)
             found = None if spec is None else self._query(spec, round, state, record)
             server = self._context(round, found)
-            state = check_state(round, strategy.refine(state, server), state)
+            with seeding.torch_global(
+                self.config.seed, "refine-global", round
+            ):  # dropout of a head in training
+                refined = strategy.refine(state, server)
+            state = check_state(round, refined, state)
         if round % self.config.evaluation.every == 0 or round == self.config.rounds:
             for use in self.config.evaluation.statistics:
                 self._note(use, self._query(PluginSpec(use=use), round, state, record), record)

@@ -132,6 +132,10 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         load_start(network, str(tmp_path / "text"), [])
     with pytest.raises(ConfigError, match=r"model\.safetensors cannot be read \(No such file"):
         load_start(network, str(tmp_path), [])
+    with pytest.raises(
+        ConfigError, match="the home folder ~nobody-at-all cannot be found; write the path out"
+    ):
+        load_start(network, "~nobody-at-all/model.safetensors", [])
 
 
 def test_the_run_folders_model_description_is_used(tmp_path: Path) -> None:
