@@ -1,4 +1,4 @@
-"""What a client stores of its masked sums: the key of a run, its group, the masked counts it sent.
+"""What a client stores of its masked sums: the key of a run, its group, masked counts, digests of answers.
 
 A client sends its counts for one group of ``MIN_GROUP_SIZE`` or more in a run, never for another one. So
 any two groups whose sums are known have no client in common, and no addition or subtraction of sums gives
@@ -123,8 +123,21 @@ class MaskedCounts:
 
         Args:
             numbers: The bare numbers.
-            question: What was measured, the model included: masks serve for one question.
+            question: What was measured, the model included.
+
+        Raises:
+            ConfigError: It was answered before with other numbers, as after a training in between: their
+                difference would show what changed, without any mask.
         """
+        asked, answer = (hashlib.sha256(part).hexdigest() for part in (question, numbers.tobytes()))
+        answers = self._stored.get("answers", {})
+        if answers.get(asked, answer) != answer:
+            raise ConfigError(
+                "this client counted otherwise before when the server asked the same; a second answer under "
+                "the same masks would reveal what changed, and is not sent"
+            )
+        if asked not in answers:
+            self._store(answers={**answers, asked: answer})
         context = b"confusion\n" + hashlib.sha256(question).digest()
         return self._masked(numbers.ravel(), self._cards(), context).reshape(numbers.shape)
 

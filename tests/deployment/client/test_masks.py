@@ -120,6 +120,20 @@ def test_confusion_counts_are_masked_anew_for_every_question(four: Path, tmp_pat
     assert not np.array_equal(sum_of(mixed), np.full((3, 3), 6))
 
 
+def test_masks_serve_for_one_answer_to_a_question(four: Path, tmp_path: Path) -> None:
+    """The difference of two answers under the same masks shows bare what changed in between."""
+    masks = group(four, tmp_path, NAMES)
+    for name, one in masks.items():
+        one.mask_counts(tables(masks), COUNTS[name])
+    numbers = np.arange(4)
+    first = masks["north"].hide(numbers, b"round 1")
+    for north in (masks["north"], group(four, tmp_path, NAMES)["north"]):
+        assert np.array_equal(north.hide(numbers, b"round 1"), first), "the same answer is the same"
+        with pytest.raises(ConfigError, match="counted otherwise before"):
+            north.hide(numbers + 1, b"round 1")
+        north.hide(numbers + 1, b"round 2")
+
+
 def test_groups_that_would_unmask_this_client_are_refused(four: Path, tmp_path: Path) -> None:
     masks = group(four, tmp_path, NAMES)
     cards, others = tables(masks), group(four, tmp_path / "other", NAMES)
