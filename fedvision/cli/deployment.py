@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,7 +163,9 @@ def _run(
     process: SuperlinkProcess | None,
 ) -> None:
     from fedvision.experiment import Experiment
+    from fedvision.reporting.pages import page_writer
 
+    pages = page_writer(tensorboard=options.tensorboard)
     federation = Experiment.build(config, split_here=False)
     from fedvision.api import default_folder, open_folder
     from fedvision.runs.folder_lock import claimed
@@ -173,7 +176,7 @@ def _run(
         folder = open_folder(federation.config, out, resume=True)
         if process is not None:
             claims.enter_context(claimed(place.state, "name another one with --state"))
-        _run_in(folder, federation, options, place, process)
+        _run_in(folder, federation, options, place, process, pages)
 
 
 def _run_in(
@@ -182,14 +185,13 @@ def _run_in(
     options: argparse.Namespace,
     place: SuperlinkOptions,
     process: SuperlinkProcess | None,
+    pages: Callable[[RunFolder], None],
 ) -> None:
     from fedvision.deployment.server.deployment import Deployment
     from fedvision.reporting import render
-    from fedvision.reporting.pages import page_writer
     from fedvision.runs.progress import Progress
 
     folder.note_invocation({"server": _same_place(options, place, ours=process is not None)})
-    pages = page_writer(tensorboard=options.tensorboard)
     run = Deployment(federation, folder, progress=Progress(), write_pages=pages)
     treat_termination_as_ctrl_c()
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedvision.errors import ConfigError
+from fedvision.reporting.pages import NO_TENSORBOARD
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks.confusion import ConfusionCounts
 
@@ -42,9 +43,7 @@ def _writer(target: Path) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ConfigError(
-            "TensorBoard is not installed; run pip install 'fedvision[tensorboard]', or leave it out"
-        ) from error
+        raise ConfigError(NO_TENSORBOARD) from error
     for old in target.glob("events.out.tfevents.*"):
         old.unlink()
     return SummaryWriter(str(target))

@@ -18,7 +18,7 @@ from fedvision.algorithms.snapshot import restore, snapshot
 from fedvision.data.identity import identity
 from fedvision.data.shards import Shard
 from fedvision.data.targets import one_class
-from fedvision.errors import PluginError, RecordError, RunError
+from fedvision.errors import FedVisionError, PluginError, RecordError, RunError
 from fedvision.experiment import Experiment
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.guard import guarded
@@ -142,7 +142,7 @@ class RunRecorder:
         summary: dict[str, Any] = {"status": "stopped" if stopped else "failed", "rounds": self.done}
         if not stopped:
             summary["error"] = str(error)
-        with suppress(RecordError):  # on a full disk the error itself says more than a missing summary
+        with suppress(FedVisionError):  # the error itself says more than why there is no report of it
             self.folder.write_summary(summary)
             if self.done and not stopped:
                 self.write_pages(self.folder)

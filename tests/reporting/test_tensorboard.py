@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedvision.errors import ConfigError
+from fedvision.reporting import pages
 from fedvision.reporting.tensorboard import write_scalars
 from tests.reporting.sample import MakeRun
 
@@ -63,3 +64,10 @@ def test_classes_whose_names_differ_in_signs_alone_have_scalars_of_their_own(mak
     assert found["server recall/c_ 1"] == [(1, 0.6)]
     assert "server recall/c_" not in found
     assert "server recall/ant" in found
+
+
+def test_missing_tensorboard_is_said_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="TensorBoard is not installed"):
+        pages.page_writer(tensorboard=True)
+    pages.page_writer()
