@@ -94,10 +94,6 @@ class MemberRegister:
         """Return the clients' names by number."""
         return {client: member.name for client, member in self.members.items()}
 
-    def number(self, name: str) -> int | None:
-        """Return the number of a name, None where it has none yet."""
-        return next((client for client, member in self.members.items() if member.name == name), None)
-
     def joined(self, client: int, name: str, key: str, *, node: int, sharing: str) -> None:
         """Note that a client takes part from now on, or again."""
         self._add(JOINED, name, client, name, key, node=node, sharing=sharing)

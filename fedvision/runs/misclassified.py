@@ -104,12 +104,14 @@ class Misclassified:
         """Read what ``encode`` wrote.
 
         Raises:
-            RunFolderError: The file is damaged.
+            RunFolderError: The file cannot be read or is damaged.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
         try:
             return cls(**load(path.read_bytes()))
+        except OSError as error:
+            raise RunFolderError(f"{path}: it cannot be read: {error.strerror}; restore access") from error
         except (SafetensorError, TypeError, ValueError) as error:
             raise RunFolderError(f"{path}: the file is damaged ({error}); delete it or run again") from error

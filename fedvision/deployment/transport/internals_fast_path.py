@@ -249,6 +249,7 @@ async def _send(send: Send, start: bytes, path: Path | None) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": start, "more_body": bool(size)})
         while size:
-            chunk = file.read(min(size, _CHUNK))
+            if not (chunk := file.read(min(size, _CHUNK))):
+                raise OSError(f"{path}: it ends early")
             size -= len(chunk)
             await send({"type": "http.response.body", "body": chunk, "more_body": bool(size)})
