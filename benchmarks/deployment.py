@@ -21,7 +21,6 @@ import hashlib
 import itertools
 import json
 import os
-import platform
 import re
 import signal
 import statistics
@@ -38,6 +37,8 @@ from typing import Any
 
 import numpy as np
 from stock_flower import stock
+
+from fedvision.runs.environment import environment
 
 NAMES = ("north", "south")
 PUBLIC, PRIVATE = "localhost:28443", "127.0.0.1:28000"
@@ -87,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.update(QUIET)
     facts: dict[str, Any] = {
-        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "machine": "{processor}, {cpus} cores".format_map(environment("cpu")),
         "versions": {name: version(name) for name in ("flwr", "torch", "fedvision")},
         "load at the start": os.getloadavg()[0],
     }
@@ -128,12 +129,8 @@ def compare(models: list[str], rounds: int, turns: int) -> dict[str, Any]:
                     measured_times[model][side] += ours(folder)
                 else:
                     measured_times[model][side] += stock(folder, NAMES, PRIVATE, rounds)
-            print(
-                model,
-                side,
-                [f"{total - worked:.2f}" for total, worked in measured_times[model][side]],
-                flush=True,
-            )
+            beside = [f"{total - worked:.2f}" for total, worked in measured_times[model][side]]
+            print(model, side, beside, flush=True)
     return {model: summary(sides) for model, sides in measured_times.items()}
 
 
@@ -268,6 +265,13 @@ def start(folder: Path, command: list[str], log: str) -> subprocess.Popen[bytes]
         )
 
 
+KINDS = {
+    "fedvision.deployment.client.trainer": "client: training",
+    "fedvision.deployment.server.superlink": "SuperLink",
+    "fedvision.cli.main server": "server",
+    "fedvision.cli.main client": "client: connection",
+}
+"""Kinds of process by the part of the command line that tells them."""
 Memory = dict[str, list[tuple[float, float, float]]]
 """By kind of process: second, gigabytes of private memory, gigabytes with mapped files."""
 
@@ -302,15 +306,13 @@ def run(folder: Path, command: list[str], *, watched: bool = True) -> Memory:
 
 def held_by(folder: Path) -> dict[str, tuple[float, float]]:
     """Return gigabytes by kind of process, private and in all: the largest of each kind."""
-    kinds = {"trainer": "client: training", "deploy.superlink": "SuperLink", "cli server": "server"}
-    kinds["cli client"] = "client: connection"
     found: dict[str, tuple[float, float]] = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             if Path(os.readlink(path / "cwd")) != folder.resolve():
                 continue
             line = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            kind = next((name for part, name in kinds.items() if part in line), "")
+            kind = kind_of(line)
             text = (path / "smaps_rollup").read_text()
             private, whole = (_gigabytes(text, name) for name in ("Pss_Anon", "Pss"))
             if kind and whole > found.get(kind, (0.0, 0.0))[1]:
@@ -318,16 +320,14 @@ def held_by(folder: Path) -> dict[str, tuple[float, float]]:
     return found
 
 
+def kind_of(command: str) -> str:
+    """Return what a process is by its command line, nothing for any other."""
+    return next((name for part, name in KINDS.items() if part in command), "")
+
+
 def _gigabytes(text: str, name: str) -> float:
     found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
     return round(int(found[1]) * 1024 / 1e9, 3) if found else 0.0
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        if found := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
-            return found[1]
-    return platform.machine()
 
 
 def end(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -181,7 +181,7 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, float]]) -> str:
-    """Return the rows as a Markdown table with the medians of times and means of accuracies."""
+    """Return the rows as a Markdown table with the medians over seeds."""
     columns = {
         "plain loop, s": ("plain_s", "{:.1f}"),
         "tuned loop, s": ("tuned_s", "{:.1f}"),

@@ -27,8 +27,8 @@ def built():
     from pathlib import Path
     from fedvision.config import ExperimentConfig
     from fedvision.models.build import build_model
-from fedvision.tasks.classification import Classification
     from fedvision.registry import allow_folder
+    from fedvision.tasks.classification import Classification
     allow_folder(Path(os.environ["EXPERIMENT"]).parent)
     config = ExperimentConfig.load(os.environ["EXPERIMENT"])
     shape = {"num_classes": 10, "in_channels": 1, "image_size": (8, 8)}
