@@ -96,6 +96,22 @@ class ServerError(RunError):
     """The server cannot be reached, is not who it should be, or refuses this client."""
 
 
+LONGEST = 300
+"""Characters of another's sentence that are repeated; torch adds pages of its own stack."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, cut at ``LONGEST``; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip()[:LONGEST] if lines else type(error).__name__
+
+
+def with_kind(error: BaseException) -> str:
+    """Return an error's class and, where it says something, the first line of that."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error).strip() else kind
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known word, else the list of known ones."""
     import difflib  # where something is misspelt, and only there

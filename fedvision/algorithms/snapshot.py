@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from fedvision.algorithms.base import RoundStrategy
-from fedvision.errors import PluginError, RunFolderError
+from fedvision.errors import PluginError, RunFolderError, with_kind
 from fedvision.types import State
 
 JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
@@ -148,10 +148,9 @@ def _restore_own(thing: Any, state: Any) -> None:
 
 
 def _broken(thing: object, method: str, error: Exception) -> PluginError:
-    message = (str(error).strip().splitlines() or [""])[0]
-    what = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return PluginError(
-        f"{method} of the strategy's {type(thing).__name__} raised {what}; correct it and go on with --resume"
+        f"{method} of the strategy's {type(thing).__name__} raised {with_kind(error)}; correct it and go on "
+        "with --resume"
     )
 
 

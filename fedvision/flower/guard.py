@@ -6,11 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from fedvision.errors import FedVisionError, RunError
-
-_LONGEST = 300
-"""Characters of another's sentence that are repeated; torch adds pages of its own stack."""
-
+from fedvision.errors import FedVisionError, RunError, with_kind
 
 T = TypeVar("T")
 
@@ -54,10 +50,4 @@ def guarded(where: str, stream: Stream[Any] | None = None) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if stream is not None and error is stream.raised:
             raise
-        raise RunError(f"{where} raised {_error_text(error)}; correct it and resume") from error
-
-
-def _error_text(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = lines[0] if lines else ""
-    return f"{type(error).__name__}: {first[:_LONGEST]}" if first else type(error).__name__
+        raise RunError(f"{where} raised {with_kind(error)}; correct it and resume") from error

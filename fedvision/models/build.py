@@ -12,7 +12,7 @@ from torch import nn
 
 from fedvision import registry, seeding
 from fedvision.config import ModelConfig
-from fedvision.errors import ConfigError, PluginError
+from fedvision.errors import ConfigError, PluginError, first_line
 from fedvision.models.base import ImageModel
 from fedvision.models.freezing import freeze, training_mode
 from fedvision.models.mkldnn_layout import avoid_narrow_strides
@@ -119,7 +119,7 @@ def _call(config: ModelConfig, runtime: dict[str, Any], where: str) -> nn.Module
     except ConfigError:
         raise
     except Exception as error:
-        raise PluginError(f"{where}: building it failed: {_error_text(error)}") from error
+        raise PluginError(f"{where}: building it failed: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise PluginError(f"{where}: it returns {type(model).__name__}, not a torch.nn.Module")
     return model
@@ -142,7 +142,7 @@ def _try(model: nn.Module, images: torch.Tensor, training: bool, where: str) -> 
         channels, height, width = images.shape[1:]
         raise ConfigError(
             f"{where}: it cannot work on images of {height} x {width} with {channels} channel(s) "
-            f"in {'training' if training else 'evaluation'}: {_error_text(error)}"
+            f"in {'training' if training else 'evaluation'}: {first_line(error)}"
         ) from error
 
 
@@ -152,9 +152,3 @@ def _forward(model: nn.Module, images: torch.Tensor, training: bool) -> Any:
     training_mode(model, training)
     with put_back(model):
         return model(images)
-
-
-def _error_text(error: Exception) -> str:
-    """Return an error's first line."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

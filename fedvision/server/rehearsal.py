@@ -14,7 +14,7 @@ from fedvision.aggregation.fixed_point import from_fixed_point, to_fixed_point
 from fedvision.algorithms.base import ServerContext
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
-from fedvision.errors import ConfigError, FedVisionError
+from fedvision.errors import ConfigError, FedVisionError, with_kind
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.models.meta import model_with
 from fedvision.models.parameter_groups import ParameterGroups
@@ -80,5 +80,5 @@ def rehearse(
     except Exception as error:
         raise ConfigError(
             f"[strategy] use = {config.strategy.use!r}: its work on the server fails with this model: "
-            f"{type(error).__name__}: {error}"
+            f"{with_kind(error)}"
         ) from error

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedvision.config import ExperimentConfig
-from fedvision.errors import ConfigError, FedVisionError
+from fedvision.errors import ConfigError, FedVisionError, with_kind
 from fedvision.models.freezing import training_mode
 from fedvision.tasks.base import Task
 from fedvision.training.client_trainer import build_loss
@@ -41,10 +41,9 @@ def check_task(
     except FedVisionError:
         raise
     except Exception as error:
-        said = (str(error).splitlines() or [""])[0]
         raise ConfigError(
             f"[task] use = {config.task.use!r} does not work with [loss] use = {config.loss.use!r} and "
-            f"[model] use = {config.model.use!r}: {type(error).__name__}: {said}"
+            f"[model] use = {config.model.use!r}: {with_kind(error)}"
         ) from error
     found = {
         f"its loss with [loss] use = {config.loss.use!r}": (losses, [len(images)], "one number an image"),

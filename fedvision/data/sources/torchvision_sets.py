@@ -22,7 +22,7 @@ from fedvision.data.decoding.file_list import Listing, to_dataset
 from fedvision.data.paths import data_root
 from fedvision.data.sources.idx import idx_dataset
 from fedvision.data.sources.pcam import pcam_arrays
-from fedvision.errors import DataError, nearest
+from fedvision.errors import DataError, first_line, nearest
 
 
 def torchvision_dataset(
@@ -123,12 +123,9 @@ def _open(maker: Any, folder: Path, download: bool, train: bool, split: str) -> 
         return maker(str(folder), **arguments)
     except (RuntimeError, OSError, ValueError) as error:
         failed = "could not be fetched to" if download else "is not in"
-        reason = (
-            str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        )
         raise DataError(
-            f"{maker.__name__} {failed} {folder} ({reason}); set data.download = true to fetch it, or "
-            "data.root to the folder that holds it"
+            f"{maker.__name__} {failed} {folder} ({first_line(error).rstrip('.')}); set data.download = true "
+            "to fetch it, or data.root to the folder that holds it"
         ) from error
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fedvision import registry
+from fedvision.errors import first_line
 from fedvision.training.loop import LoopSettings, rate
 from fedvision.training.sgd import SGD
 from fedvision.training.vectorized.batch_schedule import BatchSchedule
@@ -92,7 +93,7 @@ class CudaGraphRunner:
             self._reel = None
             raise
         except RuntimeError as error:
-            self.failure_reason, self._reel = (str(error).splitlines() or [type(error).__name__])[0], None
+            self.failure_reason, self._reel = first_line(error), None
             return None
         return reel.ended(plan, who, lrs)
 

@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fedvision import registry, seeding
 from fedvision.config import TrainingConfig
+from fedvision.errors import first_line
 from fedvision.models.freezing import training_mode
 from fedvision.tasks.base import Task
 from fedvision.training.loop import LoopSettings
@@ -120,7 +121,7 @@ def _trial_of_loss(
         apart = torch.stack([loss(n)(z, y) for n, z, y in zip(counts, logits, labels, strict=True)])
         alone = loss(counts)(logits[:, :1], labels[:, :1])
     except Exception as error:
-        return f"the loss does not take several clients at once: {_error_text(error)}"
+        return f"the loss does not take several clients at once: {_first_sentence(error)}"
     if not _alike(together, apart):
         return "the loss gives several clients at once other values than one by one"
     return (
@@ -144,7 +145,7 @@ def _trial_of_model(
             f"the network changes its buffer {changed[0]!r} while it trains" if changed else None
         )
     except Exception as error:
-        return f"the network has no stacked form: {_error_text(error)}"
+        return f"the network has no stacked form: {_first_sentence(error)}"
     finally:
         for name, buffer in model.named_buffers():
             buffer.copy_(before[name])
@@ -180,7 +181,5 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and float((a - b).abs().max()) <= _TOLERANCE * scale
 
 
-def _error_text(error: Exception) -> str:
-    """Return an error's first sentence, without its full stop."""
-    lines = str(error).splitlines()
-    return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__
+def _first_sentence(error: Exception) -> str:
+    return first_line(error).split(". ")[0].rstrip(".")
