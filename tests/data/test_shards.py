@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fedvision.config import PartitionConfig
 from fedvision.data.dataset import ImageSet
 from fedvision.data.partition import split
-from fedvision.data.partition.client_shards import ClientShards, holdout
+from fedvision.data.partition.client_shards import ClientShards
+from fedvision.data.partition.holdout import held_out
 from fedvision.data.shards import Shard
 from fedvision.errors import DataError
 
@@ -57,6 +58,12 @@ def test_a_memory_map_is_read_and_never_written(tmp_path: Path) -> None:
     assert type(images) is np.ndarray
     assert images.flags.writeable
     np.testing.assert_array_equal(images[0], base.images[2])
+
+
+def holdout(shard: Shard, share: float, rng: np.random.Generator) -> tuple[Shard, Shard]:
+    """Return the images of a shard that train and those that are held out."""
+    held = held_out(shard.labels[shard.indices], share, rng)
+    return shard.take(np.flatnonzero(~held)), shard.take(np.flatnonzero(held))
 
 
 @settings(max_examples=100)

@@ -8,28 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.dataset import ImageSet
-from fedvision.data.partition.holdout import held_out
 from fedvision.data.partition.split import Split
 from fedvision.data.shards import Shard
-from fedvision.data.targets import strata
-
-
-def holdout(shard: Shard, share: float, rng: np.random.Generator) -> tuple[Shard, Shard]:
-    """Split a shard into training and test images, as ``data.holdout.held_out`` chooses them.
-
-    Args:
-        shard: The client's images.
-        share: Share held out, >= 0 and < 1; 0 makes an empty test.
-        rng: Chooses the images.
-
-    Returns:
-        Training shard and test shard: disjoint, together the whole, each in the shard's order.
-
-    Raises:
-        DataError: ``share`` is out of range.
-    """
-    held = held_out(strata(shard.labels[shard.indices]), share, rng)
-    return shard.take(np.flatnonzero(~held)), shard.take(np.flatnonzero(held))
 
 
 @dataclass(frozen=True, eq=False)
