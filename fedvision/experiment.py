@@ -315,7 +315,7 @@ def _try(
 
     from fedvision.models.parameter_groups import ParameterGroups
     from fedvision.models.tensor_checks import trained_names, trains_alone
-    from fedvision.server.rehearsal import rehearse
+    from fedvision.server.rehearsal import rehearse, rehearse_client_half
     from fedvision.training.task_check import check_task
 
     classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
@@ -324,6 +324,7 @@ def _try(
         _check_batches(config, parts, alone=trains_alone(model, images[:1]))
         personal = trained_names(model, ParameterGroups.of(model, config.model).personal, images)
         check_task(config, task, model, images, classes)
+        rehearse_client_half(config, strategy, model, images, classes)
         rehearse(config, strategy, model, (height, width, channels), classes)
     return personal
 

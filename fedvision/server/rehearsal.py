@@ -1,4 +1,4 @@
-"""Statistics and refinement tried before a run, on blank images, so that what is wrong ends it there."""
+"""What a strategy does beside averaging (losses, statistics, refinement), tried before a run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from functools import partial
 
 import numpy as np
+import torch
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
@@ -14,15 +15,18 @@ from fedvision.aggregation.fixed_point import from_fixed_point, to_fixed_point
 from fedvision.algorithms.base import ServerContext
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
-from fedvision.errors import ConfigError, FedVisionError, with_kind
+from fedvision.errors import ClientError, ConfigError, FedVisionError, with_kind
 from fedvision.flower.strategy import FlowerStrategy
+from fedvision.models.freezing import training_mode
 from fedvision.models.meta import model_with
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state
 from fedvision.server.checks import check_state
-from fedvision.training.client_trainer import loop_settings
+from fedvision.tasks.base import build_task
+from fedvision.training.client_algorithm import ClientAlgorithm
+from fedvision.training.client_trainer import build_loss, loop_settings
 from fedvision.training.statistics import LocalData, compute_statistic
-from fedvision.types import PluginSpec
+from fedvision.types import PluginSpec, TrainRequest
 
 
 def rehearse(
@@ -82,3 +86,46 @@ def rehearse(
             f"[strategy] use = {config.strategy.use!r}: its work on the server fails with this model: "
             f"{with_kind(error)}"
         ) from error
+
+
+def rehearse_client_half(
+    config: ExperimentConfig, strategy: Strategy, model: nn.Module, images: torch.Tensor, num_classes: int
+) -> None:
+    """Let a client half that has a loss of its own compute it.
+
+    Args:
+        config: The experiment.
+        strategy: Its strategy; a copy of it is tried.
+        model: The network as it begins, on the CPU; it stays as it is.
+        images: float [B, channels, H, W].
+        num_classes: C.
+
+    Raises:
+        ConfigError: It cannot, or the loss is not one number an image.
+    """
+    if not isinstance(strategy, FlowerStrategy) or strategy.inner.client.loss is ClientAlgorithm.loss:
+        return
+    where = f"[strategy] use = {config.strategy.use!r}"
+    own, trial = copy.deepcopy(strategy.inner), model_with(model, {})
+    state = get_state(trial, ParameterGroups.of(model, config.model).shared)
+    height, width = images.shape[2:]
+    targets = build_task(config.task).example_targets(num_classes, (height, width))
+    try:
+        request = TrainRequest(round=1, client=0, state=state, client_config=own.configure(1, state, 0))
+        algorithm = own.client()
+        training_mode(trial)
+        trained = {name: p for name, p in trial.named_parameters() if p.requires_grad}
+        algorithm.begin(trial, trained, request, {})
+        loss = build_loss(config, torch.ones(num_classes, dtype=torch.int64))
+        losses = algorithm.loss(trial, images, targets[torch.arange(len(images)) % num_classes], loss)
+    except ClientError as error:
+        raise ConfigError(f"{where}: {error.cause}") from error
+    except FedVisionError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{where}: the loss of its client half fails here: {with_kind(error)}") from error
+    if losses.shape != (len(images),):
+        raise ConfigError(
+            f"{where}: the loss of its client half is {list(losses.shape)}, not {[len(images)]}: one number "
+            "an image"
+        )

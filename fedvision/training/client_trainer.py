@@ -18,7 +18,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.image_counts import ImageCounts
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
-from fedvision.errors import ClientError, ConfigError, PluginError
+from fedvision.errors import ClientError, ConfigError, PluginError, with_kind
 from fedvision.losses.logits import sharpened, sharpness
 from fedvision.models.meta import filled
 from fedvision.models.parameter_groups import ParameterGroups
@@ -336,7 +336,8 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
     """Build once what every client will build, so that a wrong key ends the run before it starts.
 
     Raises:
-        ConfigError: The device, transforms, loss, schedule or optimiser cannot be built.
+        ConfigError: The device, transforms, loss, schedule or optimiser cannot be built, or the optimiser
+            takes no plain step.
     """
     settings = loop_settings(config, channels)
     build_loss(config, torch.ones(num_classes, dtype=torch.int64))
@@ -347,4 +348,13 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
                 f"training.schedule: {config.training.schedule.use!r} gives round {round} of {config.rounds} "
                 f"the learning rate {rate:g}, with which nothing is learned; it must be > 0 and finite"
             )
-    settings.make_optimizer([nn.Parameter(torch.zeros(1))], settings.lr(1))
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = settings.make_optimizer([parameter], settings.lr(1))
+    parameter.grad = torch.zeros(1)
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise ConfigError(
+            f"training.optimizer: {config.training.optimizer.use!r} takes no step on gradients alone "
+            f"({with_kind(error)}); use another one"
+        ) from error
