@@ -12,7 +12,7 @@ import binascii
 import logging
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from time import monotonic
 
 from starlette.responses import JSONResponse
@@ -74,6 +74,7 @@ class ApiGateway:
         clock: Seconds that only rise.
         redeliver: As ``internals_superlink.redeliver`` on the SuperLink's state.
         owner: As ``internals_superlink.owner`` on the SuperLink's state.
+        announced: As ``internals_superlink.announced`` on the SuperLink's state.
         removed: Returns the public keys that were known once, and their clients' names.
     """
 
@@ -85,10 +86,12 @@ class ApiGateway:
         clock: Callable[[], float] = monotonic,
         redeliver: Callable[[int, float], int] = lambda node, seconds: 0,
         owner: Callable[[str], int | None] = lambda message: None,
+        announced: Callable[[str], Set[str] | None] = lambda message: None,
         removed: Callable[[], Mapping[bytes, str]] = dict,
     ) -> None:
         self._app, self._known, self._limits, self._clock = app, known, limits, clock
         self._redeliver, self._owner, self._removed = redeliver, owner, removed
+        self._announced = announced
         self._paths = internals_superlink.fleet_paths() | {FLEET}
         self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
         self._budget = MemoryBudget(limits.body_memory, limits.key_bodies, self._on_wait)
@@ -195,11 +198,11 @@ class ApiGateway:
             raise Refusal(401, NOT_SIGNED, detail=f" [the key of {self._known().get(key)}]")
 
     async def _check_names(self, path: str, key: bytes, body: list[bytes]) -> None:
-        """Refuse a call that its node signed and in which another node speaks."""
-        if path in internals_superlink.NAMING and await asyncio.to_thread(
-            internals_superlink.names_another, path, b"".join(body), self._owner
-        ):
-            raise Refusal(403, "a message in another client's name", detail=f" [{self._known().get(key)}]")
+        """Refuse a call that its node signed and in which another node speaks, or that announces too much."""
+        if path in internals_superlink.NAMING:
+            parts = b"".join(body), self._owner, self._announced, self._limits.objects
+            if wrong := await asyncio.to_thread(internals_superlink.wrong_with, path, *parts):
+                raise Refusal(403, wrong, detail=f" [{self._known().get(key)}]")
 
     async def _body(self, receive: Receive, most: int, held: Held) -> list[bytes]:
         """Read a body of at most ``most`` bytes within the limits of time, in the room that it has.

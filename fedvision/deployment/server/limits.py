@@ -42,6 +42,8 @@ class Limits:
     """Longest pause inside a body, and between two requests of one connection."""
     body_rate: float = 16e3
     """Slowest body in bytes a second, after ``header_seconds`` of grace."""
+    objects: int = 4096
+    """Objects of a reply; those of models have 15 MiB, so that 60 GB come with one."""
     key_bodies: int = 2
     """Large bodies of one client that are in memory at a time."""
     busy_rate: float = 100e3

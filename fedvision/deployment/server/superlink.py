@@ -90,6 +90,7 @@ def serve(options: SuperlinkOptions) -> None:
             redeliver=functools.partial(internals_superlink.redeliver, state),
             removed=lambda: keyring.removed,
             owner=functools.partial(internals_superlink.owner, state),
+            announced=functools.partial(internals_superlink.announced, state),
         )
         config = uvicorn.Config(
             gate,

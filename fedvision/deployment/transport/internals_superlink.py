@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,22 +176,63 @@ def replay(body: list[bytes], receive: Receive) -> Receive:
     return replayed
 
 
-def names_another(path: str, body: bytes, owner: Callable[[str], int | None]) -> bool:
-    """Tell whether a call of one node, whose path is in ``NAMING``, brings or ends a message of another's."""
+ANOTHERS = "a message in another client's name"
+
+
+def wrong_with(
+    path: str,
+    body: bytes,
+    owner: Callable[[str], int | None],
+    announced: Callable[[str], Set[str] | None],
+    most: int,
+) -> str:
+    """Return why a call whose path is in ``NAMING`` is refused; empty where it is not.
+
+    Args:
+        path: The call's.
+        body: Its body.
+        owner: As the function of that name on the SuperLink's state: no node may speak for another.
+        announced: Likewise: Flower notes whatever objects come with a reply that it has already.
+        most: Objects of a reply at most.
+    """
     from flwr.proto.fleet_pb2 import PushMessagesRequest
     from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+    from fedvision.deployment.transport.internals_wire import names_of
+
     try:
-        if path == PUSH_MESSAGES:
-            request = PushMessagesRequest.FromString(body)
-            return any(
-                message.metadata.src_node_id != request.node.node_id for message in request.messages_list
-            )
-        request = ConfirmMessageReceivedRequest.FromString(body)
-        return owner(request.message_object_id) not in (None, request.node.node_id)
+        if path != PUSH_MESSAGES:
+            request = ConfirmMessageReceivedRequest.FromString(body)
+            return ANOTHERS if owner(request.message_object_id) not in (None, request.node.node_id) else ""
+        request = PushMessagesRequest.FromString(body)
     except DecodeError:  # Flower does not read it either
-        return False
+        return ""
+    if any(message.metadata.src_node_id != request.node.node_id for message in request.messages_list):
+        return ANOTHERS
+    if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+        return "no reply, or several in one call"
+    message, tree = request.messages_list[0].metadata.message_id, request.message_object_trees[0]
+    objects = list(islice(names_of(tree), most + 1))
+    if len(objects) > most:
+        return f"a reply of more than {most} objects"
+    if tree.object_id != message:
+        return "a reply whose objects are another message's"
+    if announced(message) not in (None, set(objects)):
+        return "a reply that has other objects than when it was sent before"
+    return ""
+
+
+def announced(state: LinkState, message: str) -> Set[str] | None:
+    """Return the ids of all objects of a message that is there, None where it is not."""
+    from flwr.supercore.object_store.object_store import NoObjectInStoreError
+
+    from fedvision.deployment.transport.internals_wire import names_of
+
+    try:
+        return frozenset(names_of(state.object_store.get_object_tree(message)))
+    except NoObjectInStoreError:
+        return None
 
 
 def owner(state: SqlLinkState, message: str) -> int | None:

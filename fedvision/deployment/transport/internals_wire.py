@@ -222,7 +222,7 @@ class IncomingMessage:
             self.pieces = [pieces[number] for number in order if number >= 0]
             if not record[_ORDERED]:
                 # Forgotten by the SuperLink after the tensors are read, the rest would be refused.
-                for name in set(_names(self.tree)) - {head_id, *pieces}:
+                for name in set(names_of(self.tree)) - {head_id, *pieces}:
                     self._fetch(name)
         except (DecodeError, ValueError, KeyError, IndexError, TypeError) as error:
             raise ProtocolError("the message is not packed as this version packs it") from error
@@ -273,10 +273,11 @@ def _parts(tree: message_pb2.ObjectTree) -> tuple[str, list[str]]:
     return head.object_id, sorted(piece.object_id for piece in blob.children)
 
 
-def _names(tree: message_pb2.ObjectTree) -> Iterator[str]:
+def names_of(tree: message_pb2.ObjectTree) -> Iterator[str]:
+    """Yield the id of each object of a tree."""
     yield tree.object_id
     for child in tree.children:
-        yield from _names(child)
+        yield from names_of(child)
 
 
 def objects_of(message: Message) -> tuple[message_pb2.ObjectTree, dict[str, Any]]:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, Message, Metadata, ObjectTree
+from flwr.proto.node_pb2 import Node
 
 from fedvision.deployment.server.api_gateway import ApiGateway
 from fedvision.deployment.server.limits import Limits
@@ -146,14 +149,16 @@ def test_who_waits_for_room_is_named(
     ]
 
 
-def reply(source: int, *, node: int = 7) -> bytes:
+def reply(source: int, *, node: int = 7, objects: ObjectTree | None = None) -> bytes:
     """Return a node's call that brings a reply."""
-    from flwr.proto.fleet_pb2 import PushMessagesRequest
-    from flwr.proto.message_pb2 import Message, Metadata
-    from flwr.proto.node_pb2 import Node
+    message = Message(metadata=Metadata(src_node_id=source, message_id="r"))
+    found = PushMessagesRequest(node=Node(node_id=node), messages_list=[message])
+    found.message_object_trees.append(objects or tree("r", "a", "b"))
+    return bytes(found.SerializeToString())
 
-    messages = [Message(metadata=Metadata(src_node_id=node)), Message(metadata=Metadata(src_node_id=source))]
-    return PushMessagesRequest(node=Node(node_id=node), messages_list=messages).SerializeToString()
+
+def tree(root: str, *children: str) -> ObjectTree:
+    return ObjectTree(object_id=root, children=[ObjectTree(object_id=child) for child in children])
 
 
 @pytest.mark.parametrize("kind", [MEDIA_TYPE, f"{MEDIA_TYPE.upper()}; charset=utf-8"])
@@ -169,11 +174,35 @@ def test_a_reply_in_another_clients_name_is_refused(kind: str, caplog: pytest.Lo
     assert send_request(gate(flower), PUSH_MESSAGES, headers=headers, parts=[own])[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("objects", "why"),
+    [
+        (tree("r", *map(str, range(9))), "a reply of more than 8 objects"),
+        (tree("other", "a"), "a reply whose objects are another message's"),
+        (tree("known", "a", "c"), "a reply that has other objects than when it was sent before"),
+    ],
+    ids=["many", "another's", "other ones"],
+)
+def test_a_client_takes_no_more_of_the_disk_than_a_reply_needs(
+    objects: ObjectTree, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each object may have 16 MiB; sent again with new ones each time, there would be no end of them."""
+    flower, sent = Flower(), {"known": frozenset({"known", "a", "b"})}
+    guarded = ApiGateway(flower, lambda: {KEY: "north"}, Limits(objects=8), announced=sent.get)
+    name = objects.object_id if objects.object_id == "known" else "r"
+    request = PushMessagesRequest.FromString(reply(7, objects=objects))
+    request.messages_list[0].metadata.message_id = name
+    body = request.SerializeToString()
+    with caplog.at_level(logging.WARNING, "fedvision.deployment"):
+        assert send_request(guarded, PUSH_MESSAGES, parts=[body])[0] == 403
+    assert caplog.messages == [f"refused 192.0.2.1: {why} [north]"]
+    again = PushMessagesRequest.FromString(reply(7, objects=tree("known", "b", "a")))
+    again.messages_list[0].metadata.message_id = "known"
+    assert send_request(guarded, PUSH_MESSAGES, parts=[again.SerializeToString()])[0] == 200
+
+
 @pytest.mark.parametrize(("owner", "status"), [(7, 200), (None, 200), (8, 403)])
 def test_a_message_is_confirmed_by_its_receiver_alone(owner: int | None, status: int) -> None:
-    from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
-    from flwr.proto.node_pb2 import Node
-
     body = ConfirmMessageReceivedRequest(node=Node(node_id=7), message_object_id="m").SerializeToString()
     guarded = ApiGateway(Flower(), lambda: {KEY: "north"}, Limits(), owner={"m": owner}.get)
     assert send_request(guarded, CONFIRM, parts=[body])[0] == status
