@@ -104,7 +104,7 @@ class ClientDaemon:
             died = False
             with self._disk("that this client runs"):
                 if died := self._state.begin():
-                    self._notes.append("its process died and was started again")
+                    self._note("its process died and was started again")
             beats = threading.Thread(target=self._beat, daemon=True)
             try:
                 self._trainer.start()
@@ -182,7 +182,7 @@ class ClientDaemon:
                     self._lost.set()
                 away, last_beat = time.monotonic() - last_beat, time.monotonic()
                 if away > _AWAY_S:
-                    self._notes.append(f"its connection was away for {away:.0f} s")
+                    self._note(f"its connection was away for {away:.0f} s")
                 pause = _BEAT_S
             except LinkRefused:
                 self._lost.set()
@@ -214,7 +214,7 @@ class ClientDaemon:
                     # task of a run that it does not know would be tried for ever.
                     self._runs.pop(incoming.head.metadata.run_id, None)
                 if incoming.head.metadata.message_id == self._answered:
-                    self._notes.append("it was given a message twice, and answered it once")
+                    self._note("it was given a message twice, and answered it once")
                 else:
                     self._handle(incoming)
                     self._answered = incoming.head.metadata.message_id
@@ -266,11 +266,18 @@ class ClientDaemon:
         """Return the notes on this client in the reply to a task, the same for every request."""
         notes = stored.notes(task)
         if notes is None:
-            notes = tuple(self._notes[:MAX_NOTES])
+            notes = tuple(self._notes)
             with self._disk("the notes on this client"):
                 stored.keep_notes(task, notes)
-            del self._notes[: len(notes)]
+            for note in notes:
+                with suppress(ValueError):  # the heartbeats' thread may have pushed it out
+                    self._notes.remove(note)
         return notes
+
+    def _note(self, sentence: str) -> None:
+        """Note what befell this client, for its next reply; of an idle one's notes the last are enough."""
+        self._notes.append(sentence)
+        del self._notes[:-MAX_NOTES]
 
     def _answer(self, reply: Message, took: float) -> None:
         name = reply.object_id
@@ -298,7 +305,7 @@ class ClientDaemon:
         if stored := reply.layout(task):
             log.warning("%s: this task was done before; the same reply is sent", kind)
             if self._twice:
-                self._notes.append("it got a task twice, and did it once")
+                self._note("it got a task twice, and did it once")
             return stored, task
         self._patiently(lambda: self._fetch(incoming, layout.size))
         reply.drop()
@@ -318,14 +325,14 @@ class ClientDaemon:
         self._expected = {name: Expected.from_text(text) for name, text in opened["expected"].items()}
         self._opened = (self._trainer.generation, facts.run)
         if reported and opened["changed"]:
-            self._notes.append("its images changed since it reported them")
+            self._note("its images changed since it reported them")
 
     def _surely(self, request: Mapping[str, Any], facts: RunManifest) -> dict[str, Any]:
         """Do a task once more where its process died: as if the client had died with it and come back."""
         try:
             return self._trainer.call(request)
         except ProcessDied as error:
-            self._notes.append("its training process died in a task, which it did once more")
+            self._note("its training process died in a task, which it did once more")
             log.warning("%s; the task is done once more", error)
             self._trainer.start()
             self._open(facts, reported=True)

@@ -303,3 +303,17 @@ def test_a_kept_message_that_a_power_cut_damaged_is_dropped(pki: Path, tmp_path:
     with pytest.raises(LinkRefused):
         client._work()
     assert client._message() is None
+
+
+def test_what_befell_an_idle_client_is_told_in_one_reply(pki: Path, tmp_path: Path) -> None:
+    """A link that came and went for days must not be told eight times a round for weeks."""
+    config = ClientMachineConfig.from_dict(table(pki / "clients/north", tmp_path, "localhost:1"))
+    client = daemon.ClientDaemon(config, tmp_path)
+    for number in range(100):
+        client._note(f"its connection was away for {number} s")
+    reply = client._state.reply("train")
+    told = client._notes_of(reply, "a task")
+    assert told == tuple(f"its connection was away for {number} s" for number in range(92, 100))
+    client._note("its images changed since it reported them")
+    assert client._notes_of(reply, "a task") == told, "the same reply is the same"
+    assert client._notes_of(reply, "the next task") == ("its images changed since it reported them",)
