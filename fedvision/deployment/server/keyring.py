@@ -86,6 +86,8 @@ class Keyring:
     def sync(self) -> list[str]:
         """Bring Flower's state up to the folder's; return what is wrong with files that are passed over.
 
+        A file that holds no key at the moment lets nobody in and shuts nobody out.
+
         Raises:
             ConfigError: The folder cannot be read.
         """
