@@ -46,6 +46,8 @@ _PAUSE_S = 0.02
 """Pause between two questions for replies, which ``long_polling`` holds while there is none."""
 _UPLOAD_S = 6 * 3600.0
 """How long a client may take to deliver a reply; a SuperLink gives up on one that rests for 180 s."""
+_TTL_S = 30 * 86_400.0
+"""How long a SuperLink takes a reply to a message; after Flower's 12 hours a slow client's would be lost."""
 _STATISTIC_BYTES = 1 << 29
 """Bytes of a statistic's sums at most."""
 _T = TypeVar("_T")
@@ -277,6 +279,7 @@ class SuperLinkGrid(LocalGrid):
             if key not in cut:
                 cut[key] = pack_tensors(message_format.TensorSource(content, layout))
             message.content = pack_message(layout, cut[key])
+            message.metadata.ttl = _TTL_S
 
     def _retrying(self, call: Callable[[], _T]) -> _T:
         """Call until the SuperLink answers.

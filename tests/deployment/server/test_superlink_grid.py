@@ -275,3 +275,12 @@ def test_a_refused_reply_is_let_go_at_the_superlink_too(link: FakeLink) -> None:
     list(sender.send_and_receive(messages_to([10])))
     sender._later.shutdown()
     assert confirmed == [10]
+
+
+def test_a_message_outlives_the_longest_training(link: FakeLink) -> None:
+    """Flower's own are forgotten after 12 hours: a reply that comes later would be dropped in silence."""
+    link.replies = {10: [update(1.0)]}
+    list(grid(link).send_and_receive(messages_to([10])))
+    (sent,) = link.pushed
+    assert sent.metadata.ttl >= 30 * 86_400
+    assert internals_wire.reply_to(sent, RecordDict()).metadata.ttl == sent.metadata.ttl
