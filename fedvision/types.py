@@ -1,4 +1,4 @@
-"""The words that rooms use with each other: plug-in specifications, tasks, updates.
+"""Types that packages share: plug-in specifications, requests, updates.
 
 Shape letters used throughout the project: B batch, C classes, H height, W width, K clients, N examples,
 D features.

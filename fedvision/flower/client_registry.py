@@ -64,16 +64,10 @@ class SimulatedClientRegistry:
 
 
 class UnknownClients:
-    """Members of whom nothing is known: nodes count as clients.
+    """Members of whom nothing is known: nodes count as clients."""
 
-    Args:
-        counts: Training images of each class [C] over all members.
-    """
-
+    counts: tuple[int, ...] = ()
     groups: ClassVar[Mapping[str, Collection[int]]] = {}
-
-    def __init__(self, counts: tuple[int, ...] = ()) -> None:
-        self.counts = counts
 
     def __len__(self) -> int:
         return 0

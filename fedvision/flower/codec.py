@@ -3,7 +3,7 @@
 Plain traffic uses Flower's default keys (``arrays``, ``config``, ``metrics``, ``num-examples``) with exactly
 one ArrayRecord and one MetricRecord in a reply to a training message, so that stock strategies work
 unchanged. Further groups of tensors travel as ``tensors.<group>`` and only where an algorithm requests them.
-``screening`` checks what comes back against what the model expects.
+``server.update_validator`` checks what comes back against what the model expects.
 
 A reply to a training message that also requested a measurement carries that of an evaluation message, its
 records under ``measured.<name>``. The server takes them out before a strategy sees the reply.

@@ -98,7 +98,7 @@ class PendingMessages:
         return self.lasting.now() if self.lasting else 0.0
 
     def entries(self, messages: Sequence[Message], round: int, stage: str) -> list[PendingMessage]:
-        """Return messages as letters of a round."""
+        """Return a round's messages as pending ones."""
         now = self.now()
         return [
             PendingMessage(
@@ -115,9 +115,9 @@ class PendingMessages:
     def deliver(
         self, entries: Sequence[PendingMessage], limit: Callable[[], float], kind: str = ""
     ) -> Iterator[tuple[PendingMessage, Message]]:
-        """Send letters and yield replies, to these and to older ones, until the clock is at ``limit()``.
+        """Send messages and yield replies, to these and to older ones, until the clock is at ``limit()``.
 
-        A carrier that is not lasting yields all its replies, whatever the time. A second reply to a letter,
+        A carrier that is not lasting yields all its replies, whatever the time. A second reply to a message,
         which only such a carrier may send, says what has become of the first.
         """
         if self.lasting is None:
@@ -135,7 +135,7 @@ class PendingMessages:
             del reply
 
     def outstanding(self) -> list[PendingMessage]:
-        """Return the letters that have no answer yet, whether or not it is there."""
+        """Return the messages that have no answer yet, whether or not it is there."""
         return list(self._out.values())
 
     def busy(self) -> set[int]:
@@ -146,10 +146,10 @@ class PendingMessages:
         return {entry.client for key, entry in self._out.items() if key not in ready}
 
     def snapshot(self, oldest: int) -> tuple[State, dict[str, Any]]:
-        """Return the training letters that are owed, as tensors and JSON.
+        """Return the training messages that are owed, as tensors and JSON.
 
         Args:
-            oldest: Letters of earlier rounds are left out.
+            oldest: Those of earlier rounds are left out.
         """
         tensors: State = {}
         contents: dict[int, int] = {}
@@ -172,10 +172,10 @@ class PendingMessages:
         return tensors, {"letters": listed, "contents": layouts, "now": self.now()}
 
     def restore(self, tensors: State, values: Mapping[str, Any]) -> list[tuple[int, int]]:
-        """Send the letters of a snapshot again.
+        """Send the messages of a snapshot again.
 
         Returns:
-            Client and round of those letters whose client is not there.
+            Client and round of those whose client is not there.
         """
         if self.lasting is None or "now" not in values:
             return []
@@ -204,7 +204,7 @@ class PendingMessages:
 
 
 def _content(place: int, layout: Mapping[str, Any], tensors: State) -> RecordDict:
-    """Return a letter's content as ``snapshot`` wrote it."""
+    """Return a message's content as ``snapshot`` wrote it."""
     content = RecordDict()
     for key, held in layout.items():
         if isinstance(held, Mapping):

@@ -110,7 +110,7 @@ class ReplyCollector(Generic[T]):
         yield from (reply for _, _, reply in sorted(late, key=lambda item: item[:2]))
 
     def _screened(self, entries: Sequence[PendingMessage]) -> Iterator[tuple[PendingMessage, T | None]]:
-        """Yield letters with their replies, None where these are not used, until the phase is over."""
+        """Yield messages with their replies, None where these are not used, until the phase is over."""
         missing = dict.fromkeys(entries)
         lasting = self.post.lasting is not None
         if not (lasting and self._complete(missing)):

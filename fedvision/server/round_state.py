@@ -1,7 +1,7 @@
 """What a run remembers from round to round beside model and strategy: who owes an answer, who was refused.
 
 A round selects clients that are free when it begins; one that is busy with an earlier round is left out, and
-one refused too often is set aside. ``collection`` decides when the round is over. A client gets at
+one refused too often is set aside. ``reply_collector`` decides when the round is over. A client gets at
 most one message a round and each message one reply, so exactly one training counts for each (round, client).
 """
 

@@ -278,13 +278,13 @@ def client_algorithm(request: TrainRequest) -> ClientAlgorithm:
     return kind()
 
 
-def build_loss(config: ExperimentConfig, counts: torch.Tensor, round: int = 1) -> LossFn:
-    """Build the experiment's loss from class counts [C].
+def build_loss(config: ExperimentConfig, counts: torch.Tensor) -> LossFn:
+    """Build the experiment's loss of the first round from class counts [C].
 
     Raises:
         PluginError: The loss is unknown or its arguments do not fit.
     """
-    return loss_maker(config)(counts, round)
+    return loss_maker(config)(counts, 1)
 
 
 def probability_scale(config: ExperimentConfig, num_classes: int) -> float:

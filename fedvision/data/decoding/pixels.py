@@ -3,7 +3,7 @@
 What becomes of a pixel, in this order:
 
 1. Rotation and mirroring that EXIF asks for are done.
-2. Pixels whose white is not 255 are scaled to 0..255 (``depth``): 16-bit gray from 0..65535, or from the
+2. Pixels whose white is not 255 are scaled to 0..255 (``bit_depth``): 16-bit gray from 0..65535, or from the
    range that the file or the experiment names. 32-bit and floating-point pixels without one are unreadable.
 3. Transparency (alpha, a transparent palette entry or colour) is laid over white.
 4. Colour is converted: CMYK and palettes to RGB, and to gray, where ``channels`` is 1, by ITU-R 601

@@ -1,8 +1,8 @@
 """The local steps of K clients at once: the loop of ``fit``, with a dimension of clients before all others.
 
-Torch's own optimisers, which work element by element, step on stacked parameters [K, ...] (see ``stack``).
+Torch's own optimisers, which work element by element, step on stacked parameters [K, ...] (``client_stack``).
 So kernels are launched as often as for a single client, which is what small models wait for on a GPU; where
-even that is too often, ``recorded`` plays the steps back. Batches, augmentation, losses, algorithms and
+even that is too often, ``cuda_graph`` plays the steps back. Batches, augmentation, losses, algorithms and
 schedules are those of ``fit``, and so is the result but for the order of float32 sums. What cannot be stacked
 is named by ``fedvision.training.vectorized.vmap_support``.
 """
