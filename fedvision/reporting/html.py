@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from fedvision.reporting.summary_sentences import headlines, measured_on, summar
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import Misclassified
 
+_HERE = Path(__file__).parent
 _SHOWN = ("mean_ap", "accuracy", "balanced_accuracy", "tail")
 """Scores that are drawn over rounds."""
 EVENTS_SHOWN, MEMBERS_SHOWN, CLASSES_SHOWN = 200, 200, 400
@@ -107,9 +108,15 @@ def _again(facts: RunData) -> str:
 
 def render_page(template: str, **values: Any) -> str:
     """Fill a template of this package; everything that is not ``Markup`` is escaped."""
-    here = Path(__file__).parent
+    style = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
+    return _environment().get_template(template).render(style=style, **values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Return what keeps each template as it was compiled: that takes longer than to fill it."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(here),
+        loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -119,8 +126,7 @@ def render_page(template: str, **values: Any) -> str:
         name: getattr(formatting, name)
         for name in ("percent", "number", "whole", "size", "duration", "plural")
     }
-    style = Markup((here / "page.css").read_text(encoding="utf-8"))
-    return environment.get_template(template).render(style=style, **values)
+    return environment
 
 
 def _ends(rows: Sequence[ClassFacts], most: int) -> Sequence[ClassFacts]:

@@ -79,6 +79,8 @@ def draw(paint: Callable[[Axes], None], *, name: str, alt: str, width: float, he
         figure = Figure(figsize=(width / 72, height / 72), layout=layout)
         FigureCanvasSVG(figure)
         paint(figure.add_subplot())
+        layout.execute(figure)
+        figure.set_layout_engine(None)  # else the whole picture is drawn twice, once to lay it out
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _embed(buffer.getvalue(), name, alt)
