@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,7 @@ OUTSIDE = {
 NON_PUBLIC = ("flwr.app", "flwr.serverapp", "flwr.clientapp")
 
 
+@cache
 def _imports(file: Path) -> set[str]:
     """Return every module a file imports, those inside functions and under TYPE_CHECKING included."""
     found: set[str] = set()

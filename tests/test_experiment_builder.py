@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,14 @@ def few(*, shade: int = 0) -> Dataset:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_read() -> None:
+def _nothing_read() -> Iterator[None]:
+    """Forget what was read, and keep what is there out of the many collections of garbage in these tests."""
     READ.clear()
     MOST.clear()
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def config(name: str, **changes: Any) -> ExperimentConfig:

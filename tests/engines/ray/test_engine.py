@@ -227,7 +227,11 @@ def test_a_worker_that_returned_its_sums_runs_again_when_another_dies(
 
 @pytest.mark.parametrize(
     ("trouble", "reason"),
-    [("raise", "no luck"), ("nan", "holds NaN"), ("huge", "the norm of its change is")],
+    [
+        ("raise", "no luck"),
+        pytest.param("nan", "holds NaN", marks=pytest.mark.long),
+        pytest.param("huge", "the norm of its change is", marks=pytest.mark.long),
+    ],
 )
 @pytest.mark.parametrize("add_update", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_client_that_fails_is_named_as_by_the_serial_engine(

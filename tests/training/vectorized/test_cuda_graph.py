@@ -106,11 +106,12 @@ def check(
 
 
 # Two clients of one step each where tracing takes seconds; other sizes and halves of the clients come below.
-SHALLOW = [use for use in registry.BUILTINS["model"] if use not in ("rnn", "resnet20")]
+DEEP = ("resnet8-wide", "resnet18", "resnet20")
+SHALLOW = [use for use in registry.BUILTINS["model"] if use not in ("rnn", *DEEP)]
 FEW: dict[str, Any] = {"sizes": ((5, 6),)}
 
 
-@pytest.mark.parametrize("use", [*SHALLOW, pytest.param("resnet20", marks=pytest.mark.long)])
+@pytest.mark.parametrize("use", [*SHALLOW, *(pytest.param(use, marks=pytest.mark.long) for use in DEEP)])
 def test_every_model_that_stacks_can_be_played_back(use: str) -> None:
     check(Cohort(model=network(use), settings=settings(momentum=0.9), shards=make_shards((8, 7))), **FEW)
 
@@ -143,13 +144,21 @@ def test_optimiser_batches_and_schedule_are_those_of_the_loop(training: dict[str
     check(Cohort(settings=settings(**training)))
 
 
-@pytest.mark.parametrize("chunk", [0, 2])
-@pytest.mark.parametrize("limit", [0, 1 << 30], ids=["sent", "resident"])
+@pytest.mark.parametrize(
+    ("limit", "chunk"),
+    [
+        pytest.param(0, 2, id="sent-2"),
+        pytest.param(1 << 30, 0, id="resident-0"),
+        pytest.param(0, 0, id="sent-0", marks=pytest.mark.long),
+        pytest.param(1 << 30, 2, id="resident-2", marks=pytest.mark.long),
+    ],
+)
 def test_images_may_live_on_the_device_or_be_sent_with_each_stack(limit: int, chunk: int) -> None:
     transforms = TransformConfig(flip=True, crop=2, rotation=20.0, cutout=3)
     check(Cohort(settings=settings(transforms)), rounds=3, limit=limit, chunk=chunk)
 
 
+@pytest.mark.long
 def test_bfloat16_agrees_with_the_loop_as_far_as_bfloat16_goes() -> None:
     check(Cohort(settings=settings(precision="bfloat16")), tolerance=0.03)
 
@@ -198,6 +207,7 @@ def test_what_the_loss_depends_on_beside_the_counts_makes_new_recordings() -> No
     assert tracer.recorded > before
 
 
+@pytest.mark.long
 def test_another_algorithm_makes_new_recordings() -> None:
     plain = Cohort()
     configs = [ClientConfig(numbers={"mu": 1.0})] * len(SIZES)
@@ -306,6 +316,7 @@ class Count(ClientAlgorithm):
         return {}, {"steps": self.groups["steps"]["head.bias"].clone()}
 
 
+@pytest.mark.long
 def test_a_guests_formula_is_played_back_and_a_client_that_has_ended_is_left_alone() -> None:
     cohort = Cohort(algorithm=f"{__name__}:Count", settings=settings(batch_size=4))
     check(cohort)
