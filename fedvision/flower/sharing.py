@@ -32,7 +32,8 @@ _WITHHELD = "none"
 _LOSS_STEP, _LOSS_MOST = 2.0**-20, 2.0**36
 """Nats of a masked loss: its unit, and the largest that is sent; 2^63 holds the sum over 128 such clients."""
 _MOST_IMAGES = 1 << 40
-"""Of a group; masks that are left in a sum seldom let one of its numbers be as small, and never all."""
+"""Of a client or a group; masks that are left in a sum seldom let one of its numbers be as small, and never
+all."""
 
 
 def encode_group(cards: Sequence[Mapping[str, object]], *, agreement_only: bool = False) -> RecordDict:
@@ -83,9 +84,7 @@ def decode_masked(content: RecordDict) -> NDArray[np.int64]:
         ValueError: They are no whole numbers of 64 bits.
     """
     numbers = codec.record(content, codec.CONFIG, ConfigRecord)[_COUNTS]
-    if not isinstance(numbers, list) or not all(
-        isinstance(n, int) and -(2**63) <= n < 2**63 for n in numbers
-    ):
+    if not isinstance(numbers, list) or not all(map(codec.is_int64, numbers)):
         raise ValueError("masked counts are no whole numbers of 64 bits")
     return np.array(numbers, np.int64)
 
@@ -191,12 +190,14 @@ def decode_evaluation(content: RecordDict, shape_for: Callable[[Shape], Shape]) 
         raise ValueError("its measurement lacks counts, loss or number of images") from error
     if wrong:
         raise ValueError(wrong)
+    if examples > _MOST_IMAGES:
+        raise ValueError("its measurement rests on more than 2^40 images")
     if not group:
         return EvaluationReply(examples=examples, plain=codec.decode_evaluation(content))
     if group == _WITHHELD:
         return EvaluationReply(examples=examples)
     loss = codec.record(content, codec.CONFIG, ConfigRecord).get(_LOSS)
-    if not isinstance(loss, int):
+    if not isinstance(loss, int) or not codec.is_int64(loss):
         raise ValueError("its measurement lacks its masked loss")
     tables = stats_codec.tables_of(content)
     return EvaluationReply(examples=examples, group=group, masked_counts=tables, masked_loss=loss)

@@ -171,6 +171,15 @@ def test_a_group_of_matrices_and_pairs_gives_nothing() -> None:
 
 def test_a_masked_evaluation_without_its_loss_is_refused() -> None:
     one, _, _ = masked(3)
+    for damage in (2**63, 0.5):
+        one["config"]["masked-loss"] = damage
+        with pytest.raises(ValueError, match="lacks its masked loss"):
+            split({1: one}, {})
     del one["config"]["masked-loss"]
     with pytest.raises(ValueError, match="lacks its masked loss"):
         split({1: one}, {})
+
+
+def test_counts_whose_sum_would_wrap_around_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rests on more than 2\^40 images"):
+        split({1: reply(np.diag([1 << 62, 0]))}, {})

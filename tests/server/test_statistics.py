@@ -99,6 +99,16 @@ def test_sums_of_a_group_without_their_check_are_not_read_as_plain_ones() -> Non
     ]
 
 
+def test_a_check_of_more_than_64_bits_refuses_its_client_alone() -> None:
+    odd = sums([7, 7])
+    odd["config"] = ConfigRecord({"group": "g", "masked-examples": 2**63})
+    found, _ = collect({0: odd, 1: sums([1, 0])})
+    assert found.sums["count"].tolist() == [1.0, 0.0]
+    assert [(item["client"], item["reason"]) for item in found.refused] == [
+        (0, "its sums are no whole numbers of 64 bits")
+    ]
+
+
 def masked(rows: list[list[int]]) -> list[RecordDict]:
     """Replies of three clients whose masks cancel modulo 2^64."""
     rng = np.random.default_rng(0)
