@@ -335,11 +335,6 @@ def reported_loss(content: RecordDict) -> float:
     return float(record(content, METRICS, MetricRecord)[LOSS])  # type: ignore[arg-type]
 
 
-def is_int64(value: object) -> bool:
-    """Return whether a value of a record is a whole number of 64 bits, signed."""
-    return isinstance(value, int) and -(2**63) <= value < 2**63
-
-
 def encode_measure(arrays: ArrayRecord, images: range) -> RecordDict:
     """Return the content of a request to measure a state on some of the server's test images."""
     return RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({_START: images.start, _STOP: images.stop})})

@@ -84,7 +84,7 @@ def decode_masked(content: RecordDict) -> NDArray[np.int64]:
         ValueError: They are no whole numbers of 64 bits.
     """
     numbers = codec.record(content, codec.CONFIG, ConfigRecord)[_COUNTS]
-    if not isinstance(numbers, list) or not all(map(codec.is_int64, numbers)):
+    if not isinstance(numbers, list) or not all(map(stats_codec.is_int64, numbers)):
         raise ValueError("masked counts are no whole numbers of 64 bits")
     return np.array(numbers, np.int64)
 
@@ -197,7 +197,7 @@ def decode_evaluation(content: RecordDict, shape_for: Callable[[Shape], Shape]) 
     if group == _WITHHELD:
         return EvaluationReply(examples=examples)
     loss = codec.record(content, codec.CONFIG, ConfigRecord).get(_LOSS)
-    if not isinstance(loss, int) or not codec.is_int64(loss):
+    if not isinstance(loss, int) or not stats_codec.is_int64(loss):
         raise ValueError("its measurement lacks its masked loss")
     tables = stats_codec.tables_of(content)
     return EvaluationReply(examples=examples, group=group, masked_counts=tables, masked_loss=loss)

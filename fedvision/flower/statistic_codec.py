@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedvision.aggregation.fixed_point import FixedPoint
-from fedvision.flower import codec
+from fedvision.flower import codec, stats_codec
 from fedvision.types import PluginSpec, State
 
 STATISTIC = "query.statistic"
@@ -94,7 +94,11 @@ def decode_reply(content: RecordDict) -> StatisticReply:
             group, check = str(config[_GROUP]), int(cast("int", config[_CHECK]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError("its reply lacks sums or the number of images") from error
-    if any(array.dtype != np.int64 for array in sums.values()) or examples < 0 or not codec.is_int64(check):
+    if (
+        any(array.dtype != np.int64 for array in sums.values())
+        or examples < 0
+        or not stats_codec.is_int64(check)
+    ):
         raise ValueError("its sums are no whole numbers of 64 bits")
     return StatisticReply(sums=sums, examples=examples, group=group, masked_examples=check)
 

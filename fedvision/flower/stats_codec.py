@@ -93,6 +93,11 @@ def are_counts(tables: NDArray[np.int64], images: int) -> bool:
     return all(_adds_up(table, images) for table in tables)
 
 
+def is_int64(value: object) -> bool:
+    """Return whether a value of a record is a whole number of 64 bits, signed."""
+    return isinstance(value, int) and -(2**63) <= value < 2**63
+
+
 def _adds_up(numbers: NDArray[np.int64], images: int) -> bool:
     # In Python's numbers: those that are no counts could wrap around.
     return bool((numbers >= 0).all()) and sum(numbers[numbers != 0].tolist()) == images
