@@ -111,15 +111,15 @@ def holder(card: AdvertisedKey, run: str, authorities: Sequence[x509.Certificate
     """Return the name of the client whose card it is, once that is proven.
 
     Raises:
-        ConfigError: No authority vouches for it, its certificate is not valid now, or it was signed for
-            another run; the sentence names the client.
+        ConfigError: No authority vouches for it, its certificate is not valid now, it was signed for another
+            run, or nothing secret can be agreed with its key; the sentence names the client.
     """
     try:
         certificate = x509.load_der_x509_certificate(card.certificate)
         name = str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
         uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         key = certificate.public_key()
-    except (ValueError, IndexError, x509.ExtensionNotFound) as error:
+    except Exception as error:  # what somebody else wrote can be wrong in any of X.509's ways
         raise ConfigError("a client's certificate for masked counts is damaged") from error
     if not any(_issued(certificate, authority) for authority in authorities):
         raise ConfigError(f"{name}'s certificate for masked counts is not of this federation's authority")
@@ -136,6 +136,12 @@ def holder(card: AdvertisedKey, run: str, authorities: Sequence[x509.Certificate
         key.verify(card.signature, _signed(run, card.public), ec.ECDSA(hashes.SHA384()))
     except InvalidSignature:
         raise ConfigError(f"{name}'s card for masked counts is not signed by its key for this run") from None
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(card.public))
+    except ValueError:  # a point of low order: every client of its group would fail
+        raise ConfigError(
+            f"{name}'s key for masked counts is one with which nothing secret is agreed"
+        ) from None
     return name
 
 
@@ -210,6 +216,6 @@ def _signed(run: str, public: bytes) -> bytes:
 def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings
@@ -167,6 +170,25 @@ def test_a_damaged_card_is_a_sentence(table: dict[str, str]) -> None:
     short = AdvertisedKey(public=b"short", signature=b"", certificate=b"").to_table()
     with pytest.raises(ConfigError, match="is damaged"):
         AdvertisedKey.from_table(short)
+
+
+def test_a_key_with_which_nothing_secret_is_agreed_is_refused(pki: Path) -> None:
+    public, key = bytes(32), read_key(str(pki / "clients/north/client.key"))
+    signature = key.sign(masking._signed("r1", public), ec.ECDSA(hashes.SHA384()))
+    card = AdvertisedKey(public=public, signature=signature, certificate=card_of(pki, "north").certificate)
+    with pytest.raises(ConfigError, match="north's key for masked counts is one with which nothing secret"):
+        holder(card, "r1", read_certificates(pki / "ca.crt"))
+
+
+def test_a_certificate_of_an_unknown_kind_is_refused(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card, authority = card_of(pki, "north"), read_certificates(pki / "ca.crt")
+
+    def unknown(data: bytes) -> None:
+        raise UnsupportedAlgorithm("a curve that nobody knows")
+
+    monkeypatch.setattr(masking.x509, "load_der_x509_certificate", unknown)
+    with pytest.raises(ConfigError, match="certificate for masked counts is damaged"):
+        holder(card, "r1", authority)
 
 
 def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:
