@@ -286,7 +286,8 @@ class ExperimentConfig(Settings):
     """Noise for privacy."""
 
     def __post_init__(self) -> None:
-        require(bool(self.name) and "/" not in self.name, "name", "must be a non-empty name without '/'")
+        good = bool(self.name.strip(".")) and "/" not in self.name
+        require(good, "name", f"must be a folder's name: not empty, no dots alone, no '/', not {self.name!r}")
         at_least(0, self, "", "seed")
         at_least(1, self, "", "rounds", "checkpoint_every")
         require(

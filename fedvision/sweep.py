@@ -119,6 +119,11 @@ def _variant(
 
 
 def _label(key: str, value: Any) -> str:
+    """Return what names a value in a folder's name: slashes, and dots alone, would lead elsewhere."""
+    last = key.rpartition(".")[2]
     if isinstance(value, dict):
-        return str(value.pop("name", None) or value.get("use", key))
-    return value if isinstance(value, str) else f"{key.rpartition('.')[2]}{value}"
+        text = str(value.pop("name", None) or value.get("use", key))
+    else:
+        text = value if isinstance(value, str) else f"{last}{value}"
+    text = text.replace("/", "_")
+    return text if text.strip(".") else last + text

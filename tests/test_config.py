@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomli_w
 
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
@@ -265,3 +267,28 @@ def test_a_strategy_table_without_a_name_is_of_the_default() -> None:
 def test_data_have_no_default() -> None:
     with pytest.raises(ConfigError, match=r"data\.use is missing"):
         ExperimentConfig.from_dict({"data": {"path": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (["sites/a", "sites/b"], ["sites_a", "sites_b"]),
+        (["", "before.safetensors"], ["path", "before.safetensors"]),
+        (["..", "."], ["path..", "path."]),
+        ([{"use": "npz", "name": "one/two"}], ["one_two"]),
+    ],
+    ids=str,
+)
+def test_a_label_is_the_name_of_a_folder_whatever_the_values(
+    tmp_path: Path, values: list[Any], labels: list[str]
+) -> None:
+    key = "data" if isinstance(values[0], dict) else "data.path"
+    file = tmp_path / "e.toml"
+    file.write_text(tomli_w.dumps({"data": {"use": "npz", "path": "x"}, "sweep": {key: values}}))
+    assert list(load_sweep(file).experiments) == labels
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b"])
+def test_a_name_that_is_no_folders_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="name must be a folder's name"):
+        ExperimentConfig.from_dict({"name": name, "data": {"use": "digits"}})
