@@ -18,7 +18,8 @@ def _python_handles_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> object:
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupt_that_was_swallowed_is_raised_before_anything_is_written() -> None:
+def test_swallowed_interrupt_is_raised_again() -> None:
+    """An interrupt that was swallowed is raised before anything is written."""
     interruption = Interruption()
     with interruption:
         with suppress(KeyboardInterrupt):  # what a C extension does that reads an attribute
@@ -40,7 +41,8 @@ def test_an_error_that_an_interrupt_became_leaves_as_the_interrupt() -> None:
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-def test_without_an_interrupt_errors_are_what_they_are_and_the_handler_comes_back() -> None:
+def test_errors_without_an_interrupt() -> None:
+    """Without an interrupt errors are what they are and the handler comes back."""
     interruption = Interruption()
     interruption.check()
     with pytest.raises(ValueError, match="invalid literal"), interruption:

@@ -121,7 +121,7 @@ def across_the_batch(num_classes: int) -> nn.Module:
     return Centred(64, num_classes)
 
 
-def test_what_is_left_of_the_last_batch_is_joined_for_every_network_that_needs_two(tmp_path: Path) -> None:
+def test_last_batch_of_networks_that_need_two_images(tmp_path: Path) -> None:
     """65 images in batches of 32; a client with a single one raises alone, as no other is known here."""
     config = tiny(model={"use": f"{__name__}:across_the_batch"})
     experiment = Experiment.build(config)

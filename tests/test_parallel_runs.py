@@ -91,7 +91,8 @@ def test_a_failed_run_and_a_killed_one_leave_the_others(losses: Path) -> None:
     assert done.comparison is None
 
 
-def test_a_folder_of_another_experiment_is_an_error_after_the_runs_that_go_on(tmp_path: Path) -> None:
+def test_folder_of_another_experiment_in_a_sweep(tmp_path: Path) -> None:
+    """A folder of another experiment is an error after the runs that go on."""
     simulate(tiny(seed=1, rounds=1), out=tmp_path / "out/b")
     runs = sweep(a=tiny(rounds=1), b=tiny(seed=2, rounds=1), c=tiny(rounds=1), d=tiny(rounds=1))
     with pytest.raises(RunFolderError, match="out/b"):

@@ -312,9 +312,8 @@ def test_a_run_that_fails_leaves_its_last_good_model_and_names_it(tmp_path: Path
         assert page.count(event) >= 2, "of round 3 and of round 4, with which it ended"
 
 
-def test_a_model_that_fails_after_the_last_round_ends_in_a_sentence_and_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_that_fails_after_the_last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that fails after the last round ends in a sentence and is kept."""
     from fedvision.runs import run_recorder
 
     def fail(*_: Any, **__: Any) -> None:

@@ -234,7 +234,8 @@ def test_tensors_that_stayed_on_clients_leave_nothing_to_use(tmp_path: Path) -> 
             use()
 
 
-def test_a_networks_module_is_found_where_the_run_found_it_and_beside_the_model(tmp_path: Path) -> None:
+def test_module_of_a_plugin_network(tmp_path: Path) -> None:
+    """A network's module is found where the run found it and beside the model."""
     home, run = tmp_path / "home", tmp_path / "run"
     home.mkdir()
     (home / "used_net.py").write_text(NETWORK)

@@ -79,7 +79,8 @@ def test_extreme_logits_stay_finite(size: float) -> None:
     assert torch.isfinite(logits.grad).all()
 
 
-def test_the_loss_adds_beta_tau_squared_times_the_divergence_to_the_global_model() -> None:
+def test_fedntd_loss_formula() -> None:
+    """The loss adds beta tau squared times the divergence to the global model."""
     model = _model()
     algorithm = _begun(model, beta=0.7, tau=2.0)
     teacher = _model().eval()

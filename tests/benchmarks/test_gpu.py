@@ -132,7 +132,8 @@ def test_the_first_round_warms_up_and_the_images_are_counted() -> None:
     assert state
 
 
-def test_clients_that_were_trained_one_by_one_are_no_measurement_of_an_engine() -> None:
+def test_benchmark_refuses_clients_trained_one_by_one() -> None:
+    """Clients that were trained one by one are no measurement of an engine."""
     # Mixup blends the images of a batch, which a stack of clients pads.
     with pytest.raises(SystemExit, match=r"no measurement of vectorized: .* one by one: mixup"):
         phases.run(tiny(transforms={"mixup": 0.2}), PluginSpec(use="vectorized"))

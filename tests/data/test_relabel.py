@@ -80,7 +80,7 @@ def labelled(rows: list[list[int]], classes: tuple[str, ...]) -> Dataset:
     return Dataset(train=ImageSet(images=pixels, labels=np.array(rows, np.uint8)), classes=classes)
 
 
-def test_several_labels_are_renamed_merged_and_dropped_and_every_image_stays() -> None:
+def test_label_map_with_several_labels() -> None:
     """An image has a label if it has any of those that become it; without labels it is an image as well."""
     own = labelled(
         [[1, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]],

@@ -71,7 +71,8 @@ def test_normalisation_is_the_formula_in_either_layout(
     assert images.equal(pixels(channels=channels).to(device))
 
 
-def test_both_layouts_have_the_same_bits_and_kernels_get_the_configured_one() -> None:
+def test_memory_layouts_have_the_same_bits() -> None:
+    """Both layouts have the same bits and kernels get the configured one."""
     for channels in (1, 3):
         transform, images = prepared(channels, mean=(0.4914,), std=(0.2471,)), pixels(channels=channels)
         last, first = transform.normalise(images), transform.normalise(images, channels_last=False)

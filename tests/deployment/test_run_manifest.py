@@ -33,7 +33,8 @@ def test_a_run_config_holds_plain_values_that_the_bundle_declares() -> None:
     assert build_fab() == build_fab()
 
 
-def test_flower_installs_the_bundle_and_finds_the_app_of_its_own_clients_here(tmp_path: Path) -> None:
+def test_flower_installs_the_app_bundle(tmp_path: Path) -> None:
+    """Flower installs the bundle and finds the app of its own clients here."""
     from flwr.cli.install import install_from_fab
     from flwr.clientapp import ClientApp
     from flwr.supercore.object_ref import load_app

@@ -127,7 +127,9 @@ def test_transformed_updates_are_decoded_before_they_are_added() -> None:
     assert same(concluded(aggregator, FedAvg(), cohort.state), sums.finalize())
 
 
-def test_a_strategy_that_works_on_the_processor_only_gets_one_after_the_other() -> None:
+def test_strategy_for_the_processor_only() -> None:
+    """A strategy that works on the processor only gets one after the other."""
+
     class Shy(FedAvg):
         """Refuses views of a stack, as it would refuse tensors of another device."""
 
@@ -165,7 +167,8 @@ def test_where_all_failed_there_are_no_sums() -> None:
     assert [reply.has_error() for reply in found] == [True] * 5
 
 
-def test_only_clients_without_memory_and_tensors_of_their_own_are_folded_as_a_stack() -> None:
+def test_clients_folded_as_a_stack() -> None:
+    """Only clients without memory and tensors of their own are folded as a stack."""
     stacked: ClientBatchResult = Trained().stacked
     assert stacked.alone
     ends = [({"control": {"w": torch.ones(1)}}, {}), *stacked.ends[1:]]

@@ -300,7 +300,8 @@ def test_a_negative_stack_is_refused() -> None:
         build("engine", PluginSpec(use="vectorized", args={"stack": -1}))
 
 
-def test_a_loss_that_sees_the_model_is_trained_one_by_one_to_the_serial_bits(tmp_path: Path) -> None:
+def test_loss_that_sees_the_model(tmp_path: Path) -> None:
+    """A loss that sees the model is trained one by one to the serial bits."""
     config = tiny(strategy={"use": "fedntd"}, rounds=2)
     serial = simulate(config, out=tmp_path / "serial")
     stacked = simulate(config, engine="vectorized", out=tmp_path / "vectorized")

@@ -81,9 +81,8 @@ def test_a_buffer_works_with_every_strategy(strategy: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("round", [{"deadline": 1.2, "late": "next-round"}, {"deadline": 1.2}, {"buffer": 2}])
-def test_slow_clients_end_in_the_same_bits_on_every_engine_and_when_resumed(
-    round: dict[str, Any], tmp_path: Path
-) -> None:
+def test_bits_with_slow_clients(round: dict[str, Any], tmp_path: Path) -> None:
+    """Slow clients end in the same bits on every engine and when resumed."""
     tables = {
         "strategy": {"use": "scaffold"},
         "update": [{"use": "top-k", "fraction": 0.05}],

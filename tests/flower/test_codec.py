@@ -141,7 +141,8 @@ def test_size_counts_bytes_of_tensors() -> None:
 COUNTED = Evaluation(stats=ConfusionCounts.from_matrix(np.array([[3, 1], [0, 2]])), loss_sum=4.5)
 
 
-def test_a_measurement_rides_with_an_update_and_leaves_a_plain_reply_behind() -> None:
+def test_measurement_in_a_training_reply() -> None:
+    """A measurement rides with an update and leaves a plain reply behind."""
     content = over_the_wire(update(measured=COUNTED, tensors={"control": STATE}))
     assert codec.size(content) == 2 * 3 * 4 + 4 * 8
     taken = codec.unload(content)

@@ -129,7 +129,8 @@ def request(round: int = 2, control: float = 0.0, **tensors: torch.Tensor) -> Re
     return codec.encode_client_config(client_config, codec.encode_state(tensors), config)
 
 
-def test_a_question_is_the_same_for_whoever_counts_with_the_same_model_and_for_nobody_else() -> None:
+def test_query_key_by_model_and_statistic() -> None:
+    """A question is the same for whoever counts with the same model and for nobody else."""
     w, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
     mine = sharing.question("train", request(w=w, b=b))
     # What a strategy sends a single client has no part in what is counted.
@@ -145,7 +146,7 @@ def test_a_question_is_the_same_for_whoever_counts_with_the_same_model_and_for_n
     assert mine not in {sharing.question(*one) for one in others}
 
 
-def test_of_many_classes_withheld_counts_take_nothing_and_masked_ones_every_pair() -> None:
+def test_message_size_of_withheld_and_masked_counts() -> None:
     """The pairs that a masked client named would reveal which ones occur."""
     content = reply(np.diag([0, 5, 0, 0, 2]))
     assert codec.size(content) == 2 * 2 * 8

@@ -50,9 +50,8 @@ def test_weights_by_hand(scheme: str, expected: list[float] | None) -> None:
     scheme=st.sampled_from(SCHEMES),
     beta=st.sampled_from([0.0, 0.5, 0.9999, 1 - 1e-9]),
 )
-def test_weights_have_mean_one_over_present_classes_and_fall_with_the_count(
-    counts: list[int], scheme: str, beta: float
-) -> None:
+def test_mean_and_order_of_class_weights(counts: list[int], scheme: str, beta: float) -> None:
+    """Weights have mean one over present classes and fall with the count."""
     n = torch.tensor(counts)
     weights = class_weights(n, scheme, beta)
     assert (weights > 0).all()

@@ -106,7 +106,8 @@ def test_a_counter_outside_the_state_is_refused() -> None:
     check_hidden(Hidden(persistent=True), IMAGES, "[model]")
 
 
-def test_training_changes_weights_and_running_statistics_and_the_latter_are_put_back() -> None:
+def test_running_statistics_after_training() -> None:
+    """Training changes weights and running statistics and the latter are put back."""
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
     before = model[1].running_mean.clone()
     names = ("0.bias", "1.running_mean", "1.running_var")

@@ -202,7 +202,7 @@ def test_the_command_that_makes_a_deployed_run_again_names_its_place(make_run: M
     assert f"{command} --out {folder.path}-again --wait-for 2" in _read(write_report(folder)).text
 
 
-def test_a_report_of_many_classes_is_small_and_names_the_most_frequent_and_the_rarest(
+def test_report_of_many_classes(
     make_run: MakeRun,
 ) -> None:
     """As a matrix, the counts of 5,000 classes are 200 MB, and the table of all classes is megabytes."""

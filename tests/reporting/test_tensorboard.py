@@ -58,7 +58,8 @@ def test_recalls_of_counts_kept_as_pairs(make_run: MakeRun) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_classes_whose_names_differ_in_signs_alone_have_scalars_of_their_own(make_run: MakeRun) -> None:
+def test_scalars_of_classes_with_like_names(make_run: MakeRun) -> None:
+    """Classes whose names differ in signs alone have scalars of their own."""
     found = _read(write_scalars(make_run(rounds=1, classes=("c+", "c/", "ant"))))
     assert found["server recall/c_ 0"] == [(1, 0.6)]
     assert found["server recall/c_ 1"] == [(1, 0.6)]

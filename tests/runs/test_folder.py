@@ -149,7 +149,8 @@ def test_equal_runs_leave_equal_bytes(tmp_path: Path) -> None:
     assert folder.timings() == [{"round": 1, "train": 0.7}]
 
 
-def test_what_was_measured_in_the_next_round_stands_in_the_round_whose_model_it_is_of(tmp_path: Path) -> None:
+def test_measurement_in_the_round_of_its_model(tmp_path: Path) -> None:
+    """What was measured in the next round stands in the round whose model it is of."""
     folder = RunFolder.create(tmp_path / "run", CONFIG)
     lines: list[dict[str, Any]] = [
         {"round": 1, "local": None},

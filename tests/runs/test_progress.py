@@ -52,7 +52,8 @@ def test_a_log_gets_a_line_a_round_with_the_time_left() -> None:
     ]
 
 
-def test_figures_of_an_earlier_rounds_model_are_labelled_and_never_replace_the_servers() -> None:
+def test_figures_of_an_earlier_rounds_model() -> None:
+    """Figures of an earlier round's model are labelled and never replace the server's."""
     stream, clients = io.StringIO(), {"scores": {"accuracy": 0.75}}
     for server in (None, {"scores": {"accuracy": 0.5}}):
         with Progress(stream, Clock()) as progress:

@@ -20,7 +20,8 @@ from fedvision.updates.top_k import TopK
 from tests.flower.delayed_grid import SlowGrid, eight, play, plus_one
 
 
-def test_late_answers_reach_strategies_that_see_every_update_after_the_others() -> None:
+def test_order_of_late_replies() -> None:
+    """Late answers reach strategies that see every update after the others."""
     seen: list[tuple[int, int, float]] = []
 
     class Looking(Median):

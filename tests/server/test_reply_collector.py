@@ -47,7 +47,8 @@ def test_who_misses_the_deadline_is_named_left_in_peace_and_discarded() -> None:
     assert grid.time == 33.0
 
 
-def test_a_late_reply_is_recorded_as_discarded_and_its_client_selected_again() -> None:
+def test_discarded_late_reply() -> None:
+    """A late reply is recorded as discarded and its client selected again."""
     grid = SlowGrid(seconds={(2, 1): 31.5})
     records = play(grid, rounds=4, deadline=30.0).records
     reason = "its answer came 2 rounds late and was discarded"
@@ -81,7 +82,9 @@ def test_a_client_with_a_late_reply_at_the_rounds_start_is_selected() -> None:
 
 
 @pytest.mark.parametrize("strategy", [FedAvg(), Median()], ids=lambda one: type(one).__name__)
-def test_a_clients_late_and_its_new_reply_are_recorded_with_their_own_losses(strategy: RoundStrategy) -> None:
+def test_losses_of_late_and_new_reply(strategy: RoundStrategy) -> None:
+    """A client's late and its new reply are recorded with their own losses."""
+
     class Telling(SlowGrid):
         def reply(self, message: Message) -> Message:
             reply = super().reply(message)
@@ -171,7 +174,8 @@ def test_a_late_failure_is_on_the_record_and_frees_its_client() -> None:
     assert (second["clients"], third["clients"]) == ([0, 1], [0, 1, 2])
 
 
-def test_what_is_measured_while_a_client_trains_neither_waits_for_it_nor_loses_its_answer() -> None:
+def test_measurement_while_a_client_trains() -> None:
+    """What is measured while a client trains neither waits for it nor loses its answer."""
     grid = SlowGrid(seconds={(2, 1): 2.05})
     first, second = play(grid, rounds=2, deadline=2.0, late="next-round", holdout=0.5).records
     assert sorted(first["local"]["accuracy"]) == ["0", "1"]
@@ -179,7 +183,8 @@ def test_what_is_measured_while_a_client_trains_neither_waits_for_it_nor_loses_i
     assert sorted(second["local"]["accuracy"]) == ["0", "1", "2"]
 
 
-def test_a_late_answer_is_used_without_its_measurement_which_is_of_an_older_model() -> None:
+def test_late_reply_without_its_measurement() -> None:
+    """A late answer is used without its measurement, which is of an older model."""
     grid = SlowGrid(seconds={(2, 2): 2.5, (0, 3): 2.0, (1, 3): 2.0})
     stock = FlowersFedAvg(fraction_evaluate=0.0)  # it breaks off where a reply has more than its model
     options: dict[str, Any] = {"deadline": 2.0, "late": "next-round", "holdout": 0.5, "with_training": True}
@@ -325,7 +330,8 @@ def test_whatever_clients_do_each_training_counts_once_or_is_accounted_for(
     assert set(fates) <= set(grid.requested)
 
 
-def test_a_round_short_of_its_quorum_waits_for_late_answers_until_its_deadline() -> None:
+def test_quorum_waits_for_late_replies() -> None:
+    """A round short of its quorum waits for late answers until its deadline."""
     grid = SlowGrid(seconds={(2, 1): 12.0})
     first, second = play(grid, rounds=2, deadline=10.0, late="next-round", min_clients=3).records
     assert (first["changed"], second["changed"]) == (False, True)

@@ -36,7 +36,8 @@ def scores(classes: int = 2) -> Scores:
     return Scores(Classification(), SimulatedClientRegistry(clients=9, counts=(5,) * classes), {})
 
 
-def test_counts_are_summed_before_they_are_divided_and_the_worst_client_is_kept_apart() -> None:
+def test_pooled_scores_and_the_worst_client() -> None:
+    """Counts are summed before they are divided and the worst client is kept apart."""
     replies = {0: reply_of(), 4: reply_of([[0, 2], [0, 0]], loss=0.5), 7: sharing.drop_counts(reply_of())}
     good, refused = scores().usable(replies)
     assert (list(good), refused) == ([0, 4, 7], [])

@@ -112,7 +112,8 @@ def test_a_large_tensor_is_measured_in_pieces() -> None:
     assert UpdateValidator(old).decode(reply_with(content), 0).norm == pytest.approx(math.sqrt(3 << 19))
 
 
-def test_a_change_whose_square_float32_does_not_hold_is_measured_all_the_same() -> None:
+def test_norm_of_a_change_beyond_float32_squares() -> None:
+    """A change whose square float32 does not hold is measured all the same."""
     old = {"w": torch.zeros(1 << 15)}
     new = torch.full((1 << 15,), 1e25)
     content = codec.encode_update(TrainResult(state={"w": new}, examples=1, loss=0.0, steps=1))

@@ -147,7 +147,8 @@ def test_groups_are_of_labels_by_their_training_images() -> None:
     assert scores["medium"] == pytest.approx((ap[2] + ap[3]) / 2)
 
 
-def test_the_loss_is_the_mean_over_labels_and_a_score_that_is_no_number_is_the_lowest() -> None:
+def test_mean_loss_over_labels_and_nan_scores() -> None:
+    """The loss is the mean over labels and a score that is no number is the lowest."""
     logits, targets = (
         torch.tensor([[2.0, -1.0], [0.5, 3.0]]),
         torch.tensor([[1, 0], [0, 1]], dtype=torch.uint8),

@@ -96,7 +96,8 @@ def test_a_state_is_a_copy_that_the_next_client_does_not_change() -> None:
     assert all(torch.equal(first.state[name], before[name]) for name in before)
 
 
-def test_training_begins_from_the_tasks_state_and_not_from_the_model_as_left() -> None:
+def test_training_begins_from_the_requests_state() -> None:
+    """Training begins from the task's state and not from the model as left."""
     model = make_model()
     start = state_of(model)
     first = train(model, settings(), state=start)
@@ -137,7 +138,8 @@ def test_dropout_repeats_and_leaves_the_global_generator_alone() -> None:
     torch.random.set_rng_state(before)
 
 
-def test_a_last_batch_of_one_joins_the_one_before_where_there_is_batch_norm() -> None:
+def test_last_batch_of_one_with_batch_norm() -> None:
+    """A last batch of one joins the one before where there is batch norm."""
     model = make_model(nn.BatchNorm1d(CLASSES))
     update = train(
         model,

@@ -99,7 +99,8 @@ def test_images_are_slices_of_one_memory_map(tmp_path: Path) -> None:
     assert dataset.train.images.base is dataset.test.images.base
 
 
-def test_labels_and_columns_stay_with_their_images_where_some_are_unreadable(tmp_path: Path) -> None:
+def test_labels_and_columns_beside_unreadable_images(tmp_path: Path) -> None:
+    """Labels and columns stay with their images where some are unreadable."""
     for number in range(8):
         save(tmp_path / f"{number}.png", number)
     spoil(tmp_path / "2.png")

@@ -87,7 +87,8 @@ def fragile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fragile")
-def test_a_file_that_crashes_its_decoder_is_unreadable_and_the_others_are_not(tmp_path: Path) -> None:
+def test_file_that_crashes_its_decoder(tmp_path: Path) -> None:
+    """A file that crashes its decoder is unreadable and the others are not."""
     names = [f"{number:02}.png" for number in range(30)]
     names[5], names[20] = "crash1.png", "crash2.png"
     for number, name in enumerate(names):
@@ -150,7 +151,7 @@ def test_few_files_start_no_process(
     [(0.001, 0), (0.05, 0), (0.15, 2), (0.2, 3), (1.0, 4)],
     ids=["less than the trial", "work for one", "work for two", "work for three", "no more than cores"],
 )
-def test_without_a_number_files_are_decoded_here_until_it_is_clear_how_many_processes_pay(
+def test_automatic_number_of_decoding_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, processes: int
 ) -> None:
     """Forty files of so many seconds each, on a clock that only decoding moves, on four cores."""

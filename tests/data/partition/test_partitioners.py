@@ -107,7 +107,8 @@ def test_dirichlet_shares_have_the_moments_of_the_dirichlet_distribution() -> No
     assert abs(shares.var() - 0.125) < 0.02
 
 
-def test_dirichlet_becomes_even_for_a_large_alpha_and_single_class_for_a_small_one() -> None:
+def test_dirichlet_limits_of_alpha() -> None:
+    """Dirichlet becomes even for a large alpha and single class for a small one."""
     even = table(split(partitioners.dirichlet(alpha=1e12), BALANCED, 7), BALANCED)
     assert set(even.flatten()) <= {85, 86}
     skewed = table(split(partitioners.dirichlet(alpha=1e-12), BALANCED, 4), BALANCED)

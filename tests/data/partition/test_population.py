@@ -94,7 +94,8 @@ def test_alpha_goes_from_one_class_to_the_data_sets_own_mixture() -> None:
     assert np.abs(np.array(share) - 0.5).max() < 0.07  # more than 4 deviations of a fair coin's 1000 throws
 
 
-def test_a_class_that_is_too_small_gives_all_it_has_and_the_others_the_rest() -> None:
+def test_class_too_small_for_its_share() -> None:
+    """A class that is too small gives all it has and the others the rest."""
     labels = np.repeat([0, 1], [3, 500])
     for client in range(100):
         part = made(labels, 100, alpha=0.01, mean_images=40, sigma=0)[client]

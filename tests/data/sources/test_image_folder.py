@@ -44,7 +44,8 @@ def test_one_tree(tmp_path: Path) -> None:
     assert dataset.train.columns == {}
 
 
-def test_each_image_knows_its_file_but_takes_no_names_along_to_another_process(tmp_path: Path) -> None:
+def test_image_names_stay_in_their_process(tmp_path: Path) -> None:
+    """Each image knows its file but takes no names along to another process."""
     fill(tmp_path, "dog", "cat")
     spoil(tmp_path / "cat/0.png")
     train = read(tmp_path, max_unreadable=0.5).train

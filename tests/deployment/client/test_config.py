@@ -49,7 +49,8 @@ def test_paths_are_seen_from_the_files_folder_and_the_rest_is_written_out(
     assert ClientMachineConfig.from_toml(config.to_toml()) == config
 
 
-def test_a_key_can_be_set_on_the_command_line_and_is_seen_from_the_files_folder_too(tmp_path: Path) -> None:
+def test_key_set_on_the_command_line(tmp_path: Path) -> None:
+    """A key can be set on the command line and is seen from the file's folder too."""
     config = ClientMachineConfig.load(
         write(tmp_path), ["superlink.address=[::1]:9000", "cache=$TMP_NOT_SET/c", "data.size=8"]
     )

@@ -149,9 +149,11 @@ def test_an_expired_server_certificate_is_a_sentence_on_both_sides(
             assert eventually(lambda: "SSLV3_ALERT_CERTIFICATE_EXPIRED" in server.log.read_text())
 
 
-def test_client_certificates_that_are_missing_expired_or_strange_are_sentences_on_both_sides(
+def test_unusable_client_certificates(
     pki: Path, strangers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Client certificates that are missing, expired or of another authority are sentences on both sides."""
+
     class Then(datetime):
         @classmethod
         def now(cls, tz: object = None) -> datetime:

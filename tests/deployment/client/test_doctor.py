@@ -140,9 +140,8 @@ def test_equal_broken_and_leaked_pictures_are_named(pki: Path, images: Path) -> 
     ]
 
 
-def test_a_label_that_the_experiment_does_not_know_is_named_until_it_is_mapped(
-    pki: Path, images: Path
-) -> None:
+def test_label_unknown_to_the_experiment(pki: Path, images: Path) -> None:
+    """A label that the experiment does not know is named until it is mapped."""
     for part in ("train", "test"):
         (images / part / "dog").rename(images / part / "dgo")
     found = run_check(client(pki, images, 1), experiment())
@@ -301,9 +300,8 @@ def test_a_clock_may_be_behind_longer_than_ahead(ahead: float | None, level: str
     assert [found for found, _ in doctor.clock(ahead)] == [level]
 
 
-def test_a_key_that_others_can_read_and_a_folder_that_cannot_be_written_are_noticed(
-    pki: Path, images: Path, tmp_path: Path
-) -> None:
+def test_permissions_of_key_and_folder(pki: Path, images: Path, tmp_path: Path) -> None:
+    """A key that others can read and a folder that cannot be written are noticed."""
     key = tmp_path / "own.key"
     shutil.copy(pki / "clients/north/client.key", key)
     config = client(pki, images, 1, key=key)

@@ -72,9 +72,10 @@ def test_a_link_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureFixtur
     assert len(caplog.messages) == 4, "two failures, and twice that it is there again"
 
 
-def test_a_long_outage_is_a_dozen_lines_and_the_next_failure_is_logged_at_once(
+def test_log_lines_of_a_long_outage(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """A long outage is a dozen lines and the next failure is logged at once."""
     time = Time()
     patience = RetryBackoff(clock=time.clock, sleep=time.sleep)
     with caplog.at_level(logging.WARNING, "fedvision.deployment"):

@@ -16,9 +16,8 @@ def named(file: Path) -> list[str]:
     return ["--node-config", f'client="{file}"']
 
 
-def test_a_stock_supernode_trains_beside_our_client_to_the_simulations_bits(
-    tmp_path: Path, pki: Path
-) -> None:
+def test_stock_supernode_beside_our_client(tmp_path: Path, pki: Path) -> None:
+    """A stock supernode trains beside our client to the simulation's bits."""
     with machines(tmp_path, pki, EXPERIMENT.format(rounds=2, epochs=1, strategy="scaffold")) as here:
         server = here.server()
         here.client("north")
@@ -30,9 +29,8 @@ def test_a_stock_supernode_trains_beside_our_client_to_the_simulations_bits(
         assert "Failed" not in here.log("south")
 
 
-def test_a_stock_supernode_that_cannot_take_part_gets_a_reason_without_paths(
-    tmp_path: Path, pki: Path
-) -> None:
+def test_stock_supernode_that_cannot_take_part(tmp_path: Path, pki: Path) -> None:
+    """A stock supernode that cannot take part gets a reason without paths."""
     with machines(tmp_path, pki, EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg")) as here:
         server = here.server("--wait-for", "1")
         here.supernode("south", *named(tmp_path / "nowhere.toml"))

@@ -129,9 +129,8 @@ def test_two_masked_clients_wait_where_counts_are_needed_and_are_named(six: Path
     assert room.members.counts == (15, 25, 38)
 
 
-def test_two_masked_clients_take_part_uncounted_where_counts_are_not_needed(
-    six: Path, tmp_path: Path
-) -> None:
+def test_two_masked_clients_without_counts(six: Path, tmp_path: Path) -> None:
+    """Two masked clients take part uncounted where counts are not needed."""
     room = Room(tmp_path, six, "ada bob", needed=False)
     assert room.look() == [0, 1]
     assert room.members.counts == (0, 0, 0)

@@ -83,9 +83,8 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(
 
 
 @pytest.mark.long
-def test_a_server_that_is_kept_serves_what_is_submitted_and_ends_with_ctrl_c(
-    tmp_path: Path, pki: Path
-) -> None:
+def test_kept_server_serves_submitted_runs(tmp_path: Path, pki: Path) -> None:
+    """A server that is kept serves what is submitted and ends with Ctrl-C."""
     with machines(tmp_path, pki, EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg")) as here:
         server = here.server("--keep")
         clients = [here.client(name) for name in here.names]

@@ -74,7 +74,8 @@ UNIT_KEYS = {
 
 
 @pytest.mark.parametrize("file", ["server/fedvision-server.service", "clients/fedvision-client.service"])
-def test_the_services_commands_exist_and_are_started_again_after_a_failure_only(file: str) -> None:
+def test_commands_of_the_service_files(file: str) -> None:
+    """The services' commands exist and are started again after a failure only."""
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(ROOT / file)
@@ -165,7 +166,8 @@ def test_the_clients_healthcheck_sees_the_training_process_and_not_itself(tmp_pa
     assert healthy(client, command, "python -m fedvision.deployment.client.trainer")
 
 
-def test_the_example_makes_three_clients_whose_images_fit_the_servers_experiment(tmp_path: Path) -> None:
+def test_example_clients_fit_the_servers_experiment(tmp_path: Path) -> None:
+    """The example makes three clients whose images fit the server's experiment."""
     script = [sys.executable, str(ROOT / "clients/example.py"), str(tmp_path / "trial")]
     done = subprocess.run(script, capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout.count("images and client.toml") == 3

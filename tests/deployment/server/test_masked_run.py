@@ -43,7 +43,8 @@ with_training = true
 """
 
 
-def test_masked_clients_train_to_the_simulations_bits_and_only_their_sum_is_known(tmp_path: Path) -> None:
+def test_masked_run_has_the_simulations_bits(tmp_path: Path) -> None:
+    """Masked clients train to the simulation's bits and only their sum is known."""
     make(tmp_path / "pki", hosts=["localhost"], clients=NAMES)
     with machines(tmp_path, tmp_path / "pki", EXPERIMENT, NAMES) as here:
         here.share = dict.fromkeys(NAMES[1:], "masked")

@@ -94,9 +94,8 @@ def test_a_client_shut_out_while_it_is_away_is_found_out(
     assert room.noted == ["eve (1) is not there any more", "eve (1) is shut out: its key was removed"]
 
 
-def test_a_refused_client_is_registered_with_its_reason_and_keeps_its_number(
-    six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_registration_of_a_refused_client(six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused client is registered with its reason and keeps its number."""
     monkeypatch.setattr(module, "_RETRY_AFTER_S", 0.0)
     room = Room(tmp_path, six, "dan eve", dan="plain", eve="plain")
     room.grid.counts["dan"] = [1, 2]

@@ -47,9 +47,7 @@ fraction = 0.05
 """
 
 
-def test_a_refined_run_that_is_killed_and_resumed_ends_in_the_simulations_bits(
-    tmp_path: Path, pki: Path
-) -> None:
+def test_refined_run_killed_and_resumed(tmp_path: Path, pki: Path) -> None:
     """Every round asks for the moments of the features, and the server trains the head on them."""
     with machines(tmp_path, pki, EXPERIMENT + CCVR) as here:
         here.statistics = ("feature-moments",)

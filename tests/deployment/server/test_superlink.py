@@ -296,9 +296,8 @@ def test_a_client_joins_while_its_key_is_in_the_folder(pki: Path, server: Runnin
     assert "client south is shut out" in server.log.read_text()
 
 
-def test_a_key_that_is_added_later_is_let_in_and_a_removed_one_does_not_return(
-    pki: Path, strangers: Path, server: Running
-) -> None:
+def test_added_and_removed_keys(pki: Path, strangers: Path, server: Running) -> None:
+    """A key that is added later is let in and a removed one does not return."""
     (server.clients / "late.pub").write_bytes((strangers / "server/clients/stranger.pub").read_bytes())
     assert eventually(lambda: nodes(pki, server).get("late") == "registered")
     (server.clients / "late.pub").unlink()

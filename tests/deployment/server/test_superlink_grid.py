@@ -240,7 +240,7 @@ def test_what_does_not_fit_is_marked_as_refused(link: FakeLink) -> None:
     assert reply.error.code == internals.REPLY_REFUSED
 
 
-def test_what_a_reply_may_bring_depends_on_the_message_and_not_on_the_reply(link: FakeLink) -> None:
+def test_allowed_records_of_a_reply(link: FakeLink) -> None:
     """A statistic may bring half a gigabyte, a measurement no model: the sender must not choose."""
     link.replies = {10: [update(1.0)], 20: [packed(RecordDict({"x": ArrayRecord([np.zeros(9, np.int64)])}))]}
     link.kinds = {10: "evaluate", 20: STATISTIC}

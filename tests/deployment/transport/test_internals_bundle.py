@@ -137,9 +137,8 @@ def test_who_sees_the_last_object_may_have_them_all_forgotten(
 
 
 @pytest.mark.parametrize("place", [0, 2, -1])
-def test_an_object_that_is_not_taken_is_still_waited_for_and_the_others_are_kept(
-    here: Waiting, place: int
-) -> None:
+def test_object_that_is_not_taken(here: Waiting, place: int) -> None:
+    """An object that is not taken is still waited for and the others are kept."""
     names = list(here.objects)
     forged = here.bundle(**{names[place]: b"another"})
     assert store_together(here.state, RUN, forged) == [name != names[place] for name in names]

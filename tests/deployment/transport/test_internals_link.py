@@ -227,9 +227,8 @@ def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
     answer(session=sessions[0])
 
 
-def test_a_message_is_seen_by_nobody_before_the_sender_has_settled_what_it_must(
-    client: FleetLink, run: tuple[RunLink, int]
-) -> None:
+def test_message_is_hidden_until_it_is_complete(client: FleetLink, run: tuple[RunLink, int]) -> None:
+    """A message is seen by nobody before the sender has settled what it must."""
     server, node = run
 
     def settle() -> None:

@@ -13,7 +13,8 @@ from fedvision.deployment.transport import internals_superlink as names
 DATABASE = pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")
 
 
-def test_the_paths_of_clients_are_flowers_and_all_behind_its_check_of_signatures() -> None:
+def test_client_paths_require_signatures() -> None:
+    """The paths of clients are Flower's and all behind its check of signatures."""
     from flwr.superlink.routers.fleet.router import router
 
     paths = names.fleet_paths()
@@ -73,7 +74,8 @@ def test_keys_are_registered_listed_and_removed_for_good(superlink: tuple[Any, A
 
 
 @DATABASE
-def test_a_message_belongs_to_the_node_it_went_to_and_a_reply_to_the_one_that_sent_it(tmp_path: Path) -> None:
+def test_owner_of_messages_and_replies(tmp_path: Path) -> None:
+    """A message belongs to the node it went to and a reply to the one that sent it."""
     from flwr.server.superlink.linkstate import SqlLinkState
     from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
     from flwr.supercore.object_store import ObjectStoreFactory

@@ -67,7 +67,8 @@ def reverse(tree: Any) -> None:
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_a_message_whose_objects_come_in_any_order_is_there_when_all_of_them_are(ordered: bool) -> None:
+def test_objects_of_a_message_in_any_order(ordered: bool) -> None:
+    """A message whose objects come in any order is there when all of them are."""
     message, _ = sent(big(), ordered=ordered)
     _, objects = internals_wire.objects_of(message)
     (layout,) = [name for name, thing in objects.items() if isinstance(thing, ConfigRecord)]

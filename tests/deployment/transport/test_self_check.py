@@ -93,9 +93,10 @@ def test_a_change_of_what_shortcuts_need_leaves_them_out(
     self_check.require_transport("internals_fleet")
 
 
-def test_a_change_of_how_objects_are_written_leaves_the_clients_shortcut_out(
+def test_changed_object_format_disables_the_clients_shortcut(
     monkeypatch: pytest.MonkeyPatch, pki: Path
 ) -> None:
+    """A change of how objects are written leaves the client's shortcut out."""
     monkeypatch.setattr(internals_bundle, "varint", lambda size: size.to_bytes(4, "big"))
     assert "Flower's own way" in self_check.client_shortcuts()
     link = FleetLink("localhost:1", key(pki), roots=pki / "ca.crt", slower=True)

@@ -285,9 +285,8 @@ def digest(state: State) -> str:
     STRATEGIES,
     ids=lambda tables: tables.get("task", tables["strategy"])["use"].rpartition(":")[2],
 )
-def test_a_simulation_has_the_same_bits_and_the_same_record_on_every_engine(
-    tables: dict[str, Any], tmp_path: Path
-) -> None:
+def test_bits_and_record_on_every_engine(tables: dict[str, Any], tmp_path: Path) -> None:
+    """A simulation has the same bits and the same record on every engine."""
     if "task" in tables:
         tables = several_labels(digits_of_several_labels(tmp_path)) | tables
     update = UPDATES.get(tables["strategy"]["use"], [])

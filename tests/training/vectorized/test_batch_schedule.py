@@ -66,7 +66,8 @@ def test_an_image_that_is_seen_again_is_held_once() -> None:
     assert len(short.images) == 4
 
 
-def test_clients_of_one_base_share_its_set_on_the_device_and_others_send_their_images() -> None:
+def test_shared_images_on_the_device() -> None:
+    """Clients of one base share its set on the device and others send their images."""
     chosen, shards = settings(batch_size=4), make_shards((5, 9))
     requests = [TrainRequest(round=1, client=k, state={}) for k in range(2)]
     batches = [list(positions(len(s), t, chosen, False)) for s, t in zip(shards, requests, strict=True)]

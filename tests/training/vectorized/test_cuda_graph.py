@@ -173,7 +173,8 @@ def test_a_frozen_part_stays() -> None:
     check(Cohort(model=network("fusion", frozen=("backbone.extractor.*",), dropout=0.0)))
 
 
-def test_a_step_is_recorded_once_for_each_half_of_the_clients_and_kept_from_round_to_round() -> None:
+def test_recordings_by_halves_of_the_clients() -> None:
+    """A step is recorded once for each half of the clients and kept from round to round."""
     cohort = Cohort(settings=settings(batch_size=4))
     tracer, device_cache = Tracer(), DeviceDatasetCache(cohort.settings.device, 1 << 30)
     recorded = CudaGraphRunner(cohort.model, cohort.settings, tracer)
@@ -317,7 +318,8 @@ class Count(ClientAlgorithm):
 
 
 @pytest.mark.long
-def test_a_guests_formula_is_played_back_and_a_client_that_has_ended_is_left_alone() -> None:
+def test_replay_of_a_plugin_algorithm() -> None:
+    """A plug-in's algorithm is played back and a client that has ended is left alone."""
     cohort = Cohort(algorithm=f"{__name__}:Count", settings=settings(batch_size=4))
     check(cohort)
     tracer = Tracer()

@@ -124,7 +124,8 @@ def test_an_untrained_part_that_stays_at_home_is_each_clients_own(shared: str) -
     check(cohort, 0, 2)
 
 
-def test_trained_tensors_that_stay_at_home_begin_and_end_as_each_clients_own() -> None:
+def test_personal_tensors_over_rounds() -> None:
+    """Trained tensors that stay at home begin and end as each client's own."""
     model = network()
     cohort = Cohort(model=model, settings=settings(epochs=2))
     names = [name for name in shared_names(model, "all") if not name.startswith("head")]

@@ -220,9 +220,8 @@ def test_a_network_that_cannot_be_stacked_is_tried_once(
     assert (tried, stacks) == ([1], [])
 
 
-def test_rates_of_their_own_keep_an_optimiser_that_does_not_scale_out_of_the_stack(
-    tmp_path: Path, stacks: list[list[int]]
-) -> None:
+def test_learning_rates_by_client_need_a_scaling_optimiser(tmp_path: Path, stacks: list[list[int]]) -> None:
+    """Rates of their own keep an optimiser that does not scale out of the stack."""
     request = tasks_of(make_worker(tmp_path), 1, None)[0]
     own = replace(request, client_config=ClientConfig(lr_factor=0.5))
     assert VectorizedTrainer(make_worker(tmp_path)).unsupported_reason(own) is None

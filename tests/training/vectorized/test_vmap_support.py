@@ -75,7 +75,8 @@ def test_a_network_that_cannot_be_stacked_is_found(model: nn.Module, reason: str
         assert model.seen == 0
 
 
-def test_an_operation_that_would_be_done_client_by_client_is_an_obstacle_and_no_warning() -> None:
+def test_operation_without_a_batching_rule() -> None:
+    """An operation that would be done client by client is an obstacle and no warning."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         found = Cohort(model=Guest(lambda x: torch.renorm(x, 2, 0, 1.0))).unsupported_reason()
