@@ -87,9 +87,9 @@ def simulate(
     path = Path(out) if out is not None else default_folder(built.config.name, resume)
     stage(f"preparing the run in {path}")
     carrier = registry.build("engine", engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine))
+    pages = page_writer(tensorboard=tensorboard)
     with claimed(path, "name another one with --out"):
         folder = open_folder(built.config, path, resume)
-        pages = page_writer(tensorboard=tensorboard)
         run = Simulation(built, folder, progress=progress, write_pages=pages, threads=threads)
         with run.interruption:
             try:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from fedvision import simulate
 from fedvision.errors import ConfigError
 from fedvision.reporting import pages
 from fedvision.reporting.tensorboard import write_scalars
+from tests.experiments import tiny
 from tests.reporting.sample import MakeRun
 
 
@@ -67,8 +69,9 @@ def test_scalars_of_classes_with_like_names(make_run: MakeRun) -> None:
     assert "server recall/ant" in found
 
 
-def test_missing_tensorboard_is_said_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_is_said_before_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="TensorBoard is not installed"):
-        pages.page_writer(tensorboard=True)
+        simulate(tiny(), out=tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
     pages.page_writer()
