@@ -116,9 +116,9 @@ class RunRecorder:
         except RecordError:
             raise
         except RunError as error:
-            raise RunError(f"{error}{self._keep_last_model()}") from error
+            raise RunError(f"{error}{self._write_last_model()}") from error
 
-    def _keep_last_model(self) -> str:
+    def _write_last_model(self) -> str:
         """Write the model of the last good round and note where it is."""
         if not self.done:
             return ""
