@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from fedvision import cores, registry
 from fedvision.engines.base import Engine, OnNotice
 from fedvision.engines.client_host import ClientHostFactory, CostEstimate
+from fedvision.ranges import check_range
 from fedvision.stages import stage
 from fedvision.types import PluginSpec
 
@@ -29,8 +30,7 @@ class AutoEngine:
     """
 
     def __init__(self, *, workers: int = 0) -> None:
-        if workers < 0:
-            raise ValueError(f"workers must be >= 0, not {workers}")
+        check_range(at_least=0, workers=workers)
         self._workers = workers
 
     @contextmanager

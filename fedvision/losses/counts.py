@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import torch
 
+from fedvision.ranges import check_range
+
 
 def images(counts: torch.Tensor) -> torch.Tensor:
     """Return counts [..., C] as whole numbers of images, >= 0, in float64 (on mps, which has none, float32).
@@ -43,6 +45,5 @@ def at_least(counts: torch.Tensor, floor: float) -> torch.Tensor:
     Raises:
         ValueError: ``floor`` is not a finite number > 0.
     """
-    if not 0 < floor < float("inf"):
-        raise ValueError(f"floor must be > 0 images, not {floor}: it keeps a vacant class's logarithm finite")
+    check_range(above=0, floor=floor)  # It keeps a vacant class's logarithm finite.
     return images(counts).clamp(min=floor)

@@ -80,7 +80,7 @@ class RecurrentFeatures(Features):
         bidirectional: bool = False,
     ) -> None:
         super().__init__()
-        check_range(at_least=1, hidden=hidden, layers=layers)
+        check_range(at_least=1, patch=patch, hidden=hidden, layers=layers)
         one_of("tokens", tokens, ("rows", "patches"))
         one_of("cell", cell, _CELLS)
         rows = tokens == "rows"

@@ -52,9 +52,10 @@ class Transformer(nn.Module):
         super().__init__()
         check_range(at_least=1, dim=dim, depth=depth, heads=heads)
         check_range(at_least=0, below=1, dropout=dropout)
+        check_range(above=0, mlp_ratio=mlp_ratio)
         one_of("pool", pool, POOLS)
         if int(dim * mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio must be > 0, not {mlp_ratio}")
+            raise ValueError(f"mlp_ratio must be at least 1 / dim, which is {1 / dim:g}, not {mlp_ratio}")
         self.embedding = glorot(nn.Linear(features, dim))
         self.positions = Positions(grid, dim, positional)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "class" else None

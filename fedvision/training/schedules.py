@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from fedvision.ranges import check_range
+
 Schedule = Callable[[int, int], float]
 
 
@@ -31,10 +33,8 @@ def cosine(*, final: float = 0.0, warmup: int = 0) -> Schedule:
     Raises:
         ValueError: An argument is out of range.
     """
-    if not 0 <= final <= 1:
-        raise ValueError(f"final must be between 0 and 1, not {final}")
-    if warmup < 0:
-        raise ValueError(f"warmup must be >= 0, not {warmup}")
+    check_range(at_least=0, at_most=1, final=final)
+    check_range(at_least=0, warmup=warmup)
 
     def factor(round: int, rounds: int) -> float:
         if round <= warmup:
@@ -51,8 +51,7 @@ def step(*, every: int, factor: float = 0.1) -> Schedule:
     Raises:
         ValueError: ``every`` < 1 or ``factor`` not in (0, 1].
     """
-    if every < 1:
-        raise ValueError(f"every must be >= 1, not {every}")
+    check_range(above=0, at_most=1, factor=factor)
     return exponential(gamma=factor, every=every)
 
 
@@ -60,8 +59,8 @@ def exponential(*, gamma: float = 0.99, every: int = 1) -> Schedule:
     """Multiply by ``gamma`` after each ``every`` rounds.
 
     Raises:
-        ValueError: ``gamma`` is not in (0, 1].
+        ValueError: ``gamma`` is not in (0, 1] or ``every`` < 1.
     """
-    if not 0 < gamma <= 1:
-        raise ValueError(f"the factor must be > 0 and <= 1, not {gamma}")
+    check_range(above=0, at_most=1, gamma=gamma)
+    check_range(at_least=1, every=every)
     return lambda round, rounds: float(gamma ** ((round - 1) // every))

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedvision.ranges import check_range
+
 
 class SGD:
     """What the local loop needs of an optimiser, with momentum and weight decay.
@@ -22,7 +24,7 @@ class SGD:
         params: What is to be trained.
         lr: Learning rate, >= 0.
         momentum: Share of the last direction that is kept, >= 0.
-        dampening: Share of the gradient that is kept from the direction.
+        dampening: Share of the gradient that is kept from the direction, >= 0 and <= 1.
         weight_decay: Strength of the L2 penalty, >= 0.
         nesterov: Look ahead along the direction; needs momentum and no dampening.
 
@@ -39,9 +41,8 @@ class SGD:
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be >= 0, not {value}")
+        check_range(at_least=0, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        check_range(at_least=0, at_most=1, dampening=dampening)
         if nesterov and (not momentum or dampening):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
         self.lr, self.momentum, self.dampening = lr, momentum, dampening

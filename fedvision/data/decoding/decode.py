@@ -21,6 +21,7 @@ from fedvision.data.decoding.process_pool import PixelFormat, decode_all
 from fedvision.data.decoding.value_range import dark_images, narrow_files
 from fedvision.data.paths import cache_folder
 from fedvision.errors import DataError
+from fedvision.ranges import check_range
 from fedvision.stages import stage
 
 T = TypeVar("T")
@@ -61,10 +62,8 @@ class Decoding:
             raise ValueError(f"fit must be one of {', '.join(pixels.FITS)}, not {self.fit!r}")
         if not (self.range >= 0 and math.isfinite(self.range)):
             raise ValueError(f"range must be the value that is white, > 0, not {self.range}")
-        if not 0 <= self.max_unreadable < 1:
-            raise ValueError(f"max_unreadable must be >= 0 and < 1, not {self.max_unreadable}")
-        if self.workers < 0:
-            raise ValueError(f"workers must be >= 0, not {self.workers}")
+        check_range(at_least=0, below=1, max_unreadable=self.max_unreadable)
+        check_range(at_least=0, workers=self.workers)
 
 
 class Decoded(NamedTuple):

@@ -18,6 +18,7 @@ from fedvision.data.partition.groups import majority, shared_groups
 from fedvision.data.partition.partitioners import values_of
 from fedvision.data.targets import Targets, strata
 from fedvision.errors import DataError, nearest
+from fedvision.ranges import check_range
 
 PARTS = ("train", "val", "test")
 VAL = ("auto", "train", "test", "drop")
@@ -193,8 +194,7 @@ def grouped_order(
 
 def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, int, tuple[str, ...]]:
     """Return image numbers, training images first, how many of them train, and notices."""
-    if not 0 <= validation < 1:
-        raise ValueError(f"validation must be >= 0 and < 1, not {validation}")
+    check_range(at_least=0, below=1, validation=validation)
     fate = resolve_val(val, has_test=bool(np.any(listing.parts == "test")))
     parts = np.where(listing.parts == "val", fate, listing.parts)
     dropped = int(np.count_nonzero(parts == "drop"))

@@ -64,7 +64,7 @@ def dirichlet(*, alpha: float, min_per_client: int = 1) -> Partitioner:
         ValueError: An argument is out of range.
     """
     check_range(above=0, alpha=alpha)
-    _check_minimum(min_per_client)
+    check_range(at_least=1, min_per_client=min_per_client)
 
     def partition(labels: Indices, clients: int, rng: np.random.Generator) -> list[Indices]:
         _check(labels, clients, min_per_client)
@@ -86,8 +86,7 @@ def shards(*, classes_per_client: int = 2) -> Partitioner:
     Raises:
         ValueError: ``classes_per_client`` is below 1.
     """
-    if classes_per_client < 1:
-        raise ValueError(f"classes_per_client must be >= 1, not {classes_per_client}")
+    check_range(at_least=1, classes_per_client=classes_per_client)
 
     def partition(labels: Indices, clients: int, rng: np.random.Generator) -> list[Indices]:
         _check(labels, clients)
@@ -119,7 +118,7 @@ def quantity(*, exponent: float = 1.0, min_per_client: int = 1) -> Partitioner:
         ValueError: An argument is out of range.
     """
     check_range(at_least=0, exponent=exponent)
-    _check_minimum(min_per_client)
+    check_range(at_least=1, min_per_client=min_per_client)
 
     def partition(labels: Indices, clients: int, rng: np.random.Generator) -> list[Indices]:
         _check(labels, clients, min_per_client)
@@ -233,11 +232,6 @@ def values_of(column: NDArray[Any], where: str) -> tuple[list[str], Indices]:
     names = in_order(texts)
     number = {text: i for i, text in enumerate(names)}
     return names, np.array([number[text] for text in texts], np.int64)[place.ravel()]
-
-
-def _check_minimum(min_per_client: int) -> None:
-    if min_per_client < 1:
-        raise ValueError(f"min_per_client must be >= 1, not {min_per_client}")
 
 
 def _check(labels: Indices, clients: int, min_per_client: int = 1) -> None:

@@ -291,15 +291,15 @@ def population(
     Raises:
         ValueError: An argument is out of range.
     """
-    check_range(above=0, alpha=alpha)
-    if not 0 <= sigma <= 10:
-        raise ValueError(f"sigma must be >= 0 and <= 10, not {sigma}")
-    if min_images < 1:
-        raise ValueError(f"min_images must be >= 1, not {min_images}")
+    check_range(above=0, alpha=alpha, mean_images=mean_images)
+    check_range(at_least=0, at_most=10, sigma=sigma)
+    check_range(at_least=1, min_images=min_images)
+    if max_images is not None:
+        check_range(at_least=1, max_images=max_images)
 
     def partition(labels: Indices, clients: int, rng: np.random.Generator) -> Population:
         highest = len(labels) if max_images is None else max_images
-        _check_range(mean_images, min_images, highest, len(labels))
+        _check_sizes(mean_images, min_images, highest, len(labels))
         counts = np.bincount(labels)
         classes = np.flatnonzero(counts)
         return Population(
@@ -316,7 +316,7 @@ def population(
     return partition
 
 
-def _check_range(mean: float, lowest: int, highest: int, images: int) -> None:
+def _check_sizes(mean: float, lowest: int, highest: int, images: int) -> None:
     if highest > images:
         raise DataError(
             f"partition.max_images = {highest} is more than the {images} images; a client has an image once"

@@ -17,6 +17,7 @@ from fedvision.data.paths import expand
 from fedvision.data.sources.npz_archive import Archive
 from fedvision.data.targets import several
 from fedvision.errors import DataError
+from fedvision.ranges import check_range
 
 _CHANNELS = 4
 """Images with more channels than gray, colour and alpha are seldom; volumes have 28 and more slices."""
@@ -82,9 +83,10 @@ def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None, c
         channels: Channels of the images; required where there are more than four, as volumes look alike.
 
     Raises:
-        ValueError: ``val`` or ``classes`` is out of range.
+        ValueError: ``val``, ``classes`` or ``channels`` is out of range.
         DataError: The file or an array is missing, or images or labels are not as above.
     """
+    check_range(at_least=0, channels=channels)
     archive = Archive(expand(path))
     found = {
         part: read_part(archive, part, channels) for part in ("train", "val", "test") if _has(archive, part)

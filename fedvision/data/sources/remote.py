@@ -14,6 +14,7 @@ from fedvision.data.sources.arrays import read_part
 from fedvision.data.sources.npz_archive import Archive
 from fedvision.data.targets import several
 from fedvision.errors import DataError
+from fedvision.ranges import check_range
 
 
 def elsewhere(
@@ -33,10 +34,10 @@ def elsewhere(
         one class an image where there is no test set to tell.
 
     Raises:
-        DataError: A size is no size, or the test images have another one, or other labels.
+        ValueError: A size is below 1.
+        DataError: The test images have another size, or other labels.
     """
-    if min(height, width, channels) < 1:
-        raise DataError(f"data: {height} x {width} with {channels} channels is no size of an image")
+    check_range(at_least=1, height=height, width=width, channels=channels)
     names = resolve_classes(classes, classes, "data.classes")
     empty = ImageSet(images=np.zeros((0, height, width, channels), np.uint8), labels=np.zeros(0, np.int64))
     if not test:

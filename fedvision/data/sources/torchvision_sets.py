@@ -23,6 +23,7 @@ from fedvision.data.paths import data_root
 from fedvision.data.sources.idx import idx_dataset
 from fedvision.data.sources.pcam import pcam_arrays
 from fedvision.errors import DataError, first_line, nearest
+from fedvision.ranges import check_range
 
 
 def torchvision_dataset(
@@ -65,6 +66,9 @@ def torchvision_dataset(
         ValueError: A value is out of range or does not suit the set.
         DataError: The set is not there, cannot be fetched or cannot be read.
     """
+    check_range(at_least=0, size=size, workers=workers)
+    check_range(at_least=1, channels=channels)
+    check_range(at_least=0, below=1, validation=validation, max_unreadable=max_unreadable)
     folder = data_root(root)
     if split != "balanced" and dataset != "EMNIST":
         raise ValueError(f"split = {split!r} is for emnist alone; {dataset} is not made of several sets")

@@ -6,6 +6,7 @@ whatever an experiment says: a server names no file on a client and no code that
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class ShareConfig:
     """For ``masked``: file of the authority that proves the others; empty is superlink.root_certificate."""
 
     def __post_init__(self) -> None:
-        require(self.epsilon > 0, "share.epsilon", f"must be > 0, not {self.epsilon}")
+        require(0 < self.epsilon < math.inf, "share.epsilon", f"must be > 0 and finite, not {self.epsilon}")
         require(
             self.counts != "masked" or bool(self.certificate),
             "share.certificate",

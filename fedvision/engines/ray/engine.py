@@ -31,6 +31,7 @@ from fedvision.engines.ray.worker_pool import Pool
 from fedvision.errors import RunError
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import FIRST_NODE
+from fedvision.ranges import check_range
 from fedvision.stages import stage
 from fedvision.types import PluginSpec
 
@@ -66,10 +67,7 @@ class RayEngine:
         gpus_per_worker: float = 0.0,
         inner: str = "serial",
     ) -> None:
-        if workers < 0:
-            raise ValueError(f"workers must be >= 0, not {workers}")
-        if gpus_per_worker < 0:
-            raise ValueError(f"gpus_per_worker must be >= 0, not {gpus_per_worker}")
+        check_range(at_least=0, workers=workers, gpus_per_worker=gpus_per_worker)
         self._workers, self._address, self._inner = workers, address, inner
         # It fills a GPU's memory with clients by itself.
         self._gpus = gpus_per_worker or float(inner == "vectorized" and not workers)

@@ -77,7 +77,7 @@ def test_key_set_on_the_command_line(tmp_path: Path) -> None:
         ('unclear = ""', "unclear = 3", "data.label_map.unclear must be a text, not 3"),
         ('[data.label_map]\n"bacterial" =', "label_map =", "data.label_map must be a table, not 'pneumonia'"),
         ("[data]", '[share]\ncounts = "al"\n[data]', "share.counts must be one of 'none', 'plain', 'noisy'"),
-        ("[data]", "[share]\nepsilon = 0\n[data]", "share.epsilon must be > 0, not 0.0"),
+        ("[data]", "[share]\nepsilon = 0\n[data]", "share.epsilon must be > 0 and finite, not 0.0"),
         ("[superlink]", "memory_limit = -2\n[superlink]", "memory_limit must be >= 0, not -2.0"),
         ("[superlink]", 'plugins = ["a b"]\n[superlink]', "plugins must be module or module:attr, not 'a b'"),
     ],

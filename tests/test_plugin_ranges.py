@@ -1,0 +1,131 @@
+"""Each number that an experiment can give a built-in plug-in: out of range, it is refused by its name."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fedvision import registry
+from fedvision.errors import FedVisionError
+from fedvision.types import PluginSpec
+
+RUNTIME: dict[str, dict[str, Any]] = {
+    "model": {"num_classes": 3, "in_channels": 3, "image_size": (16, 16)},
+    "loss": {"counts": torch.tensor([5.0, 3.0, 2.0]), "round": 1, "rounds": 5},
+    "partition": {"columns": {}},
+    "optimizer": {"params": [nn.Parameter(torch.zeros(2))]},
+}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "dirichlet": {"alpha": 1.0},
+    "population": {"alpha": 1.0},
+    "step": {"every": 2},
+    "clip": {"max_norm": 1.0},
+    "top-k": {"fraction": 0.1},
+    "image-folder": {"path": "folder", "size": 8},
+    "manifest": {"path": "list.csv", "size": 8},
+    "npz": {"path": "images.npz"},
+    "elsewhere": {"classes": ["a", "b"], "height": 8, "width": 8},
+}
+OFF = "0 switches it off"
+ANY = "0 is the end of its range"
+DEFAULT = "0 leaves the choice to the program"
+ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
+    ("data", "npz"): {"channels": DEFAULT},
+    ("data", "image-folder"): {
+        "range": DEFAULT,
+        "validation": OFF,
+        "max_unreadable": ANY,
+        "workers": DEFAULT,
+    },
+    ("data", "manifest"): {"range": DEFAULT, "validation": OFF, "max_unreadable": ANY, "workers": DEFAULT},
+    ("data", "mnist"): {"size": DEFAULT, "validation": OFF, "max_unreadable": ANY, "workers": DEFAULT},
+    ("partition", "quantity"): {"exponent": "equal clients"},
+    ("partition", "population"): {"sigma": "equal clients"},
+    ("model", "cnn"): {"dropout": OFF},
+    ("model", "rnn"): {"dropout": OFF},
+    ("model", "vit"): {"dropout": OFF},
+    ("model", "fusion"): {"dropout": OFF, "patch": "reads the extractor's tokens"},
+    ("loss", "weighted"): {"beta": "equal weights"},
+    ("loss", "focal"): {"gamma": OFF, "beta": "equal weights"},
+    ("loss", "ldam"): {"max_margin": OFF, "drw_round": OFF, "beta": "equal weights"},
+    ("loss", "logit-adjusted"): {"tau": OFF},
+    ("loss", "fedlc"): {"tau": OFF},
+    ("loss", "fedrs"): {"alpha": ANY},
+    ("loss", "class-balanced"): {"beta": "equal weights"},
+    ("loss", "asymmetric"): {"gamma_pos": OFF, "gamma_neg": OFF, "margin": OFF},
+    ("optimizer", "sgd"): {
+        "lr": "the program sets it",
+        "momentum": OFF,
+        "dampening": OFF,
+        "weight_decay": OFF,
+    },
+    ("schedule", "cosine"): {"final": ANY, "warmup": OFF},
+    ("strategy", "fedprox"): {"mu": OFF},
+    ("strategy", "ccvr"): {"every": "after the last round"},
+    ("strategy", "fedntd"): {"beta": OFF},
+    ("strategy", "fedavgm"): {"momentum": OFF},
+    ("strategy", "fedadam"): {"beta1": OFF, "beta2": ANY},
+    ("strategy", "fedyogi"): {"beta1": OFF, "beta2": ANY},
+    ("strategy", "fedadagrad"): {"beta1": OFF},
+    ("strategy", "trimmed-mean"): {"share": OFF},
+    ("strategy", "krum"): {"malicious": ANY},
+    ("engine", "auto"): {"workers": DEFAULT},
+    ("engine", "ray"): {"workers": DEFAULT, "gpus_per_worker": DEFAULT},
+    ("engine", "vectorized"): {"stack": DEFAULT},
+}
+
+
+def _numbers() -> Iterator[tuple[str, str, str, bool]]:
+    """Yield kind, name, argument and whether it is a float, torchvision's sets once: they share a factory."""
+    for kind, builtins in registry.BUILTINS.items():
+        for use, builtin in builtins.items():
+            if "dataset" in builtin.preset and use != "mnist":
+                continue
+            for name, parameter in inspect.signature(registry.resolve(kind, use).call).parameters.items():
+                types = {part.strip() for part in str(parameter.annotation).split("|")}
+                if types & {"int", "float"} and name not in {*builtin.preset, *RUNTIME.get(kind, {})}:
+                    yield kind, use, name, "float" in types
+
+
+NUMBERS = list(_numbers())
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Change into a folder with the smallest sources of images that the plug-ins read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDVISION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FEDVISION_DATA", str(tmp_path / "sets"))
+    for name in ("a", "b"):
+        Path("folder", name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(Path("folder", name, "1.png"))
+    Path("list.csv").write_text("file,label\nfolder/a/1.png,a\nfolder/b/1.png,b\n")
+    np.savez("images.npz", train_images=np.zeros((2, 8, 8), np.uint8), train_labels=np.arange(2))
+
+
+@pytest.mark.usefixtures("arguments")
+@pytest.mark.parametrize(("kind", "use", "name", "real"), NUMBERS, ids=[":".join(row[:3]) for row in NUMBERS])
+def test_out_of_range(kind: str, use: str, name: str, real: bool) -> None:
+    """-1, NaN, infinity, and 0 where it is not listed, are refused by a sentence with the argument's name."""
+    absurd: list[float] = [-1, *((-1e-9, math.nan, math.inf, -math.inf) if real else ())]
+    if name not in ZERO_ALLOWED.get((kind, use), {}):
+        absurd.append(0)
+    for value in absurd:
+        spec = PluginSpec(use=use, args={**REQUIRED.get(use, {}), name: value})
+        with pytest.raises(FedVisionError, match=rf"\b{name}\b"):
+            registry.build(kind, spec, **RUNTIME.get(kind, {}))
+
+
+def test_list_of_zeros() -> None:
+    """What the list of allowed zeros names is there."""
+    known = {(kind, use, name) for kind, use, name, _ in NUMBERS}
+    assert {(*plugin, name) for plugin, names in ZERO_ALLOWED.items() for name in names} <= known
