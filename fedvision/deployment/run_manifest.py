@@ -66,7 +66,7 @@ class RunManifest:
         """Read what a server sent of a run.
 
         Raises:
-            ConfigError: It speaks another protocol, or the text is not the one that was sent.
+            ConfigError: It has another protocol, or the text is not the one that was sent.
         """
         # Another version may train otherwise: then nobody could say what the model rests on.
         if table.get("protocol") != PROTOCOL or table.get("version") != __version__:

@@ -1,6 +1,6 @@
 """The client: a Flower ClientApp that answers training and evaluation messages.
 
-It knows nothing of what carries the messages: the same app runs in one process, on Ray and on a machine far
+It does not depend on what carries the messages: the same app runs in one process, on Ray and on a machine far
 away. A failure is raised as a ``ClientError`` that names client, stage and cause; every carrier turns it into
 an error reply, and the round goes on without this client.
 """

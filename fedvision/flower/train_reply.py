@@ -86,14 +86,14 @@ def decode_train_reply(message: Message, client: int, *, in_sum: bool = False) -
     )
 
 
-def mean_loss(told: Collection[tuple[float, int]]) -> float:
+def mean_loss(reported: Collection[tuple[float, int]]) -> float:
     """Return the mean over all images of (mean loss, images) of clients, whatever their order; 0 of nobody.
 
     Clients may tell any numbers: it is NaN where theirs have no sum.
     """
-    images = sum(examples for _, examples in told)
+    images = sum(examples for _, examples in reported)
     try:
-        return math.fsum(loss * examples for loss, examples in told) / max(1, images)  # rounds once
+        return math.fsum(loss * examples for loss, examples in reported) / max(1, images)  # rounds once
     except (OverflowError, ValueError):
         return math.nan
 

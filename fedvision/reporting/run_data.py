@@ -208,7 +208,7 @@ class RunData:
 
     @property
     def rare_score(self) -> str:
-        """What is told of single classes: recall, or AP where an image may have several labels."""
+        """The score of single classes: recall, or AP where an image may have several labels."""
         return "AP" if self.several_labels else "recall"
 
     @property

@@ -83,8 +83,10 @@ class LabelPredictions(ClassPredictions):
         """Yield the heading and a row of text for each image, for people."""
         yield "file", "labels"
         for (name, labels), row in zip(self.of(), self.probabilities, strict=True):
-            told = ", ".join(f"{self.classes[label]} {percent(float(row[label]))}" for label in labels)
-            yield name, told or "none"
+            probabilities = ", ".join(
+                f"{self.classes[label]} {percent(float(row[label]))}" for label in labels
+            )
+            yield name, probabilities or "none"
 
     def to_csv(self) -> str:
         """Return a CSV table: ``file``, ``labels`` with ``separator`` between, ``p(NAME)`` for each label."""

@@ -1,7 +1,7 @@
 """Sums from which metrics are made: tables of counts, of which only the cells that occur are held.
 
 They form a commutative monoid: counts over batches, clients and processes are added exactly, in any order,
-and a ratio is made of the sum alone. What is sent, masked, checked and summed knows nothing but the tables;
+and a ratio is made of the sum alone. What is sent, masked, checked and summed depends on the tables alone;
 what their cells mean is the task's.
 """
 

@@ -1,6 +1,6 @@
 """The process that decodes: ``python -m fedvision.data.decoding.decoder ROOT SIZE CHANNELS FIT WHITE``.
 
-It speaks over its pipes. A request is one line, a JSON list of file names below ROOT. The reply is one line,
+Its protocol, over pipes: a request is one line, a JSON list of file names below ROOT. The reply is one line,
 a JSON list with null, the ``Depth`` (a list), or the reason why the file cannot be read (text) for each name,
 and then the pixels of the files that can: uint8 [n, size, size, channels], C order. An empty JSON list comes
 first of all, as a sign of life.

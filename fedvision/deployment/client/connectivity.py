@@ -143,9 +143,9 @@ def check_authorized(superlink: SuperlinkConfig, timeout: float = _TIMEOUT_S) ->
     # An empty question of no node: it is refused in any case, but for an unknown key by the gate itself.
     answer = _ask(superlink, timeout, "POST", internals_superlink.GET_RUN, b"", headers)
     with suppress(ValueError):
-        told = json.loads(answer.body)
-        if isinstance(told, dict) and told.get("code") == internals_superlink.NOT_ACTIVATED:
-            raise ServerError(str(told.get("detail")))
+        reply = json.loads(answer.body)
+        if isinstance(reply, dict) and reply.get("code") == internals_superlink.NOT_ACTIVATED:
+            raise ServerError(str(reply.get("detail")))
 
 
 def diagnose(superlink: SuperlinkConfig, error: FedVisionError, timeout: float = 5.0) -> str:
@@ -199,7 +199,7 @@ def _ask(
     host, port = (proxy.host, proxy.port) if proxy else (superlink.host, superlink.port)
     if superlink.insecure:
         connection = http.client.HTTPConnection(host, port, timeout=timeout)
-        if proxy:  # it is told the whole address
+        if proxy:  # a proxy needs the whole address
             path, headers = f"http://{superlink.host}:{superlink.port}{path}", {**headers, **proxy.headers}
     else:
         context = tls_context(superlink)

@@ -1,6 +1,6 @@
 """The client process: one connection to the server that outlives the training, the server and itself.
 
-It speaks Flower's Fleet API as a SuperNode does (TLS, a signature on every call, heartbeats), reads what the
+It uses Flower's Fleet API as a SuperNode does (TLS, a signature on every call, heartbeats), reads what the
 server says of a run, and lets a process of its own do each task. No code of the server ever runs here. What
 may go wrong, and what becomes of it:
 

@@ -129,15 +129,15 @@ class MaskedCounts:
             ConfigError: It was answered before with other numbers, as after a training in between: their
                 difference would show what changed, without any mask.
         """
-        asked, answer = (hashlib.sha256(part).hexdigest() for part in (question, numbers.tobytes()))
+        query, answer = (hashlib.sha256(part).hexdigest() for part in (question, numbers.tobytes()))
         answers = self._stored.get("answers", {})
-        if answers.get(asked, answer) != answer:
+        if answers.get(query, answer) != answer:
             raise ConfigError(
                 "this client counted otherwise before when the server asked the same; a second answer under "
                 "the same masks would reveal what changed, and is not sent"
             )
-        if asked not in answers:
-            self._store(answers={**answers, asked: answer})
+        if query not in answers:
+            self._store(answers={**answers, query: answer})
         context = b"confusion\n" + hashlib.sha256(question).digest()
         return self._masked(numbers.ravel(), self._cards(), context).reshape(numbers.shape)
 

@@ -198,7 +198,7 @@ class ApiGateway:
             raise Refusal(401, NOT_SIGNED, detail=f" [the key of {self._known().get(key)}]")
 
     async def _check_names(self, path: str, key: bytes, body: list[bytes]) -> None:
-        """Refuse a call that its node signed and in which another node speaks, or that announces too much."""
+        """Refuse a call that names another node than the one that signed it, or that announces too much."""
         if path in internals_superlink.NAMING:
             parts = b"".join(body), self._owner, self._announced, self._limits.objects
             if wrong := await asyncio.to_thread(internals_superlink.wrong_with, path, *parts):

@@ -1,4 +1,4 @@
-"""The log of the server's process: one handler for all that speaks in it, which no flood can fill.
+"""The log of the server's process: one handler for all that is logged in it, which no flood can fill.
 
 Flower and uvicorn bring handlers of their own, with colour codes, without the time or whose call it was, and
 one line for every call that somebody makes. Here every line goes through one handler: it bears the time, the
@@ -104,7 +104,7 @@ class RotatingLog(RotatingFileHandler):
 
 
 class PeerLogger(logging.LoggerAdapter[logging.Logger]):
-    """uvicorn's logger with the peer whose connection it speaks of."""
+    """uvicorn's logger with the peer whose connection a line is about."""
 
     def __init__(self, logger: logging.Logger, peer: str) -> None:
         super().__init__(logger)

@@ -46,7 +46,7 @@ class BulkLink:
     Args:
         base: ``https://HOST:PORT``, or ``http://``.
         key: The client's private key.
-        context: TLS settings; None speaks plain text.
+        context: TLS settings; None sends plain text.
     """
 
     def __init__(self, base: str, key: EllipticCurvePrivateKey, context: ssl.SSLContext | None) -> None:

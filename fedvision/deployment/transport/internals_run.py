@@ -71,7 +71,7 @@ class RunLink:
 
     Args:
         address: ``HOST:PORT`` of the private side.
-        roots: File of the authority that signed the certificate; None speaks plain text.
+        roots: File of the authority that signed the certificate; None sends plain text.
         secret: What a process that runs server apps must know, or None.
         objects: Folder in which a SuperLink on this machine keeps objects; None sends and fetches all.
     """

@@ -191,7 +191,7 @@ def wrong_with(
     Args:
         path: The call's.
         body: Its body.
-        owner: As the function of that name on the SuperLink's state: no node may speak for another.
+        owner: As the function of that name on the SuperLink's state: no node may act for another.
         announced: Likewise: Flower notes whatever objects come with a reply that it has already.
         most: Objects of a reply at most.
     """

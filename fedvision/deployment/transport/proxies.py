@@ -19,7 +19,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Proxy(NamedTuple):
-    """A proxy that speaks plain HTTP on its own side."""
+    """A proxy that is reached by plain HTTP."""
 
     url: str
     """As the environment names it."""
