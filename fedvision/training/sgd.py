@@ -23,7 +23,7 @@ class SGD:
     Args:
         params: What is to be trained.
         lr: Learning rate, >= 0.
-        momentum: Share of the last direction that is kept, >= 0.
+        momentum: Share of the last direction that is kept, >= 0 and < 1.
         dampening: Share of the gradient that is kept from the direction, >= 0 and <= 1.
         weight_decay: Strength of the L2 penalty, >= 0.
         nesterov: Look ahead along the direction; needs momentum and no dampening.
@@ -41,7 +41,8 @@ class SGD:
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        check_range(at_least=0, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        check_range(at_least=0, lr=lr, weight_decay=weight_decay)
+        check_range(at_least=0, below=1, momentum=momentum)
         check_range(at_least=0, at_most=1, dampening=dampening)
         if nesterov and (not momentum or dampening):
             raise ValueError("nesterov needs momentum > 0 and dampening = 0")
