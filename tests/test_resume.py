@@ -51,7 +51,7 @@ def digest(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("blow", "times"),
     [
-        pytest.param(signal.SIGKILL, 2, id="kill"),
+        pytest.param(signal.SIGKILL, 2, id="kill", marks=pytest.mark.long),
         pytest.param(signal.SIGKILL, 6, id="kill-often", marks=pytest.mark.long),
         pytest.param(signal.SIGINT, 6, id="ctrl-c-often", marks=pytest.mark.long),
     ],

@@ -41,6 +41,7 @@ def test_views_memory_and_questions_launch_nothing() -> None:
     assert dispatched.launches == 3
 
 
+@pytest.mark.long
 def test_the_launches_of_a_round_are_those_of_its_steps() -> None:
     # Two clients of 721 images: 6 steps of 128 each, the serial engine's one after the other.
     config = tiny(

@@ -171,7 +171,8 @@ def test_updates_that_come_one_by_one_close_nothing(calls: list[Job]) -> None:
     assert not any(job.closes for job in calls)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_that_dies_in_the_batch_that_brings_its_sums_is_run_again(
     workers: int, calls: list[Job], tmp_path: Path, serial: Round, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,9 +301,8 @@ def test_bits_and_record_on_every_engine(tables: dict[str, Any], tmp_path: Path)
         assert there.rounds == serial.rounds
 
 
-@pytest.mark.parametrize(
-    "strategy", ["scaffold", *(pytest.param(use, marks=pytest.mark.long) for use in ("fedavg", "median"))]
-)
+@pytest.mark.parametrize("strategy", ["scaffold", "fedavg", "median"])
+@pytest.mark.long
 def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path) -> None:
     evaluation = {"holdout": 0.2, "with_training": True}
     config = tiny(strategy={"use": strategy}, rounds=2, evaluation=evaluation)

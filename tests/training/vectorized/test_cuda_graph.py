@@ -106,7 +106,7 @@ def check(
 
 
 # Two clients of one step each where tracing takes seconds; other sizes and halves of the clients come below.
-DEEP = ("resnet8-wide", "resnet18", "resnet20")
+DEEP = ("resnet8", "resnet8-wide", "resnet18", "resnet20")
 SHALLOW = [use for use in registry.BUILTINS["model"] if use not in ("rnn", *DEEP)]
 FEW: dict[str, Any] = {"sizes": ((5, 6),)}
 
@@ -148,7 +148,7 @@ def test_optimiser_batches_and_schedule_are_those_of_the_loop(training: dict[str
     ("limit", "chunk"),
     [
         pytest.param(0, 2, id="sent-2"),
-        pytest.param(1 << 30, 0, id="resident-0"),
+        pytest.param(1 << 30, 0, id="resident-0", marks=pytest.mark.long),
         pytest.param(0, 0, id="sent-0", marks=pytest.mark.long),
         pytest.param(1 << 30, 2, id="resident-2", marks=pytest.mark.long),
     ],
@@ -163,6 +163,7 @@ def test_bfloat16_agrees_with_the_loop_as_far_as_bfloat16_goes() -> None:
     check(Cohort(settings=settings(precision="bfloat16")), tolerance=0.03)
 
 
+@pytest.mark.long
 def test_every_client_has_its_own_learning_rate() -> None:
     configs = [ClientConfig(lr_factor=factor) for factor in (1.0, 0.5, 2.0, 0.1, 1.0)]
     check(Cohort(client_configs=configs, settings=settings(**LONG)))
