@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +97,7 @@ def compare(folders: Sequence[RunFolder]) -> list[Group]:
         members.setdefault(same, []).append(facts)
     settings = differing(list(tables.values()))
     return [
-        Group(label=_label(shown) or runs[0].config.name, settings=own, runs=runs)
+        Group(label=_label(shown) or _shared_name([run.config.name for run in runs]), settings=own, runs=runs)
         for shown, own, runs in zip(distinguishing(settings), settings, members.values(), strict=True)
     ]
 
@@ -200,6 +201,12 @@ def _label(settings: Mapping[str, str | None]) -> str:
     """Return ``"loss.use=focal, training.lr=0.1"``; or what it is without, where it has nothing more."""
     own = [f"{key}={value}" for key, value in settings.items() if value is not None]
     return ", ".join(own) or ", ".join(f"without {key}" for key in settings)
+
+
+def _shared_name(names: Sequence[str]) -> str:
+    """Return the words with which all names begin, ``"small"`` of small seed1 and small seed2, else the first."""
+    words = list(takewhile(lambda column: len(set(column)) == 1, zip(*map(str.split, names), strict=False)))
+    return " ".join(column[0] for column in words) or names[0]
 
 
 def _text(value: Any) -> str:

@@ -54,6 +54,11 @@ def test_a_lone_group_has_its_name(make_run: MakeRun) -> None:
     assert (group.label, dict(group.settings)) == ("one", {})
 
 
+def test_runs_of_a_sweep_over_seeds_have_the_sweeps_name(make_run: MakeRun) -> None:
+    (group,) = compare([make_run(f"long tail seed{seed}", seed=seed) for seed in range(3)])
+    assert group.label == "long tail"
+
+
 def test_keys_that_differ_are_found_with_what_is_missing() -> None:
     tables = [
         {"loss.use": "focal", "loss.gamma": 2.0, "rounds": 3},
