@@ -204,7 +204,7 @@ def _label(settings: Mapping[str, str | None]) -> str:
 
 
 def _shared_name(names: Sequence[str]) -> str:
-    """Return the words with which all names begin, ``"small"`` of small seed1 and small seed2, else the first."""
+    """Return the words that all names begin with (``"a b"`` of a b seed1 and a b seed2), else the first."""
     words = list(takewhile(lambda column: len(set(column)) == 1, zip(*map(str.split, names), strict=False)))
     return " ".join(column[0] for column in words) or names[0]
 
