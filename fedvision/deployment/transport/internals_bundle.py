@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.proto.message_pb2 import PushObjectRequest
-from flwr.server.superlink.linkstate import LinkState
 from google.protobuf import (  # type: ignore[import-untyped]
     descriptor_pb2,
     descriptor_pool,
@@ -24,6 +23,9 @@ from google.protobuf import (  # type: ignore[import-untyped]
 )
 
 from fedvision.deployment.transport.internals_wire import LinkRefused, call
+
+if TYPE_CHECKING:
+    from flwr.server.superlink.linkstate import LinkState
 
 FLEET, RUNTIME = "/v1/fleet/push-objects", "/v1/runtime/push-objects"
 """Paths of a client's bundles and of the server's."""
