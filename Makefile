@@ -33,9 +33,8 @@ lock:  ## choose the newest versions that fit pyproject.toml, for Python 3.11 an
 simulate: $(READY)  ## run the first simulation: 20 clients, a long tail, two losses compared
 	$(BIN)/fedvision simulate simulations/first.toml
 
-# Three at a time on two cores: many tests wait for processes that they have started.
 test: $(READY)  ## run the tests, but for those that take long
-	$(BIN)/pytest -n 3
+	$(BIN)/pytest -n 2
 
 long: $(READY)  ## run the tests that take long: whole federations as processes, real data (root, Linux)
 	$(BIN)/pytest -n 2 -m "long and not soak"
