@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -71,13 +71,14 @@ def simulate_sweep(
         raise ConfigError(f"jobs must be >= 0, not {jobs}")
     base = Path(out) if out is not None else default_folder(sweep.name, resume)
     spec = engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine)
-    most = min(jobs or _useful(sweep.experiments, spec), len(sweep.experiments))
+    most = min(jobs or _useful(sweep.experiments, spec, options.get("threads", 1)), len(sweep.experiments))
     if most > 1:
         parallel_runs.prepare()
     builder = ExperimentBuilder(sweep.experiments)
     builder.check()
     if not jobs and most > 1:
-        most = _affordable(most, builder.sizes.values())
+        devices = {config.training.device for config in sweep.experiments.values()}
+        most = _affordable(most, builder.sizes.values()) if _on_processor(devices) else 1
     options |= {"resume": resume}
     if most > 1:
         del builder
@@ -145,7 +146,7 @@ def _progress(wanted: bool | TextIO) -> Progress | None:
     return Progress(None if wanted is True else wanted)
 
 
-def _useful(experiments: Mapping[str, ExperimentConfig], engine: PluginSpec) -> int:
+def _useful(experiments: Mapping[str, ExperimentConfig], engine: PluginSpec, threads: int) -> int:
     """Return how many runs the cores could feed at a time.
 
     A run that has workers of its own, or trains on a GPU, leaves nothing for another one.
@@ -154,20 +155,23 @@ def _useful(experiments: Mapping[str, ExperimentConfig], engine: PluginSpec) -> 
         return 1
     if any(config.training.device not in ("auto", "cpu") for config in experiments.values()):
         return 1
-    return cores.available()
+    return max(1, cores.available() // max(1, threads))
+
+
+def _on_processor(devices: Set[str]) -> bool:
+    """Return whether devices, each ``"auto"`` or ``"cpu"``, are this machine's processor."""
+    from fedvision.training.forward import choose_device
+
+    return "auto" not in devices or choose_device("auto").type == "cpu"
 
 
 def _affordable(jobs: int, sizes: Iterable[tuple[int, int]]) -> int:
-    """Return how many runs memory holds at a time; one where they train on a GPU.
+    """Return how many runs memory holds at a time.
 
     Args:
         jobs: Runs that the cores could feed.
         sizes: Bytes of each experiment's data and model.
     """
-    from fedvision.training.forward import choose_device
-
-    if choose_device("auto").type != "cpu":
-        return 1
     free = memory.available()
     largest = max(data + MODEL_COPIES * model for data, model in sizes)
     return jobs if free is None else max(1, min(jobs, free // (PROCESS_BYTES + largest)))

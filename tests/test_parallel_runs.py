@@ -23,6 +23,7 @@ from fedvision.plugin_folder import allow_folder
 from fedvision.runs.displays import ParallelDisplays
 from fedvision.runs.folder import RunFolder
 from fedvision.sweep import Sweep
+from fedvision.training import forward
 from fedvision.types import PluginSpec
 from tests.experiments import tiny
 
@@ -255,8 +256,16 @@ def test_runs_at_a_time_by_engine_and_device(
 ) -> None:
     monkeypatch.setattr(cores, "available", lambda: 6)
     configs = {"a": tiny(seed=1), "b": tiny(seed=2, **tables)}
-    assert sweep_runner._useful(configs, engine) == useful
-    assert sweep_runner._useful({"a": configs["a"]}, engine) == 1
+    assert sweep_runner._useful(configs, engine, 1) == useful
+    assert sweep_runner._useful(configs, engine, 3) == max(1, useful // 3)
+    assert sweep_runner._useful({"a": configs["a"]}, engine, 1) == 1
+
+
+def test_runs_on_a_gpu_are_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for device, on_processor in (("cpu", True), ("cuda", False), ("mps", False)):
+        monkeypatch.setattr(forward, "choose_device", lambda name, device=device: torch.device(device))
+        assert sweep_runner._on_processor({"auto", "cpu"}) == on_processor
+        assert sweep_runner._on_processor({"cpu"})
 
 
 def test_runs_at_a_time_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
