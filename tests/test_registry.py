@@ -1,4 +1,4 @@
-"""Plug-ins by name: built-ins and guests come by the same door; wrong names or keys are refused in words."""
+"""Plug-ins by name: built-ins and others are found the same way; wrong names or keys are refused in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedvision.types import PluginSpec
 
 
 def doubled(*, counts: list[int], factor: float = 2.0, note: str = "", power: int = 1) -> list[float]:
-    """A guest's factory."""
+    """A plug-in's factory."""
     if factor < 0:
         raise ValueError(f"factor must be >= 0, not {factor}")
     return [count * factor**power for count in counts]

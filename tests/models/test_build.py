@@ -1,4 +1,4 @@
-"""Building from a specification: guests' factories, gray images, and what the trial refuses."""
+"""Building from a specification: plug-ins' factories, gray images, and what the trial refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedvision.tasks.classification import Classification
 
 
 class Linear(nn.Module):
-    """A guest's class that names what it needs."""
+    """A plug-in's class that names what it needs."""
 
     def __init__(self, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> None:
         super().__init__()

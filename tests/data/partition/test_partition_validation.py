@@ -1,4 +1,4 @@
-"""A guest's lazy sequence of clients is checked client by client; lists and tuples are checked whole."""
+"""A plug-in's lazy sequence of clients is checked client by client; lists and tuples are checked whole."""
 
 from __future__ import annotations
 

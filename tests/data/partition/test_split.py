@@ -175,7 +175,7 @@ def test_labels_out_of_range_are_refused(labels: list[int], found: str) -> None:
 
 
 class Windows:
-    """A guest's lazy sequence: client k has three images in a row, from image 2 k on."""
+    """A plug-in's lazy sequence: client k has three images in a row, from image 2 k on."""
 
     def __init__(self, images: int, clients: int, stated: Any) -> None:
         self.images, self.clients = images, clients

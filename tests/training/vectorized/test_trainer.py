@@ -163,7 +163,7 @@ def test_only_clients_of_one_algorithm_and_round_are_stacked(tmp_path: Path, sta
 
 
 class Half(ClientAlgorithm):
-    """A guest's algorithm, which knows one client only."""
+    """A plug-in's algorithm, which knows one client only."""
 
     def begin(self, model: Any, parameters: Any, request: TrainRequest, memory: State) -> None:
         self.parameters = list(parameters.values())
