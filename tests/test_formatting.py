@@ -59,7 +59,7 @@ def test_plurals() -> None:
     assert formatting.plural(2000, "repl", "ies", "y") == "2,000 replies"
 
 
-def test_scores_stand_in_the_houses_order_with_guests_last() -> None:
+def test_scores_stand_in_the_usual_order_with_plugins_last() -> None:
     keys = {"zeta", "tail", "accuracy", "kappa", "macro_f1"}
     assert formatting.in_order(keys) == ["accuracy", "macro_f1", "tail", "kappa", "zeta"]
     assert formatting.score_name("balanced_accuracy") == "balanced accuracy"

@@ -34,7 +34,7 @@ def spec(use: str, **args: Any) -> PluginSpec:
     return PluginSpec(use=use, args=args)
 
 
-def test_a_guest_is_built_from_its_path_with_runtime_and_own_keys() -> None:
+def test_a_plugin_is_built_from_its_path_with_runtime_and_own_keys() -> None:
     assert registry.build("loss", spec(f"{HERE}:doubled", factor=3), counts=[1, 2], round=4) == [3, 6]
 
 
@@ -96,9 +96,9 @@ def test_optimisers_of_torch_go_by_any_case() -> None:
 
 
 def test_a_folder_opens_its_modules_to_experiments(tmp_path: Path) -> None:
-    (tmp_path / "guest_of_a_folder.py").write_text("def make():\n    return 42\n")
-    (tmp_path / "broken_guest.py").write_text("import not_installed_anywhere\n")
+    (tmp_path / "plugin_of_a_folder.py").write_text("def make():\n    return 42\n")
+    (tmp_path / "broken_plugin.py").write_text("import not_installed_anywhere\n")
     registry.allow_folder(tmp_path)
-    assert registry.build("data", spec("guest_of_a_folder:make")) == 42
+    assert registry.build("data", spec("plugin_of_a_folder:make")) == 42
     with pytest.raises(PluginError, match="needs 'not_installed_anywhere', which is not installed"):
-        registry.resolve("data", "broken_guest:make")
+        registry.resolve("data", "broken_plugin:make")

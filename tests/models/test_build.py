@@ -100,9 +100,9 @@ def offline() -> nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def guests(monkeypatch: pytest.MonkeyPatch) -> None:
+def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module that a person put beside the experiment."""
-    module = ModuleType("guests")
+    module = ModuleType("plugins")
     for thing in (
         four_channels,
         Linear,
@@ -118,7 +118,7 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> None:
         offline,
     ):
         setattr(module, thing.__name__, thing)
-    monkeypatch.setitem(sys.modules, "guests", module)
+    monkeypatch.setitem(sys.modules, "plugins", module)
 
 
 def build(use: str, channels: int = 1, classes: int = 10, side: int = 8, **keys: Any) -> nn.Module:
@@ -133,18 +133,18 @@ def build(use: str, channels: int = 1, classes: int = 10, side: int = 8, **keys:
     )
 
 
-def test_a_guest_gets_what_it_names() -> None:
-    model = build("guests:Linear", channels=2, classes=4)
+def test_a_plugin_gets_what_it_names() -> None:
+    model = build("plugins:Linear", channels=2, classes=4)
     assert list(model.state_dict()) == ["head.weight", "head.bias"]
     assert model(torch.zeros(1, 2, 8, 8)).shape == (1, 4)
 
 
 def test_a_factory_of_any_key_gets_the_number_of_classes() -> None:
-    assert not isinstance(build("guests:colour", channels=3), Gray)
+    assert not isinstance(build("plugins:colour", channels=3), Gray)
 
 
 def test_gray_images_are_shown_in_colour() -> None:
-    model = build("guests:colour")
+    model = build("plugins:colour")
     assert isinstance(model, Gray)
     assert next(iter(model.state_dict())) == "network.0.weight"
     images = torch.randn(2, 1, 8, 8)
@@ -153,7 +153,7 @@ def test_gray_images_are_shown_in_colour() -> None:
 
 
 def test_a_gray_backbone_keeps_its_head_apart() -> None:
-    model = halves(build("guests:colour_halves"), "this test").eval()
+    model = halves(build("plugins:colour_halves"), "this test").eval()
     names = ["backbone.network.0.weight", "backbone.network.0.bias", "head.weight", "head.bias"]
     assert list(model.state_dict()) == names
     images = torch.randn(2, 1, 8, 8)
@@ -165,21 +165,21 @@ def test_what_needs_backbone_and_head_refuses_a_network_without_them() -> None:
         ConfigError,
         match=r"^\[algorithm\] use = 'x' needs a network of backbone and head, .* a Linear; let its",
     ):
-        halves(build("guests:Linear"), "[algorithm] use = 'x'")
+        halves(build("plugins:Linear"), "[algorithm] use = 'x'")
 
 
 def test_a_network_that_takes_gray_images_gets_them() -> None:
-    assert not isinstance(build("guests:gray_to_colour"), Gray)
+    assert not isinstance(build("plugins:gray_to_colour"), Gray)
 
 
 def test_a_network_for_neither_gray_nor_colour_is_refused_as_it_is() -> None:
     with pytest.raises(ConfigError, match="4 channels, but got 1 channels"):
-        build("guests:four_channels")
+        build("plugins:four_channels")
 
 
 def test_colour_images_never_become_something_else() -> None:
     with pytest.raises(ConfigError, match=r"8 x 8 with 2 channel\(s\) in evaluation: .*3 channels"):
-        build("guests:colour", channels=2)
+        build("plugins:colour", channels=2)
 
 
 def test_torchvisions_networks_work_on_gray_images() -> None:
@@ -193,7 +193,7 @@ def test_torchvisions_networks_work_on_gray_images() -> None:
 
 def test_the_trial_leaves_statistics_and_generators_as_they_were() -> None:
     before = torch.random.get_rng_state()
-    model = build("guests:colour")
+    model = build("plugins:colour")
     assert torch.equal(torch.random.get_rng_state(), before)
     norm = model.network[1]  # type: ignore[index]
     assert isinstance(norm, nn.BatchNorm2d)
@@ -204,18 +204,18 @@ def test_the_trial_leaves_statistics_and_generators_as_they_were() -> None:
 
 
 def test_the_trial_does_not_change_the_first_weights() -> None:
-    first, again = build("guests:colour"), build("guests:colour")
+    first, again = build("plugins:colour"), build("plugins:colour")
     assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
 
 
 @pytest.mark.parametrize(
     ("use", "sentence"),
     [
-        ("guests:thousand", r"it returns \[2, 1000\], not \[2, 10\] logits .* num_classes"),
-        ("guests:Auxiliary", "it returns a tuple, not"),
-        ("guests:Dividing", "not finite"),
-        ("guests:too_deep", "Output size is too small"),
-        ("guests:Exploding", r"images of 8 x 8 with 1 channel\(s\) in evaluation: kernel size .* input$"),
+        ("plugins:thousand", r"it returns \[2, 1000\], not \[2, 10\] logits .* num_classes"),
+        ("plugins:Auxiliary", "it returns a tuple, not"),
+        ("plugins:Dividing", "not finite"),
+        ("plugins:too_deep", "Output size is too small"),
+        ("plugins:Exploding", r"images of 8 x 8 with 1 channel\(s\) in evaluation: kernel size .* input$"),
     ],
 )
 def test_a_misfit_is_refused_in_one_sentence(use: str, sentence: str) -> None:
@@ -226,10 +226,10 @@ def test_a_misfit_is_refused_in_one_sentence(use: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("use", "keys", "sentence"),
     [
-        ("guests:no_module", {}, "it returns int, not a torch.nn.Module"),
-        ("guests:offline", {}, "building it failed: no route to host"),
-        ("guests:Linear", {"num_classes": 4}, "it takes no key 'num_classes'"),
-        ("guests:colour", {"num_classes": 4}, "it takes no key 'num_classes'"),
+        ("plugins:no_module", {}, "it returns int, not a torch.nn.Module"),
+        ("plugins:offline", {}, "building it failed: no route to host"),
+        ("plugins:Linear", {"num_classes": 4}, "it takes no key 'num_classes'"),
+        ("plugins:colour", {"num_classes": 4}, "it takes no key 'num_classes'"),
         ("cnn", {"widht": 4}, "it takes no key 'widht'; did you mean 'width'"),
         ("vit", {"patch": 3}, "patch = 3 does not divide an image of 8 x 8; the nearest that does is 2"),
         ("fusion", {"width": "wide"}, "width must be int or None"),

@@ -32,7 +32,7 @@ def make(settings: PartitionConfig, images: ImageSet | None = None, seed: int = 
     return split.make(chosen, settings, num_classes=4, seed=seed)
 
 
-def guest(*, case: str) -> Partitioner:
+def plugin(*, case: str) -> Partitioner:
     """A partition as a user may write it, right or wrong."""
 
     def partition(labels: Any, clients: int, rng: np.random.Generator) -> Any:
@@ -66,7 +66,7 @@ def guest(*, case: str) -> Partitioner:
     return partition
 
 
-GUEST = f"{__name__}:guest"
+PLUGIN = f"{__name__}:plugin"
 
 
 def test_a_split_is_complete_and_counted() -> None:
@@ -113,28 +113,28 @@ def test_a_column_settles_the_number_of_clients_after_the_long_tail() -> None:
         make(config("column", 2, name="site"), images)
 
 
-@pytest.mark.parametrize("use", ["iid", GUEST])
+@pytest.mark.parametrize("use", ["iid", PLUGIN])
 def test_missing_number_of_clients_is_an_error(use: str) -> None:
-    args = {"case": "good"} if use == GUEST else {}
+    args = {"case": "good"} if use == PLUGIN else {}
     with pytest.raises(ConfigError, match=r"^partition\.clients is missing; .*add clients = \.\.\.$"):
         make(config(use, None, **args))
 
 
 @pytest.mark.parametrize("case", ["good", "backwards", "lists"])
-def test_a_guests_partition_is_taken_in_any_order_and_integer_type(case: str) -> None:
-    made = make(config(GUEST, case=case))
+def test_a_plugins_partition_is_taken_in_any_order_and_integer_type(case: str) -> None:
+    made = make(config(PLUGIN, case=case))
     assert [part.tolist() for part in made.clients] == [list(range(k, 200, 4)) for k in range(4)]
     assert all(part.dtype == np.int64 for part in made.clients)
 
 
 def test_notice_on_images_that_a_plug_in_leaves_out() -> None:
-    made = make(config(GUEST, case="incomplete"))
+    made = make(config(PLUGIN, case="incomplete"))
     assert made.left_out.tolist() == [196, 197, 198, 199]
 
 
-def test_a_guests_numbers_are_those_of_the_images_kept() -> None:
+def test_a_plugins_numbers_are_those_of_the_images_kept() -> None:
     labels = np.repeat([0, 1], 20)
-    made = make(config(GUEST, 2, imbalance=20, case="good"), image_set(labels))
+    made = make(config(PLUGIN, 2, imbalance=20, case="good"), image_set(labels))
     retained = sorted(np.concatenate(made.clients))
     assert retained[:20] == list(range(20))
     assert len(retained) == 21
@@ -153,14 +153,14 @@ def test_a_guests_numbers_are_those_of_the_images_kept() -> None:
         ("none", r"must return a list of 4 index arrays, one per client, not NoneType"),
     ],
 )
-def test_a_guests_unusable_result_is_named(case: str, message: str) -> None:
-    with pytest.raises(DataError, match=rf"\[partition\] use = '{GUEST}' {message}"):
-        make(config(GUEST, case=case))
+def test_a_plugins_unusable_result_is_named(case: str, message: str) -> None:
+    with pytest.raises(DataError, match=rf"\[partition\] use = '{PLUGIN}' {message}"):
+        make(config(PLUGIN, case=case))
 
 
-def test_a_guest_that_fails_is_named() -> None:
-    with pytest.raises(PluginError, match=rf"\[partition\] use = '{GUEST}' failed: no idea"):
-        make(config(GUEST, case="fails"))
+def test_a_plugin_that_fails_is_named() -> None:
+    with pytest.raises(PluginError, match=rf"\[partition\] use = '{PLUGIN}' failed: no idea"):
+        make(config(PLUGIN, case="fails"))
 
 
 def test_ten_empty_clients_are_not_all_listed() -> None:
@@ -189,14 +189,14 @@ class Windows:
         return (2 * client + np.arange(3)) % self.images
 
 
-def lazy_guest(*, stated: Any = None) -> Any:
+def lazy_plugin(*, stated: Any = None) -> Any:
     def partition(labels: Any, clients: int, rng: np.random.Generator) -> Windows:
         return Windows(len(labels), clients, stated)
 
     return partition
 
 
-LAZY = f"{__name__}:lazy_guest"
+LAZY = f"{__name__}:lazy_plugin"
 
 
 def test_a_lazy_split_holds_no_clients_and_expects_its_counts() -> None:

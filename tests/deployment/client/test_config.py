@@ -110,14 +110,14 @@ def test_a_file_that_cannot_be_read_is_named_with_its_key(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def owners_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two modules of the owner: one defines a model and imports more than it defines."""
-    (tmp_path / "guest_models.py").write_text(
+    (tmp_path / "plugin_models.py").write_text(
         "import os\nfrom subprocess import run\ndef net(): pass\nclass Net:\n    def inner(self): pass\n"
     )
-    (tmp_path / "guest_other.py").write_text("def net(): pass\n")
+    (tmp_path / "plugin_other.py").write_text("def net(): pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("guest_models", "guest_other"):
+    for name in ("plugin_models", "plugin_other"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
@@ -131,12 +131,12 @@ def allowing(*plugins: str) -> ClientMachineConfig:
     [
         ((), "model", "cnn"),
         ((), "optimizer", "AdamW"),
-        (("guest_models",), "model", "guest_models:net"),
-        (("guest_models",), "model", "guest_models:Net"),
-        (("guest_models:net",), "model", "guest_models:net"),
+        (("plugin_models",), "model", "plugin_models:net"),
+        (("plugin_models",), "model", "plugin_models:Net"),
+        (("plugin_models:net",), "model", "plugin_models:net"),
     ],
 )
-@pytest.mark.usefixtures("guests")
+@pytest.mark.usefixtures("owners_modules")
 def test_built_ins_and_what_the_owner_lists_may_be_named(
     plugins: tuple[str, ...], kind: str, use: str
 ) -> None:
@@ -147,22 +147,22 @@ def test_built_ins_and_what_the_owner_lists_may_be_named(
     ("plugins", "kind", "use"),
     [
         ((), "model", "os:system"),
-        ((), "model", "guest_models:net"),
+        ((), "model", "plugin_models:net"),
         ((), "model", "no-such-model"),
         ((), "optimizer", "no-such-optimizer"),
         # A path of the server's choice would follow.
         ((), "model", "fedvision.data.sources.arrays:npz"),
         ((), "optimizer", "torch.optim:SGD"),
-        (("guest_models:net",), "model", "guest_models:Net"),
-        (("guest",), "model", "guest_models:net"),
-        (("guest_other",), "model", "guest_models:net"),
+        (("plugin_models:net",), "model", "plugin_models:Net"),
+        (("plugin",), "model", "plugin_models:net"),
+        (("plugin_other",), "model", "plugin_models:net"),
         # What the module imported is not its own.
-        (("guest_models",), "model", "guest_models:run"),
-        (("guest_models",), "model", "guest_models:os.system"),
-        (("guest_models",), "model", "guest_models:Net.inner"),
+        (("plugin_models",), "model", "plugin_models:run"),
+        (("plugin_models",), "model", "plugin_models:os.system"),
+        (("plugin_models",), "model", "plugin_models:Net.inner"),
     ],
 )
-@pytest.mark.usefixtures("guests")
+@pytest.mark.usefixtures("owners_modules")
 def test_nothing_else_may_be_named(plugins: tuple[str, ...], kind: str, use: str) -> None:
     with pytest.raises(ConfigError, match=r"this client allows built-ins.*plugins in the client's file"):
         allowing(*plugins).permit(kind, use)

@@ -173,7 +173,7 @@ class Half(ClientAlgorithm):
             parameter.grad = parameter.grad / 2
 
 
-def test_a_guests_algorithm_is_trained_one_by_one(tmp_path: Path, stacks: list[list[int]]) -> None:
+def test_a_plugins_algorithm_is_trained_one_by_one(tmp_path: Path, stacks: list[list[int]]) -> None:
     one, many = make_worker(tmp_path / "one"), make_worker(tmp_path / "many")
     use = f"{__name__}:Half"
     requests = tasks_of(one, 1, use, use, use)

@@ -19,7 +19,7 @@ from fedvision.types import LossFn, PluginSpec
 from tests.training.client_cases import CLASSES, SIDE, Cohort, network, settings
 
 
-class Guest(nn.Module):
+class Plugin(nn.Module):
     """A linear network with something done to its images [B, 64]."""
 
     def __init__(self, twist: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
@@ -37,7 +37,7 @@ class Guest(nn.Module):
 PASSES = itertools.count(1)
 
 
-class Counting(Guest):
+class Counting(Plugin):
     """Counts its forward passes in a buffer."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -49,19 +49,19 @@ class Counting(Guest):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Guest(), None),
+        (Plugin(), None),
         (nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 4)), "batch norm (1) would measure"),
         (nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 4)), "dropout (1) draws"),
         (nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(64, 4)), None),
         (
-            Guest(lambda x: F.dropout(x, 0.5)),
+            Plugin(lambda x: F.dropout(x, 0.5)),
             "the network has no stacked form: vmap: called random operation",
         ),
-        (Guest(lambda x: x - x.mean(0)), "the network's logits of an image depend on the others"),
-        (Guest(lambda x: x if float(x.sum()) > 0 else -x), "the network has no stacked form: "),
-        (Guest(lambda x: x * len(x)), "the network's logits of an image depend on the others"),
+        (Plugin(lambda x: x - x.mean(0)), "the network's logits of an image depend on the others"),
+        (Plugin(lambda x: x if float(x.sum()) > 0 else -x), "the network has no stacked form: "),
+        (Plugin(lambda x: x * len(x)), "the network's logits of an image depend on the others"),
         (
-            Guest(lambda x: x * next(PASSES)),
+            Plugin(lambda x: x * next(PASSES)),
             "the network gives several clients at once other logits than one by one",
         ),
         (Counting(), "the network changes its buffer 'seen' while it trains"),
@@ -71,7 +71,7 @@ class Counting(Guest):
 def test_a_network_that_cannot_be_stacked_is_found(model: nn.Module, reason: str | None) -> None:
     found = Cohort(model=model).unsupported_reason()
     assert (found is None) if reason is None else (found or "").startswith(reason)
-    if isinstance(model, Guest):
+    if isinstance(model, Plugin):
         assert model.seen == 0
 
 
@@ -79,7 +79,7 @@ def test_operation_without_a_batching_rule() -> None:
     """An operation that would be done client by client is an obstacle and no warning."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        found = Cohort(model=Guest(lambda x: torch.renorm(x, 2, 0, 1.0))).unsupported_reason()
+        found = Cohort(model=Plugin(lambda x: torch.renorm(x, 2, 0, 1.0))).unsupported_reason()
     assert (found or "").startswith("the network has no stacked form: There is a performance drop")
     assert not warned
 
