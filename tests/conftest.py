@@ -37,7 +37,7 @@ _TOGETHER = {
 }
 """What tests that must not run at the same time have in their paths: networks, ports, Ray's processes."""
 _DRAWN = (
-    *("tests/reporting/", "tests/cli/", "tests/benchmarks/", "test_docs.py", "test_multilabel_runs.py"),
+    *("tests/reporting/", "tests/benchmarks/", "test_docs.py", "test_multilabel_runs.py"),
     *("test_member_register.py", "test_groups.py"),
 )
 """What tests have in their paths that look at reports."""
