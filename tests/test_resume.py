@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,8 +75,6 @@ def _strike(folder: Path, blow: signal.Signals, delay: float) -> bool:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever starts the tests in the background makes them, and their children, deaf to Ctrl-C.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         _wait_for_a_line_more(folder, process)
         time.sleep(delay)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +165,6 @@ class Machines:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 cwd=self.folder,
-                # Whoever starts the tests in the background makes them, and their children, deaf to Ctrl-C.
-                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
         self.processes.append(process)
         return process

@@ -38,8 +38,6 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=os.environ | {"RAY_TMPDIR": str(folder), "MARK_OF_THIS_TEST": str(folder)},
-        # Where the tests run in the background of a shell, Ctrl-C would be ignored from birth.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
     )
 
 
