@@ -44,9 +44,10 @@ class ModelConfig(PluginSpec):
     """``cnn``, ``resnet8``, ``rnn``, ``vit``, ``fusion``, ... or ``"module:attr"``."""
     shared: Literal["all", "no-batch-norm-statistics", "trainable"] = "all"
     """Which floating-point tensors leave a client; integer buffers never do."""
-    start: str = ""
-    """Begin with the tensors of this safetensors file, or of this run folder's final model, as seen from
-    where the run is started; empty begins with random ones. Across machines the server alone needs it."""
+    weights: str = ""
+    """Begin with the tensors of this file (safetensors, or a state dict of ``torch.save``), or of this run
+    folder's final model, as seen from where the run is started; empty begins with random ones. A head for
+    another number of classes begins anew. Across machines the server alone needs the file."""
     personal: tuple[str, ...] = ()
     """Patterns of tensors that each client trains and keeps for itself, such as ``["head.*"]``."""
     frozen: tuple[str, ...] = ()

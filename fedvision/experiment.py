@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fedvision.data.dataset import Dataset
     from fedvision.data.partition.split import Split
-    from fedvision.models.start import StartModel
+    from fedvision.models.weights import LoadedWeights
     from fedvision.tasks.base import Task
     from fedvision.updates.chain import UpdateChain
 
@@ -49,7 +49,7 @@ class Experiment:
     """Further metrics by name."""
     personal: tuple[str, ...] = ()
     """Tensors that training changes and that stay on the clients: the server cannot measure the model."""
-    start: StartModel | None = None
+    weights: LoadedWeights | None = None
     """What the network began with, where that is a file."""
     plugins: Path | None = field(default_factory=registry.allowed_folder)
     """The folder in which modules named ``"module:attr"`` were found first; those of the run as well."""
@@ -108,7 +108,7 @@ class Experiment:
             image_size=(height, width),
             seed=config.seed,
         )
-        start = _start(config, model, dataset.classes, travels=not split_here)
+        weights = _load_weights(config, model, dataset.classes, travels=not split_here)
         personal = _try(config, task, strategy, model, parts, dataset)
         updates = chain.build(config, model)
         if updates.sum_only:
@@ -122,7 +122,7 @@ class Experiment:
             strategy=strategy,
             metrics=metrics,
             personal=personal,
-            start=start,
+            weights=weights,
             updates=updates,
         )
 
@@ -139,7 +139,7 @@ class Experiment:
 
         sentences = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
         sentences += measurement_notices(self.config, self.dataset, self.personal, self.task.class_counts)
-        sentences += self.start.notices if self.start else ()
+        sentences += self.weights.notices if self.weights else ()
         if len(self.split.clients) == 0:  # the images are on other machines
             return sentences
         if isinstance(self.strategy, FlowerStrategy):
@@ -269,10 +269,10 @@ def _split(config: ExperimentConfig, dataset: Dataset, task: Task) -> Split:
     )
 
 
-def _start(
+def _load_weights(
     config: ExperimentConfig, model: nn.Module, classes: tuple[str, ...], *, travels: bool
-) -> StartModel | None:
-    """Give the network the numbers of ``model.start``, if there is one.
+) -> LoadedWeights | None:
+    """Give the network the numbers of ``model.weights``, if there is one.
 
     Args:
         config: The experiment.
@@ -285,19 +285,19 @@ def _start(
     """
     from fedvision.formatting import listed
     from fedvision.models.parameter_groups import ParameterGroups
-    from fedvision.models.start import load_start
+    from fedvision.models.weights import load_weights
 
-    if not config.model.start:
+    if not config.model.weights:
         return None
     groups, section = ParameterGroups.of(model, config.model), config.model
     if travels and (stay := groups.personal + groups.frozen):
         keys = {"shared": section.shared, "personal": list(section.personal), "frozen": list(section.frozen)}
         set_ones = [f"model.{key} = {value!r}" for key, value in keys.items() if value not in ("all", [])]
         raise ConfigError(
-            f"model.start: with {' and '.join(set_ones)} the clients' machines would begin without the "
+            f"model.weights: with {' and '.join(set_ones)} the clients' machines would begin without the "
             f"file's {listed(stay)}; leave {'these keys' if len(set_ones) > 1 else 'this key'} out"
         )
-    return load_start(model, config.model.start, classes)
+    return load_weights(model, config.model.weights, classes)
 
 
 def _try(

@@ -32,8 +32,8 @@ from fedvision.flower.client_registry import SimulatedClientRegistry
 from fedvision.flower.strategy import FlowerStrategy, build_strategy
 from fedvision.models.build import build_model
 from fedvision.models.parameter_groups import ParameterGroups
-from fedvision.models.start import load_start
 from fedvision.models.state import get_state
+from fedvision.models.weights import load_weights
 from fedvision.tasks.base import build_task
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
@@ -135,8 +135,8 @@ class SimulatedClientHosts:
                 image_size=(height, width),
                 seed=self.config.seed,
             )
-            if start := self.config.model.start:
-                load_start(self.model, start, self.dataset.classes)
+            if weights := self.config.model.weights:
+                load_weights(self.model, weights, self.dataset.classes)
 
     @property
     def clients(self) -> int:

@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 
-def environment(device: str = "auto", start: str = "") -> dict[str, Any]:
+def environment(device: str = "auto", weights: str = "") -> dict[str, Any]:
     """Return what a run's numbers and times depend on beside its configuration; no name of the machine.
 
     Args:
         device: ``training.device`` of the experiment.
-        start: ``model.start`` of the experiment.
+        weights: ``model.weights`` of the experiment.
 
     Raises:
         ConfigError: The file with which the model began cannot be read.
     """
     import torch
 
-    from fedvision.models.start import digest
+    from fedvision.models.weights_file import digest
 
-    began = {"model.start, sha256": digest(start)} if start else {}
+    began = {"model.weights, sha256": digest(weights)} if weights else {}
     return {
         "fedvision": _version("fedvision"),
         "python": platform.python_version(),

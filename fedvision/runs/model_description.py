@@ -130,6 +130,8 @@ class ModelDescription(Settings):
     """The run's further scores, as ``evaluation.metrics`` names them."""
     model: ModelConfig
     """The experiment's ``[model]``, from which the network is built."""
+    weights_sha256: str = ""
+    """Of the file of ``model.weights`` with which training began, hexadecimal; empty where there was none."""
     code: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the source of each module that ``model`` or ``task`` names as ``module:attr``."""
     dtypes: tuple[str, ...]
@@ -203,7 +205,8 @@ def describe(
             channels_last=config.training.channels_last,
         ),
         metrics=config.evaluation.metrics,
-        model=replace(config.model, start=""),
+        model=replace(config.model, weights=""),
+        weights_sha256="" if experiment.weights is None else experiment.weights.sha256,
         code=registry.sources({"model": config.model.use, "task": config.task.use}),
         dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})),
         personal=experiment.personal,

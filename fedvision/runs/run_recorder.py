@@ -74,8 +74,8 @@ class RunRecorder:
             snapshot(layer)  # what a checkpoint cannot hold is an error before anything is written
         train_here = len(experiment.split.clients) > 0
         data = identity(experiment.dataset, train=train_here)
-        if experiment.start is not None:
-            data["tensors of model.start"] = experiment.start.sha256
+        if experiment.weights is not None:
+            data["tensors of model.weights"] = experiment.weights.sha256
         self._changed_code = folder.settle(data, registry.sources(self.config.to_dict()))
         names = ParameterGroups.of(experiment.model, self.config.model).shared
         self.state = get_state(experiment.model, names)

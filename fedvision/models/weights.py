@@ -1,0 +1,144 @@
+"""``model.weights``: the numbers with which a network begins, from a file instead of from the seed.
+
+All floating-point tensors are taken, by name and shape; whole numbers, such as batch norm's counter, keep the
+network's first values, as they do between rounds. Nothing is left out and nothing is made up, with one
+exception that is said: a head for another number of classes, or none, leaves the network's head as it is,
+which is how a trained backbone begins on other classes.
+
+A prefix ``module.`` that all names of a file have (``DataParallel``) is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedvision.errors import ConfigError
+from fedvision.formatting import listed
+from fedvision.models.base import ImageModel
+from fedvision.models.state import floating
+from fedvision.models.weights_file import WeightsFile, read
+from fedvision.types import State
+
+_PARALLEL, _HEAD = "module.", "head."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedWeights:
+    """What a network began with."""
+
+    sha256: str
+    """Of the file, hexadecimal."""
+    notices: tuple[str, ...] = ()
+    """Sentences on what was not taken, and on the model from its run."""
+
+
+def load_weights(model: nn.Module, weights: str, classes: Sequence[str]) -> LoadedWeights:
+    """Give a network the numbers of a file.
+
+    Args:
+        model: The network; its floating-point tensors are changed in place.
+        weights: ``model.weights``: a file or a run folder.
+        classes: Class names [C] of the experiment.
+
+    Raises:
+        ConfigError: The file cannot be read, holds anything but tensors, is not the one that its run folder
+            describes, or has other tensors than the network.
+    """
+    file = read(weights)
+    own = floating(model)
+    others = model.state_dict().keys() - own.keys()  # whole numbers, and second names of a tensor
+    given = {name: tensor for name, tensor in _without_prefix(file.state).items() if name not in others}
+    head = [name for name in own if name.startswith(_HEAD)] if isinstance(model, ImageModel) else []
+    anew = _head_begins_anew(file, {name: own[name] for name in head}, given)
+    if anew:
+        own = {name: tensor for name, tensor in own.items() if name not in head}
+        given = {name: tensor for name, tensor in given.items() if name not in head}
+    _compare(file.where, own, given)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+    return LoadedWeights(sha256=file.sha256, notices=anew + _described(file, () if anew else classes))
+
+
+def _without_prefix(state: State) -> State:
+    if all(name.startswith(_PARALLEL) for name in state):
+        return {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
+    return state
+
+
+def _head_begins_anew(file: WeightsFile, own: State, given: State) -> tuple[str, ...]:
+    """Return a sentence where the file's head is for other classes, or it has none; nothing where it fits.
+
+    Args:
+        file: The file.
+        own: The network's head.
+        given: The file's tensors.
+    """
+    found = [name for name in own if name in given]
+    if own and not found:
+        return (f"{file.where}: it has no head, so the network's head begins with its first values",)
+    if len(found) < len(own) or not own:
+        return ()
+    # Outputs are the first dimension of weights and biases alike.
+    differing = [name for name in found if given[name].shape != own[name].shape]
+    if not differing or any(given[name].shape[1:] != own[name].shape[1:] for name in found):
+        return ()
+    there, here = given[differing[0]].shape[0], own[differing[0]].shape[0]
+    return (
+        f"{file.where}: its head has {there} outputs and the network's {here}, so the head begins with its "
+        "first values",
+    )
+
+
+def _described(file: WeightsFile, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return what a run folder's description gives to think about; nothing for a file without one.
+
+    Args:
+        file: The file.
+        classes: Those of the network, where it got the file's head.
+    """
+    if not (facts := file.description):
+        return ()
+    sentences = []
+    if classes and tuple(facts.get("classes", ())) != tuple(classes):
+        sentences.append(
+            f"{file.where}: it was trained for the classes {listed(list(facts.get('classes', ())))}, and "
+            f"they are {listed(list(classes))} here"
+        )
+    if stayed := facts.get("personal"):
+        sentences.append(
+            f"{file.where}: its run never had {listed(list(stayed))}, which stayed on the clients; they "
+            "begin with their first values"
+        )
+    return tuple(sentences)
+
+
+def _compare(where: str, own: State, given: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that are not the network's.
+
+    Raises:
+        ConfigError: One is missing, unknown, of another shape or type, or not finite.
+    """
+    if missing := [name for name in own if name not in given]:
+        raise ConfigError(f"{where}: it lacks {_some(missing)} of the network; name one of the same network")
+    if unknown := [name for name in given if name not in own]:
+        raise ConfigError(f"{where}: the network has no {_some(unknown)}; name one of the same network")
+    for name, tensor in own.items():
+        found = given[name]
+        if found.shape != tensor.shape:
+            raise ConfigError(
+                f"{where}: the tensor {name!r} is {list(found.shape)} there and {list(tensor.shape)} in the "
+                "network; build the network as it was built for that file"
+            )
+        if not found.is_floating_point() or not found.isfinite().all():
+            raise ConfigError(f"{where}: the tensor {name!r} does not hold finite floating-point numbers")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Name a few tensors."""
+    shown, rest = ", ".join(map(repr, names[:3])), len(names) - 3
+    return f"tensor{'s' if len(names) > 1 else ''} {shown}" + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,159 @@
+"""Files of weights: safetensors, a state dict of ``torch.save``, or the final model of a run folder.
+
+Nothing in a file is executed: a state dict is read by torch's restricted unpickler, which makes tensors and
+plain containers alone. A checkpoint that holds its state dict under ``state_dict`` or ``model`` is taken as
+that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedvision.errors import ConfigError
+from fedvision.files import read_json
+from fedvision.formatting import listed
+from fedvision.types import State
+
+_MODEL, _DESCRIPTION = "model.safetensors", "model.json"
+"""The files of a run folder."""
+_NESTED = ("state_dict", "model")
+"""Keys under which checkpoints hold a state dict."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """A file of weights, read."""
+
+    where: str
+    """The key and its value, for errors."""
+    state: State
+    """Its tensors by their names."""
+    sha256: str
+    """Of the file, hexadecimal."""
+    description: Mapping[str, Any]
+    """A run folder's ``model.json``; empty for other files."""
+
+
+def locate(weights: str) -> Path:
+    """Return the file that ``model.weights`` names: itself, or the final model of a run folder.
+
+    Raises:
+        ConfigError: Nobody knows the home folder in it.
+    """
+    path = _expanded(weights)
+    return path / _MODEL if path.is_dir() else path
+
+
+def _expanded(weights: str) -> Path:
+    try:
+        return Path(weights).expanduser()
+    except RuntimeError as error:
+        home = Path(weights).parts[0]
+        raise ConfigError(
+            f"model.weights = {weights!r}: the home folder {home} cannot be found; write the path out"
+        ) from error
+
+
+def digest(weights: str) -> str:
+    """Return the SHA-256 of the file that ``model.weights`` names, hexadecimal.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        with locate(weights).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(weights, error) from error
+
+
+def read(weights: str) -> WeightsFile:
+    """Read the file that ``model.weights`` names.
+
+    Raises:
+        ConfigError: It cannot be read, holds anything but tensors, or is not the one that its run folder
+            describes.
+    """
+    where, path = f"model.weights = {weights!r}", locate(weights)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(weights, error) from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    description = read_json(_expanded(weights) / _DESCRIPTION)
+    if description and description.get("sha256") != sha256:
+        raise ConfigError(
+            f"{where}: {_MODEL} is not the file that {_DESCRIPTION} beside it describes; restore it, or "
+            "finish the run with --resume"
+        )
+    safe = path.suffix == ".safetensors" or data[8:9] == b"{"
+    state = _safetensors(data, path, where) if safe else _state_dict(data, path, where)
+    return WeightsFile(where=where, state=state, sha256=sha256, description=description)
+
+
+def _unreadable(weights: str, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"model.weights = {weights!r}: {locate(weights)} cannot be read ({error.strerror}); name a file of "
+        "weights, or the folder of a run that has reached its end"
+    )
+
+
+def _safetensors(data: bytes, path: Path, where: str) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{where}: {path} is a damaged safetensors file ({error}); copy it there again"
+        ) from error
+
+
+def _state_dict(data: bytes, path: Path, where: str) -> State:
+    """Return the tensors of a file of ``torch.save``; no code in it is run."""
+    import pickle
+
+    try:
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # What is no pickle at all fails in the same way as one that holds code.
+        raise ConfigError(
+            f"{where}: {path} is neither a safetensors file nor a state dict of torch.save with tensors "
+            "alone; code and other objects in a file are not read: save model.state_dict()"
+        ) from error
+    except Exception as error:
+        raise ConfigError(
+            f"{where}: {path} is no whole file of torch.save ({type(error).__name__}); copy it there again, "
+            "or save model.state_dict()"
+        ) from error
+    return _tensors(found, path, where)
+
+
+def _tensors(found: Any, path: Path, where: str) -> State:
+    """Return the one state dict in what a file holds."""
+    nested = [key for key in _NESTED if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)]
+    if len(nested) > 1:
+        raise ConfigError(
+            f"{where}: {path} holds state dicts under {listed(nested)}; save the one that is meant alone"
+        )
+    table = found[nested[0]] if nested else found
+    if not isinstance(table, Mapping) or not table:
+        raise ConfigError(
+            f"{where}: {path} holds no tensors by name, but a value of type {type(table).__name__}; "
+            "save model.state_dict()"
+        )
+    for name, value in table.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ConfigError(
+                f"{where}: {name!r} in {path} is no tensor, but of type {type(value).__name__}; save "
+                "model.state_dict()"
+            )
+    return dict(table)
