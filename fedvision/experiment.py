@@ -76,7 +76,7 @@ class Experiment:
         from fedvision.data.transforms import check_size
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.build import build_model
-        from fedvision.server.checks import check_strategy
+        from fedvision.server.checks import check_strategy, check_untrained
         from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
         from fedvision.training.client_trainer import check_training
@@ -85,6 +85,7 @@ class Experiment:
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
         strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
         _check_personal(config, strategy)
+        check_untrained(config, strategy)
         dataset = _read(config) if dataset is None else dataset
         task = build_task(config.task)
         if not split_here:
@@ -321,7 +322,8 @@ def _try(
     classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
     images = torch.randn(2, channels, height, width, generator=seeding.torch_stream(config.seed, "trial"))
     with seeding.torch_global(config.seed, "trial"):
-        _check_batches(config, parts, alone=trains_alone(model, images[:1]))
+        alone = not getattr(strategy, "trains", True) or trains_alone(model, images[:1])
+        _check_batches(config, parts, alone=alone)
         personal = trained_names(model, ParameterGroups.of(model, config.model).personal, images)
         check_task(config, task, model, images, classes)
         rehearse_client_half(config, strategy, model, images, classes)

@@ -74,6 +74,14 @@ class PluginSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Query(PluginSpec):
+    """A statistic that a strategy requests of clients, with what they need for it beside the model."""
+
+    tensors: State = field(default_factory=dict, compare=False)
+    """Named tensors that travel with the request: the statistic's parameter ``tensors``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClientConfig:
     """What the server half of an algorithm sends one client beside the model."""
 

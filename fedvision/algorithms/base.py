@@ -1,5 +1,8 @@
 """What a strategy is: who trains, with which configuration, and how the replies become the next model.
 
+A ``RoundStrategy`` combines what clients have trained. A ``QueryStrategy`` has nobody train: it makes its
+model of sums that clients compute.
+
 A strategy works on named tensors alone. It knows no messages, no engine and no model class, so the same
 object serves a simulation in one process and a federation of machines. ``combine`` is the only method it must
 have.
@@ -13,11 +16,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from fedvision.ranges import check_range
 from fedvision.training.client_algorithm import ClientAlgorithm
-from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State
+from fedvision.types import ClientConfig, ClientUpdate, Query, State
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+Answer: TypeAlias = "Mapping[str, NDArray[np.float64]]"
+"""A statistic's sums over the clients, by name."""
 
 POPULATION = 100_000
 """Clients from which a cohort is drawn one by one: to shuffle a million takes 20 ms, to draw 1,000 0.1 ms."""
@@ -38,9 +43,9 @@ class ServerContext:
     """Round number, from 1."""
     rounds: int
     """Rounds of the whole run."""
-    statistic: Mapping[str, NDArray[np.float64]] | None
-    """Sums over the clients of the statistic that ``query`` requested; None where it requested none, or
-    no client replied."""
+    answers: Sequence[Answer]
+    """What ``query`` requested, in its order: sums over the clients. Empty where it requested nothing; the
+    last one is missing where no client replied to it."""
     class_counts: tuple[int, ...] | None
     """Training images of each class [C] over the federation; None where clients do not report them."""
     make_model: Callable[[State], nn.Module]
@@ -64,6 +69,8 @@ class RoundStrategy(ABC):
     """Whether the method is about tensors that clients keep, which ``model.personal`` must then name."""
     client: type[ClientAlgorithm] = ClientAlgorithm
     """The client half: a class at the top level of its module, which clients find by its name."""
+    trains: bool = True
+    """Whether a round has clients train; else its model comes from ``query`` and ``refine`` alone."""
 
     def __init__(self, *, fraction: float = 1.0, min_clients: int = 1) -> None:
         check_range(above=0, at_most=1, fraction=fraction)
@@ -108,12 +115,16 @@ class RoundStrategy(ABC):
             Tensors with the names, shapes and dtypes of ``state``.
         """
 
-    def query(self, round: int, rounds: int) -> PluginSpec | None:
-        """Return the statistic to query from all clients after a round's training; by default none.
+    def query(self, round: int, rounds: int, answers: Sequence[Answer]) -> Query | None:
+        """Return the next statistic to query from clients after a round's training; by default none.
+
+        It is asked again with each answer until it returns None, so a later query may rest on what earlier
+        ones brought. Clients that are busy or set aside are not queried.
 
         Args:
             round: Round number, from 1.
             rounds: Rounds of the whole run.
+            answers: The answers to this round's queries so far, in their order.
         """
         return None
 
@@ -124,12 +135,35 @@ class RoundStrategy(ABC):
 
         Args:
             state: The new global model, not to be changed in place.
-            server: A network to work with, the statistic, a random stream.
+            server: A network to work with, the answers, a random stream.
 
         Returns:
             Tensors with the names, shapes and dtypes of ``state``.
         """
         return state
+
+
+class QueryStrategy(RoundStrategy):
+    """A strategy whose clients do not train: they answer queries, and ``refine`` makes the model of the sums.
+
+    A round queries the cohort that ``select`` draws. It fails, and ``refine`` is not called, where a query
+    has fewer answers than ``round.min_clients``; it fails as well where ``refine`` returns the very state
+    that it was given.
+    """
+
+    trains = False
+
+    def combine(self, state: State, updates: Iterator[ClientUpdate]) -> State:
+        """Return the model as it is: nobody trained."""
+        return state
+
+    @abstractmethod
+    def query(self, round: int, rounds: int, answers: Sequence[Answer]) -> Query | None:
+        """Return the next statistic to query; as ``RoundStrategy.query``."""
+
+    @abstractmethod
+    def refine(self, state: State, server: ServerContext) -> State:
+        """Make the round's model of the answers; as ``RoundStrategy.refine``."""
 
 
 def draw(clients: Sequence[int], size: int, rng: np.random.Generator) -> list[int]:

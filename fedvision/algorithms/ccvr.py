@@ -19,17 +19,19 @@ The message has C D (D + 1) numbers for D features: as much as a large model whe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedvision.algorithms.base import ServerContext
+from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.errors import ConfigError, RunError
 from fedvision.models.base import halves
 from fedvision.ranges import check_range
 from fedvision.training.statistics import LocalData
-from fedvision.types import PluginSpec, State
+from fedvision.types import Query, State
 
 _NEEDED_BY = "[strategy] use = 'ccvr'"
 _MOST = 1 << 25
@@ -97,10 +99,10 @@ class CCVR(FedAvg):
         self.samples, self.steps, self.lr, self.batch_size = samples, steps, lr, batch_size
         self.every = every
 
-    def query(self, round: int, rounds: int) -> PluginSpec | None:
+    def query(self, round: int, rounds: int, answers: Sequence[Answer]) -> Query | None:
         """Query the moments of the features after the last round, and each ``every`` rounds."""
         due = round == rounds or (self.every > 0 and round % self.every == 0)
-        return PluginSpec(use="feature-moments") if due else None
+        return Query(use="feature-moments") if due and not answers else None
 
     def refine(self, state: State, server: ServerContext) -> State:
         """Return the model with a head trained on virtual features; as it was where no moments came.
@@ -109,7 +111,7 @@ class CCVR(FedAvg):
             RunError: The head stays on the clients.
             ConfigError: The network has no backbone and head.
         """
-        if server.statistic is None:
+        if not server.answers:
             return state
         network = halves(server.make_model(state), _NEEDED_BY)
         names = [f"head.{name}" for name, _ in network.head.named_parameters()]
@@ -118,7 +120,7 @@ class CCVR(FedAvg):
                 f"{_NEEDED_BY} trains the head on the server, and {missing[0]!r} stays on the clients; share "
                 "it in [model]"
             )
-        moments = {name: torch.from_numpy(array) for name, array in server.statistic.items()}
+        moments = {name: torch.from_numpy(array) for name, array in server.answers[0].items()}
         features, labels = draw_features(moments, self.samples, server.generator)
         head = network.head.train().requires_grad_(True)
         optimizer = torch.optim.SGD(head.parameters(), lr=self.lr, momentum=0.9)

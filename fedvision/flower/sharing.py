@@ -127,7 +127,7 @@ def encode_hidden(tables: NDArray[np.int64], examples: int, loss: float = 0.0) -
     return RecordDict({codec.METRICS: metrics, stats_codec.TABLES: ArrayRecord([tables])})
 
 
-def question(kind: str, request: RecordDict) -> bytes:
+def question(kind: str, request: RecordDict, groups: Sequence[str] = (codec.ARRAYS,)) -> bytes:
     """Return what is the same for clients who count with one model at one time, and for nobody else.
 
     Masks serve for one question. A strategy may send each client numbers of its own, which they must not
@@ -136,11 +136,13 @@ def question(kind: str, request: RecordDict) -> bytes:
     Args:
         kind: Type of the requesting message.
         request: Its content.
+        groups: Those of its tensors on which all clients' answers rest.
     """
     digest = hashlib.sha256(f"{kind}\n{codec.round_of(request)}\n".encode())
-    for name, array in sorted(codec.record(request, codec.ARRAYS, ArrayRecord).items()):
-        digest.update(f"{name}\n{array.dtype}\n{list(array.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(array.numpy()).reshape(-1).view(np.uint8).data)
+    for group in groups:
+        for name, array in sorted(codec.record(request, group, ArrayRecord).items()):
+            digest.update(f"{name}\n{array.dtype}\n{list(array.shape)}\n".encode())
+            digest.update(np.ascontiguousarray(array.numpy()).reshape(-1).view(np.uint8).data)
     return digest.digest()
 
 

@@ -12,19 +12,26 @@ from numpy.typing import NDArray
 
 from fedvision.aggregation.fixed_point import FixedPoint
 from fedvision.flower import codec, stats_codec
-from fedvision.types import PluginSpec, State
+from fedvision.types import PluginSpec, Query, State
 
 STATISTIC = "query.statistic"
 """Message type."""
-_USE, _ARGS, _SUMS, _GROUP, _CHECK = "statistic", "arguments", "sums", "group", "masked-examples"
+_USE, _ARGS, _SUMS, _GROUP, _CHECK, _QUERY = (
+    "statistic",
+    "arguments",
+    "sums",
+    "group",
+    "masked-examples",
+    "query",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticRequest:
     """The statistic."""
 
-    spec: PluginSpec
-    """The statistic."""
+    query: Query
+    """The statistic, and what clients need for it beside the model."""
     round: int
     """The round after which it is queried."""
     state: State
@@ -34,20 +41,24 @@ class StatisticRequest:
 def encode_request(request: StatisticRequest) -> RecordDict:
     """Return the content of a request."""
     fields: dict[str, str | int] = {
-        _USE: request.spec.use,
-        _ARGS: json.dumps(dict(request.spec.args), sort_keys=True),
+        _USE: request.query.use,
+        _ARGS: json.dumps(dict(request.query.args), sort_keys=True),
         codec.ROUND: request.round,
     }
-    return RecordDict(
+    content = RecordDict(
         {codec.ARRAYS: codec.encode_state(request.state), codec.CONFIG: ConfigRecord({**fields})}
     )
+    if request.query.tensors:
+        codec.add_groups(content, {_QUERY: request.query.tensors})
+    return content
 
 
 def decode_request(content: RecordDict) -> StatisticRequest:
     """Return the request in a content."""
     config = codec.record(content, codec.CONFIG, ConfigRecord)
+    spec = decode_spec(content)
     return StatisticRequest(
-        spec=decode_spec(content),
+        query=Query(use=spec.use, args=spec.args, tensors=codec.groups(content).get(_QUERY, {})),
         round=int(config[codec.ROUND]),  # type: ignore[arg-type]
         state=codec.decode_state(codec.record(content, codec.ARRAYS, ArrayRecord)),
     )

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedvision import registry, seeding
-from fedvision.algorithms.base import RoundStrategy, ServerContext, cohort_size, draw
+from fedvision.algorithms.base import Answer, RoundStrategy, ServerContext, cohort_size, draw
 from fedvision.algorithms.mean import Sums, summable
 from fedvision.errors import PluginError, RunError
 from fedvision.flower import codec
@@ -29,7 +29,7 @@ from fedvision.flower.private_strategies import check_privacy
 from fedvision.flower.sharing import is_hidden
 from fedvision.flower.train_reply import TrainReply, decode_train_reply, mean_loss
 from fedvision.training.client_algorithm import ClientAlgorithm
-from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, State
+from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, Query, State
 
 
 class FlowerStrategy(Strategy):
@@ -230,10 +230,33 @@ class FlowerStrategy(Strategy):
             self._next += 1
         return reply.update(position)
 
-    def query(self, round: int, rounds: int) -> PluginSpec | None:
-        """Return the statistic to query after a round's training, if there is one."""
+    @property
+    def trains(self) -> bool:
+        """Whether a round has clients train."""
+        return self.inner.trains
+
+    def cohort(self, round: int, clients: Sequence[int]) -> list[int]:
+        """Return the round's cohort of a strategy without training.
+
+        Raises:
+            RunError: The strategy's ``select`` raised, or named a client twice or one that cannot work now.
+        """
+        return self._select(round, clients)
+
+    def query(self, round: int, rounds: int, answers: Sequence[Answer]) -> Query | None:
+        """Return the next statistic to query after a round's training, if there is one.
+
+        Raises:
+            RunError: The strategy raised, or returned something else.
+        """
         with self._guarded("query", round):
-            return self.inner.query(round, rounds)
+            found = self.inner.query(round, rounds, answers)
+        if found is not None and not isinstance(found, Query):
+            raise RunError(
+                f"{self._where('query', round)} returned a {type(found).__name__}; it must return a "
+                "fedvision.types.Query or None"
+            )
+        return found
 
     @property
     def refines(self) -> bool:

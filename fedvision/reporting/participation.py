@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ class Participant:
     used: int
     """Rounds in which an answer of it was used."""
     failed: int
-    """Rounds in which it was to train and gave no usable reply."""
+    """Rounds in which it was to train, or to answer a strategy's query, and no usable reply came."""
     reason: str
     """Why the last of those failed, or why it may not take part; empty where nothing was wrong."""
 
@@ -37,7 +37,7 @@ class Participant:
 def participants(register: MemberRegister, rounds: Sequence[Mapping[str, Any]]) -> list[Participant]:
     """Return every client of the register by number; none in a simulation."""
     used = Counter(client for record in rounds for client in _used(record))
-    failures = [item for record in rounds for item in _failures(record)]
+    failures = [item for record in rounds for item in _failures(record).items()]
     failed = Counter(client for client, _ in failures)
     reasons = dict(failures)
     return [
@@ -55,7 +55,12 @@ def _used(record: Mapping[str, Any]) -> set[int]:
     return set(record.get("clients") or ())
 
 
-def _failures(record: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
-    for item in record.get("refused") or ():
-        if item["stage"] == "training" and item["client"] not in _used(record):
-            yield item["client"], item["reason"]
+def _failures(record: Mapping[str, Any]) -> dict[int, str]:
+    """Return the reason by client whose work for a round's model failed."""
+    # Without a learning rate nobody trained: the answers to queries made the model.
+    stages = ("training", "statistic") if record.get("lr", 0) is None else ("training",)
+    return {
+        item["client"]: item["reason"]
+        for item in record.get("refused") or ()
+        if item["stage"] in stages and item["client"] not in _used(record)
+    }

@@ -56,7 +56,7 @@ def _obstacle(config: ExperimentConfig, rounds: int, finished: int) -> str | Non
     strategy = build_strategy(config.strategy, seed=config.seed)
     if isinstance(strategy, FlowerStrategy) and strategy.refines:
         for round in range(1, finished + 1):
-            if strategy.query(round, config.rounds) != strategy.query(round, rounds):
+            if strategy.query(round, config.rounds, ()) != strategy.query(round, rounds, ()):
                 return (
                     f"the strategy {config.strategy.use!r} refined the model of round {round} as in a run of "
                     f"{config.rounds} rounds"

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedvision.config import RoundConfig
+from fedvision.config import ExperimentConfig, RoundConfig
 from fedvision.errors import ConfigError, RunError
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.strategy import FlowerStrategy
@@ -38,6 +38,27 @@ def check_strategy(strategy: Strategy, clients: int) -> None:
             raise ConfigError(
                 f"strategy.{name} is {needed} but there are {clients} clients; set it to {clients} or less"
             )
+
+
+def check_untrained(config: ExperimentConfig, strategy: Strategy) -> None:
+    """Refuse keys about training and its answers beside a strategy that has nobody train.
+
+    Raises:
+        ConfigError: Such a key is set.
+    """
+    if getattr(strategy, "trains", True):
+        return
+    keys = {
+        "[[update]]": bool(config.update),
+        "evaluation.with_training": config.evaluation.with_training,
+        "round.buffer": bool(config.round.buffer),
+        "round.wait_after_quorum": bool(config.round.wait_after_quorum),
+    }
+    if given := [key for key, is_set in keys.items() if is_set]:
+        raise ConfigError(
+            f"[strategy] use = {config.strategy.use!r} has no client train, so {given[0]} has nothing to act "
+            "on; leave it out"
+        )
 
 
 def min_available(strategy: Strategy, config: RoundConfig, members: int) -> int:

@@ -1,8 +1,11 @@
-"""What happens between a round's training and its measurement: statistics, and the strategy's refinement."""
+"""What happens between a round's training and its measurement: statistics, and the strategy's refinement.
+
+A round of a strategy without training has this alone: who answers the strategy's queries are its clients.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedvision import seeding
-from fedvision.algorithms.base import ServerContext, cohort_size, draw
+from fedvision.algorithms.base import Answer, ServerContext, cohort_size, draw
 from fedvision.config import ExperimentConfig
 from fedvision.errors import RunError
 from fedvision.flower.available_clients import Excluding
@@ -20,7 +23,7 @@ from fedvision.flower.statistic_codec import StatisticRequest
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.server.checks import check_state
 from fedvision.server.statistics import StatisticResult, query_statistic
-from fedvision.types import PluginSpec, State
+from fedvision.types import Query, State
 
 RECORDED = 10_000
 """Numbers of a statistic up to which a run's record has its sums."""
@@ -53,48 +56,90 @@ class StatisticsPhase:
         Raises:
             RunError: The strategy raised, or returned something else than the model.
         """
-        if isinstance(strategy, FlowerStrategy) and strategy.refines and record["changed"]:
-            spec = strategy.query(round, self.config.rounds)
-            found = None if spec is None else self._query(spec, round, state, record)
-            server = self._context(round, found)
-            with seeding.torch_global(
-                self.config.seed, "refine-global", round
-            ):  # dropout of a head in training
-                refined = strategy.refine(state, server)
-            state = check_state(round, refined, state)
+        if isinstance(strategy, FlowerStrategy) and not strategy.trains:
+            state = self._model_of_queries(strategy, round, state, record)
+        elif isinstance(strategy, FlowerStrategy) and strategy.refines and record["changed"]:
+            answers, _ = self._ask(strategy, round, state, record, self._clients(round), least=1)
+            state = self._refined(strategy, round, state, answers)
         if round % self.config.evaluation.every == 0 or round == self.config.rounds:
             for use in self.config.evaluation.statistics:
-                self._note(use, self._query(PluginSpec(use=use), round, state, record), record)
+                found, name = self._query(Query(use=use), round, state, record, self._clients(round))
+                self._note(name, found, record)
         return state
 
-    def _context(self, round: int, found: StatisticResult | None) -> ServerContext:
+    def _model_of_queries(
+        self, strategy: FlowerStrategy, round: int, state: State, record: dict[str, Any]
+    ) -> State:
+        """Return the model that a strategy without training makes, and note whose answers it rests on."""
+        cohort = strategy.cohort(round, Excluding(self.client_registry.present(self.grid), self.excluded))
+        if not cohort:
+            return state
+        least = self.config.round.min_clients
+        answers, last = self._ask(strategy, round, state, record, cohort, least=least)
+        if last is None or len(last.clients) < least:
+            return state
+        refined = self._refined(strategy, round, state, answers)
+        if refined is not state:
+            record |= {"clients": list(last.clients), "examples": last.examples, "changed": True}
+        return refined
+
+    def _ask(
+        self,
+        strategy: FlowerStrategy,
+        round: int,
+        state: State,
+        record: dict[str, Any],
+        clients: Sequence[int],
+        *,
+        least: int,
+    ) -> tuple[list[Answer], StatisticResult | None]:
+        """Return the answers to a strategy's queries and the last result, which may have too few clients."""
+        answers: list[Answer] = []
+        last = None
+        while (query := strategy.query(round, self.config.rounds, tuple(answers))) is not None:
+            last, _ = self._query(query, round, state, record, clients)
+            if len(last.clients) < least:
+                break
+            answers.append(last.sums)
+        return answers, last
+
+    def _refined(
+        self, strategy: FlowerStrategy, round: int, state: State, answers: Sequence[Answer]
+    ) -> State:
+        """Return the model as the strategy refines it; ``state`` itself where the strategy leaves it."""
         if self.make_model is None:
             raise RunError("the strategy works on the model, and this server has none")
         counts = self.client_registry.counts
-        return ServerContext(
+        server = ServerContext(
             round=round,
             rounds=self.config.rounds,
-            statistic=found.sums if found is not None and found.clients else None,
+            answers=tuple(answers),
             class_counts=counts if any(counts) else None,
             make_model=self.make_model,
             generator=seeding.torch_stream(self.config.seed, "refine", round),
         )
+        with seeding.torch_global(self.config.seed, "refine-global", round):  # dropout of a head in training
+            refined = strategy.refine(state, server)
+        return state if refined is state else check_state(round, refined, state)
 
-    def _query(self, spec: PluginSpec, round: int, state: State, record: dict[str, Any]) -> StatisticResult:
-        """Query a statistic and note who is in its sums."""
-        request = StatisticRequest(spec=spec, round=round, state=state)
+    def _query(
+        self, query: Query, round: int, state: State, record: dict[str, Any], clients: Sequence[int]
+    ) -> tuple[StatisticResult, str]:
+        """Query a statistic, note who is in its sums, and return them with the name of the note."""
         found = query_statistic(
             self.grid,
             self.client_registry,
-            request,
-            clients=self._clients(round),
+            StatisticRequest(query=query, round=round, state=state),
+            clients=clients,
             timeout=self.config.round.deadline or None,
         )
         record["refused"] += found.refused
         record["bytes"]["down"] += found.down
         record["bytes"]["up"] += found.up
-        record.setdefault("statistics", {})[spec.use] = found.facts()
-        return found
+        noted = record.setdefault("statistics", {})
+        name = _free_name(query.use, noted)
+        noted[name] = found.facts()
+        return found, name
 
     def _clients(self, round: int) -> Sequence[int]:
         """Return who is queried: all that are available, or the share of them that measures a model."""
@@ -106,7 +151,34 @@ class StatisticsPhase:
         return draw(there, cohort_size(len(there), share, 1), rng)
 
     @staticmethod
-    def _note(use: str, found: StatisticResult, record: dict[str, Any]) -> None:
+    def _note(name: str, found: StatisticResult, record: dict[str, Any]) -> None:
         """Note a statistic of the run's configuration with its numbers, where they are not too many."""
         if sum(array.size for array in found.sums.values()) <= RECORDED:
-            record["statistics"][use]["sums"] = {name: array.tolist() for name, array in found.sums.items()}
+            record["statistics"][name]["sums"] = {key: array.tolist() for key, array in found.sums.items()}
+
+
+def untrained_record(round: int) -> dict[str, Any]:
+    """Return the facts of a round in which nobody trains, before its queries."""
+    return {
+        "round": round,
+        "clients": [],
+        "examples": 0,
+        "changed": False,
+        "lr": None,
+        "train_loss": None,
+        "client_loss": {},
+        "refused": [],
+        "late": [],
+        "busy": [],
+        "set_aside": [],
+        "bytes": {"down": 0, "up": 0},
+    }
+
+
+def _free_name(use: str, noted: Mapping[str, Any]) -> str:
+    """Return a statistic's name in a round's record: a second query of the same one is ``name (2)``."""
+    name, number = use, 1
+    while name in noted:
+        number += 1
+        name = f"{use} ({number})"
+    return name

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedvision import seeding
 from fedvision.aggregation.fixed_point import from_fixed_point, to_fixed_point
-from fedvision.algorithms.base import ServerContext
+from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
 from fedvision.errors import ClientError, ConfigError, FedVisionError, with_kind
@@ -26,7 +26,7 @@ from fedvision.tasks.base import build_task
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.client_trainer import build_loss, loop_settings
 from fedvision.training.statistics import LocalData, compute_statistic
-from fedvision.types import PluginSpec, TrainRequest
+from fedvision.types import Query, TrainRequest
 
 
 def rehearse(
@@ -48,9 +48,8 @@ def rehearse(
     Raises:
         ConfigError: A statistic or the refinement does not work with this model.
     """
-    requested = [PluginSpec(use=use) for use in config.evaluation.statistics]
+    requested = [Query(use=use) for use in config.evaluation.statistics]
     own = copy.deepcopy(strategy.inner) if isinstance(strategy, FlowerStrategy) and strategy.refines else None
-    spec = None if own is None else own.query(config.rounds, config.rounds)
     if own is None and not requested:
         return
     settings = loop_settings(config, image_shape[2]).forward
@@ -66,14 +65,14 @@ def rehearse(
             to_fixed_point(compute_statistic(one, trial, data))
         if own is None:
             return
-        sums = (
-            None if spec is None else from_fixed_point(to_fixed_point(compute_statistic(spec, trial, data)))
-        )
+        answers: list[Answer] = []
+        while (query := own.query(config.rounds, config.rounds, tuple(answers))) is not None:
+            answers.append(from_fixed_point(to_fixed_point(compute_statistic(query, trial, data))))
         state = get_state(model, ParameterGroups.of(model, config.model).shared)
         context = ServerContext(
             round=config.rounds,
             rounds=config.rounds,
-            statistic=sums,
+            answers=tuple(answers),
             class_counts=(1,) * num_classes,
             make_model=partial(model_with, model),
             generator=seeding.torch_stream(config.seed, "refine", 0),

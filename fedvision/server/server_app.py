@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import nn
@@ -45,6 +45,7 @@ from fedvision.server.reply_collector import QuorumMissed, ReplyCollector
 from fedvision.server.round_state import RoundState
 from fedvision.server.scores import Scores
 from fedvision.server.summed_updates import sum_replies
+from fedvision.server.training_reports import TrainingReports
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.tasks.base import build_task
 from fedvision.training.evaluate import Evaluation
@@ -112,24 +113,6 @@ def build(plan: ServerPlan) -> ServerApp:
     return app
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TrainingReports:
-    """What clients report beside their models in one training phase."""
-
-    facts: dict[int, tuple[float, int]] = field(default_factory=dict)
-    """By client: training loss and images of its reply to this round; those of late ones are in ``late``."""
-    measured: dict[int, RecordDict] = field(default_factory=dict)
-    """By client: its measurement of the model that it was sent."""
-
-    def note(self, reply: TrainReply) -> None:
-        """Note a reply; its measurement is kept here alone."""
-        if not reply.late:
-            self.facts[reply.client] = reply.loss, reply.examples
-        if reply.measured is not None:
-            self.measured[reply.client] = reply.measured
-            reply.measured = None
-
-
 class _Server:
     """The rounds of one run."""
 
@@ -170,7 +153,8 @@ class _Server:
 
     def _round(self, number: int) -> tuple[dict[str, Any], dict[str, float]]:
         start = time.perf_counter()
-        record = self._train_again(number)
+        trains = getattr(self.strategy, "trains", True)
+        record = self._train_again(number) if trains else self._without_training(number)
         self._refine(number, record)
         trained = time.perf_counter()
         measured = number % self.config.evaluation.every == 0 or number == self.config.rounds
@@ -197,13 +181,7 @@ class _Server:
 
     def _train(self, number: int) -> dict[str, Any]:
         """Run one training phase, replace the state where somebody succeeded, and return the facts."""
-        self.eligible.excluded = excluded = self.rounds.begin(
-            number,
-            self.grid,
-            self.client_registry,
-            min_available(self.strategy, self.config.round, len(self.client_registry)),
-            in_step=self.updates.keeps_residual or getattr(self.strategy, "in_step", False),
-        )
+        excluded = self._begin(number)
         pre_aggregates = bool(getattr(self.grid, "pre_aggregates", False))
         bound = self.rounds.bound(self.state)
         groups = reply_groups(self.strategy, self.updates)
@@ -213,7 +191,7 @@ class _Server:
         messages = self._messages(number, bound if pre_aggregates else math.inf)
         exchange = PhaseResult(client_registry=self.client_registry, stage="training", decoder=validator)
         collection = ReplyCollector(self.rounds, exchange, number, self.state)
-        reports = _TrainingReports()
+        reports = TrainingReports()
         replies = self._watch(number, collection, messages, reports)
         if self.updates.sum_only:
             replies = sum_replies(replies, validator, len(messages))
@@ -246,6 +224,23 @@ class _Server:
             **received,
         }
 
+    def _begin(self, number: int) -> frozenset[int]:
+        """Return the clients that cannot work in a round, once enough others can."""
+        self.eligible.excluded = self.rounds.begin(
+            number,
+            self.grid,
+            self.client_registry,
+            min_available(self.strategy, self.config.round, len(self.client_registry)),
+            in_step=self.updates.keeps_residual or getattr(self.strategy, "in_step", False),
+        )
+        return self.eligible.excluded
+
+    def _without_training(self, number: int) -> dict[str, Any]:
+        """Return the facts of a round before the queries of which its model is made."""
+        busy = sorted(self._begin(number) - self.rounds.quarantined)
+        late, self.rounds.lost = self.rounds.lost, []
+        return {**refinement.untrained_record(number), "busy": busy, "late": late, **self._time()}
+
     def _refine(self, number: int, record: dict[str, Any]) -> None:
         """Query clients for the statistics that are due, and let the strategy refine the model."""
         plan = self.plan
@@ -264,7 +259,7 @@ class _Server:
         return frozenset() if lasting is None or lasting.simulated else frozenset(self.post.busy())
 
     def _received(
-        self, number: int, exchange: PhaseResult[TrainReply], reports: _TrainingReports
+        self, number: int, exchange: PhaseResult[TrainReply], reports: TrainingReports
     ) -> dict[str, Any]:
         """Return what the clients whose answers are used measured of the model that they were sent."""
         if not self._measures_first(number):
@@ -339,7 +334,7 @@ class _Server:
         number: int,
         collection: ReplyCollector[TrainReply],
         messages: list[Message],
-        reports: _TrainingReports,
+        reports: TrainingReports,
     ) -> Iterator[TrainReply]:
         """Yield usable replies, noting what each client reports beside its model, also in the journal."""
         ordered = not (isinstance(self.strategy, FlowerStrategy) and self.strategy.any_order)

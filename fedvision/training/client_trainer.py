@@ -32,7 +32,7 @@ from fedvision.training.evaluate import Evaluation, evaluate
 from fedvision.training.forward import choose_device
 from fedvision.training.loop import LoopSettings, TrainResult, fit
 from fedvision.training.statistics import LocalData, compute_statistic
-from fedvision.types import LossFn, PluginSpec, State, TrainRequest
+from fedvision.types import LossFn, Query, State, TrainRequest
 from fedvision.updates import chain
 from fedvision.updates.chain import UpdateChain
 
@@ -161,14 +161,14 @@ class ClientTrainer:
         load_state(self.model, state)
         return self._measure(self.shards.test(client))
 
-    def statistic(self, client: int, round: int, state: State, spec: PluginSpec) -> tuple[State, int]:
+    def statistic(self, client: int, round: int, state: State, query: Query) -> tuple[State, int]:
         """Return a statistic's sums over a client's training images, and their number.
 
         Args:
             client: Whose images.
             round: The round after which it is queried.
             state: The global model that the statistic sees, with the client's personal tensors.
-            spec: The statistic.
+            query: The statistic.
         """
         self._recall(client, round + 1)
         load_state(self.model, state)
@@ -179,7 +179,7 @@ class ClientTrainer:
             num_classes=self.num_classes,
             batch_size=self.config.evaluation.batch_size,
         )
-        return compute_statistic(spec, self.model, data), len(shard)
+        return compute_statistic(query, self.model, data), len(shard)
 
     def measure(self, state: State, shard: Shard) -> Evaluation:
         """Measure a state on a shard of no client, such as the server's test images."""

@@ -1,10 +1,11 @@
 """Statistics: named sums over a client's training images that need no training.
 
 A statistic is a function ``(model, data, **arguments) -> {name: tensor}`` of the registry's kind
-``statistic``. What it returns is added over the clients, exactly (``aggregation.fixed_point``), and the
-server gets the total alone. So it must return sums (counts, sums of features, sums of squares) and never
-means: those are derived from the sums. Names and shapes depend on the model and the classes alone, and a
-client without images of a class has zeros for it.
+``statistic``. One with a parameter ``tensors`` gets what the query sent beside the model. What it returns is
+added over the clients, exactly (``aggregation.fixed_point``), and the server gets the total alone. So it must
+return sums (counts, sums of features, sums of squares) and never means: those are derived from the sums.
+Names and shapes depend on the model and the classes alone, and a client without images of a class has zeros
+for it.
 
 Shape letters: B batch, C classes, N examples.
 """
@@ -22,7 +23,7 @@ from fedvision import registry
 from fedvision.data.shards import Shard
 from fedvision.errors import PluginError
 from fedvision.training.forward import ForwardSettings
-from fedvision.types import PluginSpec
+from fedvision.types import PluginSpec, Query
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,9 @@ def compute_statistic(spec: PluginSpec, model: nn.Module, data: LocalData) -> di
         PluginError: It is unknown, or returned something else than named tensors.
     """
     model.eval()
+    tensors = spec.tensors if isinstance(spec, Query) else {}
     with data.settings.one_model():
-        found = registry.build("statistic", spec, model=model, data=data)
+        found = registry.build("statistic", spec, model=model, data=data, tensors=tensors)
     if not isinstance(found, Mapping) or not all(isinstance(one, torch.Tensor) for one in found.values()):
         raise PluginError(f"[statistic] use = {spec.use!r}: it returned no tensors by name")
     return dict(found)

@@ -131,7 +131,7 @@ def _context(model: nn.Module, **changes: Any) -> ServerContext:
     context = ServerContext(
         round=2,
         rounds=2,
-        statistic=statistic,
+        answers=(statistic,),
         class_counts=None,
         make_model=lambda state: model_with(model, state),
         generator=torch.Generator().manual_seed(5),
@@ -156,7 +156,7 @@ def test_refine_trains_the_head_and_nothing_else() -> None:
 def test_without_moments_the_model_stays() -> None:
     model = _model()
     state = dict(model.state_dict())
-    assert CCVR().refine(state, _context(model, statistic=None)) is state
+    assert CCVR().refine(state, _context(model, answers=())) is state
 
 
 def test_a_head_that_stays_on_the_clients_is_refused() -> None:
@@ -166,13 +166,14 @@ def test_a_head_that_stays_on_the_clients_is_refused() -> None:
 
 
 def test_moments_are_queried_after_the_last_round_and_at_an_interval() -> None:
-    queried = [round for round in range(1, 8) if CCVR().query(round, 7)]
+    queried = [round for round in range(1, 8) if CCVR().query(round, 7, ())]
     assert queried == [7]
-    queried = [round for round in range(1, 8) if CCVR(every=3).query(round, 7)]
+    queried = [round for round in range(1, 8) if CCVR(every=3).query(round, 7, ())]
     assert queried == [3, 6, 7]
-    spec = CCVR().query(7, 7)
-    assert spec is not None
-    assert spec.use == "feature-moments"
+    query = CCVR().query(7, 7, ())
+    assert query is not None
+    assert query.use == "feature-moments"
+    assert CCVR().query(7, 7, ({"count": np.ones(2)},)) is None, "one answer is all it needs"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedvision.flower import internals
@@ -18,9 +19,12 @@ from fedvision.flower.statistic_codec import (
     with_masked,
 )
 from fedvision.server.statistics import StatisticResult, query_statistic
-from fedvision.types import PluginSpec
+from fedvision.types import Query
 
-REQUEST = StatisticRequest(spec=PluginSpec(use="class-counts", args={"a": 1}), round=4, state={})
+QUERY = Query(
+    use="class-counts", args={"a": 1}, tensors={"mean": torch.tensor([0.5, 2**-40], dtype=torch.float64)}
+)
+REQUEST = StatisticRequest(query=QUERY, round=4, state={})
 UNITS = 1 << 30
 
 
@@ -67,7 +71,9 @@ def test_sums_are_added_and_failures_named() -> None:
     assert found.sums["count"].tolist() == [3.0, 6.0]
     assert (found.clients, found.examples) == ((0, 2), 9)
     assert [(item["client"], item["reason"]) for item in found.refused] == [(1, "no images")]
-    assert [(one.spec, one.round) for one in grid.requests] == [(REQUEST.spec, 4)] * 3
+    for request in grid.requests:
+        assert (request.query.use, request.query.args, request.round) == (QUERY.use, QUERY.args, 4)
+        assert torch.equal(request.query.tensors["mean"], QUERY.tensors["mean"])
     assert found.facts() == {"clients": [0, 2], "examples": 9, "shapes": {"count": [2]}}
 
 

@@ -59,6 +59,8 @@ from fedvision.training.client_trainer import ClientTrainer
 
 log = logging.getLogger("fedvision.deployment")
 _WITH_MODEL = ("train", "evaluate", STATISTIC)
+_QUERY_BYTES = 1 << 26
+"""Bytes of tensors that may come with a query beside the model's own."""
 
 
 class Trainer:
@@ -131,10 +133,15 @@ class Trainer:
         self._worker = ClientTrainer.open(config, model, len(facts.classes), self._shards, memory)
         self._facts = facts
         sent = self._worker.updates.received
-        expected = message_format.Expected.of_model(codec.ARRAYS, sent, sent)
+        expected = {
+            kind: message_format.Expected.of_model(
+                codec.ARRAYS, sent, sent, _QUERY_BYTES if kind == STATISTIC else 0
+            )
+            for kind in _WITH_MODEL
+        }
         marker = self._reported_images()
         changed = marker.exists() and marker.read_text() != (self._stamp or "")
-        return {"expected": {kind: expected.to_text() for kind in _WITH_MODEL}, "changed": changed}
+        return {"expected": {kind: one.to_text() for kind, one in expected.items()}, "changed": changed}
 
     def answer(self, kind: str, layout: str, task: Path, reply: Path) -> dict[str, Any]:
         """Do the task in a file and write the reply's tensors.
@@ -234,7 +241,8 @@ class Trainer:
         computed = _run_app(self._worker, STATISTIC, content, client)
         if masks is None:
             return computed
-        question = sharing.question(f"{STATISTIC}\n{statistic_codec.decode_spec(content)}", content)
+        kind = f"{STATISTIC}\n{statistic_codec.decode_spec(content)}"
+        question = sharing.question(kind, content, sorted(codec.arrays_of(content)))
         return statistic_codec.with_masked(
             computed, masks.hide(statistic_codec.numbers_to_mask(computed), question), masks.group
         )

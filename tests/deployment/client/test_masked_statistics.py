@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Error, Message, RecordDict
 
 from fedvision.aggregation.masking import AdvertisedKey, node_key, read_certificates
@@ -27,7 +28,7 @@ from fedvision.models.build import build_model
 from fedvision.models.state import get_state, shared_names
 from fedvision.server.statistics import StatisticResult, query_statistic
 from fedvision.tasks.base import build_task
-from fedvision.types import PluginSpec
+from fedvision.types import Query
 from tests.experiments import tiny
 
 NAMES = ("north", "south", "west")
@@ -36,7 +37,7 @@ EXPERIMENT = tiny()
 RUN = RunManifest(
     run="r1", experiment=EXPERIMENT.to_toml(), classes=("0", "1", "2"), image=(8, 8, 1)
 ).to_table()
-MOMENTS = PluginSpec(use="feature-moments")
+MOMENTS = Query(use="feature-moments")
 
 
 class Grid:
@@ -130,7 +131,7 @@ def form_group(grid: Grid, pki: Path) -> dict[str, tuple[int, ...]]:
     return {found.group: found.clients}
 
 
-def query(grid: Grid, groups: dict[str, tuple[int, ...]], spec: PluginSpec = MOMENTS) -> StatisticResult:
+def query(grid: Grid, groups: dict[str, tuple[int, ...]], one: Query = MOMENTS) -> StatisticResult:
     class Registry(SimulatedClientRegistry):
         pass
 
@@ -145,7 +146,7 @@ def query(grid: Grid, groups: dict[str, tuple[int, ...]], spec: PluginSpec = MOM
     )
     state = get_state(model, shared_names(model, EXPERIMENT.model.shared))
     registry = Registry(clients=len(NAMES), counts=(1,) * CLASSES)
-    request = StatisticRequest(spec=spec, round=1, state=state)
+    request = StatisticRequest(query=one, round=1, state=state)
     return query_statistic(grid, registry, request, clients=range(len(NAMES)))  # type: ignore[arg-type]
 
 
@@ -186,7 +187,15 @@ def test_masks_serve_for_one_statistic(three: Path, tmp_path: Path) -> None:
     """Equal numbers under equal masks would show that two replies are alike."""
     grid = Grid(tmp_path, trainers(three, tmp_path))
     groups = form_group(grid, three)
-    query(grid, groups, PluginSpec(use="class-counts"))
-    first = decode_reply(grid.replies[0]).sums["count"]
-    query(grid, groups)
-    assert not (decode_reply(grid.replies[0]).sums["count"] == first).any()
+    kinds = [
+        Query(use="class-counts"),
+        Query(use="class-counts", tensors={"mean": torch.zeros(2)}),
+        Query(use="class-counts", tensors={"mean": torch.ones(2)}),
+        MOMENTS,
+    ]
+    seen = list[Any]()
+    for one in kinds:
+        query(grid, groups, one)
+        seen.append(decode_reply(grid.replies[0]).sums["count"])
+    for place, counts in enumerate(seen):
+        assert not any((counts == other).any() for other in seen[:place])
