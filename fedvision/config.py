@@ -37,6 +37,27 @@ class PartitionConfig(PluginSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters with ``model.train = "lora"``: layers learn a change of low rank (arXiv 2106.09685)."""
+
+    rank: int = 8
+    """r: a layer of n inputs and m outputs learns r (n + m) numbers; one that has no more itself is left."""
+    alpha: float = 16.0
+    """The change counts alpha / rank times."""
+    targets: tuple[str, ...] = ("*",)
+    """Patterns of the linear layers, convolutions and attentions that learn, such as
+    ``["*.attention.*"]``."""
+    exact: bool = False
+    """Only B is trained, A stays as the seed draws it: then the mean of the clients' adapters is the adapter
+    of the mean change, and half as much is sent (FFA-LoRA, arXiv 2403.12313)."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "model.lora.", "rank")
+        require(0 < self.alpha < math.inf, "model.lora.alpha", f"must be > 0 and finite, not {self.alpha}")
+        require(len(self.targets) > 0, "model.lora.targets", "must hold a pattern; leave the key out for all")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig(PluginSpec):
     """The network that every client trains."""
 
@@ -48,6 +69,11 @@ class ModelConfig(PluginSpec):
     """Begin with the tensors of this file (safetensors, or a state dict of ``torch.save``), or of this run
     folder's final model, as seen from where the run is started; empty begins with random ones. A head for
     another number of classes begins anew. Across machines the server alone needs the file."""
+    train: Literal["all", "lora"] = "all"
+    """What is trained: all tensors, or the head and an adapter beside each layer of the backbone; what is not
+    trained is frozen and not sent."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """The adapters."""
     personal: tuple[str, ...] = ()
     """Patterns of tensors that each client trains and keeps for itself, such as ``["head.*"]``."""
     frozen: tuple[str, ...] = ()

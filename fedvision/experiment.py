@@ -292,7 +292,12 @@ def _load_weights(
         return None
     groups, section = ParameterGroups.of(model, config.model), config.model
     if travels and (stay := groups.personal + groups.frozen):
-        keys = {"shared": section.shared, "personal": list(section.personal), "frozen": list(section.frozen)}
+        keys: dict[str, object] = {
+            "train": section.train,
+            "shared": section.shared,
+            "personal": list(section.personal),
+            "frozen": list(section.frozen),
+        }
         set_ones = [f"model.{key} = {value!r}" for key, value in keys.items() if value not in ("all", [])]
         raise ConfigError(
             f"model.weights: with {' and '.join(set_ones)} the clients' machines would begin without the "

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from fedvision import registry, seeding
-from fedvision.config import ModelConfig
+from fedvision.config import LoraConfig, ModelConfig
 from fedvision.errors import ConfigError, PluginError, first_line
-from fedvision.models.base import ImageModel
+from fedvision.models.base import ImageModel, halves
 from fedvision.models.freezing import freeze, training_mode
+from fedvision.models.lora import add_lora
 from fedvision.models.mkldnn_layout import avoid_narrow_strides
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.tensor_checks import changed, check_hidden, check_tensors, put_back
@@ -70,6 +71,8 @@ def build_model(
         avoid_narrow_strides(model)
         if in_channels == 1 and _wants_colour(model, images):
             model = _shown_gray(model)
+        if config.train == "lora":
+            _add_lora(model, config.lora, seed)
         frozen = ParameterGroups.of(model, config).frozen
         freeze(model, frozen)
         for training in (False, True):
@@ -105,6 +108,12 @@ def _shown_gray(model: nn.Module) -> nn.Module:
         return Gray(model)
     model.backbone = Gray(model.backbone)
     return model
+
+
+def _add_lora(model: nn.Module, config: LoraConfig, seed: int) -> None:
+    head = halves(model, 'model.train = "lora"').head
+    drawn = seeding.torch_stream(seed, "lora")
+    add_lora(model, rank=config.rank, alpha=config.alpha, targets=config.targets, generator=drawn, leave=head)
 
 
 def _call(config: ModelConfig, runtime: dict[str, Any], where: str) -> nn.Module:

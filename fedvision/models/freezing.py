@@ -35,6 +35,17 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     setattr(model, _NAMES, tuple(names))
 
 
+def thaw(model: nn.Module) -> None:
+    """Undo ``freeze``, in place."""
+    names = frozenset(frozen_names(model))
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(True)
+    for module in model.modules():
+        vars(module).pop(_MARK, None)
+    vars(model).pop(_NAMES, None)
+
+
 def frozen_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the tensors that ``freeze`` froze, in its order."""
     names: tuple[str, ...] = getattr(model, _NAMES, ())

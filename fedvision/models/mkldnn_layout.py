@@ -63,10 +63,12 @@ def plain(x: torch.Tensor) -> torch.Tensor:
 class SubsampledConv2d(nn.Conv2d):
     """A 1x1 convolution with a stride, computed as one without on the pixels that the stride leaves."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def _conv_forward(
+        self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
         """Return what ``nn.Conv2d`` returns."""
         down, across = self.stride
-        return F.conv2d(x[..., ::down, ::across], self.weight, self.bias, groups=self.groups)
+        return F.conv2d(input[..., ::down, ::across], weight, bias, groups=self.groups)
 
 
 def avoid_narrow_strides(model: nn.Module) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, nearest
+from fedvision.models.lora import A, B, adapters
 from fedvision.models.state import floating, shared_names
 
 
@@ -45,7 +46,7 @@ class ParameterGroups:
             ConfigError: A pattern matches nothing, a tensor is to be personal and frozen, nothing would be
                 shared, or nothing trained.
         """
-        frozen = _matching(model, config.frozen, "frozen")
+        frozen = _matching(model, config.frozen, "frozen") | _untrained(model, config)
         own = _matching(model, config.personal, "personal")
         tensors = floating(model)
         if both := [name for name in tensors if name in own & frozen]:
@@ -66,6 +67,15 @@ class ParameterGroups:
             personal=tuple(name for name in tensors if name not in frozen.union(shared)),
             frozen=tuple(name for name in tensors if name in frozen),
         )
+
+
+def _untrained(model: nn.Module, config: ModelConfig) -> frozenset[str]:
+    """Return the names of the tensors that ``model.train`` leaves as they are."""
+    if config.train == "all":
+        return frozenset()
+    parts = (B,) if config.lora.exact else (A, B)
+    trained = {f"{name}.{part}" for name, _ in adapters(model) for part in parts}
+    return frozenset(name for name in floating(model) if name not in trained and not name.startswith("head."))
 
 
 def _keys(config: ModelConfig, *keys: str) -> str:

@@ -3,7 +3,7 @@
 All floating-point tensors are taken, by name and shape; whole numbers, such as batch norm's counter, keep the
 network's first values, as they do between rounds. Nothing is left out and nothing is made up, with one
 exception that is said: a head for another number of classes, or none, leaves the network's head as it is,
-which is how a trained backbone begins on other classes.
+which is how a trained backbone begins on other classes. Adapters that a file does not have begin as they are.
 
 A prefix ``module.`` that all names of a file have (``DataParallel``) is left out.
 """
@@ -19,6 +19,7 @@ from torch import nn
 from fedvision.errors import ConfigError
 from fedvision.formatting import listed
 from fedvision.models.base import ImageModel
+from fedvision.models.lora import adapter_names
 from fedvision.models.state import floating
 from fedvision.models.weights_file import WeightsFile, read
 from fedvision.types import State
@@ -49,9 +50,13 @@ def load_weights(model: nn.Module, weights: str, classes: Sequence[str]) -> Load
             describes, or has other tensors than the network.
     """
     file = read(weights)
-    own = floating(model)
+    own, state = floating(model), _without_prefix(file.state)
+    # A file of the network without adapters leaves them as they begin.
+    for name in adapter_names(model):
+        if name not in state:
+            del own[name]
     others = model.state_dict().keys() - own.keys()  # whole numbers, and second names of a tensor
-    given = {name: tensor for name, tensor in _without_prefix(file.state).items() if name not in others}
+    given = {name: tensor for name, tensor in state.items() if name not in others}
     head = [name for name in own if name.startswith(_HEAD)] if isinstance(model, ImageModel) else []
     anew = _head_begins_anew(file, {name: own[name] for name in head}, given)
     if anew:

@@ -11,6 +11,7 @@
      "model": {"use": "cnn", "width": 16}, "code": {}, "dtypes": ["float32"],
      "personal": [], "sha256": "of model.safetensors"}
 
+``merged`` has the ``[model.lora]`` of adapters whose products are in the weights: the network is a plain one.
 ``class_counts`` is missing where unreported, ``decoding`` where the images came as arrays. ``code`` has
 a digest of the source of each module that ``model`` or ``task`` names as ``module:attr``.
 """
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fedvision import registry
-from fedvision.config import ModelConfig
+from fedvision.config import LoraConfig, ModelConfig
 from fedvision.data.decoding.pixels import FITS
 from fedvision.errors import ConfigError, RunFolderError
 from fedvision.files import read_json
@@ -136,6 +137,8 @@ class ModelDescription(Settings):
     """SHA-256 of the source of each module that ``model`` or ``task`` names as ``module:attr``."""
     dtypes: tuple[str, ...]
     """Types of the network's floating-point tensors."""
+    merged: LoraConfig | None = None
+    """The adapters that were trained and whose products the weights contain; None where there were none."""
     personal: tuple[str, ...] = ()
     """Tensors that training changes and that stay on the clients: the file has their first values."""
     sha256: str
@@ -205,13 +208,23 @@ def describe(
             channels_last=config.training.channels_last,
         ),
         metrics=config.evaluation.metrics,
-        model=replace(config.model, weights=""),
+        model=_plain(config.model),
         weights_sha256="" if experiment.weights is None else experiment.weights.sha256,
         code=registry.sources({"model": config.model.use, "task": config.task.use}),
         dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})),
+        merged=config.model.lora if config.model.train == "lora" else None,
         personal=experiment.personal,
         sha256="",
     )
+
+
+def _plain(config: ModelConfig) -> ModelConfig:
+    """Return the ``[model]`` that builds the network of a finished run: with adapters merged, a plain one."""
+    config = replace(config, weights="")
+    if config.train != "lora":
+        return config
+    # Patterns may name adapters' tensors, which it no longer has.
+    return replace(config, train="all", lora=LoraConfig(), personal=(), frozen=())
 
 
 def counts_of(split: Mapping[str, Any]) -> tuple[int, ...] | None:

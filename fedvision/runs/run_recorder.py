@@ -25,6 +25,7 @@ from fedvision.flower.guard import guarded
 from fedvision.flower.internals import SERVER_NODE
 from fedvision.flower.strategy import layers
 from fedvision.interruption import Interruption
+from fedvision.models.lora import merge
 from fedvision.models.meta import model_with, to_meta
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state, load_state
@@ -123,7 +124,8 @@ class RunRecorder:
         if not self.done:
             return ""
         with suppress(RecordError):
-            self.folder.write_model({**self._initial, **self.state}, self._description())
+            model = model_with(self.experiment.model, {**self._initial, **self.state})
+            self.folder.write_model(_full_state(merge(model)), self._description())
             path = self.folder.path / "model.safetensors"
             return f"; the model of round {self.done} is in {path} and in the checkpoint beside it"
         return ""
@@ -248,7 +250,7 @@ class RunRecorder:
         """Write the final model, what it gets wrong, how the run ended, and the report."""
         stage("writing the model and the report")
         load_state(trainer.model, {**trainer.initial, **self.state})
-        self.folder.write_model(_full_state(trainer.model), self._description())
+        self.folder.write_model(_full_state(merge(trainer.model)), self._description())
         with guarded("the model, on the test images after the last round,"):
             self._write_mistakes(trainer)
         self.folder.write_summary(
