@@ -79,6 +79,13 @@ class Query(PluginSpec):
 
     tensors: State = field(default_factory=dict, compare=False)
     """Named tensors that travel with the request: the statistic's parameter ``tensors``."""
+    bits: int = 64
+    """Bits that hold the totals in units (``aggregation.fixed_point``) and their signs: 8, 16, ... or 64.
+    Fewer make messages smaller; a client whose own numbers do not fit refuses."""
+
+    def __post_init__(self) -> None:
+        if self.bits not in range(8, 65, 8):
+            raise ValueError(f"bits must be 8, 16, ... or 64, not {self.bits}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ def _answer_statistics(app: ClientApp, trainer: ClientTrainer) -> None:
         def work(client: int) -> RecordDict:
             request = decode_request(message.content)
             sums, examples = trainer.statistic(client, request.round, request.state, request.query)
-            return encode_sums(to_fixed_point(sums), examples)
+            return encode_sums(to_fixed_point(sums), examples, request.query.bits)
 
         return _answer(message, context, "statistic", work)
 

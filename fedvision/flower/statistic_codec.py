@@ -1,4 +1,8 @@
-"""Messages about statistics: a request names one and carries the model, a reply has sums in fixed point."""
+"""Messages about statistics: a request names one and carries the model, a reply has sums in fixed point.
+
+Sums of real numbers and of whole ones are a record each, as their units differ. With fewer than 64 bits a
+number is so many bytes, the last axis of its array.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,15 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedvision.aggregation.fixed_point import FixedPoint
+from fedvision.aggregation import fixed_point
+from fedvision.aggregation.fixed_point import BITS, FixedPoint
 from fedvision.flower import codec, stats_codec
-from fedvision.types import PluginSpec, Query, State
+from fedvision.types import Query, State
 
 STATISTIC = "query.statistic"
 """Message type."""
-_USE, _ARGS, _SUMS, _GROUP, _CHECK, _QUERY = (
-    "statistic",
-    "arguments",
-    "sums",
-    "group",
-    "masked-examples",
-    "query",
-)
+_USE, _ARGS, _QUERY, _BITS = "statistic", "arguments", "query", "bits"
+_SUMS, _WHOLE, _GROUP, _CHECK = "sums", "whole-sums", "group", "masked-examples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +42,7 @@ def encode_request(request: StatisticRequest) -> RecordDict:
     fields: dict[str, str | int] = {
         _USE: request.query.use,
         _ARGS: json.dumps(dict(request.query.args), sort_keys=True),
+        _BITS: request.query.bits,
         codec.ROUND: request.round,
     }
     content = RecordDict(
@@ -55,33 +55,61 @@ def encode_request(request: StatisticRequest) -> RecordDict:
 
 def decode_request(content: RecordDict) -> StatisticRequest:
     """Return the request in a content."""
-    config = codec.record(content, codec.CONFIG, ConfigRecord)
-    spec = decode_spec(content)
     return StatisticRequest(
-        query=Query(use=spec.use, args=spec.args, tensors=codec.groups(content).get(_QUERY, {})),
-        round=int(config[codec.ROUND]),  # type: ignore[arg-type]
+        query=decode_query(content),
+        round=codec.round_of(content),
         state=codec.decode_state(codec.record(content, codec.ARRAYS, ArrayRecord)),
     )
 
 
-def decode_spec(content: RecordDict) -> PluginSpec:
-    """Return the statistic that a content requests."""
+def decode_query(content: RecordDict) -> Query:
+    """Return the statistic that a content requests.
+
+    Raises:
+        ValueError: Its number of bits is none of 8, 16, ..., 64.
+    """
     config = codec.record(content, codec.CONFIG, ConfigRecord)
-    return PluginSpec(use=str(config[_USE]), args=json.loads(str(config[_ARGS])))
+    return Query(
+        use=str(config[_USE]),
+        args=json.loads(str(config[_ARGS])),
+        tensors=codec.groups(content).get(_QUERY, {}),
+        bits=int(cast("int", config[_BITS])),
+    )
 
 
-def encode_sums(sums: FixedPoint, examples: int) -> RecordDict:
-    """Return the content of a reply: named sums in fixed point over so many images."""
-    arrays = ArrayRecord({name: Array(np.array(array, order="C")) for name, array in sums.items()})
-    return RecordDict({_SUMS: arrays, codec.METRICS: MetricRecord({codec.EXAMPLES: examples})})
+def encode_sums(sums: FixedPoint, examples: int, bits: int = BITS) -> RecordDict:
+    """Return the content of a reply: named sums in fixed point over so many images.
+
+    Args:
+        sums: The sums.
+        examples: Training images behind them.
+        bits: As the query has it.
+
+    Raises:
+        ValueError: A number does not fit the bits.
+    """
+    for name, array in sums.numbers.items():
+        if bits < BITS and fixed_point.above(array, (1 << (bits - 1)) - 1):
+            raise ValueError(f"the sum {name!r} is more than {bits} bits hold, which the query allows")
+    return _encode(sums, examples, bits)
+
+
+def _encode(sums: FixedPoint, examples: int, bits: int) -> RecordDict:
+    records: dict[str, dict[str, Array]] = {_SUMS: {}, _WHOLE: {}}
+    for name, array in sums.numbers.items():
+        sent = np.array(array, order="C") if bits == BITS else fixed_point.pack(array, bits)
+        records[_WHOLE if name in sums.whole else _SUMS][name] = Array(sent)
+    content = RecordDict({key: ArrayRecord(arrays) for key, arrays in records.items() if arrays})
+    content[codec.METRICS] = MetricRecord({codec.EXAMPLES: examples})
+    return content
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticReply:
     """A client's sums, decoded once, where they are received."""
 
-    sums: dict[str, NDArray[np.int64]]
-    """Named sums in units of fixed point; masked where there is a group."""
+    sums: FixedPoint
+    """Named sums; masked where there is a group."""
     examples: int
     """Training images behind them."""
     group: str = ""
@@ -90,49 +118,69 @@ class StatisticReply:
     """``examples`` with the mask of the group: over all of it, the sum of both is the same."""
 
 
-def decode_reply(content: RecordDict) -> StatisticReply:
+def decode_reply(content: RecordDict, bits: int = BITS) -> StatisticReply:
     """Return what a reply says.
+
+    Args:
+        content: As it was received.
+        bits: As the query has it.
 
     Raises:
         ValueError: The content is none of a statistic's.
     """
     try:
-        arrays = codec.record(content, _SUMS, ArrayRecord)
-        sums = {name: np.asarray(array.numpy()) for name, array in arrays.items()}
+        held = codec.arrays_of(content)
+        found = {key: held.get(key, ArrayRecord()) for key in (_SUMS, _WHOLE)}
+        numbers = {
+            name: np.asarray(array.numpy()) for record in found.values() for name, array in record.items()
+        }
         examples, group, check = codec.reported_examples(content), "", 0
         if codec.CONFIG in content:
             config = codec.record(content, codec.CONFIG, ConfigRecord)
             group, check = str(config[_GROUP]), int(cast("int", config[_CHECK]))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError("its reply lacks sums or the number of images") from error
+    if not numbers:
+        raise ValueError("its reply lacks sums or the number of images")
+    if len(numbers) < sum(map(len, found.values())):
+        raise ValueError("its reply has two sums of one name")
+    wide = bits == BITS
     if (
-        any(array.dtype != np.int64 for array in sums.values())
+        any(array.dtype != (np.int64 if wide else np.uint8) for array in numbers.values())
+        or not (wide or all(array.shape[-1:] == (bits // 8,) for array in numbers.values()))
         or examples < 0
         or not stats_codec.is_int64(check)
     ):
-        raise ValueError("its sums are no whole numbers of 64 bits")
+        raise ValueError(f"its sums are no whole numbers of {bits} bits")
+    sums = FixedPoint(
+        numbers=numbers if wide else {name: fixed_point.unpack(raw) for name, raw in numbers.items()},
+        whole=frozenset(found[_WHOLE]),
+    )
     return StatisticReply(sums=sums, examples=examples, group=group, masked_examples=check)
 
 
-def numbers_to_mask(content: RecordDict) -> NDArray[np.int64]:
+def numbers_to_mask(content: RecordDict, bits: int = BITS) -> NDArray[np.int64]:
     """Return all numbers of a reply in a row [M + 1]; the last one, the images, shows that masks are gone."""
-    bare = decode_reply(content)
-    rows = [bare.sums[name].ravel() for name in sorted(bare.sums)]
+    bare = decode_reply(content, bits)
+    rows = [bare.sums.numbers[name].ravel() for name in sorted(bare.sums.numbers)]
     return np.concatenate([*rows, np.array([bare.examples], np.int64)])
 
 
-def with_masked(content: RecordDict, masked: NDArray[np.int64], group: str) -> RecordDict:
+def with_masked(content: RecordDict, masked: NDArray[np.int64], group: str, bits: int = BITS) -> RecordDict:
     """Return a reply whose numbers are masked for a group.
 
     Args:
         content: The bare reply.
-        masked: Its ``numbers_to_mask`` with the masks of the group.
+        masked: Its ``numbers_to_mask`` with the masks of the group, which hold modulo 2^bits as well.
         group: The group's name: all of it is needed for a sum.
+        bits: As the query has it.
     """
-    bare, parts, start = decode_reply(content), {}, 0
-    for name in sorted(bare.sums):
-        parts[name] = masked[start : start + bare.sums[name].size].reshape(bare.sums[name].shape)
-        start += bare.sums[name].size
-    reply = encode_sums({name: parts[name] for name in bare.sums}, bare.examples)
+    bare, parts, start = decode_reply(content, bits), {}, 0
+    for name in sorted(bare.sums.numbers):
+        shape = bare.sums.numbers[name].shape
+        size = bare.sums.numbers[name].size
+        parts[name] = masked[start : start + size].reshape(shape)
+        start += size
+    reply = _encode(FixedPoint(numbers=parts, whole=bare.sums.whole), bare.examples, bits)
     reply[codec.CONFIG] = ConfigRecord({_GROUP: group, _CHECK: int(masked[-1])})
     return reply

@@ -11,11 +11,12 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from fedvision import seeding
-from fedvision.aggregation.fixed_point import from_fixed_point, to_fixed_point
+from fedvision.aggregation.fixed_point import to_fixed_point
 from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
 from fedvision.errors import ClientError, ConfigError, FedVisionError, with_kind
+from fedvision.flower import statistic_codec
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.models.freezing import training_mode
 from fedvision.models.meta import model_with
@@ -67,7 +68,9 @@ def rehearse(
             return
         answers: list[Answer] = []
         while (query := own.query(config.rounds, config.rounds, tuple(answers))) is not None:
-            answers.append(from_fixed_point(to_fixed_point(compute_statistic(query, trial, data))))
+            sums = to_fixed_point(compute_statistic(query, trial, data))
+            sent = statistic_codec.encode_sums(sums, len(data), query.bits)
+            answers.append(statistic_codec.decode_reply(sent, query.bits).sums.values())
         state = get_state(model, ParameterGroups.of(model, config.model).shared)
         context = ServerContext(
             round=config.rounds,

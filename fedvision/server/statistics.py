@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
-from fedvision.aggregation.fixed_point import FixedPointSum, from_fixed_point, shapes
+from fedvision.aggregation.fixed_point import FixedPoint, FixedPointSum, wrapped
+from fedvision.algorithms.base import Answer
 from fedvision.errors import InvalidUpdate
 from fedvision.flower import statistic_codec
 from fedvision.flower.client_registry import ClientRegistry
@@ -24,7 +24,7 @@ from fedvision.server.phase_result import PhaseResult
 class StatisticResult:
     """A statistic's sums over the clients that answered."""
 
-    sums: dict[str, NDArray[np.float64]]
+    sums: Answer
     """By name; empty where no client replied."""
     clients: tuple[int, ...]
     """Clients in the sums, rising."""
@@ -60,18 +60,18 @@ def query_statistic(
         clients: Who is queried.
         timeout: Seconds after which who is missing is not waited for; None waits for all.
     """
-    content = statistic_codec.encode_request(request)
+    content, bits = statistic_codec.encode_request(request), request.query.bits
     messages = [Message(content, client_registry.node(client), STATISTIC) for client in clients]
-    exchange = PhaseResult(client_registry=client_registry, stage="statistic", decoder=_Decoder())
+    exchange = PhaseResult(client_registry=client_registry, stage="statistic", decoder=_Decoder(bits))
     replies = dict(exchange.send(grid, messages, ordered=True, timeout=timeout))
-    adding = _Adding(client_registry.groups)
+    adding = _Adding(client_registry.groups, bits)
     adding.add_all(replies)
     refused = [
         {"client": c, "stage": "statistic", "kind": "refused", "reason": why}
         for c, why in sorted(adding.refused.items())
     ]
     return StatisticResult(
-        sums=from_fixed_point(adding.sum.total),
+        sums=adding.sum.total.values(),
         clients=tuple(sorted(adding.clients)),
         examples=adding.examples,
         refused=(*exchange.refused, *refused),
@@ -81,9 +81,12 @@ def query_statistic(
 
 
 class _Decoder:
-    """Decodes a client's sums."""
+    """Decodes a client's sums, whose numbers have so many bits."""
 
     bytes_saved = 0
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
 
     def decode(self, message: Message, client: int) -> tuple[int, StatisticReply]:
         """Return the client and its sums.
@@ -92,7 +95,7 @@ class _Decoder:
             InvalidUpdate: They cannot be used.
         """
         try:
-            return client, statistic_codec.decode_reply(message.content)
+            return client, statistic_codec.decode_reply(message.content, self._bits)
         except ValueError as error:
             raise InvalidUpdate(client, "statistic", str(error)) from error
 
@@ -102,17 +105,21 @@ class _Adding:
     """Adds up replies, bare ones one by one and masked ones by their group."""
 
     groups: Mapping[str, Collection[int]]
-    sum: FixedPointSum = field(default_factory=FixedPointSum)
+    bits: int
+    sum: FixedPointSum = field(init=False)
     clients: list[int] = field(default_factory=list)
     examples: int = 0
     refused: dict[int, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.sum = FixedPointSum(self.bits)
+
     def add_all(self, replies: Mapping[int, StatisticReply]) -> None:
         """Add what can be added; whose sums have other shapes than most clients' are refused."""
-        usual = Counter(_signature(reply) for reply in replies.values()).most_common(1)
+        usual = Counter(reply.sums.signature for reply in replies.values()).most_common(1)
         masked: dict[str, dict[int, StatisticReply]] = {}
         for client, reply in sorted(replies.items()):
-            if _signature(reply) != usual[0][0]:
+            if reply.sums.signature != usual[0][0]:
                 self.refused[client] = "its sums have other names or shapes than those of other clients"
             elif reply.group:
                 masked.setdefault(reply.group, {})[client] = reply
@@ -121,7 +128,7 @@ class _Adding:
         for group, members in masked.items():
             self._add_group(group, members)
 
-    def _add(self, clients: list[int], sums: Mapping[str, NDArray[np.int64]], examples: int) -> None:
+    def _add(self, clients: list[int], sums: FixedPoint, examples: int) -> None:
         try:
             self.sum.add(sums)
         except ValueError as error:
@@ -131,7 +138,7 @@ class _Adding:
         self.examples += examples
 
     def _add_group(self, group: str, members: Mapping[int, StatisticReply]) -> None:
-        """Add a group's sum, in which the masks cancel, modulo 2^64."""
+        """Add a group's sum, in which the masks cancel, modulo 2^bits."""
         if set(self.groups.get(group, ())) != set(members):
             why = "its sums are masked, and others of its group did not answer"
             self.refused |= dict.fromkeys(members, why)
@@ -142,11 +149,8 @@ class _Adding:
             why = "the masked sums of its group give no sum: somebody masked otherwise"
             self.refused |= dict.fromkeys(members, why)
             return
-        total = {name: np.sum([reply.sums[name] for reply in replies], axis=0) for name in replies[0].sums}
-        self._add(
-            sorted(members), {name: np.asarray(array, np.int64) for name, array in total.items()}, examples
-        )
-
-
-def _signature(reply: StatisticReply) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple(sorted(shapes(reply.sums).items()))
+        total = {
+            name: wrapped(np.sum([reply.sums.numbers[name] for reply in replies], axis=0), self.bits)
+            for name in replies[0].sums.numbers
+        }
+        self._add(sorted(members), FixedPoint(numbers=total, whole=replies[0].sums.whole), examples)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from fedvision.aggregation.fixed_point import FixedPoint
 from fedvision.flower import internals
 from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
 from fedvision.flower.statistic_codec import (
@@ -25,7 +28,6 @@ QUERY = Query(
     use="class-counts", args={"a": 1}, tensors={"mean": torch.tensor([0.5, 2**-40], dtype=torch.float64)}
 )
 REQUEST = StatisticRequest(query=QUERY, round=4, state={})
-UNITS = 1 << 30
 
 
 class Registry(SimulatedClientRegistry):
@@ -55,15 +57,16 @@ class Answers:
 
 
 def sums(count: list[int], examples: int | None = None) -> RecordDict:
-    numbers = {"count": np.array(count, np.int64) * UNITS}
+    numbers = FixedPoint(numbers={"count": np.array(count, np.int64)}, whole=frozenset({"count"}))
     return encode_sums(numbers, sum(count) if examples is None else examples)
 
 
-def collect(contents: Mapping[int, RecordDict | None]) -> tuple[StatisticResult, Answers]:
+def collect(contents: Mapping[int, RecordDict | None], bits: int = 64) -> tuple[StatisticResult, Answers]:
     internals.identify(1)
     grid = Answers(contents)
     registry = Registry(clients=len(contents), counts=(1, 1))
-    return query_statistic(grid, registry, REQUEST, clients=list(contents)), grid  # type: ignore[arg-type]
+    request = replace(REQUEST, query=replace(QUERY, bits=bits))
+    return query_statistic(grid, registry, request, clients=list(contents)), grid  # type: ignore[arg-type]
 
 
 def test_sums_are_added_and_failures_named() -> None:
@@ -86,12 +89,13 @@ def test_sums_of_another_shape_than_most_are_refused() -> None:
 
 
 def test_what_is_no_statistic_or_too_large_is_refused() -> None:
-    large = encode_sums({"count": np.array([2**62 + 1, 0], np.int64)}, 1)
+    too_many = FixedPoint(numbers={"count": np.array([2**62 + 1, 0], np.int64)}, whole=frozenset({"count"}))
+    large = encode_sums(too_many, 1)
     found, _ = collect({0: RecordDict(), 1: large, 2: sums([1, 0])})
     assert found.sums["count"].tolist() == [1.0, 0.0]
     assert [item["reason"] for item in found.refused] == [
         "its reply lacks sums or the number of images",
-        "the sum 'count' is above 2^32",
+        "the sum 'count' is above 2^62",
     ]
 
 
@@ -147,3 +151,57 @@ def test_a_group_whose_masks_stay_is_refused() -> None:
     assert {item["reason"] for item in found.refused} == {
         "the masked sums of its group give no sum: somebody masked otherwise"
     }
+
+
+def narrow(count: list[int], bits: int, name: str = "count") -> RecordDict:
+    numbers = FixedPoint(numbers={name: np.array(count, np.int64)}, whole=frozenset({name}))
+    return encode_sums(numbers, 1, bits)
+
+
+def test_numbers_of_few_bits_are_added_exactly_and_take_few_bytes() -> None:
+    found, grid = collect({0: narrow([2**39 - 8, -5], 40), 1: narrow([7, 6 - 2**39], 40)}, bits=40)
+    assert (found.sums["count"].tolist(), found.refused) == ([2**39 - 1, 1 - 2**39], ())
+    assert [request.query.bits for request in grid.requests] == [40, 40]
+    assert found.up == 2 * 2 * 5
+
+
+def test_a_total_of_more_bits_than_requested_is_refused() -> None:
+    found, _ = collect({0: narrow([2**15 - 1], 16), 1: narrow([1], 16)}, bits=16)
+    assert found.sums["count"].tolist() == [2**15 - 1]
+    assert [(item["client"], item["reason"]) for item in found.refused] == [
+        (1, "the sum 'count' over all clients is more than 16 bits hold")
+    ]
+    with pytest.raises(ValueError, match="the sum 'count' is more than 16 bits hold, which the query allows"):
+        narrow([2**15], 16)
+
+
+def test_replies_in_another_number_of_bits_or_another_unit_are_refused() -> None:
+    real = encode_sums(FixedPoint(numbers={"count": np.array([1, 0], np.int64)}), 1, 40)
+    found, _ = collect(
+        {0: narrow([1, 0], 40), 1: narrow([1, 0], 48), 2: sums([1, 0]), 3: real, 4: narrow([2, 0], 40)},
+        bits=40,
+    )
+    assert found.sums["count"].tolist() == [3, 0]
+    assert [(item["client"], item["reason"]) for item in found.refused] == [
+        (1, "its sums are no whole numbers of 40 bits"),
+        (2, "its sums are no whole numbers of 40 bits"),
+        (3, "its sums have other names or shapes than those of other clients"),
+    ]
+    both = narrow([1, 0], 64)
+    both["sums"] = both["whole-sums"]
+    found, _ = collect({0: both, 1: sums([1, 0])})
+    assert [item["reason"] for item in found.refused] == ["its reply has two sums of one name"]
+
+
+def test_masked_numbers_of_few_bits_are_read_as_their_sum() -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.integers(-(2**63), 2**63, (2, 3), np.int64)
+    noise = np.stack([*noise, -noise.sum(0)])
+    bare = [narrow(row, 24) for row in ([2**22, -9], [2**22 - 3, 4], [-1, 6 - 2**23])]
+    replies = [
+        with_masked(one, numbers_to_mask(one, 24) + mask, "g", 24)
+        for one, mask in zip(bare, noise, strict=True)
+    ]
+    found, _ = collect(dict(enumerate(replies)), bits=24)
+    assert (found.sums["count"].tolist(), found.examples) == ([2**23 - 4, 1 - 2**23], 3)
+    assert found.up == 3 * 2 * 3

@@ -224,7 +224,8 @@ class Trainer:
     def _statistic(self, content: RecordDict, client: int) -> RecordDict:
         """Return a statistic's sums as the owner shares class counts, where he allows more than these."""
         assert self._worker
-        use = statistic_codec.decode_spec(content).use
+        query = statistic_codec.decode_query(content)
+        use = query.use
         self.client.permit("statistic", use)
         if use not in ("class-counts", *self.client.share.statistics):
             raise ConfigError(
@@ -241,11 +242,10 @@ class Trainer:
         computed = _run_app(self._worker, STATISTIC, content, client)
         if masks is None:
             return computed
-        kind = f"{STATISTIC}\n{statistic_codec.decode_spec(content)}"
+        kind = f"{STATISTIC}\n{use}\n{json.dumps(query.args, sort_keys=True)}\n{query.bits}"
         question = sharing.question(kind, content, sorted(codec.arrays_of(content)))
-        return statistic_codec.with_masked(
-            computed, masks.hide(statistic_codec.numbers_to_mask(computed), question), masks.group
-        )
+        masked = masks.hide(statistic_codec.numbers_to_mask(computed, query.bits), question)
+        return statistic_codec.with_masked(computed, masked, masks.group, query.bits)
 
     def _guard(self, evaluation: RecordDict, kind: str, content: RecordDict) -> RecordDict:
         """Return an evaluation as the owner shares class counts: its counts and its loss reveal them."""

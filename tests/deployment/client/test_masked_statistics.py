@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import Error, Message, RecordDict
 
+from fedvision.aggregation.fixed_point import wrapped
 from fedvision.aggregation.masking import AdvertisedKey, node_key, read_certificates
 from fedvision.deployment.certificates import make
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
@@ -167,7 +168,8 @@ def test_masked_sums_are_the_plain_ones(three: Path, tmp_path: Path) -> None:
     for name, total in plain.sums.items():
         assert np.array_equal(masked.sums[name], total)
     for client, reply in hidden.items():  # nothing of a client's own sums shows
-        own, bare = decode_reply(reply).sums, decode_reply(grid.replies[client]).sums
+        own = decode_reply(reply).sums.numbers
+        bare = decode_reply(grid.replies[client]).sums.numbers
         assert not any((own[name] == bare[name]).any() for name in bare)
 
 
@@ -189,6 +191,7 @@ def test_masks_serve_for_one_statistic(three: Path, tmp_path: Path) -> None:
     groups = form_group(grid, three)
     kinds = [
         Query(use="class-counts"),
+        Query(use="class-counts", bits=48),
         Query(use="class-counts", tensors={"mean": torch.zeros(2)}),
         Query(use="class-counts", tensors={"mean": torch.ones(2)}),
         MOMENTS,
@@ -196,6 +199,18 @@ def test_masks_serve_for_one_statistic(three: Path, tmp_path: Path) -> None:
     seen = list[Any]()
     for one in kinds:
         query(grid, groups, one)
-        seen.append(decode_reply(grid.replies[0]).sums["count"])
+        seen.append(decode_reply(grid.replies[0], one.bits).sums.numbers["count"])
     for place, counts in enumerate(seen):
-        assert not any((counts == other).any() for other in seen[:place])
+        assert not any((wrapped(counts, 48) == wrapped(other, 48)).any() for other in seen[:place])
+
+
+def test_masked_sums_of_fewer_bits_are_the_plain_ones(three: Path, tmp_path: Path) -> None:
+    grid = Grid(tmp_path, trainers(three, tmp_path))
+    groups = form_group(grid, three)
+    wide = query(grid, groups, Query(use="class-counts"))
+    narrow = query(grid, groups, Query(use="class-counts", bits=16))
+    assert narrow.sums["count"].tolist() == wide.sums["count"].tolist()
+    assert (narrow.clients, narrow.refused) == ((0, 1, 2), ())
+    assert narrow.up == len(NAMES) * CLASSES * 2
+    small = query(grid, groups, Query(use="class-counts", bits=8))
+    assert small.clients == (0, 1, 2), "each class has fewer than 128 images"

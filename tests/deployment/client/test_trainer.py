@@ -12,7 +12,6 @@ import pytest
 from flwr.app import RecordDict
 from safetensors.torch import load_file
 
-from fedvision.aggregation.fixed_point import from_fixed_point
 from fedvision.data.image_counts import ImageCounts
 from fedvision.deployment.client import local_data
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
@@ -301,7 +300,7 @@ def statistic(use: str, trainer: Trainer, folder: Path) -> RecordDict:
     """Query a statistic of a client's images."""
     kind = statistic_codec.STATISTIC
     expected = message_format.Expected.from_text(trainer.open(facts("r1"))["expected"][kind])
-    config_values = {"statistic": use, "arguments": "{}", codec.ROUND: 1}
+    config_values = {"statistic": use, "arguments": "{}", "bits": 64, codec.ROUND: 1}
     layout = message_format.MessageHeader(
         tensors=exactly(expected), records={codec.CONFIG: ("config", config_values)}, client=0
     )
@@ -318,8 +317,9 @@ def test_a_statistic_is_shared_as_class_counts_are(trainer: Trainer, tmp_path: P
             statistic("class-counts", trainer, tmp_path)
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
     reply = statistic_codec.decode_reply(statistic("class-counts", trainer, tmp_path))
-    assert (from_fixed_point(reply.sums)["count"].sum(), reply.examples) == (32, 32)
-    assert (from_fixed_point(reply.sums)["count"] > 8).all()
+    count = reply.sums.values()["count"]
+    assert (count.sum(), reply.examples) == (32, 32)
+    assert (count > 8).all()
     with pytest.raises(ConfigError, match=r"\[statistic\] use = 'mine:all': this client allows built-ins"):
         statistic("mine:all", trainer, tmp_path)
 
@@ -357,5 +357,5 @@ def test_a_masked_statistic_hides_its_numbers(
     trainer.client = dataclasses.replace(trainer.client, share=shared)
     monkeypatch.setattr(Trainer, "_masks", lambda self: Masks())
     reply = statistic_codec.decode_reply(statistic("class-counts", trainer, tmp_path))
-    assert np.array_equal(reply.sums["count"], bare.sums["count"] + 5)
+    assert np.array_equal(reply.sums.numbers["count"], bare.sums.numbers["count"] + 5)
     assert (reply.group, reply.masked_examples) == ("g", reply.examples + 5)
