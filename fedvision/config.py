@@ -62,13 +62,15 @@ class ModelConfig(PluginSpec):
     """The network that every client trains."""
 
     use: str = "cnn"
-    """``cnn``, ``resnet8``, ``rnn``, ``vit``, ``fusion``, ... or ``"module:attr"``."""
+    """``cnn``, ``resnet8``, ``vit``, ..., ``torchvision/resnet50``, ``timm/vit_base_patch16_224``,
+    ``efficientnet-lite0`` or ``"module:attr"``."""
     shared: Literal["all", "no-batch-norm-statistics", "trainable"] = "all"
     """Which floating-point tensors leave a client; integer buffers never do."""
     weights: str = ""
-    """Begin with the tensors of this file (safetensors, or a state dict of ``torch.save``), or of this run
-    folder's final model, as seen from where the run is started; empty begins with random ones. A head for
-    another number of classes begins anew. Across machines the server alone needs the file."""
+    """Begin with the tensors of this file (safetensors, or a state dict of ``torch.save``), of this run
+    folder's final model, as seen from where the run is started, or with the library's own, such as
+    ``IMAGENET1K_V2``; empty begins with random ones. A head for another number of classes begins anew. Across
+    machines the server alone needs the file."""
     train: Literal["all", "lora"] = "all"
     """What is trained: all tensors, or the head and an adapter beside each layer of the backbone; what is not
     trained is frozen and not sent."""

@@ -285,6 +285,7 @@ def _load_weights(
         ConfigError: The file does not fit, or has tensors that clients need and would not get.
     """
     from fedvision.formatting import listed
+    from fedvision.models import weights_file
     from fedvision.models.parameter_groups import ParameterGroups
     from fedvision.models.weights import load_weights
 
@@ -303,7 +304,7 @@ def _load_weights(
             f"model.weights: with {' and '.join(set_ones)} the clients' machines would begin without the "
             f"file's {listed(stay)}; leave {'these keys' if len(set_ones) > 1 else 'this key'} out"
         )
-    return load_weights(model, config.model.weights, classes)
+    return load_weights(model, weights_file.read(config.model), classes)
 
 
 def _try(

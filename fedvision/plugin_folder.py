@@ -12,9 +12,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from fedvision.errors import PluginError, nearest
 
 
 @dataclass
@@ -120,3 +124,44 @@ def _take(top: str) -> dict[str, ModuleType]:
     """Take a module and those below it out of ``sys.modules``."""
     names = [name for name in sys.modules if name == top or name.startswith(f"{top}.")]
     return {name: sys.modules.pop(name) for name in names}
+
+
+def import_target(kind: str, use: str, target: str) -> Callable[..., Any]:
+    """Import a plug-in's function or class.
+
+    Args:
+        kind: Its kind, for errors.
+        use: Its name, for errors.
+        target: ``"module:attr"``.
+
+    Raises:
+        PluginError: Its module or attribute cannot be imported.
+    """
+    module_name, _, attribute = target.partition(":")
+    if other := other_module(module_name):
+        raise PluginError(
+            f"[{kind}] use = {use!r}: {module_name!r} beside the experiment has the name of a module that "
+            f"the program rests on ({other}); rename the file"
+        )
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise PluginError(
+                f"[{kind}] use = {use!r}: there is no module {module_name!r}; put {module_name}.py beside "
+                "the experiment or install its package"
+            ) from error
+        raise PluginError(
+            f"[{kind}] use = {use!r}: its module {module_name!r} needs {error.name!r}, which is not installed"
+        ) from error
+    except Exception as error:
+        raise PluginError(f"[{kind}] use = {use!r}: importing {module_name!r} failed: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise PluginError(
+                f"[{kind}] use = {use!r}: {module_name} has no {part!r}{nearest(part, dir(found))}"
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise PluginError(f"[{kind}] use = {use!r}: {target} is no function or class")
+    return found  # type: ignore[no-any-return]

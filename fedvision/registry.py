@@ -7,7 +7,6 @@ name of an installed package; ``"my_file:thing"`` needs only a file in the exper
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import sys
@@ -15,9 +14,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fedvision.errors import FedVisionError, PluginError, nearest
+from fedvision.families import FAMILIES, check_name, family_of
 from fedvision.plugin_folder import allow_folder as allow_folder
 from fedvision.plugin_folder import allowed_folder as allowed_folder
-from fedvision.plugin_folder import other_module
+from fedvision.plugin_folder import import_target
 from fedvision.types import PluginSpec
 
 
@@ -158,13 +158,15 @@ class Factory(NamedTuple):
 
 
 def names(kind: str) -> dict[str, str]:
-    """Return every option of ``use =`` for a kind, with where it comes from."""
+    """Return every option of ``use =`` for a kind, of a family one, with where it comes from."""
     from importlib.metadata import entry_points  # a tenth of a second that most commands do without
 
     found: dict[str, str] = {}
     if kind == "optimizer":
         found |= {name.lower(): f"torch.optim:{name}" for name in _optimizers()}
     found |= {name: builtin.target for name, builtin in BUILTINS[kind].items()}
+    for prefix, family in FAMILIES.get(kind, {}).items():
+        found[prefix + family.example] = family.target
     found |= {point.name: point.value for point in entry_points(group=f"fedvision.{kind}")}
     return found
 
@@ -186,13 +188,22 @@ def resolve(kind: str, use: str) -> Factory:
         PluginError: The name is unknown, or its module or attribute cannot be imported.
     """
     if builtin := BUILTINS[kind].get(use):
-        return Factory(_import(kind, use, builtin.target), builtin.preset, builtin.target)
+        return Factory(import_target(kind, use, builtin.target), builtin.preset, builtin.target)
     if ":" in use:
-        return Factory(_import(kind, use, use), {}, use)
+        return Factory(import_target(kind, use, use), {}, use)
+    if found := family_of(kind, use):
+        family, name = found
+        check_name(kind, use, family, name)
+        return Factory(import_target(kind, use, family.target), {"name": name}, family.target)
     known = names(kind)
     if target := known.get(use.lower() if kind == "optimizer" else use):
-        return Factory(_import(kind, use, target), {}, target)
+        return Factory(import_target(kind, use, target), {}, target)
     raise PluginError(f"[{kind}] use = {use!r}: there is no such {kind}{nearest(use, known)}")
+
+
+def is_builtin(kind: str, use: str) -> bool:
+    """Return whether a name is a built-in's or one of a family's."""
+    return use in BUILTINS[kind] or (":" not in use and family_of(kind, use) is not None)
 
 
 def check_task(kind: str, use: str, task: str, *others: str) -> None:
@@ -324,37 +335,6 @@ def _check_type(where: str, name: str, value: Any, annotation: Any) -> None:
     allowed = {kind for part in wanted for kind in _SCALARS[part]}
     if type(value) not in allowed:
         raise PluginError(f"{where}: {name} must be {text.replace('|', 'or')}, not {value!r}")
-
-
-def _import(kind: str, use: str, target: str) -> Callable[..., Any]:
-    module_name, _, attribute = target.partition(":")
-    if other := other_module(module_name):
-        raise PluginError(
-            f"[{kind}] use = {use!r}: {module_name!r} beside the experiment has the name of a module that "
-            f"the program rests on ({other}); rename the file"
-        )
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise PluginError(
-                f"[{kind}] use = {use!r}: there is no module {module_name!r}; put {module_name}.py beside "
-                "the experiment or install its package"
-            ) from error
-        raise PluginError(
-            f"[{kind}] use = {use!r}: its module {module_name!r} needs {error.name!r}, which is not installed"
-        ) from error
-    except Exception as error:
-        raise PluginError(f"[{kind}] use = {use!r}: importing {module_name!r} failed: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise PluginError(
-                f"[{kind}] use = {use!r}: {module_name} has no {part!r}{nearest(part, dir(found))}"
-            )
-        found = getattr(found, part)
-    if not callable(found):
-        raise PluginError(f"[{kind}] use = {use!r}: {target} is no function or class")
-    return found  # type: ignore[no-any-return]
 
 
 def sources(table: Mapping[str, Any]) -> dict[str, str]:

@@ -28,7 +28,7 @@ BASE = {
         "config",
         "sweep",
     ),
-    *("registry", "plugin_folder", "interruption", "streams", "stages"),
+    *("registry", "families", "plugin_folder", "interruption", "streams", "stages"),
 }
 """Modules that every package may import."""
 LAYERS = (

@@ -15,6 +15,7 @@ from fedvision import __version__, registry, stages, streams
 from fedvision.cli import certificates, deployment, doctor, model, new
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
+from fedvision.families import family_of
 from fedvision.interruption import deafen, treat_termination_as_ctrl_c
 from fedvision.streams import complain, show
 from fedvision.types import PluginSpec
@@ -244,7 +245,13 @@ def _inspect(options: argparse.Namespace) -> None:
 def _list(options: argparse.Namespace) -> None:
     for kind in [options.kind] if options.kind else sorted(registry.BUILTINS):
         names = sorted(registry.names(kind).items())
-        show("\n".join([f"{kind}:", *(f"  {name:<18} {origin}" for name, origin in names)]))
+        show("\n".join([f"{kind}:", *(_option(kind, name, origin) for name, origin in names)]))
+
+
+def _option(kind: str, name: str, origin: str) -> str:
+    found = family_of(kind, name)
+    others = f", and {found[0].others}" if found and found[0].others else ""
+    return f"  {name:<18} {origin}{others}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.deployment.client.config import ClientMachineConfig
+from fedvision.families import FAMILIES
+from fedvision.plugin_folder import import_target
 from fedvision.types import PluginSpec
 
 _RUNTIME = {
@@ -61,7 +63,16 @@ def render() -> str:
     """Return the reference as Markdown."""
     parts = [_HEAD, "## The experiment's file", *_tables(ExperimentConfig, "")]
     for kind, title in _KINDS.items():
-        parts += [f"## {title}", *(_plugin(kind, name) for name in registry.BUILTINS[kind])]
+        parts += [
+            f"## {title}",
+            *(_plugin(name, registry.resolve(kind, name)) for name in registry.BUILTINS[kind]),
+        ]
+        for prefix, family in FAMILIES.get(kind, {}).items():
+            # Not resolved: its library may not be installed.
+            factory = registry.Factory(
+                import_target(kind, prefix, family.target), {"name": ""}, family.target
+            )
+            parts.append(_plugin(prefix + (family.example if not family.others else "..."), factory))
     parts += ["## A client machine's file", *_tables(ClientMachineConfig, "")]
     return "\n\n".join(parts) + "\n"
 
@@ -123,13 +134,12 @@ def _value(value: Any) -> str:
     return f"`{value}`" if not isinstance(value, Mapping) else "`{}`"
 
 
-def _plugin(kind: str, name: str) -> str:
-    factory = registry.resolve(kind, name)
+def _plugin(name: str, factory: registry.Factory) -> str:
     doc = inspect.getdoc(factory.call) or ""
     text = f"### `{name}`\n\n{_one_line(doc.split(chr(10) * 2)[0])}"
     rows = [
         (argument.name, "required" if argument.required else _value(argument.default), argument.text)
-        for argument in plugin_arguments(kind, name)
+        for argument in _settable(factory)
     ]
     return f"{text}\n\n{_rows(rows)}" if rows else text
 
@@ -151,7 +161,10 @@ def plugin_arguments(kind: str, use: str) -> list[Argument]:
     Raises:
         PluginError: There is no such plug-in.
     """
-    factory = registry.resolve(kind, use)
+    return _settable(registry.resolve(kind, use))
+
+
+def _settable(factory: registry.Factory) -> list[Argument]:
     described = _arguments(factory.call)
     return [
         Argument(

@@ -30,6 +30,7 @@ from fedvision.engines.partial_aggregation import PartialAggregator
 from fedvision.flower import client_app
 from fedvision.flower.client_registry import SimulatedClientRegistry
 from fedvision.flower.strategy import FlowerStrategy, build_strategy
+from fedvision.models import weights_file
 from fedvision.models.build import build_model
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state
@@ -135,8 +136,8 @@ class SimulatedClientHosts:
                 image_size=(height, width),
                 seed=self.config.seed,
             )
-            if weights := self.config.model.weights:
-                load_weights(self.model, weights, self.dataset.classes)
+            if self.config.model.weights:
+                load_weights(self.model, weights_file.read(self.config.model), self.dataset.classes)
 
     @property
     def clients(self) -> int:

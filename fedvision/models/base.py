@@ -9,6 +9,10 @@ Shape letters: B batch, D features, C classes.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import torch
 from torch import nn
 
@@ -23,18 +27,43 @@ class Backbone(nn.Module):
     """D."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LibraryNames:
+    """How the library that a network comes from names its tensors in files of weights."""
+
+    head: Mapping[str, str] = field(default_factory=dict)
+    """The prefix of the head there, ``"fc."``, and here; all other tensors are the backbone's."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Regular expressions on names and what takes their place, in this order."""
+    training_only: tuple[str, ...] = ()
+    """Prefixes of tensors that only training from scratch uses, or that this network cannot use."""
+
+    def here(self, name: str) -> str | None:
+        """Return the name of a library's tensor here, None of one that is not used."""
+        if name.startswith(self.training_only):
+            return None
+        for prefix, own in self.head.items():
+            if name.startswith(prefix):
+                return own + name.removeprefix(prefix)
+        for pattern, text in self.renamed:
+            name = re.sub(pattern, text, name)
+        return f"backbone.{name}"
+
+
 class ImageModel(nn.Module):
     """A backbone and a head, images [B, in_channels, H, W] -> logits [B, C].
 
     Args:
         backbone: Images -> features [B, D]; what drops features before the head is a part of it.
         head: Features -> logits.
+        library: How the library that it comes from names its tensors.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, head: nn.Module, library: LibraryNames | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.library = library
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [B, C]."""

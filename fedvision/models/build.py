@@ -13,8 +13,9 @@ from torch import nn
 from fedvision import registry, seeding
 from fedvision.config import LoraConfig, ModelConfig
 from fedvision.errors import ConfigError, PluginError, first_line
-from fedvision.models.base import ImageModel, halves
+from fedvision.models.base import halves
 from fedvision.models.freezing import freeze, training_mode
+from fedvision.models.gray import shown_gray
 from fedvision.models.lora import add_lora
 from fedvision.models.mkldnn_layout import avoid_narrow_strides
 from fedvision.models.parameter_groups import ParameterGroups
@@ -70,7 +71,7 @@ def build_model(
         model = task.head(_call(config, runtime, where), num_classes)
         avoid_narrow_strides(model)
         if in_channels == 1 and _wants_colour(model, images):
-            model = _shown_gray(model)
+            model = shown_gray(model)
         if config.train == "lora":
             _add_lora(model, config.lora, seed)
         frozen = ParameterGroups.of(model, config).frozen
@@ -86,27 +87,6 @@ def build_model(
                 f"model.frozen matches {min(moved)!r}, which its layer changes in training; let the pattern "
                 "match all tensors of that layer, so that it stays in evaluation"
             )
-    return model
-
-
-class Gray(nn.Module):
-    """Shows gray images [B, 1, H, W] as colour [B, 3, H, W] to a network or backbone made for colour."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return what the network makes of them."""
-        output: torch.Tensor = self.network(images.expand(-1, 3, -1, -1))
-        return output
-
-
-def _shown_gray(model: nn.Module) -> nn.Module:
-    """Return a network that takes gray images as colour; one of backbone and head stays one."""
-    if not isinstance(model, ImageModel):
-        return Gray(model)
-    model.backbone = Gray(model.backbone)
     return model
 
 

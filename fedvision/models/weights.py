@@ -5,12 +5,13 @@ network's first values, as they do between rounds. Nothing is left out and nothi
 exception that is said: a head for another number of classes, or none, leaves the network's head as it is,
 which is how a trained backbone begins on other classes. Adapters that a file does not have begin as they are.
 
-A prefix ``module.`` that all names of a file have (``DataParallel``) is left out.
+A file's names are the network's own, ``backbone.*`` and ``head.*``, or those of the library that it comes
+from. A prefix ``module.`` that all of them have (``DataParallel``) is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,13 @@ from torch import nn
 from fedvision.errors import ConfigError
 from fedvision.formatting import listed
 from fedvision.models.base import ImageModel
+from fedvision.models.gray import LEVEL
 from fedvision.models.lora import adapter_names
 from fedvision.models.state import floating
-from fedvision.models.weights_file import WeightsFile, read
+from fedvision.models.weights_file import WeightsFile
 from fedvision.types import State
 
-_PARALLEL, _HEAD = "module.", "head."
+_PARALLEL, _BACKBONE, _HEAD = "module.", "backbone.", "head."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,20 +39,18 @@ class LoadedWeights:
     """Sentences on what was not taken, and on the model from its run."""
 
 
-def load_weights(model: nn.Module, weights: str, classes: Sequence[str]) -> LoadedWeights:
+def load_weights(model: nn.Module, file: WeightsFile, classes: Sequence[str]) -> LoadedWeights:
     """Give a network the numbers of a file.
 
     Args:
         model: The network; its floating-point tensors are changed in place.
-        weights: ``model.weights``: a file or a run folder.
+        file: What ``model.weights`` names, read.
         classes: Class names [C] of the experiment.
 
     Raises:
-        ConfigError: The file cannot be read, holds anything but tensors, is not the one that its run folder
-            describes, or has other tensors than the network.
+        ConfigError: The file has other tensors than the network.
     """
-    file = read(weights)
-    own, state = floating(model), _without_prefix(file.state)
+    own, state = floating(model), _renamed(file.state, model)
     # A file of the network without adapters leaves them as they begin.
     for name in adapter_names(model):
         if name not in state:
@@ -69,10 +69,29 @@ def load_weights(model: nn.Module, weights: str, classes: Sequence[str]) -> Load
     return LoadedWeights(sha256=file.sha256, notices=anew + _described(file, () if anew else classes))
 
 
-def _without_prefix(state: State) -> State:
+def _renamed(state: State, model: nn.Module) -> State:
+    """Return a file's tensors under the network's names."""
     if all(name.startswith(_PARALLEL) for name in state):
-        return {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
-    return state
+        state = {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
+    library = model.library if isinstance(model, ImageModel) else None
+    if library is not None and not any(name.startswith(_BACKBONE) for name in state):
+        names = {name: library.here(name) for name in state}
+        state = {own: state[name] for name, own in names.items() if own is not None}
+    # The same network that sees gray images as colour has one level more.
+    outer = _BACKBONE if isinstance(model, ImageModel) else ""
+    inner = outer + LEVEL
+    here, there = _has_level(floating(model), outer, inner), _has_level(state, outer, inner)
+    if here == there:
+        return state
+    old, new = (outer, inner) if here else (inner, outer)
+    return {
+        new + name.removeprefix(old) if name.startswith(old) else name: tensor
+        for name, tensor in state.items()
+    }
+
+
+def _has_level(names: Iterable[str], outer: str, inner: str) -> bool:
+    return all(name.startswith(inner) for name in names if name.startswith(outer))
 
 
 def _head_begins_anew(file: WeightsFile, own: State, given: State) -> tuple[str, ...]:

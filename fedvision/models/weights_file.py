@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
+from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError
 from fedvision.files import read_json
 from fedvision.formatting import listed
+from fedvision.models.pretrained import published_of
 from fedvision.types import State
 
 _MODEL, _DESCRIPTION = "model.safetensors", "model.json"
@@ -41,13 +43,19 @@ class WeightsFile:
     """A run folder's ``model.json``; empty for other files."""
 
 
-def locate(weights: str) -> Path:
-    """Return the file that ``model.weights`` names: itself, or the final model of a run folder.
+def locate(model: ModelConfig) -> Path:
+    """Return the file that ``model.weights`` names: itself, a run folder's final model, or the library's own.
+
+    Args:
+        model: The experiment's ``[model]``; a library's weights, ``IMAGENET1K_V1``, are of its network.
 
     Raises:
-        ConfigError: Nobody knows the home folder in it.
+        ConfigError: Nobody knows the home folder in it, or the library's weights cannot be downloaded.
     """
-    path = _expanded(weights)
+    own = published_of(model.use).get(model.weights)
+    if own is not None and own.locate is not None:
+        return own.locate()
+    path = _expanded(model.weights)
     return path / _MODEL if path.is_dir() else path
 
 
@@ -61,33 +69,34 @@ def _expanded(weights: str) -> Path:
         ) from error
 
 
-def digest(weights: str) -> str:
+def digest(model: ModelConfig) -> str:
     """Return the SHA-256 of the file that ``model.weights`` names, hexadecimal.
 
     Raises:
         ConfigError: It cannot be read.
     """
+    path = locate(model)
     try:
-        with locate(weights).open("rb") as file:
+        with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise _unreadable(weights, error) from error
+        raise _unreadable(model, path, error) from error
 
 
-def read(weights: str) -> WeightsFile:
+def read(model: ModelConfig) -> WeightsFile:
     """Read the file that ``model.weights`` names.
 
     Raises:
         ConfigError: It cannot be read, holds anything but tensors, or is not the one that its run folder
             describes.
     """
-    where, path = f"model.weights = {weights!r}", locate(weights)
+    where, path = f"model.weights = {model.weights!r}", locate(model)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise _unreadable(weights, error) from error
+        raise _unreadable(model, path, error) from error
     sha256 = hashlib.sha256(data).hexdigest()
-    description = read_json(_expanded(weights) / _DESCRIPTION)
+    description = read_json(path.with_name(_DESCRIPTION)) if path.name == _MODEL else {}
     if description and description.get("sha256") != sha256:
         raise ConfigError(
             f"{where}: {_MODEL} is not the file that {_DESCRIPTION} beside it describes; restore it, or "
@@ -98,10 +107,12 @@ def read(weights: str) -> WeightsFile:
     return WeightsFile(where=where, state=state, sha256=sha256, description=description)
 
 
-def _unreadable(weights: str, error: OSError) -> ConfigError:
+def _unreadable(model: ModelConfig, path: Path, error: OSError) -> ConfigError:
+    known = [repr(name) for name in published_of(model.use) if name]
+    library = f", or {' or '.join(known)}" if known else ""
     return ConfigError(
-        f"model.weights = {weights!r}: {locate(weights)} cannot be read ({error.strerror}); name a file of "
-        "weights, or the folder of a run that has reached its end"
+        f"model.weights = {model.weights!r}: {path} cannot be read ({error.strerror}); name a file of "
+        f"weights, the folder of a run that has reached its end{library}"
     )
 
 

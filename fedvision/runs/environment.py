@@ -8,13 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fedvision.config import ModelConfig
 
-def environment(device: str = "auto", weights: str = "") -> dict[str, Any]:
+
+def environment(device: str = "auto", model: ModelConfig | None = None) -> dict[str, Any]:
     """Return what a run's numbers and times depend on beside its configuration; no name of the machine.
 
     Args:
         device: ``training.device`` of the experiment.
-        weights: ``model.weights`` of the experiment.
+        model: The experiment's ``[model]``, whose ``weights`` are noted.
 
     Raises:
         ConfigError: The file with which the model began cannot be read.
@@ -23,7 +25,7 @@ def environment(device: str = "auto", weights: str = "") -> dict[str, Any]:
 
     from fedvision.models.weights_file import digest
 
-    began = {"model.weights, sha256": digest(weights)} if weights else {}
+    began = {"model.weights, sha256": digest(model)} if model and model.weights else {}
     return {
         "fedvision": _version("fedvision"),
         "python": platform.python_version(),

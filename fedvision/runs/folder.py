@@ -96,7 +96,7 @@ class RunFolder:
                     "with --out"
                 )
             replace_file(path / "config.toml", config.to_toml())
-            facts = environment(config.training.device, config.model.weights)
+            facts = environment(config.training.device, config.model)
             replace_file(path / "environment.json", json_page(facts))
         except OSError as error:
             raise RunFolderError(
@@ -356,7 +356,7 @@ class RunFolder:
     def _reopen(self) -> None:
         with recording("the environment", self.path):
             config = self.config()
-            self._note_environment(environment(config.training.device, config.model.weights))
+            self._note_environment(environment(config.training.device, config.model))
             if self._extended is not None:
                 replace_file(self.path / "config.toml", self._extended.to_toml())
             if self._extended is not None or self.summary().get("status") != "finished":

@@ -14,7 +14,8 @@ from torch import nn
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, PluginError
 from fedvision.models.base import ImageModel, halves
-from fedvision.models.build import Gray, build_model
+from fedvision.models.build import build_model
+from fedvision.models.gray import Gray
 from fedvision.tasks.classification import Classification
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedvision.api import RunResult, simulate
-from fedvision.config import ExperimentConfig
+from fedvision.config import ExperimentConfig, ModelConfig
 from fedvision.engines.client_host import SimulatedClientHosts
 from fedvision.errors import ConfigError, RunFolderError
 from fedvision.experiment import Experiment
+from fedvision.models import weights_file
 from fedvision.models.base import ImageModel
-from fedvision.models.weights import load_weights
+from fedvision.models.weights import LoadedWeights, load_weights
 from fedvision.types import State
 from tests.experiments import tiny
 
 BATCH_NORM = {"use": "resnet8", "norm": "batch", "width": 4}
+
+
+def load(network: nn.Module, weights: str, classes: Sequence[str]) -> LoadedWeights:
+    return load_weights(network, weights_file.read(ModelConfig(weights=weights)), classes)
 
 
 def beginning(weights: Path, **tables: Any) -> ExperimentConfig:
@@ -123,7 +128,7 @@ def test_a_file_of_another_network_is_refused(
     file = tmp_path / "file.safetensors"
     save_file(change(dict(network.state_dict())), file)
     with pytest.raises(ConfigError, match=f"^model.weights = '{file}': .*{sentence}"):
-        load_weights(network, str(file), ["no", "yes"])
+        load(network, str(file), ["no", "yes"])
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
@@ -134,15 +139,15 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"text is no whole file of torch\.save|neither a safetensors file nor"
     ):
-        load_weights(network, str(tmp_path / "text"), [])
+        load(network, str(tmp_path / "text"), [])
     with pytest.raises(ConfigError, match=r"text\.safetensors is a damaged safetensors file"):
-        load_weights(network, str(tmp_path / "text.safetensors"), [])
+        load(network, str(tmp_path / "text.safetensors"), [])
     with pytest.raises(ConfigError, match=r"model\.safetensors cannot be read \(No such file"):
-        load_weights(network, str(tmp_path), [])
+        load(network, str(tmp_path), [])
     with pytest.raises(
         ConfigError, match="the home folder ~nobody-at-all cannot be found; write the path out"
     ):
-        load_weights(network, "~nobody-at-all/model.safetensors", [])
+        load(network, "~nobody-at-all/model.safetensors", [])
 
 
 def test_the_run_folders_model_description_is_used(tmp_path: Path) -> None:
@@ -152,13 +157,13 @@ def test_the_run_folders_model_description_is_used(tmp_path: Path) -> None:
     facts = {"sha256": sha256, "classes": ["cat", "dog"], "personal": ["bias"]}
     (tmp_path / "model.json").write_text(json.dumps(facts))
     where = f"model.weights = '{tmp_path}': "
-    assert load_weights(network, str(tmp_path), ("dog", "cat")).notices == (
+    assert load(network, str(tmp_path), ("dog", "cat")).notices == (
         f"{where}it was trained for the classes cat, dog, and they are dog, cat here",
         f"{where}its run never had bias, which stayed on the clients; they begin with their first values",
     )
     (tmp_path / "model.json").write_text(json.dumps({**facts, "sha256": "0" * 64}))
     with pytest.raises(ConfigError, match=r"is not the file that model\.json beside it describes"):
-        load_weights(network, str(tmp_path), ("cat", "dog"))
+        load(network, str(tmp_path), ("cat", "dog"))
 
 
 def small(outputs: int = 2, features: int = 3) -> ImageModel:
@@ -173,7 +178,7 @@ def test_a_state_dict_of_torch_begins_a_network(nested: str | None, prefix: str,
     file = tmp_path / "file.pth"
     torch.save({nested: state, "epoch": 3} if nested else state, file)
     own = small()
-    found = load_weights(own, str(file), ["no", "yes"])
+    found = load(own, str(file), ["no", "yes"])
     assert (found.sha256, found.notices) == (hashlib.sha256(file.read_bytes()).hexdigest(), ())
     assert all(torch.equal(own.state_dict()[name], tensor) for name, tensor in given.state_dict().items())
 
@@ -202,11 +207,11 @@ def test_what_is_no_state_dict_is_refused_and_no_code_in_it_runs(tmp_path: Path)
     for sentence, content in contents.items():
         torch.save(content, tmp_path / "file.pth")
         with pytest.raises(ConfigError, match=sentence):
-            load_weights(small(), str(tmp_path / "file.pth"), [])
+            load(small(), str(tmp_path / "file.pth"), [])
     for size in (0, 10, len(whole.getvalue()) - 30):
         (tmp_path / "file.pth").write_bytes(whole.getvalue()[:size])
         with pytest.raises(ConfigError, match=r"file\.pth is no whole file of torch\.save"):
-            load_weights(small(), str(tmp_path / "file.pth"), [])
+            load(small(), str(tmp_path / "file.pth"), [])
     assert not trace.exists()
 
 
@@ -223,7 +228,7 @@ def test_a_head_for_other_classes_begins_anew(tmp_path: Path) -> None:
     }.items():
         file, own = tmp_path / f"{name}.safetensors", small()
         before = {key: tensor.clone() for key, tensor in own.head.state_dict().items()}
-        found = load_weights(own, str(file), ["no", "yes"])
+        found = load(own, str(file), ["no", "yes"])
         assert found.notices == (f"model.weights = '{file}': {sentence}",)
         assert all(torch.equal(own.head.state_dict()[key], tensor) for key, tensor in before.items())
         assert torch.equal(own.backbone.state_dict()["weight"], given.backbone.state_dict()["weight"])
@@ -241,4 +246,4 @@ def test_a_head_of_other_features_or_in_part_is_refused(tmp_path: Path) -> None:
     ):
         save_file(given, tmp_path / "file.safetensors")
         with pytest.raises(ConfigError, match=sentence):
-            load_weights(small(), str(tmp_path / "file.safetensors"), [])
+            load(small(), str(tmp_path / "file.safetensors"), [])

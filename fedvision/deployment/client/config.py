@@ -216,7 +216,7 @@ class ClientMachineConfig(Settings):
         Raises:
             ConfigError: It may not.
         """
-        if use in registry.BUILTINS[kind]:
+        if registry.is_builtin(kind, use):
             return
         target = (
             use if ":" in use else registry.names(kind).get(use.lower() if kind == "optimizer" else use, "")
