@@ -114,6 +114,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedper": Builtin("fedvision.algorithms.fedper:FedPer"),
         "scaffold": Builtin("fedvision.algorithms.scaffold:Scaffold"),
         "ccvr": Builtin("fedvision.algorithms.ccvr:CCVR"),
+        "closed-form": Builtin("fedvision.algorithms.closed_form.strategy:ClosedForm"),
         "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTD"),
         "fedavgm": Builtin("fedvision.algorithms.server_optimizers:FedAvgM"),
         "fedadam": Builtin("fedvision.algorithms.server_optimizers:FedAdam"),
@@ -135,6 +136,9 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
     "statistic": {
         "class-counts": Builtin("fedvision.training.statistics:class_counts"),
         "feature-moments": Builtin("fedvision.algorithms.ccvr:feature_moments"),
+        "feature-sums": Builtin("fedvision.algorithms.closed_form.sums:feature_sums"),
+        "weighted-products": Builtin("fedvision.algorithms.closed_form.sums:weighted_products"),
+        "head-scores": Builtin("fedvision.algorithms.closed_form.sums:head_scores"),
     },
     "metric": {
         "geometric-mean": Builtin("fedvision.tasks.metrics:geometric_mean"),

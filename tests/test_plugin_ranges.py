@@ -71,6 +71,7 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("schedule", "cosine"): {"final": ANY, "warmup": OFF},
     ("strategy", "fedprox"): {"mu": OFF},
     ("strategy", "ccvr"): {"every": "after the last round"},
+    ("strategy", "closed-form"): {"balance": "all images weigh alike"},
     ("strategy", "fedntd"): {"beta": OFF},
     ("strategy", "fedavgm"): {"momentum": OFF},
     ("strategy", "fedadam"): {"beta1": OFF, "beta2": ANY},

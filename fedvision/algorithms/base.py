@@ -119,7 +119,8 @@ class RoundStrategy(ABC):
         """Return the next statistic to query from clients after a round's training; by default none.
 
         It is asked again with each answer until it returns None, so a later query may rest on what earlier
-        ones brought. Clients that are busy or set aside are not queried.
+        ones brought. Clients that are busy or set aside are not queried, and a later query goes to those that
+        answered the one before.
 
         Args:
             round: Round number, from 1.

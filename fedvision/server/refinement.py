@@ -95,12 +95,14 @@ class StatisticsPhase:
     ) -> tuple[list[Answer], StatisticResult | None]:
         """Return the answers to a strategy's queries and the last result, which may have too few clients."""
         answers: list[Answer] = []
-        last = None
+        last: StatisticResult | None = None
         while (query := strategy.query(round, self.config.rounds, tuple(answers))) is not None:
             last, _ = self._query(query, round, state, record, clients)
             if len(last.clients) < least:
                 break
             answers.append(last.sums)
+            # A later query may rest on whose images are in the earlier answers.
+            clients = last.clients
         return answers, last
 
     def _refined(

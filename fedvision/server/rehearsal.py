@@ -59,7 +59,8 @@ def rehearse(
         labels=settings.task.example_targets(num_classes, image_shape[:2]).numpy(),
         indices=np.arange(num_classes),
     )
-    data = LocalData(shard=shard, settings=settings, num_classes=num_classes)
+    held_out = shard if config.evaluation.holdout else None
+    data = LocalData(shard=shard, settings=settings, num_classes=num_classes, held_out=held_out)
     try:
         trial = settings.place(model_with(model, {}))
         for one in requested:

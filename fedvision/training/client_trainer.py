@@ -178,6 +178,7 @@ class ClientTrainer:
             settings=self.settings.forward,
             num_classes=self.num_classes,
             batch_size=self.config.evaluation.batch_size,
+            held_out=self.shards.test(client) if self.config.evaluation.holdout else None,
         )
         return compute_statistic(query, self.model, data), len(shard)
 

@@ -13,7 +13,7 @@ Shape letters: B batch, C classes, N examples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from torch import nn
 
 from fedvision import registry
 from fedvision.data.shards import Shard
-from fedvision.errors import PluginError
+from fedvision.errors import ConfigError, PluginError
+from fedvision.models.base import halves
 from fedvision.training.forward import ForwardSettings
 from fedvision.types import PluginSpec, Query
 
@@ -38,6 +39,10 @@ class LocalData:
     """C."""
     batch_size: int = 100
     """Images a batch."""
+    held_out: Shard | None = None
+    """Images that the client keeps out of training, perhaps none; None where no client does."""
+    model: nn.Module | None = None
+    """The network of ``features``, in evaluation mode."""
 
     def __len__(self) -> int:
         """Return N."""
@@ -47,6 +52,29 @@ class LocalData:
     def counts(self) -> torch.Tensor:
         """Class counts, int64 [C]."""
         return torch.from_numpy(self.shard.counts(self.num_classes, self.settings.task.class_counts))
+
+    def of(self, shard: Shard) -> LocalData:
+        """Return the same with other images."""
+        return replace(self, shard=shard)
+
+    def features(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield features [B, D] of the network's backbone and targets [B, ...], on the device.
+
+        The features of an image have the same bits whatever images are beside it.
+
+        Raises:
+            ConfigError: The network has no backbone and head, or its features are not [B, D].
+        """
+        backbone = halves(self.model or nn.Identity(), "a statistic of features").backbone
+        # A matrix product rounds by its shape, so each image is a batch of its own.
+        for x, targets in replace(self, batch_size=1).batches():
+            found: torch.Tensor = backbone(x)
+            if found.dim() != 2:
+                raise ConfigError(
+                    f"the backbone's features of an image are {list(found.shape[1:])} numbers, and a "
+                    "statistic of features needs [D]; use another network"
+                )
+            yield found, targets
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield images [B, channels, H, W], normalised only, and targets [B, ...], on the device."""
@@ -64,6 +92,7 @@ def compute_statistic(spec: PluginSpec, model: nn.Module, data: LocalData) -> di
     """
     model.eval()
     tensors = spec.tensors if isinstance(spec, Query) else {}
+    data = replace(data, model=model)
     with data.settings.one_model():
         found = registry.build("statistic", spec, model=model, data=data, tensors=tensors)
     if not isinstance(found, Mapping) or not all(isinstance(one, torch.Tensor) for one in found.values()):

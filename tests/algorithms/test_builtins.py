@@ -17,7 +17,11 @@ from fedvision.types import ClientUpdate, PluginSpec
 State = dict[str, torch.Tensor]
 Cohort = Callable[[State, int], list[ClientUpdate]]
 
-USES = sorted(registry.BUILTINS["strategy"])
+USES = sorted(
+    use
+    for use in registry.BUILTINS["strategy"]
+    if getattr(registry.resolve("strategy", use).call, "trains", True)
+)
 
 
 def _build(use: str, **args: object) -> RoundStrategy:

@@ -1,0 +1,1 @@
+"""Heads in closed form: computed in one round from exact sums over frozen features."""

@@ -1,0 +1,213 @@
+"""A head in one round, without training: the sums that clients send determine it exactly.
+
+::
+
+    1  clients:  n_c, sum x, sum x^2            server:  m, s and class weights u_c ~ n_c^-t
+    2  clients:  sum u_y q q^T, sum_c q         server:  the head, ridge or LDA (``heads``)
+    3  only for "auto": the server sends heads, clients count what each makes of held-out images
+
+q are standardised features in whole steps (``rounding``), so the sums, and with them the head, have the same
+bits for any division of the same images over clients, and masked or not. t = 0 is the plain solution of AFL
+and Fed3R, which neglects rare classes; t = 1 weighs all classes alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedvision.algorithms.base import Answer, QueryStrategy, ServerContext
+from fedvision.algorithms.closed_form import rounding
+from fedvision.algorithms.closed_form.heads import FeatureSums, Head, in_whole_numbers, lda, ridge
+from fedvision.algorithms.closed_form.sums import NEEDED_BY
+from fedvision.errors import ConfigError, RunError
+from fedvision.models.base import halves
+from fedvision.ranges import check_range
+from fedvision.types import Query, State
+
+AUTO = "auto"
+CANDIDATES: Mapping[str, tuple[float, ...]] = {
+    "ridge": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+    "lda": (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9),
+}
+"""Values among which ``"auto"`` chooses, rising."""
+_KEYS = {"ridge": "regularization", "lda": "shrinkage"}
+_DEFAULT = 0.3
+
+
+class ClosedForm(QueryStrategy):
+    """A linear head from exact sums over the features of a backbone that stays as it is.
+
+    Args:
+        head: ``"ridge"`` or ``"lda"``.
+        balance: t of the class weights n_c^-t, 0 <= balance <= 1: 0 weighs images alike, 1 classes.
+        regularization: Of ridge: lambda divided by the number of images, > 0, or ``"auto"``; 0.3 by default.
+        shrinkage: Of LDA: share of the covariance that becomes isotropic, > 0 and <= 1, or ``"auto"``; 0.3 by
+            default.
+        fraction: Share of the clients that answer, 0 < fraction <= 1.
+        min_clients: Clients that answer at least, where there are as many, >= 1.
+
+    Raises:
+        ValueError: An argument is out of range, or belongs to the other head.
+    """
+
+    def __init__(
+        self,
+        *,
+        head: str = "ridge",
+        balance: float = 1.0,
+        regularization: float | str | None = None,
+        shrinkage: float | str | None = None,
+        fraction: float = 1.0,
+        min_clients: int = 1,
+    ) -> None:
+        super().__init__(fraction=fraction, min_clients=min_clients)
+        if head not in _KEYS:
+            raise ValueError(f"head must be 'ridge' or 'lda', not {head!r}")
+        check_range(at_least=0, at_most=1, balance=balance)
+        given = {"regularization": regularization, "shrinkage": shrinkage}
+        for other, key in _KEYS.items():
+            if other != head and given[key] is not None:
+                raise ValueError(f"{key} is of head = {other!r}, and head is {head!r}; leave it out")
+        self.head, self.balance = head, balance
+        self.value = _value(_KEYS[head], given[_KEYS[head]])
+        self.constants: State = {}
+        """After a round: ``mean``, ``deviation`` and ``weight``, with which its sums were made."""
+        self.sums: State = {}
+        """After a round: ``count``, ``sum`` and ``product``, int64, of all clients that answered."""
+        self.chosen = 0.0
+        """After a round: the regularization or shrinkage of its head."""
+        self.recalls: list[float] = []
+        """After a round with ``"auto"``: macro recall of each candidate on held-out images."""
+
+    def query(self, round: int, rounds: int, answers: Sequence[Answer]) -> Query | None:
+        """Query the moments of the features, then their products, then perhaps scores of heads."""
+        if not answers:
+            return Query(use="feature-sums")
+        constants = self._constants(answers[0])
+        if len(answers) == 1:
+            bits = rounding.bits_of_products(
+                answers[0]["count"].astype(np.int64), constants["weight"].numpy()
+            )
+            return Query(use="weighted-products", tensors=constants, bits=bits)
+        if len(answers) == 2 and self.value == AUTO:
+            heads = in_whole_numbers([self._solve(_sums(answers, constants), v) for v in self._candidates])
+            standard = {name: constants[name] for name in ("mean", "deviation")}
+            return Query(use="head-scores", tensors=standard | heads)
+        return None
+
+    def refine(self, state: State, server: ServerContext) -> State:
+        """Return the model with the head that the sums determine.
+
+        Raises:
+            ConfigError: The network's head is not linear, has no bias, or takes other features.
+            RunError: The head stays on the clients, the sums are impossible, or nobody held images out.
+        """
+        constants = self._constants(server.answers[0])
+        sums = _sums(server.answers, constants)
+        self._check_head(server.make_model(state), state, sums)
+        if self.value == AUTO:
+            self.recalls = [_macro_recall(one) for one in server.answers[2]["confusion"]]
+            # The first of the best is the smallest.
+            self.chosen = self._candidates[int(np.argmax(self.recalls))]
+        else:
+            self.chosen = float(self.value)
+        self.constants = constants
+        self.sums = {
+            name: torch.from_numpy(np.array(getattr(sums, name))) for name in ("count", "sum", "product")
+        }
+        return state | self.head_tensors(sums, state)
+
+    def head_tensors(self, sums: FeatureSums, state: State) -> State:
+        """Return the head's tensors for sums made with this strategy's constants, in the state's types."""
+        solved = self._solve(sums, self.chosen)
+        whole = solved.on_features(self.constants["mean"], self.constants["deviation"])
+        tensors = {"head.weight": whole.weight, "head.bias": whole.bias}
+        return {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}
+
+    @property
+    def _candidates(self) -> tuple[float, ...]:
+        return CANDIDATES[self.head]
+
+    def _solve(self, sums: FeatureSums, value: float) -> Head:
+        return ridge(sums, value) if self.head == "ridge" else lda(sums, value)
+
+    def _constants(self, answer: Answer) -> State:
+        count = answer["count"].astype(np.int64)
+        images = int(count.sum())
+        if images < 1:
+            raise RunError(f"{NEEDED_BY}: the clients that answered have no images")
+        moments = rounding.constants(
+            images, answer["sum"].astype(np.int64), answer["square"].astype(np.int64)
+        )
+        weight = rounding.class_weights(count, self.balance)
+        return {**moments, "weight": torch.from_numpy(weight)}
+
+    @staticmethod
+    def _check_head(model: nn.Module, state: State, sums: FeatureSums) -> None:
+        head = halves(model, NEEDED_BY).head
+        if not isinstance(head, nn.Linear) or head.bias is None:
+            raise ConfigError(
+                f"{NEEDED_BY} writes a linear head with a bias, and this network's is a {type(head).__name__}"
+                f"{' without one' if isinstance(head, nn.Linear) else ''}; use another network"
+            )
+        if tuple(head.weight.shape) != sums.sum.shape:
+            raise ConfigError(
+                f"{NEEDED_BY}: the head takes {head.in_features} features for {head.out_features} classes, "
+                f"and the clients' sums are of {sums.features} for {len(sums.count)}"
+            )
+        if missing := [name for name in ("head.weight", "head.bias") if name not in state]:
+            raise RunError(
+                f"{NEEDED_BY} computes the head on the server, and {missing[0]!r} stays on the clients; "
+                "share it in [model]"
+            )
+
+
+def _value(key: str, given: float | str | None) -> float | str:
+    if given is None:
+        return _DEFAULT
+    if isinstance(given, str):
+        if given != AUTO:
+            raise ValueError(f"{key} must be a number or 'auto', not {given!r}")
+        return given
+    if key == "shrinkage":
+        check_range(above=0, at_most=1, shrinkage=given)
+    else:
+        check_range(above=0, regularization=given)
+    return given
+
+
+def _sums(answers: Sequence[Answer], constants: State) -> FeatureSums:
+    """Return the second query's sums.
+
+    Raises:
+        RunError: More images are in them than their number of bits was chosen for, or none.
+    """
+    counted = answers[0]["count"].astype(np.int64)
+    found, weight = {name: array.astype(np.int64) for name, array in answers[1].items()}, constants["weight"]
+    if not found["count"].sum() or (found["count"] > counted).any():
+        raise RunError(
+            f"{NEEDED_BY}: the clients' products rest on other images than their counts; run again, and let "
+            "no client change its images meanwhile"
+        )
+    return FeatureSums(
+        count=found["count"], sum=found["sum"], product=found["product"], weight=weight.numpy()
+    )
+
+
+def _macro_recall(confusion: np.ndarray) -> float:
+    """Return the mean recall of the classes that occur, of counts [C, C] by true and predicted class.
+
+    Raises:
+        RunError: There are no counts.
+    """
+    rows = confusion.sum(1)
+    if not rows.any():
+        raise RunError(
+            f"{NEEDED_BY}: no client that answered keeps images out of training, and 'auto' chooses by them; "
+            "raise evaluation.holdout or set a number"
+        )
+    return float((confusion.diagonal()[rows > 0] / rows[rows > 0]).mean())
