@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,13 @@ from fedvision.engines.base import Engine
 from fedvision.engines.client_host import SimulatedClientHosts
 from fedvision.engines.virtual_time import in_time
 from fedvision.experiment import Experiment
+from fedvision.models.meta import filled
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.run_recorder import RunRecorder
 from fedvision.server.central_evaluation import evaluate_centrally
+from fedvision.stages import stage
+from fedvision.training import feature_cache
+from fedvision.training.client_trainer import loop_settings
 from fedvision.types import State
 
 
@@ -37,8 +42,8 @@ class Simulation(RunRecorder):
 
     def run(self, engine: Engine) -> State:
         """Run the rounds that are left, write everything else, and return the final state."""
-        host_factory = self._recipe()
         with self.interruption:
+            host_factory = self._recipe()
             self.resume()
             with self.progress, engine.open(host_factory, on_notice=self.note) as grid, _settled():
                 self.run_rounds(
@@ -46,11 +51,12 @@ class Simulation(RunRecorder):
                     host_factory.client_registry(),
                     self._measure(),
                 )
-            self.finish(host_factory.trainer())
+            self.finish(host_factory.trainer(), host_factory.dataset.test)
         return self.state
 
     def _recipe(self) -> SimulatedClientHosts:
-        return SimulatedClientHosts(
+        """Return what trains: the network on images or, behind a frozen backbone, its head on features."""
+        hosts = SimulatedClientHosts(
             config=self.config,
             dataset=self.experiment.dataset,
             split=self.experiment.split,
@@ -58,6 +64,20 @@ class Simulation(RunRecorder):
             memory=(self.folder.path / "clients").resolve(),
             threads=self.threads,
         )
+        if why := feature_cache.obstacle(self.config, hosts.model):
+            if feature_cache.has_frozen_backbone(hosts.model):
+                self.note(f"every image passes the frozen backbone in every round, as {why}")
+            return hosts
+        settings = loop_settings(self.config, hosts.dataset.train.images.shape[-1]).forward
+        head = feature_cache.on_features(
+            self.config,
+            hosts.dataset,
+            settings.place(filled(hosts.model)),
+            settings,
+            used=hosts.split.used(),
+            on_progress=stage,
+        )
+        return replace(hosts, config=head.config, dataset=head.dataset, model=head.model)
 
     def _measure(self) -> Any:
         test = self.experiment.dataset.test

@@ -27,8 +27,9 @@ class ImageSet:
         DataError: Arrays do not fit each other or have another type.
     """
 
-    images: NDArray[np.uint8]
-    """uint8 [N, H, W, channels]; may be a memory map."""
+    images: NDArray[Any]
+    """uint8 [N, H, W, channels]; or the features of images in their place, float32 [N, 1, 1, D]. It may be a
+    memory map."""
     labels: Targets
     """int64 [N], from 0; or uint8 [N, L] of 0 and 1, where an image may have several labels; or, for a task
     of another form, numbers [N, ...] of three dimensions or more."""
@@ -40,7 +41,8 @@ class ImageSet:
     """The column whose equal values belong together (a patient), which no split parts; empty is none."""
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+        kind, shape = self.images.dtype, self.images.shape
+        if len(shape) != 4 or not (kind == np.uint8 or (kind == np.float32 and shape[1:3] == (1, 1))):
             raise DataError(
                 f"images must be uint8 [N, H, W, channels], not {self.images.dtype} {list(self.images.shape)}"
             )

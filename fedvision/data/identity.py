@@ -52,7 +52,7 @@ def _parts(images: ImageSet) -> dict[str, str]:
         for piece in (name.encode(), *_column(values))
     ]
     return {
-        "images": _pixels(images.images),
+        "images": pixels(images.images),
         "labels": _digest(_labels(images.labels)),
         "columns": _digest(columns),
     }
@@ -64,7 +64,8 @@ def _labels(labels: Targets) -> list[bytes]:
     return [json.dumps(list(labels.shape)).encode(), labels.tobytes()]
 
 
-def _pixels(images: NDArray[np.uint8]) -> str:
+def pixels(images: NDArray[np.uint8]) -> str:
+    """Return the hexadecimal SHA-256 digest of images uint8 [N, H, W, channels]."""
     shape = json.dumps(list(images.shape)).encode()
     where = reference(images)
     if where is not None and (cached := _CACHED.fullmatch(where.path)):

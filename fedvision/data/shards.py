@@ -7,6 +7,7 @@ the base may be a memory map that many processes share.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,8 @@ from fedvision.data.targets import ClassCounter, Targets, count
 class Shard:
     """Some images of a base array."""
 
-    images: NDArray[np.uint8]
-    """uint8 [N, H, W, channels]: the whole base, shared; may be a memory map."""
+    images: NDArray[Any]
+    """uint8 [N, H, W, channels], or float32 [N, 1, 1, D]: the whole base, shared; may be a memory map."""
     labels: Targets
     """Targets [N, ...] of the whole base."""
     indices: NDArray[np.int64]
@@ -47,14 +48,15 @@ class Shard:
         """Return how many images there are, and the class counts, as a task counts them."""
         return ImageCounts(images=len(self), counts=tuple(self.counts(num_classes, counter).tolist()))
 
-    def batch(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.uint8], Targets]:
+    def batch(self, positions: NDArray[np.int64]) -> tuple[NDArray[Any], Targets]:
         """Copy some images out of the base.
 
         Args:
             positions: int64 [B], each from 0 to len(shard) - 1.
 
         Returns:
-            Images uint8 [B, H, W, channels] and targets [B, ...], both writable and in memory.
+            Images uint8 [B, H, W, channels], or float32 [B, 1, 1, D], and targets [B, ...], both writable and
+            in memory.
         """
         at = self.indices[positions]
         return self.images[at], self.labels[at]

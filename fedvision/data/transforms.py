@@ -77,13 +77,17 @@ class BatchTransform:
         buffer of the images as they lie, seen with its axes permuted. With a single channel PyTorch calls
         both layouts contiguous and picks kernels by the strides, so these are set for the wanted layout.
 
+        Features of images, which have taken their place, are returned as they are.
+
         Args:
-            images: uint8 [B, H, W, channels].
+            images: uint8 [B, H, W, channels]; or float32 [B, 1, 1, D].
             channels_last: Strides of the result: of [B, H, W, channels] in memory, or contiguous.
 
         Returns:
             float32 [B, channels, H, W] on the images' device.
         """
+        if images.is_floating_point():
+            return images.permute(0, 3, 1, 2)
         batch, height, width, channels = images.shape
         if channels_last:
             # A constant per channel would make inner loops of ``channels`` steps; a whole image row makes

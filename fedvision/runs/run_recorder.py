@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fedvision import registry
 from fedvision.algorithms.snapshot import restore, snapshot
+from fedvision.data.dataset import ImageSet
 from fedvision.data.identity import identity
 from fedvision.data.shards import Shard
 from fedvision.data.targets import one_class
@@ -124,11 +125,14 @@ class RunRecorder:
         if not self.done:
             return ""
         with suppress(RecordError):
-            model = model_with(self.experiment.model, {**self._initial, **self.state})
-            self.folder.write_model(_full_state(merge(model)), self._description())
+            self._write_model()
             path = self.folder.path / "model.safetensors"
             return f"; the model of round {self.done} is in {path} and in the checkpoint beside it"
         return ""
+
+    def _write_model(self) -> None:
+        model = model_with(self.experiment.model, {**self._initial, **self.state})
+        self.folder.write_model(_full_state(merge(model)), self._description())
 
     def _description(self) -> ModelDescription:
         return describe(
@@ -246,27 +250,32 @@ class RunRecorder:
         self.folder.write_split(facts)
         self._totals = totals
 
-    def finish(self, trainer: ClientTrainer) -> None:
-        """Write the final model, what it gets wrong, how the run ended, and the report."""
+    def finish(self, trainer: ClientTrainer, test: ImageSet | None) -> None:
+        """Write the final model, what it gets wrong, how the run ended, and the report.
+
+        Args:
+            trainer: What measured.
+            test: What it measured on: the experiment's test images, or their features.
+        """
         stage("writing the model and the report")
+        self._write_model()
         load_state(trainer.model, {**trainer.initial, **self.state})
-        self.folder.write_model(_full_state(merge(trainer.model)), self._description())
         with guarded("the model, on the test images after the last round,"):
-            self._write_mistakes(trainer)
+            self._write_mistakes(trainer, test)
         self.folder.write_summary(
             {
                 "status": "finished",
                 "rounds": self.done,
                 "notices": [*self._data_notices, *self.notices],
-                "parameters": sum(p.numel() for p in trainer.model.parameters()),
+                "parameters": sum(p.numel() for p in self.experiment.model.parameters()),
                 "state_bytes": sum(t.numel() * t.element_size() for t in self.state.values()),
             }
         )
         self.write_pages(self.folder)
 
-    def _write_mistakes(self, trainer: ClientTrainer) -> None:
-        test = self.experiment.dataset.test
-        if test is None or self.experiment.personal or not one_class(test.labels):
+    def _write_mistakes(self, trainer: ClientTrainer, test: ImageSet | None) -> None:
+        pictures = self.experiment.dataset.test
+        if test is None or pictures is None or self.experiment.personal or not one_class(test.labels):
             return
         if type(trainer.task).decide is Task.decide:  # a task of one's own need not say
             return
@@ -280,7 +289,9 @@ class RunRecorder:
             sharpness=trainer.sharpness,
         )
         wall = choose(test.labels, predicted, confidence, self._totals)
-        self.folder.write_mistakes(test.images[wall], test.labels[wall], predicted[wall], confidence[wall])
+        self.folder.write_mistakes(
+            pictures.images[wall], test.labels[wall], predicted[wall], confidence[wall]
+        )
 
 
 def _full_state(model: torch.nn.Module) -> State:

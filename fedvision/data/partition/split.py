@@ -94,6 +94,12 @@ class Split:
             return self.clients.halves(client).test
         return self.held[client] if self.held else np.zeros(0, np.int64)
 
+    def used(self) -> Indices:
+        """Return the numbers of all images that a client trains or measures on; of lazy clients, of all."""
+        if self.lazy:
+            return np.arange(len(self.labels))
+        return np.unique(np.concatenate([*self.clients, *self.held]))
+
     def counts(self, clients: Iterable[int] | None = None) -> Indices:
         """Count the training images of each class on some clients, all by default.
 

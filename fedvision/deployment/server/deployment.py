@@ -122,7 +122,7 @@ class Deployment(RunRecorder):
                     self._saved()
                 else:
                     self._recall_split()
-            self.finish(self._worker())
+            self.finish(self._worker(), self.experiment.dataset.test)
         finally:
             self._saver.shutdown()
             link.close()

@@ -1,4 +1,4 @@
-"""Image sets that live on the device as uint8, so that batches are gathered where they are trained.
+"""Image sets that live on the device as they are, so that batches are gathered where they are trained.
 
 Fashion-MNIST takes 47 MB there; a set that would fill the device stays where it is, and the images of each
 stack of clients are sent over instead.
@@ -50,7 +50,8 @@ class DeviceDatasetCache:
         if size > self._left:
             return None
         self._left -= size
-        images = torch.empty(shard.images.shape, dtype=torch.uint8, device=self._device)
+        kind = torch.from_numpy(np.array(shard.images[:0])).dtype
+        images = torch.empty(shard.images.shape, dtype=kind, device=self._device)
         rows = max(1, _PIECE // max(1, shard.images[:1].nbytes))
         for start in range(0, len(images), rows):
             piece = np.array(shard.images[start : start + rows])

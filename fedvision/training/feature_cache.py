@@ -1,0 +1,184 @@
+"""Train a head on features that were computed once, in place of images that pass a frozen backbone each time.
+
+A network whose whole backbone is frozen makes the same features of an image in every round. So they are
+computed once, kept in a file (``data.feature_file``), and what trains and measures from then on is the head
+alone, on a data set whose images are those features. Tensors keep their names, so messages, checkpoints and
+the final model are those of the whole network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedvision import registry
+from fedvision.config import ExperimentConfig, ModelConfig, TransformConfig
+from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.feature_file import FeatureFile, Rows
+from fedvision.data.identity import pixels
+from fedvision.formatting import plural
+from fedvision.models.base import ImageModel
+from fedvision.models.freezing import frozen_names
+from fedvision.models.state import digest, floating
+from fedvision.tasks.base import Task, build_task
+from fedvision.training.features import FeatureExtractor
+from fedvision.training.forward import ForwardSettings
+
+_VERSION = 1
+"""Part of every key: to be raised when features are computed otherwise."""
+_SHOWN_EVERY = 5.0
+"""Seconds between two lines on how far it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadExperiment:
+    """What trains and measures in place of an experiment's network and images."""
+
+    config: ExperimentConfig
+    """The experiment, without what is done to images."""
+    dataset: Dataset
+    """Features in the place of images; only those that were needed are there."""
+    model: ImageModel
+    """The head, behind a backbone that passes features on."""
+
+
+def obstacle(config: ExperimentConfig, model: nn.Module) -> str | None:
+    """Return why features cannot be computed once, in the words that follow "as"; None where they can."""
+    task = build_task(config.task)
+    if not config.training.cache_features:
+        return "training.cache_features = false"
+    if not isinstance(model, ImageModel):
+        return "the network has no backbone and head"
+    if not has_frozen_backbone(model):
+        return "the backbone is trained"
+    if any(id(tensor) in _frozen(model) for tensor in floating(model.head).values()):
+        return "a part of the head is frozen"
+    drawn = [
+        name for name in ("flip", "crop", "rotation", "cutout", "mixup") if getattr(config.transforms, name)
+    ]
+    if drawn:
+        return f"transforms.{drawn[0]} changes images anew each time"
+    if type(task).collate is not Task.collate or type(task).transform is not Task.transform:
+        return f"the task {config.task.use!r} makes its own batches of images"
+    try:
+        pickle.dumps(model.head)
+    except Exception:
+        return "the head cannot be sent to worker processes"
+    return None
+
+
+def has_frozen_backbone(model: nn.Module) -> bool:
+    """Return whether a network has a backbone that has tensors, all of which are frozen."""
+    backbone = floating(model.backbone).values() if isinstance(model, ImageModel) else ()
+    return bool(backbone) and all(id(tensor) in _frozen(model) for tensor in backbone)
+
+
+def _frozen(model: nn.Module) -> frozenset[int]:
+    """Return the identities of the frozen tensors."""
+    tensors = model.state_dict(keep_vars=True)
+    return frozenset(id(tensors[name]) for name in frozen_names(model))
+
+
+def on_features(
+    config: ExperimentConfig,
+    dataset: Dataset,
+    model: nn.Module,
+    settings: ForwardSettings,
+    *,
+    used: NDArray[np.int64],
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> HeadExperiment:
+    """Compute the features that are not there yet, and return what trains on them.
+
+    Args:
+        config: The experiment; ``obstacle`` has found nothing against it.
+        dataset: Its images.
+        model: Its network, on the settings' device; the backbone has its tensors.
+        settings: Normalisation, device and precision.
+        used: Numbers of the training images that a client trains or measures on, int64 [n].
+        on_progress: Takes a line on how far it is.
+
+    Raises:
+        DataError: The features cannot be kept.
+    """
+    assert isinstance(model, ImageModel)
+    extract = FeatureExtractor(model.backbone, settings)
+    recipe = _recipe(config, model.backbone, settings)
+
+    def features_of(part: ImageSet, numbers: NDArray[np.int64]) -> ImageSet:
+        key = hashlib.sha256(f"{recipe} {pixels(part.images)}".encode()).hexdigest()[:40]
+
+        def rows(missing: NDArray[np.int64]) -> Rows:
+            return _shown(_rows(extract, part, missing), len(missing), on_progress)
+
+        return replace(part, images=FeatureFile(key, len(part)).complete(numbers, rows))
+
+    test = dataset.test
+    return HeadExperiment(
+        config=replace(
+            config,
+            model=ModelConfig(
+                use=config.model.use,
+                args=config.model.args,
+                shared=config.model.shared,
+                personal=config.model.personal,
+            ),
+            transforms=TransformConfig(),
+        ),
+        dataset=replace(
+            dataset,
+            train=features_of(dataset.train, used),
+            test=None if test is None else features_of(test, np.arange(len(test))),
+        ),
+        model=ImageModel(nn.Flatten(), model.head.cpu()),
+    )
+
+
+def _rows(extract: FeatureExtractor, part: ImageSet, numbers: NDArray[np.int64]) -> Rows:
+    for done, features in extract.each(lambda some: np.asarray(part.images[some]), numbers):
+        yield done, features.numpy()
+
+
+def _shown(
+    rows: Rows, total: int, on_progress: Callable[[str], None]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Yield rows, and say now and then how many there were."""
+    count, last = 0, time.monotonic()
+    on_progress(f"computing the features of {plural(total, 'image')}")
+    for numbers, features in rows:
+        yield numbers, features
+        count += len(numbers)
+        if time.monotonic() - last > _SHOWN_EVERY:
+            last = time.monotonic()
+            on_progress(f"computing features: {count:,} of {plural(total, 'image')}")
+
+
+def _recipe(config: ExperimentConfig, backbone: nn.Module, settings: ForwardSettings) -> str:
+    """Return a text that is equal where features are: of network, transforms, arithmetic and machine."""
+    device = settings.device.type
+    machine = (
+        torch.cuda.get_device_name(settings.device)
+        if device == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    facts = {
+        "version": _VERSION,
+        "torch": torch.__version__,
+        "device": [device, machine],
+        "precision": settings.precision,
+        "channels_last": settings.channels_last,
+        "transforms": asdict(config.transforms),
+        "model": [config.model.use, dict(config.model.args)],
+        "code": registry.sources({"model": config.model.use}),
+        "tensors": digest(dict(floating(backbone))),
+    }
+    return json.dumps(facts, sort_keys=True)

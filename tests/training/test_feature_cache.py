@@ -1,0 +1,179 @@
+"""Runs on features that are computed once against runs in which images pass the backbone each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedvision import simulate
+from fedvision.config import ExperimentConfig
+from fedvision.experiment import Experiment
+from fedvision.runs.folder import RunFolder
+from fedvision.simulation import Simulation
+from fedvision.trained_model import TrainedModel
+from fedvision.training import feature_cache
+from fedvision.training.features import FeatureExtractor
+from fedvision.types import PluginSpec
+from tests.experiments import FEDPER, digits_of_several_labels, several_labels, tiny
+
+FROZEN: dict[str, Any] = {"use": "cnn", "width": 4, "dense": 8, "dropout": 0.3, "frozen": ["backbone.*"]}
+"""A network whose head alone is trained."""
+
+
+def frozen(**tables: Any) -> ExperimentConfig:
+    return tiny(**{"model": FROZEN, "evaluation": {"holdout": 0.2}} | tables)
+
+
+def anew(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the experiment in which images pass the backbone in every round."""
+    table = config.to_dict()
+    table["training"]["cache_features"] = False
+    return ExperimentConfig.from_dict(table)
+
+
+@pytest.fixture
+def extracted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """Count the images of which features are computed, in an empty cache."""
+    monkeypatch.setenv("FEDVISION_CACHE", str(tmp_path / "cache"))
+    found: list[int] = []
+    compute = FeatureExtractor._features
+
+    def counted(self: FeatureExtractor, images: Any) -> torch.Tensor:
+        found.append(len(images))
+        return compute(self, images)
+
+    monkeypatch.setattr(FeatureExtractor, "_features", counted)
+    return found
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "steps and several labels": {"training": {"steps": 5, "momentum": 0.9}, "task": {"use": "multi-label"}},
+    "scaffold": {"strategy": {"use": "scaffold", "fraction": 0.6}},
+    "fedntd": {"strategy": {"use": "fedntd"}},
+    "ccvr": {"strategy": {"use": "ccvr", "steps": 20}},
+    "a bias of one's own": {"model": FROZEN | {"personal": ["head.bias"]}, "strategy": {"use": "fedper"}},
+    "top-k": {"update": [{"use": "top-k", "fraction": 0.2}]},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_on_features_is_the_run_on_images(case: str, tmp_path: Path, extracted: list[int]) -> None:
+    tables = CASES[case]
+    if "task" in tables:
+        tables = several_labels(digits_of_several_labels(tmp_path)) | tables
+    config = frozen(**tables)
+    there, here = simulate(config, out=tmp_path / "on"), simulate(anew(config), out=tmp_path / "off")
+    assert extracted
+    assert there.state.keys() == here.state.keys()
+    for name, tensor in there.state.items():
+        assert torch.allclose(tensor, here.state[name], rtol=0, atol=2e-5)
+    for one, other in zip(there.rounds, here.rounds, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+        assert one["bytes"] == other["bytes"]
+        assert one["clients"] == other["clients"]
+    one, other = (RunFolder.read(tmp_path / name) for name in ("on", "off"))
+    assert one.summary()["parameters"] == other.summary()["parameters"]
+    files = [folder.path / "model.safetensors" for folder in (one, other)]
+    models = [load_file(file) for file in files]
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.allclose(tensor, models[1][name], atol=2e-5) for name, tensor in models[0].items())
+    if "personal" in tables.get("model", {}):
+        return
+    images = tiny_images()
+    found = [TrainedModel.load(folder.path).predict(images).probabilities for folder in (one, other)]
+    assert np.allclose(*found, atol=1e-5)
+    assert found[0].std() > 0
+
+
+def tiny_images() -> Any:
+    return np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "engine", ["vectorized", pytest.param(PluginSpec(use="ray", args={"workers": 2}), marks=pytest.mark.long)]
+)
+def test_engines_agree_on_features(engine: Any, tmp_path: Path) -> None:
+    config = frozen()
+    serial, other = simulate(config, out=tmp_path / "a"), simulate(config, engine=engine, out=tmp_path / "b")
+    tolerance = 0 if engine != "vectorized" else 1e-5
+    for name, tensor in serial.state.items():
+        assert torch.allclose(tensor, other.state[name], rtol=0, atol=tolerance)
+    assert [r["server"]["scores"] for r in serial.rounds] == [r["server"]["scores"] for r in other.rounds]
+
+
+def test_each_image_passes_the_backbone_once(tmp_path: Path, extracted: list[int]) -> None:
+    config = frozen()
+    built = Experiment.build(config)
+    simulate(built, out=tmp_path / "a")
+    assert built.dataset.test is not None
+    images = len(built.split.used()) + len(built.dataset.test)
+    assert len(built.split.used()) < len(built.dataset.train)
+    assert sum(extracted) == images
+    extracted.clear()
+    simulate(frozen(seed=3, training={"lr": 0.2}), out=tmp_path / "b")
+    assert extracted == []
+    simulate(frozen(seed=4), out=tmp_path / "other network")
+    assert extracted != []
+
+
+@pytest.mark.parametrize(
+    ("tables", "notice"),
+    [
+        ({"transforms": {"flip": True}}, "as transforms.flip changes images anew each time"),
+        ({"transforms": {"mixup": 0.4}}, "as transforms.mixup changes images anew each time"),
+        ({"training": {"cache_features": False}}, "as training.cache_features = false"),
+        ({"model": FROZEN | {"frozen": ["backbone.*", "head.bias"]}}, "as a part of the head is frozen"),
+    ],
+    ids=["flip", "mixup", "off", "half a head"],
+)
+def test_why_features_are_computed_anew(
+    tables: dict[str, Any], notice: str, tmp_path: Path, extracted: list[int]
+) -> None:
+    simulate(frozen(rounds=1, **tables), out=tmp_path / "run")
+    assert extracted == []
+    notices = RunFolder.read(tmp_path / "run").summary()["notices"]
+    assert f"every image passes the frozen backbone in every round, {notice}" in str(notices)
+
+
+@pytest.mark.parametrize("tables", [{}, FEDPER, {"model": FROZEN | {"frozen": ["backbone.features.*"]}}])
+def test_a_trained_backbone_needs_no_notice(tables: dict[str, Any], tmp_path: Path) -> None:
+    simulate(tiny(rounds=1, **tables), out=tmp_path / "run")
+    assert "backbone" not in str(RunFolder.read(tmp_path / "run").summary()["notices"])
+
+
+def test_a_run_on_features_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = simulate(frozen(), out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Simulation, "_show", lambda self, record: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            simulate(frozen(), out=tmp_path / "run")
+    again = simulate(frozen(), out=tmp_path / "run", resume=True)
+    assert len(again.rounds) == 3
+    assert all(torch.equal(again.state[name], tensor) for name, tensor in whole.state.items())
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"model": FROZEN | {"dense": 9}},
+        {"transforms": {"mean": [0.4]}},
+        {"training": {"precision": "bfloat16"}},
+        {"seed": 9},
+    ],
+    ids=["architecture", "transforms", "precision", "tensors"],
+)
+def test_other_features_have_another_key(tables: dict[str, Any]) -> None:
+    def key(config: ExperimentConfig) -> str:
+        from fedvision.training.client_trainer import loop_settings
+
+        model = Experiment.build(config).model
+        return feature_cache._recipe(config, model.backbone, loop_settings(config, 1).forward)  # type: ignore[arg-type]
+
+    assert key(frozen()) == key(frozen(rounds=9, training={"lr": 0.5}))
+    assert key(frozen()) != key(frozen(**tables))
