@@ -14,6 +14,8 @@ from flwr.app import Error, Message, RecordDict
 
 from fedvision.aggregation.fixed_point import wrapped
 from fedvision.aggregation.masking import AdvertisedKey, node_key, read_certificates
+from fedvision.algorithms.base import Answer
+from fedvision.algorithms.closed_form.strategy import ClosedForm
 from fedvision.deployment.certificates import make
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.trainer import Trainer
@@ -109,7 +111,7 @@ def trainers(pki: Path, folder: Path) -> dict[int, Trainer]:
                 "share": {
                     "counts": "masked",
                     "certificate": str(own / "client.crt"),
-                    "statistics": ["feature-moments"],
+                    "statistics": ["feature-moments", "feature-sums", "weighted-products"],
                 },
                 "state": str(folder / f"state-{name}"),
             }
@@ -171,6 +173,27 @@ def test_masked_sums_are_the_plain_ones(three: Path, tmp_path: Path) -> None:
         own = decode_reply(reply).sums.numbers
         bare = decode_reply(grid.replies[client]).sums.numbers
         assert not any((own[name] == bare[name]).any() for name in bare)
+
+
+def test_a_head_in_closed_form_is_the_same_of_masked_sums(three: Path, tmp_path: Path) -> None:
+    """The second query's numbers have 5 bytes, and its tensors rest on the masked answers to the first."""
+    made = trainers(three, tmp_path)
+    grid, strategy = Grid(tmp_path, made), ClosedForm()
+    groups = form_group(grid, three)
+    found = []
+    for counts, group in (("masked", groups), ("plain", {})):
+        for trainer in made.values():
+            trainer.client = replace(trainer.client, share=replace(trainer.client.share, counts=counts))
+        answers: list[Answer] = []
+        while (one := strategy.query(1, 1, answers)) is not None:
+            reply = query(grid, group, one)
+            assert (reply.clients, reply.refused) == ((0, 1, 2), ())
+            answers.append(reply.sums)
+        found.append(answers)
+    for masked, plain in zip(*found, strict=True):
+        assert masked.keys() == plain.keys()
+        assert all(np.array_equal(masked[name], plain[name]) for name in plain)
+    assert found[0][1]["count"].sum() == sum((20, 25, 30))
 
 
 def test_without_one_of_the_group_there_is_no_sum(three: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ dense = 8
 lr = 0.1
 """
 CCVR = '[strategy]\nuse = "ccvr"\nevery = 1\nsteps = 50\n'
+CLOSED_FORM = '[evaluation]\nholdout = 0.2\n[strategy]\nuse = "closed-form"\nregularization = "auto"\n'
 UPDATE = """
 [[update]]
 use = "clip"
@@ -67,6 +68,25 @@ def test_refined_run_killed_and_resumed(tmp_path: Path, pki: Path) -> None:
             assert mine["statistics"] == simulated["statistics"]
             assert mine["statistics"]["feature-moments"]["clients"] == [0, 1]
             assert mine["bytes"] == simulated["bytes"]
+
+
+def test_a_head_in_closed_form_has_the_simulations_bits(tmp_path: Path, pki: Path) -> None:
+    """Nobody trains; each client answers three queries about its images, those out of training among them."""
+    frozen = EXPERIMENT.replace("dense = 8", 'dense = 8\nfrozen = ["backbone.*"]').replace(
+        "rounds = 3", "rounds = 1"
+    )
+    with machines(tmp_path, pki, frozen + CLOSED_FORM) as here:
+        here.statistics = ("feature-sums", "weighted-products", "head-scores")
+        server = here.server()
+        for name in ("north", "south"):
+            here.client(name)
+        assert server.wait(WAIT_S) == 0, here.log("server")
+        assert digest(here.out) == here.simulated()
+        (record,) = here.rounds()
+        assert (record["refused"], record["clients"], record["changed"]) == ([], [0, 1], True)
+        assert set(record["statistics"]) == set(here.statistics)
+        assert record["local"]["scores"]["accuracy"] > 0.3
+        assert (here.out / "report.html").is_file()
 
 
 def test_transformed_updates_of_a_client_that_is_killed_between_rounds(tmp_path: Path, pki: Path) -> None:

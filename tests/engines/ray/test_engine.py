@@ -302,6 +302,21 @@ def test_bits_and_record_on_every_engine(tables: dict[str, Any], tmp_path: Path)
         assert there.rounds == serial.rounds
 
 
+@pytest.mark.long
+def test_a_head_in_closed_form_has_the_same_bits_on_every_engine(tmp_path: Path) -> None:
+    """Nobody trains: the clients answer three queries, each of which rests on the answers before."""
+    config = tiny(
+        rounds=1,
+        strategy={"use": "closed-form", "regularization": "auto"},
+        model={"use": "cnn", "width": 4, "dense": 16, "frozen": ["backbone.*"]},
+        evaluation={"holdout": 0.2},
+    )
+    serial = simulate(config, out=tmp_path / "serial")
+    there = simulate(config, engine=PluginSpec(use="ray", args={"workers": 2}), out=tmp_path / "ray")
+    assert digest(there.state) == digest(serial.state)
+    assert there.rounds == serial.rounds
+
+
 @pytest.mark.parametrize("strategy", ["scaffold", "fedavg", "median"])
 @pytest.mark.long
 def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path) -> None:
