@@ -54,6 +54,15 @@ def test_any_division_gives_the_same_model(partition: dict[str, Any], two: RunRe
     assert found.rounds[0]["server"] == two.rounds[0]["server"]
 
 
+def test_features_that_are_not_kept_and_more_threads_give_the_same_model(
+    two: RunResult, tmp_path: Path
+) -> None:
+    """As on clients' machines, where images pass the backbone for every query."""
+    config = closed({"use": "iid", "clients": 7}, training={"device": "cpu", "cache_features": False})
+    found = simulate(config, out=tmp_path / "run", threads=2)
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in two.state.items())
+
+
 def test_one_round_makes_a_model_that_serves(two: RunResult) -> None:
     (record,) = two.rounds
     assert set(record["statistics"]) == {"feature-sums", "weighted-products"}

@@ -44,16 +44,17 @@ def feature_moments(*, model: nn.Module, data: LocalData) -> dict[str, torch.Ten
     Raises:
         ConfigError: The network has no backbone and head, its features are not [B, D], or D is too large.
     """
-    network, moments = halves(model, _NEEDED_BY), dict[str, torch.Tensor]()
-    for x, labels in data.batches():
+    halves(model, _NEEDED_BY)
+    moments = dict[str, torch.Tensor]()
+    for narrow, labels in data.features():
         if labels.dim() != 1:
             raise ConfigError(f"{_NEEDED_BY} needs one label an image; use another strategy for this task")
-        features, own = network.backbone(x).double().cpu(), labels.cpu()
-        if features.dim() != 2 or data.num_classes * features.shape[1] ** 2 > _MOST:
+        features, own = narrow.double(), labels.long()
+        if data.num_classes * features.shape[1] ** 2 > _MOST:
             raise ConfigError(
-                f"{_NEEDED_BY}: the features of an image are {list(features.shape[1:])} numbers, whose "
-                f"covariances for {data.num_classes} classes are more than {_MOST:,} numbers or none; use a "
-                "network with fewer features"
+                f"{_NEEDED_BY}: the features of an image are {features.shape[1]} numbers, whose covariances "
+                f"for {data.num_classes} classes are more than {_MOST:,} numbers; use a network with fewer "
+                "features"
             )
         if not moments:
             moments = _zeros(data.num_classes, features.shape[1])

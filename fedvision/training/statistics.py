@@ -14,15 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fedvision import registry
 from fedvision.data.shards import Shard
-from fedvision.errors import ConfigError, PluginError
+from fedvision.errors import PluginError
 from fedvision.models.base import halves
+from fedvision.training.features import FeatureExtractor
 from fedvision.training.forward import ForwardSettings
 from fedvision.types import PluginSpec, Query
 
@@ -58,29 +61,33 @@ class LocalData:
         return replace(self, shard=shard)
 
     def features(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield features [B, D] of the network's backbone and targets [B, ...], on the device.
+        """Yield features float32 [B, D] of the network's backbone and targets [B, ...], on the CPU, in order.
 
-        The features of an image have the same bits whatever images are beside it.
+        The features of an image have the same bits in any client, at any place, and where they were computed
+        before in place of the images.
 
         Raises:
             ConfigError: The network has no backbone and head, or its features are not [B, D].
         """
         backbone = halves(self.model or nn.Identity(), "a statistic of features").backbone
-        # A matrix product rounds by its shape, so each image is a batch of its own.
-        for x, targets in replace(self, batch_size=1).batches():
-            found: torch.Tensor = backbone(x)
-            if found.dim() != 2:
-                raise ConfigError(
-                    f"the backbone's features of an image are {list(found.shape[1:])} numbers, and a "
-                    "statistic of features needs [D]; use another network"
-                )
-            yield found, targets
+        if self.shard.images.dtype != np.uint8:  # they are the features
+            for x, targets in self.batches():
+                yield backbone(x).cpu(), targets.cpu()
+            return
+        extract = FeatureExtractor(backbone, self.settings)
+        for positions in self._pieces():
+            images, labels = self.shard.batch(positions)
+            found = extract.each(partial(np.take, images, axis=0), np.arange(len(images)))
+            yield torch.cat([features for _, features in found]), torch.from_numpy(np.asarray(labels))
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield images [B, channels, H, W], normalised only, and targets [B, ...], on the device."""
-        for start in range(0, len(self.shard), self.batch_size):
-            positions = np.arange(start, min(start + self.batch_size, len(self.shard)))
+        for positions in self._pieces():
             yield self.settings.batch(self.shard, positions)
+
+    def _pieces(self) -> Iterator[NDArray[np.int64]]:
+        for start in range(0, len(self.shard), self.batch_size):
+            yield np.arange(start, min(start + self.batch_size, len(self.shard)))
 
 
 @torch.no_grad()

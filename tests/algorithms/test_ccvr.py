@@ -45,6 +45,10 @@ def _model() -> ImageModel:
         return ImageModel(nn.Flatten(), nn.Linear(SIDE * SIDE, CLASSES)).eval()
 
 
+def _moments_of(*, model: nn.Module, data: LocalData) -> dict[str, torch.Tensor]:
+    return feature_moments(model=model, data=replace(data, model=model))
+
+
 def _features(data: LocalData) -> tuple[np.ndarray, np.ndarray]:
     batches = list(data.batches())
     return torch.cat([x.flatten(1) for x, _ in batches]).double().numpy(), data.shard.labels
@@ -53,7 +57,7 @@ def _features(data: LocalData) -> tuple[np.ndarray, np.ndarray]:
 def test_moments_pool_to_numpys_means_and_covariances() -> None:
     """Two clients' sums together give the moments of all their features: the paper's pooled ones."""
     parts = [_data([0, 0, 1, 0, 1, 1, 1]), _data([1, 0, 0, 1, 1], seed=1)]
-    found = [feature_moments(model=_model(), data=part) for part in parts]
+    found = [_moments_of(model=_model(), data=part) for part in parts]
     pooled = {name: found[0][name].double() + found[1][name].double() for name in found[0]}
     features, labels = (np.concatenate(both) for both in zip(*map(_features, parts), strict=True))
     for label in (0, 1):
@@ -66,7 +70,7 @@ def test_moments_pool_to_numpys_means_and_covariances() -> None:
 
 def test_the_size_of_a_batch_does_not_change_moments() -> None:
     one, all_at_once = (
-        feature_moments(model=_model(), data=_data([0, 1, 2, 2, 1, 0], batch_size=b)) for b in (1, 6)
+        _moments_of(model=_model(), data=_data([0, 1, 2, 2, 1, 0], batch_size=b)) for b in (1, 6)
     )
     for name in one:
         torch.testing.assert_close(one[name], all_at_once[name], rtol=1e-12, atol=1e-12)
@@ -74,14 +78,14 @@ def test_the_size_of_a_batch_does_not_change_moments() -> None:
 
 def test_moments_need_a_backbone_that_is_not_too_wide() -> None:
     with pytest.raises(ConfigError, match="use = 'ccvr' needs a network of backbone and head"):
-        feature_moments(model=nn.Flatten(), data=_data([0, 1]))
+        _moments_of(model=nn.Flatten(), data=_data([0, 1]))
     several = _data([0, 1])
     several = replace(several, shard=replace(several.shard, labels=np.eye(2, CLASSES, dtype=np.uint8)))
     with pytest.raises(ConfigError, match="needs one label an image"):
-        feature_moments(model=_model(), data=several)
+        _moments_of(model=_model(), data=several)
     wide = ImageModel(nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 4000)), nn.Linear(4000, CLASSES))
     with pytest.raises(ConfigError, match="use a network with fewer features"):
-        feature_moments(model=wide, data=_data([0, 1]))
+        _moments_of(model=wide, data=_data([0, 1]))
 
 
 def _moments(mean: torch.Tensor, covariance: torch.Tensor, count: float) -> State:

@@ -98,11 +98,11 @@ def head_scores(*, data: LocalData, tensors: State) -> dict[str, torch.Tensor]:
 
 
 def _labelled(data: LocalData) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield features [B, D] and labels [B] on the CPU."""
+    """Yield features [B, D] and labels [B]."""
     for features, labels in data.features():
         if labels.dim() != 1:
             raise ConfigError(f"{NEEDED_BY} needs one label an image; use another strategy for this task")
-        yield features.cpu(), labels.cpu()
+        yield features, labels
 
 
 def _blocks(data: LocalData, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
