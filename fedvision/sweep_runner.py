@@ -11,7 +11,7 @@ from fedvision import cores, memory, parallel_runs
 from fedvision.api import RunResult, default_folder, simulate
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, RunError
-from fedvision.experiment import ExperimentBuilder
+from fedvision.experiment_builder import ExperimentBuilder
 from fedvision.formatting import plural
 from fedvision.stages import stage
 from fedvision.sweep import Sweep

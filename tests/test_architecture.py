@@ -49,6 +49,7 @@ LAYERS = (
     "engines",
     "engines.ray",
     "experiment",
+    "experiment_builder",
     "runs",
     "simulation",
     "reporting",
@@ -70,7 +71,7 @@ APART = {
     "aggregation": set(LAYERS[:7]),
     "updates": {"losses", "data", "tasks", "aggregation"},
     "reporting": {"engines", "engines.ray", "simulation"},
-    "deployment": set(LAYERS[:20]) - {"aggregation"},
+    "deployment": set(LAYERS[:21]) - {"aggregation"},
     "deployment.transport": {
         "server",
         "engines",

@@ -15,7 +15,8 @@ from fedvision import api
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.errors import ConfigError
-from fedvision.experiment import Experiment, ExperimentBuilder
+from fedvision.experiment import Experiment
+from fedvision.experiment_builder import ExperimentBuilder
 from fedvision.sweep import Sweep
 from fedvision.sweep_runner import simulate_sweep
 
