@@ -94,12 +94,20 @@ class LossConfig(PluginSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """Normalisation of every image and augmentation of training batches."""
+    """Normalisation and size of every image and augmentation of training batches."""
 
-    mean: tuple[float, ...] = (0.5,)
-    """Mean per channel of pixels scaled to 0..1; one number serves all channels."""
-    std: tuple[float, ...] = (0.25,)
-    """Standard deviation per channel of pixels scaled to 0..1; one number serves all channels."""
+    mean: tuple[float, ...] = ()
+    """Mean per channel of pixels scaled to 0..1; one number serves all channels, three show gray images as
+    colour. Empty takes what ``model.weights`` were trained with, else 0.5."""
+    std: tuple[float, ...] = ()
+    """Standard deviation per channel of pixels scaled to 0..1, as ``mean``; empty takes what
+    ``model.weights`` were trained with, else 0.25."""
+    size: int = 0
+    """Pixels a side to which images are resized on the device, after normalisation and before augmentation;
+    others than square ones are stretched. 0 leaves them as they are."""
+    interpolation: Literal["", "bilinear", "bicubic", "nearest"] = ""
+    """How ``size`` finds values between pixels, the first two with antialiasing; empty takes what
+    ``model.weights`` were trained with, else ``bilinear``."""
     flip: bool = False
     """Mirror left and right with probability 1/2."""
     crop: int = 0
@@ -117,12 +125,12 @@ class TransformConfig:
         for name, values in (("mean", self.mean), ("std", self.std)):
             low = all(value > 0 if name == "std" else value >= 0 for value in values)
             require(
-                len(values) >= 1 and low and all(value <= 1 for value in values),
+                low and all(value <= 1 for value in values),
                 f"transforms.{name}",
                 f"must hold numbers {bounds[name]}, one per channel or one for all, not {list(values)}; "
                 "pixels are scaled to 0..1 first, so divide by 255 what was measured on pixels to 255",
             )
-        at_least(0, self, "transforms.", "crop", "cutout")
+        at_least(0, self, "transforms.", "size", "crop", "cutout")
         within(0, 180, self, "transforms.", "rotation")
         within(0, 1000, self, "transforms.", "mixup")
 

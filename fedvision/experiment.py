@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fedvision.data.dataset import Dataset
     from fedvision.data.partition.split import Split
     from fedvision.models.weights import LoadedWeights
+    from fedvision.models.weights_file import WeightsFile
     from fedvision.tasks.base import Task
     from fedvision.updates.chain import UpdateChain
 
@@ -51,6 +52,8 @@ class Experiment:
     """Tensors that training changes and that stay on the clients: the server cannot measure the model."""
     weights: LoadedWeights | None = None
     """What the network began with, where that is a file."""
+    told: tuple[str, ...] = ()
+    """Sentences on the images for which the weights were trained."""
     plugins: Path | None = field(default_factory=registry.allowed_folder)
     """The folder in which modules named ``"module:attr"`` were found first; those of the run as well."""
     updates: UpdateChain
@@ -73,7 +76,7 @@ class Experiment:
         """
         load_libraries()
         from fedvision.data.partition import split
-        from fedvision.data.transforms import check_size
+        from fedvision.data.transforms import check_size, input_shape
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.build import build_model
         from fedvision.server.checks import check_strategy, check_untrained
@@ -87,29 +90,31 @@ class Experiment:
         _check_personal(config, strategy)
         check_untrained(config, strategy)
         dataset = read_data(config) if dataset is None else dataset
+        config, file, told = _settled(config, dataset)
         task = build_task(config.task)
         if not split_here:
             _check_countable(config, task)
             dataset = _in_form(dataset, task)
         task.check(config, dataset)
         stage("building the split, the model and the strategy")
-        classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
+        classes, image = len(dataset.classes), dataset.train.images.shape[1:]
+        channels, *size = input_shape(config.transforms, image)
         if split_here:
             parts = _split(config, dataset, task)
             check_strategy(strategy, len(parts.clients))
         else:
             parts = split.elsewhere(classes)
-        check_training(config, channels, classes)
-        check_size(config.transforms, (height, width))
+        check_training(config, image[2], classes)
+        check_size(config.transforms, (size[0], size[1]))
         model = build_model(
             config.model,
             task=task,
             num_classes=classes,
             in_channels=channels,
-            image_size=(height, width),
+            image_size=(size[0], size[1]),
             seed=config.seed,
         )
-        weights = _load_weights(config, model, dataset.classes, travels=not split_here)
+        weights = _load_weights(config, model, file, dataset.classes, travels=not split_here)
         personal = _try(config, task, strategy, model, parts, dataset)
         updates = chain.build(config, model)
         if updates.sum_only:
@@ -124,6 +129,7 @@ class Experiment:
             metrics=metrics,
             personal=personal,
             weights=weights,
+            told=told,
             updates=updates,
         )
 
@@ -140,7 +146,7 @@ class Experiment:
 
         sentences = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
         sentences += measurement_notices(self.config, self.dataset, self.personal, self.task.class_counts)
-        sentences += self.weights.notices if self.weights else ()
+        sentences += (*self.told, *(self.weights.notices if self.weights else ()))
         if len(self.split.clients) == 0:  # the images are on other machines
             return sentences
         if isinstance(self.strategy, FlowerStrategy):
@@ -201,14 +207,36 @@ def _split(config: ExperimentConfig, dataset: Dataset, task: Task) -> Split:
     )
 
 
+def _settled(
+    config: ExperimentConfig, dataset: Dataset
+) -> tuple[ExperimentConfig, WeightsFile | None, tuple[str, ...]]:
+    """Return an experiment with its transforms as the weights need them, the weights, and notices.
+
+    Raises:
+        ConfigError: The weights cannot be read, or ``[transforms]`` contradicts them.
+    """
+    from fedvision.models import preprocessing, weights_file
+
+    file = weights_file.read(config.model) if config.model.weights else None
+    _, height, width, _ = dataset.train.images.shape
+    transforms, told = preprocessing.resolve(config.transforms, config.model, file, (height, width))
+    return replace(config, transforms=transforms), file, told
+
+
 def _load_weights(
-    config: ExperimentConfig, model: nn.Module, classes: tuple[str, ...], *, travels: bool
+    config: ExperimentConfig,
+    model: nn.Module,
+    file: WeightsFile | None,
+    classes: tuple[str, ...],
+    *,
+    travels: bool,
 ) -> LoadedWeights | None:
     """Give the network the numbers of ``model.weights``, if there is one.
 
     Args:
         config: The experiment.
         model: The network.
+        file: What ``model.weights`` names, read.
         classes: Class names [C].
         travels: Whether clients have of the file only what they are sent.
 
@@ -216,11 +244,10 @@ def _load_weights(
         ConfigError: The file does not fit, or has tensors that clients need and would not get.
     """
     from fedvision.formatting import listed
-    from fedvision.models import weights_file
     from fedvision.models.parameter_groups import ParameterGroups
     from fedvision.models.weights import load_weights
 
-    if not config.model.weights:
+    if file is None:
         return None
     groups, section = ParameterGroups.of(model, config.model), config.model
     if travels and (stay := groups.personal + groups.frozen):
@@ -235,7 +262,7 @@ def _load_weights(
             f"model.weights: with {' and '.join(set_ones)} the clients' machines would begin without the "
             f"file's {listed(stay)}; leave {'these keys' if len(set_ones) > 1 else 'this key'} out"
         )
-    return load_weights(model, weights_file.read(config.model), classes)
+    return load_weights(model, file, classes)
 
 
 def _try(
@@ -251,20 +278,22 @@ def _try(
     """
     import torch
 
+    from fedvision.data.transforms import input_shape
     from fedvision.models.parameter_groups import ParameterGroups
     from fedvision.models.tensor_checks import trained_names, trains_alone
     from fedvision.server.rehearsal import rehearse, rehearse_client_half
     from fedvision.training.task_check import check_task
 
-    classes, (_, height, width, channels) = len(dataset.classes), dataset.train.images.shape
-    images = torch.randn(2, channels, height, width, generator=seeding.torch_stream(config.seed, "trial"))
+    classes, image = len(dataset.classes), dataset.train.images.shape[1:]
+    shape = input_shape(config.transforms, image)
+    images = torch.randn(2, *shape, generator=seeding.torch_stream(config.seed, "trial"))
     with seeding.torch_global(config.seed, "trial"):
         alone = not getattr(strategy, "trains", True) or trains_alone(model, images[:1])
         _check_batches(config, parts, alone=alone)
         personal = trained_names(model, ParameterGroups.of(model, config.model).personal, images)
         check_task(config, task, model, images, classes)
         rehearse_client_half(config, strategy, model, images, classes)
-        rehearse(config, strategy, model, (height, width, channels), classes)
+        rehearse(config, strategy, model, (image[0], image[1], image[2]), classes)
     return personal
 
 

@@ -73,7 +73,6 @@ class TrainedModel:
     @classmethod
     def load(cls, run: Path, *, device: str = "auto") -> TrainedModel:
         """Load a run's final model; arguments and errors as of the function ``load``."""
-        from fedvision.config import TransformConfig
         from fedvision.data.transforms import prepare
         from fedvision.tasks.base import build_task
         from fedvision.training.forward import ForwardSettings, choose_device
@@ -82,15 +81,13 @@ class TrainedModel:
         place, inference = run / FILE, description.inference
         state = _tensors(run / TENSORS, description.sha256)
         try:
-            normalisation = description.transforms
-            config = TransformConfig(mean=normalisation.mean, std=normalisation.std)
             code: dict[str, str] = {}
             with _plugin_folder(run, description.task.use):
                 task = build_task(description.task)
                 code |= registry.sources({"use": description.task.use})
             settings = ForwardSettings(
                 task=task,
-                transform=prepare(config, description.image.channels),
+                transform=prepare(description.transforms.config, description.image.channels),
                 device=choose_device(device),
                 precision=inference.precision,
                 channels_last=inference.channels_last,
@@ -315,16 +312,17 @@ def _network(description: ModelDescription, task: Task, state: State, run: Path)
         ConfigError: It cannot be built.
         RunFolderError: Its tensors are others.
     """
+    from fedvision.data.transforms import input_shape
     from fedvision.models.build import build_model
     from fedvision.models.state import load_state
 
-    image = description.image
+    channels, height, width = input_shape(description.transforms.config, description.image.shape)
     network = build_model(
         description.model,
         task=task,
         num_classes=len(description.classes),
-        in_channels=image.channels,
-        image_size=(image.height, image.width),
+        in_channels=channels,
+        image_size=(height, width),
         seed=0,
     )
     own = {name: (tuple(t.shape), t.dtype) for name, t in network.state_dict().items()}

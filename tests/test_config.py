@@ -228,7 +228,8 @@ def test_swept_keys_that_lie_in_each_other_are_refused(tmp_path: Path) -> None:
     [
         ("transforms.mean = [125.3]", ["transforms.mean", "from 0 to 1", "divide by 255"]),
         ("transforms.mean = [0.5, -0.1, 0.5]", ["transforms.mean"]),
-        ("transforms.mean = []", ["transforms.mean"]),
+        ("transforms.size = -1", ["transforms.size"]),
+        ('transforms.interpolation = "cubic"', ["transforms.interpolation", "bicubic"]),
         ("transforms.std = 58.4", ["transforms.std", "divide by 255"]),
         ("transforms.std = [0.2, 0.0, 0.2]", ["transforms.std"]),
         ("transforms.rotation = 400.0", ["transforms.rotation", "180"]),

@@ -19,6 +19,7 @@ from fedvision.types import PluginSpec
 ZERO_IN_TABLES = {
     "seed": "the first of all seeds",
     "transforms.mean": "black, for images that are centred already",
+    "transforms.size": "images as they are",
     "transforms.crop": "switches it off",
     "transforms.rotation": "switches it off",
     "transforms.cutout": "switches it off",

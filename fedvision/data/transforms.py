@@ -1,4 +1,4 @@
-"""Batches on their way into the network: normalisation, augmentation and mixup of whole batches.
+"""Batches on their way into the network: normalisation, size, augmentation and mixup of whole batches.
 
 Nothing loops over images, and every random number comes from the generator passed in, so a batch is the same
 on any engine and device. Augmentation follows normalisation: what it blanks or moves in from outside is 0,
@@ -12,7 +12,7 @@ and grey 127.5 with the default mean of 0.5; torchvision's padding before normal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -23,6 +23,8 @@ from torch.nn import functional
 from fedvision.config import TransformConfig
 from fedvision.errors import ConfigError
 
+MEAN, STD = (0.5,), (0.25,)
+"""Where neither the experiment nor the network's weights say others."""
 Draws: TypeAlias = Mapping[str, Tensor]
 """What happens to each image of a batch, by name; every tensor's last dimension is B."""
 
@@ -33,8 +35,9 @@ def prepare(config: TransformConfig, channels: int) -> BatchTransform:
     Raises:
         ConfigError: ``transforms.mean`` or ``transforms.std`` holds neither one number nor one per channel.
     """
+    shown, _, _ = input_shape(config, (1, 1, channels))
     for name, values in (("mean", config.mean), ("std", config.std)):
-        if len(values) not in (1, channels):
+        if len(values) not in (0, 1, shown):
             raise ConfigError(
                 f"transforms.{name} holds {len(values)} numbers for images with {channels} channels; "
                 f"write {channels} of them or one for all"
@@ -42,12 +45,21 @@ def prepare(config: TransformConfig, channels: int) -> BatchTransform:
     return BatchTransform(config, channels)
 
 
+def input_shape(config: TransformConfig, image: Sequence[int]) -> tuple[int, int, int]:
+    """Return (channels, H, W) of what a network gets of images (H, W, channels)."""
+    height, width, channels = image
+    if config.size:
+        height = width = config.size
+    colour = channels == 1 and 3 in (len(config.mean), len(config.std))
+    return 3 if colour else channels, height, width
+
+
 def check_size(config: TransformConfig, size: tuple[int, int]) -> None:
     """Refuse augmentation that can leave nothing of an image.
 
     Args:
         config: The experiment's ``[transforms]``.
-        size: (H, W) of the images.
+        size: (H, W) of what the network gets.
 
     Raises:
         ConfigError: ``crop`` or ``cutout`` reaches over the shorter side.
@@ -65,13 +77,33 @@ class BatchTransform:
     """Normalise, augment and mix batches as an experiment's ``[transforms]`` says; built by ``prepare``."""
 
     def __init__(self, config: TransformConfig, channels: int) -> None:
-        self.config, self.channels = config, channels
-        mean, std = (np.broadcast_to(np.array(v, np.float64), channels) for v in (config.mean, config.std))
+        self.config, self.channels = config, input_shape(config, (1, 1, channels))[0]
+        mean, std = (
+            np.broadcast_to(np.array(v, np.float64), self.channels)
+            for v in (config.mean or MEAN, config.std or STD)
+        )
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self._rows: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
+    def inputs(self, images: Tensor, *, channels_last: bool = True) -> Tensor:
+        """Return images as the network takes them: normalised, then brought to their size.
+
+        An image gets the same numbers in any batch.
+
+        Args:
+            images: uint8 [B, H, W, channels].
+            channels_last: Strides of the result, as of ``normalise``.
+
+        Returns:
+            float32 [B, channels', H', W'] on the images' device, of the shape of ``input_shape``.
+        """
+        x = self.normalise(images, channels_last=channels_last)
+        if not (side := self.config.size):
+            return x
+        return resize(x, side, self.config.interpolation or "bilinear", channels_last=channels_last)
+
     def normalise(self, images: Tensor, *, channels_last: bool = True) -> Tensor:
-        """Return (pixel / 255 - mean) / std.
+        """Return (pixel / 255 - mean) / std; gray images as colour where it has constants for three channels.
 
         One conversion, then one multiply-add in place. Channels last costs nothing more: the result is the
         buffer of the images as they lie, seen with its axes permuted. With a single channel PyTorch calls
@@ -84,10 +116,12 @@ class BatchTransform:
             channels_last: Strides of the result: of [B, H, W, channels] in memory, or contiguous.
 
         Returns:
-            float32 [B, channels, H, W] on the images' device.
+            float32 [B, channels', H, W] on the images' device.
         """
         if images.is_floating_point():
             return images.permute(0, 3, 1, 2)
+        if images.shape[3] < self.channels:
+            images = images.expand(-1, -1, -1, self.channels)
         batch, height, width, channels = images.shape
         if channels_last:
             # A constant per channel would make inner loops of ``channels`` steps; a whole image row makes
@@ -202,6 +236,28 @@ class BatchTransform:
             )
             self._rows[key] = scale, shift
         return self._rows[key]
+
+
+def resize(x: Tensor, side: int, interpolation: str, *, channels_last: bool = True) -> Tensor:
+    """Return images [B, channels, H, W] as [B, channels, side, side].
+
+    Args:
+        x: The images.
+        side: Pixels.
+        interpolation: ``"bilinear"`` or ``"bicubic"``, antialiased as Pillow's, or ``"nearest"``, the pixel
+            in which the centre lies.
+        channels_last: Strides of the result.
+    """
+    if x.shape[2:] == (side, side):
+        return x
+    if interpolation == "nearest":
+        found = functional.interpolate(x, (side, side), mode="nearest-exact")
+    else:
+        found = functional.interpolate(x, (side, side), mode=interpolation, antialias=True)
+    batch, channels, _, _ = found.shape
+    out = found.new_empty((batch, side, side, channels) if channels_last else found.shape)
+    out = out.permute(0, 3, 1, 2) if channels_last else out
+    return found if found.stride() == out.stride() else out.copy_(found)
 
 
 def _whole(below: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -26,6 +26,7 @@ from fedvision.data.dataset import Dataset
 from fedvision.data.partition.client_shards import ClientShards
 from fedvision.data.partition.split import Split
 from fedvision.data.shards import Shard
+from fedvision.data.transforms import input_shape
 from fedvision.engines.partial_aggregation import PartialAggregator
 from fedvision.flower import client_app
 from fedvision.flower.client_registry import SimulatedClientRegistry
@@ -127,7 +128,7 @@ class SimulatedClientHosts:
         """Build the model where it was left out; the same seed gives the same bits."""
         vars(self).update(state)
         if "model" not in state:
-            _, height, width, channels = self.dataset.train.images.shape
+            channels, height, width = input_shape(self.config.transforms, self.dataset.train.images.shape[1:])
             vars(self)["model"] = build_model(
                 self.config.model,
                 task=build_task(self.config.task),

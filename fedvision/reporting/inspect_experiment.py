@@ -9,6 +9,7 @@ import torch
 
 from fedvision import seeding
 from fedvision.data.targets import several
+from fedvision.data.transforms import input_shape
 from fedvision.experiment import Experiment
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.models.freezing import training_mode
@@ -48,7 +49,19 @@ def inspect_experiment(experiment: Experiment) -> str:
         left_out=len(split.left_out),
         held_out=split.held_out,
     )
-    return "\n".join([text, *experiment.notices()])
+    return "\n".join([text, _input(experiment), *experiment.notices()])
+
+
+def _input(experiment: Experiment) -> str:
+    """Return what the network gets of an image."""
+    transforms, image = experiment.config.transforms, experiment.dataset.train.images.shape[1:]
+    shown = " x ".join(map(str, input_shape(transforms, image)))
+    how = f", {transforms.interpolation}" if transforms.size else ""
+    mean, std = (", ".join(f"{one:g}" for one in values) for values in (transforms.mean, transforms.std))
+    return (
+        f"the network gets {shown} of images of {' x '.join(map(str, image))}{how}: "
+        f"(pixel / 255 - {mean}) / {std}"
+    )
 
 
 def _loss_by_class(experiment: Experiment) -> dict[str, list[float]]:
@@ -58,11 +71,11 @@ def _loss_by_class(experiment: Experiment) -> dict[str, list[float]]:
     that have the class, of at most 100 of them. Nothing where outputs are more than one tensor.
     """
     split, classes = experiment.split, len(experiment.dataset.classes)
-    _, height, width, channels = experiment.dataset.train.images.shape
-    labels = experiment.task.example_targets(classes, (height, width))
+    image = experiment.dataset.train.images.shape[1:]
+    labels = experiment.task.example_targets(classes, image[:2])
     training_mode(experiment.model, False)
     with torch.no_grad():
-        one = experiment.model(torch.zeros(1, channels, height, width))
+        one = experiment.model(torch.zeros(1, *input_shape(experiment.config.transforms, image)))
     training_mode(experiment.model)
     if not isinstance(one, torch.Tensor):
         return {}

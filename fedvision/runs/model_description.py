@@ -6,7 +6,8 @@
      "classes": ["cat", "dog"], "class_counts": [900, 30],
      "image": {"height": 64, "width": 64, "channels": 3},
      "decoding": {"size": 64, "fit": "crop", "range": 0.0},
-     "transforms": {"mean": [0.5], "std": [0.25]}, "probability_scale": 1.0,
+     "transforms": {"mean": [0.5], "std": [0.25], "size": 0, "interpolation": "bilinear"},
+     "probability_scale": 1.0,
      "inference": {"batch_size": 100, "precision": "float32", "channels_last": true}, "metrics": ["kappa"],
      "model": {"use": "cnn", "width": 16}, "code": {}, "dtypes": ["float32"],
      "personal": [], "sha256": "of model.safetensors"}
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fedvision import registry
-from fedvision.config import LoraConfig, ModelConfig
+from fedvision.config import LoraConfig, ModelConfig, TransformConfig
 from fedvision.data.decoding.pixels import FITS
 from fedvision.errors import ConfigError, RunFolderError
 from fedvision.files import read_json
@@ -78,12 +79,21 @@ class FileDecoding:
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """What is done to pixels from 0 to 1: (pixel - mean) / std."""
+    """What is done to pixels from 0 to 1: (pixel - mean) / std, then the size."""
 
     mean: tuple[float, ...]
     """Per channel, or one for all."""
     std: tuple[float, ...]
     """Per channel, or one for all."""
+    size: int = 0
+    """Pixels a side to which images are resized; 0 leaves them."""
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    """How."""
+
+    @property
+    def config(self) -> TransformConfig:
+        """The same as ``[transforms]``."""
+        return TransformConfig(**vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +210,12 @@ def describe(
         class_counts=class_counts if class_counts and any(class_counts) else None,
         image=ImageShape(height=height, width=width, channels=channels),
         decoding=_decoding(config.data, (height, width)),
-        transforms=Normalisation(mean=config.transforms.mean, std=config.transforms.std),
+        transforms=Normalisation(
+            mean=config.transforms.mean,
+            std=config.transforms.std,
+            size=config.transforms.size,
+            interpolation=config.transforms.interpolation or "bilinear",
+        ),
         probability_scale=probability_scale,
         inference=Inference(
             batch_size=config.evaluation.batch_size,

@@ -187,6 +187,10 @@ class Task(ABC):
                 raise DataError(
                     f"{where} needs {self.targets}, and [data] use = {config.data.use!r} has {found}"
                 )
+        if config.transforms.size and not self.whole_image:
+            raise ConfigError(
+                f"transforms.size would resize images and not the targets of {where}; leave it out"
+            )
         moved = [name for name in ("flip", "crop", "rotation", "cutout") if getattr(config.transforms, name)]
         if moved and not self.whole_image and type(self).transform is Task.transform:
             raise ConfigError(

@@ -17,7 +17,7 @@ from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
 from fedvision.data.image_counts import ImageCounts
 from fedvision.data.shards import Shard
-from fedvision.data.transforms import prepare
+from fedvision.data.transforms import input_shape, prepare
 from fedvision.errors import ClientError, ConfigError, PluginError, with_kind
 from fedvision.losses.logits import sharpened, sharpness
 from fedvision.models.meta import filled
@@ -328,9 +328,9 @@ def loop_settings(config: ExperimentConfig, channels: int) -> LoopSettings:
 
 def _trains_single(model: nn.Module, shard: Shard, settings: LoopSettings) -> bool:
     """Try a batch of one image; no random stream moves, and the model stays as it was."""
-    _, height, width, channels = shard.images.shape
+    shape = input_shape(settings.transform.config, shard.images.shape[1:])
     with seeding.torch_global(settings.seed, "trial"):
-        return trains_alone(model, torch.zeros(1, channels, height, width, device=settings.device))
+        return trains_alone(model, torch.zeros(1, *shape, device=settings.device))
 
 
 def check_training(config: ExperimentConfig, channels: int, num_classes: int) -> None:

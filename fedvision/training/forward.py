@@ -27,7 +27,7 @@ class ForwardSettings:
     task: Task
     """What targets and outputs are."""
     transform: BatchTransform
-    """Normalisation."""
+    """Normalisation and size."""
     device: torch.device
     """Where the network is."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -54,9 +54,9 @@ class ForwardSettings:
         return self.inputs(images), targets.to(self.device, non_blocking=True)
 
     def inputs(self, images: torch.Tensor) -> torch.Tensor:
-        """Return images uint8 [B, H, W, channels] normalised, float32 [B, channels, H, W] on the device."""
+        """Return images uint8 [B, H, W, channels] as the network takes them, float32 [B, channels, H, W]."""
         pixels = images.to(self.device, non_blocking=True)
-        return self.transform.normalise(pixels, channels_last=self.channels_last)
+        return self.transform.inputs(pixels, channels_last=self.channels_last)
 
     def one_model(self) -> AbstractContextManager[object]:
         """Return the block in which one model's forward pass runs: its precision, the layout it may use."""

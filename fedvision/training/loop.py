@@ -20,7 +20,7 @@ from torch import nn
 from fedvision import registry, seeding
 from fedvision.config import TrainingConfig
 from fedvision.data.shards import Shard
-from fedvision.data.transforms import BatchTransform
+from fedvision.data.transforms import BatchTransform, input_shape
 from fedvision.errors import ClientError, DataError, PluginError
 from fedvision.models.freezing import training_mode
 from fedvision.models.state import get_state, load_state, personal_names
@@ -212,7 +212,7 @@ def _fetched(
     Small batches are fetched several at a time: what a call costs beside its images is then paid once.
     """
     waiting: list[NDArray[np.int64]] = []
-    pixels = math.prod(shard.images.shape[1:])
+    pixels = math.prod(input_shape(settings.transform.config, shard.images.shape[1:]))
     for batch in batches:
         waiting.append(batch)
         if pixels * sum(map(len, waiting)) >= _FETCH:

@@ -90,8 +90,22 @@ def test_one_number_serves_all_channels_and_other_counts_are_refused() -> None:
         ConfigError, match=r"transforms\.mean holds 2 numbers for images with 3 channels; wri"
     ):
         prepared(mean=(0.1, 0.2))
-    with pytest.raises(ConfigError, match=r"transforms\.std holds 3 numbers for images with 1 channels"):
-        prepared(channels=1, std=(0.1, 0.2, 0.3))
+    with pytest.raises(ConfigError, match=r"transforms\.std holds 4 numbers for images with 1 channels"):
+        prepared(channels=1, std=(0.1, 0.2, 0.3, 0.4))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_constants_for_three_channels_show_gray_images_as_colour(channels_last: bool) -> None:
+    gray = pixels(channels=1)
+    constants = {"mean": (0.1, 0.2, 0.3), "std": (0.5,)}
+    transform = prepared(channels=1, **constants)
+    found = transform.inputs(gray, channels_last=channels_last)
+    colour = gray.expand(-1, -1, -1, 3).contiguous()
+    wanted = prepared(channels=3, **constants).inputs(colour, channels_last=channels_last)
+    assert torch.equal(found, wanted)
+    assert found.stride() == wanted.stride()
+    assert transforms.input_shape(transform.config, (6, 7, 1)) == (3, 6, 7)
+    assert transforms.input_shape(TransformConfig(mean=(0.1,)), (6, 7, 1)) == (1, 6, 7)
 
 
 def test_nothing_switched_on_is_the_same_tensor_and_draws_nothing() -> None:

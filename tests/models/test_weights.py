@@ -101,7 +101,9 @@ def test_across_machines_the_server_alone_has_the_file(first: RunResult) -> None
     config = beginning(first.folder.path)
     server = Experiment.build(config, split_here=False).model.state_dict()
     assert all(torch.equal(server[name], tensor) for name, tensor in first.state.items())
-    stays = tiny(model={**BATCH_NORM, "shared": "no-batch-norm-statistics", "weights": "anywhere"})
+    stays = tiny(
+        model={**BATCH_NORM, "shared": "no-batch-norm-statistics", "weights": str(first.folder.path)}
+    )
     with pytest.raises(ConfigError, match=r"clients' machines would begin without the file's .*running_mean"):
         Experiment.build(stays, split_here=False)
 

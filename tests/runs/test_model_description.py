@@ -38,7 +38,7 @@ def test_model_description_of_a_finished_run(run: Path) -> None:
         "classes": [str(digit) for digit in range(10)],
         "class_counts": counts.tolist(),
         "image": {"height": 8, "width": 8, "channels": 1},
-        "transforms": {"mean": [0.5], "std": [0.25]},
+        "transforms": {"mean": [0.5], "std": [0.25], "size": 0, "interpolation": "bilinear"},
         "probability_scale": 20.0,
         "inference": {"batch_size": 100, "precision": "float32", "channels_last": True},
         "metrics": [],

@@ -14,6 +14,7 @@ from fedvision import memory
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset
 from fedvision.data.shards import Shard
+from fedvision.data.transforms import input_shape
 from fedvision.models.build import build_model
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state, size_in_bytes
@@ -55,9 +56,9 @@ def step_cost(config: ExperimentConfig, dataset: Dataset, device: str) -> StepCo
     """
     training = dataclasses.replace(config.training, steps=_STEPS, device=device)
     config = dataclasses.replace(config, training=training)
-    _, height, width, channels = dataset.train.images.shape
+    channels, height, width = input_shape(config.transforms, dataset.train.images.shape[1:])
     classes = len(dataset.classes)
-    settings = loop_settings(config, channels)
+    settings = loop_settings(config, dataset.train.images.shape[3])
     model = build_model(
         config.model,
         task=settings.task,

@@ -38,6 +38,7 @@ from fedvision import registry
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
 from fedvision.data.dataset import Dataset
 from fedvision.data.targets import several
+from fedvision.data.transforms import input_shape
 from fedvision.deployment.client import local_data, local_shards
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.local_shards import OwnShards, on_this_machine, reported_counts
@@ -119,7 +120,7 @@ class Trainer:
         if self._shards is None or self._read != wanted:
             self._shards = local_shards.own_shards(self.client, facts, config, self._own)
             self._read, self._stamp, self._own = wanted, now, None
-        height, width, channels = facts.image
+        channels, height, width = input_shape(config.transforms, facts.image)
         model = build_model(
             config.model,
             task=build_task(config.task),

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedvision import seeding
 from fedvision.data.shards import Shard
-from fedvision.data.transforms import Draws
+from fedvision.data.transforms import Draws, input_shape
 from fedvision.training.loop import LoopSettings
 from fedvision.training.vectorized.device_cache import DeviceDatasetCache
 from fedvision.types import TrainRequest
@@ -169,10 +169,11 @@ def _draws(
     drawn: dict[str, torch.Tensor] = {}
     if not settings.transform.draws:
         return drawn
+    _, height, width = input_shape(settings.transform.config, images[1:])
     for k, (request, own) in enumerate(zip(requests, batches, strict=True)):
         generator = seeding.torch_stream(settings.seed, "augment", request.round, request.client)
         for s, batch in enumerate(own):
-            values = settings.transform.draw(len(batch), (images[1], images[2]), generator)
+            values = settings.transform.draw(len(batch), (height, width), generator)
             for name, value in values.items():
                 if name not in drawn:
                     drawn[name] = value.new_zeros(*value.shape[:-1], *shape)

@@ -174,7 +174,7 @@ class ClientStack:
 def gather_batch(
     images: torch.Tensor, labels: torch.Tensor, slots: StepBatch, settings: LoopSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a step's images [K, B, channels, H, W], normalised and augmented, and targets [K, B, ...].
+    """Return a step's images [K, B, channels, H, W], augmented, and its targets [K, B, ...].
 
     Args:
         images: uint8 [N, H, W, channels].
@@ -183,7 +183,7 @@ def gather_batch(
         settings: Task and transforms of the run.
     """
     flat = slots.at.flatten()
-    x = settings.transform.normalise(images[flat], channels_last=settings.training.channels_last)
+    x = settings.transform.inputs(images[flat], channels_last=settings.training.channels_last)
     drawn = {name: value.flatten(-2) for name, value in slots.drawn.items()}
     x, targets = settings.task.transform(x, labels[flat], drawn, settings.transform)
     return x.view(*slots.at.shape, *x.shape[1:]), targets.view(*slots.at.shape, *targets.shape[1:])

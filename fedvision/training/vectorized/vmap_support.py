@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fedvision import registry, seeding
 from fedvision.config import TrainingConfig
+from fedvision.data.transforms import input_shape
 from fedvision.errors import first_line
 from fedvision.models.freezing import training_mode
 from fedvision.tasks.base import Task
@@ -59,7 +60,7 @@ def supports_vmap(
 
     Args:
         model: The network, on ``settings.device``.
-        image_shape: (H, W, channels).
+        image_shape: (H, W, channels) of the images before they are resized.
         num_classes: C.
         loss: Class counts [C] or [K, C] -> the experiment's loss.
         settings: Task, optimiser, transforms, device and seed of the run.
@@ -133,9 +134,9 @@ def _trial_of_model(
     model: nn.Module, image_shape: tuple[int, int, int], settings: LoopSettings
 ) -> str | None:
     """Compare the logits of stacked weights with each client's own; the model's buffers stay as they are."""
-    height, width, channels = image_shape
+    shape = input_shape(settings.transform.config, image_shape)
     generator = seeding.torch_stream(settings.seed, "trial")
-    x = torch.randn(_CLIENTS, _IMAGES, channels, height, width, generator=generator).to(settings.device)
+    x = torch.randn(_CLIENTS, _IMAGES, *shape, generator=generator).to(settings.device)
     stacked = {name: _two(parameter.detach(), generator) for name, parameter in model.named_parameters()}
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:

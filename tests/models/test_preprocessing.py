@@ -1,0 +1,158 @@
+"""Transforms come from the weights, a library's or a run's, and a contradiction is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fedvision import simulate
+from fedvision.config import ExperimentConfig, ModelConfig, TransformConfig
+from fedvision.errors import ConfigError
+from fedvision.experiment import Experiment
+from fedvision.models.preprocessing import resolve
+from fedvision.models.weights_file import WeightsFile
+from tests.experiments import tiny
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+RESNET18 = "f37072fd"
+"""With which the SHA-256 of torchvision's resnet18 begins."""
+
+
+def file(sha256: str = "0" * 64, **description: Any) -> WeightsFile:
+    return WeightsFile(where="model.weights = 'w'", state={}, sha256=sha256, description=description)
+
+
+def resolved(use: str, given: WeightsFile | None = None, weights: str = "w", **transforms: Any) -> Any:
+    model = ModelConfig(use=use, weights=weights if given else "")
+    return resolve(TransformConfig(**transforms), model, given, (224, 224))
+
+
+def test_without_weights_what_is_left_out_is_usual() -> None:
+    found = resolved("cnn", std=(0.3,))
+    assert found == (TransformConfig(mean=(0.5,), std=(0.3,), interpolation="bilinear"), ())
+
+
+@pytest.mark.parametrize(
+    ("use", "given", "weights", "mean", "std", "interpolation"),
+    [
+        ("torchvision/resnet18", file(), "IMAGENET1K_V1", *IMAGENET, "bilinear"),
+        ("torchvision/efficientnet_b0", file(), "IMAGENET1K_V1", *IMAGENET, "bicubic"),
+        ("torchvision/resnet18", file(sha256=RESNET18.ljust(64, "0")), "copy.pth", *IMAGENET, "bilinear"),
+        ("timm/vit_tiny_patch16_224", file(), "augreg_in21k", (0.5,) * 3, (0.5,) * 3, "bicubic"),
+        ("efficientnet-lite0", file(), "any.pth", (127 / 255,), (128 / 255,), "bicubic"),
+        (
+            "torchvision/resnet18",
+            file(
+                transforms={"mean": [0.1], "std": [0.2], "size": 224, "interpolation": "nearest"},
+                image={"height": 8, "width": 8},
+            ),
+            "runs/one",
+            (0.1,),
+            (0.2,),
+            "nearest",
+        ),
+    ],
+)
+def test_weights_say_what_their_images_were_like(
+    use: str, given: WeightsFile, weights: str, mean: Any, std: Any, interpolation: str
+) -> None:
+    found = resolved(use, given, weights)
+    assert found == (TransformConfig(mean=mean, std=std, interpolation=interpolation), ())
+    again = resolved(use, given, weights, mean=mean, std=std, interpolation=interpolation)
+    assert again == found
+    assert resolved(use, given, weights, mean=mean * (1 if len(mean) == 3 else 3)).transforms.std == std
+    for key, value in {"mean": (0.3,), "std": (0.9,), "interpolation": "bilinear"}.items():
+        if value != getattr(found.transforms, key):
+            there = getattr(found.transforms, key)
+            shown = f"{list(there)}" if isinstance(there, tuple) else f"{there!r}"
+            with pytest.raises(ConfigError) as caught:
+                resolved(use, given, weights, **{key: value})
+            assert f"transforms.{key} = " in str(caught.value)
+            assert f"model.weights = 'w' was trained with {shown}; leave the key out" in str(caught.value)
+
+
+def test_another_size_than_that_of_the_training_is_told() -> None:
+    model = ModelConfig(use="efficientnet-lite0", weights="w")
+    small = resolve(TransformConfig(), model, file(), (32, 40))
+    assert small.notices == (
+        "model.weights = 'w' was trained on images of 224 x 224, and the network gets 32 x 40; "
+        "transforms.size = 224 resizes them",
+    )
+    assert resolve(TransformConfig(size=224), model, file(), (32, 40)).notices == ()
+    (sentence,) = resolve(TransformConfig(size=96), model, file(), (224, 224)).notices
+    assert "the network gets 96 x 96" in sentence
+
+
+def test_weights_of_unknown_training_are_refused_for_a_librarys_network_and_told_for_others() -> None:
+    sentence = r"nothing tells how the images .*; set transforms\.mean and transforms\.std \(torchvision's"
+    with pytest.raises(ConfigError, match=sentence):
+        resolved("torchvision/resnet18", file())
+    with pytest.raises(ConfigError, match=r"set transforms\.std \("):
+        resolved("timm/resnet18", file(), mean=(0.5,))
+    given = resolved("torchvision/resnet18", file(), mean=(0.4,), std=(0.2,))
+    assert given == (TransformConfig(mean=(0.4,), std=(0.2,), interpolation="bilinear"), ())
+    own = resolved("cnn", file(), std=(0.2,))
+    assert own.transforms == TransformConfig(mean=(0.5,), std=(0.2,), interpolation="bilinear")
+    assert own.notices == (
+        "model.weights = 'w': nothing tells how the images of its training were normalised; here it is with "
+        "mean [0.5] and std [0.2]",
+    )
+
+
+def test_a_damaged_description_is_refused() -> None:
+    for description in ({"transforms": {"mean": 3}, "image": {}}, {"classes": []}):
+        with pytest.raises(ConfigError, match=r"model\.json beside it does not describe its images"):
+            resolved("cnn", file(**description))
+
+
+def cnn(**tables: Any) -> ExperimentConfig:
+    return tiny(rounds=1, **{"transforms": {"mean": [0.4], "std": [0.3], "size": 10}, **tables})
+
+
+def test_a_run_that_begins_with_another_sees_its_images_alike(tmp_path: Path) -> None:
+    simulate(cnn(), out=tmp_path / "first")
+    follows = tiny(
+        rounds=1,
+        transforms={"size": 10},
+        model={"use": "cnn", "width": 4, "dense": 8, "weights": str(tmp_path / "first")},
+    )
+    experiment = Experiment.build(follows)
+    wanted = TransformConfig(mean=(0.4,), std=(0.3,), size=10, interpolation="bilinear")
+    assert experiment.config.transforms == wanted
+    assert experiment.notices() == Experiment.build(cnn()).notices()
+    simulate(follows, out=tmp_path / "second")
+    assert ExperimentConfig.load(tmp_path / "second/config.toml").transforms == wanted
+    facts = json.loads((tmp_path / "second/model.json").read_text())
+    assert facts["transforms"] == {"mean": [0.4], "std": [0.3], "size": 10, "interpolation": "bilinear"}
+    # A run goes on with the file as it is written, open keys and all.
+    simulate(dataclasses.replace(follows, rounds=2), out=tmp_path / "second", resume=True)
+
+
+def test_gray_images_are_shown_as_colour_with_the_weights_own_constants(tmp_path: Path) -> None:
+    import torchvision
+
+    original = torchvision.models.squeezenet1_1(weights=None, num_classes=10).eval()
+    save_file(original.state_dict(), tmp_path / "file.safetensors")
+    config = tiny(
+        transforms={"mean": list(IMAGENET[0]), "std": list(IMAGENET[1]), "size": 32},
+        model={"use": "torchvision/squeezenet1_1", "weights": str(tmp_path / "file.safetensors")},
+    )
+    experiment = Experiment.build(config)
+    names = experiment.model.state_dict()
+    assert "backbone.features.0.weight" in names  # no layer that shows gray as colour in between
+    from fedvision.training.client_trainer import loop_settings
+
+    pixels = torch.from_numpy(experiment.dataset.train.images[:2])
+    x = loop_settings(experiment.config, 1).forward.inputs(pixels)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
+    plain = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+    plain = torch.nn.functional.interpolate(plain, (32, 32), mode="bilinear", antialias=True)
+    torch.testing.assert_close(x, plain)
+    with torch.no_grad():
+        torch.testing.assert_close(experiment.model.eval()(x), original(plain))
