@@ -43,7 +43,7 @@ class Simulation(RunRecorder):
     def run(self, engine: Engine) -> State:
         """Run the rounds that are left, write everything else, and return the final state."""
         with self.interruption:
-            host_factory = self._recipe()
+            host_factory = self.hosts()
             self.resume()
             with self.progress, engine.open(host_factory, on_notice=self.note) as grid, _settled():
                 self.run_rounds(
@@ -54,7 +54,7 @@ class Simulation(RunRecorder):
             self.finish(host_factory.trainer(), host_factory.dataset.test)
         return self.state
 
-    def _recipe(self) -> SimulatedClientHosts:
+    def hosts(self) -> SimulatedClientHosts:
         """Return what trains: the network on images or, behind a frozen backbone, its head on features."""
         hosts = SimulatedClientHosts(
             config=self.config,

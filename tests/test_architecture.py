@@ -59,6 +59,7 @@ LAYERS = (
     "deployment.server",
     "trained_model",
     "api",
+    "unlearning",
     "parallel_runs",
     "sweep_runner",
     "testing",

@@ -30,6 +30,7 @@ from fedvision.models.lora import merge
 from fedvision.models.meta import model_with, to_meta
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state, load_state
+from fedvision.runs.checkpoint import Checkpoint
 from fedvision.runs.events import BEGAN, Event, round_events, shown
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import choose
@@ -132,9 +133,10 @@ class RunRecorder:
 
     def _write_model(self) -> None:
         model = model_with(self.experiment.model, {**self._initial, **self.state})
-        self.folder.write_model(_full_state(merge(model)), self._description())
+        self.folder.write_model(_full_state(merge(model)), self.description())
 
-    def _description(self) -> ModelDescription:
+    def description(self) -> ModelDescription:
+        """Return what must be known of the final model to use it."""
         return describe(
             self.experiment,
             rounds=self.done,
@@ -231,8 +233,11 @@ class RunRecorder:
     def resume(self) -> None:
         """Take up the run where its last checkpoint left it."""
         checkpoint = self.folder.checkpoints.load()
-        if checkpoint is None:
-            return
+        if checkpoint is not None:
+            self.take_up(checkpoint)
+
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Take up a run where a checkpoint left it."""
         self.done = checkpoint.round
         # In the model's order, which the file does not keep: stock strategies count tensors by position.
         self.state = {name: checkpoint.tensors["model"][name] for name in self.state}

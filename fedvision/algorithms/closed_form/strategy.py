@@ -121,6 +121,28 @@ class ClosedForm(QueryStrategy):
         }
         return state | self.head_tensors(sums, state)
 
+    def take_out(self, parts: Sequence[State]) -> FeatureSums:
+        """Subtract clients' sums from those of the last round, and return what is left.
+
+        Args:
+            parts: The answers of the clients to the second query, with ``constants`` as they are.
+
+        Raises:
+            ValueError: They are no part of the sums, or nothing is left.
+        """
+        left = {name: total - sum(part[name] for part in parts) for name, total in self.sums.items()}
+        if bool((left["count"] < 0).any()):
+            raise ValueError("more images would be taken out than there are")
+        if not int(left["count"].sum()):
+            raise ValueError("no images would be left")
+        self.sums = left
+        return self.feature_sums()
+
+    def feature_sums(self) -> FeatureSums:
+        """Return the sums of the last round."""
+        arrays = {name: tensor.numpy() for name, tensor in self.sums.items()}
+        return FeatureSums(weight=self.constants["weight"].numpy(), **arrays)
+
     def head_tensors(self, sums: FeatureSums, state: State) -> State:
         """Return the head's tensors for sums made with this strategy's constants, in the state's types."""
         solved = self._solve(sums, self.chosen)
