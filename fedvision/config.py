@@ -151,6 +151,16 @@ class TrainingConfig:
     """Optimiser steps a round instead of epochs; 0 counts epochs."""
     batch_size: int = 32
     """Images a step."""
+    accumulate: int = 1
+    """Parts of about equal size in which a step's images go through the network one after the other, to save
+    memory; their gradients add up to those of all at once. Batch norm measures each part by itself, and parts
+    have two images or more where it needs them; dropout draws in another order."""
+    checkpoint_activations: bool = False
+    """Keep of each of a backbone's blocks its input alone and compute the rest anew in the backward pass: the
+    same bits with less memory and a second forward pass (arXiv 1604.06174)."""
+    compile: bool = False
+    """Let ``torch.compile`` make kernels for the network: pays off in long runs of large networks. Results
+    differ by rounding."""
     momentum: float = 0.0
     """Momentum, for optimisers that have it."""
     weight_decay: float = 0.0
@@ -169,9 +179,14 @@ class TrainingConfig:
     train on the features: in the folder of decoded images, 4 bytes for each of its numbers."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "training.", "epochs", "batch_size")
+        at_least(1, self, "training.", "epochs", "batch_size", "accumulate")
         require(0 < self.lr < math.inf, "training.lr", f"must be > 0, not {self.lr}")
         at_least(0, self, "training.", "steps", "weight_decay", "clip_norm")
+        require(
+            not (self.compile and self.checkpoint_activations),
+            "training.compile",
+            "cannot go with training.checkpoint_activations; set one of them to false",
+        )
         require(0 <= self.momentum < 1, "training.momentum", f"must be >= 0 and < 1, not {self.momentum}")
 
 

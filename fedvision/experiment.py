@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvision import registry, seeding
+from fedvision import registry, seeding, tables
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 from fedvision.stages import stage
@@ -251,13 +251,9 @@ def _load_weights(
         return None
     groups, section = ParameterGroups.of(model, config.model), config.model
     if travels and (stay := groups.personal + groups.frozen):
-        keys: dict[str, object] = {
-            "train": section.train,
-            "shared": section.shared,
-            "personal": list(section.personal),
-            "frozen": list(section.frozen),
-        }
-        set_ones = [f"model.{key} = {value!r}" for key, value in keys.items() if value not in ("all", [])]
+        table = tables.plain(section)
+        keys = [key for key in ("train", "shared", "personal", "frozen") if table[key] not in ("all", [])]
+        set_ones = [f"model.{key} = {table[key]!r}" for key in keys]
         raise ConfigError(
             f"model.weights: with {' and '.join(set_ones)} the clients' machines would begin without the "
             f"file's {listed(stay)}; leave {'these keys' if len(set_ones) > 1 else 'this key'} out"
@@ -280,10 +276,12 @@ def _try(
 
     from fedvision.data.transforms import input_shape
     from fedvision.models.parameter_groups import ParameterGroups
+    from fedvision.models.recomputation import check_blocks
     from fedvision.models.tensor_checks import trained_names, trains_alone
     from fedvision.server.rehearsal import rehearse, rehearse_client_half
     from fedvision.training.task_check import check_task
 
+    check_blocks(config, model)
     classes, image = len(dataset.classes), dataset.train.images.shape[1:]
     shape = input_shape(config.transforms, image)
     images = torch.randn(2, *shape, generator=seeding.torch_stream(config.seed, "trial"))

@@ -44,6 +44,8 @@ class Adapter:
     """The tensor that the adapter changes."""
     plain: ClassVar[type[nn.Module]]
     """The layer's class without adapter."""
+    form: ClassVar[type[Adapter]]
+    """Which of the kinds below."""
 
     _parameters: dict[str, nn.Parameter]
     lora_a: nn.Parameter
@@ -58,7 +60,7 @@ class Adapter:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle by the plain class and the kind of adapter, as the class of both is in no module."""
-        return _blank, (type(self).plain, type(self).__bases__[0]), vars(self)
+        return _blank, (type(self).plain, type(self).form), self.__getstate__()
 
 
 class ReadWeight(Adapter):
@@ -238,7 +240,8 @@ def _adapted(plain: type[nn.Module], form: type[Adapter]) -> type[nn.Module]:
     """Return the one class of a layer's kind with an adapter of this form."""
     key, name = (plain, form), f"{plain.__name__}WithLora"
     if key not in _classes:
-        _classes[key] = type(name, (form, plain), {"plain": plain, "__module__": plain.__module__})
+        facts = {"plain": plain, "form": form, "__module__": plain.__module__}
+        _classes[key] = type(name, (form, plain), facts)
     return _classes[key]
 
 

@@ -51,6 +51,8 @@ def blocked(x: torch.Tensor) -> torch.Tensor:
     Convolution, ReLU and max-pooling (its stride given) take such a tensor, forward and backward; ``plain``
     ends the stage. The values are the same but for the order of float32 sums.
     """
+    if torch.compiler.is_compiling():  # it chooses layouts itself
+        return x
     usable = _allowed.get() and x.dtype == torch.float32 and x.device.type == "cpu"
     return x.to_mkldnn() if usable and x.shape[0] * x.shape[2] * x.shape[3] >= LEAST else x
 

@@ -17,7 +17,7 @@ from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
 from fedvision.data.image_counts import ImageCounts
 from fedvision.data.shards import Shard
-from fedvision.data.transforms import input_shape, prepare
+from fedvision.data.transforms import prepare
 from fedvision.errors import ClientError, ConfigError, PluginError, with_kind
 from fedvision.losses.logits import sharpened, sharpness
 from fedvision.models.meta import filled
@@ -28,6 +28,7 @@ from fedvision.tasks.base import Task, build_task
 from fedvision.training.allocator import keep_freed_memory
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.client_state import ALGORITHM, PERSONAL, RESIDUAL, ClientStateStore
+from fedvision.training.compilation import compile_model
 from fedvision.training.evaluate import Evaluation, evaluate
 from fedvision.training.forward import choose_device
 from fedvision.training.loop import LoopSettings, TrainResult, fit
@@ -98,6 +99,8 @@ class ClientTrainer:
         model = settings.forward.place(filled(model))
         if trains:
             settings = replace(settings, single=_trains_single(model, shards.train(0), settings))
+            if config.training.compile:
+                compile_model(model, _blank(shards.train(0), settings), settings.forward)
         initial = get_state(model, ParameterGroups.of(model, config.model).personal)
         return cls(
             config=config,
@@ -328,9 +331,15 @@ def loop_settings(config: ExperimentConfig, channels: int) -> LoopSettings:
 
 def _trains_single(model: nn.Module, shard: Shard, settings: LoopSettings) -> bool:
     """Try a batch of one image; no random stream moves, and the model stays as it was."""
-    shape = input_shape(settings.transform.config, shard.images.shape[1:])
     with seeding.torch_global(settings.seed, "trial"):
-        return trains_alone(model, torch.zeros(1, *shape, device=settings.device))
+        return trains_alone(model, _blank(shard, settings)[:1])
+
+
+def _blank(shard: Shard, settings: LoopSettings) -> torch.Tensor:
+    """Return a step's images [B, channels, H, W] in their layout, all of them gray."""
+    _, height, width, channels = shard.images.shape
+    size = min(settings.training.batch_size, max(2, len(shard)))
+    return settings.forward.inputs(torch.full((size, height, width, channels), 128, dtype=torch.uint8))
 
 
 def check_training(config: ExperimentConfig, channels: int, num_classes: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform, input_shape
 from fedvision.errors import ClientError, DataError, PluginError
 from fedvision.models.freezing import training_mode
+from fedvision.models.recomputation import recomputed
 from fedvision.models.state import get_state, load_state, personal_names
 from fedvision.tasks.base import Task
 from fedvision.training.client_algorithm import ClientAlgorithm
@@ -139,9 +141,12 @@ def fit(
     lr = settings.lr(request.round) * rate(request)
     optimizer = settings.make_optimizer(list(parameters.values()), lr)
     algorithm.begin(model, parameters, request, memory or {})
-    step = _Step(model, loss, algorithm, optimizer, settings, (request.round, request.client))
-    with seeding.torch_global(settings.seed, "dropout", request.round, request.client):
-        batches = positions(len(shard), request, settings, has_batch_norm(model))
+    norm = has_batch_norm(model)
+    least = 2 if norm or not settings.single else 1  # images that the network needs in a part of a batch
+    step = _Step(model, loss, algorithm, optimizer, settings, (request.round, request.client), least)
+    again = recomputed(model) if settings.training.checkpoint_activations else nullcontext()
+    with again, seeding.torch_global(settings.seed, "dropout", request.round, request.client):
+        batches = positions(len(shard), request, settings, norm)
         losses = [step(x, targets) for x, targets in _fetched(shard, batches, settings)]
     tensors, remembered = algorithm.finish(len(losses), lr)
     return TrainResult(
@@ -230,6 +235,10 @@ def _fetch(
     return zip(x.split(sizes), targets.split(sizes), strict=True)  # type: ignore[no-untyped-call]
 
 
+_Part = tuple[torch.Tensor, torch.Tensor, LossFn]
+"""Images [b, channels, H, W] of a batch, augmented, their targets [b, ...] and the loss of each."""
+
+
 class _Step:
     """One optimiser step: normalised images and targets in, the loss of each image out."""
 
@@ -241,10 +250,12 @@ class _Step:
         optimizer: torch.optim.Optimizer,
         settings: LoopSettings,
         stream: tuple[int, int],
+        least: int,
     ) -> None:
         self.model, self.loss, self.algorithm, self.optimizer = model, loss, algorithm, optimizer
         self.settings, self.stream = settings, stream
         scaled = settings.training.precision == "float16" and settings.device.type == "cuda"
+        self.least = least
         self.scaler = torch.amp.GradScaler(settings.device.type, enabled=scaled)
 
     @cached_property
@@ -255,26 +266,39 @@ class _Step:
     def __call__(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         training = self.settings.training
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._losses(x, targets)
-        self.scaler.scale(losses.mean()).backward()  # type: ignore[no-untyped-call]
+        losses = torch.cat([self._backward(part, len(x)) for part in self._parts(x, targets)])
         self.scaler.unscale_(self.optimizer)
         self.algorithm.after_backward()
         if training.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return losses.detach()
+        return losses
 
-    def _losses(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the loss per example [B], a blend of two where mixup is on."""
-        transform, loss = self.settings.transform, self.loss
+    def _parts(self, x: torch.Tensor, targets: torch.Tensor) -> list[_Part]:
+        """Augment a batch and return it in the parts that go through the network one after the other."""
+        transform = self.settings.transform
+        others: torch.Tensor | None = None
+        weight = 1.0
         if transform.draws:
             drawn = transform.draw(len(x), (x.shape[2], x.shape[3]), self.generator)
             x, targets = self.settings.task.transform(x, targets, drawn, transform)
             if mixed := transform.mixup(x, targets, self.generator):
-                x, loss = mixed[0], _blend(loss, *mixed[1:])
+                x, others, weight = mixed
+        count = min(self.settings.training.accumulate, max(1, len(x) // self.least))
+        losses = [self.loss] * count
+        if others is not None:
+            losses = [_blend(self.loss, own, weight) for own in others.tensor_split(count)]
+        return list(zip(x.tensor_split(count), targets.tensor_split(count), losses, strict=True))
+
+    def _backward(self, part: _Part, images: int) -> torch.Tensor:
+        """Add the gradients of a part's share in the mean loss of a step's images; return its losses [b]."""
+        x, targets, loss = part
         with self.settings.forward.one_model():
-            return self.algorithm.loss(self.model, x, targets, loss)
+            losses = self.algorithm.loss(self.model, x, targets, loss)
+        mean = losses.mean() if len(x) == images else losses.sum() / images
+        self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
+        return losses.detach()
 
 
 def _blend(loss: LossFn, other: torch.Tensor, weight: float) -> LossFn:

@@ -77,6 +77,9 @@ def supports_vmap(
 
 
 def _settings(settings: LoopSettings) -> str | None:
+    for key in ("accumulate", "checkpoint_activations", "compile"):
+        if (value := getattr(settings.training, key)) > (key == "accumulate"):
+            return f"training.{key} = {str(value).lower()} has no form for several clients"
     if settings.training.precision == "float16":
         return "float16 skips steps that overflow, and each client's own ones"
     if settings.transform.config.mixup:
