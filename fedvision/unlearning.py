@@ -114,7 +114,8 @@ class _Without(Simulation):
         )
         record: dict[str, Any] = untrained_record(self.done)
         record |= {"clients": list(left), "examples": int(sums.count.sum()), "changed": True}
-        record |= {"unlearned": list(gone), "server": None, "local": None}
+        record |= {"unlearned": list(gone), "strategy": {strategy.inner.key: strategy.inner.chosen}}
+        record |= {"server": None, "local": None}
         if (test := hosts.dataset.test) is not None:
             scores = Scores(self.experiment.task, hosts.client_registry(), self.experiment.metrics)
             record["server"] = scores.total([trainer.measure(state, Shard.whole(test))])

@@ -95,6 +95,12 @@ def test_a_value_is_chosen_by_images_out_of_training(strategy: dict[str, Any], t
     config = closed(IID, strategy={"use": "closed-form", **strategy}, evaluation={"holdout": 0.2})
     found = simulate(config, out=tmp_path / "run")
     assert set(found.rounds[0]["statistics"]) == {"feature-sums", "weighted-products", "head-scores"}
+    noted = found.rounds[0]["strategy"]
+    (key,) = (name for name, value in strategy.items() if value == "auto")
+    recalls = noted["macro recall"]
+    assert recalls[f"{noted[key]:g}"] == max(recalls.values())
+    page = " ".join((tmp_path / "run/report.html").read_text().split())
+    assert f"The strategy worked with {key} {noted[key]:g}." in page
     assert found.scores["accuracy"] > 0.65
 
 

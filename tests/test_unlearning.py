@@ -81,6 +81,7 @@ def test_the_model_without_a_client_is_that_of_the_others(run: RunResult, tmp_pa
     assert same(found.state, model_of([0, 1, 3, 4], run, tmp_path / "memory"))
     assert files(run.folder.path) == before, "the old run stays as it is"
     (record,) = found.rounds
+    assert record["strategy"] == run.rounds[0]["strategy"] == {"regularization": 0.3}
     assert (record["clients"], record["unlearned"], record["changed"]) == ([0, 1, 3, 4], [2], True)
     built = Experiment.build(closed())
     counts = np.array(built.split.facts(built.dataset.classes)["counts"])

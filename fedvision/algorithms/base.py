@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fedvision.ranges import check_range
 from fedvision.training.client_algorithm import ClientAlgorithm
@@ -52,6 +52,8 @@ class ServerContext:
     """Returns a network of the experiment's kind on the CPU, holding a state; it is the caller's own."""
     generator: torch.Generator
     """The round's own random stream."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Takes what the round's record shall say of the strategy's work, as JSON holds it."""
 
 
 class RoundStrategy(ABC):

@@ -54,8 +54,15 @@ def _capital(text: str) -> str:
 
 def summary_sentences(facts: RunData) -> list[str]:
     """Return a few sentences on the data, the result and how the run ended."""
-    sentences = [_data(facts), *idle(facts), _result(facts), _ending(facts)]
+    sentences = [_data(facts), *idle(facts), _result(facts), _strategy(facts), _ending(facts)]
     return [sentence for sentence in sentences if sentence]
+
+
+def _strategy(facts: RunData) -> str:
+    """Return the single numbers that the strategy noted last; its tables are in the record alone."""
+    noted = facts.rounds[-1].get("strategy") or {} if facts.rounds else {}
+    numbers = [f"{name} {value:g}" for name, value in noted.items() if isinstance(value, int | float)]
+    return f"The strategy worked with {listed(numbers)}." if numbers else ""
 
 
 def idle(facts: RunData) -> list[str]:

@@ -60,7 +60,7 @@ class StatisticsPhase:
             state = self._model_of_queries(strategy, round, state, record)
         elif isinstance(strategy, FlowerStrategy) and strategy.refines and record["changed"]:
             answers, _ = self._ask(strategy, round, state, record, self._clients(round), least=1)
-            state = self._refined(strategy, round, state, answers)
+            state = self._refined(strategy, round, state, answers, record)
         if round % self.config.evaluation.every == 0 or round == self.config.rounds:
             for use in self.config.evaluation.statistics:
                 found, name = self._query(Query(use=use), round, state, record, self._clients(round))
@@ -78,7 +78,7 @@ class StatisticsPhase:
         answers, last = self._ask(strategy, round, state, record, cohort, least=least)
         if last is None or len(last.clients) < least:
             return state
-        refined = self._refined(strategy, round, state, answers)
+        refined = self._refined(strategy, round, state, answers, record)
         if refined is not state:
             record |= {"clients": list(last.clients), "examples": last.examples, "changed": True}
         return refined
@@ -106,7 +106,12 @@ class StatisticsPhase:
         return answers, last
 
     def _refined(
-        self, strategy: FlowerStrategy, round: int, state: State, answers: Sequence[Answer]
+        self,
+        strategy: FlowerStrategy,
+        round: int,
+        state: State,
+        answers: Sequence[Answer],
+        record: dict[str, Any],
     ) -> State:
         """Return the model as the strategy refines it; ``state`` itself where the strategy leaves it."""
         if self.make_model is None:
@@ -122,6 +127,8 @@ class StatisticsPhase:
         )
         with seeding.torch_global(self.config.seed, "refine-global", round):  # dropout of a head in training
             refined = strategy.refine(state, server)
+        if server.facts:
+            record["strategy"] = server.facts
         return state if refined is state else check_state(round, refined, state)
 
     def _query(

@@ -41,6 +41,8 @@ _DEFAULT = 0.3
 class ClosedForm(QueryStrategy):
     """A linear head from exact sums over the features of a backbone that stays as it is.
 
+    A round's record has the regularization or shrinkage and, with ``"auto"``, each candidate's macro recall.
+
     Args:
         head: ``"ridge"`` or ``"lda"``.
         balance: t of the class weights n_c^-t, 0 <= balance <= 1: 0 weighs images alike, 1 classes.
@@ -80,8 +82,11 @@ class ClosedForm(QueryStrategy):
         """After a round: ``count``, ``sum`` and ``product``, int64, of all clients that answered."""
         self.chosen = 0.0
         """After a round: the regularization or shrinkage of its head."""
-        self.recalls: list[float] = []
-        """After a round with ``"auto"``: macro recall of each candidate on held-out images."""
+
+    @property
+    def key(self) -> str:
+        """Name of the argument that keeps the head small: ``regularization`` or ``shrinkage``."""
+        return _KEYS[self.head]
 
     def query(self, round: int, rounds: int, answers: Sequence[Answer]) -> Query | None:
         """Query the moments of the features, then their products, then perhaps scores of heads."""
@@ -110,11 +115,15 @@ class ClosedForm(QueryStrategy):
         sums = _sums(server.answers, constants)
         self._check_head(server.make_model(state), state, sums)
         if self.value == AUTO:
-            self.recalls = [_macro_recall(one) for one in server.answers[2]["confusion"]]
+            recalls = [_macro_recall(one) for one in server.answers[2]["confusion"]]
             # The first of the best is the smallest.
-            self.chosen = self._candidates[int(np.argmax(self.recalls))]
+            self.chosen = self._candidates[int(np.argmax(recalls))]
+            server.facts["macro recall"] = {
+                f"{value:g}": recall for value, recall in zip(self._candidates, recalls, strict=True)
+            }
         else:
             self.chosen = float(self.value)
+        server.facts[self.key] = self.chosen
         self.constants = constants
         self.sums = {
             name: torch.from_numpy(np.array(getattr(sums, name))) for name in ("count", "sum", "product")
