@@ -5,6 +5,7 @@ Both are read from Linux; elsewhere they are unknown, and whoever asks goes on w
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +30,21 @@ def resident() -> int | None:
 def highest_resident() -> int | None:
     """Return the most bytes of main memory that this process has held."""
     return _proc("self/status", "VmHWM")
+
+
+def peak() -> dict[str, int]:
+    """Return the most bytes that this process has held of each memory; what is unknown is left out.
+
+    Returns:
+        ``process``, main memory, which counts what it shares with other processes; and ``device``, what torch
+        allocated on the GPU where it allocated most.
+    """
+    most = {"process": highest_resident() or 0}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        devices = range(torch.cuda.device_count())
+        most["device"] = max((torch.cuda.max_memory_allocated(device) for device in devices), default=0)
+    return {name: size for name, size in most.items() if size}
 
 
 def _proc(file: str, name: str) -> int | None:

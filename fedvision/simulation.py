@@ -51,6 +51,7 @@ class Simulation(RunRecorder):
                     host_factory.client_registry(),
                     self._measure(),
                 )
+                self.worker_memory = getattr(grid, "peak_memory", list)()
             self.finish(host_factory.trainer(), host_factory.dataset.test)
         return self.state
 

@@ -6,6 +6,7 @@ import mmap
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedvision import memory
 
@@ -19,6 +20,19 @@ def test_memory_is_in_bytes() -> None:
     assert highest is not None
     assert 10**6 < free < 10**14
     assert 10**6 < held <= highest < 10**12
+
+
+def test_the_peak_is_that_of_the_process_and_of_the_gpu_that_held_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    most = memory.peak()
+    assert most == {"process": memory.highest_resident()}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: [5, 9, 7][device])
+    assert memory.peak()["device"] == 9
+    monkeypatch.setattr(memory, "highest_resident", lambda: None)
+    assert memory.peak() == {"device": 9}
 
 
 def test_what_is_allocated_is_resident() -> None:

@@ -37,7 +37,11 @@ def test_a_run_learns_and_leaves_a_whole_folder(tmp_path: Path) -> None:
         "config.toml", "environment.json", "split.json", "rounds.jsonl", "timings.jsonl", "checkpoint",
         "model.safetensors", "summary.json", "mistakes.safetensors", "report.html",
     }  # fmt: skip
-    assert json.loads((tmp_path / "run/summary.json").read_text())["status"] == "finished"
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert 10**7 < summary["memory"].pop("process") < 10**11
+    summary["memory"].pop("device", None)  # of a machine with a GPU
+    assert summary["memory"] == {"workers": []}
     record = result.rounds[-1]
     assert set(record["local"]["accuracy"]) <= {str(client) for client in range(5)}
     assert record["local"]["spread"]["worst"] <= record["local"]["scores"]["accuracy"]

@@ -18,7 +18,8 @@ class Engine(Protocol):
     """Carries messages between one ServerApp and many clients.
 
     Node ``FIRST_NODE + k`` of the Grid is client k. Replies may come in any order. A Grid with a true
-    attribute ``pre_aggregates`` answers training messages with sums where ``aggregator`` allows it.
+    attribute ``pre_aggregates`` answers training messages with sums where ``aggregator`` allows it. One that
+    has other processes work may have a method ``peak_memory`` that returns ``memory.peak`` of each.
     """
 
     def open(

@@ -251,6 +251,18 @@ class RunData:
         sums = {way: sum(one[way] for one in noted) for way in ("down", "up")}
         return sums | {"up_whole": sum(one.get("up_whole", one["up"]) for one in noted)}
 
+    def memory(self) -> list[tuple[str, int]]:
+        """Return what processes have held of memory at most, in words and bytes; empty where unknown."""
+        held = self.summary.get("memory", {})
+        workers = held.get("workers", [])
+        found = []
+        for key, name in (("process", "memory"), ("device", "memory of the GPU")):
+            if key in held:
+                found.append((f"{name}, at most", held[key]))
+            if most := max((one.get(key, 0) for one in workers), default=0):
+                found.append((f"{name}, at most, the largest of {len(workers)} workers", most))
+        return found
+
     def seconds_of(self, number: int) -> float | None:
         """Return the seconds of one round in all, or None where they were not recorded."""
         for line in self.timings:

@@ -24,7 +24,9 @@
     checkpoint/           where a killed run goes on; see checkpoint.py
     model.safetensors     the final model
     model.json            what must be known to use it; see model_description.py
-    summary.json          {"status": "finished" | "failed" | "stopped", "rounds", "notices", "error", ...}
+    summary.json          {"status": "finished" | "failed" | "stopped", "rounds", "notices", "error", ...}; at
+                          the end "memory": most bytes that the "process" and the "device" held since the
+                          process began, and those of "workers" [{"process", "device"}]
     mistakes.safetensors  test images that the final model names wrongly; see misclassified.py
     report.html           made from the files above
 """

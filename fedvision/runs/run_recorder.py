@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
@@ -13,7 +13,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedvision import registry
+from fedvision import memory, registry
 from fedvision.algorithms.snapshot import restore, snapshot
 from fedvision.data.dataset import ImageSet
 from fedvision.data.identity import identity
@@ -71,6 +71,8 @@ class RunRecorder:
         self.write_pages = write_pages
         self.interruption = Interruption()
         """Is entered around all that may be interrupted."""
+        self.worker_memory: Sequence[Mapping[str, int]] = []
+        """What other processes that trained have held at most, each as ``memory.peak`` returns it."""
         self.notices: list[str] = []
         """Notices while it ran."""
         for layer in layers(experiment.strategy).values():
@@ -274,6 +276,7 @@ class RunRecorder:
                 "notices": [*self._data_notices, *self.notices],
                 "parameters": sum(p.numel() for p in self.experiment.model.parameters()),
                 "state_bytes": sum(t.numel() * t.element_size() for t in self.state.values()),
+                "memory": {**memory.peak(), "workers": self.worker_memory},
             }
         )
         self.write_pages(self.folder)

@@ -8,6 +8,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,12 @@ def _mistakes(folder: RunFolder, channels: int = 1) -> None:
 
 def test_the_report_has_every_section(make_run: MakeRun) -> None:
     refusal = {"client": 1, "stage": "training", "kind": "refused", "reason": "NaN in the update"}
-    summary = {"status": "finished", "notices": ["one file could not be read"], "parameters": 1234}
+    summary: dict[str, Any] = {
+        "status": "finished",
+        "notices": ["one file could not be read"],
+        "parameters": 1234,
+    }
+    summary["memory"] = {"process": 700_000_000, "workers": [{"process": 3_000_000}, {"process": 41_000_000}]}
     folder = make_run("long tail", summary=summary, changes={"refused": [refusal]})
     _mistakes(folder)
     path = write_report(folder)
@@ -86,6 +92,7 @@ def test_the_report_has_every_section(make_run: MakeRun) -> None:
         "3 replies not used (3 refused): the rounds went on without them.",
         "NaN in the update",
         "1,234",
+        "memory, at most 700 MB memory, at most, the largest of 2 workers 41 MB",
         'use = "digits"',
         "abc123",
         "fedvision simulate 'long tail/config.toml' --out 'long tail-again'",

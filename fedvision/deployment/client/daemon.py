@@ -49,11 +49,14 @@ from fedvision.deployment.transport.self_check import client_shortcuts
 from fedvision.errors import ConfigError, FedVisionError, ProtocolError
 from fedvision.flower import codec
 from fedvision.flower.internals import CLIENT_RAISED
+from fedvision.formatting import size
 
 log = logging.getLogger("fedvision.deployment")
 _BEAT_S, _BEAT_AGAIN_S = 4.0, 1.0
 _AWAY_S = 15.0
 """A silence between two beats that the report shall name: they are a few seconds apart."""
+_MEMORIES = {"process": "main memory", "device": "the GPU's memory"}
+"""Of the training process, in words for the log."""
 _BUSY_S, _IDLE_S, _IDLE_AFTER_S = 0.02, 1.0, 30.0
 """Pauses between two questions to the server, which holds them while there is nothing to say: while a run
 goes on, and when nothing happened for a while."""
@@ -63,6 +66,12 @@ longer than a question may take."""
 _ROUND_TYPES = (MessageType.TRAIN, MessageType.EVALUATE)
 _UPLOAD_S = 180.0
 """How long the server may take to deliver a message that it announced; Flower gives up then, too."""
+
+
+def memory_text(most: Mapping[str, int]) -> str:
+    """Return what the training process has held at most, for the end of a task's line in the log."""
+    held = [(most.get(kind, 0), name) for kind, name in _MEMORIES.items()]
+    return "".join(f", so far at most {size(count)} of {name}" for count, name in held if count)
 
 
 class ClientDaemon:
@@ -83,7 +92,7 @@ class ClientDaemon:
         self._backoff = RetryBackoff(config.superlink.retry_for, sleep=self._rest)
         self._runs: dict[int, RunManifest] = {}
         self._opened: tuple[int, str] = (0, "")
-        self._worked = 0.0
+        self._worked, self._most = 0.0, ""
         self._expected: Mapping[str, Expected] = {}
         self._empty_since: float | None = None
         self._lost = threading.Event()
@@ -244,7 +253,7 @@ class ClientDaemon:
         began = time.monotonic()
         kind = incoming.head.metadata.message_type
         try:
-            self._worked = 0.0
+            self._worked, self._most = 0.0, ""
             layout, task = self._do(incoming)
             stored = self._state.reply(kind)
             tensors = pack_tensors(FileSource(stored.path))
@@ -260,7 +269,9 @@ class ClientDaemon:
         with suppress(RunEnded):
             self._link.confirm(incoming)
         seconds = (took, time.monotonic() - began, self._worked)
-        log.warning("%s: %s (%.1f s, %.1f s with sending, %.2f s of work)", kind, outcome, *seconds)
+        log.warning(
+            "%s: %s (%.1f s, %.1f s with sending, %.2f s of work%s)", kind, outcome, *seconds, self._most
+        )
 
     def _notes_of(self, stored: Reply, task: str) -> tuple[str, ...]:
         """Return the notes on this client in the reply to a task, the same for every request."""
@@ -312,6 +323,7 @@ class ClientDaemon:
         files = {"task": str(self._state.task), "reply": str(reply.path)}
         answer = self._surely({"answer": kind, "layout": layout.to_text(), **files}, facts)
         self._worked = float(answer.get("worked", 0.0))
+        self._most = memory_text(answer.get("memory", {}))
         reply.keep(task, answer["layout"])
         return str(answer["layout"]), task
 

@@ -34,7 +34,7 @@ from typing import IO, Any
 from flwr.app import Context, Message, RecordDict
 from torch import nn
 
-from fedvision import registry
+from fedvision import memory, registry
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
 from fedvision.data.dataset import Dataset
 from fedvision.data.targets import several
@@ -130,8 +130,8 @@ class Trainer:
             seed=config.seed,
         )
         _check_frozen(model, facts)
-        memory = ClientStateStore(self._folder(facts) / "clients", config.checkpoint_every)
-        self._worker = ClientTrainer.open(config, model, len(facts.classes), self._shards, memory)
+        kept = ClientStateStore(self._folder(facts) / "clients", config.checkpoint_every)
+        self._worker = ClientTrainer.open(config, model, len(facts.classes), self._shards, kept)
         self._facts = facts
         sent = self._worker.updates.received
         expected = {
@@ -160,7 +160,7 @@ class Trainer:
         with reply.open("wb") as file:
             for start in range(0, source.size, message_format.PIECE):
                 file.writelines(source.views(start, min(start + message_format.PIECE, source.size)))
-        return {"layout": reply_header.to_text(), "worked": worked}
+        return {"layout": reply_header.to_text(), "worked": worked, "memory": memory.peak()}
 
     def do(self, kind: str, client: int, content: RecordDict) -> RecordDict:
         """Do one task and return the reply's content.

@@ -135,6 +135,10 @@ class RayGrid(LocalGrid):
         )
         return exchange.run()
 
+    def peak_memory(self) -> list[dict[str, int]]:
+        """Return what each worker that lives has held of memory at most."""
+        return self._pool.peak_memory()
+
     def _cost(self, message: Message) -> float:
         return self._recipe.cost(message.metadata.dst_node_id - FIRST_NODE)
 

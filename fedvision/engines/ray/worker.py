@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from flwr.app import Message
 
-from fedvision import registry
+from fedvision import memory, registry
 from fedvision.engines.base import Engine
 from fedvision.engines.partial_aggregation import PartialAggregator
 from fedvision.engines.ray.placement import MemoryProfile
@@ -102,6 +102,10 @@ class RayWorker:
         node = ray.get_runtime_context().get_node_id()
         notices, self._notices[:] = tuple(self._notices), []
         return Facts(pid=os.getpid(), node=node, notices=notices)
+
+    def peak_memory(self) -> dict[str, int]:
+        """Return what this process has held of memory at most."""
+        return memory.peak()
 
     def profile(self, host_factory: Sequence[ray.ObjectRef]) -> MemoryProfile:  # type: ignore[type-arg]
         """Train the costliest client once on this worker's GPU and return what it took."""

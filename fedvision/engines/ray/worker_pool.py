@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from fedvision.engines.base import OnNotice
 from fedvision.engines.ray.serialization import Response
 from fedvision.errors import RunError
 
+_PATIENCE = 5.0
+"""Seconds for idle workers to say what memory they held."""
 STARTS = 3
 """Workers in a row that may fail to start before the engine gives up on starting more."""
 
@@ -135,6 +138,16 @@ class Pool:
     def surplus(self) -> list[PoolWorker]:
         """Return the members that are too many."""
         return self.members[self.size :]
+
+    def peak_memory(self) -> list[dict[str, int]]:
+        """Return what each worker that answers has held of memory at most."""
+        asked = [member.actor.peak_memory.remote() for member in self.members if member.starting is None]
+        done, _ = ray.wait(asked, num_returns=len(asked), timeout=_PATIENCE) if asked else ([], [])
+        found = []
+        for reference in done:
+            with suppress(ray.exceptions.RayError):  # it died meanwhile
+                found.append(ray.get(reference))
+        return found
 
     def close(self) -> None:
         """Stop all workers."""

@@ -319,3 +319,9 @@ def test_what_befell_an_idle_client_is_told_in_one_reply(pki: Path, tmp_path: Pa
     client._note("its images changed since it reported them")
     assert client._notes_of(reply, "a task") == told, "the same reply is the same"
     assert client._notes_of(reply, "the next task") == ("its images changed since it reported them",)
+
+
+def test_the_log_says_what_memory_a_task_took() -> None:
+    text = daemon.memory_text({"process": 712_000_000, "device": 5_000_000_000})
+    assert text == ", so far at most 712 MB of main memory, so far at most 5 GB of the GPU's memory"
+    assert daemon.memory_text({}) == ""

@@ -121,7 +121,7 @@ def test_images_are_read_once_for_all_rounds_and_runs(
     assert reads == ["north"]
 
 
-def test_a_reply_has_the_duration_of_the_work(
+def test_a_reply_has_the_duration_of_the_work_and_the_memory(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fedvision.deployment.client import trainer as module
@@ -130,7 +130,9 @@ def test_a_reply_has_the_duration_of_the_work(
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(now, 300.0))
     monkeypatch.setattr(module, "_run_app", lambda worker, kind, content, client: content)
     monkeypatch.setattr(Trainer, "_guard", lambda self, answered, *_: answered)
-    assert [answer["worked"] for answer in play(trainer, tmp_path, opened, 1)] == [2.5, 0.5]
+    answers = play(trainer, tmp_path, opened, 1)
+    assert [answer["worked"] for answer in answers] == [2.5, 0.5]
+    assert all(10**7 < answer["memory"]["process"] < 10**11 for answer in answers)
 
 
 def measured(trainer: Trainer, folder: Path) -> tuple[RecordDict, RecordDict]:

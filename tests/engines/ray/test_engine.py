@@ -73,6 +73,7 @@ class Round:
                     self.updates += 1
                     sums.add(reply.update(0))
             self.state = sums.finalize() if sums.num_updates else {}
+            self.memory = getattr(grid, "peak_memory", list)()
         self.num_updates, self.answered, self.refused = sums.num_updates, exchange.answered, exchange.refused
         self.up, self.norms, self.unusable = exchange.up, exchange.norms, exchange.unusable
 
@@ -92,6 +93,9 @@ def test_sums_of_workers_are_the_serial_engines_sum(workers: int, serial: Round)
     assert same(there.state, serial.state)
     assert there.answered == list(range(12))
     assert (there.num_updates, there.updates, there.up) == (12, 0, serial.up)
+    assert serial.memory == []
+    assert 1 <= len(there.memory) <= workers
+    assert all(10**7 < one["process"] < 10**11 for one in there.memory)
 
 
 @pytest.mark.long
