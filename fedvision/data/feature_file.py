@@ -19,6 +19,7 @@ import itertools
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -68,6 +69,7 @@ class FeatureFile:
             missing = missing if known is None else missing[known[missing] == 0]
             if len(missing):
                 self._write(rows(missing))
+            os.utime(self.folder)
             return np.load(self.folder / "features.npy", mmap_mode="r")  # type: ignore[no-any-return]
 
     def _known(self) -> NDArray[np.uint8] | None:
@@ -134,6 +136,16 @@ class FeatureFile:
                 f"{self.folder}: the cache of features cannot be used: {error.strerror or error}; free its "
                 "disk, set $FEDVISION_CACHE to another folder, or set training.cache_features = false"
             ) from error
+
+
+def remove_unused(folder: Path, days: float) -> None:
+    """Remove the files of a folder that were not used for some days; 0 removes none."""
+    if not days or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if path.stat().st_mtime < time.time() - days * 86_400:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _say_known(features: FileIO, known: FileIO, written: Iterable[NDArray[np.int64]]) -> None:

@@ -13,7 +13,7 @@ from fedvision.data.transforms import input_shape
 from fedvision.experiment import Experiment
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.models.freezing import training_mode
-from fedvision.models.parameter_groups import ParameterGroups, network_bytes
+from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state, size_in_bytes
 from fedvision.reporting.skew_report import Whole, skew_report
 from fedvision.training.client_trainer import build_loss
@@ -45,7 +45,6 @@ def inspect_experiment(experiment: Experiment) -> str:
         state_bytes=size_in_bytes(
             get_state(experiment.model, ParameterGroups.of(experiment.model, experiment.config.model).shared)
         ),
-        network_bytes=network_bytes(experiment.model),
         cohort=_cohort(experiment),
         left_out=len(split.left_out),
         held_out=split.held_out,

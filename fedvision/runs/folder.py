@@ -313,8 +313,7 @@ class RunFolder:
 
         Args:
             summary: ``status`` (``finished``, ``failed``, ``stopped``), and where known ``rounds`` (done),
-                ``notices`` (sentences), ``error`` (sentence), ``parameters``, ``state_bytes``,
-                ``network_bytes``.
+                ``notices`` (sentences), ``error`` (sentence), ``parameters``, ``state_bytes``.
 
         Raises:
             RecordError: The disk is full or refuses.

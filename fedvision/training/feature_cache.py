@@ -14,6 +14,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from fedvision.training.forward import ForwardSettings
 
 _VERSION = 1
 """Part of every key: to be raised when features are computed otherwise."""
-_SHOWN_EVERY = 5.0
+_SHOWN_EVERY = 10.0
 """Seconds between two lines on how far it is."""
 
 
@@ -60,7 +61,7 @@ def obstacle(config: ExperimentConfig, model: nn.Module) -> str | None:
         return "the network has no backbone and head"
     if not has_frozen_backbone(model):
         return "the backbone is trained"
-    if any(id(tensor) in _frozen(model) for tensor in floating(model.head).values()):
+    if not _frozen(model).isdisjoint(map(id, floating(model.head).values())):
         return "a part of the head is frozen"
     drawn = [
         name for name in ("flip", "crop", "rotation", "cutout", "mixup") if getattr(config.transforms, name)
@@ -78,8 +79,8 @@ def obstacle(config: ExperimentConfig, model: nn.Module) -> str | None:
 
 def has_frozen_backbone(model: nn.Module) -> bool:
     """Return whether a network has a backbone that has tensors, all of which are frozen."""
-    backbone = floating(model.backbone).values() if isinstance(model, ImageModel) else ()
-    return bool(backbone) and all(id(tensor) in _frozen(model) for tensor in backbone)
+    backbone = set(map(id, floating(model.backbone).values())) if isinstance(model, ImageModel) else set()
+    return bool(backbone) and backbone <= _frozen(model)
 
 
 def _frozen(model: nn.Module) -> frozenset[int]:
@@ -95,6 +96,7 @@ def on_features(
     settings: ForwardSettings,
     *,
     used: NDArray[np.int64],
+    folder: Path | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> HeadExperiment:
     """Compute the features that are not there yet, and return what trains on them.
@@ -105,6 +107,7 @@ def on_features(
         model: Its network, on the settings' device; the backbone has its tensors.
         settings: Normalisation, device and precision.
         used: Numbers of the training images that a client trains or measures on, int64 [n].
+        folder: Where features are kept; by default beside the decoded images.
         on_progress: Takes a line on how far it is.
 
     Raises:
@@ -120,7 +123,7 @@ def on_features(
         def rows(missing: NDArray[np.int64]) -> Rows:
             return _shown(_rows(extract, part, missing), len(missing), on_progress)
 
-        return replace(part, images=FeatureFile(key, len(part)).complete(numbers, rows))
+        return replace(part, images=FeatureFile(key, len(part), folder).complete(numbers, rows))
 
     test = dataset.test
     return HeadExperiment(

@@ -31,11 +31,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from flwr.app import Context, Message, RecordDict
 from torch import nn
 
 from fedvision import memory, registry
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
+from fedvision.config import ExperimentConfig
+from fedvision.data import feature_file
 from fedvision.data.dataset import Dataset
 from fedvision.data.targets import several
 from fedvision.data.transforms import input_shape
@@ -55,8 +58,9 @@ from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_state
 from fedvision.models.state import digest
 from fedvision.tasks.base import build_task
+from fedvision.training import feature_cache
 from fedvision.training.client_state import ClientStateStore
-from fedvision.training.client_trainer import ClientTrainer
+from fedvision.training.client_trainer import ClientTrainer, loop_settings
 
 log = logging.getLogger("fedvision.deployment")
 _WITH_MODEL = ("train", "evaluate", STATISTIC)
@@ -131,7 +135,8 @@ class Trainer:
         )
         _check_frozen(model, facts)
         kept = ClientStateStore(self._folder(facts) / "clients", config.checkpoint_every)
-        self._worker = ClientTrainer.open(config, model, len(facts.classes), self._shards, kept)
+        config, model, shards = self._on_features(config, model, self._shards)
+        self._worker = ClientTrainer.open(config, model, len(facts.classes), shards, kept)
         self._facts = facts
         sent = self._worker.updates.received
         expected = {
@@ -143,6 +148,26 @@ class Trainer:
         marker = self._reported_images()
         changed = marker.exists() and marker.read_text() != (self._stamp or "")
         return {"expected": {kind: one.to_text() for kind, one in expected.items()}, "changed": changed}
+
+    def _on_features(
+        self, config: ExperimentConfig, model: nn.Module, shards: OwnShards
+    ) -> tuple[ExperimentConfig, nn.Module, OwnShards]:
+        """Return what trains: the network on images or, behind a frozen backbone, its head on features."""
+        features = Path(self.client.state) / "features"
+        feature_file.remove_unused(features, self.client.retention_days)
+        if feature_cache.obstacle(config, model):
+            return config, model, shards
+        settings = loop_settings(config, shards.images.images.shape[-1]).forward
+        head = feature_cache.on_features(
+            config,
+            Dataset(train=shards.images, classes=()),
+            settings.place(model),
+            settings,
+            used=np.arange(len(shards.images)),
+            folder=features,
+            on_progress=log.warning,
+        )
+        return head.config, head.model, replace(shards, images=head.dataset.train)
 
     def answer(self, kind: str, layout: str, task: Path, reply: Path) -> dict[str, Any]:
         """Do the task in a file and write the reply's tensors.

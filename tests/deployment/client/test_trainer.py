@@ -30,22 +30,6 @@ from tests.experiments import tiny
 
 
 @pytest.fixture
-def trainer(tmp_path: Path) -> Trainer:
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 255, (40, 8, 8), np.uint8)
-    np.savez(tmp_path / "own.npz", train_images=images, train_labels=np.arange(40) % 3)
-    client = ClientMachineConfig.from_dict(
-        {
-            "name": "north",
-            "superlink": {"address": "localhost:1", "key": "k"},
-            "data": {"use": "npz", "path": str(tmp_path / "own.npz")},
-            "state": str(tmp_path / "state"),
-        }
-    )
-    return Trainer(client, tmp_path)
-
-
-@pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows whenever the machine's images are read."""
     found: list[str] = []
