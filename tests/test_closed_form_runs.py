@@ -12,6 +12,7 @@ from fedvision.api import RunResult, simulate
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 from fedvision.experiment import Experiment
+from fedvision.reporting.inspect_experiment import inspect_experiment
 from fedvision.trained_model import load
 from tests.experiments import tiny
 
@@ -102,6 +103,16 @@ def test_a_value_is_chosen_by_images_out_of_training(strategy: dict[str, Any], t
     page = " ".join((tmp_path / "run/report.html").read_text().split())
     assert f"The strategy worked with {key} {noted[key]:g}." in page
     assert found.scores["accuracy"] > 0.65
+
+
+def test_what_the_queries_move_is_shown_before_the_run() -> None:
+    """64 features, 10 classes: 10 + 2 * 64 numbers, then 10 + 640 + 64 * 65 / 2; and 2 * 64 + 10 back."""
+    text = inspect_experiment(Experiment.build(closed(IID)))
+    head, constants = 4 * (640 + 10), 8 * (2 * 64 + 10)
+    down = f"{(2 * head + constants) / 1000:.3g} kB"
+    assert f"nobody trains: a round sends {down} to each of 2 clients and asks it for feature-sums" in text
+    assert "feature-sums (1.1 kB at most), weighted-products (21.8 kB at most)" in text
+    assert "each way" not in text
 
 
 def no_linear(*, num_classes: int, image_size: tuple[int, int]) -> torch.nn.Module:

@@ -67,7 +67,7 @@ def test_a_million_clients_are_built_as_fast_and_as_small_as_ten() -> None:
 def test_a_million_clients_are_inspected_by_a_sample() -> None:
     config = tiny(partition=MILLION, strategy={"use": "fedavg", "fraction": 1e-5})
     text = inspect_experiment(Experiment.build(config))
-    *_, traffic, notice = text.splitlines()
+    *_, traffic, _, notice = text.splitlines()
     assert " ".join(text.split()).startswith(
         "about 20,000,000 training images of 10 classes on 1,000,000 clients (expected, not counted)"
     )

@@ -12,10 +12,12 @@ from fedvision.data.targets import several
 from fedvision.data.transforms import input_shape
 from fedvision.experiment import Experiment
 from fedvision.flower.strategy import FlowerStrategy
+from fedvision.formatting import listed, plural, size
 from fedvision.models.freezing import training_mode
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state, size_in_bytes
 from fedvision.reporting.skew_report import Whole, skew_report
+from fedvision.server.rehearsal import query_sizes
 from fedvision.training.client_trainer import build_loss
 
 
@@ -27,6 +29,10 @@ def inspect_experiment(experiment: Experiment) -> str:
     if counted != "images":
         sizes = np.array([split.size(int(client)) for client in split.shown], np.int64)
         images = round(sizes.mean() * len(split.clients))
+    state_bytes = size_in_bytes(
+        get_state(experiment.model, ParameterGroups.of(experiment.model, experiment.config.model).shared)
+    )
+    queries = _queries(experiment, state_bytes)
     text = skew_report(
         split.counts(split.shown),
         classes,
@@ -42,14 +48,26 @@ def inspect_experiment(experiment: Experiment) -> str:
             images,
         ),
         weights=_loss_by_class(experiment),
-        state_bytes=size_in_bytes(
-            get_state(experiment.model, ParameterGroups.of(experiment.model, experiment.config.model).shared)
-        ),
+        state_bytes=None if queries else state_bytes,
         cohort=_cohort(experiment),
         left_out=len(split.left_out),
         held_out=split.held_out,
     )
-    return "\n".join([text, _input(experiment), *experiment.notices()])
+    return "\n".join([text, *queries, _input(experiment), *experiment.notices()])
+
+
+def _queries(experiment: Experiment, state_bytes: int) -> list[str]:
+    """Return what a round without training moves; nothing of one that trains."""
+    strategy, config = experiment.strategy, experiment.config
+    if not isinstance(strategy, FlowerStrategy) or strategy.trains:
+        return []
+    height, width, channels = experiment.dataset.train.images.shape[1:]
+    classes = len(experiment.dataset.classes)
+    found = query_sizes(config, strategy, experiment.model, (height, width, channels), classes)
+    down = sum(state_bytes + one.sent for one in found)
+    names = listed([f"{one.use} ({size(8 * one.numbers)} at most)" for one in found])
+    cohort = plural(_cohort(experiment) or 0, "client")
+    return ["", f"nobody trains: a round sends {size(down)} to each of {cohort} and asks it for {names}"]
 
 
 def _input(experiment: Experiment) -> str:

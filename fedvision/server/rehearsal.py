@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import nn
 
 from fedvision import seeding
 from fedvision.aggregation.fixed_point import to_fixed_point
-from fedvision.algorithms.base import Answer, ServerContext
+from fedvision.algorithms.base import Answer, RoundStrategy, ServerContext
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
 from fedvision.errors import ClientError, ConfigError, FedVisionError, with_kind
@@ -53,25 +55,14 @@ def rehearse(
     own = copy.deepcopy(strategy.inner) if isinstance(strategy, FlowerStrategy) and strategy.refines else None
     if own is None and not requested:
         return
-    settings = loop_settings(config, image_shape[2]).forward
-    shard = Shard(
-        images=np.zeros((num_classes, *image_shape), np.uint8),
-        labels=settings.task.example_targets(num_classes, image_shape[:2]).numpy(),
-        indices=np.arange(num_classes),
-    )
-    held_out = shard if config.evaluation.holdout else None
-    data = LocalData(shard=shard, settings=settings, num_classes=num_classes, held_out=held_out)
+    data = _blank_images(config, image_shape, num_classes)
     try:
-        trial = settings.place(model_with(model, {}))
+        trial = data.settings.place(model_with(model, {}))
         for one in requested:
             to_fixed_point(compute_statistic(one, trial, data))
         if own is None:
             return
-        answers: list[Answer] = []
-        while (query := own.query(config.rounds, config.rounds, tuple(answers))) is not None:
-            sums = to_fixed_point(compute_statistic(query, trial, data))
-            sent = statistic_codec.encode_sums(sums, len(data), query.bits)
-            answers.append(statistic_codec.decode_reply(sent, query.bits).sums.values())
+        answers = [answer for _, answer in _answers(config, own, trial, data)]
         state = get_state(model, ParameterGroups.of(model, config.model).shared)
         context = ServerContext(
             round=config.rounds,
@@ -89,6 +80,62 @@ def rehearse(
             f"[strategy] use = {config.strategy.use!r}: its work on the server fails with this model: "
             f"{with_kind(error)}"
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuerySize:
+    """What a strategy's query moves."""
+
+    use: str
+    """Name of the statistic."""
+    sent: int
+    """Bytes of the tensors that travel to a client beside the model."""
+    numbers: int
+    """Numbers in an answer."""
+
+
+def query_sizes(
+    config: ExperimentConfig,
+    strategy: FlowerStrategy,
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+) -> list[QuerySize]:
+    """Return what the queries of a round move; arguments as ``rehearse`` takes them, which found no error."""
+    data = _blank_images(config, image_shape, num_classes)
+    trial = data.settings.place(model_with(model, {}))
+    return [
+        QuerySize(
+            use=query.use,
+            sent=sum(tensor.nbytes for tensor in query.tensors.values()),
+            numbers=sum(array.size for array in answer.values()),
+        )
+        for query, answer in _answers(config, copy.deepcopy(strategy.inner), trial, data)
+    ]
+
+
+def _blank_images(config: ExperimentConfig, image_shape: tuple[int, int, int], num_classes: int) -> LocalData:
+    """Return a client that has a blank image of each class."""
+    settings = loop_settings(config, image_shape[2]).forward
+    shard = Shard(
+        images=np.zeros((num_classes, *image_shape), np.uint8),
+        labels=settings.task.example_targets(num_classes, image_shape[:2]).numpy(),
+        indices=np.arange(num_classes),
+    )
+    held_out = shard if config.evaluation.holdout else None
+    return LocalData(shard=shard, settings=settings, num_classes=num_classes, held_out=held_out)
+
+
+def _answers(
+    config: ExperimentConfig, own: RoundStrategy, trial: nn.Module, data: LocalData
+) -> Iterator[tuple[Query, Answer]]:
+    """Yield the queries of a strategy's last round with their answers over one client."""
+    answers: list[Answer] = []
+    while (query := own.query(config.rounds, config.rounds, tuple(answers))) is not None:
+        sums = to_fixed_point(compute_statistic(query, trial, data))
+        sent = statistic_codec.encode_sums(sums, len(data), query.bits)
+        answers.append(statistic_codec.decode_reply(sent, query.bits).sums.values())
+        yield query, answers[-1]
 
 
 def rehearse_client_half(
