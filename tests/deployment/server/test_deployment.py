@@ -51,15 +51,18 @@ def with_several_labels(text: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", ["fedntd", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("fedper", "multi-label"))]
+    "kind",
+    ["fedntd", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("fedper", "multi-label", "lora"))],
 )
 def test_three_rounds_across_machines_end_in_the_simulations_bits(
     kind: str, tmp_path: Path, pki: Path
 ) -> None:
-    text = EXPERIMENT.format(rounds=3, epochs=1, strategy="fedavg" if kind == "multi-label" else kind)
+    text = EXPERIMENT.format(rounds=3, epochs=1, strategy=kind if kind.startswith("fed") else "fedavg")
     if kind == "fedper":
         groups = 'personal = ["head.*"]\nfrozen = ["backbone.features.conv1.*"]\n'
         text = text.replace("dense = 8\n", "dense = 8\n" + groups)
+    elif kind == "lora":
+        text = text.replace("dense = 8\n", 'dense = 8\ntrain = "lora"\nlora = { rank = 1, alpha = 1 }\n')
     elif kind == "multi-label":
         text = with_several_labels(text, tmp_path)
     with machines(tmp_path, pki, text) as here:
@@ -75,6 +78,7 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(
             assert ours["local"] == theirs["local"]
         for name in ("report.html", "summary.json", "split.json"):
             assert (here.out / name).exists()
+        assert "of work, so far at most" in here.log("north")
         # The clients do not end with the run; they end on a signal, and in order.
         for client in (north, south):
             assert client.poll() is None
