@@ -8,6 +8,7 @@ a run folder.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,15 +72,24 @@ class ModelConfig(PluginSpec):
     folder's final model, as seen from where the run is started, or with the library's own, such as
     ``IMAGENET1K_V2``; empty begins with random ones. A head for another number of classes begins anew. Across
     machines the server alone needs the file."""
-    train: Literal["all", "lora"] = "all"
-    """What is trained: all tensors, or the head and an adapter beside each layer of the backbone; what is not
-    trained is frozen and not sent."""
+    train: str = "all"
+    """What is trained: ``all`` tensors, the ``head``, the head and the ``last:N`` units (blocks) of the
+    backbone, or the head and an adapter beside each layer of the backbone (``lora``); what is not trained is
+    frozen and not sent."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """The adapters."""
     personal: tuple[str, ...] = ()
     """Patterns of tensors that each client trains and keeps for itself, such as ``["head.*"]``."""
     frozen: tuple[str, ...] = ()
-    """Patterns of tensors that nobody trains and nobody sends, such as ``["backbone.*"]``."""
+    """Patterns of further tensors that nobody trains and nobody sends, such as ``["backbone.*"]``."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.train in ("all", "head", "lora")
+            or re.fullmatch(r"last:[1-9][0-9]*", self.train) is not None,
+            "model.train",
+            f"must be 'all', 'head', 'last:N' with N >= 1, or 'lora', not {self.train!r}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,6 +147,11 @@ class Experiment:
         sentences = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
         sentences += measurement_notices(self.config, self.dataset, self.personal, self.task.class_counts)
         sentences += (*self.told, *(self.weights.notices if self.weights else ()))
+        if self.config.model.train != "all" and self.weights is None:
+            sentences.append(
+                f"model.train = {self.config.model.train!r} freezes numbers that the seed draws, as "
+                "model.weights is empty"
+            )
         if len(self.split.clients) == 0:  # the images are on other machines
             return sentences
         if isinstance(self.strategy, FlowerStrategy):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,8 +25,10 @@ MOST = 1 << 62
 BITS = 64
 """Of a number that travels whole."""
 
-Sums = Mapping[str, NDArray[np.int64]]
+Sums: TypeAlias = "Mapping[str, NDArray[np.int64]]"
 """Named arrays of whole numbers of units."""
+Signature: TypeAlias = "tuple[tuple[str, tuple[int, ...], bool], ...]"
+"""Names, shapes, and whether the unit is 1, of named arrays."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class FixedPoint:
     """Names of the arrays whose unit is 1; that of the others is 2^-30."""
 
     @property
-    def signature(self) -> tuple[tuple[str, tuple[int, ...], bool], ...]:
+    def signature(self) -> Signature:
         """Return names, shapes and units, which are the same for all who answer the same query."""
         return tuple((name, self.numbers[name].shape, name in self.whole) for name in sorted(self.numbers))
 

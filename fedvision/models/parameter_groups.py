@@ -22,8 +22,10 @@ from torch import nn
 
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, nearest
-from fedvision.models.lora import A, B, adapters
-from fedvision.models.state import floating, shared_names
+from fedvision.models.base import halves
+from fedvision.models.lora import A, B, adapter_names, adapters
+from fedvision.models.state import floating, shared_names, size_in_bytes
+from fedvision.models.units import last_units
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,15 @@ class ParameterGroups:
             ConfigError: A pattern matches nothing, a tensor is to be personal and frozen, nothing would be
                 shared, or nothing trained.
         """
-        frozen = _matching(model, config.frozen, "frozen") | _untrained(model, config)
+        left = _untrained(model, config)
+        frozen = _matching(model, config.frozen, "frozen") | left
         own = _matching(model, config.personal, "personal")
         tensors = floating(model)
+        if idle := [name for name in tensors if name in own & left]:
+            raise ConfigError(
+                f"model.personal matches {idle[0]!r}, which model.train = {config.train!r} leaves untrained "
+                "and equal on all clients; narrow the pattern"
+            )
         if both := [name for name in tensors if name in own & frozen]:
             raise ConfigError(
                 f"model.personal and model.frozen both match {both[0]!r}, which is trained by each client or "
@@ -57,10 +65,12 @@ class ParameterGroups:
         shared = tuple(name for name in shared_names(model, config.shared) if name not in own | frozen)
         trained = any(tensor.requires_grad for name, tensor in tensors.items() if name not in frozen)
         if not trained:
-            raise ConfigError(f"{_keys(config, 'frozen')}: no tensor is left to train; leave some out")
+            raise ConfigError(
+                f"{_keys(config, 'train', 'frozen')}: no tensor is left to train; leave some out"
+            )
         if not shared:
             raise ConfigError(
-                f"{_keys(config, 'personal', 'frozen')}: no tensor is left to share; leave some out"
+                f"{_keys(config, 'train', 'personal', 'frozen')}: no tensor is left to share; leave some out"
             )
         return cls(
             shared=shared,
@@ -69,18 +79,35 @@ class ParameterGroups:
         )
 
 
+def network_bytes(model: nn.Module) -> int:
+    """Return the bytes of a network's floating-point tensors, adapters beside them left out."""
+    beside = frozenset(adapter_names(model))
+    return size_in_bytes({name: tensor for name, tensor in floating(model).items() if name not in beside})
+
+
 def _untrained(model: nn.Module, config: ModelConfig) -> frozenset[str]:
-    """Return the names of the tensors that ``model.train`` leaves as they are."""
+    """Return the names of the tensors that ``model.train`` leaves as they are.
+
+    Raises:
+        ConfigError: The network has no backbone and head, or the backbone has fewer units.
+    """
     if config.train == "all":
         return frozenset()
+    where = f"model.train = {config.train!r}"
+    backbone = halves(model, where).backbone
     parts = (B,) if config.lora.exact else (A, B)
-    trained = {f"{name}.{part}" for name, _ in adapters(model) for part in parts}
-    return frozenset(name for name in floating(model) if name not in trained and not name.startswith("head."))
+    trained = [f"{name}.{part}" for name, _ in adapters(model) for part in parts]
+    if config.train.startswith("last:"):
+        count = int(config.train.removeprefix("last:"))
+        trained += [f"backbone.{name}." for name in last_units(backbone, count, where)]
+    return frozenset(name for name in floating(model) if not name.startswith(("head.", *trained)))
 
 
 def _keys(config: ModelConfig, *keys: str) -> str:
     """Return those of the keys that are set, with their values, else the network itself."""
-    set_keys = [f"model.{key} = {list(getattr(config, key))}" for key in keys if getattr(config, key)]
+    values = {key: getattr(config, key) for key in keys if getattr(config, key) not in ((), "all")}
+    shown = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    set_keys = [f"model.{key} = {value!r}" for key, value in shown.items()]
     return " and ".join(set_keys) or f"[model] use = {config.use!r} with shared = {config.shared!r}"
 
 

@@ -14,7 +14,7 @@ from fedvision.experiment import Experiment
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.formatting import listed, plural, size
 from fedvision.models.freezing import training_mode
-from fedvision.models.parameter_groups import ParameterGroups
+from fedvision.models.parameter_groups import ParameterGroups, network_bytes
 from fedvision.models.state import get_state, size_in_bytes
 from fedvision.reporting.skew_report import Whole, skew_report
 from fedvision.server.rehearsal import query_sizes
@@ -49,6 +49,7 @@ def inspect_experiment(experiment: Experiment) -> str:
         ),
         weights=_loss_by_class(experiment),
         state_bytes=None if queries else state_bytes,
+        network_bytes=network_bytes(experiment.model),
         cohort=_cohort(experiment),
         left_out=len(split.left_out),
         held_out=split.held_out,

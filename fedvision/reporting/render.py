@@ -176,7 +176,8 @@ def _cost(facts: RunData) -> str:
     back = f"{size(sent['up'])} back"
     if sent["up_whole"] != sent["up"]:
         back += f" ({size(sent['up_whole'])} without [[update]])"
-    traffic = f"{size(sent['down'])} sent to clients, {back}, {duration(facts.seconds()['total'])}"
+    part = f" ({part} each time)" if (part := facts.part_sent()) else ""
+    traffic = f"{size(sent['down'])} sent to clients{part}, {back}, {duration(facts.seconds()['total'])}"
     unused = facts.unused()
     return traffic + (f"; {unused}" if unused else "")
 

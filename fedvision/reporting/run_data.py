@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.config import ExperimentConfig
-from fedvision.formatting import STAGES, plural
+from fedvision.formatting import STAGES, plural, size
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.participation import Participant, participants
 from fedvision.runs.events import Event, all_events, kinds
@@ -262,6 +262,11 @@ class RunData:
             if most := max((one.get(key, 0) for one in workers), default=0):
                 found.append((f"{name}, at most, the largest of {len(workers)} workers", most))
         return found
+
+    def part_sent(self) -> str:
+        """Return what travels of the network each way; empty where all of it does, or nothing tells."""
+        sent, all_of_it = (self.summary.get(key, 0) for key in ("state_bytes", "network_bytes"))
+        return f"{size(sent)} of the network's {size(all_of_it)}" if sent < all_of_it else ""
 
     def seconds_of(self, number: int) -> float | None:
         """Return the seconds of one round in all, or None where they were not recorded."""

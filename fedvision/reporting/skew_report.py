@@ -73,6 +73,7 @@ def skew_report(
     whole: Whole | None = None,
     weights: Mapping[str, Sequence[float]] | None = None,
     state_bytes: int | None = None,
+    network_bytes: int = 0,
     cohort: int | None = None,
     left_out: int = 0,
     held_out: int = 0,
@@ -85,6 +86,7 @@ def skew_report(
         whole: The federation; by default ``counts`` are all its clients.
         weights: What the loss makes of the class counts, [C] by name, such as ``{"weight": ...}``.
         state_bytes: Bytes of the tensors that travel to one client, and as many back.
+        network_bytes: Bytes of all tensors of the network, where more than travel.
         cohort: Clients a round.
         left_out: Images that no client has.
         held_out: Images that are kept from training to measure on.
@@ -99,7 +101,7 @@ def skew_report(
     ]
     parts += ["", _spread(skew, whole), "", _classes(counts, classes, weights or {}, whole)]
     if state_bytes is not None:
-        parts += ["", _traffic(state_bytes, cohort or whole.clients)]
+        parts += ["", _traffic(state_bytes, network_bytes, cohort or whole.clients)]
     return plain_text(*parts)
 
 
@@ -176,8 +178,9 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _traffic(state_bytes: int, cohort: int) -> str:
+def _traffic(state_bytes: int, network_bytes: int, cohort: int) -> str:
+    part = f", of the network's {size(network_bytes)}" if network_bytes > state_bytes else ""
     return (
         f"a round sends {size(state_bytes * cohort)} to {plural(cohort, 'client')} and as much back: "
-        f"{size(state_bytes)} each way for one"
+        f"{size(state_bytes)} each way for one{part}"
     )

@@ -313,7 +313,8 @@ class RunFolder:
 
         Args:
             summary: ``status`` (``finished``, ``failed``, ``stopped``), and where known ``rounds`` (done),
-                ``notices`` (sentences), ``error`` (sentence), ``parameters``, ``state_bytes``.
+                ``notices`` (sentences), ``error`` (sentence), ``parameters``, ``state_bytes``,
+                ``network_bytes``.
 
         Raises:
             RecordError: The disk is full or refuses.

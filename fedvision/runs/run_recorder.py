@@ -28,8 +28,8 @@ from fedvision.flower.strategy import layers
 from fedvision.interruption import Interruption
 from fedvision.models.lora import merge
 from fedvision.models.meta import model_with, to_meta
-from fedvision.models.parameter_groups import ParameterGroups
-from fedvision.models.state import get_state, load_state
+from fedvision.models.parameter_groups import ParameterGroups, network_bytes
+from fedvision.models.state import get_state, load_state, size_in_bytes
 from fedvision.runs.checkpoint import Checkpoint
 from fedvision.runs.events import BEGAN, Event, round_events, shown
 from fedvision.runs.folder import RunFolder
@@ -275,7 +275,8 @@ class RunRecorder:
                 "rounds": self.done,
                 "notices": [*self._data_notices, *self.notices],
                 "parameters": sum(p.numel() for p in self.experiment.model.parameters()),
-                "state_bytes": sum(t.numel() * t.element_size() for t in self.state.values()),
+                "state_bytes": size_in_bytes(self.state),
+                "network_bytes": network_bytes(self.experiment.model),
                 "memory": {**memory.peak(), "workers": self.worker_memory},
             }
         )

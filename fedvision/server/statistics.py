@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +9,17 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
-from fedvision.aggregation.fixed_point import FixedPoint, FixedPointSum, wrapped
+from fedvision.aggregation.fixed_point import FixedPoint, FixedPointSum, Signature, wrapped
 from fedvision.algorithms.base import Answer
 from fedvision.errors import InvalidUpdate
 from fedvision.flower import statistic_codec
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.statistic_codec import STATISTIC, StatisticReply, StatisticRequest
 from fedvision.server.phase_result import PhaseResult
+
+_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +65,19 @@ def query_statistic(
     content, bits = statistic_codec.encode_request(request), request.query.bits
     messages = [Message(content, client_registry.node(client), STATISTIC) for client in clients]
     exchange = PhaseResult(client_registry=client_registry, stage="statistic", decoder=_Decoder(bits))
-    replies = dict(exchange.send(grid, messages, ordered=True, timeout=timeout))
     adding = _Adding(client_registry.groups, bits)
-    adding.add_all(replies)
+    for client, reply in exchange.send(grid, messages, timeout=timeout):
+        adding.add(client, reply)
+        del reply
+    found = adding.finish()
     refused = [
         {"client": c, "stage": "statistic", "kind": "refused", "reason": why}
         for c, why in sorted(adding.refused.items())
     ]
     return StatisticResult(
-        sums=adding.sum.total.values(),
-        clients=tuple(sorted(adding.clients)),
-        examples=adding.examples,
+        sums=found.sum.total.values(),
+        clients=tuple(sorted(found.clients)),
+        examples=found.examples,
         refused=(*exchange.refused, *refused),
         down=exchange.down,
         up=exchange.up,
@@ -100,57 +104,91 @@ class _Decoder:
             raise InvalidUpdate(client, "statistic", str(error)) from error
 
 
-@dataclass(kw_only=False)
-class _Adding:
-    """Adds up replies, bare ones one by one and masked ones by their group."""
+@dataclass
+class _Part:
+    """What was added of replies with the same names, shapes and units."""
 
-    groups: Mapping[str, Collection[int]]
-    bits: int
-    sum: FixedPointSum = field(init=False)
+    sum: FixedPointSum
     clients: list[int] = field(default_factory=list)
     examples: int = 0
-    refused: dict[int, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.sum = FixedPointSum(self.bits)
 
-    def add_all(self, replies: Mapping[int, StatisticReply]) -> None:
-        """Add what can be added; whose sums have other shapes than most clients' are refused."""
-        usual = Counter(reply.sums.signature for reply in replies.values()).most_common(1)
-        masked: dict[str, dict[int, StatisticReply]] = {}
-        for client, reply in sorted(replies.items()):
-            if reply.sums.signature != usual[0][0]:
-                self.refused[client] = "its sums have other names or shapes than those of other clients"
-            elif reply.group:
-                masked.setdefault(reply.group, {})[client] = reply
-            else:
-                self._add([client], reply.sums, reply.examples)
-        for group, members in masked.items():
-            self._add_group(group, members)
+@dataclass
+class _Group:
+    """What was added of a group's masked replies: numbers that mean nothing before all are there."""
 
-    def _add(self, clients: list[int], sums: FixedPoint, examples: int) -> None:
+    numbers: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    clients: list[int] = field(default_factory=list)
+    examples: int = 0
+    masked_examples: int = 0
+
+    def add(self, client: int, reply: StatisticReply) -> None:
+        """Add a reply, modulo 2^64."""
+        for name, array in reply.sums.numbers.items():
+            self.numbers[name] = array + self.numbers[name] if self.clients else array
+        self.clients.append(client)
+        self.examples += reply.examples
+        # Python's numbers do not wrap around, and NumPy's scalars warn when they do.
+        self.masked_examples = (self.masked_examples + reply.masked_examples) & _MASK
+
+
+class _Adding:
+    """Adds up replies as they come; of none of them more is held than the sum that it is in.
+
+    Args:
+        groups: Clients of each group that masks its numbers.
+        bits: Of a number.
+    """
+
+    def __init__(self, groups: Mapping[str, Collection[int]], bits: int) -> None:
+        self._groups, self._bits = groups, bits
+        self._parts: dict[Signature, _Part] = {}
+        self._masked: dict[tuple[str, Signature], _Group] = {}
+        self.refused: dict[int, str] = {}
+        """By client, why its reply is in no sum."""
+
+    def add(self, client: int, reply: StatisticReply) -> None:
+        """Add a reply, which is let go."""
+        signature = reply.sums.signature
+        if reply.group:
+            self._masked.setdefault((reply.group, signature), _Group()).add(client, reply)
+        else:
+            self._add(signature, [client], reply.sums, reply.examples)
+
+    def finish(self) -> _Part:
+        """Return the sum over most clients; those with other names, shapes or units are refused."""
+        for (group, signature), members in self._masked.items():
+            self._add_group(group, signature, members)
+        if not self._parts:
+            return _Part(FixedPointSum(self._bits))
+        # Of two as large ones that with the lowest client, whoever answered first.
+        usual = max(self._parts.values(), key=lambda part: (len(part.clients), -min(part.clients, default=0)))
+        for part in self._parts.values():
+            if part is not usual:
+                why = "its sums have other names or shapes than those of other clients"
+                self.refused |= dict.fromkeys(part.clients, why)
+        return usual
+
+    def _add(self, signature: Signature, clients: Sequence[int], sums: FixedPoint, examples: int) -> None:
+        part = self._parts.setdefault(signature, _Part(FixedPointSum(self._bits)))
         try:
-            self.sum.add(sums)
+            part.sum.add(sums)
         except ValueError as error:
             self.refused |= dict.fromkeys(clients, str(error))
             return
-        self.clients += clients
-        self.examples += examples
+        part.clients += clients
+        part.examples += examples
 
-    def _add_group(self, group: str, members: Mapping[int, StatisticReply]) -> None:
+    def _add_group(self, group: str, signature: Signature, members: _Group) -> None:
         """Add a group's sum, in which the masks cancel, modulo 2^bits."""
-        if set(self.groups.get(group, ())) != set(members):
+        why = ""
+        if set(self._groups.get(group, ())) != set(members.clients):
             why = "its sums are masked, and others of its group did not answer"
-            self.refused |= dict.fromkeys(members, why)
-            return
-        replies = list(members.values())
-        examples = sum(reply.examples for reply in replies)
-        if int(np.array([reply.masked_examples for reply in replies], np.int64).sum()) != examples:
+        elif members.masked_examples != members.examples & _MASK:
             why = "the masked sums of its group give no sum: somebody masked otherwise"
-            self.refused |= dict.fromkeys(members, why)
+        if why:
+            self.refused |= dict.fromkeys(members.clients, why)
             return
-        total = {
-            name: wrapped(np.sum([reply.sums.numbers[name] for reply in replies], axis=0), self.bits)
-            for name in replies[0].sums.numbers
-        }
-        self._add(sorted(members), FixedPoint(numbers=total, whole=replies[0].sums.whole), examples)
+        numbers = {name: wrapped(array, self._bits) for name, array in members.numbers.items()}
+        whole = frozenset(name for name, _, is_whole in signature if is_whole)
+        self._add(signature, members.clients, FixedPoint(numbers=numbers, whole=whole), members.examples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from fedvision.flower import internals
 from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
 from fedvision.flower.statistic_codec import (
     StatisticRequest,
+    decode_reply,
     decode_request,
     encode_sums,
     numbers_to_mask,
@@ -205,3 +207,28 @@ def test_masked_numbers_of_few_bits_are_read_as_their_sum() -> None:
     found, _ = collect(dict(enumerate(replies)), bits=24)
     assert (found.sums["count"].tolist(), found.examples) == ([2**23 - 4, 1 - 2**23], 3)
     assert found.up == 3 * 2 * 3
+
+
+def test_no_reply_is_held_while_the_next_one_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of thousands of features are megabytes for each of many clients."""
+    held: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def decode(content: RecordDict, bits: int) -> Any:
+        alive.append(sum(one() is not None for one in held))
+        reply = decode_reply(content, bits)
+        held.append(weakref.ref(reply))
+        return reply
+
+    monkeypatch.setattr("fedvision.flower.statistic_codec.decode_reply", decode)
+    found, _ = collect({client: sums([client, 1]) for client in range(20)})
+    assert found.sums["count"].tolist() == [190, 20]
+    assert max(alive) == 0
+
+
+def test_of_two_shapes_as_frequent_that_of_the_lowest_client_counts() -> None:
+    for order in ([0, 1, 2, 3], [1, 3, 0, 2]):
+        contents = {client: sums([1, 0] if client % 2 else [1, 0, 0]) for client in order}
+        found, _ = collect(contents)
+        assert found.clients == (0, 2)
+        assert sorted(item["client"] for item in found.refused) == [1, 3]
