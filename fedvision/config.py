@@ -71,7 +71,7 @@ class ModelConfig(PluginSpec):
     """Begin with the tensors of this file (safetensors, or a state dict of ``torch.save``), of this run
     folder's final model, as seen from where the run is started, or with the library's own, such as
     ``IMAGENET1K_V2``; empty begins with random ones. A head for another number of classes begins anew. Across
-    machines the server alone needs the file."""
+    machines the server alone needs the file, but where a part of the network is not sent."""
     train: str = "all"
     """What is trained: ``all`` tensors, the ``head``, the head and the ``last:N`` units (blocks) of the
     backbone, or the head and an adapter beside each layer of the backbone (``lora``); what is not trained is

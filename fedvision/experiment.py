@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvision import registry, seeding, tables
+from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 from fedvision.stages import stage
@@ -79,6 +79,7 @@ class Experiment:
         from fedvision.data.transforms import check_size, input_shape
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.build import build_model
+        from fedvision.models.weights import load_weights
         from fedvision.server.checks import check_strategy, check_untrained
         from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
@@ -114,7 +115,7 @@ class Experiment:
             image_size=(size[0], size[1]),
             seed=config.seed,
         )
-        weights = _load_weights(config, model, file, dataset.classes, travels=not split_here)
+        weights = None if file is None else load_weights(model, file, dataset.classes)
         personal = _try(config, task, strategy, model, parts, dataset)
         updates = chain.build(config, model)
         if updates.sum_only:
@@ -153,12 +154,23 @@ class Experiment:
                 "model.weights is empty"
             )
         if len(self.split.clients) == 0:  # the images are on other machines
-            return sentences
+            return sentences + self._needed_there()
         if isinstance(self.strategy, FlowerStrategy):
             sentences += trimming_notices(self.strategy.inner, len(self.split.clients))
         sentences += column_notices(self.config, self.dataset)
         sentences += twin_notices(self.dataset)
         return sentences + split_notices(self.split, self.dataset.classes)
+
+    def _needed_there(self) -> list[str]:
+        """Return what clients' machines must have of the network."""
+        from fedvision.models.parameter_groups import needs_own_weights
+
+        if self.weights is None or not needs_own_weights(self.model, self.config.model):
+            return []
+        return [
+            "the server sends only what is trained, so each client's machine needs a copy of the file of "
+            f"model.weights (SHA-256 {self.weights.sha256[:12]}...), named as weights in [model] of its file"
+        ]
 
 
 def read_data(config: ExperimentConfig) -> Dataset:
@@ -226,44 +238,6 @@ def _settled(
     _, height, width, _ = dataset.train.images.shape
     transforms, told = preprocessing.resolve(config.transforms, config.model, file, (height, width))
     return replace(config, transforms=transforms), file, told
-
-
-def _load_weights(
-    config: ExperimentConfig,
-    model: nn.Module,
-    file: WeightsFile | None,
-    classes: tuple[str, ...],
-    *,
-    travels: bool,
-) -> LoadedWeights | None:
-    """Give the network the numbers of ``model.weights``, if there is one.
-
-    Args:
-        config: The experiment.
-        model: The network.
-        file: What ``model.weights`` names, read.
-        classes: Class names [C].
-        travels: Whether clients have of the file only what they are sent.
-
-    Raises:
-        ConfigError: The file does not fit, or has tensors that clients need and would not get.
-    """
-    from fedvision.formatting import listed
-    from fedvision.models.parameter_groups import ParameterGroups
-    from fedvision.models.weights import load_weights
-
-    if file is None:
-        return None
-    groups, section = ParameterGroups.of(model, config.model), config.model
-    if travels and (stay := groups.personal + groups.frozen):
-        table = tables.plain(section)
-        keys = [key for key in ("train", "shared", "personal", "frozen") if table[key] not in ("all", [])]
-        set_ones = [f"model.{key} = {table[key]!r}" for key in keys]
-        raise ConfigError(
-            f"model.weights: with {' and '.join(set_ones)} the clients' machines would begin without the "
-            f"file's {listed(stay)}; leave {'these keys' if len(set_ones) > 1 else 'this key'} out"
-        )
-    return load_weights(model, file, classes)
 
 
 def _try(

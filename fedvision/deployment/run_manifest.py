@@ -20,7 +20,7 @@ from fedvision import __version__
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Raised whenever an older client or server could misunderstand the other."""
 
 
@@ -37,7 +37,9 @@ class RunManifest:
     image: tuple[int, int, int]
     """Height, width and channels of every image."""
     frozen: str = ""
-    """Digest of the tensors that ``model.frozen`` keeps as they began; empty where there are none."""
+    """Digest of the tensors that stay as they began; empty where there are none."""
+    weights: str = ""
+    """SHA-256 of the file of ``model.weights`` where clients need a copy, as a part of it is not sent."""
 
     @property
     def config(self) -> ExperimentConfig:
@@ -59,6 +61,7 @@ class RunManifest:
             "classes": json.dumps(self.classes),
             "image": json.dumps(self.image),
             "frozen": self.frozen,
+            "weights": self.weights,
         }
 
     @classmethod
@@ -82,6 +85,7 @@ class RunManifest:
                 classes=tuple(str(name) for name in json.loads(table["classes"])),
                 image=tuple(int(size) for size in json.loads(table["image"])),  # type: ignore[arg-type]
                 frozen=str(table["frozen"]),
+                weights=str(table["weights"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError("the server's description of the run is incomplete") from error

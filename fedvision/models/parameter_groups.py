@@ -79,6 +79,12 @@ class ParameterGroups:
         )
 
 
+def needs_own_weights(model: nn.Module, config: ModelConfig) -> bool:
+    """Return whether clients across machines need a file of weights: not all of the network is sent."""
+    groups = ParameterGroups.of(model, config)
+    return bool(config.weights) and bool(groups.personal or groups.frozen)
+
+
 def network_bytes(model: nn.Module) -> int:
     """Return the bytes of a network's floating-point tensors, adapters beside them left out."""
     beside = frozenset(adapter_names(model))

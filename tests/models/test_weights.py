@@ -97,15 +97,19 @@ def test_a_worker_that_builds_the_network_begins_with_the_file(first: RunResult,
     assert all(torch.equal(there.model.state_dict()[name], tensor) for name, tensor in first.state.items())
 
 
-def test_across_machines_the_server_alone_has_the_file(first: RunResult) -> None:
+def test_across_machines_clients_need_the_file_only_where_not_all_is_sent(first: RunResult) -> None:
     config = beginning(first.folder.path)
-    server = Experiment.build(config, split_here=False).model.state_dict()
-    assert all(torch.equal(server[name], tensor) for name, tensor in first.state.items())
-    stays = tiny(
-        model={**BATCH_NORM, "shared": "no-batch-norm-statistics", "weights": str(first.folder.path)}
+    server = Experiment.build(config, split_here=False)
+    assert all(torch.equal(server.model.state_dict()[name], t) for name, t in first.state.items())
+    assert server.notices() == []
+    kept = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, frozen=("backbone.features.*",))
     )
-    with pytest.raises(ConfigError, match=r"clients' machines would begin without the file's .*running_mean"):
-        Experiment.build(stays, split_here=False)
+    (sentence,) = Experiment.build(kept, split_here=False).notices()
+    assert server.weights is not None
+    assert f"(SHA-256 {server.weights.sha256[:12]}...), named as weights in [model] of its file" in sentence
+    plain = dataclasses.replace(kept, model=dataclasses.replace(kept.model, weights=""))
+    assert Experiment.build(plain, split_here=False).notices() == []
 
 
 def without(state: State) -> State:

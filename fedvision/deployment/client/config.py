@@ -25,6 +25,7 @@ _PATHS = {
     "": ("cache", "state"),
     "superlink": _FILES,
     "data": ("path", "root", "cache"),
+    "model": ("weights",),
     "share": ("certificate", "authority"),
 }
 """Keys of each table that name a file or folder."""
@@ -108,6 +109,15 @@ class OwnDataConfig(PluginSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnModelConfig:
+    """What this machine has of the network itself."""
+
+    weights: str = ""
+    """A copy of the file that ``model.weights`` of the experiment names on the server, or of its run folder:
+    needed where a part of the network is not sent. It must be the same to the byte."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShareConfig:
     """What the machine reports to the server beside model updates."""
 
@@ -148,6 +158,8 @@ class ClientMachineConfig(Settings):
     """The images: ``image-folder``, ``manifest``, ``npz``, ... or ``"module:attr"``."""
     share: ShareConfig = field(default_factory=ShareConfig)
     """What may be reported about the images."""
+    model: OwnModelConfig = field(default_factory=OwnModelConfig)
+    """What is here of the network."""
     device: str = "auto"
     """``auto`` (cuda, then mps, then cpu) or a torch device; it holds, not the experiment's."""
     threads: int = 0
@@ -198,7 +210,7 @@ class ClientMachineConfig(Settings):
     @property
     def paths(self) -> list[str]:
         """Everything that the file names as a path."""
-        tables = (vars(self), vars(self.superlink), self.data.args, vars(self.share))
+        tables = (vars(self), vars(self.superlink), self.data.args, vars(self.model), vars(self.share))
         own = dict(zip(_PATHS, tables, strict=True))
         return [str(own[part][name]) for part, names in _PATHS.items() for name in names if name in own[part]]
 

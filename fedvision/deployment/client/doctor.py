@@ -32,6 +32,7 @@ from fedvision.deployment.client.connectivity import (
     read_key,
     way,
 )
+from fedvision.deployment.client.own_weights import check_weights
 
 _SOON_DAYS = 30
 _LITTLE = 10**9
@@ -64,6 +65,7 @@ def run_check(config: ClientMachineConfig, experiment: ExperimentConfig | None =
         if permitted:
             fits &= found.run_check("task", image_checks.form(config, dataset, experiment))
         fits &= found.run_check("labels", image_checks.labels(config, dataset, experiment))
+        fits = fits and found.run_check("weights", check_weights(config, dataset, experiment))
         if fits:
             found.run_check("step", image_checks.step(config, dataset, experiment))
     return found

@@ -46,6 +46,7 @@ from fedvision.deployment.client import local_data, local_shards
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.local_shards import OwnShards, on_this_machine, reported_counts
 from fedvision.deployment.client.masks import MaskedCounts
+from fedvision.deployment.client.own_weights import load_own_weights
 from fedvision.deployment.client.redaction import cause
 from fedvision.deployment.client.run_directories import RunDirectories
 from fedvision.deployment.run_manifest import RunManifest
@@ -133,6 +134,7 @@ class Trainer:
             image_size=(height, width),
             seed=config.seed,
         )
+        load_own_weights(self.client, model, facts)
         _check_frozen(model, facts)
         kept = ClientStateStore(self._folder(facts) / "clients", config.checkpoint_every)
         config, model, shards = self._on_features(config, model, self._shards)
@@ -315,8 +317,8 @@ def _check_frozen(model: nn.Module, facts: RunManifest) -> None:
     """Refuse a network whose frozen tensors began otherwise than the server's: they are never sent."""
     if digest(frozen_state(model)) != facts.frozen:
         raise ConfigError(
-            "the tensors that model.frozen matches are others here than on the server; give both machines "
-            "the same torch, and the same weights where the network loads some from a file"
+            "the tensors that are frozen are others here than on the server; give both machines the same "
+            "torch, and the same weights where the network loads some from a file"
         )
 
 

@@ -38,6 +38,7 @@ from fedvision.experiment import Experiment
 from fedvision.files import read_json, recording, replace_file
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.models.freezing import frozen_state
+from fedvision.models.parameter_groups import needs_own_weights
 from fedvision.models.state import digest
 from fedvision.runs.events import named
 from fedvision.runs.folder import RunFolder
@@ -254,7 +255,13 @@ class Deployment(RunRecorder):
             classes=self.experiment.dataset.classes,
             image=(height, width, channels),
             frozen=digest(frozen_state(self.experiment.model)),
+            weights=self._weights(),
         )
+
+    def _weights(self) -> str:
+        """Return the digest of the weights of which clients need a copy."""
+        found, model = self.experiment.weights, self.experiment.model
+        return found.sha256 if found and needs_own_weights(model, self.config.model) else ""
 
     def _key(self) -> str:
         """Return the key under which clients keep what belongs to this run folder."""

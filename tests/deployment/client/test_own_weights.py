@@ -1,0 +1,153 @@
+"""A client begins with a copy of the weights, the server's to the byte, or is refused before it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fedvision.config import ExperimentConfig
+from fedvision.deployment.client.config import ClientMachineConfig
+from fedvision.deployment.client.doctor import run_check
+from fedvision.deployment.client.local_data import open_own
+from fedvision.deployment.client.own_weights import check_weights
+from fedvision.deployment.client.redaction import redact_paths
+from fedvision.deployment.client.trainer import Trainer
+from fedvision.deployment.run_manifest import RunManifest
+from fedvision.errors import ConfigError
+from fedvision.experiment import Experiment
+from fedvision.models.freezing import frozen_state
+from fedvision.models.state import digest
+from tests.experiments import tiny
+
+SMALL: dict[str, Any] = {"use": "cnn", "width": 4, "dense": 8}
+CLASSES = tuple("0123456789")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Return a file of other numbers than the seed draws."""
+    state = Experiment.build(tiny(model=SMALL, seed=8)).model.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+def experiment(weights: Path, **model: Any) -> ExperimentConfig:
+    """Return the server's experiment, whose path is not one of the client's."""
+    return tiny(
+        model={**SMALL, "train": "head", "weights": str(weights), **model},
+        transforms={"mean": [0.5], "std": [0.25], "interpolation": "bilinear"},
+    )
+
+
+def client(folder: Path, own: str = "") -> ClientMachineConfig:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (40, 8, 8), np.uint8)
+    np.savez(folder / "own.npz", train_images=images, train_labels=np.arange(40) % 10)
+    return ClientMachineConfig.from_dict(
+        {
+            "name": "north",
+            "superlink": {"address": "localhost:1", "key": "k"},
+            "data": {"use": "npz", "path": str(folder / "own.npz"), "classes": list(CLASSES)},
+            "state": str(folder / "state"),
+            "model": {"weights": own},
+        }
+    )
+
+
+def manifest(config: ExperimentConfig, server: Path) -> dict[str, Any]:
+    """Return what the server sends of a run that begins with its file."""
+    built = Experiment.build(
+        dataclasses.replace(config, model=dataclasses.replace(config.model, weights=str(server)))
+    )
+    assert built.weights is not None
+    travels = built.config.to_toml().replace(str(server), "/on/the/server")
+    return RunManifest(
+        run="r1",
+        experiment=travels,
+        classes=CLASSES,
+        image=(8, 8, 1),
+        frozen=digest(frozen_state(built.model)),
+        weights=built.weights.sha256,
+    ).to_table()
+
+
+def test_a_client_begins_with_its_own_copy(weights: Path, tmp_path: Path) -> None:
+    trainer = Trainer(client(tmp_path, str(weights)), tmp_path)
+    opened = trainer.open(manifest(experiment(weights), weights))
+    assert "train" in opened["expected"]
+    assert trainer._worker is not None
+    given = load_file(weights)
+    for name, tensor in trainer._worker.model.state_dict().items():
+        assert torch.equal(tensor.contiguous(), given[name])
+
+
+@pytest.mark.parametrize("own", ["", "other", "absent", "damaged"])
+def test_another_file_or_none_is_one_sentence_before_training(
+    own: str, weights: Path, tmp_path: Path
+) -> None:
+    table = manifest(experiment(weights), weights)
+    file = tmp_path / "own.safetensors"
+    if own == "other":
+        save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, file)
+    if own == "damaged":
+        file.write_bytes(weights.read_bytes()[:200])
+    config = client(tmp_path, str(file) if own else "")
+    with pytest.raises(ConfigError) as caught:
+        Trainer(config, tmp_path).open(table)
+    sentences = {
+        "": "put a copy of the server's file here and name it as weights in [model] of the client's file",
+        "other": f"and the server's has {hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}...; copy the",
+        "absent": "cannot be read (No such file or directory)",
+        "damaged": "is a damaged safetensors file",
+    }
+    assert sentences[own] in str(caught.value)
+    # What holds no path is what the server shows.
+    assert (redact_paths(str(caught.value), config) == str(caught.value)) == (own in ("", "other"))
+
+
+def test_nothing_is_needed_where_all_of_the_network_is_sent(weights: Path, tmp_path: Path) -> None:
+    table = manifest(experiment(weights, train="all"), weights) | {"weights": ""}
+    Trainer(client(tmp_path), tmp_path).open(table)
+
+
+def test_a_path_of_the_server_names_nothing_here(weights: Path, tmp_path: Path) -> None:
+    """The server's ``model.weights`` is the path of a file that this machine has as well."""
+    table = manifest(experiment(weights), weights)
+    table["experiment"] = table["experiment"].replace("/on/the/server", str(weights))
+    table["digest"] = hashlib.sha256(table["experiment"].encode()).hexdigest()
+    with pytest.raises(ConfigError, match=r"name it as weights in \[model\] of the client's file"):
+        Trainer(client(tmp_path), tmp_path).open(table)
+
+
+def lines(config: ClientMachineConfig, experiment: ExperimentConfig) -> list[tuple[str, str]]:
+    return list(check_weights(config, open_own(config), experiment))
+
+
+def test_the_doctor_checks_that_the_file_fits(weights: Path, tmp_path: Path) -> None:
+    own, none = client(tmp_path, str(weights)), client(tmp_path)
+    ((level, text),) = lines(own, experiment(weights))
+    assert (level, text) == (
+        "OK",
+        f"weights of SHA-256 {hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}... fit the network; the "
+        "server's must be the same",
+    )
+    ((level, text),) = lines(none, experiment(weights))
+    assert level == "FAIL"
+    assert "name it as weights in [model] of the client's file" in text
+    assert lines(none, experiment(weights, train="all")) == [
+        ("OK", "the server sends all that the network begins with")
+    ]
+    assert lines(own, tiny(model=SMALL)) == []
+    with pytest.raises(ConfigError, match=r"'backbone.*' is .* there and .* in the network"):
+        lines(own, experiment(weights, dense=9))
+    found = run_check(none, experiment(weights))
+    assert [text for level, topic, text in found.lines if topic == "weights"] == [
+        text for _, text in lines(none, experiment(weights))
+    ]
