@@ -2,8 +2,8 @@
 
 A block's activations are not kept for the backward pass, but computed anew from the block's input when it
 comes to the block. Gradients have the same bits: dropout draws what it drew before, and buffers are as they
-were, so that batch norm counts a batch once. The blocks are the parts with layers of their own that a
-backbone has in a row (``nn.Sequential``, ``nn.ModuleList``), such as a Transformer's blocks.
+were, so that batch norm counts a batch once. The blocks are a backbone's units that have layers of their own,
+such as a Transformer's blocks; a layer alone keeps little but its input.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ from torch.utils.checkpoint import checkpoint
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 from fedvision.models.base import ImageModel
-
-_ROWS = (nn.Sequential, nn.ModuleList)
+from fedvision.models.units import units
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks of a network, of its backbone where it has one, in their order."""
-    return list(_blocks(model.backbone if isinstance(model, ImageModel) else model, in_row=False))
+    found = units(model.backbone if isinstance(model, ImageModel) else model)
+    return [unit for _, unit in found if any(True for _ in unit.children())]
 
 
 def check_blocks(config: ExperimentConfig, model: nn.Module) -> None:
-    """Refuse a network without blocks where their activations are to be computed anew.
+    """Refuse to compute activations anew in a network of fewer than two blocks, where it saves nothing.
 
     Raises:
-        ConfigError: It has none.
+        ConfigError: It has fewer.
     """
-    if config.training.checkpoint_activations and not blocks(model):
+    if config.training.checkpoint_activations and len(blocks(model)) < 2:
         raise ConfigError(
-            f"training.checkpoint_activations: [model] use = {config.model.use!r} has no parts with layers "
-            "of their own in a row (nn.Sequential, nn.ModuleList), of which to keep the inputs alone; set it "
-            "to false"
+            f"training.checkpoint_activations: [model] use = {config.model.use!r} has no two blocks of "
+            "several layers, of which to keep the inputs alone; set it to false"
         )
 
 
@@ -99,13 +98,3 @@ def _buffers_as_now(block: nn.Module) -> AbstractContextManager[None]:
 
 def _buffers(part: nn.Module) -> dict[str, torch.Tensor]:
     return dict(part.named_buffers(recurse=False, remove_duplicate=False))
-
-
-def _blocks(module: nn.Module, in_row: bool) -> Iterator[nn.Module]:
-    """Yield the outermost blocks; a layer alone is none, as it keeps little but its input."""
-    if in_row and not isinstance(module, _ROWS):
-        if any(True for _ in module.children()):
-            yield module
-        return
-    for child in module.children():
-        yield from _blocks(child, in_row=isinstance(module, _ROWS))

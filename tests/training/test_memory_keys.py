@@ -186,7 +186,7 @@ def test_keys_that_do_not_fit_are_one_sentence() -> None:
         TrainingConfig(accumulate=0)
     with pytest.raises(ConfigError, match=r"training\.compile cannot go with training\.checkpoint_activ"):
         TrainingConfig(compile=True, checkpoint_activations=True)
-    with pytest.raises(ConfigError, match=r"checkpoint_activations: \[model\] use = 'cnn' has no parts"):
+    with pytest.raises(ConfigError, match=r"checkpoint_activations: \[model\] use = 'cnn' has no two blocks"):
         Experiment.build(tiny(training={"checkpoint_activations": True}))
 
 
