@@ -75,14 +75,16 @@ def experiment(size: int, variant: str, seed: int, **tables: Any) -> ExperimentC
         "model": {
             "use": "efficientnet-lite0",
             "weights": str(DATA / "weights/efficientnet_lite0.pth"),
-            "frozen": ["backbone.*"],
+            "train": "head",
         },
         "training": SGD,
         "strategy": {"use": "closed-form"} if closed else {"use": "fedavg"},
         "evaluation": {"every": 60},
     }
-    for key, table in {**chosen, **tables}.items():
-        base[key] = {**base.get(key, {}), **table} if key != "partition" or "use" not in table else table
+    for changes in (chosen, tables):
+        for key, table in changes.items():
+            whole = key == "partition" and "use" in table
+            base[key] = table if whole else {**base.get(key, {}), **table}
     return ExperimentConfig.from_dict(base)
 
 

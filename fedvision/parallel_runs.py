@@ -110,7 +110,7 @@ class _Running:
     def __init__(self, run: PlannedRun, display: Display) -> None:
         self.run, self._display = run, display
         self.messages, theirs = connection.Pipe(duplex=False)
-        self._error: FedVisionError | KeyboardInterrupt | None = RunError("")
+        self._error: FedVisionError | KeyboardInterrupt | None = None
         self._ended = False
         self._process: BaseProcess = _context().Process(
             target=_make_run, args=(run, registry.allowed_folder(), theirs), name=run.label
