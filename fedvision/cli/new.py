@@ -125,14 +125,15 @@ def _keys(cls: type[Any], config: Any, table: Mapping[str, Any], name: str = "")
     if isinstance(config, PluginSpec):
         yield from _arguments(name, config, table)
     for key, value, text in inside:
-        yield f"\n[{key}]"
+        full = f"{name}.{key}" if name else key
+        yield f"\n[{full}]"
         given = table.get(key, {})
         plugin = {"use": given} if isinstance(given, str) else given
         if type(value) is PluginSpec:
             yield from _key("use", value.use, value.use, text)
             yield from _arguments(key, value, plugin)
         else:
-            yield from _keys(type(value), value, plugin, key)
+            yield from _keys(type(value), value, plugin, full)
 
 
 def _arguments(kind: str, spec: Any, table: Mapping[str, Any]) -> Iterator[str]:

@@ -64,7 +64,9 @@ def test_every_key_stands_in_the_file_with_what_it_does() -> None:
     for table, keys in config.items():
         names = keys if isinstance(keys, dict) else [table]
         for name in names:
-            assert re.search(rf"^# .*\n#?{name} = ", text, flags=re.MULTILINE), (table, name)
+            found = re.search(rf"^# .*\n#?{name} = ", text, flags=re.MULTILINE)
+            assert found or f"\n[{table}.{name}]\n" in text, (table, name)
+    assert re.search(r"^\[model\.lora\]\n\n# r: .*(\n# .*)*\n#rank = 8$", text, flags=re.MULTILINE)
     assert "# Share of each client's images kept from training for a measurement" in text
     assert max(map(len, text.splitlines()[5:])) <= 100
 
