@@ -78,6 +78,8 @@ class ModelConfig(PluginSpec):
     frozen and not sent."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """The adapters."""
+    mirrored: bool = False
+    """Features are the mean of those of an image and of its mirror image, which doubles their cost."""
     personal: tuple[str, ...] = ()
     """Patterns of tensors that each client trains and keeps for itself, such as ``["head.*"]``."""
     frozen: tuple[str, ...] = ()

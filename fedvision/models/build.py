@@ -17,6 +17,7 @@ from fedvision.models.base import halves
 from fedvision.models.freezing import freeze, training_mode
 from fedvision.models.gray import shown_gray
 from fedvision.models.lora import add_lora
+from fedvision.models.mirrored import average_with_mirror_image
 from fedvision.models.mkldnn_layout import avoid_narrow_strides
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.tensor_checks import changed, check_hidden, check_tensors, put_back
@@ -74,6 +75,8 @@ def build_model(
             model = shown_gray(model)
         if config.train == "lora":
             _add_lora(model, config.lora, seed)
+        if config.mirrored:
+            average_with_mirror_image(halves(model, "model.mirrored = true").backbone)
         frozen = ParameterGroups.of(model, config).frozen
         freeze(model, frozen)
         for training in (False, True):

@@ -180,7 +180,7 @@ def _recipe(config: ExperimentConfig, backbone: nn.Module, settings: ForwardSett
         "precision": settings.precision,
         "channels_last": settings.channels_last,
         "transforms": asdict(config.transforms),
-        "model": [config.model.use, dict(config.model.args)],
+        "model": [config.model.use, dict(config.model.args), *(["mirrored"] * config.model.mirrored)],
         "code": registry.sources({"model": config.model.use}),
         "tensors": digest(dict(floating(backbone))),
     }
