@@ -268,6 +268,13 @@ class RunData:
         sent, all_of_it = (self.summary.get(key, 0) for key in ("state_bytes", "network_bytes"))
         return f"{size(sent)} of the network's {size(all_of_it)}" if sent < all_of_it else ""
 
+    def seconds_of(self, number: int) -> float | None:
+        """Return the seconds of one round in all, or None where they were not recorded."""
+        for line in self.timings:
+            if line["round"] == number:
+                return line.get("total", sum(value for stage, value in line.items() if stage != "round"))
+        return None
+
     def seconds(self) -> dict[str, float]:
         """Return the seconds of all rounds by stage, ``total`` last."""
         stages = {stage for line in self.timings for stage in line} - {"round"}

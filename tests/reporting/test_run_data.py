@@ -70,6 +70,7 @@ def test_refusals_bytes_and_seconds_are_summed(make_run: MakeRun) -> None:
     assert facts.sent() == {"down": 2000, "up": 1000, "up_whole": 1000}
     assert facts.seconds() == {"train": 4.0, "server": 1.0, "local": 1.0, "total": 6.0}
     assert list(facts.seconds())[-1] == "total"
+    assert (facts.seconds_of(2), facts.seconds_of(3)) == (3.0, None)
 
 
 def test_bytes_of_transformed_updates_stand_beside_those_of_whole_models(make_run: MakeRun) -> None:
