@@ -24,7 +24,7 @@ from fedvision.trained_model import load
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
 from fedvision.types import Query, State
-from fedvision.unlearning import unlearn
+from fedvision.unlearning import include, unlearn
 from tests.experiments import tiny
 
 
@@ -95,6 +95,23 @@ def test_the_model_without_a_client_is_that_of_the_others(run: RunResult, tmp_pa
     assert found.folder.summary()["status"] == "finished"
     assert any("client 2 taken out" in notice for notice in found.folder.summary()["notices"])
     assert (tmp_path / "without/report.html").is_file()
+
+
+def test_a_client_that_was_not_asked_is_taken_in(run: RunResult, tmp_path: Path) -> None:
+    """Three of five clients answered; with the others the bits are those of all five with these constants."""
+    part = simulate(closed(strategy={"use": "closed-form", "fraction": 0.6}), out=tmp_path / "part")
+    inside = part.rounds[0]["clients"]
+    others = sorted(set(range(5)).difference(inside))
+    assert len(inside) == 3
+    found = include(part.folder.path, others, out=tmp_path / "all")
+    assert same(found.state, model_of(range(5), part, tmp_path / "memory"))
+    assert (found.rounds[0]["clients"], found.rounds[0]["included"]) == ([0, 1, 2, 3, 4], others)
+    back = unlearn(tmp_path / "all", others, out=tmp_path / "back")
+    assert same(back.state, part.state)
+    with pytest.raises(ConfigError, match=f"client {inside[0]} is in its model already"):
+        include(part.folder.path, [inside[0]], out=tmp_path / "again")
+    with pytest.raises(ConfigError, match="there is no client 5 in its experiment; name one from 0 to 4"):
+        include(part.folder.path, [5], out=tmp_path / "again")
 
 
 def test_clients_can_be_taken_out_one_after_the_other(run: RunResult, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedvision.aggregation.fixed_point import FixedPoint, FixedPointSum
 from fedvision.algorithms.base import Answer, QueryStrategy, ServerContext
 from fedvision.algorithms.closed_form import rounding
 from fedvision.algorithms.closed_form.heads import FeatureSums, Head, in_whole_numbers, lda, ridge
@@ -130,21 +131,31 @@ class ClosedForm(QueryStrategy):
         }
         return state | self.head_tensors(sums, state)
 
-    def take_out(self, parts: Sequence[State]) -> FeatureSums:
-        """Subtract clients' sums from those of the last round, and return what is left.
+    def change_clients(
+        self, *, without: Sequence[State] = (), including: Sequence[State] = ()
+    ) -> FeatureSums:
+        """Subtract clients' sums from those of the last round or add them, and return the new ones.
 
         Args:
-            parts: The answers of the clients to the second query, with ``constants`` as they are.
+            without: The answers of clients in the sums to the second query, with ``constants`` as they are.
+            including: Those of clients that are not in the sums.
 
         Raises:
-            ValueError: They are no part of the sums, or nothing is left.
+            ValueError: There is no such part of the sums, nothing is left, or a number is above 2^62.
         """
-        left = {name: total - sum(part[name] for part in parts) for name, total in self.sums.items()}
-        if bool((left["count"] < 0).any()):
+        total = FixedPointSum()
+        whole = frozenset(self.sums)
+        for sign, parts in ((1, (self.sums, *including)), (-1, without)):
+            for part in parts:
+                total.add(
+                    FixedPoint(numbers={name: sign * part[name].numpy() for name in whole}, whole=whole)
+                )
+        found = {name: torch.from_numpy(array) for name, array in total.total.numbers.items()}
+        if bool((found["count"] < 0).any()):
             raise ValueError("more images would be taken out than there are")
-        if not int(left["count"].sum()):
+        if not int(found["count"].sum()):
             raise ValueError("no images would be left")
-        self.sums = left
+        self.sums = found
         return self.feature_sums()
 
     def feature_sums(self) -> FeatureSums:
