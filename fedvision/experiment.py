@@ -52,8 +52,6 @@ class Experiment:
     """Tensors that training changes and that stay on the clients: the server cannot measure the model."""
     weights: LoadedWeights | None = None
     """What the network began with, where that is a file."""
-    told: tuple[str, ...] = ()
-    """Sentences on the images for which the weights were trained."""
     plugins: Path | None = field(default_factory=registry.allowed_folder)
     """The folder in which modules named ``"module:attr"`` were found first; those of the run as well."""
     updates: UpdateChain
@@ -115,7 +113,7 @@ class Experiment:
             image_size=(size[0], size[1]),
             seed=config.seed,
         )
-        weights = None if file is None else load_weights(model, file, dataset.classes)
+        weights = None if file is None else load_weights(model, file, dataset.classes, told)
         personal = _try(config, task, strategy, model, parts, dataset)
         updates = chain.build(config, model)
         if updates.sum_only:
@@ -130,7 +128,6 @@ class Experiment:
             metrics=metrics,
             personal=personal,
             weights=weights,
-            told=told,
             updates=updates,
         )
 
@@ -147,7 +144,7 @@ class Experiment:
 
         sentences = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
         sentences += measurement_notices(self.config, self.dataset, self.personal, self.task.class_counts)
-        sentences += (*self.told, *(self.weights.notices if self.weights else ()))
+        sentences += self.weights.notices if self.weights else ()
         if self.config.model.train != "all" and self.weights is None:
             sentences.append(
                 f"model.train = {self.config.model.train!r} freezes numbers that the seed draws, as "

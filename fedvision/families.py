@@ -21,6 +21,8 @@ class Family(NamedTuple):
     """One of the names."""
     others: str = ""
     """What the others are."""
+    package: str = ""
+    """The package that has them, where it is not this one."""
 
     @property
     def target(self) -> str:
@@ -35,9 +37,14 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             "torchvision_model",
             "resnet50",
             "torchvision's other classification networks",
+            "torchvision",
         ),
         "timm/": Family(
-            "fedvision.models.timm_models", "timm_model", "vit_base_patch16_224", "timm's other networks"
+            "fedvision.models.timm_models",
+            "timm_model",
+            "vit_base_patch16_224",
+            "timm's other networks",
+            "timm",
         ),
         "efficientnet-lite": Family("fedvision.models.efficientnet_lite", "efficientnet_lite", "0"),
     },

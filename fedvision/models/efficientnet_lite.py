@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.models.base import Backbone, ImageModel, LibraryNames
-from fedvision.models.pretrained import Preprocessing, Published
+from fedvision.models.pretrained import Preprocessing, Published, colours
 
 _BLOCKS = (
     # expansion, kernel, stride, channels out, repeats
@@ -60,7 +60,7 @@ def efficientnet_lite(*, name: str, num_classes: int, in_channels: int, dropout:
     Args:
         name: ``"0"``.
         num_classes: C.
-        in_channels: Channels of the images.
+        in_channels: Channels of the images; it is built for colour where they are gray.
         dropout: Share of features that training drops.
 
     Raises:
@@ -68,9 +68,8 @@ def efficientnet_lite(*, name: str, num_classes: int, in_channels: int, dropout:
     """
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be >= 0 and < 1, not {dropout}")
-    return ImageModel(
-        EfficientNetLite(in_channels, dropout), nn.Linear(_FEATURES, num_classes), library=_NAMES
-    )
+    backbone = EfficientNetLite(colours(in_channels), dropout)
+    return ImageModel(backbone, nn.Linear(_FEATURES, num_classes), library=_NAMES)
 
 
 def published(name: str) -> Mapping[str, Published]:

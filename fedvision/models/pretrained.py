@@ -40,6 +40,11 @@ class Published:
     """The first digits of the file's SHA-256, hexadecimal; empty where unknown."""
 
 
+def colours(in_channels: int) -> int:
+    """Return the channels of a library's network: its weights are made for colour, as which gray is shown."""
+    return 3 if in_channels == 1 else in_channels
+
+
 def published_of(use: str) -> Mapping[str, Published]:
     """Return the weights that a network's library has for it, by name; "" is what holds for any file.
 

@@ -13,7 +13,7 @@ from torch import nn
 from fedvision.errors import ConfigError, PluginError, first_line
 from fedvision.models.base import ImageModel, LibraryNames
 from fedvision.models.init import glorot
-from fedvision.models.pretrained import Preprocessing, Published, digest_in, download
+from fedvision.models.pretrained import Preprocessing, Published, colours, digest_in, download
 
 _REFUSED = (
     *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
@@ -52,7 +52,7 @@ def timm_model(
     Args:
         name: Its name in ``timm.list_models()``.
         num_classes: C.
-        in_channels: Channels of the images.
+        in_channels: Channels of the images; it is built for colour where they are gray.
         image_size: (H, W).
         keys: Keywords of its constructor.
 
@@ -65,7 +65,7 @@ def timm_model(
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is not None and config.fixed_input_size:
         keys = {"img_size": image_size, **keys}
-    backbone = timm.create_model(name, num_classes=0, in_chans=in_channels, **keys)
+    backbone = timm.create_model(name, num_classes=0, in_chans=colours(in_channels), **keys)
     features = getattr(backbone, "head_hidden_size", None) or backbone.num_features
     heads = None if config is None else config.classifier
     known = {f"{heads}.": "head."} if isinstance(heads, str) else {}

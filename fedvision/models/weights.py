@@ -39,13 +39,16 @@ class LoadedWeights:
     """Sentences on what was not taken, and on the model from its run."""
 
 
-def load_weights(model: nn.Module, file: WeightsFile, classes: Sequence[str]) -> LoadedWeights:
+def load_weights(
+    model: nn.Module, file: WeightsFile, classes: Sequence[str], notices: tuple[str, ...] = ()
+) -> LoadedWeights:
     """Give a network the numbers of a file.
 
     Args:
         model: The network; its floating-point tensors are changed in place.
         file: What ``model.weights`` names, read.
         classes: Class names [C] of the experiment.
+        notices: What else there is to say of the file.
 
     Raises:
         ConfigError: The file has other tensors than the network.
@@ -66,7 +69,9 @@ def load_weights(model: nn.Module, file: WeightsFile, classes: Sequence[str]) ->
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(given[name])
-    return LoadedWeights(sha256=file.sha256, notices=anew + _described(file, () if anew else classes))
+    return LoadedWeights(
+        sha256=file.sha256, notices=notices + anew + _described(file, () if anew else classes)
+    )
 
 
 def _renamed(state: State, model: nn.Module) -> State:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvision.config import ModelConfig
+from fedvision.families import family_of
 
 
 def environment(device: str = "auto", model: ModelConfig | None = None) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def environment(device: str = "auto", model: ModelConfig | None = None) -> dict[
 
     Args:
         device: ``training.device`` of the experiment.
-        model: The experiment's ``[model]``, whose ``weights`` are noted.
+        model: The experiment's ``[model]``, whose ``weights`` and library are noted.
 
     Raises:
         ConfigError: The file with which the model began cannot be read.
@@ -26,6 +27,8 @@ def environment(device: str = "auto", model: ModelConfig | None = None) -> dict[
     from fedvision.models.weights_file import digest
 
     began = {"model.weights, sha256": digest(model)} if model and model.weights else {}
+    family = family_of("model", model.use) if model else None
+    library = {family[0].package: _version(family[0].package)} if family and family[0].package else {}
     return {
         "fedvision": _version("fedvision"),
         "python": platform.python_version(),
@@ -37,6 +40,7 @@ def environment(device: str = "auto", model: ModelConfig | None = None) -> dict[
         "torch_threads": torch.get_num_threads(),
         "flwr": _version("flwr"),
         "numpy": _version("numpy"),
+        **library,
         **began,
     }
 

@@ -49,11 +49,11 @@ def library(name: str) -> nn.Module:
     return network.eval()
 
 
-def ours(use: str, size: int, channels: int = 3, **keys: Any) -> nn.Module:
+def ours(use: str, size: int, channels: int = 3, classes: int = CLASSES, **keys: Any) -> nn.Module:
     network: nn.Module = registry.build(
         "model",
         ModelConfig(use=use, args=keys),
-        num_classes=CLASSES,
+        num_classes=classes,
         in_channels=channels,
         image_size=(size, size),
     )
@@ -217,6 +217,42 @@ def test_a_network_of_timm_gives_what_timms_gives(name: str, tmp_path: Path) -> 
     assert ours(f"timm/{name}", 32, channels=2)(torch.zeros(1, 2, 32, 32)).shape == (1, CLASSES)
 
 
+@pytest.mark.parametrize("use", ["efficientnet-lite0", "timm/resnet10t"])
+def test_a_librarys_network_sees_gray_images_as_colour(use: str, tmp_path: Path) -> None:
+    colour = ours(use, 32)
+    save_file(colour.state_dict(), tmp_path / "file.safetensors")
+    config = ModelConfig(use=use, weights=str(tmp_path / "file.safetensors"))
+    gray = build_model(
+        config, task=Classification(), num_classes=CLASSES, in_channels=1, image_size=(32, 32), seed=0
+    )
+    assert load_weights(gray, weights_file.read(config), list("abcde")).notices == ()
+    images = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(gray.eval()(images), colour(images.expand(-1, 3, -1, -1)))
+
+
+def test_weights_of_timm_come_from_its_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    config = ModelConfig(use="timm/vit_tiny_patch16_224", weights="augreg_in21k")
+    asked = []
+
+    def fetch(repository: str, name: str) -> str:
+        asked.append((repository, name))
+        if len(asked) > 1:
+            raise OSError("no route to host")
+        save_file({"one": torch.zeros(1)}, tmp_path / "file.safetensors")
+        return str(tmp_path / "file.safetensors")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    assert list(weights_file.read(config).state) == ["one"]
+    assert asked == [("timm/vit_tiny_patch16_224.augreg_in21k", "model.safetensors")]
+    with pytest.raises(
+        ConfigError, match=r"vit_tiny_patch16_224\.augreg_in21k of timm cannot be downloaded \(no r"
+    ):
+        weights_file.read(config)
+
+
 def test_without_timm_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(PluginError, match=r'needs the package timm, .*: pip install "fedvision\[timm\]"$'):
@@ -276,6 +312,28 @@ def test_lite0_has_the_published_shape_and_reads_the_published_names(tmp_path: P
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             assert torch.equal(tensor, theirs[published_name(name)])
+
+
+def test_lite0_computes_what_the_published_network_computes() -> None:
+    """The numbers are those of PyPI's ``efficientnet-lite-pytorch`` 0.1.0 with the same tensors and image."""
+    model = ours("efficientnet-lite0", 224, classes=4).double()
+    names = [name for name, tensor in model.state_dict().items() if tensor.is_floating_point()]
+    with torch.no_grad():
+        for place, name in enumerate(names):
+            tensor = model.state_dict()[name]
+            wave = torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) * (0.7 + place / 100))
+            wave = wave.view(tensor.shape)
+            if tensor.dim() > 1:
+                wave = wave * (2 / tensor[0].numel()) ** 0.5
+            elif name.endswith("running_var"):
+                wave = 1 + wave / 2
+            else:
+                wave = wave / 4 + name.endswith("weight")
+            tensor.copy_(wave.float())
+        image = torch.cos(torch.arange(3 * 224 * 224, dtype=torch.float64) * 0.31).view(1, 3, 224, 224)
+        found = model(image.float().double())
+    wanted = [-0.39749929319033817, -0.58098448553197, 0.6741847404338267, 0.25398358405363647]
+    torch.testing.assert_close(found[0], torch.tensor(wanted, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
 def published_name(name: str) -> str:

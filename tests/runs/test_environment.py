@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+from importlib.metadata import version
 
 import torch
 
+from fedvision.config import ModelConfig
 from fedvision.runs.environment import environment
 
 
@@ -21,6 +23,13 @@ def test_versions_processor_and_device_are_named() -> None:
     assert facts["processor"]
     assert all(facts[name] for name in ("flwr", "numpy", "fedvision"))
     assert json.loads(json.dumps(facts)) == facts
+
+
+def test_the_library_of_the_network_is_named() -> None:
+    facts = environment("cpu", ModelConfig(use="torchvision/resnet18"))
+    assert facts["torchvision"] == version("torchvision")
+    assert "torchvision" not in environment("cpu", ModelConfig(use="efficientnet-lite0"))
+    assert "torchvision" not in environment("cpu")
 
 
 def test_the_machines_name_is_left_out() -> None:
