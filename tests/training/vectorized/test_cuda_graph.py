@@ -158,6 +158,11 @@ def test_images_may_live_on_the_device_or_be_sent_with_each_stack(limit: int, ch
     check(Cohort(settings=settings(transforms)), limit=limit, chunk=chunk)
 
 
+def test_images_are_resized_in_the_recording() -> None:
+    transforms = TransformConfig(size=12, interpolation="bicubic", crop=2)
+    check(Cohort(model=network("resnet8"), settings=settings(transforms)), limit=0, chunk=2)
+
+
 @pytest.mark.long
 def test_bfloat16_agrees_with_the_loop_as_far_as_bfloat16_goes() -> None:
     check(Cohort(settings=settings(precision="bfloat16")), tolerance=0.03)

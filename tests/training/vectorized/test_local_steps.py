@@ -101,6 +101,14 @@ def test_augmentation_comes_from_each_clients_own_stream() -> None:
     assert not torch.equal(plain[2].state["head.weight"], cohort.at_once()[2].state["head.weight"])
 
 
+def test_images_are_resized_as_in_the_loop() -> None:
+    transforms = TransformConfig(size=12, interpolation="bicubic", crop=2)
+    cohort = Cohort(model=network("resnet8"), settings=settings(transforms, epochs=2))
+    check(cohort, 0, 2)
+    plain = Cohort(model=network("resnet8"), settings=settings(TransformConfig(crop=2), epochs=2)).at_once()
+    assert not torch.equal(plain[2].state["head.weight"], cohort.at_once()[2].state["head.weight"])
+
+
 def test_a_frozen_part_neither_moves_nor_travels_nor_is_kept() -> None:
     cohort = Cohort(model=network("fusion", frozen=("backbone.extractor.*",), dropout=0.0))
     check(cohort, 0, 2)
