@@ -116,6 +116,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "ccvr": Builtin("fedvision.algorithms.ccvr:CCVR"),
         "closed-form": Builtin("fedvision.algorithms.closed_form.strategy:ClosedForm"),
         "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTD"),
+        "flexlora": Builtin("fedvision.algorithms.flexlora:FlexLora"),
         "fedavgm": Builtin("fedvision.algorithms.server_optimizers:FedAvgM"),
         "fedadam": Builtin("fedvision.algorithms.server_optimizers:FedAdam"),
         "fedyogi": Builtin("fedvision.algorithms.server_optimizers:FedYogi"),
