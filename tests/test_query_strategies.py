@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,34 @@ def test_a_round_that_leaves_the_model_failed(tmp_path: Path) -> None:
 def test_a_round_without_answers_failed_and_names_the_cause(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no client succeeded in 1 round in a row; client 0: .*no brightness"):
         simulate(spread("Failing", rounds=1), out=tmp_path / "run")
+
+
+def sometimes(*, data: LocalData, tensors: State, power: int = 1) -> dict[str, torch.Tensor]:
+    """As ``images_like``; a client with an even number of images fails at the first query alone."""
+    if power == 1 and len(data) % 2 == 0 and data.shard.images.any():
+        raise ValueError("not now")
+    return images_like(data=data, tensors=tensors, power=power)
+
+
+class Sometimes(Spread):
+    """Asks clients of whom some answer the first query only."""
+
+    def query(self, round: int, rounds: int, answers: Sequence[Answer]) -> Query | None:
+        found = super().query(round, rounds, answers)
+        return None if found is None else replace(found, use=f"{__name__}:sometimes")
+
+
+def test_who_did_not_answer_is_not_asked_again_in_the_round(tmp_path: Path) -> None:
+    """The second query's tensors rest on the images of those who answered the first one."""
+    config = spread("Sometimes", rounds=1)
+    sizes = [Experiment.build(config).split.size(client) for client in range(5)]
+    odd = [client for client, size in enumerate(sizes) if size % 2]
+    assert 0 < len(odd) < 5
+    (record,) = simulate(config, out=tmp_path / "run").rounds
+    assert [one["clients"] for one in record["statistics"].values()] == [odd, odd]
+    assert (record["clients"], record["examples"]) == (odd, sum(sizes[client] for client in odd))
+    assert {item["client"] for item in record["refused"]} == set(range(5)).difference(odd)
+    assert len(record["refused"]) == 5 - len(odd)
 
 
 def test_fewer_answers_than_the_quorum_leave_the_model(tmp_path: Path) -> None:

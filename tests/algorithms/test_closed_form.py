@@ -20,7 +20,7 @@ from fedvision.aggregation.fixed_point import FixedPointSum, to_fixed_point
 from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.algorithms.closed_form import rounding
 from fedvision.algorithms.closed_form.heads import FeatureSums, in_whole_numbers, lda, ridge
-from fedvision.algorithms.closed_form.strategy import CANDIDATES, ClosedForm
+from fedvision.algorithms.closed_form.strategy import CANDIDATES, ClosedForm, _macro_recall
 from fedvision.config import TransformConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
@@ -167,6 +167,25 @@ def test_features_that_cannot_be_rounded_are_refused() -> None:
     for odd in (float("nan"), float("inf"), -5000.0):
         with pytest.raises(ValueError, match="NaN, infinity or numbers above 4096"):
             rounding.on_grid(torch.tensor([[odd]]))
+
+
+def test_features_are_rounded_to_steps_and_cut_off() -> None:
+    constants = {
+        "mean": torch.tensor([1.0, 0.0], dtype=torch.float64),
+        "deviation": torch.tensor([2.0, 2.0**-12], dtype=torch.float64),
+    }
+    found = rounding.rounded(
+        torch.tensor([[1.0, 0.0], [2.0, 1.0], [1.0 - 0.019, -1.0], [30.0, 0.0]]), constants
+    )
+    assert found.tolist() == [[0, 0], [64, 1023], [-1, -1023], [1023, 0]]
+    with pytest.raises(ValueError, match="hold NaN or infinity"):
+        rounding.rounded(torch.tensor([[float("nan"), 0.0]]), constants)
+
+
+def test_macro_recall_is_over_the_classes_that_occur() -> None:
+    """1 of 2 and 3 of 4 are right; nobody kept an image of the class in the middle."""
+    confusion = np.array([[1, 1, 0], [0, 0, 0], [0, 1, 3]])
+    assert _macro_recall(confusion) == pytest.approx((1 / 2 + 3 / 4) / 2)
 
 
 def test_a_block_whose_product_may_round_is_refused() -> None:
