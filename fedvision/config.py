@@ -130,6 +130,9 @@ class TransformConfig:
     """Give a random square of this many pixels a side the colour ``mean``."""
     mixup: float = 0.0
     """Beta parameter of mixup; 0 switches it off."""
+    views: int = 0
+    """Behind a frozen backbone: augmented views of each image whose features are computed once; training
+    draws one of them for each image of a step. At 0 augmentation is drawn anew, and nothing is kept."""
 
     def __post_init__(self) -> None:
         # Statistics of pixels from 0 to 255, as some tables print them, are above 1 but for black images.
@@ -142,9 +145,10 @@ class TransformConfig:
                 f"must hold numbers {bounds[name]}, one per channel or one for all, not {list(values)}; "
                 "pixels are scaled to 0..1 first, so divide by 255 what was measured on pixels to 255",
             )
-        at_least(0, self, "transforms.", "size", "crop", "cutout")
+        at_least(0, self, "transforms.", "size", "crop", "cutout", "views")
         within(0, 180, self, "transforms.", "rotation")
         within(0, 1000, self, "transforms.", "mixup")
+        require(not (self.views and self.mixup), "transforms.mixup", "must be 0 where there are views")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,7 @@ class Experiment:
         from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
         from fedvision.training.client_trainer import check_training
+        from fedvision.training.feature_cache import check_views
         from fedvision.updates import chain
 
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
@@ -114,6 +115,7 @@ class Experiment:
             seed=config.seed,
         )
         weights = None if file is None else load_weights(model, file, dataset.classes, told)
+        check_views(config, model)
         personal = _try(config, task, strategy, model, parts, dataset)
         updates = chain.build(config, model)
         if updates.sum_only:

@@ -28,8 +28,8 @@ class ImageSet:
     """
 
     images: NDArray[Any]
-    """uint8 [N, H, W, channels]; or the features of images in their place, float32 [N, 1, 1, D]. It may be a
-    memory map."""
+    """uint8 [N, H, W, channels]; or in their place the features of V views of each, float32 [N, V, 1, D]. It
+    may be a memory map."""
     labels: Targets
     """int64 [N], from 0; or uint8 [N, L] of 0 and 1, where an image may have several labels; or, for a task
     of another form, numbers [N, ...] of three dimensions or more."""
@@ -42,7 +42,7 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         kind, shape = self.images.dtype, self.images.shape
-        if len(shape) != 4 or not (kind == np.uint8 or (kind == np.float32 and shape[1:3] == (1, 1))):
+        if len(shape) != 4 or not (kind == np.uint8 or (kind == np.float32 and shape[2] == 1)):
             raise DataError(
                 f"images must be uint8 [N, H, W, channels], not {self.images.dtype} {list(self.images.shape)}"
             )

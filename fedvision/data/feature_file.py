@@ -4,7 +4,7 @@
 
     CACHE/features/
     └── 3f1c...9a/         one backbone on one array of images; its name is the key
-        ├── features.npy   float32 [N, 1, 1, D], opened as a memory map; a row that is not there takes no disk
+        ├── features.npy   float32 [N, V, 1, D], opened as a memory map; a row that is not there takes no disk
         └── known          one byte for each image: 1 where its row is there
 
 Rows are written with plain writes (on a full disk a memory map would end the process), and said to be there
@@ -36,7 +36,7 @@ _HEADER = 128
 """Bytes of an .npy file's header."""
 
 Rows = Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]
-"""Numbers of images [B] and their features [B, D]."""
+"""Numbers of images [B] and their features [B, D], or those of V views of each, [B, V, D]."""
 
 
 class FeatureFile:
@@ -55,7 +55,7 @@ class FeatureFile:
     def complete(
         self, numbers: NDArray[np.int64], rows: Callable[[NDArray[np.int64]], Rows]
     ) -> NDArray[np.float32]:
-        """Return the features of all images, float32 [N, 1, 1, D], those of some numbers computed first.
+        """Return the features of all images, float32 [N, V, 1, D], those of some numbers computed first.
 
         Args:
             numbers: Images whose features will be read, int64 [n]; all other rows may be 0.
@@ -86,7 +86,7 @@ class FeatureFile:
 
     def _write(self, rows: Rows) -> None:
         first = next(rows)
-        self._create(first[1].shape[1])
+        self._create(first[1].shape[1:])
         written: list[NDArray[np.int64]] = []
         size = 0
         with (
@@ -106,7 +106,7 @@ class FeatureFile:
                 # What an interrupt leaves half done is kept as far as it came.
                 _say_known(features, known, written)
 
-    def _create(self, width: int) -> None:
+    def _create(self, shape: tuple[int, ...]) -> None:
         """Make a file in which no row is there, unless another process was faster."""
         if self.folder.is_dir():
             return
@@ -114,10 +114,11 @@ class FeatureFile:
         parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # features tell of private images
         partial = Path(tempfile.mkdtemp(prefix="partial-", dir=parent))
         try:
-            header = _header((self._images, 1, 1, width))
+            views, width = shape if len(shape) == 2 else (1, *shape)
+            header = _header((self._images, views, 1, width))
             with open(partial / "features.npy", "wb") as file:
                 file.write(header)
-                file.truncate(len(header) + 4 * width * self._images)
+                file.truncate(len(header) + 4 * views * width * self._images)
             (partial / "known").write_bytes(bytes(self._images))
             try:
                 os.rename(partial, self.folder)

@@ -22,7 +22,7 @@ class Shard:
     """Some images of a base array."""
 
     images: NDArray[Any]
-    """uint8 [N, H, W, channels], or float32 [N, 1, 1, D]: the whole base, shared; may be a memory map."""
+    """uint8 [N, H, W, channels], or float32 [N, V, 1, D]: the whole base, shared; may be a memory map."""
     labels: Targets
     """Targets [N, ...] of the whole base."""
     indices: NDArray[np.int64]
@@ -55,7 +55,7 @@ class Shard:
             positions: int64 [B], each from 0 to len(shard) - 1.
 
         Returns:
-            Images uint8 [B, H, W, channels], or float32 [B, 1, 1, D], and targets [B, ...], both writable and
+            Images uint8 [B, H, W, channels], or float32 [B, V, 1, D], and targets [B, ...], both writable and
             in memory.
         """
         at = self.indices[positions]

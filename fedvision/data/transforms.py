@@ -42,7 +42,13 @@ def prepare(config: TransformConfig, channels: int) -> BatchTransform:
                 f"transforms.{name} holds {len(values)} numbers for images with {channels} channels; "
                 f"write {channels} of them or one for all"
             )
-    return BatchTransform(config, channels)
+    stored = config.views and not augmentations(config)
+    return StoredViews(config, channels) if stored else BatchTransform(config, channels)
+
+
+def augmentations(config: TransformConfig) -> list[str]:
+    """Return the names of what is drawn anew for each image."""
+    return [name for name in ("flip", "crop", "rotation", "cutout", "mixup") if getattr(config, name)]
 
 
 def input_shape(config: TransformConfig, image: Sequence[int]) -> tuple[int, int, int]:
@@ -138,8 +144,7 @@ class BatchTransform:
     @property
     def draws(self) -> bool:
         """Whether anything is drawn for a batch."""
-        config = self.config
-        return bool(config.flip or config.crop or config.rotation or config.cutout or config.mixup)
+        return bool(augmentations(self.config))
 
     def draw(self, batch: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
         """Draw what ``apply`` does to each image of a batch, on the generator's own device.
@@ -258,6 +263,24 @@ def resize(x: Tensor, side: int, interpolation: str, *, channels_last: bool = Tr
     out = found.new_empty((batch, side, side, channels) if channels_last else found.shape)
     out = out.permute(0, 3, 1, 2) if channels_last else out
     return found if found.stride() == out.stride() else out.copy_(found)
+
+
+class StoredViews(BatchTransform):
+    """Draws one of the views of each image, whose features lie in the image's place."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn for a batch."""
+        return True
+
+    def draw(self, batch: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
+        """Draw the view of each image, from 1: the first one stored is the image itself."""
+        return {"view": 1 + _whole(self.config.views, (batch,), generator)}
+
+    def apply(self, x: Tensor, drawn: Draws, between: str = "bilinear") -> Tensor:
+        """Return the features [B, D, 1, 1] of the views that were drawn, of all of them [B, D, V, 1]."""
+        views = drawn["view"].to(x.device)
+        return x[torch.arange(len(x), device=x.device), :, views, :].unsqueeze(2)
 
 
 def _whole(below: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

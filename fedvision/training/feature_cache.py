@@ -26,6 +26,8 @@ from fedvision.config import ExperimentConfig, ModelConfig, TransformConfig
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.feature_file import FeatureFile, Rows
 from fedvision.data.identity import pixels
+from fedvision.data.transforms import augmentations
+from fedvision.errors import ConfigError
 from fedvision.formatting import plural
 from fedvision.models.base import ImageModel
 from fedvision.models.freezing import frozen_names
@@ -52,6 +54,34 @@ class HeadExperiment:
     """The head, behind a backbone that passes features on."""
 
 
+class _FirstView(nn.Module):
+    """Features [B, D, V, 1] -> those of the image itself or, in training, of the view drawn, [B, D]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return them."""
+        return x[:, :, 0, 0]
+
+
+def check_views(config: ExperimentConfig, model: nn.Module) -> None:
+    """Refuse views of images whose features are not computed once.
+
+    Raises:
+        ConfigError: They are not, or nothing distinguishes the views.
+    """
+    if not (views := config.transforms.views):
+        return
+    if not augmentations(config.transforms):
+        raise ConfigError(
+            f"transforms.views = {views}: all views of an image would be equal; set transforms.flip, crop, "
+            "rotation or cutout"
+        )
+    if why := obstacle(config, model):
+        raise ConfigError(
+            f"transforms.views = {views}: features are not computed once, as {why}; leave views out, or "
+            "freeze the whole backbone"
+        )
+
+
 def obstacle(config: ExperimentConfig, model: nn.Module) -> str | None:
     """Return why features cannot be computed once, in the words that follow "as"; None where they can."""
     task = build_task(config.task)
@@ -63,10 +93,7 @@ def obstacle(config: ExperimentConfig, model: nn.Module) -> str | None:
         return "the backbone is trained"
     if not _frozen(model).isdisjoint(map(id, floating(model.head).values())):
         return "a part of the head is frozen"
-    drawn = [
-        name for name in ("flip", "crop", "rotation", "cutout", "mixup") if getattr(config.transforms, name)
-    ]
-    if drawn:
+    if not config.transforms.views and (drawn := augmentations(config.transforms)):
         return f"transforms.{drawn[0]} changes images anew each time"
     if type(task).collate is not Task.collate or type(task).transform is not Task.transform:
         return f"the task {config.task.use!r} makes its own batches of images"
@@ -114,10 +141,11 @@ def on_features(
         DataError: The features cannot be kept.
     """
     assert isinstance(model, ImageModel)
-    extract = FeatureExtractor(model.backbone, settings)
-    recipe = _recipe(config, model.backbone, settings)
+    backbone = model.backbone
 
-    def features_of(part: ImageSet, numbers: NDArray[np.int64]) -> ImageSet:
+    def features_of(part: ImageSet, numbers: NDArray[np.int64], views: int) -> ImageSet:
+        extract = FeatureExtractor(backbone, settings, views, config.seed)
+        recipe = _recipe(config, backbone, settings, views)
         key = hashlib.sha256(f"{recipe} {pixels(part.images)}".encode()).hexdigest()[:40]
 
         def rows(missing: NDArray[np.int64]) -> Rows:
@@ -135,14 +163,14 @@ def on_features(
                 shared=config.model.shared,
                 personal=config.model.personal,
             ),
-            transforms=TransformConfig(),
+            transforms=TransformConfig(views=config.transforms.views),
         ),
         dataset=replace(
             dataset,
-            train=features_of(dataset.train, used),
-            test=None if test is None else features_of(test, np.arange(len(test))),
+            train=features_of(dataset.train, used, config.transforms.views),
+            test=None if test is None else features_of(test, np.arange(len(test)), 0),
         ),
-        model=ImageModel(nn.Flatten(), model.head.cpu()),
+        model=ImageModel(_FirstView(), model.head.cpu()),
     )
 
 
@@ -165,8 +193,11 @@ def _shown(
             on_progress(f"computing features: {count:,} of {plural(total, 'image')}")
 
 
-def _recipe(config: ExperimentConfig, backbone: nn.Module, settings: ForwardSettings) -> str:
+def _recipe(config: ExperimentConfig, backbone: nn.Module, settings: ForwardSettings, views: int = 0) -> str:
     """Return a text that is equal where features are: of network, transforms, arithmetic and machine."""
+    transforms = asdict(config.transforms)
+    if not views:  # the images as they are, whatever training draws
+        transforms |= dict.fromkeys(augmentations(config.transforms)) | {"views": 0}
     device = settings.device.type
     machine = (
         torch.cuda.get_device_name(settings.device)
@@ -179,7 +210,8 @@ def _recipe(config: ExperimentConfig, backbone: nn.Module, settings: ForwardSett
         "device": [device, machine],
         "precision": settings.precision,
         "channels_last": settings.channels_last,
-        "transforms": asdict(config.transforms),
+        "transforms": transforms,
+        "seed": config.seed if views else None,
         "model": [config.model.use, dict(config.model.args), *(["mirrored"] * config.model.mirrored)],
         "code": registry.sources({"model": config.model.use}),
         "tensors": digest(dict(floating(backbone))),

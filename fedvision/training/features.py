@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedvision import cores
+from fedvision import cores, seeding
+from fedvision.data.transforms import Draws
 from fedvision.errors import ConfigError
 from fedvision.training.forward import ForwardSettings
 
@@ -36,21 +37,15 @@ class FeatureExtractor:
     Args:
         backbone: Images [B, channels, H, W] -> features [B, D], on the settings' device; it is put into
             evaluation mode.
-        settings: Normalisation, device and precision.
+        settings: Normalisation, augmentation, device and precision.
+        views: V, augmented views of each image whose features are computed after those of the image itself.
+        seed: From which an image's views are drawn, by its number.
     """
 
-    def __init__(self, backbone: nn.Module, settings: ForwardSettings) -> None:
+    def __init__(self, backbone: nn.Module, settings: ForwardSettings, views: int = 0, seed: int = 0) -> None:
         self._backbone, self._settings = backbone.eval(), settings
+        self._views, self._seed = views, seed
         self._batch = _BATCH.get(settings.device.type, _BATCH_ELSEWHERE)
-
-    def __call__(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        """Return the features of images uint8 [B, H, W, channels], float32 [B, D] on the CPU.
-
-        Raises:
-            ConfigError: The backbone does not return [B, D].
-        """
-        pieces = [images[start : start + self._batch] for start in range(0, len(images), self._batch)]
-        return torch.cat([self._features(piece) for piece in pieces])
 
     def each(
         self, images: Callable[[NDArray[np.int64]], NDArray[np.uint8]], numbers: NDArray[np.int64]
@@ -62,26 +57,52 @@ class FeatureExtractor:
             numbers: int64 [N].
 
         Yields:
-            Numbers [B], in the order given, and features float32 [B, D] on the CPU.
+            Numbers [B], in the order given, and features float32 [B, D] on the CPU; [B, 1 + V, D] where there
+            are views.
+
+        Raises:
+            ConfigError: The backbone does not return [B, D].
         """
         pieces = [numbers[start : start + self._batch] for start in range(0, len(numbers), self._batch)]
+
+        def work(piece: NDArray[np.int64]) -> torch.Tensor:
+            return self._features(images(piece), piece)
+
         if self._settings.device.type != "cpu":
-            yield from ((piece, self._features(images(piece))) for piece in pieces)
+            yield from ((piece, work(piece)) for piece in pieces)
             return
         threads = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(cores.available(), initializer=partial(torch.set_num_threads, 1)) as pool:
-                yield from _in_order(pool, lambda piece: self._features(images(piece)), pieces)
+                yield from _in_order(pool, work, pieces)
         finally:
             torch.set_num_threads(threads)
 
     @torch.no_grad()
-    def _features(self, images: NDArray[np.uint8]) -> torch.Tensor:
+    def _features(self, images: NDArray[np.uint8], numbers: NDArray[np.int64]) -> torch.Tensor:
         count = len(images)
         if count < self._batch:
             images = np.concatenate([images, np.zeros((self._batch - count, *images.shape[1:]), np.uint8)])
+        x = self._settings.inputs(torch.from_numpy(images))
+        found = [self._pass(x)]
+        for view in range(1, self._views + 1):
+            drawn = self._draws(numbers, view, (x.shape[2], x.shape[3]))
+            found.append(self._pass(self._settings.transform.apply(x, drawn)))
+        return (torch.stack(found, 1) if self._views else found[0])[:count].float().cpu()
+
+    def _draws(self, numbers: NDArray[np.int64], view: int, size: tuple[int, int]) -> Draws:
+        """Return what makes a view of each image, the first one's again for those that fill up the batch."""
+        transform = self._settings.transform
+        each = [
+            transform.draw(1, size, seeding.torch_stream(self._seed, "view", view, number))
+            for number in numbers.tolist()
+        ]
+        each += [each[0]] * (self._batch - len(each))
+        return {name: torch.cat([one[name] for one in each], dim=-1) for name in each[0]}
+
+    def _pass(self, x: torch.Tensor) -> torch.Tensor:
         with self._settings.one_model():
-            features = self._backbone(self._settings.inputs(torch.from_numpy(images)))
+            features = self._backbone(x)
         if not isinstance(features, torch.Tensor) or features.dim() != 2:
             shape = (
                 list(features.shape[1:]) if isinstance(features, torch.Tensor) else type(features).__name__
@@ -90,7 +111,7 @@ class FeatureExtractor:
                 f"the features of an image must be one row of numbers, and the backbone makes {shape} of it; "
                 "let the backbone flatten or average them"
             )
-        return features[:count].float().cpu()
+        return features
 
 
 def _in_order(

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from fedvision import simulate
-from fedvision.config import ExperimentConfig
+from fedvision.config import ExperimentConfig, TransformConfig
+from fedvision.data.transforms import prepare
+from fedvision.errors import ConfigError
 from fedvision.experiment import Experiment
 from fedvision.runs.folder import RunFolder
 from fedvision.simulation import Simulation
@@ -43,9 +45,9 @@ def extracted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     found: list[int] = []
     compute = FeatureExtractor._features
 
-    def counted(self: FeatureExtractor, images: Any) -> torch.Tensor:
+    def counted(self: FeatureExtractor, images: Any, numbers: Any) -> torch.Tensor:
         found.append(len(images))
-        return compute(self, images)
+        return compute(self, images, numbers)
 
     monkeypatch.setattr(FeatureExtractor, "_features", counted)
     return found
@@ -120,6 +122,51 @@ def test_each_image_passes_the_backbone_once(tmp_path: Path, extracted: list[int
     assert extracted == []
     simulate(frozen(seed=4), out=tmp_path / "other network")
     assert extracted != []
+
+
+VIEWS = {"flip": True, "crop": 2, "views": 3}
+"""Transforms that are drawn once."""
+
+
+def test_training_draws_one_of_an_images_views(tmp_path: Path, extracted: list[int]) -> None:
+    one, other = (
+        simulate(frozen(transforms=VIEWS), out=tmp_path / engine, engine=engine)
+        for engine in ("serial", "vectorized")
+    )
+    for name, tensor in one.state.items():
+        assert torch.allclose(tensor, other.state[name], rtol=0, atol=1e-5)
+    plain = simulate(frozen(), out=tmp_path / "plain")
+    assert one.rounds[0]["train_loss"] != pytest.approx(plain.rounds[0]["train_loss"], abs=1e-3)
+    again = simulate(frozen(transforms=VIEWS | {"views": 1}), out=tmp_path / "one view")
+    assert again.rounds[0]["train_loss"] != one.rounds[0]["train_loss"]
+
+
+def test_stored_views_are_drawn_evenly() -> None:
+    transform = prepare(TransformConfig(views=3), 4)
+    x = torch.arange(2 * 4 * 4.0).reshape(2, 4, 4, 1)
+    found = transform.apply(x, {"view": torch.tensor([2, 1])})
+    assert torch.equal(found[:, :, 0, 0], torch.stack([x[0, :, 2, 0], x[1, :, 1, 0]]))
+    views = transform.draw(3000, (1, 1), torch.Generator().manual_seed(0))["view"]
+    assert torch.bincount(views).tolist()[0] == 0
+    assert all(900 < count < 1100 for count in torch.bincount(views).tolist()[1:])
+
+
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ({"transforms": {"views": 2}}, "all views of an image would be equal; set transforms.flip"),
+        ({"transforms": VIEWS | {"mixup": 0.2}}, "transforms.mixup must be 0 where there are views"),
+        ({"transforms": VIEWS, "model": {"use": "cnn"}}, "as the backbone is trained; leave views out"),
+        (
+            {"transforms": VIEWS, "training": {"cache_features": False}},
+            "as training.cache_features = false; leave views out",
+        ),
+    ],
+    ids=["no augmentation", "mixup", "trained", "off"],
+)
+def test_views_that_cannot_be_stored_are_refused(tables: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        Experiment.build(frozen(**tables))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,11 @@ def pictures(count: int) -> NDArray[np.uint8]:
     return np.random.default_rng(1).integers(0, 256, (count, 32, 32, 3), np.uint8)
 
 
+def features(extract: FeatureExtractor, images: NDArray[np.uint8]) -> torch.Tensor:
+    """Return the features [N, D] of images [N, ...]."""
+    return torch.cat([found for _, found in extract.each(lambda some: images[some], np.arange(len(images)))])
+
+
 def backbone(use: str, **arguments: object) -> nn.Module:
     with seeding.torch_global(0, "model"):
         model: ImageModel = registry.build(
@@ -55,24 +62,48 @@ def backbone(use: str, **arguments: object) -> nn.Module:
 )
 def test_an_image_has_the_same_bits_in_any_batch(use: str, arguments: dict[str, object]) -> None:
     extract, images = FeatureExtractor(backbone(use, **arguments), settings()), pictures(21)
-    found = extract(images)
+    found = features(extract, images)
     assert found.shape[0] == 21
     assert found.std() > 0
     rng = np.random.default_rng(2)
     for _ in range(4):
         order = rng.permutation(21)
-        assert torch.equal(extract(images[order]), found[order])
+        assert torch.equal(features(extract, images[order]), found[order])
     for number in (0, 20):
-        assert torch.equal(extract(images[[number]]), found[[number]])
+        assert torch.equal(features(extract, images[[number]]), found[[number]])
     both = list(extract.each(lambda numbers: images[numbers], np.arange(21)[::-1].copy()))
     assert np.array_equal(np.concatenate([numbers for numbers, _ in both]), np.arange(21)[::-1])
-    assert torch.equal(torch.cat([features for _, features in both]), found.flip(0))
+    assert torch.equal(torch.cat([row for _, row in both]), found.flip(0))
+
+
+def test_views_are_drawn_by_the_number_of_an_image() -> None:
+    config = TransformConfig(flip=True, crop=3, rotation=20.0, cutout=5)
+    drawn = replace(settings(), transform=prepare(config, 3))
+    network, images = backbone("resnet8"), pictures(11)
+
+    def views(numbers: NDArray[np.int64], seed: int = 7) -> torch.Tensor:
+        found = FeatureExtractor(network, drawn, 2, seed).each(lambda some: images[some], numbers)
+        return torch.cat([rows for _, rows in found])
+
+    found = views(np.arange(11))
+    assert found.shape[:2] == (11, 3)
+    assert torch.equal(found[:, 0], features(FeatureExtractor(network, settings()), images))
+    order = np.random.default_rng(0).permutation(11)
+    assert torch.equal(views(order), found[order])
+    assert torch.equal(views(np.array([10])), found[10:])
+    assert not torch.equal(views(np.array([10]), seed=8)[:, 1:], found[10:, 1:])
+    for view in (1, 2):
+        what = drawn.transform.draw(1, (32, 32), seeding.torch_stream(7, "view", view, 10))
+        with torch.no_grad():
+            expected = network(drawn.transform.apply(drawn.inputs(torch.from_numpy(images[[10]])), what))
+        assert torch.allclose(found[10, view], expected[0], atol=1e-5)
+        assert not torch.allclose(found[10, view], found[10, 0], atol=1e-3)
 
 
 def test_features_are_those_of_the_network_in_evaluation() -> None:
     network = backbone("resnet8-wide").train()
     images = pictures(10)
-    found = FeatureExtractor(network, settings())(images)
+    found = features(FeatureExtractor(network, settings()), images)
     assert not network.training
     with torch.no_grad():
         expected = network.eval()(settings().inputs(torch.from_numpy(images)))
@@ -80,9 +111,9 @@ def test_features_are_those_of_the_network_in_evaluation() -> None:
 
 
 def test_features_in_bfloat16_are_kept_in_float32() -> None:
-    found = FeatureExtractor(backbone("cnn"), settings("bfloat16"))(pictures(3))
+    found = features(FeatureExtractor(backbone("cnn"), settings("bfloat16")), pictures(3))
     assert found.dtype == torch.float32
-    assert not torch.equal(found, FeatureExtractor(backbone("cnn"), settings())(pictures(3)))
+    assert not torch.equal(found, features(FeatureExtractor(backbone("cnn"), settings()), pictures(3)))
 
 
 def test_threads_are_as_many_as_before() -> None:
@@ -107,4 +138,4 @@ def test_an_error_in_one_thread_is_raised() -> None:
 
 def test_a_map_of_features_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"makes \[3, 32, 32\] of it; let the backbone flatten"):
-        FeatureExtractor(nn.Identity(), settings())(pictures(2))
+        features(FeatureExtractor(nn.Identity(), settings()), pictures(2))
