@@ -24,6 +24,7 @@ ZERO_IN_TABLES = {
     "transforms.rotation": "switches it off",
     "transforms.cutout": "switches it off",
     "transforms.mixup": "switches it off",
+    "transforms.views": "keeps none",
     "training.steps": "counts epochs",
     "training.momentum": "switches it off",
     "training.weight_decay": "switches it off",
