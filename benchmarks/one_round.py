@@ -1,6 +1,6 @@
 """A head in one round on a long tail, beside heads that are trained for 60 rounds.
 
-    python benchmarks/one_round.py [--size 224] [--seeds 3] [--splits]
+    python benchmarks/one_round.py [--size 224] [--seeds 3] [--only ridge] [--splits]
 
 CIFAR-10 with a long tail of 100 on 20 clients, split by Dirichlet 0.5, behind a frozen EfficientNet-Lite0
 with its ImageNet weights; scores on the 10,000 test images are of the last model. Regularization,
@@ -172,6 +172,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="makes results/one-round-SIZE.json again")
     parser.add_argument("--size", type=int, default=224, help="pixels a side (default: 224)")
     parser.add_argument("--seeds", type=int, default=3, help="0 to one less (default: 3)")
+    parser.add_argument("--only", default="", help="heads whose names contain this (default: all)")
     parser.add_argument("--splits", action="store_true", help="compare the bits of several splits instead")
     options = parser.parse_args()
     if options.splits:
@@ -184,7 +185,7 @@ if __name__ == "__main__":
     kept = Store(Path(__file__).parent / f"results/one-round-{options.size}.json", facts)
     take(
         kept,
-        list(turns(["CIFAR-10-LT"], list(VARIANTS), options.seeds)),
+        list(turns(["CIFAR-10-LT"], [one for one in VARIANTS if options.only in one], options.seeds)),
         lambda turn: measured(options.size, turn),
         lambda line: print(line, flush=True),
         lambda one: f"{one['balanced_accuracy']:.2f} %; {one['chosen']}; {one['wall_s']:.0f} s",
