@@ -129,6 +129,8 @@ def allowing(*plugins: str) -> ClientMachineConfig:
 @pytest.mark.parametrize(
     ("plugins", "kind", "use"),
     [
+        ((), "model", "torchvision/resnet18"),
+        ((), "model", "efficientnet-lite0"),
         ((), "model", "cnn"),
         ((), "optimizer", "AdamW"),
         (("plugin_models",), "model", "plugin_models:net"),
@@ -149,6 +151,7 @@ def test_built_ins_and_what_the_owner_lists_may_be_named(
         ((), "model", "os:system"),
         ((), "model", "plugin_models:net"),
         ((), "model", "no-such-model"),
+        ((), "model", "torchvision/resnet18:os.system"),
         ((), "optimizer", "no-such-optimizer"),
         # A path of the server's choice would follow.
         ((), "model", "fedvision.data.sources.arrays:npz"),

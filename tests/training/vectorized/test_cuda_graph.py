@@ -159,7 +159,7 @@ def test_images_may_live_on_the_device_or_be_sent_with_each_stack(limit: int, ch
 
 
 def test_images_are_resized_in_the_recording() -> None:
-    transforms = TransformConfig(size=12, interpolation="bicubic", crop=2)
+    transforms = TransformConfig(size=12, interpolation="bicubic", crop=2, cutout=5)
     check(Cohort(model=network("resnet8"), settings=settings(transforms)), limit=0, chunk=2)
 
 

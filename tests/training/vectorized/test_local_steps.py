@@ -102,7 +102,7 @@ def test_augmentation_comes_from_each_clients_own_stream() -> None:
 
 
 def test_images_are_resized_as_in_the_loop() -> None:
-    transforms = TransformConfig(size=12, interpolation="bicubic", crop=2)
+    transforms = TransformConfig(size=12, interpolation="bicubic", crop=2, cutout=5)
     cohort = Cohort(model=network("resnet8"), settings=settings(transforms, epochs=2))
     check(cohort, 0, 2)
     plain = Cohort(model=network("resnet8"), settings=settings(TransformConfig(crop=2), epochs=2)).at_once()
