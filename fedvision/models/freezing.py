@@ -1,13 +1,13 @@
 """Tensors of a network that nobody trains: they have no gradient, and layers of them alone do not train.
 
 A batch norm whose tensors are all frozen normalises with the statistics that it has, and dropout inside a
-frozen part drops nothing, as in evaluation. The network itself holds which of its tensors these are, so a
-copy of it, or one built again from the experiment, treats them alike.
+frozen part or between two frozen layers drops nothing, as in evaluation. The network itself holds which of
+its tensors these are, so a copy of it, or one built again from the experiment, treats them alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -32,7 +32,26 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     for module in model.modules():
         own = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
         setattr(module, _MARK, bool(own) and all(id(tensor) in frozen for tensor in own))
+    for module in _between_frozen(model):
+        setattr(module, _MARK, True)
     setattr(model, _NAMES, tuple(names))
+
+
+def _between_frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers without tensors, such as dropout, that lie before a frozen layer and after no other.
+
+    In the order in which layers were registered, which is that of the forward pass as a rule.
+    """
+    waiting: list[nn.Module] = []
+    behind = True  # whether the last layer with tensors is frozen, or there was none
+    for layer in (module for module in model.modules() if not any(True for _ in module.children())):
+        if not any(t.is_floating_point() for t in (*layer.parameters(), *layer.buffers())):
+            waiting.append(layer)
+            continue
+        ahead = getattr(layer, _MARK)
+        if behind and ahead:
+            yield from waiting
+        waiting, behind = [], ahead
 
 
 def thaw(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError
 from fedvision.models.build import build_model
-from fedvision.models.freezing import frozen_names, frozen_state, training_mode
+from fedvision.models.freezing import freeze, frozen_names, frozen_state, training_mode
 from fedvision.models.state import digest, personal_names, shared_names
 from fedvision.tasks.classification import Classification
 
@@ -67,6 +67,18 @@ def test_dropout_inside_a_frozen_part_drops_nothing() -> None:
     loose = build("cnn", "backbone.features.*", dropout=0.5)
     training_mode(loose)
     assert not torch.equal(loose(images()), loose(images()))
+
+
+def test_dropout_between_frozen_layers_drops_nothing_and_before_a_trained_one_does() -> None:
+    layers = [nn.Dropout(), nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2)]
+    model = nn.Sequential(*layers, nn.Dropout())
+    freeze(model, ["1.weight", "1.bias", "3.weight", "3.bias"])
+    training_mode(model)
+    dropouts = [layer.training for layer in model if isinstance(layer, nn.Dropout)]
+    assert dropouts == [False, False, True, True]
+    freeze(model := nn.Sequential(*layers), ["3.weight", "3.bias", "5.weight", "5.bias"])
+    training_mode(model)
+    assert [layer.training for layer in model if isinstance(layer, nn.Dropout)] == [True, True, False]
 
 
 def test_frozen_tensors_neither_travel_nor_stay_as_personal_ones() -> None:
