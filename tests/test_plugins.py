@@ -101,6 +101,7 @@ def test_a_folder_of_own_parts_runs(
     assert "worst" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_reports_command_makes_the_run_again_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

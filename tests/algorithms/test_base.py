@@ -124,6 +124,7 @@ def test_a_million_clients_are_not_gone_through() -> None:
     assert min(whole) < 2 * min(bare)
 
 
+@pytest.mark.long
 def test_of_a_large_population_everyone_is_drawn_as_often() -> None:
     rng = np.random.default_rng(0)
     drawn = np.concatenate([draw(range(200_000), 100_000, rng) for _ in range(40)])

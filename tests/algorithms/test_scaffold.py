@@ -161,6 +161,7 @@ def test_scaffold_reaches_the_optimum_that_fedavg_misses(
     assert federation.distance(build(), rounds, momentum) < 1e-3
 
 
+@pytest.mark.long
 def test_scaffold_stands_high_momentum() -> None:
     # The paper's (x - y) / (steps * lr) is up to ten times the gradient here, and the model runs away.
     federation = _Quadratics()

@@ -270,6 +270,7 @@ def test_a_class_folder_whose_name_is_no_text(here: Path, capsys: pytest.Capture
     assert "caf\\xe9" in (here / "out/report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_terminal_that_lacks_letters(here: Path) -> None:
     """The table's own signs are written in ASCII, other letters as escapes; the run goes through."""
     arguments = ["small.toml", "--engine", "serial", "--set", "rounds=1", "--set", "name=Größe 図"]

@@ -167,6 +167,7 @@ def test_narrow_strides(memory_format: torch.memory_format) -> None:
         torch.testing.assert_close(mine.grad, its.grad)
 
 
+@pytest.mark.long
 def test_a_narrow_network_trains_without_overrunning_memory() -> None:
     """A child process, as the fault ends its process; glibc checks every block it frees."""
     script = (

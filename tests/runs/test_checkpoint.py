@@ -149,6 +149,7 @@ def test_a_group_is_a_plain_name(folder: RunFolder) -> None:
         folder.checkpoints.save(1, {"../model": _state(1)}, {})
 
 
+@pytest.mark.long
 def test_a_kill_before_any_call_to_the_system_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

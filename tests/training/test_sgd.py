@@ -67,6 +67,7 @@ def test_its_name_is_sgd_and_torchs_can_still_be_named() -> None:
     assert registry.resolve("optimizer", "torch.optim:SGD").call is torch.optim.SGD
 
 
+@pytest.mark.long
 def test_a_step_imports_no_compiler() -> None:
     program = (
         "import sys, torch\n"

@@ -126,6 +126,7 @@ def test_it_is_replaced_when_it_dies(process: TrainingProcess, tmp_path: Path) -
     assert task(process, tmp_path, "mine:fine")["layout"]
 
 
+@pytest.mark.long
 def test_one_that_was_killed_between_two_tasks_is_replaced(process: TrainingProcess, tmp_path: Path) -> None:
     process.start()
     before = process.generation
@@ -137,6 +138,7 @@ def test_one_that_was_killed_between_two_tasks_is_replaced(process: TrainingProc
     assert task(process, tmp_path, "mine:fine")["layout"]
 
 
+@pytest.mark.long
 def test_it_is_ended_at_its_limits(process: TrainingProcess, tmp_path: Path) -> None:
     with pytest.raises(TaskFailed, match=r"GB of memory; this client's memory_limit is 2"):
         task(process, tmp_path, "mine:grow")

@@ -134,6 +134,7 @@ def test_the_servers_port_is_the_one_that_compose_opens() -> None:
     assert "ports" not in service("clients"), "clients open none"
 
 
+@pytest.mark.long
 def test_the_servers_healthcheck(pki: Path, tmp_path: Path) -> None:
     how, program, *arguments = service("server")["healthcheck"]["test"]
     assert (how, program) == ("CMD", "python")

@@ -42,6 +42,7 @@ def test_client_certificate_required_where_configured(pki: Path, strangers: Path
         assert nodes(pki, server).keys() == {"north", "south"}
 
 
+@pytest.mark.long
 def test_plain_text_only_where_configured(pki: Path, strangers: Path, tmp_path: Path) -> None:
     with superlink(pki, tmp_path, tls=False) as server:
 

@@ -142,6 +142,7 @@ def test_a_message_and_its_reply_travel_whole(client: FleetLink, run: tuple[RunL
         client.run_config(server.run_id)
 
 
+@pytest.mark.long
 def test_a_message_that_got_lost_on_its_way_is_given_again(
     client: FleetLink, run: tuple[RunLink, int]
 ) -> None:

@@ -154,6 +154,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     return sent
 
 
+@pytest.mark.long
 def test_one_worker_hands_over_its_sums_with_its_last_batch(calls: list[Job], serial: Round) -> None:
     assert same(Round(RayEngine(workers=1), adders(12)).state, serial.state)
     assert [job.closes for job in calls] == [False] * (len(calls) - 1) + [True]
@@ -348,6 +349,7 @@ def test_one_notice_on_workers_that_train_one_by_one(tmp_path: Path) -> None:
     assert "mixup blends the images of a batch" in reasons[0]
 
 
+@pytest.mark.long
 def test_workers_load_the_plug_in_beside_each_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
