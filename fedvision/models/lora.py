@@ -156,7 +156,6 @@ def adapter_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}.{part}" for name, _ in adapters(model) for part in (A, B))
 
 
-@torch.no_grad()
 def merge(model: nn.Module) -> nn.Module:
     """Return a plain network that computes the same: each weight is W + alpha / r B A, and nothing is frozen.
 
@@ -169,13 +168,21 @@ def merge(model: nn.Module) -> nn.Module:
     if not any(True for _ in adapters(model)):
         return model
     plain = copy.deepcopy(model)
-    for _, layer in list(adapters(plain)):
+    merge_in_place(plain)
+    return plain
+
+
+@torch.no_grad()
+def merge_in_place(model: nn.Module) -> None:
+    """Make of a network the plain one that ``merge`` returns; one without adapters stays as it is."""
+    found = list(adapters(model))
+    for _, layer in found:
         layer._parameters[layer.OF].copy_(layer.changed_weight(torch.float64))
         for name in (A, B, "lora_scale"):
             delattr(layer, name)
         layer.__class__ = type(layer).plain  # type: ignore[assignment]
-    thaw(plain)
-    return plain
+    if found:
+        thaw(model)
 
 
 _Layer = tuple[nn.Module, type[Adapter]]

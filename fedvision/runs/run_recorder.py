@@ -26,7 +26,7 @@ from fedvision.flower.guard import guarded
 from fedvision.flower.internals import SERVER_NODE
 from fedvision.flower.strategy import layers
 from fedvision.interruption import Interruption
-from fedvision.models.lora import merge
+from fedvision.models.lora import merge_in_place
 from fedvision.models.meta import model_with, to_meta
 from fedvision.models.parameter_groups import ParameterGroups, network_bytes
 from fedvision.models.state import get_state, load_state, size_in_bytes
@@ -82,9 +82,11 @@ class RunRecorder:
         if experiment.weights is not None:
             data["tensors of model.weights"] = experiment.weights.sha256
         self._changed_code = folder.settle(data, registry.sources(self.config.to_dict()))
-        names = ParameterGroups.of(experiment.model, self.config.model).shared
+        groups = ParameterGroups.of(experiment.model, self.config.model)
+        names = groups.shared
         self.state = get_state(experiment.model, names)
-        others = {name: t for name, t in experiment.model.state_dict().items() if name not in self.state}
+        held = {*names, *groups.frozen}  # frozen tensors are in the network, and nobody changes them
+        others = {name: t for name, t in experiment.model.state_dict().items() if name not in held}
         self._initial = {name: tensor.detach().cpu().clone() for name, tensor in others.items()}
         # From here on the state is the model: its numbers are not held twice, nor sent to every worker.
         to_meta(experiment.model, names)
@@ -135,7 +137,8 @@ class RunRecorder:
 
     def _write_model(self) -> None:
         model = model_with(self.experiment.model, {**self._initial, **self.state})
-        self.folder.write_model(_full_state(merge(model)), self.description())
+        merge_in_place(model)
+        self.folder.write_model(_full_state(model), self.description())
 
     def description(self) -> ModelDescription:
         """Return what must be known of the final model to use it."""
