@@ -15,6 +15,10 @@ its layer is used.
 
 Left as they are: the head; a layer of which A and B would have no fewer numbers than W, as of most depthwise
 convolutions; a layer whose weight is computed (weight norm) or another module's as well.
+
+The package peft (0.21) has adapters as well, but gives a layer's tensors other names, writes the change into
+an attention's weights around each call, which clients that are trained together cannot, and does not merge
+grouped convolutions.
 """
 
 from __future__ import annotations
