@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from fedvision.data.paths import cache_folder
 from fedvision.errors import DataError
 
-_FLUSH = 1 << 26
+_FLUSH = 1 << 23
 """Bytes of rows after which those written are said to be there."""
 _HEADER = 128
 """Bytes of an .npy file's header."""
