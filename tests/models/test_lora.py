@@ -323,3 +323,19 @@ def test_a_called_layer_forms_no_product_of_its_size() -> None:
     loss.backward()
     assert model[0]._parameters["weight"].grad is None
     assert isinstance(model[0], ReadWeight)
+
+
+def test_adapters_stay_in_onednns_layout() -> None:
+    """A stage of convolutions may have its feature maps in oneDNN's own layout from end to end."""
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1))
+    add_lora(model, rank=2, alpha=4, targets=["*"], generator=torch.Generator().manual_seed(0))
+    with_random_b(model)
+    x, found = torch.randn(4, 8, 14, 14, generator=torch.Generator().manual_seed(1)), []
+    for batch in (x, x.to_mkldnn()):
+        model.zero_grad()
+        out = model(batch)
+        out = out.to_dense() if out.is_mkldnn else out
+        out.square().sum().backward()
+        found.append([out.detach(), *(p.grad for p in model.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
