@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,9 @@ def test_what_is_no_state_dict_is_refused_and_no_code_in_it_runs(tmp_path: Path)
         torch.save(content, tmp_path / "file.pth")
         with pytest.raises(ConfigError, match=sentence):
             load(small(), str(tmp_path / "file.pth"), [])
+    (tmp_path / "file.pth").write_bytes(pickle.dumps(Code(trace)))  # not by torch.save, which warns of it
+    with pytest.raises(ConfigError, match="code and other objects in a file are not read"):
+        load(small(), str(tmp_path / "file.pth"), [])
     for size in (0, 10, len(whole.getvalue()) - 30):
         (tmp_path / "file.pth").write_bytes(whole.getvalue()[:size])
         with pytest.raises(ConfigError, match=r"file\.pth is no whole file of torch\.save"):
