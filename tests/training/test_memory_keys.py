@@ -192,6 +192,7 @@ def test_keys_that_do_not_fit_are_one_sentence() -> None:
 
 @pytest.mark.long
 def test_torchs_own_kernels_train_to_the_same() -> None:
-    plainly, model, chosen = train(network("vit"), settings()), network("vit"), settings()
+    shard, chosen = make_shard(16), settings()
+    plainly, model = train(make_model(), chosen, shard), make_model()
     compilation.compile_model(model, torch.randn(8, 1, SIZE, SIZE), chosen.forward)
-    close(plainly.state, train(model, chosen).state)
+    close(plainly.state, train(model, chosen, shard).state)
