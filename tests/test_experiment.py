@@ -143,7 +143,7 @@ def held(**tables: Any) -> ExperimentConfig:
 def test_all_counts_called_training_are_of_the_images_trained_on(tmp_path: Path) -> None:
     config = held()
     federation = Experiment.build(config)
-    host_factory = Simulation(federation, RunFolder.create(tmp_path / "run", config))._recipe()
+    host_factory = Simulation(federation, RunFolder.create(tmp_path / "run", config)).hosts()
     trained = np.array([host_factory.trainer().image_counts(client).counts for client in range(2)])
     facts = read_facts(RunFolder.read(tmp_path / "run"))
     assert facts.counts.tolist() == trained.tolist()
