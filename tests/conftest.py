@@ -26,6 +26,7 @@ hypothesis.settings.register_profile("new", _PATIENT, max_examples=500)
 hypothesis.settings.load_profile("same")
 # A shell that starts a command in the background lets it ignore Ctrl-C, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ["COLUMNS"] = "80"  # lines break at the same words in every terminal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
