@@ -143,8 +143,10 @@ def halves(rows: Sequence[ClassFacts], longest: int = 24) -> list[Sequence[Class
 
 
 def _curves(facts: RunData) -> list[Picture]:
-    """Draw what was measured over rounds; a picture without any line is left out."""
-    span = (int(facts.rounds[0]["round"]), facts.done) if facts.rounds else None
+    """Draw what was measured over rounds, if there are several; a picture without any line is left out."""
+    if len(facts.rounds) < 2:
+        return []
+    span = int(facts.rounds[0]["round"]), facts.done
     loss = {"training": facts.series("train_loss")} | _views(facts, "loss")
     drawn = [("Loss", "mean loss", loss, False)]
     best = facts.best_view

@@ -147,13 +147,14 @@ def test_the_report_reads_only_the_run_folder(make_run: MakeRun, tmp_path: Path)
     assert write_report(RunFolder.read(Path(moved))).read_bytes() == before
 
 
-@pytest.mark.parametrize("rounds", [0, 1])
+@pytest.mark.parametrize("rounds", [0, 1, 2])
 @pytest.mark.parametrize("split", [True, False])
 def test_a_run_that_has_just_begun_has_a_report(make_run: MakeRun, rounds: int, split: bool) -> None:
     page = _read(write_report(make_run(rounds=rounds, split=split)))
     assert f"unfinished, {rounds} of 3 rounds" in page.text
     assert ("Nothing has been measured yet." in page.text) == (rounds == 0)
     assert ("No round has been recorded yet." in page.text) == (rounds == 0)
+    assert ("Losses are in nats." in page.text) == (rounds > 1)
 
 
 def test_sparse_records_have_a_report(make_run: MakeRun) -> None:
