@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import statistics
 import tempfile
@@ -86,6 +87,11 @@ def experiment(size: int, variant: str, seed: int, **tables: Any) -> ExperimentC
             whole = key == "partition" and "use" in table
             base[key] = table if whole else {**base.get(key, {}), **table}
     return ExperimentConfig.from_dict(base)
+
+
+def written(config: ExperimentConfig) -> Any:
+    """Return an experiment's table as results have it: without where this machine keeps its data."""
+    return json.loads(json.dumps(config.to_dict()).replace(str(DATA), "$FEDVISION_DATA"))
 
 
 def run(config: ExperimentConfig) -> tuple[RunResult, Experiment, float]:
@@ -180,7 +186,7 @@ if __name__ == "__main__":
         raise SystemExit
     facts = {
         "environment": environment("cpu"),
-        "experiments": {variant: experiment(options.size, variant, 0).to_dict() for variant in VARIANTS},
+        "experiments": {variant: written(experiment(options.size, variant, 0)) for variant in VARIANTS},
     }
     kept = Store(Path(__file__).parent / f"results/one-round-{options.size}.json", facts)
     take(
