@@ -14,11 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from fedvision import registry
@@ -74,20 +72,16 @@ class LocalData:
             for x, targets in self.batches():
                 yield backbone(x).cpu(), targets.cpu()
             return
-        extract = FeatureExtractor(backbone, self.settings)
-        for positions in self._pieces():
-            images, labels = self.shard.batch(positions)
-            found = extract.each(partial(np.take, images, axis=0), np.arange(len(images)))
-            yield torch.cat([features for _, features in found]), torch.from_numpy(np.asarray(labels))
+        extract, labels = FeatureExtractor(backbone, self.settings), self.shard.labels
+        found = extract.each(lambda positions: self.shard.batch(positions)[0], np.arange(len(self)))
+        for positions, features in found:
+            yield features, torch.from_numpy(np.asarray(labels[self.shard.indices[positions]]))
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield images [B, channels, H, W], normalised only, and targets [B, ...], on the device."""
-        for positions in self._pieces():
-            yield self.settings.batch(self.shard, positions)
-
-    def _pieces(self) -> Iterator[NDArray[np.int64]]:
         for start in range(0, len(self.shard), self.batch_size):
-            yield np.arange(start, min(start + self.batch_size, len(self.shard)))
+            positions = np.arange(start, min(start + self.batch_size, len(self.shard)))
+            yield self.settings.batch(self.shard, positions)
 
 
 @torch.no_grad()
