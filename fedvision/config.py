@@ -80,6 +80,9 @@ class ModelConfig(PluginSpec):
     """The adapters."""
     mirrored: bool = False
     """Features are the mean of those of an image and of its mirror image, which doubles their cost."""
+    feature_layers: tuple[str, ...] = ()
+    """Layers of the backbone whose outputs, averaged over places, are further features behind its own, such
+    as ``["features.4", "features.6"]``."""
     personal: tuple[str, ...] = ()
     """Patterns of tensors that each client trains and keeps for itself, such as ``["head.*"]``."""
     frozen: tuple[str, ...] = ()

@@ -13,9 +13,11 @@ from torch import nn
 from fedvision import registry, seeding
 from fedvision.config import LoraConfig, ModelConfig
 from fedvision.errors import ConfigError, PluginError, first_line
-from fedvision.models.base import halves
+from fedvision.models.base import ImageModel, halves
+from fedvision.models.feature_layers import add_feature_layers
 from fedvision.models.freezing import freeze, training_mode
 from fedvision.models.gray import shown_gray
+from fedvision.models.init import glorot
 from fedvision.models.lora import add_lora
 from fedvision.models.mirrored import average_with_mirror_image
 from fedvision.models.mkldnn_layout import avoid_narrow_strides
@@ -77,6 +79,8 @@ def build_model(
             _add_lora(model, config.lora, seed)
         if config.mirrored:
             average_with_mirror_image(halves(model, "model.mirrored = true").backbone)
+        if config.feature_layers:
+            _add_feature_layers(halves(model, "model.feature_layers"), config.feature_layers, images)
         frozen = ParameterGroups.of(model, config).frozen
         freeze(model, frozen)
         for training in (False, True):
@@ -97,6 +101,23 @@ def _add_lora(model: nn.Module, config: LoraConfig, seed: int) -> None:
     head = halves(model, 'model.train = "lora"').head
     drawn = seeding.torch_stream(seed, "lora")
     add_lora(model, rank=config.rank, alpha=config.alpha, targets=config.targets, generator=drawn, leave=head)
+
+
+def _add_feature_layers(model: ImageModel, names: tuple[str, ...], images: torch.Tensor) -> None:
+    """Widen a network's features, and give it a new head that takes them.
+
+    Raises:
+        ConfigError: A layer cannot be taken, or the head is not linear.
+    """
+    head = model.head
+    if type(head) is not nn.Linear:
+        raise ConfigError(
+            f"model.feature_layers needs a network whose head is one linear layer, and this one's is a "
+            f"{type(head).__name__}; use another network"
+        )
+    add_feature_layers(model.backbone, names, images)
+    features = _forward(model.backbone, images, training=False).shape[1]
+    model.head = glorot(nn.Linear(features, head.out_features, bias=head.bias is not None))
 
 
 def _call(config: ModelConfig, runtime: dict[str, Any], where: str) -> nn.Module:

@@ -2,8 +2,9 @@
 
 All floating-point tensors are taken, by name and shape; whole numbers, such as batch norm's counter, keep the
 network's first values, as they do between rounds. Nothing is left out and nothing is made up, with one
-exception that is said: a head for another number of classes, or none, leaves the network's head as it is,
-which is how a trained backbone begins on other classes. Adapters that a file does not have begin as they are.
+exception that is said: a head for another number of classes or for other features, or none, leaves the
+network's head as it is, which is how a trained backbone begins on other classes. Adapters that a file does
+not have begin as they are.
 
 A file's names are the network's own, ``backbone.*`` and ``head.*``, or those of the library that it comes
 from. A prefix ``module.`` that all of them have (``DataParallel``) is left out.
@@ -113,14 +114,17 @@ def _head_begins_anew(file: WeightsFile, own: State, given: State) -> tuple[str,
     if len(found) < len(own) or not own:
         return ()
     # Outputs are the first dimension of weights and biases alike.
+    there = {given[name].shape[0] for name in found if given[name].dim()}
     differing = [name for name in found if given[name].shape != own[name].shape]
-    if not differing or any(given[name].shape[1:] != own[name].shape[1:] for name in found):
-        return ()
-    there, here = given[differing[0]].shape[0], own[differing[0]].shape[0]
-    return (
-        f"{file.where}: its head has {there} outputs and the network's {here}, so the head begins with its "
-        "first values",
-    )
+    if file.other_features or (differing and len(there) == 1):
+        outputs = max(there), own[found[0]].shape[0]
+        why = (
+            f"its head has {outputs[0]} outputs and the network's {outputs[1]}"
+            if outputs[0] != outputs[1]
+            else "its head takes other features than the network's"
+        )
+        return (f"{file.where}: {why}, so the head begins with its first values",)
+    return ()
 
 
 def _described(file: WeightsFile, classes: Sequence[str]) -> tuple[str, ...]:

@@ -41,6 +41,8 @@ class WeightsFile:
     """Of the file, hexadecimal."""
     description: Mapping[str, Any]
     """A run folder's ``model.json``; empty for other files."""
+    other_features: bool = False
+    """Whether its head is known to take other features than the experiment's."""
 
 
 def locate(model: ModelConfig) -> Path:
@@ -104,7 +106,14 @@ def read(model: ModelConfig) -> WeightsFile:
         )
     safe = path.suffix == ".safetensors" or data[8:9] == b"{"
     state = _safetensors(data, path, where) if safe else _state_dict(data, path, where)
-    return WeightsFile(where=where, state=state, sha256=sha256, description=description)
+    there = description.get("model", {})
+    return WeightsFile(
+        where=where,
+        state=state,
+        sha256=sha256,
+        description=description,
+        other_features=bool(description) and list(there.get("feature_layers", ())) != [*model.feature_layers],
+    )
 
 
 def _unreadable(model: ModelConfig, path: Path, error: OSError) -> ConfigError:

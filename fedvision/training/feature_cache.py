@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,6 +194,14 @@ def _shown(
             on_progress(f"computing features: {count:,} of {plural(total, 'image')}")
 
 
+def _added(config: ModelConfig) -> Iterator[Any]:
+    """Yield what changes the features of a backbone beside its tensors."""
+    if config.mirrored:
+        yield "mirrored"
+    if config.feature_layers:
+        yield list(config.feature_layers)
+
+
 def _recipe(config: ExperimentConfig, backbone: nn.Module, settings: ForwardSettings, views: int = 0) -> str:
     """Return a text that is equal where features are: of network, transforms, arithmetic and machine."""
     transforms = asdict(config.transforms)
@@ -212,7 +221,7 @@ def _recipe(config: ExperimentConfig, backbone: nn.Module, settings: ForwardSett
         "channels_last": settings.channels_last,
         "transforms": transforms,
         "seed": config.seed if views else None,
-        "model": [config.model.use, dict(config.model.args), *(["mirrored"] * config.model.mirrored)],
+        "model": [config.model.use, dict(config.model.args), *_added(config.model)],
         "code": registry.sources({"model": config.model.use}),
         "tensors": digest(dict(floating(backbone))),
     }

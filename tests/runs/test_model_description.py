@@ -52,6 +52,7 @@ def test_model_description_of_a_finished_run(run: Path) -> None:
             "train": "all",
             "lora": {"rank": 8, "alpha": 16.0, "targets": ["*"], "exact": False},
             "mirrored": False,
+            "feature_layers": [],
             "personal": [],
             "frozen": [],
         },
