@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fedvision.inputs import InputConfig
 from fedvision.tables import Settings, at_least, require, within
 from fedvision.types import PluginSpec
 
@@ -87,8 +89,12 @@ class ModelConfig(PluginSpec):
     """Patterns of tensors that each client trains and keeps for itself, such as ``["head.*"]``."""
     frozen: tuple[str, ...] = ()
     """Patterns of further tensors that nobody trains and nobody sends, such as ``["backbone.*"]``."""
+    inputs: Mapping[str, InputConfig] = field(default_factory=dict)
+    """What the network reads beside the pixels, a table for each (see below)."""
 
     def __post_init__(self) -> None:
+        for name, given in self.inputs.items():
+            given.check(f"model.inputs.{name}")
         require(
             self.train in ("all", "head", "lora")
             or re.fullmatch(r"last:[1-9][0-9]*", self.train) is not None,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
+from fedvision.inputs import for_trial
 from fedvision.stages import stage
 from fedvision.types import MetricFn
 
@@ -90,7 +91,7 @@ class Experiment:
         _check_personal(config, strategy)
         check_untrained(config, strategy)
         dataset = read_data(config) if dataset is None else dataset
-        config, file, told = _settled(config, dataset)
+        config, dataset, file, told = _settled(config, dataset, here=split_here)
         task = build_task(config.task)
         if not split_here:
             _check_countable(config, task)
@@ -224,19 +225,52 @@ def _split(config: ExperimentConfig, dataset: Dataset, task: Task) -> Split:
 
 
 def _settled(
-    config: ExperimentConfig, dataset: Dataset
-) -> tuple[ExperimentConfig, WeightsFile | None, tuple[str, ...]]:
-    """Return an experiment with its transforms as the weights need them, the weights, and notices.
+    config: ExperimentConfig, dataset: Dataset, *, here: bool
+) -> tuple[ExperimentConfig, Dataset, WeightsFile | None, tuple[str, ...]]:
+    """Return an experiment without what its data or weights decide, its data, the weights, and notices.
+
+    Args:
+        config: The experiment; ``[transforms]`` become as the weights need them.
+        dataset: Its data, which get what the network reads beside the pixels.
+        here: Whether all clients' images are in it.
 
     Raises:
-        ConfigError: The weights cannot be read, or ``[transforms]`` contradicts them.
+        ConfigError: The weights cannot be read, ``[transforms]`` contradicts them, or ``[model.inputs]`` does
+            not fit the data.
     """
     from fedvision.models import preprocessing, weights_file
 
     file = weights_file.read(config.model) if config.model.weights else None
     _, height, width, _ = dataset.train.images.shape
     transforms, told = preprocessing.resolve(config.transforms, config.model, file, (height, width))
-    return replace(config, transforms=transforms), file, told
+    return *_with_inputs(replace(config, transforms=transforms), dataset, here=here), file, told
+
+
+def _with_inputs(
+    config: ExperimentConfig, dataset: Dataset, *, here: bool
+) -> tuple[ExperimentConfig, Dataset]:
+    """Return an experiment whose inputs beside the pixels are settled, and the data with their numbers.
+
+    Args:
+        config: The experiment.
+        dataset: Its images with their columns.
+        here: Whether all clients' columns are in it.
+
+    Raises:
+        ConfigError: Data on other machines would have to settle an input, or mixup would blend inputs.
+        DataError: A column is missing, or a cell is not as it must be.
+    """
+    from fedvision.data.sources import inputs
+
+    if not config.model.inputs:
+        return config, dataset
+    if config.transforms.mixup:
+        raise ConfigError("transforms.mixup blends images, and model.inputs cannot be blended; set it to 0")
+    if not here:
+        inputs.check_settled(config.model.inputs)
+    found = inputs.settled(config.model.inputs, dataset)
+    config = replace(config, model=replace(config.model, inputs=found))
+    return config, inputs.with_inputs(dataset, found)
 
 
 def _try(
@@ -262,7 +296,8 @@ def _try(
     check_blocks(config, model)
     classes, image = len(dataset.classes), dataset.train.images.shape[1:]
     shape = input_shape(config.transforms, image)
-    images = torch.randn(2, *shape, generator=seeding.torch_stream(config.seed, "trial"))
+    drawn = torch.randn(2, *shape, generator=seeding.torch_stream(config.seed, "trial"))
+    images = for_trial(drawn, config.model.inputs)
     with seeding.torch_global(config.seed, "trial"):
         alone = not getattr(strategy, "trains", True) or trains_alone(model, images[:1])
         _check_batches(config, parts, alone=alone)

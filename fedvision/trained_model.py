@@ -8,7 +8,7 @@ folder.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from fedvision.data.dataset import Dataset
     from fedvision.data.decoding.process_pool import PixelFormat
+    from fedvision.data.sources.unlabelled import UnlabelledImages
     from fedvision.tasks.base import Task
     from fedvision.training.forward import ForwardSettings
     from fedvision.types import State
@@ -118,14 +119,21 @@ class TrainedModel:
         return self.description.classes
 
     def predict(
-        self, images: str | Path | Sequence[str | Path] | NDArray[np.uint8], *, workers: int = 0
+        self,
+        images: str | Path | Sequence[str | Path] | NDArray[np.uint8],
+        *,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        workers: int = 0,
     ) -> ClassPredictions:
         """Predict the class of each image, or its labels where the run's images may have several.
 
         Args:
             images: uint8 [N, H, W, channels] as the network takes them; or files, folders of image files at
-                any depth, and .npz files with arrays ``images`` or ``NAME_images``. Files are brought to the
-                network's size as in the run; where its images were arrays, files must have that size.
+                any depth, .npz files with arrays ``images`` or ``NAME_images``, and .csv files whose column
+                ``file`` names image files. Files are brought to the network's size as in the run; where its
+                images were arrays, files must have that size.
+            columns: Of an array, what the network reads beside the pixels: cells [N] by column. Of the files
+                in a .csv file its columns are taken. What is not given is absent, and masked.
             workers: Processes that decode files; 0 is one per CPU core where that pays.
 
         Returns:
@@ -149,13 +157,19 @@ class TrainedModel:
             batch_size=self.description.inference.batch_size,
             workers=workers,
         )
+        rows = self._further(source, columns if isinstance(images, np.ndarray) else None)
         scale, names = self.description.probability_scale, list[str]()
         # A task that does not say what is predicted is refused here.
         nothing = self.task.decide(torch.zeros(0, len(self.classes)))
         labels, probabilities = [nothing[0].numpy()], [nothing[1].numpy()]
         for batch in source:
             found = classify(
-                self.network, batch.images, self.settings, num_classes=len(self.classes), sharpness=scale
+                self.network,
+                batch.images,
+                self.settings,
+                num_classes=len(self.classes),
+                sharpness=scale,
+                further=rows(batch.names),
             )
             names += batch.names
             labels.append(found[0])
@@ -173,6 +187,33 @@ class TrainedModel:
             notices=tuple(source.notices),
         )
 
+    def _further(
+        self, source: UnlabelledImages, columns: Mapping[str, Sequence[Any]] | None
+    ) -> Callable[[Sequence[str]], NDArray[np.float32] | None]:
+        """Return ``rows(names)``: what the network reads beside the pixels of some images, float32 [B, W].
+
+        It is None where the network reads pixels alone; images of which nothing is known are noted.
+        """
+        from fedvision.data.sources.inputs import encode_columns
+
+        inputs, cells = self.description.model.inputs, dict(source.cells)
+        for column, values in (columns or {}).items():
+            for number, value in enumerate(values):
+                cells[str(number)] = {**cells.get(str(number), {}), column: str(value)}
+        known = sorted({column for own in cells.values() for column in own})
+        alone = "of some images nothing but the pixels is known; the model's inputs are masked there"
+
+        def rows(names: Sequence[str]) -> NDArray[np.float32] | None:
+            if not inputs:
+                return None
+            given = {column: [cells.get(name, {}).get(column, "") for name in names] for column in known}
+            found = encode_columns(given, names, inputs)
+            if np.isnan(found).all(axis=1).any() and alone not in source.notices:
+                source.notices.append(alone)
+            return found
+
+        return rows
+
     def evaluate(self, dataset: Dataset, *, part: Part | None = None) -> ClassScores:
         """Measure the model on labelled images as its run did: on the run's test images the same numbers.
 
@@ -187,6 +228,7 @@ class TrainedModel:
         """
         from fedvision.data.relabel import by_name
         from fedvision.data.shards import Shard
+        from fedvision.data.sources.inputs import encoded
         from fedvision.data.sources.unlabelled import fitting
         from fedvision.data.targets import form, several
         from fedvision.training.evaluate import evaluate
@@ -205,18 +247,19 @@ class TrainedModel:
             )
         images = fitting(chosen.images, description.image.shape, "the data's array of images")
         labels, missing = by_name(chosen, dataset.classes, self.classes)
+        further = encoded(chosen, description.model.inputs).further
         measured = evaluate(
             self.network,
-            Shard(images=images, labels=labels, indices=np.arange(len(labels), dtype=np.int64)),
+            Shard(images=images, labels=labels, indices=np.arange(len(labels)), further=further),
             self.settings,
             batch_size=description.inference.batch_size,
             num_classes=len(self.classes),
             sharpness=description.probability_scale,
         )
-        further = {}
+        metrics = {}
         for use in description.metrics:
             with _plugin_folder(self.path, use):
-                further[use] = registry.resolve("metric", use).call
+                metrics[use] = registry.resolve("metric", use).call
         none = f"there are no images of {listed(missing)}, so the scores are without these classes"
         return ClassScores(
             classes=self.classes,
@@ -225,7 +268,7 @@ class TrainedModel:
             by_class=self.task.by_class(measured.stats),
             several_labels=several(labels),
             loss=measured.loss_sum / max(1, measured.examples),
-            scores=self.task.scores(measured.stats, description.class_counts, further),
+            scores=self.task.scores(measured.stats, description.class_counts, metrics),
             notices=(*dataset.notices, *((none,) if missing else ())),
         )
 

@@ -26,6 +26,7 @@ BASE = {
         "ranges",
         "tables",
         "config",
+        "inputs",
         "sweep",
     ),
     *("registry", "families", "plugin_folder", "interruption", "streams", "stages"),

@@ -25,6 +25,7 @@ from torch import nn
 
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.errors import ClientError
+from fedvision.inputs import Batch
 from fedvision.ranges import check_range
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.types import ClientConfig, LossFn, State, TrainRequest
@@ -53,9 +54,7 @@ class FedNTDClient(ClientAlgorithm):
         self._beta, self._tau = numbers["beta"], numbers["tau"]
         self._teacher = copy.deepcopy(model).eval().requires_grad_(False)
 
-    def loss(
-        self, model: nn.Module, x: torch.Tensor, labels: torch.Tensor, task_loss: LossFn
-    ) -> torch.Tensor:
+    def loss(self, model: nn.Module, x: Batch, labels: torch.Tensor, task_loss: LossFn) -> torch.Tensor:
         """Return the task's loss plus ``beta tau^2 KL`` of each example [B].
 
         Raises:

@@ -24,7 +24,10 @@ def add(verbs: Verbs) -> None:
     predict = verbs.add_parser("predict", description="name the class of images with a run's model")
     _model(predict)
     predict.add_argument(
-        "images", nargs="+", metavar="IMAGES", help="image files, folders of them, or .npz files of arrays"
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="image files, folders of them, .npz files of arrays, or .csv files with a column file",
     )
     predict.add_argument(
         "--csv", type=Path, metavar="FILE", help="also write the probabilities of all classes"

@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ _RUNTIME = {
     "num_classes",
     "in_channels",
     "image_size",
+    "inputs",
     "counts",
     "round",
     "rounds",
@@ -90,8 +92,13 @@ listed under its name below."""
 def _tables(cls: type[Any], prefix: str) -> Iterator[str]:
     """Yield a table of a dataclass's own keys, then those of the dataclasses in it."""
     texts, rows, nested = field_texts(cls), [], []
+    hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.name == "args":
+            continue
+        of_each = typing.get_args(hints[field.name])[1:]
+        if of_each and dataclasses.is_dataclass(of_each[0]):
+            nested.append((typing.cast("type[Any]", of_each[0]), f"{prefix}{field.name}.NAME"))
             continue
         inner = _inner(field)
         if inner is not None:

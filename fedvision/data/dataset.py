@@ -39,6 +39,8 @@ class ImageSet:
     """[N] names of the files that the images came from, for messages; empty where there are none."""
     group: str = ""
     """The column whose equal values belong together (a patient), which no split parts; empty is none."""
+    further: NDArray[np.float32] | None = None
+    """float32 [N, W]: what a network reads beside the pixels; None where it reads nothing else."""
 
     def __post_init__(self) -> None:
         kind, shape = self.images.dtype, self.images.shape
@@ -47,6 +49,9 @@ class ImageSet:
                 f"images must be uint8 [N, H, W, channels], not {self.images.dtype} {list(self.images.shape)}"
             )
         check_form(self.labels, len(self.images))
+        rows = self.further
+        if rows is not None and (rows.dtype != np.float32 or rows.ndim != 2 or len(rows) != len(self.images)):
+            raise DataError(f"further inputs must be float32 [N, W], not {rows.dtype} {list(rows.shape)}")
         if self.group and self.group not in self.columns:
             known = ", ".join(sorted(self.columns)) or "none"
             raise DataError(f"data.group = {self.group!r}: there is no such column; there are: {known}")

@@ -34,7 +34,8 @@ def identity(dataset: Dataset, *, train: bool = True) -> dict[str, str]:
 
     Returns:
         Digests by a name for messages: ``class names``, and for each part that is there ``training images``,
-        ``training labels``, ``training columns`` and the same three of ``test``.
+        ``training labels``, ``training columns``, where a network reads such ``training further inputs``, and
+        the same of ``test``.
     """
     found = {"class names": _digest([json.dumps(list(dataset.classes)).encode()])}
     parts = {"training": dataset.train} if train else {}
@@ -51,11 +52,14 @@ def _parts(images: ImageSet) -> dict[str, str]:
         for name, values in sorted(images.columns.items())
         for piece in (name.encode(), *_column(values))
     ]
-    return {
+    found = {
         "images": pixels(images.images),
         "labels": _digest(_labels(images.labels)),
         "columns": _digest(columns),
     }
+    if images.further is not None:
+        found["further inputs"] = _digest(_column(images.further))
+    return found
 
 
 def _labels(labels: Targets) -> list[bytes]:

@@ -152,10 +152,11 @@ def _moved(images: ImageSet, table: NDArray[np.int64], num_classes: int) -> Imag
         return dataclasses.replace(images, labels=labels)
     columns = {name: values[retained] for name, values in images.columns.items()}
     names = [name for name, keep in zip(images.names, retained.tolist(), strict=False) if keep]
-    return ImageSet(
+    return dataclasses.replace(
+        images,
         images=images.images[retained],
         labels=labels[retained],
         columns=columns,
         names=names,
-        group=images.group,
+        further=None if images.further is None else images.further[retained],
     )

@@ -6,7 +6,7 @@ the base may be a memory map that many processes share.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ class Shard:
     """Targets [N, ...] of the whole base."""
     indices: NDArray[np.int64]
     """int64 [n]: which of them are in this shard."""
+    further: NDArray[np.float32] | None = None
+    """float32 [N, W]: what a network reads beside the pixels of the whole base; None where nothing."""
 
     @classmethod
     def whole(cls, image_set: ImageSet) -> Shard:
@@ -35,6 +37,7 @@ class Shard:
             images=image_set.images,
             labels=image_set.labels,
             indices=np.arange(len(image_set), dtype=np.int64),
+            further=image_set.further,
         )
 
     def __len__(self) -> int:
@@ -61,6 +64,10 @@ class Shard:
         at = self.indices[positions]
         return self.images[at], self.labels[at]
 
+    def beside(self, positions: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Copy what is read beside the pixels of some images out of the base: float32 [B, W], or None."""
+        return None if self.further is None else self.further[self.indices[positions]]
+
     def take(self, positions: NDArray[np.int64]) -> Shard:
         """Return the shard of some positions [n] of this one; no pixel is copied."""
-        return Shard(images=self.images, labels=self.labels, indices=self.indices[positions])
+        return replace(self, indices=self.indices[positions])

@@ -13,6 +13,7 @@ from torch import nn
 from fedvision import registry, seeding
 from fedvision.config import LoraConfig, ModelConfig
 from fedvision.errors import ConfigError, PluginError, first_line
+from fedvision.inputs import Batch, for_trial
 from fedvision.models.base import ImageModel, halves
 from fedvision.models.feature_layers import add_feature_layers
 from fedvision.models.freezing import freeze, training_mode
@@ -50,9 +51,9 @@ def build_model(
 ) -> nn.Module:
     """Build the network, on the CPU and in training mode; equal arguments give equal bits.
 
-    A factory gets ``num_classes`` (the outputs that the task asks for), ``in_channels`` and ``image_size``
-    where it names them, and ``num_classes`` also where it takes any keyword, as torchvision's do. A network
-    that wants colour gets gray images with their channel repeated.
+    A factory gets ``num_classes`` (the outputs that the task asks for), ``in_channels``, ``image_size`` and
+    ``inputs`` (what is read beside the pixels) where it names them, and ``num_classes`` also where it takes
+    any keyword, as torchvision's do. A network that wants colour gets gray images, their channel repeated.
 
     Args:
         config: The experiment's ``[model]`` table.
@@ -68,8 +69,14 @@ def build_model(
             tensors that no federation can average.
     """
     where = f"[model] use = {config.use!r}"
-    runtime = {"num_classes": task.outputs(num_classes), "in_channels": in_channels, "image_size": image_size}
-    images = torch.randn(2, in_channels, *image_size, generator=seeding.torch_stream(seed, "trial"))
+    runtime = {
+        "num_classes": task.outputs(num_classes),
+        "in_channels": in_channels,
+        "image_size": image_size,
+        "inputs": config.inputs,
+    }
+    drawn = torch.randn(2, in_channels, *image_size, generator=seeding.torch_stream(seed, "trial"))
+    images = for_trial(drawn, config.inputs)
     with seeding.torch_global(seed, "model"):
         model = task.head(_call(config, runtime, where), num_classes)
         avoid_narrow_strides(model)
@@ -85,7 +92,7 @@ def build_model(
         freeze(model, frozen)
         for training in (False, True):
             outputs = _try(model, images, training, where)
-            if wrong := task.check_outputs(outputs, images, num_classes):
+            if wrong := task.check_outputs(outputs, drawn, num_classes):
                 raise ConfigError(f"{where}: {wrong}")
         check_tensors(model, where)
         check_hidden(model, images, where)
@@ -103,7 +110,7 @@ def _add_lora(model: nn.Module, config: LoraConfig, seed: int) -> None:
     add_lora(model, rank=config.rank, alpha=config.alpha, targets=config.targets, generator=drawn, leave=head)
 
 
-def _add_feature_layers(model: ImageModel, names: tuple[str, ...], images: torch.Tensor) -> None:
+def _add_feature_layers(model: ImageModel, names: tuple[str, ...], images: Batch) -> None:
     """Widen a network's features, and give it a new head that takes them.
 
     Raises:
@@ -123,6 +130,11 @@ def _add_feature_layers(model: ImageModel, names: tuple[str, ...], images: torch
 def _call(config: ModelConfig, runtime: dict[str, Any], where: str) -> nn.Module:
     registry.check("model", config, frozenset(runtime))
     parameters = inspect.signature(registry.resolve("model", config.use).call).parameters
+    if config.inputs and "inputs" not in parameters:
+        raise ConfigError(
+            f"{where}: it reads pixels alone and not [model.inputs]; take a network that does, such as "
+            "'fusion', or leave them out"
+        )
     spec: PluginSpec = config
     if "num_classes" not in parameters and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         classes = runtime.pop("num_classes")
@@ -138,7 +150,7 @@ def _call(config: ModelConfig, runtime: dict[str, Any], where: str) -> nn.Module
     return model
 
 
-def _wants_colour(model: nn.Module, images: torch.Tensor) -> bool:
+def _wants_colour(model: nn.Module, images: Batch) -> bool:
     """Return whether a network fails on gray images and its first convolution takes three channels."""
     try:
         _forward(model, images, training=False)
@@ -148,7 +160,7 @@ def _wants_colour(model: nn.Module, images: torch.Tensor) -> bool:
     return False
 
 
-def _try(model: nn.Module, images: torch.Tensor, training: bool, where: str) -> Any:
+def _try(model: nn.Module, images: Batch, training: bool, where: str) -> Any:
     try:
         return _forward(model, images, training)
     except Exception as error:
@@ -160,7 +172,7 @@ def _try(model: nn.Module, images: torch.Tensor, training: bool, where: str) -> 
 
 
 @torch.no_grad()
-def _forward(model: nn.Module, images: torch.Tensor, training: bool) -> Any:
+def _forward(model: nn.Module, images: Batch, training: bool) -> Any:
     """Return the output; batch norm's statistics are put back, as it counts what it sees in training."""
     training_mode(model, training)
     with put_back(model):

@@ -23,6 +23,7 @@ from torch import nn
 
 from fedvision.errors import ConfigError, nearest
 from fedvision.formatting import listed
+from fedvision.inputs import Batch
 from fedvision.models.gray import Gray
 from fedvision.models.mkldnn_layout import plain
 
@@ -30,7 +31,7 @@ _SHOWN = 12
 """Names of layers in an error."""
 
 
-def add_feature_layers(backbone: nn.Module, names: Sequence[str], images: torch.Tensor) -> None:
+def add_feature_layers(backbone: nn.Module, names: Sequence[str], images: Batch) -> None:
     """Let a backbone return, behind its own features, the means over places of some layers' outputs.
 
     Outputs are feature maps [B, channels, h, w] or [B, h, w, channels], whichever gives h and w the image's
@@ -96,7 +97,7 @@ class _Collected:
 
 
 @torch.no_grad()
-def _shapes(layers: Mapping[str, nn.Module], backbone: nn.Module, images: torch.Tensor) -> dict[str, Any]:
+def _shapes(layers: Mapping[str, nn.Module], backbone: nn.Module, images: Batch) -> dict[str, Any]:
     """Return the shape of what each layer returns, or the name of its type where that is no tensor."""
     found: dict[str, Any] = {}
 
@@ -115,7 +116,7 @@ def _shapes(layers: Mapping[str, nn.Module], backbone: nn.Module, images: torch.
     return found
 
 
-def _places(name: str, shape: Any, images: torch.Tensor) -> tuple[int, ...]:
+def _places(name: str, shape: Any, images: Batch) -> tuple[int, ...]:
     """Return the dimensions of an output that are places.
 
     Raises:

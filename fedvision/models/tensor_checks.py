@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fedvision.errors import ConfigError
+from fedvision.inputs import Batch
 from fedvision.models.freezing import training_mode
 
 AVERAGED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -102,7 +103,7 @@ def _check_memory(state: dict[str, torch.Tensor], where: str) -> None:
 
 
 @torch.no_grad()
-def check_hidden(model: nn.Module, images: torch.Tensor, where: str) -> None:
+def check_hidden(model: nn.Module, images: Batch, where: str) -> None:
     """Refuse a buffer outside the state that training changes: it would go from client to client.
 
     Raises:
@@ -120,7 +121,7 @@ def check_hidden(model: nn.Module, images: torch.Tensor, where: str) -> None:
 
 
 @torch.no_grad()
-def changed(model: nn.Module, images: torch.Tensor) -> set[str]:
+def changed(model: nn.Module, images: Batch) -> set[str]:
     """Return the names of the buffers that a forward pass in training changes; they are put back."""
     training_mode(model)
     with put_back(model) as before:
@@ -128,7 +129,7 @@ def changed(model: nn.Module, images: torch.Tensor) -> set[str]:
         return {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
 
 
-def trained_names(model: nn.Module, names: Iterable[str], images: torch.Tensor) -> tuple[str, ...]:
+def trained_names(model: nn.Module, names: Iterable[str], images: Batch) -> tuple[str, ...]:
     """Return those of the named tensors that training changes.
 
     Args:
@@ -144,7 +145,7 @@ def trained_names(model: nn.Module, names: Iterable[str], images: torch.Tensor) 
 
 
 @torch.no_grad()
-def trains_alone(model: nn.Module, image: torch.Tensor) -> bool:
+def trains_alone(model: nn.Module, image: Batch) -> bool:
     """Return whether a network takes a batch of a single image [1, channels, H, W] in training."""
     training_mode(model)
     try:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fedvision.models.checks import one_of
 from fedvision.models.init import glorot
+from fedvision.models.input_tokens import Tokens
 from fedvision.models.tokens import Positions
 from fedvision.ranges import check_range
 
@@ -22,7 +23,7 @@ class Transformer(nn.Module):
     """Embedding, positions, encoder blocks, pooling: tokens [B, T, F] -> [B, D].
 
     Args:
-        features: F.
+        features: F; 0 for one that reads further tokens alone.
         grid: (h, w) of the tokens, h w = T.
         dim: D, a multiple of ``heads``.
         depth: Encoder blocks.
@@ -56,21 +57,45 @@ class Transformer(nn.Module):
         one_of("pool", pool, POOLS)
         if int(dim * mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio must be at least 1 / dim, which is {1 / dim:g}, not {mlp_ratio}")
-        self.embedding = glorot(nn.Linear(features, dim))
-        self.positions = Positions(grid, dim, positional)
+        self.embedding = glorot(nn.Linear(features, dim)) if features else None
+        self.positions = Positions(grid, dim, positional) if features else None
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "class" else None
         self.dropout = nn.Dropout(dropout)
         hidden = int(dim * mlp_ratio)
         self.blocks = nn.Sequential(*(Block(dim, heads, hidden, dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return one vector [B, D] for each sequence."""
-        x: torch.Tensor = self.positions(self.embedding(tokens))
+    def forward(self, tokens: torch.Tensor | None, further: Tokens | None = None) -> torch.Tensor:
+        """Return one vector [B, D] for each sequence.
+
+        Args:
+            tokens: [B, T, F]; None where ``features`` is 0.
+            further: Tokens [B, S, D] that are read behind these, absent ones by none.
+        """
+        parts = list[torch.Tensor]()
+        if tokens is not None and self.embedding is not None and self.positions is not None:
+            parts.append(self.positions(self.embedding(tokens)))
+        if further is not None:
+            parts.append(further.tokens)
         if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
-        x = self.norm(self.blocks(self.dropout(x)))
-        return x[:, 0] if self.class_token is not None else x.mean(1)
+            parts.insert(0, self.class_token.expand(len(parts[0]), -1, -1))
+        x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        mask = None
+        if further is not None:
+            own = x.shape[1] - further.tokens.shape[1]
+            mask = torch.cat([further.present.new_ones(len(x), own), further.present], dim=1)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        x = self.norm(x)
+        return x[:, 0] if self.class_token is not None else _mean(x, mask)
+
+
+def _mean(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean [B, D] of the tokens [B, T, D] that are there, one at least."""
+    if mask is None:
+        return x.mean(1)
+    return (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 class Block(nn.Module):
@@ -83,10 +108,10 @@ class Block(nn.Module):
         self.expand, self.contract = glorot(nn.Linear(dim, hidden)), glorot(nn.Linear(hidden, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return tokens of the same shape."""
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return tokens of the same shape; those that ``mask`` (bool [B, T]) leaves out are read by none."""
         normed = self.norm1(x)
-        x = x + self.dropout(self.attention(normed, normed))
+        x = x + self.dropout(self.attention(normed, normed, mask))
         hidden = self.dropout(F.gelu(self.expand(self.norm2(x))))
         y: torch.Tensor = x + self.dropout(self.contract(hidden))
         return y
@@ -111,11 +136,20 @@ class Attention(nn.Module):
         self.query, self.key_value = glorot(nn.Linear(dim, dim)), glorot(nn.Linear(dim, 2 * dim))
         self.out = glorot(nn.Linear(dim, dim))
 
-    def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """Return [B, T, D]: for each token of x [B, T, D], what it reads from memory [B, S, D]."""
+    def forward(
+        self, x: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return [B, T, D]: for each token of x [B, T, D], what it reads from memory [B, S, D].
+
+        Args:
+            x: Who reads.
+            memory: What is read.
+            mask: bool [B, S]: which tokens of the memory are there, one at least; None where all are.
+        """
         query = self._split(self.query(x))
         key, value = map(self._split, self.key_value(memory).chunk(2, dim=-1))
-        read = F.scaled_dot_product_attention(query, key, value)
+        there = None if mask is None else mask[:, None, None, :]
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=there)
         y: torch.Tensor = self.out(read.transpose(1, 2).flatten(2))
         return y
 

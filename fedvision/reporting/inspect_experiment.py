@@ -13,6 +13,7 @@ from fedvision.data.transforms import input_shape
 from fedvision.experiment import Experiment
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.formatting import listed, plural, size
+from fedvision.inputs import for_trial
 from fedvision.models.freezing import training_mode
 from fedvision.models.parameter_groups import ParameterGroups, network_bytes
 from fedvision.models.state import get_state, size_in_bytes
@@ -94,7 +95,8 @@ def _loss_by_class(experiment: Experiment) -> dict[str, list[float]]:
     labels = experiment.task.example_targets(classes, image[:2])
     training_mode(experiment.model, False)
     with torch.no_grad():
-        one = experiment.model(torch.zeros(1, *input_shape(experiment.config.transforms, image)))
+        black = torch.zeros(1, *input_shape(experiment.config.transforms, image))
+        one = experiment.model(for_trial(black, experiment.config.model.inputs))
     training_mode(experiment.model)
     if not isinstance(one, torch.Tensor):
         return {}

@@ -17,9 +17,11 @@ from fedvision.aggregation.fixed_point import to_fixed_point
 from fedvision.algorithms.base import Answer, RoundStrategy, ServerContext
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
+from fedvision.data.sources.inputs import absent
 from fedvision.errors import ClientError, ConfigError, FedVisionError, with_kind
 from fedvision.flower import statistic_codec
 from fedvision.flower.strategy import FlowerStrategy
+from fedvision.inputs import Batch
 from fedvision.models.freezing import training_mode
 from fedvision.models.meta import model_with
 from fedvision.models.parameter_groups import ParameterGroups
@@ -121,6 +123,7 @@ def _blank_images(config: ExperimentConfig, image_shape: tuple[int, int, int], n
         images=np.zeros((num_classes, *image_shape), np.uint8),
         labels=settings.task.example_targets(num_classes, image_shape[:2]).numpy(),
         indices=np.arange(num_classes),
+        further=absent(num_classes, config.model.inputs) if config.model.inputs else None,
     )
     held_out = shard if config.evaluation.holdout else None
     return LocalData(shard=shard, settings=settings, num_classes=num_classes, held_out=held_out)
@@ -139,7 +142,7 @@ def _answers(
 
 
 def rehearse_client_half(
-    config: ExperimentConfig, strategy: Strategy, model: nn.Module, images: torch.Tensor, num_classes: int
+    config: ExperimentConfig, strategy: Strategy, model: nn.Module, images: Batch, num_classes: int
 ) -> None:
     """Let a client half that has a loss of its own compute it.
 

@@ -18,6 +18,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
+from fedvision.inputs import Batch
 from fedvision.types import LossFn, State, TrainRequest
 
 Groups = Mapping[str, State]
@@ -58,16 +59,15 @@ class ClientAlgorithm:
             ClientError: The request lacks what the algorithm needs.
         """
 
-    def loss(
-        self, model: nn.Module, x: torch.Tensor, labels: torch.Tensor, task_loss: LossFn
-    ) -> torch.Tensor:
+    def loss(self, model: nn.Module, x: Batch, labels: torch.Tensor, task_loss: LossFn) -> torch.Tensor:
         """Return the loss of each example [B] of a batch, to be averaged; by default the task's.
 
         The forward pass runs in the experiment's precision, and gradients are taken of the mean.
 
         Args:
             model: The network that is trained, in training mode; to be called once.
-            x: float [B, channels, H, W], normalised and augmented.
+            x: float [B, channels, H, W], normalised and augmented, with further inputs where the network
+                reads such.
             labels: int64 [B]. Under mixup these are the labels of the images themselves; ``task_loss`` also
                 counts those of the images that are blended in.
             task_loss: ``(logits [B, C], labels [B]) -> [B]``.

@@ -19,6 +19,7 @@ from fedvision.data.image_counts import ImageCounts
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.errors import ClientError, ConfigError, PluginError, with_kind
+from fedvision.inputs import Batch
 from fedvision.losses.logits import sharpened, sharpness
 from fedvision.models.meta import filled
 from fedvision.models.parameter_groups import ParameterGroups
@@ -335,11 +336,13 @@ def _trains_single(model: nn.Module, shard: Shard, settings: LoopSettings) -> bo
         return trains_alone(model, _blank(shard, settings)[:1])
 
 
-def _blank(shard: Shard, settings: LoopSettings) -> torch.Tensor:
-    """Return a step's images [B, channels, H, W] in their layout, all of them gray."""
+def _blank(shard: Shard, settings: LoopSettings) -> Batch:
+    """Return a step's images [B, channels, H, W] in their layout, all of them gray and without columns."""
     _, height, width, channels = shard.images.shape
     size = min(settings.training.batch_size, max(2, len(shard)))
-    return settings.forward.inputs(torch.full((size, height, width, channels), 128, dtype=torch.uint8))
+    further = None if shard.further is None else np.full((size, shard.further.shape[1]), np.nan, np.float32)
+    gray = torch.full((size, height, width, channels), 128, dtype=torch.uint8)
+    return settings.forward.inputs(gray, further)
 
 
 def check_training(config: ExperimentConfig, channels: int, num_classes: int) -> None:

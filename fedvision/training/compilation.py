@@ -7,6 +7,7 @@ from torch import nn
 
 from fedvision import seeding
 from fedvision.errors import ConfigError, first_line
+from fedvision.inputs import Batch
 from fedvision.models.freezing import training_mode
 from fedvision.models.tensor_checks import put_back
 from fedvision.training.forward import ForwardSettings
@@ -15,7 +16,7 @@ BACKEND = "inductor"
 """What makes the kernels: torch's own, with a C++ compiler on a CPU and Triton on a GPU."""
 
 
-def compile_model(model: nn.Module, images: torch.Tensor, settings: ForwardSettings) -> None:
+def compile_model(model: nn.Module, images: Batch, settings: ForwardSettings) -> None:
     """Let a network be compiled when it is called, in place, and try a forward and a backward pass.
 
     Its tensors, their names and what a copy of it is stay as they are. A batch of another size, evaluation

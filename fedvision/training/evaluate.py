@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedvision.data.shards import Shard
+from fedvision.inputs import Batch
 from fedvision.tasks.stats import MetricStats
 from fedvision.training.forward import ForwardSettings
 
@@ -92,6 +93,7 @@ def classify(
     *,
     num_classes: int,
     sharpness: float = 1.0,
+    further: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Return what the task decides for a batch of images, and the probabilities of all classes.
 
@@ -104,12 +106,13 @@ def classify(
         settings: Task, normalisation, device and precision of the run.
         num_classes: C.
         sharpness: s; the probabilities are those of logits s z for the network's logits z.
+        further: float32 [B, W]: what the network reads beside the pixels, None where it reads nothing.
 
     Returns:
         Classes int64 [B], or uint8 [B, C] of 0 and 1 where an image may have several labels; float32 [B, C].
     """
     model.eval()
-    outputs = _forward(model, settings.inputs(torch.from_numpy(images)), settings)
+    outputs = _forward(model, settings.inputs(torch.from_numpy(images), further), settings)
     decided, probabilities = settings.task.decide(settings.task.measured(outputs, num_classes, sharpness))
     return decided.cpu().numpy(), probabilities.cpu().numpy()
 
@@ -125,6 +128,6 @@ def _outputs(
 
 
 @torch.no_grad()
-def _forward(model: nn.Module, x: torch.Tensor, settings: ForwardSettings) -> Any:
+def _forward(model: nn.Module, x: Batch, settings: ForwardSettings) -> Any:
     with settings.one_model():
         return model(x)

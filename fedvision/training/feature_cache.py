@@ -86,6 +86,8 @@ def check_views(config: ExperimentConfig, model: nn.Module) -> None:
 def obstacle(config: ExperimentConfig, model: nn.Module) -> str | None:
     """Return why features cannot be computed once, in the words that follow "as"; None where they can."""
     task = build_task(config.task)
+    if config.model.inputs:
+        return "the network reads [model.inputs] beside the images"
     if not config.training.cache_features:
         return "training.cache_features = false"
     if not isinstance(model, ImageModel):

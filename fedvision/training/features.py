@@ -83,7 +83,7 @@ class FeatureExtractor:
         count = len(images)
         if count < self._batch:
             images = np.concatenate([images, np.zeros((self._batch - count, *images.shape[1:]), np.uint8)])
-        x = self._settings.inputs(torch.from_numpy(images))
+        x = self._settings.pixels(torch.from_numpy(images))
         found = [self._pass(x)]
         for view in range(1, self._views + 1):
             drawn = self._draws(numbers, view, (x.shape[2], x.shape[3]))

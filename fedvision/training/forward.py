@@ -14,6 +14,7 @@ from torch import nn
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform
 from fedvision.errors import ConfigError
+from fedvision.inputs import Batch, Inputs
 from fedvision.models.mkldnn_layout import may_block
 from fedvision.tasks.base import Task
 
@@ -40,7 +41,7 @@ class ForwardSettings:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
-    def batch(self, shard: Shard, positions: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, shard: Shard, positions: NDArray[np.int64]) -> tuple[Batch, torch.Tensor]:
         """Return some images of a shard and their targets, as the task makes tensors of them, on the device.
 
         Args:
@@ -48,15 +49,31 @@ class ForwardSettings:
             positions: int64 [B], each from 0 to len(shard) - 1.
 
         Returns:
-            Normalised images, float32 [B, channels, H, W], and targets [B, ...].
+            Normalised images, float32 [B, channels, H, W], with what the network reads beside them, and
+            targets [B, ...].
         """
         images, targets = self.task.collate(*shard.batch(positions))
-        return self.inputs(images), targets.to(self.device, non_blocking=True)
+        return self.inputs(images, shard.beside(positions)), targets.to(self.device, non_blocking=True)
 
-    def inputs(self, images: torch.Tensor) -> torch.Tensor:
+    def inputs(self, images: torch.Tensor, further: NDArray[np.float32] | None = None) -> Batch:
+        """Return images as the network takes them.
+
+        Args:
+            images: uint8 [B, H, W, channels].
+            further: float32 [B, W]: what the network reads beside them, None where it reads nothing.
+
+        Returns:
+            float32 [B, channels, H, W], with ``further`` where it is given.
+        """
+        pixels = self.pixels(images)
+        if further is None:
+            return pixels
+        return Inputs(pixels, torch.from_numpy(further).to(self.device, non_blocking=True))
+
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
         """Return images uint8 [B, H, W, channels] as the network takes them, float32 [B, channels, H, W]."""
-        pixels = images.to(self.device, non_blocking=True)
-        return self.transform.inputs(pixels, channels_last=self.channels_last)
+        moved = images.to(self.device, non_blocking=True)
+        return self.transform.inputs(moved, channels_last=self.channels_last)
 
     def one_model(self) -> AbstractContextManager[object]:
         """Return the block in which one model's forward pass runs: its precision, the layout it may use."""

@@ -23,6 +23,7 @@ from fedvision.config import TrainingConfig
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform, input_shape
 from fedvision.errors import ClientError, DataError, PluginError
+from fedvision.inputs import Batch, images_of, with_images
 from fedvision.models.freezing import training_mode
 from fedvision.models.recomputation import recomputed
 from fedvision.models.state import get_state, load_state, personal_names
@@ -211,7 +212,7 @@ def optimizer_maker(
 
 def _fetched(
     shard: Shard, batches: Iterable[NDArray[np.int64]], settings: LoopSettings
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Yield each mini-batch's images [B, channels, H, W], normalised, and targets [B, ...], on the device.
 
     Small batches are fetched several at a time: what a call costs beside its images is then paid once.
@@ -229,13 +230,13 @@ def _fetched(
 
 def _fetch(
     shard: Shard, batches: Sequence[NDArray[np.int64]], settings: LoopSettings
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[Batch, torch.Tensor]]:
     x, targets = settings.forward.batch(shard, np.concatenate(batches))
     sizes = [len(batch) for batch in batches]
     return zip(x.split(sizes), targets.split(sizes), strict=True)  # type: ignore[no-untyped-call]
 
 
-_Part = tuple[torch.Tensor, torch.Tensor, LossFn]
+_Part = tuple[Batch, torch.Tensor, LossFn]
 """Images [b, channels, H, W] of a batch, augmented, their targets [b, ...] and the loss of each."""
 
 
@@ -263,7 +264,7 @@ class _Step:
         """The source of all that is drawn for augmentation."""
         return seeding.torch_stream(self.settings.seed, "augment", *self.stream)
 
-    def __call__(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Batch, targets: torch.Tensor) -> torch.Tensor:
         training = self.settings.training
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.cat([self._backward(part, len(x)) for part in self._parts(x, targets)])
@@ -275,16 +276,17 @@ class _Step:
         self.scaler.update()
         return losses
 
-    def _parts(self, x: torch.Tensor, targets: torch.Tensor) -> list[_Part]:
+    def _parts(self, x: Batch, targets: torch.Tensor) -> list[_Part]:
         """Augment a batch and return it in the parts that go through the network one after the other."""
         transform = self.settings.transform
         others: torch.Tensor | None = None
         weight = 1.0
         if transform.draws:
             drawn = transform.draw(len(x), (x.shape[2], x.shape[3]), self.generator)
-            x, targets = self.settings.task.transform(x, targets, drawn, transform)
-            if mixed := transform.mixup(x, targets, self.generator):
-                x, others, weight = mixed
+            images, targets = self.settings.task.transform(images_of(x), targets, drawn, transform)
+            if mixed := transform.mixup(images, targets, self.generator):
+                images, others, weight = mixed
+            x = with_images(x, images)
         count = min(self.settings.training.accumulate, max(1, len(x) // self.least))
         losses = [self.loss] * count
         if others is not None:

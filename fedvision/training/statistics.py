@@ -21,7 +21,8 @@ from torch import nn
 
 from fedvision import registry
 from fedvision.data.shards import Shard
-from fedvision.errors import PluginError
+from fedvision.errors import ConfigError, PluginError
+from fedvision.inputs import Batch
 from fedvision.models.base import halves
 from fedvision.training.features import FeatureExtractor
 from fedvision.training.forward import ForwardSettings
@@ -65,8 +66,11 @@ class LocalData:
         before in place of the images.
 
         Raises:
-            ConfigError: The network has no backbone and head, or its features are not [B, D].
+            ConfigError: The network has no backbone and head, its features are not [B, D], or they are not of
+                the images alone.
         """
+        if self.shard.further is not None:
+            raise ConfigError("a statistic of features is of the pixels alone; leave [model.inputs] out")
         backbone = halves(self.model or nn.Identity(), "a statistic of features").backbone
         if self.shard.images.dtype != np.uint8:  # they are the features
             for x, targets in self.batches():
@@ -77,8 +81,11 @@ class LocalData:
         for positions, features in found:
             yield features, torch.from_numpy(np.asarray(labels[self.shard.indices[positions]]))
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield images [B, channels, H, W], normalised only, and targets [B, ...], on the device."""
+    def batches(self) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """Yield images [B, channels, H, W], normalised only, and targets [B, ...], on the device.
+
+        Images come with further inputs where the network reads such.
+        """
         for start in range(0, len(self.shard), self.batch_size):
             positions = np.arange(start, min(start + self.batch_size, len(self.shard)))
             yield self.settings.batch(self.shard, positions)

@@ -11,13 +11,14 @@ from torch import nn
 
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, FedVisionError, with_kind
+from fedvision.inputs import Batch
 from fedvision.models.freezing import training_mode
 from fedvision.tasks.base import Task
 from fedvision.training.client_trainer import build_loss
 
 
 def check_task(
-    config: ExperimentConfig, task: Task, model: nn.Module, images: torch.Tensor, num_classes: int
+    config: ExperimentConfig, task: Task, model: nn.Module, images: Batch, num_classes: int
 ) -> None:
     """Let a task count, weigh and measure some images of one class each.
 
@@ -55,7 +56,7 @@ def check_task(
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, images: torch.Tensor) -> Any:
+def _outputs(model: nn.Module, images: Batch) -> Any:
     training_mode(model, False)
     try:
         return model(images)

@@ -33,4 +33,5 @@ class ClientShards:
         return self._shard(self.split.test(client))
 
     def _shard(self, indices: NDArray[np.int64]) -> Shard:
-        return Shard(images=self.image_set.images, labels=self.image_set.labels, indices=indices)
+        base = self.image_set
+        return Shard(images=base.images, labels=base.labels, indices=indices, further=base.further)

@@ -6,7 +6,7 @@ Nothing is kept: such images are looked at once, so the cache of decoded images 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from fedvision.data.decoding.process_pool import PixelFormat, decode_all
 from fedvision.data.decoding.scan import walk
 from fedvision.data.decoding.value_range import narrow_files
 from fedvision.data.paths import expand_home
+from fedvision.data.sources.csv_table import read_table
 from fedvision.data.sources.npz_archive import Archive
 from fedvision.errors import DataError
 
@@ -35,8 +36,9 @@ class UnlabelledImages:
     """Images to be predicted; iterating reads them, in batches of those that can be read.
 
     Args:
-        images: Image files, folders of these at any depth, and .npz files whose arrays ``images`` or
-            ``NAME_images`` hold uint8 [N, H, W] or [N, H, W, channels]; or one such array.
+        images: Image files, folders of these at any depth, .npz files whose arrays ``images`` or
+            ``NAME_images`` hold uint8 [N, H, W] or [N, H, W, channels], and .csv files whose column ``file``
+            names image files, as seen from there; or one such array.
         shape: (H, W, channels) of the images.
         pixel_format: What becomes of files; None where the images can only be arrays.
         batch_size: Images a batch; a batch does not go over from files to an array.
@@ -51,6 +53,8 @@ class UnlabelledImages:
     """Files that could not be read so far, each with the reason."""
     notices: list[str]
     """What a person should know of the images read so far."""
+    cells: dict[str, Mapping[str, str]]
+    """Names of images that a .csv file lists -> what it says of them, by column."""
 
     def __init__(
         self,
@@ -63,7 +67,7 @@ class UnlabelledImages:
     ) -> None:
         self._shape, self._format = shape, pixel_format
         self._batch_size, self._workers = batch_size, workers
-        self.unreadable, self.notices = {}, []
+        self.unreadable, self.notices, self.cells = {}, [], {}
         self._parts: list[list[str] | tuple[str, NDArray[np.uint8]]] = []
         if isinstance(images, np.ndarray):
             self._parts.append(("", fitting(images, shape, "the array of images")))
@@ -90,6 +94,8 @@ class UnlabelledImages:
             )
         if self._format is None:
             raise DataError(f"{path}: there is no such file; name an .npz file")
+        if path.suffix.lower() == ".csv" and path.is_file():
+            return self._listed(path)
         if not path.is_dir():
             return [str(path)]
         tree = walk(path)
@@ -98,6 +104,17 @@ class UnlabelledImages:
         if tree.others:
             self.notices.append(f"{path}: {tree.others.total():,} files are no images by their suffix")
         return [f"{path}/{name}" for name in tree.images]
+
+    def _listed(self, path: Path) -> list[str]:
+        rows = read_table(path, ",", "utf-8", [])
+        found = {str(path.parent / row.cells.get("file", "")): row for row in rows}
+        if not rows or any(not row.cells.get("file") for row in rows) or len(found) < len(rows):
+            raise DataError(
+                f"{path}: each row must name an image of its own in the column 'file'; columns are parted by "
+                "commas"
+            )
+        self.cells |= {name: row.cells for name, row in found.items()}
+        return list(found)
 
     def _arrays(self, path: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         archive, found = Archive(path), 0

@@ -22,6 +22,7 @@ from fedvision.deployment.client.local_data import (
     open_own,
     under_classes,
 )
+from fedvision.deployment.client.local_shards import with_own_columns
 from fedvision.errors import DataError
 from fedvision.formatting import plural
 from fedvision.tasks.base import build_task
@@ -139,7 +140,7 @@ def step(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentCo
 
     from fedvision.deployment.client.step_profile import step_cost
 
-    own = under_classes(dataset, config, known_classes(experiment))
+    own = with_own_columns(under_classes(dataset, config, known_classes(experiment)), experiment)
     if config.threads:
         torch.set_num_threads(config.threads)
     before, batch = memory.resident(), experiment.training.batch_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from fedvision.data.image_counts import ImageCounts
 from fedvision.data.partition.group_holdout import held_out_groups
 from fedvision.data.partition.groups import groups_of
 from fedvision.data.shards import Shard
+from fedvision.data.sources.inputs import CellError, with_inputs
 from fedvision.deployment.client import local_data
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.errors import ConfigError, DataError
 from fedvision.files import replace_file
 from fedvision.tasks.base import build_task
+
+log = logging.getLogger("fedvision.deployment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +75,28 @@ def own_shards(
             "size and color of the data source in the client's file"
         )
     return OwnShards(
-        images=dataset.train,
+        images=with_own_columns(dataset, experiment).train,
         strata=task.strata(dataset.train.labels),
         share=experiment.evaluation.holdout,
         seed=experiment.seed,
     )
+
+
+def with_own_columns(dataset: Dataset, experiment: ExperimentConfig) -> Dataset:
+    """Return this machine's images with the numbers of their columns that the experiment's network reads.
+
+    Raises:
+        DataError: A column is missing, or a cell is not as the experiment needs it; as the sentence may be
+            sent to the server, it says neither the cell nor the image, which the machine's own log does.
+    """
+    try:
+        return with_inputs(dataset, experiment.model.inputs)
+    except CellError as error:
+        log.warning("%s", error)
+        raise DataError(
+            f"{error.key}: this client has not the column that the experiment needs, or a cell is not as it "
+            "must be; its own log says which"
+        ) from None
 
 
 def _text(size: tuple[int, ...]) -> str:

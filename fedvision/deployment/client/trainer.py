@@ -117,8 +117,8 @@ class Trainer:
         self._runs.mark_used(facts.run)
         self._runs.remove_unused(self.client.retention_days, keep=facts.run)
         config = on_this_machine(self.client, config)
-        evaluation = config.evaluation
-        wanted = (facts.classes, facts.image, evaluation.holdout, config.seed, config.task)
+        held, inputs = config.evaluation.holdout, config.model.inputs
+        wanted = (facts.classes, facts.image, held, config.seed, config.task, inputs)
         now = local_data.stamp(self.client)
         if now not in (None, self._stamp):
             self._shards = self._own = None

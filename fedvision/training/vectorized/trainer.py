@@ -62,6 +62,8 @@ class VectorizedTrainer:
     def obstacle(self) -> str | None:
         """Why clients are not trained together, whatever is asked of them; None where they can be."""
         trainer = self._worker
+        if trainer.config.model.inputs:
+            return "[model.inputs] have no form for several clients"
         return supports_vmap(
             trainer.model,
             trainer.shards.train(0).images.shape[1:],
