@@ -85,6 +85,9 @@ class ModelConfig(PluginSpec):
     feature_layers: tuple[str, ...] = ()
     """Layers of the backbone whose outputs, averaged over places, are further features behind its own, such
     as ``["features.4", "features.6"]``."""
+    expand: PluginSpec = field(default_factory=lambda: PluginSpec(use=""))
+    """What makes more features of a frozen backbone's for the head: ``random-relu``, ``bucket-groups``, or a
+    table ``{ use = "random-relu", features = 4000 }``; empty leaves them."""
     personal: tuple[str, ...] = ()
     """Patterns of tensors that each client trains and keeps for itself, such as ``["head.*"]``."""
     frozen: tuple[str, ...] = ()
@@ -101,6 +104,7 @@ class ModelConfig(PluginSpec):
             "model.train",
             f"must be 'all', 'head', 'last:N' with N >= 1, or 'lora', not {self.train!r}",
         )
+        require(bool(self.expand.use or not self.expand.args), "model.expand", "needs a key use")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,6 +153,11 @@ class Experiment:
                 f"model.train = {self.config.model.train!r} freezes numbers that the seed draws, as "
                 "model.weights is empty"
             )
+        if self.config.model.expand.use and self.weights is None and getattr(self.strategy, "trains", True):
+            sentences.append(
+                "model.expand expects standardised features, and nobody has measured these; begin with "
+                "model.weights = the folder of a run with [strategy] use = 'closed-form'"
+            )
         if len(self.split.clients) == 0:  # the images are on other machines
             return sentences + self._needed_there()
         if isinstance(self.strategy, FlowerStrategy):
@@ -239,11 +244,14 @@ def _settled(
             not fit the data.
     """
     from fedvision.models import preprocessing, weights_file
+    from fedvision.models.expansions import with_seed
 
-    file = weights_file.read(config.model) if config.model.weights else None
+    model = with_seed(config.model, config.seed)
+    file = weights_file.read(model) if model.weights else None
     _, height, width, _ = dataset.train.images.shape
     transforms, told = preprocessing.resolve(config.transforms, config.model, file, (height, width))
-    return *_with_inputs(replace(config, transforms=transforms), dataset, here=here), file, told
+    config = replace(config, transforms=transforms, model=model)
+    return *_with_inputs(config, dataset, here=here), file, told
 
 
 def _with_inputs(

@@ -83,6 +83,10 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "vit": Builtin("fedvision.models.vit:vit"),
         "fusion": Builtin("fedvision.models.fusion:fusion"),
     },
+    "expansion": {
+        "random-relu": Builtin("fedvision.models.expansions:RandomRelu"),
+        "bucket-groups": Builtin("fedvision.models.expansions:BucketGroups"),
+    },
     "loss": {
         "cross-entropy": Builtin("fedvision.losses.weighting:cross_entropy"),
         "weighted": Builtin("fedvision.losses.weighting:weighted"),

@@ -20,6 +20,7 @@ from fedvision.types import PluginSpec
 
 RUNTIME: dict[str, dict[str, Any]] = {
     "model": {"num_classes": 3, "in_channels": 3, "image_size": (16, 16)},
+    "expansion": {"in_features": 6},
     "loss": {"counts": torch.tensor([5.0, 3.0, 2.0]), "round": 1, "rounds": 5},
     "partition": {"columns": {}},
     "optimizer": {"params": [nn.Parameter(torch.zeros(2))]},
@@ -54,6 +55,8 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("model", "rnn"): {"dropout": OFF},
     ("model", "vit"): {"dropout": OFF},
     ("model", "fusion"): {"dropout": OFF, "patch": "reads the extractor's tokens"},
+    ("expansion", "random-relu"): {"seed": ANY},
+    ("expansion", "bucket-groups"): {"groups": DEFAULT, "seed": ANY},
     ("loss", "weighted"): {"beta": "equal weights"},
     ("loss", "focal"): {"gamma": OFF, "beta": "equal weights"},
     ("loss", "ldam"): {"max_margin": OFF, "drw_round": OFF, "beta": "equal weights"},

@@ -14,7 +14,8 @@ from fedvision import registry, seeding
 from fedvision.config import LoraConfig, ModelConfig
 from fedvision.errors import ConfigError, PluginError, first_line
 from fedvision.inputs import Batch, for_trial
-from fedvision.models.base import ImageModel, halves
+from fedvision.models.base import halves
+from fedvision.models.expansions import expanded_head
 from fedvision.models.feature_layers import add_feature_layers
 from fedvision.models.freezing import freeze, training_mode
 from fedvision.models.gray import shown_gray
@@ -86,10 +87,11 @@ def build_model(
             _add_lora(model, config.lora, seed)
         if config.mirrored:
             average_with_mirror_image(halves(model, "model.mirrored = true").backbone)
-        if config.feature_layers:
-            _add_feature_layers(halves(model, "model.feature_layers"), config.feature_layers, images)
-        frozen = ParameterGroups.of(model, config).frozen
+        _change_features(model, config, images, seed)
+        groups = ParameterGroups.of(model, config)
+        frozen = groups.frozen
         freeze(model, frozen)
+        _check_expansion(config, groups)
         for training in (False, True):
             outputs = _try(model, images, training, where)
             if wrong := task.check_outputs(outputs, drawn, num_classes):
@@ -110,21 +112,40 @@ def _add_lora(model: nn.Module, config: LoraConfig, seed: int) -> None:
     add_lora(model, rank=config.rank, alpha=config.alpha, targets=config.targets, generator=drawn, leave=head)
 
 
-def _add_feature_layers(model: ImageModel, names: tuple[str, ...], images: Batch) -> None:
-    """Widen a network's features, and give it a new head that takes them.
+def _change_features(model: nn.Module, config: ModelConfig, images: Batch, seed: int) -> None:
+    """Add to a network's features or expand them, and give it a new head that takes them.
 
     Raises:
         ConfigError: A layer cannot be taken, or the head is not linear.
     """
-    head = model.head
+    keys = {"model.feature_layers": config.feature_layers, "model.expand": config.expand.use}
+    if not (key := next((key for key, value in keys.items() if value), None)):
+        return
+    network = halves(model, key)
+    head = network.head
     if type(head) is not nn.Linear:
         raise ConfigError(
-            f"model.feature_layers needs a network whose head is one linear layer, and this one's is a "
+            f"{key} needs a network whose head is one linear layer, and this one's is a "
             f"{type(head).__name__}; use another network"
         )
-    add_feature_layers(model.backbone, names, images)
-    features = _forward(model.backbone, images, training=False).shape[1]
-    model.head = glorot(nn.Linear(features, head.out_features, bias=head.bias is not None))
+    if config.feature_layers:
+        add_feature_layers(network.backbone, config.feature_layers, images)
+        features = _forward(network.backbone, images, training=False).shape[1]
+        head = glorot(nn.Linear(features, head.out_features, bias=head.bias is not None))
+    network.head = expanded_head(head, head.in_features, config, seed) if config.expand.use else head
+
+
+def _check_expansion(config: ModelConfig, groups: ParameterGroups) -> None:
+    """Refuse to train a backbone behind which features become whole numbers.
+
+    Raises:
+        ConfigError: A tensor of it is not frozen.
+    """
+    if config.expand.use and any(n.startswith("backbone.") for n in groups.shared + groups.personal):
+        raise ConfigError(
+            f"model.expand = {config.expand.use!r} needs a backbone that nobody trains, as whole numbers "
+            'have no gradient; set model.train = "head"'
+        )
 
 
 def _call(config: ModelConfig, runtime: dict[str, Any], where: str) -> nn.Module:

@@ -27,7 +27,7 @@ from fedvision.models.state import floating
 from fedvision.models.weights_file import WeightsFile
 from fedvision.types import State
 
-_PARALLEL, _BACKBONE, _HEAD = "module.", "backbone.", "head."
+_PARALLEL, _BACKBONE, _HEAD, _EXPANSION = "module.", "backbone.", "head.", "head.expansion."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def load_weights(
     anew = _head_begins_anew(file, {name: own[name] for name in head}, given)
     if anew:
         own = {name: tensor for name, tensor in own.items() if name not in head}
-        given = {name: tensor for name, tensor in given.items() if name not in head}
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(_HEAD)}
     _compare(file.where, own, given)
     with torch.no_grad():
         for name, tensor in own.items():
@@ -111,13 +111,14 @@ def _head_begins_anew(file: WeightsFile, own: State, given: State) -> tuple[str,
     found = [name for name in own if name in given]
     if own and not found:
         return (f"{file.where}: it has no head, so the network's head begins with its first values",)
-    if len(found) < len(own) or not own:
+    linear = [name for name in own if not name.startswith(_EXPANSION)]
+    if any(name not in given for name in linear) or not own:
         return ()
     # Outputs are the first dimension of weights and biases alike.
-    there = {given[name].shape[0] for name in found if given[name].dim()}
-    differing = [name for name in found if given[name].shape != own[name].shape]
+    there = {given[name].shape[0] for name in linear if given[name].dim()}
+    differing = [name for name in own if name not in given or given[name].shape != own[name].shape]
     if file.other_features or (differing and len(there) == 1):
-        outputs = max(there), own[found[0]].shape[0]
+        outputs = max(there), own[linear[0]].shape[0]
         why = (
             f"its head has {outputs[0]} outputs and the network's {outputs[1]}"
             if outputs[0] != outputs[1]

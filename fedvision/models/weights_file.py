@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from fedvision import tables
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError
 from fedvision.files import read_json
@@ -106,14 +107,19 @@ def read(model: ModelConfig) -> WeightsFile:
         )
     safe = path.suffix == ".safetensors" or data[8:9] == b"{"
     state = _safetensors(data, path, where) if safe else _state_dict(data, path, where)
-    there = description.get("model", {})
     return WeightsFile(
         where=where,
         state=state,
         sha256=sha256,
         description=description,
-        other_features=bool(description) and list(there.get("feature_layers", ())) != [*model.feature_layers],
+        other_features=bool(description)
+        and _features(description.get("model", {})) != _features(model.__dict__),
     )
+
+
+def _features(model: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what of a ``[model]`` settles which features its head takes, beside the backbone."""
+    return list(model.get("feature_layers", ())), tables.plain(model.get("expand", {"use": ""}))
 
 
 def _unreadable(model: ModelConfig, path: Path, error: OSError) -> ConfigError:

@@ -53,6 +53,8 @@ def test_model_description_of_a_finished_run(run: Path) -> None:
             "lora": {"rank": 8, "alpha": 16.0, "targets": ["*"], "exact": False},
             "mirrored": False,
             "feature_layers": [],
+            "inputs": {},
+            "expand": {"use": ""},
             "personal": [],
             "frozen": [],
         },

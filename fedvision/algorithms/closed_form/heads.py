@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedvision.algorithms.closed_form.rounding import STEPS, total_weight
+from fedvision.algorithms.closed_form.rounding import total_weight
+from fedvision.models.standardised import STEPS
 
 NEVER = 10.0
 """Logits by which an absent class is below the mean of the others."""

@@ -6,6 +6,9 @@
     2  clients:  sum u_y q q^T, sum_c q         server:  the head, ridge or LDA (``heads``)
     3  only for "auto": the server sends heads, clients count what each makes of held-out images
 
+Where the network expands features, 1 is answered twice: of the features before the expansion, whose m and s
+become a part of the network, and of those after it.
+
 q are standardised features in whole steps (``rounding``), so the sums, and with them the head, have the same
 bits for any division of the same images over clients, and masked or not. t = 0 is the plain solution of AFL
 and Fed3R, which neglects rare classes; t = 1 weighs all classes alike.
@@ -23,9 +26,10 @@ from fedvision.aggregation.fixed_point import FixedPoint, FixedPointSum
 from fedvision.algorithms.base import Answer, QueryStrategy, ServerContext
 from fedvision.algorithms.closed_form import rounding
 from fedvision.algorithms.closed_form.heads import FeatureSums, Head, in_whole_numbers, lda, ridge
-from fedvision.algorithms.closed_form.sums import NEEDED_BY
+from fedvision.algorithms.closed_form.sums import DEVIATION, LEVEL, MEAN, NEEDED_BY
 from fedvision.errors import ConfigError, RunError
 from fedvision.models.base import halves
+from fedvision.models.expansions import ExpandedLinear, short
 from fedvision.ranges import check_range
 from fedvision.types import Query, State
 
@@ -35,6 +39,7 @@ CANDIDATES: Mapping[str, tuple[float, ...]] = {
     "lda": (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9),
 }
 """Values among which ``"auto"`` chooses, rising."""
+_INPUT_MEAN, _INPUT_DEVIATION = "head.expansion.mean", "head.expansion.deviation"
 _KEYS = {"ridge": "regularization", "lda": "shrinkage"}
 _DEFAULT = 0.3
 
@@ -78,7 +83,8 @@ class ClosedForm(QueryStrategy):
         self.head, self.balance = head, balance
         self.value = _value(_KEYS[head], given[_KEYS[head]])
         self.constants: State = {}
-        """After a round: ``mean``, ``deviation`` and ``weight``, with which its sums were made."""
+        """After a round: ``mean``, ``deviation`` and ``weight``, with which its sums were made, and
+        ``input.mean`` and ``input.deviation`` where the network expands features."""
         self.sums: State = {}
         """After a round: ``count``, ``sum`` and ``product``, int64, of all clients that answered."""
         self.chosen = 0.0
@@ -93,15 +99,18 @@ class ClosedForm(QueryStrategy):
         """Query the moments of the features, then their products, then perhaps scores of heads."""
         if not answers:
             return Query(use="feature-sums")
-        constants = self._constants(answers[0])
-        if len(answers) == 1:
-            bits = rounding.bits_of_products(
-                answers[0]["count"].astype(np.int64), constants["weight"].numpy()
-            )
+        inputs = _input_constants(answers[0])
+        if inputs and len(answers) == 1:
+            return Query(use="feature-sums", tensors=inputs)
+        moments, *later = answers[1:] if inputs else answers
+        constants = self._constants(moments) | inputs
+        if not later:
+            bits = rounding.bits_of_products(moments["count"].astype(np.int64), constants["weight"].numpy())
             return Query(use="weighted-products", tensors=constants, bits=bits)
-        if len(answers) == 2 and self.value == AUTO:
-            heads = in_whole_numbers([self._solve(_sums(answers, constants), v) for v in self._candidates])
-            standard = {name: constants[name] for name in ("mean", "deviation")}
+        if len(later) == 1 and self.value == AUTO:
+            sums = _sums(moments, later[0], constants)
+            heads = in_whole_numbers([self._solve(sums, value) for value in self._candidates])
+            standard = {name: tensor for name, tensor in constants.items() if name != "weight"}
             return Query(use="head-scores", tensors=standard | heads)
         return None
 
@@ -112,11 +121,13 @@ class ClosedForm(QueryStrategy):
             ConfigError: The network's head is not linear, has no bias, or takes other features.
             RunError: The head stays on the clients, the sums are impossible, or nobody held images out.
         """
-        constants = self._constants(server.answers[0])
-        sums = _sums(server.answers, constants)
+        inputs = _input_constants(server.answers[0])
+        moments, products, *scores = server.answers[1:] if inputs else server.answers
+        constants = self._constants(moments) | inputs
+        sums = _sums(moments, products, constants)
         self._check_head(server.make_model(state), state, sums)
         if self.value == AUTO:
-            recalls = [_macro_recall(one) for one in server.answers[2]["confusion"]]
+            recalls = [_macro_recall(one) for one in scores[0]["confusion"]]
             # The first of the best is the smallest.
             self.chosen = self._candidates[int(np.argmax(recalls))]
             server.facts["macro recall"] = {
@@ -168,6 +179,8 @@ class ClosedForm(QueryStrategy):
         solved = self._solve(sums, self.chosen)
         whole = solved.on_features(self.constants["mean"], self.constants["deviation"])
         tensors = {"head.weight": whole.weight, "head.bias": whole.bias}
+        if MEAN in self.constants:
+            tensors |= {_INPUT_MEAN: self.constants[MEAN], _INPUT_DEVIATION: self.constants[DEVIATION]}
         return {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}
 
     @property
@@ -178,15 +191,8 @@ class ClosedForm(QueryStrategy):
         return ridge(sums, value) if self.head == "ridge" else lda(sums, value)
 
     def _constants(self, answer: Answer) -> State:
-        count = answer["count"].astype(np.int64)
-        images = int(count.sum())
-        if images < 1:
-            raise RunError(f"{NEEDED_BY}: the clients that answered have no images")
-        moments = rounding.constants(
-            images, answer["sum"].astype(np.int64), answer["square"].astype(np.int64)
-        )
-        weight = rounding.class_weights(count, self.balance)
-        return {**moments, "weight": torch.from_numpy(weight)}
+        weight = rounding.class_weights(answer["count"].astype(np.int64), self.balance)
+        return {**_moments(answer), "weight": torch.from_numpy(weight)}
 
     @staticmethod
     def _check_head(model: nn.Module, state: State, sums: FeatureSums) -> None:
@@ -201,11 +207,34 @@ class ClosedForm(QueryStrategy):
                 f"{NEEDED_BY}: the head takes {head.in_features} features for {head.out_features} classes, "
                 f"and the clients' sums are of {sums.features} for {len(sums.count)}"
             )
-        if missing := [name for name in ("head.weight", "head.bias") if name not in state]:
+        needed = ["head.weight", "head.bias"]
+        if isinstance(head, ExpandedLinear):
+            needed += [_INPUT_MEAN, _INPUT_DEVIATION]
+        if missing := [name for name in needed if name not in state]:
             raise RunError(
                 f"{NEEDED_BY} computes the head on the server, and {missing[0]!r} stays on the clients; "
                 "share it in [model]"
             )
+
+
+def _moments(answer: Answer, level: str = "") -> State:
+    """Return mean and deviation of the features that a first answer has sums of.
+
+    Raises:
+        RunError: Nobody has images.
+    """
+    images = int(answer["count"].sum())
+    if images < 1:
+        raise RunError(f"{NEEDED_BY}: the clients that answered have no images")
+    sums, squares = (answer[f"{level}{name}"].astype(np.int64) for name in ("sum", "square"))
+    return rounding.constants(images, sums, squares)
+
+
+def _input_constants(answer: Answer) -> State:
+    """Return the constants of the features that the network expands, in its type; none where it does not."""
+    if f"{LEVEL}sum" not in answer:
+        return {}
+    return {f"{LEVEL}{name}": short(tensor.float()) for name, tensor in _moments(answer, LEVEL).items()}
 
 
 def _value(key: str, given: float | str | None) -> float | str:
@@ -222,14 +251,14 @@ def _value(key: str, given: float | str | None) -> float | str:
     return given
 
 
-def _sums(answers: Sequence[Answer], constants: State) -> FeatureSums:
-    """Return the second query's sums.
+def _sums(moments: Answer, products: Answer, constants: State) -> FeatureSums:
+    """Return the sums of the products' query.
 
     Raises:
         RunError: More images are in them than their number of bits was chosen for, or none.
     """
-    counted = answers[0]["count"].astype(np.int64)
-    found, weight = {name: array.astype(np.int64) for name, array in answers[1].items()}, constants["weight"]
+    counted = moments["count"].astype(np.int64)
+    found, weight = {name: array.astype(np.int64) for name, array in products.items()}, constants["weight"]
     if not found["count"].sum() or (found["count"] > counted).any():
         raise RunError(
             f"{NEEDED_BY}: the clients' products rest on other images than their counts; run again, and let "
