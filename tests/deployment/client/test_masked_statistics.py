@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Error, Message, RecordDict
+from torch import nn
 
 from fedvision.aggregation.fixed_point import wrapped
 from fedvision.aggregation.masking import AdvertisedKey, node_key, read_certificates
-from fedvision.algorithms.base import Answer
+from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.algorithms.closed_form.strategy import ClosedForm
+from fedvision.config import ExperimentConfig
 from fedvision.deployment.certificates import make
 from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
 from fedvision.deployment.client.trainer import Trainer
@@ -28,19 +30,30 @@ from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
 from fedvision.flower.statistic_codec import StatisticRequest, decode_reply
 from fedvision.models.build import build_model
-from fedvision.models.state import get_state, shared_names
+from fedvision.models.freezing import frozen_state
+from fedvision.models.meta import model_with
+from fedvision.models.state import digest, get_state, shared_names
 from fedvision.server.statistics import StatisticResult, query_statistic
 from fedvision.tasks.base import build_task
-from fedvision.types import Query
+from fedvision.types import Query, State
 from tests.experiments import tiny
 
 NAMES = ("north", "south", "west")
 CLASSES = 3
 EXPERIMENT = tiny()
-RUN = RunManifest(
-    run="r1", experiment=EXPERIMENT.to_toml(), classes=("0", "1", "2"), image=(8, 8, 1)
-).to_table()
+FROZEN = {"use": "cnn", "width": 4, "dense": 8, "frozen": ["backbone.*"]}
 MOMENTS = Query(use="feature-moments")
+
+
+def manifest(experiment: ExperimentConfig) -> dict[str, Any]:
+    """Return what clients learn of a run."""
+    return RunManifest(
+        run="r1",
+        experiment=experiment.to_toml(),
+        classes=("0", "1", "2"),
+        image=(8, 8, 1),
+        frozen=digest(frozen_state(network(experiment))),
+    ).to_table()
 
 
 class Grid:
@@ -87,7 +100,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trainers(pki: Path, folder: Path) -> dict[int, Trainer]:
+def trainers(pki: Path, folder: Path, experiment: ExperimentConfig = EXPERIMENT) -> dict[int, Trainer]:
     """Make clients with images of their own, all of which share a masked statistic."""
     made = {}
     for client, name in enumerate(NAMES):
@@ -111,13 +124,13 @@ def trainers(pki: Path, folder: Path) -> dict[int, Trainer]:
                 "share": {
                     "counts": "masked",
                     "certificate": str(own / "client.crt"),
-                    "statistics": ["feature-moments", "feature-sums", "weighted-products"],
+                    "statistics": ["feature-moments", "feature-sums", "weighted-products", "head-scores"],
                 },
                 "state": str(folder / f"state-{name}"),
             }
         )
         made[client] = Trainer(config, folder)
-        made[client].open(RUN)
+        made[client].open(manifest(experiment))
     return made
 
 
@@ -134,20 +147,29 @@ def form_group(grid: Grid, pki: Path) -> dict[str, tuple[int, ...]]:
     return {found.group: found.clients}
 
 
-def query(grid: Grid, groups: dict[str, tuple[int, ...]], one: Query = MOMENTS) -> StatisticResult:
+def network(experiment: ExperimentConfig) -> nn.Module:
+    return build_model(
+        experiment.model,
+        task=build_task(experiment.task),
+        num_classes=CLASSES,
+        in_channels=1,
+        image_size=(8, 8),
+        seed=experiment.seed,
+    )
+
+
+def query(
+    grid: Grid,
+    groups: dict[str, tuple[int, ...]],
+    one: Query = MOMENTS,
+    experiment: ExperimentConfig = EXPERIMENT,
+) -> StatisticResult:
     class Registry(SimulatedClientRegistry):
         pass
 
     Registry.groups = groups  # type: ignore[misc]
-    model = build_model(
-        EXPERIMENT.model,
-        task=build_task(EXPERIMENT.task),
-        num_classes=CLASSES,
-        in_channels=1,
-        image_size=(8, 8),
-        seed=EXPERIMENT.seed,
-    )
-    state = get_state(model, shared_names(model, EXPERIMENT.model.shared))
+    model = network(experiment)
+    state = get_state(model, shared_names(model, experiment.model.shared))
     registry = Registry(clients=len(NAMES), counts=(1,) * CLASSES)
     request = StatisticRequest(query=one, round=1, state=state)
     return query_statistic(grid, registry, request, clients=range(len(NAMES)))  # type: ignore[arg-type]
@@ -175,25 +197,66 @@ def test_masked_sums_are_the_plain_ones(three: Path, tmp_path: Path) -> None:
         assert not any((own[name] == bare[name]).any() for name in bare)
 
 
-def test_a_head_in_closed_form_is_the_same_of_masked_sums(three: Path, tmp_path: Path) -> None:
-    """The second query's numbers have 5 bytes, and its tensors rest on the masked answers to the first."""
-    made = trainers(three, tmp_path)
-    grid, strategy = Grid(tmp_path, made), ClosedForm()
+@pytest.mark.parametrize(
+    ("tables", "queries"),
+    [
+        ({}, 2),
+        ({"strategy": {"use": "closed-form", "regularization": "auto"}}, 3),
+        ({"strategy": {"use": "closed-form", "head": "lda", "shrinkage": "auto"}}, 3),
+        ({"model": {**FROZEN, "expand": {"use": "random-relu", "features": 40}}}, 3),
+    ],
+    ids=["ridge", "auto-ridge", "auto-lda", "expanded"],
+)
+def test_a_head_in_closed_form_is_the_same_of_masked_sums(
+    tables: dict[str, Any], queries: int, three: Path, tmp_path: Path
+) -> None:
+    """Later queries' tensors rest on masked answers to earlier ones; the head has the plain sums' bits."""
+    experiment = tiny(**{"model": FROZEN, "evaluation": {"holdout": 0.3}} | tables)
+    made = trainers(three, tmp_path, experiment)
+    grid, strategy = Grid(tmp_path, made), ClosedForm(**experiment.strategy.args)
     groups = form_group(grid, three)
-    found = []
+    found, heads, hidden = [], [], list[dict[int, RecordDict]]()
     for counts, group in (("masked", groups), ("plain", {})):
         for trainer in made.values():
             trainer.client = replace(trainer.client, share=replace(trainer.client.share, counts=counts))
         answers: list[Answer] = []
         while (one := strategy.query(1, 1, answers)) is not None:
-            reply = query(grid, group, one)
+            reply = query(grid, group, one, experiment)
             assert (reply.clients, reply.refused) == ((0, 1, 2), ())
             answers.append(reply.sums)
+        hidden.append(dict(grid.replies))
         found.append(answers)
+        heads.append((refined(strategy, experiment, answers), strategy.chosen))
     for masked, plain in zip(*found, strict=True):
         assert masked.keys() == plain.keys()
         assert all(np.array_equal(masked[name], plain[name]) for name in plain)
-    assert found[0][1]["count"].sum() == sum((20, 25, 30))
+    assert [len(answers) for answers in found] == [queries, queries]
+    (masked_head, chosen), (plain_head, value) = heads
+    assert chosen == value > 0
+    assert all(torch.equal(masked_head[name], tensor) for name, tensor in plain_head.items())
+    if strategy.value == "auto":
+        kept = sum((20, 25, 30)) - found[0][1]["count"].sum()
+        assert found[0][2]["confusion"].sum((1, 2)).tolist() == [kept] * 7
+        assert kept == 22
+        for client, reply in hidden[0].items():  # which of its images a head gets right stays hidden
+            own = decode_reply(reply).sums.numbers["confusion"]
+            bare = decode_reply(hidden[1][client]).sums.numbers["confusion"]
+            assert not (own == bare).any()
+
+
+def refined(strategy: ClosedForm, experiment: ExperimentConfig, answers: list[Answer]) -> State:
+    """Return the head that the server makes of answers."""
+    model = network(experiment)
+    context = ServerContext(
+        round=1,
+        rounds=1,
+        answers=answers,
+        class_counts=None,
+        make_model=lambda state: model_with(model, state),
+        generator=torch.Generator(),
+    )
+    state = strategy.refine(get_state(model, shared_names(model, "all")), context)
+    return {name: tensor for name, tensor in state.items() if name.startswith("head.")}
 
 
 def test_without_one_of_the_group_there_is_no_sum(three: Path, tmp_path: Path) -> None:
