@@ -161,3 +161,38 @@ def test_noise_does_not_raise_the_sum_over_many_clients(epsilon: float, tmp_path
     error = math.sqrt(2 * 100 / 200) / epsilon
     assert abs(np.sum(reported, axis=0).mean()) < 5 * error
     assert np.min(reported) < 0
+
+
+def with_columns(folder: Path, cell: str) -> tuple[ClientMachineConfig, RunManifest]:
+    """Return a client with two images, one with this cell, and a run whose network reads the column."""
+    for name in ("ann.png", "bob.png"):
+        Image.new("L", (2, 2)).save(folder / name)
+    (folder / "own.csv").write_text(f"file,label,kind,age\nann.png,cat,mono,\nbob.png,dog,{cell},70\n")
+    inputs = {
+        "cell": {"kind": "category", "column": "kind", "categories": ["mono", "poly"]},
+        "age": {"kind": "number", "mean": 50, "deviation": 10},
+    }
+    table = {"use": "manifest", "path": str(folder / "own.csv"), "size": 2, "channels": 1}
+    config = tiny(model={"use": "fusion", "width": 4, "inputs": inputs})
+    run = RunManifest(run="r", experiment=config.to_toml(), classes=("cat", "dog"), image=(2, 2, 1))
+    return client(folder, data=table), run
+
+
+def test_a_clients_columns_become_what_the_experiments_network_reads(tmp_path: Path) -> None:
+    own, run = with_columns(tmp_path, "poly")
+    shard = own_shards(own, run, run.config).train(0)
+    names = list(own_shards(own, run, run.config).images.names)
+    order = [names.index("ann.png"), names.index("bob.png")]
+    np.testing.assert_array_equal(shard.beside(np.array(order)), [[np.nan, 0], [2, 1]])
+
+
+def test_what_a_cell_holds_is_in_the_clients_own_log_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, run = with_columns(tmp_path, "hysteria")
+    with pytest.raises(DataError) as failed:
+        own_shards(own, run, run.config)
+    assert str(failed.value).startswith("model.inputs.cell: this client has not the column")
+    assert not any(text in str(failed.value) for text in ("hysteria", "bob", "kind"))
+    assert failed.value.__cause__ is None
+    assert "bob.png has 'hysteria' in column 'kind'" in caplog.text
