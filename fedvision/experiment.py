@@ -116,7 +116,7 @@ class Experiment:
             seed=config.seed,
         )
         weights = None if file is None else load_weights(model, file, dataset.classes, told)
-        check_views(config, model)
+        check_views(config, model, dataset.train)
         personal = _try(config, task, strategy, model, parts, dataset)
         updates = chain.build(config, model)
         if updates.sum_only:

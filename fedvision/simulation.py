@@ -13,7 +13,6 @@ from fedvision.engines.base import Engine
 from fedvision.engines.client_host import SimulatedClientHosts
 from fedvision.engines.virtual_time import in_time
 from fedvision.experiment import Experiment
-from fedvision.models.meta import filled
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.run_recorder import RunRecorder
 from fedvision.server.central_evaluation import evaluate_centrally
@@ -56,7 +55,7 @@ class Simulation(RunRecorder):
         return self.state
 
     def hosts(self) -> SimulatedClientHosts:
-        """Return what trains: the network on images or, behind a frozen backbone, its head on features."""
+        """Return what trains: the network on images or, behind frozen layers, the rest on features."""
         hosts = SimulatedClientHosts(
             config=self.config,
             dataset=self.experiment.dataset,
@@ -65,20 +64,22 @@ class Simulation(RunRecorder):
             memory=(self.folder.path / "clients").resolve(),
             threads=self.threads,
         )
-        if why := feature_cache.obstacle(self.config, hosts.model):
-            if feature_cache.has_frozen_backbone(hosts.model):
-                self.note(f"every image passes the frozen backbone in every round, as {why}")
+        images = hosts.dataset.train
+        parts, why = feature_cache.frozen_part(self.config, hosts.model, images)
+        if why:
+            self.note(f"every image passes the frozen layers in every round, as {why}")
+        if why or parts is None:
             return hosts
-        settings = loop_settings(self.config, hosts.dataset.train.images.shape[-1]).forward
-        head = feature_cache.on_features(
+        features = feature_cache.on_features(
             self.config,
             hosts.dataset,
-            settings.place(filled(hosts.model)),
-            settings,
+            hosts.model,
+            parts,
+            loop_settings(self.config, images.images.shape[-1]).forward,
             used=hosts.split.used(),
             on_progress=stage,
         )
-        return replace(hosts, config=head.config, dataset=head.dataset, model=head.model)
+        return replace(hosts, config=features.config, dataset=features.dataset, model=features.model)
 
     def _measure(self) -> Any:
         test = self.experiment.dataset.test

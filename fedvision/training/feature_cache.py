@@ -1,13 +1,15 @@
-"""Train a head on features that were computed once, in place of images that pass a frozen backbone each time.
+"""Train on what frozen layers make of images, computed once, in place of images that pass them each time.
 
-A network whose whole backbone is frozen makes the same features of an image in every round. So they are
-computed once, kept in a file (``data.feature_file``), and what trains and measures from then on is the head
-alone, on a data set whose images are those features. Tensors keep their names, so messages, checkpoints and
-the final model are those of the whole network.
+A frozen backbone makes the same features of an image in every round, and so do the frozen layers before the
+first trained one (``models.frozen_front``). They are computed once, kept in a file (``data.feature_file``),
+and what trains and measures from then on is the rest of the network, on a data set whose images are those
+features. Tensors keep their names, so messages, checkpoints and the final model are those of the whole
+network.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import pickle
@@ -27,11 +29,14 @@ from fedvision.config import ExperimentConfig, ModelConfig, TransformConfig
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.feature_file import FeatureFile, Rows
 from fedvision.data.identity import pixels
-from fedvision.data.transforms import augmentations
+from fedvision.data.transforms import augmentations, input_shape
 from fedvision.errors import ConfigError
 from fedvision.formatting import plural
+from fedvision.models import frozen_front
 from fedvision.models.base import ImageModel
-from fedvision.models.freezing import frozen_names
+from fedvision.models.freezing import freeze, frozen_names, thaw
+from fedvision.models.frozen_front import Cut
+from fedvision.models.meta import filled
 from fedvision.models.state import digest, floating
 from fedvision.tasks.base import Task, build_task
 from fedvision.training.features import FeatureExtractor
@@ -39,12 +44,14 @@ from fedvision.training.forward import ForwardSettings
 
 _VERSION = 1
 """Part of every key: to be raised when features are computed otherwise."""
+_MOST_BYTES = 20e9
+"""Size of a file of features above which images pass the frozen layers in every round."""
 _SHOWN_EVERY = 10.0
 """Seconds between two lines on how far it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadExperiment:
+class FeatureExperiment:
     """What trains and measures in place of an experiment's network and images."""
 
     config: ExperimentConfig
@@ -52,18 +59,10 @@ class HeadExperiment:
     dataset: Dataset
     """Features in the place of images; only those that were needed are there."""
     model: ImageModel
-    """The head, behind a backbone that passes features on."""
+    """The rest of the network, behind a layer that passes features on."""
 
 
-class _FirstView(nn.Module):
-    """Features [B, D, V, 1] -> those of the image itself or, in training, of the view drawn, [B, D]."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return them."""
-        return x[:, :, 0, 0]
-
-
-def check_views(config: ExperimentConfig, model: nn.Module) -> None:
+def check_views(config: ExperimentConfig, model: nn.Module, images: ImageSet) -> None:
     """Refuse views of images whose features are not computed once.
 
     Raises:
@@ -76,41 +75,54 @@ def check_views(config: ExperimentConfig, model: nn.Module) -> None:
             f"transforms.views = {views}: all views of an image would be equal; set transforms.flip, crop, "
             "rotation or cutout"
         )
-    if why := obstacle(config, model):
+    found, why = frozen_part(config, model, images)
+    if not found or why:
+        why = why or "no frozen layers that could be run alone come before the first trained one"
         raise ConfigError(
             f"transforms.views = {views}: features are not computed once, as {why}; leave views out, or "
             "freeze the whole backbone"
         )
 
 
-def obstacle(config: ExperimentConfig, model: nn.Module) -> str | None:
-    """Return why features cannot be computed once, in the words that follow "as"; None where they can."""
-    task = build_task(config.task)
+def frozen_part(config: ExperimentConfig, model: nn.Module, images: ImageSet) -> tuple[Cut | None, str]:
+    """Return a network's backbone cut where its training begins, and why its front is not run once.
+
+    Args:
+        config: The experiment.
+        model: Its network; it is not changed.
+        images: Its training images.
+
+    Returns:
+        The parts, None where no frozen front could be run alone; and why features cannot be computed once
+        all the same, in the words that follow "as", empty where they can.
+    """
     if config.model.inputs:
-        return "the network reads [model.inputs] beside the images"
+        return None, "the network reads [model.inputs] beside the images" if frozen_names(model) else ""
+    found = frozen_front.cut(model, input_shape(config.transforms, images.images.shape[1:]))
+    return found, _obstacle(config, model, found, len(images)) if found else ""
+
+
+def _obstacle(config: ExperimentConfig, model: nn.Module, found: Cut, images: int) -> str:
+    task = build_task(config.task)
     if not config.training.cache_features:
         return "training.cache_features = false"
-    if not isinstance(model, ImageModel):
-        return "the network has no backbone and head"
-    if not has_frozen_backbone(model):
-        return "the backbone is trained"
+    assert isinstance(model, ImageModel)
     if not _frozen(model).isdisjoint(map(id, floating(model.head).values())):
         return "a part of the head is frozen"
     if not config.transforms.views and (drawn := augmentations(config.transforms)):
         return f"transforms.{drawn[0]} changes images anew each time"
     if type(task).collate is not Task.collate or type(task).transform is not Task.transform:
         return f"the task {config.task.use!r} makes its own batches of images"
+    size = 4 * found.numbers * (1 + config.transforms.views) * images
+    if size > _MOST_BYTES:
+        return (
+            f"their features would take {size / 1e9:.0f} GB, and at most {_MOST_BYTES / 1e9:.0f} GB are kept"
+        )
     try:
-        pickle.dumps(model.head)
+        pickle.dumps((found.rest, model.head))
     except Exception:
         return "the head cannot be sent to worker processes"
-    return None
-
-
-def has_frozen_backbone(model: nn.Module) -> bool:
-    """Return whether a network has a backbone that has tensors, all of which are frozen."""
-    backbone = set(map(id, floating(model.backbone).values())) if isinstance(model, ImageModel) else set()
-    return bool(backbone) and backbone <= _frozen(model)
+    return ""
 
 
 def _frozen(model: nn.Module) -> frozenset[int]:
@@ -123,18 +135,20 @@ def on_features(
     config: ExperimentConfig,
     dataset: Dataset,
     model: nn.Module,
+    parts: Cut,
     settings: ForwardSettings,
     *,
     used: NDArray[np.int64],
     folder: Path | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
-) -> HeadExperiment:
+) -> FeatureExperiment:
     """Compute the features that are not there yet, and return what trains on them.
 
     Args:
-        config: The experiment; ``obstacle`` has found nothing against it.
+        config: The experiment.
         dataset: Its images.
-        model: Its network, on the settings' device; the backbone has its tensors.
+        model: Its network; the frozen layers have their tensors.
+        parts: Its backbone, cut; nothing is in the way (``frozen_part``).
         settings: Normalisation, device and precision.
         used: Numbers of the training images that a client trains or measures on, int64 [n].
         folder: Where features are kept; by default beside the decoded images.
@@ -144,11 +158,16 @@ def on_features(
         DataError: The features cannot be kept.
     """
     assert isinstance(model, ImageModel)
-    backbone = model.backbone
+    front = settings.place(parts.front)
+    rest = filled(ImageModel(parts.rest, model.head)).cpu()
+    assert isinstance(rest, ImageModel)
+    kept = [name for name in frozen_names(model) if name in floating(rest)]
+    thaw(rest)
+    freeze(rest, kept)
 
     def features_of(part: ImageSet, numbers: NDArray[np.int64], views: int) -> ImageSet:
-        extract = FeatureExtractor(backbone, settings, views, config.seed)
-        recipe = _recipe(config, backbone, settings, views)
+        extract = FeatureExtractor(front, settings, views, config.seed)
+        recipe = _recipe(config, front, settings, views)
         key = hashlib.sha256(f"{recipe} {pixels(part.images)}".encode()).hexdigest()[:40]
 
         def rows(missing: NDArray[np.int64]) -> Rows:
@@ -157,7 +176,7 @@ def on_features(
         return replace(part, images=FeatureFile(key, len(part), folder).complete(numbers, rows))
 
     test = dataset.test
-    return HeadExperiment(
+    return FeatureExperiment(
         config=replace(
             config,
             model=ModelConfig(
@@ -165,6 +184,7 @@ def on_features(
                 args=config.model.args,
                 shared=config.model.shared,
                 personal=config.model.personal,
+                frozen=tuple(map(glob.escape, kept)),
             ),
             transforms=TransformConfig(views=config.transforms.views),
         ),
@@ -173,7 +193,7 @@ def on_features(
             train=features_of(dataset.train, used, config.transforms.views),
             test=None if test is None else features_of(test, np.arange(len(test)), 0),
         ),
-        model=ImageModel(_FirstView(), model.head.cpu()),
+        model=rest,
     )
 
 
@@ -204,7 +224,7 @@ def _added(config: ModelConfig) -> Iterator[Any]:
         yield list(config.feature_layers)
 
 
-def _recipe(config: ExperimentConfig, backbone: nn.Module, settings: ForwardSettings, views: int = 0) -> str:
+def _recipe(config: ExperimentConfig, front: nn.Module, settings: ForwardSettings, views: int = 0) -> str:
     """Return a text that is equal where features are: of network, transforms, arithmetic and machine."""
     transforms = asdict(config.transforms)
     if not views:  # the images as they are, whatever training draws
@@ -225,6 +245,6 @@ def _recipe(config: ExperimentConfig, backbone: nn.Module, settings: ForwardSett
         "seed": config.seed if views else None,
         "model": [config.model.use, dict(config.model.args), *_added(config.model)],
         "code": registry.sources({"model": config.model.use}),
-        "tensors": digest(dict(floating(backbone))),
+        "tensors": digest(dict(floating(front))),
     }
     return json.dumps(facts, sort_keys=True)

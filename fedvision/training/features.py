@@ -82,7 +82,9 @@ class FeatureExtractor:
     def _features(self, images: NDArray[np.uint8], numbers: NDArray[np.int64]) -> torch.Tensor:
         count = len(images)
         if count < self._batch:
-            images = np.concatenate([images, np.zeros((self._batch - count, *images.shape[1:]), np.uint8)])
+            images = np.concatenate(
+                [images, np.zeros((self._batch - count, *images.shape[1:]), images.dtype)]
+            )
         x = self._settings.pixels(torch.from_numpy(images))
         found = [self._pass(x)]
         for view in range(1, self._views + 1):

@@ -24,6 +24,7 @@ from fedvision.data.shards import Shard
 from fedvision.errors import ConfigError, PluginError
 from fedvision.inputs import Batch
 from fedvision.models.base import halves
+from fedvision.models.state import floating
 from fedvision.training.features import FeatureExtractor
 from fedvision.training.forward import ForwardSettings
 from fedvision.types import PluginSpec, Query
@@ -72,7 +73,7 @@ class LocalData:
         if self.shard.further is not None:
             raise ConfigError("a statistic of features is of the pixels alone; leave [model.inputs] out")
         backbone = halves(self.model or nn.Identity(), "a statistic of features").backbone
-        if self.shard.images.dtype != np.uint8:  # they are the features
+        if self.shard.images.dtype != np.uint8 and not floating(backbone):  # they are the features
             for x, targets in self.batches():
                 yield backbone(x).cpu(), targets.cpu()
             return

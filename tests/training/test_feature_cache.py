@@ -53,8 +53,25 @@ def extracted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     return found
 
 
+FRONT: dict[str, Any] = {
+    "use": "resnet8",
+    "width": 4,
+    "frozen": ["backbone.features.stem*", "backbone.features.norm*", "backbone.features.stages.0*"],
+}
+"""A network whose first layers are frozen."""
+INSIDE: dict[str, Any] = FRONT | {"frozen": [*FRONT["frozen"], "backbone.features.stages.2*"]}
+"""One of which a block behind a trained one is frozen, too."""
+
 CASES: dict[str, dict[str, Any]] = {
     "fedavg": {},
+    "a frozen front": {"model": FRONT},
+    "a frozen front and a frozen block": {"model": INSIDE},
+    "a frozen front, scaffold": {"model": FRONT, "strategy": {"use": "scaffold", "fraction": 0.6}},
+    "a frozen front, ccvr": {"model": FRONT, "strategy": {"use": "ccvr", "steps": 20}},
+    "a frozen front, norms of one's own": {
+        "model": FRONT | {"personal": ["backbone.features.stages.1.*norm*"]},
+        "strategy": {"use": "fedper"},
+    },
     "steps and several labels": {"training": {"steps": 5, "momentum": 0.9}, "task": {"use": "multi-label"}},
     "scaffold": {"strategy": {"use": "scaffold", "fraction": 0.6}},
     "fedntd": {"strategy": {"use": "fedntd"}},
@@ -97,11 +114,12 @@ def tiny_images() -> Any:
     return np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
 
 
+@pytest.mark.parametrize("model", [FROZEN, FRONT], ids=["backbone", "front"])
 @pytest.mark.parametrize(
     "engine", ["vectorized", pytest.param(PluginSpec(use="ray", args={"workers": 2}), marks=pytest.mark.long)]
 )
-def test_engines_agree_on_features(engine: Any, tmp_path: Path) -> None:
-    config = frozen()
+def test_engines_agree_on_features(engine: Any, model: dict[str, Any], tmp_path: Path) -> None:
+    config = frozen(model=model)
     serial, other = simulate(config, out=tmp_path / "a"), simulate(config, engine=engine, out=tmp_path / "b")
     tolerance = 0 if engine != "vectorized" else 1e-5
     for name, tensor in serial.state.items():
@@ -156,7 +174,7 @@ def test_stored_views_are_drawn_evenly() -> None:
     [
         ({"transforms": {"views": 2}}, "all views of an image would be equal; set transforms.flip"),
         ({"transforms": VIEWS | {"mixup": 0.2}}, "transforms.mixup must be 0 where there are views"),
-        ({"transforms": VIEWS, "model": {"use": "cnn"}}, "as the backbone is trained; leave views out"),
+        ({"transforms": VIEWS, "model": {"use": "cnn"}}, "as no frozen layers that could be run alone come"),
         (
             {"transforms": VIEWS, "training": {"cache_features": False}},
             "as training.cache_features = false; leave views out",
@@ -185,10 +203,19 @@ def test_why_features_are_computed_anew(
     simulate(frozen(rounds=1, **tables), out=tmp_path / "run")
     assert extracted == []
     notices = RunFolder.read(tmp_path / "run").summary()["notices"]
-    assert f"every image passes the frozen backbone in every round, {notice}" in str(notices)
+    assert f"every image passes the frozen layers in every round, {notice}" in str(notices)
 
 
-@pytest.mark.parametrize("tables", [{}, FEDPER, {"model": FROZEN | {"frozen": ["backbone.features.*"]}}])
+def test_features_too_large_to_keep(
+    tmp_path: Path, extracted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_cache, "_MOST_BYTES", 4 * 4 * 8 * 8 * 160)
+    simulate(frozen(rounds=1, model=FRONT), out=tmp_path / "run")
+    assert extracted == []
+    assert "as their features would take" in str(RunFolder.read(tmp_path / "run").summary()["notices"])
+
+
+@pytest.mark.parametrize("tables", [{}, FEDPER, {"model": FROZEN | {"frozen": ["backbone.dense.*"]}}])
 def test_a_trained_backbone_needs_no_notice(tables: dict[str, Any], tmp_path: Path) -> None:
     simulate(tiny(rounds=1, **tables), out=tmp_path / "run")
     assert "backbone" not in str(RunFolder.read(tmp_path / "run").summary()["notices"])

@@ -154,22 +154,23 @@ class Trainer:
     def _on_features(
         self, config: ExperimentConfig, model: nn.Module, shards: OwnShards
     ) -> tuple[ExperimentConfig, nn.Module, OwnShards]:
-        """Return what trains: the network on images or, behind a frozen backbone, its head on features."""
+        """Return what trains: the network on images or, behind frozen layers, the rest on features."""
         features = Path(self.client.state) / "features"
         feature_file.remove_unused(features, self.client.retention_days)
-        if feature_cache.obstacle(config, model):
+        parts, why = feature_cache.frozen_part(config, model, shards.images)
+        if parts is None or why:
             return config, model, shards
-        settings = loop_settings(config, shards.images.images.shape[-1]).forward
-        head = feature_cache.on_features(
+        found = feature_cache.on_features(
             config,
             Dataset(train=shards.images, classes=()),
-            settings.place(model),
-            settings,
+            model,
+            parts,
+            loop_settings(config, shards.images.images.shape[-1]).forward,
             used=np.arange(len(shards.images)),
             folder=features,
             on_progress=log.warning,
         )
-        return head.config, head.model, replace(shards, images=head.dataset.train)
+        return found.config, found.model, replace(shards, images=found.dataset.train)
 
     def answer(self, kind: str, layout: str, task: Path, reply: Path) -> dict[str, Any]:
         """Do the task in a file and write the reply's tensors.
