@@ -144,7 +144,7 @@ class TransformConfig:
     mixup: float = 0.0
     """Beta parameter of mixup; 0 switches it off."""
     views: int = 0
-    """Behind a frozen backbone: augmented views of each image whose features are computed once; training
+    """Behind frozen layers: augmented views of each image whose features are computed once; training
     draws one of them for each image of a step. At 0 augmentation is drawn anew, and nothing is kept."""
 
     def __post_init__(self) -> None:
@@ -204,8 +204,9 @@ class TrainingConfig:
     channels_last: bool = True
     """Lay images out as [B, H, W, channels] in memory: 0.74 of a step's time for the CNN on a CPU."""
     cache_features: bool = True
-    """Where the whole backbone is frozen and no augmentation is drawn, pass each image through it once and
-    train on the features: in the folder of decoded images, 4 bytes for each of its numbers."""
+    """Where layers are frozen before the first trained one (``model.train = "head"`` or ``"last:N"``) and no
+    augmentation is drawn, pass each image through them once and train the rest on what they make of it: in
+    the folder of decoded images, 4 bytes for each number, 20 GB at most."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "training.", "epochs", "batch_size", "accumulate")
