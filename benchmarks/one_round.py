@@ -84,7 +84,7 @@ def experiment(size: int, variant: str, seed: int, **tables: Any) -> ExperimentC
     }
     for changes in (chosen, tables):
         for key, table in changes.items():
-            whole = key == "partition" and "use" in table
+            whole = not isinstance(table, dict) or (key == "partition" and "use" in table)
             base[key] = table if whole else {**base.get(key, {}), **table}
     return ExperimentConfig.from_dict(base)
 
@@ -121,21 +121,21 @@ def measured(size: int, turn: Turn) -> dict[str, Any]:
     chosen, tuning = tuned(size, turn.rival, turn.repetition)
     result, _, seconds = run(experiment(size, turn.rival, turn.repetition, **chosen))
     last = result.rounds[-1]
-    recalls = (
-        last["server"]["recalls"] if "recalls" in last["server"] else _recalls(last["server"]["confusion"])
-    )
+    found = recalls(last)
     clients = max(1, len(last["clients"]))
     return {
         "chosen": chosen,
-        "balanced_accuracy": 100 * statistics.mean(recalls),
-        "recalls": recalls,
+        "balanced_accuracy": 100 * statistics.mean(found),
+        "recalls": found,
         "bytes_up": sum(record["bytes"]["up"] for record in result.rounds) / clients,
         "wall_s": seconds,
         "tuning_s": tuning,
     }
 
 
-def _recalls(confusion: Any) -> list[float]:
+def recalls(record: Mapping[str, Any]) -> list[float]:
+    """Return the recall of each class that a round's record has of the server's images."""
+    confusion = record["server"]["confusion"]
     return [row[label] / sum(row) for label, row in enumerate(confusion)]
 
 
