@@ -93,9 +93,10 @@ class TrainedModel:
                 precision=inference.precision,
                 channels_last=inference.channels_last,
             )
-            with _plugin_folder(run, description.model.use):
+            model = description.model
+            with _plugin_folder(run, model.expand.use), _plugin_folder(run, model.use):
                 network = _network(description, task, state, run)
-                code |= registry.sources({"use": description.model.use})
+                code |= registry.sources({"use": model.use, "expand": model.expand.use})
         except RunFolderError:
             raise
         except ConfigError as error:

@@ -147,7 +147,9 @@ def test_other_runs_are_refused(run: RunResult, tmp_path: Path) -> None:
 
 
 def test_other_images_are_refused(run: RunResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("fedvision.unlearning.identity", lambda dataset, train: {"training images": "0"})
+    monkeypatch.setattr(
+        "fedvision.unlearning.old_run.identity", lambda dataset, train: {"training images": "0"}
+    )
     with pytest.raises(RunFolderError, match="other training images; restore them"):
         unlearn(run.folder.path, [0], out=tmp_path / "out")
 

@@ -14,7 +14,7 @@
 
 ``merged`` has the ``[model.lora]`` of adapters whose products are in the weights: the network is a plain one.
 ``class_counts`` is missing where unreported, ``decoding`` where the images came as arrays. ``code`` has
-a digest of the source of each module that ``model`` or ``task`` names as ``module:attr``.
+a digest of the source of each module that ``model``, its ``expand`` or ``task`` names as ``module:attr``.
 """
 
 from __future__ import annotations
@@ -225,7 +225,9 @@ def describe(
         metrics=config.evaluation.metrics,
         model=_plain(config.model),
         weights_sha256="" if experiment.weights is None else experiment.weights.sha256,
-        code=registry.sources({"model": config.model.use, "task": config.task.use}),
+        code=registry.sources(
+            {"model": config.model.use, "expand": config.model.expand.use, "task": config.task.use}
+        ),
         dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})),
         merged=config.model.lora if config.model.train == "lora" else None,
         personal=experiment.personal,

@@ -26,7 +26,7 @@ from fedvision.aggregation.fixed_point import FixedPoint, FixedPointSum
 from fedvision.algorithms.base import Answer, QueryStrategy, ServerContext
 from fedvision.algorithms.closed_form import rounding
 from fedvision.algorithms.closed_form.heads import FeatureSums, Head, in_whole_numbers, lda, ridge
-from fedvision.algorithms.closed_form.sums import DEVIATION, LEVEL, MEAN, NEEDED_BY
+from fedvision.algorithms.closed_form.sums import DEVIATION, LEVEL, MEAN, NEEDED_BY, PRODUCTS
 from fedvision.errors import ConfigError, RunError
 from fedvision.models.base import halves
 from fedvision.models.expansions import ExpandedLinear, short
@@ -106,7 +106,7 @@ class ClosedForm(QueryStrategy):
         constants = self._constants(moments) | inputs
         if not later:
             bits = rounding.bits_of_products(moments["count"].astype(np.int64), constants["weight"].numpy())
-            return Query(use="weighted-products", tensors=constants, bits=bits)
+            return Query(use=PRODUCTS, tensors=constants, bits=bits)
         if len(later) == 1 and self.value == AUTO:
             sums = _sums(moments, later[0], constants)
             heads = in_whole_numbers([self._solve(sums, value) for value in self._candidates])

@@ -27,6 +27,8 @@ from fedvision.types import State
 LEVEL = "input."
 """What comes before the names of numbers on features that the network expands."""
 MEAN, DEVIATION = f"{LEVEL}mean", f"{LEVEL}deviation"
+PRODUCTS = "weighted-products"
+"""The statistic that a head is solved from."""
 NEEDED_BY = "[strategy] use = 'closed-form'"
 
 
@@ -67,7 +69,7 @@ def weighted_products(*, data: LocalData, tensors: State) -> dict[str, torch.Ten
     Raises:
         ConfigError: An image has several labels, or the query lacks tensors.
     """
-    _check_sent(data, tensors, "weighted-products", "mean", "deviation", "weight")
+    _check_sent(data, tensors, PRODUCTS, "mean", "deviation", "weight")
     weight, size = tensors["weight"], len(tensors["mean"])
     count = torch.zeros(data.num_classes, dtype=torch.int64)
     total = torch.zeros(data.num_classes, size, dtype=torch.int64)

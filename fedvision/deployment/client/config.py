@@ -248,6 +248,19 @@ class ClientMachineConfig(Settings):
             f"{target or use!r} to plugins in the client's file"
         )
 
+    def permit_statistic(self, use: str) -> None:
+        """Check that the owner shares a statistic's sums.
+
+        Raises:
+            ConfigError: He does not, or the server may not name it.
+        """
+        self.permit("statistic", use)
+        if use not in ("class-counts", *self.share.statistics):
+            raise ConfigError(
+                f"[statistic] use = {use!r}: its sums reveal more of the images than class counts, and the "
+                "owner has not allowed it; whoever wants to take part adds its name to share.statistics"
+            )
+
     def permit_experiment(self, experiment: ExperimentConfig) -> None:
         """Check that the server may name every plug-in that a client builds for an experiment.
 
@@ -262,6 +275,8 @@ def _named(experiment: ExperimentConfig) -> Iterator[tuple[str, str]]:
     """Yield kind and name of what a client builds; data and partition are its own affair."""
     yield "task", experiment.task.use
     yield "model", experiment.model.use
+    if experiment.model.expand.use:
+        yield "expansion", experiment.model.expand.use
     yield "loss", experiment.loss.use
     yield "optimizer", experiment.training.optimizer.use
     yield "schedule", experiment.training.schedule.use

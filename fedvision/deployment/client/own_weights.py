@@ -16,7 +16,9 @@ from fedvision.deployment.run_manifest import RunManifest
 from fedvision.errors import ConfigError
 from fedvision.models import preprocessing, weights_file
 from fedvision.models.build import build_model
+from fedvision.models.freezing import frozen_state
 from fedvision.models.parameter_groups import needs_own_weights
+from fedvision.models.state import digest
 from fedvision.models.weights import load_weights
 from fedvision.models.weights_file import WeightsFile
 from fedvision.tasks.base import build_task
@@ -48,6 +50,15 @@ def load_own_weights(client: ClientMachineConfig, model: nn.Module, facts: RunMa
             f"server's has {facts.weights[:12]}...; copy the server's here"
         )
     load_weights(model, file, facts.classes)
+
+
+def check_frozen(model: nn.Module, facts: RunManifest) -> None:
+    """Refuse a network whose frozen tensors began otherwise than the server's: they are never sent."""
+    if digest(frozen_state(model)) != facts.frozen:
+        raise ConfigError(
+            "the tensors that are frozen are others here than on the server; give both machines the same "
+            "torch, and the same weights where the network loads some from a file"
+        )
 
 
 def check_weights(client: ClientMachineConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:

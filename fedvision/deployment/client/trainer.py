@@ -37,6 +37,7 @@ from torch import nn
 
 from fedvision import memory, registry
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
+from fedvision.algorithms.closed_form.sums import PRODUCTS
 from fedvision.config import ExperimentConfig
 from fedvision.data import feature_file
 from fedvision.data.dataset import Dataset
@@ -46,22 +47,22 @@ from fedvision.deployment.client import local_data, local_shards
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.local_shards import OwnShards, on_this_machine, reported_counts
 from fedvision.deployment.client.masks import MaskedCounts
-from fedvision.deployment.client.own_weights import load_own_weights
+from fedvision.deployment.client.own_weights import check_frozen, load_own_weights
 from fedvision.deployment.client.redaction import cause
 from fedvision.deployment.client.run_directories import RunDirectories
 from fedvision.deployment.run_manifest import RunManifest
+from fedvision.deployment.sums_files import SumsRequest
 from fedvision.deployment.transport import message_format
 from fedvision.errors import ConfigError, FedVisionError
 from fedvision.files import replace_file
 from fedvision.flower import client_app, codec, internals, sharing, statistic_codec
 from fedvision.flower.statistic_codec import STATISTIC
 from fedvision.models.build import build_model
-from fedvision.models.freezing import frozen_state
-from fedvision.models.state import digest
 from fedvision.tasks.base import build_task
 from fedvision.training import feature_cache
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer, loop_settings
+from fedvision.types import Query, State
 
 log = logging.getLogger("fedvision.deployment")
 _WITH_MODEL = ("train", "evaluate", STATISTIC)
@@ -135,7 +136,7 @@ class Trainer:
             seed=config.seed,
         )
         load_own_weights(self.client, model, facts)
-        _check_frozen(model, facts)
+        check_frozen(model, facts)
         kept = ClientStateStore(self._folder(facts) / "clients", config.checkpoint_every)
         config, model, shards = self._on_features(config, model, self._shards)
         self._worker = ClientTrainer.open(config, model, len(facts.classes), shards, kept)
@@ -219,6 +220,22 @@ class Trainer:
             codec.carry(answered, self._guard(evaluation, kind, content))
         return answered
 
+    def sums_again(self, asked: SumsRequest) -> State:
+        """Return this machine's sums with a run's constants, where the owner allows them.
+
+        Raises:
+            FedVisionError: He does not, or the images are not those that the run's sums rest on.
+        """
+        self.client.permit_statistic(PRODUCTS)
+        if self.open(asked.manifest.to_table())["changed"]:
+            raise ConfigError(
+                "this machine's images are not those that it reported to the run, so its sums cannot be "
+                "computed again; restore the images"
+            )
+        assert self._worker
+        query = Query(use=PRODUCTS, tensors=asked.query)
+        return self._worker.statistic(asked.client, asked.round, asked.model, query)[0]
+
     def _introduce(self, client: int) -> RecordDict:
         assert self._worker
         assert self._facts
@@ -255,12 +272,7 @@ class Trainer:
         assert self._worker
         query = statistic_codec.decode_query(content)
         use = query.use
-        self.client.permit("statistic", use)
-        if use not in ("class-counts", *self.client.share.statistics):
-            raise ConfigError(
-                f"[statistic] use = {use!r}: its sums reveal more of the images than class counts, and the "
-                "owner has not allowed it; whoever wants to take part adds its name to share.statistics"
-            )
+        self.client.permit_statistic(use)
         shared = self.client.share.counts
         masks = self._masks() if shared == "masked" else None
         if shared != "plain" and (masks is None or not masks.group):
@@ -312,15 +324,6 @@ def _run_app(worker: ClientTrainer, kind: str, content: RecordDict, client: int)
         run_config={},
     )
     return client_app.build(worker)(message, context).content
-
-
-def _check_frozen(model: nn.Module, facts: RunManifest) -> None:
-    """Refuse a network whose frozen tensors began otherwise than the server's: they are never sent."""
-    if digest(frozen_state(model)) != facts.frozen:
-        raise ConfigError(
-            "the tensors that are frozen are others here than on the server; give both machines the same "
-            "torch, and the same weights where the network loads some from a file"
-        )
 
 
 def _mapped(path: Path, size: int) -> Any:

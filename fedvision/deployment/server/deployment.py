@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from fedvision.deployment.server.deployed_clients import DeployedClientRegistry,
 from fedvision.deployment.server.heartbeat import BEAT_S, LOST_S, Heartbeat
 from fedvision.deployment.server.keyring import fingerprint
 from fedvision.deployment.server.options import SuperlinkOptions
+from fedvision.deployment.server.own_images import server_trainer
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid, expected_replies
 from fedvision.deployment.server.superlink_process import SuperlinkProcess
 from fedvision.deployment.transport.internals_run import RunLink
@@ -45,29 +45,14 @@ from fedvision.runs.folder import RunFolder
 from fedvision.runs.run_recorder import RunRecorder
 from fedvision.stages import stage
 from fedvision.tasks.base import build_task
-from fedvision.training.client_state import ClientStateStore
-from fedvision.training.client_trainer import ClientTrainer
 from fedvision.training.evaluate import Evaluation
 from fedvision.types import State
 
 log = logging.getLogger("fedvision.deployment")
+FILE = "deployment.json"
+"""The run folder's file with the run's key."""
 _GIVE_UP_S = 300.0
 _NOTICE_AFTER_S = 8.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneShard:
-    """The server's own images, where a worker needs a client's."""
-
-    shard: Shard
-
-    def train(self, client: int) -> Shard:
-        """Return the images."""
-        return self.shard
-
-    def test(self, client: int) -> Shard:
-        """Return the images."""
-        return self.shard
 
 
 class Deployment(RunRecorder):
@@ -81,7 +66,7 @@ class Deployment(RunRecorder):
 
     def __init__(self, experiment: Experiment, folder: RunFolder, **options: Any) -> None:
         super().__init__(experiment, folder, **options)
-        self._file = folder.path / "deployment.json"
+        self._file = folder.path / FILE
         self._stopped = threading.Event()
         self._saver = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
@@ -123,7 +108,7 @@ class Deployment(RunRecorder):
                     self._saved()
                 else:
                     self._recall_split()
-            self.finish(self._worker(), self.experiment.dataset.test)
+            self.finish(server_trainer(self.experiment, self.folder), self.experiment.dataset.test)
         finally:
             self._saver.shutdown()
             link.close()
@@ -193,7 +178,7 @@ class Deployment(RunRecorder):
     def _rounds(
         self, link: RunLink, place: SuperlinkOptions, process: SuperlinkProcess | None, wait_for: int
     ) -> None:
-        facts, task = self._facts(), build_task(self.config.task)
+        facts, task = manifest_of(self.experiment, self._key()), build_task(self.config.task)
         self._register.round = self.done
         members = DeployedClientRegistry(
             self._register,
@@ -247,22 +232,6 @@ class Deployment(RunRecorder):
         facts = self.folder.split()
         self.record_split(facts, np.array(facts["totals"], np.int64))
 
-    def _facts(self) -> RunManifest:
-        _, height, width, channels = self.experiment.dataset.train.images.shape
-        return RunManifest(
-            run=self._key(),
-            experiment=self.config.to_toml(),
-            classes=self.experiment.dataset.classes,
-            image=(height, width, channels),
-            frozen=digest(frozen_state(self.experiment.model)),
-            weights=self._weights(),
-        )
-
-    def _weights(self) -> str:
-        """Return the digest of the weights of which clients need a copy."""
-        found, model = self.experiment.weights, self.experiment.model
-        return found.sha256 if found and needs_own_weights(model, self.config.model) else ""
-
     def _key(self) -> str:
         """Return the key under which clients keep what belongs to this run folder."""
         key = read_json(self._file).get("run")
@@ -281,24 +250,36 @@ class Deployment(RunRecorder):
             with suppress(FedVisionError):
                 link.stop(int(last))
 
-    def _worker(self) -> ClientTrainer:
-        dataset = self.experiment.dataset
-        memory = ClientStateStore(self.folder.path / "clients", self.config.checkpoint_every)
-        shards = OneShard(shard=Shard.whole(dataset.train))
-        return ClientTrainer.open(
-            self.config, self.experiment.model, len(dataset.classes), shards, memory, trains=False
-        )
-
     def _measure(self) -> Any:
         test = self.experiment.dataset.test
         if test is None:
             return None
-        trainer, shard = self._worker(), Shard.whole(test)
+        trainer, shard = server_trainer(self.experiment, self.folder), Shard.whole(test)
 
         def measure(grid: object, client_registry: object, state: State) -> Evaluation:
             return trainer.measure(state, shard)
 
         return measure
+
+
+def manifest_of(experiment: Experiment, key: str) -> RunManifest:
+    """Return what clients receive of a run.
+
+    Args:
+        experiment: The experiment, built.
+        key: The run's.
+    """
+    config, model = experiment.config, experiment.model
+    _, height, width, channels = experiment.dataset.train.images.shape
+    own = experiment.weights if needs_own_weights(model, config.model) else None
+    return RunManifest(
+        run=key,
+        experiment=config.to_toml(),
+        classes=experiment.dataset.classes,
+        image=(height, width, channels),
+        frozen=digest(frozen_state(model)),
+        weights=own.sha256 if own else "",
+    )
 
 
 class _Restoring:

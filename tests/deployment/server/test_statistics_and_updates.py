@@ -11,7 +11,10 @@ import pytest
 from safetensors import safe_open
 
 from fedvision.config import ExperimentConfig
+from fedvision.deployment.client.config import ClientMachineConfig
+from fedvision.deployment.client.own_sums import write_sums
 from fedvision.experiment import Experiment
+from fedvision.unlearning import request_sums, unlearn
 from tests.deployment.server.machines import WAIT_S, digest, eventually, machines
 from tests.deployment.server.training_barrier import begun, hold, holding
 
@@ -70,7 +73,9 @@ def test_refined_run_killed_and_resumed(tmp_path: Path, pki: Path) -> None:
             assert mine["bytes"] == simulated["bytes"]
 
 
-def test_a_head_in_closed_form_has_the_simulations_bits(tmp_path: Path, pki: Path) -> None:
+def test_a_head_in_closed_form_has_the_simulations_bits(
+    tmp_path: Path, pki: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody trains; each client answers three queries about its images, those out of training among them."""
     frozen = EXPERIMENT.replace("dense = 8", 'dense = 8\nfrozen = ["backbone.*"]').replace(
         "rounds = 3", "rounds = 1"
@@ -87,6 +92,14 @@ def test_a_head_in_closed_form_has_the_simulations_bits(tmp_path: Path, pki: Pat
         assert set(record["statistics"]) == set(here.statistics)
         assert record["local"]["scores"]["accuracy"] > 0.3
         assert (here.out / "report.html").is_file()
+        here.client_file("south")
+    # The client's own sums, which it computes once more, leave what the other one would have made alone.
+    monkeypatch.chdir(tmp_path)
+    request = request_sums(here.out, "south")
+    write_sums(ClientMachineConfig.load("south.toml"), tmp_path, request, tmp_path / "sums")
+    found = unlearn(here.out, sums=[tmp_path / "sums"], out=tmp_path / "without")
+    wanted = unlearn(tmp_path / "simulated", [1], out=tmp_path / "wanted")
+    assert digest(found.folder.path) == digest(wanted.folder.path) != digest(here.out)
 
 
 def test_transformed_updates_of_a_client_that_is_killed_between_rounds(tmp_path: Path, pki: Path) -> None:
