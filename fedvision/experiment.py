@@ -52,7 +52,7 @@ class Experiment:
     personal: tuple[str, ...] = ()
     """Tensors that training changes and that stay on the clients: the server cannot measure the model."""
     weights: LoadedWeights | None = None
-    """What the network began with, where that is a file."""
+    """What the network and its parts began with, where that is files."""
     plugins: Path | None = field(default_factory=registry.allowed_folder)
     """The folder in which modules named ``"module:attr"`` were found first; those of the run as well."""
     updates: UpdateChain
@@ -78,7 +78,7 @@ class Experiment:
         from fedvision.data.transforms import check_size, input_shape
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.build import build_model
-        from fedvision.models.weights import load_weights
+        from fedvision.models.weights import begin
         from fedvision.server.checks import check_strategy, check_untrained
         from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
@@ -91,7 +91,7 @@ class Experiment:
         _check_personal(config, strategy)
         check_untrained(config, strategy)
         dataset = read_data(config) if dataset is None else dataset
-        config, dataset, file, told = _settled(config, dataset, here=split_here)
+        config, dataset, files, told = _settled(config, dataset, here=split_here)
         task = build_task(config.task)
         if not split_here:
             _check_countable(config, task)
@@ -115,7 +115,7 @@ class Experiment:
             image_size=(size[0], size[1]),
             seed=config.seed,
         )
-        weights = None if file is None else load_weights(model, file, dataset.classes, told)
+        weights = begin(model, files, dataset.classes, told)
         check_views(config, model, dataset.train)
         personal = _try(config, task, strategy, model, parts, dataset)
         updates = chain.build(config, model)
@@ -148,11 +148,7 @@ class Experiment:
         sentences = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
         sentences += measurement_notices(self.config, self.dataset, self.personal, self.task.class_counts)
         sentences += self.weights.notices if self.weights else ()
-        if self.config.model.train != "all" and self.weights is None:
-            sentences.append(
-                f"model.train = {self.config.model.train!r} freezes numbers that the seed draws, as "
-                "model.weights is empty"
-            )
+        sentences += self._frozen_at_random()
         if self.config.model.expand.use and self.weights is None and getattr(self.strategy, "trains", True):
             sentences.append(
                 "model.expand expects standardised features, and nobody has measured these; begin with "
@@ -166,15 +162,32 @@ class Experiment:
         sentences += twin_notices(self.dataset)
         return sentences + split_notices(self.split, self.dataset.classes)
 
+    def _frozen_at_random(self) -> list[str]:
+        """Return what says that numbers stay as the seed draws them."""
+        from fedvision.models.part_config import parts
+
+        model, files = self.config.model, self.weights.files if self.weights else {}
+        trained = {"": model.train} | {name: one.train for name, one in parts(model).items()}
+        return [
+            f"{key}.train = {train!r} freezes numbers that the seed draws, as {key}.weights is empty"
+            for name, train in trained.items()
+            if train != "all" and not any(f"{name}.".startswith(f"{file}." if file else "") for file in files)
+            for key in (f"model.{name}" if name else "model",)
+        ]
+
     def _needed_there(self) -> list[str]:
         """Return what clients' machines must have of the network."""
-        from fedvision.models.parameter_groups import needs_own_weights
+        from fedvision.models.parameter_groups import own_weights_needed
+        from fedvision.models.weights_file import key_of
 
-        if self.weights is None or not needs_own_weights(self.model, self.config.model):
-            return []
+        needed = own_weights_needed(self.model, self.config.model)
+        files = self.weights.files if self.weights else {}
         return [
             "the server sends only what is trained, so each client's machine needs a copy of the file of "
-            f"model.weights (SHA-256 {self.weights.sha256[:12]}...), named as weights in [model] of its file"
+            f"{key_of(name)} (SHA-256 {files[name][:12]}...), named as "
+            f"{f'parts.{name}' if name else 'weights'} in [model] of its file"
+            for name in needed
+            if name in files
         ]
 
 
@@ -231,11 +244,11 @@ def _split(config: ExperimentConfig, dataset: Dataset, task: Task) -> Split:
 
 def _settled(
     config: ExperimentConfig, dataset: Dataset, *, here: bool
-) -> tuple[ExperimentConfig, Dataset, WeightsFile | None, tuple[str, ...]]:
+) -> tuple[ExperimentConfig, Dataset, Mapping[str, WeightsFile], tuple[str, ...]]:
     """Return an experiment without what its data or weights decide, its data, the weights, and notices.
 
     Args:
-        config: The experiment; ``[transforms]`` become as the weights need them.
+        config: The experiment; ``[transforms]`` become as the weights, which are given by part, need them.
         dataset: Its data, which get what the network reads beside the pixels.
         here: Whether all clients' images are in it.
 
@@ -247,11 +260,11 @@ def _settled(
     from fedvision.models.expansions import with_seed
 
     model = with_seed(config.model, config.seed)
-    file = weights_file.read(model) if model.weights else None
+    files = weights_file.read_all(model)
     _, height, width, _ = dataset.train.images.shape
-    transforms, told = preprocessing.resolve(config.transforms, config.model, file, (height, width))
+    transforms, told = preprocessing.resolve(config.transforms, config.model, files, (height, width))
     config = replace(config, transforms=transforms, model=model)
-    return *_with_inputs(config, dataset, here=here), file, told
+    return *_with_inputs(config, dataset, here=here), files, told
 
 
 def _with_inputs(

@@ -28,6 +28,8 @@ class Builtin(NamedTuple):
     preset: Mapping[str, Any] = {}
     tasks: frozenset[str] = frozenset({"classification"})
     """Of a loss or a metric: the tasks that it is for."""
+    parts: tuple[str, ...] = ()
+    """Of a model: keys that name further networks inside it, each a name or a table of its own."""
 
 
 _MULTI_LABEL = frozenset({"multi-label"})
@@ -79,9 +81,9 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "resnet8-wide": Builtin("fedvision.models.resnet:resnet8_wide"),
         "resnet18": Builtin("fedvision.models.resnet:resnet18"),
         "resnet20": Builtin("fedvision.models.resnet:resnet20"),
-        "rnn": Builtin("fedvision.models.rnn:rnn"),
+        "rnn": Builtin("fedvision.models.rnn:rnn", parts=("reads",)),
         "vit": Builtin("fedvision.models.vit:vit"),
-        "fusion": Builtin("fedvision.models.fusion:fusion"),
+        "fusion": Builtin("fedvision.models.fusion:fusion", parts=("extractor", "transformer")),
     },
     "expansion": {
         "random-relu": Builtin("fedvision.models.expansions:RandomRelu"),

@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tomli_w
@@ -20,7 +20,7 @@ from fedvision import __version__
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Raised whenever an older client or server could misunderstand the other."""
 
 
@@ -38,8 +38,9 @@ class RunManifest:
     """Height, width and channels of every image."""
     frozen: str = ""
     """Digest of the tensors that stay as they began; empty where there are none."""
-    weights: str = ""
-    """SHA-256 of the file of ``model.weights`` where clients need a copy, as a part of it is not sent."""
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the files of weights of which clients need a copy, as not all of their tensors are sent, by
+    the name of the part of the network; an empty name is the whole."""
 
     @property
     def config(self) -> ExperimentConfig:
@@ -61,7 +62,7 @@ class RunManifest:
             "classes": json.dumps(self.classes),
             "image": json.dumps(self.image),
             "frozen": self.frozen,
-            "weights": self.weights,
+            "weights": json.dumps(self.weights),
         }
 
     @classmethod
@@ -85,9 +86,9 @@ class RunManifest:
                 classes=tuple(str(name) for name in json.loads(table["classes"])),
                 image=tuple(int(size) for size in json.loads(table["image"])),  # type: ignore[arg-type]
                 frozen=str(table["frozen"]),
-                weights=str(table["weights"]),
+                weights={str(name): str(sha256) for name, sha256 in json.loads(table["weights"]).items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError("the server's description of the run is incomplete") from error
         if digest(facts.experiment) != table.get("digest"):
             raise ConfigError("the experiment that arrived is not the one that the server sent")

@@ -35,7 +35,7 @@ from fedvision.models import weights_file
 from fedvision.models.build import build_model
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state
-from fedvision.models.weights import load_weights
+from fedvision.models.weights import begin
 from fedvision.tasks.base import build_task
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
@@ -137,8 +137,7 @@ class SimulatedClientHosts:
                 image_size=(height, width),
                 seed=self.config.seed,
             )
-            if self.config.model.weights:
-                load_weights(self.model, weights_file.read(self.config.model), self.dataset.classes)
+            begin(self.model, weights_file.read_all(self.config.model), self.dataset.classes)
 
     @property
     def clients(self) -> int:

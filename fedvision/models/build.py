@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from fedvision import registry, seeding
-from fedvision.config import LoraConfig, ModelConfig
-from fedvision.errors import ConfigError, PluginError, first_line
+from fedvision import seeding
+from fedvision.config import ModelConfig
+from fedvision.errors import ConfigError, first_line
 from fedvision.inputs import Batch, for_trial
 from fedvision.models.base import halves
 from fedvision.models.expansions import expanded_head
+from fedvision.models.factory import call_factory, forward, wants_colour
 from fedvision.models.feature_layers import add_feature_layers
-from fedvision.models.freezing import freeze, training_mode
+from fedvision.models.freezing import freeze
 from fedvision.models.gray import shown_gray
 from fedvision.models.init import glorot
 from fedvision.models.lora import add_lora
 from fedvision.models.mirrored import average_with_mirror_image
 from fedvision.models.mkldnn_layout import avoid_narrow_strides
 from fedvision.models.parameter_groups import ParameterGroups
-from fedvision.models.tensor_checks import changed, check_hidden, check_tensors, put_back
-from fedvision.types import PluginSpec
+from fedvision.models.part_config import adapted, parts
+from fedvision.models.parts import others
+from fedvision.models.tensor_checks import changed, check_hidden, check_tensors
 
 
 class OutputForm(Protocol):
@@ -79,12 +78,12 @@ def build_model(
     drawn = torch.randn(2, in_channels, *image_size, generator=seeding.torch_stream(seed, "trial"))
     images = for_trial(drawn, config.inputs)
     with seeding.torch_global(seed, "model"):
-        model = task.head(_call(config, runtime, where), num_classes)
+        model = task.head(call_factory(config, runtime), num_classes)
         avoid_narrow_strides(model)
-        if in_channels == 1 and _wants_colour(model, images):
+        if in_channels == 1 and wants_colour(model, images):
             model = shown_gray(model)
-        if config.train == "lora":
-            _add_lora(model, config.lora, seed)
+        if adapted(config):
+            _add_lora(model, config, seed)
         if config.mirrored:
             average_with_mirror_image(halves(model, "model.mirrored = true").backbone)
         _change_features(model, config, images, seed)
@@ -106,10 +105,15 @@ def build_model(
     return model
 
 
-def _add_lora(model: nn.Module, config: LoraConfig, seed: int) -> None:
-    head = halves(model, 'model.train = "lora"').head
-    drawn = seeding.torch_stream(seed, "lora")
-    add_lora(model, rank=config.rank, alpha=config.alpha, targets=config.targets, generator=drawn, leave=head)
+def _add_lora(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Give the layers of the backbone adapters, or those of the parts that are trained so."""
+    lora, drawn = config.lora, seeding.torch_stream(seed, "lora")
+    if config.train == "lora":
+        left = list(halves(model, 'model.train = "lora"').head.modules())
+    else:
+        chosen = {name for name, one in parts(config).items() if one.train == "lora"}
+        left = others(model, chosen)
+    add_lora(model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, generator=drawn, leave=left)
 
 
 def _change_features(model: nn.Module, config: ModelConfig, images: Batch, seed: int) -> None:
@@ -130,7 +134,7 @@ def _change_features(model: nn.Module, config: ModelConfig, images: Batch, seed:
         )
     if config.feature_layers:
         add_feature_layers(network.backbone, config.feature_layers, images)
-        features = _forward(network.backbone, images, training=False).shape[1]
+        features = forward(network.backbone, images, training=False).shape[1]
         head = glorot(nn.Linear(features, head.out_features, bias=head.bias is not None))
     network.head = expanded_head(head, head.in_features, config, seed) if config.expand.use else head
 
@@ -148,53 +152,12 @@ def _check_expansion(config: ModelConfig, groups: ParameterGroups) -> None:
         )
 
 
-def _call(config: ModelConfig, runtime: dict[str, Any], where: str) -> nn.Module:
-    registry.check("model", config, frozenset(runtime))
-    parameters = inspect.signature(registry.resolve("model", config.use).call).parameters
-    if config.inputs and "inputs" not in parameters:
-        raise ConfigError(
-            f"{where}: it reads pixels alone and not [model.inputs]; take a network that does, such as "
-            "'fusion', or leave them out"
-        )
-    spec: PluginSpec = config
-    if "num_classes" not in parameters and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        classes = runtime.pop("num_classes")
-        spec = replace(config, args={**config.args, "num_classes": classes})
-    try:
-        model = registry.build("model", spec, **runtime)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise PluginError(f"{where}: building it failed: {first_line(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise PluginError(f"{where}: it returns {type(model).__name__}, not a torch.nn.Module")
-    return model
-
-
-def _wants_colour(model: nn.Module, images: Batch) -> bool:
-    """Return whether a network fails on gray images and its first convolution takes three channels."""
-    try:
-        _forward(model, images, training=False)
-    except Exception:
-        convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-        return any(first.in_channels == 3 for first in itertools.islice(convolutions, 1))
-    return False
-
-
 def _try(model: nn.Module, images: Batch, training: bool, where: str) -> Any:
     try:
-        return _forward(model, images, training)
+        return forward(model, images, training)
     except Exception as error:
         channels, height, width = images.shape[1:]
         raise ConfigError(
             f"{where}: it cannot work on images of {height} x {width} with {channels} channel(s) "
             f"in {'training' if training else 'evaluation'}: {first_line(error)}"
         ) from error
-
-
-@torch.no_grad()
-def _forward(model: nn.Module, images: Batch, training: bool) -> Any:
-    """Return the output; batch norm's statistics are put back, as it counts what it sees in training."""
-    training_mode(model, training)
-    with put_back(model):
-        return model(images)

@@ -12,7 +12,6 @@ Shape letters: B batch, D features, T tokens.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from fedvision.formatting import listed
 from fedvision.inputs import Batch
 from fedvision.models.gray import Gray
 from fedvision.models.mkldnn_layout import plain
+from fedvision.models.tokens import places
 
 _SHOWN = 12
 """Names of layers in an error."""
@@ -77,8 +77,8 @@ class _Collected:
     def __getstate__(self) -> dict[str, tuple[int, ...]]:
         return self._places
 
-    def __setstate__(self, places: dict[str, tuple[int, ...]]) -> None:
-        self.__init__(places)  # type: ignore[misc]
+    def __setstate__(self, state: dict[str, tuple[int, ...]]) -> None:
+        self.__init__(state)  # type: ignore[misc]
 
     def begin(self, backbone: nn.Module, args: tuple[Any, ...]) -> None:
         """Forget what an earlier call left: a backward pass may have called layers anew."""
@@ -86,8 +86,8 @@ class _Collected:
 
     def add(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         """Note the mean over places of what a layer returned."""
-        places, output = self._places[name], plain(output)
-        self._found.means[name].append(output.mean(places) if places else output)
+        over, output = self._places[name], plain(output)
+        self._found.means[name].append(output.mean(over) if over else output)
 
     def join(self, backbone: nn.Module, args: tuple[Any, ...], features: torch.Tensor) -> torch.Tensor:
         """Return the features with the layers' behind them, [B, D]."""
@@ -135,14 +135,8 @@ def _places(name: str, shape: Any, images: Batch) -> tuple[int, ...]:
             "name another one"
         )
     if len(shape) == 4:
-        size = images.shape[2:]
-        return (1, 2) if _stretch(shape[1:3], size) < _stretch(shape[2:4], size) else (2, 3)
+        return places(shape, images.shape[2:])
     return tuple(range(1, len(shape) - 1))
-
-
-def _stretch(sides: Sequence[int], size: Sequence[int]) -> float:
-    """Return how far two sides are from an image's proportions, 0 where they have them."""
-    return abs(math.log(sides[0] * size[1] / (sides[1] * size[0])))
 
 
 def _some(name: str, layers: Mapping[str, nn.Module]) -> str:

@@ -1,4 +1,4 @@
-"""A convolutional or recurrent network joined with a Transformer, in one network with one head.
+"""A network whose tokens are read joined with a Transformer, in one network with one head.
 
 ::
 
@@ -7,11 +7,12 @@
                  └── patches ───────┴── transformer ── [B, D] ───┘
                        patch > 0
 
-The extractor's tokens are the positions of its feature map, or its states. The Transformer reads those tokens
-(``patch = 0``: the hybrid of Dosovitskiy et al. 2021, arXiv 2010.11929, section 3.1) or patches of the image
-itself (``patch > 0``: two views side by side) and returns its class token. What else is known of an image
-(``[model.inputs]``) it reads as further tokens behind those, or alone with ``extractor = "none"``. Three ways
-to join:
+The extractor's tokens are the positions of its feature map, or its states. Our Transformer reads those
+(``patch = 0``: the hybrid of Dosovitskiy et al. 2021, arXiv 2010.11929, section 3.1), those of an earlier
+layer (``early``), or patches of the image itself (``patch > 0``: two views side by side), and returns its
+class token. What else is known of an image (``[model.inputs]``) it reads as further tokens behind those, or
+alone with ``extractor = "none"``. In its place any backbone may look at the images and return features [B, D]
+(``transformer``). Three ways to join:
 
 ``concat``           both, side by side: the extractor's mean and the class token
 ``gated``            a blend for each feature, ``g p + (1 - g) t`` with ``g = sigmoid(W [p, t])``, p the
@@ -22,10 +23,11 @@ to join:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -35,8 +37,9 @@ from fedvision.models.base import Backbone, with_linear_head
 from fedvision.models.checks import one_of
 from fedvision.models.cnn import ConvFeatures
 from fedvision.models.fusion_modes import JOINS, Join
-from fedvision.models.input_tokens import InputTokens, separate
+from fedvision.models.input_tokens import InputTokens, Tokens, separate
 from fedvision.models.inputs_alone import inputs_alone
+from fedvision.models.parts import Encoder, Extractor, build_encoder, build_extractor
 from fedvision.models.resnet import SHAPES, residual_features
 from fedvision.models.rnn import RecurrentFeatures
 from fedvision.models.tokens import Features, as_tokens, patch_grid, patches
@@ -48,8 +51,10 @@ def fusion(
     num_classes: int,
     in_channels: int,
     image_size: tuple[int, int],
-    extractor: str = "cnn",
+    extractor: str | Mapping[str, Any] = "cnn",
     width: int | None = None,
+    early: str = "",
+    transformer: str | Mapping[str, Any] | None = None,
     patch: int = 0,
     dim: int = 64,
     depth: int = 2,
@@ -64,33 +69,100 @@ def fusion(
         num_classes: C.
         in_channels: Channels of the images.
         image_size: (H, W).
-        extractor: ``"cnn"``, ``"rnn"``, ``"resnet8"``, ``"resnet18"`` or ``"resnet20"``, without its head; or
-            ``"none"``: no pixel is read, only ``[model.inputs]``.
-        width: The extractor's ``width`` (for ``"rnn"`` its ``hidden``); left out, its own default.
-        patch: Side in pixels of the patches the Transformer reads; 0 lets it read the extractor's tokens.
-        dim: D, features of a token in the Transformer, a multiple of ``heads``.
-        depth: Encoder blocks.
-        heads: Attention heads.
+        extractor: ``"cnn"``, ``"rnn"``, ``"resnet8"``, ``"resnet18"`` or ``"resnet20"``, without its head, or
+            any other network by its name or as a table ``{ use, weights, train, layer }``: ``weights`` as
+            ``model.weights`` for it alone; ``train`` is ``"all"``, ``"none"``, ``"last:N"`` or ``"lora"``;
+            ``layer`` is the layer whose output are the tokens, its last one if left out. Further keys go to
+            that network. ``"none"``: no pixel is read, only ``[model.inputs]``.
+        width: The extractor's ``width`` (for ``"rnn"`` its ``hidden``), where that is one of the five names;
+            left out, its own default.
+        early: A layer of the extractor before that, such as ``"layer2"``, whose tokens our Transformer reads,
+            while the join has the later ones.
+        transformer: A network that looks at the images itself in place of our Transformer, as a name or a
+            table ``{ use, weights, train }``; left out, ours.
+        patch: Side in pixels of the patches our Transformer reads; 0 lets it read the extractor's tokens.
+        dim: D, features of a token in our Transformer, a multiple of ``heads``.
+        depth: Encoder blocks of our Transformer.
+        heads: Attention heads of our Transformer and of ``join = "cross-attention"``.
         join: ``"concat"``, ``"gated"`` or ``"cross-attention"``.
-        dropout: Share of features that training drops in the Transformer.
-        inputs: What the Transformer reads beside.
+        dropout: Share of features that training drops in our Transformer.
+        inputs: What our Transformer reads beside.
 
     Raises:
-        ValueError: A key is out of range, the patch does not divide the image, or there is nothing to read.
+        ValueError: A key is out of range, the patch does not divide the image, there is nothing to read, or a
+            key has no use here.
+        ConfigError: A part cannot be built.
     """
-    one_of("extractor", extractor, (*_EXTRACTORS, "none"))
     one_of("join", join, JOINS)
+    ours = {"early": early, "patch": patch, "dim": dim, "depth": depth, "dropout": dropout}
     if extractor == "none":
+        _check_alone(early, transformer)
         alone = inputs_alone(inputs, dim=dim, depth=depth, heads=heads, dropout=dropout)
         return with_linear_head(alone, num_classes)
-    default, build = _EXTRACTORS[extractor]
-    features = build(in_channels, image_size, default if width is None else width)
-    grid = patch_grid(image_size, patch) if patch else features.grid
-    seen = in_channels * patch**2 if patch else features.channels
+    features = _features(extractor, width, early, in_channels, image_size)
+    if transformer is not None:
+        _check_unused(ours, inputs)
+        encoder = build_encoder("transformer", transformer, in_channels, image_size)
+        joined = JOINS[join](features.channels, encoder.out_features, heads)
+        return with_linear_head(FusionBackbone(features, encoder, joined, patch), num_classes)
+    grid, seen = _seen(features, early, patch, in_channels, image_size)
     further = InputTokens(inputs, dim) if inputs else None
-    transformer = Transformer(seen, grid, dim=dim, depth=depth, heads=heads, dropout=dropout)
+    own = Transformer(seen, grid, dim=dim, depth=depth, heads=heads, dropout=dropout)
     joined = JOINS[join](features.channels, dim, heads)
-    return with_linear_head(FusionBackbone(features, transformer, joined, patch, further), num_classes)
+    return with_linear_head(FusionBackbone(features, own, joined, patch, further), num_classes)
+
+
+def _check_alone(early: str, transformer: object) -> None:
+    """Refuse keys that need an extractor where there is none."""
+    if early or transformer is not None:
+        key = "early" if early else "transformer"
+        raise ValueError(f"{key} needs pixels, and extractor = 'none' reads none; leave one of them out")
+
+
+def _features(
+    extractor: str | Mapping[str, Any],
+    width: int | None,
+    early: str,
+    in_channels: int,
+    image_size: tuple[int, int],
+) -> Features:
+    """Return the extractor."""
+    if isinstance(extractor, str) and extractor in _EXTRACTORS:
+        if early:
+            raise ValueError(
+                f'early needs the extractor as a table, extractor = {{ use = "{extractor}" }}, whose layers '
+                "have names"
+            )
+        default, build = _EXTRACTORS[extractor]
+        return build(in_channels, image_size, default if width is None else width)
+    if width is not None:
+        raise ValueError(
+            "width is for an extractor by one of the five names; set it in the extractor's table"
+        )
+    return build_extractor("extractor", extractor, in_channels, image_size, early)
+
+
+def _seen(
+    features: Features, early: str, patch: int, in_channels: int, image_size: tuple[int, int]
+) -> tuple[tuple[int, int], int]:
+    """Return the grid of the tokens that our Transformer reads, and the features of one."""
+    if patch and early:
+        raise ValueError("patch and early both say what the Transformer reads; leave one out")
+    if patch:
+        return patch_grid(image_size, patch), in_channels * patch**2
+    if isinstance(features, Extractor):
+        return features.layers[0].grid, features.layers[0].channels
+    return features.grid, features.channels
+
+
+def _check_unused(ours: Mapping[str, Any], inputs: Mapping[str, InputConfig]) -> None:
+    """Refuse what only our Transformer reads where another network takes its place."""
+    usual = inspect.signature(fusion).parameters
+    told = [key for key, value in ours.items() if value != usual[key].default]
+    if told := [*told, *(["[model.inputs]"] if inputs else [])]:
+        raise ValueError(
+            f"{told[0]} is for our own Transformer, and transformer names another; leave one out"
+        )
 
 
 class _Extractor(NamedTuple):
@@ -101,12 +173,20 @@ class _Extractor(NamedTuple):
 
 
 class FusionBackbone(Backbone):
-    """Extractor and Transformer, and a join."""
+    """Extractor and Transformer, and a join.
+
+    Args:
+        extractor: Images -> a map or tokens.
+        transformer: Ours, which reads tokens, or an ``Encoder``, which looks at the images.
+        join: Of both.
+        patch: Side in pixels of the patches that our Transformer reads; 0 where it reads the extractor.
+        further: Makes tokens for our Transformer of what else is known of an image.
+    """
 
     def __init__(
         self,
         extractor: Features,
-        transformer: Transformer,
+        transformer: nn.Module,
         join: Join,
         patch: int,
         further: InputTokens | None = None,
@@ -122,10 +202,28 @@ class FusionBackbone(Backbone):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return [B, join.out]."""
         images, further = separate(batch, self.further)
-        tokens = as_tokens(self.extractor(images))
-        seen = patches(images, (self.patch, self.patch)) if self.patch else tokens
-        x: torch.Tensor = self.join(tokens, self.transformer(seen, further))
+        tapped = self.extractor if isinstance(self.extractor, Extractor) else None
+        found = tapped.outputs(images) if tapped else (self.extractor(images),)
+        tokens = [as_tokens(features) for features in found]
+        x: torch.Tensor = self.join(tokens[-1], self._class_token(images, tokens[0], further))
         return x
+
+    def _class_token(
+        self, images: torch.Tensor, tokens: torch.Tensor, further: Tokens | None
+    ) -> torch.Tensor:
+        """Return what the Transformer makes of all that it sees, [B, D].
+
+        Args:
+            images: [B, in_channels, H, W], which a network of its own looks at.
+            tokens: Those of the extractor for it [B, T, F].
+            further: Tokens behind those, where there are any.
+        """
+        if isinstance(self.transformer, Encoder):
+            found: torch.Tensor = self.transformer(images)
+            return found
+        seen = patches(images, (self.patch, self.patch)) if self.patch else tokens
+        read: torch.Tensor = self.transformer(seen, further)
+        return read
 
 
 _EXTRACTORS: Mapping[str, _Extractor] = {

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
@@ -117,7 +117,7 @@ def add_lora(
     alpha: float,
     targets: Sequence[str],
     generator: torch.Generator,
-    leave: nn.Module | None = None,
+    leave: Iterable[nn.Module] = (),
 ) -> tuple[str, ...]:
     """Give layers of a network adapters, in place.
 
@@ -127,7 +127,7 @@ def add_lora(
         alpha: A product B A counts alpha / r times.
         targets: Patterns of the names of layers, such as ``"backbone.blocks.*"``.
         generator: Draws each A.
-        leave: A part without adapters: the head.
+        leave: Layers without adapters, as those of the head.
 
     Returns:
         The names of the layers that have one.
@@ -193,13 +193,13 @@ _Layer = tuple[nn.Module, type[Adapter]]
 """A layer and the form of its adapter."""
 
 
-def _candidates(model: nn.Module, leave: nn.Module | None) -> Iterator[tuple[str, _Layer]]:
+def _candidates(model: nn.Module, leave: Iterable[nn.Module]) -> Iterator[tuple[str, _Layer]]:
     """Yield the layers whose weight is a parameter that they alone have, and the form of their adapter."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    left = set() if leave is None else set(leave.modules())
+    left = set(leave)
     for name, module in model.named_modules():
         form = None if module in left else _form(module)
         if form is not None and owners.get(id(module._parameters.get(form.OF)), 0) == 1:

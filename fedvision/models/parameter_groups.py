@@ -24,6 +24,7 @@ from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, nearest
 from fedvision.models.base import halves
 from fedvision.models.lora import A, B, adapter_names, adapters
+from fedvision.models.parts import Part, own_tensors, parts_of
 from fedvision.models.state import floating, shared_names, size_in_bytes
 from fedvision.models.units import last_units
 
@@ -49,13 +50,13 @@ class ParameterGroups:
                 shared, or nothing trained.
         """
         left = _untrained(model, config)
-        frozen = _matching(model, config.frozen, "frozen") | left
+        frozen = _matching(model, config.frozen, "frozen") | left.keys()
         own = _matching(model, config.personal, "personal")
         tensors = floating(model)
-        if idle := [name for name in tensors if name in own & left]:
+        if idle := [name for name in tensors if name in own and name in left]:
             raise ConfigError(
-                f"model.personal matches {idle[0]!r}, which model.train = {config.train!r} leaves untrained "
-                "and equal on all clients; narrow the pattern"
+                f"model.personal matches {idle[0]!r}, which {left[idle[0]]} leaves untrained and equal on "
+                "all clients; narrow the pattern"
             )
         if both := [name for name in tensors if name in own & frozen]:
             raise ConfigError(
@@ -79,10 +80,18 @@ class ParameterGroups:
         )
 
 
-def needs_own_weights(model: nn.Module, config: ModelConfig) -> bool:
-    """Return whether clients across machines need a file of weights: not all of the network is sent."""
+def own_weights_needed(model: nn.Module, config: ModelConfig) -> tuple[str, ...]:
+    """Return whose files of weights clients across machines need: of what not all tensors are sent.
+
+    Returns:
+        Names of parts; an empty one is the whole network.
+    """
     groups = ParameterGroups.of(model, config)
-    return bool(config.weights) and bool(groups.personal or groups.frozen)
+    kept = (*groups.personal, *groups.frozen)
+    files = {name: prefix for prefix, (name, part) in parts_of(model).items() if part.config.weights}
+    if config.weights:
+        files[""] = ""
+    return tuple(name for name, prefix in files.items() if any(t.startswith(prefix) for t in kept))
 
 
 def network_bytes(model: nn.Module) -> int:
@@ -91,22 +100,58 @@ def network_bytes(model: nn.Module) -> int:
     return size_in_bytes({name: tensor for name, tensor in floating(model).items() if name not in beside})
 
 
-def _untrained(model: nn.Module, config: ModelConfig) -> frozenset[str]:
-    """Return the names of the tensors that ``model.train`` leaves as they are.
+def _untrained(model: nn.Module, config: ModelConfig) -> dict[str, str]:
+    """Return the tensors that training leaves as they are by name, each with the key that says so.
 
     Raises:
-        ConfigError: The network has no backbone and head, or the backbone has fewer units.
+        ConfigError: The network has no backbone and head, a backbone has fewer units, or the whole network
+            and a part are both to be trained in part.
     """
+    names, parts = floating(model), parts_of(model)
     if config.train == "all":
-        return frozenset()
+        return {
+            tensor: f"model.{name}.train = {part.config.train!r}"
+            for prefix, (name, part) in parts.items()
+            for tensor in _untrained_of_part(model, prefix, name, part, config)
+        }
     where = f"model.train = {config.train!r}"
+    if told := [(name, part.config.train) for name, part in parts.values() if part.config.train != "all"]:
+        name, train = told[0]
+        raise ConfigError(
+            f"{where} is for the whole network, and model.{name}.train = {train!r} for a part of it; leave "
+            "one out"
+        )
     backbone = halves(model, where).backbone
-    parts = (B,) if config.lora.exact else (A, B)
-    trained = [f"{name}.{part}" for name, _ in adapters(model) for part in parts]
+    trained = _adapters(model, config) if config.train == "lora" else []
     if config.train.startswith("last:"):
-        count = int(config.train.removeprefix("last:"))
-        trained += [f"backbone.{name}." for name in last_units(backbone, count, where)]
-    return frozenset(name for name in floating(model) if not name.startswith(("head.", *trained)))
+        trained += [f"backbone.{name}." for name in last_units(backbone, _count(config.train), where)]
+    return {name: where for name in names if not name.startswith(("head.", *trained))}
+
+
+def _untrained_of_part(
+    model: nn.Module, prefix: str, name: str, part: Part, config: ModelConfig
+) -> tuple[str, ...]:
+    """Return the names of a part's tensors that ``train`` leaves as they are, those of its parts left out."""
+    train = part.config.train
+    if train == "all":
+        return ()
+    trained = _adapters(model, config) if train == "lora" else []
+    if train.startswith("last:"):
+        found = last_units(part.network, _count(train), f"model.{name}.train = {train!r}")
+        trained = [f"{prefix}network.{unit}." for unit in found]
+    own = own_tensors(model, floating(model), prefix)
+    return tuple(tensor for tensor in own if not tensor.startswith(tuple(trained)))
+
+
+def _adapters(model: nn.Module, config: ModelConfig) -> list[str]:
+    """Return the names of the adapters' tensors that are trained."""
+    return [
+        f"{name}.{part}" for name, _ in adapters(model) for part in ((B,) if config.lora.exact else (A, B))
+    ]
+
+
+def _count(train: str) -> int:
+    return int(train.removeprefix("last:"))
 
 
 def _keys(config: ModelConfig, *keys: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,8 +11,9 @@ from fedvision.config import ModelConfig, TransformConfig
 from fedvision.errors import ConfigError
 from fedvision.families import family_of
 from fedvision.models.pretrained import Preprocessing, published_of
-from fedvision.models.weights_file import WeightsFile
+from fedvision.models.weights_file import Named, WeightsFile, named
 
+_KEYS = ("mean", "std", "interpolation")
 _OTHERS = TransformConfig(mean=(0.5,), std=(0.25,), interpolation="bilinear")
 """Where nobody says another."""
 
@@ -25,28 +28,65 @@ class Resolved(NamedTuple):
 
 
 def resolve(
-    transforms: TransformConfig, model: ModelConfig, file: WeightsFile | None, image: tuple[int, int]
+    transforms: TransformConfig,
+    model: ModelConfig,
+    files: Mapping[str, WeightsFile],
+    image: tuple[int, int],
 ) -> Resolved:
     """Give ``[transforms]`` what the weights were trained with, where it says nothing.
 
-    Resolved ones stay as they are.
+    Resolved ones stay as they are. All parts of a network see the same images.
 
     Args:
         transforms: Those of the experiment.
         model: Its ``[model]``.
-        file: What ``model.weights`` names; None where it is empty.
+        files: What ``model.weights`` and its parts name, by the name of the part.
         image: (H, W) of the data's images.
 
     Raises:
-        ConfigError: It says something else than the weights, or what they were trained with is unknown and
-            the network is a library's.
+        ConfigError: It says something else than the weights, two parts were trained with different images, or
+            what a library's network was trained with is unknown.
     """
-    if file is None:
-        return Resolved(_completed(transforms, _OTHERS))
-    trained = _training_of(model, file)
-    if trained is None:
-        return _unknown(transforms, model, file)
-    for key in ("mean", "std", "interpolation"):
+    sources = named(model)
+    trained = {name: _training_of(sources[name], file) for name, file in files.items()}
+    notices = list[str]()
+    settled = transforms
+    for name, known in trained.items():
+        if known is not None:
+            settled, told = _settled(transforms, known, files[name], image)
+            notices += told
+    _check_agreement([(files[name].where, known) for name, known in trained.items() if known])
+    settled = _completed(settled, _OTHERS)
+    for name, known in trained.items():
+        if known is None:
+            notices += _unknown(transforms, settled, sources[name], files[name])
+    return Resolved(settled, tuple(notices))
+
+
+def _check_agreement(known: Sequence[tuple[str, Preprocessing]]) -> None:
+    """Refuse parts whose weights were trained with different images.
+
+    Raises:
+        ConfigError: Two were.
+    """
+    for key, (first, one), (second, other) in itertools.product(_KEYS, known, known):
+        here, there = getattr(one, key), getattr(other, key)
+        if _every(here) != _every(there):
+            raise ConfigError(
+                f"{first} was trained with {key} = {_shown(here)} and {second} with {_shown(there)}, and "
+                "both see the same images; begin one of them with other weights"
+            )
+
+
+def _settled(
+    transforms: TransformConfig, trained: Preprocessing, file: WeightsFile, image: tuple[int, int]
+) -> tuple[TransformConfig, tuple[str, ...]]:
+    """Return transforms as a file's weights need them, and notices.
+
+    Raises:
+        ConfigError: They say something else.
+    """
+    for key in _KEYS:
         own, there = getattr(transforms, key), getattr(trained, key)
         if own and _every(own) != _every(there):
             raise ConfigError(
@@ -61,7 +101,7 @@ def resolve(
             f"{file.where} was trained on images of {trained.size} x {trained.size}, and the network gets "
             f"{height} x {width}; transforms.size = {trained.size} resizes them",
         )
-    return Resolved(_completed(transforms, found), notices)
+    return _completed(transforms, found), notices
 
 
 def _completed(transforms: TransformConfig, others: TransformConfig) -> TransformConfig:
@@ -73,7 +113,7 @@ def _completed(transforms: TransformConfig, others: TransformConfig) -> Transfor
     )
 
 
-def _training_of(model: ModelConfig, file: WeightsFile) -> Preprocessing | None:
+def _training_of(model: Named, file: WeightsFile) -> Preprocessing | None:
     """Return what is known of the training of a file's weights."""
     if file.description:
         return _described(file)
@@ -104,11 +144,19 @@ def _described(file: WeightsFile) -> Preprocessing:
         ) from error
 
 
-def _unknown(transforms: TransformConfig, model: ModelConfig, file: WeightsFile) -> Resolved:
-    """Take the usual constants for a file of which nothing is known, and say so.
+def _unknown(
+    transforms: TransformConfig, settled: TransformConfig, model: Named, file: WeightsFile
+) -> tuple[str, ...]:
+    """Say that the constants for a file of which nothing is known are not its own.
+
+    Args:
+        transforms: Those of the experiment.
+        settled: The constants that it gets.
+        model: What names the file.
+        file: The file.
 
     Raises:
-        ConfigError: The network is a library's: its weights are seldom trained with these.
+        ConfigError: The network is a library's: its weights are seldom trained with others' constants.
     """
     missing = [f"transforms.{key}" for key in ("mean", "std") if not getattr(transforms, key)]
     if missing and family_of("model", model.use):
@@ -119,9 +167,9 @@ def _unknown(transforms: TransformConfig, model: ModelConfig, file: WeightsFile)
         )
     sentence = (
         f"{file.where}: nothing tells how the images of its training were normalised; here it is with "
-        f"mean {_shown(transforms.mean or _OTHERS.mean)} and std {_shown(transforms.std or _OTHERS.std)}"
+        f"mean {_shown(settled.mean)} and std {_shown(settled.std)}"
     )
-    return Resolved(_completed(transforms, _OTHERS), (sentence,) if missing else ())
+    return (sentence,) if missing else ()
 
 
 def _every(value: Any) -> Any:

@@ -20,13 +20,21 @@ from torch.utils.checkpoint import checkpoint
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 from fedvision.models.base import ImageModel
+from fedvision.models.taps import is_tapped
 from fedvision.models.units import units
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks of a network, of its backbone where it has one, in their order."""
+    """Return the blocks of a network, of its backbone where it has one, in their order.
+
+    A block inside which a pass over its network ends, or an output is noted, is left as it is.
+    """
     found = units(model.backbone if isinstance(model, ImageModel) else model)
-    return [unit for _, unit in found if any(True for _ in unit.children())]
+    return [unit for _, unit in found if any(True for _ in unit.children()) and not _ends_inside(unit)]
+
+
+def _ends_inside(unit: nn.Module) -> bool:
+    return any(is_tapped(module) for module in unit.modules() if module is not unit)
 
 
 def check_blocks(config: ExperimentConfig, model: nn.Module) -> None:

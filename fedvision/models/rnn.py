@@ -1,9 +1,14 @@
 """A recurrent network that reads an image as a sequence: row after row, or patch after patch.
 
-The cell is a GRU (Cho et al. 2014, arXiv 1406.1078) or an LSTM (Hochreiter & Schmidhuber 1997).
+The cell is a GRU (Cho et al. 2014, arXiv 1406.1078) or an LSTM (Hochreiter & Schmidhuber 1997). Instead of
+the image it may read the feature map of another network (``reads``), such as a pretrained one that stays as
+it is.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +16,8 @@ from torch import nn
 from fedvision.models.base import Backbone, with_linear_head
 from fedvision.models.checks import one_of
 from fedvision.models.init import recurrent
-from fedvision.models.tokens import Features, patch_grid, patches
+from fedvision.models.parts import build_extractor
+from fedvision.models.tokens import Features, as_map, patch_grid, patches
 from fedvision.ranges import check_range
 
 _CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -30,6 +36,7 @@ def rnn(
     bidirectional: bool = False,
     pool: str = "last",
     dropout: float = 0.0,
+    reads: str | Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build the network, images [B, in_channels, H, W] -> logits [B, C].
 
@@ -45,9 +52,13 @@ def rnn(
         bidirectional: Read in both directions and join the states.
         pool: What the head sees: the ``"last"`` state of each direction, or the ``"mean"`` over all states.
         dropout: Share of the head's inputs that training drops.
+        reads: A network whose last feature map takes the place of the image, its rows or patches being read:
+            a name, or a table ``{ use = "efficientnet-lite0", weights = "lite0.pth", train = "none" }`` as
+            for a fusion's ``extractor``. Tokens of a transformer are rows of one place each.
 
     Raises:
         ValueError: A key is out of range, or the patch does not divide the image.
+        ConfigError: The network in ``reads`` cannot be built or has no such map.
     """
     one_of("pool", pool, ("last", "mean"))
     check_range(at_least=0, below=1, dropout=dropout)
@@ -60,6 +71,7 @@ def rnn(
         hidden=hidden,
         layers=layers,
         bidirectional=bidirectional,
+        reads=None if reads is None else build_extractor("reads", reads, in_channels, image_size),
     )
     return with_linear_head(RnnBackbone(features, pool, dropout), num_classes)
 
@@ -78,8 +90,12 @@ class RecurrentFeatures(Features):
         hidden: int = 128,
         layers: int = 1,
         bidirectional: bool = False,
+        reads: Features | None = None,
     ) -> None:
         super().__init__()
+        self.reads = reads
+        if reads is not None:
+            in_channels, image_size = reads.channels, reads.grid
         check_range(at_least=1, patch=patch, hidden=hidden, layers=layers)
         one_of("tokens", tokens, ("rows", "patches"))
         one_of("cell", cell, _CELLS)
@@ -95,6 +111,8 @@ class RecurrentFeatures(Features):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the last layer's states; those of the second direction follow those of the first in D."""
+        if self.reads is not None:
+            images = as_map(self.reads(images), self.reads.grid)
         states: torch.Tensor = self.recurrent(patches(images, self.size))[0]
         return states
 

@@ -6,6 +6,7 @@ Shape letters: B batch, T tokens, D features of a token; a grid (h, w) of tokens
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -27,6 +28,28 @@ class Features(nn.Module):
 def as_tokens(features: torch.Tensor) -> torch.Tensor:
     """Return a feature map [B, D, h, w] as tokens [B, h w, D]; tokens pass as they are."""
     return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+
+
+def as_map(features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Return tokens [B, h w, D] as a feature map [B, D, h, w]; a map passes as it is."""
+    return features if features.ndim == 4 else features.transpose(1, 2).reshape(len(features), -1, *grid)
+
+
+def places(shape: Sequence[int], image_size: Sequence[int]) -> tuple[int, int]:
+    """Return which dimensions of a feature map are its places: (2, 3) or, where channels come last, (1, 2).
+
+    They are those that have the image's proportions, (2, 3) where both do.
+
+    Args:
+        shape: Four sizes, the first that of the batch.
+        image_size: (H, W).
+    """
+    return (1, 2) if _stretch(shape[1:3], image_size) < _stretch(shape[2:4], image_size) else (2, 3)
+
+
+def _stretch(sides: Sequence[int], size: Sequence[int]) -> float:
+    """Return how far two sides are from an image's proportions, 0 where they have them."""
+    return abs(math.log(sides[0] * size[1] / (sides[1] * size[0])))
 
 
 def patch_grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:

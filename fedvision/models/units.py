@@ -2,8 +2,8 @@
 
 A unit is a child of the backbone that has parameters. ``nn.Sequential`` and ``nn.ModuleList`` stand for their
 children, and so does a child of which a list of blocks holds more than half of the backbone's parameters, as
-the encoder of a vision transformer does. A block of a residual network, of a transformer or of convolution
-and norm is one unit.
+the encoder of a vision transformer does. A part (``models.parts``) stands for the units of its network. A
+block of a residual network, of a transformer or of convolution and norm is one unit.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import nn
 
 from fedvision.errors import ConfigError
 from fedvision.models.gray import Gray
+from fedvision.models.parts import Part
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 
@@ -46,6 +47,9 @@ def _units(name: str, module: nn.Module, half: float) -> Iterator[tuple[str, nn.
     for key, child in module.named_children():
         inner = f"{name}.{key}" if name else key
         if not _size(child):
+            continue
+        if isinstance(child, Part):
+            yield from _units(f"{inner}.network", child.network, _size(child.network) / 2)
             continue
         # Not a subclass: convolution, norm and activation in a row are one unit.
         wraps = any(type(part) in _CONTAINERS and _size(part) > half for part in child.children())

@@ -6,6 +6,9 @@ exception that is said: a head for another number of classes or for other featur
 network's head as it is, which is how a trained backbone begins on other classes. Adapters that a file does
 not have begin as they are.
 
+A part of the network (``models.parts``) that names weights of its own begins with these alone; a head in its
+file has no use.
+
 A file's names are the network's own, ``backbone.*`` and ``head.*``, or those of the library that it comes
 from. A prefix ``module.`` that all of them have (``DataParallel``) is left out.
 """
@@ -13,7 +16,7 @@ from. A prefix ``module.`` that all of them have (``DataParallel``) is left out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -23,8 +26,9 @@ from fedvision.formatting import listed
 from fedvision.models.base import ImageModel
 from fedvision.models.gray import LEVEL
 from fedvision.models.lora import adapter_names
+from fedvision.models.parts import Part, parts_of
 from fedvision.models.state import floating
-from fedvision.models.weights_file import WeightsFile
+from fedvision.models.weights_file import WeightsFile, key_of
 from fedvision.types import State
 
 _PARALLEL, _BACKBONE, _HEAD, _EXPANSION = "module.", "backbone.", "head.", "head.expansion."
@@ -34,22 +38,65 @@ _PARALLEL, _BACKBONE, _HEAD, _EXPANSION = "module.", "backbone.", "head.", "head
 class LoadedWeights:
     """What a network began with."""
 
-    sha256: str
-    """Of the file, hexadecimal."""
+    files: Mapping[str, str]
+    """SHA-256 of each file, hexadecimal, by the name of the part; an empty name is the whole network."""
     notices: tuple[str, ...] = ()
     """Sentences on what was not taken, and on the model from its run."""
 
 
-def load_weights(
-    model: nn.Module, file: WeightsFile, classes: Sequence[str], notices: tuple[str, ...] = ()
-) -> LoadedWeights:
+def tensors_of(weights: LoadedWeights | None) -> dict[str, str]:
+    """Return the digests of what a network began with, as a run's record of its data has them."""
+    files = weights.files if weights else {}
+    return {f"tensors of {key_of(name)}": sha256 for name, sha256 in files.items()}
+
+
+def begin(
+    model: nn.Module,
+    files: Mapping[str, WeightsFile],
+    classes: Sequence[str],
+    notices: tuple[str, ...] = (),
+) -> LoadedWeights | None:
+    """Give a network and its parts the numbers of their files; None where there are none.
+
+    Args:
+        model: The network; its floating-point tensors are changed in place.
+        files: By the name of the part, as ``weights_file.read_all`` has them.
+        classes: Class names [C] of the experiment.
+        notices: What else there is to say of the files.
+
+    Raises:
+        ConfigError: A file has other tensors than the network.
+    """
+    if not files:
+        return None
+    loaded = dict(parts_of(model).values())
+    found = [
+        _load_part(loaded[name], file) if name else load_weights(model, file, classes)
+        for name, file in files.items()
+    ]
+    return LoadedWeights(
+        files={name: file.sha256 for name, file in files.items()},
+        notices=notices + tuple(sentence for one in found for sentence in one.notices),
+    )
+
+
+def _load_part(part: Part, file: WeightsFile) -> LoadedWeights:
+    network = ImageModel(part.network, nn.Identity(), part.library) if part.halved else part.network
+    outer = _BACKBONE if part.halved else ""
+    unused = (*(outer + prefix for prefix in part.left_out), *((_HEAD,) if part.halved else ()))
+    state = {
+        name: tensor for name, tensor in _renamed(file.state, network).items() if not name.startswith(unused)
+    }
+    return load_weights(network, replace(file, state=state), ())
+
+
+def load_weights(model: nn.Module, file: WeightsFile, classes: Sequence[str]) -> LoadedWeights:
     """Give a network the numbers of a file.
 
     Args:
         model: The network; its floating-point tensors are changed in place.
         file: What ``model.weights`` names, read.
         classes: Class names [C] of the experiment.
-        notices: What else there is to say of the file.
 
     Raises:
         ConfigError: The file has other tensors than the network.
@@ -70,9 +117,7 @@ def load_weights(
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(given[name])
-    return LoadedWeights(
-        sha256=file.sha256, notices=notices + anew + _described(file, () if anew else classes)
-    )
+    return LoadedWeights(files={"": file.sha256}, notices=anew + _described(file, () if anew else classes))
 
 
 def _renamed(state: State, model: nn.Module) -> State:

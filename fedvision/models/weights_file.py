@@ -21,6 +21,7 @@ from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError
 from fedvision.files import read_json
 from fedvision.formatting import listed
+from fedvision.models.part_config import PartConfig, parts
 from fedvision.models.pretrained import published_of
 from fedvision.types import State
 
@@ -46,11 +47,41 @@ class WeightsFile:
     """Whether its head is known to take other features than the experiment's."""
 
 
-def locate(model: ModelConfig) -> Path:
+Named = ModelConfig | PartConfig
+"""What names weights: ``[model]``, or a part of it."""
+
+
+def named(model: ModelConfig) -> dict[str, Named]:
+    """Return what names weights in ``[model]``: itself under an empty name, its parts under theirs.
+
+    Raises:
+        ConfigError: A part's table is wrong, or one names weights inside another that has them already.
+    """
+    found: dict[str, Named] = {"": model} if model.weights else {}
+    for name, one in parts(model).items():
+        if not one.weights:
+            continue
+        if around := [key_of(other) for other in found if not other or name.startswith(f"{other}.")]:
+            raise ConfigError(f"{key_of(name)}: {around[0]} names weights for all around it; leave one out")
+        found[name] = one
+    return found
+
+
+def key_of(name: str) -> str:
+    """Return the dotted key of a part's weights; of the whole network's for an empty name."""
+    return f"model.{name}.weights" if name else "model.weights"
+
+
+def _key(model: Named) -> str:
+    return key_of(model.name if isinstance(model, PartConfig) else "")
+
+
+def locate(model: Named) -> Path:
     """Return the file that ``model.weights`` names: itself, a run folder's final model, or the library's own.
 
     Args:
-        model: The experiment's ``[model]``; a library's weights, ``IMAGENET1K_V1``, are of its network.
+        model: The experiment's ``[model]`` or a part; a library's weights, ``IMAGENET1K_V1``, are of its
+            network.
 
     Raises:
         ConfigError: Nobody knows the home folder in it, or the library's weights cannot be downloaded.
@@ -58,21 +89,21 @@ def locate(model: ModelConfig) -> Path:
     own = published_of(model.use).get(model.weights)
     if own is not None and own.locate is not None:
         return own.locate()
-    path = _expanded(model.weights)
+    path = _expanded(model)
     return path / _MODEL if path.is_dir() else path
 
 
-def _expanded(weights: str) -> Path:
+def _expanded(model: Named) -> Path:
     try:
-        return Path(weights).expanduser()
+        return Path(model.weights).expanduser()
     except RuntimeError as error:
-        home = Path(weights).parts[0]
+        home = Path(model.weights).parts[0]
         raise ConfigError(
-            f"model.weights = {weights!r}: the home folder {home} cannot be found; write the path out"
+            f"{_key(model)} = {model.weights!r}: the home folder {home} cannot be found; write the path out"
         ) from error
 
 
-def digest(model: ModelConfig) -> str:
+def digest(model: Named) -> str:
     """Return the SHA-256 of the file that ``model.weights`` names, hexadecimal.
 
     Raises:
@@ -86,14 +117,14 @@ def digest(model: ModelConfig) -> str:
         raise _unreadable(model, path, error) from error
 
 
-def read(model: ModelConfig) -> WeightsFile:
+def read(model: Named) -> WeightsFile:
     """Read the file that ``model.weights`` names.
 
     Raises:
         ConfigError: It cannot be read, holds anything but tensors, or is not the one that its run folder
             describes.
     """
-    where, path = f"model.weights = {model.weights!r}", locate(model)
+    where, path = f"{_key(model)} = {model.weights!r}", locate(model)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -112,7 +143,8 @@ def read(model: ModelConfig) -> WeightsFile:
         state=state,
         sha256=sha256,
         description=description,
-        other_features=bool(description)
+        other_features=isinstance(model, ModelConfig)
+        and bool(description)
         and _features(description.get("model", {})) != _features(model.__dict__),
     )
 
@@ -122,11 +154,20 @@ def _features(model: Mapping[str, Any]) -> tuple[Any, ...]:
     return list(model.get("feature_layers", ())), tables.plain(model.get("expand", {"use": ""}))
 
 
-def _unreadable(model: ModelConfig, path: Path, error: OSError) -> ConfigError:
+def read_all(model: ModelConfig) -> dict[str, WeightsFile]:
+    """Read the files that a network and its parts begin with, by the part's name, as ``named`` has them.
+
+    Raises:
+        ConfigError: As ``named`` and ``read``.
+    """
+    return {name: read(one) for name, one in named(model).items()}
+
+
+def _unreadable(model: Named, path: Path, error: OSError) -> ConfigError:
     known = [repr(name) for name in published_of(model.use) if name]
     library = f", or {' or '.join(known)}" if known else ""
     return ConfigError(
-        f"model.weights = {model.weights!r}: {path} cannot be read ({error.strerror}); name a file of "
+        f"{_key(model)} = {model.weights!r}: {path} cannot be read ({error.strerror}); name a file of "
         f"weights, the folder of a run that has reached its end{library}"
     )
 

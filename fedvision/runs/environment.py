@@ -24,11 +24,14 @@ def environment(device: str = "auto", model: ModelConfig | None = None) -> dict[
     """
     import torch
 
-    from fedvision.models.weights_file import digest
+    from fedvision.models.part_config import parts
+    from fedvision.models.weights_file import digest, key_of, named
 
-    began = {"model.weights, sha256": digest(model)} if model and model.weights else {}
-    family = family_of("model", model.use) if model else None
-    library = {family[0].package: _version(family[0].package)} if family and family[0].package else {}
+    sources = named(model) if model else {}
+    began = {f"{key_of(name)}, sha256": digest(one) for name, one in sources.items()}
+    networks = [model, *parts(model).values()] if model else []
+    families = [found[0].package for one in networks if (found := family_of("model", one.use))]
+    library = {package: _version(package) for package in families if package}
     return {
         "fedvision": _version("fedvision"),
         "python": platform.python_version(),

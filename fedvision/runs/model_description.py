@@ -32,6 +32,7 @@ from fedvision.config import LoraConfig, ModelConfig, TransformConfig
 from fedvision.data.decoding.pixels import FITS
 from fedvision.errors import ConfigError, RunFolderError
 from fedvision.files import read_json
+from fedvision.models.part_config import adapted, parts, without
 from fedvision.tables import Settings, at_least, require
 from fedvision.types import PluginSpec
 
@@ -143,6 +144,8 @@ class ModelDescription(Settings):
     """The experiment's ``[model]``, from which the network is built."""
     weights_sha256: str = ""
     """Of the file of ``model.weights`` with which training began, hexadecimal; empty where there was none."""
+    part_weights_sha256: Mapping[str, str] = field(default_factory=dict)
+    """The same of parts that began with files of their own, by the part's name."""
     code: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the source of each module that ``model`` or ``task`` names as ``module:attr``."""
     dtypes: tuple[str, ...]
@@ -203,6 +206,8 @@ def describe(
     config, dataset = experiment.config, experiment.dataset
     _, height, width, channels = dataset.train.images.shape
     tensors = experiment.model.state_dict().values()
+    files = experiment.weights.files if experiment.weights else {}
+    networks = [config.model.use, *(part.use for part in parts(config.model).values())]
     return ModelDescription(
         task=config.task,
         rounds=rounds,
@@ -224,12 +229,13 @@ def describe(
         ),
         metrics=config.evaluation.metrics,
         model=_plain(config.model),
-        weights_sha256="" if experiment.weights is None else experiment.weights.sha256,
+        weights_sha256=files.get("", ""),
+        part_weights_sha256={name: sha256 for name, sha256 in files.items() if name},
         code=registry.sources(
-            {"model": config.model.use, "expand": config.model.expand.use, "task": config.task.use}
+            {"model": networks, "expand": config.model.expand.use, "task": config.task.use}
         ),
         dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})),
-        merged=config.model.lora if config.model.train == "lora" else None,
+        merged=config.model.lora if adapted(config.model) else None,
         personal=experiment.personal,
         sha256="",
     )
@@ -237,10 +243,11 @@ def describe(
 
 def _plain(config: ModelConfig) -> ModelConfig:
     """Return the ``[model]`` that builds the network of a finished run: with adapters merged, a plain one."""
-    config = replace(config, weights="")
-    if config.train != "lora":
+    config = replace(without(config, "weights"), weights="")
+    if not adapted(config):
         return config
     # Patterns may name adapters' tensors, which it no longer has.
+    config = without(config, "train")
     return replace(config, train="all", lora=LoraConfig(), personal=(), frozen=())
 
 

@@ -30,6 +30,7 @@ from fedvision.models.lora import merge_in_place
 from fedvision.models.meta import model_with, to_meta
 from fedvision.models.parameter_groups import ParameterGroups, network_bytes
 from fedvision.models.state import get_state, load_state, size_in_bytes
+from fedvision.models.weights import tensors_of
 from fedvision.runs.checkpoint import Checkpoint
 from fedvision.runs.events import BEGAN, Event, round_events, shown
 from fedvision.runs.folder import RunFolder
@@ -79,8 +80,7 @@ class RunRecorder:
             snapshot(layer)  # what a checkpoint cannot hold is an error before anything is written
         train_here = len(experiment.split.clients) > 0
         data = identity(experiment.dataset, train=train_here)
-        if experiment.weights is not None:
-            data["tensors of model.weights"] = experiment.weights.sha256
+        data |= tensors_of(experiment.weights)
         self._changed_code = folder.settle(data, registry.sources(self.config.to_dict()))
         groups = ParameterGroups.of(experiment.model, self.config.model)
         names = groups.shared

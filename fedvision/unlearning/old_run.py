@@ -14,6 +14,7 @@ from fedvision.errors import ConfigError, RunFolderError
 from fedvision.experiment import Experiment
 from fedvision.files import read_json
 from fedvision.flower.strategy import FlowerStrategy
+from fedvision.models.weights import tensors_of
 from fedvision.runs.checkpoint import Checkpoint
 from fedvision.runs.folder import RunFolder
 
@@ -90,8 +91,7 @@ class OldRun:
         """Refuse other images, or another split of them, than the run's."""
         before = read_json(self.path / "data.json")
         now = identity(built.dataset, train=not self.deployed)
-        if built.weights is not None:
-            now["tensors of model.weights"] = built.weights.sha256
+        now |= tensors_of(built.weights)
         others = [part for part in now if before.get(part) != now[part]]
         if not self.deployed:
             digest = built.split.facts(built.dataset.classes)["digest"]

@@ -95,7 +95,6 @@ def test_an_extractor_is_its_network_without_head() -> None:
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [
-        ({"extractor": "resnet9"}, r"extractor must be one of .*; did you mean 'resnet\d+'\?"),
         ({"join": "cross"}, "join must be one of 'concat', 'gated', 'cross-attention', not 'cross'"),
         ({"patch": 3}, "patch = 3 does not divide an image of 8 x 8"),
         ({"patch": -4}, "patch = -4 does not divide"),

@@ -283,13 +283,15 @@ def test_the_head_is_left_and_patterns_choose() -> None:
         alpha=2,
         targets=["*.expand", "*.0.attention.*"],
         generator=torch.Generator(),
-        leave=model.head,
+        leave=model.head.modules(),
     )
     blocks = "backbone.transformer.blocks"
     attention = [f"{blocks}.0.attention.{name}" for name in ("query", "key_value", "out")]
     assert sorted(names) == sorted([f"{blocks}.0.expand", f"{blocks}.1.expand", *attention])
     every = build("vit")
-    found = add_lora(every, rank=2, alpha=2, targets=["*"], generator=torch.Generator(), leave=every.head)
+    found = add_lora(
+        every, rank=2, alpha=2, targets=["*"], generator=torch.Generator(), leave=every.head.modules()
+    )
     assert "head" not in found
     assert len(found) == 11
 
@@ -305,7 +307,14 @@ def test_the_head_is_left_and_patterns_choose() -> None:
 def test_targets_that_are_none_are_refused(targets: list[str], rank: int, sentence: str) -> None:
     model = build("vit")
     with pytest.raises(ConfigError, match=sentence):
-        add_lora(model, rank=rank, alpha=1, targets=targets, generator=torch.Generator(), leave=model.head)
+        add_lora(
+            model,
+            rank=rank,
+            alpha=1,
+            targets=targets,
+            generator=torch.Generator(),
+            leave=model.head.modules(),
+        )
     assert not list(adapters(model))
 
 

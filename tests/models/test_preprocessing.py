@@ -30,7 +30,7 @@ def file(sha256: str = "0" * 64, **description: Any) -> WeightsFile:
 
 def resolved(use: str, given: WeightsFile | None = None, weights: str = "w", **transforms: Any) -> Any:
     model = ModelConfig(use=use, weights=weights if given else "")
-    return resolve(TransformConfig(**transforms), model, given, (224, 224))
+    return resolve(TransformConfig(**transforms), model, {"": given} if given else {}, (224, 224))
 
 
 def test_without_weights_what_is_left_out_is_usual() -> None:
@@ -79,13 +79,13 @@ def test_weights_say_what_their_images_were_like(
 
 def test_another_size_than_that_of_the_training_is_told() -> None:
     model = ModelConfig(use="efficientnet-lite0", weights="w")
-    small = resolve(TransformConfig(), model, file(), (32, 40))
+    small = resolve(TransformConfig(), model, {"": file()}, (32, 40))
     assert small.notices == (
         "model.weights = 'w' was trained on images of 224 x 224, and the network gets 32 x 40; "
         "transforms.size = 224 resizes them",
     )
-    assert resolve(TransformConfig(size=224), model, file(), (32, 40)).notices == ()
-    (sentence,) = resolve(TransformConfig(size=96), model, file(), (224, 224)).notices
+    assert resolve(TransformConfig(size=224), model, {"": file()}, (32, 40)).notices == ()
+    (sentence,) = resolve(TransformConfig(size=96), model, {"": file()}, (224, 224)).notices
     assert "the network gets 96 x 96" in sentence
 
 

@@ -51,7 +51,7 @@ def test_a_run_begins_where_another_ended(first: RunResult, tmp_path: Path) -> N
     for weights in (first.folder.path, file):
         experiment = Experiment.build(beginning(weights))
         assert experiment.weights is not None
-        assert (experiment.weights.sha256, experiment.weights.notices) == (sha256, ())
+        assert (experiment.weights.files, experiment.weights.notices) == ({"": sha256}, ())
         for name, tensor in first.state.items():
             assert torch.equal(experiment.model.state_dict()[name], tensor)
             assert not torch.equal(initial[name], tensor)
@@ -108,7 +108,9 @@ def test_across_machines_clients_need_the_file_only_where_not_all_is_sent(first:
     )
     (sentence,) = Experiment.build(kept, split_here=False).notices()
     assert server.weights is not None
-    assert f"(SHA-256 {server.weights.sha256[:12]}...), named as weights in [model] of its file" in sentence
+    assert (
+        f"(SHA-256 {server.weights.files[''][:12]}...), named as weights in [model] of its file" in sentence
+    )
     plain = dataclasses.replace(kept, model=dataclasses.replace(kept.model, weights=""))
     assert Experiment.build(plain, split_here=False).notices() == []
 
@@ -186,7 +188,7 @@ def test_a_state_dict_of_torch_begins_a_network(nested: str | None, prefix: str,
     torch.save({nested: state, "epoch": 3} if nested else state, file)
     own = small()
     found = load(own, str(file), ["no", "yes"])
-    assert (found.sha256, found.notices) == (hashlib.sha256(file.read_bytes()).hexdigest(), ())
+    assert (found.files[""], found.notices) == (hashlib.sha256(file.read_bytes()).hexdigest(), ())
     assert all(torch.equal(own.state_dict()[name], tensor) for name, tensor in given.state_dict().items())
 
 

@@ -59,6 +59,7 @@ def test_model_description_of_a_finished_run(run: Path) -> None:
             "frozen": [],
         },
         "weights_sha256": "",
+        "part_weights_sha256": {},
         "dtypes": ["float32"],
         "personal": [],
         "sha256": digest,

@@ -17,6 +17,7 @@ from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.data.paths import expand_home
 from fedvision.errors import ConfigError
+from fedvision.models.part_config import parts
 from fedvision.tables import Settings, at_least, require
 from fedvision.types import PluginSpec
 
@@ -115,6 +116,13 @@ class OwnModelConfig:
     weights: str = ""
     """A copy of the file that ``model.weights`` of the experiment names on the server, or of its run folder:
     needed where a part of the network is not sent. It must be the same to the byte."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """The same for parts of the network that begin with weights of their own, by their names:
+    ``{ extractor = "lite0.pth" }`` for what ``model.extractor.weights`` of the experiment names."""
+
+    def file(self, part: str) -> str:
+        """Return the file of a part, of the whole network for an empty name; empty where none is named."""
+        return self.parts.get(part, "") if part else self.weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +213,11 @@ class ClientMachineConfig(Settings):
                 for name in names:
                     if isinstance(text := own.get(name), str) and text:
                         own[name] = str(folder / expand_home(text))
+        if isinstance(own := table.get("model"), dict) and isinstance(files := own.get("parts"), dict):
+            own["parts"] = {
+                name: str(folder / expand_home(text)) if isinstance(text, str) and text else text
+                for name, text in files.items()
+            }
         return table
 
     @property
@@ -212,7 +225,10 @@ class ClientMachineConfig(Settings):
         """Everything that the file names as a path."""
         tables = (vars(self), vars(self.superlink), self.data.args, vars(self.model), vars(self.share))
         own = dict(zip(_PATHS, tables, strict=True))
-        return [str(own[part][name]) for part, names in _PATHS.items() for name in names if name in own[part]]
+        named = [
+            str(own[part][name]) for part, names in _PATHS.items() for name in names if name in own[part]
+        ]
+        return named + list(self.model.parts.values())
 
     def permit(self, kind: str, use: str) -> None:
         """Check that the server may name this plug-in.
@@ -277,6 +293,8 @@ def _named(experiment: ExperimentConfig) -> Iterator[tuple[str, str]]:
     yield "model", experiment.model.use
     if experiment.model.expand.use:
         yield "expansion", experiment.model.expand.use
+    for part in parts(experiment.model).values():
+        yield "model", part.use
     yield "loss", experiment.loss.use
     yield "optimizer", experiment.training.optimizer.use
     yield "schedule", experiment.training.schedule.use

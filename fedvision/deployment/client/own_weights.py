@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import nn
 
-from fedvision.config import ExperimentConfig
+from fedvision.config import ExperimentConfig, ModelConfig
 from fedvision.data.dataset import Dataset
 from fedvision.data.transforms import input_shape
 from fedvision.deployment.client.check_report import Lines
@@ -17,20 +18,16 @@ from fedvision.errors import ConfigError
 from fedvision.models import preprocessing, weights_file
 from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_state
-from fedvision.models.parameter_groups import needs_own_weights
+from fedvision.models.parameter_groups import own_weights_needed
+from fedvision.models.part_config import with_weights
 from fedvision.models.state import digest
-from fedvision.models.weights import load_weights
+from fedvision.models.weights import begin
 from fedvision.models.weights_file import WeightsFile
 from fedvision.tasks.base import build_task
 
-_MISSING = (
-    "the network begins with weights of which the server sends only what is trained; put a copy of the "
-    "server's file here and name it as weights in [model] of the client's file"
-)
-
 
 def load_own_weights(client: ClientMachineConfig, model: nn.Module, facts: RunManifest) -> None:
-    """Give a network the numbers of this machine's file, where the run needs them.
+    """Give a network the numbers of this machine's files, where the run needs them.
 
     Args:
         client: The machine's own file.
@@ -40,16 +37,15 @@ def load_own_weights(client: ClientMachineConfig, model: nn.Module, facts: RunMa
     Raises:
         ConfigError: There is no file, it cannot be read, is another one than the server's, or does not fit.
     """
-    if not facts.weights:
-        return
-    file = _read(client, facts.config)
-    if file.sha256 != facts.weights:
-        # No path is in this sentence, so that it may be sent to the server.
-        raise ConfigError(
-            f"weights in [model] of the client's file has the SHA-256 {file.sha256[:12]}..., and the "
-            f"server's has {facts.weights[:12]}...; copy the server's here"
-        )
-    load_weights(model, file, facts.classes)
+    files = _read(client, facts.config, facts.weights)
+    for name, sha256 in facts.weights.items():
+        if files[name].sha256 != sha256:
+            # No path is in this sentence, so that it may be sent to the server.
+            raise ConfigError(
+                f"{_own(name)} in [model] of the client's file has the SHA-256 {files[name].sha256[:12]}..., "
+                f"and the server's has {sha256[:12]}...; copy the server's here"
+            )
+    begin(model, files, facts.classes)
 
 
 def check_frozen(model: nn.Module, facts: RunManifest) -> None:
@@ -64,15 +60,14 @@ def check_frozen(model: nn.Module, facts: RunManifest) -> None:
 def check_weights(client: ClientMachineConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
     """Return whether this machine has the weights that an experiment needs here."""
     config = experiment.model
-    if not config.weights:
+    if not (sources := weights_file.named(config)):
         return
     task, classes = build_task(experiment.task), known_classes(experiment) or dataset.classes
     image = dataset.train.images.shape[1:]
-    file = _read(client, experiment) if client.model.weights else None
-    transforms = experiment.transforms
-    if file is not None:
-        known = replace(config, weights=client.model.weights)
-        transforms = preprocessing.resolve(transforms, known, file, (image[0], image[1])).transforms
+    here = [name for name in sources if client.model.file(name)]
+    files = _read(client, experiment, here)
+    known = _with_own(client, config, here)
+    transforms = preprocessing.resolve(experiment.transforms, known, files, (image[0], image[1])).transforms
     channels, height, width = input_shape(transforms, image)
     model = build_model(
         config,
@@ -82,21 +77,48 @@ def check_weights(client: ClientMachineConfig, dataset: Dataset, experiment: Exp
         image_size=(height, width),
         seed=experiment.seed,
     )
-    if not needs_own_weights(model, config):
+    needed = own_weights_needed(model, config)
+    if not needed:
         yield "OK", "the server sends all that the network begins with"
-    elif file is None:
-        yield "FAIL", _MISSING
-    else:
-        load_weights(model, file, classes)
-        yield "OK", f"weights of SHA-256 {file.sha256[:12]}... fit the network; the server's must be the same"
+    for name in needed:
+        if name not in files:
+            yield "FAIL", _missing(name)
+            continue
+        begin(model, {name: files[name]}, classes)
+        of_part = f" of the {name}" if name else ""
+        yield (
+            "OK",
+            f"weights of SHA-256 {files[name].sha256[:12]}... fit the network{of_part}; the server's must be "
+            "the same",
+        )
 
 
-def _read(client: ClientMachineConfig, experiment: ExperimentConfig) -> WeightsFile:
-    """Read this machine's file; the server's ``model.weights`` names nothing here.
+def _read(
+    client: ClientMachineConfig, experiment: ExperimentConfig, names: Iterable[str]
+) -> dict[str, WeightsFile]:
+    """Read this machine's files, by the part's name; what the server's experiment names is nothing here.
 
     Raises:
-        ConfigError: None is named, or it cannot be read.
+        ConfigError: None is named, or one cannot be read.
     """
-    if not client.model.weights:
-        raise ConfigError(_MISSING)
-    return weights_file.read(replace(experiment.model, weights=client.model.weights))
+    for name in names:
+        if not client.model.file(name):
+            raise ConfigError(_missing(name))
+    return weights_file.read_all(_with_own(client, experiment.model, names))
+
+
+def _with_own(client: ClientMachineConfig, model: ModelConfig, names: Iterable[str]) -> ModelConfig:
+    """Return ``[model]`` with this machine's files as the weights of what is named, and no others."""
+    files = {name: client.model.file(name) for name in names}
+    return replace(with_weights(model, files), weights=files.get("", ""))
+
+
+def _own(name: str) -> str:
+    return f"parts.{name}" if name else "weights"
+
+
+def _missing(name: str) -> str:
+    return (
+        "the network begins with weights of which the server sends only what is trained; put a copy of the "
+        f"server's file here and name it as {_own(name)} in [model] of the client's file"
+    )

@@ -38,7 +38,7 @@ from fedvision.experiment import Experiment
 from fedvision.files import read_json, recording, replace_file
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.models.freezing import frozen_state
-from fedvision.models.parameter_groups import needs_own_weights
+from fedvision.models.parameter_groups import own_weights_needed
 from fedvision.models.state import digest
 from fedvision.runs.events import named
 from fedvision.runs.folder import RunFolder
@@ -271,14 +271,14 @@ def manifest_of(experiment: Experiment, key: str) -> RunManifest:
     """
     config, model = experiment.config, experiment.model
     _, height, width, channels = experiment.dataset.train.images.shape
-    own = experiment.weights if needs_own_weights(model, config.model) else None
+    files = experiment.weights.files if experiment.weights else {}
     return RunManifest(
         run=key,
         experiment=config.to_toml(),
         classes=experiment.dataset.classes,
         image=(height, width, channels),
         frozen=digest(frozen_state(model)),
-        weights=own.sha256 if own else "",
+        weights={name: files[name] for name in own_weights_needed(model, config.model)},
     )
 
 

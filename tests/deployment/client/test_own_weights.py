@@ -23,6 +23,7 @@ from fedvision.deployment.run_manifest import RunManifest
 from fedvision.errors import ConfigError
 from fedvision.experiment import Experiment
 from fedvision.models.freezing import frozen_state
+from fedvision.models.parameter_groups import own_weights_needed
 from fedvision.models.state import digest
 from tests.experiments import tiny
 
@@ -46,7 +47,7 @@ def experiment(weights: Path, **model: Any) -> ExperimentConfig:
     )
 
 
-def client(folder: Path, own: str = "") -> ClientMachineConfig:
+def client(folder: Path, own: str = "", **parts: str) -> ClientMachineConfig:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (40, 8, 8), np.uint8)
     np.savez(folder / "own.npz", train_images=images, train_labels=np.arange(40) % 10)
@@ -56,7 +57,7 @@ def client(folder: Path, own: str = "") -> ClientMachineConfig:
             "superlink": {"address": "localhost:1", "key": "k"},
             "data": {"use": "npz", "path": str(folder / "own.npz"), "classes": list(CLASSES)},
             "state": str(folder / "state"),
-            "model": {"weights": own},
+            "model": {"weights": own, "parts": parts},
         }
     )
 
@@ -74,7 +75,7 @@ def manifest(config: ExperimentConfig, server: Path) -> dict[str, Any]:
         classes=CLASSES,
         image=(8, 8, 1),
         frozen=digest(frozen_state(built.model)),
-        weights=built.weights.sha256,
+        weights=built.weights.files,
     ).to_table()
 
 
@@ -113,7 +114,7 @@ def test_another_file_or_none_is_one_sentence_before_training(
 
 
 def test_nothing_is_needed_where_all_of_the_network_is_sent(weights: Path, tmp_path: Path) -> None:
-    table = manifest(experiment(weights, train="all"), weights) | {"weights": ""}
+    table = manifest(experiment(weights, train="all"), weights) | {"weights": "{}"}
     Trainer(client(tmp_path), tmp_path).open(table)
 
 
@@ -151,3 +152,105 @@ def test_the_doctor_checks_that_the_file_fits(weights: Path, tmp_path: Path) -> 
     assert [text for level, topic, text in found.lines if topic == "weights"] == [
         text for _, text in lines(none, experiment(weights))
     ]
+
+
+PARTS = {
+    "use": "fusion",
+    "extractor": {"use": "cnn", "width": 4, "dense": 8, "train": "none"},
+    "transformer": {"use": "vit", "dim": 8, "depth": 1, "heads": 2},
+    "heads": 2,
+}
+
+
+def of_parts(files: dict[str, Path]) -> ExperimentConfig:
+    tables = {
+        name: {**table, "weights": str(files[name])} if name in files else table
+        for name, table in PARTS.items()
+        if isinstance(table, dict)
+    }
+    transforms = {"mean": [0.5], "std": [0.25], "interpolation": "bilinear"}
+    return tiny(model={**PARTS, **tables}, transforms=transforms)
+
+
+def manifest_of_parts(files: dict[str, Path]) -> dict[str, Any]:
+    built = Experiment.build(of_parts(files))
+    assert built.weights is not None
+    travels = built.config.to_toml()
+    for name, file in files.items():
+        travels = travels.replace(str(file), f"/on/the/server/{name}")
+    needed = {name: built.weights.files[name] for name in own_weights_needed(built.model, built.config.model)}
+    return RunManifest(
+        run="r1",
+        experiment=travels,
+        classes=CLASSES,
+        image=(8, 8, 1),
+        frozen=digest(frozen_state(built.model)),
+        weights=needed,
+    ).to_table()
+
+
+@pytest.fixture
+def part_files(weights: Path, tmp_path: Path) -> dict[str, Path]:
+    table = PARTS["transformer"]
+    state = Experiment.build(tiny(model=table, seed=8)).model.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "t.safetensors")
+    return {"extractor": weights, "transformer": tmp_path / "t.safetensors"}
+
+
+def test_a_client_begins_with_its_own_copies_of_what_is_not_sent(
+    part_files: dict[str, Path], tmp_path: Path
+) -> None:
+    """The Transformer is trained whole, so the server sends it and no client needs its file."""
+    table = manifest_of_parts(part_files)
+    sha256 = hashlib.sha256(part_files["extractor"].read_bytes()).hexdigest()
+    assert RunManifest.from_table(table).weights == {"extractor": sha256}
+    trainer = Trainer(client(tmp_path, extractor=str(part_files["extractor"])), tmp_path)
+    trainer.open(table)
+    assert trainer._worker is not None
+    given, prefix = load_file(part_files["extractor"]), "backbone.extractor.network."
+    own = trainer._worker.model.state_dict()
+    found = {name.removeprefix(prefix): tensor for name, tensor in own.items() if name.startswith(prefix)}
+    assert found
+    assert all(torch.equal(tensor.contiguous(), given[f"backbone.{name}"]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("own", ["", "other"])
+def test_another_file_of_a_part_or_none_is_one_sentence(
+    own: str, part_files: dict[str, Path], tmp_path: Path
+) -> None:
+    table = manifest_of_parts(part_files)
+    file = tmp_path / "own.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(part_files["extractor"]).items()}, file)
+    config = client(tmp_path, **({"extractor": str(file)} if own else {}))
+    with pytest.raises(ConfigError) as caught:
+        Trainer(config, tmp_path).open(table)
+    sentences = {
+        "": "name it as parts.extractor in [model] of the client's file",
+        "other": "parts.extractor in [model] of the client's file has the SHA-256",
+    }
+    assert sentences[own] in str(caught.value)
+    assert redact_paths(str(caught.value), config) == str(caught.value)
+
+
+def test_the_doctor_checks_the_files_of_parts(part_files: dict[str, Path], tmp_path: Path) -> None:
+    own = client(tmp_path, extractor=str(part_files["extractor"]))
+    ((level, text),) = lines(own, of_parts(part_files))
+    assert level == "OK"
+    assert "fit the network of the extractor; the server's must be the same" in text
+    ((level, text),) = lines(client(tmp_path), of_parts(part_files))
+    assert level == "FAIL"
+    assert "name it as parts.extractor in [model] of the client's file" in text
+
+
+def test_a_part_may_be_no_code_that_the_client_does_not_allow(tmp_path: Path) -> None:
+    config = tiny(model={**PARTS, "extractor": {"use": "rnn", "reads": "theirs:Network"}})
+    with pytest.raises(ConfigError, match=r"\[model\] use = 'theirs:Network': this client allows built-ins"):
+        client(tmp_path).permit_experiment(config)
+
+
+def test_files_of_parts_are_seen_from_the_clients_file(tmp_path: Path) -> None:
+    table = {"name": "a", "superlink": {"address": "h:1", "key": "k"}, "data": {"use": "digits"}}
+    placed = ClientMachineConfig.placed({**table, "model": {"parts": {"extractor": "w.pth"}}}, tmp_path)
+    config = ClientMachineConfig.from_dict(placed)
+    assert config.model.parts == {"extractor": str(tmp_path / "w.pth")}
+    assert str(tmp_path / "w.pth") in config.paths
