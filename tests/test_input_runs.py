@@ -221,7 +221,6 @@ def test_a_run_goes_on_with_the_cells_it_began_with(
         ({"model": {"use": "cnn"}}, r"'cnn': it reads pixels alone and not \[model\.inputs\]"),
         ({"model": {**SMALL, "extractor": "none", "inputs": {}}}, "there are none; name one"),
         ({"transforms": {"mixup": 0.2}}, "model.inputs cannot be blended"),
-        ({"strategy": {"use": "ccvr"}}, r"a statistic of features is of the pixels alone; leave \[model"),
         (
             {"model": {**SMALL, "inputs": {"sex": {"kind": "category"}}}},
             r"model\.inputs\.sex: .*no column 'sex'",
@@ -235,11 +234,35 @@ def test_what_does_not_fit_is_one_sentence_before_the_run(
         Experiment.build(experiment(table, **keys))
 
 
-def test_frozen_features_are_not_kept_beside_inputs(table: Path, tmp_path: Path) -> None:
-    simulate(experiment(table, {**SMALL, "train": "head"}, rounds=1), out=tmp_path / "run")
-    assert (
-        "as the network reads [model.inputs] beside the images" in (tmp_path / "run/summary.json").read_text()
+@pytest.mark.parametrize("flip", [False, True])
+def test_features_that_are_computed_once_are_of_pixels_and_columns(
+    flip: bool, table: Path, tmp_path: Path
+) -> None:
+    model = {**SMALL, "train": "head"}
+    transforms = {"flip": True, "views": 2} if flip else {}
+    once = experiment(table, model, transforms=transforms)
+    found = simulate(once, out=tmp_path / "once").state
+    assert "every image passes" not in (tmp_path / "once/summary.json").read_text()
+    if not flip:
+        training = {"lr": 0.1, "batch_size": 8, "cache_features": False}
+        again = simulate(experiment(table, model, training=training), out=tmp_path / "again").state
+        assert all(torch.allclose(found[name], again[name], atol=1e-5) for name in found)
+    # Other columns of the same pictures are other features.
+    table.write_text(table.read_text().replace("old cat", "young cat"))
+    other = simulate(once, out=tmp_path / "other").state
+    assert not torch.allclose(found["head.weight"], other["head.weight"], atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [{"use": "ccvr", "samples": 10, "steps": 5}, {"use": "closed-form"}])
+def test_statistics_of_features_see_columns(strategy: dict[str, Any], table: Path, tmp_path: Path) -> None:
+    model = {**SMALL, "extractor": "none", "train": "head" if strategy["use"] == "closed-form" else "all"}
+    result = simulate(experiment(table, model, rounds=1, strategy=strategy), out=tmp_path / "run")
+    found = simulate(
+        experiment(table, {**model, "inputs": {"age": INPUTS["age"]}}, rounds=1, strategy=strategy),
+        out=tmp_path / "age",
     )
+    assert result.scores["accuracy"] > (0.6 if strategy["use"] == "closed-form" else 0)
+    assert result.scores != found.scores
 
 
 def test_an_inspection_shows_the_loss_of_such_a_network(table: Path) -> None:

@@ -58,8 +58,13 @@ def _parts(images: ImageSet) -> dict[str, str]:
         "columns": _digest(columns),
     }
     if images.further is not None:
-        found["further inputs"] = _digest(_column(images.further))
+        found["further inputs"] = rows_of(images)
     return found
+
+
+def rows_of(images: ImageSet) -> str:
+    """Return the hexadecimal SHA-256 digest of what a network reads beside the pixels of images."""
+    return _digest([] if images.further is None else _column(images.further))
 
 
 def _labels(labels: Targets) -> list[bytes]:

@@ -59,7 +59,7 @@ class Transformer(nn.Module):
             raise ValueError(f"mlp_ratio must be at least 1 / dim, which is {1 / dim:g}, not {mlp_ratio}")
         self.embedding = glorot(nn.Linear(features, dim)) if features else None
         self.positions = Positions(grid, dim, positional) if features else None
-        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "class" else None
+        self.class_token = nn.Parameter(_class_token(features, dim)) if pool == "class" else None
         self.dropout = nn.Dropout(dropout)
         hidden = int(dim * mlp_ratio)
         self.blocks = nn.Sequential(*(Block(dim, heads, hidden, dropout) for _ in range(depth)))
@@ -89,6 +89,16 @@ class Transformer(nn.Module):
             x = block(x, mask)
         x = self.norm(x)
         return x[:, 0] if self.class_token is not None else _mean(x, mask)
+
+
+def _class_token(features: int, dim: int) -> torch.Tensor:
+    """Return the first class token [1, 1, D].
+
+    Where nothing but the token itself is read, as of an image of which all inputs are absent, zeros would go
+    through norm after norm as zeros, each of which makes the gradient 300 times larger.
+    """
+    token = torch.zeros(1, 1, dim)
+    return token if features else token.normal_(std=dim**-0.5)
 
 
 def _mean(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

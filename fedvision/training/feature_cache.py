@@ -28,7 +28,7 @@ from fedvision import registry
 from fedvision.config import ExperimentConfig, ModelConfig, TransformConfig
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.feature_file import FeatureFile, Rows
-from fedvision.data.identity import pixels
+from fedvision.data.identity import pixels, rows_of
 from fedvision.data.transforms import augmentations, input_shape
 from fedvision.errors import ConfigError
 from fedvision.formatting import plural
@@ -96,10 +96,16 @@ def frozen_part(config: ExperimentConfig, model: nn.Module, images: ImageSet) ->
         The parts, None where no frozen front could be run alone; and why features cannot be computed once
         all the same, in the words that follow "as", empty where they can.
     """
-    if config.model.inputs:
-        return None, "the network reads [model.inputs] beside the images" if frozen_names(model) else ""
+    if config.model.inputs and not _is_frozen_to_the_head(model):
+        # Columns would have to come to the layers behind a cut.
+        return None, "a part of what reads [model.inputs] is trained" if frozen_names(model) else ""
     found = frozen_front.cut(model, input_shape(config.transforms, images.images.shape[1:]))
     return found, _obstacle(config, model, found, len(images)) if found else ""
+
+
+def _is_frozen_to_the_head(model: nn.Module) -> bool:
+    own = _frozen(model)
+    return isinstance(model, ImageModel) and all(id(t) in own for t in floating(model.backbone).values())
 
 
 def _obstacle(config: ExperimentConfig, model: nn.Module, found: Cut, images: int) -> str:
@@ -168,12 +174,13 @@ def on_features(
     def features_of(part: ImageSet, numbers: NDArray[np.int64], views: int) -> ImageSet:
         extract = FeatureExtractor(front, settings, views, config.seed)
         recipe = _recipe(config, front, settings, views)
-        key = hashlib.sha256(f"{recipe} {pixels(part.images)}".encode()).hexdigest()[:40]
+        content = pixels(part.images) if part.further is None else f"{pixels(part.images)} {rows_of(part)}"
+        key = hashlib.sha256(f"{recipe} {content}".encode()).hexdigest()[:40]
 
         def rows(missing: NDArray[np.int64]) -> Rows:
             return _shown(_rows(extract, part, missing), len(missing), on_progress)
 
-        return replace(part, images=FeatureFile(key, len(part), folder).complete(numbers, rows))
+        return replace(part, images=FeatureFile(key, len(part), folder).complete(numbers, rows), further=None)
 
     test = dataset.test
     return FeatureExperiment(
@@ -198,7 +205,12 @@ def on_features(
 
 
 def _rows(extract: FeatureExtractor, part: ImageSet, numbers: NDArray[np.int64]) -> Rows:
-    for done, features in extract.each(lambda some: np.asarray(part.images[some]), numbers):
+    further = part.further
+
+    def beside(some: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        return None if further is None else further[some]
+
+    for done, features in extract.each(lambda some: np.asarray(part.images[some]), numbers, beside):
         yield done, features.numpy()
 
 

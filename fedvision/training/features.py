@@ -2,9 +2,9 @@
 
 A convolution or a matrix product of another batch size adds up in another order, so the features of an image
 would differ in their last bits by the batch that it came in. They are computed in batches of one size, the
-last one filled up with black images, and by one thread each: then no bit of an image's features depends on
-its place or on its neighbours (measured with torch 2.14 on ResNet-18, EfficientNet-B0, MobileNetV3, ViT-B/16
-and Swin-T; another batch size changed 92 % of the numbers of a ResNet-18).
+last one filled up with black images without columns, and by one thread each: then no bit of an image's
+features depends on its place or on its neighbours (measured with torch 2.14 on ResNet-18, EfficientNet-B0,
+MobileNetV3, ViT-B/16 and Swin-T; another batch size changed 92 % of the numbers of a ResNet-18).
 
 Shape letters: B batch, D features, N images.
 """
@@ -24,6 +24,7 @@ from torch import nn
 from fedvision import cores, seeding
 from fedvision.data.transforms import Draws
 from fedvision.errors import ConfigError
+from fedvision.inputs import Batch, images_of, with_images
 from fedvision.training.forward import ForwardSettings
 
 _BATCH = {"cpu": 8}
@@ -48,13 +49,18 @@ class FeatureExtractor:
         self._batch = _BATCH.get(settings.device.type, _BATCH_ELSEWHERE)
 
     def each(
-        self, images: Callable[[NDArray[np.int64]], NDArray[np.uint8]], numbers: NDArray[np.int64]
+        self,
+        images: Callable[[NDArray[np.int64]], NDArray[np.uint8]],
+        numbers: NDArray[np.int64],
+        beside: Callable[[NDArray[np.int64]], NDArray[np.float32] | None] = lambda numbers: None,
     ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
         """Yield the features of many images, batch by batch, computed by as many threads as there are cores.
 
         Args:
             images: Returns some images, uint8 [B, H, W, channels], by their numbers [B].
             numbers: int64 [N].
+            beside: Returns what is read beside their pixels, float32 [B, W], by their numbers; None where
+                nothing is.
 
         Yields:
             Numbers [B], in the order given, and features float32 [B, D] on the CPU; [B, 1 + V, D] where there
@@ -66,7 +72,7 @@ class FeatureExtractor:
         pieces = [numbers[start : start + self._batch] for start in range(0, len(numbers), self._batch)]
 
         def work(piece: NDArray[np.int64]) -> torch.Tensor:
-            return self._features(images(piece), piece)
+            return self._features(images(piece), piece, beside(piece))
 
         if self._settings.device.type != "cpu":
             yield from ((piece, work(piece)) for piece in pieces)
@@ -79,17 +85,19 @@ class FeatureExtractor:
             torch.set_num_threads(threads)
 
     @torch.no_grad()
-    def _features(self, images: NDArray[np.uint8], numbers: NDArray[np.int64]) -> torch.Tensor:
+    def _features(
+        self, images: NDArray[np.uint8], numbers: NDArray[np.int64], further: NDArray[np.float32] | None
+    ) -> torch.Tensor:
         count = len(images)
-        if count < self._batch:
-            images = np.concatenate(
-                [images, np.zeros((self._batch - count, *images.shape[1:]), images.dtype)]
-            )
-        x = self._settings.pixels(torch.from_numpy(images))
-        found = [self._pass(x)]
+        if more := self._batch - count:
+            images = np.concatenate([images, np.zeros((more, *images.shape[1:]), images.dtype)])
+            if further is not None:
+                further = np.concatenate([further, np.full((more, further.shape[1]), np.nan, np.float32)])
+        batch = self._settings.inputs(torch.from_numpy(images), further)
+        x, found = images_of(batch), [self._pass(batch)]
         for view in range(1, self._views + 1):
             drawn = self._draws(numbers, view, (x.shape[2], x.shape[3]))
-            found.append(self._pass(self._settings.transform.apply(x, drawn)))
+            found.append(self._pass(with_images(batch, self._settings.transform.apply(x, drawn))))
         return (torch.stack(found, 1) if self._views else found[0])[:count].float().cpu()
 
     def _draws(self, numbers: NDArray[np.int64], view: int, size: tuple[int, int]) -> Draws:
@@ -102,7 +110,7 @@ class FeatureExtractor:
         each += [each[0]] * (self._batch - len(each))
         return {name: torch.cat([one[name] for one in each], dim=-1) for name in each[0]}
 
-    def _pass(self, x: torch.Tensor) -> torch.Tensor:
+    def _pass(self, x: Batch) -> torch.Tensor:
         with self._settings.one_model():
             features = self._backbone(x)
         if not isinstance(features, torch.Tensor) or features.dim() != 2:

@@ -21,7 +21,7 @@ from torch import nn
 
 from fedvision import registry
 from fedvision.data.shards import Shard
-from fedvision.errors import ConfigError, PluginError
+from fedvision.errors import PluginError
 from fedvision.inputs import Batch
 from fedvision.models.base import halves
 from fedvision.models.state import floating
@@ -67,18 +67,16 @@ class LocalData:
         before in place of the images.
 
         Raises:
-            ConfigError: The network has no backbone and head, its features are not [B, D], or they are not of
-                the images alone.
+            ConfigError: The network has no backbone and head, or its features are not [B, D].
         """
-        if self.shard.further is not None:
-            raise ConfigError("a statistic of features is of the pixels alone; leave [model.inputs] out")
         backbone = halves(self.model or nn.Identity(), "a statistic of features").backbone
         if self.shard.images.dtype != np.uint8 and not floating(backbone):  # they are the features
             for x, targets in self.batches():
                 yield backbone(x).cpu(), targets.cpu()
             return
         extract, labels = FeatureExtractor(backbone, self.settings), self.shard.labels
-        found = extract.each(lambda positions: self.shard.batch(positions)[0], np.arange(len(self)))
+        shard = self.shard
+        found = extract.each(lambda some: shard.batch(some)[0], np.arange(len(self)), shard.beside)
         for positions, features in found:
             yield features, torch.from_numpy(np.asarray(labels[self.shard.indices[positions]]))
 

@@ -145,11 +145,14 @@ def test_every_tensor_learns_where_everything_is_present() -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters())  # type: ignore[union-attr]
 
 
-def test_gradients_are_finite_where_everything_is_absent() -> None:
-    model = network().train()
+@pytest.mark.parametrize("extractor", ["cnn", "none"])
+def test_gradients_are_no_larger_where_everything_is_absent(extractor: str) -> None:
+    """A class token of zeros that reads itself alone has gradients of more than 100,000."""
+    model = network(extractor).train()
     batch = Inputs(torch.randn(2, 1, 8, 8), torch.full((2, width(INPUTS)), NAN))
     model(batch).sum().backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    largest = [float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None]
+    assert max(largest) < 300
 
 
 def test_inputs_that_are_missing_or_that_nobody_reads_are_errors() -> None:

@@ -45,9 +45,9 @@ def extracted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     found: list[int] = []
     compute = FeatureExtractor._features
 
-    def counted(self: FeatureExtractor, images: Any, numbers: Any) -> torch.Tensor:
+    def counted(self: FeatureExtractor, images: Any, *others: Any) -> torch.Tensor:
         found.append(len(images))
-        return compute(self, images, numbers)
+        return compute(self, images, *others)
 
     monkeypatch.setattr(FeatureExtractor, "_features", counted)
     return found
