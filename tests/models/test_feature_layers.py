@@ -17,6 +17,7 @@ from fedvision.api import simulate
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError
 from fedvision.experiment import Experiment
+from fedvision.models import frozen_front
 from fedvision.models.base import ImageModel
 from fedvision.models.build import build_model
 from fedvision.models.feature_layers import add_feature_layers
@@ -273,3 +274,10 @@ def test_networks_that_cannot_have_them_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             Experiment.build(tiny(model={"use": f"{__name__}:{use}", "feature_layers": ["0"]}))
+
+
+@pytest.mark.parametrize(("layer", "kept"), [("features.stages.0", False), ("features.stages.2", True)])
+def test_frozen_layers_run_once_only_where_no_further_feature_is_theirs(layer: str, kept: bool) -> None:
+    model = {"use": "resnet8", "width": 4, "train": "last:1", "feature_layers": [layer]}
+    found = frozen_front.cut(Experiment.build(several(model=model)).model, (1, 8, 8))
+    assert (found is not None) == kept
