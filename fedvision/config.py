@@ -88,6 +88,8 @@ class ModelConfig(PluginSpec):
     expand: PluginSpec = field(default_factory=lambda: PluginSpec(use=""))
     """What makes more features of a frozen backbone's for the head: ``random-relu``, ``bucket-groups``, or a
     table ``{ use = "random-relu", features = 4000 }``; empty leaves them."""
+    head: PluginSpec = field(default_factory=lambda: PluginSpec(use=""))
+    """Another head than the network's own: ``{ use = "cosine", embeddings = "names.safetensors" }``."""
     personal: tuple[str, ...] = ()
     """Patterns of tensors that each client trains and keeps for itself, such as ``["head.*"]``."""
     frozen: tuple[str, ...] = ()
@@ -104,7 +106,8 @@ class ModelConfig(PluginSpec):
             "model.train",
             f"must be 'all', 'head', 'last:N' with N >= 1, or 'lora', not {self.train!r}",
         )
-        require(bool(self.expand.use or not self.expand.args), "model.expand", "needs a key use")
+        for key, spec in {"expand": self.expand, "head": self.head}.items():
+            require(bool(spec.use or not spec.args), f"model.{key}", "needs a key use")
 
 
 @dataclass(frozen=True, kw_only=True)

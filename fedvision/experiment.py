@@ -78,7 +78,7 @@ class Experiment:
         from fedvision.data.transforms import check_size, input_shape
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.build import build_model
-        from fedvision.models.weights import begin
+        from fedvision.models.cosine_head import begin
         from fedvision.server.checks import check_strategy, check_untrained
         from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
@@ -115,7 +115,7 @@ class Experiment:
             image_size=(size[0], size[1]),
             seed=config.seed,
         )
-        weights = begin(model, files, dataset.classes, told)
+        weights = begin(model, config.model, files, dataset.classes, told)
         check_views(config, model, dataset.train)
         personal = _try(config, task, strategy, model, parts, dataset)
         updates = chain.build(config, model)
@@ -256,10 +256,10 @@ def _settled(
         ConfigError: The weights cannot be read, ``[transforms]`` contradicts them, or ``[model.inputs]`` does
             not fit the data.
     """
-    from fedvision.models import preprocessing, weights_file
+    from fedvision.models import cosine_head, preprocessing, weights_file
     from fedvision.models.expansions import with_seed
 
-    model = with_seed(config.model, config.seed)
+    model = cosine_head.settled(with_seed(config.model, config.seed), dataset.classes)
     files = weights_file.read_all(model)
     _, height, width, _ = dataset.train.images.shape
     transforms, told = preprocessing.resolve(config.transforms, config.model, files, (height, width))

@@ -89,6 +89,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "random-relu": Builtin("fedvision.models.expansions:RandomRelu"),
         "bucket-groups": Builtin("fedvision.models.expansions:BucketGroups"),
     },
+    "head": {"cosine": Builtin("fedvision.models.cosine_head:CosineHead")},
     "loss": {
         "cross-entropy": Builtin("fedvision.losses.weighting:cross_entropy"),
         "weighted": Builtin("fedvision.losses.weighting:weighted"),
@@ -120,6 +121,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedper": Builtin("fedvision.algorithms.fedper:FedPer"),
         "scaffold": Builtin("fedvision.algorithms.scaffold:Scaffold"),
         "ccvr": Builtin("fedvision.algorithms.ccvr:CCVR"),
+        "zero-shot": Builtin("fedvision.algorithms.zero_shot:ZeroShot"),
         "closed-form": Builtin("fedvision.algorithms.closed_form.strategy:ClosedForm"),
         "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTD"),
         "flexlora": Builtin("fedvision.algorithms.flexlora:FlexLora"),

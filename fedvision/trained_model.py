@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +21,7 @@ from fedvision import registry
 from fedvision.errors import ConfigError, DataError, RunFolderError
 from fedvision.files import read_json
 from fedvision.formatting import listed
-from fedvision.runs.model_description import FILE, ModelDescription
+from fedvision.runs.model_description import FILE, ModelDescription, code_of
 from fedvision.tasks.class_predictions import ClassPredictions, ClassScores, LabelPredictions
 
 if TYPE_CHECKING:
@@ -93,10 +93,11 @@ class TrainedModel:
                 precision=inference.precision,
                 channels_last=inference.channels_last,
             )
-            model = description.model
-            with _plugin_folder(run, model.expand.use), _plugin_folder(run, model.use):
+            with ExitStack() as places:
+                for spec in code_of(description.model):
+                    places.enter_context(_plugin_folder(run, spec.use))
                 network = _network(description, task, state, run)
-                code |= registry.sources({"use": model.use, "expand": model.expand.use})
+                code |= registry.sources({"use": [spec.use for spec in code_of(description.model)]})
         except RunFolderError:
             raise
         except ConfigError as error:

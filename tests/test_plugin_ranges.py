@@ -21,6 +21,7 @@ from fedvision.types import PluginSpec
 RUNTIME: dict[str, dict[str, Any]] = {
     "model": {"num_classes": 3, "in_channels": 3, "image_size": (16, 16)},
     "expansion": {"in_features": 6},
+    "head": {"in_features": 6, "num_classes": 3, "embeddings": "names.npy"},
     "loss": {"counts": torch.tensor([5.0, 3.0, 2.0]), "round": 1, "rounds": 5},
     "partition": {"columns": {}},
     "optimizer": {"params": [nn.Parameter(torch.zeros(2))]},
@@ -57,6 +58,7 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("model", "fusion"): {"dropout": OFF, "patch": "reads the extractor's tokens"},
     ("expansion", "random-relu"): {"seed": ANY},
     ("expansion", "bucket-groups"): {"groups": DEFAULT, "seed": ANY},
+    ("head", "cosine"): {"size": DEFAULT},
     ("loss", "weighted"): {"beta": "equal weights"},
     ("loss", "focal"): {"gamma": OFF, "beta": "equal weights"},
     ("loss", "ldam"): {"max_margin": OFF, "drw_round": OFF, "beta": "equal weights"},

@@ -40,6 +40,7 @@ _KINDS = {
     "partition": "Partitions: `[partition]`",
     "model": "Models: `[model]`",
     "expansion": "Expansions of features: `model.expand`",
+    "head": "Heads: `model.head`",
     "loss": "Losses: `[loss]`",
     "strategy": "Strategies: `[strategy]`",
     "update": "Update transforms: `[[update]]`",

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from fedvision import seeding
+from fedvision import registry, seeding
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, first_line
 from fedvision.inputs import Batch, for_trial
@@ -87,6 +87,8 @@ def build_model(
         if config.mirrored:
             average_with_mirror_image(halves(model, "model.mirrored = true").backbone)
         _change_features(model, config, images, seed)
+        if config.head.use:
+            _change_head(model, config, images, num_classes)
         groups = ParameterGroups.of(model, config)
         frozen = groups.frozen
         freeze(model, frozen)
@@ -137,6 +139,24 @@ def _change_features(model: nn.Module, config: ModelConfig, images: Batch, seed:
         features = forward(network.backbone, images, training=False).shape[1]
         head = glorot(nn.Linear(features, head.out_features, bias=head.bias is not None))
     network.head = expanded_head(head, head.in_features, config, seed) if config.expand.use else head
+
+
+def _change_head(model: nn.Module, config: ModelConfig, images: Batch, num_classes: int) -> None:
+    """Give a network the head that ``model.head`` names.
+
+    Raises:
+        ConfigError: The network has no backbone and head, its features are no rows, or they are expanded.
+    """
+    network = halves(model, "model.head")
+    if config.expand.use:
+        raise ConfigError("model.expand needs the network's own linear head; leave model.head out")
+    features = forward(network.backbone, images, training=False)
+    if features.dim() != 2:
+        raise ConfigError(
+            "model.head needs a row of features an image, and this backbone makes "
+            f"{list(features.shape[1:])} of it; use another network"
+        )
+    network.head = registry.build("head", config.head, in_features=features.shape[1], num_classes=num_classes)
 
 
 def _check_expansion(config: ModelConfig, groups: ParameterGroups) -> None:

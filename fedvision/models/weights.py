@@ -31,7 +31,9 @@ from fedvision.models.state import floating
 from fedvision.models.weights_file import WeightsFile, key_of
 from fedvision.types import State
 
-_PARALLEL, _BACKBONE, _HEAD, _EXPANSION = "module.", "backbone.", "head.", "head.expansion."
+_PARALLEL, _BACKBONE, _HEAD = "module.", "backbone.", "head."
+_ADDED = ("head.expansion.", "head.embeddings", "head.log_scale", "head.project.")
+"""Tensors that only a head has which ``[model]`` asks for: a file without them has another head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,18 +158,18 @@ def _head_begins_anew(file: WeightsFile, own: State, given: State) -> tuple[str,
     found = [name for name in own if name in given]
     if own and not found:
         return (f"{file.where}: it has no head, so the network's head begins with its first values",)
-    linear = [name for name in own if not name.startswith(_EXPANSION)]
-    if any(name not in given for name in linear) or not own:
+    usual = [name for name in own if not name.startswith(_ADDED)]
+    if not own or (not file.other_features and any(name not in given for name in usual)):
         return ()
     # Outputs are the first dimension of weights and biases alike.
-    there = {given[name].shape[0] for name in linear if given[name].dim()}
+    there = {given[name].shape[0] for name in usual if name in given and given[name].dim()}
+    here = {own[name].shape[0] for name in usual if own[name].dim()}
     differing = [name for name in own if name not in given or given[name].shape != own[name].shape]
     if file.other_features or (differing and len(there) == 1):
-        outputs = max(there), own[linear[0]].shape[0]
         why = (
-            f"its head has {outputs[0]} outputs and the network's {outputs[1]}"
-            if outputs[0] != outputs[1]
-            else "its head takes other features than the network's"
+            f"its head has {max(there)} outputs and the network's {max(here)}"
+            if there and there != here
+            else "its head is another one or takes other features than the network's"
         )
         return (f"{file.where}: {why}, so the head begins with its first values",)
     return ()

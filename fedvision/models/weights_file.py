@@ -150,8 +150,10 @@ def read(model: Named) -> WeightsFile:
 
 
 def _features(model: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what of a ``[model]`` settles which features its head takes, beside the backbone."""
-    return list(model.get("feature_layers", ())), tables.plain(model.get("expand", {"use": ""}))
+    """Return what of a ``[model]`` settles which features its head takes, and what head it is."""
+    head = tables.plain(model.get("head", {"use": ""}))
+    layers, expand = list(model.get("feature_layers", ())), tables.plain(model.get("expand", {"use": ""}))
+    return layers, expand, head["use"], head.get("sha256")
 
 
 def read_all(model: ModelConfig) -> dict[str, WeightsFile]:

@@ -14,7 +14,8 @@
 
 ``merged`` has the ``[model.lora]`` of adapters whose products are in the weights: the network is a plain one.
 ``class_counts`` is missing where unreported, ``decoding`` where the images came as arrays. ``code`` has
-a digest of the source of each module that ``model``, its ``expand`` or ``task`` names as ``module:attr``.
+a digest of the source of each module that ``model``, with its ``expand`` and ``head``, or ``task`` names as
+``module:attr``.
 """
 
 from __future__ import annotations
@@ -207,7 +208,6 @@ def describe(
     _, height, width, channels = dataset.train.images.shape
     tensors = experiment.model.state_dict().values()
     files = experiment.weights.files if experiment.weights else {}
-    networks = [config.model.use, *(part.use for part in parts(config.model).values())]
     return ModelDescription(
         task=config.task,
         rounds=rounds,
@@ -232,13 +232,18 @@ def describe(
         weights_sha256=files.get("", ""),
         part_weights_sha256={name: sha256 for name, sha256 in files.items() if name},
         code=registry.sources(
-            {"model": networks, "expand": config.model.expand.use, "task": config.task.use}
+            {"model": [spec.use for spec in code_of(config.model)], "task": config.task.use}
         ),
         dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})),
         merged=config.model.lora if adapted(config.model) else None,
         personal=experiment.personal,
         sha256="",
     )
+
+
+def code_of(model: ModelConfig) -> tuple[PluginSpec, ...]:
+    """Return the plug-ins that a network is built of."""
+    return model.expand, model.head, *parts(model).values(), model
 
 
 def _plain(config: ModelConfig) -> ModelConfig:

@@ -55,6 +55,7 @@ def test_model_description_of_a_finished_run(run: Path) -> None:
             "feature_layers": [],
             "inputs": {},
             "expand": {"use": ""},
+            "head": {"use": ""},
             "personal": [],
             "frozen": [],
         },

@@ -291,8 +291,9 @@ def _named(experiment: ExperimentConfig) -> Iterator[tuple[str, str]]:
     """Yield kind and name of what a client builds; data and partition are its own affair."""
     yield "task", experiment.task.use
     yield "model", experiment.model.use
-    if experiment.model.expand.use:
-        yield "expansion", experiment.model.expand.use
+    for kind, spec in {"expansion": experiment.model.expand, "head": experiment.model.head}.items():
+        if spec.use:
+            yield kind, spec.use
     for part in parts(experiment.model).values():
         yield "model", part.use
     yield "loss", experiment.loss.use

@@ -10,6 +10,7 @@ import pytest
 from fedvision.config import ExperimentConfig
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.errors import ConfigError
+from tests.experiments import tiny
 
 TOML = """
 name = "north"
@@ -187,3 +188,11 @@ def test_every_plug_in_that_a_client_builds_is_checked(table: str) -> None:
         allowing().permit_experiment(ExperimentConfig.from_toml(f'[data]\nuse = "digits"\n{table}\n'))
     # Data and partition are the server's own: a client never builds them.
     allowing().permit_experiment(ExperimentConfig.from_toml('[data]\nuse = "their:data"\n'))
+
+
+@pytest.mark.parametrize("key", ["use", "expand", "head"])
+def test_every_part_of_the_network_must_be_allowed(key: str) -> None:
+    experiment = tiny(model={"use": "cnn", key: "mine:thing"})
+    with pytest.raises(ConfigError, match="this client allows built-ins"):
+        allowing().permit_experiment(experiment)
+    allowing("mine:thing").permit_experiment(experiment)
