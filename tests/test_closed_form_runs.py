@@ -137,3 +137,29 @@ def test_what_cannot_work_is_refused_before_the_run(
     with pytest.raises(ConfigError, match=message):
         simulate(closed(IID, **tables), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("train", ["lora", "last:1", "head"])
+def test_training_in_part_begins_where_the_closed_form_ended(train: str, tmp_path: Path) -> None:
+    """The head is kept, the model as it begins has the first run's scores, and then both parts move."""
+    network: dict[str, Any] = {"use": "resnet8", "width": 8}
+    first = simulate(closed(IID, model=network), out=tmp_path / "first")
+    assert first.scores["accuracy"] > 0.5
+    begun = network | {"weights": str(tmp_path / "first"), "train": train}
+    start = Experiment.build(closed(IID, model=begun, strategy={"use": "fedavg"}))
+    assert start.weights is not None
+    assert start.weights.notices == ()
+    before = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
+    for name in ("head.weight", "head.bias"):
+        assert torch.equal(before[name], first.state[name])
+    measured = simulate(closed(IID, model=begun, strategy={"use": "zero-shot"}), out=tmp_path / "measured")
+    assert measured.rounds[0]["server"]["scores"] == first.rounds[0]["server"]["scores"]
+    trained = simulate(
+        closed(IID, model=begun, strategy={"use": "fedavg"}, training={"device": "cpu", "lr": 0.01}),
+        out=tmp_path / "trained",
+    )
+    moved = {name for name, tensor in trained.state.items() if not torch.equal(tensor, before[name])}
+    assert {"head.weight", "head.bias"} <= moved
+    assert any(name.startswith("backbone.") for name in moved) == (train != "head")
+    assert any("lora_b" in name for name in moved) == (train == "lora")
+    assert trained.scores["accuracy"] > first.scores["accuracy"] - 0.2
