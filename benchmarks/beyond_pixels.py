@@ -1,6 +1,6 @@
 """Pixels, columns and text: what each tells a network, alone and fused, also where texts are missing.
 
-    python benchmarks/beyond_pixels.py [--seeds 0 1 2]
+    python benchmarks/beyond_pixels.py [--seeds 0 1 2] [--only emoji]
 
 emoji: the category of an emoji, from its picture, its name, or both: 8 of Unicode's 9, as the names of flags
 hold the word "flag"; of the others 5 % hold a word of their category (person, symbol, smiling, food).
@@ -147,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     facts = environment()
@@ -155,8 +156,8 @@ def main() -> None:
     )
     plan = [
         Turn(turn.workload, turn.rival, options.seeds[turn.repetition])
-        for workload, arms in ARMS.items()
-        for turn in turns([workload], list(arms), len(options.seeds))
+        for workload in options.only
+        for turn in turns([workload], list(ARMS[workload]), len(options.seeds))
     ]
     take(store, plan, lambda turn: measure(turn, options.rounds), describe=lambda run: str(run["scores"]))
     print(table(store.runs))
