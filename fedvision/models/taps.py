@@ -64,7 +64,16 @@ def tap(network: nn.Module, layers: Sequence[Layer]) -> None:
 
 
 def outputs(network: nn.Module, layers: Sequence[Layer], images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return the outputs of a network's tapped layers, each a map [B, F, h, w] or tokens [B, T, F]."""
+    """Return the outputs of a network's tapped layers, each a map [B, F, h, w] or tokens [B, T, F].
+
+    ``torch.compile`` cannot follow a pass that ends inside, so it compiles what is around.
+    """
+    run = torch.compiler.disable(_outputs) if torch.compiler.is_compiling() else _outputs  # type: ignore[no-untyped-call]
+    found: tuple[torch.Tensor, ...] = run(network, layers, images)
+    return found
+
+
+def _outputs(network: nn.Module, layers: Sequence[Layer], images: torch.Tensor) -> tuple[torch.Tensor, ...]:
     noted: dict[str, torch.Tensor] = {}
     token = _noted.set(noted)
     try:

@@ -19,6 +19,7 @@ from fedvision.inputs import InputConfig, Inputs
 from fedvision.models.base import ImageModel
 from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_names, training_mode
+from fedvision.models.frozen_front import cut
 from fedvision.models.fusion import FusionBackbone
 from fedvision.models.parts import Encoder, Extractor, parts_of
 from fedvision.models.recomputation import blocks, recomputed
@@ -315,6 +316,27 @@ def test_activations_that_are_computed_anew_give_the_same_gradients() -> None:
     assert not any("stages.1" in name for name, unit in units(inside.backbone) if unit in blocks(inside))
     with recomputed(inside):
         F.cross_entropy(inside(images(16)), torch.tensor([0, 1])).backward()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch's, hidden as a rule
+def test_a_compiled_network_gives_the_same() -> None:
+    model = build(extractor=SMALL_RESNET, early="features.stages.0", size=16, **OWN).eval()
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(compiled(images(16)), model(images(16)))
+
+
+def test_what_is_computed_once_before_the_first_trained_block_is_the_same() -> None:
+    model = build(extractor={**SMALL_RESNET, "train": "last:1"}, size=16, **OWN).eval()
+    found = cut(model, (3, 16, 16))
+    assert found is not None
+    once = found.front(images(16))[:, :, None, None]
+    assert torch.equal(found.rest(once), model.backbone(images(16)))
+    # A join reads the tokens of a frozen extractor beside the Transformer, which is no chain.
+    for other in ({}, {"patch": 4}, {"early": "features.stages.0"}):
+        frozen = build(extractor={**SMALL_RESNET, "train": "none"}, size=16, **OWN, **other)
+        assert cut(frozen, (3, 16, 16)) is None
 
 
 @pytest.mark.parametrize(

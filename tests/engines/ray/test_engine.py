@@ -269,6 +269,8 @@ UPDATES: dict[str, list[dict[str, Any]]] = {
 """What is done to the updates of each strategy."""
 
 
+RESNET = {"use": "resnet8", "norm": "batch", "width": 4, "train": "last:1"}
+FUSION = {"use": "fusion", "extractor": RESNET, "early": "features.stages.0", "dim": 8, "heads": 2}
 STRATEGIES: list[dict[str, Any]] = [
     {"strategy": {"use": "scaffold", "fraction": 0.6}},
     {"strategy": {"use": "fedavg", "fraction": 0.6}},
@@ -279,6 +281,7 @@ STRATEGIES: list[dict[str, Any]] = [
     FEDPER,
     {"strategy": {"use": "fedavg"}, "task": {"use": "multi-label"}},
     {"strategy": {"use": "fedavg"}, "model": {"use": "vit", "dim": 16, "train": "lora", "lora": {"rank": 2}}},
+    {"strategy": {"use": "fedavg"}, "model": FUSION},
 ]
 
 
