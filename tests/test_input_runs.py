@@ -120,7 +120,6 @@ def test_ray_has_the_same_bits(table: Path, tmp_path: Path) -> None:
         {"training": {"lr": 0.1, "batch_size": 8, "precision": "bfloat16"}},
         {"strategy": {"use": "fedntd"}},
         {"strategy": {"use": "scaffold"}},
-        {"model": {**SMALL, "extractor": "none", "join": "gated"}},
     ],
 )
 def test_what_else_an_experiment_may_say_works_with_inputs(
@@ -220,6 +219,11 @@ def test_a_run_goes_on_with_the_cells_it_began_with(
     [
         ({"model": {"use": "cnn"}}, r"'cnn': it reads pixels alone and not \[model\.inputs\]"),
         ({"model": {**SMALL, "extractor": "none", "inputs": {}}}, "there are none; name one"),
+        (
+            {"model": {**SMALL, "extractor": "none", "join": "gated"}},
+            "join needs pixels, and extractor = 'none'",
+        ),
+        ({"model": {**SMALL, "extractor": "none", "patch": 4}}, "patch needs pixels"),
         ({"transforms": {"mixup": 0.2}}, "model.inputs cannot be blended"),
         (
             {"model": {**SMALL, "inputs": {"sex": {"kind": "category"}}}},

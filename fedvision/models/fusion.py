@@ -96,7 +96,8 @@ def fusion(
     one_of("join", join, JOINS)
     ours = {"early": early, "patch": patch, "dim": dim, "depth": depth, "dropout": dropout}
     if extractor == "none":
-        _check_alone(early, transformer)
+        pixels = {"early": early, "transformer": transformer, "patch": patch, "width": width}
+        _check_alone({**pixels, "join": "" if join == "concat" else join})
         alone = inputs_alone(inputs, dim=dim, depth=depth, heads=heads, dropout=dropout)
         return with_linear_head(alone, num_classes)
     features = _features(extractor, width, early, in_channels, image_size)
@@ -112,11 +113,10 @@ def fusion(
     return with_linear_head(FusionBackbone(features, own, joined, patch, further), num_classes)
 
 
-def _check_alone(early: str, transformer: object) -> None:
+def _check_alone(keys: Mapping[str, object]) -> None:
     """Refuse keys that need an extractor where there is none."""
-    if early or transformer is not None:
-        key = "early" if early else "transformer"
-        raise ValueError(f"{key} needs pixels, and extractor = 'none' reads none; leave one of them out")
+    if told := [key for key, value in keys.items() if value]:
+        raise ValueError(f"{told[0]} needs pixels, and extractor = 'none' reads none; leave one of them out")
 
 
 def _features(

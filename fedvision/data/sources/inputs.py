@@ -57,10 +57,8 @@ class _Cells:
             CellError: There is no such column.
         """
         if name not in self.columns:
-            known = ", ".join(sorted(self.columns)) or "none"
-            raise CellError(
-                key, f"there is no column {name!r}{nearest(name, self.columns)}; there are: {known}"
-            )
+            hint = nearest(name, self.columns) or "; there are none"
+            raise CellError(key, f"there is no column {name!r}{hint}; let the input's column name another")
         return [str(cell).strip() for cell in self.columns[name]]
 
     def refuse(self, key: str, row: int, problem: str) -> NoReturn:

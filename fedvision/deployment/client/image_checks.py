@@ -12,6 +12,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.duplicates import find_duplicates, image_name
 from fedvision.data.relabel import destinations, images_of, unnamed
+from fedvision.data.sources.inputs import with_inputs
 from fedvision.data.sources.known_sizes import image_size
 from fedvision.data.targets import count, several
 from fedvision.deployment.client.check_report import Level, Lines
@@ -22,7 +23,6 @@ from fedvision.deployment.client.local_data import (
     open_own,
     under_classes,
 )
-from fedvision.deployment.client.local_shards import with_own_columns
 from fedvision.errors import DataError
 from fedvision.formatting import plural
 from fedvision.tasks.base import build_task
@@ -140,7 +140,7 @@ def step(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentCo
 
     from fedvision.deployment.client.step_profile import step_cost
 
-    own = with_own_columns(under_classes(dataset, config, known_classes(experiment)), experiment)
+    own = with_inputs(under_classes(dataset, config, known_classes(experiment)), experiment.model.inputs)
     if config.threads:
         torch.set_num_threads(config.threads)
     before, batch = memory.resident(), experiment.training.batch_size
