@@ -6,7 +6,7 @@
 The federation of one_round.py: CIFAR-10 with a long tail of 100 on 20 clients, split by Dirichlet 0.5,
 EfficientNet-Lite0 with its ImageNet weights. A balanced LDA head is made in one round; from that model the
 head and the last five units of the backbone are trained for ten rounds of FedAvg, with logit adjustment by
-the federation's counts, frozen batch norms and flipped views. What the frozen layers make of the images is
+the federation's counts, frozen batch norms and no augmentation. What the frozen layers make of the images is
 computed once. ``--tune`` trains without a fifth of each client's images and measures on these; its best
 learning rate is the one used otherwise. Scores are of the last round's model on the 10,000 test images.
 
@@ -52,7 +52,6 @@ def further(size: int, seed: int, lr: float, weights: str, **tables: Any) -> Exp
         **tables,
         rounds=10,
         checkpoint_every=10,
-        transforms={"flip": True, "views": 2},
         model={"weights": weights, "train": f"last:{UNITS}", "frozen": ["backbone.*.norm.*"]},
         training={"lr": lr},
     )
