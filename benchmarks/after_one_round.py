@@ -1,6 +1,6 @@
 """Some rounds of training the last blocks, from a head that was made in one round.
 
-    python benchmarks/after_one_round.py --tune                 # learning rates on held-out images, at 128 px
+    python benchmarks/after_one_round.py --tune                 # learning rates on held-out images, at 64 px
     python benchmarks/after_one_round.py [--size 224] [--seeds 3]
 
 The federation of one_round.py: CIFAR-10 with a long tail of 100 on 20 clients, split by Dirichlet 0.5,
@@ -30,8 +30,8 @@ from fedvision import ExperimentConfig, simulate
 from fedvision.runs.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
-RATES = (0.003, 0.01, 0.03, 0.1)
-TUNED_AT = 128
+RATES = (0.01, 0.03, 0.1)
+TUNED_AT = 64
 """Pixels a side of the images on which learning rates are compared."""
 UNITS = 5
 """Last units of the backbone that are trained: four blocks and the last convolution."""
