@@ -77,7 +77,6 @@ def trained(size: int, seed: int, lr: float, *, tuning: bool) -> dict[str, Any]:
         "recalls": None if tuning else recalls(last),
         "start": None if tuning else recalls(begun.rounds[-1]),
         "bytes_up": sum(record["bytes"]["up"] for record in found.rounds) / len(last["clients"]),
-        "round_s": [record["seconds"] for record in found.rounds],
         "wall_s": seconds,
     }
 
