@@ -31,7 +31,7 @@ from fedvision import ExperimentConfig, simulate
 from fedvision.runs.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
-RATES = (0.01, 0.03)
+RATES = (0.0003, 0.001, 0.003)
 TUNED_AT = 64
 """Pixels a side of the images on which learning rates are compared."""
 UNITS = 5
@@ -56,7 +56,7 @@ def further(size: int, seed: int, lr: float, weights: str, **tables: Any) -> Exp
         rounds=10,
         checkpoint_every=10,
         model={"weights": weights, "train": f"last:{UNITS}", "frozen": ["backbone.*.norm.*"]},
-        training={"lr": lr, "steps": STEPS},
+        training={"lr": lr, "steps": STEPS, "clip_norm": 1.0},
     )
 
 

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fedvision.models.base import ImageModel
 from fedvision.models.freezing import frozen_names
 from fedvision.models.meta import filled
+from fedvision.models.parts import Part
 from fedvision.models.state import floating
 from fedvision.models.units import units
 
@@ -83,7 +84,7 @@ def cut(model: nn.Module, shape: tuple[int, int, int]) -> Cut | None:
     if all(id(tensor) in frozen for tensor in own.values()):
         return Cut(front=model.backbone, rest=FirstView((-1,)), numbers=0)
     trained = {name for name, tensor in own.items() if id(tensor) not in frozen}
-    begun = next((name for name, _ in units(model.backbone)), "")
+    begun = next(iter(dict(units(model.backbone))), "")
     if any(name.startswith(f"{begun}.") for name in trained):
         return None
     trial = _trial(model.backbone, trained)
@@ -92,8 +93,8 @@ def cut(model: nn.Module, shape: tuple[int, int, int]) -> Cut | None:
         found = _chain(trial, images, trained)
         if found is None or found.seen[0].numel() > _MOST * math.prod(shape):
             return None
-        parts = _parts(model.backbone, found)
-        if not _agree(_parts(trial, found), trial, images):
+        parts = _parts(model.backbone, found, trained)
+        if not _agree(_parts(trial, found, trained), trial, images):
             return None
     return parts
 
@@ -117,7 +118,7 @@ class _Reached(Exception):
 
 
 class _Stop(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *others: None) -> torch.Tensor:
         raise _Reached(x)
 
 
@@ -154,9 +155,25 @@ def _trial(backbone: nn.Module, trained: Iterable[str]) -> nn.Module:
     return trial
 
 
-def _layers(backbone: nn.Module) -> dict[str, nn.Module]:
-    """Return the units of a backbone, and the layers without tensors beside them."""
+def _layers(backbone: nn.Module, trained: Iterable[str]) -> dict[str, nn.Module]:
+    """Return what a backbone is cut between, by name: units, and the layers without tensors beside them.
+
+    Frozen parts stand for all of their units, and so do modules that have a trained tensor of their own, such
+    as a class token.
+    """
     found = dict(units(backbone))
+    whole = {
+        name: module
+        for name, module in backbone.named_modules()
+        if isinstance(module, Part) and not any(one.startswith(f"{name}.") for one in trained)
+    }
+    for one in trained:
+        owner = one.rpartition(".")[0]
+        if owner and not any(one.startswith(f"{unit}.") for unit in found):
+            whole[owner] = backbone.get_submodule(owner)
+    for name, module in whole.items():
+        found = {other: unit for other, unit in found.items() if not other.startswith(f"{name}.")}
+        found[name] = module
     inside = {id(part) for unit in found.values() for part in unit.modules()}
     beside = {
         name: module
@@ -168,7 +185,7 @@ def _layers(backbone: nn.Module) -> dict[str, nn.Module]:
 
 def _chain(trial: nn.Module, images: torch.Tensor, trained: set[str]) -> _Chain | None:
     """Return what runs before training begins; None where nothing does or it is no chain of single inputs."""
-    layers = _layers(trial)
+    layers = _layers(trial, trained)
     inside = {name for unit in layers for name in trained if name.startswith(f"{unit}.")}
     if inside != trained:
         return None
@@ -177,7 +194,8 @@ def _chain(trial: nn.Module, images: torch.Tensor, trained: set[str]) -> _Chain 
 
     def before(name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         order.append(name)
-        one = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
+        alone = not kwargs and all(other is None for other in args[1:])
+        one = alone and bool(args) and isinstance(args[0], torch.Tensor)
         given[name] = args[0].clone() if one else None
 
     hooks = [
@@ -198,10 +216,10 @@ def _chain(trial: nn.Module, images: torch.Tensor, trained: set[str]) -> _Chain 
     return _Chain(front=tuple(dict.fromkeys(order[:begun])), first=order[begun], seen=seen)
 
 
-def _parts(backbone: nn.Module, chain: _Chain) -> Cut:
+def _parts(backbone: nn.Module, chain: _Chain, trained: Iterable[str]) -> Cut:
     enter: nn.Module = FirstView(tuple(chain.seen.shape[1:]))
     passed = dict.fromkeys(chain.front[1:], nn.Identity())
-    behind = [name for name in _layers(backbone) if name not in (*chain.front, chain.first)]
+    behind = [name for name in _layers(backbone, trained) if name not in (*chain.front, chain.first)]
     return Cut(
         front=_Front(_with(backbone, {chain.first: _Stop(), **dict.fromkeys(behind, nn.Identity())})),
         rest=_with(backbone, {chain.front[0]: enter, **passed}),

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from fedvision import registry
+from fedvision.config import ModelConfig
 from fedvision.models.base import Backbone, ImageModel, with_linear_head
+from fedvision.models.build import build_model
 from fedvision.models.freezing import freeze, training_mode
 from fedvision.models.frozen_front import Cut, FirstView, cut
 from fedvision.models.state import floating
 from fedvision.models.units import last_units
+from fedvision.tasks.base import build_task
 from fedvision.types import PluginSpec
 
 
@@ -188,6 +192,34 @@ def test_which_networks_are_cut(kind: type[Chain], trained: tuple[str, ...], cut
         with torch.no_grad():
             again = found.rest(found.front(images)[:, :, None, None])
         assert torch.allclose(again, model.backbone(images), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tables", "shape"),
+    [
+        ({"extractor": {"use": "resnet8", "width": 4, "train": "none"}}, (16, 16)),
+        ({"extractor": {"use": "torchvision/swin_t", "train": "none"}, "join": "cross-attention"}, (16, 768)),
+        ({"extractor": {"use": "resnet8", "width": 4, "train": "none"}, "patch": 8}, None),
+        (
+            {"extractor": {"use": "resnet8", "width": 4, "train": "none"}, "early": "features.stages.1"},
+            None,
+        ),
+    ],
+    ids=["tokens", "cross-attention", "patches of the image", "early tokens"],
+)
+def test_a_fusion_is_cut_behind_a_frozen_extractor(
+    tables: dict[str, Any], shape: tuple[int, ...] | None
+) -> None:
+    side = 128 if "swin" in str(tables) else 16
+    spec = ModelConfig(use="fusion", args={"dim": 16, "depth": 1, "heads": 2, **tables})
+    task = build_task(PluginSpec(use="classification"))
+    model = build_model(spec, task=task, num_classes=3, in_channels=3, image_size=(side, side), seed=0)
+    found = cut(model, (3, side, side))
+    assert (found is not None) == (shape is not None)
+    if found and shape:
+        assert [part.shape for part in found.rest.modules() if isinstance(part, FirstView)] == [shape]
+        assert isinstance(model, ImageModel)
+        _check_tensors(model, found)
 
 
 def test_a_network_without_halves_or_without_frozen_layers_is_not_cut() -> None:

@@ -66,6 +66,15 @@ CASES: dict[str, dict[str, Any]] = {
     "fedavg": {},
     "a frozen front": {"model": FRONT},
     "a frozen front and a frozen block": {"model": INSIDE},
+    "a fusion with a frozen extractor": {
+        "model": {
+            "use": "fusion",
+            "extractor": {"use": "resnet8", "width": 4, "train": "none"},
+            "dim": 8,
+            "depth": 1,
+            "heads": 2,
+        },
+    },
     "a frozen front, scaffold": {"model": FRONT, "strategy": {"use": "scaffold", "fraction": 0.6}},
     "a frozen front, ccvr": {"model": FRONT, "strategy": {"use": "ccvr", "steps": 20}},
     "a frozen front, norms of one's own": {
