@@ -59,7 +59,8 @@ def add_feature_layers(backbone: nn.Module, names: Sequence[str], images: Batch)
     collected = _Collected({name: _places(name, shapes.get(name), images) for name in names})
     backbone.register_forward_pre_hook(collected.begin)
     for name in names:
-        layers[name].register_forward_hook(partial(collected.add, name))
+        # Before a hook that ends a pass there (models.taps).
+        layers[name].register_forward_hook(partial(collected.add, name), prepend=True)
     backbone.register_forward_hook(collected.join)
 
 
@@ -104,7 +105,9 @@ def _shapes(layers: Mapping[str, nn.Module], backbone: nn.Module, images: Batch)
     def note(name: str, layer: nn.Module, args: Any, output: Any) -> None:
         found[name] = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
 
-    handles = [layer.register_forward_hook(partial(note, name)) for name, layer in layers.items()]
+    handles = [
+        layer.register_forward_hook(partial(note, name), prepend=True) for name, layer in layers.items()
+    ]
     training = {module: module.training for module in backbone.modules()}
     try:
         backbone.eval()(images)

@@ -27,6 +27,9 @@ from fedvision.models.units import units
 from fedvision.tasks.classification import Classification
 from fedvision.trained_model import load
 from tests.experiments import tiny
+from tests.models.test_parts import OWN, SMALL_RESNET, extractor_of
+from tests.models.test_parts import build as build_fusion
+from tests.models.test_parts import images as fusion_images
 
 LAYERS = ["features.conv1", "features.conv3"]
 
@@ -281,3 +284,12 @@ def test_frozen_layers_run_once_only_where_no_further_feature_is_theirs(layer: s
     model = {"use": "resnet8", "width": 4, "train": "last:1", "feature_layers": [layer]}
     found = frozen_front.cut(Experiment.build(several(model=model)).model, (1, 8, 8))
     assert (found is not None) == kept
+
+
+def test_the_layer_of_the_tokens_may_give_features_too() -> None:
+    layers = ("extractor.network.features.stages.0", "extractor.network.features")
+    plain = build_fusion(extractor=SMALL_RESNET, size=16, **OWN).eval()
+    wider = build_fusion(extractor=SMALL_RESNET, size=16, feature_layers=layers, **OWN).eval()
+    found = wider.backbone(fusion_images(16))
+    assert torch.equal(found[:, :24], plain.backbone(fusion_images(16)))
+    torch.testing.assert_close(found[:, 28:], extractor_of(plain)(fusion_images(16)).mean((2, 3)))

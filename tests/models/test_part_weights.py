@@ -136,10 +136,14 @@ def test_a_run_resumed_or_predicting_has_the_bits_of_the_run(
     assert load(tmp_path / "alone").evaluate(dataset).scores == whole.rounds[-1]["server"]["scores"]
 
 
+@pytest.mark.parametrize("early", [False, True])
 def test_clients_trained_at_once_have_the_numbers_of_serial_ones(
-    files: dict[str, Path], tmp_path: Path
+    early: bool, files: dict[str, Path], tmp_path: Path
 ) -> None:
     config = experiment(files)
+    if early:
+        table = {"extractor": config.model.args["extractor"], "early": "features.stages.0", **OWN}
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, args=table))
     serial = simulate(config, engine="serial", out=tmp_path / "serial")
     stacked = simulate(config, engine="vectorized", out=tmp_path / "vectorized")
     assert not any("one by one" in text for text in stacked.folder.summary()["notices"])

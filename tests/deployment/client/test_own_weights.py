@@ -20,10 +20,10 @@ from fedvision.deployment.client.own_weights import check_weights
 from fedvision.deployment.client.redaction import redact_paths
 from fedvision.deployment.client.trainer import Trainer
 from fedvision.deployment.run_manifest import RunManifest
+from fedvision.deployment.server.deployment import manifest_of
 from fedvision.errors import ConfigError
 from fedvision.experiment import Experiment
 from fedvision.models.freezing import frozen_state
-from fedvision.models.parameter_groups import own_weights_needed
 from fedvision.models.state import digest
 from tests.experiments import tiny
 
@@ -173,20 +173,11 @@ def of_parts(files: dict[str, Path]) -> ExperimentConfig:
 
 
 def manifest_of_parts(files: dict[str, Path]) -> dict[str, Any]:
-    built = Experiment.build(of_parts(files))
-    assert built.weights is not None
-    travels = built.config.to_toml()
+    sent = manifest_of(Experiment.build(of_parts(files)), "r1")
+    travels = sent.experiment
     for name, file in files.items():
         travels = travels.replace(str(file), f"/on/the/server/{name}")
-    needed = {name: built.weights.files[name] for name in own_weights_needed(built.model, built.config.model)}
-    return RunManifest(
-        run="r1",
-        experiment=travels,
-        classes=CLASSES,
-        image=(8, 8, 1),
-        frozen=digest(frozen_state(built.model)),
-        weights=needed,
-    ).to_table()
+    return dataclasses.replace(sent, experiment=travels).to_table()
 
 
 @pytest.fixture
@@ -233,8 +224,8 @@ def test_another_file_of_a_part_or_none_is_one_sentence(
 
 
 def test_the_doctor_checks_the_files_of_parts(part_files: dict[str, Path], tmp_path: Path) -> None:
-    own = client(tmp_path, extractor=str(part_files["extractor"]))
-    ((level, text),) = lines(own, of_parts(part_files))
+    own, there = client(tmp_path, extractor=str(part_files["extractor"])), Path("/on/the/server")
+    ((level, text),) = lines(own, of_parts({"extractor": there, "transformer": there}))
     assert level == "OK"
     assert "fit the network of the extractor; the server's must be the same" in text
     ((level, text),) = lines(client(tmp_path), of_parts(part_files))
