@@ -162,7 +162,7 @@ def _layers(backbone: nn.Module, trained: Iterable[str]) -> dict[str, nn.Module]
     as a class token.
     """
     found = dict(units(backbone))
-    whole = {
+    whole: dict[str, nn.Module] = {
         name: module
         for name, module in backbone.named_modules()
         if isinstance(module, Part) and not any(one.startswith(f"{name}.") for one in trained)

@@ -202,8 +202,8 @@ class FusionBackbone(Backbone):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return [B, join.out]."""
         images, further = separate(batch, self.further)
-        several = isinstance(self.extractor, Extractor) and len(self.extractor.layers) > 1
-        found = self.extractor.outputs(images) if several else (self.extractor(images),)
+        tapped = self.extractor if isinstance(self.extractor, Extractor) else None
+        found = tapped.outputs(images) if tapped and tapped.layers[1:] else (self.extractor(images),)
         tokens = [as_tokens(features) for features in found]
         x: torch.Tensor = self.join(tokens[-1], self._class_token(images, tokens[0], further))
         return x
