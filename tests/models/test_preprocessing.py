@@ -156,3 +156,26 @@ def test_gray_images_are_shown_as_colour_with_the_weights_own_constants(tmp_path
     torch.testing.assert_close(x, plain)
     with torch.no_grad():
         torch.testing.assert_close(experiment.model.eval()(x), original(plain))
+
+
+def test_parts_of_a_library_agree_on_their_images_or_are_refused() -> None:
+    def parts_of(transformer: str, tag: str) -> Any:
+        tables = {
+            "extractor": {"use": "timm/resnet18", "weights": "a1_in1k"},
+            "transformer": {"use": f"timm/{transformer}", "weights": tag},
+        }
+        files = {
+            name: dataclasses.replace(file(), where=f"model.{name}.weights = {table['weights']!r}")
+            for name, table in tables.items()
+        }
+        return resolve(TransformConfig(), ModelConfig(use="fusion", args=tables), files, (224, 224))
+
+    found = parts_of("deit_tiny_patch16_224", "fb_in1k").transforms
+    assert (found.mean, found.std, found.interpolation) == (*IMAGENET, "bicubic")
+    with pytest.raises(ConfigError) as caught:
+        parts_of("vit_tiny_patch16_224", "augreg_in21k")
+    assert str(caught.value) == (
+        "model.extractor.weights = 'a1_in1k' was trained with mean = [0.485, 0.456, 0.406] and "
+        "model.transformer.weights = 'augreg_in21k' with [0.5, 0.5, 0.5], and both see the same images; "
+        "begin one of them with other weights"
+    )
