@@ -7,8 +7,9 @@ set; 8 clients, Dirichlet 1.0. Networks from scratch read 64 x 64 pixels, those 
 ImageNet weights 128 x 128; networks from scratch and fusions have the settings of simulations/elpv.toml.
 Trained heads and networks have logit adjustment by the federation's counts, but for the one with
 cross-entropy. Regularization and shrinkage are chosen on a fifth of each client's training images, and so are
-learning rates of SGD, by ``--tune``, with seed 100, which is none of the seeds measured. ``central`` trains the
-head above it on all images in one place; the closed forms are the same to the bit there.
+learning rates of SGD, by ``--tune``, with seed 100, which is none of the seeds measured. ``central`` trains
+the head above it on all images in one place; the closed forms are the same to the bit there. Seeds do not
+change the test set, nor what all clients' images are, so a closed form differs by what is chosen alone.
 
 $FEDVISION_DATA (else ~/.cache/fedvision) must hold elpv, a folder with one sub-folder a class, and
 weights/efficientnet_lite0.pth. Results go to results/backbones.json and backbones-rates.json.
