@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from fedvision import ExperimentConfig, registry, simulate
 from fedvision.data.dataset import ImageSet
+from fedvision.errors import RunError
 from fedvision.models.state import size_in_bytes
 from fedvision.runs.environment import environment
 from fedvision.types import PluginSpec
@@ -98,7 +99,12 @@ def measure(config: ExperimentConfig) -> dict[str, float]:
     The accuracy is that on the images that clients keep out of training, else on the test images.
     """
     with tempfile.TemporaryDirectory() as folder:
-        result = simulate(config, out=Path(folder) / "run")
+        try:
+            result = simulate(config, out=Path(folder) / "run")
+        except RunError as error:
+            if not config.evaluation.holdout or "diverged" not in str(error):
+                raise
+            return {"accuracy": 0.0, "bytes": 0}  # so this learning rate is none to choose
     where = result.rounds[-1]["local" if config.evaluation.holdout else "server"]
     return {"accuracy": where["scores"]["accuracy"], "bytes": size_in_bytes(result.state)}
 
