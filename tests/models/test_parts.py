@@ -37,7 +37,8 @@ SMALL_RESNET: dict[str, Any] = {"use": "resnet8", "norm": "batch", "width": 4}
 
 
 def build(use: str = "fusion", size: int = 64, channels: int = 3, seed: int = 1, **keys: Any) -> ImageModel:
-    known = {name: keys.pop(name) for name in ("train", "personal", "inputs", "lora") if name in keys}
+    tables = ("train", "personal", "inputs", "lora", "feature_layers")
+    known = {name: keys.pop(name) for name in tables if name in keys}
     model = build_model(
         ModelConfig(use=use, args=keys, **known),
         task=Classification(),
@@ -333,10 +334,10 @@ def test_what_is_computed_once_before_the_first_trained_block_is_the_same() -> N
     assert found is not None
     once = found.front(images(16))[:, :, None, None]
     assert torch.equal(found.rest(once), model.backbone(images(16)))
-    # A join reads the tokens of a frozen extractor beside the Transformer, which is no chain.
-    for other in ({}, {"patch": 4}, {"early": "features.stages.0"}):
+    # What reads the image, or an earlier layer, beside the tokens of a frozen extractor is no chain.
+    for other, chain in (({}, True), ({"patch": 4}, False), ({"early": "features.stages.0"}, False)):
         frozen = build(extractor={**SMALL_RESNET, "train": "none"}, size=16, **OWN, **other)
-        assert cut(frozen, (3, 16, 16)) is None
+        assert (cut(frozen, (3, 16, 16)) is not None) == chain
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ def test_features_are_computed_once_and_kept_with_the_clients_state(
     passed: list[int] = []
     compute = FeatureExtractor._features
 
-    def counted(self: FeatureExtractor, images: Any, numbers: Any) -> Any:
+    def counted(self: FeatureExtractor, images: Any, *others: Any) -> Any:
         passed.append(len(images))
-        return compute(self, images, numbers)
+        return compute(self, images, *others)
 
     monkeypatch.setattr(FeatureExtractor, "_features", counted)
 

@@ -16,7 +16,7 @@ from flwr.app import RecordDict
 
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.training_process import ProcessDied, TaskFailed, TrainingProcess
-from fedvision.deployment.run_manifest import RunManifest
+from fedvision.deployment.run_manifest import PROTOCOL, RunManifest
 from fedvision.deployment.transport import message_format
 from fedvision.errors import ConfigError
 from fedvision.flower import codec
@@ -154,7 +154,7 @@ def test_it_is_ended_at_its_limits(process: TrainingProcess, tmp_path: Path) -> 
         (facts(loss="os:system"), "this client allows built-ins, mine; if you trust its code"),
         (facts(classes=("0", "1")), "label '2' is no class of the experiment"),
         (facts() | {"digest": ""}, "is not the one that the server sent"),
-        (facts() | {"protocol": 7}, "the server speaks protocol 7"),
+        (facts() | {"protocol": PROTOCOL + 1}, f"the server speaks protocol {PROTOCOL + 1}"),
     ],
 )
 def test_what_it_may_not_or_cannot_do_is_a_sentence(
