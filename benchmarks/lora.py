@@ -96,7 +96,8 @@ def experiment(
 def measure(config: ExperimentConfig) -> dict[str, float]:
     """Run an experiment; return the last model's accuracy and a client's bytes a round.
 
-    The accuracy is that on the images that clients keep out of training, else on the test images.
+    The accuracy is that on the images that clients keep out of training, else on the test images; a learning
+    rate with which a client diverges has none.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -104,7 +105,10 @@ def measure(config: ExperimentConfig) -> dict[str, float]:
         except RunError as error:
             if not config.evaluation.holdout or "diverged" not in str(error):
                 raise
-            return {"accuracy": 0.0, "bytes": 0}  # so this learning rate is none to choose
+            return {"accuracy": 0.0, "bytes": 0}
+    if config.evaluation.holdout and any(record["refused"] for record in result.rounds):
+        # Clients that diverge are set aside, and the others alone measure.
+        return {"accuracy": 0.0, "bytes": 0}
     where = result.rounds[-1]["local" if config.evaluation.holdout else "server"]
     return {"accuracy": where["scores"]["accuracy"], "bytes": size_in_bytes(result.state)}
 
