@@ -163,13 +163,7 @@ def on_features(
     Raises:
         DataError: The features cannot be kept.
     """
-    assert isinstance(model, ImageModel)
-    front = settings.place(parts.front)
-    rest = filled(ImageModel(parts.rest, model.head)).cpu()
-    assert isinstance(rest, ImageModel)
-    kept = [name for name in frozen_names(model) if name in floating(rest)]
-    thaw(rest)
-    freeze(rest, kept)
+    front, rest = settings.place(parts.front), _trained_part(model, parts)
 
     def features_of(part: ImageSet, numbers: NDArray[np.int64], views: int) -> ImageSet:
         extract = FeatureExtractor(front, settings, views, config.seed)
@@ -191,7 +185,7 @@ def on_features(
                 args=config.model.args,
                 shared=config.model.shared,
                 personal=config.model.personal,
-                frozen=tuple(map(glob.escape, kept)),
+                frozen=tuple(map(glob.escape, frozen_names(rest))),
             ),
             transforms=TransformConfig(views=config.transforms.views),
         ),
@@ -202,6 +196,17 @@ def on_features(
         ),
         model=rest,
     )
+
+
+def _trained_part(model: nn.Module, parts: Cut) -> ImageModel:
+    """Return what trains on features, on the CPU; its tensors are frozen where they were in the network."""
+    assert isinstance(model, ImageModel)
+    rest = filled(ImageModel(parts.rest, model.head)).cpu()
+    assert isinstance(rest, ImageModel)
+    kept = [name for name in frozen_names(model) if name in floating(rest)]
+    thaw(rest)
+    freeze(rest, kept)
+    return rest
 
 
 def _rows(extract: FeatureExtractor, part: ImageSet, numbers: NDArray[np.int64]) -> Rows:

@@ -12,13 +12,8 @@ import pytest
 from fedvision.deployment.client.trainer import Trainer
 from fedvision.deployment.transport import message_format
 from fedvision.flower import codec
-from fedvision.models.build import build_model
-from fedvision.models.freezing import frozen_state
-from fedvision.models.state import digest
-from fedvision.tasks.classification import Classification
 from fedvision.training.features import FeatureExtractor
 from tests.deployment.client import test_trainer
-from tests.experiments import tiny
 
 
 def test_features_are_computed_once_and_kept_with_the_clients_state(
@@ -35,16 +30,8 @@ def test_features_are_computed_once_and_kept_with_the_clients_state(
     monkeypatch.setattr(FeatureExtractor, "_features", counted)
 
     def trained(run: str, **training: Any) -> np.ndarray:
-        network = build_model(
-            tiny(model=model).model,
-            task=Classification(),
-            num_classes=3,
-            in_channels=1,
-            image_size=(8, 8),
-            seed=3,
-        )
-        table = test_trainer.facts(run, model=model, training={"lr": 0.1, **training})
-        opened = trainer.open(table | {"frozen": digest(frozen_state(network))})
+        table = test_trainer.frozen_facts(run, model, training={"lr": 0.1, **training})
+        opened = trainer.open(table)
         test_trainer.play(trainer, tmp_path, opened, 2)
         tensors = test_trainer.exactly(message_format.Expected.from_text(opened["expected"]["train"]))
         config = {codec.CONFIG: ("config", {codec.ROUND: 3})}

@@ -68,8 +68,8 @@ def play(trainer: Trainer, folder: Path, opened: dict[str, Any], rounds: int) ->
     return answers
 
 
-def test_personal_and_frozen_tensors_are_neither_expected_nor_sent(trainer: Trainer, tmp_path: Path) -> None:
-    model = {"use": "cnn", "width": 4, "dense": 8, "personal": ["head.*"], "frozen": ["backbone.features.*"]}
+def frozen_facts(run: str, model: dict[str, Any], **tables: Any) -> dict[str, Any]:
+    """Return the facts of a run whose network has frozen tensors, as the server began with them."""
     network = build_model(
         tiny(model=model).model,
         task=Classification(),
@@ -78,8 +78,12 @@ def test_personal_and_frozen_tensors_are_neither_expected_nor_sent(trainer: Trai
         image_size=(8, 8),
         seed=3,
     )
-    table = facts("r1", model=model) | {"frozen": digest(frozen_state(network))}
-    answers = play(trainer, tmp_path, trainer.open(table), 2)
+    return facts(run, model=model, **tables) | {"frozen": digest(frozen_state(network))}
+
+
+def test_personal_and_frozen_tensors_are_neither_expected_nor_sent(trainer: Trainer, tmp_path: Path) -> None:
+    model = {"use": "cnn", "width": 4, "dense": 8, "personal": ["head.*"], "frozen": ["backbone.features.*"]}
+    answers = play(trainer, tmp_path, trainer.open(frozen_facts("r1", model)), 2)
     sent = message_format.MessageHeader.from_text(answers[0]["layout"]).tensors
     assert [entry.name for entry in sent[codec.ARRAYS]] == ["backbone.dense.weight", "backbone.dense.bias"]
     assert list(sent) == [codec.ARRAYS]
