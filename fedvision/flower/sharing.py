@@ -222,6 +222,8 @@ class ReadableStats:
     """One for each group of masked clients that is complete."""
     withheld: list[int] = field(default_factory=list)
     """Clients of whom nothing can be read alone, rising."""
+    clients: int = 0
+    """Clients whose images are in what can be read."""
 
     @property
     def readable(self) -> list[Evaluation]:
@@ -242,6 +244,7 @@ def split_readable(
     for client, reply in replies.items():
         if reply.plain is not None:
             found.plain[client] = reply.plain
+            found.clients += reply.plain.stats.examples > 0
             continue
         found.withheld.append(client)
         if reply.group:
@@ -249,6 +252,7 @@ def split_readable(
     for group, members in waiting.items():
         if set(groups.get(group, ())) == set(members) and (total := _total(list(members.values()))):
             found.sums.append(total)
+            found.clients += len(members)
     found.withheld.sort()
     return found
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from fedvision.formatting import in_order, percent
 from fedvision.reporting.class_facts import ClassFacts
-from fedvision.reporting.run_data import Band, RunData, read_facts
+from fedvision.reporting.run_data import VIEWS, Band, RunData, read_facts
+from fedvision.reporting.summary_sentences import PERSONAL, clients_of
 from fedvision.runs.folder import RunFolder
 
 WORST = "worst client"
@@ -48,9 +49,13 @@ class Group:
     """The runs, in the order in which they were given."""
 
     @property
-    def personal(self) -> bool:
-        """Whether its scores are of models that clients have of their own."""
-        return any(run.best_view is not None and run.best_view.personal for run in self.runs)
+    def notices(self) -> list[str]:
+        """What its scores are of, where that is not one model on the images of all clients."""
+        shown = [one for run in self.runs for view in VIEWS if (one := run.measurement(view))]
+        personal = any(run.best_view is not None and run.best_view.personal for run in self.runs)
+        found = [f"{self.label}: {PERSONAL}"] if personal else []
+        parts = {one.part: clients_of(one) for one in shown if one.part}
+        return found + [f"{self.label}: clients' scores are of {text}" for text in parts.values()]
 
     def values(self, score: str) -> list[float]:
         """Return one score of every run that has it."""

@@ -12,13 +12,12 @@ from fedvision.formatting import duration, in_order, listed, number, percent, pl
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.compare import Group, compare, group_kinds, rarest_scores, shown_scores
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
-from fedvision.reporting.summary_sentences import idle
+from fedvision.reporting.summary_sentences import PERSONAL, clients_of, idle
 from fedvision.reporting.text_table import TextTable, plain_text
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks.class_predictions import ClassScores
 from fedvision.tasks.confusion import ConfusionCounts
 
-PERSONAL = "personal models, on clients' own held-out images"
 RAREST = 3
 """Number of classes whose recall stands under a run's scores."""
 PER_CLASS = 30
@@ -93,7 +92,7 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
         parts += ["", rarest]
     if any(len(group.runs) > 1 for group in groups):
         parts.append("mean ± sample standard deviation over n runs that differ in their seed alone")
-    parts += [f"{group.label}: {PERSONAL}" for group in groups if group.personal]
+    parts += [notice for group in groups for notice in group.notices]
     return plain_text(*parts)
 
 
@@ -121,6 +120,8 @@ def _scores(measured: Sequence[Measurement], kinds: str) -> TextTable:
     table.add("loss", *(number(view.loss) for view in measured))
     if any(view.worst or view.withheld for view in measured):
         table.add("worst client", *map(_worst, measured))
+    if any(view.part for view in measured):
+        table.add("measured by", *(clients_of(view) if view.part else "" for view in measured))
     return table
 
 

@@ -73,6 +73,8 @@ class Measurement:
     """Clients of whom only sums with others are known, or nothing."""
     personal: bool = False
     """Whether each client measured a model of its own."""
+    part: tuple[int, int] | None = None
+    """How many clients measured and how many there are, where these are not all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +172,14 @@ class RunData:
                     labels=facts.get("labels") or {},
                     withheld=len(facts.get("withheld") or ()),
                     personal=bool(self.config.model.personal),
+                    part=self._part(facts),
                 )
         return None
+
+    def _part(self, facts: Record) -> tuple[int, int] | None:
+        """Return how many clients a measurement is of and how many there are; None where it is of all."""
+        measured = facts.get("measured_by")
+        return (measured, self.clients) if measured is not None and measured < self.clients else None
 
     def _worst(self, facts: Record) -> Worst | None:
         spread = facts.get("spread") or {}

@@ -8,6 +8,9 @@ from fedvision.formatting import listed, percent, plural, score_name, whole
 from fedvision.reporting.class_facts import ClassFacts
 from fedvision.reporting.run_data import Measurement, RunData
 
+PERSONAL = "personal models, on clients' own held-out images"
+"""Of which models the scores are where a part of the network stays on its client."""
+
 
 class Headline(NamedTuple):
     """One figure that stands at the top of a report."""
@@ -81,9 +84,18 @@ def idle(facts: RunData) -> list[str]:
 
 def measured_on(measured: Measurement) -> str:
     """Return which images a view measures."""
+    kept = f"images that {clients_of(measured)} keep for measuring"
     if measured.personal:
-        return "images that clients keep for measuring, each with its personal model,"
-    return "test images" if measured.view == "server" else "images that clients keep for measuring"
+        return f"{kept}, each with its personal model,"
+    return "test images" if measured.view == "server" else kept
+
+
+def clients_of(measured: Measurement) -> str:
+    """Return ``"clients"``, or how many of how many where a view is not of all of them."""
+    if measured.part is None:
+        return "clients"
+    some, all_there_are = measured.part
+    return f"{whole(some)} of {plural(all_there_are, 'client')}"
 
 
 def _balanced(facts: RunData, measured: Measurement) -> str:

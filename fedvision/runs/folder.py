@@ -16,7 +16,8 @@
                           those of the clients shown where the data name them
     rounds.jsonl          one line a round, what depends on config and data alone: equal runs, equal bytes.
                           What clients measured of the model after round r is "local" in line r; where it came
-                          with the training of round r + 1 it is "received" there, and its "round" is r
+                          with the training of round r + 1 it is "received" there, and its "round" is r;
+                          "measured_by" says how many clients' images are in it
     timings.jsonl         one line a round, seconds by stage
     events.jsonl          {"round", "client", "what"}: notices while the run went on; see events.py
     members.jsonl         across machines: who takes part, with which key and images; see member_register.py

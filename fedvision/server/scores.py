@@ -61,6 +61,7 @@ class Scores:
         plain = {client: evaluation.stats for client, evaluation in found.plain.items()}
         return {
             **self.total(found.readable),
+            "measured_by": found.clients,
             **({"withheld": found.withheld} if found.withheld else {}),
             "spread": self._task.client_spread(plain),
             self._task.client_metric: {

@@ -42,7 +42,7 @@ def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None
     one, two, three = masked(3)
     found = split({0: reply(), 1: one, 2: two, 5: three}, {"g": (1, 2, 5)})
     assert found.plain.keys() == {0}
-    assert found.withheld == [1, 2, 5]
+    assert (found.withheld, found.clients) == ([1, 2, 5], 4)
     (total,) = found.sums
     assert np.array_equal(total.stats.tables(), 3 * PLAIN[None])
     assert total.loss_sum == 4.5
@@ -57,7 +57,7 @@ def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None
 def test_a_group_that_is_not_complete_gives_nothing(groups: dict[str, tuple[int, ...]]) -> None:
     found = split(dict(enumerate(masked(3), 1)), groups)
     assert found.readable == []
-    assert found.withheld == [1, 2, 3]
+    assert (found.withheld, found.clients) == ([1, 2, 3], 0)
 
 
 def test_masks_that_did_not_cancel_are_noticed() -> None:

@@ -47,6 +47,7 @@ def test_pooled_scores_and_the_worst_client() -> None:
     assert local["scores"]["accuracy"] == 5 / 8
     assert local["accuracy"] == {"0": 5 / 6, "4": 0.0}
     assert (local["withheld"], local["spread"]["worst_client"]) == ([7], 4)
+    assert local["measured_by"] == 2
 
 
 def test_what_nobody_can_read_is_nothing() -> None:
