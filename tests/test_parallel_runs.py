@@ -162,7 +162,8 @@ def _runs(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("to", ["group", pytest.param("process", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("to", ["group", "process"])
 def test_interrupted_runs_stop_where_they_can_go_on(losses: Path, to: str) -> None:
     """Ctrl-C reaches a terminal's whole process group; ``kill`` reaches the one process."""
     process = _begun(losses)

@@ -227,6 +227,9 @@ def test_only_the_head_changes_and_it_fits_the_features_as_they_are() -> None:
     wanted = Ridge(alpha=0.1 * 400).fit(standard.numpy(), np.eye(CLASSES)[whole.shard.labels])
     logits = x.float() @ found["head.weight"].T + found["head.bias"]
     np.testing.assert_allclose(logits.numpy(), wanted.predict(standard.numpy()), atol=5e-3)
+    scaled = solved(ClosedForm(balance=0.0, regularization=0.1, scale=8.0), [whole], network)
+    for name in ("head.weight", "head.bias"):
+        assert torch.equal(scaled[name], 8 * found[name])
 
 
 def test_balance_helps_the_rare_class() -> None:
@@ -296,6 +299,7 @@ def test_heads_in_whole_numbers_predict_what_they_do() -> None:
         ({"head": "svm"}, "head must be 'ridge' or 'lda', not 'svm'"),
         ({"balance": 1.5}, "balance must be"),
         ({"regularization": 0.0}, "regularization must be > 0"),
+        ({"scale": 0.0}, "scale must be > 0"),
         ({"regularization": "cv"}, "regularization must be a number or 'auto', not 'cv'"),
         ({"head": "lda", "shrinkage": 1.5}, "shrinkage must be"),
         ({"shrinkage": 0.5}, "shrinkage is of head = 'lda', and head is 'ridge'; leave it out"),

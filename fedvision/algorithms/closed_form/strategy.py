@@ -55,6 +55,8 @@ class ClosedForm(QueryStrategy):
         regularization: Of ridge: lambda divided by the number of images, > 0, or ``"auto"``; 0.3 by default.
         shrinkage: Of LDA: share of the covariance that becomes isotropic, > 0 and <= 1, or ``"auto"``; 0.3 by
             default.
+        scale: Factor of the logits, > 0. It changes no prediction, but the loss and what later training does:
+            ridge's logits, mostly between 0 and 1, are too small for softmax, those of LDA often too large.
         fraction: Share of the clients that answer, 0 < fraction <= 1.
         min_clients: Clients that answer at least, where there are as many, >= 1.
 
@@ -69,6 +71,7 @@ class ClosedForm(QueryStrategy):
         balance: float = 1.0,
         regularization: float | str | None = None,
         shrinkage: float | str | None = None,
+        scale: float = 1.0,
         fraction: float = 1.0,
         min_clients: int = 1,
     ) -> None:
@@ -76,11 +79,12 @@ class ClosedForm(QueryStrategy):
         if head not in _KEYS:
             raise ValueError(f"head must be 'ridge' or 'lda', not {head!r}")
         check_range(at_least=0, at_most=1, balance=balance)
+        check_range(above=0, scale=scale)
         given = {"regularization": regularization, "shrinkage": shrinkage}
         for other, key in _KEYS.items():
             if other != head and given[key] is not None:
                 raise ValueError(f"{key} is of head = {other!r}, and head is {head!r}; leave it out")
-        self.head, self.balance = head, balance
+        self.head, self.balance, self.scale = head, balance, scale
         self.value = _value(_KEYS[head], given[_KEYS[head]])
         self.constants: State = {}
         """After a round: ``mean``, ``deviation`` and ``weight``, with which its sums were made, and
@@ -177,7 +181,7 @@ class ClosedForm(QueryStrategy):
         """Return the head's tensors for sums made with this strategy's constants, in the state's types."""
         solved = self._solve(sums, self.chosen)
         whole = solved.on_features(self.constants["mean"], self.constants["deviation"])
-        tensors = {"head.weight": whole.weight, "head.bias": whole.bias}
+        tensors = {"head.weight": self.scale * whole.weight, "head.bias": self.scale * whole.bias}
         if MEAN in self.constants:
             tensors |= {_INPUT_MEAN: self.constants[MEAN], _INPUT_DEVIATION: self.constants[DEVIATION]}
         return {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}

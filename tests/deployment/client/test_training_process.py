@@ -105,6 +105,7 @@ def test_training_reports_measures(process: TrainingProcess, tmp_path: Path) -> 
     assert client_registry(process, tmp_path) == (14, 13, 13)
 
 
+@pytest.mark.long
 def test_images_or_the_reason_for_none(
     process: TrainingProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -158,6 +158,7 @@ def test_images_may_live_on_the_device_or_be_sent_with_each_stack(limit: int, ch
     check(Cohort(settings=settings(transforms)), limit=limit, chunk=chunk)
 
 
+@pytest.mark.long
 def test_images_are_resized_in_the_recording() -> None:
     transforms = TransformConfig(size=12, interpolation="bicubic", crop=2, cutout=5)
     check(Cohort(model=network("resnet8"), settings=settings(transforms)), limit=0, chunk=2)
@@ -179,6 +180,7 @@ def test_a_frozen_part_stays() -> None:
     check(Cohort(model=network("fusion", frozen=("backbone.extractor.*",), dropout=0.0)))
 
 
+@pytest.mark.long
 def test_recordings_by_halves_of_the_clients() -> None:
     """A step is recorded once for each half of the clients and kept from round to round."""
     cohort = Cohort(settings=settings(batch_size=4))
