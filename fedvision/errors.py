@@ -114,10 +114,13 @@ def with_kind(error: BaseException) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known word, else the list of known ones."""
+    options = sorted(known)
+    return closest(name, options) or (f"; known: {', '.join(options)}" if options else "")
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known word, or nothing where none is close."""
     import difflib  # where something is misspelt, and only there
 
-    options = sorted(known)
-    close = difflib.get_close_matches(name, options, n=1)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(options)}" if options else ""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -7,13 +7,14 @@ name of an installed package; ``"my_file:thing"`` needs only a file in the exper
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from fedvision.errors import FedVisionError, PluginError, nearest
+from fedvision.errors import FedVisionError, PluginError, closest, nearest
 from fedvision.families import FAMILIES, check_name, family_of
 from fedvision.plugin_folder import allow_folder as allow_folder
 from fedvision.plugin_folder import allowed_folder as allowed_folder
@@ -317,7 +318,10 @@ def check(
         if name in settable:
             _check_type(where, name, value, parameters[name].annotation)
         elif not open_ended or name in runtime or name in factory.preset:
-            raise PluginError(f"{where}: it takes no key {name!r}{nearest(name, settable)}")
+            # What is no key of the table was passed on to the factory: it may be either's, misspelt.
+            own = [field.name for field in dataclasses.fields(spec) if field.name not in ("use", "args")]
+            hint = closest(name, [*settable, *own]) or nearest(name, settable)
+            raise PluginError(f"{where}: it takes no key {name!r}{hint}")
     given = {**factory.preset, **spec.args}
     for name, parameter in parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedvision.errors import nearest
+from fedvision.errors import closest
 
 
 def one_of(key: str, value: str, options: Iterable[str]) -> None:
@@ -16,10 +16,4 @@ def one_of(key: str, value: str, options: Iterable[str]) -> None:
     options = list(options)
     if value not in options:
         listed = ", ".join(map(repr, options))
-        raise ValueError(f"{key} must be one of {listed}, not {value!r}{_hint(value, options)}")
-
-
-def _hint(value: str, options: list[str]) -> str:
-    """Return ``nearest``'s guess, without its list of known words: the sentence has them already."""
-    guess = nearest(value, options)
-    return guess if guess.startswith("; did you mean") else ""
+        raise ValueError(f"{key} must be one of {listed}, not {value!r}{closest(value, options)}")

@@ -232,6 +232,7 @@ def test_a_misfit_is_refused_in_one_sentence(use: str, sentence: str) -> None:
         ("plugins:Linear", {"num_classes": 4}, "it takes no key 'num_classes'"),
         ("plugins:colour", {"num_classes": 4}, "it takes no key 'num_classes'"),
         ("cnn", {"widht": 4}, "it takes no key 'widht'; did you mean 'width'"),
+        ("cnn", {"trian": "head"}, "it takes no key 'trian'; did you mean 'train'"),
         ("vit", {"patch": 3}, "patch = 3 does not divide an image of 8 x 8; the nearest that does is 2"),
         ("fusion", {"width": "wide"}, "width must be int or None"),
     ],
