@@ -78,7 +78,12 @@ WAYS: Mapping[str, dict[str, Any]] = {
     "last:5": {**PARTLY, "transforms": VIEWS, "model": {**LITE, "train": "last:5"}},
     "LoRA": {**PARTLY, "transforms": {"flip": True}, "model": {**LITE, "train": "lora"}},
     "fusion: frozen extractor": {**SCRATCH, "transforms": VIEWS, "model": fused("none")},
-    "fusion: LoRA in the extractor": {**SCRATCH, "transforms": {"flip": True}, "model": fused("lora")},
+    "fusion: LoRA in the extractor": {
+        **SCRATCH,
+        "transforms": {"flip": True},
+        "training": {**SCRATCH["training"], "epochs": 1},
+        "model": fused("lora"),
+    },
 }
 
 

@@ -262,7 +262,7 @@ def _settled(
     model = cosine_head.settled(with_seed(config.model, config.seed), dataset.classes)
     files = weights_file.read_all(model)
     _, height, width, _ = dataset.train.images.shape
-    transforms, told = preprocessing.resolve(config.transforms, config.model, files, (height, width))
+    transforms, model, told = preprocessing.resolve(config.transforms, model, files, (height, width))
     config = replace(config, transforms=transforms, model=model)
     return *_with_inputs(config, dataset, here=here), files, told
 

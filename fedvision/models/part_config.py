@@ -32,6 +32,11 @@ class PartConfig(PluginSpec):
     (``lora``)."""
     layer: str = ""
     """Of an extractor: the layer whose output are its tokens; empty finds the last one."""
+    scale: tuple[float, ...] = ()
+    """What normalised images are multiplied by for this part, per channel or one for all. It is chosen, with
+    ``shift``, where the part's weights were trained with another mean and deviation than another part's."""
+    shift: tuple[float, ...] = ()
+    """What is added after that."""
 
     @property
     def key(self) -> str:
@@ -56,6 +61,11 @@ def part(name: str, table: Any) -> PartConfig:
         _TRAINED.fullmatch(found.train) is not None,
         f"{key}.train",
         f"must be 'all', 'none', 'last:N' with N >= 1, or 'lora', not {found.train!r}",
+    )
+    require(
+        len(found.scale) == len(found.shift) and len(found.scale) in (0, 1, 3) and 0 not in found.scale,
+        f"{key}.scale",
+        "and shift must be as many numbers, one or one for each of three channels, scale not 0",
     )
     return found
 
@@ -92,6 +102,15 @@ def without(config: ModelConfig, *keys: str) -> ModelConfig:
     return replace(config, args=_changed(config.use, config.args, "", stripped))
 
 
+def with_constants(config: ModelConfig, constants: Mapping[str, Mapping[str, Any]]) -> ModelConfig:
+    """Return ``[model]`` with further keys of some parts, by the part's name."""
+
+    def told(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
+        return {**table, **constants.get(name, {})}
+
+    return replace(config, args=_changed(config.use, config.args, "", told))
+
+
 def with_weights(config: ModelConfig, files: Mapping[str, str]) -> ModelConfig:
     """Return ``[model]`` whose parts begin with these files, by the part's name, and no others."""
 
@@ -111,9 +130,11 @@ def _changed(
     """Return a network's keys with the tables of its parts changed, and of theirs."""
     changed = dict(table)
     for key in _keys(use):
-        if isinstance(inner := table.get(key), Mapping):
-            name = within + key
-            changed[key] = _changed(str(inner.get("use", "")), change(name, inner), f"{name}.", change)
+        given, name = table.get(key), within + key
+        inner = {"use": given} if isinstance(given, str) else given
+        if isinstance(inner, Mapping):
+            found = _changed(str(inner.get("use", "")), change(name, inner), f"{name}.", change)
+            changed[key] = given if found == inner else found
     return changed
 
 

@@ -37,6 +37,10 @@ class Part(nn.Module):
 
     left_out: tuple[str, ...] = ()
     """Prefixes of tensors that the network has elsewhere and not here."""
+    scale: torch.Tensor | None
+    """[channels, 1, 1] or [1, 1, 1]: what images are multiplied by."""
+    shift: torch.Tensor | None
+    """What is added after that, likewise."""
 
     def __init__(self, config: PartConfig, built: nn.Module, gray: bool) -> None:
         super().__init__()
@@ -44,10 +48,15 @@ class Part(nn.Module):
         self.config, self.gray, self.halved = config, gray, halved
         self.network: nn.Module = built.backbone if isinstance(built, ImageModel) else built
         self.library: LibraryNames | None = built.library if isinstance(built, ImageModel) else None
+        # Buffers, as constants made in each pass would stop a recording of it.
+        for name in ("scale", "shift"):
+            constants = torch.tensor(getattr(config, name))[:, None, None] if config.scale else None
+            self.register_buffer(name, constants, persistent=False)
 
     def shown(self, images: torch.Tensor) -> torch.Tensor:
-        """Return images as the network takes them."""
-        return images.expand(-1, 3, -1, -1) if self.gray else images
+        """Return images [B, channels, H, W] as the network takes them."""
+        images = images.expand(-1, 3, -1, -1) if self.gray else images
+        return images if self.scale is None or self.shift is None else images * self.scale + self.shift
 
 
 class Extractor(Part, Features):

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from fedvision.config import ModelConfig, TransformConfig
 from fedvision.errors import ConfigError
 from fedvision.families import family_of
+from fedvision.models.part_config import PartConfig, parts, with_constants
 from fedvision.models.pretrained import Preprocessing, published_of
 from fedvision.models.weights_file import Named, WeightsFile, named
+from fedvision.tables import build
 
 _KEYS = ("mean", "std", "interpolation")
 _OTHERS = TransformConfig(mean=(0.5,), std=(0.25,), interpolation="bilinear")
@@ -23,6 +25,8 @@ class Resolved(NamedTuple):
 
     transforms: TransformConfig
     """``mean``, ``std`` and ``interpolation`` are given."""
+    model: ModelConfig
+    """The network's table; parts have ``scale`` and ``shift`` where their weights need other constants."""
     notices: tuple[str, ...] = ()
     """What a person should know of them."""
 
@@ -35,7 +39,8 @@ def resolve(
 ) -> Resolved:
     """Give ``[transforms]`` what the weights were trained with, where it says nothing.
 
-    Resolved ones stay as they are. All parts of a network see the same images.
+    All parts of a network see the same images. A part whose weights were trained with another mean and
+    deviation than the first one's gets ``scale`` and ``shift``. Resolved ones stay as they are.
 
     Args:
         transforms: Those of the experiment.
@@ -44,44 +49,62 @@ def resolve(
         image: (H, W) of the data's images.
 
     Raises:
-        ConfigError: It says something else than the weights, two parts were trained with different images, or
-            what a library's network was trained with is unknown.
+        ConfigError: It says something else than the weights, two parts were trained with images that were
+            resized in other ways, or what a library's network was trained with is unknown.
     """
     sources = named(model)
     trained = {name: _training_of(sources[name], file) for name, file in files.items()}
-    notices = list[str]()
-    settled = transforms
-    for name, known in trained.items():
-        if known is not None:
-            settled, told = _settled(transforms, known, files[name], image)
-            notices += told
-    _check_agreement([(files[name].where, known) for name, known in trained.items() if known])
+    known = {name: one for name, one in trained.items() if one is not None}
+    _check_interpolation([(files[name].where, one) for name, one in known.items()])
+    constants: dict[str, dict[str, Any]] = _of_run(model, files.get(""))
+    notices, settled = list[str](), transforms
+    for name, one in known.items():
+        if not _rescaled(sources[name]):
+            _check(transforms, one, files[name])
+            settled = _completed(settled, _constants(one))
+            if _constants_of(settled) != _constants_of(one):
+                constants[name] = _change(settled, one)
+        notices += _of_another_size(transforms, one, files[name], image)
     settled = _completed(settled, _OTHERS)
-    for name, known in trained.items():
-        if known is None:
-            notices += _unknown(transforms, settled, sources[name], files[name])
-    return Resolved(settled, tuple(notices))
+    for name, file in files.items():
+        if name not in known:
+            notices += _unknown(transforms, settled, sources[name], file)
+    return Resolved(settled, with_constants(model, constants), tuple(notices))
 
 
-def _check_agreement(known: Sequence[tuple[str, Preprocessing]]) -> None:
-    """Refuse parts whose weights were trained with different images.
+def _check_interpolation(known: Sequence[tuple[str, Preprocessing]]) -> None:
+    """Refuse parts with whose images something else was done than a change of numbers.
 
     Raises:
-        ConfigError: Two were.
+        ConfigError: Two differ.
     """
-    for key, (first, one), (second, other) in itertools.product(_KEYS, known, known):
-        here, there = getattr(one, key), getattr(other, key)
-        if _every(here) != _every(there):
+    for (first, one), (second, other) in itertools.combinations(known, 2):
+        if one.interpolation != other.interpolation:
             raise ConfigError(
-                f"{first} was trained with {key} = {_shown(here)} and {second} with {_shown(there)}, and "
-                "both see the same images; begin one of them with other weights"
+                f"{first} was trained with interpolation = {one.interpolation!r} and {second} with "
+                f"{other.interpolation!r}, and both see the same images; begin one of them with other weights"
             )
 
 
-def _settled(
-    transforms: TransformConfig, trained: Preprocessing, file: WeightsFile, image: tuple[int, int]
-) -> tuple[TransformConfig, tuple[str, ...]]:
-    """Return transforms as a file's weights need them, and notices.
+def _of_run(model: ModelConfig, file: WeightsFile | None) -> dict[str, dict[str, Any]]:
+    """Return the constants that parts had in the run whose model a network begins with."""
+    table = file.description.get("model") if file else None
+    if not isinstance(table, Mapping):
+        return {}
+    here, there = parts(model), parts(build(ModelConfig, dict(table), "model"))
+    return {
+        name: {"scale": list(one.scale), "shift": list(one.shift)}
+        for name, one in there.items()
+        if name in here and _rescaled(one) and not _rescaled(here[name])
+    }
+
+
+def _rescaled(model: Named) -> bool:
+    return isinstance(model, PartConfig) and bool(model.scale)
+
+
+def _check(transforms: TransformConfig, trained: Preprocessing, file: WeightsFile) -> None:
+    """Refuse transforms that are not as a file's weights need them.
 
     Raises:
         ConfigError: They say something else.
@@ -93,15 +116,37 @@ def _settled(
                 f"transforms.{key} = {_shown(own)}: {file.where} was trained with {_shown(there)}; leave the "
                 "key out"
             )
-    found = TransformConfig(mean=trained.mean, std=trained.std, interpolation=trained.interpolation)  # type: ignore[arg-type]
+
+
+def _of_another_size(
+    transforms: TransformConfig, trained: Preprocessing, file: WeightsFile, image: tuple[int, int]
+) -> tuple[str, ...]:
+    """Return a notice where images have another size than in a file's training."""
     height, width = (transforms.size,) * 2 if transforms.size else image
-    notices: tuple[str, ...] = ()
-    if trained.size and (height, width) != (trained.size, trained.size):
-        notices = (
-            f"{file.where} was trained on images of {trained.size} x {trained.size}, and the network gets "
-            f"{height} x {width}; transforms.size = {trained.size} resizes them",
-        )
-    return _completed(transforms, found), notices
+    if not trained.size or (height, width) == (trained.size, trained.size):
+        return ()
+    return (
+        f"{file.where} was trained on images of {trained.size} x {trained.size}, and the network gets "
+        f"{height} x {width}; transforms.size = {trained.size} resizes them",
+    )
+
+
+def _constants(trained: Preprocessing) -> TransformConfig:
+    return TransformConfig(mean=trained.mean, std=trained.std, interpolation=trained.interpolation)  # type: ignore[arg-type]
+
+
+def _constants_of(one: TransformConfig | Preprocessing) -> tuple[Any, Any]:
+    return _every(one.mean), _every(one.std)
+
+
+def _change(here: TransformConfig, there: Preprocessing) -> dict[str, Any]:
+    """Return what brings images from one mean and deviation to another: x s / s' + (m - m') / s'."""
+    (mean, std), (other_mean, other_std) = _constants_of(here), _constants_of(there)
+    scale = [own / other for own, other in zip(std, other_std, strict=True)]
+    shift = [(m - n) / s for m, n, s in zip(mean, other_mean, other_std, strict=True)]
+    if len({*zip(scale, shift, strict=True)}) == 1:  # it may be a part of one channel
+        scale, shift = scale[:1], shift[:1]
+    return {"scale": scale, "shift": shift}
 
 
 def _completed(transforms: TransformConfig, others: TransformConfig) -> TransformConfig:

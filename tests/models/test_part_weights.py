@@ -82,12 +82,16 @@ def test_a_file_of_another_network_is_refused_by_its_key(files: dict[str, Path])
         read_all(missing)
 
 
+RESCALED = {"scale": [1.5], "shift": [-0.25]}
+"""Images as a part takes whose weights were trained with another mean and deviation."""
+
+
 def experiment(files: dict[str, Path], *, lora: bool = False, **tables: Any) -> ExperimentConfig:
     return tiny(
         rounds=2,
         model={
             "use": "fusion",
-            "extractor": {**SMALL_RESNET, "weights": str(files["extractor"]), "train": "none"},
+            "extractor": {**SMALL_RESNET, **RESCALED, "weights": str(files["extractor"]), "train": "none"},
             "transformer": {
                 **SMALL_VIT,
                 "weights": str(files["transformer"]),
@@ -189,7 +193,7 @@ def test_parts_are_found_by_their_names() -> None:
 
 
 def test_every_part_says_what_its_images_were_like(tmp_path: Path) -> None:
-    """Two runs whose images were normalised differently cannot begin one network."""
+    """Two runs whose images were normalised differently begin one network; each part sees what it knows."""
     runs = {}
     for name, table, mean in (("extractor", SMALL_RESNET, 0.4), ("transformer", SMALL_VIT, 0.6)):
         config = tiny(rounds=1, model=table, transforms={"mean": [mean], "std": [0.3]})
@@ -204,10 +208,20 @@ def test_every_part_says_what_its_images_were_like(tmp_path: Path) -> None:
         }
         return tiny(model=model, **tables)
 
-    with pytest.raises(
-        ConfigError, match=r"was trained with mean = \[0.4\] and .* with \[0.6\], and both see"
-    ):
-        Experiment.build(both())
+    first = simulate(both(rounds=1), engine="serial", out=tmp_path / "first")
+    table = Experiment.build(both()).config.model.args["transformer"]
+    assert table["scale"] == [1.0]
+    assert table["shift"] == pytest.approx([(0.4 - 0.6) / 0.3])
+    again = simulate(both(rounds=1), engine="serial", out=tmp_path / "first", resume=True)
+    assert again.rounds == first.rounds
+    begun = {"use": "fusion", "extractor": SMALL_RESNET, "transformer": SMALL_VIT, "heads": 2}
+    later = tiny(
+        rounds=1,
+        model={**begun, "weights": str(first.folder.path)},
+        strategy={"use": "zero-shot"},
+    )
+    measured = simulate(later, engine="serial", out=tmp_path / "later")
+    assert measured.rounds[0]["server"] == first.rounds[0]["server"]
     model = both().model
     one = {key: value for key, value in model.args.items() if key != "transformer"}
     alone = dataclasses.replace(model, args=one)

@@ -15,7 +15,9 @@ from fedvision import simulate
 from fedvision.config import ExperimentConfig, ModelConfig, TransformConfig
 from fedvision.errors import ConfigError
 from fedvision.experiment import Experiment
-from fedvision.models.preprocessing import resolve
+from fedvision.models.part_config import part
+from fedvision.models.parts import Part
+from fedvision.models.preprocessing import Resolved, resolve
 from fedvision.models.weights_file import WeightsFile
 from tests.experiments import tiny
 
@@ -35,7 +37,8 @@ def resolved(use: str, given: WeightsFile | None = None, weights: str = "w", **t
 
 def test_without_weights_what_is_left_out_is_usual() -> None:
     found = resolved("cnn", std=(0.3,))
-    assert found == (TransformConfig(mean=(0.5,), std=(0.3,), interpolation="bilinear"), ())
+    assert found.transforms == TransformConfig(mean=(0.5,), std=(0.3,), interpolation="bilinear")
+    assert found.notices == ()
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,8 @@ def test_weights_say_what_their_images_were_like(
     use: str, given: WeightsFile, weights: str, mean: Any, std: Any, interpolation: str
 ) -> None:
     found = resolved(use, given, weights)
-    assert found == (TransformConfig(mean=mean, std=std, interpolation=interpolation), ())
+    assert found.transforms == TransformConfig(mean=mean, std=std, interpolation=interpolation)
+    assert found.notices == ()
     again = resolved(use, given, weights, mean=mean, std=std, interpolation=interpolation)
     assert again == found
     assert resolved(use, given, weights, mean=mean * (1 if len(mean) == 3 else 3)).transforms.std == std
@@ -96,7 +100,8 @@ def test_weights_of_unknown_training_are_refused_for_a_librarys_network_and_told
     with pytest.raises(ConfigError, match=r"set transforms\.std \("):
         resolved("timm/resnet18", file(), mean=(0.5,))
     given = resolved("torchvision/resnet18", file(), mean=(0.4,), std=(0.2,))
-    assert given == (TransformConfig(mean=(0.4,), std=(0.2,), interpolation="bilinear"), ())
+    assert given.transforms == TransformConfig(mean=(0.4,), std=(0.2,), interpolation="bilinear")
+    assert given.notices == ()
     own = resolved("cnn", file(), std=(0.2,))
     assert own.transforms == TransformConfig(mean=(0.5,), std=(0.2,), interpolation="bilinear")
     assert own.notices == (
@@ -158,24 +163,65 @@ def test_gray_images_are_shown_as_colour_with_the_weights_own_constants(tmp_path
         torch.testing.assert_close(experiment.model.eval()(x), original(plain))
 
 
-def test_parts_of_a_library_agree_on_their_images_or_are_refused() -> None:
-    def parts_of(transformer: str, tag: str) -> Any:
-        tables = {
-            "extractor": {"use": "timm/resnet18", "weights": "a1_in1k"},
-            "transformer": {"use": f"timm/{transformer}", "weights": tag},
-        }
-        files = {
-            name: dataclasses.replace(file(), where=f"model.{name}.weights = {table['weights']!r}")
-            for name, table in tables.items()
-        }
-        return resolve(TransformConfig(), ModelConfig(use="fusion", args=tables), files, (224, 224))
+def parts_of(extractor: tuple[str, str], transformer: tuple[str, str], **transforms: Any) -> Resolved:
+    pairs = {"extractor": extractor, "transformer": transformer}
+    tables = {name: {"use": f"timm/{use}", "weights": tag} for name, (use, tag) in pairs.items()}
+    files = {
+        name: dataclasses.replace(file(), where=f"model.{name}.weights = {table['weights']!r}")
+        for name, table in tables.items()
+    }
+    model = ModelConfig(use="fusion", args=tables)
+    return resolve(TransformConfig(**transforms), model, files, (224, 224))
 
-    found = parts_of("deit_tiny_patch16_224", "fb_in1k").transforms
-    assert (found.mean, found.std, found.interpolation) == (*IMAGENET, "bicubic")
-    with pytest.raises(ConfigError) as caught:
-        parts_of("vit_tiny_patch16_224", "augreg_in21k")
-    assert str(caught.value) == (
-        "model.extractor.weights = 'a1_in1k' was trained with mean = [0.485, 0.456, 0.406] and "
-        "model.transformer.weights = 'augreg_in21k' with [0.5, 0.5, 0.5], and both see the same images; "
-        "begin one of them with other weights"
+
+def test_parts_of_a_library_that_agree_on_their_images() -> None:
+    found = parts_of(("resnet18", "a1_in1k"), ("deit_tiny_patch16_224", "fb_in1k"))
+    assert (found.transforms.mean, found.transforms.std) == IMAGENET
+    assert found.transforms.interpolation == "bicubic"
+    assert not any("scale" in table for table in found.model.args.values())
+
+
+def test_a_part_that_was_trained_with_other_constants_gets_them() -> None:
+    """What it sees are the pixels less its own mean, divided by its own deviation."""
+    found = parts_of(("resnet18", "a1_in1k"), ("vit_tiny_patch16_224", "augreg_in21k"))
+    assert (found.transforms.mean, found.transforms.std) == IMAGENET
+    assert "scale" not in found.model.args["extractor"]
+    table = found.model.args["transformer"]
+    pixels = torch.rand(2, 3, 4, 4)
+    mean, std = (torch.tensor(one)[:, None, None] for one in IMAGENET)
+    other = Part(part("transformer", table), torch.nn.Identity(), False)
+    torch.testing.assert_close(other.shown((pixels - mean) / std), (pixels - 0.5) / 0.5)
+    assert not other.state_dict()
+    again = resolve(found.transforms, found.model, dict.fromkeys(found.model.args, file()), (224, 224))
+    assert again[:2] == found[:2]
+
+
+def test_a_run_that_another_begins_with_hands_on_the_constants_of_its_parts() -> None:
+    first = parts_of(("resnet18", "a1_in1k"), ("vit_tiny_patch16_224", "augreg_in21k"))
+    constants = {key: list(getattr(first.transforms, key)) for key in ("mean", "std")}
+    description = {
+        "model": {"use": "fusion", **first.model.args},
+        "transforms": constants | {"interpolation": "bicubic"},
+        "image": {"height": 224, "width": 224},
+    }
+    plain = {name: table["use"] for name, table in first.model.args.items()}
+    begun = ModelConfig(use="fusion", args=plain, weights="runs/first")
+    found = resolve(TransformConfig(), begun, {"": file(**description)}, (224, 224))
+    assert (found.transforms.mean, found.transforms.std) == IMAGENET
+    assert part("transformer", found.model.args["transformer"]).scale == tuple(
+        first.model.args["transformer"]["scale"]
     )
+
+
+def test_parts_whose_images_were_resized_in_other_ways_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parts_of(("resnet18", "a1_in1k"), ("resnet18", "tv_in1k"))
+    assert str(caught.value) == (
+        "model.extractor.weights = 'a1_in1k' was trained with interpolation = 'bicubic' and "
+        "model.transformer.weights = 'tv_in1k' with 'bilinear', and both see the same images; begin one of "
+        "them with other weights"
+    )
+    with pytest.raises(
+        ConfigError, match=r"transforms.mean = \[0.5\]: model.extractor.weights = 'a1_in1k' was"
+    ):
+        parts_of(("resnet18", "a1_in1k"), ("vit_tiny_patch16_224", "augreg_in21k"), mean=(0.5,))

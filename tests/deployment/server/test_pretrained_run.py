@@ -27,14 +27,21 @@ alpha = 1.0
 mean = [0.4]
 std = [0.3]
 size = 10
+[training]
+lr = 0.1
 [model]
-use = "resnet8"
+"""
+NETWORK = {"use": "resnet8", "norm": "batch", "width": 4}
+WHOLE = """use = "resnet8"
 norm = "batch"
 width = 4
 train = "last:1"
 weights = "{weights}"
-[training]
-lr = 0.1
+"""
+PART = """use = "fusion"
+extractor = {{ use = "resnet8", norm = "batch", width = 4, train = "none", weights = "{weights}" }}
+transformer = {{ use = "vit", patch = 5, dim = 8, depth = 1, heads = 2 }}
+heads = 2
 """
 
 
@@ -43,36 +50,41 @@ class WithWeights(Machines):
 
     copies: dict[str, str]
     """The file that a client names, by its name."""
+    part: str
+    """Of which part of the network it is; empty is the whole."""
 
     def client_file(self, name: str, *lines: str) -> Path:
         """Write a client's own file."""
         file = super().client_file(name, *lines)
         if own := self.copies.get(name):
-            file.write_text(file.read_text() + f'\n[model]\nweights = "{own}"\n')
+            table = f'[model.parts]\n{self.part} = "{own}"' if self.part else f'[model]\nweights = "{own}"'
+            file.write_text(f"{file.read_text()}\n{table}\n")
         return file
 
 
+@pytest.mark.parametrize(
+    ("network", "part", "named"),
+    [(WHOLE, "", "weights in [model]"), (PART, "extractor", "parts.extractor in [model]")],
+    ids=["whole", "part"],
+)
 def test_each_client_begins_with_its_own_copy(
-    tmp_path: Path, pki: Path, monkeypatch: pytest.MonkeyPatch
+    network: str, part: str, named: str, tmp_path: Path, pki: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = {"use": "resnet8", "norm": "batch", "width": 4}
-    state = Experiment.build(tiny(model=network, seed=8)).model.state_dict()
+    state = Experiment.build(tiny(model=NETWORK, seed=8)).model.state_dict()
     weights = tmp_path / "weights.safetensors"
     save_file(state, weights)
     (tmp_path / "copy.safetensors").write_bytes(weights.read_bytes())
     save_file({name: tensor + 1 for name, tensor in state.items()}, tmp_path / "other.safetensors")
     monkeypatch.setattr("tests.deployment.server.machines.Machines", WithWeights)
-    with machines(tmp_path, pki, EXPERIMENT.format(weights=weights)) as here:
+    with machines(tmp_path, pki, EXPERIMENT + network.format(weights=weights)) as here:
         assert isinstance(here, WithWeights)
+        here.part = part
         here.copies = {"north": "copy.safetensors", "south": "other.safetensors"}
         server = here.server()
         here.client("north")
         south = here.client("south")
         eventually(
-            lambda: (
-                "south cannot take part: weights in [model]" in here.log("server")
-                or server.poll() is not None
-            ),
+            lambda: f"south cannot take part: {named}" in here.log("server") or server.poll() is not None,
             "south is refused",
         )
         south.kill()
