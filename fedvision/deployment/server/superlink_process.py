@@ -22,6 +22,8 @@ _PORT_S = 15.0
 _NOTICE_AFTER_S = 10.0
 """Seconds of waiting after which it is logged, and then after twice as many each time."""
 _ENDED_S = 10.0
+_ANSWER_S = 60.0
+"""How long a SuperLink that has just started may take to answer: a machine may be busy with other work."""
 
 
 class SuperlinkProcess:
@@ -56,7 +58,7 @@ class SuperlinkProcess:
                 )
             time.sleep(0.3)
         self.start()
-        why = silence(self.place.private, self.place.roots)
+        why = silence(self.place.private, self.place.roots, within=_ANSWER_S)
         if why:
             self.stop()
             raise ConfigError(

@@ -48,11 +48,17 @@ from fedvision.deployment.transport.internals_wire import (
 _GAVE_UP = "the SuperLink gave up waiting for the rest of a message"
 
 
-def silence(address: str, roots: Path | None) -> str:
-    """Return why no SuperLink answers on its private side, or nothing where one does; arguments as below."""
+def silence(address: str, roots: Path | None, *, within: float = 5.0) -> str:
+    """Return why no SuperLink answers on its private side, or nothing where one does.
+
+    Args:
+        address: ``HOST:PORT`` of the private side.
+        roots: File of the authority that signed the certificate; None sends plain text.
+        within: Seconds that each step of the answer may take.
+    """
     try:
         url = f"{_base(address, roots)}/health"
-        answer = httpx.get(url, verify=_verify(roots), timeout=5, trust_env=False)
+        answer = httpx.get(url, verify=_verify(roots), timeout=within, trust_env=False)
     except (httpx.HTTPError, OSError) as error:
         return str(error) or type(error).__name__
     return "" if answer.is_success else f"HTTP status {answer.status_code}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -66,8 +67,26 @@ def test_flowers_clients_use_the_configured_route(monkeypatch: pytest.MonkeyPatc
             thread.join()
 
 
+def test_a_busy_server_is_given_time_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Healthy, "delay", 0.5)
+    with HTTPServer(("127.0.0.1", 0), _Healthy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"127.0.0.1:{server.server_port}"
+            assert "timed out" in silence(address, None, within=0.05)
+            assert silence(address, None, within=60.0) == ""
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 class _Healthy(BaseHTTPRequestHandler):
+    delay = 0.0
+    """Seconds before it answers."""
+
     def do_GET(self) -> None:
+        time.sleep(self.delay)
         self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()
