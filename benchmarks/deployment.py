@@ -1,6 +1,6 @@
 """What a round costs beside its training across machines: ours and stock Flower's deployment in turn.
 
-    python benchmarks/deployment.py [--models small] [--turns 2] [--only rounds|large] [--out DIR]
+    python benchmarks/deployment.py [--models small] [--turns 2] [--only rounds|large|adapters] [--out DIR]
 
 Two clients and a server on this machine's loopback, TLS, a key for each client, a database. Both sides build
 the same model (``small``: a convolutional network of 11 tensors, ``cnn``: one of 8, ``resnet18``: 62 and its
@@ -11,6 +11,8 @@ is left out. Ours and stock take turns, so that a busy spell of the machine fall
 
 ``large`` sends a model of 100 million parameters (400 MB) for two rounds, compares its bits with a simulation
 and notes every process's memory over time: private bytes (PSS of anonymous memory) and with mapped files.
+``adapters`` does the same with a ViT-B/16 of random weights, of which each client has its own file; adapters
+of rank 8 in its attention are trained, on two images of 224 x 224 a step.
 """
 
 from __future__ import annotations
@@ -42,12 +44,20 @@ from fedvision.runs.environment import environment
 
 NAMES = ("north", "south")
 PUBLIC, PRIVATE = "localhost:28443", "127.0.0.1:28000"
+WEIGHTS = "weights.safetensors"
 MODELS = {
     "small": {"use": "own_models:small"},
     "cnn": {"use": "cnn", "width": 4, "dense": 8},
     "resnet18": {"use": "resnet18"},
     "large": {"use": "own_models:wide"},
+    "adapters": {
+        "use": "torchvision/vit_b_16",
+        "train": "lora",
+        "lora": {"rank": 8, "targets": ["*.self_attention*"]},
+        "weights": WEIGHTS,
+    },
 }
+COLOUR = {"size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 OWN_MODELS = """
 from torch import nn
 
@@ -80,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6, help="of each turn; the first is not counted")
     parser.add_argument("--turns", type=int, default=2)
-    parser.add_argument("--only", choices=("rounds", "large"))
+    parser.add_argument("--only", choices=("rounds", "large", "adapters"))
     parser.add_argument(
         "--models", nargs="+", default=["small", "resnet18"], choices=("small", "cnn", "resnet18")
     )
@@ -92,14 +102,14 @@ def main() -> None:
         "versions": {name: version(name) for name in ("flwr", "torch", "fedvision")},
         "load at the start": os.getloadavg()[0],
     }
-    if options.only != "large":
+    if options.only in (None, "rounds"):
         rounds = compare(options.models, options.rounds, options.turns)
         facts["rounds"] = measured(options.out / "deployment.json", facts) | rounds
         keep(options.out / "deployment.json", facts, draw_rounds)
-    if options.only != "rounds":
-        facts.pop("rounds", None)
-        facts["large"] = large()
-        keep(options.out / "deployment-large.json", facts, draw_memory)
+    for model in ("large", "adapters"):
+        if options.only in (None, model):
+            facts = {key: value for key, value in facts.items() if key != "rounds"}
+            keep(options.out / f"deployment-{model}.json", facts | {"large": large(model)}, draw_memory)
 
 
 def measured(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -166,12 +176,15 @@ def _moment(line: str) -> float:
     return datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
 
 
-def large() -> dict[str, Any]:
-    """Send a model of 400 MB and return whether its bits are the simulation's, and memory over time."""
-    with made("large", 2) as folder:
+def large(model: str) -> dict[str, Any]:
+    """Train a large model and return whether its bits are the simulation's, bytes, and memory over time."""
+    with made(model, 2) as folder:
         with joined(folder):
             memory = run(folder, ["server", "experiment.toml", *SERVER, "--out", "run"])
-        timings = [json.loads(line) for line in (folder / "run/timings.jsonl").read_text().splitlines()]
+        timings, records = (
+            [json.loads(line) for line in (folder / f"run/{name}.jsonl").read_text().splitlines()]
+            for name in ("timings", "rounds")
+        )
         run(folder, ["simulate", "experiment.toml", "--out", "simulated"])
         digests = {
             hashlib.sha256((folder / out / "model.safetensors").read_bytes()).hexdigest()
@@ -180,6 +193,7 @@ def large() -> dict[str, Any]:
         size = (folder / "run/model.safetensors").stat().st_size
         return {
             "bytes of the model": size,
+            "bytes up a client and round": [record["bytes"]["up"] // len(NAMES) for record in records],
             "same bits as the simulation": len(digests) == 1,
             "seconds of the rounds": [round(timing["total"], 1) for timing in timings],
             "peak GB by process": {
@@ -217,6 +231,7 @@ def joined(folder: Path) -> Iterator[None]:
 
 def write_files(folder: Path, model: str, rounds: int) -> None:
     import tomli_w
+    from safetensors.torch import save_file
 
     from fedvision.config import ExperimentConfig
     from fedvision.deployment.certificates import make
@@ -234,8 +249,19 @@ def write_files(folder: Path, model: str, rounds: int) -> None:
         "training": {"steps": 1, "batch_size": 2, "lr": 0.01},
         "evaluation": {"every": rounds},
     }
-    (folder / "experiment.toml").write_text(tomli_w.dumps(experiment))
     allow_folder(folder)
+    if "weights" in MODELS[model]:
+        experiment["transforms"] = COLOUR
+        network = {"use": MODELS[model]["use"]}
+        first = Experiment.build(ExperimentConfig.from_dict({**experiment, "model": network}))
+        few = {"train": first.dataset.train, "test": first.dataset.test}
+        arrays = {f"{part}_images": images.images[:20] for part, images in few.items() if images}
+        labels = {f"{part}_labels": images.labels[:20] for part, images in few.items() if images}
+        np.savez(folder / "few.npz", **arrays, **labels)
+        experiment["data"] = {"use": "npz", "path": str(folder / "few.npz"), "classes": list("0123456789")}
+        save_file(first.model.state_dict(), folder / WEIGHTS)
+        experiment["model"] = {**MODELS[model], "weights": str(folder / WEIGHTS)}
+    (folder / "experiment.toml").write_text(tomli_w.dumps(experiment))
     built = Experiment.build(ExperimentConfig.load(folder / "experiment.toml"))
     train = built.dataset.train
     for indices, name in zip(built.split.clients, NAMES, strict=True):
@@ -255,6 +281,8 @@ def write_files(folder: Path, model: str, rounds: int) -> None:
             },
             "data": {"use": "npz", "path": f"{name}.npz", "classes": list("0123456789")},
         }
+        if "weights" in MODELS[model]:
+            table["model"] = {"weights": WEIGHTS}
         (folder / f"{name}.toml").write_text(tomli_w.dumps(table))
 
 
@@ -286,7 +314,7 @@ def run(folder: Path, command: list[str], *, watched: bool = True) -> Memory:
     over, began = threading.Event(), time.monotonic()
 
     def watch() -> None:
-        while not over.wait(0.2):
+        while not over.wait(1.0):
             second = round(time.monotonic() - began, 1)
             for name, held in held_by(folder).items():
                 memory.setdefault(name, []).append((second, *held))
