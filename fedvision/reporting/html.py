@@ -22,7 +22,7 @@ from fedvision import formatting
 from fedvision.reporting import matrices, plots
 from fedvision.reporting.class_facts import ClassFacts, by_frequency
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
-from fedvision.reporting.summary_sentences import headlines, measured_on, summary_sentences
+from fedvision.reporting.summary_sentences import clients_of, headlines, measured_on, summary_sentences
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import Misclassified
 
@@ -63,6 +63,7 @@ def write_report(folder: RunFolder) -> Path:
         headlines=headlines(facts),
         summary_sentences=summary_sentences(facts),
         measured_on=measured_on(measured) if measured else "",
+        clients_of=clients_of,
         curves=_curves(facts),
         scores=_score_rows(facts),
         class_tables=halves(_ends(classes, CLASSES_SHOWN)),

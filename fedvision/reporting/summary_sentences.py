@@ -46,7 +46,8 @@ def headlines(facts: RunData) -> list[Headline]:
         name, accuracy, images = clients.worst
         number = "the images" if images is None else plural(images, "image")
         what = score_name(facts.compared_by)
-        worst = Headline("Worst client", percent(accuracy), f"{what} on {number} of client {name}")
+        among = f", the worst of {clients_of(clients)}" if clients.part else ""
+        worst = Headline("Worst client", percent(accuracy), f"{what} on {number} of client {name}{among}")
         found = [*found[:3], worst]
     return found
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fedvision.reporting.html import write_report
 from fedvision.reporting.render import comparison_table, run_table
 from fedvision.reporting.run_data import read_facts
-from fedvision.reporting.summary_sentences import summary_sentences
+from fedvision.reporting.summary_sentences import headlines, summary_sentences
 from tests.reporting.sample import MakeRun, record
 
 
@@ -59,15 +60,19 @@ def test_too_many_ties_for_a_table_are_counted(make_run: MakeRun, monkeypatch: p
 def test_local_scores_say_of_how_many_clients_they_are(make_run: MakeRun) -> None:
     """Those of clients that were set aside are not among them; what is left may be easy."""
     local = record(1)["local"]
-    part = make_run("part", rounds=1, changes={"local": local | {"measured_by": 1}})
-    whole = make_run("whole", rounds=1, changes={"local": local | {"measured_by": 2}})
+    part = make_run("part", rounds=2, changes={"local": local | {"measured_by": 1}})
+    whole = make_run("whole", rounds=2, changes={"local": local | {"measured_by": 2}})
     assert "measured by 1 of 2 clients" in _squeezed(run_table(part))
     assert "measured by" not in run_table(whole)
     assert "whole: clients' scores are of" not in comparison_table([part, whole])
-    clients_alone = make_run("alone", rounds=1, changes={"local": local | {"measured_by": 1}, "server": None})
+    clients_alone = make_run("alone", rounds=2, changes={"local": local | {"measured_by": 1}, "server": None})
     (sentence,) = [one for one in summary_sentences(read_facts(clients_alone)) if "measuring" in one]
     assert "images that 1 of 2 clients keep for measuring" in sentence
     assert comparison_table([part]).splitlines()[-1] == "part: clients' scores are of 1 of 2 clients"
+    assert headlines(read_facts(part))[-1].meaning.endswith(", the worst of 1 of 2 clients")
+    assert not headlines(read_facts(whole))[-1].meaning.endswith("clients")
+    assert "keep for it, in the last round by 1 of 2 clients." in write_report(part).read_text()
+    assert "keep for it. <b>" in " ".join(write_report(whole).read_text().split())
 
 
 def test_images_behind_the_worst_client(make_run: MakeRun) -> None:
