@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock simulate test long soak search lint types check contract docs bench clean
+.PHONY: help setup lock simulate test slow long soak search lint types check contract docs bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,8 +33,11 @@ lock:  ## choose the newest versions that fit pyproject.toml, for Python 3.11 an
 simulate: $(READY)  ## run the first simulation: 20 clients, a long tail, two losses compared
 	$(BIN)/fedvision simulate simulations/first.toml
 
-test: $(READY)  ## run the tests, but for those that take long
+test: $(READY)  ## run the tests, but for those that are slow or take long
 	$(BIN)/pytest -n 2
+
+slow: $(READY)  ## run the tests that take several seconds each, more processes and engines: `.ci/run` does so as well
+	$(BIN)/pytest -n 2 -m "slow and not long and not soak"
 
 long: $(READY)  ## run the tests that take long: whole federations as processes, real data (root, Linux)
 	$(BIN)/pytest -n 2 -m "long and not soak"

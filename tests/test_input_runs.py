@@ -75,6 +75,7 @@ def table(tmp_path: Path) -> Path:
     return write(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_network_learns_from_columns_what_no_pixel_tells(table: Path, tmp_path: Path) -> None:
     training = {"lr": 0.1, "momentum": 0.9, "batch_size": 8, "epochs": 4}
     none = experiment(table, {**SMALL, "extractor": "none"}, rounds=8, training=training)

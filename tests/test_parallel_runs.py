@@ -82,6 +82,7 @@ def test_parallel_runs_have_the_files_of_sequential_ones(tmp_path: Path) -> None
         assert len(shown) == 2
 
 
+@pytest.mark.slow
 def test_a_failed_run_and_a_killed_one_leave_the_others(losses: Path) -> None:
     runs = sweep(failing=loss("Failing"), killed=loss("Killed"), good=loss("Slow", rounds=1))
     done = simulate_sweep(runs, out=losses / "out", jobs=2)
@@ -92,6 +93,7 @@ def test_a_failed_run_and_a_killed_one_leave_the_others(losses: Path) -> None:
     assert done.comparison is None
 
 
+@pytest.mark.slow
 def test_folder_of_another_experiment_in_a_sweep(tmp_path: Path) -> None:
     """A folder of another experiment is an error after the runs that go on."""
     simulate(tiny(seed=1, rounds=1), out=tmp_path / "out/b")
@@ -162,8 +164,8 @@ def _runs(process: int) -> bool:
         return False
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("to", ["group", "process"])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["group", pytest.param("process", marks=pytest.mark.long)])
 def test_interrupted_runs_stop_where_they_can_go_on(losses: Path, to: str) -> None:
     """Ctrl-C reaches a terminal's whole process group; ``kill`` reaches the one process."""
     process = _begun(losses)

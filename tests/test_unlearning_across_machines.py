@@ -94,6 +94,7 @@ def same(one: RunResult, other: RunResult) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_a_client_is_taken_out_and_in_again(machines: Machines, tmp_path: Path) -> None:
     """As in the simulation, to the bit, and two clients one after the other or both at once."""
     wanted = unlearn(machines.simulated.folder.path, [1], out=tmp_path / "wanted")

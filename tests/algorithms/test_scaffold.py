@@ -153,6 +153,7 @@ class _Quadratics:
         (lambda: Scaffold(), 0.5, 30),
     ],
 )
+@pytest.mark.slow
 def test_scaffold_reaches_the_optimum_that_fedavg_misses(
     build: Callable[[], RoundStrategy], momentum: float, rounds: int
 ) -> None:

@@ -121,6 +121,7 @@ def test_what_is_measured_is_w1_with_one_evaluation() -> None:
     assert phases.experiment(6, "cpu") == ExperimentConfig.from_dict(table)
 
 
+@pytest.mark.slow
 def test_the_first_round_warms_up_and_the_images_are_counted() -> None:
     whole = {"partition": {"use": "iid", "clients": 5}, "strategy": {"use": "fedavg", "fraction": 1.0}}
     config = tiny(**whole)
@@ -132,6 +133,7 @@ def test_the_first_round_warms_up_and_the_images_are_counted() -> None:
     assert state
 
 
+@pytest.mark.slow
 def test_benchmark_refuses_clients_trained_one_by_one() -> None:
     """Clients that were trained one by one are no measurement of an engine."""
     # Mixup blends the images of a batch, which a stack of clients pads.

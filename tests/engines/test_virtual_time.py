@@ -116,7 +116,7 @@ def test_bits_with_slow_clients(round: dict[str, Any], tmp_path: Path) -> None:
     assert resumed.rounds == whole.rounds
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_ray_has_the_bits_of_the_serial_engine(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     config: ExperimentConfig = tiny(round={"buffer": 3, "concurrency": 5}, clock=SLOW, rounds=4)

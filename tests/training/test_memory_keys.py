@@ -129,7 +129,7 @@ def test_activations_computed_anew_give_the_same_bits(name: str) -> None:
     assert found.loss == plainly.loss
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_compiled_network_trains_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     shard = make_shard(16)  # two batches of one size, which are compiled once

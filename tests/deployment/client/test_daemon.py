@@ -149,6 +149,7 @@ def test_an_expired_server_certificate_is_a_sentence_on_both_sides(
             assert eventually(lambda: "SSLV3_ALERT_CERTIFICATE_EXPIRED" in server.log.read_text())
 
 
+@pytest.mark.slow
 def test_unusable_client_certificates(
     pki: Path, strangers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,7 +105,7 @@ def test_training_reports_measures(process: TrainingProcess, tmp_path: Path) -> 
     assert client_registry(process, tmp_path) == (14, 13, 13)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_images_or_the_reason_for_none(
     process: TrainingProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -121,6 +121,7 @@ def test_images_or_the_reason_for_none(
         broken.stop()
 
 
+@pytest.mark.slow
 def test_it_is_replaced_when_it_dies(process: TrainingProcess, tmp_path: Path) -> None:
     with pytest.raises(ProcessDied, match=r"the training process died \(exit code 9\)"):
         task(process, tmp_path, "mine:die")

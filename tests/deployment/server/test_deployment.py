@@ -54,6 +54,7 @@ def with_several_labels(text: str, folder: Path) -> str:
     "kind",
     ["fedntd", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("fedper", "multi-label", "lora"))],
 )
+@pytest.mark.slow
 def test_three_rounds_across_machines_end_in_the_simulations_bits(
     kind: str, tmp_path: Path, pki: Path
 ) -> None:

@@ -167,7 +167,7 @@ def test_the_clients_healthcheck_sees_the_training_process_and_not_itself(tmp_pa
     assert healthy(client, command, "python -m fedvision.deployment.client.trainer")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_example_clients_fit_the_servers_experiment(tmp_path: Path) -> None:
     """The example makes three clients whose images fit the server's experiment."""
     script = [sys.executable, str(ROOT / "clients/example.py"), str(tmp_path / "trial")]

@@ -282,6 +282,7 @@ def test_an_unknown_key_is_logged_on_both_sides(pki: Path, strangers: Path, serv
     assert fingerprint in lines[0] or "no key" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_client_joins_while_its_key_is_in_the_folder(pki: Path, server: Running) -> None:
     process = supernode(pki, pki, "south", server)
     try:

@@ -104,6 +104,7 @@ def test_changed_object_format_disables_the_clients_shortcut(
     link.close()
 
 
+@pytest.mark.slow
 def test_messages_travel_without_shortcuts(other_version: Path, pki: Path, tmp_path: Path) -> None:
     """A real SuperLink of a version that lacks a name; one with shortcuts used its folder before.
 

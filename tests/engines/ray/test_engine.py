@@ -115,7 +115,7 @@ def test_a_strategy_that_must_see_every_update_gets_every_update(serial: Round) 
     assert there.updates == 12
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_client_whose_process_dies_once_is_run_again_with_its_neighbours(
     tmp_path: Path, serial: Round
 ) -> None:
@@ -236,12 +236,12 @@ def test_a_worker_that_returned_its_sums_runs_again_when_another_dies(
     ("trouble", "reason"),
     [
         ("raise", "no luck"),
-        ("nan", "holds NaN"),
-        ("huge", "the norm of its change is"),
+        pytest.param("nan", "holds NaN", marks=pytest.mark.long),
+        pytest.param("huge", "the norm of its change is", marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("add_update", [True, False])
-@pytest.mark.long
+@pytest.mark.parametrize("add_update", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_a_client_that_fails_is_named_as_by_the_serial_engine(
     trouble: str, reason: str, add_update: bool
 ) -> None:

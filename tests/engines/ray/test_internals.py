@@ -94,7 +94,7 @@ def test_other_arguments_of_the_command_are_unchanged() -> None:
     assert stand_ins(["raylet", "--agent=x"]) == ["raylet", "--agent=x"], "another Ray starts all it has"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_ray_of_ones_own_is_a_store_and_a_scheduler_that_works() -> None:
     done = subprocess.run([sys.executable, "-c", COUNT], check=True, capture_output=True, text=True)
     assert done.stdout.split()[:1] == ["42"]

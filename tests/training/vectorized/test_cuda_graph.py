@@ -112,6 +112,7 @@ FEW: dict[str, Any] = {"sizes": ((5, 6),)}
 
 
 @pytest.mark.parametrize("use", [*SHALLOW, *(pytest.param(use, marks=pytest.mark.long) for use in DEEP)])
+@pytest.mark.slow
 def test_every_model_that_stacks_can_be_played_back(use: str) -> None:
     check(Cohort(model=network(use), settings=settings(momentum=0.9), shards=make_shards((8, 7))), **FEW)
 
@@ -140,6 +141,7 @@ def test_every_loss_is_built_anew_from_the_counts_of_the_clients_that_play(use: 
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_optimiser_batches_and_schedule_are_those_of_the_loop(training: dict[str, Any]) -> None:
     check(Cohort(settings=settings(**training)))
 
@@ -153,12 +155,13 @@ def test_optimiser_batches_and_schedule_are_those_of_the_loop(training: dict[str
         pytest.param(1 << 30, 2, id="resident-2", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.slow
 def test_images_may_live_on_the_device_or_be_sent_with_each_stack(limit: int, chunk: int) -> None:
     transforms = TransformConfig(flip=True, crop=2, rotation=20.0, cutout=3)
     check(Cohort(settings=settings(transforms)), limit=limit, chunk=chunk)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_images_are_resized_in_the_recording() -> None:
     transforms = TransformConfig(size=12, interpolation="bicubic", crop=2, cutout=5)
     check(Cohort(model=network("resnet8"), settings=settings(transforms)), limit=0, chunk=2)
@@ -180,7 +183,7 @@ def test_a_frozen_part_stays() -> None:
     check(Cohort(model=network("fusion", frozen=("backbone.extractor.*",), dropout=0.0)))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_recordings_by_halves_of_the_clients() -> None:
     """A step is recorded once for each half of the clients and kept from round to round."""
     cohort = Cohort(settings=settings(batch_size=4))
@@ -226,6 +229,7 @@ def test_another_algorithm_makes_new_recordings() -> None:
     assert recorded.failure_reason is None
 
 
+@pytest.mark.slow
 def test_more_images_or_clients_than_before_get_more_room() -> None:
     few = Cohort(shards=make_shards((2, 1)))
     recorded = CudaGraphRunner(few.model, few.settings, Tracer())
@@ -295,6 +299,7 @@ def test_out_of_memory_is_raised_and_can_be_retried() -> None:
     "use", [use if use == "scaffold" else pytest.param(use, marks=pytest.mark.long) for use in STACKABLE]
 )
 @pytest.mark.parametrize("training", [{}, pytest.param(LONG, marks=pytest.mark.long)], ids=["plain", "long"])
+@pytest.mark.slow
 def test_every_algorithm_is_played_back(use: str, training: dict[str, Any]) -> None:
     model = network()
     state = get_state(model, shared_names(model, "all"))
