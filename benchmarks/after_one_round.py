@@ -34,7 +34,7 @@ from fedvision.runs.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 CLIENTS = 20
-RATES = (0.0001, 0.0003, 0.001)
+RATES = (0.0001, 0.0003)
 UNITS = 5
 """Last units of the backbone that are trained: four blocks and the last convolution."""
 ROUNDS, TUNING = 9, {"size": 128, "rounds": 3}
