@@ -81,7 +81,8 @@ WAYS: Mapping[str, dict[str, Any]] = {
     "fusion: LoRA in the extractor": {
         **SCRATCH,
         "transforms": {"flip": True},
-        "training": {**SCRATCH["training"], "epochs": 1},
+        # With the rate of the others all images get one name after 15 rounds.
+        "training": {**SCRATCH["training"], "epochs": 1, "lr": 0.0003},
         "model": fused("lora"),
     },
 }
