@@ -6,6 +6,7 @@ part of a part has both, ``extractor.reads``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -63,9 +64,11 @@ def part(name: str, table: Any) -> PartConfig:
         f"must be 'all', 'none', 'last:N' with N >= 1, or 'lora', not {found.train!r}",
     )
     require(
-        len(found.scale) == len(found.shift) and len(found.scale) in (0, 1, 3) and 0 not in found.scale,
+        len(found.scale) == len(found.shift) in (0, 1, 3)
+        and 0 not in found.scale
+        and all(map(math.isfinite, (*found.scale, *found.shift))),
         f"{key}.scale",
-        "and shift must be as many numbers, one or one for each of three channels, scale not 0",
+        "and shift must be as many finite numbers, one or one for each of three channels, scale not 0",
     )
     return found
 

@@ -347,6 +347,14 @@ def test_what_is_computed_once_before_the_first_trained_block_is_the_same() -> N
         ({"extractor": {"width": 3}}, "model.extractor.use is missing"),
         ({"extractor": {"use": "cnn", "name": "x"}}, "model.extractor.name is no key"),
         ({"extractor": {"use": "cnn", "train": "head"}}, "model.extractor.train must be 'all', 'none'"),
+        (
+            {"extractor": {"use": "cnn", "scale": [2.0]}},
+            r"model\.extractor\.scale and shift must be as many finite",
+        ),
+        (
+            {"extractor": {"use": "cnn", "scale": [0.0], "shift": [1.0]}},
+            r"model\.extractor\.scale and shift must be .* scale not 0",
+        ),
         ({"extractor": {"use": "cnn", "size": 3}}, "model.extractor: [model] use = 'cnn': it takes no key"),
         ({"extractor": {"use": "cnn", "layer": "x"}}, "model.extractor: the network has no layer 'x'"),
         (
