@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -349,12 +350,10 @@ def test_what_is_computed_once_before_the_first_trained_block_is_the_same() -> N
         ({"extractor": {"use": "cnn", "train": "head"}}, "model.extractor.train must be 'all', 'none'"),
         (
             {"extractor": {"use": "cnn", "scale": [2.0]}},
-            r"model\.extractor\.scale and shift must be as many finite",
+            "model.extractor.scale and shift must be as many finite",
         ),
-        (
-            {"extractor": {"use": "cnn", "scale": [0.0], "shift": [1.0]}},
-            r"model\.extractor\.scale and shift must be .* scale not 0",
-        ),
+        ({"extractor": {"use": "cnn", "scale": [0.0], "shift": [1.0]}}, "three channels, scale not 0"),
+        ({"extractor": {"use": "cnn", "scale": [math.inf], "shift": [1.0]}}, "as many finite numbers"),
         ({"extractor": {"use": "cnn", "size": 3}}, "model.extractor: [model] use = 'cnn': it takes no key"),
         ({"extractor": {"use": "cnn", "layer": "x"}}, "model.extractor: the network has no layer 'x'"),
         (
