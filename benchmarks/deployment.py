@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from deployment_plots import draw_memory, draw_rounds
 from stock_flower import stock
 
 from fedvision.runs.environment import environment
@@ -57,6 +58,8 @@ MODELS = {
         "weights": WEIGHTS,
     },
 }
+FEW = 20
+"""Images for training and as many for the test of a large network."""
 COLOUR = {"size": 224, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 OWN_MODELS = """
 from torch import nn
@@ -231,7 +234,6 @@ def joined(folder: Path) -> Iterator[None]:
 
 def write_files(folder: Path, model: str, rounds: int) -> None:
     import tomli_w
-    from safetensors.torch import save_file
 
     from fedvision.config import ExperimentConfig
     from fedvision.deployment.certificates import make
@@ -251,16 +253,7 @@ def write_files(folder: Path, model: str, rounds: int) -> None:
     }
     allow_folder(folder)
     if "weights" in MODELS[model]:
-        experiment["transforms"] = COLOUR
-        network = {"use": MODELS[model]["use"]}
-        first = Experiment.build(ExperimentConfig.from_dict({**experiment, "model": network}))
-        few = {"train": first.dataset.train, "test": first.dataset.test}
-        arrays = {f"{part}_images": images.images[:20] for part, images in few.items() if images}
-        labels = {f"{part}_labels": images.labels[:20] for part, images in few.items() if images}
-        np.savez(folder / "few.npz", **arrays, **labels)
-        experiment["data"] = {"use": "npz", "path": str(folder / "few.npz"), "classes": list("0123456789")}
-        save_file(first.model.state_dict(), folder / WEIGHTS)
-        experiment["model"] = {**MODELS[model], "weights": str(folder / WEIGHTS)}
+        experiment |= with_weights(folder, experiment)
     (folder / "experiment.toml").write_text(tomli_w.dumps(experiment))
     built = Experiment.build(ExperimentConfig.load(folder / "experiment.toml"))
     train = built.dataset.train
@@ -284,6 +277,26 @@ def write_files(folder: Path, model: str, rounds: int) -> None:
         if "weights" in MODELS[model]:
             table["model"] = {"weights": WEIGHTS}
         (folder / f"{name}.toml").write_text(tomli_w.dumps(table))
+
+
+def with_weights(folder: Path, experiment: dict[str, Any]) -> dict[str, Any]:
+    """Write random weights and a few images; return the tables that name them."""
+    from safetensors.torch import save_file
+
+    from fedvision.config import ExperimentConfig
+    from fedvision.experiment import Experiment
+
+    model = {**experiment["model"], "weights": str(folder / WEIGHTS)}
+    plain = {**experiment, "transforms": COLOUR, "model": {"use": model["use"]}}
+    built = Experiment.build(ExperimentConfig.from_dict(plain))
+    save_file(built.model.state_dict(), folder / WEIGHTS)
+    arrays = {}
+    for name, part in (("train", built.dataset.train), ("test", built.dataset.test)):
+        assert part is not None
+        arrays |= {f"{name}_images": part.images[:FEW], f"{name}_labels": part.labels[:FEW]}
+    np.savez(folder / "few.npz", **arrays)
+    data = {"use": "npz", "path": str(folder / "few.npz"), "classes": list("0123456789")}
+    return {"transforms": COLOUR, "model": model, "data": data}
 
 
 def start(folder: Path, command: list[str], log: str) -> subprocess.Popen[bytes]:
@@ -376,52 +389,6 @@ def figures(seconds: list[float]) -> dict[str, float]:
         "max": round(max(seconds), 2),
         "n": len(seconds),
     }
-
-
-def draw_rounds(facts: dict[str, Any], path: Path) -> None:
-    """Draw what a round costs beside its training: a bar for each side and model."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    bars = [
-        (f"{model}, {name}", sides[side]["seconds beside training"], colour)
-        for model, sides in facts["rounds"].items()
-        for side, name, colour in (("ours", "fedvision", "#0072b2"), ("stock", "stock Flower", "#d55e00"))
-    ][::-1]
-    with rc_context({"font.size": 11, "svg.fonttype": "path", "svg.hashsalt": "fedvision"}):
-        figure = Figure(figsize=(8, 0.6 * len(bars) + 1), layout="constrained")
-        figure.patch.set_facecolor("white")
-        axes = figure.add_subplot()
-        for place, (_, seconds, colour) in enumerate(bars):
-            low, high = seconds["median"] - seconds["min"], seconds["max"] - seconds["median"]
-            axes.barh(place, seconds["median"], color=colour, xerr=[[low], [high]], height=0.6)
-            axes.text(seconds["max"], place, f"  {seconds['median']:.2f}", va="center")
-        axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
-        axes.set_xlabel("seconds a round beside training (median and range)")
-        axes.margins(x=0.12)
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(path, metadata={"Date": None})
-
-
-def draw_memory(facts: dict[str, Any], path: Path) -> None:
-    """Draw every process's private memory over time."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    size = facts["large"]["bytes of the model"] / 1e9
-    with rc_context({"font.size": 11, "svg.fonttype": "path", "svg.hashsalt": "fedvision"}):
-        figure = Figure(figsize=(8, 4), layout="constrained")
-        figure.patch.set_facecolor("white")
-        axes = figure.add_subplot()
-        for name, samples in facts["large"]["memory"].items():
-            axes.plot([s[0] for s in samples], [s[1] for s in samples], label=name)
-        axes.axhline(size, color="#999999", linestyle=":", label=f"one model ({size:.2f} GB)")
-        axes.set_xlabel("seconds")
-        axes.set_ylabel("private memory, GB")
-        axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-        figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

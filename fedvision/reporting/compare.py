@@ -53,9 +53,8 @@ class Group:
         """What its scores are of, where that is not one model on the images of all clients."""
         shown = [one for run in self.runs for view in VIEWS if (one := run.measurement(view))]
         personal = any(run.best_view is not None and run.best_view.personal for run in self.runs)
-        found = [f"{self.label}: {PERSONAL}"] if personal else []
         parts = {one.part: clients_of(one) for one in shown if one.part}
-        return found + [f"{self.label}: clients' scores are of {text}" for text in parts.values()]
+        return [PERSONAL] * personal + [f"clients' scores are of {text}" for text in parts.values()]
 
     def values(self, score: str) -> list[float]:
         """Return one score of every run that has it."""
@@ -104,6 +103,18 @@ def compare(folders: Sequence[RunFolder]) -> list[Group]:
     return [
         Group(label=_label(shown) or _shared_name([run.config.name for run in runs]), settings=own, runs=runs)
         for shown, own, runs in zip(distinguishing(settings), settings, members.values(), strict=True)
+    ]
+
+
+def notices(groups: Sequence[Group]) -> list[str]:
+    """Return the groups' notices, each once: with whose it is, but where it is all groups'."""
+    labels: dict[str, list[str]] = {}
+    for group in groups:
+        for notice in group.notices:
+            labels.setdefault(notice, []).append(group.label)
+    return [
+        notice if len(own) == len(groups) > 1 else f"{'; '.join(own)}: {notice}"
+        for notice, own in labels.items()
     ]
 
 

@@ -17,6 +17,7 @@ from fedvision.reporting.compare import (
     best_groups,
     compare,
     group_kinds,
+    notices,
     rarest_scores,
     shown_scores,
 )
@@ -66,6 +67,7 @@ def comparison_page(groups: Sequence[Group], links: Mapping[Path, str | None]) -
         kinds=kinds,
         rarest=rarest_scores(groups, RAREST),
         best={score: best_groups(groups, score) for score in scores},
+        notices=notices(groups),
         repeated=any(len(group.runs) > 1 for group in groups),
         views={run.best_view.view for group in groups for run in group.runs if run.best_view},
         dots=_dots(groups, scores, kinds),

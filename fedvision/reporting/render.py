@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fedvision.files import plain
 from fedvision.formatting import duration, in_order, listed, number, percent, plural, score_name, size, whole
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
-from fedvision.reporting.compare import Group, compare, group_kinds, rarest_scores, shown_scores
+from fedvision.reporting.compare import Group, compare, group_kinds, notices, rarest_scores, shown_scores
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import PERSONAL, clients_of, idle
 from fedvision.reporting.text_table import TextTable, plain_text
@@ -92,7 +92,7 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
         parts += ["", rarest]
     if any(len(group.runs) > 1 for group in groups):
         parts.append("mean ± sample standard deviation over n runs that differ in their seed alone")
-    parts += [notice for group in groups for notice in group.notices]
+    parts += notices(groups)
     return plain_text(*parts)
 
 

@@ -16,6 +16,7 @@ from fedvision.reporting.compare import (
     differing,
     distinguishing,
     flat,
+    notices,
     rarest_scores,
     shown_scores,
 )
@@ -201,3 +202,14 @@ def test_shortest_distinct_labels() -> None:
         {"model.use": "fusion", "model.join": "concat"},
     ]
     assert distinguishing([]) == []
+
+
+def test_what_all_scores_are_of_is_said_once(make_run: MakeRun, tmp_path: Path) -> None:
+    part = {"local": {"loss": 1.0, "scores": {"accuracy": 0.5}, "measured_by": 1}}
+    runs = [make_run(use, loss={"use": use}, changes=part) for use in ("focal", "fedlc")]
+    whole = make_run("whole", loss={"use": "fedrs"}, changes={"local": part["local"] | {"measured_by": 2}})
+    assert notices(compare(runs)) == ["clients' scores are of 1 of 2 clients"]
+    of_some = "loss.use=focal; loss.use=fedlc: clients' scores are of 1 of 2 clients"
+    assert notices(compare([*runs, whole])) == [of_some]
+    write_comparison([*runs, whole], tmp_path / "page.html")
+    assert f"<p>{of_some.replace(chr(39), '&#39;')}.</p>" in (tmp_path / "page.html").read_text()
