@@ -18,6 +18,7 @@ from fedvision.data.partition.groups import majority, shared_groups
 from fedvision.data.partition.partitioners import values_of
 from fedvision.data.targets import Targets, strata
 from fedvision.errors import DataError, nearest
+from fedvision.formatting import plural
 from fedvision.ranges import check_range
 
 PARTS = ("train", "val", "test")
@@ -58,7 +59,8 @@ def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation
         listing: The files.
         how: How they are decoded.
         val: One of ``VAL``.
-        validation: Share of the training images that becomes the test set where there is no other.
+        validation: Share of the training images, stratified by class, that becomes the test set, in the
+            place of one that there is.
 
     Raises:
         ValueError: ``val`` or ``validation`` is out of range or does not fit the list.
@@ -104,6 +106,19 @@ def resolve_val(val: str, *, has_test: bool) -> str:
 def left_out(count: int) -> str:
     """Return the notice on validation images that nothing uses."""
     return f'{count:,} validation images are left out; val = "train" or "test" uses them'
+
+
+def test_set_aside(tested: int, measured: int) -> tuple[str, ...]:
+    """Return the notice on test images in whose place training images are measured on; none without any.
+
+    Args:
+        tested: Test images that are left out.
+        measured: Training images in their place.
+    """
+    if not tested:
+        return ()
+    images, place = plural(tested, "test image"), plural(measured, "training image")
+    return (f"{images} left out: data.validation measures on {place} instead",)
 
 
 def resolve_classes(given: Sequence[str] | None, found: Sequence[str], where: str) -> tuple[str, ...]:
@@ -202,11 +217,8 @@ def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, in
     train, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
     _require_training(len(train), listing.root)
     if len(test):
-        if validation:
-            raise ValueError(
-                f"validation = {validation} makes a test set, but there is one already; remove it"
-            )
-        return np.concatenate([train, test]), len(train), notices
+        if not validation:
+            return np.concatenate([train, test]), len(train), notices
     names = [listing.names[i] for i in train.tolist()]
     if listing.group:
         order, ranks = grouped_order(
@@ -219,7 +231,8 @@ def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, in
         raise ValueError(
             f"validation = {validation} is less than any group of column {listing.group!r}; raise it"
         )
-    return train[order], cut, notices
+    aside = test_set_aside(len(test), len(train) - cut) if validation else ()
+    return train[order], cut, (*notices, *aside)
 
 
 def _require_training(images: int, root: Path) -> None:

@@ -15,6 +15,7 @@ from fedvision.data.decoding.file_list import left_out, resolve_classes, resolve
 from fedvision.data.decoding.value_range import dark_images
 from fedvision.data.paths import expand
 from fedvision.data.sources.npz_archive import Archive
+from fedvision.data.sources.validation_share import with_validation
 from fedvision.data.targets import several
 from fedvision.errors import DataError
 from fedvision.ranges import check_range
@@ -27,15 +28,23 @@ _EVERY = 5
 """Of each class, every fifth digit is for the test."""
 
 
-def digits() -> Dataset:
+def digits(*, validation: float = 0.0) -> Dataset:
     """Return 1,797 handwritten digits that scikit-learn brings along: real images without a download.
 
     UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998): pixels 0..16, here 0..255.
     Every fifth image of each class, in the set's order, is for the test: 1,442 and 355 images.
 
+    Args:
+        validation: Share of the training images, stratified by class, that becomes the test set, in the
+            place of the one that there is.
+
     Returns:
         Images uint8 [N, 8, 8, 1] and ten classes.
+
+    Raises:
+        ValueError: ``validation`` is out of range.
     """
+    check_range(at_least=0, below=1, validation=validation)
     pixels, labels = _read_digits()
     images = np.round(pixels * (255 / 16)).astype(np.uint8)[..., None]
     place = np.empty(len(labels), np.int64)
@@ -44,7 +53,8 @@ def digits() -> Dataset:
         place[of_class] = np.arange(of_class.sum())
     tested = place % _EVERY == _EVERY - 1
     train, test = (ImageSet(images=images[part], labels=labels[part]) for part in (~tested, tested))
-    return Dataset(train=train, test=test, classes=tuple(map(str, range(10))))
+    whole = Dataset(train=train, test=test, classes=tuple(map(str, range(10))))
+    return with_validation(whole, validation)
 
 
 def _read_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -63,7 +73,14 @@ def _read_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     return found.images, found.target.astype(np.int64)
 
 
-def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None, channels: int = 0) -> Dataset:
+def npz(
+    *,
+    path: str,
+    val: str = "auto",
+    validation: float = 0.0,
+    classes: Sequence[str] | None = None,
+    channels: int = 0,
+) -> Dataset:
     """Read an .npz file in MedMNIST's layout.
 
     Arrays ``train_images`` and ``train_labels``, and likewise ``val_`` and ``test_``, which may be missing.
@@ -78,15 +95,18 @@ def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None, c
         val: What becomes of the validation images: ``"train"`` adds them to the training images, ``"test"``
             to the test images, ``"drop"`` leaves them out, ``"auto"`` makes them the test set where there is
             none and else leaves them out.
+        validation: Share of the training images, stratified by class, that becomes the test set, in the
+            place of one that there is; images are then held in memory.
         classes: Class names in the order of their labels, else the numbers. A client's file may lack some of
             the federation's classes; then they must be named.
         channels: Channels of the images; required where there are more than four, as volumes look alike.
 
     Raises:
-        ValueError: ``val``, ``classes`` or ``channels`` is out of range.
+        ValueError: ``val``, ``validation``, ``classes`` or ``channels`` is out of range.
         DataError: The file or an array is missing, or images or labels are not as above.
     """
     check_range(at_least=0, channels=channels)
+    check_range(at_least=0, below=1, validation=validation)
     archive = Archive(expand(path))
     found = {
         part: read_part(archive, part, channels) for part in ("train", "val", "test") if _has(archive, part)
@@ -99,7 +119,8 @@ def npz(*, path: str, val: str = "auto", classes: Sequence[str] | None = None, c
         raise DataError(f"{archive.path}: train_images is empty; there must be training images")
     names = _class_names(archive.path, list(found.values()), classes)
     dark = dark_images(train.images, "multiply them to 0..255 before they are saved")
-    return Dataset(train=train, test=test, classes=names, notices=(*notices, *dark))
+    whole = Dataset(train=train, test=test, classes=names, notices=(*notices, *dark))
+    return with_validation(whole, validation)
 
 
 def _has(archive: Archive, part: str) -> bool:

@@ -66,7 +66,8 @@ def image_folder(
         classes: Class names in the order of their labels; by default the folders' names, sorted, by value
             where all are numbers. Clients that train one model need the same list, though a client may lack
             some classes.
-        validation: Share of the training images, stratified by class, that becomes the test set.
+        validation: Share of the training images, stratified by class, that becomes the test set, in the
+            place of one that there is.
         group: The column whose equal values belong together, such as a patient's images: neither
             ``validation`` nor the partition nor the holdout parts them.
         val: What becomes of a val folder: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set

@@ -67,7 +67,8 @@ def manifest(
         range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         classes: Labels in the order of their numbers; by default those in the file, sorted, by value where
             all are whole numbers.
-        validation: Share of the training images, stratified by class, that becomes the test set.
+        validation: Share of the training images, stratified by class, that becomes the test set, in the
+            place of one that there is.
         group: The column whose equal values belong together, such as a patient's images: neither
             ``validation`` nor the partition nor the holdout parts them.
         val: What becomes of val rows: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set where

@@ -22,6 +22,7 @@ from fedvision.data.decoding.file_list import Listing, to_dataset
 from fedvision.data.paths import data_root
 from fedvision.data.sources.idx import idx_dataset
 from fedvision.data.sources.pcam import pcam_arrays
+from fedvision.data.sources.validation_share import with_validation
 from fedvision.errors import DataError, first_line, nearest
 from fedvision.ranges import check_range
 
@@ -54,7 +55,8 @@ def torchvision_dataset(
         size: Side of the square images in pixels, for sets of image files.
         channels: 1 for gray, 3 for RGB, for sets of image files; others are as they are.
         fit: ``"crop"``, ``"stretch"``, ``"pad"`` or ``"exact"``, for sets of image files.
-        validation: Share of the training images that becomes the test set where the set has none.
+        validation: Share of the training images, stratified by class, that becomes the test set, in the
+            place of one that there is.
         max_unreadable: Share of files that may be unreadable; they are left out and named.
         cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
         workers: Processes that decode; 0 is one per CPU core where that pays.
@@ -73,14 +75,15 @@ def torchvision_dataset(
     if split != "balanced" and dataset != "EMNIST":
         raise ValueError(f"split = {split!r} is for emnist alone; {dataset} is not made of several sets")
     if found := idx_dataset(dataset, folder):
-        _refuse_picture_keys(dataset, size, validation)
-        return found
+        _refuse_size(dataset, size)
+        return with_validation(found, validation)
     maker = _maker(dataset)
     train, test = (_open(maker, folder, download, half, split) for half in (True, False))
     arrays = _arrays(train)
     if arrays is not None and test is not None:
-        _refuse_picture_keys(dataset, size, validation)
-        return _from_arrays(dataset, arrays, _arrays(test), _names(train), split)
+        _refuse_size(dataset, size)
+        whole = _from_arrays(dataset, arrays, _arrays(test), _names(train), split)
+        return with_validation(whole, validation)
     if size < 1:
         raise ValueError(f"size is missing: the images of {dataset} differ in size; add size = 64, say")
     how = Decoding(
@@ -89,10 +92,9 @@ def torchvision_dataset(
     return to_dataset(_listing(folder, train, test), how, validation=validation)
 
 
-def _refuse_picture_keys(dataset: str, size: int, validation: float) -> None:
-    if size or validation:
-        key = "size" if size else "validation"
-        raise ValueError(f"{key} is for other sets; {dataset} has a test set and one size of image")
+def _refuse_size(dataset: str, size: int) -> None:
+    if size:
+        raise ValueError(f"size is for other sets; the images of {dataset} are of one size")
 
 
 def _maker(dataset: str) -> Any:

@@ -132,7 +132,6 @@ def test_no_training_images_are_an_error(tmp_path: Path) -> None:
     ("keys", "sentence"),
     [
         ({"validation": 1.0}, "validation must be >= 0 and < 1, not 1.0"),
-        ({"validation": 0.2}, "validation = 0.2 makes a test set, but there is one already; remove it"),
         ({"val": "merge"}, "val must be one of auto, train, test, drop, not 'merge'"),
     ],
 )
@@ -140,6 +139,16 @@ def test_values_that_do_not_fit(tmp_path: Path, keys: dict[str, Any], sentence: 
     with pytest.raises(ValueError, match=r"validation|val") as caught:
         made(tmp_path, "te", **keys)
     assert str(caught.value) == sentence
+
+
+def test_validation_takes_the_place_of_test_images(tmp_path: Path) -> None:
+    dataset = made(tmp_path, "tttteeee", "00110011", validation=0.5)
+    train, measured = numbers(dataset)
+    assert sorted([*train, *measured]) == [0, 1, 2, 3]
+    assert [number // 2 for number in measured] == [0, 1]
+    assert dataset.notices[-1] == (
+        "4 test images left out: data.validation measures on 2 training images instead"
+    )
 
 
 def test_settled_names() -> None:

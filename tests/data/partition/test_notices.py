@@ -29,10 +29,15 @@ def test_classes_without_test_images_are_named() -> None:
     ]
 
 
+def without_keys() -> Dataset:
+    """Return a plug-in's images."""
+    return digits()
+
+
 @pytest.mark.parametrize(
     ("table", "keys"),
     [
-        ({"use": "digits"}, "evaluation.holdout = 0.2"),
+        ({"use": f"{__name__}:without_keys"}, "evaluation.holdout = 0.2"),
         (
             {"use": "image-folder", "path": "x", "size": 8},
             "data.validation = 0.2 (for the server) or evaluation.holdout = 0.2 (on the clients)",

@@ -100,6 +100,42 @@ def test_validation_images(
     assert dataset.notices == ((left,) if noticed else ())
 
 
+def test_validation_takes_the_place_of_test_images(tmp_path: Path) -> None:
+    """A quarter of each class, whatever else is in the file, so that no test image is looked at."""
+    labels = [0] * 8 + [1] * 4 + [2] * 4
+    whole = part("train", labels) | part("test", [2], first=20)
+    dataset = read(tmp_path, whole, validation=0.25)
+    train, measured = shades(dataset)
+    assert dataset.test
+    assert np.bincount(dataset.test.labels).tolist() == [2, 1, 1]
+    assert sorted([*train, *measured]) == list(range(16))
+    assert (train, measured) == (sorted(train), sorted(measured))
+    assert dataset.test.labels.tolist() == [labels[shade] for shade in measured]
+    assert dataset.train.labels.tolist() == [labels[shade] for shade in train]
+    assert dataset.notices == (
+        "1 test image left out: data.validation measures on 4 training images instead",
+    )
+    # Other images of one class change nothing for those of another.
+    fewer = read(tmp_path, part("train", labels[:12]), validation=0.25)
+    assert shades(fewer)[1] == measured[:3]
+    assert fewer.notices == ()
+
+
+def test_a_share_of_no_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"validation = 0\.01 is less than one image of any class; raise it"):
+        read(tmp_path, MEDICAL, validation=0.01)
+    with pytest.raises(ValueError, match=r"validation must be >= 0 and < 1, not 1"):
+        read(tmp_path, MEDICAL, validation=1)
+
+
+def test_digits_measured_on_training_images() -> None:
+    dataset, whole = digits(validation=0.1), digits()
+    assert dataset.test
+    assert len(dataset.train) + len(dataset.test) == len(whole.train)
+    counts = np.bincount(whole.train.labels)
+    np.testing.assert_allclose(np.bincount(dataset.test.labels), counts * 0.1, atol=0.5)
+
+
 def test_missing_parts(tmp_path: Path) -> None:
     train, val = part("train", [0, 1]), part("val", [1], first=10)
     assert shades(read(tmp_path, train)) == ([0, 1], [])

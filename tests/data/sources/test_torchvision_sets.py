@@ -167,20 +167,26 @@ def test_the_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pyte
     assert len(build("mnist").train) == 4
 
 
+def test_sets_of_arrays_are_measured_on_training_images(tmp_path: Path) -> None:
+    layouts.mnist(tmp_path, "MNIST")
+    dataset, whole = (build("mnist", root=str(tmp_path), validation=share) for share in (0.5, 0))
+    assert dataset.test
+    together = np.concatenate([dataset.train.images, dataset.test.images])
+    np.testing.assert_array_equal(np.sort(together, 0), np.sort(whole.train.images, 0))
+    assert "left out: data.validation measures on" in dataset.notices[0]
+
+
 def test_keys_that_do_not_suit_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layouts.mnist(tmp_path, "MNIST")
     layouts.dtd(tmp_path, monkeypatch)
     for keys, sentence in (
-        ({"size": 32}, "size is for other sets; MNIST has a test set and one size of image"),
-        ({"validation": 0.2}, "validation is for other sets"),
+        ({"size": 32}, "size is for other sets; the images of MNIST are of one size"),
         ({"split": "letters"}, "split = 'letters' is for emnist alone"),
     ):
         with pytest.raises(PluginError, match=sentence):
             build("mnist", root=str(tmp_path), **keys)
     with pytest.raises(PluginError, match="size is missing: the images of DTD differ in size; add size = 64"):
         build("dtd", root=str(tmp_path))
-    with pytest.raises(PluginError, match=r"validation = 0\.2 makes a test set, but there is one already"):
-        build("dtd", root=str(tmp_path), size=8, validation=0.2)
     with pytest.raises(PluginError, match="takes no key 'dataset'"):
         build("mnist", dataset="KMNIST")
 

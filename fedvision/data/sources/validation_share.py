@@ -1,0 +1,46 @@
+"""A share of arrays' training images that is measured on in the place of the test images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.decoding.file_list import Indices, stratified_order, test_set_aside
+from fedvision.data.targets import strata
+
+
+def with_validation(dataset: Dataset, share: float) -> Dataset:
+    """Return a data set that is measured on some of its training images; the same one if the share is 0.
+
+    The images are chosen by their place in the set, stratified by class, and are no training images then; the
+    test images are left out, so that settings can be chosen without a look at them. Both parts are copies in
+    memory.
+
+    Args:
+        dataset: Training images, test images or none, classes.
+        share: Of each class, at least 0 and below 1.
+
+    Raises:
+        ValueError: The share leaves no image to measure on.
+    """
+    if not share:
+        return dataset
+    train = dataset.train
+    order, ranks = stratified_order(strata(train.labels), [str(place) for place in range(len(train))])
+    cut = int(np.searchsorted(ranks, 1 - share))
+    kept, measured = np.sort(order[:cut]), np.sort(order[cut:])
+    if not len(measured):
+        raise ValueError(f"validation = {share} is less than one image of any class; raise it")
+    notices = test_set_aside(len(dataset.test or ()), len(measured))
+    return replace(
+        dataset,
+        train=_chosen(train, kept),
+        test=_chosen(train, measured),
+        notices=(*dataset.notices, *notices),
+    )
+
+
+def _chosen(images: ImageSet, places: Indices) -> ImageSet:
+    return ImageSet(images=images.images[places], labels=images.labels[places])
