@@ -194,7 +194,8 @@ if __name__ == "__main__":
         "environment": environment("cpu"),
         "experiments": {way: written(experiment(way, 0)) for way in WAYS},
     }
-    store = Store(RESULTS / ("backbones-rates.json" if options.tune else "backbones.json"), facts)
+    file = RESULTS / ("backbones-rates.json" if options.tune else "backbones.json")
+    store = Store(file, facts, several_machines=True)
     if options.tune:
         tuned = [way for way in ways if _by_sgd(way) and "strategy" not in WAYS[way]]
         plan = list(turns(tuned, [f"{rate:g}" for rate in RATES], 1))

@@ -36,16 +36,23 @@ class Store:
     Args:
         path: The file; it may not exist yet.
         facts: What the measurements depend on (machine, versions, rounds); a file of other facts is refused.
+        several_machines: Whether a file's runs may be of several environments, as scores may and seconds
+            may not; a run of another one than the file's first then has its own under "environment".
 
     Raises:
         ValueError: The file's measurements were taken under other facts.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, facts: Mapping[str, Any], *, several_machines: bool = False) -> None:
         self.path, self.facts = path, json.loads(json.dumps(facts))
         self.runs: list[Run] = []
+        self._own: Run = {}
         if path.exists():
             held = json.loads(path.read_text())
+            first = held["facts"].get("environment")
+            if several_machines and self.facts.get("environment") != first:
+                self._own = {"environment": self.facts["environment"]}
+                self.facts["environment"] = first
             differing = sorted(
                 key for key in {*held["facts"], *self.facts} if held["facts"].get(key) != self.facts.get(key)
             )
@@ -66,7 +73,7 @@ class Store:
 
     def add(self, turn: Turn, run: Mapping[str, Any]) -> None:
         """Keep a measurement."""
-        self.runs.append({**vars(turn), **run})
+        self.runs.append({**vars(turn), **run, **self._own})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"facts": self.facts, "runs": self.runs}, indent=1))

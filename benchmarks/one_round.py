@@ -188,7 +188,8 @@ if __name__ == "__main__":
         "environment": environment("cpu"),
         "experiments": {variant: written(experiment(options.size, variant, 0)) for variant in VARIANTS},
     }
-    kept = Store(Path(__file__).parent / f"results/one-round-{options.size}.json", facts)
+    file = Path(__file__).parent / f"results/one-round-{options.size}.json"
+    kept = Store(file, facts, several_machines=True)
     take(
         kept,
         list(turns(["CIFAR-10-LT"], [one for one in VARIANTS if options.only in one], options.seeds)),

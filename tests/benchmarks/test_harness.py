@@ -57,6 +57,20 @@ def test_figures_of_another_machine_are_not_mixed(tmp_path: Path) -> None:
         Store(path, {**FACTS, "environment": {"cpus": 4}})
 
 
+def test_scores_of_several_machines_say_which(tmp_path: Path) -> None:
+    """The file keeps the first machine; a run of another one has its own beside it."""
+    path, plan = tmp_path / "a.json", list(turns(["w1"], ["a", "b"], 1))
+    measured(Store(path, FACTS, several_machines=True), plan[:1])
+    other = {**FACTS, "environment": {"cpus": 4}}
+    assert measured(Store(path, other, several_machines=True), plan) == plan[1:]
+    assert measured(Store(path, FACTS), plan) == []
+    held = json.loads(path.read_text())
+    assert held["facts"] == FACTS
+    assert [run.get("environment") for run in held["runs"]] == [None, {"cpus": 4}]
+    with pytest.raises(ValueError, match="measured with another rounds"):
+        Store(path, {**other, "rounds": {"w1": 4}}, several_machines=True)
+
+
 def test_a_spread_is_the_mean_and_the_sample_deviation_of_several_values() -> None:
     assert spread([1.0, 2.0, 3.0]) == "2.000 ± 1.000"
     assert spread([71.25, 71.25], ".1f") == "71.2 ± 0.0"
