@@ -75,14 +75,11 @@ class Experiment:
         """
         load_libraries()
         from fedvision.data.partition import split
-        from fedvision.data.transforms import check_size, input_shape
         from fedvision.flower.strategy import build_strategy
-        from fedvision.models.build import build_model
         from fedvision.models.cosine_head import begin
         from fedvision.server.checks import check_strategy, check_untrained
         from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
-        from fedvision.training.client_trainer import check_training
         from fedvision.training.feature_cache import check_views
         from fedvision.updates import chain
 
@@ -98,23 +95,12 @@ class Experiment:
             dataset = _in_form(dataset, task)
         task.check(config, dataset)
         stage("building the split, the model and the strategy")
-        classes, image = len(dataset.classes), dataset.train.images.shape[1:]
-        channels, *size = input_shape(config.transforms, image)
         if split_here:
             parts = _split(config, dataset, task)
             check_strategy(strategy, len(parts.clients))
         else:
-            parts = split.elsewhere(classes)
-        check_training(config, image[2], classes)
-        check_size(config.transforms, (size[0], size[1]))
-        model = build_model(
-            config.model,
-            task=task,
-            num_classes=classes,
-            in_channels=channels,
-            image_size=(size[0], size[1]),
-            seed=config.seed,
-        )
+            parts = split.elsewhere(len(dataset.classes))
+        model = _model(config, dataset, task)
         weights = begin(model, config.model, files, dataset.classes, told)
         check_views(config, model, dataset.train)
         personal = _try(config, task, strategy, model, parts, dataset)
@@ -239,6 +225,26 @@ def _split(config: ExperimentConfig, dataset: Dataset, task: Task) -> Split:
         holdout=config.evaluation.holdout,
         strata=task.strata,
         counter=task.class_counts,
+    )
+
+
+def _model(config: ExperimentConfig, dataset: Dataset, task: Task) -> nn.Module:
+    """Build the network for images as training sees them, with the numbers that the seed draws.
+
+    Raises:
+        ConfigError: The model, the training or the size of the images does not fit the data.
+    """
+    from fedvision.data.transforms import check_size, input_shape
+    from fedvision.models.build import build_model
+    from fedvision.training.client_trainer import check_training
+
+    classes, image = len(dataset.classes), dataset.train.images.shape[1:]
+    channels, height, width = input_shape(config.transforms, image)
+    size = (height, width)
+    check_training(config, image[2], classes)
+    check_size(config.transforms, size)
+    return build_model(
+        config.model, task=task, num_classes=classes, in_channels=channels, image_size=size, seed=config.seed
     )
 
 

@@ -97,11 +97,7 @@ def manifest(
     if len(delimiter) != 1:
         raise ValueError(f"delimiter must be one character, not {delimiter!r}")
     table = expand(path)
-    if labels and (label != "label" or label_separator):
-        raise ValueError("labels names columns of 0 and 1; remove label and label_separator, or labels")
-    if label_separator and not isinstance(label, str):
-        raise ValueError("label_separator parts the labels in one column; let label name it")
-    columns = list(labels) or ([label] if isinstance(label, str) else list(label))
+    columns = _label_columns(label, labels, label_separator)
     # The column "split" may be missing; one that was named may not.
     needed = [("file", file), *(("labels" if labels else "label", column) for column in columns)]
     needed += [("split", split)] if split != "split" else []
@@ -109,13 +105,7 @@ def manifest(
     folder = expand(root) if root else table.parent
     names = _check_files(rows, table, folder, file, suffix)
     if labels or label_separator:
-        given, found = (
-            zero_one(rows, columns, table) if labels else parted(rows, columns[0], label_separator, table)
-        )
-        named = classes or (columns if labels else None)
-        # A client none of whose images has a label knows their names from data.classes alone.
-        settled = resolve_classes(named, found or named or (), str(table))
-        targets = indicators(given, settled)
+        targets, settled = _several_labels(rows, table, columns, "" if labels else label_separator, classes)
     else:
         targets, settled = _one_class(rows, table, label, classes)
     others = columns_of(rows, (file, split, *columns))
@@ -129,6 +119,42 @@ def manifest(
         group=group,
     )
     return to_dataset(listing, how, val=val, validation=validation)
+
+
+def _label_columns(label: str | Sequence[str], labels: Sequence[str], label_separator: str) -> Sequence[str]:
+    """Return the columns that hold labels.
+
+    Raises:
+        ValueError: The keys contradict each other.
+    """
+    if labels and (label != "label" or label_separator):
+        raise ValueError("labels names columns of 0 and 1; remove label and label_separator, or labels")
+    if label_separator and not isinstance(label, str):
+        raise ValueError("label_separator parts the labels in one column; let label name it")
+    return list(labels) or ([label] if isinstance(label, str) else list(label))
+
+
+def _several_labels(
+    rows: Sequence[Row],
+    table: Path,
+    columns: Sequence[str],
+    separator: str,
+    classes: Sequence[str] | None,
+) -> tuple[Targets, tuple[str, ...]]:
+    """Return 0 and 1 for the labels of each row, uint8 [N, L], and the names of all.
+
+    Args:
+        rows: The file's.
+        table: The file, for messages.
+        columns: One a label; or the one with all of an image's, parted by ``separator``.
+        separator: Empty where each label has a column.
+        classes: As written in the experiment, or None.
+    """
+    given, found = parted(rows, columns[0], separator, table) if separator else zero_one(rows, columns, table)
+    named = classes or (None if separator else columns)
+    # A client none of whose images has a label knows their names from data.classes alone.
+    settled = resolve_classes(named, found or named or (), str(table))
+    return indicators(given, settled), settled
 
 
 def _one_class(
