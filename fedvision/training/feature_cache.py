@@ -42,7 +42,7 @@ from fedvision.tasks.base import Task, build_task
 from fedvision.training.features import FeatureExtractor
 from fedvision.training.forward import ForwardSettings
 
-_VERSION = 1
+_VERSION = 2
 """Part of every key: to be raised when features are computed otherwise."""
 _MOST_BYTES = 20e9
 """Size of a file of features above which images pass the frozen layers in every round."""

@@ -76,6 +76,21 @@ def test_an_image_has_the_same_bits_in_any_batch(use: str, arguments: dict[str, 
     assert torch.equal(torch.cat([row for _, row in both]), found.flip(0))
 
 
+@pytest.mark.parametrize(("side", "batch"), [(32, 16), (128, 16), (129, 8), (224, 4), (1000, 1)])
+def test_batches_are_as_large_as_the_images_allow(side: int, batch: int) -> None:
+    """By the size that the network sees and by nothing else: the bits of features depend on it."""
+    seen: list[int] = []
+
+    class Mean(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x))
+            return x.mean((2, 3))
+
+    resized = replace(settings(), transform=prepare(TransformConfig(size=side), 3))
+    assert features(FeatureExtractor(Mean(), resized), pictures(19)).shape == (19, 3)
+    assert seen == [batch] * -(-19 // batch)
+
+
 def test_views_are_drawn_by_the_number_of_an_image() -> None:
     config = TransformConfig(flip=True, crop=3, rotation=20.0, cutout=5)
     drawn = replace(settings(), transform=prepare(config, 3))
