@@ -39,7 +39,6 @@ SETTINGS: Mapping[str, tuple[int, float]] = {
     "last:5, 0.0003": (5, 0.0003),
     "last:12, 0.0001": (12, 0.0001),
     "last:12, 0.0003": (12, 0.0003),
-    "last:12, 0.0005": (12, 0.0005),
 }
 """Last units of the backbone that are trained (blocks and the last convolution), and learning rates."""
 ROUNDS, TUNING_SIZE = 9, 128

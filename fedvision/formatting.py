@@ -47,6 +47,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}%"
 
 
+def ends(low: float, high: float, digits: int = 1) -> str:
+    """Return the ends of an interval, shares of 1: ``"82.1 to 86.0"``, in percent."""
+    return f"{100 * low:.{digits}f} to {100 * high:.{digits}f}"
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """Return a number with a fixed number of decimals, or a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"

@@ -271,6 +271,7 @@ class TrainedModel:
             several_labels=several(labels),
             loss=measured.loss_sum / max(1, measured.examples),
             scores=self.task.scores(measured.stats, description.class_counts, metrics),
+            intervals=self.task.intervals(measured.stats, description.class_counts),
             notices=(*dataset.notices, *((none,) if missing else ())),
         )
 

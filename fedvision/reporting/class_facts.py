@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fedvision.tasks import metrics
 from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.intervals import Interval, wilson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class ClassFacts:
     """Images in the last measurement."""
     recall: float | None
     """Share of them that got this name; None without images."""
+    interval: Interval | None = None
+    """95 % confidence interval of the recall; None without images."""
     precision: float | None = None
     """Where an image may have several labels: share of the images named so that have it."""
     ap: float | None = None
@@ -59,6 +62,7 @@ def class_facts(
     groups = frequency_groups(distinct)
     if labels and len(labels["positives"]) == len(classes):
         measures = ("recall", "precision", "ap", "auroc")
+        intervals = _intervals(labels["true_positives"], labels["positives"])
         return [
             ClassFacts(
                 label=int(c),
@@ -66,11 +70,13 @@ def class_facts(
                 train=int(totals[c]),
                 test=int(labels["positives"][c]),
                 group=groups[c],
+                interval=intervals[c],
                 **{name: labels[name][c] for name in measures},
             )
             for c in by_frequency(distinct)
         ]
     test, recall = confusion.images_of, metrics.recall(confusion)
+    intervals = _intervals(confusion.right_of, test)
     return [
         ClassFacts(
             label=int(c),
@@ -78,10 +84,17 @@ def class_facts(
             train=int(totals[c]),
             test=int(test[c]),
             recall=float(recall[c]) if test[c] else None,
+            interval=intervals[c],
             group=groups[c],
         )
         for c in by_frequency(distinct)
     ]
+
+
+def _intervals(found: Any, images: Any) -> list[Interval | None]:
+    """Return the interval of each class's recall [C]; None without images."""
+    ends = zip(*wilson(found, images), strict=True)
+    return [Interval(float(low), float(high)) if low == low else None for low, high in ends]
 
 
 def rarest(classes: Sequence[ClassFacts], distinct: NDArray[np.int64], count: int) -> list[ClassFacts]:

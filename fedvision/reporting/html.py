@@ -25,6 +25,7 @@ from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import clients_of, headlines, measured_on, summary_sentences
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import Misclassified
+from fedvision.tasks.intervals import Interval
 
 _HERE = Path(__file__).parent
 _SHOWN = ("mean_ap", "accuracy", "balanced_accuracy", "tail")
@@ -56,7 +57,7 @@ def write_report(folder: RunFolder) -> Path:
     """
     facts = read_facts(folder)
     measured = facts.best_view
-    classes = facts.class_facts(measured)
+    classes, scores = facts.class_facts(measured), _score_rows(facts)
     page = render_page(
         "report.html",
         facts=facts,
@@ -65,7 +66,8 @@ def write_report(folder: RunFolder) -> Path:
         measured_on=measured_on(measured) if measured else "",
         clients_of=clients_of,
         curves=_curves(facts),
-        scores=_score_rows(facts),
+        scores=scores,
+        has_intervals=any(interval for _, values in scores for _, interval in values),
         class_tables=halves(_ends(classes, CLASSES_SHOWN)),
         classes_left_out=max(0, len(classes) - CLASSES_SHOWN),
         several_labels=any(c.ap is not None for c in classes),
@@ -125,7 +127,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         name: getattr(formatting, name)
-        for name in ("percent", "number", "whole", "size", "duration", "plural")
+        for name in ("percent", "number", "ends", "whole", "size", "duration", "plural")
     }
     return environment
 
@@ -184,12 +186,19 @@ def _views(facts: RunData, *keys: str) -> dict[str, Any]:
     return {"server": facts.series("server", *keys), "clients": facts.series("local", *keys)}
 
 
-def _score_rows(facts: RunData) -> list[tuple[str, list[float | None]]]:
-    """Return every score by name, a value for each view that was measured."""
+def _score_rows(facts: RunData) -> list[tuple[str, list[tuple[float | None, Interval | None]]]]:
+    """Return every score by name, for each view that was measured a value and its interval."""
     views = [measured for view in VIEWS if (measured := facts.measurement(view))]
+    intervals = [facts.intervals(measured) for measured in views]
     keys = formatting.in_order({key for measured in views for key in measured.scores})
     name = partial(formatting.score_name, of=facts.kinds)
-    return [(name(key), [measured.scores.get(key) for measured in views]) for key in keys]
+    return [
+        (
+            name(key),
+            [(one.scores.get(key), ends.get(key)) for one, ends in zip(views, intervals, strict=True)],
+        )
+        for key in keys
+    ]
 
 
 def _notices(facts: RunData) -> list[str]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.files import plain
-from fedvision.formatting import duration, in_order, listed, number, percent, plural, score_name, size, whole
+from fedvision.formatting import (
+    duration,
+    ends,
+    in_order,
+    listed,
+    number,
+    percent,
+    plural,
+    score_name,
+    size,
+    whole,
+)
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.compare import Group, compare, group_kinds, notices, rarest_scores, shown_scores
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
@@ -17,9 +28,11 @@ from fedvision.reporting.text_table import TextTable, plain_text
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks.class_predictions import ClassScores
 from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.intervals import Interval
 
 RAREST = 3
 """Number of classes whose recall stands under a run's scores."""
+INTERVAL = "95 % interval"
 PER_CLASS = 30
 """Up to so many classes, the scores of a model have a row for each."""
 
@@ -57,18 +70,18 @@ def score_table(heading: str, found: ClassScores) -> str:
     parts: list[str | TextTable] = [
         heading,
         "",
-        _scores([measured], "labels" if found.several_labels else "classes"),
+        _scores([measured], "labels" if found.several_labels else "classes", found.intervals),
     ]
     if found.by_class:
         parts += _rarest(classes, known)
     if found.by_class and len(classes) <= PER_CLASS:
         further = ("precision", "ap") if found.several_labels else ()
         heading = "label" if found.several_labels else "class"
-        table = TextTable(heading, "training images", "images", "recall", *map(score_name, further))
+        table = TextTable(heading, "training images", "images", "recall", INTERVAL, *map(score_name, further))
         for one in classes:
             train = whole(one.train) if found.class_counts else "–"
-            cells = [percent(getattr(one, name)) for name in ("recall", *further)]
-            table.add(one.name, train, whole(one.test), *cells)
+            cells = [percent(getattr(one, name)) for name in further]
+            table.add(one.name, train, whole(one.test), percent(one.recall), _ends(one.interval), *cells)
         parts += ["", table]
     return plain_text(*parts, *(f"note: {notice}" for notice in found.notices))
 
@@ -113,16 +126,24 @@ def _heading(facts: RunData) -> str:
     return f"{facts.config.name}: {facts.status}, {where}{clients}"
 
 
-def _scores(measured: Sequence[Measurement], kinds: str) -> TextTable:
-    table = TextTable("measured", *map(_where, measured))
+def _scores(
+    measured: Sequence[Measurement], kinds: str, intervals: Mapping[str, Interval] | None = None
+) -> TextTable:
+    further, blank = ([INTERVAL], [""]) if intervals else ([], [])
+    table = TextTable("measured", *map(_where, measured), *further)
     for key in in_order({key for view in measured for key in view.scores}):
-        table.add(score_name(key, kinds), *(percent(view.scores.get(key)) for view in measured))
-    table.add("loss", *(number(view.loss) for view in measured))
+        cells = [_ends(intervals.get(key))] if intervals else []
+        table.add(score_name(key, kinds), *(percent(view.scores.get(key)) for view in measured), *cells)
+    table.add("loss", *(number(view.loss) for view in measured), *blank)
     if any(view.worst or view.withheld for view in measured):
-        table.add("worst client", *map(_worst, measured))
+        table.add("worst client", *map(_worst, measured), *blank)
     if any(view.part for view in measured):
-        table.add("measured by", *(clients_of(view) if view.part else "" for view in measured))
+        table.add("measured by", *(clients_of(view) if view.part else "" for view in measured), *blank)
     return table
+
+
+def _ends(interval: Interval | None) -> str:
+    return ends(*interval) if interval else "–"
 
 
 def _where(measured: Measurement) -> str:

@@ -20,6 +20,7 @@ from fedvision.reporting.participation import Participant, participants
 from fedvision.runs.events import Event, all_events, kinds
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.intervals import Interval, score_intervals
 
 Record = dict[str, Any]
 VIEWS = ("server", "local")
@@ -175,6 +176,10 @@ class RunData:
                     part=self._part(facts),
                 )
         return None
+
+    def intervals(self, measured: Measurement) -> dict[str, Interval]:
+        """Return the 95 % confidence intervals of a view's scores that follow from confusion counts."""
+        return score_intervals(measured.confusion, self.distinct if self.distinct.any() else None)
 
     def _part(self, facts: Record) -> tuple[int, int] | None:
         """Return how many clients a measurement is of and how many there are; None where it is of all."""

@@ -27,6 +27,7 @@ from fedvision.data import targets as known_forms
 from fedvision.data.targets import Targets
 from fedvision.data.transforms import BatchTransform, Draws
 from fedvision.errors import ConfigError, DataError, PluginError
+from fedvision.tasks.intervals import Interval
 from fedvision.tasks.stats import MetricStats, Shape
 from fedvision.types import LossFn, MetricFn, PluginSpec
 
@@ -215,6 +216,17 @@ class Task(ABC):
             counts: Training images of each class [C], from which rare classes follow; None where unknown.
             extra: Further metrics by name.
         """
+
+    def intervals(
+        self, stats: MetricStats, counts: Sequence[int] | NDArray[Any] | None = None
+    ) -> dict[str, Interval]:
+        """Return the 95 % confidence intervals of some of the scores, by their names; by default of none.
+
+        Args:
+            stats: Summed counts over C classes.
+            counts: As for ``scores``.
+        """
+        return {}
 
     def by_class(self, stats: MetricStats) -> dict[str, NDArray[Any]]:
         """Return figures of each class [C] by name, as ``fedvision evaluate`` tells them; by default none."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedvision.formatting import percent
 from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.intervals import Interval, wilson
 from fedvision.tasks.stats import MetricStats
 
 
@@ -111,6 +112,8 @@ class ClassScores:
     """Mean of the task's own loss, nats; NaN without images."""
     scores: Mapping[str, float]
     """Shares of 1 by name, as every run reports them; NaN where no image contributes."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """The 95 % confidence intervals of some of the scores, by their names."""
     several_labels: bool = False
     """Whether an image may have several labels, so that nothing is taken for something else."""
     notices: tuple[str, ...] = ()
@@ -132,16 +135,29 @@ class ClassScores:
             raise ValueError("the task of these scores does not count images by true and predicted class")
         return ConfusionCounts.of(self.stats)
 
+    def _recall_ends(self) -> tuple[list[float], list[float]]:
+        """Return the ends of the intervals of recalls, each [C]."""
+        right, images = (
+            (self.by_class["true_positives"], self.by_class["positives"])
+            if self.several_labels
+            else (self.confusion.right_of, self.confusion.images_of)
+        )
+        low, high = wilson(right, images)
+        return low.tolist(), high.tolist()
+
     def to_record(self) -> dict[str, Any]:
         """Return everything as JSON has it, each class with its figures by its name."""
         columns = {"training_images": self.class_counts or [None] * len(self.classes)} | {
             name: values.tolist() for name, values in self.by_class.items()
         }
+        if self.by_class:
+            columns["recall_interval"] = [list(ends) for ends in zip(*self._recall_ends(), strict=True)]
         rows = zip(*columns.values(), strict=True)
         return {
             "images": self.stats.examples,
             "loss": self.loss,
             "scores": dict(self.scores),
+            "intervals": {name: list(ends) for name, ends in self.intervals.items()},
             "classes": {
                 name: dict(zip(columns, row, strict=True))
                 for name, row in zip(self.classes, rows, strict=True)

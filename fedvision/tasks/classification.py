@@ -13,6 +13,7 @@ from fedvision.data.targets import ONE_CLASS, Targets, one_class
 from fedvision.tasks import metrics
 from fedvision.tasks.base import Task
 from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.intervals import Interval, score_intervals
 from fedvision.tasks.stats import MetricStats
 from fedvision.types import MetricFn
 
@@ -53,6 +54,12 @@ class Classification(Task):
     ) -> dict[str, float]:
         """Return accuracy, balanced accuracy, macro F1, recall of rare classes: ``metrics.scores``."""
         return metrics.scores(ConfusionCounts.of(stats), counts, extra)
+
+    def intervals(
+        self, stats: MetricStats, counts: Sequence[int] | NDArray[Any] | None = None
+    ) -> dict[str, Interval]:
+        """Return those of all of them: ``intervals.score_intervals``."""
+        return score_intervals(ConfusionCounts.of(stats), counts)
 
     def by_class(self, stats: MetricStats) -> dict[str, NDArray[Any]]:
         """Return images, recall, precision and F1 of each class [C]; NaN where no image tells."""

@@ -85,14 +85,17 @@ def test_scores_stand_as_at_the_end_of_a_run(
 
     of_run = rows(report)
     del of_run[-1]  # where the report is
-    assert rows(found)[: len(of_run)] == of_run
     record = json.loads((here / "scores.json").read_text())
+    assert [row[: len(line)] for row, line in zip(rows(found), of_run, strict=False)] == of_run
+    low, high = record["intervals"]["accuracy"]
+    assert rows(found)[0][2:] == [f"{100 * low:.1f}", "to", f"{100 * high:.1f}"]
     recorded = json.loads((finished / "rounds.jsonl").read_text())["server"]
     assert (record["scores"], record["loss"]) == (recorded["scores"], recorded["loss"])
     per_class = rows(found)[-10:]
     for row in per_class:
         one = record["classes"][row[0]]
-        assert row[1:] == [str(one["training_images"]), str(one["images"]), f"{100 * one['recall']:.1f}%"]
+        assert row[1:4] == [str(one["training_images"]), str(one["images"]), f"{100 * one['recall']:.1f}%"]
+        assert row[4:] == " to ".join(f"{100 * end:.1f}" for end in one["recall_interval"]).split()
 
 
 def test_a_folder_of_classes_is_measured_with_the_names_of_its_folders(

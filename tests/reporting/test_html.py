@@ -103,6 +103,24 @@ def test_the_report_has_every_section(make_run: MakeRun) -> None:
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
 
 
+def test_intervals_stand_beside_scores_and_over_bars(make_run: MakeRun) -> None:
+    """18 of 30 images are right on the server, 3 of 5 on clients, 4 of 10 ants: Wilson's by hand."""
+    page = _read(write_report(make_run("three")))
+    assert "accuracy 60.0% 42.3 to 75.4 60.0% 23.1 to 88.2" in page.text
+    lines = [attrs for tag, attrs in page.tags if tag == "i"]
+    assert [line["title"] for line in lines][-1] == "16.8 to 68.7 %, of 10 images"
+    assert lines[-1]["style"] == "left:16.82%;width:51.91%"
+    assert "Behind a score stands its 95 % confidence interval" in page.text
+
+
+def test_scores_without_counts_have_no_intervals(make_run: MakeRun) -> None:
+    view = {"loss": 1.0, "scores": {"accuracy": 0.5}}
+    page = _read(write_report(make_run("own", changes={"server": view, "local": None})))
+    assert "confidence interval:" not in page.text
+    assert "accuracy 50.0%" in page.text
+    assert not [tag for tag, _ in page.tags if tag == "i"]
+
+
 def test_nothing_is_fetched_and_nothing_is_run(make_run: MakeRun) -> None:
     folder = make_run()
     _mistakes(folder)

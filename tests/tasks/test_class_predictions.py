@@ -6,6 +6,7 @@ import csv
 import io
 
 import numpy as np
+import pytest
 
 from fedvision.files import json_page
 from fedvision.tasks.class_predictions import ClassPredictions, ClassScores, LabelPredictions
@@ -46,7 +47,9 @@ def test_a_record_of_scores_by_hand() -> None:
         by_class=Classification().by_class(confusion),
         loss=0.25,
         scores=scores(confusion, (90, 9, 1)),
+        intervals=Classification().intervals(confusion, (90, 9, 1)),
     ).to_record()
+    assert found["classes"]["a"].pop("recall_interval") == pytest.approx([0.300642, 0.954413], abs=1e-6)
     assert found["classes"]["a"] == {
         "training_images": 90,
         "images": 4,
@@ -57,6 +60,10 @@ def test_a_record_of_scores_by_hand() -> None:
     assert found["classes"]["b"]["precision"] == 2 / 3
     assert (found["images"], found["loss"]) == (6, 0.25)
     assert found["scores"]["balanced_accuracy"] == 0.875
+    assert set(found["intervals"]) == {"accuracy", "balanced_accuracy", "macro_f1", "head", "medium"}
+    low, high = found["intervals"]["accuracy"]
+    assert low < 5 / 6 < high
+    assert "".join(json_page(found).split()).count('"recall_interval":[null,null]') == 1
     assert found["confusion"] == [[3, 1, 0], [0, 2, 0], [0, 0, 0]]
     assert '"recall": null' in json_page(found)  # of class c nothing is known
 
