@@ -232,7 +232,9 @@ class TrainedModel:
         from fedvision.data.shards import Shard
         from fedvision.data.sources.inputs import encoded
         from fedvision.data.sources.unlabelled import fitting
-        from fedvision.data.targets import form, several
+        from fedvision.data.targets import form, one_class, several
+        from fedvision.tasks.base import Task
+        from fedvision.tasks.calibration import Calibration
         from fedvision.training.evaluate import evaluate
 
         self._require_whole()
@@ -250,6 +252,8 @@ class TrainedModel:
         images = fitting(chosen.images, description.image.shape, "the data's array of images")
         labels, missing = by_name(chosen, dataset.classes, self.classes)
         further = encoded(chosen, description.model.inputs).further
+        says = type(self.task).decide is not Task.decide  # a task of one's own need not
+        calibration = Calibration(len(self.classes)) if says and one_class(labels) else None
         measured = evaluate(
             self.network,
             Shard(images=images, labels=labels, indices=np.arange(len(labels)), further=further),
@@ -257,6 +261,7 @@ class TrainedModel:
             batch_size=description.inference.batch_size,
             num_classes=len(self.classes),
             sharpness=description.probability_scale,
+            calibration=calibration,
         )
         metrics = {}
         for use in description.metrics:
@@ -272,6 +277,7 @@ class TrainedModel:
             loss=measured.loss_sum / max(1, measured.examples),
             scores=self.task.scores(measured.stats, description.class_counts, metrics),
             intervals=self.task.intervals(measured.stats, description.class_counts),
+            calibration=calibration,
             notices=(*dataset.notices, *((none,) if missing else ())),
         )
 

@@ -33,7 +33,7 @@ class ClassFacts:
     precision: float | None = None
     """Where an image may have several labels: share of the images named so that have it."""
     ap: float | None = None
-    """Likewise: average precision."""
+    """Average precision: in the class or label against not; None where it was not measured."""
     auroc: float | None = None
     """Likewise: area under the ROC curve."""
     group: str
@@ -46,6 +46,7 @@ def class_facts(
     distinct: NDArray[np.int64],
     confusion: ConfusionCounts | None = None,
     labels: Mapping[str, Sequence[Any]] | None = None,
+    curves: Mapping[str, Sequence[Any]] | None = None,
 ) -> list[ClassFacts]:
     """Return the classes, the one with most training images first.
 
@@ -56,6 +57,8 @@ def class_facts(
         confusion: What was measured; None, or counts over another number of classes, where nothing was.
         labels: What was measured instead where an image may have several labels: columns [C] by name, as
             records have them.
+        curves: Areas under curves of what was measured, ``ap`` and ``auroc`` [C], where these are known
+            beside ``confusion``.
     """
     if confusion is None or confusion.num_classes != len(classes):
         confusion = ConfusionCounts.none(len(classes))
@@ -77,6 +80,7 @@ def class_facts(
         ]
     test, recall = confusion.images_of, metrics.recall(confusion)
     intervals = _intervals(confusion.right_of, test)
+    areas = {name: values for name, values in (curves or {}).items() if len(values) == len(classes)}
     return [
         ClassFacts(
             label=int(c),
@@ -86,6 +90,7 @@ def class_facts(
             recall=float(recall[c]) if test[c] else None,
             interval=intervals[c],
             group=groups[c],
+            **{name: values[c] for name, values in areas.items()},
         )
         for c in by_frequency(distinct)
     ]

@@ -22,9 +22,16 @@ from fedvision import formatting
 from fedvision.reporting import matrices, plots
 from fedvision.reporting.class_facts import ClassFacts, by_frequency
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
-from fedvision.reporting.summary_sentences import clients_of, headlines, measured_on, summary_sentences
+from fedvision.reporting.summary_sentences import (
+    certainty,
+    clients_of,
+    headlines,
+    measured_on,
+    summary_sentences,
+)
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import Misclassified
+from fedvision.tasks.calibration import Reliability
 from fedvision.tasks.intervals import Interval
 
 _HERE = Path(__file__).parent
@@ -70,7 +77,10 @@ def write_report(folder: RunFolder) -> Path:
         has_intervals=any(interval for _, values in scores for _, interval in values),
         class_tables=halves(_ends(classes, CLASSES_SHOWN)),
         classes_left_out=max(0, len(classes) - CLASSES_SHOWN),
-        several_labels=any(c.ap is not None for c in classes),
+        several_labels=facts.several_labels and any(c.ap is not None for c in classes),
+        has_areas=any(c.ap is not None for c in classes),
+        reliability=_reliability(facts.reliability),
+        certainty=certainty(facts.reliability),
         most_train=max((c.train for c in classes), default=0),
         clients=_clients(facts),
         confusion=_confusion(facts, measured),
@@ -235,6 +245,10 @@ def _confusion(facts: RunData, measured: Measurement | None) -> Markup | None:
         return None
     order = by_frequency(facts.totals)
     return Markup(matrices.confusion(measured.confusion, facts.classes, order, name="confusion"))
+
+
+def _reliability(found: Reliability | None) -> Markup | None:
+    return Markup(plots.reliability(found, name="reliability")) if found and found.images.any() else None
 
 
 def _wall(mistakes: Misclassified | None, classes: Sequence[str]) -> list[tuple[str, list[Mistake]]]:

@@ -12,6 +12,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from fedvision.formatting import percent
 from fedvision.reporting.run_data import Band, Series
 from fedvision.reporting.svg import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, draw
+from fedvision.tasks.calibration import Reliability
+from fedvision.tasks.intervals import wilson
 
 WIDTH, HEIGHT = 420, 230
 """Pixels of a curve's picture: two stand side by side on a wide page, one fills a phone's."""
@@ -81,6 +83,41 @@ def client_band(band: Band, *, name: str, span: tuple[int, int] | None = None) -
         f"{percent(band.highest[-1])}"
     )
     return draw(paint, name=name, alt=alt, width=WIDTH, height=HEIGHT)
+
+
+def reliability(found: Reliability, *, name: str) -> str:
+    """Draw how often a model is right by how sure it is, and how many images are that sure.
+
+    Args:
+        found: Counts by confidence.
+        name: Prefix of the picture's ids.
+    """
+    there = found.images > 0
+    images = found.images[there]
+    confidence, right = found.confidence[there] / images, found.right[there] / images
+    low, high = wilson(found.right[there], images)
+
+    def paint(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        width = 1 / len(found.images)
+        middles = (np.flatnonzero(there) + 0.5) * width
+        axes.bar(middles, images / images.max() * 0.18, width * 0.86, color=MUTED, alpha=0.3, linewidth=0)
+        axes.vlines(confidence, low, high, color=BLUE, linewidth=1.4)
+        axes.plot(confidence, right, "o", color=BLUE, markersize=5, mew=0, clip_on=False)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value, 0)))
+        axes.set_xlabel("confidence", color=MUTED)
+        axes.set_ylabel("named rightly", color=MUTED)
+
+    rows = [
+        f"{percent(float(sure), 0)} sure and {percent(float(share), 0)} right ({count} images)"
+        for sure, share, count in zip(confidence, right, images.tolist(), strict=True)
+    ]
+    return draw(paint, name=name, alt=f"confidence and accuracy: {'; '.join(rows)}", width=WIDTH, height=330)
 
 
 def dots(rows: Sequence[tuple[str, Sequence[float]]], *, name: str, what: str) -> str:

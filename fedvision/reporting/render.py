@@ -23,7 +23,7 @@ from fedvision.formatting import (
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.compare import Group, compare, group_kinds, notices, rarest_scores, shown_scores
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
-from fedvision.reporting.summary_sentences import PERSONAL, clients_of, idle
+from fedvision.reporting.summary_sentences import PERSONAL, certainty, clients_of, idle
 from fedvision.reporting.text_table import TextTable, plain_text
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks.class_predictions import ClassScores
@@ -33,6 +33,7 @@ from fedvision.tasks.intervals import Interval
 RAREST = 3
 """Number of classes whose recall stands under a run's scores."""
 INTERVAL = "95 % interval"
+_HEADS = {"precision": "precision", "ap": "AP", "auroc": "AUROC"}
 PER_CLASS = 30
 """Up to so many classes, the scores of a model have a row for each."""
 
@@ -48,7 +49,7 @@ def run_table(folder: RunFolder) -> str:
     if measured := [found for view in VIEWS if (found := facts.measurement(view))]:
         parts += ["", _scores(measured, facts.kinds), *_unmeasured(facts, measured)]
     if facts.best_view and facts.clients and not facts.own_counts:
-        parts += _rarest(facts.class_facts(facts.best_view), facts.distinct)
+        parts += _rarest(facts.class_facts(facts.best_view), facts.distinct, facts.several_labels)
     notices = [f"note: {notice}" for notice in facts.summary.get("notices", [])]
     return plain_text(*parts, "", _cost(facts), *idle(facts), *notices)
 
@@ -58,7 +59,9 @@ def score_table(heading: str, found: ClassScores) -> str:
     known = np.array(found.class_counts or [0] * len(found.classes), np.int64)
     counted = found.confusion if found.confusable else None
     labels = {name: plain(values) for name, values in found.by_class.items()} if found.several_labels else {}
-    classes = class_facts(found.classes, known, known, counted, labels)
+    by_class = found.calibration.by_class() if found.calibration else {}
+    curves = {name: plain(values) for name, values in by_class.items()}
+    classes = class_facts(found.classes, known, known, counted, labels, curves)
     measured = Measurement(
         view="here",
         round=0,
@@ -73,17 +76,20 @@ def score_table(heading: str, found: ClassScores) -> str:
         _scores([measured], "labels" if found.several_labels else "classes", found.intervals),
     ]
     if found.by_class:
-        parts += _rarest(classes, known)
+        parts += _rarest(classes, known, found.several_labels)
     if found.by_class and len(classes) <= PER_CLASS:
-        further = ("precision", "ap") if found.several_labels else ()
+        further = ("precision", "ap") if found.several_labels else ("ap", "auroc") if curves else ()
         heading = "label" if found.several_labels else "class"
-        table = TextTable(heading, "training images", "images", "recall", INTERVAL, *map(score_name, further))
+        table = TextTable(
+            heading, "training images", "images", "recall", INTERVAL, *(_HEADS[name] for name in further)
+        )
         for one in classes:
             train = whole(one.train) if found.class_counts else "–"
             cells = [percent(getattr(one, name)) for name in further]
             table.add(one.name, train, whole(one.test), percent(one.recall), _ends(one.interval), *cells)
         parts += ["", table]
-    return plain_text(*parts, *(f"note: {notice}" for notice in found.notices))
+    sure = certainty(found.calibration.reliability) if found.calibration else ""
+    return plain_text(*parts, *([sure] if sure else []), *(f"note: {notice}" for notice in found.notices))
 
 
 def comparison_table(folders: Sequence[RunFolder]) -> str:
@@ -174,9 +180,10 @@ def _unmeasured(facts: RunData, measured: Sequence[Measurement]) -> list[str]:
     return notices
 
 
-def _rarest(classes: Sequence[ClassFacts], distinct: NDArray[np.int64]) -> list[str | TextTable]:
+def _rarest(
+    classes: Sequence[ClassFacts], distinct: NDArray[np.int64], several: bool
+) -> list[str | TextTable]:
     """Return the table of the rarest classes, or a sentence where there are none; nothing without counts."""
-    several = any(row.ap is not None for row in classes)
     kinds = "labels" if several else "classes"
     if found := rarest(classes, distinct, RAREST):
         table = TextTable(f"rarest {kinds}", "training images", "recall", *(["AP"] if several else []))

@@ -19,6 +19,7 @@ from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.participation import Participant, participants
 from fedvision.runs.events import Event, all_events, kinds
 from fedvision.runs.folder import RunFolder
+from fedvision.tasks.calibration import Reliability
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.tasks.intervals import Interval, score_intervals
 
@@ -202,7 +203,17 @@ class RunData:
         """Return the classes, the one with most training images first."""
         confusion = measured.confusion if measured else None
         labels = measured.labels if measured else None
-        return class_facts(self.classes, self.totals, self.distinct, confusion, labels)
+        known = self.summary.get("calibration") or {}
+        curves = {name: known[name] for name in ("ap", "auroc") if name in known}
+        # Those of the final model on the server's images; an unfinished run has none.
+        curves = curves if measured and measured.view == "server" else {}
+        return class_facts(self.classes, self.totals, self.distinct, confusion, labels, curves)
+
+    @property
+    def reliability(self) -> Reliability | None:
+        """How often the final model is right by how sure it is, on the server's images; else None."""
+        known = self.summary.get("calibration")
+        return Reliability.from_record(known["reliability"]) if known else None
 
     @property
     def several_labels(self) -> bool:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from fedvision.formatting import listed, percent, plural, score_name, whole
 from fedvision.reporting.class_facts import ClassFacts
 from fedvision.reporting.run_data import Measurement, RunData
+from fedvision.tasks.calibration import Reliability
 
 PERSONAL = "personal models, on clients' own held-out images"
 """Of which models the scores are where a part of the network stays on its client."""
@@ -97,6 +98,20 @@ def clients_of(measured: Measurement) -> str:
         return "clients"
     some, all_there_are = measured.part
     return f"{whole(some)} of {plural(all_there_are, 'client')}"
+
+
+def certainty(found: Reliability | None) -> str:
+    """Return how far the final model's probabilities are from how often it is right; empty where unknown."""
+    if found is None or not found.images.any():
+        return ""
+    images = found.images.sum()
+    sure, right = (percent(float(values.sum() / images)) for values in (found.confidence, found.right))
+    how = "too sure" if found.excess > 0 else "too unsure"
+    return (
+        f"On average the final model gives the class that it names {sure}, and it is right in {right}: it is "
+        f"{how} by {percent(abs(found.excess))[:-1]} points. Bin by bin the distance is "
+        f"{percent(found.error)[:-1]} points (expected calibration error, {len(found.images)} bins)."
+    )
 
 
 def _balanced(facts: RunData, measured: Measurement) -> str:

@@ -27,7 +27,9 @@
     model.json            what must be known to use it; see model_description.py
     summary.json          {"status": "finished" | "failed" | "stopped", "rounds", "notices", "error", ...}; at
                           the end "memory": most bytes that the "process" and the "device" held since the
-                          process began, and those of "workers" [{"process", "device"}]
+                          process began, and those of "workers" [{"process", "device"}], and "calibration":
+                          of the server's test images, how often the final model is right by how sure it is
+                          ("reliability"), "ap" and "auroc" [C]
     mistakes.safetensors  test images that the final model names wrongly; see misclassified.py
     report.html           made from the files above
 """

@@ -41,6 +41,7 @@ from fedvision.server import server_app
 from fedvision.server.round_state import RoundState
 from fedvision.stages import stage
 from fedvision.tasks.base import Task
+from fedvision.tasks.calibration import Calibration
 from fedvision.training.client_trainer import ClientTrainer, probability_scale
 from fedvision.training.evaluate import Evaluation, predict
 from fedvision.types import State
@@ -271,7 +272,7 @@ class RunRecorder:
         self._write_model()
         load_state(trainer.model, {**trainer.initial, **self.state})
         with guarded("the model, on the test images after the last round,"):
-            self._write_mistakes(trainer, test)
+            calibration = self._predict(trainer, test)
         self.folder.write_summary(
             {
                 "status": "finished",
@@ -281,18 +282,20 @@ class RunRecorder:
                 "state_bytes": size_in_bytes(self.state),
                 "network_bytes": network_bytes(self.experiment.model),
                 "memory": {**memory.peak(), "workers": self.worker_memory},
+                **({"calibration": calibration.to_record()} if calibration else {}),
             }
         )
         self.write_pages(self.folder)
 
-    def _write_mistakes(self, trainer: ClientTrainer, test: ImageSet | None) -> None:
+    def _predict(self, trainer: ClientTrainer, test: ImageSet | None) -> Calibration | None:
+        """Write what is wrong, and return what the probabilities tell; nothing where no image has a class."""
         pictures = self.experiment.dataset.test
         if test is None or pictures is None or self.experiment.personal or not one_class(test.labels):
-            return
+            return None
         if type(trainer.task).decide is Task.decide:  # a task of one's own need not say
-            return
+            return None
         batch_size = self.config.evaluation.batch_size
-        predicted, confidence = predict(
+        predicted, confidence, calibration = predict(
             trainer.model,
             Shard.whole(test),
             trainer.settings.forward,
@@ -304,6 +307,7 @@ class RunRecorder:
         self.folder.write_mistakes(
             pictures.images[wall], test.labels[wall], predicted[wall], confidence[wall]
         )
+        return calibration
 
 
 def _full_state(model: torch.nn.Module) -> State:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.formatting import percent
+from fedvision.tasks.calibration import Calibration
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.tasks.intervals import Interval, wilson
 from fedvision.tasks.stats import MetricStats
@@ -114,6 +115,8 @@ class ClassScores:
     """Shares of 1 by name, as every run reports them; NaN where no image contributes."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """The 95 % confidence intervals of some of the scores, by their names."""
+    calibration: Calibration | None = None
+    """What the probabilities tell; None where images have no class or the task does not say."""
     several_labels: bool = False
     """Whether an image may have several labels, so that nothing is taken for something else."""
     notices: tuple[str, ...] = ()
@@ -152,12 +155,15 @@ class ClassScores:
         }
         if self.by_class:
             columns["recall_interval"] = [list(ends) for ends in zip(*self._recall_ends(), strict=True)]
+        if self.calibration:
+            columns |= {name: values.tolist() for name, values in self.calibration.by_class().items()}
         rows = zip(*columns.values(), strict=True)
         return {
             "images": self.stats.examples,
             "loss": self.loss,
             "scores": dict(self.scores),
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},
+            **({"reliability": self.calibration.reliability.to_record()} if self.calibration else {}),
             "classes": {
                 name: dict(zip(columns, row, strict=True))
                 for name, row in zip(self.classes, rows, strict=True)

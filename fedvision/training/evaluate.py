@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from fedvision.data.shards import Shard
 from fedvision.inputs import Batch
+from fedvision.tasks.calibration import Calibration
 from fedvision.tasks.stats import MetricStats
 from fedvision.training.forward import ForwardSettings
 
@@ -36,6 +37,17 @@ class Evaluation:
         return self.stats.examples
 
 
+class Predicted(NamedTuple):
+    """What is predicted for N images."""
+
+    classes: NDArray[np.int64]
+    """The class of each [N]."""
+    confidence: NDArray[np.float32]
+    """The probability given to it [N]."""
+    calibration: Calibration
+    """What the probabilities tell."""
+
+
 def evaluate(
     model: nn.Module,
     shard: Shard,
@@ -44,6 +56,7 @@ def evaluate(
     batch_size: int,
     num_classes: int,
     sharpness: float = 1.0,
+    calibration: Calibration | None = None,
 ) -> Evaluation:
     """Count a model's predictions on a shard.
 
@@ -54,14 +67,19 @@ def evaluate(
         batch_size: Images a forward pass.
         num_classes: C.
         sharpness: s; the predicted probabilities are those of logits s z for the network's logits z.
+        calibration: To which the probabilities are added, where each image has one class.
     """
     task = settings.task
     # No device synchronisation before all batches are on their way to it.
     losses, found = [], [torch.empty(0, dtype=torch.int64, device=settings.device)]
     for outputs, targets in _outputs(model, shard, settings, batch_size):
-        loss, cells = task.observe(task.measured(outputs, num_classes, sharpness), targets, num_classes)
+        logits = task.measured(outputs, num_classes, sharpness)
+        loss, cells = task.observe(logits, targets, num_classes)
         losses.append(loss)
         found.append(cells)
+        if calibration is not None:
+            best, shares = task.decide(logits)
+            calibration.add(shares.cpu().numpy(), best.cpu().numpy(), targets.cpu().numpy())
     loss_sum = sum(torch.stack(losses).tolist()) if losses else 0.0
     stats = MetricStats.from_cells(torch.cat(found).cpu().numpy(), task.stats_shape(num_classes))
     return Evaluation(stats=stats, loss_sum=loss_sum)
@@ -75,15 +93,18 @@ def predict(
     batch_size: int,
     num_classes: int,
     sharpness: float = 1.0,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return each image's predicted class [N] and the probability given to it [N]: of one class an image."""
+) -> Predicted:
+    """Return what is predicted for images of one class each; arguments as of ``evaluate``."""
     classes, confidence = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for outputs, _ in _outputs(model, shard, settings, batch_size):
+    calibration = Calibration(num_classes)
+    for outputs, targets in _outputs(model, shard, settings, batch_size):
         logits = settings.task.measured(outputs, num_classes, sharpness)
-        best, probabilities = settings.task.decide(logits)
-        classes.append(best.cpu().numpy())
-        confidence.append(probabilities.gather(1, best[:, None])[:, 0].cpu().numpy())
-    return np.concatenate(classes), np.concatenate(confidence)
+        best, shares = settings.task.decide(logits)
+        named, probabilities = best.cpu().numpy(), shares.cpu().numpy()
+        calibration.add(probabilities, named, targets.cpu().numpy())
+        classes.append(named)
+        confidence.append(np.take_along_axis(probabilities, named[:, None], 1)[:, 0])
+    return Predicted(np.concatenate(classes), np.concatenate(confidence), calibration)
 
 
 def classify(

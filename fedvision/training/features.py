@@ -29,7 +29,7 @@ from fedvision.training.forward import ForwardSettings
 
 _MOST, _PIXELS = 16, 2**18
 """Images of a forward pass on a CPU, and their pixels. What a pass makes of more pixels leaves the cache, and
-EfficientNet-Lite0 was half as quick at 224 px with 8 images as with 4 (37 and 67 images a second on one core);
+EfficientNet-Lite0 was half as quick at 224 px with 8 images as with 4 (37 and 67 images a second on a core);
 with fewer than 16 images torch does not use oneDNN for its 1x1 convolutions (152 and 332 at 128 px).
 ResNet-18 lost at most a tenth, MobileNetV3 and Swin-T nothing by these sizes instead of 8 images."""
 _BATCH_ELSEWHERE = 128

@@ -91,11 +91,16 @@ def test_scores_stand_as_at_the_end_of_a_run(
     assert rows(found)[0][2:] == [f"{100 * low:.1f}", "to", f"{100 * high:.1f}"]
     recorded = json.loads((finished / "rounds.jsonl").read_text())["server"]
     assert (record["scores"], record["loss"]) == (recorded["scores"], recorded["loss"])
-    per_class = rows(found)[-10:]
+    per_class = [row for row in rows(found) if row[0] in record["classes"]][-10:]
     for row in per_class:
         one = record["classes"][row[0]]
         assert row[1:4] == [str(one["training_images"]), str(one["images"]), f"{100 * one['recall']:.1f}%"]
-        assert row[4:] == " to ".join(f"{100 * end:.1f}" for end in one["recall_interval"]).split()
+        assert row[4:7] == " to ".join(f"{100 * end:.1f}" for end in one["recall_interval"]).split()
+        assert row[7:] == [f"{100 * one[name]:.1f}%" for name in ("ap", "auroc")]
+    reported = json.loads((finished / "summary.json").read_text())["calibration"]
+    assert record["reliability"] == reported["reliability"]
+    assert [one["auroc"] for one in record["classes"].values()] == reported["auroc"]
+    assert "On average the final model gives the class that it names" in " ".join(found.split())
 
 
 def test_a_folder_of_classes_is_measured_with_the_names_of_its_folders(

@@ -121,6 +121,24 @@ def test_scores_without_counts_have_no_intervals(make_run: MakeRun) -> None:
     assert not [tag for tag, _ in page.tags if tag == "i"]
 
 
+def test_a_finished_run_says_how_sure_its_model_is(make_run: MakeRun) -> None:
+    """Ten images 0.95 sure of which seven are right, and twenty 0.45 sure of which eleven are."""
+    images, right, sums = (np.zeros(15).tolist() for _ in range(3))
+    images[6], images[14], right[6], right[14], sums[6], sums[14] = 20, 10, 11, 7, 9.0, 9.5
+    reliability = {"images": images, "right": right, "confidence": sums, "error": 0.15, "excess": 0.0167}
+    known = {"reliability": reliability, "ap": [0.9, 0.8, None], "auroc": [0.99, 0.98, None]}
+    page = _read(write_report(make_run("sure", summary={"status": "finished", "calibration": known})))
+    assert "names 61.7%, and it is right in 60.0%: it is too sure by 1.7 points." in page.text
+    assert "Bin by bin the distance is 15.0 points" in page.text
+    assert "dog 8 60.0% 80.0% 98.0%" in page.text
+    assert "ant 2 40.0% – –" in page.text
+    pictures = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"]
+    expected = (
+        "confidence and accuracy: 45% sure and 55% right (20 images); 95% sure and 70% right (10 images)"
+    )
+    assert expected in pictures
+
+
 def test_nothing_is_fetched_and_nothing_is_run(make_run: MakeRun) -> None:
     folder = make_run()
     _mistakes(folder)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 from torch.nn import functional as F
 
-from fedvision.tasks import multilabel
-from fedvision.tasks.multilabel import BINS, MultiLabel, ScoreHistograms
+from fedvision.tasks.multilabel import MultiLabel, ScoreHistograms
+from fedvision.tasks.score_bins import BINS, bounds
 from fedvision.tasks.stats import MetricStats
 
 TASK = MultiLabel()
@@ -65,7 +65,7 @@ def test_scores_of_one_bin_are_tied() -> None:
     stats = counted(np.array([[0.010], [0.011]]), np.array([[0], [1]]))
     found = ScoreHistograms.of(stats).by_label()
     assert (found["ap"].tolist(), found["auroc"].tolist()) == ([0.5], [0.5])
-    ap, area = multilabel.bounds(stats.tables()).values()
+    ap, area = bounds(stats.tables()).values()
     assert (ap[0].tolist(), ap[1].tolist()) == ([0.5], [1.0])
     assert (area[0].tolist(), area[1].tolist()) == ([0.0], [1.0])
 
@@ -91,7 +91,7 @@ def test_figures_are_those_of_the_binned_scores(seed: int) -> None:
 def test_bounds_hold_for_the_scores_themselves(seed: int, spread: float) -> None:
     logits, targets = drawn(seed, images=60, spread=spread)
     stats = counted(logits, targets)
-    limits = multilabel.bounds(stats.tables())
+    limits = bounds(stats.tables())
     found = ScoreHistograms.of(stats).by_label()
     for key, judge in (("ap", reference.average_precision_score), ("auroc", reference.roc_auc_score)):
         low, high = limits[key]

@@ -42,8 +42,8 @@ def test_an_empty_shard_counts_nothing() -> None:
 def test_predictions_come_in_the_shards_order_with_their_probability() -> None:
     model, shard = make_model(), make_shard()
     order = np.array([4, 0, 9])
-    classes, confidence = predict(model, shard, settings().forward, batch_size=4, num_classes=CLASSES)
-    some, sure = predict(
+    classes, confidence, _ = predict(model, shard, settings().forward, batch_size=4, num_classes=CLASSES)
+    some, sure, _ = predict(
         model,
         Shard(images=shard.images, labels=shard.labels, indices=order),
         settings().forward,
@@ -72,7 +72,7 @@ def test_a_loss_with_a_scale_is_measured_with_it() -> None:
     )
     expected = F.cross_entropy(30 * logits, torch.from_numpy(shard.labels), reduction="sum")
     assert found.loss_sum == pytest.approx(float(expected), rel=1e-5)
-    _, confidence = predict(
+    _, confidence, _ = predict(
         model, shard, settings().forward, batch_size=8, num_classes=CLASSES, sharpness=scale
     )
     assert confidence == pytest.approx((30 * logits).softmax(1).amax(1).numpy(), rel=1e-4)
