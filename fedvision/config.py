@@ -233,6 +233,8 @@ class EvaluationConfig:
     """Share of each client's images kept from training for a measurement on the client itself."""
     fraction: float = 1.0
     """Share of the clients that measure on what they kept, drawn anew each time; not for stock strategies."""
+    calibrate: bool = False
+    """Give the final model the temperature that makes what clients held out most likely, from their sums."""
     with_training: bool = False
     """Clients that train measure first, the model that they receive, and report it with their update: a
     round has no messages for measuring, but the last one, whose model goes out once more to all clients."""
@@ -247,6 +249,8 @@ class EvaluationConfig:
         at_least(1, self, "evaluation.", "every", "batch_size")
         require(0 < self.fraction <= 1, "evaluation.fraction", f"must be > 0 and <= 1, not {self.fraction}")
         require(0 <= self.holdout < 1, "evaluation.holdout", f"must be >= 0 and < 1, not {self.holdout}")
+        if self.calibrate:
+            require(self.holdout > 0, "evaluation.calibrate", "needs evaluation.holdout > 0 to judge by")
         if self.with_training:
             key, share = "evaluation.with_training", self.fraction
             require(self.holdout > 0, key, "needs evaluation.holdout > 0: clients keep nothing to measure on")

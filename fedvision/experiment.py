@@ -77,7 +77,7 @@ class Experiment:
         from fedvision.data.partition import split
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.cosine_head import begin
-        from fedvision.server.checks import check_strategy, check_untrained
+        from fedvision.server.checks import check_personal, check_strategy, check_untrained
         from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
         from fedvision.training.feature_cache import check_views
@@ -85,7 +85,7 @@ class Experiment:
 
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
         strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
-        _check_personal(config, strategy)
+        check_personal(config, strategy)
         check_untrained(config, strategy)
         dataset = read_data(config) if dataset is None else dataset
         config, dataset, files, told = _settled(config, dataset, here=split_here)
@@ -356,21 +356,6 @@ def _check_batches(config: ExperimentConfig, parts: Split, *, alone: bool) -> No
             f"{why}, and {listed(single)} has no more to train on; set partition.min_per_client or "
             "partition.min_images where the partition has it, use fewer clients, or take a network that can, "
             "as those with group norm do"
-        )
-
-
-def _check_personal(config: ExperimentConfig, strategy: Strategy) -> None:
-    """Refuse a method of personal tensors where none are named.
-
-    Raises:
-        ConfigError: ``model.personal`` is empty and the strategy needs it.
-    """
-    from fedvision.flower.strategy import FlowerStrategy
-
-    if isinstance(strategy, FlowerStrategy) and strategy.inner.needs_personal and not config.model.personal:
-        raise ConfigError(
-            f"[strategy] use = {config.strategy.use!r} has each client keep a part of the model, and "
-            'model.personal names none; set model.personal = ["head.*"]'
         )
 
 

@@ -148,6 +148,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "feature-moments": Builtin("fedvision.algorithms.ccvr:feature_moments"),
         "feature-sums": Builtin("fedvision.algorithms.closed_form.sums:feature_sums"),
         "weighted-products": Builtin("fedvision.algorithms.closed_form.sums:weighted_products"),
+        "likelihoods": Builtin("fedvision.training.likelihoods:likelihoods"),
         "head-scores": Builtin("fedvision.algorithms.closed_form.sums:head_scores"),
     },
     "metric": {

@@ -23,6 +23,7 @@ from fedvision.reporting import matrices, plots
 from fedvision.reporting.class_facts import ClassFacts, by_frequency
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import (
+    calibrated,
     certainty,
     clients_of,
     headlines,
@@ -81,6 +82,7 @@ def write_report(folder: RunFolder) -> Path:
         has_areas=any(c.ap is not None for c in classes),
         reliability=_reliability(facts.reliability),
         certainty=certainty(facts.reliability),
+        calibrated=calibrated(facts.rounds[-1] if facts.rounds else {}),
         most_train=max((c.train for c in classes), default=0),
         clients=_clients(facts),
         confusion=_confusion(facts, measured),

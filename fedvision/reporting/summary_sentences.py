@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from fedvision.formatting import listed, percent, plural, score_name, whole
 from fedvision.reporting.class_facts import ClassFacts
@@ -111,6 +112,20 @@ def certainty(found: Reliability | None) -> str:
         f"On average the final model gives the class that it names {sure}, and it is right in {right}: it is "
         f"{how} by {percent(abs(found.excess))[:-1]} points. Bin by bin the distance is "
         f"{percent(found.error)[:-1]} points (expected calibration error, {len(found.images)} bins)."
+    )
+
+
+def calibrated(record: Mapping[str, Any]) -> str:
+    """Return what a round's record says of the final model's temperature; empty where nothing was asked."""
+    found = record.get("calibration")
+    if found is None:
+        return ""
+    if "factor" not in found:
+        return "It was not calibrated: no client answered for images that it keeps out of training."
+    return (
+        f"Its probabilities are those of logits times {found['factor']:.3g}, which makes the "
+        f"{plural(found['images'], 'image')} that clients keep out of training most likely: a loss of "
+        f"{found['scaled_loss']:.3f} nats instead of {found['loss']:.3f}."
     )
 
 

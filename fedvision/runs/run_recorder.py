@@ -147,8 +147,14 @@ class RunRecorder:
             self.experiment,
             rounds=self.done,
             class_counts=counts_of(self.folder.split()),
-            probability_scale=probability_scale(self.config, len(self.experiment.dataset.classes)),
+            probability_scale=self._probability_scale(),
         )
+
+    def _probability_scale(self) -> float:
+        """Return s, with which the final model predicts softmax(s z): the loss's, calibrated where it was."""
+        last = (self.folder.rounds() or [{}])[-1].get("calibration") or {}
+        scale = probability_scale(self.config, len(self.experiment.dataset.classes))
+        return scale * float(last.get("factor", 1.0))
 
     def mark_failed(self, error: BaseException) -> None:
         """Note in the run folder that and why the run ended early."""
@@ -301,7 +307,7 @@ class RunRecorder:
             trainer.settings.forward,
             batch_size=batch_size,
             num_classes=len(self.experiment.dataset.classes),
-            sharpness=trainer.sharpness,
+            sharpness=self._probability_scale(),
         )
         wall = choose(test.labels, predicted, confidence, self._totals)
         self.folder.write_mistakes(

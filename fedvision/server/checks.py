@@ -40,6 +40,23 @@ def check_strategy(strategy: Strategy, clients: int) -> None:
             )
 
 
+def check_personal(config: ExperimentConfig, strategy: Strategy) -> None:
+    """Refuse a method of personal tensors where none are named, and one temperature where some are.
+
+    Raises:
+        ConfigError: ``model.personal`` is empty and the strategy needs it, or the reverse.
+    """
+    if isinstance(strategy, FlowerStrategy) and strategy.inner.needs_personal and not config.model.personal:
+        raise ConfigError(
+            f"[strategy] use = {config.strategy.use!r} has each client keep a part of the model, and "
+            'model.personal names none; set model.personal = ["head.*"]'
+        )
+    if config.evaluation.calibrate and config.model.personal:
+        raise ConfigError(
+            "evaluation.calibrate is for one model, and model.personal gives each client its own; remove it"
+        )
+
+
 def check_untrained(config: ExperimentConfig, strategy: Strategy) -> None:
     """Refuse keys about training and its answers beside a strategy that has nobody train.
 

@@ -23,6 +23,8 @@ from fedvision.flower.statistic_codec import StatisticRequest
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.server.checks import check_state
 from fedvision.server.statistics import StatisticResult, query_statistic
+from fedvision.training import likelihoods
+from fedvision.training.client_trainer import probability_scale
 from fedvision.types import Query, State
 
 RECORDED = 10_000
@@ -65,6 +67,10 @@ class StatisticsPhase:
             for use in self.config.evaluation.statistics:
                 found, name = self._query(Query(use=use), round, state, record, self._clients(round))
                 self._note(name, found, record)
+        if self.config.evaluation.calibrate and round == self.config.rounds:
+            scale = probability_scale(self.config, len(self.client_registry.counts))
+            found, _ = self._query(likelihoods.query(scale), round, state, record, self._clients(round))
+            record["calibration"] = likelihoods.best_factor(found.sums)
         return state
 
     def _model_of_queries(

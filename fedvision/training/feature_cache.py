@@ -245,7 +245,8 @@ def _recipe(config: ExperimentConfig, front: nn.Module, settings: ForwardSetting
     """Return a text that is equal where features are: of network, transforms, arithmetic and machine."""
     transforms = asdict(config.transforms)
     if not views:  # the images as they are, whatever training draws
-        transforms |= dict.fromkeys(augmentations(config.transforms)) | {"views": 0}
+        plain = TransformConfig()
+        transforms |= {name: getattr(plain, name) for name in (*augmentations(config.transforms), "views")}
     device = settings.device.type
     machine = (
         torch.cuda.get_device_name(settings.device)

@@ -259,4 +259,6 @@ def test_other_features_have_another_key(tables: dict[str, Any]) -> None:
         return feature_cache._recipe(config, model.backbone, loop_settings(config, 1).forward)  # type: ignore[arg-type]
 
     assert key(frozen()) == key(frozen(rounds=9, training={"lr": 0.5}))
+    drawn = {"transforms": {"flip": True, "crop": 2, "views": 3}}
+    assert key(frozen()) == key(frozen(**drawn))  # images to measure on are seen as they are
     assert key(frozen()) != key(frozen(**tables))
