@@ -203,10 +203,9 @@ class RunData:
         """Return the classes, the one with most training images first."""
         confusion = measured.confusion if measured else None
         labels = measured.labels if measured else None
+        # Where there are any, the server measured, and its view is the best one.
         known = self.summary.get("calibration") or {}
         curves = {name: known[name] for name in ("ap", "auroc") if name in known}
-        # Those of the final model on the server's images; an unfinished run has none.
-        curves = curves if measured and measured.view == "server" else {}
         return class_facts(self.classes, self.totals, self.distinct, confusion, labels, curves)
 
     @property

@@ -98,8 +98,8 @@ class Calibration:
         if self._histograms is None or not len(labels):
             return
         own = np.arange(probabilities.shape[1])[None] == labels[:, None]
-        # The logit orders images as the probability does; as float64, as 1 - p is 0 too soon in float32.
-        bins = bin_of(torch.from_numpy(probabilities).double().logit()).numpy()
+        # The logit orders images as the probability does.
+        bins = bin_of(torch.from_numpy(probabilities).logit()).numpy()
         cells = (np.arange(own.shape[1]) * 2 + own) * BINS + bins
         self._histograms += np.bincount(cells.ravel(), minlength=self._histograms.size).reshape(
             self._histograms.shape

@@ -70,7 +70,7 @@ def test_batches_add_up(seed: int) -> None:
 def test_areas_are_scikit_learns_of_the_binned_scores(seed: int) -> None:
     rows, named, labels = drawn(seed)
     found = added((rows, named, labels)).by_class()
-    bins = bin_of(torch.from_numpy(rows).double().logit()).numpy()
+    bins = bin_of(torch.from_numpy(rows).logit()).numpy()
     for c in range(rows.shape[1]):
         own = labels == c
         assert found["ap"][c] == pytest.approx(reference.average_precision_score(own, bins[:, c]), abs=1e-12)

@@ -70,6 +70,14 @@ def test_a_mean_of_intervals_by_hand() -> None:
     assert found == pytest.approx((0.6 - np.sqrt(0.05) / 2, 0.6 + 0.13 / 2))
 
 
+def test_one_mistake_lowers_two_classes_f1() -> None:
+    """Were the classes' F1 independent, the interval would be 0.086 wide; their sum is that of accuracy."""
+    found = score_intervals(ConfusionCounts.from_matrix(np.array([[80, 20], [20, 80]])))["macro_f1"]
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(0.16 / 200), rel=0.08)
+    assert found.low < 0.8 - 0.05
+    assert found.high > 0.8 + 0.05
+
+
 def test_scores_of_one_kind_of_answer_have_a_width() -> None:
     """Resampled, nothing would change where all images get one name."""
     confusion = ConfusionCounts.from_matrix(np.array([[40, 0], [40, 0]]))
