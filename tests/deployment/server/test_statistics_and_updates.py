@@ -14,6 +14,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.own_sums import write_sums
 from fedvision.experiment import Experiment
+from fedvision.trained_model import load
 from fedvision.unlearning import request_sums, unlearn
 from tests.deployment.server.machines import WAIT_S, digest, eventually, machines
 from tests.deployment.server.training_barrier import begun, hold, holding
@@ -38,7 +39,14 @@ dense = 8
 lr = 0.1
 """
 CCVR = '[strategy]\nuse = "ccvr"\nevery = 1\nsteps = 50\n'
-CLOSED_FORM = '[evaluation]\nholdout = 0.2\n[strategy]\nuse = "closed-form"\nregularization = "auto"\n'
+CLOSED_FORM = """
+[evaluation]
+holdout = 0.2
+calibrate = true
+[strategy]
+use = "closed-form"
+regularization = "auto"
+"""
 UPDATE = """
 [[update]]
 use = "clip"
@@ -76,12 +84,12 @@ def test_refined_run_killed_and_resumed(tmp_path: Path, pki: Path) -> None:
 def test_a_head_in_closed_form_has_the_simulations_bits(
     tmp_path: Path, pki: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody trains; each client answers three queries about its images, those out of training among them."""
+    """Nobody trains; each client answers four queries about its images, those out of training among them."""
     frozen = EXPERIMENT.replace("dense = 8", 'dense = 8\nfrozen = ["backbone.*"]').replace(
         "rounds = 3", "rounds = 1"
     )
     with machines(tmp_path, pki, frozen + CLOSED_FORM) as here:
-        here.statistics = ("feature-sums", "weighted-products", "head-scores")
+        here.statistics = ("feature-sums", "weighted-products", "head-scores", "likelihoods")
         server = here.server()
         for name in ("north", "south"):
             here.client(name)
@@ -91,6 +99,9 @@ def test_a_head_in_closed_form_has_the_simulations_bits(
         assert (record["refused"], record["clients"], record["changed"]) == ([], [0, 1], True)
         assert set(record["statistics"]) == set(here.statistics)
         assert record["local"]["scores"]["accuracy"] > 0.3
+        simulated = json.loads((tmp_path / "simulated/rounds.jsonl").read_text())
+        assert record["calibration"] == simulated["calibration"]
+        assert load(here.out).description.probability_scale == record["calibration"]["factor"] > 2
         assert (here.out / "report.html").is_file()
         here.client_file("south")
     # The client's own sums, which it computes once more, leave what the other one would have made alone.
