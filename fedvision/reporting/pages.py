@@ -11,8 +11,6 @@ from fedvision.errors import ConfigError
 if TYPE_CHECKING:
     from fedvision.runs.folder import RunFolder
 
-NO_TENSORBOARD = "TensorBoard is not installed; run pip install 'fedvision[tensorboard]', or leave it out"
-
 
 def page_writer(*, tensorboard: bool = False) -> Callable[[RunFolder], None]:
     """Return ``write(folder)``, which imports what draws only then: it takes a second and 25 MB.
@@ -21,6 +19,8 @@ def page_writer(*, tensorboard: bool = False) -> Callable[[RunFolder], None]:
         ConfigError: TensorBoard is wanted and not installed: better said before a run than after it.
     """
     if tensorboard and find_spec("tensorboard") is None:
+        from fedvision.reporting.tensorboard import NO_TENSORBOARD
+
         raise ConfigError(NO_TENSORBOARD)
 
     def write(folder: RunFolder) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedvision.errors import ConfigError
-from fedvision.reporting.pages import NO_TENSORBOARD
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks.confusion import ConfusionCounts
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+NO_TENSORBOARD = "TensorBoard is not installed; run pip install 'fedvision[tensorboard]', or leave it out"
 
 
 def write_scalars(folder: RunFolder, logs: Path | None = None) -> Path:
