@@ -32,6 +32,7 @@ def add(verbs: Verbs) -> None:
     predict.add_argument(
         "--csv", type=Path, metavar="FILE", help="also write the probabilities of all classes"
     )
+    predict.add_argument("--jsonl", type=Path, metavar="FILE", help="the same as lines of JSON")
     predict.add_argument(
         "--workers", type=int, default=0, help="processes that decode files (default: as many as pay)"
     )
@@ -75,6 +76,7 @@ def _load(options: argparse.Namespace) -> TrainedModel:
 
 def _predict(options: argparse.Namespace) -> None:
     _check_writable(options.csv, "--csv")
+    _check_writable(options.jsonl, "--jsonl")
     if options.workers < 0:
         raise ConfigError(f"--workers must be >= 0, not {options.workers}")
     found = _load(options).predict(options.images, workers=options.workers)
@@ -82,7 +84,9 @@ def _predict(options: argparse.Namespace) -> None:
         complain(f"note: {notice}")
     if options.csv:
         _write(options.csv, found.to_csv())
-    show(_table(found), recorded=str(options.csv or ""))
+    if options.jsonl:
+        _write(options.jsonl, found.to_jsonl())
+    show(_table(found), recorded=str(options.csv or options.jsonl or ""))
     for name, why in found.unreadable.items():
         complain(f"{name}: {why}")
     if lost := found.unreadable:

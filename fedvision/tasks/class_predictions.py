@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +55,26 @@ class ClassPredictions:
         found = ([name, predicted, str(best)] for name, predicted, best in self.rows())
         return self._csv(["file", "class", "probability"], found)
 
+    def to_jsonl(self) -> str:
+        """Return a line of JSON for each image, then for each file that cannot be read.
+
+        ``{"file", "class", "probability", "probabilities": {NAME: p}}``, or ``{"file", "error"}``.
+        """
+        found = (
+            {"file": name, "class": predicted, "probability": _shortest(best)}
+            for name, predicted, best in self.rows()
+        )
+        return self._jsonl(found)
+
+    def _jsonl(self, found: Iterator[dict[str, Any]]) -> str:
+        lines = [
+            {**one, "probabilities": dict(zip(self.classes, map(_shortest, row), strict=True))}
+            for one, row in zip(found, self.probabilities, strict=True)
+        ]
+        lines += [{"file": name, "error": why} for name, why in self.unreadable.items()]
+        # Names of files need not be Unicode: what is not is escaped.
+        return "".join(json.dumps(line) + "\n" for line in lines)
+
     def _csv(self, heading: Sequence[str], found: Iterator[list[str]]) -> str:
         page = io.StringIO()
         table = csv.writer(page, lineterminator="\n")
@@ -61,6 +82,11 @@ class ClassPredictions:
         for cells, row in zip(found, self.probabilities, strict=True):
             table.writerow([*cells, *map(str, row)])
         return page.getvalue()
+
+
+def _shortest(value: np.float32) -> float:
+    """Return the number whose text is the shortest that reads back as the same float32."""
+    return float(str(value))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +115,11 @@ class LabelPredictions(ClassPredictions):
                 f"{self.classes[label]} {percent(float(row[label]))}" for label in labels
             )
             yield name, probabilities or "none"
+
+    def to_jsonl(self) -> str:
+        """Return lines of JSON: ``{"file", "labels": [NAME], "probabilities": {NAME: p}}``."""
+        found = ({"file": name, "labels": [self.classes[c] for c in labels]} for name, labels in self.of())
+        return self._jsonl(found)
 
     def to_csv(self) -> str:
         """Return a CSV table: ``file``, ``labels`` with ``separator`` between, ``p(NAME)`` for each label."""

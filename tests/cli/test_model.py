@@ -53,6 +53,25 @@ def test_predictions_stand_in_a_table_and_in_a_file(
     assert captured.err == ""
 
 
+def test_predictions_as_lines_of_json(finished: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what the CSV has, to the bit, and a line for what cannot be read."""
+    picture(here / "one.png", 0)
+    spoil(here / "bad.png")
+    files = ["--csv", "out.csv", "--jsonl", "out.jsonl"]
+    assert main.main(["predict", str(finished), "bad.png", "one.png", *files]) == 1
+    one, bad = (json.loads(line) for line in (here / "out.jsonl").read_text().splitlines())
+    (row,) = csv.DictReader((here / "out.csv").read_text().splitlines())
+    assert (one["file"], one["class"], str(one["probability"])) == (
+        "one.png",
+        row["class"],
+        row["probability"],
+    )
+    assert {f"p({name})": str(p) for name, p in one["probabilities"].items()}.items() <= row.items()
+    assert bad == {"file": "bad.png", "error": "no known image format"}
+    assert main.main(["predict", str(finished), "one.png", "--jsonl", "none/out.jsonl"]) == 2
+    assert "--jsonl none/out.jsonl: there is no folder none" in capsys.readouterr().err
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_goes_on(
     finished: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
 import numpy as np
 import pytest
@@ -80,6 +81,13 @@ def test_labels_of_an_image_share_a_column() -> None:
         ["one.png", "cat|bird", "0.75", "0.25", "0.5"],
         ["two.png", "", "0.125", "0.25", "0.0"],
     ]
+    one, two = (json.loads(line) for line in found.to_jsonl().splitlines())
+    assert one == {
+        "file": "one.png",
+        "labels": ["cat", "bird"],
+        "probabilities": {"cat": 0.75, "dog": 0.25, "bird": 0.5},
+    }
+    assert two["labels"] == []
     assert list(found.table()) == [
         ("file", "labels"),
         ("one.png", "cat 75.0%, bird 50.0%"),
