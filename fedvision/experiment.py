@@ -77,7 +77,7 @@ class Experiment:
         from fedvision.data.partition import split
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.cosine_head import begin
-        from fedvision.server.checks import check_personal, check_strategy, check_untrained
+        from fedvision.server.checks import check_personal, check_score, check_strategy, check_untrained
         from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
         from fedvision.training.feature_cache import check_views
@@ -94,6 +94,7 @@ class Experiment:
             _check_countable(config, task)
             dataset = _in_form(dataset, task)
         task.check(config, dataset)
+        check_score(config, task, len(dataset.classes))
         stage("building the split, the model and the strategy")
         if split_here:
             parts = _split(config, dataset, task)

@@ -20,6 +20,12 @@ class EvaluationConfig:
     """Share of the clients that measure on what they kept, drawn anew each time; not for stock strategies."""
     calibrate: bool = False
     """Give the final model the temperature that makes what clients held out most likely, from their sums."""
+    keep: Literal["last", "best"] = "last"
+    """``best``: beside the last model, in the run folder's ``best``, the one whose ``score`` was highest."""
+    score: str = "balanced_accuracy"
+    """By what a model is the best one: a score of what clients hold out, never of test images."""
+    patience: int = 0
+    """The run ends after so many measurements without a better ``score`` than before; 0 is never."""
     with_training: bool = False
     """Clients that train measure first, the model that they receive, and report it with their update: a
     round has no messages for measuring, but the last one, whose model goes out once more to all clients."""
@@ -32,10 +38,16 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "evaluation.", "every", "batch_size")
+        at_least(0, self, "evaluation.", "patience")
         require(0 < self.fraction <= 1, "evaluation.fraction", f"must be > 0 and <= 1, not {self.fraction}")
         require(0 <= self.holdout < 1, "evaluation.holdout", f"must be >= 0 and < 1, not {self.holdout}")
         if self.calibrate:
             require(self.holdout > 0, "evaluation.calibrate", "needs evaluation.holdout > 0 to judge by")
+        for key, wanted in (("keep = 'best'", self.keep == "best"), ("patience", self.patience > 0)):
+            if wanted:
+                require(self.holdout > 0, f"evaluation.{key}", "needs evaluation.holdout > 0 to judge by")
+                now = "needs evaluation.with_training = false: a model is judged when it is there"
+                require(not self.with_training, f"evaluation.{key}", now)
         if self.with_training:
             key, share = "evaluation.with_training", self.fraction
             require(self.holdout > 0, key, "needs evaluation.holdout > 0: clients keep nothing to measure on")

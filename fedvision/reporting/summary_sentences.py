@@ -60,8 +60,18 @@ def _capital(text: str) -> str:
 
 def summary_sentences(facts: RunData) -> list[str]:
     """Return a few sentences on the data, the result and how the run ended."""
-    sentences = [_data(facts), *idle(facts), _result(facts), _strategy(facts), _ending(facts)]
+    sentences = [_data(facts), *idle(facts), _result(facts), _best(facts), _strategy(facts), _ending(facts)]
     return [sentence for sentence in sentences if sentence]
+
+
+def _best(facts: RunData) -> str:
+    """Return after which round the model was best on clients' images, and where it is kept."""
+    found = facts.summary.get("best")
+    if not found:
+        return ""
+    where = "; it is kept in the folder best" if facts.config.evaluation.keep == "best" else ""
+    score = f"{score_name(found['by'])} on images that clients hold out"
+    return f"By {score} the model was best after round {found['round']} ({percent(found['score'])}){where}."
 
 
 def _strategy(facts: RunData) -> str:

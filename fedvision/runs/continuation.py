@@ -68,6 +68,8 @@ def _obstacle(config: ExperimentConfig, rounds: int, finished: int) -> str | Non
             f"with evaluation.with_training clients measured the model of round {config.rounds}, the last "
             "one, after it and not as they trained in the next"
         )
+    if config.evaluation.calibrate:
+        return f"clients' images gave the model of round {config.rounds}, the last one, its temperature"
     if config.rounds % config.evaluation.every:
         return (
             f"round {config.rounds} was measured because it was the last one: "

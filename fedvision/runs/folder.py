@@ -25,6 +25,7 @@
     checkpoint/           where a killed run goes on; see checkpoint.py
     model.safetensors     the final model
     model.json            what must be known to use it; see model_description.py
+    best/                 the model with the best score on clients' held-out images, where it is kept
     summary.json          {"status": "finished" | "failed" | "stopped", "rounds", "notices", "error", ...}; at
                           the end "memory": most bytes that the "process" and the "device" held since the
                           process began, and those of "workers" [{"process", "device"}], and "calibration":
@@ -295,7 +296,7 @@ class RunFolder:
         file = self.path / "mistakes.safetensors"
         return Misclassified.decode(file) if file.exists() else None
 
-    def write_model(self, state: State, description: ModelDescription) -> None:
+    def write_model(self, state: State, description: ModelDescription, *, best: bool = False) -> None:
         """Write the final model, then its description with the digest of the model's file.
 
         A kill between the two leaves a digest that fits no more: such a model is not loaded.
@@ -303,13 +304,18 @@ class RunFolder:
         Args:
             state: All tensors of the network.
             description: Of the network; its digest is filled in.
+            best: It is the best model, which has a folder of its own.
 
         Raises:
             RecordError: The disk is full or refuses.
         """
-        digest = hashlib.sha256()
-        self._write("model.safetensors", hashed(pieces(state), digest.update))
-        self._write(MODEL_FILE, json_page(with_digest(description, digest.hexdigest())))
+        digest, place = hashlib.sha256(), "best/" if best else ""
+        if best:
+            with recording("best", self.path):
+                (self.path / "best").mkdir(exist_ok=True)
+            self._write("best/invocation.json", json_page(self.invocation()))
+        self._write(f"{place}model.safetensors", hashed(pieces(state), digest.update))
+        self._write(f"{place}{MODEL_FILE}", json_page(with_digest(description, digest.hexdigest())))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write how the run ended.

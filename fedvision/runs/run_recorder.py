@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from fedvision.models.meta import model_with, to_meta
 from fedvision.models.parameter_groups import ParameterGroups, network_bytes
 from fedvision.models.state import get_state, load_state, size_in_bytes
 from fedvision.models.weights import tensors_of
+from fedvision.runs.best_model import BestModel
 from fedvision.runs.checkpoint import Checkpoint
 from fedvision.runs.events import BEGAN, Event, round_events, shown
 from fedvision.runs.folder import RunFolder
@@ -93,6 +95,7 @@ class RunRecorder:
         to_meta(experiment.model, names)
         self.done = 0
         self.rounds = RoundState(self.config.round, self.config.seed)
+        self.best = BestModel(self.config.evaluation)
         self._totals: NDArray[np.int64] = np.zeros(len(experiment.dataset.classes), np.int64)
 
     def run_rounds(self, grid: Grid, client_registry: ClientRegistry, measure: Measure | None) -> None:
@@ -106,6 +109,8 @@ class RunRecorder:
         Raises:
             RunError: Nobody succeeded for several rounds in a row.
         """
+        if self.over:
+            return
         plan = server_app.ServerPlan(
             config=self.config,
             strategy=self.experiment.strategy,
@@ -137,9 +142,20 @@ class RunRecorder:
         return ""
 
     def _write_model(self) -> None:
-        model = model_with(self.experiment.model, {**self._initial, **self.state})
+        self.folder.write_model(self._whole(self.state), self.description())
+
+    def _write_best(self) -> None:
+        """Write the best model, which no temperature was found for."""
+        if self.best.state:
+            scale = probability_scale(self.config, len(self.experiment.dataset.classes))
+            described = replace(self.description(), rounds=self.best.round, probability_scale=scale)
+            self.folder.write_model(self._whole(self.best.state), described, best=True)
+
+    def _whole(self, state: State) -> State:
+        """Return all tensors of the network that holds a state, adapters merged."""
+        model = model_with(self.experiment.model, {**self._initial, **state})
         merge_in_place(model)
-        self.folder.write_model(_full_state(model), self.description())
+        return _full_state(model)
 
     def description(self) -> ModelDescription:
         """Return what must be known of the final model to use it."""
@@ -197,11 +213,26 @@ class RunRecorder:
         """Write a round's line, then its checkpoint; a round that was interrupted is not written."""
         self.interruption.check()
         self.state, self.done = state, int(record["round"])
+        self.best.keep(self.done, state)
         self.folder.append_round(record, seconds)
-        if self.done % self.config.checkpoint_every == 0 or self.done == self.config.rounds:
+        last = self.done == self.config.rounds or "stopped_early" in record
+        if self.done % self.config.checkpoint_every == 0 or last:
             self._checkpoint()
         self.progress.round_done(self.done, record, seconds)
         self._show(record)
+
+    def enough(self, record: dict[str, Any]) -> bool:
+        """Return whether the run's patience is over, and note so."""
+        if not self.best.measured(record) or record["round"] == self.config.rounds:
+            return False
+        record["stopped_early"] = self.best.reason()
+        self.note(self.best.reason())
+        return True
+
+    @property
+    def over(self) -> bool:
+        """Whether no round is left to run."""
+        return self.done == self.config.rounds or any("stopped_early" in one for one in self.folder.rounds())
 
     def given_up(self, record: Mapping[str, Any]) -> None:
         """Note the events of a round that is not recorded."""
@@ -231,6 +262,8 @@ class RunRecorder:
         values: dict[str, Any] = {}
         outstanding, values["rounds"] = self.rounds.snapshot(self.done)
         tensors |= {"rounds": outstanding} if outstanding else {}
+        kept, values["best"] = self.best.snapshot()
+        tensors |= {"best": kept} if kept else {}
         for name, layer in layers(self.experiment.strategy).items():
             try:
                 tensors[name], values[name] = snapshot(layer)
@@ -254,6 +287,7 @@ class RunRecorder:
         # In the model's order, which the file does not keep: stock strategies count tensors by position.
         self.state = {name: checkpoint.tensors["model"][name] for name in self.state}
         self.rounds.restore(checkpoint.tensors.get("rounds", {}), checkpoint.values.get("rounds", {}))
+        self.best.restore(checkpoint.tensors.get("best", {}), checkpoint.values["best"])
         for name, layer in layers(self.experiment.strategy).items():
             restore(layer, checkpoint.tensors.get(name, {}), checkpoint.values[name])
 
@@ -276,6 +310,7 @@ class RunRecorder:
         """
         stage("writing the model and the report")
         self._write_model()
+        self._write_best()
         load_state(trainer.model, {**trainer.initial, **self.state})
         with guarded("the model, on the test images after the last round,"):
             calibration = self._predict(trainer, test)
@@ -289,6 +324,7 @@ class RunRecorder:
                 "network_bytes": network_bytes(self.experiment.model),
                 "memory": {**memory.peak(), "workers": self.worker_memory},
                 **({"calibration": calibration.to_record()} if calibration else {}),
+                **self.best.facts(),
             }
         )
         self.write_pages(self.folder)

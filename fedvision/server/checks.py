@@ -6,15 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedvision.config import ExperimentConfig, RoundConfig
-from fedvision.errors import ConfigError, RunError
+from fedvision.errors import ConfigError, RunError, nearest
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.strategy import FlowerStrategy
+from fedvision.tasks.base import Task
+from fedvision.tasks.stats import MetricStats
 from fedvision.training.client_algorithm import groups_sent
 from fedvision.types import State
 from fedvision.updates.chain import UpdateChain
@@ -51,10 +54,28 @@ def check_personal(config: ExperimentConfig, strategy: Strategy) -> None:
             f"[strategy] use = {config.strategy.use!r} has each client keep a part of the model, and "
             'model.personal names none; set model.personal = ["head.*"]'
         )
-    if config.evaluation.calibrate and config.model.personal:
-        raise ConfigError(
-            "evaluation.calibrate is for one model, and model.personal gives each client its own; remove it"
-        )
+    judged = config.evaluation
+    for key, wanted in (("calibrate", judged.calibrate), ("keep = 'best'", judged.keep == "best")):
+        if wanted and config.model.personal:
+            raise ConfigError(
+                f"evaluation.{key} is for one model, and model.personal gives each client its own; remove it"
+            )
+
+
+def check_score(config: ExperimentConfig, task: Task, classes: int) -> None:
+    """Refuse to find the best model by a score that there is not.
+
+    Raises:
+        ConfigError: ``evaluation.score`` is none of the task's scores, nor a further metric.
+    """
+    evaluation = config.evaluation
+    if evaluation.keep == "last" and not evaluation.patience:
+        return
+    nothing = MetricStats.empty(task.stats_shape(classes))
+    known = [*task.scores(nothing, np.arange(1, classes + 1)), *evaluation.metrics]
+    if evaluation.score not in known:
+        hint = nearest(evaluation.score, known)
+        raise ConfigError(f"evaluation.score = {evaluation.score!r}: there is no such score{hint}")
 
 
 def check_untrained(config: ExperimentConfig, strategy: Strategy) -> None:

@@ -67,11 +67,15 @@ class StatisticsPhase:
             for use in self.config.evaluation.statistics:
                 found, name = self._query(Query(use=use), round, state, record, self._clients(round))
                 self._note(name, found, record)
-        if self.config.evaluation.calibrate and round == self.config.rounds:
-            scale = probability_scale(self.config, len(self.client_registry.counts))
-            found, _ = self._query(likelihoods.query(scale), round, state, record, self._clients(round))
-            record["calibration"] = likelihoods.best_factor(found.sums)
         return state
+
+    def calibrate(self, round: int, state: State, record: dict[str, Any]) -> None:
+        """Note the last model's temperature in the record of its round, if the experiment asks for it."""
+        if not self.config.evaluation.calibrate:
+            return
+        scale = probability_scale(self.config, len(self.client_registry.counts))
+        found, _ = self._query(likelihoods.query(scale), round, state, record, self._clients(round))
+        record["calibration"] = likelihoods.best_factor(found.sums)
 
     def _model_of_queries(
         self, strategy: FlowerStrategy, round: int, state: State, record: dict[str, Any]

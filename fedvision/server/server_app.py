@@ -67,6 +67,9 @@ class RoundObserver(Protocol):
     def client_done(self, round: int, done: int, total: int) -> None:
         """One more client of the round has answered."""
 
+    def enough(self, record: dict[str, Any]) -> bool:
+        """Return whether the run ends early with this round, and note so in its record."""
+
     def given_up(self, record: Mapping[str, Any]) -> None:
         """The run ends with this round, which failed like those before it and is not counted."""
 
@@ -149,13 +152,18 @@ class _Server:
             if failed >= last:
                 self.plan.journal.given_up(record)
                 raise RunError(no_progress_error(failed, record["refused"]))
+            over = self.plan.journal.enough(record) or number == self.config.rounds
+            if over:
+                self._statistics().calibrate(number, self.state, record)
             self.plan.journal.round_done(record, seconds, self.state)
+            if over:
+                break
 
     def _round(self, number: int) -> tuple[dict[str, Any], dict[str, float]]:
         start = time.perf_counter()
         trains = getattr(self.strategy, "trains", True)
         record = self._train_again(number) if trains else self._without_training(number)
-        self._refine(number, record)
+        self.state = self._statistics().after_training(self.strategy, number, self.state, record)
         trained = time.perf_counter()
         measured = number % self.config.evaluation.every == 0 or number == self.config.rounds
         record["server"] = self._measure_here() if measured else None
@@ -241,17 +249,15 @@ class _Server:
         late, self.rounds.lost = self.rounds.lost, []
         return {**refinement.untrained_record(number), "busy": busy, "late": late, **self._time()}
 
-    def _refine(self, number: int, record: dict[str, Any]) -> None:
-        """Query clients for the statistics that are due, and let the strategy refine the model."""
-        plan = self.plan
-        phase = refinement.StatisticsPhase(
+    def _statistics(self) -> refinement.StatisticsPhase:
+        """Return what queries clients between training and measurement, and lets the strategy refine."""
+        return refinement.StatisticsPhase(
             grid=self.grid,
             client_registry=self.client_registry,
             config=self.config,
             excluded=self.rounds.quarantined | self._busy(),
-            make_model=plan.make_model,
+            make_model=self.plan.make_model,
         )
-        self.state = phase.after_training(self.strategy, number, self.state, record)
 
     def _busy(self) -> frozenset[int]:
         """Return the clients that are still at work on machines of their own."""

@@ -128,6 +128,9 @@ class Diary:
     def client_done(self, round: int, done: int, total: int) -> None:
         assert 0 < done <= total
 
+    def enough(self, record: dict[str, Any]) -> bool:
+        return False
+
     def given_up(self, record: Mapping[str, Any]) -> None:
         self.last = dict(record)
 

@@ -103,7 +103,7 @@ class Deployment(RunRecorder):
         self._end_last(link)
         try:
             with self.progress:
-                if self.done < self.config.rounds:
+                if not self.over:
                     self._rounds(link, place, process, wait_for)
                     self._saved()
                 else:
