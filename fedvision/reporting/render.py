@@ -212,6 +212,6 @@ def _cost(facts: RunData) -> str:
 
 
 def _unfinished(group: Group) -> str:
-    """Return a remark on runs that have not reached their last round."""
-    early = sum(run.done < run.config.rounds for run in group.runs)
+    """Return a remark on runs that have not come to their end, which may be before the last round."""
+    early = sum(run.done < run.config.rounds and run.status != "finished" for run in group.runs)
     return f" ({early} unfinished)" if early else ""
