@@ -41,7 +41,8 @@ OFF = "0 switches it off"
 ANY = "0 is the end of its range"
 DEFAULT = "0 leaves the choice to the program"
 ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
-    ("data", "npz"): {"channels": DEFAULT},
+    ("data", "digits"): {"validation": OFF},
+    ("data", "npz"): {"channels": DEFAULT, "validation": OFF},
     ("data", "image-folder"): {
         "range": DEFAULT,
         "validation": OFF,

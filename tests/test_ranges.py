@@ -30,6 +30,7 @@ ZERO_IN_TABLES = {
     "training.weight_decay": "switches it off",
     "training.clip_norm": "does not clip",
     "evaluation.holdout": "clients measure nothing",
+    "evaluation.patience": "never ends early",
     "round.deadline": "waits for all",
     "round.wait_after_quorum": "waits until the deadline",
     "round.staleness": "counts all answers in full",

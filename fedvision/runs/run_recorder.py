@@ -109,14 +109,12 @@ class RunRecorder:
         Raises:
             RunError: Nobody succeeded for several rounds in a row.
         """
-        if self.over:
-            return
         plan = server_app.ServerPlan(
             config=self.config,
             strategy=self.experiment.strategy,
             state=dict(self.state),
             journal=self,
-            first_round=self.done + 1,
+            first_round=self.config.rounds + 1 if self.over else self.done + 1,
             client_registry=client_registry,
             measure=None if self.experiment.personal else measure,
             extra_metrics=self.experiment.metrics,
@@ -187,14 +185,14 @@ class RunRecorder:
 
     def begin(self, client_registry: ClientRegistry) -> None:
         """Show the progress bar; a run that was begun before notes that it goes on."""
-        if self.done < self.config.rounds:
+        if not self.over:
             stage(f"round {self.done + 1} of {self.config.rounds} begins")
         self.progress.start(self.config.rounds, self.done + 1)
         for module in self._changed_code:
             self.note(f"the source of {module} was changed since the run's first part")
         for notice in self._data_notices:
             self.progress.note(notice)
-        if self.done < self.config.rounds:
+        if not self.over:
             began = any(event["what"] == BEGAN for event in self.folder.events())
             again = self.folder.went_on
             self.folder.append_event(self.done + 1, again if began else BEGAN)

@@ -322,6 +322,6 @@ def test_the_command_is_installed_and_frozen() -> None:
         "inner", "out", "resume", "jobs", "threads", "tensorboard", "runs", "kind",
         "folder", "host", "clients", "days", "mutual_tls", "client", "client_overrides", "trains",
         "wait_for", "tls", "private", "public", "state", "insecure", "client_certificates", "keep",
-        "superlink", "name", "source", "run", "images", "csv", "data", "part", "json", "device", "sums",
-        "request",
+        "superlink", "name", "source", "run", "images", "csv", "jsonl", "data", "part", "json", "device",
+        "sums", "request",
     }  # fmt: skip
