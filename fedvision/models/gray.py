@@ -20,7 +20,9 @@ class Gray(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return what the network makes of them."""
-        output: torch.Tensor = self.network(images.expand(-1, 3, -1, -1))
+        # Behind a cut (``frozen_front``) there are no images, but what the layers before it made of them.
+        shown = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        output: torch.Tensor = self.network(shown)
         return output
 
 

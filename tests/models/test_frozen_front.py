@@ -16,17 +16,19 @@ from fedvision.models.base import Backbone, ImageModel, with_linear_head
 from fedvision.models.build import build_model
 from fedvision.models.freezing import freeze, training_mode
 from fedvision.models.frozen_front import Cut, FirstView, cut
+from fedvision.models.gray import shown_gray
 from fedvision.models.state import floating
 from fedvision.models.units import last_units
 from fedvision.tasks.base import build_task
 from fedvision.types import PluginSpec
 
 
-def network(use: str, side: int, trained: int) -> ImageModel:
-    """Return a network of which the last units of the backbone are trained."""
+def network(use: str, side: int, trained: int, *, gray: bool = False) -> ImageModel:
+    """Return a network of which the last units of the backbone are trained; for colour, shown gray or not."""
     model = registry.build(
         "model", PluginSpec(use=use), num_classes=3, in_channels=3, image_size=(side, side)
     )
+    model = shown_gray(model) if gray else model
     assert isinstance(model, ImageModel)
     last = tuple(f"backbone.{name}." for name in last_units(model.backbone, trained, "here"))
     freeze(model, [name for name in floating(model) if not name.startswith((*last, "head."))])
@@ -74,6 +76,19 @@ def _check_tensors(model: ImageModel, found: Cut) -> None:
     assert len(front) + len(rest) == len(own)
     assert all(own[name] is tensor for name, tensor in rest.items())
     assert not any(tensor.requires_grad for tensor in front.values())
+
+
+@pytest.mark.parametrize("use", ["efficientnet-lite0", "torchvision/resnet18"])
+def test_networks_for_colour_that_see_gray_are_cut(use: str) -> None:
+    model = network(use, 64, 2, gray=True)
+    found = cut(model, (1, 64, 64))
+    assert found is not None
+    images = torch.randn(3, 1, 64, 64)
+    training_mode(model, False)
+    with torch.no_grad():
+        rows, whole = found.front(images), model.backbone(images)
+        assert torch.allclose(found.rest(rows[..., None, None]), whole, rtol=1e-4, atol=1e-5)
+    _check_tensors(model, found)
 
 
 def test_gradients_of_the_rest_are_those_of_the_whole() -> None:
