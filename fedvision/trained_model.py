@@ -233,7 +233,6 @@ class TrainedModel:
         from fedvision.data.sources.inputs import encoded
         from fedvision.data.sources.unlabelled import fitting
         from fedvision.data.targets import form, one_class, several
-        from fedvision.tasks.base import Task
         from fedvision.tasks.calibration import Calibration
         from fedvision.training.evaluate import evaluate
 
@@ -252,8 +251,8 @@ class TrainedModel:
         images = fitting(chosen.images, description.image.shape, "the data's array of images")
         labels, missing = by_name(chosen, dataset.classes, self.classes)
         further = encoded(chosen, description.model.inputs).further
-        says = type(self.task).decide is not Task.decide  # a task of one's own need not
-        calibration = Calibration(len(self.classes)) if says and one_class(labels) else None
+        calibrated = self.task.decides and one_class(labels)
+        calibration = Calibration(len(self.classes)) if calibrated else None
         measured = evaluate(
             self.network,
             Shard(images=images, labels=labels, indices=np.arange(len(labels)), further=further),

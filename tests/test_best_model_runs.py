@@ -16,6 +16,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 from fedvision.experiment import Experiment
 from fedvision.runs.best_model import BestModel
+from fedvision.runs.run_recorder import RunRecorder
 from fedvision.trained_model import load
 from tests.experiments import FEDPER, tiny
 
@@ -147,3 +148,24 @@ def test_a_score_that_there_is_not_is_refused_before_the_run() -> None:
         Experiment.build(kept(score="acuracy"))
     with pytest.raises(ConfigError, match=r"evaluation\.keep = 'best' is for one model, and model\.personal"):
         Experiment.build(tiny(evaluation=HELD, **FEDPER))
+
+
+def test_an_early_end_whose_checkpoint_was_not_written_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of round 3 says that the run is over, and the model on disk is that of round 2."""
+    write = RunRecorder._checkpoint
+
+    def killed(self: RunRecorder) -> None:
+        if self.done == 3:
+            raise KeyboardInterrupt
+        write(self)
+
+    monkeypatch.setattr(RunRecorder, "_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(kept(patience=2), out=tmp_path / "run")
+    monkeypatch.undo()
+    whole = simulate(kept(patience=2), out=tmp_path / "whole")
+    found = simulate(kept(patience=2), out=tmp_path / "run", resume=True)
+    assert [len(one.rounds) for one in (whole, found)] == [3, 3]
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in whole.state.items())

@@ -42,7 +42,6 @@ from fedvision.runs.progress import Progress, Silent
 from fedvision.server import server_app
 from fedvision.server.round_state import RoundState
 from fedvision.stages import stage
-from fedvision.tasks.base import Task
 from fedvision.tasks.calibration import Calibration
 from fedvision.training.client_trainer import ClientTrainer, probability_scale
 from fedvision.training.evaluate import Evaluation, predict
@@ -332,7 +331,7 @@ class RunRecorder:
         pictures = self.experiment.dataset.test
         if test is None or pictures is None or self.experiment.personal or not one_class(test.labels):
             return None
-        if type(trainer.task).decide is Task.decide:  # a task of one's own need not say
+        if not trainer.task.decides:
             return None
         batch_size = self.config.evaluation.batch_size
         predicted, confidence, calibration = predict(

@@ -149,6 +149,11 @@ class Task(ABC):
             "decide"
         )
 
+    @property
+    def decides(self) -> bool:
+        """Whether the task says what is predicted for an image; one of one's own need not."""
+        return type(self).decide is not Task.decide
+
     def shape_for(self, declared: Shape, num_classes: int) -> Shape:
         """Return the shape that counts must have: over C classes, or as many as declared where C = 0."""
         return self.stats_shape(num_classes or declared[self.class_axis])

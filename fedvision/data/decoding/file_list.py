@@ -108,7 +108,7 @@ def left_out(count: int) -> str:
     return f'{count:,} validation images are left out; val = "train" or "test" uses them'
 
 
-def test_set_aside(tested: int, measured: int) -> tuple[str, ...]:
+def set_aside_notice(tested: int, measured: int) -> tuple[str, ...]:
     """Return the notice on test images in whose place training images are measured on; none without any.
 
     Args:
@@ -231,7 +231,7 @@ def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, in
         raise ValueError(
             f"validation = {validation} is less than any group of column {listing.group!r}; raise it"
         )
-    aside = test_set_aside(len(test), len(train) - cut) if validation else ()
+    aside = set_aside_notice(len(test), len(train) - cut) if validation else ()
     return train[order], cut, (*notices, *aside)
 
 

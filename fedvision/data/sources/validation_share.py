@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedvision.data.dataset import Dataset, ImageSet
-from fedvision.data.decoding.file_list import Indices, stratified_order, test_set_aside
+from fedvision.data.decoding.file_list import Indices, set_aside_notice, stratified_order
 from fedvision.data.targets import strata
 
 
@@ -33,7 +33,7 @@ def with_validation(dataset: Dataset, share: float) -> Dataset:
     kept, measured = np.sort(order[:cut]), np.sort(order[cut:])
     if not len(measured):
         raise ValueError(f"validation = {share} is less than one image of any class; raise it")
-    notices = test_set_aside(len(dataset.test or ()), len(measured))
+    notices = set_aside_notice(len(dataset.test or ()), len(measured))
     return replace(
         dataset,
         train=_chosen(train, kept),
