@@ -77,7 +77,13 @@ class Experiment:
         from fedvision.data.partition import split
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.cosine_head import begin
-        from fedvision.server.checks import check_personal, check_score, check_strategy, check_untrained
+        from fedvision.server.checks import (
+            check_method,
+            check_personal,
+            check_score,
+            check_strategy,
+            check_untrained,
+        )
         from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
         from fedvision.training.feature_cache import check_views
@@ -95,6 +101,8 @@ class Experiment:
             dataset = _in_form(dataset, task)
         task.check(config, dataset)
         check_score(config, task, len(dataset.classes))
+        _, height, width, channels = dataset.train.images.shape
+        check_method(config, strategy, dataset.classes, (height, width, channels))
         stage("building the split, the model and the strategy")
         if split_here:
             parts = _split(config, dataset, task)

@@ -108,6 +108,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedprox": Builtin("fedvision.algorithms.fedprox:FedProxClient"),
         "scaffold": Builtin("fedvision.algorithms.scaffold:ScaffoldClient"),
         "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTDClient"),
+        "distillation": Builtin("fedvision.algorithms.distillation:DistillationClient"),
     },
     "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
     "schedule": {
@@ -125,6 +126,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "zero-shot": Builtin("fedvision.algorithms.zero_shot:ZeroShot"),
         "closed-form": Builtin("fedvision.algorithms.closed_form.strategy:ClosedForm"),
         "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTD"),
+        "distillation": Builtin("fedvision.algorithms.distillation:Distillation"),
         "flexlora": Builtin("fedvision.algorithms.flexlora:FlexLora"),
         "fedavgm": Builtin("fedvision.algorithms.server_optimizers:FedAvgM"),
         "fedadam": Builtin("fedvision.algorithms.server_optimizers:FedAdam"),

@@ -96,6 +96,14 @@ class ClientConfig:
     """Scalars for the client half, such as ``{"mu": 0.01}``."""
     tensors: Mapping[str, State] = field(default_factory=dict)
     """Named groups of tensors for the client half, such as ``{"control": ...}``."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Named texts for the client half, such as how a network is built."""
+    models: tuple[str, ...] = ()
+    """Names of the networks that the client half builds beside the experiment's own, as ``[model] use``: an
+    owner's machine builds those alone that he allows."""
+    constants: Mapping[str, State] = field(default_factory=dict)
+    """Named groups that stay the same in the whole run: a client's machine keeps them, so they travel to it
+    once. ``RoundStrategy.constant_tensors`` gives them; ``configure`` leaves them empty."""
     lr_factor: float = 1.0
     """Factor on the client's learning rate of this round, > 0."""
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from fedvision.config import ExperimentConfig
+
 Answer: TypeAlias = "Mapping[str, NDArray[np.float64] | NDArray[np.int64]]"
 """A statistic's sums over the clients by name: int64 where the statistic returns whole numbers."""
 
@@ -79,6 +81,30 @@ class RoundStrategy(ABC):
         check_range(at_least=1, min_clients=min_clients)
         self.fraction = fraction
         self.min_clients = min_clients
+
+    def check(  # noqa: B027
+        self, config: ExperimentConfig, classes: Sequence[str], image: tuple[int, int, int]
+    ) -> None:
+        """Look at the experiment before anything begins; by default at nothing.
+
+        It is called on the server alone: what it keeps is not there where ``contribute`` runs.
+
+        Args:
+            config: The experiment, nothing in it left open.
+            classes: Class names [C], in the order of the labels.
+            image: (H, W, channels) of the data's images.
+
+        Raises:
+            ConfigError: The method does not fit the experiment.
+        """
+
+    def constant_tensors(self) -> Mapping[str, State]:
+        """Return named groups of tensors that the client half needs and that stay the same in the whole run.
+
+        They travel to each client's machine once; ``configure`` is for what changes. By default there are
+        none. It is called after ``check``.
+        """
+        return {}
 
     def select(self, round: int, clients: Sequence[int], rng: np.random.Generator) -> list[int]:
         """Draw the round's cohort without replacement.

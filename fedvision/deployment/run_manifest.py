@@ -20,7 +20,7 @@ from fedvision import __version__
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Raised whenever an older client or server could misunderstand the other."""
 
 
@@ -41,6 +41,9 @@ class RunManifest:
     weights: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the files of weights of which clients need a copy, as not all of their tensors are sent, by
     the name of the part of the network; an empty name is the whole."""
+
+    constant_bytes: int = 0
+    """Bytes of the tensors that come with the run's first training message and stay the same."""
 
     @property
     def config(self) -> ExperimentConfig:
@@ -63,6 +66,7 @@ class RunManifest:
             "image": json.dumps(self.image),
             "frozen": self.frozen,
             "weights": json.dumps(self.weights),
+            "constant_bytes": self.constant_bytes,
         }
 
     @classmethod
@@ -87,6 +91,7 @@ class RunManifest:
                 image=tuple(int(size) for size in json.loads(table["image"])),  # type: ignore[arg-type]
                 frozen=str(table["frozen"]),
                 weights={str(name): str(sha256) for name, sha256 in json.loads(table["weights"]).items()},
+                constant_bytes=int(table["constant_bytes"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError("the server's description of the run is incomplete") from error

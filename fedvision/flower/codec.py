@@ -13,34 +13,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedvision.aggregation.summation import Distant, PartialSum
-from fedvision.algorithms.mean import Sums
 from fedvision.data.image_counts import ImageCounts
 from fedvision.flower import stats_codec
-from fedvision.flower.internals import DistantArray, TensorArray, filled
+from fedvision.flower.internals import TensorArray, filled
 from fedvision.flower.internals_message import values
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import TrainResult
 from fedvision.types import ClientConfig, State, TrainRequest
-from fedvision.updates.schema import wire_dtype
+from fedvision.updates.schema import CONSTANT, wire_dtype
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 EXAMPLES, ROUND, TRAIN_LOSS = "num-examples", "server-round", "train_loss"
 CLIENT_INFO = "query.roster"
 _TENSORS, _NUMBER, ALGORITHM, _COUNTS = "tensors.", "number.", "algorithm", "class-counts"
+_TEXT, _MODELS = "text.", "models"
 _SHARING, _IMAGES, _CARD = "sharing", "images", "card"
 _STOCK_PROX, _LR_FACTOR = "proximal-mu", "lr-factor"
 LOSS, NORM_BOUND = "loss", "norm-bound"
 _FOLDED, _BYTES, _NORM = "folded", "bytes", "norm"
-_SUMS, _SUM, _NUM_UPDATES, _WEIGHTS, _DTYPES = "sums", "sum.", "num-updates", "weights.", "dtypes."
 MEASURE, MEASURE_FIRST, _MEASURED = "query.measure", "measure-first", "measured."
 SILENT_SINCE = "silent-since"
 """Clients none of whose answers since some round was used: client, round, client, round, ..."""
@@ -76,10 +75,11 @@ def sent(state: State) -> State:
 
 def decode_state(record: Mapping[str, Array]) -> State:
     """Return the tensors of a record; they may share memory with it."""
-    return {name: _tensor(array) for name, array in record.items()}
+    return {name: tensor_of(array) for name, array in record.items()}
 
 
-def _tensor(array: Array) -> torch.Tensor:
+def tensor_of(array: Array) -> torch.Tensor:
+    """Return an array's tensor, which may share memory with it."""
     if isinstance(array, TensorArray):
         return array.tensor
     return torch.from_numpy(np.asarray(array.numpy(), order="C"))
@@ -110,16 +110,28 @@ def size(content: RecordDict) -> int:
 
 
 def total_size(contents: Iterable[RecordDict]) -> int:
-    """Return the bytes of all tensors of many messages, which may share their records."""
+    """Return the bytes of all tensors of many messages, which may share their records.
+
+    Those that travel to a client once are left out (``constants_size``).
+    """
     known: dict[int, int] = {}
     total = 0
     for content in contents:
-        for record in arrays_of(content).values():
+        for name, record in arrays_of(content).items():
+            if name.startswith(CONSTANT):
+                continue
             key = id(record)
             if key not in known:
                 known[key] = _record_size(record)
             total += known[key]
     return total
+
+
+def constants_size(content: RecordDict) -> int:
+    """Return the bytes of the tensors in a message that travel to a client once."""
+    return sum(
+        _record_size(record) for name, record in arrays_of(content).items() if name.startswith(CONSTANT)
+    )
 
 
 def _record_size(record: ArrayRecord) -> int:
@@ -133,17 +145,37 @@ def _array_size(array: Array) -> int:
 
 
 def encode_client_config(
-    client_config: ClientConfig, arrays: ArrayRecord, config: ConfigRecord
+    client_config: ClientConfig,
+    arrays: ArrayRecord,
+    config: ConfigRecord,
+    constants: Mapping[str, ArrayRecord] = MappingProxyType({}),
 ) -> RecordDict:
-    """Return the content of a training message: the model and the client's configuration."""
+    """Return the content of a training message: the model and the client's configuration.
+
+    Args:
+        client_config: What the strategy sends this client; its constants are taken of the last argument.
+        arrays: The model.
+        config: Numbers for all clients.
+        constants: As ``encode_constants`` made them, for all messages of a run.
+    """
     config_record = ConfigRecord(dict(config))
     for name, number in client_config.numbers.items():
         config_record[_NUMBER + name] = float(number)
     if client_config.lr_factor != 1:
         config_record[_LR_FACTOR] = float(client_config.lr_factor)
-    content = RecordDict({ARRAYS: arrays, CONFIG: config_record})
+    for name, text in client_config.texts.items():
+        config_record[_TEXT + name] = text
+    if client_config.models:
+        config_record[_MODELS] = list(client_config.models)
+    # First, so that the same bytes begin each message; the model changes.
+    content = RecordDict({**constants, ARRAYS: arrays, CONFIG: config_record})
     add_groups(content, client_config.tensors)
     return content
+
+
+def encode_constants(groups: Mapping[str, State]) -> dict[str, ArrayRecord]:
+    """Return groups of tensors that stay the same in a run as records by their key in a message."""
+    return {CONSTANT + name: encode_state(state) for name, state in groups.items()}
 
 
 def add_groups(content: RecordDict, tensors: Mapping[str, State]) -> None:
@@ -161,6 +193,12 @@ def algorithm_name(content: RecordDict) -> str | None:
     """Return the registered name of the client half that a message requests, if it does."""
     name = values(content[CONFIG]).get(ALGORITHM) if CONFIG in content else None
     return None if name is None else str(name)
+
+
+def model_names(content: RecordDict) -> tuple[str, ...]:
+    """Return the names of the networks that a message has the client half build."""
+    found = values(content[CONFIG]).get(_MODELS, ()) if CONFIG in content else ()
+    return tuple(map(str, found if isinstance(found, list) else ()))
 
 
 def norm_bound(content: RecordDict) -> float:
@@ -190,6 +228,9 @@ def decode_task(message: Message, client: int) -> TrainRequest:
         client_config=ClientConfig(
             numbers=numbers,
             tensors=groups(content),
+            texts={k.removeprefix(_TEXT): str(v) for k, v in config.items() if k.startswith(_TEXT)},
+            models=model_names(content),
+            constants=groups(content, CONSTANT),
             lr_factor=float(config.get(_LR_FACTOR, 1.0)),
         ),
         algorithm=algorithm,
@@ -250,59 +291,6 @@ def is_folded(content: RecordDict) -> bool:
 def folded_norm(content: RecordDict) -> float:
     """Return the norm that a folded reply reports."""
     return float(record(content, _FOLDED, ConfigRecord)[_NORM])  # type: ignore[arg-type]
-
-
-def encode_sums(sums: Sums) -> RecordDict:
-    """Return the records of sums over several clients; a folded reply carries them beside its own."""
-    layout = ConfigRecord({_NUM_UPDATES: sums.num_updates})
-    content = RecordDict({_SUMS: layout})
-    for group, part in sums.parts().items():
-        here = {name: total for name, total in part.totals.items() if isinstance(total, torch.Tensor)}
-        content[_SUM + group] = encode_state(here)
-        layout[_WEIGHTS + group] = list(part.weights)
-        layout[_DTYPES + group] = [str(dtype).removeprefix("torch.") for dtype in part.dtypes.values()]
-    return content
-
-
-def decode_sums(content: RecordDict, sums: Sums) -> None:
-    """Merge the sums that a folded reply carries, if it does; large tensors are fetched at the end."""
-    if _SUMS not in content:
-        return
-    layout = record(content, _SUMS, ConfigRecord)
-    parts = {
-        group: PartialSum(
-            totals=_LazyState(record(content, _SUM + group, ArrayRecord)),
-            weights=tuple(layout[key]),  # type: ignore[arg-type]
-            dtypes={
-                name: getattr(torch, str(dtype))
-                for name, dtype in zip(
-                    record(content, _SUM + group, ArrayRecord),
-                    layout[_DTYPES + group],  # type: ignore[arg-type]
-                    strict=True,
-                )
-            },
-        )
-        for key in layout
-        if (group := key.removeprefix(_WEIGHTS)) != key
-    }
-    sums.merge(parts, int(layout[_NUM_UPDATES]))  # type: ignore[arg-type]
-
-
-class _LazyState(Mapping[str, "torch.Tensor | Distant"]):
-    """The tensors of a record, each decoded on access; those that lie elsewhere stay there."""
-
-    def __init__(self, record: Mapping[str, Array]) -> None:
-        self._record = record
-
-    def __getitem__(self, name: str) -> torch.Tensor | Distant:
-        array = self._record[name]
-        return cast("Distant", array) if isinstance(array, DistantArray) else _tensor(array)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._record)
-
-    def __len__(self) -> int:
-        return len(self._record)
 
 
 def encode_evaluation(evaluation: Evaluation, examples: int | None = None) -> RecordDict:
@@ -379,19 +367,21 @@ def decode_client_info(content: RecordDict) -> ClientInfo:
     )
 
 
-def groups(content: RecordDict) -> dict[str, State]:
-    """Return the groups of tensors that travel beside a model."""
-    return {name: decode_state(values(held)) for name, held in group_records(values(content)).items()}
+def groups(content: RecordDict, prefix: str = _TENSORS) -> dict[str, State]:
+    """Return the groups of tensors that travel beside a model; with ``CONSTANT`` those of the whole run."""
+    found = group_records(values(content), prefix)
+    return {name: decode_state(values(held)) for name, held in found.items()}
 
 
-def group_records(held: Mapping[str, object]) -> dict[str, ArrayRecord]:
+def group_records(held: Mapping[str, object], prefix: str = _TENSORS) -> dict[str, ArrayRecord]:
     """Return the records of these groups by name, not decoded.
 
     Args:
         held: The records of a message.
+        prefix: With which the keys of such records begin.
     """
     return {
-        key.removeprefix(_TENSORS): record
+        key.removeprefix(prefix): record
         for key, record in held.items()
-        if key.startswith(_TENSORS) and isinstance(record, ArrayRecord)
+        if key.startswith(prefix) and isinstance(record, ArrayRecord)
     }

@@ -21,7 +21,7 @@ from fedvision import registry, seeding
 from fedvision.algorithms.base import Answer, RoundStrategy, ServerContext, cohort_size, draw
 from fedvision.algorithms.mean import Sums, summable
 from fedvision.errors import PluginError, RunError
-from fedvision.flower import codec
+from fedvision.flower import codec, sums_codec
 from fedvision.flower.client_registry import ClientRegistry, UnknownClients
 from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.internals_message import addressed
@@ -48,6 +48,7 @@ class FlowerStrategy(Strategy):
         self._positions: dict[int, int] = {}
         self._next = 0
         self._state: State = {}
+        self._encoded: Mapping[str, ArrayRecord] | None = None
         self.silent_since: Mapping[int, int] = {}
         """By client the first round since which none of its answers was used; the server keeps it."""
         self.clients_keep = False
@@ -114,6 +115,7 @@ class FlowerStrategy(Strategy):
 
     def _instructions(self, round: int, arrays: ArrayRecord, config: ConfigRecord) -> Iterator[Message]:
         previous, message = ClientConfig(), None
+        constants = self._constants(round)
         for client in self._positions:
             node = self._roster.node(client)
             with self._guarded("configure", round):
@@ -125,11 +127,18 @@ class FlowerStrategy(Strategy):
                 )
             if message is None or not _alike(client_config, previous):
                 with self._guarded("configure", round):  # what it returned may be nothing that can be sent
-                    content = codec.encode_client_config(client_config, arrays, config)
+                    content = codec.encode_client_config(client_config, arrays, config, constants)
                 previous, message = client_config, Message(content, node, MessageType.TRAIN)
             else:
                 message = addressed(message, node)
             yield message
+
+    def _constants(self, round: int) -> Mapping[str, ArrayRecord]:
+        """Return what stays the same in the run, encoded once."""
+        if self._encoded is None:
+            with self._guarded("constant_tensors", round):
+                self._encoded = codec.encode_constants(self.inner.constant_tensors())
+        return self._encoded
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -177,7 +186,7 @@ class FlowerStrategy(Strategy):
         sums = Sums(self._mean, self._state)
         for reply in replies:
             if reply.content is not None:
-                codec.decode_sums(reply.content, sums)
+                sums_codec.decode_sums(reply.content, sums)
             else:
                 update = self._update(reply)
                 with self._guarded("contribute", round):
@@ -301,8 +310,9 @@ def _alike(one: ClientConfig, other: ClientConfig) -> bool:
     same = one.tensors.keys() == other.tensors.keys() and all(
         state is other.tensors[group] for group, state in one.tensors.items()
     )
-    numbers = one.numbers == other.numbers and one.lr_factor == other.lr_factor
-    return same and numbers
+    return same and all(
+        getattr(one, name) == getattr(other, name) for name in ("numbers", "texts", "models", "lr_factor")
+    )
 
 
 def build_strategy(spec: PluginSpec, *, seed: int, measured: float = 1.0) -> Strategy:

@@ -114,21 +114,26 @@ def digest(model: Named) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise _unreadable(model, path, error) from error
+        raise _unreadable(model, path, error, _key(model)) from error
 
 
-def read(model: Named) -> WeightsFile:
+def read(model: Named, *, key: str = "") -> WeightsFile:
     """Read the file that ``model.weights`` names.
+
+    Args:
+        model: What names it.
+        key: The key for errors, where it stands elsewhere than in ``[model]``.
 
     Raises:
         ConfigError: It cannot be read, holds anything but tensors, or is not the one that its run folder
             describes.
     """
-    where, path = f"{_key(model)} = {model.weights!r}", locate(model)
+    key = key or _key(model)
+    where, path = f"{key} = {model.weights!r}", locate(model)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise _unreadable(model, path, error) from error
+        raise _unreadable(model, path, error, key) from error
     sha256 = hashlib.sha256(data).hexdigest()
     description = read_json(path.with_name(_DESCRIPTION)) if path.name == _MODEL else {}
     if description and description.get("sha256") != sha256:
@@ -165,11 +170,11 @@ def read_all(model: ModelConfig) -> dict[str, WeightsFile]:
     return {name: read(one) for name, one in named(model).items()}
 
 
-def _unreadable(model: Named, path: Path, error: OSError) -> ConfigError:
+def _unreadable(model: Named, path: Path, error: OSError, key: str) -> ConfigError:
     known = [repr(name) for name in published_of(model.use) if name]
     library = f", or {' or '.join(known)}" if known else ""
     return ConfigError(
-        f"{_key(model)} = {model.weights!r}: {path} cannot be read ({error.strerror}); name a file of "
+        f"{key} = {model.weights!r}: {path} cannot be read ({error.strerror}); name a file of "
         f"weights, the folder of a run that has reached its end{library}"
     )
 

@@ -62,6 +62,24 @@ def check_personal(config: ExperimentConfig, strategy: Strategy) -> None:
             )
 
 
+def check_method(
+    config: ExperimentConfig, strategy: Strategy, classes: Sequence[str], image: tuple[int, int, int]
+) -> None:
+    """Let a strategy of ours look at the experiment.
+
+    Args:
+        config: The experiment, nothing in it left open.
+        strategy: Its strategy.
+        classes: Class names [C].
+        image: (H, W, channels) of the data's images.
+
+    Raises:
+        ConfigError: The method does not fit the experiment.
+    """
+    if isinstance(strategy, FlowerStrategy):
+        strategy.inner.check(config, classes, image)
+
+
 def check_score(config: ExperimentConfig, task: Task, classes: int) -> None:
     """Refuse to find the best model by a score that there is not.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -164,7 +164,8 @@ def rehearse_client_half(
     height, width = images.shape[2:]
     targets = build_task(config.task).example_targets(num_classes, (height, width))
     try:
-        request = TrainRequest(round=1, client=0, state=state, client_config=own.configure(1, state, 0))
+        client_config = replace(own.configure(1, state, 0), constants=own.constant_tensors())
+        request = TrainRequest(round=1, client=0, state=state, client_config=client_config)
         algorithm = own.client()
         training_mode(trial)
         trained = {name: p for name, p in trial.named_parameters() if p.requires_grad}

@@ -44,6 +44,7 @@ class ReplyCollector(Generic[T]):
         assert rounds.post
         self.post, self.config, self._exchange = rounds.post, rounds.config, exchange
         self._round, self._state = round, state
+        self._first_deliveries = rounds.first_deliveries
         self._trains = exchange.stage == "training"
         self._began = self.post.now()
         self._quorum_at = NEVER
@@ -73,6 +74,9 @@ class ReplyCollector(Generic[T]):
         """
         entries = self.post.entries(messages, self._round, self._exchange.stage)
         self._exchange.down += codec.total_size(entry.content for entry in entries)
+        self._exchange.down += self._first_deliveries(
+            {entry.client: codec.constants_size(entry.content) for entry in entries}
+        )
         replies = self._screened(entries)
         if ordered:
             yield from self._sorted(entries, replies)

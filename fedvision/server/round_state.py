@@ -43,6 +43,8 @@ class RoundState:
         What a client keeps and the server has the other half of, such as SCAFFOLD's c_i, holds only as of a
         reply that was used: the server reports it to clients that kept more than that.
         """
+        self.equipped: set[int] = set()
+        """Clients to which the tensors that stay the same in the run were sent."""
         self.lost: list[dict[str, Any]] = []
         """Late answers that can no longer come; they go into the next record."""
         self.post: PendingMessages | None = None
@@ -117,6 +119,16 @@ class RoundState:
             if client not in replied:
                 self.silent_since.setdefault(client, round)
 
+    def first_deliveries(self, sizes: Mapping[int, int]) -> int:
+        """Return the bytes of constants that travel in a round, as a client's machine keeps what it got.
+
+        Args:
+            sizes: Bytes of the constants in the message to each client.
+        """
+        first = {client: size for client, size in sizes.items() if size and client not in self.equipped}
+        self.equipped |= first.keys()
+        return sum(first.values())
+
     def limit_concurrency(self, messages: Sequence[Message], round: int) -> list[Message]:
         """Return as many of a round's messages as keep ``concurrency`` clients at work, drawn at random."""
         assert self.post
@@ -136,6 +148,8 @@ class RoundState:
             "usual": list(self.usual),
             "silent_since": [[client, since] for client, since in sorted(self.silent_since.items())],
         }
+        if self.equipped:
+            values["equipped"] = sorted(self.equipped)
         lasting = self.post.lasting if self.post else None
         if self.post and lasting and (lasting.simulated or self.config.uses_late):
             oldest = 0 if lasting.simulated else round + 1 - self.config.max_staleness
@@ -148,4 +162,5 @@ class RoundState:
         self.refusals = {int(client): int(times) for client, times in values.get("refusals", [])}
         self.usual = [float(norm) for norm in values.get("usual", [])]
         self.silent_since = {int(client): int(since) for client, since in values.get("silent_since", [])}
+        self.equipped = set(map(int, values.get("equipped", ())))
         self._saved = (tensors, values)

@@ -34,6 +34,9 @@ class ClientAlgorithm:
     """Names of the groups that ``finish`` returns, each with a tensor of the shape and type of every trained
     shared parameter: the server refuses a reply with others. A class that overrides ``finish`` and not this
     may send whatever is finite."""
+    sees_images: bool = False
+    """Whether ``loss`` looks at the images with another network: then what frozen layers make of them never
+    takes their place."""
     parameters: Mapping[str, nn.Parameter] = MappingProxyType({})
     """The parameters that take part in ``correct_gradients``; ``begin`` sets it."""
     groups: Groups = MappingProxyType({})

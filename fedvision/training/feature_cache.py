@@ -30,7 +30,7 @@ from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.feature_file import FeatureFile, Rows
 from fedvision.data.identity import pixels, rows_of
 from fedvision.data.transforms import augmentations, input_shape
-from fedvision.errors import ConfigError
+from fedvision.errors import ConfigError, PluginError
 from fedvision.formatting import plural
 from fedvision.models import frozen_front
 from fedvision.models.base import ImageModel
@@ -112,6 +112,8 @@ def _obstacle(config: ExperimentConfig, model: nn.Module, found: Cut, images: in
     task = build_task(config.task)
     if not config.training.cache_features:
         return "training.cache_features = false"
+    if _sees_images(config):
+        return f"[strategy] use = {config.strategy.use!r} looks at the images with another network"
     assert isinstance(model, ImageModel)
     if not _frozen(model).isdisjoint(map(id, floating(model.head).values())):
         return "a part of the head is frozen"
@@ -129,6 +131,15 @@ def _obstacle(config: ExperimentConfig, model: nn.Module, found: Cut, images: in
     except Exception:
         return "the head cannot be sent to worker processes"
     return ""
+
+
+def _sees_images(config: ExperimentConfig) -> bool:
+    """Return whether the client half of a strategy looks at the images; one that is not here does not."""
+    try:
+        strategy = registry.resolve("strategy", config.strategy.use).call
+    except PluginError:  # across machines a client need not have it
+        return False
+    return bool(getattr(getattr(strategy, "client", None), "sees_images", False))
 
 
 def _frozen(model: nn.Module) -> frozenset[int]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fedvision.types import State
 
+CONSTANT = "constant."
+"""Begins the name of a group of tensors that stays the same in a whole run, and travels to a client once."""
 ITEM_BYTES: Mapping[str, int] = {
     "bool": 1,
     "uint8": 1,

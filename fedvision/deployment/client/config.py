@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -276,6 +276,16 @@ class ClientMachineConfig(Settings):
                 f"[statistic] use = {use!r}: its sums reveal more of the images than class counts, and the "
                 "owner has not allowed it; whoever wants to take part adds its name to share.statistics"
             )
+
+    def permit_algorithm(self, name: str, models: Iterable[str]) -> None:
+        """Check that the server may name a client half and the networks that it builds.
+
+        Raises:
+            ConfigError: It may not name one of them.
+        """
+        self.permit("client_algorithm", name)
+        for use in models:
+            self.permit("model", use)
 
     def permit_experiment(self, experiment: ExperimentConfig) -> None:
         """Check that the server may name every plug-in that a client builds for an experiment.

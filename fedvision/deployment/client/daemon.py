@@ -256,8 +256,8 @@ class ClientDaemon:
             self._worked, self._most = 0.0, ""
             layout, task = self._do(incoming)
             stored = self._state.reply(kind)
-            tensors = pack_tensors(FileSource(stored.path))
             header = replace(MessageHeader.from_text(layout), notes=self._notes_of(stored, task))
+            tensors = pack_tensors(FileSource(stored.path), header)
             reply = reply_to(incoming.head, pack_message(header, tensors))
             outcome = "done"
         except (TaskFailed, ProtocolError, ConfigError, OSError) as error:
@@ -318,7 +318,7 @@ class ClientDaemon:
             if self._twice:
                 self._note("it got a task twice, and did it once")
             return stored, task
-        self._patiently(lambda: self._fetch(incoming, layout.size))
+        self._patiently(lambda: self._fetch(incoming, layout, facts.run))
         reply.drop()
         files = {"task": str(self._state.task), "reply": str(reply.path)}
         answer = self._surely({"answer": kind, "layout": layout.to_text(), **files}, facts)
@@ -350,9 +350,9 @@ class ClientDaemon:
             self._open(facts, reported=True)
             return self._trainer.call(request)
 
-    def _fetch(self, incoming: IncomingMessage, size: int) -> None:
+    def _fetch(self, incoming: IncomingMessage, layout: MessageHeader, run: str) -> None:
         with self._state.task.open("wb") as file:
-            for piece in incoming.read(size):
+            for piece in incoming.read(layout, self._state.constants(run)):
                 file.write(piece)
 
     def _facts(self, run_id: int) -> RunManifest:

@@ -12,6 +12,7 @@
     ├── inbox/KIND          the reply's tensors; KIND is ``training``, ``evaluation`` or ``other``
     ├── inbox/KIND.json     the reply's layout, and to which task it is the answer
     ├── inbox/KIND.notes    this reply's notes on the client, and to which task it is the answer
+    ├── runs/RUN/constants/ the objects that stay the same in a run, by their digests
     └── runs/RUN/           what the client keeps of a run between its rounds (``run_directories``)
 
 The last reply stays: the same task sent again, because a server was started again, is answered with it and
@@ -21,6 +22,7 @@ who is there, and one that was stopped while it measured goes back to the traini
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 from collections.abc import Iterator
@@ -91,6 +93,31 @@ class Reply:
         _write(self._notes, task=task, notes=notes)
 
 
+class KeptObjects:
+    """Objects that a run sends once, such as the weights of a teacher.
+
+    Args:
+        folder: Where they are; made when there is one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, name: str) -> memoryview | None:
+        """Return an object by its digest, None where it is not here or its bytes were changed."""
+        with suppress(OSError):
+            content = (self._folder / name).read_bytes()
+            if hashlib.sha256(content).hexdigest() == name:
+                return memoryview(content)
+        return None
+
+    def put(self, name: str, content: memoryview) -> None:
+        """Keep an object; where the disk is full it is fetched again."""
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            replace_file(self._folder / name, [content], mode=0o600, sync=False)
+
+
 class StateDirectory:
     """The files of one client.
 
@@ -118,6 +145,10 @@ class StateDirectory:
     def reply(self, kind: str) -> Reply:
         """Return where the reply to a message of a type is kept; those beside the rounds share a place."""
         return self._replies.get(kind, self._other)
+
+    def constants(self, run: str) -> KeptObjects:
+        """Return where the objects are kept that stay the same in a run."""
+        return KeptObjects(self._folder / "runs" / run / "constants")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -64,7 +64,9 @@ def _work(trainer: Trainer, message: Message, context: Context) -> RecordDict:
     may_come.check(layout)
     content = trainer.do(kind, layout.client, message_format.unpack(layout, blob))
     header = message_format.describe(content)
-    return pack_message(header, pack_tensors(message_format.TensorSource(content, header)), ordered=False)
+    return pack_message(
+        header, pack_tensors(message_format.TensorSource(content, header), header), ordered=False
+    )
 
 
 for register in (

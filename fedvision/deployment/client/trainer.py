@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 from torch import nn
 
 from fedvision import memory, registry
@@ -142,10 +142,9 @@ class Trainer:
         self._worker = ClientTrainer.open(config, model, len(facts.classes), shards, kept)
         self._facts = facts
         sent = self._worker.updates.received
+        further = {STATISTIC: _QUERY_BYTES, MessageType.TRAIN: facts.constant_bytes}
         expected = {
-            kind: message_format.Expected.of_model(
-                codec.ARRAYS, sent, sent, _QUERY_BYTES if kind == STATISTIC else 0
-            )
+            kind: message_format.Expected.of_model(codec.ARRAYS, sent, sent, further.get(kind, 0))
             for kind in _WITH_MODEL
         }
         marker = self._reported_images()
@@ -210,7 +209,7 @@ class Trainer:
         if kind == sharing.MASKED:
             return self._masked_counts(content, client)
         if name := codec.algorithm_name(content):
-            self.client.permit("client_algorithm", name)
+            self.client.permit_algorithm(name, codec.model_names(content))
         if kind == STATISTIC:
             return self._statistic(content, client)
         answered = _run_app(self._worker, kind, content, client)

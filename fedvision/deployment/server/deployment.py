@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
+from flwr.serverapp.strategy import Strategy
 
 from fedvision.aggregation.masking import read_certificates
 from fedvision.data.shards import Shard
@@ -33,10 +34,12 @@ from fedvision.deployment.server.superlink_grid import SuperLinkGrid, expected_r
 from fedvision.deployment.server.superlink_process import SuperlinkProcess
 from fedvision.deployment.transport.internals_run import RunLink
 from fedvision.deployment.transport.internals_wire import HEARTBEAT_SECONDS, LinkDown, LinkRefused
+from fedvision.deployment.transport.message_format import ALIGN
 from fedvision.errors import FedVisionError, RecordError, RunError, RunExpired
 from fedvision.experiment import Experiment
 from fedvision.files import read_json, recording, replace_file
 from fedvision.flower.client_registry import ClientRegistry
+from fedvision.flower.strategy import FlowerStrategy
 from fedvision.models.freezing import frozen_state
 from fedvision.models.parameter_groups import own_weights_needed
 from fedvision.models.state import digest
@@ -279,7 +282,14 @@ def manifest_of(experiment: Experiment, key: str) -> RunManifest:
         image=(height, width, channels),
         frozen=digest(frozen_state(model)),
         weights={name: files[name] for name in own_weights_needed(model, config.model)},
+        constant_bytes=constant_bytes(experiment.strategy),
     )
+
+
+def constant_bytes(strategy: Strategy) -> int:
+    """Return the bytes of what a strategy sends each client once, with what lies between tensors."""
+    groups = strategy.inner.constant_tensors() if isinstance(strategy, FlowerStrategy) else {}
+    return sum(tensor.nbytes + ALIGN for state in groups.values() for tensor in state.values())
 
 
 class _Restoring:

@@ -246,7 +246,7 @@ class SuperLinkGrid(LocalGrid):
         self._expected.get(kind, message_format.Expected()).check(layout)
         # NumPy takes large memory in large pages, which makes it three times as fast as a bytearray.
         blob, start = np.empty(layout.size, np.uint8).data, 0
-        for piece in incoming.read(layout.size):
+        for piece in incoming.read(layout):
             blob[start : start + len(piece)] = piece
             start += len(piece)
         found.notes, content = layout.notes, message_format.unpack(layout, blob)
@@ -277,7 +277,7 @@ class SuperLinkGrid(LocalGrid):
             layout = message_format.describe(content, self._numbers.get(message.metadata.dst_node_id, -1))
             key = tuple((name, id(record)) for name, record in content.array_records.items())
             if key not in cut:
-                cut[key] = pack_tensors(message_format.TensorSource(content, layout))
+                cut[key] = pack_tensors(message_format.TensorSource(content, layout), layout)
             message.content = pack_message(layout, cut[key])
             message.metadata.ttl = _TTL_S
 

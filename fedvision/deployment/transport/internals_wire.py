@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar
 
 import httpx
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -30,7 +31,7 @@ from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from fedvision.deployment.transport.message_format import PIECE, MessageHeader, Source
+from fedvision.deployment.transport.message_format import MessageHeader, Source
 from fedvision.errors import FedVisionError, ProtocolError
 
 NODE_UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
@@ -130,9 +131,8 @@ class _Blob(Array):
 
     __qualname__ = "Array"
 
-    def __init__(self, source: Source) -> None:
-        edges = range(0, source.size, PIECE)
-        pieces = [TensorObject(source, start, min(start + PIECE, source.size)) for start in edges]
+    def __init__(self, source: Source, cuts: Sequence[int]) -> None:
+        pieces = [TensorObject(source, start, stop) for start, stop in pairwise([0, *cuts])]
         self.__dict__.update(dtype="uint8", shape=(source.size,), stype="fedvision.packed")
         self.__dict__["_chunks"] = [(piece.object_id, piece) for piece in pieces]
 
@@ -145,11 +145,11 @@ class PackedTensors:
     order: tuple[int, ...]
 
 
-def pack_tensors(source: Source) -> PackedTensors:
-    """Cut a blob into content-addressed pieces; its bytes are read once here and once when sent."""
+def pack_tensors(source: Source, layout: MessageHeader) -> PackedTensors:
+    """Cut a layout's blob into content-addressed pieces; it is read once here and once when sent."""
     if not source.size:
         return PackedTensors(None, ())
-    blob = _Blob(source)
+    blob = _Blob(source, layout.cuts())
     # By name: a SuperLink gives a tree's children back in any order.
     unique = sorted(blob.children)
     order = tuple(unique.index(name) for name, _ in blob.slice_array())
@@ -180,6 +180,16 @@ def contents(content: RecordDict) -> tuple[MessageHeader, bytearray]:
     except (ValueError, KeyError) as error:
         raise ProtocolError("the message is not packed as this version packs it") from error
     return layout, bytearray(blob)
+
+
+class Kept(Protocol):
+    """Where a receiver keeps objects by their ids."""
+
+    def get(self, name: str) -> memoryview | None:
+        """Return an object whole and unharmed, or None."""
+
+    def put(self, name: str, content: memoryview) -> None:
+        """Keep an object."""
 
 
 class IncomingMessage:
@@ -226,22 +236,33 @@ class IncomingMessage:
                     self._fetch(name)
         except (DecodeError, ValueError, KeyError, IndexError, TypeError) as error:
             raise ProtocolError("the message is not packed as this version packs it") from error
-        if len(self.pieces) != -(-layout.size // PIECE):
+        if len(self.pieces) != len(layout.cuts()):
             raise ProtocolError(f"the message has {len(self.pieces)} pieces for {layout.size:,} bytes")
         return layout
 
-    def read(self, size: int) -> Iterator[memoryview]:
-        """Fetch the tensors of a layout that was found good, which are ``size`` bytes, piece by piece.
+    def read(self, layout: MessageHeader, kept: Kept | None = None) -> Iterator[memoryview]:
+        """Fetch the tensors of a layout that was found good, piece by piece.
+
+        Args:
+            layout: As ``open`` returned it.
+            kept: Where pieces that are the same in every message of the run are, and are put.
 
         Raises:
             NotDeliveredYet: Its sender has not delivered a piece.
             ProtocolError: A piece has another size than the layout gives it.
         """
-        for number, name in enumerate(self.pieces):
-            expected = min(PIECE, size - number * PIECE)
-            piece = _body(memoryview(self._fetch(name)))
-            if len(piece) != expected:
-                raise ProtocolError(f"a piece of the message has {len(piece):,} bytes, not {expected:,}")
+        constant = layout.constant_pieces() if kept is not None else ()
+        for number, (name, (start, stop)) in enumerate(
+            zip(self.pieces, pairwise([0, *layout.cuts()]), strict=True)
+        ):
+            content = kept.get(name) if kept is not None and number in constant else None
+            if content is None:
+                content = memoryview(self._fetch(name))
+                if kept is not None and number in constant:
+                    kept.put(name, content)
+            piece = _body(content)
+            if len(piece) != stop - start:
+                raise ProtocolError(f"a piece of the message has {len(piece):,} bytes, not {stop - start:,}")
             yield piece
 
 

@@ -17,14 +17,14 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedvision.errors import ProtocolError
 from fedvision.formatting import one_line
-from fedvision.updates.schema import ITEM_BYTES, TensorSpec, UpdateSchema
+from fedvision.updates.schema import CONSTANT, ITEM_BYTES, TensorSpec, UpdateSchema
 
 FORMAT = 1
 ALIGN = 64
@@ -63,6 +63,35 @@ class MessageHeader:
         """Yield every tensor in the order of the blob."""
         for group in self.tensors.values():
             yield from group
+
+    def cuts(self) -> list[int]:
+        """Return where the blob's pieces end: at most ``PIECE`` bytes each.
+
+        A group of constants has pieces of its own, so that they are the same pieces in every message.
+        """
+        edges, end = [0], 0
+        for group, entries in self.tensors.items():
+            if group.startswith(CONSTANT):
+                edges.append(end)
+            end += sum(_padded(entry.size) for entry in entries)
+            if group.startswith(CONSTANT):
+                edges.append(end)
+        return [
+            stop
+            for low, high in pairwise([*edges, end])
+            for stop in [*range(low + PIECE, high, PIECE), high]
+            if high > low
+        ]
+
+    def constant_pieces(self) -> set[int]:
+        """Return the numbers of the pieces that are the same in every message of a run."""
+        found, start, ends = set[int](), 0, {stop: number for number, stop in enumerate(self.cuts())}
+        for group, entries in self.tensors.items():
+            stop = start + sum(_padded(entry.size) for entry in entries)
+            if group.startswith(CONSTANT):
+                found |= {number for end, number in ends.items() if start < end <= stop}
+            start = stop
+        return found
 
     def to_text(self) -> str:
         """Return the layout as JSON; whole numbers stay whole and floats keep their bits."""

@@ -91,7 +91,7 @@ def _exchange() -> None:
     flowers = b"".join(wire.ArrayChunk.inflate(piece.deflate()).data for piece in pieces)
     _expect(flowers[: len(payload)] == payload, "a piece as Flower reads it")
     incoming = wire.IncomingMessage(message, tree, content.__getitem__)
-    read = b"".join(bytes(piece) for piece in incoming.read(incoming.open().size))
+    read = b"".join(bytes(piece) for piece in incoming.read(incoming.open()))
     _expect(read[: len(payload)] == payload, "a message that was read back")
     key = ec.generate_private_key(ec.SECP384R1())
     given = {name.lower().encode(): value.encode() for name, value in superlink.signed_headers(key).items()}
@@ -113,7 +113,7 @@ def _message() -> tuple[Any, bytes]:
     values = np.arange(store.SMALL, dtype=np.float32)
     plain = RecordDict({"arrays": ArrayRecord({"w": Array(values)})})
     header = message_format.describe(plain)
-    packed = wire.pack_tensors(message_format.TensorSource(plain, header))
+    packed = wire.pack_tensors(message_format.TensorSource(plain, header), header)
     return internals.trial_message(wire.pack_message(header, packed)), values.tobytes()
 
 

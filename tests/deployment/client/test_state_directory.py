@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -125,3 +126,16 @@ def test_a_file_is_read_piece_by_piece(tmp_path: Path) -> None:
     assert source.size == 10
     assert source.views(2, 5) == [b"234"]
     assert source.views(8, 10) == [b"89"]
+
+
+def test_what_a_run_sends_once_is_kept_by_its_digest(tmp_path: Path) -> None:
+    name = hashlib.sha256(b"teacher").hexdigest()
+    kept = StateDirectory(tmp_path).constants("run1")
+    assert kept.get(name) is None
+    kept.put(name, memoryview(b"teacher"))
+    assert StateDirectory(tmp_path).constants("run1").get(name) == b"teacher"
+    assert StateDirectory(tmp_path).constants("run2").get(name) is None
+    (tmp_path / "runs/run1/constants" / name).write_bytes(b"teachex")
+    assert kept.get(name) is None, "a file that was changed is not taken"
+    (tmp_path / "runs/run3").write_text("no folder can be made here")
+    StateDirectory(tmp_path).constants("run3").put(name, memoryview(b"teacher"))

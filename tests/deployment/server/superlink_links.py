@@ -117,7 +117,7 @@ def grid(link: FakeLink, **options: Any) -> SuperLinkGrid:
 def packed(content: RecordDict) -> RecordDict:
     layout = message_format.describe(content)
     return internals_wire.pack_message(
-        layout, internals_wire.pack_tensors(message_format.TensorSource(content, layout))
+        layout, internals_wire.pack_tensors(message_format.TensorSource(content, layout), layout)
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedvision import __version__
+from fedvision import ExperimentConfig, __version__, simulate
 from fedvision.deployment.certificates import make
 from fedvision.deployment.run_manifest import PROTOCOL
 from fedvision.reporting.run_data import read_facts
@@ -52,7 +52,13 @@ def with_several_labels(text: str, folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["fedntd", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("fedper", "multi-label", "lora"))],
+    [
+        "fedntd",
+        *(
+            pytest.param(kind, marks=pytest.mark.long)
+            for kind in ("fedper", "multi-label", "lora", "distillation")
+        ),
+    ],
 )
 @pytest.mark.slow
 def test_three_rounds_across_machines_end_in_the_simulations_bits(
@@ -64,6 +70,11 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(
         text = text.replace("dense = 8\n", "dense = 8\n" + groups)
     elif kind == "lora":
         text = text.replace("dense = 8\n", 'dense = 8\ntrain = "lora"\nlora = { rank = 1, alpha = 1 }\n')
+    elif kind == "distillation":
+        taught = EXPERIMENT.format(rounds=1, epochs=1, strategy="fedavg").replace("width = 4", "width = 8")
+        simulate(ExperimentConfig.from_toml(taught), out=tmp_path / "teacher")
+        named = f'use = "distillation"\nteacher = "{tmp_path / "teacher"}"\n'
+        text = text.replace('use = "fedavg"\n', named)
     elif kind == "multi-label":
         text = with_several_labels(text, tmp_path)
     with machines(tmp_path, pki, text) as here:
@@ -77,6 +88,12 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(
         simulated = RunFolder.read(tmp_path / "simulated").rounds()
         for ours, theirs in zip(here.rounds(), simulated, strict=True):
             assert ours["local"] == theirs["local"]
+            assert ours["bytes"] == theirs["bytes"]
+        if kind == "distillation":
+            kept = list(tmp_path.glob("**/constants/*"))
+            teacher = (tmp_path / "teacher/model.safetensors").stat().st_size
+            assert len(kept) == 2, "each client has the teacher's one piece"
+            assert all(file.stat().st_size == pytest.approx(teacher, rel=0.2) for file in kept)
         for name in ("report.html", "summary.json", "split.json"):
             assert (here.out / name).exists()
         assert "of work, so far at most" in here.log("north")

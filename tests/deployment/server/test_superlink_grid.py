@@ -90,7 +90,7 @@ def test_notes_of_a_client_are_delivered_once(link: FakeLink) -> None:
     record = RecordDict({"arrays": codec.encode_state(STATE)})
     layout = replace(message_format.describe(record), notes=("its process died", "it got a task twice"))
     reply = internals_wire.pack_message(
-        layout, internals_wire.pack_tensors(message_format.TensorSource(record, layout))
+        layout, internals_wire.pack_tensors(message_format.TensorSource(record, layout), layout)
     )
     link.replies, link.late = {10: [reply]}, 2
     noticed: list[tuple[int, str]] = []

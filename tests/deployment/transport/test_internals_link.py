@@ -100,7 +100,7 @@ def content(value: float) -> RecordDict:
     tensors = {"w": TensorArray(torch.full((message_format.PIECE // 4 + 1000,), value))}
     plain = RecordDict({"arrays": ArrayRecord(tensors)})
     layout = message_format.describe(plain)
-    return pack_message(layout, pack_tensors(message_format.TensorSource(plain, layout)))
+    return pack_message(layout, pack_tensors(message_format.TensorSource(plain, layout), layout))
 
 
 def value(incoming: IncomingMessage) -> float:
@@ -108,7 +108,7 @@ def value(incoming: IncomingMessage) -> float:
     while True:
         try:
             layout = incoming.open()
-            blob = bytearray(b"".join(incoming.read(layout.size)))
+            blob = bytearray(b"".join(incoming.read(layout)))
             break
         except NotDeliveredYet:
             time.sleep(0.01)
@@ -213,7 +213,7 @@ def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
                 answer(keep_session=sessions.append)
             (back,) = server.pull([sent])
             with pytest.raises(NotDeliveredYet):
-                list(back.read(back.open().size))
+                list(back.read(back.open()))
             answer(session=sessions[0])
         assert value(back) == 3.0
         assert len(pushed) == 3

@@ -31,7 +31,7 @@ def message(value: float, client: int = 1) -> tuple[Any, dict[str, bytes]]:
     numbers = np.random.default_rng(int(value)).random(message_format.PIECE // 8 + 10_000)
     plain = RecordDict({"arrays": ArrayRecord({"w": TensorArray(torch.from_numpy(numbers))})})
     layout = message_format.describe(plain, client)
-    pack_tensors = internals_wire.pack_tensors(message_format.TensorSource(plain, layout))
+    pack_tensors = internals_wire.pack_tensors(message_format.TensorSource(plain, layout), layout)
     sent = Message(internals_wire.pack_message(layout, pack_tensors), 1, "train")
     tree, objects = internals_wire.objects_of(sent)
     return tree, {name: thing.deflate() for name, thing in objects.items()}

@@ -34,7 +34,8 @@ def sent(content: RecordDict, client: int = -1, ordered: bool = True) -> tuple[M
     internals.identify(5)
     layout = message_format.describe(content, client)
     source = Counting(content, layout)
-    packed = internals_wire.pack_message(layout, internals_wire.pack_tensors(source), ordered=ordered)
+    tensors = internals_wire.pack_tensors(source, layout)
+    packed = internals_wire.pack_message(layout, tensors, ordered=ordered)
     return Message(packed, 9, "train"), source
 
 
@@ -103,7 +104,7 @@ def test_a_message_arrives_piece_by_piece_with_its_bits() -> None:
     incoming = arrival(message)
     layout = incoming.open()
     assert layout.client == 4
-    blob = bytearray(b"".join(incoming.read(layout.size)))
+    blob = bytearray(b"".join(incoming.read(layout)))
     back = message_format.unpack(layout, blob)
     assert np.array_equal(
         back.array_records["arrays"]["w"].numpy(), content.array_records["arrays"]["w"].numpy()
@@ -135,7 +136,7 @@ def test_a_message_without_tensors_has_a_layout_only() -> None:
     message, _ = sent(RecordDict({"config": ConfigRecord({"a": 1})}))
     incoming = arrival(message)
     layout = incoming.open()
-    assert (layout.size, incoming.pieces, list(incoming.read(0))) == (0, [], [])
+    assert (layout.size, incoming.pieces, list(incoming.read(layout))) == (0, [], [])
     assert message_format.unpack(layout, bytearray()).config_records["config"]["a"] == 1
 
 
@@ -145,7 +146,7 @@ def test_undelivered_messages_are_requested_again() -> None:
     incoming = arrival(message, drop=piece)
     layout = incoming.open()
     with pytest.raises(NotDeliveredYet):
-        list(incoming.read(layout.size))
+        list(incoming.read(layout))
 
 
 def lie_of_order(content: RecordDict) -> None:
@@ -205,7 +206,7 @@ def test_a_piece_of_another_size_is_refused() -> None:
     message.content.config_records["packed"]["layout"] = layout.to_text()
     incoming = arrival(message)
     with pytest.raises(ProtocolError, match="a piece of the message has"):
-        list(incoming.read(incoming.open().size))
+        list(incoming.read(incoming.open()))
 
 
 def test_an_error_gets_the_node_that_it_is_about() -> None:
@@ -215,3 +216,61 @@ def test_an_error_gets_the_node_that_it_is_about() -> None:
     named = internals_wire.from_node(head, 77, Error(code=5, reason="it went offline"))
     assert (named.metadata.src_node_id, named.metadata.reply_to_message_id) == (77, "m")
     assert named.error.reason == "it went offline"
+
+
+def with_constant(model: int, constant: int, seed: int) -> RecordDict:
+    """Return a message of a model and of tensors that are the same in every message, by their numbers."""
+    drawn = torch.randn(model, generator=torch.Generator().manual_seed(seed))
+    fixed = torch.arange(constant, dtype=torch.float32)
+    return RecordDict(
+        {
+            "constant.teacher": ArrayRecord({"t": TensorArray(fixed)}),
+            "arrays": ArrayRecord({"w": TensorArray(drawn)}),
+        }
+    )
+
+
+class Kept(dict[str, memoryview]):
+    """Objects that a receiver has."""
+
+    def put(self, name: str, content: memoryview) -> None:
+        self[name] = memoryview(bytes(content))
+
+
+def fetching(message: Message, fetched: list[str]) -> IncomingMessage:
+    """Return a message that arrived; what is fetched of it is noted."""
+    incoming = arrival(message)
+    fetch = incoming._fetch
+
+    def noted(name: str) -> bytes | memoryview:
+        fetched.append(name)
+        return fetch(name)
+
+    incoming._fetch = noted
+    return incoming
+
+
+@pytest.mark.parametrize("constant", [100, message_format.PIECE // 4, message_format.PIECE // 2 + 5])
+def test_constants_are_fetched_once(constant: int) -> None:
+    kept, names = Kept(), list[set[str]]()
+    for seed in (1, 2):
+        content, fetched = with_constant(1000, constant, seed), list[str]()
+        incoming = fetching(sent(content)[0], fetched)
+        layout = incoming.open()
+        blob = bytearray(b"".join(incoming.read(layout, kept)))
+        back = message_format.unpack(layout, blob)
+        for group, record in content.array_records.items():
+            for name, array in record.items():
+                assert np.array_equal(back.array_records[group][name].numpy(), array.numpy())
+        names.append(set(fetched))
+    pieces = -(-4 * constant // message_format.PIECE)
+    assert len(names[0]) == pieces + 2, "the constants' pieces, the model's, the layout"
+    assert len(names[1]) == 2, "the model's and the layout"
+    assert len(kept) == pieces, "the model is not kept"
+
+
+def test_whoever_keeps_nothing_fetches_all() -> None:
+    fetched: list[str] = []
+    incoming = fetching(sent(with_constant(10, 10, 1))[0], fetched)
+    list(incoming.read(incoming.open()))
+    assert len(fetched) == 3

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 
 from fedvision.deployment.transport import message_format
-from fedvision.deployment.transport.message_format import Expected, MessageHeader, TensorSource
+from fedvision.deployment.transport.message_format import PIECE, Expected, MessageHeader, TensorSource
 from fedvision.errors import ProtocolError
 from fedvision.flower.internals import TensorArray
 from fedvision.updates.schema import ITEM_BYTES, TensorSpec, UpdateSchema
@@ -242,3 +242,32 @@ def test_notes_of_another_kind_are_refused(notes: object) -> None:
     page = json.loads(message_format.MessageHeader().to_text()) | {"notes": notes}
     with pytest.raises(ProtocolError, match="notes"):
         message_format.MessageHeader.from_text(json.dumps(page))
+
+
+@settings(max_examples=60)
+@given(groups=st.lists(st.tuples(st.booleans(), st.integers(0, 3 * PIECE)), max_size=5))
+def test_pieces_end_where_groups_of_constants_do(groups: list[tuple[bool, int]]) -> None:
+    tensors = {
+        f"{'constant.' if constant else ''}{place}": (TensorSpec("t", "uint8", (size,)),)
+        for place, (constant, size) in enumerate(groups)
+    }
+    layout = MessageHeader(tensors=tensors)
+    ends, constant = layout.cuts(), layout.constant_pieces()
+    assert ends == sorted(set(ends))
+    assert (ends[-1] if ends else 0) == layout.size
+    starts = [0, *ends][:-1]
+    assert all(0 < end - start <= PIECE for start, end in zip(starts, ends, strict=True))
+    begin = 0
+    for group, entries in tensors.items():
+        end = begin + sum(-(-entry.size // message_format.ALIGN) * message_format.ALIGN for entry in entries)
+        inside = {
+            n for n, (low, high) in enumerate(zip(starts, ends, strict=True)) if low < end and high > begin
+        }
+        if group.startswith("constant."):
+            assert inside <= constant
+            assert all(begin <= starts[n] and ends[n] <= end for n in inside), "no piece is of two groups"
+        else:
+            assert not inside & constant
+        begin = end
+    if not any(constant for constant, _ in groups):
+        assert len(ends) == -(-layout.size // PIECE)
