@@ -59,6 +59,7 @@ LAYERS = (
     "deployment.client",
     "deployment.server",
     "trained_model",
+    "pruning",
     "api",
     "unlearning",
     "parallel_runs",
