@@ -59,6 +59,7 @@ def simulate(
     progress: Progress | None = None,
     threads: int = 1,
     tensorboard: bool = False,
+    mlflow: str = "",
 ) -> RunResult:
     """Run a whole federation on this machine and write its run folder.
 
@@ -72,6 +73,7 @@ def simulate(
         threads: Threads of each process's arithmetic, >= 1. Runs with the same number have the same bits on
             every engine; more than one pays only where cores are idle.
         tensorboard: Also write TensorBoard scalars into the run folder.
+        mlflow: Also write them into this MLflow store, a server's URL or a file.
 
     Raises:
         ConfigError: The experiment, its data or the run folder is wrong; nothing was written.
@@ -87,7 +89,7 @@ def simulate(
     path = Path(out) if out is not None else default_folder(built.config.name, resume)
     stage(f"preparing the run in {path}")
     carrier = registry.build("engine", engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine))
-    pages = page_writer(tensorboard=tensorboard)
+    pages = page_writer(tensorboard=tensorboard, mlflow=mlflow)
     with claimed(path, "name another one with --out"):
         folder = open_folder(built.config, path, resume)
         run = Simulation(built, folder, progress=progress, write_pages=pages, threads=threads)

@@ -76,6 +76,10 @@ def simulate_sweep(
         parallel_runs.prepare()
     builder = ExperimentBuilder(sweep.experiments)
     builder.check()
+    if store := options.get("mlflow"):  # made once: two processes would make it at the same time
+        from fedvision.reporting.mlflow_store import open_store
+
+        open_store(store)
     if not jobs and most > 1:
         devices = {config.training.device for config in sweep.experiments.values()}
         most = _affordable(most, builder.sizes.values()) if _on_processor(devices) else 1

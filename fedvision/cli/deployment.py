@@ -75,6 +75,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--state", type=Path, default=_STATE, metavar="DIR", help="the SuperLink's files (default: superlink)"
     )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars")
+    parser.add_argument("--mlflow", default="", metavar="STORE", help="also write to MLflow, a URL or a file")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="training.lr=0.1"
     )
@@ -165,7 +166,7 @@ def _run(
     from fedvision.experiment import Experiment
     from fedvision.reporting.pages import page_writer
 
-    pages = page_writer(tensorboard=options.tensorboard)
+    pages = page_writer(tensorboard=options.tensorboard, mlflow=options.mlflow)
     federation = Experiment.build(config, split_here=False)
     from fedvision.api import default_folder, open_folder
     from fedvision.runs.folder_lock import claimed

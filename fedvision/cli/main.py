@@ -93,6 +93,9 @@ def parser() -> argparse.ArgumentParser:
     )
     simulate.add_argument("--threads", type=int, default=1, help="threads of a process (default: 1)")
     simulate.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars")
+    simulate.add_argument(
+        "--mlflow", default="", metavar="STORE", help="also write to MLflow, a URL or a file"
+    )
     simulate.set_defaults(call=_simulate)
 
     report = verbs.add_parser("report", description="make the report of a run, or compare several")
@@ -171,6 +174,7 @@ def _simulate(options: argparse.Namespace) -> None:
         progress=True,
         threads=options.threads,
         tensorboard=options.tensorboard,
+        mlflow=options.mlflow,
     )
     from fedvision.reporting import render
 
