@@ -7,7 +7,6 @@ folder.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from fedvision.errors import ConfigError, DataError, RunFolderError
 from fedvision.files import read_json
 from fedvision.formatting import listed
 from fedvision.runs.model_description import FILE, ModelDescription, code_of
+from fedvision.runs.tensor_file import read_checked
 from fedvision.tasks.class_predictions import ClassPredictions, ClassScores, LabelPredictions
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from fedvision.data.dataset import Dataset
     from fedvision.data.decoding.process_pool import PixelFormat
+    from fedvision.data.shards import Shard
     from fedvision.data.sources.unlabelled import UnlabelledImages
     from fedvision.tasks.base import Task
     from fedvision.training.forward import ForwardSettings
@@ -80,7 +81,7 @@ class TrainedModel:
 
         description = ModelDescription.read(run)
         place, inference = run / FILE, description.inference
-        state = _tensors(run / TENSORS, description.sha256)
+        state = read_checked(run / TENSORS, description.sha256)
         try:
             code: dict[str, str] = {}
             with _plugin_folder(run, description.task.use):
@@ -151,7 +152,7 @@ class TrainedModel:
         from fedvision.data.sources.unlabelled import UnlabelledImages
         from fedvision.training.evaluate import classify
 
-        self._require_whole()
+        self.require_whole()
         source = UnlabelledImages(
             [images] if isinstance(images, str | Path) else images,
             self.description.image.shape,
@@ -228,34 +229,17 @@ class TrainedModel:
             DataError: There are no such images, they do not fit the network or its task, or one is of a class
                 that the model does not know.
         """
-        from fedvision.data.relabel import by_name
-        from fedvision.data.shards import Shard
-        from fedvision.data.sources.inputs import encoded
-        from fedvision.data.sources.unlabelled import fitting
-        from fedvision.data.targets import form, one_class, several
+        from fedvision.data.targets import one_class, several
         from fedvision.tasks.calibration import Calibration
         from fedvision.training.evaluate import evaluate
 
-        self._require_whole()
-        description, chosen = self.description, dataset.train
-        if part == "test" or (part is None and dataset.test is not None):
-            if dataset.test is None:
-                raise DataError(
-                    "the data has no test images; name a source that has, or take its training ones"
-                )
-            chosen = dataset.test
-        if not self.task.fits(chosen.labels):
-            raise DataError(
-                f"the model's task needs {self.task.targets}, and the data has {form(chosen.labels)}"
-            )
-        images = fitting(chosen.images, description.image.shape, "the data's array of images")
-        labels, missing = by_name(chosen, dataset.classes, self.classes)
-        further = encoded(chosen, description.model.inputs).further
+        shard, missing = self.labelled(dataset, part=part)
+        description, labels = self.description, shard.labels
         calibrated = self.task.decides and one_class(labels)
         calibration = Calibration(len(self.classes)) if calibrated else None
         measured = evaluate(
             self.network,
-            Shard(images=images, labels=labels, indices=np.arange(len(labels)), further=further),
+            shard,
             self.settings,
             batch_size=description.inference.batch_size,
             num_classes=len(self.classes),
@@ -279,6 +263,36 @@ class TrainedModel:
             calibration=calibration,
             notices=(*dataset.notices, *((none,) if missing else ())),
         )
+
+    def labelled(self, dataset: Dataset, *, part: Part | None = None) -> tuple[Shard, tuple[str, ...]]:
+        """Return labelled images as the network takes them; arguments and errors as of ``evaluate``.
+
+        Returns:
+            All images of the part, labels under the model's numbers, and its classes without images.
+        """
+        from fedvision.data.relabel import by_name
+        from fedvision.data.shards import Shard
+        from fedvision.data.sources.inputs import encoded
+        from fedvision.data.sources.unlabelled import fitting
+        from fedvision.data.targets import form
+
+        self.require_whole()
+        description, chosen = self.description, dataset.train
+        if part == "test" or (part is None and dataset.test is not None):
+            if dataset.test is None:
+                raise DataError(
+                    "the data has no test images; name a source that has, or take its training ones"
+                )
+            chosen = dataset.test
+        if not self.task.fits(chosen.labels):
+            raise DataError(
+                f"the model's task needs {self.task.targets}, and the data has {form(chosen.labels)}"
+            )
+        images = fitting(chosen.images, description.image.shape, "the data's array of images")
+        labels, missing = by_name(chosen, dataset.classes, self.classes)
+        further = encoded(chosen, description.model.inputs).further
+        shard = Shard(images=images, labels=labels, indices=np.arange(len(labels)), further=further)
+        return shard, missing
 
     def files_as(self) -> dict[str, Any]:
         """Return the keys of ``[data]`` with which a source makes the network's images of files.
@@ -308,7 +322,12 @@ class TrainedModel:
             return PixelFormat(image.height, image.channels, "exact")
         return PixelFormat(how.size, image.channels, how.fit, how.range)
 
-    def _require_whole(self) -> None:
+    def require_whole(self) -> None:
+        """Refuse a model of which tensors stayed on the clients.
+
+        Raises:
+            RunFolderError: There are such tensors.
+        """
         if personal := self.description.personal:
             raise RunFolderError(
                 f"{self.path}: this run has no model of its own to use: {listed(personal)} were trained and "
@@ -330,30 +349,6 @@ def _plugin_folder(run: Path, use: str) -> Iterator[None]:
         yield
     finally:
         registry.allow_folder(before)
-
-
-def _tensors(file: Path, sha256: str) -> State:
-    """Return the tensors of a file with this digest.
-
-    Raises:
-        RunFolderError: It is missing, cannot be read, or has another digest.
-    """
-    import safetensors
-    from safetensors.torch import load_file
-
-    try:
-        with file.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != sha256:
-            raise RunFolderError(
-                f"{file}: its SHA-256 is {found[:12]}..., and {FILE} beside it has {sha256[:12]}...: "
-                "the file was changed or copied in part; restore it, or write both again with --resume"
-            )
-        return load_file(file)
-    except OSError as error:
-        raise RunFolderError(f"{file}: it cannot be read: {error.strerror or error}; restore it") from error
-    except safetensors.SafetensorError as error:
-        raise RunFolderError(f"{file}: it holds no tensors: {error}; restore it") from error
 
 
 def _network(description: ModelDescription, task: Task, state: State, run: Path) -> nn.Module:

@@ -60,6 +60,7 @@ LAYERS = (
     "deployment.server",
     "trained_model",
     "pruning",
+    "export",
     "api",
     "unlearning",
     "parallel_runs",

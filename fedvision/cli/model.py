@@ -13,6 +13,7 @@ from fedvision.formatting import listed, plural
 from fedvision.streams import complain, show
 
 if TYPE_CHECKING:
+    from fedvision.data.dataset import Dataset
     from fedvision.tasks.class_predictions import ClassPredictions
     from fedvision.trained_model import TrainedModel
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def add(verbs: Verbs) -> None:
     """Add the verbs to the command line."""
     predict = verbs.add_parser("predict", description="name the class of images with a run's model")
-    _model(predict)
+    add_model(predict)
     predict.add_argument(
         "images",
         nargs="+",
@@ -39,7 +40,7 @@ def add(verbs: Verbs) -> None:
     predict.set_defaults(call=_predict)
 
     evaluate = verbs.add_parser("evaluate", description="measure a run's model on labelled images")
-    _model(evaluate)
+    add_model(evaluate)
     evaluate.add_argument(
         "--data",
         required=True,
@@ -54,13 +55,15 @@ def add(verbs: Verbs) -> None:
     evaluate.set_defaults(call=_evaluate)
 
 
-def _model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the run folder, the device and the threads to a verb."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--device", default="auto", help="auto (cuda, mps or cpu) or a torch device")
     parser.add_argument("--threads", type=int, default=1, help="threads of the arithmetic (default: 1)")
 
 
-def _load(options: argparse.Namespace) -> TrainedModel:
+def load_model(options: argparse.Namespace) -> TrainedModel:
+    """Return the model of ``options.run``, its notices told."""
     import torch
 
     from fedvision.trained_model import TrainedModel
@@ -75,17 +78,17 @@ def _load(options: argparse.Namespace) -> TrainedModel:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    _check_writable(options.csv, "--csv")
-    _check_writable(options.jsonl, "--jsonl")
+    check_writable(options.csv, "--csv")
+    check_writable(options.jsonl, "--jsonl")
     if options.workers < 0:
         raise ConfigError(f"--workers must be >= 0, not {options.workers}")
-    found = _load(options).predict(options.images, workers=options.workers)
+    found = load_model(options).predict(options.images, workers=options.workers)
     for notice in found.notices:
         complain(f"note: {notice}")
     if options.csv:
-        _write(options.csv, found.to_csv())
+        write_text(options.csv, found.to_csv())
     if options.jsonl:
-        _write(options.jsonl, found.to_jsonl())
+        write_text(options.jsonl, found.to_jsonl())
     show(_table(found), recorded=str(options.csv or options.jsonl or ""))
     for name, why in found.unreadable.items():
         complain(f"{name}: {why}")
@@ -112,38 +115,54 @@ def _table(found: ClassPredictions) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from fedvision.config import ExperimentConfig
-    from fedvision.data.sources.shorthand import spelled_table
     from fedvision.reporting.render import score_table
 
-    _check_writable(options.json, "--json")
-    model = _load(options)
-    if options.data.endswith(".toml"):
-        registry.allow_folder(Path(options.data).parent)
-    table = spelled_table(options.data, model.files_as)
+    check_writable(options.json, "--json")
+    model = load_model(options)
     try:
-        spec = ExperimentConfig.from_dict({"data": table}).data
-        dataset = registry.build("data", spec)
+        dataset = dataset_of(model, options.data, "--data")
         scores = model.evaluate(dataset, part=options.part)
     except DataError as error:
         raise DataError(f"--data {options.data}: {error}") from error
     tested = options.part == "test" or (options.part is None and dataset.test is not None)
     part = "test images" if tested else "training images" if options.part else "images, none kept for a test"
     if options.json:
-        _write(options.json, json_page(scores.to_record()))
+        write_text(options.json, json_page(scores.to_record()))
     rounds = plural(model.description.rounds, "round")
     images = f"{scores.stats.examples:,} {part} of {options.data}"
     show(score_table(f"{options.run}, {rounds}: {images}", scores), recorded=str(options.json or ""))
 
 
-def _check_writable(file: Path | None, option: str) -> None:
+def dataset_of(model: TrainedModel, source: str, option: str) -> Dataset:
+    """Return the labelled images that an option names, decoded as the model's own.
+
+    Raises:
+        DataError: They cannot be read.
+        ConfigError: There is no such source, or its keys are wrong.
+    """
+    from fedvision.config import ExperimentConfig
+    from fedvision.data.sources.shorthand import spelled_table
+
+    if source.endswith(".toml"):
+        registry.allow_folder(Path(source).parent)
+    table = spelled_table(source, model.files_as, option)
+    found: Dataset = registry.build("data", ExperimentConfig.from_dict({"data": table}).data)
+    return found
+
+
+def check_writable(file: Path | None, option: str) -> None:
     """Refuse a file that cannot be written before the work is done."""
     if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
         why = "this is a folder" if file.is_dir() else f"there is no folder {file.parent}"
         raise ConfigError(f"{option} {file}: {why}; name a file in a folder that is there")
 
 
-def _write(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
+    """Write a file that a person named.
+
+    Raises:
+        RunError: The disk is full or refuses.
+    """
     try:
         replace_file(file, text)
     except OSError as error:

@@ -141,6 +141,11 @@ class BatchTransform:
         x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return torch.addcmul(shift.view(-1, 1, 1), x, scale.view(-1, 1, 1), out=x)
 
+    def constants(self) -> tuple[Tensor, Tensor]:
+        """Return scale and shift of a channel, float32 [channels']: an input is ``pixel scale + shift``."""
+        scale, shift = (torch.from_numpy(v).to(torch.float32) for v in (self._scale, self._shift))
+        return scale, shift
+
     @property
     def draws(self) -> bool:
         """Whether anything is drawn for a batch."""

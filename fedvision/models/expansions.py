@@ -156,7 +156,7 @@ class BucketGroups(Expansion):
     def expand(self, steps: torch.Tensor) -> torch.Tensor:
         """Return for each group 1 at its number, 0 elsewhere."""
         above = (steps.unsqueeze(-1) > self.threshold).flatten(1)[:, self.order]
-        number = (above.reshape(len(above), -1, self.digits) * self.place).sum(-1)
+        number = (above.reshape(above.shape[0], -1, self.digits) * self.place).sum(-1)
         return (number.unsqueeze(-1) == self.numbers).flatten(1).to(steps.dtype)
 
 

@@ -111,7 +111,7 @@ class TextTokens(nn.Module):
 
     def forward(self, buckets: torch.Tensor) -> Tokens:
         """Return a token for each place of a word."""
-        grams = buckets.reshape(len(buckets), self.words, GRAMS)
+        grams = buckets.reshape(buckets.shape[0], self.words, GRAMS)
         there = ~grams.isnan()
         vectors = self.vectors(grams.nan_to_num(nan=0.0).long()) * there[..., None]
         mean = vectors.sum(2) / there.sum(2, keepdim=True).clamp(min=1)

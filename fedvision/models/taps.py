@@ -90,7 +90,8 @@ def _note(name: str, last: bool, layer: nn.Module, args: tuple[Any, ...], output
     if noted is None:  # somebody calls the network itself
         return
     noted[name] = _tensor(output)
-    if last:
+    # torch.export keeps a stack of layers that an exception would leave as it is; it drops what nobody reads.
+    if last and not torch.compiler.is_exporting():
         raise _LastReached
 
 

@@ -32,7 +32,7 @@ def as_tokens(features: torch.Tensor) -> torch.Tensor:
 
 def as_map(features: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """Return tokens [B, h w, D] as a feature map [B, D, h, w]; a map passes as it is."""
-    return features if features.ndim == 4 else features.transpose(1, 2).reshape(len(features), -1, *grid)
+    return features if features.ndim == 4 else features.transpose(1, 2).reshape(features.shape[0], -1, *grid)
 
 
 def places(shape: Sequence[int], image_size: Sequence[int]) -> tuple[int, int]:

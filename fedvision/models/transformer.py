@@ -78,12 +78,12 @@ class Transformer(nn.Module):
         if further is not None:
             parts.append(further.tokens)
         if self.class_token is not None:
-            parts.insert(0, self.class_token.expand(len(parts[0]), -1, -1))
+            parts.insert(0, self.class_token.expand(parts[0].shape[0], -1, -1))
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         mask = None
         if further is not None:
             own = x.shape[1] - further.tokens.shape[1]
-            mask = torch.cat([further.present.new_ones(len(x), own), further.present], dim=1)
+            mask = torch.cat([further.present.new_ones(x.shape[0], own), further.present], dim=1)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, mask)

@@ -26,6 +26,7 @@ from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import PERSONAL, certainty, clients_of, idle
 from fedvision.reporting.text_table import TextTable, plain_text
 from fedvision.runs.folder import RunFolder
+from fedvision.runs.model_versions import ModelVersion
 from fedvision.tasks.class_predictions import ClassScores
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.tasks.intervals import Interval
@@ -90,6 +91,31 @@ def score_table(heading: str, found: ClassScores) -> str:
         parts += ["", table]
     sure = certainty(found.calibration.reliability) if found.calibration else ""
     return plain_text(*parts, *([sure] if sure else []), *(f"note: {notice}" for notice in found.notices))
+
+
+def versions_table(versions: Sequence[ModelVersion]) -> TextTable:
+    """Return a row for each version of a model, with what was measured of it."""
+    table = TextTable(
+        "version",
+        "size",
+        "ms an image, one at a time",
+        "ms an image, 32 at a time",
+        "accuracy",
+        "balanced accuracy",
+        "worst recall",
+        "worst class",
+    )
+    for one in versions:
+        table.add(
+            one.name,
+            size(one.bytes) if one.bytes else "–",
+            *(number(one.latency_ms.get(batch)) for batch in ("1", "32")),
+            percent(one.accuracy, 2),
+            percent(one.balanced_accuracy, 2),
+            percent(one.worst_recall),
+            one.worst_class or "–",
+        )
+    return table
 
 
 def comparison_table(folders: Sequence[RunFolder]) -> str:

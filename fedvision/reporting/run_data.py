@@ -19,6 +19,7 @@ from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.participation import Participant, participants
 from fedvision.runs.events import Event, all_events, kinds
 from fedvision.runs.folder import RunFolder
+from fedvision.runs.model_versions import ModelVersion, read_versions
 from fedvision.tasks.calibration import Reliability
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.tasks.intervals import Interval, score_intervals
@@ -123,6 +124,8 @@ class RunData:
     """Clients' names by number, as far as they have any: across machines, or of the data."""
     invocation: Record = field(default_factory=dict)
     """How the run was called."""
+    versions: list[ModelVersion] = field(default_factory=list)
+    """Smaller and faster versions of its model, the model itself first."""
 
     @property
     def idle(self) -> list[Participant]:
@@ -346,6 +349,7 @@ def read_facts(folder: RunFolder) -> RunData:
         withheld=withheld,
         participants=found,
         invocation=folder.invocation(),
+        versions=read_versions(folder.path),
         names=names,
         shown=[names.get(client, str(client)) for client in shown],
     )

@@ -7,10 +7,14 @@ Reading is left to the safetensors package.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedvision.errors import RunFolderError
 
 if TYPE_CHECKING:
     import torch
@@ -32,11 +36,15 @@ _NAMES = {
 }
 
 
-def pieces(state: State) -> Iterator[bytes | memoryview]:
+def pieces(state: State, metadata: Mapping[str, str] | None = None) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a safetensors file: the same for the same tensors, NaN payloads included.
 
     A piece is good until the next one is taken; a tensor on the CPU is not copied. Tensors that share memory
     (tied weights) are written twice: the format knows no sharing.
+
+    Args:
+        state: The tensors.
+        metadata: Texts by name for the file's header.
 
     Raises:
         ValueError: The format has no such type.
@@ -44,7 +52,8 @@ def pieces(state: State) -> Iterator[bytes | memoryview]:
     import torch
 
     names = sorted(state, key=lambda name: (-state[name].element_size(), name))
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name in names:
         tensor = state[name]
         start, end = end, end + math.prod(tensor.shape) * tensor.element_size()
@@ -62,6 +71,30 @@ def pieces(state: State) -> Iterator[bytes | memoryview]:
         flat = whole.as_strided((whole.numel(),), (1,))
         if flat.numel():
             yield memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def read_checked(file: Path, sha256: str) -> State:
+    """Return the tensors of a run's file with this digest, as the model.json beside it has it.
+
+    Raises:
+        RunFolderError: It is missing, cannot be read, or has another digest.
+    """
+    import safetensors
+    from safetensors.torch import load_file
+
+    try:
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != sha256:
+            raise RunFolderError(
+                f"{file}: its SHA-256 is {found[:12]}..., and model.json beside it has {sha256[:12]}...: "
+                "the file was changed or copied in part; restore it, or write both again with --resume"
+            )
+        return load_file(file)
+    except OSError as error:
+        raise RunFolderError(f"{file}: it cannot be read: {error.strerror or error}; restore it") from error
+    except safetensors.SafetensorError as error:
+        raise RunFolderError(f"{file}: it holds no tensors: {error}; restore it") from error
 
 
 def hashed(

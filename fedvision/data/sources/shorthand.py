@@ -1,4 +1,4 @@
-"""``--data SOURCE``: a folder, a file or a name on the command line, as a ``[data]`` table."""
+"""``--data SOURCE`` and the like: a folder, a file or a name on the command line, as a ``[data]`` table."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from fedvision.errors import ConfigError
 _FILES = {".npz": "npz", ".csv": "manifest"}
 
 
-def data_table(source: str, pictures: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def data_table(
+    source: str, pictures: Callable[[], Mapping[str, Any]], option: str = "--data"
+) -> dict[str, Any]:
     """Return ``[data]`` for a folder, a file, or a source by its name.
 
     Args:
         source: A folder of images, an .npz or .csv file, or an option of ``[data] use``.
         pictures: Returns the keys that image files need, such as ``{"size": 64}``; called for files alone.
+        option: The option that names it, for errors.
 
     Raises:
         ConfigError: There is no such folder, file or source, or the file is of another kind.
@@ -30,19 +33,22 @@ def data_table(source: str, pictures: Callable[[], Mapping[str, Any]]) -> dict[s
         return {"use": "image-folder", "path": source, **pictures()}
     if path.is_file():
         if (use := _FILES.get(path.suffix.lower())) is None:
-            raise ConfigError(f"--data {source}: only folders, .npz and .csv files are read, not this one")
+            raise ConfigError(f"{option} {source}: only folders, .npz and .csv files are read, not this one")
         return {"use": use, "path": source, **(pictures() if use == "manifest" else {})}
     if path.suffix or "/" in source:
-        raise ConfigError(f"--data {source}: there is no such file or folder")
+        raise ConfigError(f"{option} {source}: there is no such file or folder")
     return {"use": source}
 
 
-def spelled_table(source: str, pictures: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def spelled_table(
+    source: str, pictures: Callable[[], Mapping[str, Any]], option: str = "--data"
+) -> dict[str, Any]:
     """Return ``[data]`` for what ``data_table`` takes, for an experiment's file, or for a table on one line.
 
     Args:
         source: As above; or a .toml file, whose ``[data]`` is taken; or ``use = "npz", path = "photos.npz"``.
         pictures: As above; a table that names another value keeps it.
+        option: As above.
 
     Raises:
         ConfigError: As above, or the text is no table.
@@ -50,20 +56,20 @@ def spelled_table(source: str, pictures: Callable[[], Mapping[str, Any]]) -> dic
     if source.endswith(".toml"):
         table = tables.read(Path(source), "an experiment's file").get("data")
         if table is None:
-            raise ConfigError(f"--data {source}: it has no [data]; name an experiment's file")
-        return {"use": table} if isinstance(table, str) else _table(table, source, pictures)
+            raise ConfigError(f"{option} {source}: it has no [data]; name an experiment's file")
+        return {"use": table} if isinstance(table, str) else _table(table, source, pictures, option)
     if "=" not in source or Path(source).exists():
-        return data_table(source, pictures)
+        return data_table(source, pictures, option)
     inside = source.strip().removeprefix("{").removesuffix("}")
     try:
-        return _table(tomllib.loads(f"data = {{{inside}}}")["data"], source, pictures)
+        return _table(tomllib.loads(f"data = {{{inside}}}")["data"], source, pictures, option)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
-            f'--data {source}: this is no table: {error}; write it as \'use = "npz", path = "photos.npz"\''
+            f'{option} {source}: this is no table: {error}; write it as \'use = "npz", path = "photos.npz"\''
         ) from error
 
 
-def _table(table: Any, source: str, pictures: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def _table(table: Any, source: str, pictures: Callable[[], Mapping[str, Any]], option: str) -> dict[str, Any]:
     if not isinstance(table, dict) or not isinstance(table.get("use"), str):
-        raise ConfigError(f"--data {source}: its key use is missing; it says which source reads the images")
+        raise ConfigError(f"{option} {source}: its key use is missing; it says which source reads the images")
     return {**pictures(), **table} if table["use"] in ("image-folder", "manifest") else table
