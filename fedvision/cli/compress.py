@@ -1,4 +1,4 @@
-"""The verb that makes a run's network smaller."""
+"""Verbs for smaller networks: prune a run's, measure those of other runs beside it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedvision.cli.export import labelled, on
+from fedvision.cli.model import check_writable, load_model, write_text
+from fedvision.files import json_page
 from fedvision.formatting import plural
 from fedvision.streams import show
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verb to the command line."""
+    """Add the verbs to the command line."""
     prune = verbs.add_parser("prune", description="take channels out of a run's network, to be fine-tuned")
     prune.add_argument("run", type=Path, metavar="RUN", help="run folder")
     prune.add_argument(
@@ -23,6 +26,23 @@ def add(verbs: Verbs) -> None:
     prune.add_argument("--rounds", type=int, help="of fine-tuning (default: a third of the run's)")
     prune.add_argument("--out", type=Path, metavar="FOLDER", help="new folder (default: RUN-pruned)")
     prune.set_defaults(call=_prune, again="the same command begins anew")
+
+    versions = verbs.add_parser("versions", description="measure other runs' models beside a run's")
+    versions.add_argument("run", type=Path, metavar="RUN", help="run folder, whose report shows the table")
+    versions.add_argument(
+        "others",
+        type=Path,
+        nargs="+",
+        metavar="OTHER",
+        help="run folders of distilled, pruned or other networks",
+    )
+    versions.add_argument("--data", required=True, metavar="SOURCE", help="labelled images, as for evaluate")
+    versions.add_argument(
+        "--part", choices=("test", "train"), help="images of SOURCE (default: test ones where it has any)"
+    )
+    versions.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
+    versions.add_argument("--threads", type=int, default=1, help="threads of the arithmetic (default: 1)")
+    versions.set_defaults(call=_versions, device="cpu", again="the same command begins anew")
 
 
 def _prune(options: argparse.Namespace) -> None:
@@ -38,3 +58,20 @@ def _prune(options: argparse.Namespace) -> None:
         f"fedvision simulate {made.folder / EXPERIMENT} --out {tuned}",
         recorded=str(made.folder),
     )
+
+
+def _versions(options: argparse.Namespace) -> None:
+    check_writable(options.json, "--json")
+    from fedvision.reporting.render import versions_table
+    from fedvision.reporting.text_table import plain_text
+
+    model = load_model(options)
+    others = [load_model(argparse.Namespace(**{**vars(options), "run": path})) for path in options.others]
+    from fedvision.export.other_runs import compare
+
+    data = labelled(model, options)
+    found = compare(model, others, data)
+    if options.json:
+        write_text(options.json, json_page({"versions": [vars(one) for one in found]}))
+    last = f"measured on {on(found[0])}; `fedvision report {options.run}` shows them in the report"
+    show(plain_text(versions_table(found), "", last), recorded=str(options.json or ""))

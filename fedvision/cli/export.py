@@ -13,7 +13,8 @@ from fedvision.formatting import percent, plural, size
 from fedvision.streams import complain, show
 
 if TYPE_CHECKING:
-    from fedvision.export.exporter import Calibration, Export, Labelled
+    from fedvision.export.exporter import Calibration, Export
+    from fedvision.export.measurement import Labelled
     from fedvision.reporting.text_table import TextTable
     from fedvision.runs.model_versions import ModelVersion
     from fedvision.trained_model import TrainedModel
@@ -79,7 +80,7 @@ def _export(options: argparse.Namespace) -> None:
     calibration: Calibration | None = None
     if quantized:
         calibration = _calibration(model, options)
-    data = _labelled(model, options) if options.data else None
+    data = labelled(model, options) if options.data else None
     done = export(
         model,
         options.format,
@@ -142,8 +143,9 @@ def _calibration(model: TrainedModel, options: argparse.Namespace) -> Calibratio
     return Calibration(shard, options.calibration_images or 500, method)
 
 
-def _labelled(model: TrainedModel, options: argparse.Namespace) -> Labelled:
-    from fedvision.export.exporter import Labelled
+def labelled(model: TrainedModel, options: argparse.Namespace) -> Labelled:
+    """Return the labelled images of ``--data``, and say what is missing in them."""
+    from fedvision.export.measurement import Labelled
 
     try:
         dataset = dataset_of(model, options.data, "--data")
@@ -153,7 +155,7 @@ def _labelled(model: TrainedModel, options: argparse.Namespace) -> Labelled:
     tested = options.part == "test" or (options.part is None and dataset.test is not None)
     if not len(shard):
         raise DataError(f"--data {options.data}: there are no images in it; name others")
-    if options.calibration == options.data and not tested:
+    if getattr(options, "calibration", None) == options.data and not tested:
         complain("note: ranges are calibrated on images that are measured, too; measure others with --data")
     if missing:
         complain(f"note: there are no images of {', '.join(missing)}; the scores are without them")
@@ -178,12 +180,13 @@ def _text(done: Export, page: Path | None) -> str:
             f"{percent(share)} have the same decision"
         )
     if done.original:
-        parts += ["", versions_table([done.original, done.version]), "", f"measured on {_on(done.original)}"]
+        parts += ["", versions_table([done.original, done.version]), "", f"measured on {on(done.original)}"]
     if page:
         parts.append(f"figures: {page}")
     return plain_text(*parts)
 
 
-def _on(version: ModelVersion) -> str:
+def on(version: ModelVersion) -> str:
+    """Return on what a version was measured, in words."""
     images = f"{plural(version.images or 0, 'image')} ({version.part})"
     return f"{images}, one thread of {version.machine['processor']}"

@@ -28,7 +28,17 @@ VERBS = {
     "simulate, on this machine": ("simulate",),
     "deploy, across machines": ("server", "submit", "client"),
     "look at": ("inspect", "report", "list"),
-    "use a model": ("predict", "evaluate", "export", "prune", "unlearn", "include", "request-sums", "sums"),
+    "use a model": (
+        "predict",
+        "evaluate",
+        "export",
+        "prune",
+        "versions",
+        "unlearn",
+        "include",
+        "request-sums",
+        "sums",
+    ),
     "set up": ("new", "certificates", "doctor"),
 }
 """The verbs by what they are for."""

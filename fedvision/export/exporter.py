@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 from fedvision.errors import ConfigError, RunError
+from fedvision.export.measurement import Labelled, measured, original_of
 from fedvision.export.resampling import Fit
 from fedvision.files import replace_file
 from fedvision.runs.model_versions import Kind, ModelVersion, append_version
@@ -27,17 +28,6 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 FITS: tuple[Fit, ...] = get_args(Fit)
 _SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
 _NAMES = {"onnx": "ONNX", "torch-export": "torch.export", "safetensors": "safetensors"}
-ORIGINAL = "PyTorch, as trained"
-"""Name of the run's own model among its versions."""
-
-
-class Labelled(NamedTuple):
-    """Labelled images on which versions are measured."""
-
-    shard: Shard
-    """The images, as ``TrainedModel.labelled`` returns them."""
-    what: str
-    """Which they are, in words."""
 
 
 class Calibration(NamedTuple):
@@ -260,36 +250,10 @@ def _measured(
     model: TrainedModel, version: ModelVersion, predict: Predictor, data: Labelled
 ) -> tuple[ModelVersion, ModelVersion]:
     """Return the run's model and a version of it with what both measured on the same images."""
-    from fedvision.export import comparison
     from fedvision.export.checks import reference
-    from fedvision.trained_model import TENSORS
 
-    shard, size = data.shard, model.description.inference.batch_size
-    versions: dict[str, Predictor] = {ORIGINAL: reference(model), version.name: predict}
-    few = shard.indices[: max(comparison.BATCHES)]
-    rows = None if shard.further is None else shard.further[few]
-    took = comparison.latencies(versions, shard.images[few], rows)
-    first = ModelVersion(
-        name=ORIGINAL, kind="original", file=TENSORS, bytes=(model.path / TENSORS).stat().st_size
-    )
-    found = []
-    for one in (first, version):
-        scores = comparison.measure(versions[one.name], shard, len(model.classes), size)
-        worst = None if scores.worst_class is None else model.classes[scores.worst_class]
-        found.append(
-            dataclasses.replace(
-                one,
-                latency_ms=took[one.name],
-                accuracy=scores.accuracy,
-                balanced_accuracy=scores.balanced_accuracy,
-                worst_class=worst,
-                worst_recall=scores.worst_recall,
-                images=len(shard),
-                part=data.what,
-                machine=comparison.machine(),
-            )
-        )
-    return found[0], found[1]
+    first, second = measured(model, [(original_of(model), reference(model)), (version, predict)], data)
+    return first, second
 
 
 def _inside(path: Path, run: Path) -> str:

@@ -22,7 +22,8 @@ from fedvision.errors import RunFolderError
 from fedvision.files import append_line, json_line, read_lines, recording
 
 FILE = "exports.jsonl"
-Kind: TypeAlias = Literal["original", "export", "quantized", "pruned", "distilled"]
+Kind: TypeAlias = Literal["original", "export", "quantized", "pruned", "distilled", "run"]
+"""How a version was made; ``"run"`` is a network of another run, trained on its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

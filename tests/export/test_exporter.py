@@ -18,7 +18,8 @@ from fedvision import simulate
 from fedvision.data.sources.arrays import digits
 from fedvision.errors import ConfigError, RunError, RunFolderError
 from fedvision.export import checks, onnx_format, torch_format
-from fedvision.export.exporter import Calibration, Labelled, export
+from fedvision.export.exporter import Calibration, export
+from fedvision.export.measurement import Labelled
 from fedvision.runs.model_versions import read_versions
 from fedvision.trained_model import TrainedModel
 from tests.experiments import FEDPER, tiny
