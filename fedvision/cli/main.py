@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fedvision import __version__, registry, stages, streams
 from fedvision.cli import certificates, closed_form, compress, deployment, doctor, model, new
+from fedvision.baselines import chosen
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.families import family_of
@@ -96,6 +97,11 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument(
         "--mlflow", default="", metavar="STORE", help="also write to MLflow, a URL or a file"
     )
+    simulate.add_argument(
+        "--baselines",
+        metavar="NAMES",
+        help="also train each client alone (local), all images together (central), or both: local,central",
+    )
     simulate.set_defaults(call=_simulate)
 
     report = verbs.add_parser("report", description="make the report of a run, or compare several")
@@ -160,6 +166,7 @@ def _file(options: argparse.Namespace) -> Path:
 
 def _simulate(options: argparse.Namespace) -> None:
     treat_termination_as_ctrl_c()
+    baselines = chosen([] if options.baselines is None else options.baselines.split(","))
     sweep = _sweep(options)
     from fedvision.sweep_runner import simulate_sweep
 
@@ -175,6 +182,7 @@ def _simulate(options: argparse.Namespace) -> None:
         threads=options.threads,
         tensorboard=options.tensorboard,
         mlflow=options.mlflow,
+        baselines=baselines,
     )
     from fedvision.reporting import render
 
