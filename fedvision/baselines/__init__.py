@@ -23,7 +23,7 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if name not in NAMES:
             raise ConfigError(
-                f"--baselines: there is no baseline {name!r}{nearest(name, NAMES)}; name {' or '.join(NAMES)}, or "
-                "both with a comma"
+                f"--baselines: there is no baseline {name!r}{nearest(name, NAMES)}; name "
+                f"{' or '.join(NAMES)}, or both with a comma"
             )
     return tuple(name for name in NAMES if name in names)

@@ -144,9 +144,7 @@ def train(
     Returns:
         The new models and mean training losses by client, and why others failed.
     """
-    exchange = PhaseResult(
-        client_registry=client_registry, stage="training", decoder=UpdateValidator(model)
-    )
+    exchange = PhaseResult(client_registry=client_registry, stage="training", decoder=UpdateValidator(model))
     messages = _messages(client_registry, states, round, MessageType.TRAIN)
     found = {}
     for reply in exchange.send(grid, messages):

@@ -110,16 +110,14 @@ class Baselines:
         sure = None
         if score == "balanced_accuracy" and all("right" in one for pair in known.values() for one in pair):
             sure = np.array([_side(*pair) for pair in known.values()], np.int64)
-        return Gains(
-            on=on, score=score, clients=tuple(known), alone=alone, federated=federated, sure=sure
-        )
+        return Gains(on=on, score=score, clients=tuple(known), alone=alone, federated=federated, sure=sure)
 
     @property
     def _federated_view(self) -> Record | None:
         return with_classes(self.federated) if self.federated else None
 
     def scores(self, on: str) -> dict[str, dict[str, Any]]:
-        """Return scores by model: a number each for one model on the test images, else a spread of clients."""
+        """Return scores by model: numbers of one model on the test images, else the spread over clients."""
         found: dict[str, dict[str, Any]] = {}
         if on == TEST:
             for name, record in {"federated": self.federated, "central": self.central}.items():
@@ -135,11 +133,13 @@ class Baselines:
     def intervals(self, name: str, distinct: Sequence[int]) -> dict[str, Interval]:
         """Return the 95 % intervals of the federated or the central model's scores on the test images."""
         record = self.federated if name == "federated" else self.central
-        confusion = ConfusionCounts.from_record(record.get("confusion")) if record else ConfusionCounts.none(0)
+        confusion = (
+            ConfusionCounts.from_record(record.get("confusion")) if record else ConfusionCounts.none(0)
+        )
         return score_intervals(confusion, distinct if any(distinct) else None)
 
     def worst_class(self) -> dict[str, Any]:
-        """Return the recall of each model's worst class on the test images; of clients' models, the spread."""
+        """Return the recall of each model's worst class on the test images; of clients' models the spread."""
         found: dict[str, Any] = {}
         for name, record in {"federated": self.federated, "central": self.central}.items():
             recalls = _recalls(with_classes(record)) if record else None
@@ -187,8 +187,8 @@ def read_baselines(folder: RunFolder) -> Baselines | None:
     held_out = {}
     for name in ("federated", "central"):
         views = places[name].clients() if name in there else {}
-        if views:
-            held_out[name] = {client: line["local"] for client, line in views.items() if line["local"]}
+        if any(line.get("local") for line in views.values()):
+            held_out[name] = {client: line["local"] for client, line in views.items() if line.get("local")}
     split, rounds = folder.split(), folder.rounds()
     counts = np.array(split.get("counts") or np.zeros((0, 0)), np.int64)
     return Baselines(

@@ -32,7 +32,6 @@ from fedvision.training.evaluate import Evaluation
 from fedvision.types import PluginSpec, State
 
 
-
 def check(experiment: Experiment) -> None:
     """Refuse an experiment beside which training alone has no meaning.
 
@@ -41,8 +40,8 @@ def check(experiment: Experiment) -> None:
     """
     if not getattr(experiment.strategy, "trains", True):
         raise ConfigError(
-            f"--baselines: [strategy] use = {experiment.config.strategy.use!r} trains nothing, so there is no "
-            "budget of training to compare by; leave --baselines out"
+            f"--baselines: [strategy] use = {experiment.config.strategy.use!r} trains nothing, so there is "
+            "no budget of training to compare by; leave --baselines out"
         )
     if experiment.personal or experiment.config.model.personal:
         raise ConfigError(
@@ -99,22 +98,22 @@ class _Baselines:
         task = self._begun("central", budget, replace(self.split, clients=(union,), held=()), len(union))
         if task.place.facts()["status"] != "begun":
             return
-        hosts, found = self._hosts(task), dict[str, Any]()
+        hosts = self._hosts(task)
 
         def measured(states: Mapping[int, State]) -> Iterator[tuple[int, dict[str, Any]]]:
             for client, state in states.items():
-                if self.images:
-                    found["server"] = self._measure_centrally(grid, registry, state)
                 self._write_model(task, state)
-                yield client, {}
+                server = self._measure_centrally(grid, registry, state) if self.images else {}
+                yield client, {"server": server}
 
         with self.engine.open(hosts, on_notice=self._say("central")) as grid:
             registry = hosts.client_registry()
             self._alone(grid, registry, task).run([0], measured)
-        if why := task.place.clients()[0].get("failed"):
+        line = task.place.clients()[0]
+        if why := line.get("failed"):
             raise RunError(f"the baseline central could not be trained: {why}")
-        task.place.write_clients([])
-        task.place.note("finished" if not self.run.config.evaluation.holdout else "trained", **found)
+        status = "trained" if self.run.config.evaluation.holdout else "finished"
+        task.place.note(status, server=line["server"])
 
     def clients(self, names: Sequence[str]) -> None:
         """Train each client alone, and measure all models on what clients hold out, as far as not done."""
@@ -162,7 +161,8 @@ class _Baselines:
             if len(reasons) == len(lines):
                 raise RunError(f"the baseline local: no client could be trained alone: {reasons[0]}")
             self.run.note(
-                f"the baseline local is without {plural(len(reasons), 'client')} whose training failed: {reasons[0]}"
+                f"the baseline local is without {plural(len(reasons), 'client')} whose training failed: "
+                f"{reasons[0]}"
             )
         task.place.finish()
 
@@ -183,14 +183,17 @@ class _Baselines:
         return left
 
     def _measure_held_out(
-        self, grid: Grid, registry: ClientRegistry, place: BaselineFolder, state: State, clients: Sequence[int]
+        self,
+        grid: Grid,
+        registry: ClientRegistry,
+        place: BaselineFolder,
+        state: State,
+        clients: Sequence[int],
     ) -> None:
         stage(f"measuring {place.path.name} on what clients hold out")
         found = on_own_images(grid, registry, dict.fromkeys(clients, state), self.run.done)
         self.run.interruption.check()
-        place.write_clients(
-            {"client": client, "local": self._view(found.get(client))} for client in clients
-        )
+        place.write_clients({"client": client, "local": self._view(found.get(client))} for client in clients)
         place.finish()
 
     def _measure_centrally(self, grid: Grid, registry: ClientRegistry, state: State) -> dict[str, Any]:
@@ -202,20 +205,22 @@ class _Baselines:
 
     def _write_model(self, task: _Task, state: State) -> None:
         scale = probability_scale(self.run.config, len(self.hosts.dataset.classes))
-        described = replace(
-            self.run.description(), rounds=len(task.budget.rounds), probability_scale=scale
-        )
+        described = replace(self.run.description(), rounds=len(task.budget.rounds), probability_scale=scale)
         RunFolder(task.place.path).write_model(self.run.whole(state), described)
 
     def _view(self, found: Evaluation | None) -> dict[str, Any] | None:
         experiment = self.run.experiment
-        return found and view(experiment.task, found, self.counts, experiment.metrics)
+        if found is None:
+            return None
+        return view(experiment.task, found, self.counts, experiment.metrics)
 
     def _begun(self, name: str, budget: Budget, split: Split, images: int) -> _Task:
         place, budgeted = self._place(name), {"rounds": budget.rounds, "passes": budget.passes(images)}
         budgeted |= {"epochs": budget.training.epochs, "steps": budget.training.steps}
         if place.begin({**self._of(), **_plain(budgeted)}):
-            self.run.note(f"the baseline {name} in {place.path} was of another state of this run: it is made anew")
+            self.run.note(
+                f"the baseline {name} in {place.path} was of another state of this run: it is made anew"
+            )
         return _Task(place=place, budget=budget, split=split)
 
     def _of(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from fedvision.formatting import (
     size,
     whole,
 )
+from fedvision.reporting.baselines import gain_sentences, score_tables
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.compare import Group, compare, group_kinds, notices, rarest_scores, shown_scores
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
@@ -50,8 +51,26 @@ def run_table(folder: RunFolder) -> str:
         parts += ["", _scores(measured, facts.kinds), *_unmeasured(facts, measured)]
     if facts.best_view and facts.clients and not facts.own_counts:
         parts += _rarest(facts.class_facts(facts.best_view), facts.distinct, facts.several_labels)
+    parts += _baselines(facts)
     notices = [f"note: {notice}" for notice in facts.summary.get("notices", [])]
     return plain_text(*parts, "", _cost(facts), *idle(facts), *notices)
+
+
+def _baselines(facts: RunData) -> list[str | TextTable]:
+    """Return the models trained beside a run and who gains by taking part; nothing where there are none."""
+    if facts.baselines is None:
+        return []
+    parts: list[str | TextTable] = []
+    for table in score_tables(facts, facts.baselines):
+        text = TextTable(f"on {table.on}", *table.models)
+        for name, cells in table.rows:
+            text.add(name, *(cell.text for cell in cells))
+        parts += ["", text]
+    return [
+        *parts,
+        "of clients: mean (lowest to highest), each client counted once",
+        *gain_sentences(facts, facts.baselines),
+    ]
 
 
 def score_table(heading: str, found: ClassScores) -> str:

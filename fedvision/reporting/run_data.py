@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.baselines.gains import Baselines, read_baselines
 from fedvision.config import ExperimentConfig
 from fedvision.formatting import STAGES, plural, size
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
@@ -123,6 +124,8 @@ class RunData:
     """Clients' names by number, as far as they have any: across machines, or of the data."""
     invocation: Record = field(default_factory=dict)
     """How the run was called."""
+    baselines: Baselines | None = None
+    """What was trained beside it; None where nothing was."""
 
     @property
     def idle(self) -> list[Participant]:
@@ -348,6 +351,7 @@ def read_facts(folder: RunFolder) -> RunData:
         invocation=folder.invocation(),
         names=names,
         shown=[names.get(client, str(client)) for client in shown],
+        baselines=read_baselines(folder),
     )
 
 
