@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,7 +12,7 @@ from fedvision import baselines as baseline_names
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, FedVisionError
-from fedvision.experiment import Experiment
+from fedvision.experiment import Experiment, load_libraries
 from fedvision.stages import stage
 from fedvision.types import PluginSpec, Rejection
 
@@ -86,6 +86,8 @@ def simulate(
         RunError: The run failed after it had started; the last checkpoint is intact.
     """
     names = baseline_names.chosen(baselines)
+    if names:
+        check_baselines([experiment if isinstance(experiment, ExperimentConfig) else experiment.config])
     built = Experiment.build(experiment) if isinstance(experiment, ExperimentConfig) else experiment
     from fedvision.reporting.pages import page_writer
     from fedvision.runs.folder_lock import claimed
@@ -93,10 +95,6 @@ def simulate(
 
     if threads < 1:
         raise ConfigError(f"threads must be >= 1, not {threads}")
-    if names:
-        from fedvision.baselines.runner import check
-
-        check(built)
     path = Path(out) if out is not None else default_folder(built.config.name, resume)
     stage(f"preparing the run in {path}")
     carrier = registry.build("engine", engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine))
@@ -114,6 +112,19 @@ def simulate(
         if names:
             _add_baselines(run, carrier, initial, names)
     return RunResult(folder=folder, rounds=folder.rounds(), state=state)
+
+
+def check_baselines(configs: Iterable[ExperimentConfig]) -> None:
+    """Refuse experiments that have no baselines.
+
+    Raises:
+        ConfigError: One of them trains nothing, or has personal tensors.
+    """
+    load_libraries()
+    from fedvision.baselines.runner import check
+
+    for config in configs:
+        check(config)
 
 
 def _add_baselines(run: Simulation, engine: Engine, initial: State, names: Sequence[str]) -> None:

@@ -20,6 +20,8 @@ from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, RunError
 from fedvision.runs.baseline_folder import BaselineFolder
 from fedvision.runs.folder import RunFolder
+from fedvision.sweep import Sweep
+from fedvision.sweep_runner import simulate_sweep
 from fedvision.trained_model import load
 from fedvision.training import loop
 from tests.experiments import FEDPER, digits_of_several_labels, several_labels, tiny
@@ -100,7 +102,7 @@ def test_what_is_missing_is_added_to_a_finished_run(
 
 
 def steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Count optimiser steps from now on; what is returned says how many there were since it was last asked."""
+    """Count optimiser steps; what is returned says how many there were since it was last asked."""
     count, original = [0], loop._Step.__call__
 
     def step(self: loop._Step, *arguments: Any) -> Any:
@@ -149,7 +151,7 @@ def summary_images(folder: Path) -> list[int]:
 def test_a_baseline_that_was_stopped_goes_on_to_the_same_bits(
     saves: int, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Central is saved thrice and once more when it is measured; then comes local, in groups of two clients."""
+    """Central is saved thrice, and when it is measured; then comes local, in groups of two clients."""
     config, original = tiny(evaluation=HELD), alone.LoneTraining._save
     monkeypatch.setattr(alone, "GROUP", 2)
     left = [saves]
@@ -256,9 +258,10 @@ def test_of_a_population_a_sample_is_trained_alone(tmp_path: Path) -> None:
             BOTH,
             "trains nothing",
         ),
-        (tiny(**FEDPER, evaluation=HELD), BOTH, "no one federated model"),
+        (tiny(**FEDPER, evaluation=HELD), BOTH, "with model.personal tensors stay on the clients"),
+        (tiny(model={"use": "resnet", "shared": "no-batch-norm-statistics"}), BOTH, "model.shared = "),
     ],
-    ids=["unknown", "closed-form", "personal"],
+    ids=["unknown", "closed-form", "personal", "silo-bn"],
 )
 def test_what_has_no_baseline_is_refused_before_anything_is_written(
     config: ExperimentConfig, names: list[str], expected: str, tmp_path: Path
@@ -266,6 +269,13 @@ def test_what_has_no_baseline_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match=expected):
         simulate(config, out=tmp_path / "run", baselines=names)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_is_refused_before_its_first_run(tmp_path: Path) -> None:
+    sweep = Sweep(name="two", experiments={"good": tiny(), "bad": tiny(strategy={"use": "closed-form"})})
+    with pytest.raises(ConfigError, match="trains nothing"):
+        simulate_sweep(sweep, out=tmp_path / "runs", baselines=BOTH)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from fedvision.config import ClockConfig, ExperimentConfig, RoundConfig
 from fedvision.data.partition.split import Indices, Split
 from fedvision.engines.base import Engine
 from fedvision.errors import ConfigError, RunError
-from fedvision.experiment import Experiment
 from fedvision.flower.client_registry import ClientRegistry
+from fedvision.flower.strategy import build_strategy
 from fedvision.formatting import plural
 from fedvision.runs.baseline_folder import BaselineFolder
 from fedvision.runs.folder import RunFolder
@@ -32,21 +32,22 @@ from fedvision.training.evaluate import Evaluation
 from fedvision.types import PluginSpec, State
 
 
-def check(experiment: Experiment) -> None:
+def check(config: ExperimentConfig) -> None:
     """Refuse an experiment beside which training alone has no meaning.
 
     Raises:
         ConfigError: Its clients do not train, or keep a part of the model to themselves.
     """
-    if not getattr(experiment.strategy, "trains", True):
+    if not getattr(build_strategy(config.strategy, seed=config.seed), "trains", True):
         raise ConfigError(
-            f"--baselines: [strategy] use = {experiment.config.strategy.use!r} trains nothing, so there is "
+            f"--baselines: [strategy] use = {config.strategy.use!r} trains nothing, so there is "
             "no budget of training to compare by; leave --baselines out"
         )
-    if experiment.personal or experiment.config.model.personal:
+    if config.model.personal or config.model.shared == "no-batch-norm-statistics":
+        key = "model.personal" if config.model.personal else f"model.shared = {config.model.shared!r}"
         raise ConfigError(
-            "--baselines: with personal tensors (model.personal, or batch norm's statistics by model.shared) "
-            "clients have no one federated model to compare theirs with; leave --baselines out"
+            f"--baselines: with {key} tensors stay on the clients, and there is no one federated model to "
+            "compare theirs with; leave --baselines out"
         )
 
 

@@ -20,9 +20,17 @@ from fedvision.formatting import (
     size,
     whole,
 )
-from fedvision.reporting.baselines import gain_sentences, score_tables
+from fedvision.reporting.baselines import MODELS, beside, gain_sentences, score_tables
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
-from fedvision.reporting.compare import Group, compare, group_kinds, notices, rarest_scores, shown_scores
+from fedvision.reporting.compare import (
+    Group,
+    compare,
+    group_kinds,
+    notices,
+    rarest_scores,
+    shown_scores,
+    spread,
+)
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import PERSONAL, certainty, clients_of, idle
 from fedvision.reporting.text_table import TextTable, plain_text
@@ -125,6 +133,7 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
         spreads = [group.spread(score) for score in scores]
         cells = ["–" if spread is None else str(spread) for spread in spreads]
         table.add(group.label + _unfinished(group), str(len(group.runs)), *cells)
+        _add_baselines(table, group, scores)
     parts: list[str | TextTable] = [table]
     if rarest := _rarest_of(groups):
         parts += ["", rarest]
@@ -132,6 +141,16 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
         parts.append("mean ± sample standard deviation over n runs that differ in their seed alone")
     parts += notices(groups)
     return plain_text(*parts)
+
+
+def _add_baselines(table: TextTable, group: Group, scores: Sequence[str]) -> None:
+    """Add a row for each baseline of a group's runs."""
+    found = {score: beside(group.runs, score) for score in scores}
+    for name in dict.fromkeys(name for own in found.values() for name in own):
+        spreads = [spread(found[score].get(name, ())) for score in scores]
+        runs = max(one.n for one in spreads if one)
+        cells = ["–" if one is None else str(one) for one in spreads]
+        table.add(f"{group.label}: {MODELS[name]}", str(runs), *cells)
 
 
 def _rarest_of(groups: Sequence[Group]) -> TextTable | None:
