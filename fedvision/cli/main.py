@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import __version__, registry, stages, streams
-from fedvision.cli import certificates, closed_form, compress, deployment, doctor, model, new
+from fedvision.cli import card, certificates, closed_form, compress, deployment, doctor, model, new
 from fedvision.baselines import chosen
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
@@ -29,7 +29,7 @@ VERBS = {
     "simulate, on this machine": ("simulate",),
     "deploy, across machines": ("server", "submit", "client"),
     "look at": ("inspect", "report", "list"),
-    "use a model": ("predict", "evaluate", "prune", "unlearn", "include", "request-sums", "sums"),
+    "use a model": ("predict", "evaluate", "card", "prune", "unlearn", "include", "request-sums", "sums"),
     "set up": ("new", "certificates", "doctor"),
 }
 """The verbs by what they are for."""
@@ -116,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     model.add(verbs)
     compress.add(verbs)
     closed_form.add(verbs)
+    card.add(verbs)
     deployment.add(verbs)
     certificates.add(verbs)
     doctor.add(verbs)
