@@ -26,7 +26,7 @@ def loading(run: Path) -> list[str]:
         return ["The run has no final model yet."] if not (run / FILE).is_file() else []
     if described.personal:
         return ["A part of the network stayed on the clients, so there is no whole model to load."]
-    file, there = exported(run)
+    file, there = exported(run, described.sha256)
     command = f"fedvision export {_word(run.name)} --format onnx"
     how = (
         f"`{code(file)}` is this model as an ONNX file"
@@ -40,10 +40,22 @@ def loading(run: Path) -> list[str]:
     ]
 
 
-def exported(run: Path) -> tuple[str, bool]:
-    """Return the name of the newest ONNX file of a run, and whether there is one."""
-    found = [one for one in read_lines(run / EXPORTS) if one.get("format") == "onnx" and "file" in one]
-    return (Path(str(found[-1]["file"])).name, True) if found else ("model.onnx", False)
+def exported(run: Path, sha256: str) -> tuple[str, bool]:
+    """Return the name of a run's ONNX file, and whether there is one; one of an earlier model is none.
+
+    Args:
+        run: The run folder.
+        sha256: Digest of the run's model.
+    """
+    known = [one for one in read_lines(run / EXPORTS) if isinstance(one.get("about"), dict)]
+    fitting = [
+        one
+        for one in known
+        if one["about"].get("format") == "onnx" and one["about"].get("sha256") == sha256 and one.get("file")
+    ]
+    # One that computes what the run measured before one of fewer bits.
+    fitting.sort(key=lambda one: one.get("kind") == "export")
+    return (Path(str(fitting[-1]["file"])).name, True) if fitting else ("model.onnx", False)
 
 
 def lines(described: ModelDescription, file: str) -> str:

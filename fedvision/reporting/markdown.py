@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import string
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedvision.formatting import one_line
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_MARKS = frozenset("\\`*_{}[]()#!|~$@:^=\"'")
+"""What begins a link, an image, code, emphasis, mathematics, a heading or a cell."""
 _LONGEST = 200
 """Characters of a name."""
 
@@ -16,17 +18,20 @@ _LONGEST = 200
 def escaped(text: str, longest: int = _LONGEST) -> str:
     """Return a text that Markdown shows as it is, in a sentence and in a table's cell.
 
-    Every punctuation mark gets a backslash (CommonMark 2.4), so that nothing becomes a link, an image, HTML,
+    Marks get a backslash (CommonMark 2.4) or become entities, so that nothing becomes a link, an image, HTML,
     code or another cell; line breaks and control characters become spaces.
 
     Args:
         text: Somebody else's words.
         longest: Characters of them at most.
     """
-    return "".join(
-        _ENTITIES.get(letter, f"\\{letter}" if letter in string.punctuation else letter)
+    kept = "".join(
+        _ENTITIES.get(letter, f"\\{letter}" if letter in _MARKS else letter)
         for letter in one_line(text, longest)
     )
+    # Addresses without http:, and what is a list or a line at the beginning of a line.
+    kept = re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}\\.", kept)
+    return re.sub(r"^(\s*\d*)([-+.])", r"\1\\\2", kept)
 
 
 def code(text: str) -> str:

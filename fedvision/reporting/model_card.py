@@ -129,7 +129,12 @@ def _data(facts: RunData) -> list[str]:
         lines = [f"{plural(facts.clients, 'client')} with {about}{whole(int(totals.sum()))} labels in all."]
     if totals.min() > 0:
         factor = number(float(totals.max() / totals.min()), 1)
-        lines.append(f"The most frequent {facts.kind} has {factor} times the images of the rarest.")
+        most, least = int(totals.argmax()), int(totals.argmin())
+        ends_of = [f"{escaped(facts.classes[c])}, {whole(int(totals[c]))}" for c in (most, least)]
+        lines.append(
+            f"Long-tail factor {factor}: images of the most frequent {facts.kind} ({ends_of[0]}) by those of "
+            f"the rarest ({ends_of[1]})."
+        )
     elif totals.max() > 0:
         lines.append(
             f"{whole(int((totals == 0).sum()))} of {len(totals)} {facts.kinds} have no training image."
@@ -158,7 +163,9 @@ def _data(facts: RunData) -> list[str]:
 
 
 def _spread(values: Any) -> str:
-    return ", ".join(f"{value:,.0f}" for value in (values.min(), np.median(values), values.max()))
+    middle = float(np.median(values))
+    ends_of = [whole(int(value)) for value in (values.min(), values.max())]
+    return ", ".join((ends_of[0], f"{middle:,.0f}" if middle.is_integer() else f"{middle:,.1f}", ends_of[1]))
 
 
 def _results(facts: RunData) -> list[str]:
@@ -183,16 +190,16 @@ def _measured(facts: RunData, found: Measurement) -> list[str]:
     ]
     parts = [
         f"Measured after round {found.round} on {measured_on(found)}{images}, with 95 % intervals in "
-        "percent: where the score would be on endlessly many images of the same kind. Another seed or split may "
-        "differ by more.",
+        "percent: where a score would be on endlessly many images of the same kind. Another seed or split "
+        "may differ by more.",
         table(["score", "value", "95 % interval"], rows),
     ]
     if found.worst:
-        of, images_of = found.worst.client, found.worst.images
-        behind = "" if images_of is None else f" of {plural(images_of, 'image')}"
+        name, share, images_of = found.worst
+        behind = "" if images_of is None else f" on {plural(images_of, 'image')}"
+        among = f", of {clients_of(found)}" if found.part else ""
         parts.append(
-            f"Worst client, among {clients_of(found)}: {escaped(of)}, {percent(found.worst.accuracy)}"
-            f"{behind} ({score_name(facts.compared_by)})."
+            f"Worst client{among}: {escaped(name)}, {score_name(facts.compared_by)} {percent(share)}{behind}."
         )
     best = facts.best_view
     return parts + (_classes(facts) if best is not None and best.view == found.view else [])
