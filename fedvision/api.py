@@ -89,6 +89,10 @@ def simulate(
     if names:
         check_baselines([experiment if isinstance(experiment, ExperimentConfig) else experiment.config])
     built = Experiment.build(experiment) if isinstance(experiment, ExperimentConfig) else experiment
+    if names:
+        from fedvision.baselines.runner import check_built
+
+        check_built(built)
     from fedvision.reporting.pages import page_writer
     from fedvision.runs.folder_lock import claimed
     from fedvision.simulation import Simulation

@@ -28,6 +28,7 @@ from tests.experiments import FEDPER, digits_of_several_labels, several_labels, 
 
 BOTH = ("local", "central")
 HELD = {"holdout": 0.3}
+RESNET = {"use": "resnet8", "width": 4, "norm": "batch"}
 ONE = {"use": "dirichlet", "clients": 1, "alpha": 0.5, "imbalance": 10}
 
 
@@ -259,9 +260,10 @@ def test_of_a_population_a_sample_is_trained_alone(tmp_path: Path) -> None:
             "trains nothing",
         ),
         (tiny(**FEDPER, evaluation=HELD), BOTH, "with model.personal tensors stay on the clients"),
-        (tiny(model={"use": "resnet", "shared": "no-batch-norm-statistics"}), BOTH, "model.shared = "),
+        (tiny(model={**RESNET, "shared": "no-batch-norm-statistics"}), BOTH, "model.shared = "),
+        (tiny(model={**RESNET, "shared": "trainable"}), BOTH, "model.shared = 'trainable'"),
     ],
-    ids=["unknown", "closed-form", "personal", "silo-bn"],
+    ids=["unknown", "closed-form", "personal", "silo-bn", "trainable"],
 )
 def test_what_has_no_baseline_is_refused_before_anything_is_written(
     config: ExperimentConfig, names: list[str], expected: str, tmp_path: Path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 from flwr.app import ConfigRecord, Message, MessageType
@@ -59,8 +60,8 @@ class LoneTraining:
     """Trainings between two checkpoints of a group."""
     check: Callable[[], None]
     """Raises an interrupt that may have got lost; called before anything is noted."""
-    on_group: Callable[[int, int], None] = lambda done, total: None
-    """Called with the clients that are done and how many there are, before each group."""
+    on_training: Callable[[int, int, int], None] = lambda done, total, place: None
+    """Called before each training of a group: clients done, all of them, and which of its rounds, from 0."""
 
     def run(self, clients: Sequence[int], measure: Measure) -> None:
         """Train and measure the clients that are not noted yet."""
@@ -69,17 +70,20 @@ class LoneTraining:
         left = [client for client in clients if client not in noted and client not in group]
         size = self._size()
         while group or left:
-            self.on_group(len(clients) - len(left) - len(group), len(clients))
             if not group:
                 group, left = left[:size], left[size:]
                 done, losses, states = 0, {}, dict.fromkeys(group, self.initial)
-            self._train(done, states, losses)
+            show = partial(self.on_training, len(clients) - len(left) - len(group), len(clients))
+            self._train(done, states, losses, show)
             self._note(states, losses, measure)
             group, states = [], {}
 
-    def _train(self, done: int, states: dict[int, State], losses: dict[int, float]) -> None:
+    def _train(
+        self, done: int, states: dict[int, State], losses: dict[int, float], show: Callable[[int], None]
+    ) -> None:
         """Train a group in the rounds that are left of it; who fails leaves the group."""
         for place in range(done, len(self.rounds)):
+            show(place)
             replies, failed = train(self.grid, self.client_registry, states, self.rounds[place], self.initial)
             self.check()
             for client, why in failed.items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +20,7 @@ from fedvision.config import ClockConfig, ExperimentConfig, RoundConfig
 from fedvision.data.partition.split import Indices, Split
 from fedvision.engines.base import Engine
 from fedvision.errors import ConfigError, RunError
+from fedvision.experiment import Experiment
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.strategy import build_strategy
 from fedvision.formatting import plural
@@ -31,6 +34,9 @@ from fedvision.training.client_trainer import probability_scale
 from fedvision.training.evaluate import Evaluation
 from fedvision.types import PluginSpec, State
 
+_SECONDS = 10.0
+"""Between two lines on how far a baseline is."""
+
 
 def check(config: ExperimentConfig) -> None:
     """Refuse an experiment beside which training alone has no meaning.
@@ -43,12 +49,25 @@ def check(config: ExperimentConfig) -> None:
             f"--baselines: [strategy] use = {config.strategy.use!r} trains nothing, so there is "
             "no budget of training to compare by; leave --baselines out"
         )
-    if config.model.personal or config.model.shared == "no-batch-norm-statistics":
-        key = "model.personal" if config.model.personal else f"model.shared = {config.model.shared!r}"
-        raise ConfigError(
-            f"--baselines: with {key} tensors stay on the clients, and there is no one federated model to "
-            "compare theirs with; leave --baselines out"
-        )
+    if config.model.personal:
+        raise ConfigError(_personal("model.personal"))
+
+
+def check_built(experiment: Experiment) -> None:
+    """Refuse an experiment of which tensors that training changes stay on the clients.
+
+    Raises:
+        ConfigError: There are such.
+    """
+    if experiment.personal:
+        raise ConfigError(_personal(f"model.shared = {experiment.config.model.shared!r}"))
+
+
+def _personal(key: str) -> str:
+    return (
+        f"--baselines: with {key} tensors stay on the clients, and there is no one federated model to "
+        "compare theirs with; leave --baselines out"
+    )
 
 
 def add_baselines(run: Simulation, engine: Engine, initial: State, names: Sequence[str]) -> None:
@@ -252,11 +271,25 @@ class _Baselines:
             initial=self.initial,
             checkpoint_every=self.run.config.checkpoint_every,
             check=self.run.interruption.check,
-            on_group=lambda done, total: stage(f"baseline {name}: {done} of {plural(total, 'client')} done"),
+            on_training=_shown(name, len(task.budget.rounds)),
         )
 
     def _say(self, name: str) -> Any:
         return lambda sentence: self.run.progress.note(f"baseline {name}: {sentence}")
+
+
+def _shown(name: str, rounds: int) -> Callable[[int, int, int], None]:
+    """Return what shows how far a baseline is: as a group of clients begins, and every ten seconds."""
+    last = -math.inf
+
+    def show(done: int, total: int, place: int) -> None:
+        nonlocal last
+        if place == 0 or time.monotonic() - last > _SECONDS:
+            last = time.monotonic()
+            of = f"{done} of {plural(total, 'client')} done, " if total > 1 else ""
+            stage(f"baseline {name}: {of}round {place + 1} of {rounds}")
+
+    return show
 
 
 def _alone(config: ExperimentConfig, budget: Budget) -> ExperimentConfig:
