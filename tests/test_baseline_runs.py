@@ -250,6 +250,20 @@ def test_several_labels_are_compared_by_their_score(tmp_path: Path) -> None:
     assert gains["test"]["clients"] == 3
 
 
+def test_what_belongs_to_a_federation_does_not_change_baselines(run: Path, tmp_path: Path) -> None:
+    config = tiny(
+        evaluation=HELD,
+        strategy={"use": "scaffold"},
+        update=[{"use": "top-k", "fraction": 0.1}],
+        clock={"seconds_per_image": 0.1},
+        round={"min_clients": 5, "norm_limit": 0.0},
+    )
+    simulate(config, out=tmp_path / "run", baselines=BOTH)
+    ours, theirs = files(tmp_path / "run"), files(run)
+    kept = [name for name in ours if not name.endswith("baseline.json")]
+    assert {name: ours[name] for name in kept} == {name: theirs[name] for name in kept}
+
+
 def test_of_a_population_a_sample_is_trained_alone(tmp_path: Path) -> None:
     partition = {"use": "population", "clients": 10_001, "alpha": 0.3, "mean_images": 8.0}
     strategy = {"use": "fedavg", "fraction": 0.001}

@@ -132,7 +132,7 @@ class Baselines:
 
     def intervals(self, name: str, distinct: Sequence[int]) -> dict[str, Interval]:
         """Return the 95 % intervals of the federated or the central model's scores on the test images."""
-        record = self.federated if name == "federated" else self.central
+        record = {"federated": self.federated, "central": self.central}[name]
         confusion = (
             ConfusionCounts.from_record(record.get("confusion")) if record else ConfusionCounts.none(0)
         )

@@ -60,7 +60,8 @@ def score_tables(facts: RunData, found: Baselines) -> list[ScoreTable]:
         if not scores:
             continue
         models = [name for name in MODELS if name in scores]
-        intervals = {name: found.intervals(name, facts.distinct.tolist()) for name in models if on == TEST}
+        single = [name for name in models if on == TEST and name != "local"]
+        intervals = {name: found.intervals(name, facts.distinct.tolist()) for name in single}
         keys = in_order({key for own in scores.values() for key in own})
         rows = [
             (

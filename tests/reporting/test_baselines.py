@@ -58,6 +58,17 @@ def test_the_table_says_who_gains(run: RunFolder) -> None:
     assert "a client alone trained in 3 of 3 rounds" in text
 
 
+def test_what_a_clients_model_was_not_scored_by_has_no_interval_of_another_model(run: RunFolder) -> None:
+    facts = read_facts(run)
+    assert facts.baselines is not None
+    table = baselines.score_tables(facts, facts.baselines)[0]
+    assert table.models == ["federated", "each client alone"]
+    cells = dict(table.rows)["macro F1"]
+    assert cells[0].interval is not None
+    assert cells[1] == baselines.Cell(None)
+    assert cells[1].text == "–"
+
+
 def test_the_report_has_a_section_and_a_picture(run: RunFolder) -> None:
     page = write_report(run).read_text()
     assert "<h2>Who gains</h2>" in page
