@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -302,6 +306,30 @@ def test_a_sweep_is_refused_before_its_first_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="trains nothing"):
         simulate_sweep(sweep, out=tmp_path / "runs", baselines=BOTH)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT], ids=["kill", "ctrl-c"])
+def test_a_process_struck_while_it_makes_baselines_goes_on_to_the_same_bits(
+    blow: signal.Signals, tmp_path: Path
+) -> None:
+    """It is struck once when central is being made, and once when local is."""
+    config = tiny(rounds=40, evaluation={"holdout": 0.3, "every": 40})
+    (tmp_path / "small.toml").write_text(config.to_toml())
+    simulate(config, out=tmp_path / "whole", baselines=BOTH)
+    out = tmp_path / "struck"
+    command = [sys.executable, "-m", "fedvision.cli.main", "simulate", str(tmp_path / "small.toml")]
+    command += ["--out", str(out), "--resume", "--engine", "serial", "--baselines", "local,central"]
+    for name in ("central", "local"):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            latest = out / "baselines" / name / "checkpoint/latest.json"
+            while not latest.exists() and process.poll() is None:
+                time.sleep(0.01)
+            process.send_signal(blow)
+            assert process.wait() != 0
+        assert BaselineFolder(out, name).facts()["status"] == "begun"
+    subprocess.run(command, check=True, capture_output=True)
+    assert files(out) == files(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,21 +165,3 @@ def client_rows(facts: RunData, found: Baselines) -> tuple[list[str], list[Clien
         for client in shown
     ]
     return [ON[one.on] for one in there], rows, len(order) - len(shown)
-
-
-def beside(runs: Sequence[RunData], score: str) -> dict[str, list[float]]:
-    """Return a score of several runs' baselines on the test images by model: of clients their mean.
-
-    Args:
-        runs: Those that repeat each other.
-        score: Its key.
-    """
-    found: dict[str, list[float]] = {}
-    for run in runs:
-        scores = run.baselines.scores(TEST) if run.baselines and run.measurement("server") else {}
-        for name in ("central", "local"):
-            value = scores.get(name, {}).get(score)
-            value = value["mean"] if isinstance(value, Mapping) else value
-            if value is not None:
-                found.setdefault(name, []).append(float(value))
-    return found

@@ -9,7 +9,7 @@ from typing import Any
 from fedvision.formatting import one_line
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_MARKS = frozenset("\\`*_{}[]()#!|~$@:^=\"'")
+_MARKS = frozenset("\\`*_{}[]()#!|~$@^=")
 """What begins a link, an image, code, emphasis, mathematics, a heading or a cell."""
 _LONGEST = 200
 """Characters of a name."""
@@ -29,8 +29,8 @@ def escaped(text: str, longest: int = _LONGEST) -> str:
         _ENTITIES.get(letter, f"\\{letter}" if letter in _MARKS else letter)
         for letter in one_line(text, longest)
     )
-    # Addresses without http:, and what is a list or a line at the beginning of a line.
-    kept = re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}\\.", kept)
+    # Addresses are links without any mark; at its beginning, a line may become a list or a rule.
+    kept = re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}\\.", kept.replace("://", "\\://"))
     return re.sub(r"^(\s*\d*)([-+.])", r"\1\\\2", kept)
 
 

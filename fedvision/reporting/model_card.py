@@ -141,8 +141,9 @@ def _data(facts: RunData) -> list[str]:
         )
     if len(counts):
         images, known = counts.sum(1), (counts > 0).sum(1)
+        what = "labels" if facts.several_labels else "images"
         lines.append(
-            f"A client has {_spread(images)} images (lowest, median, highest) and {_spread(known)} of the "
+            f"A client has {_spread(images)} {what} (lowest, median, highest) and {_spread(known)} of the "
             f"{len(totals)} {facts.kinds}"
             + (
                 f"; of {plural(len(counts), 'client')} whose counts are known."
@@ -184,15 +185,17 @@ def _measured(facts: RunData, found: Measurement) -> list[str]:
         [
             score_name(key, facts.kinds),
             percent(found.scores[key]),
-            f"{ends(*intervals[key])}" if key in intervals else "–",
+            *([ends(*intervals[key]) if key in intervals else "–"] if intervals else []),
         ]
         for key in in_order({key for key, value in found.scores.items() if value is not None})
     ]
+    what = (
+        ", with 95 % intervals in percent: where a score would be on endlessly many images of the same kind. "
+        "Another seed or split may differ by more."
+    )
     parts = [
-        f"Measured after round {found.round} on {measured_on(found)}{images}, with 95 % intervals in "
-        "percent: where a score would be on endlessly many images of the same kind. Another seed or split "
-        "may differ by more.",
-        table(["score", "value", "95 % interval"], rows),
+        f"Measured after round {found.round} on {measured_on(found)}{images}{what if intervals else '.'}",
+        table(["score", "value", *(["95 % interval"] if intervals else [])], rows),
     ]
     if found.worst:
         name, share, images_of = found.worst

@@ -20,7 +20,8 @@ from fedvision.formatting import (
     size,
     whole,
 )
-from fedvision.reporting.baselines import MODELS, beside, gain_sentences, score_tables
+from fedvision.reporting.baselines import gain_sentences, score_tables
+from fedvision.reporting.baselines_compared import beside
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.compare import (
     Group,
@@ -29,7 +30,6 @@ from fedvision.reporting.compare import (
     notices,
     rarest_scores,
     shown_scores,
-    spread,
 )
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import PERSONAL, certainty, clients_of, idle
@@ -145,12 +145,8 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
 
 def _add_baselines(table: TextTable, group: Group, scores: Sequence[str]) -> None:
     """Add a row for each baseline of a group's runs."""
-    found = {score: beside(group.runs, score) for score in scores}
-    for name in dict.fromkeys(name for own in found.values() for name in own):
-        spreads = [spread(found[score].get(name, ())) for score in scores]
-        runs = max(one.n for one in spreads if one)
-        cells = ["–" if one is None else str(one) for one in spreads]
-        table.add(f"{group.label}: {MODELS[name]}", str(runs), *cells)
+    for name, runs, cells in beside(group, scores):
+        table.add(f"{group.label}: {name}", str(runs), *cells)
 
 
 def _rarest_of(groups: Sequence[Group]) -> TextTable | None:

@@ -9,6 +9,7 @@ import pytest
 
 from fedvision.baselines.gains import TEST, Gains
 from fedvision.reporting import baselines
+from fedvision.reporting.comparison import write_comparison
 from fedvision.reporting.gain_plot import draw_gains
 from fedvision.reporting.html import write_report
 from fedvision.reporting.render import comparison_table, run_table
@@ -115,5 +116,17 @@ def test_a_picture_of_many_clients_stays_small(clients: int) -> None:
 
 
 def test_a_comparison_has_the_baselines_of_its_runs(run: RunFolder, make_run: MakeRun) -> None:
-    text = " ".join(comparison_table([run, make_run("other", seed=8)]).split())
-    assert "run: each client alone 1 45.0% 45.0%" in text
+    add_local(other := make_run("other", seed=8), {0: [10, 9, 8], 1: [3, 3, 0]})
+    text = " ".join(comparison_table([run, other]).split())
+    assert "run: each client alone 2 50.0 ± 7.1% 50.0 ± 7.1%" in text  # 45 and 55 percent
+    page = write_comparison([run, other], run.path / "comparison.html").read_text()
+    row = re.search(r"<td>each client alone</td><td class=\"n\">2</td>(.*?)</tr>", page)
+    assert row is not None
+    assert re.findall(r"[0-9.]+ ± [0-9.]+|–", row[1])[:3] == ["50.0 ± 7.1", "50.0 ± 7.1", "–"]
+
+
+def test_a_comparison_without_baselines_has_no_table_of_them(make_run: MakeRun) -> None:
+    folders = [make_run(), make_run("other", seed=8)]
+    assert "each client alone" not in comparison_table(folders)
+    page = write_comparison(folders, folders[0].path / "comparison.html").read_text()
+    assert "Beside training alone" not in page

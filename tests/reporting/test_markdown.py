@@ -60,7 +60,8 @@ def test_a_name_at_the_beginning_of_a_paragraph_is_text(name: str) -> None:
 
 
 def test_addresses_do_not_become_links() -> None:
-    assert escaped("http://x.org www.x.org") == r"http\://x.org www\.x.org"
+    assert escaped("http://x.org www.x.org WWW.y") == r"http\://x.org www\.x.org WWW\.y"
+    assert escaped("mail a@x.org") == r"mail a\@x.org"
 
 
 def test_code_stays_between_its_backticks() -> None:

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from markdown_it import MarkdownIt
 
+from fedvision.api import simulate
 from fedvision.errors import ConfigError
 from fedvision.files import json_line
 from fedvision.formatting import ends, percent
@@ -20,6 +21,7 @@ from fedvision.reporting.card_file import edited, update_card, write_card
 from fedvision.reporting.model_card import OWNER, CardOptions, model_card
 from fedvision.reporting.run_data import read_facts
 from fedvision.runs.folder import RunFolder
+from tests.experiments import digits_of_several_labels, several_labels, tiny
 from tests.reporting.sample import MakeRun
 
 NASTY = ("a|b `c`", "<img src=x onerror=alert(1)>", "two\nlines [x](http://x.invalid)")
@@ -139,6 +141,30 @@ def test_noise_of_a_strategy_is_not_called_none(make_run: MakeRun) -> None:
     assert "privacy of the model: none" not in text
     text = card(make_run("seeded", strategy=strategy, privacy={"noise": "reproducible"}))
     assert "which is NO privacy" in text
+
+
+def test_across_machines_it_says_how_class_counts_were_shared(make_run: MakeRun) -> None:
+    folder = make_run(data={"use": "elsewhere", "classes": ["cat", "dog", "ant"]})
+    members = folder.members()
+    for client, (name, sharing) in enumerate([("north", "plain"), ("south <b>", "noisy")]):
+        members.joined(client, name, f"SHA256:{client}", node=client + 1, sharing=sharing)
+    text = card(folder)
+    assert "Clients sent model updates; how they shared class counts: 1 noisy, 1 plain." in text
+    assert "noise of the clients' own choice of epsilon" in text
+    assert "A simulation" not in text
+    assert "south <b>" not in text
+    assert "Worst client: south &lt;b&gt;, accuracy 50.0%" in text
+
+
+def test_of_several_labels_no_interval_is_promised(tmp_path: Path) -> None:
+    tables = several_labels(digits_of_several_labels(tmp_path)) | {"partition": {"use": "iid", "clients": 3}}
+    simulate(tiny(rounds=1, **tables), out=tmp_path / "run")
+    text = (tmp_path / "run/model_card.md").read_text()  # written at the end of the run
+    assert ModelCard(text).data.eval_results[0].metric_name == "Mean average precision"
+    assert "| score | value |\n" in text
+    assert "with 95 % intervals" not in text
+    assert "An image classifier of 3 labels" in text
+    assert "images (lowest" not in text
 
 
 def test_names_of_classes_stay_names(make_run: MakeRun) -> None:
