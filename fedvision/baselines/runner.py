@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from fedvision.baselines.alone import LoneHosts, LoneTraining, on_own_images, on_test_images
 from fedvision.baselines.budget import Budget, Work, central_budget, local_budget
 from fedvision.baselines.views import view
-from fedvision.config import ClockConfig, ExperimentConfig, RoundConfig
+from fedvision.config import ExperimentConfig
 from fedvision.data.partition.split import Indices, Split
 from fedvision.engines.base import Engine
 from fedvision.errors import ConfigError, RunError
@@ -300,8 +300,6 @@ def _alone(config: ExperimentConfig, budget: Budget) -> ExperimentConfig:
         strategy=PluginSpec(use="fedavg"),
         update=(),
         loss=replace(config.loss, prior="local"),
-        round=RoundConfig(),
-        clock=ClockConfig(),
     )
 
 
