@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import __version__, registry, stages, streams
-from fedvision.cli import card, certificates, closed_form, compress, deployment, doctor, model, new
 from fedvision.baselines import chosen
+from fedvision.cli import card, certificates, closed_form, compress, deployment, doctor, model, new
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.families import family_of

@@ -325,5 +325,5 @@ def test_the_command_is_installed_and_frozen() -> None:
         "superlink", "name", "source", "run", "images", "csv", "jsonl", "data", "part", "json", "device",
         "sums", "request", "rounds", "mlflow",
         "sums", "request", "rounds",
-        "sums", "request", "baselines", "license",
+        "baselines", "license",
     }  # fmt: skip
