@@ -1,5 +1,4 @@
-"""What is drawn from a run folder at the end of a run: the HTML report, scalars for other programs."""
-"""What is made of a run folder at the end of a run: HTML report, model card, TensorBoard scalars."""
+"""What is made of a run folder at the end of a run: HTML report, model card, scalars for other programs."""
 
 from __future__ import annotations
 

@@ -324,6 +324,5 @@ def test_the_command_is_installed_and_frozen() -> None:
         "wait_for", "tls", "private", "public", "state", "insecure", "client_certificates", "keep",
         "superlink", "name", "source", "run", "images", "csv", "jsonl", "data", "part", "json", "device",
         "sums", "request", "rounds", "mlflow",
-        "sums", "request", "rounds",
         "baselines", "license",
     }  # fmt: skip
