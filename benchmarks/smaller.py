@@ -6,12 +6,12 @@ Fashion-MNIST with a long tail of 100 on 20 clients, split by Dirichlet 0.3, fiv
 logit adjustment by the federation's class counts. The teacher is a gated fusion; the small network is a CNN
 of half the usual width. It is trained alone, in as many rounds; distilled from the fusion (``distillation``);
 and made from a CNN of twice its width by pruning and fine-tuning for a third of the rounds. Of each: numbers,
-bytes of the file, processor time an image on one thread one at a time and 32 at a time, balanced accuracy, the
-rarest three classes and the worst class on the 10,000 test images, which the last model sees once. The
+bytes of the file, processor time an image on one thread, one at a time and 32 at a time, balanced accuracy,
+the rarest three classes and the worst class on the 10,000 test images, which the last model sees once. The
 settings (alpha, tau, rate, epochs) were chosen with seed 1 on a tenth of the training images set aside.
 
-Needs Fashion-MNIST and the extras ``prune`` and ``export``; run folders are kept where ``--runs`` says, so that
-a network that is there is not trained again. Results go to results/smaller.json.
+Needs Fashion-MNIST and the extras ``prune`` and ``export``; run folders are kept where ``--runs`` says, so
+that a network that is there is not trained again. Results go to results/smaller.json.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ _KEYS = ("balanced_accuracy", "worst_class", "worst_recall", "bytes", "latency_m
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
     """Return the networks as Markdown, means and deviations over seeds, medians of times."""
     lines = [
-        "| network | numbers | file | ms an image: 1 / 32 at a time | balanced accuracy | rarest 3 | worst class | n |",
+        "| network | numbers | file | ms an image, 1 / 32 at a time | balanced | rarest 3 | worst class | n |",
         "|---|" + "---|" * 7,
     ]
     for rival in RIVALS:

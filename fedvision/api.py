@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from fedvision import baselines as baseline_names
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, FedVisionError
-from fedvision.experiment import Experiment
+from fedvision.experiment import Experiment, load_libraries
 from fedvision.stages import stage
 from fedvision.types import PluginSpec, Rejection
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fedvision.engines.base import Engine
     from fedvision.runs.folder import RunFolder
     from fedvision.runs.progress import Progress
+    from fedvision.simulation import Simulation
     from fedvision.types import State
 
 
@@ -60,6 +63,7 @@ def simulate(
     threads: int = 1,
     tensorboard: bool = False,
     mlflow: str = "",
+    baselines: Sequence[str] = (),
 ) -> RunResult:
     """Run a whole federation on this machine and write its run folder.
 
@@ -74,12 +78,21 @@ def simulate(
             every engine; more than one pays only where cores are idle.
         tensorboard: Also write TensorBoard scalars into the run folder.
         mlflow: Also write them into this MLflow store, a server's URL or a file.
+        baselines: What is trained beside the federated run once it is over: ``"local"``, each client alone,
+            ``"central"``, all images together. What is there already is not made again.
 
     Raises:
         ConfigError: The experiment, its data or the run folder is wrong; nothing was written.
         RunError: The run failed after it had started; the last checkpoint is intact.
     """
+    names = baseline_names.chosen(baselines)
+    if names:
+        check_baselines([experiment if isinstance(experiment, ExperimentConfig) else experiment.config])
     built = Experiment.build(experiment) if isinstance(experiment, ExperimentConfig) else experiment
+    if names:
+        from fedvision.baselines.runner import check_built
+
+        check_built(built)
     from fedvision.reporting.pages import page_writer
     from fedvision.runs.folder_lock import claimed
     from fedvision.simulation import Simulation
@@ -93,13 +106,39 @@ def simulate(
     with claimed(path, "name another one with --out"):
         folder = open_folder(built.config, path, resume)
         run = Simulation(built, folder, progress=progress, write_pages=pages, threads=threads)
+        initial = dict(run.state) if names else {}
         with run.interruption:
             try:
                 state = run.run(carrier)
             except (FedVisionError, KeyboardInterrupt) as error:
                 run.mark_failed(error)
                 raise
+        if names:
+            _add_baselines(run, carrier, initial, names)
     return RunResult(folder=folder, rounds=folder.rounds(), state=state)
+
+
+def check_baselines(configs: Iterable[ExperimentConfig]) -> None:
+    """Refuse experiments that have no baselines.
+
+    Raises:
+        ConfigError: One of them trains nothing, or has personal tensors.
+    """
+    load_libraries()
+    from fedvision.baselines.runner import check
+
+    for config in configs:
+        check(config)
+
+
+def _add_baselines(run: Simulation, engine: Engine, initial: State, names: Sequence[str]) -> None:
+    """Make a run's baselines, and write what they tell into its summary and its report."""
+    from fedvision.baselines.gains import summary
+    from fedvision.baselines.runner import add_baselines
+
+    add_baselines(run, engine, initial, names)
+    run.folder.write_summary({**run.folder.summary(), "baselines": summary(run.folder)})
+    run.write_pages(run.folder)
 
 
 def open_folder(config: ExperimentConfig, out: str | Path | None, resume: bool) -> RunFolder:

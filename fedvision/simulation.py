@@ -37,12 +37,14 @@ class Simulation(RunRecorder):
     ) -> None:
         super().__init__(experiment, folder, **options)
         self.threads = threads
+        self.host_factory: SimulatedClientHosts
+        """What makes what trains; there once the run goes on."""
         self.record_split(experiment.split.facts(experiment.dataset.classes), experiment.split.totals)
 
     def run(self, engine: Engine) -> State:
         """Run the rounds that are left, write everything else, and return the final state."""
         with self.interruption:
-            host_factory = self.hosts()
+            self.host_factory = host_factory = self.hosts()
             self.resume()
             with self.progress, engine.open(host_factory, on_notice=self.note) as grid, _settled():
                 self.run_rounds(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fedvision import cores, memory, parallel_runs
-from fedvision.api import RunResult, default_folder, simulate
+from fedvision.api import RunResult, check_baselines, default_folder, simulate
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, RunError
 from fedvision.experiment_builder import ExperimentBuilder
@@ -74,6 +74,8 @@ def simulate_sweep(
     most = min(jobs or _useful(sweep.experiments, spec, options.get("threads", 1)), len(sweep.experiments))
     if most > 1:
         parallel_runs.prepare()
+    if options.get("baselines"):
+        check_baselines(sweep.experiments.values())
     builder = ExperimentBuilder(sweep.experiments)
     builder.check()
     if store := options.get("mlflow"):  # made once: two processes would make it at the same time

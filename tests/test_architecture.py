@@ -53,6 +53,7 @@ LAYERS = (
     "experiment_builder",
     "runs",
     "simulation",
+    "baselines",
     "reporting",
     "deployment",
     "deployment.transport",
@@ -75,7 +76,7 @@ APART = {
     "aggregation": set(LAYERS[:7]),
     "updates": {"losses", "data", "tasks", "aggregation"},
     "reporting": {"engines", "engines.ray", "simulation"},
-    "deployment": set(LAYERS[:21]) - {"aggregation"},
+    "deployment": set(LAYERS[:22]) - {"aggregation"},
     "deployment.transport": {
         "server",
         "engines",
@@ -98,7 +99,7 @@ APART = {
 }
 """Lower packages that a package must not import all the same."""
 OUTSIDE = {
-    "flwr": {"flower", "server", "engines", "engines.ray", "simulation", "experiment", "runs"}
+    "flwr": {"flower", "server", "engines", "engines.ray", "simulation", "baselines", "experiment", "runs"}
     | {name for name in LAYERS if name.startswith("deployment")},
     "ray": {"engines", "engines.ray"},
 }

@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import __version__, registry, stages, streams
-from fedvision.cli import certificates, closed_form, compress, deployment, doctor, export, model, new
+from fedvision.baselines import chosen
+from fedvision.cli import (
+    card,
+    certificates,
+    closed_form,
+    compress,
+    deployment,
+    doctor,
+    export,
+    model,
+    new,
+)
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.families import family_of
@@ -31,6 +42,7 @@ VERBS = {
     "use a model": (
         "predict",
         "evaluate",
+        "card",
         "export",
         "prune",
         "versions",
@@ -106,6 +118,11 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument(
         "--mlflow", default="", metavar="STORE", help="also write to MLflow, a URL or a file"
     )
+    simulate.add_argument(
+        "--baselines",
+        metavar="NAMES",
+        help="also train each client alone (local), all images together (central), or both: local,central",
+    )
     simulate.set_defaults(call=_simulate)
 
     report = verbs.add_parser("report", description="make the report of a run, or compare several")
@@ -121,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     compress.add(verbs)
     export.add(verbs)
     closed_form.add(verbs)
+    card.add(verbs)
     deployment.add(verbs)
     certificates.add(verbs)
     doctor.add(verbs)
@@ -171,6 +189,7 @@ def _file(options: argparse.Namespace) -> Path:
 
 def _simulate(options: argparse.Namespace) -> None:
     treat_termination_as_ctrl_c()
+    baselines = chosen([] if options.baselines is None else options.baselines.split(","))
     sweep = _sweep(options)
     from fedvision.sweep_runner import simulate_sweep
 
@@ -186,6 +205,7 @@ def _simulate(options: argparse.Namespace) -> None:
         threads=options.threads,
         tensorboard=options.tensorboard,
         mlflow=options.mlflow,
+        baselines=baselines,
     )
     from fedvision.reporting import render
 

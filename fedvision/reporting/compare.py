@@ -63,11 +63,7 @@ class Group:
 
     def spread(self, score: str) -> Spread | None:
         """Return one score's mean and deviation, or None where no run has it."""
-        values = self.values(score)
-        if not values:
-            return None
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return Spread(float(np.mean(values)), deviation, len(values))
+        return spread(self.values(score))
 
     def band(self, score: str) -> Band:
         """Return a score's mean over runs, with one deviation to each side, in the rounds that all have."""
@@ -83,6 +79,14 @@ class Group:
         mean = values.mean(0)
         deviation = values.std(0, ddof=1) if len(lines) > 1 else np.zeros_like(mean)
         return Band(shared, (mean - deviation).tolist(), mean.tolist(), (mean + deviation).tolist())
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Return the mean and deviation of a score of several runs, or None where none has it."""
+    if not values:
+        return None
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Spread(float(np.mean(values)), deviation, len(values))
 
 
 def compare(folders: Sequence[RunFolder]) -> list[Group]:
@@ -153,7 +157,7 @@ def shown_scores(groups: Sequence[Group]) -> list[str]:
 
 def best_groups(groups: Sequence[Group], score: str) -> set[int]:
     """Return which groups have the highest mean of a score as it is shown; none where all are equal."""
-    means = [percent(spread.mean) if (spread := group.spread(score)) else None for group in groups]
+    means = [percent(found.mean) if (found := group.spread(score)) else None for group in groups]
     known = [float(mean[:-1]) for mean in means if mean is not None]
     if len(set(known)) < 2:
         return set()

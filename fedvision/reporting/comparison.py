@@ -11,6 +11,7 @@ from markupsafe import Markup
 from fedvision import formatting
 from fedvision.files import recording, replace_file
 from fedvision.reporting import plots
+from fedvision.reporting.baselines_compared import beside
 from fedvision.reporting.compare import (
     WORST,
     Group,
@@ -68,6 +69,7 @@ def comparison_page(groups: Sequence[Group], links: Mapping[Path, str | None]) -
         rarest=rarest_scores(groups, RAREST),
         best={score: best_groups(groups, score) for score in scores},
         notices=notices(groups),
+        beside=[(group.label, row) for group in groups for row in beside(group, scores)],
         repeated=any(len(group.runs) > 1 for group in groups),
         views={run.best_view.view for group in groups for run in group.runs if run.best_view},
         dots=_dots(groups, scores, kinds),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fedvision import formatting
-from fedvision.reporting import matrices, plots
+from fedvision.reporting import baselines, gain_plot, matrices, plots
 from fedvision.reporting.class_facts import ClassFacts, by_frequency
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import (
@@ -88,6 +88,7 @@ def write_report(folder: RunFolder) -> Path:
         confusion=_confusion(facts, measured),
         classes_per_row=matrices.classes_per_row(len(facts.classes)),
         wall=_wall(folder.mistakes(), facts.classes),
+        gains=_gains(facts),
         members=facts.participants[:MEMBERS_SHOWN],
         events=facts.events,
         events_shown=EVENTS_SHOWN,
@@ -96,6 +97,27 @@ def write_report(folder: RunFolder) -> Path:
         again=_again(facts),
     )
     return folder.write_page("report.html", page)
+
+
+def _gains(facts: RunData) -> dict[str, Any] | None:
+    """Return what the report says of the baselines; None where there are none."""
+    found = facts.baselines
+    if found is None:
+        return None
+    compared_on, rows, left_out = baselines.client_rows(facts, found)
+    pictures = [
+        Picture(f"On {baselines.ON[on]}", Markup(gain_plot.draw_gains(one, name=f"gains-{on}")))
+        for on in baselines.ON
+        if (one := found.gains(on))
+    ]
+    return {
+        "tables": baselines.score_tables(facts, found),
+        "sentences": baselines.gain_sentences(facts, found),
+        "pictures": pictures,
+        "compared_on": compared_on,
+        "clients": rows,
+        "left_out": left_out,
+    }
 
 
 def _again(facts: RunData) -> str:

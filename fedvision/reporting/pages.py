@@ -1,4 +1,4 @@
-"""What is drawn from a run folder at the end of a run: the HTML report, scalars for other programs."""
+"""What is made of a run folder at the end of a run: HTML report, model card, scalars for other programs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,12 @@ def page_writer(*, tensorboard: bool = False, mlflow: str = "") -> Callable[[Run
         open_store(mlflow)
 
     def write(folder: RunFolder) -> None:
+        from fedvision.reporting.card_file import update_card
         from fedvision.reporting.html import write_report
         from fedvision.reporting.tensorboard import write_scalars
 
         write_report(folder)
+        update_card(folder)
         if tensorboard:
             write_scalars(folder)
         if mlflow:

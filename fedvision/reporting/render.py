@@ -20,8 +20,17 @@ from fedvision.formatting import (
     size,
     whole,
 )
+from fedvision.reporting.baselines import gain_sentences, score_tables
+from fedvision.reporting.baselines_compared import beside
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
-from fedvision.reporting.compare import Group, compare, group_kinds, notices, rarest_scores, shown_scores
+from fedvision.reporting.compare import (
+    Group,
+    compare,
+    group_kinds,
+    notices,
+    rarest_scores,
+    shown_scores,
+)
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import PERSONAL, certainty, clients_of, idle
 from fedvision.reporting.text_table import TextTable, plain_text
@@ -51,8 +60,26 @@ def run_table(folder: RunFolder) -> str:
         parts += ["", _scores(measured, facts.kinds), *_unmeasured(facts, measured)]
     if facts.best_view and facts.clients and not facts.own_counts:
         parts += _rarest(facts.class_facts(facts.best_view), facts.distinct, facts.several_labels)
+    parts += _baselines(facts)
     notices = [f"note: {notice}" for notice in facts.summary.get("notices", [])]
     return plain_text(*parts, "", _cost(facts), *idle(facts), *notices)
+
+
+def _baselines(facts: RunData) -> list[str | TextTable]:
+    """Return the models trained beside a run and who gains by taking part; nothing where there are none."""
+    if facts.baselines is None:
+        return []
+    parts: list[str | TextTable] = []
+    for table in score_tables(facts, facts.baselines):
+        text = TextTable(f"on {table.on}", *table.models)
+        for name, cells in table.rows:
+            text.add(name, *(cell.text for cell in cells))
+        parts += ["", text]
+    return [
+        *parts,
+        "of clients: mean (lowest to highest), each client counted once",
+        *gain_sentences(facts, facts.baselines),
+    ]
 
 
 def score_table(heading: str, found: ClassScores) -> str:
@@ -132,6 +159,7 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
         spreads = [group.spread(score) for score in scores]
         cells = ["–" if spread is None else str(spread) for spread in spreads]
         table.add(group.label + _unfinished(group), str(len(group.runs)), *cells)
+        _add_baselines(table, group, scores)
     parts: list[str | TextTable] = [table]
     if rarest := _rarest_of(groups):
         parts += ["", rarest]
@@ -139,6 +167,12 @@ def comparison_table(folders: Sequence[RunFolder]) -> str:
         parts.append("mean ± sample standard deviation over n runs that differ in their seed alone")
     parts += notices(groups)
     return plain_text(*parts)
+
+
+def _add_baselines(table: TextTable, group: Group, scores: Sequence[str]) -> None:
+    """Add a row for each baseline of a group's runs."""
+    for name, runs, cells in beside(group, scores):
+        table.add(f"{group.label}: {name}", str(runs), *cells)
 
 
 def _rarest_of(groups: Sequence[Group]) -> TextTable | None:

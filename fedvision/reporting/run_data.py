@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.baselines.gains import Baselines, read_baselines
 from fedvision.config import ExperimentConfig
 from fedvision.formatting import STAGES, plural, size
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
@@ -126,6 +127,8 @@ class RunData:
     """How the run was called."""
     versions: list[ModelVersion] = field(default_factory=list)
     """Smaller and faster versions of its model, the model itself first."""
+    baselines: Baselines | None = None
+    """What was trained beside it; None where nothing was."""
 
     @property
     def idle(self) -> list[Participant]:
@@ -352,6 +355,7 @@ def read_facts(folder: RunFolder) -> RunData:
         versions=read_versions(folder.path),
         names=names,
         shown=[names.get(client, str(client)) for client in shown],
+        baselines=read_baselines(folder),
     )
 
 

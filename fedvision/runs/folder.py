@@ -23,16 +23,16 @@
     members.jsonl         across machines: who takes part, with which key and images; see member_register.py
     deployment.json       across machines: the run's key, and Flower's number of it
     checkpoint/           where a killed run goes on; see checkpoint.py
-    model.safetensors     the final model
-    model.json            what must be known to use it; see model_description.py
+    model.safetensors     the final model; model.json beside it: see model_description.py
     best/                 the model with the best score on clients' held-out images, where it is kept
     summary.json          {"status": "finished" | "failed" | "stopped", "rounds", "notices", "error", ...}; at
                           the end "memory": most bytes that the "process" and the "device" held since the
                           process began, and those of "workers" [{"process", "device"}], and "calibration":
                           of the server's test images, how often the final model is right by how sure it is
-                          ("reliability"), "ap" and "auroc" [C]
+                          ("reliability"), "ap" and "auroc" [C]; "baselines": who gains by taking part
     mistakes.safetensors  test images that the final model names wrongly; see misclassified.py
-    report.html           made from the files above
+    baselines/            each client alone, all images together; see baseline_folder.py
+    report.html           made from the files above, as model_card.md is
 """
 
 from __future__ import annotations

@@ -139,16 +139,16 @@ class RunRecorder:
         return ""
 
     def _write_model(self) -> None:
-        self.folder.write_model(self._whole(self.state), self.description())
+        self.folder.write_model(self.whole(self.state), self.description())
 
     def _write_best(self) -> None:
         """Write the best model, which no temperature was found for."""
         if self.best.state:
             scale = probability_scale(self.config, len(self.experiment.dataset.classes))
             described = replace(self.description(), rounds=self.best.round, probability_scale=scale)
-            self.folder.write_model(self._whole(self.best.state), described, best=True)
+            self.folder.write_model(self.whole(self.best.state), described, best=True)
 
-    def _whole(self, state: State) -> State:
+    def whole(self, state: State) -> State:
         """Return all tensors of the network that holds a state, adapters merged."""
         model = model_with(self.experiment.model, {**self._initial, **state})
         merge_in_place(model)
@@ -306,6 +306,7 @@ class RunRecorder:
             test: What it measured on: the experiment's test images, or their features.
         """
         stage("writing the model and the report")
+        kept = {key: value for key, value in self.folder.summary().items() if key == "baselines"}
         self._write_model()
         self._write_best()
         load_state(trainer.model, {**trainer.initial, **self.state})
@@ -322,6 +323,7 @@ class RunRecorder:
                 "memory": {**memory.peak(), "workers": self.worker_memory},
                 **({"calibration": calibration.to_record()} if calibration else {}),
                 **self.best.facts(),
+                **kept,
             }
         )
         self.write_pages(self.folder)

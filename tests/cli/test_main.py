@@ -326,4 +326,5 @@ def test_the_command_is_installed_and_frozen() -> None:
         "sums", "request", "rounds", "mlflow", "others",
         "format", "fit", "quantize", "calibration", "calibration_images",
         "calibration_method", "tolerance",
+        "baselines", "license",
     }  # fmt: skip
