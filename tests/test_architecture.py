@@ -44,6 +44,7 @@ LAYERS = (
     "updates",
     "training",
     "training.vectorized",
+    "explanation",
     "algorithms",
     "flower",
     "server",
@@ -74,7 +75,7 @@ APART = {
     "aggregation": set(LAYERS[:7]),
     "updates": {"losses", "data", "tasks", "aggregation"},
     "reporting": {"engines", "engines.ray", "simulation"},
-    "deployment": set(LAYERS[:21]) - {"aggregation"},
+    "deployment": set(LAYERS[:22]) - {"aggregation"},
     "deployment.transport": {
         "server",
         "engines",
