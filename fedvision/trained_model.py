@@ -217,9 +217,14 @@ class TrainedModel:
 
     @property
     def scored(self) -> ScoredNetwork:
-        """The network as explanations take it."""
+        """The network as explanations take it.
+
+        Raises:
+            RunFolderError: Tensors of the network stayed on the clients.
+        """
         from fedvision.explanation.scored_network import ScoredNetwork
 
+        self._require_whole()
         return ScoredNetwork(
             network=self.network,
             settings=self.settings,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import __version__, registry, stages, streams
-from fedvision.cli import certificates, closed_form, compress, deployment, doctor, model, new
+from fedvision.cli import certificates, closed_form, compress, deployment, doctor, explain, model, new
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.families import family_of
@@ -28,7 +28,7 @@ VERBS = {
     "simulate, on this machine": ("simulate",),
     "deploy, across machines": ("server", "submit", "client"),
     "look at": ("inspect", "report", "list"),
-    "use a model": ("predict", "evaluate", "prune", "unlearn", "include", "request-sums", "sums"),
+    "use a model": ("predict", "evaluate", "explain", "prune", "unlearn", "include", "request-sums", "sums"),
     "set up": ("new", "certificates", "doctor"),
 }
 """The verbs by what they are for."""
@@ -109,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
 
     model.add(verbs)
     compress.add(verbs)
+    explain.add(verbs)
     closed_form.add(verbs)
     deployment.add(verbs)
     certificates.add(verbs)

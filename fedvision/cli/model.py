@@ -60,7 +60,8 @@ def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of the arithmetic (default: 1)")
 
 
-def _load(options: argparse.Namespace) -> TrainedModel:
+def load_model(options: argparse.Namespace) -> TrainedModel:
+    """Return the model of ``options.run``, with the device and threads that the options name."""
     import torch
 
     from fedvision.trained_model import TrainedModel
@@ -79,7 +80,7 @@ def _predict(options: argparse.Namespace) -> None:
     _check_writable(options.jsonl, "--jsonl")
     if options.workers < 0:
         raise ConfigError(f"--workers must be >= 0, not {options.workers}")
-    found = _load(options).predict(options.images, workers=options.workers)
+    found = load_model(options).predict(options.images, workers=options.workers)
     for notice in found.notices:
         complain(f"note: {notice}")
     if options.csv:
@@ -117,7 +118,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from fedvision.reporting.render import score_table
 
     _check_writable(options.json, "--json")
-    model = _load(options)
+    model = load_model(options)
     if options.data.endswith(".toml"):
         registry.allow_folder(Path(options.data).parent)
     table = spelled_table(options.data, model.files_as)
