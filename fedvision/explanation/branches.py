@@ -7,7 +7,8 @@ that no image has, or depend on which images were chosen; this depends on the im
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,6 +51,21 @@ def drops(scored: ScoredNetwork, fusion: FusionBackbone, batch: Batch, label: in
         finally:
             handle.remove()
     return found
+
+
+@contextmanager
+def only(fusion: FusionBackbone, name: str) -> Iterator[None]:
+    """Let gradients go through one branch alone inside the block, as a Transformer may read the extractor."""
+    place = BRANCHES.index(name)
+
+    def detach(join: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(one if number == place else one.detach() for number, one in enumerate(args))
+
+    handle = fusion.join.register_forward_pre_hook(detach)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def shares(drops: Mapping[str, float]) -> dict[str, float | None]:

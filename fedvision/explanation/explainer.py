@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedvision.data.sources.unlabelled import UnlabelledImages
 from fedvision.errors import ConfigError, DataError, nearest
-from fedvision.explanation.branches import drops, shares
+from fedvision.explanation.branches import drops, only, shares
 from fedvision.explanation.faithfulness import enlarged, faithfulness
 from fedvision.explanation.integrated_gradients import Attribution, integrated_gradients
 from fedvision.explanation.plan import Plan, plan
@@ -98,21 +98,18 @@ class Explainer:
         )
 
     def _relevances(self, plan: Plan, batch: Batch, label: int) -> dict[str, torch.Tensor]:
-        """Return each probe's map [h, w] of one pass."""
-        with ExitStack() as stack:
-            for probe in plan.probes.values():
-                stack.enter_context(probe.attached())
-            # The layers before the first noted one may have no parameter that is trained.
-            x = images_of(batch).detach().clone().requires_grad_()
-            logit = self._scored.logits(with_images(batch, x))[0, label]
+        """Return each probe's map [h, w], of a pass of its own."""
         found = {}
-        noted = [tensor for probe in plan.probes.values() for tensor in probe.noted]
-        gradients = torch.autograd.grad(logit, noted, allow_unused=True, materialize_grads=True)
-        start = 0
         for name, probe in plan.probes.items():
-            own = gradients[start : start + len(probe.noted)]
-            start += len(probe.noted)
-            found[name] = probe.map(own, plan.visits).detach()
+            with ExitStack() as stack:
+                stack.enter_context(probe.attached())
+                if plan.fusion is not None:
+                    stack.enter_context(only(plan.fusion, name))
+                # The layers before the first noted one may have no parameter that is trained.
+                x = images_of(batch).detach().clone().requires_grad_()
+                logit = self._scored.logits(with_images(batch, x))[0, label]
+            gradients = torch.autograd.grad(logit, probe.noted, allow_unused=True, materialize_grads=True)
+            found[name] = probe.map(gradients, plan.visits).detach()
             probe.noted.clear()
         return found
 

@@ -123,13 +123,16 @@ def _of_network(
     """
     if layout := _layout(inner, size):
         return RolloutProbe(layout)
-    for least in (_SIDE, 2):
-        try:
-            (layer,) = find(called, batch, [""], "the network", calls=visits, least=least)
-        except PluginError:
-            continue
-        return CamProbe(called.get_submodule(layer.name), layer.arranged, mean=mean)
-    return None
+    return _of_map(called, batch, visits, _SIDE, mean) or _of_map(called, batch, visits, 2, mean)
+
+
+def _of_map(called: nn.Module, batch: Any, visits: int, least: int, mean: bool) -> Probe | None:
+    """Return what explains by the last map of so many places a side; None where there is none."""
+    try:
+        (layer,) = find(called, batch, [""], "the network", calls=visits, least=least)
+    except PluginError:
+        return None
+    return CamProbe(called.get_submodule(layer.name), layer.arranged, mean=mean)
 
 
 def _layout(network: nn.Module, size: tuple[int, int]) -> Layout | None:
@@ -144,7 +147,9 @@ def _of_fusion(fusion: FusionBackbone, batch: Batch, mean: bool) -> dict[str, Pr
     size = (images.shape[2], images.shape[3])
     joined = _places(extractor, -1, size)
     found: dict[str, Probe | None] = dict.fromkeys(BRANCHES)
-    if joined is not None:
+    if joined is None or min(joined[1]) < _SIDE:
+        found["extractor"] = _of_map(extractor, images, 1, _SIDE, mean)
+    if joined is not None and found["extractor"] is None:
         prefix, grid = joined
         found["extractor"] = CamProbe(
             fusion.join, lambda tokens: as_map(tokens[:, prefix:], grid), argument=True, mean=mean

@@ -152,7 +152,7 @@ def _item(row: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Item:
     looks = [
         Look("image", png_uri(image), f"{name}"),
         Look(
-            "all" if "branches" in row else "map",
+            "both" if "branches" in row else "map",
             png_uri(overlay(image, arrays["maps"])),
             f"{name}: which pixels count for {explained}",
         ),
