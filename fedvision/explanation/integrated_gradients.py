@@ -3,13 +3,14 @@
 Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", arXiv 1703.01365: ``(x - x') * mean of
 df/dx over the straight line from x' to x``. The attributions add up to f(x) - f(x') (completeness), which is
 checked, and the line is divided finer until they do. The empty image x' is 0 after normalisation, the mean
-colour. Points lie in the middle of equal parts of the line (midpoint rule).
+colour. The integral is Gauss's over u of points u^3.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fedvision.explanation.scored_network import ScoredNetwork
@@ -19,6 +20,11 @@ POINTS, MOST_POINTS = 16, 256
 """Points on the line at first, and at most."""
 TOLERANCE = 0.05
 """Error of the sum, as a share of f(x) - f(x'), that is accepted; or so many nats where that is more."""
+
+
+_POWER = 3
+"""Points are at u^3 of the line: near the empty image, where all that a norm sees is small, gradients change
+fastest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +72,10 @@ def _mean_gradient(
 ) -> torch.Tensor:
     """Return the mean of the logit's gradient over the line, [1, channels, H, W], a point at a time."""
     total = torch.zeros_like(image)
-    for point in range(points):
-        x = (image * ((point + 0.5) / points)).requires_grad_()
+    nodes, weights = np.polynomial.legendre.leggauss(points)
+    for u, weight in zip(((nodes + 1) / 2).tolist(), (weights / 2).tolist(), strict=True):
+        x = (image * u**_POWER).requires_grad_()
         logit = scored.logits(with_images(batch, x))[0, label]
         (gradient,) = torch.autograd.grad(logit, x, allow_unused=True, materialize_grads=True)
-        total += gradient
-    return total / points
+        total += weight * _POWER * u ** (_POWER - 1) * gradient
+    return total
