@@ -19,16 +19,16 @@ from fedvision.explanation.scored_network import ScoredNetwork
 from fedvision.training.statistics import LocalData
 
 
-def faithfulness_sums(
-    *, model: nn.Module, data: LocalData, images: int = 8, method: str = "auto"
-) -> dict[str, torch.Tensor]:
+IMAGES = 8
+"""How many of a client's images are explained at most, chosen by chance."""
+
+
+def faithfulness_sums(*, model: nn.Module, data: LocalData) -> dict[str, torch.Tensor]:
     """Sums over some of a client's images, of those kept out of training where there are any.
 
     Args:
         model: The network.
         data: The client's images.
-        images: How many are explained at most, chosen by chance, >= 1.
-        method: One of ``result.METHODS``.
 
     Returns:
         ``images`` int64 [C], how many were explained as of each class, the one that the model predicts; and
@@ -36,10 +36,7 @@ def faithfulness_sums(
 
     Raises:
         ConfigError: Features have taken the images' place, or no method fits the network.
-        ValueError: ``images`` is below 1.
     """
-    if images < 1:
-        raise ValueError(f"images must be >= 1, not {images}")
     shard = data.held_out if data.held_out is not None else data.shard
     if shard.images.dtype != np.uint8:
         raise ConfigError(
@@ -56,9 +53,9 @@ def faithfulness_sums(
         sharpness=data.sharpness,
         batch_size=data.batch_size,
     )
-    explainer = Explainer(scored, method=method)
+    explainer = Explainer(scored)
     rng = seeding.numpy_stream(0, "explained", len(shard))
-    for position in np.sort(rng.permutation(len(shard))[:images]):
+    for position in np.sort(rng.permutation(len(shard))[:IMAGES]):
         place = np.array([position])
         beside = shard.beside(place)
         found = explainer.explain(shard.batch(place)[0][0], further=None if beside is None else beside[0])
