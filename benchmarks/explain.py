@@ -158,9 +158,6 @@ def main() -> None:
     for name, model in CANVASES.items():
         experiments[f"canvas-{name}"] = (federation(name, spread, model, 16), board)
     wanted = options.only.split(",") if options.only else list(experiments)
-    file = RESULTS / "explain.json"
-    page = json.loads(file.read_text()) if file.is_file() and options.only else {"networks": {}}
-    page["facts"] = {"environment": environment("cpu"), "images": options.images, "seed": options.seed}
     for name in wanted:
         config, source = experiments[name]
         folder = options.home / name
@@ -184,8 +181,16 @@ def main() -> None:
                 peak = np.stack([flat // CANVAS, flat % CANVAS], 1) - data["test_corners"][chosen]
                 rows[method]["points"] = float(((peak >= 0) & (peak < ITEM)).all(1).mean())
             show(name, method, rows[method])
-        page["networks"][name] = {"accuracy": accuracy, "methods": rows}
-        file.write_text(json.dumps(page, indent=1) + "\n")
+        record(name, {"accuracy": accuracy, "methods": rows}, options.images, options.seed)
+
+
+def record(name: str, figures: dict[str, Any], images: int, seed: int) -> None:
+    """Put a network's figures in the place of its earlier ones."""
+    file = RESULTS / "explain.json"
+    networks = json.loads(file.read_text())["networks"] if file.is_file() else {}
+    facts = {"environment": environment("cpu"), "images": images, "seed": seed}
+    networks[name] = {**figures, "facts": facts}
+    file.write_text(json.dumps({"networks": networks}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def integrated_gradients(scored: ScoredNetwork, batch: Batch, label: int) -> Att
         found = Attribution(values=values.float(), change=full - empty, error=error)
         if found.complete or points >= MOST_POINTS:
             return found
-        points *= 2
+        points *= 4
 
 
 def _mean_gradient(

@@ -18,7 +18,6 @@ from fedvision.explanation.faithfulness import Faithfulness
 from fedvision.explanation.scored_network import ScoredNetwork
 from fedvision.training.statistics import LocalData
 
-
 IMAGES = 8
 """How many of a client's images are explained at most, chosen by chance."""
 
