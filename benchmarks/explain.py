@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--home", type=Path, default=Path("runs/explain"))
     parser.add_argument("--only", default="", help="names of networks, with commas between")
+    parser.add_argument("--methods", default=",".join(METHODS), help="which, with commas between")
     options = parser.parse_args()
     torch.set_num_threads(1)
     board = options.home / "canvases.npz"
@@ -171,7 +172,7 @@ def main() -> None:
         images = images if images.ndim == 4 else images[..., None]
         accuracy = float((model.predict(images).labels == labels).mean())
         rows = {}
-        for method in METHODS:
+        for method in options.methods.split(","):
             begun = time.perf_counter()
             if (found := explained(model, images, method)) is None:
                 continue
