@@ -132,7 +132,7 @@ _KEYS = ("balanced_accuracy", "worst_class", "worst_recall", "bytes", "latency_m
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
     """Return the networks as Markdown, means and deviations over seeds, medians of times."""
     lines = [
-        "| network | numbers | file | ms an image, 1 / 32 at a time | balanced | rarest 3 | worst class | n |",
+        "| network | numbers | file | ms an image, 1 / 32 at once | balanced | rarest 3 | worst class | n |",
         "|---|" + "---|" * 7,
     ]
     for rival in RIVALS:

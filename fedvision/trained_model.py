@@ -7,8 +7,8 @@ folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from fedvision import registry
 from fedvision.errors import ConfigError, DataError, RunFolderError
-from fedvision.files import read_json
 from fedvision.formatting import listed
 from fedvision.runs.model_description import FILE, ModelDescription, code_of
+from fedvision.runs.saved_network import build_network, plugin_folder
 from fedvision.runs.tensor_file import read_checked
 from fedvision.tasks.class_predictions import ClassPredictions, ClassScores, LabelPredictions
 
@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from fedvision.data.decoding.process_pool import PixelFormat
     from fedvision.data.shards import Shard
     from fedvision.data.sources.unlabelled import UnlabelledImages
+    from fedvision.explanation.result import Explanations
+    from fedvision.explanation.scored_network import ScoredNetwork
     from fedvision.tasks.base import Task
     from fedvision.training.forward import ForwardSettings
-    from fedvision.types import State
 
 TENSORS = "model.safetensors"
 Part = Literal["train", "test"]
@@ -84,7 +85,7 @@ class TrainedModel:
         state = read_checked(run / TENSORS, description.sha256)
         try:
             code: dict[str, str] = {}
-            with _plugin_folder(run, description.task.use):
+            with plugin_folder(run, description.task.use):
                 task = build_task(description.task)
                 code |= registry.sources({"use": description.task.use})
             settings = ForwardSettings(
@@ -96,8 +97,8 @@ class TrainedModel:
             )
             with ExitStack() as places:
                 for spec in code_of(description.model):
-                    places.enter_context(_plugin_folder(run, spec.use))
-                network = _network(description, task, state, run)
+                    places.enter_context(plugin_folder(run, spec.use))
+                network = build_network(description, task, state, run / TENSORS)
                 code |= registry.sources({"use": [spec.use for spec in code_of(description.model)]})
         except RunFolderError:
             raise
@@ -149,18 +150,9 @@ class TrainedModel:
         """
         import torch
 
-        from fedvision.data.sources.unlabelled import UnlabelledImages
         from fedvision.training.evaluate import classify
 
-        self.require_whole()
-        source = UnlabelledImages(
-            [images] if isinstance(images, str | Path) else images,
-            self.description.image.shape,
-            self._pixel_format(),
-            batch_size=self.description.inference.batch_size,
-            workers=workers,
-        )
-        rows = self._further(source, columns if isinstance(images, np.ndarray) else None)
+        source, rows = self._read(images, columns, workers)
         scale, names = self.description.probability_scale, list[str]()
         # A task that does not say what is predicted is refused here.
         nothing = self.task.decide(torch.zeros(0, len(self.classes)))
@@ -189,6 +181,77 @@ class TrainedModel:
             unreadable=source.unreadable,
             notices=tuple(source.notices),
         )
+
+    def explain(
+        self,
+        images: str | Path | Sequence[str | Path] | NDArray[np.uint8],
+        *,
+        method: str = "auto",
+        label: str | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        limit: int | None = None,
+        workers: int = 0,
+    ) -> Explanations:
+        """Show which pixels the model's decisions rest on; see ``docs/explain.md``.
+
+        Args:
+            images: As of ``predict``.
+            method: ``"auto"`` or another of ``explanation.result.METHODS``.
+            label: Name of the class to explain; None takes each image's most probable one.
+            columns: As of ``predict``.
+            limit: Explains the first so many alone; None all.
+            workers: As of ``predict``.
+
+        Returns:
+            Maps float32 [N, H, W] with scores, in the order of the images.
+
+        Raises:
+            RunFolderError, DataError: As of ``predict``.
+            ConfigError: There is no such class, or the method does not fit the network.
+        """
+        from fedvision.explanation.explainer import explain_all
+
+        source, rows = self._read(images, columns, workers)
+        return explain_all(
+            self.scored, source, classes=self.classes, method=method, name=label, limit=limit, rows=rows
+        )
+
+    @property
+    def scored(self) -> ScoredNetwork:
+        """The network as explanations take it.
+
+        Raises:
+            RunFolderError: Tensors of the network stayed on the clients.
+        """
+        from fedvision.explanation.scored_network import ScoredNetwork
+
+        self.require_whole()
+        return ScoredNetwork(
+            network=self.network,
+            settings=self.settings,
+            num_classes=len(self.classes),
+            sharpness=self.description.probability_scale,
+            batch_size=self.description.inference.batch_size,
+        )
+
+    def _read(
+        self,
+        images: str | Path | Sequence[str | Path] | NDArray[np.uint8],
+        columns: Mapping[str, Sequence[Any]] | None,
+        workers: int,
+    ) -> tuple[UnlabelledImages, Callable[[Sequence[str]], NDArray[np.float32] | None]]:
+        """Return images as the network takes them, and what it reads beside them; see ``predict``."""
+        from fedvision.data.sources.unlabelled import UnlabelledImages
+
+        self.require_whole()
+        source = UnlabelledImages(
+            [images] if isinstance(images, str | Path) else images,
+            self.description.image.shape,
+            self._pixel_format(),
+            batch_size=self.description.inference.batch_size,
+            workers=workers,
+        )
+        return source, self._further(source, columns if isinstance(images, np.ndarray) else None)
 
     def _further(
         self, source: UnlabelledImages, columns: Mapping[str, Sequence[Any]] | None
@@ -248,7 +311,7 @@ class TrainedModel:
         )
         metrics = {}
         for use in description.metrics:
-            with _plugin_folder(self.path, use):
+            with plugin_folder(self.path, use):
                 metrics[use] = registry.resolve("metric", use).call
         none = f"there are no images of {listed(missing)}, so the scores are without these classes"
         return ClassScores(
@@ -333,50 +396,3 @@ class TrainedModel:
                 f"{self.path}: this run has no model of its own to use: {listed(personal)} were trained and "
                 'stayed on the clients; train with shared = "all" in [model]'
             )
-
-
-@contextmanager
-def _plugin_folder(run: Path, use: str) -> Iterator[None]:
-    """Let the module of ``module:attr`` be found where the run found it, or else in the run folder."""
-    module, colon, _ = use.partition(":")
-    top, before = module.partition(".")[0], registry.allowed_folder()
-    places = [*map(Path, read_json(run / "invocation.json").get("modules", ())), run] if colon else []
-    for place in places:
-        if (place / f"{top}.py").is_file() or (place / top / "__init__.py").is_file():
-            registry.allow_folder(place)
-            break
-    try:
-        yield
-    finally:
-        registry.allow_folder(before)
-
-
-def _network(description: ModelDescription, task: Task, state: State, run: Path) -> nn.Module:
-    """Build the network with these tensors.
-
-    Raises:
-        ConfigError: It cannot be built.
-        RunFolderError: Its tensors are others.
-    """
-    from fedvision.data.transforms import input_shape
-    from fedvision.models.build import build_model
-    from fedvision.models.state import load_state
-
-    channels, height, width = input_shape(description.transforms.config, description.image.shape)
-    network = build_model(
-        description.model,
-        task=task,
-        num_classes=len(description.classes),
-        in_channels=channels,
-        image_size=(height, width),
-        seed=0,
-    )
-    own = {name: (tuple(t.shape), t.dtype) for name, t in network.state_dict().items()}
-    given = {name: (tuple(t.shape), t.dtype) for name, t in state.items()}
-    if others := [name for name in [*own, *(given.keys() - own)] if own.get(name) != given.get(name)]:
-        raise RunFolderError(
-            f"{run / TENSORS}: {listed(others)} in it do not fit the network {description.model.use!r}; its "
-            "code was changed since the run, or comes from elsewhere: restore it"
-        )
-    load_state(network, state)
-    return network

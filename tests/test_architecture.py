@@ -44,6 +44,7 @@ LAYERS = (
     "updates",
     "training",
     "training.vectorized",
+    "explanation",
     "algorithms",
     "flower",
     "server",

@@ -20,6 +20,7 @@ from fedvision.cli import (
     compress,
     deployment,
     doctor,
+    explain,
     export,
     model,
     new,
@@ -42,6 +43,7 @@ VERBS = {
     "use a model": (
         "predict",
         "evaluate",
+        "explain",
         "card",
         "export",
         "prune",
@@ -137,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     model.add(verbs)
     compress.add(verbs)
     export.add(verbs)
+    explain.add(verbs)
     closed_form.add(verbs)
     card.add(verbs)
     deployment.add(verbs)

@@ -63,7 +63,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def load_model(options: argparse.Namespace) -> TrainedModel:
-    """Return the model of ``options.run``, its notices told."""
+    """Return the model of ``options.run``, with the device and threads that the options name."""
     import torch
 
     from fedvision.trained_model import TrainedModel

@@ -20,6 +20,11 @@ def average_with_mirror_image(backbone: nn.Module) -> None:
     backbone.register_forward_hook(_mean)
 
 
+def is_mirrored(backbone: nn.Module) -> bool:
+    """Return whether a backbone averages with the mirror image, so that each pass calls its layers twice."""
+    return _mean in backbone._forward_hooks.values()
+
+
 def _mean(backbone: nn.Module, args: tuple[Any, ...], features: torch.Tensor) -> torch.Tensor:
     """Return the mean of features [B, D] and of those of the images [B, channels, H, W] mirrored."""
     # ``forward`` itself runs no hook, or this one would call itself.

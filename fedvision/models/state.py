@@ -63,6 +63,13 @@ def get_state(model: nn.Module, names: Iterable[str]) -> State:
 
 
 @torch.no_grad()
+def misfits(model: nn.Module, state: State) -> list[str]:
+    """Return the names of tensors that a network or a state alone has, or of other shapes or types."""
+    own = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
+    given = {name: (t.shape, t.dtype) for name, t in state.items()}
+    return [name for name in [*own, *(given.keys() - own)] if own.get(name) != given.get(name)]
+
+
 def load_state(model: nn.Module, state: State) -> None:
     """Write tensors into a model's own, which keep their memory, device, dtype and memory format.
 

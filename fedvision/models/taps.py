@@ -101,7 +101,15 @@ def is_tapped(module: nn.Module) -> bool:
     return any(isinstance(hook, partial) and hook.func is _note for hook in hooks)
 
 
-def find(network: nn.Module, images: torch.Tensor, names: Sequence[str], key: str) -> tuple[Layer, ...]:
+def find(
+    network: nn.Module,
+    images: torch.Tensor,
+    names: Sequence[str],
+    key: str,
+    *,
+    calls: int = 1,
+    least: int = 1,
+) -> tuple[Layer, ...]:
     """Find layers of a network whose outputs are tokens.
 
     Args:
@@ -110,11 +118,14 @@ def find(network: nn.Module, images: torch.Tensor, names: Sequence[str], key: st
         names: Of the layers, in the order of the pass; an empty one is the last layer that returns a feature
             map of more than one place, or more than one token.
         key: The part's dotted key, for errors.
+        calls: How often a pass calls a layer: twice where features are averaged with the mirror image's.
+        least: Places a side that a layer has whose name is empty.
 
     Raises:
-        PluginError: A layer is unknown, is not called once, returns something else, or follows the next one.
+        PluginError: A layer is unknown, is not called so often, returns something else, or follows the
+            next one.
     """
-    trace = _Trace(network, images)
+    trace = _Trace(network, images, calls, least)
     found = tuple(trace.layer(name, key) if name else trace.last(key) for name in names)
     for before, after in itertools.pairwise(found):
         if trace.order.index(before.name) >= trace.order.index(after.name):
@@ -131,6 +142,10 @@ class _Trace:
 
     network: nn.Module
     images: torch.Tensor
+    usual: int = 1
+    """How often a usable layer is called."""
+    least: int = 1
+    """Places a side that the last layer has."""
     order: list[str] = field(default_factory=list)
     """Names of the layers in the order in which they returned."""
     calls: Counter[str] = field(default_factory=Counter)
@@ -188,7 +203,9 @@ class _Trace:
 
     def _candidate(self, name: str) -> Layer | None:
         layer = self.form(name)
-        usable = _several(layer) and self.calls[name] == 1
+        if layer is None or not _several(layer) or min(layer.grid) < self.least:
+            return None
+        usable = self.calls[name] == self.usual
         return layer if usable and not isinstance(self.network.get_submodule(name), _POOLS) else None
 
     def _passes_on(self, name: str) -> bool:
@@ -203,7 +220,7 @@ class _Trace:
         names = [known for known, _ in self.network.named_modules() if known]
         if name not in names:
             raise PluginError(f"{key}: the network has no layer {name!r}{nearest(name, names)}")
-        if self.calls[name] != 1:
+        if self.calls[name] != self.usual:
             times = "is not called" if not self.calls[name] else f"is called {self.calls[name]} times"
             raise PluginError(f"{where} {times} in a pass; name one that is called once")
         if (found := self.form(name)) is None:

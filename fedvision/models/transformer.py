@@ -156,12 +156,33 @@ class Attention(nn.Module):
             memory: What is read.
             mask: bool [B, S]: which tokens of the memory are there, one at least; None where all are.
         """
-        query = self._split(self.query(x))
-        key, value = map(self._split, self.key_value(memory).chunk(2, dim=-1))
+        query, key, value = self._projected(x, memory)
         there = None if mask is None else mask[:, None, None, :]
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=there)
         y: torch.Tensor = self.out(read.transpose(1, 2).flatten(2))
         return y
+
+    def explicit(
+        self, x: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what ``forward`` returns, but for rounding, and the weights [B, heads, T, S] of each memory.
+
+        They are slower to compute than what is read with them.
+        """
+        query, key, value = self._projected(x, memory)
+        scores = query @ key.transpose(-2, -1) * key.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+        weights = scores.softmax(-1)
+        y: torch.Tensor = self.out((weights @ value).transpose(1, 2).flatten(2))
+        return y, weights
+
+    def _projected(
+        self, x: torch.Tensor, memory: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return queries [B, heads, T, D / heads], keys and values [B, heads, S, D / heads]."""
+        key, value = self.key_value(memory).chunk(2, dim=-1)
+        return self._split(self.query(x)), self._split(key), self._split(value)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         """Return [B, heads, T, D / heads]."""

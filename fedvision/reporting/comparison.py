@@ -22,7 +22,8 @@ from fedvision.reporting.compare import (
     rarest_scores,
     shown_scores,
 )
-from fedvision.reporting.html import Picture, render_page
+from fedvision.reporting.html import Picture
+from fedvision.reporting.page import render_page
 from fedvision.runs.folder import RunFolder
 
 DRAWN = ("mean_ap", "accuracy", "balanced_accuracy", "tail", WORST)

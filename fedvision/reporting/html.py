@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import re
 import shlex
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
-from PIL import Image
 
 from fedvision import formatting
 from fedvision.reporting import baselines, gain_plot, matrices, plots
 from fedvision.reporting.class_facts import ClassFacts, by_frequency
+from fedvision.reporting.explanations import read_section
+from fedvision.reporting.page import png_uri, render_page
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import (
     calibrated,
@@ -35,7 +31,6 @@ from fedvision.runs.misclassified import Misclassified
 from fedvision.tasks.calibration import Reliability
 from fedvision.tasks.intervals import Interval
 
-_HERE = Path(__file__).parent
 _SHOWN = ("mean_ap", "accuracy", "balanced_accuracy", "tail")
 """Scores that are drawn over rounds."""
 EVENTS_SHOWN, MEMBERS_SHOWN, CLASSES_SHOWN = 200, 200, 400
@@ -89,6 +84,7 @@ def write_report(folder: RunFolder) -> Path:
         classes_per_row=matrices.classes_per_row(len(facts.classes)),
         wall=_wall(folder.mistakes(), facts.classes),
         gains=_gains(facts),
+        explained=read_section(folder.path),
         members=facts.participants[:MEMBERS_SHOWN],
         events=facts.events,
         events_shown=EVENTS_SHOWN,
@@ -141,29 +137,6 @@ def _again(facts: RunData) -> str:
         call = f"PYTHONPATH={shlex.quote(os.pathsep.join(modules))} {call}"
     # Relative paths in [data] are as seen from the folder in which the run was started.
     return f"cd {shlex.quote(how['folder'])} && {call}" if "folder" in how else call
-
-
-def render_page(template: str, **values: Any) -> str:
-    """Fill a template of this package; everything that is not ``Markup`` is escaped."""
-    style = Markup((_HERE / "page.css").read_text(encoding="utf-8"))
-    return _environment().get_template(template).render(style=style, **values)
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    """Return what keeps each template as it was compiled: that takes longer than to fill it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        name: getattr(formatting, name)
-        for name in ("percent", "number", "ends", "whole", "size", "duration", "plural")
-    }
-    return environment
 
 
 def _ends(rows: Sequence[ClassFacts], most: int) -> Sequence[ClassFacts]:
@@ -290,11 +263,3 @@ def _wall(mistakes: Misclassified | None, classes: Sequence[str]) -> list[tuple[
 
 def _name(classes: Sequence[str], label: int) -> str:
     return classes[label] if 0 <= label < len(classes) else str(label)
-
-
-def png_uri(image: NDArray[np.uint8]) -> str:
-    """Return an image [H, W, channels] as a PNG data URI: grey for one or two channels, else three."""
-    shown = image[:, :, 0] if image.shape[2] < 3 else image[:, :, :3]
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(shown)).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

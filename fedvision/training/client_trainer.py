@@ -182,6 +182,7 @@ class ClientTrainer:
             settings=self.settings.forward,
             num_classes=self.num_classes,
             batch_size=self.config.evaluation.batch_size,
+            sharpness=probability_scale(self.config, self.num_classes),
             held_out=self.shards.test(client) if self.config.evaluation.holdout else None,
         )
         return compute_statistic(query, self.model, data), len(shard)

@@ -42,6 +42,8 @@ class LocalData:
     """C."""
     batch_size: int = 100
     """Images a batch."""
+    sharpness: float = 1.0
+    """s; predicted probabilities are those of s z for the network's logits z."""
     held_out: Shard | None = None
     """Images that the client keeps out of training, perhaps none; None where no client does."""
     model: nn.Module | None = None

@@ -23,7 +23,7 @@ from fedvision.formatting import listed
 from fedvision.models import weights_file
 from fedvision.models.build import build_model
 from fedvision.models.part_config import parts
-from fedvision.models.state import load_state
+from fedvision.models.state import load_state, misfits
 from fedvision.tables import Settings, build
 from fedvision.tasks.base import build_task
 from fedvision.types import PluginSpec, State
@@ -268,9 +268,7 @@ def _network(description: TeacherDescription, state: State) -> nn.Module:
         image_size=(description.height, description.width),
         seed=0,
     )
-    own = {name: (t.shape, t.dtype) for name, t in network.state_dict().items()}
-    given = {name: (t.shape, t.dtype) for name, t in state.items()}
-    if others := [name for name in [*own, *(given.keys() - own)] if own.get(name) != given.get(name)]:
+    if others := misfits(network, state):
         raise ConfigError(f"{listed(others)} do not fit the teacher's network {description.model.use!r}")
     load_state(network, state)
     return network.eval().requires_grad_(False)

@@ -327,4 +327,5 @@ def test_the_command_is_installed_and_frozen() -> None:
         "format", "fit", "quantize", "calibration", "calibration_images",
         "calibration_method", "tolerance",
         "baselines", "license",
+        "method", "label", "limit",
     }  # fmt: skip

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from fedvision.errors import RunFolderError
-from fedvision.reporting.html import halves, png_uri, write_report
+from fedvision.reporting.html import halves, write_report
+from fedvision.reporting.page import png_uri
 from fedvision.reporting.run_data import read_facts
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks.confusion import ConfusionCounts
