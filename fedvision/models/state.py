@@ -62,7 +62,6 @@ def get_state(model: nn.Module, names: Iterable[str]) -> State:
     return {name: _copy(_find(tensors, name)) for name in wanted}
 
 
-@torch.no_grad()
 def misfits(model: nn.Module, state: State) -> list[str]:
     """Return the names of tensors that a network or a state alone has, or of other shapes or types."""
     own = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
@@ -70,6 +69,7 @@ def misfits(model: nn.Module, state: State) -> list[str]:
     return [name for name in [*own, *(given.keys() - own)] if own.get(name) != given.get(name)]
 
 
+@torch.no_grad()
 def load_state(model: nn.Module, state: State) -> None:
     """Write tensors into a model's own, which keep their memory, device, dtype and memory format.
 
