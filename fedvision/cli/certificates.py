@@ -1,4 +1,4 @@
-"""``fedvision certificates DIR --host NAME... --clients NAME...``: keys, certificates, kits, where they go."""
+"""``fedvision certificates DIR --host NAME... --clients NAME...``: keys, certificates, where they go."""
 
 from __future__ import annotations
 

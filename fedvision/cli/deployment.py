@@ -20,7 +20,7 @@ from fedvision.errors import ConfigError, FedVisionError, RunExpired
 from fedvision.formatting import plural
 from fedvision.interruption import treat_termination_as_ctrl_c
 from fedvision.stages import stage
-from fedvision.streams import show
+from fedvision.streams import complain, show
 
 if TYPE_CHECKING:
     from fedvision.config import ExperimentConfig
@@ -263,7 +263,19 @@ def _client(options: argparse.Namespace) -> None:
     prepare_process()
     # Whoever runs it as a service ends it so; that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    ClientDaemon(config, options.client.absolute().parent).serve()
+    ClientDaemon(config, options.client.absolute().parent, _question()).serve()
+
+
+def _question() -> Callable[[str], str] | None:
+    """Return what asks a person at the terminal; None where there is none."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+
+    def ask(text: str) -> str:
+        complain(text)
+        return sys.stdin.readline()
+
+    return ask
 
 
 def _check_data(file: Path, config: ClientMachineConfig) -> None:

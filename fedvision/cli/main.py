@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import __version__, registry, stages, streams
-from fedvision.cli import certificates, closed_form, compress, deployment, doctor, model, new
+from fedvision.cli import approve, certificates, closed_form, compress, deployment, doctor, model, new
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.families import family_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 VERBS = {
     "simulate, on this machine": ("simulate",),
-    "deploy, across machines": ("server", "submit", "client"),
+    "deploy, across machines": ("server", "submit", "client", "approve"),
     "look at": ("inspect", "report", "list"),
     "use a model": ("predict", "evaluate", "prune", "unlearn", "include", "request-sums", "sums"),
     "set up": ("new", "certificates", "doctor"),
@@ -111,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
     compress.add(verbs)
     closed_form.add(verbs)
     deployment.add(verbs)
+    approve.add(verbs)
     certificates.add(verbs)
     doctor.add(verbs)
 

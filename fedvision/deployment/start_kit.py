@@ -1,4 +1,4 @@
-"""A client's start kit: one archive with its keys, its own file, a systemd unit and a page that says what to do.
+"""A client's start kit: one archive with its keys, its own file, a systemd unit and a page of commands.
 
 The archive holds what belongs to one client and nothing of another: neither the authority's key nor anyone
 else's. Its bytes follow from its content alone: files are sorted, without times and owners, and only their
@@ -107,8 +107,8 @@ Join. The process stays, serves one run after the other, and ends on Ctrl-C:
 
     fedvision client client.toml
 
-As a service, once there is a user `fedvision`, who owns this folder as `/var/lib/fedvision`, and fedvision is installed
-in `/opt/fedvision`:
+As a service, once there is a user `fedvision`, who owns this folder as `/var/lib/fedvision`, and fedvision is
+installed in `/opt/fedvision`:
 
     sudo cp fedvision-client.service /etc/systemd/system/ && sudo systemctl enable --now fedvision-client
 """

@@ -13,7 +13,7 @@ record, the report and the terminal read it. A line is
 * ``joined``: ``node``, ``sharing`` (how the client reports its class counts);
 * ``reported images``: ``counts`` [C] and ``images``; of a sum over masked clients also ``group`` and
   ``clients``, and no client of its own;
-* ``refused``, ``failed``, ``left``: ``reason``; ``failed`` also ``stage``.
+* ``refused``, ``failed``, ``declined``, ``left``: ``reason``; ``failed`` also ``stage``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedvision.data.image_counts import ImageCounts
 from fedvision.files import append_line, json_line, read_lines, recording
 
 JOINED, LEFT, REPORTED = "joined", "left", "reported images"
-REFUSED, REVOKED, FAILED = "refused", "revoked", "failed"
+REFUSED, REVOKED, FAILED, DECLINED = "refused", "revoked", "failed", "declined"
 SERVER, OPERATOR = "server", "operator"
 FILE = "members.jsonl"
 """The register's name in a run folder."""
@@ -45,7 +45,7 @@ class Member:
     key: str = ""
     """Fingerprint of its public key, as ``ssh-keygen -lf`` prints it."""
     status: str = REFUSED
-    """``joined``, ``left``, ``refused`` or ``revoked``."""
+    """``joined``, ``left``, ``declined``, ``refused`` or ``revoked``."""
     reason: str = ""
     """Why it is not ``joined``."""
     node: int = 0
@@ -122,6 +122,12 @@ class MemberRegister:
         if known is None or (known.status, known.reason, known.key) != (REFUSED, reason, key):
             self._add(REFUSED, by, client, name, key, reason=reason)
 
+    def declined(self, client: int, name: str, key: str, reason: str) -> None:
+        """Note that the policy of a client's owner does not allow a task; said again, it adds nothing."""
+        known = self.members.get(client)
+        if known is None or (known.status, known.reason) != (DECLINED, reason):
+            self._add(DECLINED, name, client, name, key, reason=reason)
+
     def failed(self, client: int, stage: str, reason: str) -> None:
         """Note that a client gave no usable answer in this round; a round played again adds nothing."""
         if (member := self.members.get(client)) and (
@@ -168,5 +174,8 @@ class MemberRegister:
                 facts["image_counts"] = None
             member = replace(member, status=JOINED, **facts)
         else:
-            member = replace(member, status=what, reason=line["reason"])
+            # Who was refused and now declines must report its images anew when it joins.
+            again = what == DECLINED and member.status == REFUSED
+            sharing = "" if again else member.sharing
+            member = replace(member, status=what, reason=line["reason"], sharing=sharing)
         self.members[client] = member

@@ -159,7 +159,7 @@ def write_images(folder: Path) -> None:
 
 @pytest.mark.long
 def test_the_commands_of_an_unpacked_kit_work_against_a_real_server(tmp_path: Path) -> None:
-    """Certificates with kits, a server, the doctor and the client: each as a process, as people start them."""
+    """Certificates with kits, a server, the doctor and the client: each as a process."""
     program = [sys.executable, "-m", "fedvision.cli.main"]
     private, public = free_ports(2)
     make_kits = ["certificates", "pki", "--host", "localhost", "--clients", "north", "--kit"]

@@ -143,6 +143,8 @@ class Deployment(RunRecorder):
     def _record_members(self, record: Mapping[str, Any]) -> None:
         """Write who failed in a round, and how the images are spread if a client joined or reported more."""
         for item in record["refused"]:
+            if item["kind"] == "declined":
+                continue  # the registry wrote it down when it was said
             self._register.failed(item["client"], item["stage"], item["reason"])
         if self._members is not None and len(self._register.lines) > self._reported:
             self._record_spread(self._members)
@@ -200,7 +202,15 @@ class Deployment(RunRecorder):
         measured = self.config.evaluation.with_training
         expected = expected_replies(self.experiment.updates, counts, measured=measured)
         grid = SuperLinkGrid(
-            link, expected, members.numbers, restore, self._on_client_notice, members.has, self._saved
+            link,
+            expected,
+            members.numbers,
+            restore,
+            self._on_client_notice,
+            members.has,
+            self._saved,
+            members=members.__len__,
+            on_declined=members.declined,
         )
         with Heartbeat(link) as heartbeat, _outcome(link):
             members.least = wait_for
