@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import __version__, registry, stages, streams
-from fedvision.cli import approve, certificates, closed_form, compress, deployment, doctor, model, new
+from fedvision.cli import approve, certificates, closed_form, compress, deployment, doctor, model, new, runs
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.families import family_of
@@ -27,6 +27,7 @@ INTERRUPTED = 130
 VERBS = {
     "simulate, on this machine": ("simulate",),
     "deploy, across machines": ("server", "submit", "client", "approve"),
+    "operate": ("runs", "status", "stop"),
     "look at": ("inspect", "report", "list"),
     "use a model": ("predict", "evaluate", "prune", "unlearn", "include", "request-sums", "sums"),
     "set up": ("new", "certificates", "doctor"),
@@ -114,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     approve.add(verbs)
     certificates.add(verbs)
     doctor.add(verbs)
+    runs.add(verbs)
 
     names = verbs.add_parser("list", description="show the options of `use =`")
     names.add_argument("kind", nargs="?", choices=sorted(registry.BUILTINS), help="only this kind")

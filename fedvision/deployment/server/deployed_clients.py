@@ -63,6 +63,7 @@ class DeployedClientRegistry:
         needed: Whether the experiment's loss rests on the federation's class counts.
         several_labels: Whether an image may have several labels.
         authorities: Who vouches for clients that mask their counts; none leaves that to the clients.
+        between_rounds: Is called while no round is under way, also while clients are waited for; may raise.
     """
 
     def __init__(
@@ -77,9 +78,11 @@ class DeployedClientRegistry:
         needed: bool = False,
         several_labels: bool = False,
         authorities: Sequence[Certificate] = (),
+        between_rounds: Callable[[], None] = lambda: None,
     ) -> None:
         self._register, self._classes, self._notify, self._note = register, classes, notify, note
         self._registered, self._needed, self._several_labels = registered, needed, several_labels
+        self._between_rounds = between_rounds
         self._by_name = {name: client for client, name in register.names.items()}
         sums = [MaskedSum.from_table(line) for line in register.sums]
         self._masked = MaskedSums(run, classes, sums, authorities, several_labels=several_labels)
@@ -170,6 +173,8 @@ class DeployedClientRegistry:
         last_notice = float("-inf")
         while True:
             online = grid.names()
+            if not self.settled:
+                self._between_rounds()
             if not self.settled and (len(online) >= self.least or len(self) >= self.least):
                 self._admit(grid, online)
             members = self._joined() - self._not_seen_yet(online) - self._declining(online)

@@ -46,6 +46,7 @@ from fedvision.models.state import digest
 from fedvision.runs.events import named
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.run_recorder import RunRecorder
+from fedvision.runs.stop_request import StoppedByOperator
 from fedvision.stages import stage
 from fedvision.tasks.base import build_task
 from fedvision.training.evaluate import Evaluation
@@ -88,7 +89,7 @@ class Deployment(RunRecorder):
         Raises:
             RunError: The run failed, or the SuperLink stayed away.
         """
-        with self.interruption:
+        with self.interruption, self.stop:
             self.resume()
             if process is not None:
                 stage("starting the SuperLink")
@@ -121,7 +122,11 @@ class Deployment(RunRecorder):
         """Write a round's line; its checkpoint is written while the next round's messages are made."""
         self._saved()
         self._record_members(record)
-        super().round_done(record, seconds, state)
+        try:
+            super().round_done(record, seconds, state)
+        except StoppedByOperator:
+            self._saved()
+            raise
         if self._members is not None:
             self._register.round, self._members.settled = self.done + 1, False
 
@@ -195,6 +200,7 @@ class Deployment(RunRecorder):
             needed=self.config.loss.prior == "global",
             several_labels=task.several_labels,
             authorities=read_certificates(place.roots) if place.roots else (),
+            between_rounds=self.stop.check,
         )
         restore = _Restoring(process, self.note, self.progress.note)
         self._remember(flower_run=self._start(link, restore, facts))
