@@ -154,7 +154,8 @@ def page_text(page: Mapping[str, Any]) -> str:
         for one in page["members"]:
             last = f"round {one['last_round']}" if one["last_round"] else "–"
             table.add(one["name"], _state_of(one, page["late"]), last, one["since"][:19].replace("T", " "))
-        parts += ["", table]
+        reasons = [f"{one['name']}: {one['reason']}" for one in page["members"] if one["reason"]]
+        parts += ["", table, *reasons]
     else:
         parts.append(f"{plural(page['clients'], 'client')} in the last round")
     if page["events"]:
@@ -172,10 +173,8 @@ def _ahead(page: Mapping[str, Any]) -> str:
 
 
 def _state_of(member: Mapping[str, Any], late: Sequence[str]) -> str:
-    text = "here" if member["status"] == "joined" else member["status"]
-    if member["name"] in late:
-        text += ", late"
-    return f"{text}: {member['reason']}" if member["reason"] else text
+    text = "here" if member["status"] == "joined" else str(member["status"])
+    return f"{text}, late" if member["name"] in late else text
 
 
 def _member(member: Member, records: Sequence[Record], since: Mapping[int, str]) -> Record:
