@@ -27,7 +27,7 @@ INTERRUPTED = 130
 VERBS = {
     "simulate, on this machine": ("simulate",),
     "deploy, across machines": ("server", "submit", "client", "approve"),
-    "operate": ("runs", "status", "stop"),
+    "operate": ("runs", "status", "stop", "audit"),
     "look at": ("inspect", "report", "list"),
     "use a model": ("predict", "evaluate", "prune", "unlearn", "include", "request-sums", "sums"),
     "set up": ("new", "certificates", "doctor"),

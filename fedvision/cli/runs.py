@@ -1,13 +1,16 @@
-"""``fedvision runs``, ``status`` and ``stop``: what an operator does with runs from another terminal."""
+"""``fedvision runs``, ``status``, ``stop`` and ``audit``: an operator's view of runs, from any terminal."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvision.errors import RunFolderError
+from fedvision.errors import ConfigError, RunError, RunFolderError
+from fedvision.formatting import plural
 from fedvision.streams import show
 
 if TYPE_CHECKING:
@@ -35,6 +38,15 @@ def add(verbs: Verbs) -> None:
     stop.add_argument("run", type=Path, metavar="RUN", help="run folder")
     stop.add_argument("--now", action="store_true", help="give the present round up, as Ctrl-C does")
     stop.set_defaults(call=_stop)
+
+    audit = verbs.add_parser("audit", description="check and print who joined and what was refused")
+    audit.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    audit.add_argument("--client", dest="of_client", metavar="NAME", help="only lines about this client")
+    audit.add_argument(
+        "--noted", metavar="DIGEST", help="check that the log still holds a line noted earlier"
+    )
+    audit.add_argument("--json", action="store_true", help="the lines as they are")
+    audit.set_defaults(call=_audit)
 
 
 def _runs(options: argparse.Namespace) -> None:
@@ -74,3 +86,40 @@ def _stop(options: argparse.Namespace) -> None:
         f"{state.name} was asked to end {when}; `fedvision status {options.run}` shows whether it has, and "
         "the command that began it goes on with it"
     )
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from fedvision.files import json_line
+    from fedvision.reporting.audit_text import audit_line
+    from fedvision.runs.audit_log import FILE, read_audit
+    from fedvision.runs.folder import RunFolder
+
+    file = RunFolder.read(options.run).path / FILE
+    found = read_audit(file)
+    lines = [line for line in found.lines if options.of_client in (None, line["client"])]
+    text = [json_line(line).rstrip("\n") if options.json else audit_line(line) for line in lines]
+    if text:
+        show("\n".join(text))
+    if found.broken:
+        raise RunError(
+            f"{file}: line {found.broken} does not follow from the one before it: a line was changed, "
+            "removed or put in; nothing from there on can be relied upon"
+        )
+    if options.noted is not None:
+        check_noted(file, options.noted, found.digests)
+    if not options.json:
+        last = found.digests[-1] if found.digests else "none"
+        show(f"{plural(len(found.digests), 'line')}, each follows from the one before it; the last is {last}")
+
+
+def check_noted(file: Path, noted: str, digests: Sequence[str]) -> None:
+    """Check that a log still holds the line of a digest.
+
+    Raises:
+        RunError: It does not.
+        ConfigError: The text is no such digest.
+    """
+    if not re.fullmatch(r"[0-9a-f]{64}", noted):
+        raise ConfigError("--noted: name the 64 digits that `fedvision audit` printed")
+    if noted not in digests:
+        raise RunError(f"{file}: the line that was noted is not in it: the log was cut short or written anew")

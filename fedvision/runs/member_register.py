@@ -18,7 +18,7 @@ record, the report and the terminal read it. A line is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,6 +85,8 @@ class MemberRegister:
         """The lines with sums over masked clients."""
         self.round = 0
         """Stands in every line that is added."""
+        self.on_added: Callable[[Mapping[str, Any]], None] = lambda line: None
+        """Is called with every line that is added, for the audit log."""
         self._failures: set[tuple[int, int, str, str]] = set()
         for line in read_lines(file):
             self._take(line)
@@ -153,6 +155,7 @@ class MemberRegister:
         with recording("the register of members", self._file):
             append_line(self._file, json_line(line))
         self._take(line)
+        self.on_added(line)
 
     def _take(self, line: dict[str, Any]) -> None:
         """Bring what follows from the lines up to one line more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from fedvision.deployment import certificates
 from fedvision.deployment.client import connectivity, daemon
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.training_process import TrainingProcess
+from fedvision.deployment.server.access_log import FILE as ACCESS
+from fedvision.deployment.server.keyring import fingerprint, read_public_key
 from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused, RunEnded
 from fedvision.errors import ConfigError, RunError
 from tests.deployment.server.certificate_dates import make_at
@@ -79,6 +82,9 @@ def test_an_unknown_key_is_a_sentence_on_both_sides(
     text = refused(strangers / "clients/stranger", tmp_path, address, root_certificate=roots)
     assert "The server does not know this client's key; send the .pub file" in text
     assert "The server does not know this client's key" in server.log.read_text()
+    key = fingerprint(read_public_key(strangers / "server/clients/stranger.pub"))
+    found = [json.loads(line) for line in (server.place.state / ACCESS).read_text().splitlines()]
+    assert ("refused", "127.0.0.1", key) in [(one["what"], one["address"], one["key"]) for one in found]
 
 
 def test_a_stranger_authority_is_a_sentence_on_both_sides(

@@ -14,6 +14,8 @@ from fedvision.deployment.server import deployed_clients as module
 from fedvision.engines.local_grid import LocalGrid
 from fedvision.files import read_lines
 from fedvision.flower import codec, internals
+from fedvision.runs.audit_log import FILE as AUDIT
+from fedvision.runs.audit_log import read_audit
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.member_register import MemberRegister
 from tests.deployment.server.machines import WAIT_S, machines
@@ -159,5 +161,17 @@ def test_a_client_that_declines_in_mid_run_is_named_at_both_ends_and_the_run_goe
         assert (line["name"], line["reason"], line["round"]) == ("south", reason, 2)
         assert f"south (1) declines: {reason}" in here.log("server")
         assert f"train: declined: {reason}" in here.log("south")
+        audit = read_audit(here.out / AUDIT)
+        assert audit.broken == 0
+        about = [
+            (one["what"], one["by"], one.get("address")) for one in audit.lines if one["client"] == "south"
+        ]
+        assert about == [
+            ("connected", "south", "127.0.0.1"),
+            ("joined", "south", "127.0.0.1"),
+            ("reported images", "south", "127.0.0.1"),
+            ("declined", "south", "127.0.0.1"),
+        ]
+        assert [one["what"] for one in audit.lines if one["client"] is None] == ["run began", "run finished"]
         (own,) = read_lines(tmp_path / "state-south" / DECLINED_FILE)
         assert (own["experiment"], own["reason"]) == ("two", reason)
