@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvision import registry
-from fedvision.cli.announcement import announce
+from fedvision import log_format, registry
+from fedvision.cli.announcement import add_log_format, announce
 from fedvision.errors import ConfigError, FedVisionError, RunExpired
 from fedvision.formatting import plural
 from fedvision.interruption import treat_termination_as_ctrl_c
@@ -58,6 +58,7 @@ def add(verbs: Verbs) -> None:
     client = verbs.add_parser("client", description="join a federation with this machine's images")
     client.add_argument("client", type=Path, metavar="CLIENT", help="TOML file of this machine")
     client.add_argument("--superlink", metavar="HOST:PORT", help="another address than the file's")
+    add_log_format(client)
     client.set_defaults(call=_client, again="the same command joins again")
 
 
@@ -76,6 +77,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars")
     parser.add_argument("--mlflow", default="", metavar="STORE", help="also write to MLflow, a URL or a file")
+    add_log_format(parser)
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="training.lr=0.1"
     )
@@ -155,6 +157,7 @@ def _check_transport(module: str) -> None:
     from fedvision.deployment.transport.self_check import require_transport
 
     require_transport(module)
+    log_format.adopt("flwr", "uvicorn", "httpx", "httpcore")
 
 
 def _run(
@@ -249,11 +252,12 @@ def _stay(process: SuperlinkProcess) -> None:
 
 
 def _client(options: argparse.Namespace) -> None:
-    _log_to_standard_error()
     from fedvision.deployment.client.config import ClientMachineConfig
 
+    _log_to_standard_error()
     overrides = [f"superlink.address={json.dumps(options.superlink)}"] if options.superlink else []
     config = ClientMachineConfig.load(options.client, overrides)
+    log_format.use(options.log_format, client=config.name)
     show(f"{config.name} is starting; its server is {config.superlink.address}")
     _check_data(options.client, config)
     _check_transport("internals_fleet")
@@ -295,8 +299,7 @@ def _check_data(file: Path, config: ClientMachineConfig) -> None:
 
 
 def _log_to_standard_error() -> None:
-    log = logging.getLogger("fedvision.deployment")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    log.propagate = False
+    if not log_format.is_json():  # which the root's handler writes
+        log = logging.getLogger("fedvision.deployment")
+        log.addHandler(log_format.handler())
+        log.propagate = False

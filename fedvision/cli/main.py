@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvision import __version__, registry, stages, streams
-from fedvision.cli import approve, certificates, closed_form, compress, deployment, doctor, model, new, runs
+from fedvision.cli import __version__, certificates, closed_form, compress, deployment, doctor, log_format, model, new, registry, runs, stages, streams
+from fedvision.cli import approve
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.families import family_of
@@ -40,21 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     streams.prepare()
     options = parser().parse_args(argv)
+    log_format.use(getattr(options, "log_format", "text"))
     try:
         options.call(options)
     except ConfigError as error:
-        complain(f"fedvision: {_placed(error, options)}")
+        complain(f"fedvision: {_placed(error, options)}", level="error", kind="error")
         return 2
     except FedVisionError as error:
-        complain(f"fedvision: {error}")
+        complain(f"fedvision: {error}", level="error", kind="error")
         return 1
     except KeyboardInterrupt:
         if argv is None:
             deafen()
-        complain(f"\nfedvision: stopped; {getattr(options, 'again', _AGAIN)}")
+        again = getattr(options, "again", _AGAIN)
+        complain(f"\nfedvision: stopped; {again}", level="warning", kind="stopped")
         return INTERRUPTED
     finally:
         stages.unfollow()
+        log_format.use("text")
     return 0
 
 

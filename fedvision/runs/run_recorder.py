@@ -254,8 +254,8 @@ class RunRecorder:
     def _show(self, record: Mapping[str, Any]) -> list[Event]:
         """Show what happened in a round."""
         found = round_events(record, self.names(), buffered=self.config.round.buffer > 0)
-        for line in shown(found):
-            self.progress.note(line)
+        for place, line in enumerate(shown(found)):
+            self.progress.note(line, {"round": found[place].round, "client": found[place].client})
         return found
 
     def note(self, sentence: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import io
+import json
 import os
 import re
 import shlex
@@ -182,11 +183,15 @@ def test_the_commands_of_an_unpacked_kit_work_against_a_real_server(tmp_path: Pa
         assert checked.returncode == 0, checked.stdout + checked.stderr
         assert "FAIL" not in checked.stdout
         assert "60 training images of 8 x 8 x 1" in checked.stdout
-        client = subprocess.Popen([*program, *join], cwd=folder, stderr=subprocess.DEVNULL)
+        with (tmp_path / "client.log").open("wb") as log:
+            client = subprocess.Popen([*program, *join, "--log-format", "json"], cwd=folder, stderr=log)
         assert server.wait(WAIT_S) == 0, log_file.read_text()
         assert "finished, 2 of 2 rounds, 1 client" in log_file.read_text()
         client.send_signal(signal.SIGTERM)
         assert client.wait(WAIT_S) == 0
+        said = [json.loads(line) for line in (tmp_path / "client.log").read_text().splitlines()]
+        assert {line["client"] for line in said} == {"north"}
+        assert any(line["message"].startswith("train: done") for line in said)
     finally:
         for process in filter(None, (server, client)):
             process.kill()

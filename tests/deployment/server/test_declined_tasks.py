@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,7 @@ def test_a_client_that_declines_in_mid_run_is_named_at_both_ends_and_the_run_goe
     """South's owner allows one round: it trains in the first, declines the second, and is then left out."""
     text = EXPERIMENT.format(rounds=3, epochs=1, strategy="fedavg")
     with machines(tmp_path, pki, text) as here:
-        server = here.server()
+        server = here.server("--log-format", "json")
         here.client("north", "policy = { min_clients = 2 }")
         here.client("south", "policy = { max_rounds = 1 }")
         assert server.wait(WAIT_S) == 0, here.log("server")
@@ -160,6 +161,11 @@ def test_a_client_that_declines_in_mid_run_is_named_at_both_ends_and_the_run_goe
         (line,) = [line for line in read_lines(here.out / "members.jsonl") if line["what"] == "declined"]
         assert (line["name"], line["reason"], line["round"]) == ("south", reason, 2)
         assert f"south (1) declines: {reason}" in here.log("server")
+        # Standard output, with the result's table, goes to the same file.
+        said = [json.loads(line) for line in here.log("server").splitlines() if line.startswith("{")]
+        assert [line["round"] for line in said if line["kind"] == "round"] == [1, 2, 3]
+        (event,) = [line for line in said if line.get("client")]
+        assert (event["round"], event["client"], event["level"]) == (2, "south (1)", "info")
         assert f"train: declined: {reason}" in here.log("south")
         audit = read_audit(here.out / AUDIT)
         assert audit.broken == 0
