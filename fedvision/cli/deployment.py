@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from fedvision import log_format, registry
 from fedvision.cli.announcement import add_log_format, announce
+from fedvision.cli.queue import MODULES, serve
 from fedvision.errors import ConfigError, FedVisionError, RunExpired
 from fedvision.formatting import plural
 from fedvision.interruption import treat_termination_as_ctrl_c
@@ -39,7 +40,10 @@ _PRIVATE, _PUBLIC, _STATE = "127.0.0.1:8000", "0.0.0.0:8443", Path("superlink")
 def add(verbs: Verbs) -> None:
     """Add the verbs to the command line."""
     server = verbs.add_parser("server", description="run an experiment on the machines that own the images")
-    _add_run(server)
+    _add_run(server, nargs="?")
+    server.add_argument(
+        "--queue", type=Path, metavar="QUEUE", help="run what `fedvision queue` adds to this folder, in turn"
+    )
     server.add_argument(
         "--clients", type=Path, metavar="DIR", help="folder of NAME.pub (default: TLS/clients)"
     )
@@ -62,8 +66,8 @@ def add(verbs: Verbs) -> None:
     client.set_defaults(call=_client, again="the same command joins again")
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="TOML file")
+def _add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("experiment", type=Path, nargs=nargs, metavar="EXPERIMENT", help="TOML file")
     parser.add_argument(
         "--wait-for", type=int, default=1, metavar="N", help="clients to begin with (default: 1)"
     )
@@ -86,7 +90,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _server(options: argparse.Namespace) -> None:
     from fedvision.deployment.server.options import SuperlinkOptions
 
-    config = _read(options)
+    if (options.experiment is None) == (options.queue is None):
+        raise ConfigError("server: name an experiment's TOML file, or a queue of experiments with --queue")
+    config = _read(options) if options.queue is None else None
     tls, clients = options.tls, options.clients or (options.tls and options.tls / "clients")
     if options.insecure and not clients:
         raise ConfigError("--clients: name the folder with one NAME.pub a client")
@@ -105,7 +111,27 @@ def _server(options: argparse.Namespace) -> None:
     _check_transport("internals_run")
     from fedvision.deployment.server.superlink_process import SuperlinkProcess
 
-    _run(config, options, place, SuperlinkProcess(place, keep=options.keep))
+    if config is None:
+        _serve_queue(options, SuperlinkProcess(place, keep=True))
+    else:
+        _run(config, options, place, SuperlinkProcess(place, keep=options.keep))
+
+
+def _serve_queue(options: argparse.Namespace, process: SuperlinkProcess) -> None:
+    """Run what stands in a queue, until somebody ends this process."""
+    from fedvision.runs.folder_lock import claimed
+
+    treat_termination_as_ctrl_c()
+    with claimed(process.place.state, "name another one with --state"):
+        place = process.open()
+        tls = ["--tls", str(place.tls)] if place.tls else []
+        log = ["--log-format", options.log_format]
+        try:
+            serve(
+                options.queue, process, ["--private", place.private, "--state", str(place.state), *tls, *log]
+            )
+        finally:
+            process.stop()
 
 
 def _submit(options: argparse.Namespace) -> None:
@@ -146,7 +172,7 @@ def _read(options: argparse.Namespace) -> ExperimentConfig:
 
     if options.wait_for < 1:
         raise ConfigError(f"--wait-for must be >= 1, not {options.wait_for}")
-    registry.allow_folder(options.experiment.parent)
+    registry.allow_folder(Path(os.environ.get(MODULES) or options.experiment.parent))
     config = ExperimentConfig.load(options.experiment, options.overrides)
     announce(f"{options.experiment}, {plural(config.rounds, 'round')}")
     return config

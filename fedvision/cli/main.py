@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvision.cli import __version__, certificates, closed_form, compress, deployment, doctor, log_format, model, new, registry, runs, stages, streams
+from fedvision.cli import __version__, certificates, closed_form, compress, deployment, doctor, log_format, model, new, queue, registry, runs, stages, streams
 from fedvision.cli import approve
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
@@ -27,7 +27,7 @@ INTERRUPTED = 130
 VERBS = {
     "simulate, on this machine": ("simulate",),
     "deploy, across machines": ("server", "submit", "client", "approve"),
-    "operate": ("runs", "status", "stop", "audit"),
+    "operate": ("runs", "status", "stop", "audit", "queue"),
     "look at": ("inspect", "report", "list"),
     "use a model": ("predict", "evaluate", "prune", "unlearn", "include", "request-sums", "sums"),
     "set up": ("new", "certificates", "doctor"),
@@ -119,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     certificates.add(verbs)
     doctor.add(verbs)
     runs.add(verbs)
+    queue.add(verbs)
 
     names = verbs.add_parser("list", description="show the options of `use =`")
     names.add_argument("kind", nargs="?", choices=sorted(registry.BUILTINS), help="only this kind")
