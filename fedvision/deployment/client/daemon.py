@@ -321,8 +321,7 @@ class ClientDaemon:
         self._expected.get(kind, Expected()).check(layout)
         # Beside the rounds, a server asks anew for what may have changed: what this machine has and shares.
         request_id = "" if kind in _ROUND_TYPES else incoming.head.metadata.message_id
-        # Who else takes part may change while the task stays the same.
-        task = _digest(facts.run, kind, replace(layout, members=0), [*incoming.pieces, request_id])
+        task = _digest(facts.run, kind, layout, [*incoming.pieces, request_id])
         if stored := reply.layout(task):
             log.warning("%s: this task was done before; the same reply is sent", kind)
             if self._twice:
@@ -387,5 +386,6 @@ class ClientDaemon:
 
 
 def _digest(run: str, kind: str, layout: MessageHeader, details: list[str]) -> str:
-    """Return what is the same for two messages with the same task."""
+    """Return what is the same for two messages with the same task, whoever takes part by now."""
+    layout = replace(layout, members=0)
     return hashlib.sha256("\n".join([run, kind, layout.to_text(), *details]).encode()).hexdigest()

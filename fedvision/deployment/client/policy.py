@@ -25,7 +25,7 @@ from fedvision.files import append_line, json_line, read_json, replace_file
 from fedvision.formatting import duration, plural
 
 DECLINED_FILE = "declined.jsonl"
-"""The client's record of what it declined: a line for each new reason."""
+"""The client's record of what it declined: a line for each reason of a run, once a day."""
 _TRAINED_FILE = "trained.json"
 _TRAIN = "train"
 _RUNS = 1000
@@ -53,7 +53,7 @@ class Policy:
         self.config, self._state, self._now = config, state, now
         self._hours = Hours.of(config)
         self._approvals = Approvals(state, ask)
-        self._last: tuple[str, str] = ("", "")
+        self._recorded: set[tuple[str, str, str]] = set()
 
     def check(self, manifest: RunManifest, kind: str, members: int) -> None:
         """Check that a task may begin now.
@@ -158,11 +158,13 @@ class Policy:
         return {run: int(count) for run, count in read_json(self._state / _TRAINED_FILE).items()}
 
     def _record(self, manifest: RunManifest, kind: str, error: Declined) -> None:
-        """Write down what was declined; a server that asks again is written down once."""
-        last, self._last = self._last, (manifest.run, str(error))
-        if last == self._last:
+        """Write down what was declined; a server that asks again is written down once a day."""
+        time = self._now().astimezone(UTC).isoformat(timespec="seconds")
+        key = (time[:10], manifest.run, str(error))
+        if key in self._recorded:
             return
-        line: dict[str, Any] = {"time": self._now().astimezone(UTC).isoformat(timespec="seconds")}
+        self._recorded = {one for one in self._recorded if one[0] == time[:10]} | {key}
+        line: dict[str, Any] = {"time": time}
         line |= {"run": manifest.run, "experiment": manifest.config.name, "task": kind, "reason": str(error)}
         with suppress(OSError):  # of a full disk the log tells
             append_line(self._state / DECLINED_FILE, json_line(line))

@@ -23,6 +23,7 @@ from fedvision.deployment.client.training_process import TrainingProcess
 from fedvision.deployment.server.access_log import FILE as ACCESS
 from fedvision.deployment.server.keyring import fingerprint, read_public_key
 from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused, RunEnded
+from fedvision.deployment.transport.message_format import MessageHeader
 from fedvision.errors import ConfigError, RunError
 from tests.deployment.server.certificate_dates import make_at
 from tests.deployment.server.processes import Running, eventually, superlink
@@ -332,3 +333,14 @@ def test_the_log_says_what_memory_a_task_took() -> None:
     text = daemon.memory_text({"process": 712_000_000, "device": 5_000_000_000})
     assert text == ", so far at most 712 MB of main memory, so far at most 5 GB of the GPU's memory"
     assert daemon.memory_text({}) == ""
+
+
+def test_a_task_is_the_same_whoever_takes_part_by_now() -> None:
+    """A server that is started again may count others than before; the client does not train again for that."""
+
+    def digest(members: int, client: int = 0) -> str:
+        layout = MessageHeader(client=client, members=members)
+        return daemon._digest("ab12", "train", layout, ["x"])
+
+    assert digest(2) == digest(3)
+    assert digest(2) != digest(2, client=1)

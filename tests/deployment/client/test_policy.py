@@ -132,12 +132,19 @@ def test_at_a_terminal_the_owner_is_asked_once(answer: str, status: str, tmp_pat
 
 def test_what_is_declined_is_written_down_once_for_each_reason(tmp_path: Path) -> None:
     held = policy(tmp_path, max_rounds=1, min_clients=3)
+    other = RunManifest(run="cd34", experiment=TEXT, classes=("a",), image=(8, 8, 1))
     for _ in range(3):
         declined(held, members=2)
+        with pytest.raises(Declined):
+            held.check(other, "train", 2)
     held.trained("ab12")
     declined(held, members=3)
     lines = read_lines(tmp_path / DECLINED_FILE)
-    assert [line["reason"][:14] for line in lines] == ["the server say", "it has trained"]
+    assert [(line["run"], line["reason"][:14]) for line in lines] == [
+        ("ab12", "the server say"),
+        ("cd34", "the server say"),
+        ("ab12", "it has trained"),
+    ]
     assert lines[0] | {"reason": ""} == {
         "time": "2026-07-01T12:00:00+00:00",
         "run": "ab12",
