@@ -336,7 +336,7 @@ def test_the_log_says_what_memory_a_task_took() -> None:
 
 
 def test_a_task_is_the_same_whoever_takes_part_by_now() -> None:
-    """A server that is started again may count others than before; the client does not train again for that."""
+    """A server that is started again may count others than before; that is no reason to train again."""
 
     def digest(members: int, client: int = 0) -> str:
         layout = MessageHeader(client=client, members=members)
