@@ -11,8 +11,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvision.cli import __version__, certificates, closed_form, compress, deployment, doctor, log_format, model, new, queue, registry, runs, stages, streams
-from fedvision.cli import approve
+from fedvision import __version__, log_format, registry, stages, streams
+from fedvision.cli import (
+    approve,
+    certificates,
+    closed_form,
+    compress,
+    deployment,
+    doctor,
+    model,
+    new,
+    queue,
+    runs,
+)
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.families import family_of

@@ -323,5 +323,6 @@ def test_the_command_is_installed_and_frozen() -> None:
         "folder", "host", "clients", "days", "mutual_tls", "kit", "client", "client_overrides", "trains",
         "wait_for", "tls", "private", "public", "state", "insecure", "client_certificates", "keep",
         "superlink", "name", "source", "run", "images", "csv", "jsonl", "data", "part", "json", "device",
-        "sums", "request", "rounds", "mlflow", "requested", "refuse", "now", "of_client", "noted", "log_format", "action", "queue",
+        "sums", "request", "rounds", "mlflow", "requested", "refuse", "now",
+        "of_client", "noted", "log_format", "action", "queue",
     }  # fmt: skip
