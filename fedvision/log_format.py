@@ -39,6 +39,7 @@ def use(name: str, **fields: Any) -> None:
         os.environ[_VARIABLE] = name
         sys.excepthook = _report
         logging.root.handlers[:] = [handler()]
+        adopt("fedvision.deployment")
         logging.captureWarnings(True)
     elif is_json():
         del os.environ[_VARIABLE]
