@@ -107,7 +107,7 @@ def simulate(
         folder = open_folder(built.config, path, resume)
         run = Simulation(built, folder, progress=progress, write_pages=pages, threads=threads)
         initial = dict(run.state) if names else {}
-        with run.interruption:
+        with run.interruption, run.stop:
             try:
                 state = run.run(carrier)
             except (FedVisionError, KeyboardInterrupt) as error:
@@ -148,8 +148,10 @@ def open_folder(config: ExperimentConfig, out: str | Path | None, resume: bool) 
         RunFolderError: It is there and not to be resumed, is another experiment's, or cannot be written.
     """
     from fedvision.runs.folder import RunFolder
+    from fedvision.runs.stop_request import withdraw
 
     path = Path(out) if out is not None else default_folder(config.name, resume)
+    withdraw(path)  # made of a process that was killed: whoever opens a folder holds its lock
     folder = RunFolder.resume(path, config) if resume else RunFolder.create(path, config)
     plugins = registry.allowed_folder()
     folder.note_invocation({"folder": os.getcwd(), "modules": [] if plugins is None else [str(plugins)]})

@@ -25,7 +25,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.errors import FedVisionError, RunError
 from fedvision.experiment import prepare_process
 from fedvision.interruption import Interruption, deafen, treat_termination_as_ctrl_c
-from fedvision.runs.displays import Display, NoDisplay, ParallelDisplays
+from fedvision.runs.displays import NO_FIELDS, Display, Fields, NoDisplay, ParallelDisplays
 
 _PRELOADED = ("fedvision.simulation", "fedvision.flower.strategy", "fedvision.reporting.html")
 _FORKS = "forkserver" in multiprocessing.get_all_start_methods()
@@ -187,7 +187,7 @@ class _SentDisplay:
         """Send it on."""
         self._send("round", round, rounds, figures, took, left)
 
-    def message(self, text: str) -> None:
+    def message(self, text: str, fields: Fields = NO_FIELDS) -> None:
         """Send it on."""
         self._send("message", text)
 

@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
+from fedvision import log_format
 from fedvision.errors import OutputError
 
 _ERRORS = "fedvision.plain"
@@ -52,8 +53,16 @@ def show(text: str, recorded: str = "") -> None:
         ) from error
 
 
-def complain(text: str) -> None:
-    """Print a text on standard error, where that can be written."""
+def complain(text: str, *, level: str = "info", kind: str = "note") -> None:
+    """Print a text on standard error, where that can be written.
+
+    Args:
+        text: The text.
+        level: As ``log_format.line`` takes it; like ``kind`` it is said where logs are JSON alone.
+        kind: What the text is about.
+    """
+    if log_format.is_json():
+        text = log_format.line(level, kind, text)
     print(text, file=Lenient.of(sys.stderr), flush=True)
 
 

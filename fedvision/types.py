@@ -59,8 +59,9 @@ class LazyHalves(Protocol):
         """Return the numbers of the images that a client trains on, at least one, and measures on."""
 
 
-Rejection = Literal["refused", "failed", "unused"]
-"""Why a reply is not used: of what is in it; it is an error, or did not come; too few others came with it."""
+Rejection = Literal["refused", "failed", "declined", "unused"]
+"""Why a reply is not used: of what is in it; it is an error, or did not come; its owner's policy does not
+allow the task; too few others came with it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ BASE = {
         "memory",
         "files",
         "formatting",
+        "log_format",
         "ranges",
         "tables",
         "config",

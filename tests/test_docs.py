@@ -99,7 +99,9 @@ def examples() -> list[tuple[str, str]]:
 
 def is_of_a_client(table: dict[str, Any]) -> bool:
     """Separate keys of a client's file from an experiment's."""
-    return bool(table.keys() & {"share", "superlink", "plugins", "memory_limit"}) or "label_map" in str(table)
+    return bool(
+        table.keys() & {"share", "superlink", "plugins", "memory_limit", "policy"}
+    ) or "label_map" in str(table)
 
 
 def with_defaults(defaults: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def test_every_toml_is_one_of_an_experiment_or_of_a_client(page: str, block: str
     table = tomllib.loads(block)
     table.pop("sweep", None)
     data: dict[str, Any] = {"use": "digits"}
-    if table.keys() & {"share", "superlink", "plugins", "memory_limit"} or "label_map" in table.get(
+    if table.keys() & {"share", "superlink", "plugins", "memory_limit", "policy"} or "label_map" in table.get(
         "data", ()
     ):
         link = {"address": "fl.example.org:8443", "key": "client.key", "root_certificate": "ca.crt"}

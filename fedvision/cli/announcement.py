@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fedvision import __version__, stages
+import argparse
+from functools import partial
+
+from fedvision import __version__, log_format, stages
 from fedvision.streams import complain
 
 
@@ -15,5 +18,15 @@ def announce(what: str) -> None:
     Args:
         what: The file that was read and what it asks for, in a few words.
     """
-    complain(f"fedvision {__version__}: {what}")
-    stages.follow(complain)
+    complain(f"fedvision {__version__}: {what}", kind="stage")
+    stages.follow(partial(complain, kind="stage"))
+
+
+def add_log_format(parser: argparse.ArgumentParser) -> None:
+    """Add the option to a verb that runs for long; the command line heeds it for every verb that has it."""
+    parser.add_argument(
+        "--log-format",
+        choices=log_format.FORMATS,
+        default="text",
+        help="of standard error: text, or json, an object a line (default: text)",
+    )

@@ -14,13 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvision import registry
-from fedvision.cli.announcement import announce
+from fedvision import log_format, registry
+from fedvision.cli.announcement import add_log_format, announce
+from fedvision.cli.queue import MODULES, serve
 from fedvision.errors import ConfigError, FedVisionError, RunExpired
 from fedvision.formatting import plural
 from fedvision.interruption import treat_termination_as_ctrl_c
 from fedvision.stages import stage
-from fedvision.streams import show
+from fedvision.streams import complain, show
 
 if TYPE_CHECKING:
     from fedvision.config import ExperimentConfig
@@ -39,7 +40,10 @@ _PRIVATE, _PUBLIC, _STATE = "127.0.0.1:8000", "0.0.0.0:8443", Path("superlink")
 def add(verbs: Verbs) -> None:
     """Add the verbs to the command line."""
     server = verbs.add_parser("server", description="run an experiment on the machines that own the images")
-    _add_run(server)
+    _add_run(server, nargs="?")
+    server.add_argument(
+        "--queue", type=Path, metavar="QUEUE", help="run what `fedvision queue` adds to this folder, in turn"
+    )
     server.add_argument(
         "--clients", type=Path, metavar="DIR", help="folder of NAME.pub (default: TLS/clients)"
     )
@@ -58,11 +62,12 @@ def add(verbs: Verbs) -> None:
     client = verbs.add_parser("client", description="join a federation with this machine's images")
     client.add_argument("client", type=Path, metavar="CLIENT", help="TOML file of this machine")
     client.add_argument("--superlink", metavar="HOST:PORT", help="another address than the file's")
+    add_log_format(client)
     client.set_defaults(call=_client, again="the same command joins again")
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="TOML file")
+def _add_run(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("experiment", type=Path, nargs=nargs, metavar="EXPERIMENT", help="TOML file")
     parser.add_argument(
         "--wait-for", type=int, default=1, metavar="N", help="clients to begin with (default: 1)"
     )
@@ -76,6 +81,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars")
     parser.add_argument("--mlflow", default="", metavar="STORE", help="also write to MLflow, a URL or a file")
+    add_log_format(parser)
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="training.lr=0.1"
     )
@@ -84,7 +90,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _server(options: argparse.Namespace) -> None:
     from fedvision.deployment.server.options import SuperlinkOptions
 
-    config = _read(options)
+    if (options.experiment is None) == (options.queue is None):
+        raise ConfigError("server: name an experiment's TOML file, or a queue of experiments with --queue")
+    config = _read(options) if options.queue is None else None
     tls, clients = options.tls, options.clients or (options.tls and options.tls / "clients")
     if options.insecure and not clients:
         raise ConfigError("--clients: name the folder with one NAME.pub a client")
@@ -103,7 +111,27 @@ def _server(options: argparse.Namespace) -> None:
     _check_transport("internals_run")
     from fedvision.deployment.server.superlink_process import SuperlinkProcess
 
-    _run(config, options, place, SuperlinkProcess(place, keep=options.keep))
+    if config is None:
+        _serve_queue(options, SuperlinkProcess(place, keep=True))
+    else:
+        _run(config, options, place, SuperlinkProcess(place, keep=options.keep))
+
+
+def _serve_queue(options: argparse.Namespace, process: SuperlinkProcess) -> None:
+    """Run what stands in a queue, until somebody ends this process."""
+    from fedvision.runs.folder_lock import claimed
+
+    treat_termination_as_ctrl_c()
+    with claimed(process.place.state, "name another one with --state"):
+        place = process.open()
+        tls = ["--tls", str(place.tls)] if place.tls else []
+        log = ["--log-format", options.log_format]
+        try:
+            serve(
+                options.queue, process, ["--private", place.private, "--state", str(place.state), *tls, *log]
+            )
+        finally:
+            process.stop()
 
 
 def _submit(options: argparse.Namespace) -> None:
@@ -144,7 +172,7 @@ def _read(options: argparse.Namespace) -> ExperimentConfig:
 
     if options.wait_for < 1:
         raise ConfigError(f"--wait-for must be >= 1, not {options.wait_for}")
-    registry.allow_folder(options.experiment.parent)
+    registry.allow_folder(Path(os.environ.get(MODULES) or options.experiment.parent))
     config = ExperimentConfig.load(options.experiment, options.overrides)
     announce(f"{options.experiment}, {plural(config.rounds, 'round')}")
     return config
@@ -155,6 +183,7 @@ def _check_transport(module: str) -> None:
     from fedvision.deployment.transport.self_check import require_transport
 
     require_transport(module)
+    log_format.adopt("flwr", "uvicorn", "httpx", "httpcore")
 
 
 def _run(
@@ -249,11 +278,12 @@ def _stay(process: SuperlinkProcess) -> None:
 
 
 def _client(options: argparse.Namespace) -> None:
-    _log_to_standard_error()
     from fedvision.deployment.client.config import ClientMachineConfig
 
+    _log_to_standard_error()
     overrides = [f"superlink.address={json.dumps(options.superlink)}"] if options.superlink else []
     config = ClientMachineConfig.load(options.client, overrides)
+    log_format.use(options.log_format, client=config.name)
     show(f"{config.name} is starting; its server is {config.superlink.address}")
     _check_data(options.client, config)
     _check_transport("internals_fleet")
@@ -263,7 +293,19 @@ def _client(options: argparse.Namespace) -> None:
     prepare_process()
     # Whoever runs it as a service ends it so; that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    ClientDaemon(config, options.client.absolute().parent).serve()
+    ClientDaemon(config, options.client.absolute().parent, _question()).serve()
+
+
+def _question() -> Callable[[str], str] | None:
+    """Return what asks a person at the terminal; None where there is none."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+
+    def ask(text: str) -> str:
+        complain(text)
+        return sys.stdin.readline()
+
+    return ask
 
 
 def _check_data(file: Path, config: ClientMachineConfig) -> None:
@@ -283,8 +325,7 @@ def _check_data(file: Path, config: ClientMachineConfig) -> None:
 
 
 def _log_to_standard_error() -> None:
-    log = logging.getLogger("fedvision.deployment")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    log.propagate = False
+    if not log_format.is_json():  # which the root's handler writes
+        log = logging.getLogger("fedvision.deployment")
+        log.addHandler(log_format.handler())
+        log.propagate = False

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvision import __version__, registry, stages, streams
+from fedvision import __version__, log_format, registry, stages, streams
 from fedvision.baselines import chosen
 from fedvision.cli import (
+    approve,
     card,
     certificates,
     closed_form,
@@ -24,6 +25,8 @@ from fedvision.cli import (
     export,
     model,
     new,
+    queue,
+    runs,
 )
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
@@ -38,7 +41,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 VERBS = {
     "simulate, on this machine": ("simulate",),
-    "deploy, across machines": ("server", "submit", "client"),
+    "deploy, across machines": ("server", "submit", "client", "approve"),
+    "operate": ("runs", "status", "stop", "audit", "queue"),
     "look at": ("inspect", "report", "list"),
     "use a model": (
         "predict",
@@ -63,21 +67,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     streams.prepare()
     options = parser().parse_args(argv)
+    log_format.use(getattr(options, "log_format", "text"))
     try:
         options.call(options)
     except ConfigError as error:
-        complain(f"fedvision: {_placed(error, options)}")
+        complain(f"fedvision: {_placed(error, options)}", level="error", kind="error")
         return 2
     except FedVisionError as error:
-        complain(f"fedvision: {error}")
+        complain(f"fedvision: {error}", level="error", kind="error")
         return 1
     except KeyboardInterrupt:
         if argv is None:
             deafen()
-        complain(f"\nfedvision: stopped; {getattr(options, 'again', _AGAIN)}")
+        again = getattr(options, "again", _AGAIN)
+        complain(f"\nfedvision: stopped; {again}", level="warning", kind="stopped")
         return INTERRUPTED
     finally:
         stages.unfollow()
+        log_format.use("text")
     return 0
 
 
@@ -143,8 +150,11 @@ def parser() -> argparse.ArgumentParser:
     closed_form.add(verbs)
     card.add(verbs)
     deployment.add(verbs)
+    approve.add(verbs)
     certificates.add(verbs)
     doctor.add(verbs)
+    runs.add(verbs)
+    queue.add(verbs)
 
     names = verbs.add_parser("list", description="show the options of `use =`")
     names.add_argument("kind", nargs="?", choices=sorted(registry.BUILTINS), help="only this kind")

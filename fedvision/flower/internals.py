@@ -37,6 +37,8 @@ R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord, RecordDict)
 CLIENT_RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 REPLY_REFUSED = 100
 """Code of an error reply that stands for a reply that could not be used; Flower has none above 8."""
+DECLINED = 101
+"""Code of an error reply of a client whose owner's policy does not allow the task."""
 SERVER_NODE = SUPERLINK_NODE_ID
 PARTITION = "partition-id"
 """Flower's key in ``node_config`` for the number of a simulated client."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedvision.runs.member_register import REFUSED, Member, MemberRegister
+from fedvision.runs.member_register import DECLINED, REFUSED, Member, MemberRegister
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Participant:
     @property
     def takes_part(self) -> bool:
         """Whether the model rests on it, or it has joined and was not selected yet."""
-        return self.used > 0 or (self.member.status != REFUSED and self.failed == 0)
+        return self.used > 0 or (self.member.status not in (REFUSED, DECLINED) and self.failed == 0)
 
     @property
     def counted(self) -> bool:

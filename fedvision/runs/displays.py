@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
-from typing import Protocol, Self, TextIO
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
+from typing import Any, Protocol, Self, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,7 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from fedvision import log_format
 from fedvision.streams import Lenient
+
+Fields = Mapping[str, Any]
+NO_FIELDS: Fields = MappingProxyType({})
 
 
 class Display(Protocol):
@@ -27,8 +32,8 @@ class Display(Protocol):
     def round(self, round: int, rounds: int, figures: str, took: str, left: str) -> None:
         """Show a finished round."""
 
-    def message(self, text: str) -> None:
-        """Show a sentence."""
+    def message(self, text: str, fields: Fields = NO_FIELDS) -> None:
+        """Show a sentence; ``fields`` say in a JSON log which round and client it is about."""
 
     def end(self) -> None:
         """Leave the screen in order."""
@@ -46,7 +51,7 @@ class NoDisplay:
     def round(self, round: int, rounds: int, figures: str, took: str, left: str) -> None:
         """Show nothing."""
 
-    def message(self, text: str) -> None:
+    def message(self, text: str, fields: Fields = NO_FIELDS) -> None:
         """Show nothing."""
 
     def end(self) -> None:
@@ -65,9 +70,28 @@ class LineDisplay(NoDisplay):
         width = len(str(rounds))
         self.message(f"round {round:>{width}}/{rounds}  {figures}  {took}, {rest}")
 
-    def message(self, text: str) -> None:
+    def message(self, text: str, fields: Fields = NO_FIELDS) -> None:
         """Write a line."""
         print(self._before + text, file=self._stream, flush=True)
+
+
+class JsonDisplay(NoDisplay):
+    """A JSON object a round and a sentence, for a log that a program reads."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def round(self, round: int, rounds: int, figures: str, took: str, left: str) -> None:
+        """Write a finished round's object."""
+        fields = {"round": round, "rounds": rounds, "took": took, "left": left if round < rounds else ""}
+        self._write("round", figures, fields)
+
+    def message(self, text: str, fields: Fields = NO_FIELDS) -> None:
+        """Write a sentence's object."""
+        self._write("note", text, fields)
+
+    def _write(self, kind: str, text: str, fields: Fields) -> None:
+        print(log_format.line("info", kind, text, fields), file=self._stream, flush=True)
 
 
 class BarDisplay:
@@ -102,7 +126,7 @@ class BarDisplay:
         self._bars.update(self._clients, note=f"{took} a round")
         self._figures.plain = figures
 
-    def message(self, text: str) -> None:
+    def message(self, text: str, fields: Fields = NO_FIELDS) -> None:
         """Write a line above the bars."""
         self._live.console.print(Text(text))
 
@@ -171,7 +195,7 @@ class _BarOfMany(NoDisplay):
         if self._task is not None:
             self._bars.update(self._task, completed=round, figures=figures)
 
-    def message(self, text: str) -> None:
+    def message(self, text: str, fields: Fields = NO_FIELDS) -> None:
         """Write a line above the bars."""
         self._bars.console.print(Text(f"{self._label}: {text}"))
 
@@ -187,6 +211,8 @@ class _BarOfMany(NoDisplay):
 def display_on(stream: TextIO | None = None) -> Display:
     """Return the display of one run on a stream; stderr by default."""
     stream = Lenient.of(stream or sys.stderr)
+    if log_format.is_json():
+        return JsonDisplay(stream)
     console = _console(stream)
     return BarDisplay(console) if _takes_bars(console) else LineDisplay(stream)
 

@@ -106,8 +106,8 @@ def kinds(items: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _unused(item: Mapping[str, Any]) -> str:
     stage = _STAGES.get(item["stage"], f"{item['stage']}: ")
-    refused = "refused: " if item.get("kind") == "refused" else ""
-    return f"{stage}{refused}{item['reason']}"
+    kind = f"{item['kind']}: " if item.get("kind") in ("refused", "declined") else ""
+    return f"{stage}{kind}{item['reason']}"
 
 
 def _late(item: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@
     timings.jsonl         one line a round, seconds by stage
     events.jsonl          {"round", "client", "what"}: notices while the run went on; see events.py
     members.jsonl         across machines: who takes part, with which key and images; see member_register.py
+    audit.jsonl           the same, refused calls and the operator's acts, chained; see audit_log.py
     deployment.json       across machines: the run's key, and Flower's number of it
     checkpoint/           where a killed run goes on; see checkpoint.py
     model.safetensors     the final model; model.json beside it: see model_description.py
@@ -97,10 +98,8 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             if _contents(path):
-                raise RunFolderError(
-                    f"{path}: the folder is not empty; go on with its run with --resume, or name another one "
-                    "with --out"
-                )
+                advice = "go on with its run with --resume, or name another one with --out"
+                raise RunFolderError(f"{path}: the folder is not empty; {advice}")
             replace_file(path / "config.toml", config.to_toml())
             facts = environment(config.training.device, config.model)
             replace_file(path / "environment.json", json_page(facts))

@@ -13,12 +13,12 @@ record, the report and the terminal read it. A line is
 * ``joined``: ``node``, ``sharing`` (how the client reports its class counts);
 * ``reported images``: ``counts`` [C] and ``images``; of a sum over masked clients also ``group`` and
   ``clients``, and no client of its own;
-* ``refused``, ``failed``, ``left``: ``reason``; ``failed`` also ``stage``.
+* ``refused``, ``failed``, ``declined``, ``left``: ``reason``; ``failed`` also ``stage``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from fedvision.data.image_counts import ImageCounts
 from fedvision.files import append_line, json_line, read_lines, recording
 
 JOINED, LEFT, REPORTED = "joined", "left", "reported images"
-REFUSED, REVOKED, FAILED = "refused", "revoked", "failed"
+REFUSED, REVOKED, FAILED, DECLINED = "refused", "revoked", "failed", "declined"
 SERVER, OPERATOR = "server", "operator"
 FILE = "members.jsonl"
 """The register's name in a run folder."""
@@ -45,7 +45,7 @@ class Member:
     key: str = ""
     """Fingerprint of its public key, as ``ssh-keygen -lf`` prints it."""
     status: str = REFUSED
-    """``joined``, ``left``, ``refused`` or ``revoked``."""
+    """``joined``, ``left``, ``declined``, ``refused`` or ``revoked``."""
     reason: str = ""
     """Why it is not ``joined``."""
     node: int = 0
@@ -85,6 +85,8 @@ class MemberRegister:
         """The lines with sums over masked clients."""
         self.round = 0
         """Stands in every line that is added."""
+        self.on_added: Callable[[Mapping[str, Any]], None] = lambda line: None
+        """Is called with every line that is added, for the audit log."""
         self._failures: set[tuple[int, int, str, str]] = set()
         for line in read_lines(file):
             self._take(line)
@@ -122,6 +124,12 @@ class MemberRegister:
         if known is None or (known.status, known.reason, known.key) != (REFUSED, reason, key):
             self._add(REFUSED, by, client, name, key, reason=reason)
 
+    def declined(self, client: int, name: str, key: str, reason: str) -> None:
+        """Note that the policy of a client's owner does not allow a task; said again, it adds nothing."""
+        known = self.members.get(client)
+        if known is None or (known.status, known.reason) != (DECLINED, reason):
+            self._add(DECLINED, name, client, name, key, reason=reason)
+
     def failed(self, client: int, stage: str, reason: str) -> None:
         """Note that a client gave no usable answer in this round; a round played again adds nothing."""
         if (member := self.members.get(client)) and (
@@ -147,6 +155,7 @@ class MemberRegister:
         with recording("the register of members", self._file):
             append_line(self._file, json_line(line))
         self._take(line)
+        self.on_added(line)
 
     def _take(self, line: dict[str, Any]) -> None:
         """Bring what follows from the lines up to one line more."""
@@ -168,5 +177,8 @@ class MemberRegister:
                 facts["image_counts"] = None
             member = replace(member, status=JOINED, **facts)
         else:
-            member = replace(member, status=what, reason=line["reason"])
+            # Who was refused and now declines must report its images anew when it joins.
+            again = what == DECLINED and member.status == REFUSED
+            sharing = "" if again else member.sharing
+            member = replace(member, status=what, reason=line["reason"], sharing=sharing)
         self.members[client] = member

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from fedvision.formatting import duration, percent, plural
-from fedvision.runs.displays import Display, NoDisplay, display_on
+from fedvision.runs.displays import NO_FIELDS, Display, Fields, NoDisplay, display_on
 from fedvision.runs.events import kinds
 
 
@@ -79,9 +79,9 @@ class Progress:
         shown += kinds(record.get("refused") or ())
         self._display.round(round, self._rounds, "  ".join(shown), duration(took), duration(left))
 
-    def note(self, text: str) -> None:
-        """Show a sentence between two rounds."""
-        self._display.message(text)
+    def note(self, text: str, fields: Fields = NO_FIELDS) -> None:
+        """Show a sentence between two rounds; ``fields`` say which round and client it is about."""
+        self._display.message(text, fields)
 
 
 class Silent(Progress):

@@ -39,6 +39,7 @@ from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import choose
 from fedvision.runs.model_description import ModelDescription, counts_of, describe
 from fedvision.runs.progress import Progress, Silent
+from fedvision.runs.stop_request import STOPPED, StopWatch
 from fedvision.server import server_app
 from fedvision.server.round_state import RoundState
 from fedvision.stages import stage
@@ -74,6 +75,8 @@ class RunRecorder:
         self.write_pages = write_pages
         self.interruption = Interruption()
         """Is entered around all that may be interrupted."""
+        self.stop = StopWatch(folder.path)
+        """Is entered inside ``interruption``: an operator may ask the run to end."""
         self.worker_memory: Sequence[Mapping[str, int]] = []
         """What other processes that trained have held at most, each as ``memory.peak`` returns it."""
         self.notices: list[str] = []
@@ -172,6 +175,9 @@ class RunRecorder:
     def mark_failed(self, error: BaseException) -> None:
         """Note in the run folder that and why the run ended early."""
         stopped = isinstance(error, KeyboardInterrupt)
+        if stopped and self.stop.requested:
+            rest = ", without waiting for the end of the next" if self.stop.now else ""
+            self.note(f"{STOPPED} after round {self.done}{rest}")
         summary: dict[str, Any] = {"status": "stopped" if stopped else "failed", "rounds": self.done}
         if not stopped:
             summary["error"] = str(error)
@@ -204,6 +210,7 @@ class RunRecorder:
     def client_done(self, round: int, done: int, total: int) -> None:
         """Move the progress bar."""
         self.interruption.check()
+        self.stop.check_now()
         self.progress.client_done(round, done, total)
 
     def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
@@ -213,10 +220,14 @@ class RunRecorder:
         self.best.keep(self.done, state)
         self.folder.append_round(record, seconds)
         last = self.done == self.config.rounds or "stopped_early" in record
-        if self.done % self.config.checkpoint_every == 0 or last:
+        self.stop.look()
+        stops = self.stop.requested and not last
+        if self.done % self.config.checkpoint_every == 0 or last or stops:
             self._checkpoint()
         self.progress.round_done(self.done, record, seconds)
         self._show(record)
+        if stops:
+            self.stop.check()
 
     def enough(self, record: dict[str, Any]) -> bool:
         """Return whether the run's patience is over, and note so."""
@@ -243,8 +254,8 @@ class RunRecorder:
     def _show(self, record: Mapping[str, Any]) -> list[Event]:
         """Show what happened in a round."""
         found = round_events(record, self.names(), buffered=self.config.round.buffer > 0)
-        for line in shown(found):
-            self.progress.note(line)
+        for place, line in enumerate(shown(found)):
+            self.progress.note(line, {"round": found[place].round, "client": found[place].client})
         return found
 
     def note(self, sentence: str) -> None:

@@ -234,3 +234,9 @@ def no_progress_error(rounds: int, refused: Sequence[Mapping[str, Any]]) -> str:
     if any("NaN" in item["reason"] for item in refused):
         first += "; the training diverged: lower training.lr or set training.clip_norm"
     return f"no client succeeded in {rounds} round{'s' * (rounds > 1)} in a row{first}"
+
+
+def all_declined(record: Mapping[str, Any]) -> bool:
+    """Return whether a round has nothing in it but clients whose owners' policies declined."""
+    kinds = {item["kind"] for item in record["refused"]}
+    return kinds == {"declined"} and not record["clients"] and not record["late"]

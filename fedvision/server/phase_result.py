@@ -152,7 +152,8 @@ class PhaseResult(Generic[T]):
             if refused:
                 self.unusable.append(client)
             reason = _reason(reply.error.reason or "", client, self.stage)
-            raise UnusableReply(reason, "refused" if refused else "failed")
+            kind: Rejection = "declined" if reply.error.code == internals.DECLINED else "failed"
+            raise UnusableReply(reason, "refused" if refused else kind)
         self.count(codec.size(reply.content), decoder.bytes_saved)
         try:
             found = decoder.decode(reply, client)

@@ -29,17 +29,7 @@ from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.private_strategies import counted_equally, zero_updates_unscaled
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.flower.train_reply import TrainReply, as_message
-from fedvision.server import refinement
-from fedvision.server.checks import (
-    check_messages,
-    check_result,
-    check_state,
-    check_strategy,
-    has_enough,
-    min_available,
-    no_progress_error,
-    reply_groups,
-)
+from fedvision.server import checks, refinement
 from fedvision.server.phase_result import PhaseResult, Undecoded
 from fedvision.server.reply_collector import QuorumMissed, ReplyCollector
 from fedvision.server.round_state import RoundState
@@ -126,7 +116,7 @@ class _Server:
         plain = UpdateChain(UpdateSchema.of(self.state))
         self.updates = plain if plan.updates is None else plan.updates
         self.client_registry = plan.client_registry
-        check_strategy(plan.strategy, len(self.client_registry))
+        checks.check_strategy(plan.strategy, len(self.client_registry))
         self.eligible = AvailableClients(self.client_registry)
         if isinstance(plan.strategy, FlowerStrategy):
             plan.strategy.introduce(self.eligible)
@@ -151,7 +141,7 @@ class _Server:
             failed = 0 if record["changed"] else failed + 1
             if failed >= last:
                 self.plan.journal.given_up(record)
-                raise RunError(no_progress_error(failed, record["refused"]))
+                raise RunError(checks.no_progress_error(failed, record["refused"]))
             over = self.plan.journal.enough(record) or number == self.config.rounds
             if over:
                 self._statistics().calibrate(number, self.state, record)
@@ -163,6 +153,8 @@ class _Server:
         start = time.perf_counter()
         trains = getattr(self.strategy, "trains", True)
         record = self._train_again(number) if trains else self._without_training(number)
+        while checks.all_declined(record):  # nobody may work now; the next attempt waits for one that may
+            record = self._train_again(number)
         self.state = self._statistics().after_training(self.strategy, number, self.state, record)
         trained = time.perf_counter()
         measured = number % self.config.evaluation.every == 0 or number == self.config.rounds
@@ -192,7 +184,7 @@ class _Server:
         excluded = self._begin(number)
         pre_aggregates = bool(getattr(self.grid, "pre_aggregates", False))
         bound = self.rounds.bound(self.state)
-        groups = reply_groups(self.strategy, self.updates)
+        groups = checks.reply_groups(self.strategy, self.updates)
         validator = UpdateValidator(
             self.state, bound, self.updates, groups=groups, accepts_sums=pre_aggregates
         )
@@ -205,7 +197,7 @@ class _Server:
             replies = sum_replies(replies, validator, len(messages))
         combined = self._combine(number, collection, replies)
         if combined is not None and collection.used:
-            self.state = check_state(number, combined, self.state)
+            self.state = checks.check_state(number, combined, self.state)
         late, self.rounds.lost = self.rounds.lost + collection.late, []
         new = [(client, *reports.facts[client]) for client in exchange.answered]
         facts = new + [(item["client"], item["loss"], item["examples"]) for item in late if item["used"]]
@@ -238,7 +230,7 @@ class _Server:
             number,
             self.grid,
             self.client_registry,
-            min_available(self.strategy, self.config.round, len(self.client_registry)),
+            checks.min_available(self.strategy, self.config.round, len(self.client_registry)),
             in_step=self.updates.keeps_residual or getattr(self.strategy, "in_step", False),
         )
         return self.eligible.excluded
@@ -293,13 +285,13 @@ class _Server:
         eligible: Grid = self.grid  # our strategies use the registry
         if not isinstance(self.strategy, FlowerStrategy):
             eligible = AvailableNodes(self.grid, self.client_registry, self.eligible.excluded)
-        if not has_enough(self.strategy, eligible):
+        if not checks.has_enough(self.strategy, eligible):
             return []
         arrays = codec.encode_state(self.state)
         where = self._where("configure_train", number)
         with seeding.stock_globals(self.config.seed, "select", number), guarded(where):
             messages = list(self.strategy.configure_train(number, arrays, config, eligible))
-        check_messages(where, messages, self.grid, self.client_registry)
+        checks.check_messages(where, messages, self.grid, self.client_registry)
         return self.rounds.limit_concurrency(messages, number)
 
     def _combine(
@@ -329,7 +321,7 @@ class _Server:
             return self.strategy.aggregate(number, replies)
         messages = counted_equally(self.strategy, map(as_message, replies))
         result = self.strategy.aggregate_train(number, messages)
-        arrays = check_result(self._where("aggregate_train", number), result)
+        arrays = checks.check_result(self._where("aggregate_train", number), result)
         return None if arrays is None else codec.decode_state(arrays)
 
     def _where(self, method: str, number: int) -> str:
@@ -374,12 +366,12 @@ class _Server:
         arrays = codec.encode_state(self.state)
         excluded = self.rounds.quarantined | self._busy()
         eligible = AvailableNodes(self.grid, self.client_registry, excluded)
-        if not has_enough(self.strategy, eligible):
+        if not checks.has_enough(self.strategy, eligible):
             return None
         where = self._where("configure_evaluate", number)
         with seeding.stock_globals(self.config.seed, "select-evaluate", number), guarded(where):
             messages = list(self.strategy.configure_evaluate(number, arrays, ConfigRecord(), eligible))
-        check_messages(where, messages, self.grid, self.client_registry)
+        checks.check_messages(where, messages, self.grid, self.client_registry)
         exchange = PhaseResult(client_registry=self.client_registry, stage="evaluation", decoder=Undecoded())
         collection = ReplyCollector(self.rounds, exchange, number, self.state)
         replies = list(collection.receive(messages, ordered=True))

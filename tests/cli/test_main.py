@@ -320,7 +320,7 @@ def test_the_command_is_installed_and_frozen() -> None:
     assert options == {
         "help", "experiment", "overrides", "engine", "workers", "address", "gpus_per_worker", "stack",
         "inner", "out", "resume", "jobs", "threads", "tensorboard", "runs", "kind",
-        "folder", "host", "clients", "days", "mutual_tls", "client", "client_overrides", "trains",
+        "folder", "host", "clients", "days", "mutual_tls", "kit", "client", "client_overrides", "trains",
         "wait_for", "tls", "private", "public", "state", "insecure", "client_certificates", "keep",
         "superlink", "name", "source", "run", "images", "csv", "jsonl", "data", "part", "json", "device",
         "sums", "request", "rounds", "mlflow", "others",
@@ -328,4 +328,5 @@ def test_the_command_is_installed_and_frozen() -> None:
         "calibration_method", "tolerance",
         "baselines", "license",
         "method", "label", "limit",
+        "requested", "refuse", "now", "of_client", "noted", "log_format", "action", "queue",
     }  # fmt: skip

@@ -33,7 +33,7 @@ class Loss(Silent):
         self.cluster, self.node = cluster, node
         self.notices: list[str] = []
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, fields: Any = None) -> None:
         self.notices.append(text)
 
     def round_done(self, round: int, record: Any, seconds: Any) -> None:

@@ -9,10 +9,20 @@ import pytest
 from fedvision.data.image_counts import ImageCounts
 from fedvision.files import read_lines
 from fedvision.reporting.html import write_report
+from fedvision.reporting.participation import participants
 from fedvision.reporting.render import run_table
 from fedvision.reporting.run_data import read_facts
 from fedvision.reporting.summary_sentences import summary_sentences
-from fedvision.runs.member_register import FAILED, JOINED, LEFT, REFUSED, REPORTED, REVOKED, MemberRegister
+from fedvision.runs.member_register import (
+    DECLINED,
+    FAILED,
+    JOINED,
+    LEFT,
+    REFUSED,
+    REPORTED,
+    REVOKED,
+    MemberRegister,
+)
 from tests.reporting.sample import COUNTS, MakeRun, record
 
 
@@ -128,3 +138,22 @@ def test_a_simulation_has_numbers_and_no_members(make_run: MakeRun) -> None:
     assert (facts.participants, facts.shown, facts.clients) == ([], ["0", "1"], 2)
     assert "50.0% (1)" in run_table(folder)
     assert "Who takes part" not in write_report(folder).read_text()
+
+
+def test_a_member_that_declines_keeps_what_it_reported_and_is_noted_once(
+    tmp_path: Path, register: MemberRegister
+) -> None:
+    for _ in range(2):
+        register.declined(1, "south", "SHA256:south", "its hours are 20:00-06:00")
+    assert [line["what"] for line in register.lines[4:]] == [DECLINED]
+    again = MemberRegister(tmp_path / "members.jsonl").members[1]
+    assert (again.status, again.sharing, again.counts) == (DECLINED, "plain", tuple(COUNTS[1]))
+    assert not participants(register, [])[1].takes_part, "it never trained"
+    assert participants(register, [{"round": 1, "clients": [1]}])[1].takes_part
+
+
+def test_who_was_refused_and_then_declines_must_report_anew(register: MemberRegister) -> None:
+    """Otherwise it would count as a member, with images that the server refused."""
+    register.refused(1, "south", "SHA256:south", "its images changed", by="south")
+    register.declined(1, "south", "SHA256:south", "its hours are 20:00-06:00")
+    assert register.members[1].sharing == ""

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.data.paths import expand_home
+from fedvision.deployment.client.policy_config import PolicyConfig
 from fedvision.errors import ConfigError
 from fedvision.models.part_config import parts
 from fedvision.tables import Settings, at_least, require
@@ -168,6 +169,8 @@ class ClientMachineConfig(Settings):
     """What may be reported about the images."""
     model: OwnModelConfig = field(default_factory=OwnModelConfig)
     """What is here of the network."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """When this machine takes part, and in what."""
     device: str = "auto"
     """``auto`` (cuda, then mps, then cpu) or a torch device; it holds, not the experiment's."""
     threads: int = 0

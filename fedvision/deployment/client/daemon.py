@@ -27,13 +27,15 @@ from typing import Any
 from flwr.app import Error, Message, MessageType
 
 from fedvision.deployment.client.config import ClientMachineConfig
-from fedvision.deployment.client.connectivity import NOBODY_LISTENS, diagnose, read_key, tls_context
+from fedvision.deployment.client.connection import connect
+from fedvision.deployment.client.connectivity import NOBODY_LISTENS, diagnose
+from fedvision.deployment.client.policy import Policy
 from fedvision.deployment.client.redaction import cause, redact_paths
 from fedvision.deployment.client.retry import RetryBackoff
 from fedvision.deployment.client.state_directory import FileSource, Reply, StateDirectory
 from fedvision.deployment.client.training_process import ProcessDied, TaskFailed, TrainingProcess
+from fedvision.deployment.declining import Declined
 from fedvision.deployment.run_manifest import RunManifest
-from fedvision.deployment.transport.internals_fleet import FleetLink
 from fedvision.deployment.transport.internals_wire import (
     IncomingMessage,
     LinkDown,
@@ -45,10 +47,9 @@ from fedvision.deployment.transport.internals_wire import (
     reply_to,
 )
 from fedvision.deployment.transport.message_format import MAX_NOTES, Expected, MessageHeader
-from fedvision.deployment.transport.self_check import client_shortcuts
 from fedvision.errors import ConfigError, FedVisionError, ProtocolError
 from fedvision.flower import codec
-from fedvision.flower.internals import CLIENT_RAISED
+from fedvision.flower.internals import CLIENT_RAISED, DECLINED
 from fedvision.formatting import size
 
 log = logging.getLogger("fedvision.deployment")
@@ -80,14 +81,18 @@ class ClientDaemon:
     Args:
         config: The machine's own file.
         folder: Where it lies.
+        ask: Asks the owner a question and returns the answer; None where there is no terminal.
     """
 
-    def __init__(self, config: ClientMachineConfig, folder: Path) -> None:
+    def __init__(
+        self, config: ClientMachineConfig, folder: Path, ask: Callable[[str], str] | None = None
+    ) -> None:
         config.superlink.check_files()
         self._config = config
         self._state = StateDirectory(Path(config.state))
+        self._policy = Policy(config.policy, Path(config.state), ask=ask)
         self._trainer = TrainingProcess(config, folder)
-        self._link = _connect(config)
+        self._link = connect(config)
         self._reached = threading.Event()
         self._backoff = RetryBackoff(config.superlink.retry_for, sleep=self._rest)
         self._runs: dict[int, RunManifest] = {}
@@ -260,6 +265,9 @@ class ClientDaemon:
             tensors = pack_tensors(FileSource(stored.path), header)
             reply = reply_to(incoming.head, pack_message(header, tensors))
             outcome = "done"
+        except Declined as error:
+            outcome = f"declined: {error}"
+            reply = reply_to(incoming.head, Error(code=DECLINED, reason=error.to_text()))
         except (TaskFailed, ProtocolError, ConfigError, OSError) as error:
             outcome = cause(error)
             reason = redact_paths(outcome, self._config)
@@ -303,12 +311,13 @@ class ClientDaemon:
         """Do a task; return the reply's layout, whose tensors are in the inbox, and the task's digest."""
         facts = self._facts(incoming.head.metadata.run_id)
         kind = incoming.head.metadata.message_type
+        layout = self._patiently(incoming.open)
+        self._policy.check(facts, kind, layout.members)
         reply = self._state.reply(kind)
         self._trainer.start()  # one that died between two tasks costs nothing
         # A request for client information is answered with images that were changed in the meantime.
         if self._opened != (self._trainer.generation, facts.run) or kind == codec.CLIENT_INFO:
             self._open(facts, reported=kind != codec.CLIENT_INFO)
-        layout = self._patiently(incoming.open)
         self._expected.get(kind, Expected()).check(layout)
         # Beside the rounds, a server asks anew for what may have changed: what this machine has and shares.
         request_id = "" if kind in _ROUND_TYPES else incoming.head.metadata.message_id
@@ -325,6 +334,9 @@ class ClientDaemon:
         self._worked = float(answer.get("worked", 0.0))
         self._most = memory_text(answer.get("memory", {}))
         reply.keep(task, answer["layout"])
+        if kind == MessageType.TRAIN:
+            with self._disk("in how many rounds this client has trained"):
+                self._policy.trained(facts.run)
         return str(answer["layout"]), task
 
     def _open(self, facts: RunManifest, *, reported: bool) -> None:
@@ -374,22 +386,6 @@ class ClientDaemon:
 
 
 def _digest(run: str, kind: str, layout: MessageHeader, details: list[str]) -> str:
-    """Return what is the same for two messages with the same task."""
+    """Return what is the same for two messages with the same task, whoever takes part by now."""
+    layout = replace(layout, members=0)
     return hashlib.sha256("\n".join([run, kind, layout.to_text(), *details]).encode()).hexdigest()
-
-
-def _connect(config: ClientMachineConfig) -> FleetLink:
-    link = config.superlink
-    if not link.insecure:
-        tls_context(link)  # says which file is wrong
-    mutual = (link.client_certificate, link.client_key) if link.client_certificate else None
-    if slower := client_shortcuts():
-        log.warning("%s", slower)
-    return FleetLink(
-        link.address,
-        read_key(link.key),
-        roots=Path(link.root_certificate) if link.root_certificate else None,
-        insecure=link.insecure,
-        certificate=mutual,
-        slower=bool(slower),
-    )

@@ -33,6 +33,8 @@ from fedvision.deployment.client.connectivity import (
     way,
 )
 from fedvision.deployment.client.own_weights import check_weights
+from fedvision.deployment.client.policy import Policy
+from fedvision.deployment.run_manifest import digest
 
 _SOON_DAYS = 30
 _LITTLE = 10**9
@@ -50,6 +52,7 @@ def run_check(config: ClientMachineConfig, experiment: ExperimentConfig | None =
     found = CheckReport(f"fedvision doctor: client {config.name}")
     _network(found, config)
     found.run_check("folders", folders(config))
+    found.run_check("policy", policy(config, experiment))
     opened: list[Dataset] = []
     found.run_check("images", image_checks.opens(config, opened))
     for dataset in opened:
@@ -156,6 +159,17 @@ def folders(config: ClientMachineConfig) -> Lines:
         free = shutil.disk_usage(there).free
         text = f"{key} = {folder}: {formatting.size(free)} free"
         yield ("WARN", f"{text}; make room") if free < _LITTLE else ("OK", text)
+
+
+def policy(config: ClientMachineConfig, experiment: ExperimentConfig | None) -> Lines:
+    """Say what the owner's policy allows, and whether it allows the experiment."""
+    held = Policy(config.policy, Path(config.state))
+    for sentence in held.summary():
+        yield "OK", sentence
+    if experiment is not None:
+        text = experiment.to_toml()
+        held.check_experiment(experiment.name, text)
+        yield "OK", f"experiment {experiment.name} is sha256:{digest(text)}"
 
 
 def _plugins(config: ClientMachineConfig, experiment: ExperimentConfig) -> Lines:

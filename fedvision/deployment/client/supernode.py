@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedvision.deployment.client.config import ClientMachineConfig
+from fedvision.deployment.client.policy import Policy
 from fedvision.deployment.client.redaction import AT_HOME, cause, redact_paths
 from fedvision.deployment.client.trainer import Trainer
 from fedvision.deployment.run_manifest import RunManifest
@@ -47,22 +48,27 @@ def _respond(message: Message, context: Context) -> Message:
     except ConfigError as error:
         raise RunError(AT_HOME) from error
     try:
-        content = _work(Trainer(client, Path(named).absolute().parent), message, context)
+        content = _work(client, Path(named).absolute().parent, message, context)
     except Exception as error:
         raise RunError(redact_paths(cause(error), client)) from error
     return answer(content, message)
 
 
-def _work(trainer: Trainer, message: Message, context: Context) -> RecordDict:
+def _work(client: ClientMachineConfig, folder: Path, message: Message, context: Context) -> RecordDict:
     kind = message.metadata.message_type
-    expected = trainer.open(RunManifest.from_table(context.run_config).to_table())["expected"]
+    manifest, policy = RunManifest.from_table(context.run_config), Policy(client.policy, Path(client.state))
     layout, blob = contents(message.content)
+    policy.check(manifest, kind, layout.members)
+    trainer = Trainer(client, folder)
+    expected = trainer.open(manifest.to_table())["expected"]
     # Requests beside the rounds come without tensors.
     may_come = (
         message_format.Expected.from_text(expected[kind]) if kind in expected else message_format.Expected()
     )
     may_come.check(layout)
     content = trainer.do(kind, layout.client, message_format.unpack(layout, blob))
+    if kind == MessageType.TRAIN:
+        policy.trained(manifest.run)
     header = message_format.describe(content)
     return pack_message(
         header, pack_tensors(message_format.TensorSource(content, header), header), ordered=False

@@ -35,7 +35,7 @@ import numpy as np
 from flwr.app import Context, Message, MessageType, RecordDict
 from torch import nn
 
-from fedvision import memory, registry
+from fedvision import log_format, memory, registry
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
 from fedvision.algorithms.closed_form.sums import PRODUCTS
 from fedvision.config import ExperimentConfig
@@ -383,10 +383,12 @@ def main() -> None:
     # When memory runs out it is this process that shall go, not the connection.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("800")
-    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.root.addHandler(log_format.handler())
     requests = _requests(sys.stdin)
     first = json.loads(requests.get())
     client = ClientMachineConfig.from_toml(first["client"])
+    if log_format.is_json():
+        log_format.use("json", client=client.name)
     trainer = Trainer(client, Path(first["folder"]))
     while True:
         answer = _respond(trainer, json.loads(requests.get()))

@@ -92,6 +92,7 @@ class ApiGateway:
         self._app, self._known, self._limits, self._clock = app, known, limits, clock
         self._redeliver, self._owner, self._removed = redeliver, owner, removed
         self._announced = announced
+        self._addresses: dict[bytes, str] = {}
         self._paths = internals_superlink.fleet_paths() | {FLEET}
         self._buckets = TokenBuckets(limits.requests, limits.burst, clock)
         self._budget = MemoryBudget(limits.body_memory, limits.key_bodies, self._on_wait)
@@ -110,10 +111,14 @@ class ApiGateway:
             if scope["path"] != HEALTH:
                 key = self._check_key(scope)
                 await self._check_signature(scope, key)
+                self._note_address(key, peer)
                 await self._read_and_pass(scope, key, receive, send)
                 return
         except Refusal as refusal:
-            server_log.warn(f"refused {peer}", refusal.reason, refusal.detail)
+            key = _key_in(scope)
+            client = (self._known().get(key) or self._removed().get(key, "")) if key else ""
+            shown = fingerprint(key) if key else ""
+            server_log.refuse(peer, refusal.reason, refusal.detail, client, shown)
             # The connection ends: what is still to come of the body is not read.
             headers = {"connection": "close"} | ({"retry-after": "1"} if refusal.status == 503 else {})
             content = {"code": refusal.code, "detail": refusal.reason}
@@ -163,6 +168,12 @@ class ApiGateway:
             if again := await asyncio.to_thread(self._redeliver, node, seconds):
                 log.info("node %d did not get what it was given: %d messages are given again", node, again)
 
+    def _note_address(self, key: bytes, peer: str) -> None:
+        """Log from where a client calls, unless that is known."""
+        if self._addresses.get(key) != peer:
+            self._addresses[key] = peer
+            server_log.connected(peer, self._known().get(key, ""), fingerprint(key))
+
     def _check_path(self, scope: Scope) -> None:
         method, path = scope["method"], scope["path"]
         # The path as it came in must be the path that Flower will see: no %2e, no //, no ...
@@ -176,10 +187,7 @@ class ApiGateway:
 
     def _check_key(self, scope: Scope) -> bytes:
         """Return the key under which a call comes."""
-        try:
-            key = b64decode(_header(scope, internals_superlink.PUBLIC_KEY_HEADER), validate=True)
-        except binascii.Error:
-            key = b""
+        key = _key_in(scope)
         if key in self._known():
             return key
         # Flower's client prints the code and the sentence of a refused activation, and stops on 401.
@@ -262,6 +270,14 @@ class _Pace:
         if now - since > limits.header_seconds + (size - before) / limits.busy_rate:
             # 503: its client tries again, and perhaps nobody waits then.
             raise Refusal(503, f"a body slower than {limits.busy_rate:g} bytes a second while others wait")
+
+
+def _key_in(scope: Scope) -> bytes:
+    """Return the public key (PEM) that a call bears, nothing where it is none."""
+    try:
+        return b64decode(_header(scope, internals_superlink.PUBLIC_KEY_HEADER), validate=True)
+    except binascii.Error:
+        return b""
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

@@ -20,18 +20,21 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
+from fedvision.deployment.declining import Declined
 from fedvision.deployment.server.masked_sums import MaskedSum, MaskedSums
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid
 from fedvision.errors import ConfigError
 from fedvision.flower import codec
 from fedvision.flower.client_registry import UnknownClients
 from fedvision.formatting import one_line, plural
-from fedvision.runs.member_register import JOINED, LEFT, REFUSED, SERVER, MemberRegister
+from fedvision.runs.member_register import DECLINED, JOINED, LEFT, REFUSED, SERVER, MemberRegister
 from fedvision.server.phase_result import PhaseResult, Undecoded
 
 _REPORTING = ("plain", "noisy")
 _LOOK_S = 0.5
 _NOTICE_EVERY_S = 10.0
+_LONGEST_S = 900.0
+"""Seconds after which a client whose policy declines is asked again, whatever it says."""
 _RETRY_AFTER_S = 60.0
 """Seconds after which a machine that refused is queried again."""
 
@@ -60,6 +63,7 @@ class DeployedClientRegistry:
         needed: Whether the experiment's loss rests on the federation's class counts.
         several_labels: Whether an image may have several labels.
         authorities: Who vouches for clients that mask their counts; none leaves that to the clients.
+        between_rounds: Is called while no round is under way, also while clients are waited for; may raise.
     """
 
     def __init__(
@@ -74,9 +78,11 @@ class DeployedClientRegistry:
         needed: bool = False,
         several_labels: bool = False,
         authorities: Sequence[Certificate] = (),
+        between_rounds: Callable[[], None] = lambda: None,
     ) -> None:
         self._register, self._classes, self._notify, self._note = register, classes, notify, note
         self._registered, self._needed, self._several_labels = registered, needed, several_labels
+        self._between_rounds = between_rounds
         self._by_name = {name: client for client, name in register.names.items()}
         sums = [MaskedSum.from_table(line) for line in register.sums]
         self._masked = MaskedSums(run, classes, sums, authorities, several_labels=several_labels)
@@ -86,6 +92,8 @@ class DeployedClientRegistry:
         self._nodes = {member.client: member.node for member in known}
         self._refused: dict[int, float] = {}
         self._noted: dict[int, str] = {}
+        self._declined: dict[int, float] = {}
+        """By client whose owner's policy declined: when it may be asked again."""
         self._here: set[int] = set()
         self._unseen = {member.client for member in known}
         """Members that an earlier server knew, and that gave no sign of life since."""
@@ -165,9 +173,11 @@ class DeployedClientRegistry:
         last_notice = float("-inf")
         while True:
             online = grid.names()
+            if not self.settled:
+                self._between_rounds()
             if not self.settled and (len(online) >= self.least or len(self) >= self.least):
                 self._admit(grid, online)
-            members = self._joined() - self._not_seen_yet(online)
+            members = self._joined() - self._not_seen_yet(online) - self._declining(online)
             here = sorted(self.numbers[node] for node in online if self.numbers.get(node) in members)
             self._compare(here)
             if len(here) >= self.least:
@@ -176,6 +186,23 @@ class DeployedClientRegistry:
                 last_notice = time.monotonic()
                 self._notify(self._waiting(online))
             time.sleep(_LOOK_S)
+
+    def declined(self, node: int, declined: Declined) -> None:
+        """Note that a client's owner does not allow a task; it is left out until it may be asked again."""
+        client = self.numbers.get(node, -1)
+        if not self._is_known(client):
+            return  # it was asked whether it takes part; ``_query`` notes the answer
+        self._declined[client] = time.monotonic() + min(declined.again, _LONGEST_S)
+        member = self._register.members[client]
+        if (member.status, member.reason) != (DECLINED, str(declined)):
+            self._note(f"{member.name} ({client}) declines: {declined}")
+        self._register.declined(client, member.name, member.key, str(declined))
+
+    def _declining(self, online: Mapping[int, str]) -> set[int]:
+        """Return the members that declined and are not to be asked yet; one that came back may be."""
+        there, now = {self.numbers.get(node) for node in online}, time.monotonic()
+        self._declined = {c: until for c, until in self._declined.items() if until > now and c in there}
+        return set(self._declined)
 
     def _not_seen_yet(self, online: Mapping[int, str]) -> set[int]:
         """Return the members that have not found this server: they count as online for a while."""
@@ -191,7 +218,7 @@ class DeployedClientRegistry:
     def _compare(self, here: Sequence[int]) -> None:
         """Note which members left since the last look, and which came back."""
         members = self._register.members
-        for client in sorted(self._here - set(here)):
+        for client in sorted(self._here - set(here) - self._declined.keys()):
             if not self._note_revoked([client]):
                 self._register.left(client)
                 self._note(f"{self.name(client)} ({client}) is not there any more")
@@ -254,11 +281,15 @@ class DeployedClientRegistry:
         for item in exchange.refused:
             node, reason = item["client"], item["reason"]
             self._refused[node] = now
-            key = keys.get(node, "")
-            self._register.refused(self.numbers[node], new[node], key, reason, by=new[node])
+            client, name, key = self.numbers[node], new[node], keys.get(node, "")
+            declines = item["kind"] == "declined"
+            if declines:
+                self._register.declined(client, name, key, reason)
+            else:
+                self._register.refused(client, name, key, reason, by=name)
             if self._noted.get(node) != reason:  # it is queried again every minute
                 self._noted[node] = reason
-                self._note(f"{new[node]} cannot take part: {reason}")
+                self._note(f"{name} {'declines' if declines else 'cannot take part'}: {reason}")
 
     def _problem(self, entry: codec.ClientInfo) -> str | None:
         """Return why a report of images cannot be used; None where it can."""
@@ -307,11 +338,13 @@ class DeployedClientRegistry:
     def _waiting(self, online: Mapping[int, str]) -> str:
         masked = [self.name(client) for client in sorted(self._masked.waiting)]
         unseen = {self.name(client) for client in self._unseen}
-        there = {name for node, name in online.items() if node not in self._refused} - unseen - set(masked)
+        away = unseen | {self.name(client) for client in self._declined}
+        there = {name for node, name in online.items() if node not in self._refused} - away - set(masked)
+        declining = {m.name: m.reason for m in self._register.members.values() if m.status == DECLINED}
         others = [
-            f"{name} {_ago(seconds)}"
+            f"{name} declines: {declining[name]}" if name in declining else f"{name} {_ago(seconds)}"
             for name, seconds in sorted(self._last_seen().items())
-            if name not in there and name not in masked
+            if (name not in there and name not in masked) or name in declining
         ]
         few = f"{' and '.join(masked)} mask{'s' * (len(masked) == 1)} class counts, and a sum that hides them"
         hidden = [f"{few} needs {MIN_GROUP_SIZE} such clients"] if masked and self._needed else []

@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import Strategy
 from fedvision.aggregation.masking import read_certificates
 from fedvision.data.shards import Shard
 from fedvision.deployment.run_manifest import RunManifest, build_fab
+from fedvision.deployment.server.audit_trail import AuditTrail
 from fedvision.deployment.server.deployed_clients import DeployedClientRegistry, Registration
 from fedvision.deployment.server.heartbeat import BEAT_S, LOST_S, Heartbeat
 from fedvision.deployment.server.keyring import fingerprint
@@ -45,7 +46,9 @@ from fedvision.models.parameter_groups import own_weights_needed
 from fedvision.models.state import digest
 from fedvision.runs.events import named
 from fedvision.runs.folder import RunFolder
+from fedvision.runs.member_register import OPERATOR
 from fedvision.runs.run_recorder import RunRecorder
+from fedvision.runs.stop_request import StoppedByOperator
 from fedvision.stages import stage
 from fedvision.tasks.base import build_task
 from fedvision.training.evaluate import Evaluation
@@ -74,6 +77,8 @@ class Deployment(RunRecorder):
         self._saver = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
         self._register = folder.members()
+        self._audit = AuditTrail(folder.path)
+        self._register.on_added = self._audit.member
         self._members: DeployedClientRegistry | None = None
         self._reported = 0
 
@@ -88,7 +93,7 @@ class Deployment(RunRecorder):
         Raises:
             RunError: The run failed, or the SuperLink stayed away.
         """
-        with self.interruption:
+        with self.interruption, self.stop:
             self.resume()
             if process is not None:
                 stage("starting the SuperLink")
@@ -102,6 +107,7 @@ class Deployment(RunRecorder):
                     process.stop()
 
     def _over(self, place: SuperlinkOptions, process: SuperlinkProcess | None, wait_for: int) -> State:
+        self._audit.watch(place.state)
         link = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=place.objects)
         self._end_last(link)
         try:
@@ -112,16 +118,27 @@ class Deployment(RunRecorder):
                 else:
                     self._recall_split()
             self.finish(server_trainer(self.experiment, self.folder), self.experiment.dataset.test)
+            self._audit.run("run finished")
         finally:
             self._saver.shutdown()
             link.close()
         return self.state
 
+    def mark_failed(self, error: BaseException) -> None:
+        """Note in the run folder and the audit log that and why the run ended early."""
+        super().mark_failed(error)
+        self._audit.stopped(error, asked=self.stop.requested)
+        self._audit.close()
+
     def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
         """Write a round's line; its checkpoint is written while the next round's messages are made."""
         self._saved()
         self._record_members(record)
-        super().round_done(record, seconds, state)
+        try:
+            super().round_done(record, seconds, state)
+        except StoppedByOperator:
+            self._saved()
+            raise
         if self._members is not None:
             self._register.round, self._members.settled = self.done + 1, False
 
@@ -133,8 +150,14 @@ class Deployment(RunRecorder):
     def client_done(self, round: int, done: int, total: int) -> None:
         """Move the progress bar; who joins from now on is selected in the next round."""
         super().client_done(round, done, total)
+        self._audit.look()
         if self._members is not None:
             self._members.settled = True
+
+    def _between_rounds(self) -> None:
+        self._audit.round = self._register.round
+        self._audit.look()
+        self.stop.check()
 
     def names(self) -> Mapping[int, str]:
         """Return the clients' names by number."""
@@ -143,6 +166,8 @@ class Deployment(RunRecorder):
     def _record_members(self, record: Mapping[str, Any]) -> None:
         """Write who failed in a round, and how the images are spread if a client joined or reported more."""
         for item in record["refused"]:
+            if item["kind"] == "declined":
+                continue  # the registry wrote it down when it was said
             self._register.failed(item["client"], item["stage"], item["reason"])
         if self._members is not None and len(self._register.lines) > self._reported:
             self._record_spread(self._members)
@@ -193,14 +218,24 @@ class Deployment(RunRecorder):
             needed=self.config.loss.prior == "global",
             several_labels=task.several_labels,
             authorities=read_certificates(place.roots) if place.roots else (),
+            between_rounds=self._between_rounds,
         )
         restore = _Restoring(process, self.note, self.progress.note)
         self._remember(flower_run=self._start(link, restore, facts))
+        self._audit.run("run went on" if self._register.lines else "run began", by=OPERATOR)
         counts = task.stats_shape(len(self.experiment.dataset.classes))
         measured = self.config.evaluation.with_training
         expected = expected_replies(self.experiment.updates, counts, measured=measured)
         grid = SuperLinkGrid(
-            link, expected, members.numbers, restore, self._on_client_notice, members.has, self._saved
+            link,
+            expected,
+            members.numbers,
+            restore,
+            self._on_client_notice,
+            members.has,
+            self._saved,
+            members=members.__len__,
+            on_declined=members.declined,
         )
         with Heartbeat(link) as heartbeat, _outcome(link):
             members.least = wait_for

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedvision.deployment.server.keyring import Keyring
 from fedvision.deployment.server.limits import ConnectionLimiter, Limits, peer_name
-from fedvision.deployment.server.server_log import PeerLogger, warn
+from fedvision.deployment.server.server_log import PeerLogger, refuse, warn
 
 log = logging.getLogger("fedvision.deployment")
 _RESCAN_S = 3.0
@@ -80,7 +80,7 @@ class PromptProtocol(H11Protocol):
             self._deadline = None
 
     def _hang_up(self) -> None:
-        warn(f"refused {self._peer}", f"no whole request within {self._header_seconds:g} seconds")
+        refuse(self._peer, f"no whole request within {self._header_seconds:g} seconds")
         self.transport.abort()
 
 
@@ -133,7 +133,7 @@ class PublicListener:
     def _receive(self, connection: socket.socket, address: str) -> None:
         peer = peer_name(address)
         if reason := self._seats.take(peer):
-            warn(f"refused {peer}", reason)
+            refuse(peer, reason)
             connection.close()
             return
         task = asyncio.get_running_loop().create_task(self._connect(connection, peer))
@@ -169,7 +169,7 @@ class PublicListener:
                 ssl_shutdown_timeout=seconds if self._context else None,
             )
         except (OSError, ssl.SSLError) as error:
-            warn(f"refused {peer}", f"the TLS handshake failed ({_short(error)})")
+            refuse(peer, f"the TLS handshake failed ({_short(error)})")
             with contextlib.suppress(OSError):
                 connection.close()
             leave()

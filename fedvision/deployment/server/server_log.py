@@ -18,6 +18,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from fedvision.deployment.server.access_log import CONNECTED, FILE, REFUSED, AccessHandler
 from fedvision.deployment.server.limits import TokenBuckets
 from fedvision.errors import ConfigError
 
@@ -33,6 +34,32 @@ _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 log = logging.getLogger("fedvision.deployment")
+
+
+def refuse(peer: str, reason: str, detail: str = "", client: str = "", key: str = "") -> None:
+    """Log, as ``warn`` does, that a peer on the public port is refused, for audit logs as well.
+
+    Args:
+        peer: Its address.
+        reason: Why; one of few texts.
+        detail: What differs from time to time.
+        client: The client whose key the call bears, where that is known.
+        key: Fingerprint of that key.
+    """
+    access = {"what": REFUSED, "address": peer, "reason": f"{reason}{detail}", "client": client, "key": key}
+    log.warning(
+        "refused %s: %s%s",
+        peer,
+        reason,
+        detail,
+        extra={"same": f"refused {peer}: {reason}", "access": access},
+    )
+
+
+def connected(peer: str, client: str, key: str) -> None:
+    """Log from which address a client calls for the first time, or since it has another one."""
+    access = {"what": CONNECTED, "address": peer, "reason": "", "client": client, "key": key}
+    log.info("client %s calls from %s", client, peer, extra={"access": access})
 
 
 def warn(who: str, what: str, detail: str = "") -> None:
@@ -131,18 +158,23 @@ def install(path: Path | None) -> None:
     """
     from fedvision.flower import internals
 
+    access: list[logging.Handler] = []
     try:
         handler: logging.Handler = RotatingLog(path) if path else logging.StreamHandler()
+        if path:
+            access = [AccessHandler(path.with_name(FILE))]
     except OSError as error:
         raise ConfigError(f"--log {path}: it cannot be written: {error.strerror}") from error
     handler.setFormatter(OneLineFormatter())
-    handler.addFilter(RepeatFilter())
+    for each in (handler, *access):
+        each.addFilter(RepeatFilter())
     internals.quiet()
     for name in ("flwr", "uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "httpcore"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    logging.root.handlers[:] = [handler]
+    # The access log comes last: a filter writes into the text how often it was not logged.
+    logging.root.handlers[:] = [handler, *access]
     logging.getLogger("fedvision.deployment").setLevel(logging.INFO)
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a disk that is full is no reason to write more

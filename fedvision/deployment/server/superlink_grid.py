@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 from flwr.app import Error, Message, RecordDict
 
+from fedvision.deployment.declining import Declined
 from fedvision.deployment.transport import message_format
 from fedvision.deployment.transport.internals_run import RunLink
 from fedvision.deployment.transport.internals_wire import (
@@ -83,6 +84,8 @@ class SuperLinkGrid(LocalGrid):
         on_client_notice: Is called with a client and a sentence of its own on what befell it.
         belongs: Returns whether a node is a member: one that came in the middle of a round, or reported that
             it cannot take part, gets no message.
+        members: Returns how many clients take part, which every message says.
+        on_declined: Is called with a node and why its owner's policy does not allow a task.
         before_sending: Is called when messages are made, before anybody can see them, and returns when all is
             done that must be done by then.
     """
@@ -96,11 +99,14 @@ class SuperLinkGrid(LocalGrid):
         on_client_notice: Callable[[int, str], None] = lambda client, sentence: None,
         belongs: Callable[[int], bool] = lambda node: True,
         before_sending: Callable[[], None] = lambda: None,
+        *,
+        members: Callable[[], int] = lambda: 0,
+        on_declined: Callable[[int, Declined], None] = lambda node, declined: None,
     ) -> None:
         super().__init__(0, link.run_id)
         self._link, self._expected, self._numbers, self._restore = link, expected, numbers, restore
         self._on_client_notice, self._belongs = on_client_notice, belongs
-        self._before_sending = before_sending
+        self._before_sending, self._members, self._on_declined = before_sending, members, on_declined
         self._outstanding: dict[str, _Sent] = {}
         self._announced: deque[_Arrived] = deque()
         self._unsent: list[Message] = []
@@ -218,6 +224,10 @@ class SuperLinkGrid(LocalGrid):
             if generated and head.error.code != NODE_UNAVAILABLE and not found.sent.again:
                 self._send_again(found.sent, waiting)
                 return None
+            if head.error.code == internals.DECLINED:
+                declined = Declined.from_text(head.error.reason or "")
+                self._on_declined(found.sent.node, declined)
+                return self._failed(found, str(declined), internals.DECLINED)
             reason = "it went offline before it answered" if generated else head.error.reason
             return self._failed(found, reason, head.error.code)
         try:
@@ -274,7 +284,10 @@ class SuperLinkGrid(LocalGrid):
         cut: dict[tuple[tuple[str, int], ...], PackedTensors] = {}
         for message in messages:
             content = message.content
-            layout = message_format.describe(content, self._numbers.get(message.metadata.dst_node_id, -1))
+            layout = replace(
+                message_format.describe(content, self._numbers.get(message.metadata.dst_node_id, -1)),
+                members=self._members(),
+            )
             key = tuple((name, id(record)) for name, record in content.array_records.items())
             if key not in cut:
                 cut[key] = pack_tensors(message_format.TensorSource(content, layout), layout)

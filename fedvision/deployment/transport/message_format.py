@@ -51,6 +51,8 @@ class MessageHeader:
     """By name: kind (a key of ``config``, ``metrics``) and values."""
     client: int = -1
     """The number of the client that gets the message; -1 in replies."""
+    members: int = 0
+    """Clients that take part in the run, as the server says; 0 in replies."""
     notes: tuple[str, ...] = ()
     """What befell the sender, in replies: at most ``MAX_NOTES`` sentences for the report."""
 
@@ -99,6 +101,7 @@ class MessageHeader:
             {
                 "format": FORMAT,
                 "client": self.client,
+                "members": self.members,
                 "notes": self.notes,
                 "tensors": {group: _rows(entries) for group, entries in self.tensors.items()},
                 "records": {
@@ -123,10 +126,15 @@ class MessageHeader:
             raise ProtocolError("the message's layout is no JSON") from error
         _require(isinstance(page, dict), "is no table")
         _require(page.get("format") == FORMAT, f"has another format than {FORMAT}")
-        client = page.get("client", -1)
+        client, members = page.get("client", -1), page.get("members", 0)
         _require(_whole(client, low=-1), "has no whole client number")
+        _require(_whole(members, low=0), "has no whole number of members")
         layout = cls(
-            tensors=_read_tensors(page), records=_read_records(page), client=client, notes=_read_notes(page)
+            tensors=_read_tensors(page),
+            records=_read_records(page),
+            client=client,
+            members=members,
+            notes=_read_notes(page),
         )
         _require(sum(map(len, layout.tensors.values())) <= MAX_TENSORS, "names too many tensors")
         return layout

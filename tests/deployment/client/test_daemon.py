@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from fedvision.deployment import certificates
 from fedvision.deployment.client import connectivity, daemon
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.training_process import TrainingProcess
+from fedvision.deployment.server.access_log import FILE as ACCESS
+from fedvision.deployment.server.keyring import fingerprint, read_public_key
 from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused, RunEnded
+from fedvision.deployment.transport.message_format import MessageHeader
 from fedvision.errors import ConfigError, RunError
 from tests.deployment.server.certificate_dates import make_at
 from tests.deployment.server.processes import Running, eventually, superlink
@@ -79,6 +83,9 @@ def test_an_unknown_key_is_a_sentence_on_both_sides(
     text = refused(strangers / "clients/stranger", tmp_path, address, root_certificate=roots)
     assert "The server does not know this client's key; send the .pub file" in text
     assert "The server does not know this client's key" in server.log.read_text()
+    key = fingerprint(read_public_key(strangers / "server/clients/stranger.pub"))
+    found = [json.loads(line) for line in (server.place.state / ACCESS).read_text().splitlines()]
+    assert ("refused", "127.0.0.1", key) in [(one["what"], one["address"], one["key"]) for one in found]
 
 
 def test_a_stranger_authority_is_a_sentence_on_both_sides(
@@ -326,3 +333,14 @@ def test_the_log_says_what_memory_a_task_took() -> None:
     text = daemon.memory_text({"process": 712_000_000, "device": 5_000_000_000})
     assert text == ", so far at most 712 MB of main memory, so far at most 5 GB of the GPU's memory"
     assert daemon.memory_text({}) == ""
+
+
+def test_a_task_is_the_same_whoever_takes_part_by_now() -> None:
+    """A server that is started again may count others than before; that is no reason to train again."""
+
+    def digest(members: int, client: int = 0) -> str:
+        layout = MessageHeader(client=client, members=members)
+        return daemon._digest("ab12", "train", layout, ["x"])
+
+    assert digest(2) == digest(3)
+    assert digest(2) != digest(2, client=1)
