@@ -13,7 +13,6 @@ from typing import Any
 
 from fedvision import registry
 from fedvision.config import ExperimentConfig
-from fedvision.flower.strategy import FlowerStrategy, build_strategy
 
 
 def refusal(begun: ExperimentConfig, now: ExperimentConfig, finished: int) -> str | None:
@@ -53,6 +52,9 @@ def _obstacle(config: ExperimentConfig, rounds: int, finished: int) -> str | Non
             )
     if "rounds" in registry.parameters("loss", config.loss.use):
         return f"the loss {config.loss.use!r} (loss.use) depends on how many rounds there are"
+    # Only where a longer run is asked for: whoever reads a run folder does not wait for torch and Flower.
+    from fedvision.flower.strategy import FlowerStrategy, build_strategy
+
     strategy = build_strategy(config.strategy, seed=config.seed)
     if isinstance(strategy, FlowerStrategy) and strategy.refines:
         for round in range(1, finished + 1):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedvision.tasks.metrics import ratio
@@ -99,6 +98,8 @@ class Calibration:
             return
         own = np.arange(probabilities.shape[1])[None] == labels[:, None]
         # The logit orders images as the probability does.
+        import torch  # what reads a record of these counts does without
+
         bins = bin_of(torch.from_numpy(probabilities).logit()).numpy()
         cells = (np.arange(own.shape[1]) * 2 + own) * BINS + bins
         self._histograms += np.bincount(cells.ravel(), minlength=self._histograms.size).reshape(

@@ -9,13 +9,15 @@ Shape letters: L labels or classes.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fedvision.tasks.metrics import ratio
+
+if TYPE_CHECKING:
+    import torch
 
 BINS, PER_UNIT = 1024, 32
 """Bins of scores, and how many of them a logit of 1 has."""
