@@ -21,7 +21,8 @@ from fedvision.reporting.compare import (
     rarest_scores,
     shown_scores,
 )
-from fedvision.reporting.html import Picture, render_page
+from fedvision.reporting.curve_pictures import Picture
+from fedvision.reporting.templates import render_page
 from fedvision.runs.folder import RunFolder
 
 DRAWN = ("mean_ap", "accuracy", "balanced_accuracy", "tail", WORST)
