@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import __version__, registry, stages, streams
-from fedvision.cli import certificates, closed_form, compress, deployment, doctor, model, new
+from fedvision.cli import certificates, closed_form, compress, deployment, doctor, model, new, watch
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
 from fedvision.families import family_of
@@ -27,7 +27,7 @@ INTERRUPTED = 130
 VERBS = {
     "simulate, on this machine": ("simulate",),
     "deploy, across machines": ("server", "submit", "client"),
-    "look at": ("inspect", "report", "list"),
+    "look at": ("inspect", "watch", "report", "list"),
     "use a model": ("predict", "evaluate", "prune", "unlearn", "include", "request-sums", "sums"),
     "set up": ("new", "certificates", "doctor"),
 }
@@ -106,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     inspect = verbs.add_parser("inspect", description="show clients x classes and costs before training")
     _experiment(inspect)
     inspect.set_defaults(call=_inspect)
+    watch.add(verbs)
 
     model.add(verbs)
     compress.add(verbs)

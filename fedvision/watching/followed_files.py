@@ -75,9 +75,7 @@ class FollowedLines(FollowedFile):
         reset: Is called before lines that were taken are taken anew, or are gone.
     """
 
-    def __init__(
-        self, path: Path, take: Callable[[dict[str, Any]], None], reset: Callable[[], None]
-    ) -> None:
+    def __init__(self, path: Path, take: Callable[[dict[str, Any]], None], reset: Callable[[], None]) -> None:
         super().__init__(path)
         self._take, self._reset = take, reset
         self._inode, self._place, self._before, self._lines = 0, 0, b"", 0
@@ -126,7 +124,9 @@ class FollowedLines(FollowedFile):
             table = json.loads(line)
             if isinstance(table, dict):
                 return table
-        raise RunFolderError(f"{self.path}, line {self._lines}: this is no table of JSON; the file is damaged")
+        raise RunFolderError(
+            f"{self.path}, line {self._lines}: this is no table of JSON; the file is damaged"
+        )
 
 
 def _read(descriptor: int, place: int) -> bytes:
