@@ -12,18 +12,25 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from fedvision.watching import sentences
 from fedvision.watching.client_rows import client_rows
 from fedvision.watching.followed_run import FollowedRun, Snapshot
-from fedvision.watching.sections import SECTIONS, found_clients, other_sections, page, state_section
+from fedvision.watching.sections import (
+    SECTIONS,
+    drawn_sections,
+    found_clients,
+    page,
+    state_section,
+    written_sections,
+)
 
 POLL_S = 0.2
 """Seconds between two looks at the folder."""
 _REST, _LONGEST_REST_S = 3.0, 0.5
-"""After a drawing nothing is drawn for as many times its processor seconds, at most for so many seconds:
-where rounds follow each other faster than pictures are drawn, the run needs the cores."""
+"""After a drawing nothing is drawn for as many times its processor seconds, at most so many seconds: where
+rounds follow each other faster than pictures are drawn, the run needs the cores."""
 _AGAIN_S = 5.0
 """While a run goes on its time left is written anew so often."""
 _BEAT_S = 15.0
@@ -51,7 +58,7 @@ class LivePage:
         self._sections = dict.fromkeys(SECTIONS, "")
         self._changed_in = dict.fromkeys(SECTIONS, 0)
         self._say, self._said_in, self._told = "", 0, ("", 0)
-        self._drawn_at, self._rest = 0.0, 0.0
+        self._written_at, self._rest, self._stale = 0.0, 0.0, False
         self._lock, self._news = asyncio.Lock(), asyncio.Condition()
         self._closed = False
 
@@ -68,12 +75,20 @@ class LivePage:
                 await self.refresh()
 
     async def refresh(self) -> None:
-        """Bring the sections up to date, and wake the viewers where one has changed."""
+        """Bring the sections up to date, those with pictures last, and wake the viewers for what has changed."""
         async with self._lock:
-            before = self._version
-            await asyncio.to_thread(self._refresh)
+            began = time.process_time()
+            if await self._wake_for(self._write) and self._stale:
+                await self._wake_for(self._draw)
+                self._rest = min(_REST * (time.process_time() - began), _LONGEST_REST_S)
+
+    async def _wake_for(self, work: Callable[[], None]) -> bool:
+        """Do some work beside the viewers, and return whether it has changed a section, or may have to."""
+        before = self._version
+        await asyncio.to_thread(work)
         if self._version != before:
             await self._wake()
+        return self._version != before or self._stale
 
     async def html(self) -> str:
         """Return the page as it is now."""
@@ -138,23 +153,32 @@ class LivePage:
         async with self._news:
             self._news.notify_all()
 
-    def _refresh(self) -> None:
+    def _write(self) -> None:
+        """Read what is new and write the sections without pictures."""
         changed = self.run.poll() or not self._version
-        if not changed and (self._over or time.monotonic() - self._drawn_at < _AGAIN_S):
+        if not changed and (self._over or time.monotonic() - self._written_at < _AGAIN_S):
             return
-        began, new = time.thread_time(), dict(self._sections)
+        new = {}
         if changed:
-            self.found = self.run.snapshot()
-            new |= other_sections(self.found)
+            self.found, self._stale = self.run.snapshot(), True
+            new = written_sections(self.found)
         new["state"] = state_section(self.found, waits_for=str(self.run.path), problem=self.run.problem)
-        differing = [name for name in SECTIONS if new[name] != self._sections[name]]
+        if self._take(new):
+            self._tell()
+        self._written_at = time.monotonic()
+
+    def _draw(self) -> None:
+        self._stale = False
+        self._take(drawn_sections(self.found))
+
+    def _take(self, new: Mapping[str, str]) -> bool:
+        """Put sections in place, and return whether one differs."""
+        differing = [name for name, html in new.items() if html != self._sections[name]]
         if differing:
             self._version += 1
-            self._sections = new
+            self._sections |= new
             self._changed_in |= dict.fromkeys(differing, self._version)
-            self._tell()
-        self._drawn_at = time.monotonic()
-        self._rest = min(_REST * (time.thread_time() - began), _LONGEST_REST_S)
+        return bool(differing)
 
     @property
     def _over(self) -> bool:

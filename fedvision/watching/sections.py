@@ -23,6 +23,8 @@ from fedvision.watching.followed_run import Snapshot
 
 SECTIONS = ("state", "scores", "curves", "classes", "clients", "spread", "cost", "events")
 """The sections by their ids, from the top of the page to its end."""
+DRAWN = ("curves", "spread")
+"""Those with pictures."""
 EVENTS_SHOWN, CLASSES_SHOWN, FOUND_SHOWN = 30, 24, 20
 _HERE = Path(__file__).parent
 
@@ -74,10 +76,21 @@ def state_section(found: Snapshot | None, *, waits_for: str, problem: str = "") 
     ).strip()
 
 
-def other_sections(found: Snapshot | None) -> dict[str, str]:
-    """Return the HTML of the other sections; empty where there is nothing to show."""
+def drawn_sections(found: Snapshot | None) -> dict[str, str]:
+    """Return the HTML of the sections with pictures, which take longer; empty where nothing is drawn."""
     if found is None:
-        return dict.fromkeys(SECTIONS[1:], "")
+        return dict.fromkeys(DRAWN, "")
+    facts = found.facts
+    curves, spread = curve_pictures(facts), _spread(facts)
+    values = {"facts": facts, "state": found.state, "clients_of": clients_of}
+    return {name: _filled(f"{name}.html", **values, curves=curves, spread=spread).strip() for name in DRAWN}
+
+
+def written_sections(found: Snapshot | None) -> dict[str, str]:
+    """Return the HTML of the other sections; empty where there is nothing to show."""
+    names = [name for name in SECTIONS[1:] if name not in DRAWN]
+    if found is None:
+        return dict.fromkeys(names, "")
     facts, state = found.facts, found.state
     rows = client_rows.client_rows(found)
     best = facts.best_view
@@ -85,14 +98,11 @@ def other_sections(found: Snapshot | None) -> dict[str, str]:
         "facts": facts,
         "state": state,
         "headlines": headlines(facts),
-        "clients_of": clients_of,
         "measured_on": measured_on(best) if best else "",
         "measured_in": best.round if best else 0,
-        "curves": curve_pictures(facts),
         "rows": client_rows.noteworthy(rows),
         "all_rows": rows,
         "tallies": found.tallies,
-        "spread": _spread(facts),
         "sent": found.sent,
         "seconds": found.seconds,
         "stages": {**formatting.STAGES, "total": "time in all"},
@@ -100,7 +110,7 @@ def other_sections(found: Snapshot | None) -> dict[str, str]:
         "more_events": found.more_events + max(0, len(found.events) - EVENTS_SHOWN),
         **_classes(facts),
     }
-    return {name: _filled(f"{name}.html", **values).strip() for name in SECTIONS[1:]}
+    return {name: _filled(f"{name}.html", **values).strip() for name in names}
 
 
 def found_clients(rows: list[ClientRow], text: str, *, across_machines: bool) -> str:
