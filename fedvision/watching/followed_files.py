@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,6 +38,8 @@ class FollowedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.damage = ""
+        """What in it cannot be read; empty where all can. It is said until the file is another one."""
         self._seen: Identity = None
 
     def changed(self) -> bool:
@@ -55,14 +56,14 @@ class FollowedTable(FollowedFile):
         self.table: dict[str, Any] = {}
 
     def poll(self) -> bool:
-        """Read it where it has changed, and return whether it has.
-
-        Raises:
-            RunFolderError: It is no JSON table.
-        """
+        """Read it where it has changed, and return whether it has; what is damaged counts as not there."""
         if not self.changed():
             return False
-        self.table = read_json(self.path)
+        self.table, self.damage = {}, ""
+        try:
+            self.table = read_json(self.path)
+        except RunFolderError as error:
+            self.damage = str(error)
         return True
 
 
@@ -71,7 +72,8 @@ class FollowedLines(FollowedFile):
 
     Args:
         path: The file; it need not be there.
-        take: Is called with the table of each new line.
+        take: Is called with the table of each new line; a KeyError, TypeError, ValueError or AttributeError
+            says that it is none of such a file.
         reset: Is called before lines that were taken are taken anew, or are gone.
     """
 
@@ -81,11 +83,7 @@ class FollowedLines(FollowedFile):
         self._inode, self._place, self._before, self._lines = 0, 0, b"", 0
 
     def poll(self) -> bool:
-        """Take the lines that are new, and return whether anything has changed.
-
-        Raises:
-            RunFolderError: A complete line is no JSON table.
-        """
+        """Take the lines that are new, and return whether anything has changed; damaged ones are left out."""
         if not self.changed():
             return False
         try:
@@ -100,7 +98,7 @@ class FollowedLines(FollowedFile):
         complete = new[: new.rfind(b"\n") + 1]
         for line in complete.splitlines():
             self._lines += 1
-            self._take(self._table(line))
+            self._take_line(line)
         self._place += len(complete)
         self._before = (self._before + complete)[-_KNOWN_BY:]
         return lost or bool(complete)
@@ -114,19 +112,20 @@ class FollowedLines(FollowedFile):
 
     def _begin_anew(self) -> bool:
         had = self._place > 0
-        self._place, self._before, self._lines = 0, b"", 0
+        self._place, self._before, self._lines, self.damage = 0, b"", 0, ""
         if had:
             self._reset()
         return had
 
-    def _table(self, line: bytes) -> dict[str, Any]:
-        with suppress(ValueError):
+    def _take_line(self, line: bytes) -> None:
+        try:
             table = json.loads(line)
-            if isinstance(table, dict):
-                return table
-        raise RunFolderError(
-            f"{self.path}, line {self._lines}: this is no table of JSON; the file is damaged"
-        )
+            if not isinstance(table, dict):
+                raise TypeError("no table of JSON")
+            self._take(table)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            self.damage = self.damage or f"{self.path}, line {self._lines}: this line cannot be read: {what}"
 
 
 def _read(descriptor: int, place: int) -> bytes:

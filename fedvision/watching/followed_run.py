@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,7 @@ class FollowedRun:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.problem = ""
-        """Why the folder cannot be read now; empty where it can."""
+        self._wrong = ""
         self._config: ExperimentConfig | None = None
         self._config_text = ""
         self._config_file = FollowedFile(path / "config.toml")
@@ -92,7 +92,7 @@ class FollowedRun:
         self._timings: list[dict[str, Any]] = []
         self._notices: list[dict[str, Any]] = []
         self._members_file = FollowedFile(path / FILE)
-        self._members = MemberRegister(path / FILE)
+        self._members = MemberRegister(Path(os.devnull))  # nobody is known yet
         self._rounds = FollowedLines(path / "rounds.jsonl", self._take_round, self._forget_rounds)
         self._lines = [
             FollowedLines(path / "timings.jsonl", self._timings.append, self._timings.clear),
@@ -100,30 +100,23 @@ class FollowedRun:
         ]
         self._worked_on: bool | None = None
 
+    @property
+    def problem(self) -> str:
+        """What in the folder cannot be read now; empty where all can."""
+        followed = [*self._tables.values(), self._members_file, self._rounds, *self._lines]
+        return self._wrong or next((one.damage for one in followed if one.damage), "")
+
     def poll(self) -> bool:
-        """Read what is new, and return whether anything a page shows has changed.
-
-        What cannot be read is said in ``problem`` and tried again at the next call.
-        """
-        before = self.problem
-        try:
-            changed = self._poll()
-            self.problem = ""
-        except RunFolderError as error:
-            changed, self.problem = False, str(error)
-        return changed or before != self.problem
-
-    def _poll(self) -> bool:
+        """Read what is new, and return whether anything that a page shows has changed."""
         worked_on = is_worked_on(self.path)  # before the summary, which is written while the lock is held
         changed, self._worked_on = worked_on != self._worked_on, worked_on
-        if self._config_file.changed() or self.problem:
+        if self._config_file.changed():
             self._read_config()
             changed = True
         if self._config is None:
             return changed
         if self._members_file.changed():
-            self._members = MemberRegister(self._members_file.path)
-            self._tallies.names = self._members.names
+            self._read_members()
             changed = True
         found = [one.poll() for one in self._tables.values()]
         return any([changed, *found, *[one.poll() for one in (self._rounds, *self._lines)]])
@@ -198,29 +191,39 @@ class FollowedRun:
         assert self._config
         return RoundTallies(names=self._members.names, buffered=self._config.round.buffer > 0)
 
-    def _read_config(self) -> None:
-        """Read the experiment, where there is one.
-
-        Raises:
-            RunFolderError: It is of another version, or damaged.
-        """
-        file = self._config_file.path
-        if not file.exists():
-            self._config = None
-            return
-        folder = RunFolder.read(self.path)
+    def _read_members(self) -> None:
+        """Read the register; a damaged one counts as it was."""
+        self._members_file.damage = ""
         try:
-            self._config = folder.config()
-        except RunFolderError as error:
-            from fedvision import __version__
+            self._members = MemberRegister(self._members_file.path)
+        except (RunFolderError, KeyError, TypeError, ValueError) as error:
+            self._members_file.damage = f"{self._members_file.path}: it cannot be read: {error}"
+        self._tallies.names = self._members.names
 
-            self._config = None
+    def _read_config(self) -> None:
+        """Read the experiment, where there is one that this version understands."""
+        self._config, self._wrong = None, ""
+        if not self._config_file.path.exists():
+            return
+        try:
+            folder = RunFolder.read(self.path)
+            self._config, self._config_text = folder.config(), folder.config_text()
+        except (RunFolderError, OSError) as error:
+            self._wrong = self._of_another_version() or str(error)
+        else:
+            self._tallies.buffered = self._config.round.buffer > 0
+
+    def _of_another_version(self) -> str:
+        """Return a sentence where another version wrote the folder; else nothing."""
+        from fedvision import __version__
+
+        try:
             wrote = read_json(self.path / "environment.json").get("fedvision")
-            if wrote and wrote != __version__:
-                raise RunFolderError(
-                    f"{self.path}: fedvision {wrote} wrote it, and this is {__version__}, which does not "
-                    f"understand its experiment; watch it with {wrote}"
-                ) from error
-            raise
-        self._config_text = folder.config_text()
-        self._tallies.buffered = self._config.round.buffer > 0
+        except RunFolderError:
+            return ""
+        if wrote in (None, __version__):
+            return ""
+        return (
+            f"{self.path}: fedvision {wrote} wrote it, and this is {__version__}, which does not understand "
+            f"its experiment; watch it with {wrote}"
+        )

@@ -75,7 +75,7 @@ class LivePage:
                 await self.refresh()
 
     async def refresh(self) -> None:
-        """Bring the sections up to date, those with pictures last, and wake the viewers for what has changed."""
+        """Bring the sections up to date, those with pictures last, and wake the viewers."""
         async with self._lock:
             began = time.process_time()
             if await self._wake_for(self._write) and self._stale:

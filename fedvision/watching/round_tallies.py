@@ -70,11 +70,15 @@ class RoundTallies:
     _large: dict[str, Record] = field(default_factory=dict)
 
     def take(self, record: Record) -> None:
-        """Take one more round."""
-        self.last = record
+        """Take one more round.
+
+        Raises:
+            KeyError: The record has no number; nothing was taken.
+        """
+        number, self.last = int(record["round"]), record
         for client in used_in(record):
             one = self._client(client)
-            one.used, one.last, one.reason = one.used + 1, record["round"], ""
+            one.used, one.last, one.reason = one.used + 1, number, ""
         for client, reason in work_that_failed(record).items():
             one = self._client(client)
             one.failed, one.reason = one.failed + 1, reason
@@ -84,8 +88,8 @@ class RoundTallies:
         )
         self.late.update("used" if item["used"] else "discarded" for item in record.get("late") or ())
         for view in ("local", "received"):
-            for number, score in _by_client(record.get(view) or {})[1].items():
-                self._client(int(number)).score = score
+            for key, score in _by_client(record.get(view) or {})[1].items():
+                self._client(int(key)).score = score
         self.events += round_events(record, self.names, buffered=self.buffered)
         self.forgotten += max(0, len(self.events) - EVENTS)
         del self.events[:-EVENTS]
