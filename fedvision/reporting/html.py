@@ -161,7 +161,7 @@ def clients_picture(facts: RunData) -> Markup | None:
             facts.counts,
             facts.classes,
             order,
-            name="clients",
+            name="counts",
             sample=sample,
             clients=facts.shown if facts.names else (),
             kinds=facts.kinds,

@@ -176,10 +176,9 @@ class FollowedRun:
         )
 
     def _participant(self, client: int, tally: ClientTally) -> Participant:
+        """Return a member as one that takes part unless it was refused: it may yet answer."""
         member = self._members.members[client]
-        return Participant(
-            member=member, used=tally.used, failed=tally.failed, reason=member.reason or tally.reason
-        )
+        return Participant(member=member, used=tally.used, failed=0, reason=member.reason or tally.reason)
 
     def _take_round(self, record: dict[str, Any]) -> None:
         self._tallies.take(record)

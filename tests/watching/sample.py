@@ -56,6 +56,16 @@ class WrittenRun:
         self.folder.write_split({**facts, "clients": self.clients, "totals": self.counts.sum(0)})
         self.folder.append_event(1, BEGAN)
 
+    def _join(self) -> None:
+        for client in range(self.clients if self.register else 0):
+            assert self.register
+            self.register.joined(
+                client, f"site-{client:04}", f"SHA256:{client}", node=client, sharing="counts"
+            )
+            row = self.counts[client]
+            counts = ImageCounts(images=int(row.sum()), counts=tuple(row.tolist()))
+            self.register.add_counts(client, counts)
+
     def record(self, number: int, **changes: Any) -> dict[str, Any]:
         """Return a round's record."""
         rng = np.random.default_rng(number)

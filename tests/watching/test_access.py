@@ -78,7 +78,9 @@ async def _a_bearer_token_is_for_programs(tmp_path: Path) -> None:
         assert (await browser.get("/metrics", headers=right)).status_code == 200
         for wrong in (f"Bearer {TOKEN}x", f"Basic {TOKEN}", "Bearer ", TOKEN):
             assert (await browser.get("/metrics", headers={"authorization": wrong})).status_code == 401
-        assert (await browser.get(f"/metrics?token={TOKEN}")).status_code == 401  # an address is no place for it
+        assert (
+            await browser.get(f"/metrics?token={TOKEN}")
+        ).status_code == 401  # an address is no place for it
         assert (await browser.get("/", headers={"cookie": "fedvision-watch-8050=; a"})).status_code == 401
 
 

@@ -46,9 +46,11 @@ def test_figures_are_those_of_the_run(tmp_path: Path) -> None:
         run.round()
     late = {"client": 1, "requested": 3, "loss": 1.0, "examples": 5}
     run.round(
-        clients=[0, 2], busy=[4], late=[{**late, "used": True, "weight": 0.5}, {**late, "used": False, "reason": "x"}],
+        clients=[0, 2],
+        busy=[4],
+        late=[{**late, "used": True, "weight": 0.5}, {**late, "used": False, "reason": "x"}],
         refused=[{"client": 3, "stage": "training", "kind": "refused", "reason": "NaN"}],
-    )  # fmt: skip
+    )
     run.folder.write_summary({"status": "failed", "error": "x"})
     found = of(tmp_path / "run")
     records = run.folder.rounds()
@@ -68,7 +70,9 @@ def test_figures_are_those_of_the_run(tmp_path: Path) -> None:
     assert value(found, "replies_late_total", outcome="discarded") == 1
     assert value(found, "client_connected", client="site-0003") == 1
     scores = records[-1]["server"]["scores"]
-    assert value(found, "score_ratio", view="server", score="balanced_accuracy") == scores["balanced_accuracy"]
+    assert (
+        value(found, "score_ratio", view="server", score="balanced_accuracy") == scores["balanced_accuracy"]
+    )
     assert value(found, "score_round", view="server") == 4
     assert value(found, "class_recall_ratio", **{"class": "class 0"}) > 0.5
 
