@@ -58,6 +58,7 @@ LAYERS = (
     "deployment.transport",
     "deployment.client",
     "deployment.server",
+    "watching",
     "trained_model",
     "pruning",
     "api",
@@ -94,6 +95,7 @@ APART = {
         "reporting",
     },
     "deployment.server": {"deployment.client", "engines.ray", "simulation", "reporting"},
+    "watching": {"deployment.client", "engines", "engines.ray", "simulation", "server", "flower", "training"},
 }
 """Lower packages that a package must not import all the same."""
 OUTSIDE = {

@@ -8,7 +8,8 @@ from markupsafe import Markup
 
 from fedvision import formatting
 from fedvision.reporting import plots
-from fedvision.reporting.run_data import RunData, Series
+from fedvision.reporting.run_data import RunData
+from fedvision.reporting.series import Series
 
 _SHOWN = ("mean_ap", "accuracy", "balanced_accuracy", "tail")
 """Scores that are drawn over rounds."""

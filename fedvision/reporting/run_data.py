@@ -17,6 +17,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.formatting import STAGES, plural, size
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.participation import Participant, participants
+from fedvision.reporting.series import Band, Series
 from fedvision.runs.events import Event, all_events, kinds
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks.calibration import Reliability
@@ -26,22 +27,6 @@ from fedvision.tasks.intervals import Interval, score_intervals
 Record = dict[str, Any]
 VIEWS = ("server", "local")
 """The two views of one model: on the server's test images, and on images that clients keep for it."""
-
-
-class Series(NamedTuple):
-    """One figure over rounds; rounds in which it was not measured are left out."""
-
-    rounds: list[int]
-    values: list[float]
-
-
-class Band(NamedTuple):
-    """One figure over rounds and clients."""
-
-    rounds: list[int]
-    lowest: list[float]
-    median: list[float]
-    highest: list[float]
 
 
 class Worst(NamedTuple):

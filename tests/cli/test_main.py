@@ -323,5 +323,5 @@ def test_the_command_is_installed_and_frozen() -> None:
         "folder", "host", "clients", "days", "mutual_tls", "client", "client_overrides", "trains",
         "wait_for", "tls", "private", "public", "state", "insecure", "client_certificates", "keep",
         "superlink", "name", "source", "run", "images", "csv", "jsonl", "data", "part", "json", "device",
-        "sums", "request", "rounds", "mlflow",
+        "sums", "request", "rounds", "mlflow", "watch", "port", "token_file",
     }  # fmt: skip
