@@ -43,6 +43,7 @@ def metrics(found: Snapshot | None) -> str:
         )
         _rounds(text, found)
         _clients(text, found)
+        _members(text, found)
         _scores(text, found)
     return str(text)
 
@@ -132,10 +133,13 @@ def _clients(text: Exposition, found: Snapshot) -> None:
         "Answers that came after the round of their request.",
         [({"outcome": outcome}, tallies.late[outcome]) for outcome in ("used", "discarded")],
     )
+
+
+def _members(text: Exposition, found: Snapshot) -> None:
     members = [one.member for one in found.facts.participants]
     if 0 < len(members) <= MOST:
         names = [member.name for member in members]
-        here = {member.name for member in state.here}
+        here = {member.name for member in found.state.here}
         text.add(
             "client_connected",
             "gauge",
