@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import nullcontext
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedvision.watching.access import HEADERS, Guard
 from fedvision.watching.live import VIEWERS, LivePage
 from fedvision.watching.metrics import CONTENT_TYPE, metrics
 from fedvision.watching.sections import script, stylesheet
+
+_STALLED_S = 60.0
 
 
 def application(live: LivePage, guard: Guard) -> ASGIApp:
@@ -27,9 +31,20 @@ def application(live: LivePage, guard: Guard) -> ASGIApp:
         response.headers.update(
             {name: text for name, text in HEADERS.items() if name not in response.headers}
         )
-        await response(scope, receive, send)
+        with live.viewer() if isinstance(response, StreamingResponse) else nullcontext():
+            await response(scope, receive, _in_time(send))
 
     return answer
+
+
+def _in_time(send: Send) -> Send:
+    """Return what gives a viewer up that takes nothing in for a minute: it holds one of few places."""
+
+    async def send_in_time(message: Message) -> None:
+        async with asyncio.timeout(_STALLED_S):
+            await send(message)
+
+    return send_in_time
 
 
 async def _answer(live: LivePage, scope: Scope) -> Response:

@@ -12,7 +12,8 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from fedvision.watching import sentences
 from fedvision.watching.client_rows import client_rows
@@ -116,16 +117,21 @@ class LivePage:
         """
         begun, _, number = since.partition("-")
         has = int(number) if begun == self._begun and number.isdecimal() else 0
+        yield f"retry: {_RETRY_MS}\n\n".encode()
+        await self.refresh()
+        while not self._closed:
+            if self._version > has:
+                message, has = self._message(has), self._version
+                yield message
+            elif not await self._wait(has):
+                yield b": the connection holds\n\n"
+
+    @contextmanager
+    def viewer(self) -> Iterator[None]:
+        """Count a viewer while its connection is open."""
         self.viewers += 1
         try:
-            yield f"retry: {_RETRY_MS}\n\n".encode()
-            await self.refresh()
-            while not self._closed:
-                if self._version > has:
-                    message, has = self._message(has), self._version
-                    yield message
-                elif not await self._wait(has):
-                    yield b": the connection holds\n\n"
+            yield
         finally:
             self.viewers -= 1
 

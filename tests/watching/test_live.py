@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from fedvision.watching import live as live_module
@@ -48,6 +49,7 @@ async def _a_round_sends_what_it_changes(page: LivePage, run: WrittenRun) -> Non
         first, message = await following(events)
         sent |= set(message["sections"])
     assert sent >= {"state", "scores", "curves", "clients", "spread", "events"}
+    page.viewers = 1
     follower = asyncio.create_task(page.follow())
     run.round()
     second, message = await following(events)
@@ -60,7 +62,6 @@ async def _a_round_sends_what_it_changes(page: LivePage, run: WrittenRun) -> Non
     assert first.partition("-")[0] == second.partition("-")[0]
     follower.cancel()
     await events.aclose()  # type: ignore[attr-defined]
-    assert page.viewers == 0
 
 
 async def _who_comes_back_gets_what_it_lacks(page: LivePage, run: WrittenRun) -> None:
@@ -108,9 +109,11 @@ async def _nothing_is_read_while_nobody_looks(page: LivePage, run: WrittenRun) -
     follower = asyncio.create_task(page.follow())
     await asyncio.sleep(0.1)
     assert polls == []
-    events = page.events("")
-    await following(events)
-    assert polls
+    with page.viewer():
+        async with asyncio.timeout(20):
+            while not polls:
+                await asyncio.sleep(0.01)
+    assert page.viewers == 0
     follower.cancel()
 
 
@@ -137,6 +140,24 @@ async def _viewers_are_counted(page: LivePage, run: WrittenRun) -> None:
     assert b"32 viewers are connected already" in sent[1]["body"]
 
 
+async def _who_takes_nothing_in_is_given_up(page: LivePage, run: WrittenRun) -> None:
+    app = application(page, Guard(token=None, loopback=True, port=1, secure=False))
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.sleep(3600)
+
+    async def receive() -> Message:
+        await asyncio.sleep(3600)
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "GET", "path": "/events", "query_string": b"", "client": ("::1", 1)}
+    asgi = {"spec_version": "2.4"}
+    with pytest.raises(ClientDisconnect):
+        await app({**scope, "headers": [(b"host", b"localhost")], "asgi": asgi}, receive, send)
+    assert page.viewers == 0
+
+
 @pytest.mark.parametrize(
     "check",
     [
@@ -146,11 +167,13 @@ async def _viewers_are_counted(page: LivePage, run: WrittenRun) -> None:
         _silence_is_filled_with_beats,
         _nothing_is_read_while_nobody_looks,
         _viewers_are_counted,
+        _who_takes_nothing_in_is_given_up,
     ],
 )
 def test_viewers(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_module, "POLL_S", 0.01)
     monkeypatch.setattr(live_module, "_BEAT_S", 0.1)
+    monkeypatch.setattr("fedvision.watching.app._STALLED_S", 0.2)
     run = WrittenRun(tmp_path / "run")
     run.begin()
     run.round()
