@@ -30,8 +30,10 @@ from fedvision.watching.sections import (
 POLL_S = 0.2
 """Seconds between two looks at the folder."""
 _REST, _LONGEST_REST_S = 3.0, 0.5
-"""After a drawing nothing is drawn for as many times its processor seconds, at most so many seconds: where
-rounds follow each other faster than pictures are drawn, the run needs the cores."""
+"""After sections were written, so many times their processor seconds are let pass, and no longer than so many
+seconds."""
+_DRAWING_REST = 12.0
+"""The same for pictures: where rounds follow each other faster than these, the run needs the cores."""
 _AGAIN_S = 5.0
 """While a run goes on its time left is written anew so often."""
 _BEAT_S = 15.0
@@ -59,7 +61,8 @@ class LivePage:
         self._sections = dict.fromkeys(SECTIONS, "")
         self._changed_in = dict.fromkeys(SECTIONS, 0)
         self._say, self._said_in, self._told = "", 0, ("", 0)
-        self._written_at, self._rest, self._stale = 0.0, 0.0, False
+        self._written_at, self._rest = 0.0, 0.0
+        self._stale, self._draw_at = False, 0.0
         self._lock, self._news = asyncio.Lock(), asyncio.Condition()
         self._closed = False
 
@@ -79,17 +82,19 @@ class LivePage:
         """Bring the sections up to date, those with pictures last, and wake the viewers."""
         async with self._lock:
             began = time.process_time()
-            if await self._wake_for(self._write) and self._stale:
+            await self._wake_for(self._write)
+            self._rest = min(_REST * (time.process_time() - began), _LONGEST_REST_S)
+            if self._stale and time.monotonic() >= self._draw_at:
+                began = time.process_time()
                 await self._wake_for(self._draw)
-                self._rest = min(_REST * (time.process_time() - began), _LONGEST_REST_S)
+                self._draw_at = time.monotonic() + _DRAWING_REST * (time.process_time() - began)
 
-    async def _wake_for(self, work: Callable[[], None]) -> bool:
-        """Do some work beside the viewers, and return whether it has changed a section, or may have to."""
+    async def _wake_for(self, work: Callable[[], None]) -> None:
+        """Do some work beside the viewers, and wake them where it has changed a section."""
         before = self._version
         await asyncio.to_thread(work)
         if self._version != before:
             await self._wake()
-        return self._version != before or self._stale
 
     async def html(self) -> str:
         """Return the page as it is now."""

@@ -37,7 +37,7 @@ from fedvision.watching.live import LivePage
 
 PORT = 8050
 """The port where none is named."""
-_NICE = 5
+_NICE = 10
 _PORT_S = 5.0
 """How long the port of the page of a server that was just killed may still be taken."""
 _LIMITS = Limits(connections=128, peer_connections=64, idle_seconds=30.0)

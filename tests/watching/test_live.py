@@ -173,6 +173,7 @@ async def _who_takes_nothing_in_is_given_up(page: LivePage, run: WrittenRun) -> 
 def test_viewers(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_module, "POLL_S", 0.01)
     monkeypatch.setattr(live_module, "_BEAT_S", 0.1)
+    monkeypatch.setattr(live_module, "_DRAWING_REST", 0.0)
     monkeypatch.setattr("fedvision.watching.app._STALLED_S", 0.2)
     run = WrittenRun(tmp_path / "run")
     run.begin()
