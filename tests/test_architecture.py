@@ -61,6 +61,7 @@ LAYERS = (
     "deployment.transport",
     "deployment.client",
     "deployment.server",
+    "watching",
     "trained_model",
     "pruning",
     "export",
@@ -98,6 +99,7 @@ APART = {
         "reporting",
     },
     "deployment.server": {"deployment.client", "engines.ray", "simulation", "reporting"},
+    "watching": {"deployment.client", "engines", "engines.ray", "simulation", "server", "flower", "training"},
 }
 """Lower packages that a package must not import all the same."""
 OUTSIDE = {

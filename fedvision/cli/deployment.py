@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import log_format, registry
+from fedvision.cli import watch
 from fedvision.cli.announcement import add_log_format, announce
 from fedvision.cli.queue import MODULES, serve
 from fedvision.errors import ConfigError, FedVisionError, RunExpired
@@ -53,11 +54,12 @@ def add(verbs: Verbs) -> None:
     server.add_argument("--insecure", action="store_true", help="plain text, for trials on one machine")
     server.add_argument("--client-certificates", action="store_true", help="demand them (mutual TLS)")
     server.add_argument("--keep", action="store_true", help="stay up for `fedvision submit`")
+    watch.add_to_server(server)
     server.set_defaults(call=_server, again=_AGAIN)
 
     submit = verbs.add_parser("submit", description="run an experiment on a SuperLink that was left up")
     _add_run(submit)
-    submit.set_defaults(call=_submit, again=_AGAIN)
+    submit.set_defaults(call=_submit, again=_AGAIN, watch=None, token_file=None)
 
     client = verbs.add_parser("client", description="join a federation with this machine's images")
     client.add_argument("client", type=Path, metavar="CLIENT", help="TOML file of this machine")
@@ -201,11 +203,16 @@ def _run(
     from fedvision.runs.folder_lock import claimed
 
     out = options.out or default_folder(federation.config.name, resume=True)
+    page = watch.beside_server(options, out)
     with ExitStack() as claims:
         claims.enter_context(claimed(out, "name another one with --out"))
         folder = open_folder(federation.config, out, resume=True)
         if process is not None:
             claims.enter_context(claimed(place.state, "name another one with --state"))
+        if page is not None:
+            from fedvision.watching.watch_process import WatchProcess
+
+            show(f"the run is shown on {claims.enter_context(WatchProcess(page)).address}")
         _run_in(folder, federation, options, place, process, pages)
 
 

@@ -27,6 +27,7 @@ from fedvision.cli import (
     new,
     queue,
     runs,
+    watch,
 )
 from fedvision.cli.announcement import announce
 from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
@@ -36,6 +37,8 @@ from fedvision.streams import complain, show
 from fedvision.types import PluginSpec
 
 if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
     from fedvision.sweep import Sweep
 
 INTERRUPTED = 130
@@ -43,7 +46,7 @@ VERBS = {
     "simulate, on this machine": ("simulate",),
     "deploy, across machines": ("server", "submit", "client", "approve"),
     "operate": ("runs", "status", "stop", "audit", "queue"),
-    "look at": ("inspect", "report", "list"),
+    "look at": ("inspect", "watch", "report", "list"),
     "use a model": (
         "predict",
         "evaluate",
@@ -107,6 +110,39 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fedvision {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB", help="one of those below")
 
+    _add_simulate(verbs)
+    report = verbs.add_parser("report", description="make the report of a run, or compare several")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    report.add_argument("--out", type=Path, help="file of the comparison (default: comparison.html)")
+    report.set_defaults(call=_report)
+
+    inspect = verbs.add_parser("inspect", description="show clients x classes and costs before training")
+    _experiment(inspect)
+    inspect.set_defaults(call=_inspect)
+    watch.add(verbs)
+
+    model.add(verbs)
+    compress.add(verbs)
+    export.add(verbs)
+    explain.add(verbs)
+    closed_form.add(verbs)
+    card.add(verbs)
+    deployment.add(verbs)
+    approve.add(verbs)
+    certificates.add(verbs)
+    doctor.add(verbs)
+    runs.add(verbs)
+    queue.add(verbs)
+
+    names = verbs.add_parser("list", description="show the options of `use =`")
+    names.add_argument("kind", nargs="?", choices=sorted(registry.BUILTINS), help="only this kind")
+    names.set_defaults(call=_list)
+    new.add(verbs)
+    parser.epilog = _by_purpose(verbs.choices)
+    return parser
+
+
+def _add_simulate(verbs: Verbs) -> None:
     simulate = verbs.add_parser("simulate", description="run a whole federation on this machine")
     _experiment(simulate)
     simulate.add_argument("--engine", default="auto", help="auto, serial, vectorized or ray (default: auto)")
@@ -133,35 +169,6 @@ def parser() -> argparse.ArgumentParser:
         help="also train each client alone (local), all images together (central), or both: local,central",
     )
     simulate.set_defaults(call=_simulate)
-
-    report = verbs.add_parser("report", description="make the report of a run, or compare several")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
-    report.add_argument("--out", type=Path, help="file of the comparison (default: comparison.html)")
-    report.set_defaults(call=_report)
-
-    inspect = verbs.add_parser("inspect", description="show clients x classes and costs before training")
-    _experiment(inspect)
-    inspect.set_defaults(call=_inspect)
-
-    model.add(verbs)
-    compress.add(verbs)
-    export.add(verbs)
-    explain.add(verbs)
-    closed_form.add(verbs)
-    card.add(verbs)
-    deployment.add(verbs)
-    approve.add(verbs)
-    certificates.add(verbs)
-    doctor.add(verbs)
-    runs.add(verbs)
-    queue.add(verbs)
-
-    names = verbs.add_parser("list", description="show the options of `use =`")
-    names.add_argument("kind", nargs="?", choices=sorted(registry.BUILTINS), help="only this kind")
-    names.set_defaults(call=_list)
-    new.add(verbs)
-    parser.epilog = _by_purpose(verbs.choices)
-    return parser
 
 
 def _by_purpose(verbs: Mapping[str, argparse.ArgumentParser]) -> str:

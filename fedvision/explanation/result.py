@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.explanation.faithfulness import Faithfulness
+if TYPE_CHECKING:
+    from fedvision.explanation.faithfulness import Faithfulness
+
 
 METHODS = ("auto", "grad-cam", "hires-cam", "attention-rollout", "integrated-gradients")
 

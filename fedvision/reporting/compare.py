@@ -11,7 +11,8 @@ import numpy as np
 
 from fedvision.formatting import in_order, percent
 from fedvision.reporting.class_facts import ClassFacts
-from fedvision.reporting.run_data import VIEWS, Band, RunData, read_facts
+from fedvision.reporting.run_data import VIEWS, RunData, read_facts
+from fedvision.reporting.series import Band
 from fedvision.reporting.summary_sentences import PERSONAL, clients_of
 from fedvision.runs.folder import RunFolder
 

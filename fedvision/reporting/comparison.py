@@ -22,7 +22,7 @@ from fedvision.reporting.compare import (
     rarest_scores,
     shown_scores,
 )
-from fedvision.reporting.html import Picture
+from fedvision.reporting.curve_pictures import Picture
 from fedvision.reporting.page import render_page
 from fedvision.runs.folder import RunFolder
 

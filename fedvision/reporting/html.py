@@ -15,6 +15,7 @@ from markupsafe import Markup
 from fedvision import formatting
 from fedvision.reporting import baselines, gain_plot, matrices, plots
 from fedvision.reporting.class_facts import ClassFacts, by_frequency
+from fedvision.reporting.curve_pictures import Picture, curve_pictures
 from fedvision.reporting.explanations import read_section
 from fedvision.reporting.page import png_uri, render_page
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
@@ -31,16 +32,7 @@ from fedvision.runs.misclassified import Misclassified
 from fedvision.tasks.calibration import Reliability
 from fedvision.tasks.intervals import Interval
 
-_SHOWN = ("mean_ap", "accuracy", "balanced_accuracy", "tail")
-"""Scores that are drawn over rounds."""
 EVENTS_SHOWN, MEMBERS_SHOWN, CLASSES_SHOWN = 200, 200, 400
-
-
-class Picture(NamedTuple):
-    """A picture with its heading."""
-
-    title: str
-    svg: Markup
 
 
 class Mistake(NamedTuple):
@@ -68,10 +60,10 @@ def write_report(folder: RunFolder) -> Path:
         summary_sentences=summary_sentences(facts),
         measured_on=measured_on(measured) if measured else "",
         clients_of=clients_of,
-        curves=_curves(facts),
+        curves=curve_pictures(facts),
         scores=scores,
         has_intervals=any(interval for _, values in scores for _, interval in values),
-        class_tables=halves(_ends(classes, CLASSES_SHOWN)),
+        class_tables=halves(both_ends(classes, CLASSES_SHOWN)),
         classes_left_out=max(0, len(classes) - CLASSES_SHOWN),
         several_labels=facts.several_labels and any(c.ap is not None for c in classes),
         has_areas=any(c.ap is not None for c in classes),
@@ -79,7 +71,7 @@ def write_report(folder: RunFolder) -> Path:
         certainty=certainty(facts.reliability),
         calibrated=calibrated(facts.rounds[-1] if facts.rounds else {}),
         most_train=max((c.train for c in classes), default=0),
-        clients=_clients(facts),
+        clients=clients_picture(facts),
         confusion=_confusion(facts, measured),
         classes_per_row=matrices.classes_per_row(len(facts.classes)),
         wall=_wall(folder.mistakes(), facts.classes),
@@ -139,7 +131,7 @@ def _again(facts: RunData) -> str:
     return f"cd {shlex.quote(how['folder'])} && {call}" if "folder" in how else call
 
 
-def _ends(rows: Sequence[ClassFacts], most: int) -> Sequence[ClassFacts]:
+def both_ends(rows: Sequence[ClassFacts], most: int) -> Sequence[ClassFacts]:
     """Return rows, or of more than ``most`` as many from the beginning as from the end."""
     return rows if len(rows) <= most else [*rows[: most // 2], *rows[-(most // 2) :]]
 
@@ -150,47 +142,6 @@ def halves(rows: Sequence[ClassFacts], longest: int = 24) -> list[Sequence[Class
         return [rows] if rows else []
     middle = (len(rows) + 1) // 2
     return [rows[:middle], rows[middle:]]
-
-
-def _curves(facts: RunData) -> list[Picture]:
-    """Draw what was measured over rounds, if there are several; a picture without any line is left out."""
-    if len(facts.rounds) < 2:
-        return []
-    span = int(facts.rounds[0]["round"]), facts.done
-    loss = {"training": facts.series("train_loss")} | _views(facts, "loss")
-    drawn = [("Loss", "mean loss", loss, False)]
-    best = facts.best_view
-    shown = list(best.scores)[:3] if best and facts.own_counts else _SHOWN
-    for key in shown:
-        name = formatting.score_name(key, facts.kinds)
-        drawn.append((_capital(name), name, _views(facts, "scores", key), True))
-    if best is not None:
-        groups = {group: facts.series(best.view, "scores", group) for group in ("head", "medium", "tail")}
-        what = f"mean {facts.rare_score} of {facts.kind} groups"
-        drawn.append((f"Frequent and rare {facts.kinds}", what, groups, True))
-    pictures = [
-        Picture(title, Markup(plots.curves(lines, name=f"curve{i}", what=what, share=share, span=span)))
-        for i, (title, what, lines, share) in enumerate(drawn)
-        if any(line.values for line in lines.values())
-    ]
-    compared = facts.compared_by
-    band = facts.client_band("local", compared)
-    if band.rounds:
-        pictures.append(
-            Picture(
-                f"{_capital(formatting.score_name(compared))} of single clients",
-                Markup(plots.client_band(band, name="band", span=span)),
-            )
-        )
-    return pictures
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _views(facts: RunData, *keys: str) -> dict[str, Any]:
-    return {"server": facts.series("server", *keys), "clients": facts.series("local", *keys)}
 
 
 def _score_rows(facts: RunData) -> list[tuple[str, list[tuple[float | None, Interval | None]]]]:
@@ -214,7 +165,8 @@ def _notices(facts: RunData) -> list[str]:
     return [notice for notice in facts.summary.get("notices", []) if notice not in reported]
 
 
-def _clients(facts: RunData) -> Markup | None:
+def clients_picture(facts: RunData) -> Markup | None:
+    """Draw the class counts of the clients, or of those that are shown; None where nobody's are known."""
     if not facts.counts.size:
         return None
     order = by_frequency(facts.totals)
@@ -228,7 +180,7 @@ def _clients(facts: RunData) -> Markup | None:
             facts.counts,
             facts.classes,
             order,
-            name="clients",
+            name="counts",
             sample=sample,
             clients=facts.shown if facts.names else (),
             kinds=facts.kinds,

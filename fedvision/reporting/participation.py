@@ -36,8 +36,8 @@ class Participant:
 
 def participants(register: MemberRegister, rounds: Sequence[Mapping[str, Any]]) -> list[Participant]:
     """Return every client of the register by number; none in a simulation."""
-    used = Counter(client for record in rounds for client in _used(record))
-    failures = [item for record in rounds for item in _failures(record).items()]
+    used = Counter(client for record in rounds for client in used_in(record))
+    failures = [item for record in rounds for item in work_that_failed(record).items()]
     failed = Counter(client for client, _ in failures)
     reasons = dict(failures)
     return [
@@ -51,16 +51,17 @@ def participants(register: MemberRegister, rounds: Sequence[Mapping[str, Any]]) 
     ]
 
 
-def _used(record: Mapping[str, Any]) -> set[int]:
+def used_in(record: Mapping[str, Any]) -> set[int]:
+    """Return the clients whose answers a round used."""
     return set(record.get("clients") or ())
 
 
-def _failures(record: Mapping[str, Any]) -> dict[int, str]:
+def work_that_failed(record: Mapping[str, Any]) -> dict[int, str]:
     """Return the reason by client whose work for a round's model failed."""
     # Without a learning rate nobody trained: the answers to queries made the model.
     stages = ("training", "statistic") if record.get("lr", 0) is None else ("training",)
     return {
         item["client"]: item["reason"]
         for item in record.get("refused") or ()
-        if item["stage"] in stages and item["client"] not in _used(record)
+        if item["stage"] in stages and item["client"] not in used_in(record)
     }

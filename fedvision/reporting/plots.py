@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedvision.formatting import percent
-from fedvision.reporting.run_data import Band, Series
+from fedvision.reporting.series import Band, Series
 from fedvision.reporting.svg import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, draw
 from fedvision.tasks.calibration import Reliability
 from fedvision.tasks.intervals import wilson

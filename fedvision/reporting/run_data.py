@@ -18,6 +18,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.formatting import STAGES, plural, size
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.participation import Participant, participants
+from fedvision.reporting.series import Band, Series
 from fedvision.runs.events import Event, all_events, kinds
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.model_versions import ModelVersion, read_versions
@@ -28,22 +29,6 @@ from fedvision.tasks.intervals import Interval, score_intervals
 Record = dict[str, Any]
 VIEWS = ("server", "local")
 """The two views of one model: on the server's test images, and on images that clients keep for it."""
-
-
-class Series(NamedTuple):
-    """One figure over rounds; rounds in which it was not measured are left out."""
-
-    rounds: list[int]
-    values: list[float]
-
-
-class Band(NamedTuple):
-    """One figure over rounds and clients."""
-
-    rounds: list[int]
-    lowest: list[float]
-    median: list[float]
-    highest: list[float]
 
 
 class Worst(NamedTuple):
@@ -108,7 +93,7 @@ class RunData:
     totals: NDArray[np.int64]
     """int64 [C]: training images of each class over all clients, expected ones where ``exact`` is False."""
     distinct: NDArray[np.int64]
-    """int64 [C]: the same with every image counted once; head and tail are made of these."""
+    """int64 [C]: the same, every image counted once; head and tail are made of these."""
     clients: int
     """Clients that take part, of whom ``counts`` may hold a sample; 0 where unknown."""
     exact: bool
@@ -299,10 +284,8 @@ class RunData:
 
     def seconds_of(self, number: int) -> float | None:
         """Return the seconds of one round in all, or None where they were not recorded."""
-        for line in self.timings:
-            if line["round"] == number:
-                return line.get("total", sum(value for stage, value in line.items() if stage != "round"))
-        return None
+        line = next((line for line in self.timings if line["round"] == number), None)
+        return None if line is None else line.get("total", sum(v for k, v in line.items() if k != "round"))
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of all rounds by stage, ``total`` last."""
@@ -319,22 +302,11 @@ def read_facts(folder: RunFolder) -> RunData:
     Raises:
         RunFolderError: A file in it is damaged.
     """
-    rounds, split, config = folder.rounds(), folder.split(), folder.config()
-    classes = tuple(str(name) for name in split.get("classes", ())) or _numbered(rounds)
-    rows = np.array(split.get("counts") or np.zeros((0, len(classes))), np.int64)
-    shown, counts = list(split.get("shown") or range(len(rows))), rows.reshape(len(rows), len(classes))
-    members = folder.members()
-    names = dict(zip(shown, map(str, split.get("names", ())), strict=False)) | members.names
-    found = participants(members, rounds)
-    clients, withheld = int(split.get("clients", len(counts))), int(split.get("withheld", 0))
-    if found:
-        part = [one.member for one in found if one.takes_part]
-        clients, withheld = len(part), sum(member.counts is None for member in part)
-        present = [row for row, client in enumerate(shown) if client in {member.client for member in part}]
-        shown, counts = [shown[row] for row in present], counts[present]
-    totals = np.array(split["totals"], np.int64) if "totals" in split else rows.sum(0)
-    return RunData(
-        path=folder.path,
+    rounds, config, members = folder.rounds(), folder.config(), folder.members()
+    split = folder.split()
+    names = {**_names_in_data(split), **members.names}
+    return run_data(
+        folder.path,
         config=config,
         config_text=folder.config_text(),
         rounds=rounds,
@@ -342,21 +314,68 @@ def read_facts(folder: RunFolder) -> RunData:
         summary=folder.summary(),
         environment=folder.environment(),
         split=split,
+        invocation=folder.invocation(),
+        names=names,
+        participants=participants(members, rounds),
+        events=all_events(rounds, folder.events(), names, buffered=config.round.buffer > 0),
+        versions=read_versions(folder.path),
+        baselines=read_baselines(folder),
+    )
+
+
+def run_data(
+    path: Path,
+    *,
+    rounds: list[Record],
+    split: Record,
+    names: Mapping[int, str],
+    participants: list[Participant],
+    **read: Any,
+) -> RunData:
+    """Return the facts of a run from what was read of its folder.
+
+    Args:
+        path: The folder.
+        rounds: The rounds' records.
+        split: How the images are spread; empty before that is known.
+        names: Clients' names by number, as far as they have any.
+        participants: Across machines, who joined or tried to.
+        read: The facts that stay as they were read: ``config``, ``timings``, ``summary``, ``events``, ...
+    """
+    classes = tuple(str(name) for name in split.get("classes", ())) or _numbered(rounds)
+    rows = np.array(split.get("counts") or np.zeros((0, len(classes))), np.int64)
+    shown, counts = list(split.get("shown") or range(len(rows))), rows.reshape(len(rows), len(classes))
+    names = {**_names_in_data(split), **names}
+    clients, withheld = int(split.get("clients", len(counts))), int(split.get("withheld", 0))
+    if participants:
+        part = [one.member for one in participants if one.takes_part]
+        clients, withheld = len(part), sum(member.counts is None for member in part)
+        there = {member.client for member in part}
+        present = [row for row, client in enumerate(shown) if client in there]
+        shown, counts = [shown[row] for row in present], counts[present]
+    totals = np.array(split["totals"], np.int64) if "totals" in split else rows.sum(0)
+    return RunData(
+        path=path,
+        rounds=rounds,
+        split=split,
         classes=classes,
         counts=counts,
         totals=totals,
         distinct=np.array(split.get("distinct", totals), np.int64),
         clients=clients,
         exact=bool(split.get("exact", True)),
-        events=all_events(rounds, folder.events(), names, buffered=config.round.buffer > 0),
         withheld=withheld,
-        participants=found,
-        invocation=folder.invocation(),
-        versions=read_versions(folder.path),
+        participants=participants,
         names=names,
         shown=[names.get(client, str(client)) for client in shown],
-        baselines=read_baselines(folder),
+        **read,
     )
+
+
+def _names_in_data(split: Record) -> dict[int, str]:
+    """Return the names that the data give their clients, of those that are shown."""
+    shown = split.get("shown") or range(len(split.get("counts") or ()))
+    return dict(zip(shown, map(str, split.get("names", ())), strict=False))
 
 
 def _numbered(rounds: Sequence[Record]) -> tuple[str, ...]:

@@ -91,6 +91,8 @@ def _embed(text: str, name: str, alt: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    # Its rules for all elements are the page's: a policy may allow no style sheet but the page's own.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, flags=re.DOTALL)
     viewbox = re.search(r'viewBox="([^"]*)"', text)
     box, label = viewbox[1] if viewbox else "", html.escape(alt)
     root = f'<svg class="picture" viewBox="{box}" role="img" aria-label="{label}">'

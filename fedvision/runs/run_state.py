@@ -164,7 +164,7 @@ def is_worked_on(path: Path) -> bool | None:
     # "1: FLOCK  ADVISORY  WRITE 8964 fe:00:2199686 0 EOF". Devices are not compared: those of overlays and
     # of btrfs are others here than those that stat knows.
     fields = (line.split() for line in held.splitlines())
-    return any("FLOCK" in one and "->" not in one and one[-3].rpartition(":")[2] == number for one in fields)
+    return any("FLOCK" in one and one[-3].rpartition(":")[2] == number for one in fields)
 
 
 def _status(

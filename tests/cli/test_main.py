@@ -329,4 +329,5 @@ def test_the_command_is_installed_and_frozen() -> None:
         "baselines", "license",
         "method", "label", "limit",
         "requested", "refuse", "now", "of_client", "noted", "log_format", "action", "queue",
+        "watch", "port", "token_file",
     }  # fmt: skip

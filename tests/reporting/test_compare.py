@@ -21,7 +21,7 @@ from fedvision.reporting.compare import (
     shown_scores,
 )
 from fedvision.reporting.comparison import write_comparison
-from fedvision.reporting.run_data import Band
+from fedvision.reporting.series import Band
 from tests.reporting.sample import MakeRun
 from tests.reporting.test_html import Page
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvision.reporting import plots
-from fedvision.reporting.run_data import Band, Series
+from fedvision.reporting.series import Band, Series
 
 
 def _label(svg: str) -> str:

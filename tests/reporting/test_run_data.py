@@ -7,7 +7,8 @@ import pytest
 
 from fedvision.reporting.class_facts import frequency_groups
 from fedvision.reporting.render import run_table
-from fedvision.reporting.run_data import Band, Series, read_facts
+from fedvision.reporting.run_data import read_facts
+from fedvision.reporting.series import Band, Series
 from fedvision.reporting.summary_sentences import summary_sentences
 from fedvision.runs.folder import RunFolder
 from tests.reporting.sample import COUNTS, MakeRun, record

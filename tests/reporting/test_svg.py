@@ -62,3 +62,7 @@ def test_ids_are_the_pictures_own_and_every_reference_has_its_target() -> None:
 def test_equal_pictures_are_equal_bytes() -> None:
     assert _draw() == _draw()
     assert _draw("one") != _draw("two")
+
+
+def test_a_picture_has_no_style_sheet_for_the_whole_page() -> None:
+    assert "<style" not in _draw()

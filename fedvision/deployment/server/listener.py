@@ -13,14 +13,16 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fedvision.deployment.server.keyring import Keyring
 from fedvision.deployment.server.limits import ConnectionLimiter, Limits, peer_name
 from fedvision.deployment.server.server_log import PeerLogger, refuse, warn
+
+if TYPE_CHECKING:
+    from fedvision.deployment.server.keyring import Keyring
 
 log = logging.getLogger("fedvision.deployment")
 _RESCAN_S = 3.0

@@ -1,0 +1,1 @@
+"""One live page on a run, and its figures for Prometheus: made from the run folder, read-only."""
