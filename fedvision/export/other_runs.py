@@ -13,6 +13,7 @@ from fedvision.errors import ConfigError
 from fedvision.export.checks import Predictor, reference
 from fedvision.export.measurement import Labelled, measured, original_of
 from fedvision.formatting import listed
+from fedvision.pruning import EXPERIMENT
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.model_versions import Kind, ModelVersion, append_version
 from fedvision.trained_model import TENSORS, TrainedModel
@@ -65,7 +66,7 @@ def _kind(model: TrainedModel, other: TrainedModel) -> Kind:
     """Return how a run's model was made: of this one, as far as its folder says, or on its own."""
     config = _config(other.path)
     if config is None:
-        return "run"
+        return "pruned" if (other.path / EXPERIMENT).exists() else "run"
     if config.strategy.use == "distillation":
         return "distilled"
     there, here = other.description.model, model.description.model
