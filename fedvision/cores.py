@@ -1,10 +1,11 @@
-"""How many processor cores this process may use: its affinity, and the quota of its control group."""
+"""Processor cores: how many this process may use, and work on one of them."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 _CGROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -14,6 +15,8 @@ def available(groups: Path = _CGROUPS, own: Path = _OWN) -> int:
     """Return the cores that this process may use, >= 1.
 
     A quota counts in whole cores, rounded up: half a core is one, two and a half are three.
+
+    A process's affinity and the quota of its control group decide.
 
     Args:
         groups: Where the control groups are mounted.
@@ -54,3 +57,16 @@ def _text(file: Path) -> str:
         return file.read_text()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread of torch's: bits and times depend on how the work is divided."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

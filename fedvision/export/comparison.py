@@ -9,12 +9,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.cores import one_thread
 from fedvision.data.targets import several
 from fedvision.export.checks import Predictor
 from fedvision.tasks import metrics
@@ -98,7 +98,7 @@ def latencies(
         clock: Seconds that the thread has computed.
     """
     found: dict[str, dict[str, float]] = {name: {} for name in versions}
-    with _one_thread():
+    with one_thread():
         for batch in BATCHES:
             rows = np.arange(batch) % len(images)
             given = np.array(images[rows]), None if further is None else further[rows]
@@ -124,18 +124,6 @@ def _turns(
         if turn >= _LEAST_TURNS and time.monotonic() - started > _SECONDS:
             break
     return seconds
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def machine() -> dict[str, Any]:

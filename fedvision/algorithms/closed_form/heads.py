@@ -14,8 +14,6 @@ Shape letters: C classes, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedvision.algorithms.closed_form.rounding import total_weight
+from fedvision.cores import one_thread
 from fedvision.models.standardised import STEPS
 
 NEVER = 10.0
@@ -144,14 +143,3 @@ def _solve(matrix: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Return the solution [D, C] of a symmetric positive definite system."""
     factor = torch.linalg.cholesky((matrix + matrix.T) / 2)
     return torch.cholesky_solve(right, factor)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread: the bits of a solution depend on how the work is divided."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
