@@ -14,9 +14,8 @@ _CGROUPS, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 def available(groups: Path = _CGROUPS, own: Path = _OWN) -> int:
     """Return the cores that this process may use, >= 1.
 
-    A quota counts in whole cores, rounded up: half a core is one, two and a half are three.
-
-    A process's affinity and the quota of its control group decide.
+    Its affinity and the quota of its control group decide. A quota counts in whole cores, rounded up: half a
+    core is one, two and a half are three.
 
     Args:
         groups: Where the control groups are mounted.
