@@ -151,6 +151,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "feature-sums": Builtin("fedvision.algorithms.closed_form.sums:feature_sums"),
         "weighted-products": Builtin("fedvision.algorithms.closed_form.sums:weighted_products"),
         "likelihoods": Builtin("fedvision.training.likelihoods:likelihoods"),
+        "calibration": Builtin("fedvision.training.held_out_calibration:calibration"),
         "faithfulness": Builtin("fedvision.explanation.statistic:faithfulness_sums"),
         "head-scores": Builtin("fedvision.algorithms.closed_form.sums:head_scores"),
     },

@@ -23,6 +23,7 @@ STATISTIC = "query.statistic"
 """Message type."""
 _USE, _ARGS, _QUERY, _BITS = "statistic", "arguments", "query", "bits"
 _SUMS, _WHOLE, _GROUP, _CHECK = "sums", "whole-sums", "group", "masked-examples"
+_OPTIONAL, _WITHHELD = "optional", "withheld"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class StatisticRequest:
     """The round after which it is queried."""
     state: State
     """The travelling tensors of the model that it sees."""
+    optional: bool = False
+    """Whether a client whose owner does not allow it says so instead of failing."""
 
 
 def encode_request(request: StatisticRequest) -> RecordDict:
@@ -45,6 +48,7 @@ def encode_request(request: StatisticRequest) -> RecordDict:
         _BITS: request.query.bits,
         codec.ROUND: request.round,
     }
+    fields |= {_OPTIONAL: 1} if request.optional else {}
     content = RecordDict(
         {codec.ARRAYS: codec.encode_state(request.state), codec.CONFIG: ConfigRecord({**fields})}
     )
@@ -59,7 +63,18 @@ def decode_request(content: RecordDict) -> StatisticRequest:
         query=decode_query(content),
         round=codec.round_of(content),
         state=codec.decode_state(codec.record(content, codec.ARRAYS, ArrayRecord)),
+        optional=is_optional(content),
     )
+
+
+def is_optional(content: RecordDict) -> bool:
+    """Return whether a client that does not allow the requested statistic shall say so and not fail."""
+    return bool(codec.record(content, codec.CONFIG, ConfigRecord).get(_OPTIONAL))
+
+
+def encode_withheld() -> RecordDict:
+    """Return the reply of a client whose owner does not allow an optional statistic."""
+    return RecordDict({codec.CONFIG: ConfigRecord({_WITHHELD: 1})})
 
 
 def decode_query(content: RecordDict) -> Query:
@@ -116,6 +131,8 @@ class StatisticReply:
     """Name of the group in whose sum alone they can be read; empty where they are plain."""
     masked_examples: int = 0
     """``examples`` with the mask of the group: over all of it, the sum of both is the same."""
+    withheld: bool = False
+    """Whether there are none, as the client's owner does not allow them."""
 
 
 def decode_reply(content: RecordDict, bits: int = BITS) -> StatisticReply:
@@ -128,6 +145,8 @@ def decode_reply(content: RecordDict, bits: int = BITS) -> StatisticReply:
     Raises:
         ValueError: The content is none of a statistic's.
     """
+    if codec.CONFIG in content and codec.record(content, codec.CONFIG, ConfigRecord).get(_WITHHELD):
+        return StatisticReply(sums=FixedPoint(), examples=0, withheld=True)
     try:
         held = codec.arrays_of(content)
         found = {key: held.get(key, ArrayRecord()) for key in (_SUMS, _WHOLE)}

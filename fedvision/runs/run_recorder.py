@@ -22,6 +22,7 @@ from fedvision.data.shards import Shard
 from fedvision.data.targets import one_class
 from fedvision.errors import FedVisionError, PluginError, RecordError, RunError
 from fedvision.experiment import Experiment
+from fedvision.files import plain
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.guard import guarded
 from fedvision.flower.internals import SERVER_NODE
@@ -34,7 +35,7 @@ from fedvision.models.state import get_state, load_state, size_in_bytes
 from fedvision.models.weights import tensors_of
 from fedvision.runs.best_model import BestModel
 from fedvision.runs.checkpoint import Checkpoint
-from fedvision.runs.events import BEGAN, Event, round_events, shown
+from fedvision.runs.events import BEGAN, Event, named, round_events, shown
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import choose
 from fedvision.runs.model_description import ModelDescription, counts_of, describe
@@ -48,6 +49,8 @@ from fedvision.training.client_trainer import ClientTrainer, probability_scale
 from fedvision.training.evaluate import Evaluation, predict
 from fedvision.types import State
 
+SHOWN = 5
+"""Clients that failed to tell, of whom notices are made."""
 Measure = Callable[[Grid, ClientRegistry, State], Evaluation]
 
 
@@ -98,6 +101,8 @@ class RunRecorder:
         self.done = 0
         self.rounds = RoundState(self.config.round, self.config.seed)
         self.best = BestModel(self.config.evaluation)
+        self._reliability: Mapping[str, Any] | None = None
+        """What clients tell of the last model's probabilities, where the server has no images."""
         self._totals: NDArray[np.int64] = np.zeros(len(experiment.dataset.classes), np.int64)
 
     def run_rounds(self, grid: Grid, client_registry: ClientRegistry, measure: Measure | None) -> None:
@@ -213,10 +218,16 @@ class RunRecorder:
         self.stop.check_now()
         self.progress.client_done(round, done, total)
 
-    def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
+    def round_done(
+        self,
+        record: Mapping[str, Any],
+        seconds: Mapping[str, float],
+        state: State,
+        reliability: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write a round's line, then its checkpoint; a round that was interrupted is not written."""
         self.interruption.check()
-        self.state, self.done = state, int(record["round"])
+        self.state, self.done, self._reliability = state, int(record["round"]), reliability
         self.best.keep(self.done, state)
         self.folder.append_round(record, seconds)
         last = self.done == self.config.rounds or "stopped_early" in record
@@ -226,6 +237,9 @@ class RunRecorder:
             self._checkpoint()
         self.progress.round_done(self.done, record, seconds)
         self._show(record)
+        for one in (reliability or {}).get("held_out", {}).get("failed", ())[:SHOWN]:
+            client = named(one["client"], self.names())
+            self.note(f"client {client} is not in the calibration on held-out images: {one['reason']}")
         if stops:
             self.stop.check()
 
@@ -272,6 +286,7 @@ class RunRecorder:
         tensors |= {"rounds": outstanding} if outstanding else {}
         kept, values["best"] = self.best.snapshot()
         tensors |= {"best": kept} if kept else {}
+        values |= {"reliability": plain(self._reliability)} if self._reliability else {}
         for name, layer in layers(self.experiment.strategy).items():
             try:
                 tensors[name], values[name] = snapshot(layer)
@@ -296,6 +311,7 @@ class RunRecorder:
         self.state = {name: checkpoint.tensors["model"][name] for name in self.state}
         self.rounds.restore(checkpoint.tensors.get("rounds", {}), checkpoint.values.get("rounds", {}))
         self.best.restore(checkpoint.tensors.get("best", {}), checkpoint.values["best"])
+        self._reliability = checkpoint.values.get("reliability")
         for name, layer in layers(self.experiment.strategy).items():
             restore(layer, checkpoint.tensors.get(name, {}), checkpoint.values[name])
 
@@ -322,7 +338,8 @@ class RunRecorder:
         self._write_best()
         load_state(trainer.model, {**trainer.initial, **self.state})
         with guarded("the model, on the test images after the last round,"):
-            calibration = self._predict(trainer, test)
+            found = self._predict(trainer, test)
+        calibration = found.to_record() if found else self._reliability
         self.folder.write_summary(
             {
                 "status": "finished",
@@ -332,7 +349,7 @@ class RunRecorder:
                 "state_bytes": size_in_bytes(self.state),
                 "network_bytes": network_bytes(self.experiment.model),
                 "memory": {**memory.peak(), "workers": self.worker_memory},
-                **({"calibration": calibration.to_record()} if calibration else {}),
+                **({"calibration": calibration} if calibration else {}),
                 **self.best.facts(),
                 **kept,
             }

@@ -23,7 +23,8 @@ from fedvision.flower.statistic_codec import StatisticRequest
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.server.checks import check_state
 from fedvision.server.statistics import StatisticResult, query_statistic
-from fedvision.training import likelihoods
+from fedvision.tasks.base import build_task
+from fedvision.training import held_out_calibration, likelihoods
 from fedvision.training.client_trainer import probability_scale
 from fedvision.types import Query, State
 
@@ -76,6 +77,50 @@ class StatisticsPhase:
         scale = probability_scale(self.config, len(self.client_registry.counts))
         found, _ = self._query(likelihoods.query(scale), round, state, record, self._clients(round))
         record["calibration"] = likelihoods.best_factor(found.sums)
+
+    def reliability(self, round: int, state: State, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return how far the last model's probabilities can be trusted on what clients keep out of training.
+
+        It is no part of the round's record, in which it would be missing from that of a longer run.
+
+        Args:
+            round: The last round.
+            state: The model after it.
+            record: Its record, with the model's temperature where it has one.
+
+        Returns:
+            ``Calibration.to_record`` where anybody answered, and ``held_out``: the numbers of ``clients`` and
+            ``images`` behind it, of clients ``asked`` and ``withheld``, the ``failed`` ones with the reason,
+            and ``bytes``. None where there is no such thing: nobody keeps images, they have not one class
+            each, or each client has a model of its own.
+        """
+        classes = len(self.client_registry.counts)
+        keeps = classes > 0 and self.config.evaluation.holdout > 0 and not self.config.model.personal
+        if not keeps or not build_task(self.config.task).one_class:
+            return None
+        scale = probability_scale(self.config, classes)
+        scale *= float((record.get("calibration") or {}).get("factor", 1.0))
+        asked = self._clients(round)
+        query = held_out_calibration.query(scale)
+        found = self._answers_to(
+            StatisticRequest(query=query, round=round, state=state, optional=True), asked
+        )
+        failed = [{"client": one["client"], "reason": one["reason"]} for one in found.refused]
+        clients, told = 0, {}
+        try:
+            clients, counted = held_out_calibration.pooled(found.sums, classes)
+            told = counted.to_record()
+        except ValueError as error:
+            failed += [{"client": client, "reason": str(error)} for client in found.clients]
+        held_out = {
+            "clients": clients,
+            "images": int(found.sums["images"].sum()) if clients else 0,
+            "asked": len(asked),
+            "withheld": len(found.withheld),
+            "failed": failed,
+            "bytes": {"down": found.down, "up": found.up},
+        }
+        return {"held_out": held_out, **(told if clients else {})}
 
     def _model_of_queries(
         self, strategy: FlowerStrategy, round: int, state: State, record: dict[str, Any]
@@ -145,13 +190,7 @@ class StatisticsPhase:
         self, query: Query, round: int, state: State, record: dict[str, Any], clients: Sequence[int]
     ) -> tuple[StatisticResult, str]:
         """Query a statistic, note who is in its sums, and return them with the name of the note."""
-        found = query_statistic(
-            self.grid,
-            self.client_registry,
-            StatisticRequest(query=query, round=round, state=state),
-            clients=clients,
-            timeout=self.config.round.deadline or None,
-        )
+        found = self._answers_to(StatisticRequest(query=query, round=round, state=state), clients)
         record["refused"] += found.refused
         record["bytes"]["down"] += found.down
         record["bytes"]["up"] += found.up
@@ -159,6 +198,16 @@ class StatisticsPhase:
         name = _free_name(query.use, noted)
         noted[name] = found.facts()
         return found, name
+
+    def _answers_to(self, request: StatisticRequest, clients: Sequence[int]) -> StatisticResult:
+        """Return the sums of the clients that answer within the deadline."""
+        return query_statistic(
+            self.grid,
+            self.client_registry,
+            request,
+            clients=clients,
+            timeout=self.config.round.deadline or None,
+        )
 
     def _clients(self, round: int) -> Sequence[int]:
         """Return who is queried: all that are available, or the share of them that measures a model."""

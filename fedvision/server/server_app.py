@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
@@ -32,6 +32,7 @@ from fedvision.flower.train_reply import TrainReply, as_message
 from fedvision.server import checks, refinement
 from fedvision.server.phase_result import PhaseResult, Undecoded
 from fedvision.server.reply_collector import QuorumMissed, ReplyCollector
+from fedvision.server.round_observer import RoundObserver
 from fedvision.server.round_state import RoundState
 from fedvision.server.scores import Scores
 from fedvision.server.summed_updates import sum_replies
@@ -46,25 +47,6 @@ from fedvision.updates.schema import UpdateSchema
 
 ATTEMPTS = 3
 """Times that a round is played whose sums are lost with the worker that held them."""
-
-
-class RoundObserver(Protocol):
-    """Observers of a run: the run folder, the progress bar, a notebook."""
-
-    def begin(self, client_registry: ClientRegistry) -> None:
-        """The federation is there."""
-
-    def client_done(self, round: int, done: int, total: int) -> None:
-        """One more client of the round has answered."""
-
-    def enough(self, record: dict[str, Any]) -> bool:
-        """Return whether the run ends early with this round, and note so in its record."""
-
-    def given_up(self, record: Mapping[str, Any]) -> None:
-        """The run ends with this round, which failed like those before it and is not counted."""
-
-    def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
-        """A round is over: its facts, its times and the global state after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +125,16 @@ class _Server:
                 self.plan.journal.given_up(record)
                 raise RunError(checks.no_progress_error(failed, record["refused"]))
             over = self.plan.journal.enough(record) or number == self.config.rounds
-            if over:
-                self._statistics().calibrate(number, self.state, record)
-            self.plan.journal.round_done(record, seconds, self.state)
+            found = self._judged(number, record) if over else None
+            self.plan.journal.round_done(record, seconds, self.state, found)
             if over:
                 break
+
+    def _judged(self, number: int, record: dict[str, Any]) -> dict[str, Any] | None:
+        """Give the last model its temperature; return how far it is to be trusted, if clients must say so."""
+        phase = self._statistics()
+        phase.calibrate(number, self.state, record)
+        return phase.reliability(number, self.state, record) if self.plan.measure is None else None
 
     def _round(self, number: int) -> tuple[dict[str, Any], dict[str, float]]:
         start = time.perf_counter()

@@ -34,6 +34,9 @@ class StatisticResult:
     """Training images in the sums."""
     refused: tuple[dict[str, Any], ...] = ()
     """Client, stage and reason of each answer that is not in them."""
+    withheld: tuple[int, ...] = ()
+    """Clients whose owners do not allow an optional statistic, or whose group cannot be read without such a
+    client, rising."""
     down: int = 0
     """Bytes of tensors sent."""
     up: int = 0
@@ -65,7 +68,7 @@ def query_statistic(
     content, bits = statistic_codec.encode_request(request), request.query.bits
     messages = [Message(content, client_registry.node(client), STATISTIC) for client in clients]
     exchange = PhaseResult(client_registry=client_registry, stage="statistic", decoder=_Decoder(bits))
-    adding = _Adding(client_registry.groups, bits)
+    adding = _Adding(client_registry.groups, bits, optional=request.optional)
     for client, reply in exchange.send(grid, messages, timeout=timeout):
         adding.add(client, reply)
         del reply
@@ -79,6 +82,7 @@ def query_statistic(
         clients=tuple(sorted(found.clients)),
         examples=found.examples,
         refused=(*exchange.refused, *refused),
+        withheld=tuple(sorted(adding.withheld)),
         down=exchange.down,
         up=exchange.up,
     )
@@ -138,10 +142,13 @@ class _Adding:
     Args:
         groups: Clients of each group that masks its numbers.
         bits: Of a number.
+        optional: Whether a client may withhold its sums.
     """
 
-    def __init__(self, groups: Mapping[str, Collection[int]], bits: int) -> None:
-        self._groups, self._bits = groups, bits
+    def __init__(self, groups: Mapping[str, Collection[int]], bits: int, *, optional: bool = False) -> None:
+        self._groups, self._bits, self._optional = groups, bits, optional
+        self.withheld: set[int] = set()
+        """Clients who did so, and in the end those whose group has such a client."""
         self._parts: dict[Signature, _Part] = {}
         self._masked: dict[tuple[str, Signature], _Group] = {}
         self.refused: dict[int, str] = {}
@@ -149,6 +156,12 @@ class _Adding:
 
     def add(self, client: int, reply: StatisticReply) -> None:
         """Add a reply, which is let go."""
+        if reply.withheld:
+            if self._optional:
+                self.withheld.add(client)
+            else:
+                self.refused[client] = "it withholds sums that the experiment needs"
+            return
         signature = reply.sums.signature
         if reply.group:
             self._masked.setdefault((reply.group, signature), _Group()).add(client, reply)
@@ -181,7 +194,10 @@ class _Adding:
 
     def _add_group(self, group: str, signature: Signature, members: _Group) -> None:
         """Add a group's sum, in which the masks cancel, modulo 2^bits."""
-        why = ""
+        why, missing = "", set(self._groups.get(group, ())) - set(members.clients)
+        if missing and missing <= self.withheld:
+            self.withheld |= set(members.clients)
+            return
         if set(self._groups.get(group, ())) != set(members.clients):
             why = "its sums are masked, and others of its group did not answer"
         elif members.masked_examples != members.examples & _MASK:

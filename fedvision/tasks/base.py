@@ -154,6 +154,11 @@ class Task(ABC):
         """Whether the task says what is predicted for an image; one of one's own need not."""
         return type(self).decide is not Task.decide
 
+    @property
+    def one_class(self) -> bool:
+        """Whether the task says of each image which one class it has, so that it can be right or wrong."""
+        return self.decides and self.fits(np.zeros(1, np.int64))
+
     def shape_for(self, declared: Shape, num_classes: int) -> Shape:
         """Return the shape that counts must have: over C classes, or as many as declared where C = 0."""
         return self.stats_shape(num_classes or declared[self.class_axis])

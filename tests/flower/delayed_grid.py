@@ -134,7 +134,13 @@ class Diary:
     def given_up(self, record: Mapping[str, Any]) -> None:
         self.last = dict(record)
 
-    def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
+    def round_done(
+        self,
+        record: Mapping[str, Any],
+        seconds: Mapping[str, float],
+        state: State,
+        reliability: Mapping[str, Any] | None = None,
+    ) -> None:
         self.records.append(dict(record))
         self.states.append(state)
 

@@ -28,6 +28,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,12 +51,13 @@ from fedvision.deployment.client.masks import MaskedCounts
 from fedvision.deployment.client.own_weights import check_frozen, load_own_weights
 from fedvision.deployment.client.redaction import cause
 from fedvision.deployment.client.run_directories import RunDirectories
+from fedvision.deployment.client.shared_sums import answer_statistic
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.sums_files import SumsRequest
 from fedvision.deployment.transport import message_format
 from fedvision.errors import ConfigError, FedVisionError
 from fedvision.files import replace_file
-from fedvision.flower import client_app, codec, internals, sharing, statistic_codec
+from fedvision.flower import client_app, codec, internals, sharing
 from fedvision.flower.statistic_codec import STATISTIC
 from fedvision.models.build import build_model
 from fedvision.tasks.base import build_task
@@ -211,7 +213,8 @@ class Trainer:
         if name := codec.algorithm_name(content):
             self.client.permit_algorithm(name, codec.model_names(content))
         if kind == STATISTIC:
-            return self._statistic(content, client)
+            compute = partial(_run_app, self._worker, STATISTIC, content, client)
+            return answer_statistic(self.client, self._masks, content, compute)
         answered = _run_app(self._worker, kind, content, client)
         if kind == "evaluate":
             return self._guard(answered, kind, content)
@@ -265,27 +268,6 @@ class Trainer:
         if self.client.share.counts != "masked":
             raise ConfigError(f'share.counts is "{self.client.share.counts}" here, not "masked"')
         return self._masks().answer(content, self._worker.image_counts(client))
-
-    def _statistic(self, content: RecordDict, client: int) -> RecordDict:
-        """Return a statistic's sums as the owner shares class counts, where he allows more than these."""
-        assert self._worker
-        query = statistic_codec.decode_query(content)
-        use = query.use
-        self.client.permit_statistic(use)
-        shared = self.client.share.counts
-        masks = self._masks() if shared == "masked" else None
-        if shared != "plain" and (masks is None or not masks.group):
-            raise ConfigError(
-                f'share.counts is "{shared}" here: sums over its images are sent where it is "plain", '
-                'or "masked" and a group of masked clients is complete'
-            )
-        computed = _run_app(self._worker, STATISTIC, content, client)
-        if masks is None:
-            return computed
-        kind = f"{STATISTIC}\n{use}\n{json.dumps(query.args, sort_keys=True)}\n{query.bits}"
-        question = sharing.question(kind, content, sorted(codec.arrays_of(content)))
-        masked = masks.hide(statistic_codec.numbers_to_mask(computed, query.bits), question)
-        return statistic_codec.with_masked(computed, masked, masks.group, query.bits)
 
     def _guard(self, evaluation: RecordDict, kind: str, content: RecordDict) -> RecordDict:
         """Return an evaluation as the owner shares class counts: its counts and its loss reveal them."""

@@ -130,12 +130,18 @@ class Deployment(RunRecorder):
         self._audit.stopped(error, asked=self.stop.requested)
         self._audit.close()
 
-    def round_done(self, record: Mapping[str, Any], seconds: Mapping[str, float], state: State) -> None:
+    def round_done(
+        self,
+        record: Mapping[str, Any],
+        seconds: Mapping[str, float],
+        state: State,
+        reliability: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write a round's line; its checkpoint is written while the next round's messages are made."""
         self._saved()
         self._record_members(record)
         try:
-            super().round_done(record, seconds, state)
+            super().round_done(record, seconds, state, reliability)
         except StoppedByOperator:
             self._saved()
             raise

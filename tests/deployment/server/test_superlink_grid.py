@@ -165,7 +165,7 @@ class Silent:
 
     client_done = begin
 
-    def round_done(self, record: object, seconds: object, state: State) -> None:
+    def round_done(self, record: object, seconds: object, state: State, *_: object) -> None:
         self.states.append(state)
 
     def __getattr__(self, name: str) -> Any:
