@@ -102,9 +102,8 @@ class StatisticsPhase:
         scale *= float((record.get("calibration") or {}).get("factor", 1.0))
         asked = self._clients(round)
         query = held_out_calibration.query(scale)
-        found = self._answers_to(
-            StatisticRequest(query=query, round=round, state=state, optional=True), asked
-        )
+        request = StatisticRequest(query=query, round=round, state=state, optional=True)
+        found = self._answers_to(request, asked)
         failed = [{"client": one["client"], "reason": one["reason"]} for one in found.refused]
         clients, told = 0, {}
         try:

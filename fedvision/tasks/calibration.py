@@ -135,7 +135,7 @@ class Calibration:
             ValueError: They are no such sums over C classes.
         """
         names = ("images", "right", "confidence")
-        shapes = dict.fromkeys(names, (CONFIDENCE_BINS,))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (CONFIDENCE_BINS,))
         shapes |= {"scores": (num_classes, 2, BINS)} if "scores" in sums else {}
         if {name: array.shape for name, array in sums.items()} != shapes:
             raise ValueError(f"they are no sums of a calibration over {num_classes} classes")

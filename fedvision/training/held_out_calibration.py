@@ -76,11 +76,8 @@ def pooled(sums: Mapping[str, NDArray[Any]], num_classes: int) -> tuple[int, Cal
     images, right, sure = (parts[name] for name in ("images", "right", "confidence"))
     sound = (0 <= right) & (right <= images) & (0 <= sure) & (sure <= images)
     scores = parts.get("scores", images[None])
-    if (
-        not sound.all()
-        or (scores < 0).any()
-        or (scores.reshape(len(scores), -1).sum(1) != images.sum()).any()
-    ):
+    all_there = scores.reshape(len(scores), -1).sum(1) == images.sum()
+    if not (sound.all() and all_there.all() and (scores >= 0).all()):
         raise ValueError("the sums of the statistic calibration over all clients count no images")
     return int(np.clip(sums["clients"], 0, None).sum()), found
 
