@@ -21,11 +21,11 @@ from fedvision.reporting.page import png_uri, render_page
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import (
     calibrated,
-    certainty,
     clients_of,
     headlines,
     measured_on,
     summary_sentences,
+    trust,
 )
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import Misclassified
@@ -68,7 +68,7 @@ def write_report(folder: RunFolder) -> Path:
         several_labels=facts.several_labels and any(c.ap is not None for c in classes),
         has_areas=any(c.ap is not None for c in classes),
         reliability=_reliability(facts.reliability),
-        certainty=certainty(facts.reliability),
+        trust=trust(facts),
         calibrated=calibrated(facts.rounds[-1] if facts.rounds else {}),
         most_train=max((c.train for c in classes), default=0),
         clients=clients_picture(facts),

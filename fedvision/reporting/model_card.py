@@ -18,7 +18,7 @@ from fedvision.reporting.baselines import gain_sentences
 from fedvision.reporting.card_loading import loading
 from fedvision.reporting.markdown import code, escaped, table, yaml
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData
-from fedvision.reporting.summary_sentences import calibrated, certainty, clients_of, measured_on
+from fedvision.reporting.summary_sentences import calibrated, clients_of, measured_on, trust
 
 OWNER = "**To be filled in by the owner.**"
 """Marks what a run cannot know."""
@@ -240,7 +240,7 @@ def _classes(facts: RunData) -> list[str]:
 
 def _sure(facts: RunData) -> list[str]:
     """Return the calibration, where it was measured."""
-    found = certainty(facts.reliability)
+    found = trust(facts)
     scaled = calibrated(facts.rounds[-1] if facts.rounds else {})
     return [" ".join(text for text in (found, scaled) if text)] if found or scaled else []
 

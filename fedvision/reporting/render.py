@@ -32,7 +32,7 @@ from fedvision.reporting.compare import (
     shown_scores,
 )
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
-from fedvision.reporting.summary_sentences import PERSONAL, certainty, clients_of, idle
+from fedvision.reporting.summary_sentences import PERSONAL, certainty, clients_of, idle, trust
 from fedvision.reporting.text_table import TextTable, plain_text
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.model_versions import ModelVersion
@@ -60,6 +60,8 @@ def run_table(folder: RunFolder) -> str:
         parts += ["", _scores(measured, facts.kinds), *_unmeasured(facts, measured)]
     if facts.best_view and facts.clients and not facts.own_counts:
         parts += _rarest(facts.class_facts(facts.best_view), facts.distinct, facts.several_labels)
+    if facts.held_out_by:  # no other command can tell, as nobody else has the images
+        parts += ["", trust(facts)]
     parts += _baselines(facts)
     notices = [f"note: {notice}" for notice in facts.summary.get("notices", [])]
     return plain_text(*parts, "", _cost(facts), *idle(facts), *notices)

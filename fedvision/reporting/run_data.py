@@ -194,16 +194,21 @@ class RunData:
         """Return the classes, the one with most training images first."""
         confusion = measured.confusion if measured else None
         labels = measured.labels if measured else None
-        # Where there are any, the server measured, and its view is the best one.
+        # Where there are any, they are of the images of the best view.
         known = self.summary.get("calibration") or {}
         curves = {name: known[name] for name in ("ap", "auroc") if name in known}
         return class_facts(self.classes, self.totals, self.distinct, confusion, labels, curves)
 
     @property
     def reliability(self) -> Reliability | None:
-        """How often the final model is right by how sure it is, on the server's images; else None."""
-        known = self.summary.get("calibration")
-        return Reliability.from_record(known["reliability"]) if known else None
+        """How often the final model is right by how sure it is: on the server's images, else on clients'."""
+        known = (self.summary.get("calibration") or {}).get("reliability")
+        return Reliability.from_record(known) if known else None
+
+    @property
+    def held_out_by(self) -> Record | None:
+        """Who told ``reliability`` where clients were asked, as ``StatisticsPhase.reliability`` has it."""
+        return (self.summary.get("calibration") or {}).get("held_out")
 
     @property
     def several_labels(self) -> bool:
@@ -262,6 +267,7 @@ class RunData:
             ``down`` to clients and ``up`` from them; ``up_whole``, had no update been transformed.
         """
         noted = [{"down": 0, "up": 0, **(record.get("bytes") or {})} for record in self.rounds]
+        noted += [self.held_out_by["bytes"]] if self.held_out_by else []
         sums = {way: sum(one[way] for one in noted) for way in ("down", "up")}
         return sums | {"up_whole": sum(one.get("up_whole", one["up"]) for one in noted)}
 

@@ -125,6 +125,35 @@ def certainty(found: Reliability | None) -> str:
     )
 
 
+def trust(facts: RunData) -> str:
+    """Return ``certainty`` of a run's final model, on whose images where these are clients', or why not."""
+    text, told = certainty(facts.reliability), facts.held_out_by
+    if told is None:
+        return text
+    asked = plural(told["asked"], "client")
+    others = [
+        f"{whole(count)} {what}"
+        for count, what in (
+            (told["withheld"], "did not share the statistic calibration (share.statistics)"),
+            (len(told["failed"]), "failed to compute it"),
+        )
+        if count
+    ]
+    missing = f"of {asked} {listed(others)}" if others else ""
+    if not text:
+        why = f": {missing}" if missing else ": no client holds out images"
+        return f"How far its probabilities can be trusted was not measured{why}."
+    text += (
+        f" The server has no test images: this rests on {plural(told['images'], 'image')} that "
+        f"{whole(told['clients'])} of {asked} hold out from training"
+        f"{', by which its temperature was chosen as well' if facts.config.evaluation.calibrate else ''}"
+    )
+    text += f"; {missing}." if missing else "."
+    if "ap" not in facts.summary["calibration"]:
+        text += " Of so many classes clients do not send what AP and AUROC are made of."
+    return text
+
+
 def calibrated(record: Mapping[str, Any]) -> str:
     """Return what a round's record says of the final model's temperature; empty where nothing was asked."""
     found = record.get("calibration")
