@@ -102,8 +102,8 @@ def stopping_after(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = Simulation.round_done
 
-    def stop(self: Simulation, record: Any, seconds: Any, state: State) -> None:
-        original(self, record, seconds, state)
+    def stop(self: Simulation, record: Any, *rest: Any) -> None:
+        original(self, record, *rest)
         if record["round"] == rounds:
             raise KeyboardInterrupt
 

@@ -102,8 +102,8 @@ def test_bits_with_slow_clients(round: dict[str, Any], tmp_path: Path) -> None:
 
     done = Simulation.round_done
 
-    def stop(self: Any, record: Any, seconds: Any, state: Any) -> None:
-        done(self, record, seconds, state)
+    def stop(self: Any, record: Any, *rest: Any) -> None:
+        done(self, record, *rest)
         if record["round"] == 2:
             raise FedVisionError("stopped")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from fedvision.reporting.run_data import read_facts
-from fedvision.reporting.summary_sentences import headlines, summary_sentences
+from fedvision.reporting.summary_sentences import headlines, summary_sentences, trust
 from tests.reporting.sample import MakeRun
 
 
@@ -96,3 +98,44 @@ def test_all_and_none_are_said_only_of_all_and_none(make_run: MakeRun, accuracy:
     facts = read_facts(make_run(rounds=1))
     facts.rounds[-1]["server"]["scores"]["accuracy"] = accuracy
     assert f"the model names {words} test images rightly" in " ".join(summary_sentences(facts))
+
+
+@pytest.mark.parametrize(
+    ("told", "curves", "end"),
+    [
+        ({}, True, "30 images that 2 of 2 clients hold out from training."),
+        (
+            {"clients": 1, "withheld": 1},
+            True,
+            "30 images that 1 of 2 clients hold out from training; of 2 clients 1 did not share the "
+            "statistic calibration (share.statistics).",
+        ),
+        (
+            {"clients": 1, "failed": [{"client": 1, "reason": "no"}]},
+            False,
+            "30 images that 1 of 2 clients hold out from training; of 2 clients 1 failed to compute it. Of "
+            "so many classes clients do not send what AP and AUROC are made of.",
+        ),
+    ],
+)
+def test_on_whose_images_probabilities_are_trusted(
+    told: dict[str, Any], curves: bool, end: str, make_run: MakeRun
+) -> None:
+    reliability = {"images": [0, 10, 20], "right": [0, 4, 16], "confidence": [0.0, 5.0, 18.0]}
+    held_out = {"clients": 2, "images": 30, "asked": 2, "withheld": 0, "failed": []} | told
+    known: dict[str, Any] = {"reliability": reliability, "held_out": held_out}
+    known |= {"ap": [0.5] * 3, "auroc": [0.5] * 3} if curves else {}
+    facts = read_facts(make_run(summary={"status": "finished", "calibration": known}))
+    text = trust(facts)
+    assert text.startswith("On average the final model gives the class that it names 76.7%, and it is right ")
+    assert text.endswith(f"The server has no test images: this rests on {end}")
+
+
+def test_why_it_is_not_known_how_far_probabilities_can_be_trusted(make_run: MakeRun) -> None:
+    held_out = {"clients": 0, "images": 0, "asked": 2, "withheld": 2, "failed": []}
+    facts = read_facts(make_run(summary={"status": "finished", "calibration": {"held_out": held_out}}))
+    assert trust(facts) == (
+        "How far its probabilities can be trusted was not measured: of 2 clients 2 did not share the "
+        "statistic calibration (share.statistics)."
+    )
+    assert trust(read_facts(make_run("old", summary={"status": "finished"}))) == ""

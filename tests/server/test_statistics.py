@@ -20,6 +20,7 @@ from fedvision.flower.statistic_codec import (
     decode_reply,
     decode_request,
     encode_sums,
+    encode_withheld,
     numbers_to_mask,
     with_masked,
 )
@@ -63,11 +64,13 @@ def sums(count: list[int], examples: int | None = None) -> RecordDict:
     return encode_sums(numbers, sum(count) if examples is None else examples)
 
 
-def collect(contents: Mapping[int, RecordDict | None], bits: int = 64) -> tuple[StatisticResult, Answers]:
+def collect(
+    contents: Mapping[int, RecordDict | None], bits: int = 64, *, optional: bool = False
+) -> tuple[StatisticResult, Answers]:
     internals.identify(1)
     grid = Answers(contents)
     registry = Registry(clients=len(contents), counts=(1, 1))
-    request = replace(REQUEST, query=replace(QUERY, bits=bits))
+    request = replace(REQUEST, query=replace(QUERY, bits=bits), optional=optional)
     return query_statistic(grid, registry, request, clients=list(contents)), grid  # type: ignore[arg-type]
 
 
@@ -143,6 +146,30 @@ def test_an_incomplete_group_gives_no_sum() -> None:
     assert found.sums["count"].tolist() == [10.0, 0.0]
     assert found.clients == (3,)
     assert {item["client"] for item in found.refused} == {0, 1, 2}
+
+
+def test_who_withholds_an_optional_statistic_is_not_refused() -> None:
+    found, grid = collect({0: sums([3, 1]), 1: encode_withheld(), 2: None}, optional=True)
+    assert found.sums["count"].tolist() == [3, 1]
+    assert (found.clients, found.withheld) == ((0,), (1,))
+    assert [(item["client"], item["reason"]) for item in found.refused] == [(2, "no images")]
+    assert [request.optional for request in grid.requests] == [True] * 3
+    found, grid = collect({0: sums([3, 1]), 1: encode_withheld()})
+    assert found.withheld == ()
+    assert [(item["client"], item["reason"]) for item in found.refused] == [
+        (1, "it withholds sums that the experiment needs")
+    ]
+    assert not any(request.optional for request in grid.requests)
+
+
+def test_a_group_with_a_client_that_withholds_is_withheld() -> None:
+    """Unless another one of it failed: that one is why there is no sum."""
+    replies = masked([[3, 1], [0, 2], [5, 5]])
+    found, _ = collect({0: replies[0], 1: encode_withheld(), 2: replies[2], 3: sums([10, 0])}, optional=True)
+    assert (found.clients, found.withheld, found.refused) == ((3,), (0, 1, 2), ())
+    found, _ = collect({0: replies[0], 1: encode_withheld(), 2: None}, optional=True)
+    assert (found.clients, found.withheld) == ((), (1,))
+    assert {item["client"] for item in found.refused} == {0, 2}
 
 
 def test_a_group_whose_masks_stay_is_refused() -> None:

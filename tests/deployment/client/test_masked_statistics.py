@@ -35,6 +35,7 @@ from fedvision.models.meta import model_with
 from fedvision.models.state import digest, get_state, shared_names
 from fedvision.server.statistics import StatisticResult, query_statistic
 from fedvision.tasks.base import build_task
+from fedvision.training import held_out_calibration
 from fedvision.types import Query, State
 from tests.experiments import tiny
 
@@ -163,6 +164,8 @@ def query(
     groups: dict[str, tuple[int, ...]],
     one: Query = MOMENTS,
     experiment: ExperimentConfig = EXPERIMENT,
+    *,
+    optional: bool = False,
 ) -> StatisticResult:
     class Registry(SimulatedClientRegistry):
         pass
@@ -171,7 +174,7 @@ def query(
     model = network(experiment)
     state = get_state(model, shared_names(model, experiment.model.shared))
     registry = Registry(clients=len(NAMES), counts=(1,) * CLASSES)
-    request = StatisticRequest(query=one, round=1, state=state)
+    request = StatisticRequest(query=one, round=1, state=state, optional=optional)
     return query_statistic(grid, registry, request, clients=range(len(NAMES)))  # type: ignore[arg-type]
 
 
@@ -269,6 +272,29 @@ def test_without_one_of_the_group_there_is_no_sum(three: Path, tmp_path: Path) -
     assert {item["client"] for item in found.refused} == {0, 1, 2}
     (reason,) = {item["reason"] for item in found.refused if item["client"] == 1}
     assert "has not allowed it" in reason
+
+
+def test_a_masked_calibration_is_the_plain_one_and_one_client_can_withhold_it(
+    three: Path, tmp_path: Path
+) -> None:
+    experiment = tiny(evaluation={"holdout": 0.3})
+    made = trainers(three, tmp_path, experiment)
+    grid = Grid(tmp_path, made)
+    groups, asked = form_group(grid, three), held_out_calibration.query(2.0)
+    found = list[StatisticResult]()
+    for counts, statistics in (("masked", ("calibration",)), ("masked", ()), ("plain", ("calibration",))):
+        for client, trainer in made.items():
+            allowed = statistics if client == 1 else ("calibration",)
+            share = replace(trainer.client.share, counts=counts, statistics=allowed)  # type: ignore[arg-type]
+            trainer.client = replace(trainer.client, share=share)
+        found.append(query(grid, groups if counts == "masked" else {}, asked, experiment, optional=True))
+    masked, without, plain = found
+    assert (masked.clients, masked.withheld, masked.refused) == ((0, 1, 2), (), ())
+    assert masked.sums.keys() == plain.sums.keys()
+    assert all(np.array_equal(masked.sums[name], total) for name, total in plain.sums.items())
+    clients, told = held_out_calibration.pooled(masked.sums, CLASSES)
+    assert (clients, told.reliability.images.sum()) == (3, 22)
+    assert (without.clients, without.withheld, without.refused) == ((), (0, 1, 2), ())
 
 
 def test_masks_serve_for_one_statistic(three: Path, tmp_path: Path) -> None:

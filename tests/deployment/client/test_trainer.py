@@ -286,11 +286,11 @@ def test_a_server_cannot_name_code_that_the_owner_did_not_allow(trainer: Trainer
         train_with("os:getcwd", trainer, tmp_path)
 
 
-def statistic(use: str, trainer: Trainer, folder: Path) -> RecordDict:
+def statistic(use: str, trainer: Trainer, folder: Path, **more: int) -> RecordDict:
     """Query a statistic of a client's images."""
     kind = statistic_codec.STATISTIC
     expected = message_format.Expected.from_text(trainer.open(facts("r1"))["expected"][kind])
-    config_values = {"statistic": use, "arguments": "{}", "bits": 64, codec.ROUND: 1}
+    config_values = {"statistic": use, "arguments": "{}", "bits": 64, codec.ROUND: 1, **more}
     layout = message_format.MessageHeader(
         tensors=exactly(expected), records={codec.CONFIG: ("config", config_values)}, client=0
     )
@@ -328,6 +328,22 @@ def test_a_statistic_beyond_class_counts_needs_the_owners_permission(
     trainer.client = dataclasses.replace(trainer.client, share=hidden)
     with pytest.raises(ConfigError, match=r'share.counts is "none" here'):
         statistic("feature-moments", trainer, tmp_path)
+
+
+def test_an_optional_statistic_is_withheld_where_the_owner_does_not_allow_it(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    for counts, statistics in (("plain", ()), ("none", ("calibration",)), ("noisy", ("calibration",))):
+        share = ShareConfig(counts=counts, statistics=statistics)  # type: ignore[arg-type]
+        trainer.client = dataclasses.replace(trainer.client, share=share)
+        reply = statistic("calibration", trainer, tmp_path, optional=1)
+        assert not list(reply.array_records)
+        assert statistic_codec.decode_reply(reply).withheld
+    share = ShareConfig(counts="plain", statistics=("calibration",))
+    trainer.client = dataclasses.replace(trainer.client, share=share)
+    found = statistic_codec.decode_reply(statistic("calibration", trainer, tmp_path, optional=1))
+    assert not found.withheld
+    assert found.sums.values()["images"].sum() == found.sums.values()["scores"][0].sum() > 0
 
 
 def test_a_masked_statistic_hides_its_numbers(
