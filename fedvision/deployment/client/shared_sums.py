@@ -44,7 +44,7 @@ def answer_statistic(
     except ConfigError as error:
         if not statistic_codec.is_optional(content):
             raise
-        log.info("nothing is sent: %s", error)
+        log.warning("nothing is sent: %s", error)
         return statistic_codec.encode_withheld()
     computed = compute()
     if masks is None:
