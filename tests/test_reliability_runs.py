@@ -21,6 +21,7 @@ from fedvision.runs.run_recorder import RunRecorder
 from fedvision.server.refinement import StatisticsPhase
 from fedvision.trained_model import load
 from fedvision.training.evaluate import predict
+from fedvision.unlearning import unlearn
 from tests.experiments import FEDPER, digits_of_several_labels, several_labels, tiny
 
 
@@ -165,8 +166,17 @@ def test_it_is_not_asked_where_it_says_nothing(place: Path, tmp_path: Path) -> N
     with np.load(labels["data"]["path"]) as file:
         arrays = {name: file[name] for name in ("train_images", "train_labels")}
     np.savez(labels["data"]["path"], **arrays)
-    for number, tables in enumerate((tests, FEDPER, labels, {"evaluation": {}})):
+    own = {"model": {"use": "resnet8-wide", "width": 2, "shared": "no-batch-norm-statistics"}}
+    for number, tables in enumerate((tests, FEDPER, own, labels, {"evaluation": {}})):
         simulate(untested(place, rounds=1, **tables), out=tmp_path / str(number))
         found = summary(tmp_path / str(number)).get("calibration") or {}
         assert "held_out" not in found
         assert ("reliability" in found) == (tables is tests)
+
+
+def test_what_was_told_of_a_model_is_not_told_of_another_one(place: Path, tmp_path: Path) -> None:
+    model = {"use": "cnn", "width": 4, "dense": 8, "frozen": ["backbone.*"]}
+    simulate(untested(place, rounds=1, model=model, strategy={"use": "closed-form"}), out=tmp_path / "run")
+    assert "reliability" in summary(tmp_path / "run")["calibration"]
+    unlearn(tmp_path / "run", [1], out=tmp_path / "without")
+    assert "calibration" not in summary(tmp_path / "without")

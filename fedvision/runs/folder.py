@@ -29,10 +29,9 @@
     summary.json          {"status": "finished" | "failed" | "stopped", "rounds", "notices", "error", ...}; at
                           the end "memory": most bytes that the "process" and the "device" held since the
                           process began, and those of "workers" [{"process", "device"}], and "calibration":
-                          of the server's test images, or of those that clients hold out where it has none,
-                          how often the final model is right by how sure it is ("reliability"), "ap" and
-                          "auroc" [C], and of clients' who told ("held_out"); "baselines": who gains by
-                          taking part
+                          how often the final model is right by how sure it is ("reliability"), "ap", "auroc"
+                          [C], of test images or of those of clients ("held_out" says whose); "baselines": who
+                          gains by taking part
     mistakes.safetensors  test images that the final model names wrongly; see misclassified.py
     baselines/            each client alone, all images together; see baseline_folder.py
     report.html           made from the files above, as model_card.md is

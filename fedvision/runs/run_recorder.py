@@ -124,6 +124,8 @@ class RunRecorder:
             first_round=self.config.rounds + 1 if self.over else self.done + 1,
             client_registry=client_registry,
             measure=None if self.experiment.personal else measure,
+            # Where each client has a model of its own there is none to be trusted.
+            asks_trust=measure is None and not self.experiment.personal,
             extra_metrics=self.experiment.metrics,
             make_model=partial(model_with, self.experiment.model),
             rounds=self.rounds,

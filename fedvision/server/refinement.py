@@ -91,12 +91,11 @@ class StatisticsPhase:
         Returns:
             ``Calibration.to_record`` where anybody answered, and ``held_out``: the numbers of ``clients`` and
             ``images`` behind it, of clients ``asked`` and ``withheld``, the ``failed`` ones with the reason,
-            and ``bytes``. None where there is no such thing: nobody keeps images, they have not one class
-            each, or each client has a model of its own.
+            and ``bytes``. None where there is no such thing: nobody keeps images, or they have not one class
+            each.
         """
         classes = len(self.client_registry.counts)
-        keeps = classes > 0 and self.config.evaluation.holdout > 0 and not self.config.model.personal
-        if not keeps or not build_task(self.config.task).one_class:
+        if not self.config.evaluation.holdout or not build_task(self.config.task).one_class:
             return None
         scale = probability_scale(self.config, classes)
         scale *= float((record.get("calibration") or {}).get("factor", 1.0))

@@ -67,6 +67,8 @@ class ServerPlan:
     """The federation's members."""
     measure: Callable[[Grid, ClientRegistry, State], Evaluation] | None = None
     """Measures a state on the server's own test images; None where it has none."""
+    asks_trust: bool = False
+    """Whether clients are asked how far the last model's probabilities can be trusted."""
     extra_metrics: Mapping[str, MetricFn] = field(default_factory=dict)
     """Further numbers by name, from what was counted."""
     make_model: Callable[[State], nn.Module] | None = None
@@ -134,7 +136,7 @@ class _Server:
         """Give the last model its temperature; return how far it is to be trusted, if clients must say so."""
         phase = self._statistics()
         phase.calibrate(number, self.state, record)
-        return phase.reliability(number, self.state, record) if self.plan.measure is None else None
+        return phase.reliability(number, self.state, record) if self.plan.asks_trust else None
 
     def _round(self, number: int) -> tuple[dict[str, Any], dict[str, float]]:
         start = time.perf_counter()

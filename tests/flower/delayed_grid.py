@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.config import ExperimentConfig
-from fedvision.flower import codec, internals, statistic_codec
+from fedvision.flower import codec, internals
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.server import server_app
 from fedvision.server.round_state import RoundState
@@ -59,12 +59,6 @@ class SlowGrid(Nodes):
 
     def get_node_ids(self) -> list[int]:
         return list(self.clients)
-
-    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Iterator[Message]:
-        """Answer a query for a statistic at once: nobody allows one."""
-        for number, message in enumerate(messages):
-            internals.set_message_id(message, f"query-{number}")
-            yield Message(statistic_codec.encode_withheld(), reply_to=message)
 
     def now(self) -> float:
         return self.time
