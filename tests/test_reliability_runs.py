@@ -16,6 +16,7 @@ from fedvision.data.sources.arrays import digits
 from fedvision.experiment import Experiment
 from fedvision.files import plain
 from fedvision.reporting.render import run_table
+from fedvision.reporting.run_data import read_facts
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.run_recorder import RunRecorder
 from fedvision.server.refinement import StatisticsPhase
@@ -83,7 +84,10 @@ def test_the_record_is_that_of_all_held_out_images_together(place: Path) -> None
     told = {name: value for name, value in found["held_out"].items() if name != "bytes"}
     images = sum(found["reliability"]["images"])
     assert told == {"clients": 5, "images": images, "asked": 5, "withheld": 0, "failed": []}
-    assert min(found["held_out"]["bytes"].values()) > 0
+    facts, more = read_facts(RunFolder.read(place / "run")), found["held_out"]["bytes"]
+    assert min(more.values()) > 0
+    for way in ("down", "up"):
+        assert facts.sent()[way] == more[way] + sum(record["bytes"][way] for record in facts.rounds)
 
 
 def test_it_is_told_in_report_table_and_card(place: Path) -> None:

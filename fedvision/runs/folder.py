@@ -30,8 +30,7 @@
                           the end "memory": most bytes that the "process" and the "device" held since the
                           process began, and those of "workers" [{"process", "device"}], and "calibration":
                           how often the final model is right by how sure it is ("reliability"), "ap", "auroc"
-                          [C], of test images or of those of clients ("held_out" says whose); "baselines": who
-                          gains by taking part
+                          [C], on test images or clients' ("held_out"); "baselines": who gains by taking part
     mistakes.safetensors  test images that the final model names wrongly; see misclassified.py
     baselines/            each client alone, all images together; see baseline_folder.py
     report.html           made from the files above, as model_card.md is

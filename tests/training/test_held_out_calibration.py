@@ -56,13 +56,13 @@ def parts(data: LocalData, cuts: list[int]) -> list[LocalData]:
 def test_sums_over_clients_are_those_of_one_pass(seed: int, classes: int, cuts: list[int]) -> None:
     """Of 400 classes most confidences are below 1/128, where float32 has steps finer than the unit."""
     data, adding = held_out(seed, 60, classes), FixedPointSum()
-    asked = query(1.3)
+    asked = query(0.3)
     for part in parts(data, cuts):
         adding.add(to_fixed_point(compute_statistic(asked, NETWORK, part)))
     clients, found = pooled(adding.total.values(), classes)
     assert data.held_out is not None
     whole = predict(
-        NETWORK, data.held_out, data.settings, batch_size=60, num_classes=classes, sharpness=1.3
+        NETWORK, data.held_out, data.settings, batch_size=60, num_classes=classes, sharpness=0.3
     ).calibration
     assert clients == sum(len(part.held_out or ()) > 0 for part in parts(data, cuts))
     sums, expected = found.sums(), whole.sums()
