@@ -143,10 +143,11 @@ def trust(facts: RunData) -> str:
     if not text:
         why = f": {missing}" if missing else ": no client holds out images"
         return f"How far its probabilities can be trusted was not measured{why}."
+    scaled = "factor" in (facts.rounds[-1].get("calibration") or {}) if facts.rounds else False
     text += (
         f" The server has no test images: this rests on {plural(told['images'], 'image')} that "
         f"{whole(told['clients'])} of {asked} hold out from training"
-        f"{', by which its temperature was chosen as well' if facts.config.evaluation.calibrate else ''}"
+        f"{', by which its temperature was chosen as well' if scaled else ''}"
     )
     text += f"; {missing}." if missing else "."
     if "ap" not in facts.summary["calibration"]:
