@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from cryptography.x509 import Certificate
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
 from fedvision.deployment.declining import Declined
 from fedvision.deployment.server.masked_sums import MaskedSum, MaskedSums
+from fedvision.deployment.server.registrations import Registration
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid
 from fedvision.errors import ConfigError
 from fedvision.flower import codec
@@ -37,17 +37,6 @@ _LONGEST_S = 900.0
 """Seconds after which a client whose policy declines is asked again, whatever it says."""
 _RETRY_AFTER_S = 60.0
 """Seconds after which a machine that refused is queried again."""
-
-
-class Registration(NamedTuple):
-    """A client whose key is in the folder of client keys."""
-
-    node: int
-    """Flower's number of it."""
-    key: str
-    """Fingerprint of its public key."""
-    seen: float | None
-    """Seconds since it was last seen; None where it never was."""
 
 
 class DeployedClientRegistry:

@@ -26,15 +26,15 @@ from fedvision.aggregation.masking import read_certificates
 from fedvision.data.shards import Shard
 from fedvision.deployment.run_manifest import RunManifest, build_fab
 from fedvision.deployment.server.audit_trail import AuditTrail
-from fedvision.deployment.server.deployed_clients import DeployedClientRegistry, Registration
+from fedvision.deployment.server.deployed_clients import DeployedClientRegistry
 from fedvision.deployment.server.heartbeat import BEAT_S, LOST_S, Heartbeat
-from fedvision.deployment.server.keyring import fingerprint
 from fedvision.deployment.server.options import SuperlinkOptions
 from fedvision.deployment.server.own_images import server_trainer
+from fedvision.deployment.server.registrations import registered
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid, expected_replies
 from fedvision.deployment.server.superlink_process import SuperlinkProcess
 from fedvision.deployment.transport.internals_run import RunLink
-from fedvision.deployment.transport.internals_wire import HEARTBEAT_SECONDS, LinkDown, LinkRefused
+from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused
 from fedvision.deployment.transport.message_format import ALIGN
 from fedvision.errors import FedVisionError, RecordError, RunError, RunExpired
 from fedvision.experiment import Experiment
@@ -220,7 +220,7 @@ class Deployment(RunRecorder):
             len(self.experiment.dataset.classes),
             self.progress.note,
             self.note,
-            lambda: _registered(link),
+            lambda: registered(link),
             needed=self.config.loss.prior == "global",
             several_labels=task.several_labels,
             authorities=read_certificates(place.roots) if place.roots else (),
@@ -385,18 +385,3 @@ def _outcome(link: RunLink) -> Iterator[None]:
         raise
     with suppress(FedVisionError):
         link.finish("completed", "")
-
-
-def _registered(link: RunLink) -> dict[str, Registration]:
-    """Return every client that may join; nothing where the SuperLink does not answer."""
-    found: dict[str, Registration] = {}
-    with suppress(LinkDown):
-        for node in link.nodes():
-            if node.status == "unregistered":
-                continue
-            interval = node.heartbeat_interval or HEARTBEAT_SECONDS
-            beat = node.online_until - 2 * interval if node.online_until else None
-            last = node.online_until if node.status == "offline" else beat
-            seen = None if beat is None else max(0.0, time.time() - (last or 0.0))
-            found[node.name] = Registration(int(node.node_id), fingerprint(node.public_key), seen)
-    return found

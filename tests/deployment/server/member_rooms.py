@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedvision.aggregation.masking import read_certificates
-from fedvision.deployment.server.deployed_clients import DeployedClientRegistry, Registration
+from fedvision.deployment.server.deployed_clients import DeployedClientRegistry
 from fedvision.deployment.server.keyring import fingerprint, read_public_key
+from fedvision.deployment.server.registrations import Registration
 from fedvision.runs.member_register import MemberRegister
 from tests.deployment.server.grids import Clients
 
