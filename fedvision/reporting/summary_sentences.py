@@ -135,7 +135,7 @@ def trust(facts: RunData) -> str:
         f"{whole(count)} {what}"
         for count, what in (
             (told["withheld"], "did not share the statistic calibration (share.statistics)"),
-            (len(told["failed"]), "failed to compute it"),
+            (len(told["failed"]), "gave no usable answer"),
         )
         if count
     ]

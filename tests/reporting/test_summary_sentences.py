@@ -113,7 +113,7 @@ def test_all_and_none_are_said_only_of_all_and_none(make_run: MakeRun, accuracy:
         (
             {"clients": 1, "failed": [{"client": 1, "reason": "no"}]},
             False,
-            "30 images that 1 of 2 clients hold out from training; of 2 clients 1 failed to compute it. Of "
+            "30 images that 1 of 2 clients hold out from training; of 2 clients 1 gave no usable answer. Of "
             "so many classes clients do not send what AP and AUROC are made of.",
         ),
     ],
