@@ -18,7 +18,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.formatting import STAGES, plural, size
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
 from fedvision.reporting.participation import Participant, participants
-from fedvision.reporting.series import Band, Series
+from fedvision.reporting.series import Band, Series, dig, values_of
 from fedvision.runs.events import Event, all_events, kinds
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.model_versions import ModelVersion, read_versions
@@ -136,13 +136,13 @@ class RunData:
 
     def series(self, *keys: str) -> Series:
         """Return one figure of each record over rounds, found by nested keys such as ``"server", "loss"``."""
-        found = [(int(record["round"]), _dig(record, keys)) for record in self.rounds]
+        found = [(int(record["round"]), dig(record, keys)) for record in self.rounds]
         present = [(number, float(value)) for number, value in found if value is not None]
         return Series([number for number, _ in present], [value for _, value in present])
 
     def client_band(self, *keys: str) -> Band:
         """Return the lowest, median and highest of a per-client figure such as ``"local", "accuracy"``."""
-        found = [(int(record["round"]), _values(_dig(record, keys))) for record in self.rounds]
+        found = [(int(record["round"]), values_of(dig(record, keys))) for record in self.rounds]
         present = [(number, values) for number, values in found if values]
         return Band(
             [number for number, _ in present],
@@ -392,15 +392,3 @@ def _numbered(rounds: Sequence[Record]) -> tuple[str, ...]:
                 classes = ConfusionCounts.from_record(confusion).num_classes
                 return tuple(str(c) for c in range(classes))
     return ()
-
-
-def _dig(record: Any, keys: Sequence[str]) -> Any:
-    for key in keys:
-        if not isinstance(record, dict) or record.get(key) is None:
-            return None
-        record = record[key]
-    return record
-
-
-def _values(table: Any) -> list[float]:
-    return [float(value) for value in table.values() if value is not None] if table else []
