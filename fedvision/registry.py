@@ -95,6 +95,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "cross-entropy": Builtin("fedvision.losses.weighting:cross_entropy"),
         "weighted": Builtin("fedvision.losses.weighting:weighted"),
         "focal": Builtin("fedvision.losses.focal:focal"),
+        "class-balanced-focal": Builtin("fedvision.losses.focal:focal", {"scheme": "effective-number"}),
         "ldam": Builtin("fedvision.losses.margins:ldam"),
         "balanced-softmax": Builtin("fedvision.losses.calibrated:balanced_softmax"),
         "logit-adjusted": Builtin("fedvision.losses.calibrated:logit_adjusted"),
@@ -116,6 +117,13 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "cosine": Builtin("fedvision.training.schedules:cosine"),
         "step": Builtin("fedvision.training.schedules:step"),
         "exponential": Builtin("fedvision.training.schedules:exponential"),
+    },
+    "sampler": {
+        "shuffle": Builtin("fedvision.training.samplers:shuffle"),
+        "balanced": Builtin("fedvision.training.samplers:balanced"),
+        "square-root": Builtin("fedvision.training.samplers:square_root"),
+        "effective": Builtin("fedvision.training.samplers:effective"),
+        "progressive": Builtin("fedvision.training.samplers:progressive"),
     },
     "strategy": {
         "fedavg": Builtin("fedvision.algorithms.fedavg:FedAvg"),

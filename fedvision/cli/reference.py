@@ -45,6 +45,7 @@ _KINDS = {
     "strategy": "Strategies: `[strategy]`",
     "update": "Update transforms: `[[update]]`",
     "schedule": "Learning-rate schedules: `training.schedule`",
+    "sampler": "Samplers: `training.sampler`",
     "metric": "Metrics: `evaluation.metrics`",
 }
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fedvision.inputs import InputConfig
-from fedvision.tables import at_least, require
+from fedvision.tables import at_least, require, within
 from fedvision.types import PluginSpec
 
 
@@ -23,6 +23,9 @@ class PartitionConfig(PluginSpec):
     """Number of clients; may be left out only where the data settles it (``column``)."""
     imbalance: float = 1.0
     """Global long tail, before the split: images of the most frequent class / the rarest one; 1 keeps all."""
+    tail_clients: int = 0
+    """Clients that have all images of the rare classes, the tail of the reports: these are exchanged for
+    others, so that each client keeps its number of images; 0 leaves the split as it is."""
 
     def __post_init__(self) -> None:
         require(
@@ -31,6 +34,7 @@ class PartitionConfig(PluginSpec):
             f"must be >= 1, not {self.clients}",
         )
         at_least(1, self, "partition.", "imbalance")
+        at_least(0, self, "partition.", "tail_clients")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,5 +114,16 @@ class LossConfig(PluginSpec):
 
     use: str = "cross-entropy"
     """``cross-entropy``, ``weighted``, ``focal``, ``ldam``, ``logit-adjusted``, ... or ``"module:attr"``."""
-    prior: Literal["local", "global"] = "local"
-    """Whose class counts the loss sees: the client's own, or the federation's sum."""
+    prior: Literal["local", "global", "mixed"] = "local"
+    """Whose class counts the loss sees: the client's own, the federation's sum, or a mixture of both."""
+    local_share: float = 0.5
+    """Share g of the client's own prior in ``mixed``: (1 - g) p_federation + g p_client; 0 is ``global``, 1
+    is ``local`` (FedYoYo)."""
+
+    def __post_init__(self) -> None:
+        within(0, 1, self, "loss.", "local_share")
+
+    @property
+    def needs_federation(self) -> bool:
+        """Whether the loss sees the federation's class counts, so that clients must report theirs."""
+        return self.prior != "local"

@@ -36,6 +36,9 @@ class TransformConfig:
     """Give a random square of this many pixels a side the colour ``mean``."""
     mixup: float = 0.0
     """Beta parameter of mixup; 0 switches it off."""
+    mixup_partner: Literal["random", "balanced"] = "random"
+    """With whom mixup blends an image: any other of the batch; or one of each class in the batch equally
+    often, whose share is drawn from Beta(mixup, 1), small for a small ``mixup`` (arXiv 2109.09850)."""
     views: int = 0
     """Behind frozen layers: augmented views of each image whose features are computed once; training
     draws one of them for each image of a step. At 0 augmentation is drawn anew, and nothing is kept."""
@@ -54,6 +57,12 @@ class TransformConfig:
         at_least(0, self, "transforms.", "size", "crop", "cutout", "views")
         within(0, 180, self, "transforms.", "rotation")
         within(0, 1000, self, "transforms.", "mixup")
+        require(
+            self.mixup > 0 or self.mixup_partner == "random",
+            "transforms.mixup_partner",
+            f"is {self.mixup_partner!r} and transforms.mixup is 0, which blends nothing; set mixup = 0.2, or "
+            "leave the partner out",
+        )
         require(not (self.views and self.mixup), "transforms.mixup", "must be 0 where there are views")
 
 
@@ -67,6 +76,10 @@ class TrainingConfig:
     """Learning rate of round 1."""
     schedule: PluginSpec = field(default_factory=lambda: PluginSpec(use="constant"))
     """Learning rate over rounds: ``constant``, ``cosine``, ``step``, ``exponential``, or a table."""
+    sampler: PluginSpec = field(default_factory=lambda: PluginSpec(use="shuffle"))
+    """Which of the client's images an epoch takes, as many as it has: ``shuffle``, each once; ``balanced``,
+    ``square-root``, ``effective`` or ``progressive``, rare classes more often; a table, or
+    ``"module:attr"``."""
     epochs: int = 1
     """Passes over the client's images a round."""
     steps: int = 0

@@ -43,9 +43,14 @@ class Shard:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def targets(self) -> Targets:
+        """A copy of the targets [n, ...] of this shard's images."""
+        return self.labels[self.indices]
+
     def counts(self, num_classes: int, counter: ClassCounter = count) -> NDArray[np.int64]:
         """Return the class counts int64 [C], as a task counts them."""
-        return counter(self.labels[self.indices], num_classes)
+        return counter(self.targets, num_classes)
 
     def image_counts(self, num_classes: int, counter: ClassCounter = count) -> ImageCounts:
         """Return how many images there are, and the class counts, as a task counts them."""

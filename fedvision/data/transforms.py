@@ -7,7 +7,8 @@ and grey 127.5 with the default mean of 0.5; torchvision's padding before normal
 
 - flip and padded crop: He et al. 2016, "Deep Residual Learning", arXiv:1512.03385, section 4.2
 - cutout: DeVries and Taylor 2017, arXiv:1708.04552; the square's centre is anywhere, so the border may cut it
-- mixup: Zhang et al. 2018, arXiv:1710.09412, one weight a batch
+- mixup: Zhang et al. 2018, arXiv:1710.09412, one weight a batch; with partners by class Galdran et al. 2021,
+  arXiv:2109.09850
 """
 
 from __future__ import annotations
@@ -218,9 +219,16 @@ class BatchTransform:
         The weight w ~ Beta(a, a) is one for the batch: ``x' = w x + (1 - w) x[other]``, and the loss is
         ``w loss(labels) + (1 - w) loss(labels[other])``.
 
+        With ``mixup_partner = "balanced"`` each image's partner is of any class of the batch with the same
+        chance, and the partner's share is 1 - w ~ Beta(a, 1), whose mean a / (1 + a) is small for a small a:
+        Galdran, Carneiro, Gonzalez Ballester 2021, "Balanced-MixUp for Highly Imbalanced Medical Image
+        Classification", arXiv 2109.09850. There partners come from all training images by a second,
+        class-balanced sampler; here from the batch, which costs no further image but has the classes that
+        the batch has. Other images take the partner's place with repetition, where ``"random"`` permutes.
+
         Args:
             x: float [B, channels, H, W].
-            labels: int64 [B].
+            labels: int64 [B]; of any form [B, ...] where partners are random.
             generator: Source of the weight and the pairs.
 
         Returns:
@@ -231,8 +239,13 @@ class BatchTransform:
             return None
         # torch's Beta takes no generator, NumPy's does: one draw here seeds it.
         seed = int(_whole(2**62, (1,), generator))
-        weight = float(np.random.default_rng(seed).beta(alpha, alpha))
-        other = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
+        rng = np.random.default_rng(seed)
+        if self.config.mixup_partner == "balanced":
+            weight, other = 1 - float(rng.beta(alpha, 1)), balanced_partners(labels, generator)
+        else:
+            weight = float(rng.beta(alpha, alpha))
+            other = torch.randperm(len(x), generator=generator, device=generator.device)
+        other = other.to(x.device)
         mixed = torch.lerp(x, x[other], 1 - weight, out=torch.empty_like(x))
         return mixed, labels[other.to(labels.device)], weight
 
@@ -286,6 +299,20 @@ class StoredViews(BatchTransform):
         """Return the features [B, D, 1, 1] of the views that were drawn, of all of them [B, D, V, 1]."""
         views = drawn["view"].to(x.device)
         return x[torch.arange(len(x), device=x.device), :, views, :].unsqueeze(2)
+
+
+def balanced_partners(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw an image of a batch for each of its images: each class with the same chance, then one of its own.
+
+    Args:
+        labels: int64 [B].
+        generator: Source of the draws.
+
+    Returns:
+        int64 [B] on the generator's device, from 0 to B - 1, with repetition.
+    """
+    _, place, counts = labels.to(generator.device).unique(return_inverse=True, return_counts=True)
+    return torch.multinomial(1 / counts[place], len(labels), replacement=True, generator=generator)
 
 
 def _whole(below: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

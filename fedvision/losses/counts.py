@@ -47,3 +47,29 @@ def at_least(counts: torch.Tensor, floor: float) -> torch.Tensor:
     """
     check_range(above=0, floor=floor)  # It keeps a vacant class's logarithm finite.
     return images(counts).clamp(min=floor)
+
+
+def mixed(federation: torch.Tensor, own: torch.Tensor, share: float) -> torch.Tensor:
+    """Return counts whose prior is ``(1 - share) p + share p_k``, int64 [C].
+
+    p and p_k are the federation's and a client's shares of classes. FedYoYo (Yan et al. 2025, arXiv
+    2503.06916) takes the logarithm of this mixture as its logit adjustment. Losses get counts and not shares,
+    so it is multiplied by ``(1 - share) N + share N_k`` images and rounded to whole ones: share = 0 gives the
+    federation's counts and share = 1 the client's. Where either has no image at all the other one stands
+    alone.
+
+    Args:
+        federation: Images per class [C] of all clients, N together.
+        own: Images per class [C] of the client, N_k together.
+        share: 0 <= share <= 1.
+
+    Raises:
+        ValueError: The share is out of range.
+    """
+    check_range(at_least=0, at_most=1, local_share=share)
+    n, n_k = images(federation), images(own)
+    total, total_k = n.sum(), n_k.sum()
+    if not total or not total_k:
+        return (n + n_k).to(torch.int64)
+    prior = (1 - share) * n / total + share * n_k / total_k
+    return (((1 - share) * total + share * total_k) * prior).round().to(torch.int64)

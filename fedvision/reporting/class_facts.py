@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.data.class_groups import tail_groups
 from fedvision.tasks import metrics
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.tasks.intervals import Interval, wilson
@@ -131,7 +132,7 @@ def by_frequency(train: NDArray[np.int64]) -> NDArray[np.int64]:
 def frequency_groups(train: NDArray[np.int64]) -> list[str]:
     """Return each class's group [C]: ``head``, ``medium``, ``tail``; empty where all are equally frequent."""
     groups = [""] * len(train)
-    for group, members in (metrics.tail_groups(train) if train.any() else {}).items():
+    for group, members in (tail_groups(train) if train.any() else {}).items():
         for c in members:
             groups[c] = group
     return groups

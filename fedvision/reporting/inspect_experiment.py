@@ -14,6 +14,7 @@ from fedvision.experiment import Experiment
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.formatting import listed, plural, size
 from fedvision.inputs import for_trial
+from fedvision.losses.counts import mixed
 from fedvision.models.freezing import training_mode
 from fedvision.models.parameter_groups import ParameterGroups, network_bytes
 from fedvision.models.state import get_state, size_in_bytes
@@ -87,7 +88,7 @@ def _input(experiment: Experiment) -> str:
 def _loss_by_class(experiment: Experiment) -> dict[str, list[float]]:
     """Return the loss [C] of an image of each class at even logits, as the experiment's prior makes it.
 
-    With ``loss.prior = "local"`` it is each client's own: lowest, median and highest over the clients
+    With another prior than ``"global"`` it is each client's own: lowest, median and highest over the clients
     that have the class, of at most 100 of them. Nothing where outputs are more than one tensor.
     """
     split, classes = experiment.split, len(experiment.dataset.classes)
@@ -101,12 +102,16 @@ def _loss_by_class(experiment: Experiment) -> dict[str, list[float]]:
     if not isinstance(one, torch.Tensor):
         return {}
     logits = one.new_zeros(classes, *one.shape[1:])
-    if experiment.config.loss.prior == "global":
-        loss = build_loss(experiment.config, torch.from_numpy(split.distinct))
+    config, federation = experiment.config, torch.from_numpy(split.distinct)
+    if config.loss.prior == "global":
+        loss = build_loss(config, federation)
         return {"loss at even logits": loss(logits, labels).tolist()}
     few = split.shown[np.linspace(0, len(split.shown) - 1, min(len(split.shown), 100)).astype(np.int64)]
     counts = split.counts(few)
-    losses = (build_loss(experiment.config, torch.from_numpy(own)) for own in counts)
+    seen = torch.from_numpy(counts)
+    if config.loss.prior == "mixed":
+        seen = torch.stack([mixed(federation, own, config.loss.local_share) for own in seen])
+    losses = (build_loss(config, own) for own in seen)
     rows = [loss(logits, labels).tolist() for loss in losses]
     values = np.where(counts > 0, np.array(rows, np.float64), np.nan)
     having = [column[~np.isnan(column)] for column in values.T]

@@ -24,7 +24,7 @@ def refusal(begun: ExperimentConfig, now: ExperimentConfig, finished: int) -> st
         finished: Rounds that are recorded.
 
     Raises:
-        PluginError: The schedule or the loss that the experiment names cannot be had.
+        PluginError: The schedule, the loss or the sampler that the experiment names cannot be had.
     """
     longer = now.rounds > begun.rounds
     same = replace(now, rounds=begun.rounds) if longer else now
@@ -50,8 +50,12 @@ def _obstacle(config: ExperimentConfig, rounds: int, finished: int) -> str | Non
                 f"training.schedule {config.training.schedule.use!r} gave round {round} the factor "
                 f"{then:.6g} on the learning rate, and of {rounds} rounds it gives {now:.6g}"
             )
-    if "rounds" in registry.parameters("loss", config.loss.use):
-        return f"the loss {config.loss.use!r} (loss.use) depends on how many rounds there are"
+    for kind, key, use in (
+        ("loss", "loss.use", config.loss.use),
+        ("sampler", "training.sampler", config.training.sampler.use),
+    ):
+        if "rounds" in registry.parameters(kind, use):
+            return f"the {kind} {use!r} ({key}) depends on how many rounds there are"
     # Only where a longer run is asked for: whoever reads a run folder does not wait for torch and Flower.
     from fedvision.flower.strategy import FlowerStrategy, build_strategy
 

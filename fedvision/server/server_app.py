@@ -333,7 +333,7 @@ class _Server:
             del reply
 
     def _train_config(self, number: int) -> ConfigRecord:
-        shared = self.config.loss.prior == "global"
+        shared = self.config.loss.needs_federation
         config = codec.encode_counts(self.client_registry.counts) if shared else ConfigRecord()
         if self._measures_first(number):
             config[codec.MEASURE_FIRST] = True

@@ -208,6 +208,11 @@ class Task(ABC):
                 f"transforms.{moved[0]} would move images and not their targets: {where} does not say how; "
                 "leave it out, or let the task's class override transform"
             )
+        if config.transforms.mixup_partner == "balanced" and not known_forms.one_class(dataset.train.labels):
+            raise ConfigError(
+                "transforms.mixup_partner = 'balanced' goes by class and needs one class an image, and "
+                f"{where} has other targets; leave it out"
+            )
         registry.check_task("loss", config.loss.use, self.name, *self.plugins_of)
         for use in config.evaluation.metrics:
             registry.check_task("metric", use, self.name, *self.plugins_of)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.data.class_groups import tail_groups
 from fedvision.tasks import metrics
 from fedvision.tasks.confusion import ConfusionCounts
 
@@ -93,7 +94,7 @@ def score_intervals(
     right, images = confusion.right_of, confusion.images_of
     low, high = wilson(right.sum(), confusion.examples)
     recalls = (metrics.recall(confusion), *wilson(right, images))
-    groups = {} if counts is None else metrics.tail_groups(counts)
+    groups = {} if counts is None else tail_groups(counts)
     measured = {
         name: [c for c in classes if images[c]]
         for name, classes in {"balanced_accuracy": range(len(images)), **groups}.items()

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from fedvision.data.class_groups import tail_groups
 from fedvision.data.targets import SEVERAL, Targets, several
 from fedvision.tasks.base import Task
-from fedvision.tasks.metrics import mean_of, own_metric, ratio, tail_groups
+from fedvision.tasks.metrics import mean_of, own_metric, ratio
 from fedvision.tasks.score_bins import BINS, Floats, area_under_roc, average_precision, bin_of
 from fedvision.tasks.stats import MetricStats, Shape
 from fedvision.types import MetricFn

@@ -20,6 +20,7 @@ from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
 from fedvision.errors import ClientError, ConfigError, PluginError, with_kind
 from fedvision.inputs import Batch
+from fedvision.losses.counts import mixed
 from fedvision.losses.logits import sharpened, sharpness
 from fedvision.models.meta import filled
 from fedvision.models.parameter_groups import ParameterGroups
@@ -244,20 +245,26 @@ class ClientTrainer:
         """Return the class counts [C] that a client's loss sees.
 
         Raises:
-            ClientError: They are the federation's, and the request lacks them.
+            ClientError: They rest on the federation's, and the request lacks them.
         """
-        if self.config.loss.prior == "local":
-            return torch.from_numpy(shard.counts(self.num_classes, self.task.class_counts))
-        shared = request.counts
+        loss, shared = self.config.loss, request.counts
+        if loss.prior == "local":
+            return self._own_counts(shard)
         if shared is None or len(shared) != self.num_classes:
             found = f"those of {len(shared)} classes, and there are {self.num_classes}" if shared else "none"
             raise ClientError(
                 request.client,
                 "training",
-                "loss.prior is global: a training message must have the federation's class counts, and the "
-                f"message has {found}",
+                f"loss.prior is {loss.prior}: a training message must have the federation's class counts, "
+                f"and the message has {found}",
             )
-        return torch.tensor(shared)
+        federation = torch.tensor(shared)
+        if loss.prior == "global":
+            return federation
+        return mixed(federation, self._own_counts(shard), loss.local_share)
+
+    def _own_counts(self, shard: Shard) -> torch.Tensor:
+        return torch.from_numpy(shard.counts(self.num_classes, self.task.class_counts))
 
     @cached_property
     def make_loss(self) -> Callable[[torch.Tensor, int], LossFn]:
@@ -355,6 +362,7 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
     """
     settings = loop_settings(config, channels)
     build_loss(config, torch.ones(num_classes, dtype=torch.int64))
+    _check_sampler(settings, num_classes)
     for round in range(1, config.rounds + 1):
         # Such a round would be recorded as one that trained.
         if not 0 < (rate := settings.lr(round)) < math.inf:
@@ -372,3 +380,12 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
             f"training.optimizer: {config.training.optimizer.use!r} takes no step on gradients alone "
             f"({with_kind(error)}); use another one"
         ) from error
+
+
+def _check_sampler(settings: LoopSettings, num_classes: int) -> None:
+    """Let the sampler draw from an image of each class, in the first round and in the last."""
+    targets = settings.task.example_targets(num_classes, (8, 8)).numpy()
+    blank = np.zeros((num_classes, 1, 1, 1), np.uint8)
+    shard = Shard(images=blank, labels=targets, indices=np.arange(num_classes))
+    for round in (1, settings.rounds):
+        settings.make_sampler(round)(shard, seeding.numpy_stream(settings.seed, "trial"))

@@ -30,6 +30,7 @@ from fedvision.models.state import get_state, load_state, personal_names
 from fedvision.tasks.base import Task
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.forward import ForwardSettings
+from fedvision.training.samplers import Sampler, sampler_maker
 from fedvision.training.schedules import Schedule
 from fedvision.types import LossFn, State, TrainRequest
 
@@ -82,6 +83,11 @@ class LoopSettings:
         """``schedule(round, rounds) -> factor`` on the learning rate."""
         schedule: Schedule = registry.build("schedule", self.training.schedule)
         return schedule
+
+    @cached_property
+    def make_sampler(self) -> Callable[[int], Sampler]:
+        """``make_sampler(round) -> sampler`` of an epoch's images."""
+        return sampler_maker(self.training.sampler, self.rounds)
 
     def lr(self, round: int) -> float:
         """Return the learning rate of a round (from 1) under the schedule."""
@@ -147,7 +153,7 @@ def fit(
     step = _Step(model, loss, algorithm, optimizer, settings, (request.round, request.client), least)
     again = recomputed(model) if settings.training.checkpoint_activations else nullcontext()
     with again, seeding.torch_global(settings.seed, "dropout", request.round, request.client):
-        batches = positions(len(shard), request, settings, norm)
+        batches = positions(shard, request, settings, norm)
         losses = [step(x, targets) for x, targets in _fetched(shard, batches, settings)]
     tensors, remembered = algorithm.finish(len(losses), lr)
     return TrainResult(
@@ -313,19 +319,22 @@ def _blend(loss: LossFn, other: torch.Tensor, weight: float) -> LossFn:
 
 
 def positions(
-    examples: int, request: TrainRequest, settings: LoopSettings, batch_norm: bool
+    shard: Shard, request: TrainRequest, settings: LoopSettings, batch_norm: bool
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield the positions [B] of each mini-batch: shuffled epochs, or a set number of steps over them.
+    """Yield the positions [B] of each mini-batch: the sampler's epochs, or a set number of steps over them.
 
     Raises:
-        DataError: There is one image, and the network cannot train on one alone.
+        DataError: There is one image, and the network cannot train on one alone, or the sampler does not
+            take the targets.
+        PluginError: The sampler fails.
     """
-    training = settings.training
+    training, examples = settings.training, len(shard)
     if examples == 1 and not settings.single:
         raise DataError(
             "there is one image to train on, and the network cannot train on a batch of one image; add "
             "images, or take a network that can"
         )
+    sample = settings.make_sampler(request.round)
     rng = seeding.numpy_stream(settings.seed, "batches", request.round, request.client)
     cuts = np.arange(training.batch_size, examples, training.batch_size)
     if (batch_norm or not settings.single) and examples % training.batch_size == 1:
@@ -334,7 +343,7 @@ def positions(
     limit = training.steps or training.epochs * (len(cuts) + 1)
     taken = 0
     while taken < limit:
-        batches = np.split(rng.permutation(examples), cuts)[: limit - taken]
+        batches = np.split(sample(shard, rng), cuts)[: limit - taken]
         yield from batches
         taken += len(batches)
 

@@ -85,13 +85,13 @@ def column_notices(config: ExperimentConfig, dataset: Dataset) -> list[str]:
 
 
 def split_notices(split: Split, classes: Sequence[str]) -> list[str]:
-    """Return vacant classes, clients with a single image, clients that share images.
+    """Return where rare classes are, vacant classes, clients with a single image or with shared images.
 
     Args:
         split: Which client trains on which images, at least one client.
         classes: Names [C].
     """
-    notices = []
+    notices = _tail_notices(split, classes)
     if vacant := [classes[c] for c in np.flatnonzero(split.totals == 0).tolist()]:
         notices.append(f"no client trains on images of {listed(vacant)}; the model cannot learn it")
     if split.lazy:
@@ -103,3 +103,14 @@ def split_notices(split: Split, classes: Sequence[str]) -> list[str]:
     elif single := [f"client {number}" for number, part in enumerate(split.clients) if len(part) == 1]:
         notices.append(f"with a single image each to train on: {listed(single)}")
     return notices
+
+
+def _tail_notices(split: Split, classes: Sequence[str]) -> list[str]:
+    """Return at which clients the classes are that ``partition.tail_clients`` brought together."""
+    if not split.tail:
+        return []
+    having = np.flatnonzero(split.counts()[:, list(split.tail)].sum(axis=1))
+    names = listed([classes[c] for c in split.tail])
+    where = listed([str(client) for client in having.tolist()], 10)
+    word = "client" if len(having) == 1 else "clients"
+    return [f"training images of {names} are at {word} {where} alone (partition.tail_clients)"]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fedvision import registry, seeding
 from fedvision.config import PartitionConfig
 from fedvision.data.dataset import ImageSet
-from fedvision.data.partition import longtail
+from fedvision.data.partition import longtail, tail_clients
 from fedvision.data.partition.expectation import expected
 from fedvision.data.partition.group_holdout import held_out_groups
 from fedvision.data.partition.groups import groups_of, partition_groups
@@ -70,6 +70,8 @@ class Split:
     """int64, rising: the clients that reports show, all or a sample that the root seed draws."""
     names: tuple[str, ...] = ()
     """The clients' names [K] where the data name them: the values of the column of natural clients."""
+    tail: tuple[int, ...] = ()
+    """The rare classes that ``partition.tail_clients`` brought together at few clients."""
     digest: str
     """SHA-256, hexadecimal: over the image numbers of a list's clients; else over labels, the partition's
     table, the seed and the image numbers of the clients shown."""
@@ -185,11 +187,18 @@ def make(
     except FAILURES as error:
         raise PluginError(f"{where} failed: {error}") from error
     check_number(parts, number, where)
+    if config.tail_clients:
+        tail_clients.check(config.tail_clients, config.use, partition, parts, train)
     if is_lazy(parts):
         held = _held_apart(parts, retained, spread, where, holdout, seed)
         return _lazy(held, train.labels, spread, num_classes, config, seed, counter)
-    lists = [np.sort(retained[part]) for part in check_list(parts, len(retained), where)]
-    made = _listed(lists, train, strata, num_classes, holdout, seed, counter)
+    found = check_list(parts, len(retained), where)
+    tail: tuple[int, ...] = ()
+    if config.tail_clients:
+        rng = seeding.numpy_stream(seed, "tail-clients")
+        found, tail = tail_clients.concentrate(found, spread[retained], config.tail_clients, rng)
+    lists = [np.sort(retained[part]) for part in found]
+    made = replace(_listed(lists, train, strata, num_classes, holdout, seed, counter), tail=tail)
     return replace(made, names=partition.names) if isinstance(partition, ByColumn) else made
 
 

@@ -312,6 +312,7 @@ def _named(experiment: ExperimentConfig) -> Iterator[tuple[str, str]]:
     yield "loss", experiment.loss.use
     yield "optimizer", experiment.training.optimizer.use
     yield "schedule", experiment.training.schedule.use
+    yield "sampler", experiment.training.sampler.use
     for spec in experiment.update:
         yield "update", spec.use
 

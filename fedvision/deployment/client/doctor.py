@@ -191,10 +191,10 @@ def _masks(config: ClientMachineConfig) -> None:
 
 
 def _sharing(config: ClientMachineConfig, experiment: ExperimentConfig) -> Lines:
-    if experiment.loss.prior == "global" and config.share.counts == "none":
+    if experiment.loss.needs_federation and config.share.counts == "none":
         yield (
             "FAIL",
-            "the experiment's loss needs the federation's class counts (loss.prior is global) and this "
+            "the experiment's loss needs the federation's class counts (loss.prior is not local) and this "
             'client shares none; set share.counts to "masked", "noisy" or "plain", or do not join',
         )
     elif config.share.counts == "masked":

@@ -245,7 +245,7 @@ class Trainer:
             self._worker.image_counts(client),
             self.client.share,
             self._folder(self._facts) / "counts.json",
-            needed=self._worker.config.loss.prior == "global",
+            needed=self._worker.config.loss.needs_federation,
             several_labels=self._worker.task.several_labels,
         )
         self._reported_images().parent.mkdir(parents=True, exist_ok=True)

@@ -221,7 +221,7 @@ class Deployment(RunRecorder):
             self.progress.note,
             self.note,
             lambda: registered(link),
-            needed=self.config.loss.prior == "global",
+            needed=self.config.loss.needs_federation,
             several_labels=task.several_labels,
             authorities=read_certificates(place.roots) if place.roots else (),
             between_rounds=self._between_rounds,

@@ -56,7 +56,7 @@ def fit_many(
         raise ValueError("the clients of a stack have one learning rate: give them tasks of one round")
     training_mode(model)
     norm = has_batch_norm(model)
-    batches = [list(positions(len(job.shard), job.request, settings, norm)) for job in jobs]
+    batches = [list(positions(job.shard, job.request, settings, norm)) for job in jobs]
     places = longest_first(batches)
     own = [jobs[i] for i in places]
     plan = BatchSchedule.make(

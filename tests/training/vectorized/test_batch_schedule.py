@@ -23,7 +23,7 @@ def plan_of(sizes: tuple[int, ...], chosen: LoopSettings) -> tuple[BatchSchedule
     shards = make_shards(sizes)
     requests = [TrainRequest(round=1, client=k, state={}) for k in range(len(sizes))]
     pairs = zip(shards, requests, strict=True)
-    batches = [list(positions(len(shard), request, chosen, False)) for shard, request in pairs]
+    batches = [list(positions(shard, request, chosen, False)) for shard, request in pairs]
     order = longest_first(batches)
     rows = [[shards[i] for i in order], [requests[i] for i in order], [batches[i] for i in order]]
     return BatchSchedule.make(*rows, chosen), [batches[i] for i in order]  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ def test_shared_images_on_the_device() -> None:
     """Clients of one base share its set on the device and others send their images."""
     chosen, shards = settings(batch_size=4), make_shards((5, 9))
     requests = [TrainRequest(round=1, client=k, state={}) for k in range(2)]
-    batches = [list(positions(len(s), t, chosen, False)) for s, t in zip(shards, requests, strict=True)]
+    batches = [list(positions(s, t, chosen, False)) for s, t in zip(shards, requests, strict=True)]
     device_cache = DeviceDatasetCache(chosen.device, 1 << 20)
     plan = BatchSchedule.make(shards, requests, batches, chosen, device_cache)
     assert plan.resident
