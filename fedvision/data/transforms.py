@@ -311,8 +311,9 @@ def balanced_partners(labels: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         int64 [B] on the generator's device, from 0 to B - 1, with repetition.
     """
-    _, place, counts = labels.to(generator.device).unique(return_inverse=True, return_counts=True)
-    return torch.multinomial(1 / counts[place], len(labels), replacement=True, generator=generator)
+    own = labels.to(generator.device)
+    frequency = (own[:, None] == own).sum(1)
+    return torch.multinomial(1 / frequency, len(labels), replacement=True, generator=generator)
 
 
 def _whole(below: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

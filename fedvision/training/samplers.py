@@ -1,6 +1,6 @@
 """Samplers: which of a client's images an epoch takes, and in which order.
 
-A sampler is ``sample(shard, rng) -> positions [n]`` with n the client's images: an epoch always has that many,
+A sampler is ``sample(shard, rng) -> positions [n]`` with n the client's images: an epoch always has so many,
 and an image may come several times or not at all. The generator is the client's own stream of the round, so
 the same images come on every engine and machine, and after a resumed run. Those that go by class need one
 class an image and refuse other targets; a class that the client lacks has no share.
@@ -128,8 +128,8 @@ def _checked(use: str, sampler: Sampler, shard: Shard, rng: np.random.Generator)
     whole = found.shape == (images,) and np.issubdtype(found.dtype, np.integer)
     if not (whole and found.min() >= 0 and found.max() < images):
         raise PluginError(
-            f"{where} must return a whole number from 0 to {images - 1} for each of the {images} images of an "
-            f"epoch, not {found.dtype} {list(found.shape)}"
+            f"{where} must return a whole number from 0 to {images - 1} for each of an epoch's {images} "
+            f"images, not {found.dtype} {list(found.shape)}"
             + (f" from {found.min()} to {found.max()}" if whole else "")
         )
     return found.astype(np.int64, copy=False)
@@ -163,10 +163,9 @@ def _times(labels: NDArray[np.int64], weights: _Weights, rng: np.random.Generato
     drawn = np.diff(np.floor(edges + rng.random()).astype(np.int64), prepend=0)
     # The place of each image in a random order of its class: the first ones get what is left over.
     shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(place[shuffled], kind="stable")]
     rank = np.empty(len(labels), np.int64)
-    rank[shuffled[np.argsort(place[shuffled], kind="stable")]] = np.arange(len(labels)) - np.repeat(
-        np.cumsum(counts) - counts, counts
-    )
+    rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     full, left = np.divmod(drawn, counts)
     times: NDArray[np.int64] = full[place] + (rank < left[place])
     return times

@@ -134,8 +134,8 @@ def reported_counts(
     if share.counts == "none":
         if needed:
             raise ConfigError(
-                "the experiment's loss needs the federation's class counts (loss.prior is not local) and this "
-                'client shares none; set share.counts to "masked", "noisy" or "plain" in its file, or leave '
+                "the experiment's loss needs the federation's class counts (loss.prior is not local) and "
+                'this client shares none; set share.counts to "masked", "noisy" or "plain" in its file, or leave '
                 "the run"
             )
         return ImageCounts.none(len(own.counts))
