@@ -397,6 +397,4 @@ def _optimizers() -> list[str]:
 
     base = torch.optim.Optimizer
     found = vars(torch.optim).items()
-    return [
-        name for name, kind in found if inspect.isclass(kind) and issubclass(kind, base) and kind is not base
-    ]
+    return [name for name, kind in found if inspect.isclass(kind) and issubclass(kind, base) and kind != base]

@@ -26,6 +26,7 @@ def test_parts_are_short() -> None:
         "my_partition",
         "my_model",
         "my_loss",
+        "my_sampler",
         "my_task",
         "my_strategy",
         "my_algorithm",

@@ -23,6 +23,7 @@ RUNTIME: dict[str, dict[str, Any]] = {
     "expansion": {"in_features": 6},
     "head": {"in_features": 6, "num_classes": 3, "embeddings": "names.npy"},
     "loss": {"counts": torch.tensor([5.0, 3.0, 2.0]), "round": 1, "rounds": 5},
+    "sampler": {"round": 1, "rounds": 5},
     "partition": {"columns": {}},
     "optimizer": {"params": [nn.Parameter(torch.zeros(2))]},
 }
@@ -62,6 +63,7 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("head", "cosine"): {"size": DEFAULT},
     ("loss", "weighted"): {"beta": "equal weights"},
     ("loss", "focal"): {"gamma": OFF, "beta": "equal weights"},
+    ("loss", "class-balanced-focal"): {"gamma": OFF, "beta": "equal weights"},
     ("loss", "ldam"): {"max_margin": OFF, "drw_round": OFF, "beta": "equal weights"},
     ("loss", "logit-adjusted"): {"tau": OFF},
     ("loss", "fedlc"): {"tau": OFF},
@@ -74,6 +76,7 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
         "dampening": OFF,
         "weight_decay": OFF,
     },
+    ("sampler", "effective"): {"beta": "each image once"},
     ("schedule", "cosine"): {"final": ANY, "warmup": OFF},
     ("strategy", "fedprox"): {"mu": OFF},
     ("strategy", "ccvr"): {"every": "after the last round"},

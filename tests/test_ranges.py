@@ -18,6 +18,8 @@ from fedvision.types import PluginSpec
 
 ZERO_IN_TABLES = {
     "seed": "the first of all seeds",
+    "partition.tail_clients": "leaves the split as it is",
+    "loss.local_share": "the federation's prior alone",
     "transforms.mean": "black, for images that are centred already",
     "transforms.size": "images as they are",
     "transforms.crop": "switches it off",

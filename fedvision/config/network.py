@@ -118,7 +118,7 @@ class LossConfig(PluginSpec):
     """Whose class counts the loss sees: the client's own, the federation's sum, or a mixture of both."""
     local_share: float = 0.5
     """Share g of the client's own prior in ``mixed``: (1 - g) p_federation + g p_client; 0 is ``global``, 1
-    is ``local`` (FedYoYo)."""
+    is ``local`` (arXiv 2503.06916)."""
 
     def __post_init__(self) -> None:
         within(0, 1, self, "loss.", "local_share")

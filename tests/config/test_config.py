@@ -63,7 +63,10 @@ def test_whole_numbers_serve_as_numbers() -> None:
         (MINIMAL + "[training]\nepochs = 1.5\n", "training.epochs must be a whole number, not 1.5"),
         (MINIMAL + "[training]\nepochs = true\n", "training.epochs must be a whole number, not True"),
         (MINIMAL + "[training]\nlr = 0\n", "training.lr must be > 0, not 0.0"),
-        (MINIMAL + '[loss]\nprior = "both"\n', "loss.prior must be one of 'local', 'global', not 'both'"),
+        (
+            MINIMAL + '[loss]\nprior = "both"\n',
+            "loss.prior must be one of 'local', 'global', 'mixed', not 'both'",
+        ),
         (MINIMAL + "[partition]\nimbalance = 0.5\n", "partition.imbalance must be >= 1, not 0.5"),
         (MINIMAL + "[evaluation]\nfraction = 0\n", "evaluation.fraction must be > 0 and <= 1, not 0"),
         (MINIMAL + "[evaluation]\nholdout = 1\n", "evaluation.holdout must be >= 0 and < 1, not 1.0"),

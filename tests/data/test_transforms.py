@@ -219,6 +219,46 @@ def test_mixup_weights_are_beta() -> None:
     assert abs(weights.var() - 0.05) < 0.006
 
 
+def test_balanced_partners_have_each_class_of_the_batch_equally_often() -> None:
+    labels, generator = torch.tensor([4] * 12 + [0] * 3 + [9]), stream(2)
+    drawn = torch.cat([transforms.balanced_partners(labels, generator) for _ in range(500)])
+    times = drawn.bincount(minlength=16).double()
+    # 8000 draws: a class has 2667 +- 42, its images equal shares.
+    by_class = torch.stack([times[:12].sum(), times[12:15].sum(), times[15]])
+    assert (by_class - 8000 / 3).abs().max() < 4 * 42.2
+    assert (times[:12] - 8000 / 36).abs().max() < 4 * 14.7
+    one = torch.zeros(16, dtype=torch.int64)
+    alike = torch.cat([transforms.balanced_partners(one, generator) for _ in range(500)]).bincount()
+    assert (alike - 500).abs().max() < 4 * 21.7
+
+
+def test_balanced_mixup_is_convex_and_its_partners_share_is_beta() -> None:
+    transform = prepared(1, mixup=0.25, mixup_partner="balanced")
+    x, labels, generator = some(8, channels=1), torch.tensor([0] * 6 + [1, 2]), stream(1)
+    shares = []
+    for _ in range(1500):
+        mixed = transform.mixup(x, labels, generator)
+        assert mixed is not None
+        y, other, weight = mixed
+        shares.append(1 - weight)
+    assert set(other.tolist()) <= {0, 1, 2}
+    assert y.shape == x.shape
+    # Beta(a, 1): mean a / (a + 1) = 1/5, variance a / ((a + 1)^2 (a + 2)).
+    assert abs(np.mean(shares) - 0.2) < 4 * np.sqrt(0.25 / (1.25**2 * 2.25) / 1500)
+    # The partner and the loss's other label are one image: one of class 1 or 2 stands alone.
+    mixed = transform.mixup(x, torch.arange(8), generator)
+    assert mixed is not None
+    y, other, weight = mixed
+    torch.testing.assert_close(y, weight * x + (1 - weight) * x[other])
+
+
+def test_a_partner_without_mixup_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^transforms\.mixup_partner is 'balanced' and transforms\.mixup is 0"
+    ):
+        TransformConfig(mixup_partner="balanced")
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("channels_last", [True, False])

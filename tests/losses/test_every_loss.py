@@ -13,11 +13,16 @@ from torch.nn import functional as F
 
 from fedvision import registry
 from fedvision.errors import PluginError
+from fedvision.losses.counts import mixed
 from fedvision.types import LossFn, PluginSpec
 
 NAMES = sorted(name for name, loss in registry.BUILTINS["loss"].items() if "classification" in loss.tasks)
 # What makes a loss cross-entropy where counts are equal; the others are it with their defaults.
-NEUTRAL: dict[str, dict[str, Any]] = {"focal": {"gamma": 0.0}, "ldam": {"max_margin": 0.0, "scale": 1.0}}
+NEUTRAL: dict[str, dict[str, Any]] = {
+    "focal": {"gamma": 0.0},
+    "class-balanced-focal": {"gamma": 0.0},
+    "ldam": {"max_margin": 0.0, "scale": 1.0},
+}
 # Further arguments under which every property must hold too.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in NAMES),
@@ -38,6 +43,7 @@ COUNTS: dict[str, list[Any]] = {
     "millions": [5_000_000, 1, 0, 2],
     "noisy": [12.4, -3.7, 0.2, 900.1],
 }
+COUNT = st.just(0) | st.integers(1, 10**6)
 every = pytest.mark.parametrize(("name", "args"), VARIANTS, ids=str)
 
 
@@ -92,6 +98,34 @@ def test_values_and_gradients_are_finite_for_any_counts(
     assert logits.grad is not None
     assert loss.isfinite().all()
     assert logits.grad.isfinite().all()
+
+
+@settings(max_examples=60)
+@given(
+    pairs=st.lists(st.tuples(COUNT, COUNT), min_size=2, max_size=6),
+    share=st.floats(0, 1),
+    data=st.data(),
+)
+def test_vacant_classes_stay_finite_under_every_prior(
+    pairs: list[tuple[int, int]], share: float, data: st.DataObject
+) -> None:
+    """Counts of the federation, of a client that lacks classes, and of both mixed; every loss there is."""
+    federation, own = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    classes = len(pairs)
+    numbers = st.lists(st.floats(-1e4, 1e4), min_size=classes, max_size=classes)
+    start = torch.tensor([data.draw(numbers)], dtype=torch.float32)
+    label = data.draw(st.integers(0, classes - 1))
+    for counts in (federation, own, mixed(federation, own, share)):
+        assert (counts >= 0).all()
+        for name, builtin in registry.BUILTINS["loss"].items():
+            logits, targets = start.clone().requires_grad_(), torch.tensor([label])
+            if "multi-label" in builtin.tasks:
+                targets = F.one_hot(targets, classes)
+            loss = build(name, counts)(logits, targets)
+            loss.sum().backward()
+            assert loss.isfinite().all()
+            assert logits.grad is not None
+            assert logits.grad.isfinite().all()
 
 
 @every

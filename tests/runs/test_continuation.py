@@ -81,6 +81,10 @@ def test_a_run_that_is_not_over_may_grow_as_well(tmp_path: Path, monkeypatch: py
             "and of 5 rounds it gives 0.904508",
         ),
         (
+            {"training": {"sampler": "progressive"}},
+            "the sampler 'progressive' (training.sampler) depends on how many rounds there are",
+        ),
+        (
             {"strategy": {"use": "ccvr", "steps": 5, "samples": 2}},
             "the strategy 'ccvr' refined the model of round 3 as in a run of 3 rounds",
         ),

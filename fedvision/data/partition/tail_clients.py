@@ -83,11 +83,10 @@ def concentrate(
     for client, part in enumerate(parts):
         owner[part] = client
     classes, counts = np.unique(labels[owner >= 0], return_counts=True)
-    tail = classes[list(tail_groups(counts).get("tail", ()))]
-    if not len(tail):
-        raise DataError(
-            f"{key}, but no class is rarer than the others; set partition.imbalance, or leave it out"
-        )
+    rarest = tail_groups(counts).get("tail") if len(counts) else None
+    if not rarest:
+        raise DataError(f"{key}, but no class is rarer than others; set partition.imbalance, or leave it out")
+    tail = classes[list(rarest)]
     rare = np.isin(labels, tail) & (owner >= 0)
     sizes = np.array([len(part) for part in parts])
     chosen = _drawn(sizes, holders, int(rare.sum()), rng, key)

@@ -135,8 +135,8 @@ def reported_counts(
         if needed:
             raise ConfigError(
                 "the experiment's loss needs the federation's class counts (loss.prior is not local) and "
-                'this client shares none; set share.counts to "masked", "noisy" or "plain" in its file, or leave '
-                "the run"
+                'this client shares none; set share.counts to "masked", "noisy" or "plain" in its file, or '
+                "leave the run"
             )
         return ImageCounts.none(len(own.counts))
     if share.counts == "masked":  # they come with others' in a sum

@@ -181,6 +181,7 @@ def test_nothing_else_may_be_named(plugins: tuple[str, ...], kind: str, use: str
         '[loss]\nuse = "os:system"',
         '[training]\noptimizer = "os:system"',
         '[training]\nschedule = "os:system"',
+        '[training]\nsampler = "os:system"',
     ],
 )
 def test_every_plug_in_that_a_client_builds_is_checked(table: str) -> None:
