@@ -242,6 +242,7 @@ def test_images_of_another_size_than_the_experiments_are_bad(
     ("counts", "prior", "level"),
     [
         ("none", "global", "FAIL"),
+        ("none", "mixed", "FAIL"),
         ("none", "local", "OK"),
         ("plain", "global", "OK"),
         ("noisy", "global", "OK"),

@@ -34,9 +34,11 @@ width = 4
 dense = 8
 [loss]
 use = "logit-adjusted"
-prior = "global"
+prior = "mixed"
+local_share = 0.3
 [training]
 lr = 0.1
+sampler = "balanced"
 [evaluation]
 holdout = 0.2
 with_training = true

@@ -284,6 +284,7 @@ STRATEGIES: list[dict[str, Any]] = [
     {"strategy": {"use": "fedavg"}, "task": {"use": "multi-label"}},
     {"strategy": {"use": "fedavg"}, "model": {"use": "vit", "dim": 16, "train": "lora", "lora": {"rank": 2}}},
     {"strategy": {"use": "fedavg"}, "model": FUSION},
+    {"strategy": {"use": "fedavg"}, "training": {"sampler": {"use": "progressive"}, "lr": 0.1}},
 ]
 
 
@@ -295,7 +296,11 @@ def digest(state: State) -> str:
 @pytest.mark.parametrize(
     "tables",
     STRATEGIES,
-    ids=lambda tables: tables.get("task", tables.get("model", tables["strategy"]))["use"].rpartition(":")[2],
+    ids=lambda tables: (
+        tables.get("training", {})
+        .get("sampler", tables.get("task", tables.get("model", tables["strategy"])))["use"]
+        .rpartition(":")[2]
+    ),
 )
 def test_bits_and_record_on_every_engine(tables: dict[str, Any], tmp_path: Path) -> None:
     """A simulation has the same bits and the same record on every engine."""
