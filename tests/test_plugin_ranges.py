@@ -79,6 +79,7 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("strategy", "ccvr"): {"every": "after the last round"},
     ("strategy", "closed-form"): {"balance": "all images weigh alike"},
     ("strategy", "fedntd"): {"beta": OFF},
+    ("strategy", "fednova"): {"mu": OFF},
     ("strategy", "distillation"): {"alpha": OFF},
     ("strategy", "fedavgm"): {"momentum": OFF},
     ("strategy", "fedadam"): {"beta1": OFF, "beta2": ANY},

@@ -115,6 +115,8 @@ STRATEGIES: list[dict[str, Any]] = [
     {"use": "fedprox", "mu": 0.1},
     {"use": "scaffold", "fraction": 0.6},
     {"use": "fedntd", "beta": 0.5},
+    {"use": "fednova", "fraction": 0.6},
+    {"use": "feddyn", "fraction": 0.6},
     {"use": "ccvr", "every": 2, "steps": 50},
     {"use": "fedavgm"},
     {"use": "fedadam"},

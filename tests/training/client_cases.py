@@ -166,6 +166,13 @@ def algorithm_case(use: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
     clients = range(len(SIZES))
     if use == "fedprox":
         return {"client_configs": [ClientConfig(numbers={"mu": 0.1 * (k % 3)}) for k in clients]}
+    if use == "fednova":
+        numbers = {"mu": 0.1, "momentum": 0.0}
+        return {"client_configs": [ClientConfig(numbers=numbers)] * len(SIZES)}
+    if use == "feddyn":
+        memories = [noise(state, k) if k != 2 else {} for k in clients]
+        configs = [ClientConfig(numbers={"alpha": 0.1 * (k % 3)}) for k in clients]
+        return {"client_configs": configs, "memories": memories}
     if use == "scaffold":
         client_config = ClientConfig(tensors={"control": noise(state, 99)})
         memories = [noise(state, k) if k != 2 else {} for k in clients]

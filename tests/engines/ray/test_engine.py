@@ -277,6 +277,8 @@ STRATEGIES: list[dict[str, Any]] = [
     {"strategy": {"use": "scaffold", "fraction": 0.6}},
     {"strategy": {"use": "fedavg", "fraction": 0.6}},
     {"strategy": {"use": "fedntd", "beta": 0.5}},
+    {"strategy": {"use": "fednova", "fraction": 0.6}},
+    {"strategy": {"use": "feddyn", "fraction": 0.6}},
     {"strategy": {"use": "ccvr", "steps": 50}},
     {"strategy": {"use": "krum"}},
     {"strategy": {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0}},
