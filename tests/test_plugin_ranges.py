@@ -80,6 +80,8 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("strategy", "closed-form"): {"balance": "all images weigh alike"},
     ("strategy", "fedntd"): {"beta": OFF},
     ("strategy", "fednova"): {"mu": OFF},
+    ("strategy", "moon"): {"mu": OFF},
+    ("strategy", "fedvls"): {"vacant": OFF, "suppression": OFF},
     ("strategy", "distillation"): {"alpha": OFF},
     ("strategy", "fedavgm"): {"momentum": OFF},
     ("strategy", "fedadam"): {"beta1": OFF, "beta2": ANY},

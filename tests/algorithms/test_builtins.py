@@ -17,7 +17,11 @@ from fedvision.types import ClientUpdate, PluginSpec
 State = dict[str, torch.Tensor]
 Cohort = Callable[[State, int], list[ClientUpdate]]
 
-SENT = {"control": {}, "steps": {"norm": torch.tensor(2.0, dtype=torch.float64)}}
+SENT = {
+    "control": {},
+    "steps": {"norm": torch.tensor(2.0, dtype=torch.float64)},
+    "support": {"counts": torch.tensor([1.0, 0.0], dtype=torch.float64)},
+}
 """What clients send beside a model, of every method."""
 USES = sorted(
     use

@@ -80,6 +80,7 @@ def states(replies: Sequence[Message]) -> dict[int, State]:
         {"use": "fedprox", "mu": 0.1},
         {"use": "fednova"},
         {"use": "feddyn"},
+        {"use": "fedavg-support"},
     ],
 )
 @pytest.mark.parametrize("personal", [[], ["head.*"]])
