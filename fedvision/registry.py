@@ -339,10 +339,8 @@ def check(
             raise PluginError(f"{where}: it takes no key {name!r}{hint}")
     given = {**factory.preset, **spec.args}
     for name, parameter in parameters.items():
-        needed = parameter.default is parameter.empty and parameter.kind in (
-            parameter.KEYWORD_ONLY,
-            parameter.POSITIONAL_OR_KEYWORD,
-        )
+        by_name = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        needed = parameter.default is parameter.empty and by_name
         if needed and name not in given and name not in runtime:
             raise PluginError(f"{where}: the key {name!r} is missing; add {name} = ... to its table")
     return given
@@ -398,7 +396,5 @@ def _optimizers() -> list[str]:
     import torch
 
     base = torch.optim.Optimizer
-    found = vars(torch.optim).items()
-    return [
-        name for name, kind in found if inspect.isclass(kind) and issubclass(kind, base) and kind is not base
-    ]
+    kinds = [(name, kind) for name, kind in vars(torch.optim).items() if inspect.isclass(kind)]
+    return [name for name, kind in kinds if issubclass(kind, base) and kind is not base]

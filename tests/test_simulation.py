@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -366,9 +367,7 @@ def test_a_run_records_its_statistics(tmp_path: Path) -> None:
 
 def one_piece(*, num_classes: int, image_size: tuple[int, int]) -> torch.nn.Module:
     """A network without halves."""
-    return torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(image_size[0] * image_size[1], num_classes)
-    )
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(image_size), num_classes))
 
 
 @pytest.mark.parametrize(

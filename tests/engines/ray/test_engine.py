@@ -278,7 +278,6 @@ STRATEGIES: list[dict[str, Any]] = [
     {"strategy": {"use": "fedavg", "fraction": 0.6}},
     {"strategy": {"use": "fedntd", "beta": 0.5}},
     {"strategy": {"use": "fednova", "fraction": 0.6}},
-    {"strategy": {"use": "feddyn", "fraction": 0.6}},
     {"strategy": {"use": "moon"}},
     {"strategy": {"use": "fedvls"}},
     {"strategy": {"use": "fedavg-support"}},
