@@ -152,7 +152,7 @@ def suppression(logits: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor
     """
     own = is_label(logits, labels)
     counted = (shares > 0) & ~own.all(dim=0)
-    # A column without any other image would be -inf, whose gradient is NaN: it gets zeros and no weight.
-    masked = precise(logits).masked_fill(own & counted, -torch.inf)
+    # A column of -inf alone has a gradient of NaN, which the fill stops.
+    masked = precise(logits).masked_fill(own, -torch.inf)
     means = masked.logsumexp(dim=0) - math.log(len(logits))
     return torch.where(counted, shares * means, 0.0).sum()
