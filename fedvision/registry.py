@@ -109,6 +109,11 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedprox": Builtin("fedvision.algorithms.fedprox:FedProxClient"),
         "scaffold": Builtin("fedvision.algorithms.scaffold:ScaffoldClient"),
         "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTDClient"),
+        "fednova": Builtin("fedvision.algorithms.fednova:FedNovaClient"),
+        "feddyn": Builtin("fedvision.algorithms.feddyn:FedDynClient"),
+        "moon": Builtin("fedvision.algorithms.moon:MoonClient"),
+        "fedvls": Builtin("fedvision.algorithms.fedvls:FedVLSClient"),
+        "fedavg-support": Builtin("fedvision.algorithms.fedavg_support:SupportClient"),
         "distillation": Builtin("fedvision.algorithms.distillation:DistillationClient"),
     },
     "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
@@ -134,6 +139,11 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "zero-shot": Builtin("fedvision.algorithms.zero_shot:ZeroShot"),
         "closed-form": Builtin("fedvision.algorithms.closed_form.strategy:ClosedForm"),
         "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTD"),
+        "fednova": Builtin("fedvision.algorithms.fednova:FedNova"),
+        "feddyn": Builtin("fedvision.algorithms.feddyn:FedDyn"),
+        "moon": Builtin("fedvision.algorithms.moon:Moon"),
+        "fedvls": Builtin("fedvision.algorithms.fedvls:FedVLS"),
+        "fedavg-support": Builtin("fedvision.algorithms.fedavg_support:FedAvgSupport"),
         "distillation": Builtin("fedvision.algorithms.distillation:Distillation"),
         "flexlora": Builtin("fedvision.algorithms.flexlora:FlexLora"),
         "fedavgm": Builtin("fedvision.algorithms.server_optimizers:FedAvgM"),
@@ -337,10 +347,8 @@ def check(
             raise PluginError(f"{where}: it takes no key {name!r}{hint}")
     given = {**factory.preset, **spec.args}
     for name, parameter in parameters.items():
-        needed = parameter.default is parameter.empty and parameter.kind in (
-            parameter.KEYWORD_ONLY,
-            parameter.POSITIONAL_OR_KEYWORD,
-        )
+        by_name = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        needed = parameter.default is parameter.empty and by_name
         if needed and name not in given and name not in runtime:
             raise PluginError(f"{where}: the key {name!r} is missing; add {name} = ... to its table")
     return given

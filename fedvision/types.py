@@ -125,6 +125,9 @@ class TrainRequest:
     """Registered name of the algorithm's client half; None adds nothing to the task's loss."""
     counts: tuple[int, ...] | None = None
     """Class counts [C] over the federation where they are shared, else None."""
+    own_counts: tuple[int, ...] | None = None
+    """Class counts [C] of the client's own training images, for its client half: its machine adds them, and
+    the server's message does not have them."""
     silent_since: int | None = None
     """First round of this client since which none of its answers was used; None where the last one was."""
     measure: bool = False

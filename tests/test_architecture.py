@@ -64,6 +64,7 @@ LAYERS = (
     "watching",
     "trained_model",
     "pruning",
+    "adjustment",
     "export",
     "api",
     "unlearning",

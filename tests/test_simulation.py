@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,11 @@ STRATEGIES: list[dict[str, Any]] = [
     {"use": "fedprox", "mu": 0.1},
     {"use": "scaffold", "fraction": 0.6},
     {"use": "fedntd", "beta": 0.5},
+    {"use": "fednova", "fraction": 0.6},
+    {"use": "feddyn", "fraction": 0.6},
+    {"use": "moon", "fraction": 0.6},
+    {"use": "fedvls"},
+    {"use": "fedavg-support", "fraction": 0.6},
     {"use": "ccvr", "every": 2, "steps": 50},
     {"use": "fedavgm"},
     {"use": "fedadam"},
@@ -361,9 +367,7 @@ def test_a_run_records_its_statistics(tmp_path: Path) -> None:
 
 def one_piece(*, num_classes: int, image_size: tuple[int, int]) -> torch.nn.Module:
     """A network without halves."""
-    return torch.nn.Sequential(
-        torch.nn.Flatten(), torch.nn.Linear(image_size[0] * image_size[1], num_classes)
-    )
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(image_size), num_classes))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fedvision import __version__, log_format, registry, stages, streams
 from fedvision.baselines import chosen
 from fedvision.cli import (
+    adjust,
     approve,
     card,
     certificates,
@@ -53,6 +54,7 @@ VERBS = {
         "explain",
         "card",
         "export",
+        "adjust",
         "prune",
         "versions",
         "unlearn",
@@ -122,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     watch.add(verbs)
 
     model.add(verbs)
+    adjust.add(verbs)
     compress.add(verbs)
     export.add(verbs)
     explain.add(verbs)

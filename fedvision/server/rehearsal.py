@@ -144,7 +144,7 @@ def _answers(
 def rehearse_client_half(
     config: ExperimentConfig, strategy: Strategy, model: nn.Module, images: Batch, num_classes: int
 ) -> None:
-    """Let a client half that has a loss of its own compute it.
+    """Let a client half begin and compute its loss, where it has one of its own or may refuse the network.
 
     Args:
         config: The experiment.
@@ -156,7 +156,10 @@ def rehearse_client_half(
     Raises:
         ConfigError: It cannot, or the loss is not one number an image.
     """
-    if not isinstance(strategy, FlowerStrategy) or strategy.inner.client.loss is ClientAlgorithm.loss:
+    if not isinstance(strategy, FlowerStrategy):
+        return
+    half = strategy.inner.client
+    if half.loss is ClientAlgorithm.loss and not half.rehearsed:
         return
     where = f"[strategy] use = {config.strategy.use!r}"
     own, trial = copy.deepcopy(strategy.inner), model_with(model, {})
@@ -165,7 +168,9 @@ def rehearse_client_half(
     targets = build_task(config.task).example_targets(num_classes, (height, width))
     try:
         client_config = replace(own.configure(1, state, 0), constants=own.constant_tensors())
-        request = TrainRequest(round=1, client=0, state=state, client_config=client_config)
+        # A client with images of one class: it lacks the others.
+        counts = (len(images), *[0] * (num_classes - 1))
+        request = TrainRequest(round=1, client=0, state=state, client_config=client_config, own_counts=counts)
         algorithm = own.client()
         training_mode(trial)
         trained = {name: p for name, p in trial.named_parameters() if p.requires_grad}

@@ -37,6 +37,12 @@ class ClientAlgorithm:
     sees_images: bool = False
     """Whether ``loss`` looks at the images with another network: then what frozen layers make of them never
     takes their place."""
+    sends_counts: bool = False
+    """Whether ``finish`` returns the client's class counts as they are: across machines only owners who share
+    them so take part."""
+    rehearsed: bool = False
+    """Whether ``begin`` is tried before a run starts, as it may refuse the network; where ``loss`` is
+    overridden it always is."""
     parameters: Mapping[str, nn.Parameter] = MappingProxyType({})
     """The parameters that take part in ``correct_gradients``; ``begin`` sets it."""
     groups: Groups = MappingProxyType({})

@@ -124,6 +124,7 @@ class ClientTrainer:
         """Train one client on its task and keep what it must remember; measure first where requested."""
         measured = self.measure_first(request)
         shard = self.shards.train(request.client)
+        request = self.with_counts(request, shard)
         memory = self._recall(request.client, request.round, request.silent_since)
         update = fit(
             self.model,
@@ -135,6 +136,13 @@ class ClientTrainer:
             memory=memory.get(ALGORITHM, {}),
         )
         return self.finish(request, replace(update, measured=measured), memory.get(RESIDUAL, {}))
+
+    def with_counts(self, request: TrainRequest, shard: Shard) -> TrainRequest:
+        """Return a task with the class counts of the client's own images, where it names a client half."""
+        if request.algorithm is None:
+            return request
+        counts = shard.counts(self.num_classes, self.task.class_counts)
+        return replace(request, own_counts=tuple(counts.tolist()))
 
     def finish(self, request: TrainRequest, update: TrainResult, residual: State) -> TrainResult:
         """Return an update as it travels, once what the client must remember of the round is kept.

@@ -28,7 +28,7 @@ def start() -> State:
 
 @pytest.fixture
 def cohort() -> Callable[[State, int], list[ClientUpdate]]:
-    """``cohort(state, round)``: updates of ten unequal clients that moved a little, with controls."""
+    """``cohort(state, round)``: updates of ten unequal clients that moved a little, with further tensors."""
 
     def make(state: State, round: int) -> list[ClientUpdate]:
         generator = torch.Generator().manual_seed(round)
@@ -42,7 +42,11 @@ def cohort() -> Callable[[State, int], list[ClientUpdate]]:
                 position=place,
                 examples=examples,
                 state={name: near(tensor) for name, tensor in state.items()},
-                tensors={"control": {"conv.weight": torch.randn(4, 3, generator=generator)}},
+                tensors={
+                    "control": {"conv.weight": torch.randn(4, 3, generator=generator)},
+                    "steps": {"norm": torch.tensor(1.0 + examples // 8, dtype=torch.float64)},
+                    "support": {"counts": torch.tensor([examples / 2, 0.0], dtype=torch.float64)},
+                },
             )
             for place, examples in enumerate([5, 17, 1, 230, 8, 8, 90, 4, 33, 12])
         ]

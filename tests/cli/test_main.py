@@ -326,7 +326,7 @@ def test_the_command_is_installed_and_frozen() -> None:
         "sums", "request", "rounds", "mlflow", "others",
         "format", "fit", "quantize", "calibration", "calibration_images",
         "calibration_method", "tolerance",
-        "baselines", "license",
+        "baselines", "license", "tau", "norms",
         "method", "label", "limit",
         "requested", "refuse", "now", "of_client", "noted", "log_format", "action", "queue",
         "watch", "port", "token_file",

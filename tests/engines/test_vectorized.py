@@ -72,7 +72,17 @@ def states(replies: Sequence[Message]) -> dict[int, State]:
     }
 
 
-@pytest.mark.parametrize("strategy", [{"use": "fedavg"}, {"use": "scaffold"}, {"use": "fedprox", "mu": 0.1}])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"use": "fedavg"},
+        {"use": "scaffold"},
+        {"use": "fedprox", "mu": 0.1},
+        {"use": "fednova"},
+        {"use": "feddyn"},
+        {"use": "fedavg-support"},
+    ],
+)
 @pytest.mark.parametrize("personal", [[], ["head.*"]])
 def test_a_whole_run_is_that_of_the_serial_engine(
     strategy: dict[str, Any], personal: list[str], tmp_path: Path

@@ -107,8 +107,15 @@ class Cohort:
         state = get_state(self.model, shared_names(self.model, self.shared))
         configs = self.client_configs or [ClientConfig()] * len(self.shards)
         return [
-            TrainRequest(round=2, client=k, state=state, client_config=configs[k], algorithm=self.algorithm)
-            for k in range(len(self.shards))
+            TrainRequest(
+                round=2,
+                client=k,
+                state=state,
+                client_config=configs[k],
+                algorithm=self.algorithm,
+                own_counts=tuple(shard.counts(CLASSES).tolist()),
+            )
+            for k, shard in enumerate(self.shards)
         ]
 
     def algorithms(self) -> list[ClientAlgorithm]:
@@ -166,10 +173,19 @@ def algorithm_case(use: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
     clients = range(len(SIZES))
     if use == "fedprox":
         return {"client_configs": [ClientConfig(numbers={"mu": 0.1 * (k % 3)}) for k in clients]}
+    if use == "fednova":
+        numbers = {"mu": 0.1, "momentum": 0.0}
+        return {"client_configs": [ClientConfig(numbers=numbers)] * len(SIZES)}
+    if use == "feddyn":
+        memories = [noise(state, k) if k != 2 else {} for k in clients]
+        configs = [ClientConfig(numbers={"alpha": 0.1 * (k % 3)}) for k in clients]
+        return {"client_configs": configs, "memories": memories}
     if use == "scaffold":
         client_config = ClientConfig(tensors={"control": noise(state, 99)})
         memories = [noise(state, k) if k != 2 else {} for k in clients]
         return {"client_configs": [client_config] * len(SIZES), "memories": memories}
+    if use == "fedavg-support":
+        return {}
     raise NotImplementedError(f"say what the client half {use!r} needs")
 
 

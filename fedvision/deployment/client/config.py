@@ -284,9 +284,17 @@ class ClientMachineConfig(Settings):
         """Check that the server may name a client half and the networks that it builds.
 
         Raises:
-            ConfigError: It may not name one of them.
+            ConfigError: It may not name one of them, or the half sends class counts that the owner does not
+                share.
         """
         self.permit("client_algorithm", name)
+        half = registry.resolve("client_algorithm", name).call
+        if getattr(half, "sends_counts", False) and self.share.counts != "plain":
+            raise ConfigError(
+                f"the client half {name!r} of the strategy sends this client's class counts, and "
+                f'share.counts is {self.share.counts!r}; set it to "plain" in the client\'s file, or leave '
+                "the run"
+            )
         for use in models:
             self.permit("model", use)
 

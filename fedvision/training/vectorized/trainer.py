@@ -120,7 +120,7 @@ class VectorizedTrainer:
         measured = trainer.measure_first(request)
         memory = trainer.memory.load(request.client, request.round, request.silent_since)
         return ClientJob(
-            request=request,
+            request=trainer.with_counts(request, shard),
             shard=shard,
             algorithm=client_algorithm(request),
             counts=trainer.loss_counts(request, shard),
