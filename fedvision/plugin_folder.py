@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -165,3 +165,28 @@ def import_target(kind: str, use: str, target: str) -> Callable[..., Any]:
     if not callable(found):
         raise PluginError(f"[{kind}] use = {use!r}: {target} is no function or class")
     return found  # type: ignore[no-any-return]
+
+
+def sources(table: Mapping[str, Any]) -> dict[str, str]:
+    """Return SHA-256 digests of the source files of all modules that an experiment names by ``module:attr``.
+
+    Args:
+        table: The experiment as nested tables; its plug-ins were built before.
+    """
+    import hashlib
+
+    found: dict[str, str] = {}
+    for name in sorted(_named_modules(table)):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and os.path.isfile(file):
+            with open(file, "rb") as source:
+                found[name] = hashlib.file_digest(source, "sha256").hexdigest()
+    return found
+
+
+def _named_modules(value: Any) -> set[str]:
+    if isinstance(value, Mapping):
+        return set().union(*(_named_modules(item) for item in value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(_named_modules, value))
+    return {value.partition(":")[0]} if isinstance(value, str) and ":" in value else set()

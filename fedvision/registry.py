@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -373,31 +371,6 @@ def _check_type(where: str, name: str, value: Any, annotation: Any) -> None:
     allowed = {kind for part in wanted for kind in _SCALARS[part]}
     if type(value) not in allowed:
         raise PluginError(f"{where}: {name} must be {text.replace('|', 'or')}, not {value!r}")
-
-
-def sources(table: Mapping[str, Any]) -> dict[str, str]:
-    """Return SHA-256 digests of the source files of all modules that an experiment names by ``module:attr``.
-
-    Args:
-        table: The experiment as nested tables; its plug-ins were built before.
-    """
-    import hashlib
-
-    found: dict[str, str] = {}
-    for name in sorted(_modules(table)):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file and os.path.isfile(file):
-            with open(file, "rb") as source:
-                found[name] = hashlib.file_digest(source, "sha256").hexdigest()
-    return found
-
-
-def _modules(value: Any) -> set[str]:
-    if isinstance(value, Mapping):
-        return set().union(*(_modules(item) for item in value.values()))
-    if isinstance(value, list | tuple):
-        return set().union(*map(_modules, value))
-    return {value.partition(":")[0]} if isinstance(value, str) and ":" in value else set()
 
 
 def _optimizers() -> list[str]:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision import registry
+from fedvision import plugin_folder, registry
 from fedvision.errors import ConfigError, DataError, RunFolderError
 from fedvision.formatting import listed
 from fedvision.runs.model_description import FILE, ModelDescription, code_of
-from fedvision.runs.saved_network import build_network, plugin_folder
+from fedvision.runs.saved_network import build_network, code_folder
 from fedvision.runs.tensor_file import read_checked
 from fedvision.tasks.class_predictions import ClassPredictions, ClassScores, LabelPredictions
 
@@ -85,9 +85,9 @@ class TrainedModel:
         state = read_checked(run / TENSORS, description.sha256)
         try:
             code: dict[str, str] = {}
-            with plugin_folder(run, description.task.use):
+            with code_folder(run, description.task.use):
                 task = build_task(description.task)
-                code |= registry.sources({"use": description.task.use})
+                code |= plugin_folder.sources({"use": description.task.use})
             settings = ForwardSettings(
                 task=task,
                 transform=prepare(description.transforms.config, description.image.channels),
@@ -97,9 +97,9 @@ class TrainedModel:
             )
             with ExitStack() as places:
                 for spec in code_of(description.model):
-                    places.enter_context(plugin_folder(run, spec.use))
+                    places.enter_context(code_folder(run, spec.use))
                 network = build_network(description, task, state, run / TENSORS)
-                code |= registry.sources({"use": [spec.use for spec in code_of(description.model)]})
+                code |= plugin_folder.sources({"use": [spec.use for spec in code_of(description.model)]})
         except RunFolderError:
             raise
         except ConfigError as error:
@@ -311,7 +311,7 @@ class TrainedModel:
         )
         metrics = {}
         for use in description.metrics:
-            with plugin_folder(self.path, use):
+            with code_folder(self.path, use):
                 metrics[use] = registry.resolve("metric", use).call
         none = f"there are no images of {listed(missing)}, so the scores are without these classes"
         return ClassScores(

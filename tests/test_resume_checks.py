@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvision import registry
+from fedvision import plugin_folder
 from fedvision.api import simulate
 from fedvision.config import ExperimentConfig
 from fedvision.errors import RunFolderError
@@ -59,7 +59,7 @@ def test_a_changed_module_is_a_notice_and_no_error(tmp_path: Path, monkeypatch: 
     config = tiny(strategy={"use": "own_rule_of_mine:FedAvg"}, rounds=1)
     simulate(config, out=tmp_path / "run")
     module.write_text("from fedvision.algorithms.fedavg import FedAvg\n# mended\n")
-    assert list(registry.sources(config.to_dict())) == ["own_rule_of_mine"]
+    assert list(plugin_folder.sources(config.to_dict())) == ["own_rule_of_mine"]
     result = simulate(config, out=tmp_path / "run", resume=True)
     assert "the source of own_rule_of_mine was changed since the run's first part" in str(
         result.folder.summary()["notices"] + [event["what"] for event in result.folder.events()]

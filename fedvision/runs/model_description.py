@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fedvision import registry
+from fedvision import plugin_folder, registry
 from fedvision.config import LoraConfig, ModelConfig, TransformConfig
 from fedvision.data.decoding.pixels import FITS
 from fedvision.errors import ConfigError, RunFolderError
@@ -231,7 +231,7 @@ def describe(
         model=_plain(config.model),
         weights_sha256=files.get("", ""),
         part_weights_sha256={name: sha256 for name, sha256 in files.items() if name},
-        code=registry.sources(
+        code=plugin_folder.sources(
             {"model": [spec.use for spec in code_of(config.model)], "task": config.task.use}
         ),
         dtypes=tuple(sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})),

@@ -14,7 +14,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedvision import memory, registry
+from fedvision import memory, plugin_folder, registry
 from fedvision.algorithms.snapshot import restore, snapshot
 from fedvision.data.dataset import ImageSet
 from fedvision.data.identity import identity
@@ -89,7 +89,7 @@ class RunRecorder:
         train_here = len(experiment.split.clients) > 0
         data = identity(experiment.dataset, train=train_here)
         data |= tensors_of(experiment.weights)
-        self._changed_code = folder.settle(data, registry.sources(self.config.to_dict()))
+        self._changed_code = folder.settle(data, plugin_folder.sources(self.config.to_dict()))
         groups = ParameterGroups.of(experiment.model, self.config.model)
         names = groups.shared
         self.state = get_state(experiment.model, names)

@@ -56,7 +56,7 @@ def build_network(description: ModelDescription, task: Task, state: State, file:
 
 
 @contextmanager
-def plugin_folder(run: Path, use: str) -> Iterator[None]:
+def code_folder(run: Path, use: str) -> Iterator[None]:
     """Let the module of ``module:attr`` be found where the run found it, or else in the run folder."""
     module, colon, _ = use.partition(":")
     top, before = module.partition(".")[0], registry.allowed_folder()

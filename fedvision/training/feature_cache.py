@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedvision import registry
+from fedvision import plugin_folder, registry
 from fedvision.config import ExperimentConfig, ModelConfig, TransformConfig
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.feature_file import FeatureFile, Rows
@@ -273,7 +273,7 @@ def _recipe(config: ExperimentConfig, front: nn.Module, settings: ForwardSetting
         "transforms": transforms,
         "seed": config.seed if views else None,
         "model": [config.model.use, dict(config.model.args), *_added(config.model)],
-        "code": registry.sources({"model": config.model.use}),
+        "code": plugin_folder.sources({"model": config.model.use}),
         "tensors": digest(dict(floating(front))),
     }
     return json.dumps(facts, sort_keys=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedvision import registry
+from fedvision import plugin_folder
 from fedvision.config import ExperimentConfig, ModelConfig, TransformConfig
 from fedvision.data.transforms import MEAN, STD, input_shape, resize
 from fedvision.errors import ConfigError
@@ -154,7 +154,9 @@ def read(
     try:
         _network(found, file.state)
         changed = [
-            m for m, sha in registry.sources({"use": list(found.code)}).items() if table["code"].get(m) != sha
+            m
+            for m, sha in plugin_folder.sources({"use": list(found.code)}).items()
+            if table["code"].get(m) != sha
         ]
     except ConfigError as error:
         raise ConfigError(f"{file.where}: {error}") from error

@@ -278,9 +278,7 @@ STRATEGIES: list[dict[str, Any]] = [
     {"strategy": {"use": "fedavg", "fraction": 0.6}},
     {"strategy": {"use": "fedntd", "beta": 0.5}},
     {"strategy": {"use": "fednova", "fraction": 0.6}},
-    {"strategy": {"use": "moon"}},
-    {"strategy": {"use": "fedvls"}},
-    {"strategy": {"use": "fedavg-support"}},
+    *({"strategy": {"use": use}} for use in ("moon", "fedvls", "fedavg-support")),
     {"strategy": {"use": "ccvr", "steps": 50}},
     {"strategy": {"use": "krum"}},
     {"strategy": {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0}},
@@ -292,20 +290,17 @@ STRATEGIES: list[dict[str, Any]] = [
 ]
 
 
+def label(tables: dict[str, Any]) -> str:
+    named = tables.get("task") or tables.get("model") or tables["strategy"]
+    return str((tables.get("training", {}).get("sampler") or named)["use"]).rpartition(":")[2]
+
+
 def digest(state: State) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in state.values())).hexdigest()
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "tables",
-    STRATEGIES,
-    ids=lambda tables: (
-        tables.get("training", {})
-        .get("sampler", tables.get("task", tables.get("model", tables["strategy"])))["use"]
-        .rpartition(":")[2]
-    ),
-)
+@pytest.mark.parametrize("tables", STRATEGIES, ids=label)
 def test_bits_and_record_on_every_engine(tables: dict[str, Any], tmp_path: Path) -> None:
     """A simulation has the same bits and the same record on every engine."""
     if "task" in tables:
