@@ -56,7 +56,7 @@ def with_several_labels(text: str, folder: Path) -> str:
         "fedntd",
         *(
             pytest.param(kind, marks=pytest.mark.long)
-            for kind in ("fedper", "multi-label", "lora", "distillation")
+            for kind in ("fedper", "fednova", "fedvls", "multi-label", "lora", "distillation")
         ),
     ],
 )
