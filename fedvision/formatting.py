@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 SCORES: Mapping[str, str] = {
     "accuracy": "accuracy",
@@ -24,6 +26,11 @@ STAGES: Mapping[str, str] = {
     "local": "measuring on clients",
 }
 """The stages of a round, in their order, with their names in text."""
+
+
+def typed(path: Path | str) -> str:
+    """Return a path as it is typed in a command: quoted where a shell would take it apart."""
+    return shlex.quote(str(path))
 
 
 def score_name(key: str, of: str = "classes") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fedvision.cli.export import labelled, on
 from fedvision.cli.model import check_writable, load_model, write_text
 from fedvision.files import json_page
-from fedvision.formatting import plural
+from fedvision.formatting import plural, typed
 from fedvision.streams import show
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _prune(options: argparse.Namespace) -> None:
     show(
         f"{made.folder}: {after:,} of {before:,} numbers are left; fine-tune them for "
         f"{plural(made.rounds, 'round')}:\n"
-        f"fedvision simulate {made.folder / EXPERIMENT} --out {tuned}",
+        f"fedvision simulate {typed(made.folder / EXPERIMENT)} --out {typed(tuned)}",
         recorded=str(made.folder),
     )
 
@@ -73,5 +73,5 @@ def _versions(options: argparse.Namespace) -> None:
     found = compare(model, others, data)
     if options.json:
         write_text(options.json, json_page({"versions": [vars(one) for one in found]}))
-    last = f"measured on {on(found[0])}; `fedvision report {options.run}` shows them in the report"
+    last = f"measured on {on(found[0])}; `fedvision report {typed(options.run)}` shows them in the report"
     show(plain_text(versions_table(found), "", last), recorded=str(options.json or ""))

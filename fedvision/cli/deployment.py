@@ -19,7 +19,7 @@ from fedvision.cli import watch
 from fedvision.cli.announcement import add_log_format, announce
 from fedvision.cli.queue import MODULES, serve
 from fedvision.errors import ConfigError, FedVisionError, RunExpired
-from fedvision.formatting import plural
+from fedvision.formatting import listed, plural
 from fedvision.interruption import treat_termination_as_ctrl_c
 from fedvision.stages import stage
 from fedvision.streams import complain, show
@@ -94,6 +94,8 @@ def _server(options: argparse.Namespace) -> None:
 
     if (options.experiment is None) == (options.queue is None):
         raise ConfigError("server: name an experiment's TOML file, or a queue of experiments with --queue")
+    if options.queue is not None:
+        _check_of_queue(options)
     config = _read(options) if options.queue is None else None
     tls, clients = options.tls, options.clients or (options.tls and options.tls / "clients")
     if options.insecure and not clients:
@@ -119,6 +121,22 @@ def _server(options: argparse.Namespace) -> None:
         _run(config, options, place, SuperlinkProcess(place, keep=options.keep))
 
 
+def _check_of_queue(options: argparse.Namespace) -> None:
+    """Refuse options of one run beside a queue, which would not reach its experiments.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    own = {"--wait-for": options.wait_for != 1, "--out": options.out is not None, "--set": options.overrides}
+    if given := [name for name, there in own.items() if there]:
+        raise ConfigError(f"{listed(given)}: with --queue give this to `fedvision queue add`")
+    if options.watch is not None or options.token_file is not None:
+        raise ConfigError(
+            "--watch: its page shows one run, and a queue has several; `fedvision watch RUN` shows one, also "
+            "before it begins"
+        )
+
+
 def _serve_queue(options: argparse.Namespace, process: SuperlinkProcess) -> None:
     """Run what stands in a queue, until somebody ends this process."""
     from fedvision.runs.folder_lock import claimed
@@ -127,11 +145,13 @@ def _serve_queue(options: argparse.Namespace, process: SuperlinkProcess) -> None
     with claimed(process.place.state, "name another one with --state"):
         place = process.open()
         tls = ["--tls", str(place.tls)] if place.tls else []
-        log = ["--log-format", options.log_format]
+        further = ["--log-format", options.log_format, *["--tensorboard"] * options.tensorboard]
+        if options.mlflow:  # each run has a working folder of its own
+            store = options.mlflow if "://" in options.mlflow else str(Path(options.mlflow).absolute())
+            further += ["--mlflow", store]
+        own = ["--private", place.private, "--state", str(place.state)]
         try:
-            serve(
-                options.queue, process, ["--private", place.private, "--state", str(place.state), *tls, *log]
-            )
+            serve(options.queue, process, [*own, *tls, *further])
         finally:
             process.stop()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedvision import registry, tables
 from fedvision.errors import ConfigError
+from fedvision.formatting import typed
 from fedvision.streams import show
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _new(options: argparse.Namespace) -> None:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{file}: it cannot be written: {why}; give a name in another folder") from error
-    show(f"{file} is written; fedvision simulate {file} runs it", recorded=str(file))
+    show(f"{file} is written; fedvision simulate {typed(file)} runs it", recorded=str(file))
 
 
 def write_experiment(file: Path, source: str, overrides: Sequence[str] = ()) -> str:

@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision import registry
 from fedvision.errors import ConfigError
-from fedvision.formatting import plural
+from fedvision.formatting import plural, typed
 from fedvision.streams import complain, show
 
 if TYPE_CHECKING:
+    from fedvision.config import ExperimentConfig
     from fedvision.deployment.server.experiment_queue import ExperimentQueue, QueueEntry, Status
     from fedvision.deployment.server.superlink_process import SuperlinkProcess
 
@@ -60,12 +63,19 @@ def _folder(parser: argparse.ArgumentParser) -> None:
 def _add(options: argparse.Namespace) -> None:
     if options.out is not None and len(options.items) > 1:
         raise ConfigError("--out: it is the folder of one run; add the experiments one by one")
-    from fedvision.deployment.server.experiment_queue import ExperimentQueue
+    from fedvision.deployment.server.experiment_queue import ExperimentQueue, free_folder
 
     queue = ExperimentQueue(options.folder)
-    for checked in [_checked(item, options) for item in options.items]:
-        added = queue.add(checked)
-        show(f"{added.number}  {added.name} waits; its run folder will be {added.out}")
+    coming = {entry.out for entry in queue.entries() if entry.status in ("waiting", "running")}
+    checked = []
+    for item in options.items:
+        entry, teacher = _checked(item, options, coming)
+        coming.add(entry.out or str(free_folder(queue, entry.name, Path(entry.folder) / "runs")))
+        checked.append((entry, teacher))
+    for entry, teacher in checked:
+        added = queue.add(entry)
+        later = f"; {teacher} is read when its turn comes" if teacher else ""
+        show(f"{added.number}  {added.name} waits; its run folder will be {added.out}{later}")
 
 
 def _remove(options: argparse.Namespace) -> None:
@@ -87,11 +97,20 @@ def _list(options: argparse.Namespace) -> None:
     show("\n".join(lines or [f"{options.folder}: no experiment was added"]))
 
 
-def _checked(file: Path, options: argparse.Namespace) -> QueueEntry:
+def _checked(file: Path, options: argparse.Namespace, coming: Collection[str]) -> tuple[QueueEntry, str]:
     """Return an experiment for the queue, built once as the server will build it: what is wrong shows now.
+
+    Args:
+        file: The experiment's.
+        options: Of the command.
+        coming: Run folders that the queue is to write before.
+
+    Returns:
+        The experiment, and the run that teaches it where that is one of these; otherwise an empty text.
 
     Raises:
         ConfigError: It cannot be run.
+        RunFolderError: Its run folder holds something else.
     """
     if options.wait_for < 1:
         raise ConfigError(f"--wait-for must be >= 1, not {options.wait_for}")
@@ -101,12 +120,17 @@ def _checked(file: Path, options: argparse.Namespace) -> QueueEntry:
     config = ExperimentConfig.load(file, options.overrides)
     from fedvision.deployment.server.experiment_queue import QueueEntry
     from fedvision.experiment import Experiment
+    from fedvision.types import PluginSpec
 
+    teacher = _teacher(config, coming)
+    # All but the teacher is checked without it, as FedAvg trains the same network on the same data.
+    built = replace(config, strategy=PluginSpec(use="fedavg")) if teacher else config
     try:
-        Experiment.build(config, split_here=False)
+        federation = Experiment.build(built, split_here=False)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
-    return QueueEntry(
+    _check_out(options.out, config if teacher else federation.config)
+    entry = QueueEntry(
         name=config.name,
         experiment=config.to_toml(),
         folder=os.getcwd(),
@@ -114,6 +138,33 @@ def _checked(file: Path, options: argparse.Namespace) -> QueueEntry:
         out=str(options.out.absolute()) if options.out else "",
         wait_for=options.wait_for,
     )
+    return entry, teacher
+
+
+def _teacher(config: ExperimentConfig, coming: Collection[str]) -> str:
+    """Return the run that teaches an experiment where it is still to be written, otherwise an empty text."""
+    named = config.strategy.args.get("teacher")
+    if config.strategy.use != "distillation" or not isinstance(named, str) or not named:
+        return ""
+    path = Path(os.path.abspath(Path(named).expanduser()))
+    return named if any(str(one) in coming for one in (path, *path.parents)) else ""
+
+
+def _check_out(out: Path | None, config: ExperimentConfig) -> None:
+    """Refuse a run folder that holds something else than the experiment, which would fail in its turn.
+
+    Raises:
+        ConfigError: It is no folder.
+        RunFolderError: It holds something else.
+    """
+    if out is None or not out.exists():
+        return
+    if not out.is_dir():
+        raise ConfigError(f"--out {out}: this is no folder; name another one")
+    from fedvision.runs.folder import RunFolder
+
+    if any(out.iterdir()):
+        RunFolder.resume(out, config)
 
 
 def serve(folder: Path, process: SuperlinkProcess, place: list[str]) -> None:
@@ -138,7 +189,9 @@ def serve(folder: Path, process: SuperlinkProcess, place: list[str]) -> None:
             entry = queue.next()
             if entry is None:
                 if not idle:
-                    complain(f"the queue is empty: waiting for `fedvision queue add {folder} EXPERIMENT`")
+                    complain(
+                        f"the queue is empty: waiting for `fedvision queue add {typed(folder)} EXPERIMENT`"
+                    )
                 idle = True
                 time.sleep(_LOOK_S)
                 continue

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedvision.errors import ConfigError, RunError, RunFolderError
-from fedvision.formatting import plural
+from fedvision.formatting import plural, typed
 from fedvision.streams import show
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def _stop(options: argparse.Namespace) -> None:
     request(options.run, now=options.now)
     when = "at once" if options.now or state.status != "running" else f"after round {state.done + 1}"
     show(
-        f"{state.name} was asked to end {when}; `fedvision status {options.run}` shows whether it has, and "
-        "the command that began it goes on with it"
+        f"{state.name} was asked to end {when}; `fedvision status {typed(options.run)}` shows whether it "
+        "has, and the command that began it goes on with it"
     )
 
 

@@ -15,8 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fedvision import tables
 from fedvision.errors import ConfigError, RunFolderError
 from fedvision.files import json_page, read_json, replace_file
+from fedvision.formatting import typed
 
 Status = Literal["waiting", "running", "done", "failed", "stopped"]
 _TEXT = "{number:04d}.toml"
@@ -58,8 +60,10 @@ class ExperimentQueue:
         """Return the experiments in their order.
 
         Raises:
-            RunFolderError: A file is damaged.
+            RunFolderError: A file is damaged, or a file is in the folder's place.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RunFolderError(f"{self.folder}: this is no folder; name the queue's")
         found = []
         for path in sorted(self.folder.glob("*.*.json")) if self.folder.is_dir() else ():
             number, _, status = path.name.removesuffix(".json").partition(".")
@@ -109,8 +113,8 @@ class ExperimentQueue:
             if entry.number == number:
                 if entry.status == "running":
                     raise ConfigError(
-                        f"experiment {number} is running; `fedvision stop {entry.out}` ends it, then it can "
-                        "be removed"
+                        f"experiment {number} is running; `fedvision stop {typed(entry.out)}` ends it, then "
+                        "it can be removed"
                     )
                 self._path(entry).unlink(missing_ok=True)
                 self.text(entry).unlink(missing_ok=True)
@@ -149,11 +153,12 @@ class ExperimentQueue:
 
 
 def _read(path: Path, number: int, status: str) -> QueueEntry:
-    page = read_json(path)
     try:
-        return QueueEntry(**page, number=number, status=status)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise RunFolderError(f"{path}: this is no experiment of a queue; remove the file") from error
+        return tables.build(QueueEntry, {**read_json(path), "number": number, "status": status})
+    except (ConfigError, RunFolderError) as error:
+        raise RunFolderError(
+            f"{path}: this is no experiment of a queue; remove the file, and add the experiment again"
+        ) from error
 
 
 def free_folder(queue: ExperimentQueue, name: str, runs: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -163,3 +164,20 @@ def test_a_server_runs_a_queue_with_the_same_clients(
         assert "the queue is empty: waiting" in here.log("server")
     finally:
         here.end()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"name":3,"experiment":[],"folder":null,"modules":1,"out":2,"wait_for":"x"}']
+)
+def test_a_damaged_entry_is_named_with_its_remedy(text: str, tmp_path: Path) -> None:
+    (tmp_path / "0001.waiting.json").write_text(text)
+    with pytest.raises(RunFolderError, match=r"0001.waiting.json: this is no experiment .* remove the file"):
+        ExperimentQueue(tmp_path).next()
+
+
+def test_a_command_in_a_sentence_can_be_typed_as_it_stands(tmp_path: Path) -> None:
+    queue = ExperimentQueue(tmp_path)
+    queue.mark(queue.add(replace(ENTRY, out="/runs/a b's")), "running")
+    with pytest.raises(ConfigError, match="`fedvision stop ") as caught:
+        queue.remove(1)
+    assert shlex.split(str(caught.value).split("`")[1]) == ["fedvision", "stop", "/runs/a b's"]
