@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedvision.errors import ConfigError, RunFolderError
-from fedvision.files import json_page, read_json, replace_file
+from fedvision.files import PART, json_page, read_json, replace_file, sync_folder
 
 Status = Literal["waiting", "running", "done", "failed", "stopped"]
 _TEXT = "{number:04d}.toml"
@@ -88,9 +88,7 @@ class ExperimentQueue:
         del page["number"], page["status"]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Exclusive: of two who add at the same moment the second is told so.
-            os.close(os.open(self._path(entry), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-            replace_file(self._path(entry), json_page(page))
+            self._put(self._path(entry), json_page(page))
         except FileExistsError as error:
             raise ConfigError(
                 f"{self.folder}: somebody else adds an experiment right now; try again"
@@ -143,6 +141,22 @@ class ExperimentQueue:
     def text(self, entry: QueueEntry) -> Path:
         """Return the file of an experiment's text while it runs."""
         return self.folder / _TEXT.format(number=entry.number)
+
+    @staticmethod
+    def _put(path: Path, text: str) -> None:
+        """Write a new file at one instant: a server never sees it empty, and a full disk leaves none.
+
+        Raises:
+            FileExistsError: Of two who add at the same moment this is the second.
+            OSError: The disk is full or refuses.
+        """
+        own = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+        try:
+            replace_file(own, text)
+            os.link(own, path)
+        finally:
+            own.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
     def _path(self, entry: QueueEntry) -> Path:
         return self.folder / f"{entry.number:04d}.{entry.status}.json"
