@@ -11,7 +11,8 @@ import pytest
 from fedvision.deployment.server import superlink_process
 from fedvision.deployment.server.limits import Limits
 from fedvision.deployment.server.options import SuperlinkOptions
-from fedvision.deployment.server.superlink_process import notice_while
+from fedvision.deployment.server.superlink_process import SuperlinkProcess, notice_while
+from fedvision.errors import ConfigError
 from fedvision.runs.folder_lock import claimed
 
 
@@ -64,3 +65,44 @@ def test_options_survive_serialisation(tmp_path: Path) -> None:
     )
     plain = SuperlinkOptions(insecure=True, clients=tmp_path, state=tmp_path, public="[::]:0")
     assert [SuperlinkOptions.from_text(given.to_text()) for given in (asked, plain)] == [asked, plain]
+
+
+@pytest.mark.parametrize(
+    ("logged", "sentence"),
+    [
+        (
+            "fedvision: PKI/server.key: this is no key\n",
+            "the SuperLink did not start: PKI/server.key: this is no key",
+        ),
+        ("", "the SuperLink did not start: it said nothing"),
+    ],
+)
+def test_a_superlink_that_ends_at_once_says_why(
+    logged: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = SuperlinkOptions(insecure=True, clients=tmp_path, state=tmp_path, private="127.0.0.1:0")
+    process = SuperlinkProcess(place)
+
+    def ends() -> None:
+        place.log.write_text(logged)
+
+    monkeypatch.setattr(process, "_try", ends)
+    with pytest.raises(ConfigError) as error:
+        process.open()
+    assert str(error.value) == sentence
+
+
+def test_a_port_of_a_server_that_ended_just_now_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = SuperlinkOptions(insecure=True, clients=tmp_path, state=tmp_path, private="127.0.0.1:0")
+    process, waited = SuperlinkProcess(place), list[float]()
+    place.log.write_text("fedvision: --public 127.0.0.1:1: it cannot listen there: Address already in use\n")
+    answer = {"private": "127.0.0.1:2", "public": "127.0.0.1:3", "notice": "slower"}
+    answers = iter([None, None, answer])
+    monkeypatch.setattr(process, "_try", lambda: next(answers))
+    monkeypatch.setattr(superlink_process.time, "sleep", waited.append)
+    process.start()
+    assert len(waited) == 2
+    assert (process.place.private, process.place.public) == ("127.0.0.1:2", "127.0.0.1:3")
+    assert process.notice == "slower"
