@@ -119,6 +119,12 @@ def test_a_quantized_file_is_near_the_one_in_float_and_takes_images_of_any_size(
     assert onnx_format.OnnxPredictor(small)(noise(2, (30, 5, 1))).shape == (2, 5)
 
 
+def test_the_first_and_the_last_layer_are_quantized_where_that_is_asked_for(plain: bytes) -> None:
+    model = onnx.load_from_string(quantize(plain, shard(10), {}, count=10, edges=True))
+    weights = [one for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8]
+    assert sorted(len(one.dims) for one in weights if len(one.dims) > 1) == [2, 2, 4, 4, 4]
+
+
 def test_what_cannot_be_quantized_is_refused(plain: bytes) -> None:
     with pytest.raises(DataError, match="there are no images to calibrate with"):
         quantize(plain, shard(0), {})
