@@ -50,7 +50,7 @@ def test_a_later_process_goes_on_with_the_chain_also_after_a_torn_line(tmp_path:
 @pytest.mark.parametrize(
     ("change", "broken"),
     [
-        (lambda raw: [raw[0], raw[1].replace(b"c1", b"c9"), *raw[2:]], 3),
+        (lambda raw: [raw[0], raw[1].replace(b'"c1"', b'"c9"'), *raw[2:]], 3),
         (lambda raw: [raw[0], *raw[2:]], 2),
         (lambda raw: raw[1:], 1),
         (lambda raw: [raw[0], raw[2], raw[1], raw[3]], 2),
