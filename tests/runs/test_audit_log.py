@@ -100,3 +100,9 @@ def test_no_byte_before_the_last_line_can_be_changed(data: st.DataObject) -> Non
 def test_no_log_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="simulations do not"):
         read_audit(tmp_path / "audit.jsonl")
+
+
+def test_a_log_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "audit.jsonl").mkdir()
+    with pytest.raises(RunFolderError, match=r"audit.jsonl: it cannot be read: Is a directory"):
+        read_audit(tmp_path / "audit.jsonl")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedvision.runs.folder_lock import claimed
+from fedvision.runs.run_state import RunState, Status
 from fedvision.watching import sections, sentences
 from fedvision.watching.followed_run import FollowedRun
 from tests.watching.sample import WrittenRun
@@ -199,6 +200,19 @@ def test_a_simulation_shows_its_clients_by_number(tmp_path: Path) -> None:
 )
 def test_a_time_that_is_not_known_exactly_has_no_false_digits(seconds: float, words: str) -> None:
     assert sentences.about(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("status", "done", "sentence"),
+    [
+        ("preparing", 0, "The images are read and the model is built; the first round has not begun."),
+        ("running", 3, "Round 4 of 10 is under way."),
+        ("running", 10, "All 10 rounds are done; the final model is measured and written."),
+        ("finished", 10, "All 10 rounds are done."),
+    ],
+)
+def test_how_a_run_stands_is_one_sentence(status: Status, done: int, sentence: str) -> None:
+    assert sentences.standing(RunState(name="x", status=status, done=done, rounds=10)) == sentence
 
 
 def test_a_round_is_one_sentence_for_those_who_hear_the_page(run: WrittenRun) -> None:
