@@ -78,6 +78,17 @@ def test_figures_are_those_of_the_run(tmp_path: Path) -> None:
     assert value(found, "class_recall_ratio", **{"class": "class 0"}) > 0.5
 
 
+def test_a_loss_that_is_not_known_is_no_figure(tmp_path: Path) -> None:
+    run = WrittenRun(tmp_path / "run")
+    run.begin()
+    record = run.record(1)
+    run.round(server={**record["server"], "loss": None})
+    found = of(tmp_path / "run")
+    assert value(found, "loss_nats", view="local") == pytest.approx(record["local"]["loss"])
+    assert ("fedvision_loss_nats", (("view", "server"),)) not in found
+    assert value(found, "score_round", view="server") == 1
+
+
 def test_a_run_that_is_not_there_has_a_state(tmp_path: Path) -> None:
     found = of(tmp_path / "none")
     assert value(found, "run_state", state="absent") == 1
