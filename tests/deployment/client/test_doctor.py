@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fedvision.config import ExperimentConfig, LossConfig
-from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.dataset import Dataset
 from fedvision.deployment.certificates import validity
 from fedvision.deployment.client import doctor, image_checks, step_profile
 from fedvision.deployment.client.check_report import CheckReport
@@ -392,19 +392,3 @@ def test_a_client_that_masks_its_counts_proves_itself_beforehand(
     assert any(
         line.startswith("sharing: ") and "not of this federation's authority" in line for line in bad
     ), bad
-
-
-@pytest.mark.parametrize(
-    ("several", "sentence"),
-    [(False, "and 2 rarer classes with 3 images"), (True, "and 2 rarer labels with up to 2 images each")],
-)
-def test_many_classes_are_drawn_in_part_and_vacant_ones_are_named(several: bool, sentence: str) -> None:
-    counts = [*range(27, 0, -1), 0]
-    numbers = np.repeat(np.arange(28), counts)
-    labels = np.eye(28, dtype=np.uint8)[numbers] if several else numbers
-    images = np.zeros((len(numbers), 1, 1, 1), np.uint8)
-    dataset = Dataset(classes=tuple(map(str, range(28))), train=ImageSet(images=images, labels=labels))
-    found = list(image_checks.histogram(dataset))
-    assert found[25] == ("OK", sentence)
-    assert found[26] == ("WARN", "no training image of 27")
-    assert found[24][1].split()[:2] == ["24", "3"]
