@@ -81,6 +81,11 @@ def test_the_edges_and_what_leads_to_them_stay_in_float() -> None:
     assert to_quantize(graph_of(*CHAIN), edges=True)[0] == {"first", "last", *inner}
 
 
+def test_a_product_without_weights_such_as_attentions_stays_in_float() -> None:
+    nodes = (*CHAIN[:2], ("Conv", "second", "a", "d"), ("MatMul", "product", "d", "f"), *CHAIN[7:])
+    assert to_quantize(graph_of(*nodes))[0] == {"second"}
+
+
 def test_a_pooling_goes_before_relu_in_float_and_after_it_in_int8() -> None:
     model = graph_of(*CHAIN)
     order_pools(model)
