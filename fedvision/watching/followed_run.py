@@ -195,7 +195,9 @@ class FollowedRun:
         self._members_file.damage = ""
         try:
             self._members = MemberRegister(self._members_file.path)
-        except (RunFolderError, KeyError, TypeError, ValueError) as error:
+        except RunFolderError as error:
+            self._members_file.damage = str(error)
+        except (KeyError, TypeError, ValueError) as error:
             self._members_file.damage = f"{self._members_file.path}: it cannot be read: {error}"
         self._tallies.names = self._members.names
 

@@ -204,6 +204,8 @@ def _bind(options: WatchOptions, patience: float) -> socket.socket:
             bound.bind(place)
             bound.listen()  # only here it is found out that somebody else listens
             return bound
+        except UnicodeError as error:  # a name with an empty or a too long part
+            raise ConfigError(f"--host {options.host}: no machine can have this name") from error
         except OSError as error:
             if bound:
                 bound.close()

@@ -196,3 +196,15 @@ def test_the_commands_of_an_unpacked_kit_work_against_a_real_server(tmp_path: Pa
         for process in filter(None, (server, client)):
             process.kill()
             process.wait()
+
+
+def test_a_kit_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    pki = tmp_path / "pki"
+    make(pki, hosts=["localhost"], clients=["north"])
+    with pytest.raises(ConfigError, match=r"south/ca.crt: it cannot be read: No such file"):
+        Kit(folder=pki, address="a:1").write("south")
+    with pytest.raises(ConfigError, match=r"none.toml: it cannot be read: No such file"):
+        Kit(folder=pki, address="a:1", experiment=tmp_path / "none.toml").write("north")
+    (pki / "kits").write_text("a file in the folder's place")
+    with pytest.raises(ConfigError, match=r"north.tar.gz: it cannot be written: File exists"):
+        Kit(folder=pki, address="a:1").write("north")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import fedvision
 from fedvision import simulate
 from fedvision.data.sources.arrays import digits
 from fedvision.errors import ConfigError, RunError, RunFolderError
-from fedvision.export import checks, onnx_format, torch_format
+from fedvision.export import checks, exporter, onnx_format, torch_format
 from fedvision.export.exporter import Calibration, export
 from fedvision.export.measurement import Labelled
 from fedvision.runs.model_versions import read_versions
@@ -228,3 +229,46 @@ def test_int8_is_smaller_and_nearly_as_right_and_both_are_measured(model: Traine
     assert again.file.read_bytes() == done.file.read_bytes()
     with pytest.raises(ConfigError, match="--quantize int8 is for --format onnx, not torch-export"):
         export(model, "torch-export", calibration=calibration)
+
+
+class Grays(NamedTuple):
+    """Means of images' gray values, and of what is read beside them, in a graph's place."""
+
+    fit: str
+    size: tuple[int, int] = (8, 6)
+    image_channels: int = 3
+    further: int = 2
+
+    def __call__(self, images: torch.Tensor, further: torch.Tensor) -> torch.Tensor:
+        """Return [N, 1]; what is read beside the images must be absent."""
+        assert further.isnan().all()
+        return images.float().mean((1, 2, 3))[:, None] / 255
+
+
+def test_a_file_that_resizes_otherwise_is_not_written() -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def predict(images: Any, further: Any, *, off: float = 0.0) -> Any:
+        sizes.append(images.shape)
+        assert further.shape == (2, 2)
+        assert np.isnan(further).all()
+        return images.mean((1, 2, 3))[:, None] / 255 + off
+
+    graph: Any = Grays("stretch")
+    checks.require_other_sizes(graph, predict, "file")
+    assert sizes == [(2, 13, 6, 3), (2, 4, 13, 3), (2, 1, 1, 3)]
+    with pytest.raises(RunError, match=r"file: not written: of images of 13 x 6 .* with --fit exact"):
+        checks.require_other_sizes(graph, lambda *given: predict(*given, off=0.06), "file")
+    exact: Any = Grays("exact")
+    checks.require_other_sizes(exact, lambda *given: predict(*given, off=1.0), "file")
+
+
+def test_a_file_that_cannot_be_written_is_a_sentence(
+    model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporter, "replace_file", full)
+    with pytest.raises(RunError, match=r"x.safetensors: it cannot be written: No space left on device; name"):
+        export(model, "safetensors", tmp_path / "x.safetensors")

@@ -81,6 +81,11 @@ def test_the_edges_and_what_leads_to_them_stay_in_float() -> None:
     assert to_quantize(graph_of(*CHAIN), edges=True)[0] == {"first", "last", *inner}
 
 
+def test_a_product_without_weights_such_as_attentions_stays_in_float() -> None:
+    nodes = (*CHAIN[:2], ("Conv", "second", "a", "d"), ("MatMul", "product", "d", "f"), *CHAIN[7:])
+    assert to_quantize(graph_of(*nodes))[0] == {"second"}
+
+
 def test_a_pooling_goes_before_relu_in_float_and_after_it_in_int8() -> None:
     model = graph_of(*CHAIN)
     order_pools(model)
@@ -117,6 +122,12 @@ def test_a_quantized_file_is_near_the_one_in_float_and_takes_images_of_any_size(
     float32, int8 = (onnx_format.OnnxPredictor(one)(images) for one in (plain, small))
     assert 0 < np.abs(float32 - int8).max() < 0.05
     assert onnx_format.OnnxPredictor(small)(noise(2, (30, 5, 1))).shape == (2, 5)
+
+
+def test_the_first_and_the_last_layer_are_quantized_where_that_is_asked_for(plain: bytes) -> None:
+    model = onnx.load_from_string(quantize(plain, shard(10), {}, count=10, edges=True))
+    weights = [one for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8]
+    assert sorted(len(one.dims) for one in weights if len(one.dims) > 1) == [2, 2, 4, 4, 4]
 
 
 def test_what_cannot_be_quantized_is_refused(plain: bytes) -> None:

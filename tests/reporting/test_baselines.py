@@ -27,14 +27,23 @@ def view(right: list[int]) -> dict[str, object]:
     return {"examples": 30, "loss": 1.0, "scores": scores, "right": right, "images": [10, 10, 10]}
 
 
-def add_local(folder: RunFolder, rights: dict[int, list[int]]) -> None:
+def add_local(folder: RunFolder, rights: dict[int, list[int]], *, counted: bool = True) -> None:
     place = BaselineFolder(folder.path, "local")
     place.begin({"rounds": [1, 2, 3], "rounds_done": 3})
+    views = {client: view(right) for client, right in rights.items()}
+    if not counted:
+        views = {client: {key: one[key] for key in one if key != "right"} for client, one in views.items()}
     place.write_clients(
-        {"client": client, "images": 12, "loss": 1.0, "server": view(right), "local": None}
-        for client, right in rights.items()
+        {"client": client, "images": 12, "loss": 1.0, "server": one, "local": None}
+        for client, one in views.items()
     )
     place.finish()
+
+
+def first_sentence(folder: RunFolder) -> str:
+    facts = read_facts(folder)
+    assert facts.baselines is not None
+    return baselines.gain_sentences(facts, facts.baselines)[0]
 
 
 @pytest.fixture
@@ -57,6 +66,34 @@ def test_the_table_says_who_gains(run: RunFolder) -> None:
     assert "On the test images 1 of 2 clients gain by taking part and 1 lose" in text
     assert "changes by +15.0 points in the mean, −20.0 to +50.0" in text
     assert "a client alone trained in 3 of 3 rounds" in text
+
+
+GAIN = (
+    "On the test images 1 of 2 clients gain by taking part and 1 lose: from a client's own model to the "
+    "federated one, balanced accuracy changes by +15.0 points in the mean, −20.0 to +50.0"
+)
+
+
+def test_a_gain_is_one_sentence(run: RunFolder) -> None:
+    assert first_sentence(run) == f"{GAIN}; beyond the 95 % interval of the difference 1 gain and 0 lose."
+
+
+def test_without_counts_of_images_no_gain_is_called_sure(make_run: MakeRun) -> None:
+    folder = make_run()
+    add_local(folder, {0: [10, 9, 5], 1: [0, 3, 0]}, counted=False)
+    assert first_sentence(folder) == f"{GAIN}."
+
+
+def test_clients_whose_training_failed_are_named_with_a_reason(make_run: MakeRun) -> None:
+    folder = make_run()
+    place = BaselineFolder(folder.path, "local")
+    place.begin({"rounds": [1, 2, 3], "rounds_done": 3})
+    place.append({"client": 0, "images": 12, "loss": 1.0, "server": view([10, 9, 5]), "local": None})
+    place.append({"client": 1, "failed": "its loss is NaN"})
+    place.finish()
+    text = " ".join(run_table(folder).split())
+    assert "1 client could not be trained alone: its loss is NaN." in text
+    assert "On the test images 0 of 1 client gain by taking part and 1 lose" in text
 
 
 def test_what_a_clients_model_was_not_scored_by_has_no_interval_of_another_model(run: RunFolder) -> None:

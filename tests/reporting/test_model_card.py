@@ -219,6 +219,11 @@ def test_another_file_is_never_overwritten(run: RunFolder, tmp_path: Path) -> No
     assert notes.read_bytes() == b"\xff mine"
 
 
+def test_a_folder_in_the_cards_place_is_a_sentence(run: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"it cannot be read: Is a directory; name another file"):
+        write_card(run, None, tmp_path)
+
+
 def test_baselines_are_told(run: RunFolder) -> None:
     from fedvision.runs.baseline_folder import BaselineFolder
 

@@ -50,7 +50,7 @@ def test_a_later_process_goes_on_with_the_chain_also_after_a_torn_line(tmp_path:
 @pytest.mark.parametrize(
     ("change", "broken"),
     [
-        (lambda raw: [raw[0], raw[1].replace(b"c1", b"c9"), *raw[2:]], 3),
+        (lambda raw: [raw[0], raw[1].replace(b'"c1"', b'"c9"'), *raw[2:]], 3),
         (lambda raw: [raw[0], *raw[2:]], 2),
         (lambda raw: raw[1:], 1),
         (lambda raw: [raw[0], raw[2], raw[1], raw[3]], 2),
@@ -99,4 +99,10 @@ def test_no_byte_before_the_last_line_can_be_changed(data: st.DataObject) -> Non
 
 def test_no_log_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="simulations do not"):
+        read_audit(tmp_path / "audit.jsonl")
+
+
+def test_a_log_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "audit.jsonl").mkdir()
+    with pytest.raises(RunFolderError, match=r"audit.jsonl: it cannot be read: Is a directory"):
         read_audit(tmp_path / "audit.jsonl")

@@ -273,3 +273,17 @@ def _largest_file(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_killed_save_left_does_not_get_into_the_next_one(folder: RunFolder) -> None:
+    _round(folder, 1)
+    half = folder.path / "checkpoint/round-00002"
+    half.mkdir()
+    (half / "stranger.safetensors").write_bytes(b"half")
+    part = folder.path / "checkpoint/latest.json.part"
+    part.write_bytes(b"half")
+    _round(folder, 2)
+    assert _check(folder, folder.checkpoints.load()) == 2
+    assert not part.exists()
+    assert not (half / "stranger.safetensors").exists()
+    assert [one.name for one in (folder.path / "checkpoint").iterdir() if one.is_dir()] == ["round-00002"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
 
-from fedvision.runs.tensor_file import pieces
+from fedvision.errors import RunFolderError
+from fedvision.runs.tensor_file import pieces, read_checked
 
 TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
 
@@ -43,3 +47,18 @@ def test_the_memory_itself_is_handed_out() -> None:
 def test_a_type_that_the_format_lacks_is_named() -> None:
     with pytest.raises(ValueError, match="'w' is complex128"):
         list(pieces({"w": torch.zeros(2, dtype=torch.complex128)}))
+
+
+def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(
+        RunFolderError, match=r"model.safetensors: it cannot be read: No such file.*; restore"
+    ):
+        read_checked(file, "0" * 64)
+    file.write_bytes(b"no tensors")
+    with pytest.raises(
+        RunFolderError, match=r"its SHA-256 is [0-9a-f]{12}\.\.\., and model.json beside it has 000"
+    ):
+        read_checked(file, "0" * 64)
+    with pytest.raises(RunFolderError, match=r"model.safetensors: it holds no tensors: .*; restore it"):
+        read_checked(file, hashlib.sha256(b"no tensors").hexdigest())

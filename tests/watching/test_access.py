@@ -12,6 +12,7 @@ from fedvision.watching.access import Guard, read_token
 from fedvision.watching.app import application
 from fedvision.watching.followed_run import FollowedRun
 from fedvision.watching.live import LivePage
+from tests.watching.sample import WrittenRun
 
 TOKEN = "correct-horse-battery"
 
@@ -99,9 +100,37 @@ async def _who_tries_tokens_is_held_up_and_who_has_the_cookie_is_not(tmp_path: P
         assert (await browser.get("/")).status_code == 200
 
 
+async def _every_address_has_what_the_page_asks_of_it(tmp_path: Path) -> None:
+    async with client(tmp_path) as browser:
+        assert (await browser.get("/clients?text=site")).text == "", "there is no run yet"
+        run = WrittenRun(tmp_path / "run", clients=6, machines=True)
+        run.begin()
+        run.round()
+        found = (await browser.get("/clients?text=SITE-0003")).text
+        assert "site-0003" in found
+        assert "site-0002" not in found
+        assert (await browser.get("/clients?text=%20")).text == ""
+        nobody = (await browser.get("/clients?text=%3Cb%3E")).text
+        assert nobody.strip() == "<p>No client has “&lt;b&gt;” in its name.</p>"
+        style = await browser.get("/watch.css")
+        assert (style.status_code, style.headers["content-type"]) == (200, "text/css; charset=utf-8")
+        assert "{" in style.text
+        beginning = await browser.head("/events")
+        assert (beginning.status_code, beginning.text) == (200, "")
+        assert beginning.headers["content-type"].startswith("text/event-stream")
+
+
+async def _a_damaged_cookie_opens_nothing(tmp_path: Path) -> None:
+    async with client(tmp_path, token=TOKEN, loopback=False, base="https://fl.example:8050") as browser:
+        answer = await browser.get("/", headers={"cookie": "a,b=1; fedvision-watch-8050=x"})
+        assert answer.status_code == 401
+
+
 @pytest.mark.parametrize(
     "check",
     [
+        _every_address_has_what_the_page_asks_of_it,
+        _a_damaged_cookie_opens_nothing,
         _every_answer_has_a_strict_policy,
         _only_this_machines_names_reach_a_loopback_page,
         _the_page_can_only_be_read,

@@ -11,6 +11,7 @@ from fedvision.errors import RunFolderError
 from fedvision.reporting.curve_pictures import curve_pictures
 from fedvision.reporting.run_data import read_facts
 from fedvision.runs.folder_lock import claimed
+from fedvision.runs.member_register import FILE as MEMBERS
 from fedvision.watching.client_rows import client_rows, matching, noteworthy
 from fedvision.watching.followed_run import FollowedRun, Snapshot, check_folder
 from fedvision.watching.round_tallies import EVENTS, RoundTallies, thinned
@@ -194,3 +195,37 @@ def test_memory_does_not_grow_with_clients_times_rounds(tmp_path: Path) -> None:
     assert len(tallies.events) == EVENTS
     assert tallies.forgotten == 29 * 100 - EVENTS
     assert (tallies.clients[5].failed, tallies.clients[150].used) == (29, 29)
+
+
+def test_a_damaged_register_of_members_is_said_and_the_run_is_shown(tmp_path: Path) -> None:
+    run = WrittenRun(tmp_path / "run", machines=True)
+    run.begin()
+    followed = FollowedRun(tmp_path / "run")
+    assert len(now(followed).state.here) == 4
+    file = tmp_path / "run" / MEMBERS
+    good = file.read_text()
+    file.write_text(good + '{"what": "joined"}\n')
+    assert len(now(followed).state.here) == 4, "it counts as it was"
+    assert followed.problem.startswith(f"{file}: it cannot be read: ")
+    file.write_text("no JSON\n" + good)
+    followed.poll()
+    assert followed.problem.startswith(f"{file}, line 1: this is no JSON")
+    file.write_text(good)
+    followed.poll()
+    assert followed.problem == ""
+
+
+def test_an_experiment_that_is_damaged_is_said_as_it_is(tmp_path: Path) -> None:
+    """Nothing says that another version wrote it, or that cannot be read either."""
+    WrittenRun(tmp_path / "run")
+    (tmp_path / "run/config.toml").write_text("novelty = 1\n")
+    for environment in ("{}", "{"):
+        (tmp_path / "run/environment.json").write_text(environment)
+        followed = FollowedRun(tmp_path / "run")
+        followed.poll()
+        assert followed.snapshot() is None
+        assert "novelty" in followed.problem
+    (tmp_path / "run/config.toml").unlink()
+    followed.poll()
+    assert followed.snapshot() is None
+    assert "novelty" not in followed.problem

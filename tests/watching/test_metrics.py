@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fedvision.watching.followed_run import FollowedRun
-from fedvision.watching.metrics import MOST, metrics
+from fedvision.watching.metrics import MOST, Exposition, metrics
 from tests.watching.sample import WrittenRun
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -77,6 +78,17 @@ def test_figures_are_those_of_the_run(tmp_path: Path) -> None:
     assert value(found, "class_recall_ratio", **{"class": "class 0"}) > 0.5
 
 
+def test_a_loss_that_is_not_known_is_no_figure(tmp_path: Path) -> None:
+    run = WrittenRun(tmp_path / "run")
+    run.begin()
+    record = run.record(1)
+    run.round(server={**record["server"], "loss": None})
+    found = of(tmp_path / "run")
+    assert value(found, "loss_nats", view="local") == pytest.approx(record["local"]["loss"])
+    assert ("fedvision_loss_nats", (("view", "server"),)) not in found
+    assert value(found, "score_round", view="server") == 1
+
+
 def test_a_run_that_is_not_there_has_a_state(tmp_path: Path) -> None:
     found = of(tmp_path / "none")
     assert value(found, "run_state", state="absent") == 1
@@ -100,3 +112,12 @@ def test_labels_are_bounded(tmp_path: Path) -> None:
     found = of(tmp_path / "run")
     assert len(found) < 80
     assert not any("client" in dict(labels) or "class" in dict(labels) for _, labels in found)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.1, 3.0, -2.0, 2.0**60])
+def test_every_number_is_one_for_prometheus(value: float) -> None:
+    text = Exposition()
+    text.add("x", "gauge", "A number.", [({}, value)])
+    assert parsed(str(text))["fedvision_x", ()] == pytest.approx(value, nan_ok=True)
+    text.add("none", "gauge", "Nothing is known of it.", [])
+    assert "none" not in str(text)

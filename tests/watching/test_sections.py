@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedvision.runs.folder_lock import claimed
+from fedvision.runs.run_state import RunState, Status
 from fedvision.watching import sections, sentences
 from fedvision.watching.followed_run import FollowedRun
 from tests.watching.sample import WrittenRun
@@ -105,6 +106,23 @@ def test_pages_of_every_state_can_be_read_by_everybody(run: WrittenRun, tmp_path
     assert "stopped early</b>" in early
 
 
+def test_why_a_folder_cannot_be_read_stands_where_the_run_would(run: WrittenRun) -> None:
+    run.begin()
+    run.round()
+    file = run.folder.path / "summary.json"
+    file.write_text("{")
+    shown = page_on(run.folder.path)
+    check(shown)
+    assert f'<p class="problem">{file}: this is no JSON' in shown
+    (run.folder.path / "config.toml").write_text('novelty = "<b>"\n')
+    absent = page_on(run.folder.path)
+    check(absent)
+    assert "<h1>No run can be read</h1>" in absent
+    assert 'data-title="cannot be read · fedvision"' in absent
+    assert "novelty" in absent
+    assert "There is no run in" not in absent
+
+
 def test_the_page_shows_who_is_here_what_was_learned_and_what_happened(run: WrittenRun) -> None:
     run.begin()
     assert run.register is not None
@@ -172,6 +190,18 @@ def test_a_thousand_clients_and_a_hundred_classes_stay_small(tmp_path: Path) -> 
     check(page_on(tmp_path / "run"))
 
 
+def test_of_more_classes_than_bars_each_bar_has_as_many(tmp_path: Path) -> None:
+    run = WrittenRun(tmp_path / "run", clients=2, classes=300)
+    run.begin()
+    run.round()
+    followed = FollowedRun(tmp_path / "run")
+    followed.poll()
+    found = sections.written_sections(followed.snapshot())["classes"]
+    assert found.count("<rect") == 150
+    assert 'viewBox="0 0 150 100"' in found
+    assert 'aria-label="recall of 300 classes, the most frequent first; the lowest is ' in found
+
+
 def test_a_simulation_shows_its_clients_by_number(tmp_path: Path) -> None:
     run = WrittenRun(tmp_path / "run", clients=8)
     run.begin()
@@ -199,6 +229,19 @@ def test_a_simulation_shows_its_clients_by_number(tmp_path: Path) -> None:
 )
 def test_a_time_that_is_not_known_exactly_has_no_false_digits(seconds: float, words: str) -> None:
     assert sentences.about(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("status", "done", "sentence"),
+    [
+        ("preparing", 0, "The images are read and the model is built; the first round has not begun."),
+        ("running", 3, "Round 4 of 10 is under way."),
+        ("running", 10, "All 10 rounds are done; the final model is measured and written."),
+        ("finished", 10, "All 10 rounds are done."),
+    ],
+)
+def test_how_a_run_stands_is_one_sentence(status: Status, done: int, sentence: str) -> None:
+    assert sentences.standing(RunState(name="x", status=status, done=done, rounds=10)) == sentence
 
 
 def test_a_round_is_one_sentence_for_those_who_hear_the_page(run: WrittenRun) -> None:

@@ -184,6 +184,7 @@ def test_ctrl_c_ends_the_page_at_once_although_somebody_looks(tmp_path: Path, nu
             ["run", "--host", "no.such.host.invalid", "--insecure", "--port", "0"],
             "the page cannot be on no.such",
         ),
+        (["run", "--host", "a..b", "--insecure"], "--host a..b: no machine can have this name"),
         (["run", "--token-file", "token"], "--token-file token: it can be read by other users"),
     ],
 )

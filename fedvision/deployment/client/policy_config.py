@@ -14,8 +14,8 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{12,64}")
 """How an experiment is named by the digest of its text."""
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)")
 _DAY = 24 * 60
-_SKIPPED_S = 60.0
-"""To wait for an opening that a change of clocks leaves out."""
+_PASSED_S = 60.0
+"""To wait for an opening that was there already and comes again, as clocks are set back past midnight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class Hours:
             opens = datetime.combine(day, start, self.zone).astimezone(UTC)
             if (left := (opens - now).total_seconds()) > 0:
                 return left
-        return _SKIPPED_S  # the hour that a change of clocks leaves out
+        return _PASSED_S  # both were before clocks were set back
 
 
 def _minutes(found: re.Match[str]) -> tuple[int, int]:

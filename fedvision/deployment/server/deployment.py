@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,7 +72,6 @@ class Deployment(RunRecorder):
     def __init__(self, experiment: Experiment, folder: RunFolder, **options: Any) -> None:
         super().__init__(experiment, folder, **options)
         self._file = folder.path / FILE
-        self._stopped = threading.Event()
         self._saver = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
         self._register = folder.members()

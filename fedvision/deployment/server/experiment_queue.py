@@ -7,6 +7,7 @@ it was added: what happens to its file afterwards changes nothing.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -17,11 +18,13 @@ from typing import Any, Literal, get_args
 
 from fedvision import tables
 from fedvision.errors import ConfigError, RunFolderError
-from fedvision.files import json_page, read_json, replace_file
+from fedvision.files import PART, json_page, read_json, replace_file, sync_folder
 from fedvision.formatting import typed
 
 Status = Literal["waiting", "running", "done", "failed", "stopped"]
 _TEXT = "{number:04d}.toml"
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP)
+"""What file systems without hard links answer, such as exFAT: there the name is taken first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +95,7 @@ class ExperimentQueue:
         del page["number"], page["status"]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Exclusive: of two who add at the same moment the second is told so.
-            os.close(os.open(self._path(entry), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-            replace_file(self._path(entry), json_page(page))
+            self._put(self._path(entry), json_page(page))
         except FileExistsError as error:
             raise ConfigError(
                 f"{self.folder}: somebody else adds an experiment right now; try again"
@@ -147,6 +148,28 @@ class ExperimentQueue:
     def text(self, entry: QueueEntry) -> Path:
         """Return the file of an experiment's text while it runs."""
         return self.folder / _TEXT.format(number=entry.number)
+
+    @staticmethod
+    def _put(path: Path, text: str) -> None:
+        """Write a new file at one instant: a server never sees it empty, and a full disk leaves none.
+
+        Raises:
+            FileExistsError: Of two who add at the same moment this is the second.
+            OSError: The disk is full or refuses.
+        """
+        own = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+        try:
+            replace_file(own, text)
+            try:
+                os.link(own, path)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                path.open("x").close()
+                os.replace(own, path)
+        finally:
+            own.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
     def _path(self, entry: QueueEntry) -> Path:
         return self.folder / f"{entry.number:04d}.{entry.status}.json"

@@ -118,6 +118,8 @@ def _bind(option: str, address: str) -> socket.socket:
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(place)
+    except UnicodeError as error:  # a name with an empty or a too long part
+        raise ConfigError(f"{option} {address}: no machine can have this name") from error
     except OSError as error:
         if bound:
             bound.close()

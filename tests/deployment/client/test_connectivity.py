@@ -18,6 +18,7 @@ from fedvision.deployment import certificates
 from fedvision.deployment.client import connectivity
 from fedvision.deployment.client.config import SuperlinkConfig
 from fedvision.deployment.client.connectivity import probe, read_key
+from fedvision.deployment.transport.internals_wire import LinkRefused
 from fedvision.errors import ConfigError, ServerError
 from tests.deployment.server.certificate_dates import make_at
 
@@ -269,3 +270,23 @@ def test_a_proxy_gets_the_whole_address_in_plain_text(pki: Path, monkeypatch: py
     assert received[0].startswith(
         b"GET http://fl.example.org:8443/health HTTP/1.1\r\nHost: fl.example.org:8443\r\n"
     )
+
+
+def test_a_key_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"superlink.key: .*none cannot be read: No such file"):
+        read_key(str(tmp_path / "none"))
+
+
+def test_a_key_that_counts_as_online_elsewhere_is_a_sentence(
+    pki: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server answers and knows the key: what is wrong is what it said to the call that failed."""
+    greeting = connectivity.ProbeResult(seconds=0.1, ahead=0.0, valid_until=None)
+    monkeypatch.setattr(connectivity, "probe", lambda *_: greeting)
+    monkeypatch.setattr(connectivity, "check_authorized", lambda *_: None)
+    told = connectivity.diagnose(asking(pki, 1), LinkRefused("Failed to activate node"))
+    assert told == (
+        "127.0.0.1:1: Failed to activate node; the key counts as online: another machine uses it, or this "
+        "one lost its state"
+    )
+    assert connectivity.diagnose(asking(pki, 1), LinkRefused("no")) == "127.0.0.1:1: no"

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from PIL import Image
 
 from fedvision.config import ExperimentConfig, LossConfig
 from fedvision.data.dataset import Dataset
+from fedvision.deployment.certificates import validity
 from fedvision.deployment.client import doctor, image_checks, step_profile
 from fedvision.deployment.client.check_report import CheckReport
-from fedvision.deployment.client.config import ClientMachineConfig
-from fedvision.deployment.client.connectivity import key_owner
+from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
+from fedvision.deployment.client.connectivity import ProbeResult, key_owner
 from fedvision.deployment.client.doctor import run_check
 from fedvision.types import PluginSpec
 from tests.deployment.server.processes import Running, superlink
@@ -358,3 +360,35 @@ def test_a_key_that_belongs_to_another_client_is_named(pki: Path, images: Path, 
     shutil.copy(pki / "clients/north/client.key", tmp_path / "client.key-client.crt/client.key")
     assert key_owner(str(tmp_path / "client.key-client.crt/client.key")) is None
     assert list(doctor.owner(client(pki, images, 1))) == []
+
+
+def test_certificates_are_told_with_their_end_and_plain_text_is_doubtful(pki: Path, images: Path) -> None:
+    config = client(pki, images, 1)
+    plain = ProbeResult(seconds=0.1, ahead=None, valid_until=None)
+    assert list(doctor.certificates(config, plain)) == [
+        ("WARN", "plain text: everyone on the way can read and change models")
+    ]
+    own = pki / "clients/north/client.crt"
+    end = validity(own)[1]
+    mutual = dataclasses.replace(config.superlink, client_certificate=str(own), client_key="tls.key")
+    soon = plain._replace(valid_until=datetime.now(UTC) + timedelta(days=3, hours=12))
+    (server_line, own_line) = doctor.certificates(dataclasses.replace(config, superlink=mutual), soon)
+    assert server_line[0] == "WARN"
+    assert server_line[1].endswith("(4 days)") or server_line[1].endswith("(3 days)")
+    assert own_line[0] == "OK"
+    assert own_line[1].startswith(f"this client's is valid until {end:%Y-%m-%d} (")
+
+
+def test_a_client_that_masks_its_counts_proves_itself_beforehand(
+    pki: Path, images: Path, strangers: Path
+) -> None:
+    config = client(pki, images, 1)
+    own = pki / "clients/north/client.crt"
+    masked = ShareConfig(counts="masked", certificate=str(own))
+    told = lines(run_check(dataclasses.replace(config, share=masked), experiment()), "OK")
+    assert "sharing: class counts are reported in sums over 3 or more clients that mask them" in told
+    other = ShareConfig(counts="masked", certificate=str(own), authority=str(strangers / "ca.crt"))
+    bad = lines(run_check(dataclasses.replace(config, share=other), experiment()), "FAIL")
+    assert any(
+        line.startswith("sharing: ") and "not of this federation's authority" in line for line in bad
+    ), bad

@@ -174,3 +174,47 @@ def test_an_experiment_is_found_by_name_or_digest(tmp_path: Path) -> None:
     assert approvals.find(f"sha256:{digest(TEXT)[:8]}").sha == digest(TEXT)
     approvals.decide(approvals.find(digest(TEXT)), "approved")
     assert approvals.find("long-tail-3").status == "pending", "the one that waits"
+
+
+def test_the_doctor_says_all_that_holds(tmp_path: Path) -> None:
+    held = policy(
+        tmp_path,
+        experiments=("night-*", "long-tail-3"),
+        hours="20:00-06:00",
+        zone="UTC",
+        max_rounds=1,
+        min_clients=3,
+        ask=True,
+    )
+    Approvals(tmp_path).request("long-tail-3", TEXT)
+    assert held.summary() == [
+        "experiments allowed: night-*, long-tail-3",
+        "tasks begin within 20:00-06:00 (UTC): closed now, open in 8 h 0 min",
+        "at most 1 round of a run",
+        "trains where the server says that 3 or more clients take part",
+        "the owner approves each experiment; 1 request waiting for `fedvision approve`",
+    ]
+
+
+def test_a_request_that_cannot_be_written_is_no_approval(tmp_path: Path) -> None:
+    (tmp_path / "approvals").write_text("a file in the folder's place")
+    with pytest.raises(ConfigError, match="the request for approval could not be written down; make room"):
+        policy(tmp_path, ask=True).check(MANIFEST, "train", 9)
+
+
+def test_a_request_that_is_gone_is_not_decided(tmp_path: Path) -> None:
+    approvals = Approvals(tmp_path)
+    approvals.request("long-tail-3", TEXT)
+    request = approvals.find("long-tail-3")
+    approvals.path(request).unlink()
+    with pytest.raises(ConfigError, match=r"pending.toml: it cannot be renamed: No such file or directory"):
+        approvals.decide(request, "approved")
+    assert approvals.request("long-tail-3", TEXT) == "pending", "who removes it is asked again"
+
+
+def test_a_request_of_another_version_is_known_by_its_digest(tmp_path: Path) -> None:
+    approvals = Approvals(tmp_path)
+    approvals.request("later", 'name = "later"\nnew_key = 1\n')
+    (request,) = approvals.pending()
+    assert request.name == "?"
+    assert approvals.find(request.sha[:6]) == request

@@ -21,6 +21,13 @@ def opens_in(hours: str, now: datetime, zone: str = "Europe/Berlin") -> float:
     return found.opens_in(now)
 
 
+def test_an_opening_that_clocks_set_back_pass_twice_is_asked_for_again() -> None:
+    """In 2010 Newfoundland's clocks went from 0:01 back to 23:01: midnight was there, and came again."""
+    now = datetime(2010, 11, 7, 2, 45, tzinfo=UTC)
+    assert now.astimezone(ZoneInfo("America/St_Johns")).strftime("%d %H:%M") == "06 23:15"
+    assert opens_in("00:00-06:00", now, "America/St_Johns") == 60
+
+
 @pytest.mark.parametrize(
     ("hours", "clock", "hours_left"),
     [

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvision.deployment.client.config import ClientMachineConfig
-from fedvision.deployment.client.redaction import AT_HOME, redact_paths
+from fedvision.deployment.client.redaction import AT_HOME, cause, redact_paths
 
 CONFIG = ClientMachineConfig.from_dict(
     {
@@ -66,3 +66,10 @@ def test_a_missing_verb_is_an_error(reason: str) -> None:
 def test_no_absolute_path_gets_out(before: str, parts: list[str], after: str) -> None:
     path = "/" + "/".join(part.strip() or "x" for part in parts)
     assert path not in redact_paths(before + path + after, CONFIG)
+
+
+def test_of_an_operating_systems_error_its_path_is_left_out() -> None:
+    error = PermissionError(13, "Permission denied", "/srv/clinic/own.npz")
+    assert cause(error) == "this machine says: Permission denied"
+    assert cause(OSError("/srv/clinic")) == "this machine says: OSError"
+    assert cause(ValueError("loss is NaN")) == "loss is NaN"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from fedvision.deployment.client import run_directories
 from fedvision.deployment.client.run_directories import RunDirectories
 from fedvision.errors import ConfigError
 
@@ -59,3 +62,19 @@ def test_a_missing_folder(tmp_path: Path) -> None:
     runs.remove_unused(30, keep="a")
     runs.mark_used("a")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_directory_that_cannot_be_removed_is_said_and_never_trained_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, runs = directory(tmp_path, "a1", 31, "masks.json"), RunDirectories(tmp_path)
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(run_directories.shutil, "rmtree", busy)
+    with caplog.at_level(logging.WARNING, "fedvision.deployment"):
+        runs.remove_unused(30, keep="b2")
+    assert caplog.messages == [f"{path} could not be removed: Device or resource busy"]
+    with pytest.raises(ConfigError, match="removed after retention_days without use"):
+        runs.mark_used("a1")

@@ -6,10 +6,13 @@ import json
 import logging
 from pathlib import Path
 
+import pytest
+
 from fedvision.deployment.server import server_log
 from fedvision.deployment.server.access_log import FILE, AccessHandler, AccessReader
 from fedvision.deployment.server.audit_trail import AuditTrail
 from fedvision.deployment.server.server_log import RepeatFilter
+from fedvision.errors import RunError
 from fedvision.runs.audit_log import FILE as AUDIT
 from fedvision.runs.audit_log import read_audit
 from tests.deployment.server.test_declined_tasks import Clock
@@ -107,3 +110,19 @@ def test_a_run_writes_down_what_it_reads_with_addresses_and_a_limit(tmp_path: Pa
     joined, stop = lines[-2:]
     assert (joined["what"], joined["client"], joined["address"]) == ("joined", "north", "10.0.0.9")
     assert (stop["what"], stop["by"], stop["reason"]) == ("run stopped", "operator", "fedvision stop")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KeyboardInterrupt(), ("run stopped", "operator", "a signal or Ctrl-C")),
+        (RunError("all clients failed"), ("run failed", "server", "all clients failed")),
+    ],
+)
+def test_a_run_writes_down_why_it_ended_early(
+    error: BaseException, expected: tuple[str, str, str], tmp_path: Path
+) -> None:
+    trail = AuditTrail(tmp_path)
+    trail.stopped(error, asked=False)
+    (line,) = read_audit(tmp_path / AUDIT).lines
+    assert (line["what"], line["by"], line["reason"]) == expected

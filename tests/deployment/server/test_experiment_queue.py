@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedvision.cli import main as command
+from fedvision.deployment.server import experiment_queue
 from fedvision.deployment.server.experiment_queue import (
     ExperimentQueue,
     QueueEntry,
@@ -96,6 +98,48 @@ def test_a_damaged_entry_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "0001.waiting.json").write_text('{"name": "x"}')
     with pytest.raises(RunFolderError, match="no experiment of a queue"):
         ExperimentQueue(tmp_path).entries()
+
+
+def test_a_file_system_without_hard_links_holds_a_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*paths: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(experiment_queue.os, "link", refuse)
+    queue = ExperimentQueue(tmp_path / "queue")
+    queue.add(entry("a"))
+    queue.add(entry("b"))
+    assert states(queue) == [(1, "a", "waiting"), (2, "b", "waiting")]
+    assert queue.entries()[0] == replace(entry("a"), number=1)
+
+
+def test_a_full_disk_leaves_the_queue_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = ExperimentQueue(tmp_path)
+    queue.add(entry("a"))
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment_queue, "replace_file", full)
+        with pytest.raises(ConfigError, match="cannot be written: No space left"):
+            queue.add(entry("b"))
+    assert states(queue) == [(1, "a", "waiting")], "an empty entry would stop the server that reads it"
+    assert queue.add(entry("b")).number == 2
+
+
+def test_of_two_who_add_at_the_same_moment_the_second_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = ExperimentQueue(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(queue, "entries", list)  # it looked before the other one was done
+        ExperimentQueue(tmp_path).add(entry("a"))
+        with pytest.raises(ConfigError, match="somebody else adds an experiment right now; try again"):
+            queue.add(entry("b"))
+    assert states(queue) == [(1, "a", "waiting")]
+    assert [path.name for path in tmp_path.iterdir()] == ["0001.waiting.json"]
 
 
 class Queueing(Machines):

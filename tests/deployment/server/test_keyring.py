@@ -71,6 +71,13 @@ def test_a_wrong_file_stops_the_start_and_is_passed_over_later(folder: Path, sta
         Keyring(folder, state)
 
 
+def test_a_folder_in_a_keys_place_is_a_sentence(folder: Path, state: LinkState) -> None:
+    (folder / "south.pub").unlink(missing_ok=True)
+    (folder / "south.pub").mkdir()
+    with pytest.raises(ConfigError, match=r"south.pub: this key cannot be read: Is a directory"):
+        Keyring(folder, state)
+
+
 def test_a_key_that_was_removed_once_stays_unknown(folder: Path, state: LinkState) -> None:
     keyring = Keyring(folder, state)
     content = (folder / "north.pub").read_bytes()

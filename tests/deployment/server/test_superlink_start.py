@@ -85,6 +85,7 @@ def test_a_server_does_not_start_with_a_certificate_that_no_client_accepts(
         ({"private": "0.0.0.0:0"}, "it must be a loopback address"),
         ({"tls": "PKI/clients"}, "PKI/clients/ca.crt: it cannot be read"),
         ({"public": "localhost"}, "'localhost' is no HOST:PORT"),
+        ({"public": "a..b:0"}, "--public a..b:0: no machine can have this name"),
         ({"public": "192.0.2.99:0"}, "--public 192.0.2.99:0: it cannot listen there"),
         ({"clients": "PKI/none"}, "the folder of client keys cannot be read"),
         ({"state": "PKI/ca.crt/none"}, "--state PKI/ca.crt/none: it cannot be written"),

@@ -166,6 +166,19 @@ def test_whole_numbers_of_more_than_64_bits_are_refused(number: int) -> None:
             MessageHeader.from_text(text)
 
 
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        (["config", {"k": {"base64": "no base 64"}}], "holds bytes that are none"),
+        (["metrics", {"loss": "high"}], "the message's records do not fit: "),
+    ],
+)
+def test_values_that_a_record_cannot_hold_are_refused(record: list[Any], sentence: str) -> None:
+    page = json.loads(MessageHeader().to_text()) | {"records": {"r": record}}
+    with pytest.raises(ProtocolError, match=sentence):
+        message_format.unpack(MessageHeader.from_text(json.dumps(page)), bytearray())
+
+
 def test_a_shape_that_torch_cannot_count_is_refused() -> None:
     """Without elements it takes no memory, so that no limit of bytes meets it."""
     page = json.loads(MessageHeader().to_text()) | {"tensors": {"g": [["w", "float32", [2**40, 2**40, 0]]]}}
