@@ -51,7 +51,7 @@ def add(verbs: Verbs) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto (cuda, mps or cpu) or a torch device")
     parser.add_argument("--threads", type=int, default=1, help="threads of the arithmetic (default: 1)")
-    parser.set_defaults(call=_explain)
+    parser.set_defaults(call=_explain, more="images")
 
 
 def _explain(options: argparse.Namespace) -> None:

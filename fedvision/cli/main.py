@@ -71,7 +71,7 @@ _AGAIN = "the same command with --resume goes on from the last round"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     streams.prepare()
-    options = parser().parse_args(argv)
+    options = _parsed(argv)
     log_format.use(getattr(options, "log_format", "text"))
     try:
         options.call(options)
@@ -91,6 +91,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         stages.unfollow()
         log_format.use("text")
     return 0
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of a command.
+
+    Words behind an option go on with the list that a verb names as ``more``: of a list that may be empty
+    argparse would refuse them.
+    """
+    known = parser()
+    options, rest = known.parse_known_args(argv)
+    more = getattr(options, "more", "")
+    if rest and (not more or any(word.startswith("-") for word in rest)):
+        known.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        setattr(options, more, [*getattr(options, more), *rest])
+    return options
 
 
 def _placed(error: ConfigError, options: argparse.Namespace) -> str:

@@ -31,7 +31,9 @@ def escaped(text: str, longest: int = _LONGEST) -> str:
     )
     # Addresses are links without any mark; at its beginning, a line may become a list or a rule.
     kept = re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}\\.", kept.replace("://", "\\://"))
-    return re.sub(r"^(\s*\d*)([-+.])", r"\1\\\2", kept)
+    return re.sub(
+        r"^(\s*)([-+]|\d+\.(?=\s|$))", lambda found: f"{found[1]}{found[2][:-1]}\\{found[2][-1]}", kept
+    )
 
 
 def code(text: str) -> str:

@@ -75,6 +75,23 @@ def test_files_are_explained_for_a_class(
     assert "page: out/explanations.html" in capsys.readouterr().out
 
 
+def test_images_may_stand_behind_options(
+    finished: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        picture(here / f"{number}.png", number)
+    options = ["--class", "7", "--method", "integrated-gradients", "--out", "out"]
+    assert main.main(["explain", str(finished), "0.png", *options, "1.png"]) == 0
+    record = json.loads((here / "out/explanations.json").read_text())
+    assert [one["image"] for one in record["images"]] == ["0.png", "1.png"]
+    with pytest.raises(SystemExit):
+        main.main(["explain", str(finished), *options, "0.png", "--colour", "red"])
+    assert "unrecognized arguments: --colour red" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main.main(["card", str(finished), "--name", "x", "another"])
+    assert "unrecognized arguments: another" in capsys.readouterr().err
+
+
 def test_a_client_explains_its_own_images_under_its_own_labels(finished: Path, here: Path) -> None:
     (here / "client.toml").write_text(CLIENT)
     assert main.main(["explain", str(finished), "--client", "client.toml", "--out", "a", "--limit", "4"]) == 0

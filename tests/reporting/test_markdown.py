@@ -85,3 +85,14 @@ TREES: st.SearchStrategy[Any] = st.recursive(
 @given(st.dictionaries(st.from_regex(r"k[a-z_-]{0,8}", fullmatch=True), TREES, min_size=1, max_size=4))
 def test_yaml_comes_back_as_it_was(value: dict[str, Any]) -> None:
     assert reference.safe_load(yaml(value)) == value
+
+
+def test_only_what_begins_a_list_is_escaped_at_the_beginning() -> None:
+    assert [escaped(text) for text in ("2.14.1", "0.5", "1.", "2. x", "- x", "---")] == [
+        "2.14.1",
+        "0.5",
+        "1\\.",
+        "2\\. x",
+        "\\- x",
+        "\\---",
+    ]
