@@ -85,7 +85,7 @@ def test_images_may_stand_behind_options(
     record = json.loads((here / "out/explanations.json").read_text())
     assert [one["image"] for one in record["images"]] == ["0.png", "1.png"]
     with pytest.raises(SystemExit):
-        main.main(["explain", str(finished), *options, "0.png", "--colour", "red"])
+        main.main(["explain", str(finished), "0.png", *options, "--colour", "red"])
     assert "unrecognized arguments: --colour red" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main.main(["card", str(finished), "--name", "x", "another"])
