@@ -72,18 +72,22 @@ def states(replies: Sequence[Message]) -> dict[int, State]:
     }
 
 
+TOGETHER: list[dict[str, Any]] = [
+    {"use": "fedavg"},
+    {"use": "scaffold"},
+    {"use": "fedprox", "mu": 0.1},
+    {"use": "fednova"},
+    {"use": "feddyn"},
+]
+
+
 @pytest.mark.parametrize(
-    "strategy",
+    ("personal", "strategy"),
     [
-        {"use": "fedavg"},
-        {"use": "scaffold"},
-        {"use": "fedprox", "mu": 0.1},
-        {"use": "fednova"},
-        {"use": "feddyn"},
-        {"use": "fedavg-support"},
+        *(([], one) for one in [*TOGETHER, {"use": "fedavg-support"}]),
+        *((["head.*"], one) for one in TOGETHER),  # fedavg-support averages the head
     ],
 )
-@pytest.mark.parametrize("personal", [[], ["head.*"]])
 def test_a_whole_run_is_that_of_the_serial_engine(
     strategy: dict[str, Any], personal: list[str], tmp_path: Path
 ) -> None:
