@@ -18,19 +18,18 @@ package's losses.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedvision import derived_model
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, RunFolderError
-from fedvision.files import json_page, read_json, recording, replace_file
+from fedvision.files import json_page
 from fedvision.formatting import listed
 from fedvision.ranges import check_range
-from fedvision.runs.model_description import FILE, ModelDescription, with_digest
-from fedvision.runs.tensor_file import hashed, pieces
-from fedvision.trained_model import TENSORS, TrainedModel
+from fedvision.runs.model_description import ModelDescription
+from fedvision.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +41,6 @@ NOTE = "adjustment.json"
 """What was done, and to which run's model."""
 _CORRECTING = ("weighted", "ldam", "balanced-softmax", "logit-adjusted")
 """Losses that correct for class frequencies where they get the federation's counts."""
-_PLACES = "invocation.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +73,8 @@ def adjust(run: Path, out: Path, *, tau: float = 1.0, norms: bool = False) -> Ad
         raise ConfigError(f"--{error}") from error
     if not tau and not norms:
         raise ConfigError("--tau 0 changes nothing; name a larger one, or add --norms")
-    if out.exists():
-        raise RunFolderError(f"{out}: it is there already; name another folder with --out")
-    trained = TrainedModel.load(run, device="cpu")
+    trained = derived_model.take(run, out)
     description = trained.description
-    if description.personal:
-        raise RunFolderError(
-            f"{run}: {listed(description.personal)} stayed on the clients; there is no whole model"
-        )
     counts = description.class_counts
     if tau and counts is None:
         raise RunFolderError(
@@ -92,7 +84,7 @@ def adjust(run: Path, out: Path, *, tau: float = 1.0, norms: bool = False) -> Ad
     head, scale = _linear_head(trained, tau=tau), description.probability_scale
     state = _adjusted(trained.network, head, counts or (), tau / scale, norms)
     note = {"run": str(run.absolute()), "tau": tau, "norms": norms, "sha256": description.sha256}
-    _write(run, out, description, state, note)
+    derived_model.write(run, out, description, state, {NOTE: json_page(note)})
     return Adjusted(folder=out, notices=(*trained.notices, *_notices(run, description, tau)))
 
 
@@ -174,22 +166,3 @@ def _notices(run: Path, description: ModelDescription, tau: float) -> list[str]:
             "already; --tau corrects a second time, so measure both models"
         )
     return found
-
-
-def _write(
-    run: Path, out: Path, description: ModelDescription, state: State, note: dict[str, object]
-) -> None:
-    """Write a folder as a run's, as far as its model goes; the description comes last.
-
-    Raises:
-        RecordError: The disk is full or refuses.
-    """
-    digest = hashlib.sha256()
-    with recording("the adjusted model", out):
-        out.mkdir(parents=True)
-        replace_file(out / TENSORS, hashed(pieces(state), digest.update))
-        if description.code:  # then its modules are looked for where the run found them
-            known = read_json(run / _PLACES).get("modules", ())
-            replace_file(out / _PLACES, json_page({"modules": [*known, str(run.absolute())]}))
-        replace_file(out / NOTE, json_page(note))
-        replace_file(out / FILE, json_page(with_digest(description, digest.hexdigest())))

@@ -9,7 +9,6 @@ with a smaller ``width``: it is described, trained, sent and exported as any oth
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import warnings
@@ -19,14 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedvision import registry
+from fedvision import derived_model, registry
 from fedvision.config import ExperimentConfig, ModelConfig
-from fedvision.errors import ConfigError, RunFolderError
-from fedvision.files import json_page, recording, replace_file
+from fedvision.errors import ConfigError
 from fedvision.formatting import listed
-from fedvision.runs.model_description import FILE, ModelDescription, with_digest
-from fedvision.runs.tensor_file import hashed, pieces
-from fedvision.trained_model import TENSORS, TrainedModel
+from fedvision.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,14 +66,8 @@ def prune(run: Path, keep: float, out: Path, *, rounds: int | None = None) -> Pr
         raise ConfigError(f"--keep must be > 0 and < 1, not {keep:g}")
     if rounds is not None and rounds < 1:
         raise ConfigError(f"--rounds must be >= 1, not {rounds}")
-    if out.exists():
-        raise RunFolderError(f"{out}: it is there already; name another folder with --out")
-    trained = TrainedModel.load(run, device="cpu")
+    trained = derived_model.take(run, out)
     description = trained.description
-    if description.personal:
-        raise RunFolderError(
-            f"{run}: {listed(description.personal)} stayed on the clients; there is no whole model"
-        )
     smaller = _smaller(description.model, keep)
     if importlib.util.find_spec("torch_pruning") is None:
         raise ConfigError(
@@ -85,7 +75,8 @@ def prune(run: Path, keep: float, out: Path, *, rounds: int | None = None) -> Pr
         )
     state = _channels_kept(trained, smaller)
     experiment = _further(run, smaller, out, rounds)
-    _write(out, replace(description, model=smaller, code=description.code), state, experiment)
+    files = {EXPERIMENT: experiment.to_toml()}
+    derived_model.write(run, out, replace(description, model=smaller), state, files)
     before = sum(p.numel() for p in trained.network.parameters())
     known = {name for name, _ in trained.network.named_parameters()}
     after = sum(tensor.numel() for name, tensor in state.items() if name in known)
@@ -186,17 +177,3 @@ def _further(run: Path, smaller: ModelConfig, out: Path, rounds: int | None) -> 
     model = replace(config.model, args=smaller.args, weights=str(out.absolute()))
     rounds = rounds or max(1, config.rounds // 3)
     return replace(config, name=f"{config.name}-pruned", rounds=rounds, model=model)
-
-
-def _write(out: Path, description: ModelDescription, state: State, experiment: ExperimentConfig) -> None:
-    """Write a folder as a run's, as far as its model goes; the description comes last.
-
-    Raises:
-        RecordError: The disk is full or refuses.
-    """
-    digest = hashlib.sha256()
-    with recording("the pruned network", out):
-        out.mkdir(parents=True)
-        replace_file(out / TENSORS, hashed(pieces(state), digest.update))
-        replace_file(out / EXPERIMENT, experiment.to_toml())
-        replace_file(out / FILE, json_page(with_digest(description, digest.hexdigest())))

@@ -63,6 +63,7 @@ LAYERS = (
     "deployment.server",
     "watching",
     "trained_model",
+    "derived_model",
     "pruning",
     "adjustment",
     "export",

@@ -36,15 +36,16 @@ from torch import nn
 from fedvision.aggregation.summation import accumulate_dtype
 from fedvision.algorithms.fedavg import only_averaged
 from fedvision.algorithms.mean import MODEL, MeanStrategy, WeightedTensors
-from fedvision.errors import ClientError, ConfigError
+from fedvision.errors import ConfigError
 from fedvision.ranges import check_range
 from fedvision.training.client_algorithm import (
     ClientAlgorithm,
     Groups,
     Numbers,
-    along,
     copy_like,
     gradient_columns,
+    numbers_sent,
+    pulls,
     shared_parameters,
     to_storage,
 )
@@ -67,14 +68,7 @@ class FedDynClient(ClientAlgorithm):
         Raises:
             ClientError: The request has no number ``alpha``.
         """
-        numbers = request.client_config.numbers
-        if "alpha" not in numbers:
-            raise ClientError(
-                request.client,
-                "training",
-                "FedDyn got no number 'alpha'; the strategy's configure must send it",
-            )
-        self.numbers = {"alpha": numbers["alpha"]}
+        self.numbers = numbers_sent(request, "FedDyn", "alpha")
         self.parameters = shared_parameters(parameters, request)
         own = {
             name: copy_like(memory[name], p) if name in memory else torch.zeros_like(p, requires_grad=False)
@@ -90,14 +84,9 @@ class FedDynClient(ClientAlgorithm):
         weights, gradients, anchors, own = gradient_columns(parameters, groups["anchor"], groups["own"])
         if not weights:
             return
-        pulls = torch._foreach_sub(weights, anchors)
-        alpha = numbers["alpha"]
-        if isinstance(alpha, torch.Tensor):
-            torch._foreach_mul_(pulls, [along(alpha, pull) for pull in pulls])
-        else:
-            torch._foreach_mul_(pulls, alpha)
-        torch._foreach_sub_(pulls, own)
-        torch._foreach_add_(gradients, pulls)
+        corrections = pulls(weights, anchors, numbers["alpha"])
+        torch._foreach_sub_(corrections, own)
+        torch._foreach_add_(gradients, corrections)
 
     @torch.no_grad()
     def finish(self, steps: int, lr: float) -> tuple[dict[str, State], State]:

@@ -27,7 +27,7 @@ from fedvision.algorithms.fedavg import FedAvg
 from fedvision.errors import ClientError
 from fedvision.inputs import Batch
 from fedvision.ranges import check_range
-from fedvision.training.client_algorithm import ClientAlgorithm
+from fedvision.training.client_algorithm import ClientAlgorithm, numbers_sent
 from fedvision.types import ClientConfig, LossFn, State, TrainRequest
 
 
@@ -43,14 +43,7 @@ class FedNTDClient(ClientAlgorithm):
             ClientError: The request has no number ``beta`` or ``tau``.
         """
         self._client = request.client
-        numbers = request.client_config.numbers
-        for name in ("beta", "tau"):
-            if name not in numbers:
-                raise ClientError(
-                    request.client,
-                    "training",
-                    f"FedNTD got no number {name!r}; the strategy's configure must send it",
-                )
+        numbers = numbers_sent(request, "FedNTD", "beta", "tau")
         self._beta, self._tau = numbers["beta"], numbers["tau"]
         self._teacher = copy.deepcopy(model).eval().requires_grad_(False)
 

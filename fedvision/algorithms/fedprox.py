@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 from fedvision.algorithms.fedavg import FedAvg
-from fedvision.errors import ClientError
 from fedvision.ranges import check_range
 from fedvision.training.client_algorithm import (
     ClientAlgorithm,
     Groups,
     Numbers,
-    along,
     copy_like,
     gradient_columns,
+    numbers_sent,
+    pulls,
     shared_parameters,
 )
 from fedvision.types import ClientConfig, State, TrainRequest
@@ -43,14 +43,7 @@ class FedProxClient(ClientAlgorithm):
         Raises:
             ClientError: The request has no number ``mu``.
         """
-        numbers = request.client_config.numbers
-        if "mu" not in numbers:
-            raise ClientError(
-                request.client,
-                "training",
-                "FedProx got no number 'mu'; the strategy's configure must send it",
-            )
-        self.numbers = {"mu": numbers["mu"]}
+        self.numbers = numbers_sent(request, "FedProx", "mu")
         self.parameters = shared_parameters(parameters, request)
         anchors = {name: copy_like(request.state[name], p) for name, p in self.parameters.items()}
         self.groups = {"anchor": anchors}
@@ -62,13 +55,7 @@ class FedProxClient(ClientAlgorithm):
         weights, gradients, anchors = gradient_columns(parameters, groups["anchor"])
         if not weights:
             return
-        pulls = torch._foreach_sub(weights, anchors)
-        mu = numbers["mu"]
-        if isinstance(mu, torch.Tensor):
-            torch._foreach_mul_(pulls, [along(mu, pull) for pull in pulls])
-        else:
-            torch._foreach_mul_(pulls, mu)
-        torch._foreach_add_(gradients, pulls)
+        torch._foreach_add_(gradients, pulls(weights, anchors, numbers["mu"]))
 
 
 class FedProx(FedAvg):

@@ -37,7 +37,7 @@ from fedvision.errors import ClientError
 from fedvision.inputs import Batch
 from fedvision.losses.logits import is_label, precise
 from fedvision.ranges import check_range
-from fedvision.training.client_algorithm import ClientAlgorithm
+from fedvision.training.client_algorithm import ClientAlgorithm, numbers_sent
 from fedvision.types import ClientConfig, LossFn, State, TrainRequest
 
 
@@ -53,14 +53,7 @@ class FedVLSClient(ClientAlgorithm):
             ClientError: The request has no number ``vacant`` or ``suppression``, or no counts.
         """
         self._client = request.client
-        numbers = request.client_config.numbers
-        for name in ("vacant", "suppression"):
-            if name not in numbers:
-                raise ClientError(
-                    request.client,
-                    "training",
-                    f"FedVLS got no number {name!r}; the strategy's configure must send it",
-                )
+        numbers = numbers_sent(request, "FedVLS", "vacant", "suppression")
         if request.own_counts is None:
             raise ClientError(request.client, "training", "FedVLS got no class counts of the client's images")
         self._weight, self._suppression = numbers["vacant"], numbers["suppression"]

@@ -26,11 +26,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.algorithms.fedavg import FedAvg
-from fedvision.errors import ClientError, ConfigError
+from fedvision.errors import ConfigError
 from fedvision.inputs import Batch
 from fedvision.models.base import halves
 from fedvision.ranges import check_range
-from fedvision.training.client_algorithm import ClientAlgorithm, to_storage
+from fedvision.training.client_algorithm import ClientAlgorithm, numbers_sent, to_storage
 from fedvision.types import ClientConfig, LossFn, State, TrainRequest
 
 _NEEDED_BY = "[strategy] use = 'moon'"
@@ -50,14 +50,7 @@ class MoonClient(ClientAlgorithm):
             ClientError: The request has no number ``mu`` or ``tau``.
             ConfigError: The network has no backbone, or trains nothing of it.
         """
-        numbers = request.client_config.numbers
-        for name in ("mu", "tau"):
-            if name not in numbers:
-                raise ClientError(
-                    request.client,
-                    "training",
-                    f"MOON got no number {name!r}; the strategy's configure must send it",
-                )
+        numbers = numbers_sent(request, "MOON", "mu", "tau")
         self._mu, self._tau = numbers["mu"], numbers["tau"]
         self._trained, self._memory = halves(model, _NEEDED_BY).backbone, memory
         if not any(p.requires_grad for p in self._trained.parameters()):

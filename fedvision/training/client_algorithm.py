@@ -18,6 +18,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
+from fedvision.errors import ClientError
 from fedvision.inputs import Batch
 from fedvision.types import LossFn, State, TrainRequest
 
@@ -115,6 +116,37 @@ class ClientAlgorithm:
             the CPU.
         """
         return {}, {}
+
+
+def numbers_sent(request: TrainRequest, method: str, *names: str) -> dict[str, float]:
+    """Return the numbers that a strategy's ``configure`` sent.
+
+    Args:
+        request: The request.
+        method: What they are for, in words.
+        names: Those that must be there.
+
+    Raises:
+        ClientError: One is missing.
+    """
+    sent = request.client_config.numbers
+    for name in names:
+        if name not in sent:
+            why = f"{method} got no number {name!r}; the strategy's configure must send it"
+            raise ClientError(request.client, "training", why)
+    return {name: sent[name] for name in names}
+
+
+def pulls(
+    weights: list[torch.Tensor], anchors: list[torch.Tensor], strength: float | torch.Tensor
+) -> list[torch.Tensor]:
+    """Return ``strength (w - anchor)`` of each parameter; of K clients together the strength is [K]."""
+    found = list(torch._foreach_sub(weights, anchors))
+    if isinstance(strength, torch.Tensor):
+        torch._foreach_mul_(found, [along(strength, pull) for pull in found])
+    else:
+        torch._foreach_mul_(found, strength)
+    return found
 
 
 def along(numbers: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
