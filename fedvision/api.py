@@ -86,13 +86,7 @@ def simulate(
         RunError: The run failed after it had started; the last checkpoint is intact.
     """
     names = baseline_names.chosen(baselines)
-    if names:
-        check_baselines([experiment if isinstance(experiment, ExperimentConfig) else experiment.config])
-    built = Experiment.build(experiment) if isinstance(experiment, ExperimentConfig) else experiment
-    if names:
-        from fedvision.baselines.runner import check_built
-
-        check_built(built)
+    built = _built(experiment, with_baselines=bool(names))
     from fedvision.reporting.pages import page_writer
     from fedvision.runs.folder_lock import claimed
     from fedvision.simulation import Simulation
@@ -139,6 +133,22 @@ def _add_baselines(run: Simulation, engine: Engine, initial: State, names: Seque
     add_baselines(run, engine, initial, names)
     run.folder.write_summary({**run.folder.summary(), "baselines": summary(run.folder)})
     run.write_pages(run.folder)
+
+
+def _built(experiment: ExperimentConfig | Experiment, *, with_baselines: bool) -> Experiment:
+    """Return an experiment built; what baselines cannot be of is refused as early as it is known.
+
+    Raises:
+        ConfigError: The experiment is wrong, or none that baselines can be of.
+    """
+    if with_baselines:
+        check_baselines([experiment if isinstance(experiment, ExperimentConfig) else experiment.config])
+    built = Experiment.build(experiment) if isinstance(experiment, ExperimentConfig) else experiment
+    if with_baselines:
+        from fedvision.baselines.runner import check_built
+
+        check_built(built)
+    return built
 
 
 def open_folder(config: ExperimentConfig, out: str | Path | None, resume: bool) -> RunFolder:
