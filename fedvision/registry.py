@@ -1,6 +1,6 @@
 """Plug-ins by name: ``"name"`` | entry point | ``"module:attr"`` -> factory -> object.
 
-The built-ins are the readable table below; they are found by the same code as any plug-in, so nothing
+The built-ins are the table of ``builtin_plugins``; they are found by the same code as any plug-in, so nothing
 is registered by importing it. An entry point of group ``fedvision.<kind>`` (``fedvision.loss``, ...) adds the
 name of an installed package; ``"my_file:thing"`` needs only a file in the experiment's folder.
 """
@@ -12,176 +12,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from fedvision.builtin_plugins import BUILTINS as BUILTINS
+from fedvision.builtin_plugins import Builtin as Builtin
 from fedvision.errors import FedVisionError, PluginError, closest, nearest
 from fedvision.families import FAMILIES, check_name, family_of
 from fedvision.plugin_folder import allow_folder as allow_folder
 from fedvision.plugin_folder import allowed_folder as allowed_folder
 from fedvision.plugin_folder import import_target
 from fedvision.types import PluginSpec
-
-
-class Builtin(NamedTuple):
-    """Where a built-in lives, and arguments that its name already settles."""
-
-    target: str
-    preset: Mapping[str, Any] = {}
-    tasks: frozenset[str] = frozenset({"classification"})
-    """Of a loss or a metric: the tasks that it is for."""
-    parts: tuple[str, ...] = ()
-    """Of a model: keys that name further networks inside it, each a name or a table of its own."""
-
-
-_MULTI_LABEL = frozenset({"multi-label"})
-
-
-def _vision(dataset: str) -> Builtin:
-    return Builtin("fedvision.data.sources.torchvision_sets:torchvision_dataset", {"dataset": dataset})
-
-
-BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
-    "data": {
-        "digits": Builtin("fedvision.data.sources.arrays:digits"),
-        "npz": Builtin("fedvision.data.sources.arrays:npz"),
-        "elsewhere": Builtin("fedvision.data.sources.remote:elsewhere"),
-        "image-folder": Builtin("fedvision.data.sources.image_folder:image_folder"),
-        "manifest": Builtin("fedvision.data.sources.manifest:manifest"),
-        "mnist": _vision("MNIST"),
-        "fashion-mnist": _vision("FashionMNIST"),
-        "kmnist": _vision("KMNIST"),
-        "qmnist": _vision("QMNIST"),
-        "emnist": _vision("EMNIST"),
-        "usps": _vision("USPS"),
-        "cifar10": _vision("CIFAR10"),
-        "cifar100": _vision("CIFAR100"),
-        "svhn": _vision("SVHN"),
-        "stl10": _vision("STL10"),
-        "gtsrb": _vision("GTSRB"),
-        "pcam": _vision("PCAM"),
-        "eurosat": _vision("EuroSAT"),
-        "flowers102": _vision("Flowers102"),
-        "oxford-iiit-pet": _vision("OxfordIIITPet"),
-        "food101": _vision("Food101"),
-        "dtd": _vision("DTD"),
-        "fgvc-aircraft": _vision("FGVCAircraft"),
-        "stanford-cars": _vision("StanfordCars"),
-        "country211": _vision("Country211"),
-    },
-    "partition": {
-        "iid": Builtin("fedvision.data.partition.partitioners:iid"),
-        "dirichlet": Builtin("fedvision.data.partition.partitioners:dirichlet"),
-        "shards": Builtin("fedvision.data.partition.partitioners:shards"),
-        "quantity": Builtin("fedvision.data.partition.partitioners:quantity"),
-        "column": Builtin("fedvision.data.partition.partitioners:column"),
-        "population": Builtin("fedvision.data.partition.population:population"),
-    },
-    "model": {
-        "cnn": Builtin("fedvision.models.cnn:cnn"),
-        "resnet8": Builtin("fedvision.models.resnet:resnet8"),
-        "resnet8-wide": Builtin("fedvision.models.resnet:resnet8_wide"),
-        "resnet18": Builtin("fedvision.models.resnet:resnet18"),
-        "resnet20": Builtin("fedvision.models.resnet:resnet20"),
-        "rnn": Builtin("fedvision.models.rnn:rnn", parts=("reads",)),
-        "vit": Builtin("fedvision.models.vit:vit"),
-        "fusion": Builtin("fedvision.models.fusion:fusion", parts=("extractor", "transformer")),
-    },
-    "expansion": {
-        "random-relu": Builtin("fedvision.models.expansions:RandomRelu"),
-        "bucket-groups": Builtin("fedvision.models.expansions:BucketGroups"),
-    },
-    "head": {"cosine": Builtin("fedvision.models.cosine_head:CosineHead")},
-    "loss": {
-        "cross-entropy": Builtin("fedvision.losses.weighting:cross_entropy"),
-        "weighted": Builtin("fedvision.losses.weighting:weighted"),
-        "focal": Builtin("fedvision.losses.focal:focal"),
-        "class-balanced-focal": Builtin("fedvision.losses.focal:focal", {"scheme": "effective-number"}),
-        "ldam": Builtin("fedvision.losses.margins:ldam"),
-        "balanced-softmax": Builtin("fedvision.losses.calibrated:balanced_softmax"),
-        "logit-adjusted": Builtin("fedvision.losses.calibrated:logit_adjusted"),
-        "fedlc": Builtin("fedvision.losses.calibrated:fedlc"),
-        "fedrs": Builtin("fedvision.losses.calibrated:fedrs"),
-        "binary-cross-entropy": Builtin("fedvision.losses.multilabel:binary_cross_entropy", {}, _MULTI_LABEL),
-        "class-balanced": Builtin("fedvision.losses.multilabel:class_balanced", {}, _MULTI_LABEL),
-        "asymmetric": Builtin("fedvision.losses.multilabel:asymmetric", {}, _MULTI_LABEL),
-    },
-    "client_algorithm": {
-        "fedprox": Builtin("fedvision.algorithms.fedprox:FedProxClient"),
-        "scaffold": Builtin("fedvision.algorithms.scaffold:ScaffoldClient"),
-        "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTDClient"),
-        "fednova": Builtin("fedvision.algorithms.fednova:FedNovaClient"),
-        "feddyn": Builtin("fedvision.algorithms.feddyn:FedDynClient"),
-        "moon": Builtin("fedvision.algorithms.moon:MoonClient"),
-        "fedvls": Builtin("fedvision.algorithms.fedvls:FedVLSClient"),
-        "fedavg-support": Builtin("fedvision.algorithms.fedavg_support:SupportClient"),
-        "distillation": Builtin("fedvision.algorithms.distillation:DistillationClient"),
-    },
-    "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
-    "schedule": {
-        "constant": Builtin("fedvision.training.schedules:constant"),
-        "cosine": Builtin("fedvision.training.schedules:cosine"),
-        "step": Builtin("fedvision.training.schedules:step"),
-        "exponential": Builtin("fedvision.training.schedules:exponential"),
-    },
-    "sampler": {
-        "shuffle": Builtin("fedvision.training.samplers:shuffle"),
-        "balanced": Builtin("fedvision.training.samplers:balanced"),
-        "square-root": Builtin("fedvision.training.samplers:square_root"),
-        "effective": Builtin("fedvision.training.samplers:effective"),
-        "progressive": Builtin("fedvision.training.samplers:progressive"),
-    },
-    "strategy": {
-        "fedavg": Builtin("fedvision.algorithms.fedavg:FedAvg"),
-        "fedprox": Builtin("fedvision.algorithms.fedprox:FedProx"),
-        "fedper": Builtin("fedvision.algorithms.fedper:FedPer"),
-        "scaffold": Builtin("fedvision.algorithms.scaffold:Scaffold"),
-        "ccvr": Builtin("fedvision.algorithms.ccvr:CCVR"),
-        "zero-shot": Builtin("fedvision.algorithms.zero_shot:ZeroShot"),
-        "closed-form": Builtin("fedvision.algorithms.closed_form.strategy:ClosedForm"),
-        "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTD"),
-        "fednova": Builtin("fedvision.algorithms.fednova:FedNova"),
-        "feddyn": Builtin("fedvision.algorithms.feddyn:FedDyn"),
-        "moon": Builtin("fedvision.algorithms.moon:Moon"),
-        "fedvls": Builtin("fedvision.algorithms.fedvls:FedVLS"),
-        "fedavg-support": Builtin("fedvision.algorithms.fedavg_support:FedAvgSupport"),
-        "distillation": Builtin("fedvision.algorithms.distillation:Distillation"),
-        "flexlora": Builtin("fedvision.algorithms.flexlora:FlexLora"),
-        "fedavgm": Builtin("fedvision.algorithms.server_optimizers:FedAvgM"),
-        "fedadam": Builtin("fedvision.algorithms.server_optimizers:FedAdam"),
-        "fedyogi": Builtin("fedvision.algorithms.server_optimizers:FedYogi"),
-        "fedadagrad": Builtin("fedvision.algorithms.server_optimizers:FedAdagrad"),
-        "median": Builtin("fedvision.algorithms.robust:Median"),
-        "trimmed-mean": Builtin("fedvision.algorithms.robust:TrimmedMean"),
-        "krum": Builtin("fedvision.algorithms.robust:Krum"),
-    },
-    "task": {
-        "classification": Builtin("fedvision.tasks.classification:Classification"),
-        "multi-label": Builtin("fedvision.tasks.multilabel:MultiLabel"),
-    },
-    "update": {
-        "clip": Builtin("fedvision.updates.clip:Clip"),
-        "float16": Builtin("fedvision.updates.float16:Float16"),
-        "top-k": Builtin("fedvision.updates.top_k:TopK"),
-    },
-    "statistic": {
-        "class-counts": Builtin("fedvision.training.statistics:class_counts"),
-        "feature-moments": Builtin("fedvision.algorithms.ccvr:feature_moments"),
-        "feature-sums": Builtin("fedvision.algorithms.closed_form.sums:feature_sums"),
-        "weighted-products": Builtin("fedvision.algorithms.closed_form.sums:weighted_products"),
-        "likelihoods": Builtin("fedvision.training.likelihoods:likelihoods"),
-        "calibration": Builtin("fedvision.training.held_out_calibration:calibration"),
-        "faithfulness": Builtin("fedvision.explanation.statistic:faithfulness_sums"),
-        "head-scores": Builtin("fedvision.algorithms.closed_form.sums:head_scores"),
-    },
-    "metric": {
-        "geometric-mean": Builtin("fedvision.tasks.metrics:geometric_mean"),
-        "kappa": Builtin("fedvision.tasks.metrics:kappa"),
-    },
-    "engine": {
-        "auto": Builtin("fedvision.engines.auto:AutoEngine"),
-        "serial": Builtin("fedvision.engines.serial:SerialEngine"),
-        "ray": Builtin("fedvision.engines.ray.engine:RayEngine"),
-        "vectorized": Builtin("fedvision.engines.vectorized:VectorizedEngine"),
-    },
-}
 
 
 class Factory(NamedTuple):

@@ -30,7 +30,7 @@ BASE = {
         "inputs",
         "sweep",
     ),
-    *("registry", "families", "plugin_folder", "interruption", "streams", "stages"),
+    *("registry", "builtin_plugins", "families", "plugin_folder", "interruption", "streams", "stages"),
 }
 """Modules that every package may import."""
 LAYERS = (

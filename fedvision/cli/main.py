@@ -154,7 +154,7 @@ def parser() -> argparse.ArgumentParser:
     queue.add(verbs)
 
     names = verbs.add_parser("list", description="show the options of `use =`")
-    names.add_argument("kind", nargs="?", choices=sorted(registry.BUILTINS), help="only this kind")
+    names.add_argument("kind", nargs="?", choices=sorted({*registry.BUILTINS, *_ALSO}), help="only this kind")
     names.set_defaults(call=_list)
     new.add(verbs)
     parser.epilog = _by_purpose(verbs.choices)
@@ -320,15 +320,25 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    for kind in [options.kind] if options.kind else sorted(registry.BUILTINS):
-        names = sorted(registry.names(kind).items())
-        show("\n".join([f"{kind}:", *(_option(kind, name, origin) for name, origin in names)]))
+    for kind in [_ALSO.get(options.kind, options.kind)] if options.kind else sorted(registry.BUILTINS):
+        rows = [(name, *_option(kind, name, origin)) for name, origin in sorted(registry.names(kind).items())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows
+        )
+        show("\n".join([f"{kind}:", *(f"  {line.rstrip()}" for line in lines)]))
 
 
-def _option(kind: str, name: str, origin: str) -> str:
+def _option(kind: str, name: str, origin: str) -> tuple[str, str]:
+    """Return a method's paper, and where an option is found."""
     found = family_of(kind, name)
     others = f", and {found[0].others}" if found and found[0].others else ""
-    return f"  {name:<18} {origin}{others}"
+    builtin = registry.BUILTINS[kind].get(name)
+    return builtin.paper if builtin else "", origin + others
+
+
+_ALSO = {"algorithm": "strategy"}
+"""Kinds by another word: the two halves of an algorithm are named together, in ``[strategy]``."""
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvision import stages
+from fedvision import registry, stages
 from fedvision.cli import main
 
 EXPERIMENT = """
@@ -139,6 +139,20 @@ def test_list_names_every_option_of_use(capsys: pytest.CaptureFixture[str]) -> N
     assert "fedavg" not in out
     assert run("list") == 0
     assert "fedavg" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"), [("algorithm", "strategy"), ("loss", "loss"), ("sampler", "sampler")]
+)
+def test_list_prints_the_paper_of_each_method(
+    word: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("list", word) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert lines.keys() == registry.BUILTINS[kind].keys()
+    for name, builtin in registry.BUILTINS[kind].items():
+        assert builtin.paper
+        assert f"  {builtin.paper}  " in lines[name]
 
 
 def corrupt_folder(here: Path) -> None:

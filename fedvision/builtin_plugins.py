@@ -1,0 +1,233 @@
+"""The built-in plug-ins: one readable table of each kind, name and place, and of a method its paper.
+
+Nothing is registered by importing it: ``fedvision.registry`` finds these by the same code as any plug-in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Builtin(NamedTuple):
+    """Where a built-in lives, and arguments that its name already settles."""
+
+    target: str
+    preset: Mapping[str, Any] = {}
+    tasks: frozenset[str] = frozenset({"classification"})
+    """Of a loss or a metric: the tasks that it is for."""
+    parts: tuple[str, ...] = ()
+    """Of a model: keys that name further networks inside it, each a name or a table of its own."""
+    paper: str = ""
+    """Of a method: the paper that it comes from, or that it is the package's own."""
+
+
+_MULTI_LABEL = frozenset({"multi-label"})
+
+
+def _vision(dataset: str) -> Builtin:
+    return Builtin("fedvision.data.sources.torchvision_sets:torchvision_dataset", {"dataset": dataset})
+
+
+BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
+    "data": {
+        "digits": Builtin("fedvision.data.sources.arrays:digits"),
+        "npz": Builtin("fedvision.data.sources.arrays:npz"),
+        "elsewhere": Builtin("fedvision.data.sources.remote:elsewhere"),
+        "image-folder": Builtin("fedvision.data.sources.image_folder:image_folder"),
+        "manifest": Builtin("fedvision.data.sources.manifest:manifest"),
+        "mnist": _vision("MNIST"),
+        "fashion-mnist": _vision("FashionMNIST"),
+        "kmnist": _vision("KMNIST"),
+        "qmnist": _vision("QMNIST"),
+        "emnist": _vision("EMNIST"),
+        "usps": _vision("USPS"),
+        "cifar10": _vision("CIFAR10"),
+        "cifar100": _vision("CIFAR100"),
+        "svhn": _vision("SVHN"),
+        "stl10": _vision("STL10"),
+        "gtsrb": _vision("GTSRB"),
+        "pcam": _vision("PCAM"),
+        "eurosat": _vision("EuroSAT"),
+        "flowers102": _vision("Flowers102"),
+        "oxford-iiit-pet": _vision("OxfordIIITPet"),
+        "food101": _vision("Food101"),
+        "dtd": _vision("DTD"),
+        "fgvc-aircraft": _vision("FGVCAircraft"),
+        "stanford-cars": _vision("StanfordCars"),
+        "country211": _vision("Country211"),
+    },
+    "partition": {
+        "iid": Builtin("fedvision.data.partition.partitioners:iid"),
+        "dirichlet": Builtin("fedvision.data.partition.partitioners:dirichlet"),
+        "shards": Builtin("fedvision.data.partition.partitioners:shards"),
+        "quantity": Builtin("fedvision.data.partition.partitioners:quantity"),
+        "column": Builtin("fedvision.data.partition.partitioners:column"),
+        "population": Builtin("fedvision.data.partition.population:population"),
+    },
+    "model": {
+        "cnn": Builtin("fedvision.models.cnn:cnn"),
+        "resnet8": Builtin("fedvision.models.resnet:resnet8"),
+        "resnet8-wide": Builtin("fedvision.models.resnet:resnet8_wide"),
+        "resnet18": Builtin("fedvision.models.resnet:resnet18"),
+        "resnet20": Builtin("fedvision.models.resnet:resnet20"),
+        "rnn": Builtin("fedvision.models.rnn:rnn", parts=("reads",)),
+        "vit": Builtin("fedvision.models.vit:vit"),
+        "fusion": Builtin("fedvision.models.fusion:fusion", parts=("extractor", "transformer")),
+    },
+    "expansion": {
+        "random-relu": Builtin("fedvision.models.expansions:RandomRelu"),
+        "bucket-groups": Builtin("fedvision.models.expansions:BucketGroups"),
+    },
+    "head": {"cosine": Builtin("fedvision.models.cosine_head:CosineHead")},
+    "loss": {
+        "cross-entropy": Builtin("fedvision.losses.weighting:cross_entropy", paper="the plain loss"),
+        "weighted": Builtin("fedvision.losses.weighting:weighted", paper="Cui et al. 2019, arXiv 1901.05555"),
+        "focal": Builtin("fedvision.losses.focal:focal", paper="Lin et al. 2017, arXiv 1708.02002"),
+        "class-balanced-focal": Builtin(
+            "fedvision.losses.focal:focal",
+            {"scheme": "effective-number"},
+            paper="Cui et al. 2019, arXiv 1901.05555",
+        ),
+        "ldam": Builtin("fedvision.losses.margins:ldam", paper="Cao et al. 2019, arXiv 1906.07413"),
+        "balanced-softmax": Builtin(
+            "fedvision.losses.calibrated:balanced_softmax", paper="Ren et al. 2020, arXiv 2007.10740"
+        ),
+        "logit-adjusted": Builtin(
+            "fedvision.losses.calibrated:logit_adjusted", paper="Menon et al. 2021, arXiv 2007.07314"
+        ),
+        "fedlc": Builtin("fedvision.losses.calibrated:fedlc", paper="Zhang et al. 2022, arXiv 2209.00189"),
+        "fedrs": Builtin("fedvision.losses.calibrated:fedrs", paper="Li and Zhan 2021, KDD 2021"),
+        "binary-cross-entropy": Builtin(
+            "fedvision.losses.multilabel:binary_cross_entropy",
+            tasks=_MULTI_LABEL,
+            paper="the plain loss of several labels",
+        ),
+        "class-balanced": Builtin(
+            "fedvision.losses.multilabel:class_balanced",
+            tasks=_MULTI_LABEL,
+            paper="Cui et al. 2019, arXiv 1901.05555",
+        ),
+        "asymmetric": Builtin(
+            "fedvision.losses.multilabel:asymmetric",
+            tasks=_MULTI_LABEL,
+            paper="Ridnik et al. 2021, arXiv 2009.14119",
+        ),
+    },
+    "client_algorithm": {
+        "fedprox": Builtin("fedvision.algorithms.fedprox:FedProxClient"),
+        "scaffold": Builtin("fedvision.algorithms.scaffold:ScaffoldClient"),
+        "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTDClient"),
+        "fednova": Builtin("fedvision.algorithms.fednova:FedNovaClient"),
+        "feddyn": Builtin("fedvision.algorithms.feddyn:FedDynClient"),
+        "moon": Builtin("fedvision.algorithms.moon:MoonClient"),
+        "fedvls": Builtin("fedvision.algorithms.fedvls:FedVLSClient"),
+        "fedavg-support": Builtin("fedvision.algorithms.fedavg_support:SupportClient"),
+        "distillation": Builtin("fedvision.algorithms.distillation:DistillationClient"),
+    },
+    "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
+    "schedule": {
+        "constant": Builtin("fedvision.training.schedules:constant"),
+        "cosine": Builtin("fedvision.training.schedules:cosine"),
+        "step": Builtin("fedvision.training.schedules:step"),
+        "exponential": Builtin("fedvision.training.schedules:exponential"),
+    },
+    "sampler": {
+        "shuffle": Builtin("fedvision.training.samplers:shuffle", paper="one pass over the images"),
+        "balanced": Builtin(
+            "fedvision.training.samplers:balanced", paper="Kang et al. 2020, arXiv 1910.09217"
+        ),
+        "square-root": Builtin(
+            "fedvision.training.samplers:square_root",
+            paper="Mahajan et al. 2018, arXiv 1805.00932; Kang et al. 2020",
+        ),
+        "effective": Builtin(
+            "fedvision.training.samplers:effective", paper="Cui et al. 2019, arXiv 1901.05555"
+        ),
+        "progressive": Builtin(
+            "fedvision.training.samplers:progressive", paper="Kang et al. 2020, arXiv 1910.09217"
+        ),
+    },
+    "strategy": {
+        "fedavg": Builtin(
+            "fedvision.algorithms.fedavg:FedAvg", paper="McMahan et al. 2017, arXiv 1602.05629"
+        ),
+        "fedprox": Builtin("fedvision.algorithms.fedprox:FedProx", paper="Li et al. 2020, arXiv 1812.06127"),
+        "fedper": Builtin(
+            "fedvision.algorithms.fedper:FedPer", paper="Arivazhagan et al. 2019, arXiv 1912.00818"
+        ),
+        "scaffold": Builtin(
+            "fedvision.algorithms.scaffold:Scaffold", paper="Karimireddy et al. 2020, arXiv 1910.06378"
+        ),
+        "ccvr": Builtin("fedvision.algorithms.ccvr:CCVR", paper="Luo et al. 2021, arXiv 2106.05001"),
+        "zero-shot": Builtin(
+            "fedvision.algorithms.zero_shot:ZeroShot", paper="Radford et al. 2021, arXiv 2103.00020"
+        ),
+        "closed-form": Builtin(
+            "fedvision.algorithms.closed_form.strategy:ClosedForm",
+            paper="Fani et al. 2024 (Fed3R), He et al. 2025 (AFL); balanced: arXiv 2408.10349",
+        ),
+        "fedntd": Builtin("fedvision.algorithms.fedntd:FedNTD", paper="Lee et al. 2022, arXiv 2106.03097"),
+        "fednova": Builtin(
+            "fedvision.algorithms.fednova:FedNova", paper="Wang et al. 2020, arXiv 2007.07481"
+        ),
+        "feddyn": Builtin("fedvision.algorithms.feddyn:FedDyn", paper="Acar et al. 2021, arXiv 2111.04263"),
+        "moon": Builtin("fedvision.algorithms.moon:Moon", paper="Li et al. 2021, arXiv 2103.16257"),
+        "fedvls": Builtin("fedvision.algorithms.fedvls:FedVLS", paper="Guo et al. 2025, arXiv 2401.02329"),
+        "fedavg-support": Builtin(
+            "fedvision.algorithms.fedavg_support:FedAvgSupport", paper="the package's own"
+        ),
+        "distillation": Builtin(
+            "fedvision.algorithms.distillation:Distillation", paper="Hinton et al. 2015, arXiv 1503.02531"
+        ),
+        "flexlora": Builtin(
+            "fedvision.algorithms.flexlora:FlexLora", paper="Bai et al. 2024, arXiv 2402.11505"
+        ),
+        "fedavgm": Builtin(
+            "fedvision.algorithms.server_optimizers:FedAvgM", paper="Hsu et al. 2019, arXiv 1909.06335"
+        ),
+        "fedadam": Builtin(
+            "fedvision.algorithms.server_optimizers:FedAdam", paper="Reddi et al. 2021, arXiv 2003.00295"
+        ),
+        "fedyogi": Builtin(
+            "fedvision.algorithms.server_optimizers:FedYogi", paper="Reddi et al. 2021, arXiv 2003.00295"
+        ),
+        "fedadagrad": Builtin(
+            "fedvision.algorithms.server_optimizers:FedAdagrad", paper="Reddi et al. 2021, arXiv 2003.00295"
+        ),
+        "median": Builtin("fedvision.algorithms.robust:Median", paper="Yin et al. 2018, arXiv 1803.01498"),
+        "trimmed-mean": Builtin(
+            "fedvision.algorithms.robust:TrimmedMean", paper="Yin et al. 2018, arXiv 1803.01498"
+        ),
+        "krum": Builtin("fedvision.algorithms.robust:Krum", paper="Blanchard et al. 2017, arXiv 1703.02757"),
+    },
+    "task": {
+        "classification": Builtin("fedvision.tasks.classification:Classification"),
+        "multi-label": Builtin("fedvision.tasks.multilabel:MultiLabel"),
+    },
+    "update": {
+        "clip": Builtin("fedvision.updates.clip:Clip"),
+        "float16": Builtin("fedvision.updates.float16:Float16"),
+        "top-k": Builtin("fedvision.updates.top_k:TopK"),
+    },
+    "statistic": {
+        "class-counts": Builtin("fedvision.training.statistics:class_counts"),
+        "feature-moments": Builtin("fedvision.algorithms.ccvr:feature_moments"),
+        "feature-sums": Builtin("fedvision.algorithms.closed_form.sums:feature_sums"),
+        "weighted-products": Builtin("fedvision.algorithms.closed_form.sums:weighted_products"),
+        "likelihoods": Builtin("fedvision.training.likelihoods:likelihoods"),
+        "calibration": Builtin("fedvision.training.held_out_calibration:calibration"),
+        "faithfulness": Builtin("fedvision.explanation.statistic:faithfulness_sums"),
+        "head-scores": Builtin("fedvision.algorithms.closed_form.sums:head_scores"),
+    },
+    "metric": {
+        "geometric-mean": Builtin("fedvision.tasks.metrics:geometric_mean"),
+        "kappa": Builtin("fedvision.tasks.metrics:kappa"),
+    },
+    "engine": {
+        "auto": Builtin("fedvision.engines.auto:AutoEngine"),
+        "serial": Builtin("fedvision.engines.serial:SerialEngine"),
+        "ray": Builtin("fedvision.engines.ray.engine:RayEngine"),
+        "vectorized": Builtin("fedvision.engines.vectorized:VectorizedEngine"),
+    },
+}
