@@ -1,0 +1,64 @@
+"""The picture of a table: a row for each method, its recall of frequent, middle and rare classes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import Run, Store
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from protocol import Protocol, measured, thirds
+
+SHADES = {
+    "head": ("most frequent 3", "#0072b2"),
+    "medium": ("middle", "#009e73"),
+    "tail": ("rarest 3", "#d55e00"),
+    "balanced_accuracy": ("all classes", "#000000"),
+}
+"""Okabe and Ito's colours, which colour-blind people distinguish."""
+
+
+def draw(store: Store, protocol: Protocol, path: Path, split: str = "") -> None:
+    """Write the picture, the best balanced accuracy on top; nothing where no method was measured.
+
+    Args:
+        store: The runs.
+        protocol: Whose methods are drawn.
+        path: The SVG file.
+        split: The variant of the experiment.
+    """
+    found = {name: own for name in protocol.methods if (own := measured(store, name, split))}
+    if not found:
+        return
+    ranked = sorted(found, key=lambda name: _mean(found[name], "balanced_accuracy"))
+    with rc_context({"font.size": 11, "svg.fonttype": "path", "svg.hashsalt": "fedvision"}):
+        figure = Figure(figsize=(9, 0.32 * len(ranked) + 1.5), layout="constrained")
+        figure.patch.set_facecolor("white")
+        axes = figure.add_subplot()
+        for score, (name, colour) in SHADES.items():
+            values = [[thirds(run).get(score, float("nan")) for run in found[method]] for method in ranked]
+            axes.errorbar(
+                [statistics.mean(own) for own in values],
+                range(len(ranked)),
+                xerr=[statistics.stdev(own) if len(own) > 1 else 0.0 for own in values],
+                fmt="D" if score == "balanced_accuracy" else "o",
+                color=colour,
+                elinewidth=1.5,
+                markersize=6,
+                label=name,
+            )
+        axes.set_yticks(range(len(ranked)), ranked)
+        axes.set_xlim(0, 100)
+        axes.set_ylim(-0.7, len(ranked) - 0.3)
+        axes.set_xlabel("recall on the test images, % (mean and deviation over seeds)")
+        axes.grid(axis="both", color="#dddddd")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        figure.legend(loc="outside upper center", ncols=4, frameon=False)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _mean(runs: Sequence[Run], score: str) -> float:
+    return statistics.mean(thirds(run)[score] for run in runs)

@@ -1,0 +1,119 @@
+"""The long-tail tables: what a run is made of, how a setting is chosen, and what its scores are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Store, Turn
+
+from fedvision import ExperimentConfig
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "longtail"))
+
+import fashion
+import protocol
+from protocol import MEASURED, TUNED, Method, Protocol
+
+TWO = Protocol(
+    name="two",
+    experiment={"name": "x", "training": {"epochs": 2}, "evaluation": {"every": 1}},
+    methods={
+        "a": Method({"loss": {"use": "focal"}}, [{"training": {"lr": 0.1}}, {"training": {"lr": 0.2}}]),
+        "b": Method({}, [{"training": {"lr": 0.1}}, {"training": {"lr": 0.2}}]),
+    },
+    seeds=(1, 2),
+    tuning={"data": {"validation": 0.1}},
+)
+
+
+def found(balanced: float, setting: int = 0) -> dict[str, Any]:
+    return {
+        "recalls": [balanced] * 8,
+        "counts": list(range(8, 0, -1)),
+        "worst_client": 0.5,
+        "setting": setting,
+    }
+
+
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "two.json", {})
+
+
+def test_later_tables_are_laid_over_earlier_ones() -> None:
+    assert protocol.merged({"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"y": 3}}, {"b": {"z": 4}}) == {
+        "a": {"x": 1, "y": 3},
+        "b": {"z": 4},
+    }
+
+
+def test_only_tuning_sets_images_aside() -> None:
+    tuning = TWO.tables("a", 1, 0, tuning=True)
+    assert tuning["data"] == {"validation": 0.1}
+    assert tuning["training"] == {"epochs": 2, "lr": 0.2}
+    assert tuning["loss"] == {"use": "focal"}
+    assert "data" not in TWO.tables("a", 1, 2, tuning=False)
+
+
+def test_seeds_are_run_when_all_settings_are_compared(tmp_path: Path) -> None:
+    kept = store(tmp_path)
+    kept.add(Turn(TUNED, "a", 0), found(0.7, 0))
+    assert [turn for turn, _ in protocol.pending(kept, TWO, ["a"])] == [
+        Turn(TUNED, "a", 0),
+        Turn(TUNED, "a", 1),
+    ]
+    kept.add(Turn(TUNED, "a", 1), found(0.8, 1))
+    longer = list(protocol.pending(kept, TWO, ["a", "b"]))
+    assert [turn for turn, _ in longer[-2:]] == [Turn(MEASURED, "a", 1), Turn(MEASURED, "a", 2)]
+    assert longer[-1][1]["training"]["lr"] == 0.2
+    assert longer[-1][1]["seed"] == 2
+
+
+def test_of_equal_settings_the_first_is_chosen(tmp_path: Path) -> None:
+    kept = store(tmp_path)
+    for setting in (1, 0):
+        kept.add(Turn(TUNED, "b", setting), found(0.7, setting))
+    assert protocol.chosen(kept, TWO, "b") == 0
+
+
+def test_scores_are_means_of_recalls_by_how_frequent_a_class_is() -> None:
+    run = {
+        "recalls": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
+        "counts": [1, 9, 2, 8, 3, 7, 5],
+        "worst_client": 0.25,
+    }
+    assert protocol.thirds(run) == pytest.approx(
+        {
+            "balanced_accuracy": 40.0,
+            "head": 100 * (0.2 + 0.4 + 0.6) / 3,
+            "medium": 70.0,
+            "tail": 100 * (0.1 + 0.3 + 0.5) / 3,
+            "worst_client": 25.0,
+        }
+    )
+
+
+def test_the_worst_client_is_measured_in_its_own_mixture_of_classes() -> None:
+    clients = [[30, 10], [10, 30], [0, protocol.FEW - 1]]
+    assert protocol.worst_client([1.0, 0.2], clients) == pytest.approx(0.25 + 0.75 * 0.2)
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    kept = store(tmp_path)
+    turn, tables = next(protocol.pending(kept, TWO, ["a"]))
+    kept.add(turn, {**found(0.7), "tables": {**tables, "rounds": 7}})
+    with pytest.raises(ValueError, match="other settings"):
+        protocol._take(kept, TWO, [(turn, tables)], 1)
+
+
+@pytest.mark.parametrize("name", fashion.PROTOCOL.methods)
+def test_every_method_has_the_same_budget_and_an_experiment_that_can_be_read(name: str) -> None:
+    method = fashion.PROTOCOL.methods[name]
+    assert len(method.settings) == 4
+    assert not {"data", "partition", "rounds"} & method.tables.keys()
+    tables = [fashion.PROTOCOL.tables(name, setting, 0, tuning=True) for setting in range(4)]
+    assert all(tables.count(one) == 1 for one in tables)
+    for one in tables:
+        ExperimentConfig.from_dict(one)
