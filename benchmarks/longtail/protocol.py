@@ -70,6 +70,8 @@ class Protocol:
     seeds: Sequence[int] = (1, 2, 3)
     splits: Mapping[str, Tables] = field(default_factory=lambda: {"": {}})
     """Variants of the experiment by name; the first one is what settings are compared on."""
+    scores: Mapping[str, str] = field(default_factory=lambda: SCORES)
+    """Columns of its table and the scores in them; settings are compared by the first one."""
 
     def tables(self, method: str, setting: int, seed: int, split: str = "", *, tuning: bool) -> Tables:
         """Return the experiment of a run."""
@@ -107,7 +109,7 @@ def measure(tables: Tables, after: str) -> Run:
         else:
             confusion = record["local" if held_out else "server"]["confusion"]
     return {
-        "recalls": recalls(confusion),
+        "confusion": confusion,
         "worst_client": worst_client(recalls(confusion), clients),
         "counts": [sum(column) for column in zip(*clients, strict=True)],
         "up": [one["bytes"]["up"] for one in result.rounds],
@@ -120,6 +122,12 @@ def measure(tables: Tables, after: str) -> Run:
 def recalls(confusion: Sequence[Sequence[int]]) -> list[float]:
     """Return each class's recall of a confusion matrix by true and predicted class."""
     return [row[label] / max(1, sum(row)) for label, row in enumerate(confusion)]
+
+
+def f1(confusion: Sequence[Sequence[int]]) -> list[float]:
+    """Return each class's F1: 2 true positives over images of the class and predictions of it."""
+    predicted = [sum(column) for column in zip(*confusion, strict=True)]
+    return [2 * row[label] / max(1, sum(row) + predicted[label]) for label, row in enumerate(confusion)]
 
 
 def worst_client(recall: Sequence[float], clients: Sequence[Sequence[int]]) -> float:
@@ -135,21 +143,25 @@ def worst_client(recall: Sequence[float], clients: Sequence[Sequence[int]]) -> f
 
 
 def thirds(run: Run) -> dict[str, float]:
-    """Return a run's scores in %: of the most frequent 3 classes, the rarest 3, and those between."""
+    """Return a run's scores in %: of the most frequent 3 classes, the rarest 3, and those between.
+
+    Of fewer than seven classes there are only the rarest one, as ``tail``, and all together.
+    """
+    recall = recalls(run["confusion"])
     ranked = sorted(range(len(run["counts"])), key=lambda label: -run["counts"][label])
-    parts = {"balanced_accuracy": ranked, "head": ranked[:3], "medium": ranked[3:-3], "tail": ranked[-3:]}
-    found = {
-        name: 100 * statistics.mean(run["recalls"][label] for label in own)
-        for name, own in parts.items()
-        if own
-    }
-    return {**found, "worst_client": 100 * run["worst_client"]}
+    parts = {"balanced_accuracy": ranked, "tail": ranked[-1:]}
+    if len(ranked) > 6:
+        parts = {**parts, "head": ranked[:3], "medium": ranked[3:-3], "tail": ranked[-3:]}
+    found = {name: 100 * statistics.mean(recall[label] for label in own) for name, own in parts.items()}
+    macro_f1 = 100 * statistics.mean(f1(run["confusion"]))
+    return {**found, "macro_f1": macro_f1, "worst_client": 100 * run["worst_client"]}
 
 
 def chosen(store: Store, protocol: Protocol, method: str) -> int | None:
     """Return the setting that did best on images set aside; None while one of them is not measured."""
+    first = next(iter(protocol.scores.values()))
     found = {
-        int(run["setting"]): thirds(run)["balanced_accuracy"]
+        int(run["setting"]): thirds(run)[first]
         for run in store.runs
         if (run["workload"], run["rival"]) == (TUNED, method)
     }
@@ -236,14 +248,14 @@ def measured(store: Store, method: str, split: str = "") -> list[Run]:
 
 
 def table(store: Store, protocol: Protocol) -> str:
-    """Return the methods as Markdown, a table for each split, the best balanced accuracy first."""
-    parts = []
+    """Return the methods as Markdown, a table for each split, the best first."""
+    parts, first = [], next(iter(protocol.scores.values()))
     for split in protocol.splits:
         found = {name: own for name in protocol.methods if (own := measured(store, name, split))}
-        head = ["method", "setting", *SCORES, "processor, s", "MB up", "n"]
+        head = ["method", "setting", *protocol.scores, "processor, s", "MB up", "n"]
         lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-        for name, runs in sorted(found.items(), key=lambda item: -_mean(item[1], "balanced_accuracy")):
-            cells = [spread([thirds(one)[key] for one in runs], ".1f") for key in SCORES.values()]
+        for name, runs in sorted(found.items(), key=lambda item: -_mean(item[1], first)):
+            cells = [spread([thirds(one)[key] for one in runs], ".1f") for key in protocol.scores.values()]
             setting = protocol.methods[name].settings[runs[0]["setting"]]
             seconds = statistics.median(one["cpu_s"] for one in runs)
             sent = statistics.median(sum(one["up"]) / 1e6 for one in runs)

@@ -28,14 +28,26 @@ TWO = Protocol(
     tuning={"data": {"validation": 0.1}},
 )
 
+RECALLS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+
 
 def found(balanced: float, setting: int = 0) -> dict[str, Any]:
     return {
-        "recalls": [balanced] * 8,
+        "confusion": diagonal([balanced] * 8),
         "counts": list(range(8, 0, -1)),
         "worst_client": 0.5,
         "setting": setting,
     }
+
+
+def diagonal(recalls: list[float]) -> list[list[int]]:
+    """Return a confusion matrix of 10 images a class, the wrong ones taken for the next class."""
+    classes = len(recalls)
+    rows = [[0] * classes for _ in recalls]
+    for label, recall in enumerate(recalls):
+        rows[label][label] = round(10 * recall)
+        rows[label][(label + 1) % classes] += 10 - round(10 * recall)
+    return rows
 
 
 def store(tmp_path: Path) -> Store:
@@ -80,12 +92,14 @@ def test_of_equal_settings_the_first_is_chosen(tmp_path: Path) -> None:
 
 def test_scores_are_means_of_recalls_by_how_frequent_a_class_is() -> None:
     run = {
-        "recalls": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
+        "confusion": diagonal(RECALLS),
         "counts": [1, 9, 2, 8, 3, 7, 5],
         "worst_client": 0.25,
     }
+    f1 = [2 * own / (1 + own + 1 - before) for own, before in zip(RECALLS, [0.7, *RECALLS], strict=False)]
     assert protocol.thirds(run) == pytest.approx(
         {
+            "macro_f1": 100 * sum(f1) / 7,
             "balanced_accuracy": 40.0,
             "head": 100 * (0.2 + 0.4 + 0.6) / 3,
             "medium": 70.0,
@@ -93,6 +107,12 @@ def test_scores_are_means_of_recalls_by_how_frequent_a_class_is() -> None:
             "worst_client": 25.0,
         }
     )
+
+
+def test_of_few_classes_only_the_rarest_stands_alone() -> None:
+    run = {"confusion": diagonal([0.5, 0.1, 0.9]), "counts": [5, 9, 1], "worst_client": 0.5}
+    assert "head" not in protocol.thirds(run)
+    assert protocol.thirds(run)["tail"] == pytest.approx(90.0)
 
 
 def test_the_worst_client_is_measured_in_its_own_mixture_of_classes() -> None:
