@@ -98,6 +98,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         ),
         "fedlc": Builtin("fedvision.losses.calibrated:fedlc", paper="Zhang et al. 2022, arXiv 2209.00189"),
         "fedrs": Builtin("fedvision.losses.calibrated:fedrs", paper="Li and Zhan 2021, KDD 2021"),
+        "fedlf": Builtin("fedvision.losses.calibrated:fedlf", paper="Lu et al. 2024, arXiv 2409.12105"),
         "binary-cross-entropy": Builtin(
             "fedvision.losses.multilabel:binary_cross_entropy",
             tasks=_MULTI_LABEL,
@@ -122,6 +123,8 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "feddyn": Builtin("fedvision.algorithms.feddyn:FedDynClient"),
         "moon": Builtin("fedvision.algorithms.moon:MoonClient"),
         "fedvls": Builtin("fedvision.algorithms.fedvls:FedVLSClient"),
+        "fedlf": Builtin("fedvision.algorithms.fedlf:FedLFClient"),
+        "fedyoyo": Builtin("fedvision.algorithms.fedyoyo:FedYoYoClient"),
         "fedavg-support": Builtin("fedvision.algorithms.fedavg_support:SupportClient"),
         "distillation": Builtin("fedvision.algorithms.distillation:DistillationClient"),
     },
@@ -174,6 +177,8 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "feddyn": Builtin("fedvision.algorithms.feddyn:FedDyn", paper="Acar et al. 2021, arXiv 2111.04263"),
         "moon": Builtin("fedvision.algorithms.moon:Moon", paper="Li et al. 2021, arXiv 2103.16257"),
         "fedvls": Builtin("fedvision.algorithms.fedvls:FedVLS", paper="Guo et al. 2025, arXiv 2401.02329"),
+        "fedlf": Builtin("fedvision.algorithms.fedlf:FedLF", paper="Lu et al. 2024, arXiv 2409.12105"),
+        "fedyoyo": Builtin("fedvision.algorithms.fedyoyo:FedYoYo", paper="Yan et al. 2025, arXiv 2503.06916"),
         "fedavg-support": Builtin(
             "fedvision.algorithms.fedavg_support:FedAvgSupport", paper="the package's own"
         ),

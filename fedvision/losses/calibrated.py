@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedvision.losses.counts import at_least, images
-from fedvision.losses.logits import PerClass, cross_entropy_of, precise
+from fedvision.losses.logits import PerClass, cross_entropy_after
 from fedvision.ranges import check_range
 
 if TYPE_CHECKING:
@@ -107,24 +107,43 @@ def fedrs(counts: torch.Tensor, *, alpha: float = 0.5, min_count: int = 1) -> Lo
     """
     check_range(at_least=0, at_most=1, alpha=alpha)
     check_range(at_least=1, min_count=min_count)
-    factors = PerClass(torch.where(images(counts) >= min_count, 1.0, alpha))
+    return _scaled(torch.where(images(counts) >= min_count, 1.0, alpha))
 
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        z = precise(logits)
-        return cross_entropy_of(factors.beside(z) * z, labels)
 
-    return loss
+def fedlf(counts: torch.Tensor, *, alpha: float = 0.5) -> LossFn:
+    """Return ``-log softmax(a z)_y``, ``a_c = alpha + (1 - alpha) n_c / max n``: [B, C], [B] -> [B], in nats.
+
+    Lu, Li, Jiang 2024, "FedLF: Adaptive Logit Adjustment and Feature Optimization in Federated Long-Tailed
+    Learning", arXiv 2409.12105: its adaptive logit adjustment, on the client's own counts. The other two
+    parts of FedLF are about features and are the strategy of that name. Here the whole logit is scaled, bias
+    and all; the authors' code (github.com/18sym/FedLF) leaves the head's bias out in training and predicts
+    with it. It gives alpha no value; 0.5 is that of ``fedrs``. alpha = 1, or equal counts, makes it
+    cross-entropy.
+
+    Args:
+        counts: Images per class [C], in the paper the client's own.
+        alpha: Factor of the logit of a class without images, 0 <= alpha <= 1.
+
+    Raises:
+        ValueError: alpha is out of range.
+    """
+    check_range(at_least=0, at_most=1, alpha=alpha)
+    n = images(counts)
+    most = n.amax(-1, keepdim=True)
+    share = torch.where(most > 0, n / most.clamp(min=1), 1.0)
+    return _scaled(alpha + (1 - alpha) * share)
+
+
+def _scaled(values: torch.Tensor) -> LossFn:
+    """Return the cross-entropy of logits times a factor per class [C]."""
+    factors = PerClass(values)
+    return cross_entropy_after(lambda z: factors.beside(z) * z)
 
 
 def _shifted(offsets: torch.Tensor) -> LossFn:
     """Return the cross-entropy of logits to which offsets per class [C] are added."""
     shift = PerClass(offsets)
-
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        z = precise(logits)
-        return cross_entropy_of(z + shift.beside(z), labels)
-
-    return loss
+    return cross_entropy_after(lambda z: z + shift.beside(z))
 
 
 def _strength(tau: float) -> float:

@@ -8,10 +8,14 @@ import torch
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fedvision.types import LossFn
 
 SHARPNESS = "sharpness"
 """Attribute of a loss whose probabilities are softmax(s z) of logits z: the number s; absent means 1."""
+ADJUSTED = "adjusted"
+"""Attribute of a loss that is the cross-entropy of other logits: the function of z that returns those."""
 
 
 def precise(logits: torch.Tensor) -> torch.Tensor:
@@ -29,6 +33,31 @@ def cross_entropy_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     if logits.ndim == 2:
         return F.cross_entropy(logits, labels, reduction="none")
     return -of_label(logits.log_softmax(-1), labels)
+
+
+def cross_entropy_after(adjust: Callable[[torch.Tensor], torch.Tensor]) -> LossFn:
+    """Return the loss ``-log softmax(adjust(z))_y``, of which ``adjusted`` knows the logits.
+
+    Args:
+        adjust: From logits [..., B, C], in float32 or float64, to those that the softmax gets.
+    """
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return cross_entropy_of(adjust(precise(logits)), labels)
+
+    setattr(loss, ADJUSTED, adjust)
+    return loss
+
+
+def adjusted(loss: LossFn, logits: torch.Tensor) -> torch.Tensor:
+    """Return the logits [..., B, C] of which a loss takes the softmax, times its scale s where it has one.
+
+    Losses that are no cross-entropy of other logits (weights, margins of an example's own label) leave
+    them as they are.
+    """
+    adjust = getattr(loss, ADJUSTED, None)
+    z = precise(logits)
+    return sharpness(loss) * (z if adjust is None else adjust(z))
 
 
 def sharpened(loss: LossFn, scale: float) -> LossFn:

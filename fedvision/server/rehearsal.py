@@ -175,8 +175,13 @@ def rehearse_client_half(
         training_mode(trial)
         trained = {name: p for name, p in trial.named_parameters() if p.requires_grad}
         algorithm.begin(trial, trained, request, {})
+        algorithm.generator = seeding.torch_stream(config.seed, "trial")
+        labels = targets[torch.arange(len(images)) % num_classes]
+        with torch.no_grad():
+            algorithm.survey(trial.eval(), [(images, labels)])
+        training_mode(trial)
         loss = build_loss(config, torch.ones(num_classes, dtype=torch.int64))
-        losses = algorithm.loss(trial, images, targets[torch.arange(len(images)) % num_classes], loss)
+        losses = algorithm.loss(trial, images, labels, loss)
     except ClientError as error:
         raise ConfigError(f"{where}: {error.cause}") from error
     except FedVisionError:

@@ -1,18 +1,18 @@
 """The client half of a federated algorithm: what it adds to the local loop.
 
-Three hooks, from the one that costs least to the one that sees most: ``correct_gradients`` changes gradients
+Hooks, from the one that costs least to the one that sees most: ``correct_gradients`` changes gradients
 between ``backward`` and the optimiser's step, so it needs no second graph and serves any optimiser; ``loss``
 replaces the task's loss and may call the model; ``begin`` and ``finish`` exchange tensors with the server and
 with the client's own memory. One object belongs to one client's training in one round.
 
 ``correct_gradients`` is a formula on tensors that is written once for a client alone and for K clients that
 are trained together, whose tensors are stacked along a leading client dimension. A class that overrides
-``loss`` or ``after_backward`` is trained client by client on every engine.
+``loss``, ``survey`` or ``after_backward`` or that draws numbers is trained client by client on every engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -44,6 +44,10 @@ class ClientAlgorithm:
     rehearsed: bool = False
     """Whether ``begin`` is tried before a run starts, as it may refuse the network; where ``loss`` is
     overridden it always is."""
+    draws: bool = False
+    """Whether ``loss`` draws numbers: ``generator`` is then there before the first step."""
+    generator: torch.Generator
+    """The client's own random stream of the round, on the CPU, where the class ``draws``."""
     parameters: Mapping[str, nn.Parameter] = MappingProxyType({})
     """The parameters that take part in ``correct_gradients``; ``begin`` sets it."""
     groups: Groups = MappingProxyType({})
@@ -67,6 +71,17 @@ class ClientAlgorithm:
 
         Raises:
             ClientError: The request lacks what the algorithm needs.
+        """
+
+    def survey(self, model: nn.Module, batches: Iterable[tuple[Batch, torch.Tensor]]) -> None:
+        """Go once through the client's training images between ``begin`` and the first step; by default not.
+
+        It runs without gradients and only where a class overrides it: one forward pass over the images.
+
+        Args:
+            model: The network in evaluation mode, with the values that training begins with.
+            batches: Images float [B, channels, H, W], normalised and not augmented, with further inputs where
+                the network reads such, and labels [B, ...], on the model's device, each image once.
         """
 
     def loss(self, model: nn.Module, x: Batch, labels: torch.Tensor, task_loss: LossFn) -> torch.Tensor:
@@ -160,6 +175,10 @@ def unstackable_reason(kind: type[ClientAlgorithm]) -> str | None:
         return f"the loss of {kind.__name__} calls the model, which several clients do not share"
     if kind.after_backward is not ClientAlgorithm.after_backward:
         return f"{kind.__name__} overrides after_backward, which has no form for several clients"
+    if kind.survey is not ClientAlgorithm.survey:
+        return f"{kind.__name__} goes through a client's images, for which it needs the model alone"
+    if kind.draws:
+        return f"{kind.__name__} draws numbers, and each client has a stream of its own"
     return None
 
 

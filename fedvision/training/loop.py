@@ -148,6 +148,7 @@ def fit(
     lr = settings.lr(request.round) * rate(request)
     optimizer = settings.make_optimizer(list(parameters.values()), lr)
     algorithm.begin(model, parameters, request, memory or {})
+    _look_ahead(model, shard, request, algorithm, settings)
     norm = has_batch_norm(model)
     least = 2 if norm or not settings.single else 1  # images that the network needs in a part of a batch
     step = _Step(model, loss, algorithm, optimizer, settings, (request.round, request.client), least)
@@ -165,6 +166,22 @@ def fit(
         memory=remembered,
         personal=get_state(model, personal_names(model, request.state)),
     )
+
+
+def _look_ahead(
+    model: nn.Module, shard: Shard, request: TrainRequest, algorithm: ClientAlgorithm, settings: LoopSettings
+) -> None:
+    """Give an algorithm its random stream and a pass over the client's images, if it is about such."""
+    if algorithm.draws:
+        algorithm.generator = seeding.torch_stream(settings.seed, "method", request.round, request.client)
+    if type(algorithm).survey is ClientAlgorithm.survey:
+        return
+    size = settings.training.batch_size
+    batches = np.split(np.arange(len(shard)), np.arange(size, len(shard), size))
+    training_mode(model, False)
+    with torch.no_grad(), settings.forward.one_model():
+        algorithm.survey(model, _fetched(shard, batches, settings))
+    training_mode(model)
 
 
 def rate(request: TrainRequest) -> float:
