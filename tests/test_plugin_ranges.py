@@ -68,6 +68,7 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("loss", "logit-adjusted"): {"tau": OFF},
     ("loss", "fedlc"): {"tau": OFF},
     ("loss", "fedrs"): {"alpha": ANY},
+    ("loss", "fedlf"): {"alpha": ANY},
     ("loss", "class-balanced"): {"beta": "equal weights"},
     ("loss", "asymmetric"): {"gamma_pos": OFF, "gamma_neg": OFF, "margin": OFF},
     ("optimizer", "sgd"): {
@@ -85,6 +86,8 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("strategy", "fednova"): {"mu": OFF},
     ("strategy", "moon"): {"mu": OFF},
     ("strategy", "fedvls"): {"vacant": OFF, "suppression": OFF},
+    ("strategy", "fedlf"): {"centre": OFF, "decorrelation": OFF},
+    ("strategy", "fedyoyo"): {"distillation": OFF, "strength": OFF},
     ("strategy", "distillation"): {"alpha": OFF},
     ("strategy", "fedavgm"): {"momentum": OFF},
     ("strategy", "fedadam"): {"beta1": OFF, "beta2": ANY},

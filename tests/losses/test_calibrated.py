@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fedvision.losses.calibrated import balanced_softmax, fedlc, fedrs, logit_adjusted
+from fedvision.losses.calibrated import balanced_softmax, fedlc, fedlf, fedrs, logit_adjusted
 from fedvision.losses.weighting import cross_entropy
 from fedvision.types import LossFn
 
@@ -89,6 +89,17 @@ def test_fedrs_counts_a_class_as_present_from_min_count_on() -> None:
         fedrs(torch.tensor([5, 3, 2]), min_count=3)(logits, label),
         fedrs(torch.tensor([5, 5, 0]))(logits, label),
     )
+
+
+def test_fedlf_by_hand() -> None:
+    """Of 8, 4 and 0 images at alpha 0.2 the logits count 1, 0.6 and 0.2 times."""
+    values = fedlf(torch.tensor([8, 4, 0]), alpha=0.2)(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([1]))
+    assert values.tolist() == pytest.approx([-1.2 + math.log(math.exp(1) + math.exp(1.2) + math.exp(0.6))])
+
+
+def test_fedlf_with_alpha_one_is_cross_entropy_to_the_bit() -> None:
+    counts = torch.tensor([8, 4, 0])
+    assert torch.equal(fedlf(counts, alpha=1.0)(_random(), LABELS), cross_entropy(counts)(_random(), LABELS))
 
 
 @pytest.mark.parametrize("factory", [balanced_softmax, logit_adjusted, fedlc])

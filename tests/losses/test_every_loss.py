@@ -34,6 +34,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("logit-adjusted", {"tau": 2.0, "floor": 1e-6}),
     ("fedlc", {"tau": 3.0, "floor": 0.01}),
     ("fedrs", {"alpha": 0.0, "min_count": 3}),
+    ("fedlf", {"alpha": 0.0}),
 ]
 COUNTS: dict[str, list[Any]] = {
     "long-tail": [1000, 100, 10, 1],
@@ -265,6 +266,7 @@ def test_a_single_class_costs_nothing(name: str, args: dict[str, Any]) -> None:
         ("fedlc", {"floor": float("inf")}, "floor must be > 0 and finite, not inf"),
         ("fedrs", {"alpha": 1.5}, "alpha must be >= 0 and <= 1, not 1.5"),
         ("fedrs", {"min_count": 0}, "min_count must be >= 1, not 0"),
+        ("fedlf", {"alpha": -0.1}, "alpha must be >= 0 and <= 1, not -0.1"),
     ],
     ids=str,
 )

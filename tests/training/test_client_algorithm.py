@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 from torch import nn
 
 from fedvision.algorithms.fedprox import FedProxClient
 from fedvision.algorithms.scaffold import ScaffoldClient
+from fedvision.inputs import Batch
 from fedvision.training.client_algorithm import ClientAlgorithm, copy_like, groups_sent, unstackable_reason
 from fedvision.types import LossFn, State
 
@@ -23,6 +26,14 @@ class _OwnLoss(ClientAlgorithm):
         return 2 * super().loss(model, x, labels, task_loss)
 
 
+class _Surveying(ClientAlgorithm):
+    def survey(self, model: nn.Module, batches: Iterable[tuple[Batch, torch.Tensor]]) -> None: ...
+
+
+class _Drawing(ClientAlgorithm):
+    draws = True
+
+
 @pytest.mark.parametrize("kind", [ClientAlgorithm, FedProxClient, ScaffoldClient])
 def test_formulas_on_gradients_are_stacked(kind: type[ClientAlgorithm]) -> None:
     assert unstackable_reason(kind) is None
@@ -33,6 +44,8 @@ def test_formulas_on_gradients_are_stacked(kind: type[ClientAlgorithm]) -> None:
     [
         (_OwnGradients, "_OwnGradients overrides after_backward, which has no form for several clients"),
         (_OwnLoss, "the loss of _OwnLoss calls the model, which several clients do not share"),
+        (_Surveying, "_Surveying goes through a client's images, for which it needs the model alone"),
+        (_Drawing, "_Drawing draws numbers, and each client has a stream of its own"),
     ],
 )
 def test_notice_on_hooks_of_one_client(kind: type[ClientAlgorithm], reason: str) -> None:

@@ -18,7 +18,7 @@ from fedvision.errors import PluginError
 from fedvision.tasks.classification import Classification
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.loop import LoopSettings, TrainResult, fit, learning_rate, optimizer_maker
-from fedvision.types import PluginSpec, State, TrainRequest
+from fedvision.types import LossFn, PluginSpec, State, TrainRequest
 
 N, SIZE, CLASSES = 21, 6, 3
 CPU = torch.device("cpu")
@@ -272,3 +272,68 @@ def test_the_algorithms_loss_replaces_the_tasks() -> None:
     for name, parameter in twin.named_parameters():
         moved = parameter - chosen.training.lr * parameter.grad
         torch.testing.assert_close(update.state[name], moved.detach(), rtol=1e-4, atol=1e-6)
+
+
+class _Looking(ClientAlgorithm):
+    """Keeps what it sees before the first step, and what it draws in each."""
+
+    draws = True
+
+    def begin(self, *begun: Any) -> None:
+        self.order = ["begin"]
+        self.drawn: list[float] = []
+
+    def survey(self, model: nn.Module, batches: Any) -> None:
+        self.order.append("survey")
+        self.training, self.with_gradients = model.training, torch.is_grad_enabled()
+        rows = list(batches)
+        self.sizes = [len(x) for x, _ in rows]
+        self.images, self.labels = (torch.cat(column) for column in zip(*rows, strict=True))
+
+    def loss(self, model: nn.Module, x: Any, labels: torch.Tensor, task_loss: LossFn) -> torch.Tensor:
+        self.order.append("loss")
+        assert model.training
+        self.drawn.append(float(torch.rand((), generator=self.generator)))
+        return super().loss(model, x, labels, task_loss)
+
+
+def test_an_algorithm_sees_each_image_once_as_it_is_before_the_first_step() -> None:
+    shard, algorithm = make_shard(), _Looking()
+    model = make_model()
+    request = TrainRequest(round=2, client=4, state=state_of(model))
+    chosen = settings(TransformConfig(flip=True, cutout=2))
+    fit(model, shard, request, loss=plain, algorithm=algorithm, settings=chosen)
+    assert algorithm.order == ["begin", "survey", "loss", "loss", "loss"]
+    assert not algorithm.training
+    assert not algorithm.with_gradients
+    assert algorithm.sizes == [8, 8, 5]
+    plainly = (torch.from_numpy(shard.images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(algorithm.images, plainly)
+    assert torch.equal(algorithm.labels, torch.from_numpy(shard.labels))
+
+
+def test_looking_ahead_and_drawing_change_nothing_of_the_training() -> None:
+    model = make_model(nn.BatchNorm1d(CLASSES))
+    start = state_of(model)
+    expected = train(model, settings(TransformConfig(flip=True)))
+    for round, client in ((2, 4), (3, 4), (2, 5)):
+        request = TrainRequest(round=round, client=client, state=start)
+        algorithms = [_Looking(), _Looking()]
+        found = [
+            fit(
+                model,
+                make_shard(),
+                request,
+                loss=plain,
+                algorithm=one,
+                settings=settings(TransformConfig(flip=True)),
+            )
+            for one in algorithms
+        ]
+        assert algorithms[0].drawn == algorithms[1].drawn
+        own = algorithms[0].drawn
+        if (round, client) == (2, 4):
+            first = own
+            assert all(torch.equal(found[0].state[name], expected.state[name]) for name in expected.state)
+        else:
+            assert own != first
