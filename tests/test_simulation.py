@@ -111,67 +111,6 @@ def stopping_after(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Simulation, "round_done", stop)
 
 
-STRATEGIES: list[dict[str, Any]] = [
-    {"use": "fedavg", "fraction": 0.6},
-    {"use": "fedprox", "mu": 0.1},
-    {"use": "scaffold", "fraction": 0.6},
-    {"use": "fedntd", "beta": 0.5},
-    {"use": "fednova", "fraction": 0.6},
-    {"use": "feddyn", "fraction": 0.6},
-    {"use": "moon", "fraction": 0.6},
-    {"use": "fedvls"},
-    {"use": "fedavg-support", "fraction": 0.6},
-    {"use": "ccvr", "every": 2, "steps": 50},
-    {"use": "fedavgm"},
-    {"use": "fedadam"},
-    {"use": "fedyogi"},
-    {"use": "fedadagrad"},
-    {"use": "median"},
-    {"use": "trimmed-mean"},
-    {"use": "krum", "malicious": 1},
-    {"use": "flwr.serverapp.strategy:FedAvg", "fraction_train": 0.6, "fraction_evaluate": 0.0},
-    {"use": "flwr.serverapp.strategy:FedAdam", "eta": 0.01},
-    {"use": "flwr.serverapp.strategy:FedAvgM", "server_momentum": 0.5},
-    {"use": "flwr.serverapp.strategy:FedYogi"},
-    {"use": "flwr.serverapp.strategy:FedAdagrad"},
-    {"use": "flwr.serverapp.strategy:FedProx", "proximal_mu": 0.1},
-    {"use": "flwr.serverapp.strategy:FedMedian"},
-    {"use": "flwr.serverapp.strategy:FedTrimmedAvg"},
-    {"use": "flwr.serverapp.strategy:Krum"},
-    {"use": "flwr.serverapp.strategy:MultiKrum", "num_nodes_to_select": 3},
-    {"use": "flwr.serverapp.strategy:Bulyan"},
-    {"use": "flwr.serverapp.strategy:QFedAvg", "client_learning_rate": 0.1},
-    {
-        "use": "flwr.serverapp.strategy:DifferentialPrivacyServerSideFixedClipping",
-        "strategy": {"use": "flwr.serverapp.strategy:FedAvg"},
-        "noise_multiplier": 0.01,
-        "clipping_norm": 10.0,
-        "num_sampled_clients": 5,
-    },
-]
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda table: table["use"].rpartition(":")[2])
-def test_every_strategy_trains_and_resumes_to_the_same_bits(
-    strategy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured = {"holdout": 0.2, "with_training": True}
-    config = tiny(strategy=strategy, evaluation=measured, privacy={"noise": "reproducible"})
-    whole = simulate(config, out=tmp_path / "whole")
-    assert all(record["local"] for record in whole.rounds[:2])
-    with monkeypatch.context() as patch:
-        stopping_after(2, patch)
-        with pytest.raises(KeyboardInterrupt):
-            simulate(config, out=tmp_path / "cut")
-    assert json.loads((tmp_path / "cut/summary.json").read_text())["status"] == "stopped"
-    resumed = simulate(config, out=tmp_path / "cut", resume=True)
-    assert same(whole.state, resumed.state)
-    assert (tmp_path / "whole/rounds.jsonl").read_bytes() == (tmp_path / "cut/rounds.jsonl").read_bytes()
-    assert whole.rounds[0]["clients"]
-    initial = Experiment.build(config).model.state_dict()
-    assert any(not torch.equal(whole.state[name], initial[name]) for name in whole.state)
-
-
 @pytest.mark.parametrize("every", [2, 5])
 def test_sparse_checkpoints_resume_to_the_same_bits(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -67,6 +67,17 @@ class ExperimentQueue:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise RunFolderError(f"{self.folder}: this is no folder; name the queue's")
+        while True:
+            # An entry that is marked or removed while it is read has another name, or none.
+            with suppress(FileNotFoundError):
+                return self._listed()
+
+    def _listed(self) -> list[QueueEntry]:
+        """Return the experiments of one look at the folder.
+
+        Raises:
+            FileNotFoundError: One of them was marked or removed in the meantime.
+        """
         found = []
         for path in sorted(self.folder.glob("*.*.json")) if self.folder.is_dir() else ():
             number, _, status = path.name.removesuffix(".json").partition(".")
@@ -179,6 +190,8 @@ def _read(path: Path, number: int, status: str) -> QueueEntry:
     try:
         return tables.build(QueueEntry, {**read_json(path), "number": number, "status": status})
     except (ConfigError, RunFolderError) as error:
+        if not path.exists():
+            raise FileNotFoundError(path) from error
         raise RunFolderError(
             f"{path}: this is no experiment of a queue; remove the file, and add the experiment again"
         ) from error

@@ -54,6 +54,22 @@ def test_experiments_run_in_the_order_in_which_they_were_added(tmp_path: Path) -
     assert second.name == "b"
 
 
+def test_an_entry_that_is_marked_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = ExperimentQueue(tmp_path)
+    a, _ = queue.add(entry("a")), queue.add(entry("b"))
+    read = experiment_queue.read_json
+
+    def late(path: Path) -> dict[str, object]:
+        if path.name == "0001.waiting.json":
+            queue.mark(a, "running")
+        return read(path)
+
+    monkeypatch.setattr(experiment_queue, "read_json", late)
+    assert states(queue) == [(1, "a", "running"), (2, "b", "waiting")]
+
+
 def test_who_is_removed_does_not_run_and_who_runs_is_not_removed(tmp_path: Path) -> None:
     queue = ExperimentQueue(tmp_path)
     a, b = queue.add(entry("a")), queue.add(entry("b"))
