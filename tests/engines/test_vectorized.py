@@ -30,6 +30,7 @@ from fedvision.types import ClientConfig, PluginSpec, State, TrainRequest
 from tests.engines.hosts import AppRecipe
 from tests.engines.test_serial import counting_app, order
 from tests.experiments import FEDPER, tiny
+from tests.methods import TRAINING
 
 COHORT = [3, 0, 4, 1, 2]
 
@@ -79,6 +80,13 @@ TOGETHER: list[dict[str, Any]] = [
     {"use": "fednova"},
     {"use": "feddyn"},
 ]
+ELSEWHERE = {
+    "ccvr": "its head rests on what is drawn of moments: a test of its own",
+    "distillation": "its teacher is a run: tests/algorithms/test_distillation.py",
+    "fedper": "its personal tensors are those of the cases here",
+    "krum": "it chooses models, and of equal ones the last bit decides",
+}
+"""Strategies that are not compared here by their names, and why."""
 
 
 @pytest.mark.parametrize(
@@ -86,6 +94,11 @@ TOGETHER: list[dict[str, Any]] = [
     [
         *(([], one) for one in [*TOGETHER, {"use": "fedavg-support"}]),
         *((["head.*"], one) for one in TOGETHER),  # fedavg-support averages the head
+        *(
+            pytest.param([], {"use": use}, marks=pytest.mark.slow)
+            for use in TRAINING
+            if use not in {*ELSEWHERE, "fedavg-support", *(one["use"] for one in TOGETHER)}
+        ),
     ],
 )
 def test_a_whole_run_is_that_of_the_serial_engine(
