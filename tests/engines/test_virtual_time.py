@@ -13,13 +13,17 @@ import torch
 from fedvision import ExperimentConfig, simulate
 from fedvision.engines.serial import SerialGrid
 from fedvision.engines.virtual_time import VirtualTimeGrid, in_time, latency_model
-from fedvision.errors import FedVisionError
+from fedvision.errors import ConfigError, FedVisionError
 from fedvision.experiment import Experiment
 from fedvision.flower import internals
 from fedvision.types import PluginSpec
 from tests.engines.hosts import AppRecipe, adding
 from tests.experiments import tiny
+from tests.methods import TRAINING, tables
 
+MODEL = {"use": "cnn", "width": 4, "dense": 8}
+NO_BUFFER: dict[str, str] = {}
+"""Strategies that refuse answers to earlier models before the run, and the sentence."""
 SLOW = {"seconds_per_image": 0.01, "spread": 1.0, "jitter": 0.3}
 
 
@@ -64,14 +68,26 @@ def test_an_experiment_without_a_clock_or_a_buffer_keeps_its_grid() -> None:
     assert isinstance(in_time(grid, tiny(round={"buffer": 3}), lambda client: 1.0), VirtualTimeGrid)
 
 
-@pytest.mark.parametrize(
-    "strategy", ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold", "median"]
-)
-def test_a_buffer_works_with_every_strategy(strategy: str, tmp_path: Path) -> None:
-    table = {"buffer": 2, "concurrency": 4}
-    config = tiny(strategy={"use": strategy}, round=table, clock=SLOW, rounds=4)
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on the same digits."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    simulate(tiny(rounds=1, model=MODEL), out=folder)
+    return folder
+
+
+@pytest.mark.parametrize("use", TRAINING)
+def test_a_buffer_works_with_every_strategy_or_is_refused(use: str, teacher: Path, tmp_path: Path) -> None:
+    own = tables(use, MODEL, teacher=teacher)
+    if use == "krum":
+        own["strategy"]["malicious"] = 0  # which needs three updates
+    config = tiny(**own, round={"buffer": 3, "concurrency": 5}, clock=SLOW, rounds=4)
+    if use in NO_BUFFER:
+        with pytest.raises(ConfigError, match=NO_BUFFER[use]):
+            Experiment.build(config)
+        return
     result = simulate(config, out=tmp_path / "run")
-    assert all(len(record["clients"]) == 2 and record["changed"] for record in result.rounds)
+    assert all(len(record["clients"]) == 3 and record["changed"] for record in result.rounds)
     late = [item for record in result.rounds for item in record["late"]]
     assert any(item["used"] and item["weight"] < 1 for item in late)
     clock = [record["clock"] for record in result.rounds]
