@@ -100,6 +100,18 @@ def test_distances_have_finite_slopes(distance: float) -> None:
     assert features.grad.isfinite().all()
 
 
+def test_centres_and_distances_are_exact_under_lower_precision() -> None:
+    h, labels = 100 + torch.randn(8, 5, generator=torch.Generator().manual_seed(3)), torch.arange(8) % 3
+    centres = class_centres([(h, labels)], 4)
+    expected = centre_loss(h, labels, centres, largest_distance(centres))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = class_centres([(h, labels)], 4)
+        assert torch.equal(found, centres)
+        torch.testing.assert_close(
+            centre_loss(h, labels, found, largest_distance(found)), expected, rtol=1e-5, atol=1e-5
+        )
+
+
 def test_decorrelation_by_hand() -> None:
     """Standardised columns (-1, 1) / sqrt(2) and their opposite: products -1 off the diagonal, B = 2."""
     found = decorrelation(torch.tensor([[0.0, 5.0], [2.0, 1.0]]))
