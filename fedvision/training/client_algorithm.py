@@ -36,8 +36,8 @@ class ClientAlgorithm:
     shared parameter: the server refuses a reply with others. A class that overrides ``finish`` and not this
     may send whatever is finite."""
     sees_images: bool = False
-    """Whether ``loss`` looks at the images with another network: then what frozen layers make of them never
-    takes their place."""
+    """Whether ``loss`` shows the images to another network or augments them: then what frozen layers make of
+    them never takes their place."""
     sends_counts: bool = False
     """Whether ``finish`` returns the client's class counts as they are: across machines only owners who share
     them so take part."""

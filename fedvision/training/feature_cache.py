@@ -113,7 +113,7 @@ def _obstacle(config: ExperimentConfig, model: nn.Module, found: Cut, images: in
     if not config.training.cache_features:
         return "training.cache_features = false"
     if _sees_images(config):
-        return f"[strategy] use = {config.strategy.use!r} looks at the images with another network"
+        return f"[strategy] use = {config.strategy.use!r} looks at the images themselves"
     assert isinstance(model, ImageModel)
     if not _frozen(model).isdisjoint(map(id, floating(model.head).values())):
         return "a part of the head is frozen"

@@ -184,7 +184,7 @@ def test_a_frozen_front_is_passed_by_images_as_the_teacher_looks_at_them(
     result = simulate(config, out=tmp_path / "run")
     assert result.rounds[-1]["changed"]
     notices = (result.folder.path / "events.jsonl").read_text()
-    assert "'distillation' looks at the images with another network" in notices
+    assert "'distillation' looks at the images themselves" in notices
 
 
 def test_wrong_keys_are_one_sentence(teacher: Path) -> None:

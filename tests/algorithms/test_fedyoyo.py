@@ -203,4 +203,4 @@ def test_mixup_and_several_labels_are_refused_before_the_start(tmp_path: Any) ->
 def test_behind_frozen_layers_images_take_both_views_each_time() -> None:
     model = {"use": "cnn", "width": 4, "dense": 8, "frozen": ["backbone.*"]}
     result = simulate(tiny(rounds=1, strategy={"use": "fedyoyo"}, model=model))
-    assert "'fedyoyo' looks at the images with another network" in str(result.folder.summary()["notices"])
+    assert "'fedyoyo' looks at the images themselves" in str(result.folder.summary()["notices"])
