@@ -126,6 +126,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedlf": Builtin("fedvision.algorithms.fedlf:FedLFClient"),
         "fedyoyo": Builtin("fedvision.algorithms.fedyoyo:FedYoYoClient"),
         "fedavg-support": Builtin("fedvision.algorithms.fedavg_support:SupportClient"),
+        "longtail": Builtin("fedvision.algorithms.longtail:LongTailClient"),
         "distillation": Builtin("fedvision.algorithms.distillation:DistillationClient"),
     },
     "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
@@ -185,6 +186,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "distillation": Builtin(
             "fedvision.algorithms.distillation:Distillation", paper="Hinton et al. 2015, arXiv 1503.02531"
         ),
+        "longtail": Builtin("fedvision.algorithms.longtail:LongTail", paper="the package's own"),
         "flexlora": Builtin(
             "fedvision.algorithms.flexlora:FlexLora", paper="Bai et al. 2024, arXiv 2402.11505"
         ),

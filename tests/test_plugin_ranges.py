@@ -88,6 +88,7 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("strategy", "fedvls"): {"vacant": OFF, "suppression": OFF},
     ("strategy", "fedlf"): {"centre": OFF, "decorrelation": OFF},
     ("strategy", "fedyoyo"): {"distillation": OFF, "strength": OFF},
+    ("strategy", "longtail"): {"momentum": OFF, "vacant": OFF, "share": OFF},
     ("strategy", "distillation"): {"alpha": OFF},
     ("strategy", "fedavgm"): {"momentum": OFF},
     ("strategy", "fedadam"): {"beta1": OFF, "beta2": ANY},

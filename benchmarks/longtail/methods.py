@@ -21,6 +21,11 @@ def rates(*lr: float) -> list[Tables]:
     return [{"training": {"lr": one}} for one in lr or RATES]
 
 
+def fixed() -> list[Tables]:
+    """Return the only setting of a method that is not tuned."""
+    return [{}]
+
+
 def strengths(part: str, key: str, values: Sequence[Any], lr: Sequence[float] = (0.05, 0.1)) -> list[Tables]:
     """Return two values of a part's key with each of two learning rates as settings."""
     return [merged({"training": {"lr": one}}, {part: {key: value}}) for one in lr for value in values]
@@ -41,6 +46,10 @@ def sampler(use: str, **keys: Any) -> Tables:
     return {"training": {"sampler": {"use": use, **keys}}}
 
 
+OURS = Method(
+    merged(loss("logit-adjusted", **GLOBAL), strategy("longtail")),
+    strengths("training", "weight_decay", [0.0, 0.0005]),
+)
 ADJUSTED = loss("logit-adjusted", **GLOBAL)
 METHODS: Mapping[str, Method] = {
     "FedAvg": Method({}, rates()),
@@ -89,4 +98,8 @@ METHODS: Mapping[str, Method] = {
     ),
     "head rows by support": Method(strategy("fedavg-support"), rates()),
     "CCVR": Method(strategy("ccvr"), rates()),
+    "logit adjustment, FedAvgM": Method(
+        merged(ADJUSTED, strategy("fedavgm")), strengths("strategy", "momentum", [0.5, 0.8])
+    ),
+    "ours": OURS,
 }

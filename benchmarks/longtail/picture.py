@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ def draw(store: Store, protocol: Protocol, path: Path, split: str = "") -> None:
         figure.patch.set_facecolor("white")
         axes = figure.add_subplot()
         for score, (name, colour) in SHADES.items():
-            values = [[thirds(run).get(score, float("nan")) for run in found[method]] for method in ranked]
+            values = [[thirds(run).get(score, math.nan) for run in found[method]] for method in ranked]
             axes.errorbar(
                 [statistics.mean(own) for own in values],
                 range(len(ranked)),

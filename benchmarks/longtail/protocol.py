@@ -48,7 +48,8 @@ SCORES = {
 class Method:
     """A method: what it changes of a protocol's experiment.
 
-    ``settings`` are four further changes, of which tuning chooses one. ``after`` names what is done to the
+    ``settings`` are four further changes, of which tuning chooses one; of one alone there is nothing to
+    choose. ``after`` names what is done to the
     finished model: ``"tau"`` is logit adjustment, ``"norms"`` the rows' equal norms.
     """
 
@@ -92,28 +93,31 @@ def merged(*tables: Tables) -> dict[str, Any]:
     return whole
 
 
-def measure(tables: Tables, after: str) -> Run:
-    """Run an experiment and return its last model's scores, bytes from all clients, and processor time."""
+def measure(tables: Tables, after: str, kept: Path | None = None) -> Run:
+    """Run an experiment and return its last model's scores, bytes from all clients, and processor time.
+
+    Args:
+        tables: The experiment.
+        after: What is done to the finished model.
+        kept: Run folder in which a run that is broken off goes on; without one it starts again.
+    """
     held_out = "holdout" in tables["evaluation"]
     begun, processor = time.perf_counter(), time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        result = simulate(ExperimentConfig.from_dict(tables), out=Path(folder) / "run")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = kept or Path(temporary) / "run"
+        result = simulate(ExperimentConfig.from_dict(tables), out=folder, resume=kept is not None)
         clients = result.folder.split()["counts"]
-        record = result.rounds[-1]
+        confusion = result.rounds[-1]["local" if held_out else "server"]["confusion"]
         if after:
-            adjusted = adjustment.adjust(
-                Path(folder) / "run", Path(folder) / "adjusted", norms=after == "norms"
-            )
+            adjusted = adjustment.adjust(folder, Path(temporary) / "adjusted", norms=after == "norms")
             dataset = registry.build("data", ExperimentConfig.from_dict(tables).data)
             confusion = load(adjusted.folder, device="cpu").evaluate(dataset).confusion.tolist()
-        else:
-            confusion = record["local" if held_out else "server"]["confusion"]
     return {
         "confusion": confusion,
         "worst_client": worst_client(recalls(confusion), clients),
         "counts": [sum(column) for column in zip(*clients, strict=True)],
         "up": [one["bytes"]["up"] for one in result.rounds],
-        "personal": (record.get("local") or {}).get("scores", {}),
+        "personal": (result.rounds[-1].get("local") or {}).get("scores", {}),
         "wall_s": time.perf_counter() - begun,
         "cpu_s": time.process_time() - processor,
     }
@@ -165,14 +169,17 @@ def chosen(store: Store, protocol: Protocol, method: str) -> int | None:
         for run in store.runs
         if (run["workload"], run["rival"]) == (TUNED, method)
     }
-    complete = len(found) == len(protocol.methods[method].settings)
+    if len(settings := protocol.methods[method].settings) == 1:
+        return 0
+    complete = len(found) == len(settings)
     return max(found, key=lambda setting: (found[setting], -setting)) if complete else None
 
 
 def pending(store: Store, protocol: Protocol, methods: Sequence[str]) -> Iterator[tuple[Turn, Tables]]:
     """Yield the runs that can be made now: settings to compare, then seeds of the settings chosen."""
     for method in methods:
-        for setting in range(len(protocol.methods[method].settings)):
+        settings = range(len(protocol.methods[method].settings))
+        for setting in settings if len(settings) > 1 else ():
             yield (
                 Turn(TUNED, method, setting),
                 protocol.tables(method, setting, 0, next(iter(protocol.splits)), tuning=True),
@@ -188,14 +195,20 @@ def pending(store: Store, protocol: Protocol, methods: Sequence[str]) -> Iterato
                     )
 
 
-def run(protocol: Protocol) -> Store:
-    """Make the runs that are missing, as many at a time as the command asks, and print the table."""
+def run(protocol: Protocol, arguments: Sequence[str] | None = None) -> Store:
+    """Make the runs that are missing, as many at a time as the command asks, and print the table.
+
+    Args:
+        protocol: What is compared.
+        arguments: The command's, where some of them were the caller's.
+    """
     parser = argparse.ArgumentParser(description=f"makes results/longtail/{protocol.name}.json again")
     parser.add_argument("--only", default="", help="methods whose names contain this")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--again", action="store_true", help="also what is there already")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
-    options = parser.parse_args()
+    parser.add_argument("--runs", type=Path, help="folder in which unfinished runs are kept (default: none)")
+    options = parser.parse_args(arguments)
     os.environ["FEDVISION_DATA"] = str(environments.images())
     methods = [name for name in protocol.methods if options.only in name]
     facts = {"environment": environment("cpu"), "experiment": protocol.experiment}
@@ -205,12 +218,18 @@ def run(protocol: Protocol) -> Store:
     if not options.table:
         # Twice: which seeds can be run is known when the settings are.
         for _ in range(2):
-            _take(store, protocol, list(pending(store, protocol, methods)), options.jobs)
+            _take(store, protocol, list(pending(store, protocol, methods)), options.jobs, options.runs)
     print(table(store, protocol))
     return store
 
 
-def _take(store: Store, protocol: Protocol, plan: Sequence[tuple[Turn, Tables]], jobs: int) -> None:
+def _take(
+    store: Store,
+    protocol: Protocol,
+    plan: Sequence[tuple[Turn, Tables]],
+    jobs: int,
+    runs: Path | None = None,
+) -> None:
     """Make the runs of a plan that are missing; one that fails is said and left out.
 
     Raises:
@@ -225,7 +244,10 @@ def _take(store: Store, protocol: Protocol, plan: Sequence[tuple[Turn, Tables]],
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawned) as pool:
         work = {
-            pool.submit(measure, tables, protocol.methods[turn.rival].after): (turn, tables)
+            pool.submit(measure, tables, protocol.methods[turn.rival].after, _folder(runs, protocol, turn)): (
+                turn,
+                tables,
+            )
             for turn, tables in missing
         }
         for number, done in enumerate(as_completed(work), 1):
@@ -239,6 +261,11 @@ def _take(store: Store, protocol: Protocol, plan: Sequence[tuple[Turn, Tables]],
             store.add(turn, {"setting": setting, "tables": tables, **found})
             scores = ", ".join(f"{name} {value:.1f}" for name, value in thirds(found).items())
             print(f"{label}: {scores}; processor {found['cpu_s']:.0f} s", flush=True)
+
+
+def _folder(runs: Path | None, protocol: Protocol, turn: Turn) -> Path | None:
+    name = "-".join([protocol.name, *turn.workload.split(), *turn.rival.split(), str(turn.repetition)])
+    return runs / name.replace(",", "").replace("'", "") if runs else None
 
 
 def measured(store: Store, method: str, split: str = "") -> list[Run]:

@@ -1,0 +1,134 @@
+"""The method for long tails: its steps, its averaged head, and what it is without its parts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedvision import simulate
+from fedvision.algorithms.closed_form.heads import FeatureSums
+from fedvision.algorithms.fedvls import vacant_divergence
+from fedvision.algorithms.longtail import EVERY, LongTail, LongTailClient, energy
+from fedvision.errors import ConfigError
+from fedvision.models.standardised import STEPS
+from fedvision.types import ClientConfig, TrainRequest
+from tests.experiments import tiny
+
+ADJUSTED = {"use": "logit-adjusted", "prior": "global"}
+OFF = {"use": "longtail", "momentum": 0.0, "vacant": 0.0, "share": 0.0}
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _model() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4))
+
+
+def test_every_second_step_distils_with_twice_the_weight() -> None:
+    model, client = _model(), LongTailClient()
+    config = ClientConfig(numbers={"vacant": 0.3})
+    request = TrainRequest(round=1, client=0, state={}, client_config=config, own_counts=(3, 0, 1, 0))
+    client.begin(model, dict(model.named_parameters()), request, {})
+    teacher = _model()
+    with torch.no_grad():
+        model[1].bias.add_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    x, labels = torch.randn(6, 3), torch.tensor([0, 2, 0, 0, 2, 0])
+    plain = _cross_entropy(model(x), labels)
+    distilled = vacant_divergence(model(x), teacher(x), torch.tensor([1, 3]))
+    assert distilled.min() > 1e-3
+    for step in range(2 * EVERY):
+        expected = plain + (EVERY * 0.3 * distilled if step % EVERY == 0 else 0.0)
+        torch.testing.assert_close(client.loss(model, x, labels, _cross_entropy), expected)
+
+
+def test_energy_is_the_mean_square_of_centred_logits_with_classes_weighed_alike() -> None:
+    generator = np.random.default_rng(0)
+    steps = generator.integers(-300, 300, (7, 3))
+    labels = np.array([0, 0, 0, 0, 1, 1, 2])
+    weights = np.array([1, 2, 4])
+    count = np.bincount(labels)
+    sums = np.stack([steps[labels == label].sum(0) for label in range(3)])
+    products = sum(weights[label] * np.outer(q, q) for q, label in zip(steps, labels, strict=True))
+    rows, columns = np.triu_indices(3)
+    held = FeatureSums(count=count, sum=sums, product=products[rows, columns], weight=weights)
+    mean, deviation = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.5, 2.0, 1.5]).double()
+    weight, bias = torch.from_numpy(generator.normal(size=(3, 3))), torch.from_numpy(generator.normal(size=3))
+    logits = (torch.from_numpy(steps / STEPS) * deviation + mean) @ weight.T + bias
+    centred = (logits - logits.mean(1, keepdim=True)).square().mean(1)
+    own = torch.from_numpy(weights[labels]).double()
+    found = energy(weight, bias, held, {"mean": mean, "deviation": deviation})
+    assert found == pytest.approx(float((own * centred).sum() / own.sum()), rel=1e-9)
+
+
+def test_without_its_parts_it_is_fedavg() -> None:
+    own, other = (simulate(tiny(strategy=one)).state for one in (OFF, {"use": "fedavg"}))
+    for name in other:
+        torch.testing.assert_close(own[name], other[name], rtol=1e-5, atol=1e-6)
+
+
+def test_with_momentum_alone_it_is_fedavgm_to_the_bit() -> None:
+    tables = ({**OFF, "momentum": 0.7}, {"use": "fedavgm", "momentum": 0.7})
+    own, other = (simulate(tiny(strategy=one)).state for one in tables)
+    assert all(torch.equal(own[name], other[name]) for name in other)
+
+
+def _run(**keys: Any) -> Any:
+    return simulate(tiny(strategy={"use": "longtail", **keys}, loss=ADJUSTED))
+
+
+def test_only_the_last_round_queries_and_only_the_head_changes() -> None:
+    with_head, without = _run(share=0.5), _run(share=0.0)
+    asked = [sorted(record.get("statistics", {})) for record in with_head.rounds]
+    assert asked == [[], [], ["feature-sums", "weighted-products"]]
+    assert not any(record.get("statistics") for record in without.rounds)
+    changed = {name for name, one in with_head.state.items() if not torch.equal(one, without.state[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_the_head_is_the_mean_of_the_trained_one_and_the_scaled_closed_form() -> None:
+    trained, balanced, mean = (_run(share=share).state for share in (0.0, 1.0, 0.25))
+    for name in ("head.weight", "head.bias"):
+        expected = 0.75 * trained[name] + 0.25 * balanced[name]
+        torch.testing.assert_close(mean[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rare_classes_gain_beside_fedavg() -> None:
+    """Digits with an imbalance of 10 over five unlike clients: the default of all three parts."""
+    tables = {"rounds": 6, "model": {"use": "cnn", "width": 8, "dense": 32}}
+    own = simulate(tiny(strategy={"use": "longtail"}, loss=ADJUSTED, **tables)).scores
+    other = simulate(tiny(strategy={"use": "fedavg"}, **tables)).scores
+    assert own["tail"] > other["tail"]
+    assert own["balanced_accuracy"] > other["balanced_accuracy"]
+
+
+def test_clients_of_few_classes_and_a_class_of_nobody_stay_finite() -> None:
+    config = tiny(
+        strategy={"use": "longtail", "vacant": 1.0},
+        loss=ADJUSTED,
+        partition={"use": "shards", "clients": 5, "classes_per_client": 2},
+    )
+    result = simulate(config)
+    assert all(torch.isfinite(tensor).all() for tensor in result.state.values())
+    assert all(math.isfinite(record["train_loss"]) for record in result.rounds)
+
+
+def test_an_expanded_head_is_refused_before_the_start() -> None:
+    model = {"use": "cnn", "width": 4, "dense": 8, "train": "head", "expand": {"use": "random-relu"}}
+    with pytest.raises(ConfigError, match=r"averages a linear head .* set strategy.share = 0"):
+        simulate(tiny(strategy={"use": "longtail"}, model=model))
+
+
+@pytest.mark.parametrize("keys", [{"share": 1.5}, {"share": -0.1}, {"vacant": -1.0}, {"momentum": 1.0}])
+def test_values_out_of_range_are_refused(keys: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(keys))):
+        LongTail(**keys)
