@@ -79,7 +79,12 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "random-relu": Builtin("fedvision.models.expansions:RandomRelu"),
         "bucket-groups": Builtin("fedvision.models.expansions:BucketGroups"),
     },
-    "head": {"cosine": Builtin("fedvision.models.cosine_head:CosineHead")},
+    "head": {
+        "cosine": Builtin("fedvision.models.cosine_head:CosineHead"),
+        "etf": Builtin("fedvision.models.etf:EtfHead"),
+        "personalized": Builtin("fedvision.models.personalized_heads:PersonalizedHead"),
+        "realigned": Builtin("fedvision.models.personalized_heads:RealignedHead"),
+    },
     "loss": {
         "cross-entropy": Builtin("fedvision.losses.weighting:cross_entropy", paper="the plain loss"),
         "weighted": Builtin("fedvision.losses.weighting:weighted", paper="Cui et al. 2019, arXiv 1901.05555"),
@@ -128,6 +133,10 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedavg-support": Builtin("fedvision.algorithms.fedavg_support:SupportClient"),
         "longtail": Builtin("fedvision.algorithms.longtail:LongTailClient"),
         "distillation": Builtin("fedvision.algorithms.distillation:DistillationClient"),
+        "fedrod": Builtin("fedvision.algorithms.fedrod:FedRoDClient"),
+        "fedloge": Builtin("fedvision.algorithms.fedloge:FedLoGeClient"),
+        "balancefl": Builtin("fedvision.algorithms.balancefl:BalanceFLClient"),
+        "fedgrab": Builtin("fedvision.algorithms.fedgrab:FedGraBClient"),
     },
     "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
     "schedule": {
@@ -187,6 +196,16 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
             "fedvision.algorithms.distillation:Distillation", paper="Hinton et al. 2015, arXiv 1503.02531"
         ),
         "longtail": Builtin("fedvision.algorithms.longtail:LongTail", paper="the package's own"),
+        "fedrod": Builtin("fedvision.algorithms.fedrod:FedRoD", paper="Chen and Chao 2022, arXiv 2107.00778"),
+        "fedloge": Builtin(
+            "fedvision.algorithms.fedloge:FedLoGe", paper="Xiao et al. 2024, arXiv 2401.08977"
+        ),
+        "balancefl": Builtin(
+            "fedvision.algorithms.balancefl:BalanceFL", paper="Shuai et al. 2022, IPSN 2022"
+        ),
+        "fedgrab": Builtin(
+            "fedvision.algorithms.fedgrab:FedGraB", paper="Xiao et al. 2023, arXiv 2310.07587"
+        ),
         "flexlora": Builtin(
             "fedvision.algorithms.flexlora:FlexLora", paper="Bai et al. 2024, arXiv 2402.11505"
         ),

@@ -144,6 +144,8 @@ class Experiment:
         sentences += measurement_notices(self.config, self.dataset, self.personal, self.task.class_counts)
         sentences += self.weights.notices if self.weights else ()
         sentences += self._frozen_at_random()
+        if isinstance(self.strategy, FlowerStrategy):
+            sentences += self.strategy.inner.notices(self.config)
         if self.config.model.expand.use and self.weights is None and getattr(self.strategy, "trains", True):
             sentences.append(
                 "model.expand expects standardised features, and nobody has measured these; begin with "
@@ -315,7 +317,7 @@ def _try(
     """Try a model on two random images: its training, its outputs, and a round of the strategy with it.
 
     Returns:
-        The personal tensors that training changes.
+        The personal tensors that training changes and without which the model is not whole.
 
     Raises:
         ConfigError: Task, loss, strategy or the clients' images do not fit the model.
@@ -324,12 +326,15 @@ def _try(
 
     from fedvision.data.transforms import input_shape
     from fedvision.models.parameter_groups import ParameterGroups
+    from fedvision.models.personalized_heads import neutral_names
     from fedvision.models.recomputation import check_blocks
     from fedvision.models.tensor_checks import trained_names, trains_alone
     from fedvision.server.rehearsal import rehearse, rehearse_client_half
     from fedvision.training.task_check import check_task
 
     check_blocks(config, model)
+    generic = getattr(getattr(strategy, "inner", None), "trains_generic", False)
+    neutral = neutral_names(model) if generic else frozenset()
     classes, image = len(dataset.classes), dataset.train.images.shape[1:]
     shape = input_shape(config.transforms, image)
     drawn = torch.randn(2, *shape, generator=seeding.torch_stream(config.seed, "trial"))
@@ -337,7 +342,8 @@ def _try(
     with seeding.torch_global(config.seed, "trial"):
         alone = not getattr(strategy, "trains", True) or trains_alone(model, images[:1])
         _check_batches(config, parts, alone=alone)
-        personal = trained_names(model, ParameterGroups.of(model, config.model).personal, images)
+        own = [name for name in ParameterGroups.of(model, config.model).personal if name not in neutral]
+        personal = trained_names(model, own, images)
         check_task(config, task, model, images, classes)
         rehearse_client_half(config, strategy, model, images, classes)
         rehearse(config, strategy, model, (image[0], image[1], image[2]), classes)

@@ -17,6 +17,8 @@ STRATEGIES = sorted(registry.BUILTINS["strategy"])
 TRAINING = [use for use in STRATEGIES if getattr(registry.resolve("strategy", use).call, "trains", True)]
 """Strategies whose clients train: the others have no loss and no sampler."""
 PRIORS = ("local", "global", "mixed")
+OWN_LOSS = {"fedgrab"}
+"""Strategies that are a loss of their own, beside which ``[loss]`` is left out."""
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "ccvr": {"every": 1, "steps": 10},
@@ -27,6 +29,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 _MODEL: dict[str, dict[str, Any]] = {
     "flexlora": {"train": "lora", "lora": {"rank": 1, "alpha": 1.0}},
     "closed-form": {"frozen": ["backbone.*"]},
+    "fedrod": {"head": "personalized", "personal": ["head.personal.*"]},
+    "fedloge": {"head": "realigned", "personal": ["head.personal.*"]},
 }
 """Keys of ``[model]`` that a strategy is about."""
 
@@ -44,4 +48,6 @@ def tables(use: str, model: dict[str, Any], *, teacher: Path | None = None) -> d
     if use == "distillation":
         strategy["teacher"] = str(teacher)
     personal = {"personal": ["head.*"]} if getattr(kind, "needs_personal", False) else {}
+    if use == "fedloge" and "dense" in model:
+        model = {**model, "dense": 16}  # as many features as classes, or more
     return {"strategy": strategy, "model": {**model, **personal, **_MODEL.get(use, {})}}

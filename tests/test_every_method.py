@@ -17,7 +17,7 @@ from fedvision.errors import ConfigError
 from tests import in_memory
 from tests.experiments import tiny
 from tests.in_memory import Federation, federation
-from tests.methods import LOSSES, PRIORS, SAMPLERS, STRATEGIES, TRAINING, tables
+from tests.methods import LOSSES, OWN_LOSS, PRIORS, SAMPLERS, STRATEGIES, TRAINING, tables
 
 COUNTS = [(3, 0, 1, 0), (0, 4, 0, 0), (1, 0, 0, 0), (2, 1, 0, 0), (0, 0, 2, 0)]
 """Clients of two classes, of one, of a single image; nobody has an image of the last class."""
@@ -118,6 +118,8 @@ def test_any_counts_stay_finite(
     use: str, counts: list[list[int]], loss: str, prior: str, sampler: str, teacher: Path
 ) -> None:
     config: dict[str, Any] = {}
+    if use in OWN_LOSS:
+        loss = "cross-entropy"
     if use in TRAINING:
         config = {"loss": {"use": loss, "prior": prior}, "training": {**TRAINED, "sampler": sampler}}
     # The fourth class is the teacher's, and nobody's here.

@@ -71,6 +71,8 @@ class RoundStrategy(ABC):
 
     needs_personal: bool = False
     """Whether the method is about tensors that clients keep, which ``model.personal`` must then name."""
+    trains_generic: bool = False
+    """Whether what is shared is trained to predict by itself, beside each client's own part of the head."""
     client: type[ClientAlgorithm] = ClientAlgorithm
     """The client half: a class at the top level of its module, which clients find by its name."""
     trains: bool = True
@@ -97,6 +99,10 @@ class RoundStrategy(ABC):
         Raises:
             ConfigError: The method does not fit the experiment.
         """
+
+    def notices(self, config: ExperimentConfig) -> Sequence[str]:
+        """Return what a person should know of the method with this experiment; by default nothing."""
+        return ()
 
     def constant_tensors(self) -> Mapping[str, State]:
         """Return named groups of tensors that the client half needs and that stay the same in the whole run.

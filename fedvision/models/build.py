@@ -12,7 +12,7 @@ from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, first_line
 from fedvision.inputs import Batch, for_trial
 from fedvision.models.base import halves
-from fedvision.models.expansions import expanded_head
+from fedvision.models.expansions import expanded_head, with_seed
 from fedvision.models.factory import call_factory, forward, wants_colour
 from fedvision.models.feature_layers import add_feature_layers
 from fedvision.models.freezing import freeze
@@ -88,7 +88,7 @@ def build_model(
             average_with_mirror_image(halves(model, "model.mirrored = true").backbone)
         _change_features(model, config, images, seed)
         if config.head.use:
-            _change_head(model, config, images, num_classes)
+            _change_head(model, with_seed(config, seed), images, num_classes)
         groups = ParameterGroups.of(model, config)
         frozen = groups.frozen
         freeze(model, frozen)

@@ -179,11 +179,16 @@ class ExpandedLinear(nn.Linear):
 
 
 def with_seed(config: ModelConfig, seed: int) -> ModelConfig:
-    """Return ``[model]`` with the seed of its expansion written out: a finished model needs it."""
-    expand = config.expand
-    if not expand.use:
-        return config
-    return replace(config, expand=PluginSpec(use=expand.use, args={"seed": seed, **expand.args}))
+    """Return ``[model]`` with the seeds of its expansion and head, which a finished model needs.
+
+    A head without a seed stays as it is.
+    """
+    expand, head = config.expand, config.head
+    if expand.use:
+        expand = PluginSpec(use=expand.use, args={"seed": seed, **expand.args})
+    if head.use and "seed" in registry.parameters("head", head.use):
+        head = PluginSpec(use=head.use, args={"seed": seed, **head.args})
+    return replace(config, expand=expand, head=head)
 
 
 def expanded_head(head: nn.Linear, features: int, config: ModelConfig, seed: int) -> ExpandedLinear:

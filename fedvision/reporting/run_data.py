@@ -164,7 +164,7 @@ class RunData:
                     worst=self._worst(facts),
                     labels=facts.get("labels") or {},
                     withheld=len(facts.get("withheld") or ()),
-                    personal=bool(self.config.model.personal),
+                    personal=view == "local" and bool(self.config.model.personal),
                     part=self._part(facts),
                 )
         return None

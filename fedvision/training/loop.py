@@ -28,6 +28,7 @@ from fedvision.models.freezing import training_mode
 from fedvision.models.recomputation import recomputed
 from fedvision.models.state import get_state, load_state, personal_names
 from fedvision.tasks.base import Task
+from fedvision.training.blended_loss import BlendedLoss
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.forward import ForwardSettings
 from fedvision.training.samplers import Sampler, sampler_maker
@@ -311,9 +312,9 @@ class _Step:
                 images, others, weight = mixed
             x = with_images(x, images)
         count = min(self.settings.training.accumulate, max(1, len(x) // self.least))
-        losses = [self.loss] * count
+        losses: list[LossFn] = [self.loss] * count
         if others is not None:
-            losses = [_blend(self.loss, own, weight) for own in others.tensor_split(count)]
+            losses = [BlendedLoss(self.loss, own, weight) for own in others.tensor_split(count)]
         return list(zip(x.tensor_split(count), targets.tensor_split(count), losses, strict=True))
 
     def _backward(self, part: _Part, images: int) -> torch.Tensor:
@@ -324,15 +325,6 @@ class _Step:
         mean = losses.mean() if len(x) == images else losses.sum() / images
         self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
         return losses.detach()
-
-
-def _blend(loss: LossFn, other: torch.Tensor, weight: float) -> LossFn:
-    """Return mixup's loss: ``weight`` times that of the targets and the rest times that of the others."""
-
-    def blended(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return weight * loss(outputs, targets) + (1 - weight) * loss(outputs, other)
-
-    return blended
 
 
 def positions(

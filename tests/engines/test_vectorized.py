@@ -30,7 +30,7 @@ from fedvision.types import ClientConfig, PluginSpec, State, TrainRequest
 from tests.engines.hosts import AppRecipe
 from tests.engines.test_serial import counting_app, order
 from tests.experiments import FEDPER, tiny
-from tests.methods import TRAINING
+from tests.methods import TRAINING, tables
 
 COHORT = [3, 0, 4, 1, 2]
 
@@ -83,6 +83,8 @@ TOGETHER: list[dict[str, Any]] = [
 ELSEWHERE = {
     "ccvr": "its head rests on what is drawn of moments: a test of its own",
     "distillation": "its teacher is a run: tests/algorithms/test_distillation.py",
+    "fedgrab": "it has a loss of its own: a test of its own",
+    **dict.fromkeys(("fedrod", "fedloge"), "its head has a part of each client's own: a test of its own"),
     "fedper": "its personal tensors are those of the cases here",
     "krum": "it chooses models, and of equal ones the last bit decides",
 }
@@ -104,10 +106,19 @@ ELSEWHERE = {
 def test_a_whole_run_is_that_of_the_serial_engine(
     strategy: dict[str, Any], personal: list[str], tmp_path: Path
 ) -> None:
-    tables = {"strategy": {**strategy, "fraction": 0.8}, "loss": {"use": "weighted"}}
-    tables["model"] = {**FEDPER["model"], "personal": personal}
-    config = tiny(training={"lr": 0.1, "momentum": 0.9, "batch_size": 16}, **tables)
+    own = {"strategy": {**strategy, "fraction": 0.8}, "loss": {"use": "weighted"}}
+    own["model"] = {**FEDPER["model"], "personal": personal}
+    config = tiny(training={"lr": 0.1, "momentum": 0.9, "batch_size": 16}, **own)
     compare(config, tmp_path)
+
+
+@pytest.mark.parametrize("use", ["fedrod", "fedloge", "fedgrab"])
+def test_methods_with_a_head_or_loss_of_their_own_are_those_of_the_serial_engine(
+    use: str, tmp_path: Path
+) -> None:
+    compare(
+        tiny(evaluation={"holdout": 0.2}, **tables(use, {"use": "cnn", "width": 4, "dense": 8})), tmp_path
+    )
 
 
 def test_updates_are_transformed_as_by_the_serial_engine(tmp_path: Path) -> None:

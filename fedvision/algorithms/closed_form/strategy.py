@@ -30,6 +30,7 @@ from fedvision.algorithms.closed_form.sums import DEVIATION, LEVEL, MEAN, NEEDED
 from fedvision.errors import ConfigError, RunError
 from fedvision.models.base import halves
 from fedvision.models.expansions import ExpandedLinear, short
+from fedvision.models.personalized_heads import RealignedHead
 from fedvision.ranges import check_range
 from fedvision.types import Query, State
 
@@ -200,10 +201,10 @@ class ClosedForm(QueryStrategy):
     @staticmethod
     def _check_head(model: nn.Module, state: State, sums: FeatureSums) -> None:
         head = halves(model, NEEDED_BY).head
-        if not isinstance(head, nn.Linear) or head.bias is None:
+        if not isinstance(head, nn.Linear) or isinstance(head, RealignedHead) or head.bias is None:
             raise ConfigError(
                 f"{NEEDED_BY} writes a linear head with a bias, and this network's is a {type(head).__name__}"
-                f"{' without one' if isinstance(head, nn.Linear) else ''}; use another network"
+                f"{' without one' if type(head) is nn.Linear else ''}; use another network"
             )
         if tuple(head.weight.shape) != sums.sum.shape:
             raise ConfigError(
