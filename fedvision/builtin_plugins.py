@@ -137,6 +137,9 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedloge": Builtin("fedvision.algorithms.fedloge:FedLoGeClient"),
         "balancefl": Builtin("fedvision.algorithms.balancefl:BalanceFLClient"),
         "fedgrab": Builtin("fedvision.algorithms.fedgrab:FedGraBClient"),
+        "fedgan": Builtin("fedvision.algorithms.fedgan:FedGANClient"),
+        "rucr": Builtin("fedvision.algorithms.rucr:RUCRClient"),
+        "fedrela": Builtin("fedvision.algorithms.fedrela:FedReLaClient"),
     },
     "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
     "schedule": {
@@ -173,6 +176,12 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
             "fedvision.algorithms.scaffold:Scaffold", paper="Karimireddy et al. 2020, arXiv 1910.06378"
         ),
         "ccvr": Builtin("fedvision.algorithms.ccvr:CCVR", paper="Luo et al. 2021, arXiv 2106.05001"),
+        "fedgan": Builtin(
+            "fedvision.algorithms.fedgan:FedGAN", paper="Rasouli et al. 2020, arXiv 2006.07228"
+        ),
+        "rucr": Builtin("fedvision.algorithms.rucr:RUCR", paper="RUCR, github.com/liuyuxia211/RUCR"),
+        "fedrela": Builtin("fedvision.algorithms.fedrela:FedReLa", paper="Hu et al. 2026, arXiv 2606.26037"),
+        "creff": Builtin("fedvision.algorithms.creff:CReFF", paper="Shang et al. 2022, arXiv 2204.13399"),
         "zero-shot": Builtin(
             "fedvision.algorithms.zero_shot:ZeroShot", paper="Radford et al. 2021, arXiv 2103.00020"
         ),
@@ -239,6 +248,9 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
     "statistic": {
         "class-counts": Builtin("fedvision.training.statistics:class_counts"),
         "feature-moments": Builtin("fedvision.algorithms.ccvr:feature_moments"),
+        "class-prototypes": Builtin("fedvision.algorithms.rucr:class_prototypes"),
+        "rectified-head": Builtin("fedvision.algorithms.rucr:rectified_head"),
+        "head-gradients": Builtin("fedvision.algorithms.creff:head_gradients"),
         "feature-sums": Builtin("fedvision.algorithms.closed_form.sums:feature_sums"),
         "weighted-products": Builtin("fedvision.algorithms.closed_form.sums:weighted_products"),
         "likelihoods": Builtin("fedvision.training.likelihoods:likelihoods"),

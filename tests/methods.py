@@ -22,8 +22,12 @@ OWN_LOSS = {"fedgrab"}
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "ccvr": {"every": 1, "steps": 10},
+    "creff": {"samples": 5, "match_steps": 5, "steps": 20},
+    "fedgan": {"warmup": 1, "maps": 4, "noise": 4},
+    "fedrela": {"warmup": 1, "share": 0.2},
     "fedyoyo": {"warmup": 1},
     "krum": {"malicious": 1},
+    "rucr": {"samples": 5, "steps": 10},
 }
 """Arguments with which a small run shows what a strategy does."""
 _MODEL: dict[str, dict[str, Any]] = {

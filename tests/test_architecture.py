@@ -66,6 +66,7 @@ LAYERS = (
     "derived_model",
     "pruning",
     "adjustment",
+    "generated",
     "export",
     "api",
     "unlearning",

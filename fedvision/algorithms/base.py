@@ -136,6 +136,15 @@ class RoundStrategy(ABC):
         """
         return ClientConfig()
 
+    def side_networks(self) -> Mapping[str, tuple[State, Mapping[str, float]]]:
+        """Return networks beside the model that a finished run's folder keeps; by default there are none.
+
+        Returns:
+            By name, of which the file is ``NAME.safetensors``: the tensors, and the numbers of which the
+            network is built.
+        """
+        return {}
+
     @abstractmethod
     def combine(self, state: State, updates: Iterator[ClientUpdate]) -> State:
         """Make the next global model.

@@ -24,6 +24,7 @@ from fedvision.cli import (
     doctor,
     explain,
     export,
+    generate,
     model,
     new,
     queue,
@@ -55,6 +56,7 @@ VERBS = {
         "card",
         "export",
         "adjust",
+        "generate",
         "prune",
         "versions",
         "unlearn",
@@ -141,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
 
     model.add(verbs)
     adjust.add(verbs)
+    generate.add(verbs)
     compress.add(verbs)
     export.add(verbs)
     explain.add(verbs)

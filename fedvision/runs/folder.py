@@ -25,6 +25,7 @@
     deployment.json       across machines: the run's key, and Flower's number of it
     checkpoint/           where a killed run goes on; see checkpoint.py
     model.safetensors     the final model; model.json beside it: see model_description.py
+    generator.safetensors what a strategy trained beside the model; see side_networks.py
     best/                 the model with the best score on clients' held-out images, where it is kept
     summary.json          {"status": "finished" | "failed" | "stopped", "rounds", "notices", "error", ...}; at
                           the end "memory": most bytes that the "process" and the "device" held since the

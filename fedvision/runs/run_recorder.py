@@ -33,6 +33,7 @@ from fedvision.models.meta import model_with, to_meta
 from fedvision.models.parameter_groups import ParameterGroups, network_bytes
 from fedvision.models.state import get_state, load_state, size_in_bytes
 from fedvision.models.weights import tensors_of
+from fedvision.runs import side_networks
 from fedvision.runs.best_model import BestModel
 from fedvision.runs.checkpoint import Checkpoint
 from fedvision.runs.events import BEGAN, Event, named, round_events, shown
@@ -338,6 +339,8 @@ class RunRecorder:
         kept = {key: value for key, value in self.folder.summary().items() if key == "baselines"}
         self._write_model()
         self._write_best()
+        for layer in layers(self.experiment.strategy).values():
+            side_networks.write(self.folder.path, layer, self.experiment.dataset.classes)
         load_state(trainer.model, {**trainer.initial, **self.state})
         with guarded("the model, on the test images after the last round,"):
             found = self._predict(trainer, test)

@@ -41,13 +41,19 @@ class ClientAlgorithm:
     sends_counts: bool = False
     """Whether ``finish`` returns the client's class counts as they are: across machines only owners who share
     them so take part."""
+    sends_generator: bool = False
+    """Whether ``finish`` returns a network that generates images like the client's: across machines only
+    owners who allow it take part."""
     rehearsed: bool = False
     """Whether ``begin`` is tried before a run starts, as it may refuse the network; where ``loss`` is
     overridden it always is."""
     draws: bool = False
-    """Whether ``loss`` draws numbers: ``generator`` is then there before the first step."""
+    """Whether ``survey`` or ``loss`` draws numbers: ``generator`` is then there after ``begin``."""
     generator: torch.Generator
     """The client's own random stream of the round, on the CPU, where the class ``draws``."""
+    labels: torch.Tensor | None = None
+    """Other labels of the client's images for this round, int64 [N] in the order of ``survey``, which may set
+    it; None leaves them."""
     parameters: Mapping[str, nn.Parameter] = MappingProxyType({})
     """The parameters that take part in ``correct_gradients``; ``begin`` sets it."""
     groups: Groups = MappingProxyType({})

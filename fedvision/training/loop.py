@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -149,7 +149,7 @@ def fit(
     lr = settings.lr(request.round) * rate(request)
     optimizer = settings.make_optimizer(list(parameters.values()), lr)
     algorithm.begin(model, parameters, request, memory or {})
-    _look_ahead(model, shard, request, algorithm, settings)
+    shard = _look_ahead(model, shard, request, algorithm, settings)
     norm = has_batch_norm(model)
     least = 2 if norm or not settings.single else 1  # images that the network needs in a part of a batch
     step = _Step(model, loss, algorithm, optimizer, settings, (request.round, request.client), least)
@@ -171,18 +171,27 @@ def fit(
 
 def _look_ahead(
     model: nn.Module, shard: Shard, request: TrainRequest, algorithm: ClientAlgorithm, settings: LoopSettings
-) -> None:
-    """Give an algorithm its random stream and a pass over the client's images, if it is about such."""
+) -> Shard:
+    """Give an algorithm its random stream and a pass over the client's images, if it is about such.
+
+    Returns:
+        The shard, with the labels that the algorithm gave its images.
+    """
     if algorithm.draws:
         algorithm.generator = seeding.torch_stream(settings.seed, "method", request.round, request.client)
     if type(algorithm).survey is ClientAlgorithm.survey:
-        return
+        return shard
     size = settings.training.batch_size
     batches = np.split(np.arange(len(shard)), np.arange(size, len(shard), size))
     training_mode(model, False)
     with torch.no_grad(), settings.forward.one_model():
         algorithm.survey(model, _fetched(shard, batches, settings))
     training_mode(model)
+    if algorithm.labels is None:
+        return shard
+    labels = np.array(shard.labels)
+    labels[shard.indices] = algorithm.labels.numpy()
+    return replace(shard, labels=labels)
 
 
 def rate(request: TrainRequest) -> float:

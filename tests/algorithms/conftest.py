@@ -45,6 +45,7 @@ def cohort() -> Callable[[State, int], list[ClientUpdate]]:
                 tensors={
                     "control": {"conv.weight": torch.randn(4, 3, generator=generator)},
                     "steps": {"norm": torch.tensor(1.0 + examples // 8, dtype=torch.float64)},
+                    "generator": {"w": torch.ones(2)},
                     "support": {"counts": torch.tensor([examples / 2, 0.0], dtype=torch.float64)},
                 },
             )

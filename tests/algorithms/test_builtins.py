@@ -20,6 +20,7 @@ Cohort = Callable[[State, int], list[ClientUpdate]]
 SENT = {
     "control": {},
     "steps": {"norm": torch.tensor(2.0, dtype=torch.float64)},
+    "generator": {"w": torch.ones(2)},
     "support": {"counts": torch.tensor([1.0, 0.0], dtype=torch.float64)},
 }
 """What clients send beside a model, of every method."""

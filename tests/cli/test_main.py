@@ -340,7 +340,7 @@ def test_the_command_is_installed_and_frozen() -> None:
         "sums", "request", "rounds", "mlflow", "others",
         "format", "fit", "quantize", "calibration", "calibration_images",
         "calibration_method", "tolerance",
-        "baselines", "license", "tau", "norms",
+        "baselines", "license", "tau", "norms", "each", "seed", "leakage",
         "method", "label", "limit",
         "requested", "refuse", "now", "of_client", "noted", "log_format", "action", "queue",
         "watch", "port", "token_file",

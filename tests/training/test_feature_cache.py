@@ -85,6 +85,7 @@ CASES: dict[str, dict[str, Any]] = {
     "scaffold": {"strategy": {"use": "scaffold", "fraction": 0.6}},
     "fedntd": {"strategy": {"use": "fedntd"}},
     "ccvr": {"strategy": {"use": "ccvr", "steps": 20}},
+    "creff": {"strategy": {"use": "creff", "samples": 5, "match_steps": 5, "steps": 20}},
     "a bias of one's own": {"model": FROZEN | {"personal": ["head.bias"]}, "strategy": {"use": "fedper"}},
     "top-k": {"update": [{"use": "top-k", "fraction": 0.2}]},
 }

@@ -138,6 +138,9 @@ class ShareConfig:
     statistics: tuple[str, ...] = ()
     """Names of further statistics that the server may query, such as ``feature-moments``, shared as
     ``counts`` says. Their sums reveal more of the images than class counts do, which need no mention here."""
+    generators: bool = False
+    """Whether a strategy, such as ``fedgan``, may train a generator on the images and send it: it can
+    reproduce images that it was trained on, above all of a class that has few."""
     certificate: str = ""
     """For ``masked``: file of the certificate of ``superlink.key``; it proves this client to the others."""
     authority: str = ""
@@ -284,8 +287,8 @@ class ClientMachineConfig(Settings):
         """Check that the server may name a client half and the networks that it builds.
 
         Raises:
-            ConfigError: It may not name one of them, or the half sends class counts that the owner does not
-                share.
+            ConfigError: It may not name one of them, or the half sends class counts or a generator that the
+                owner does not share.
         """
         self.permit("client_algorithm", name)
         half = registry.resolve("client_algorithm", name).call
@@ -294,6 +297,11 @@ class ClientMachineConfig(Settings):
                 f"the client half {name!r} of the strategy sends this client's class counts, and "
                 f'share.counts is {self.share.counts!r}; set it to "plain" in the client\'s file, or leave '
                 "the run"
+            )
+        if getattr(half, "sends_generator", False) and not self.share.generators:
+            raise ConfigError(
+                f"the client half {name!r} of the strategy sends a generator, which can reproduce this "
+                "client's images; set share.generators = true in the client's file, or leave the run"
             )
         for use in models:
             self.permit("model", use)

@@ -54,6 +54,8 @@ class Machines:
         """How clients share their class counts; the others share them as they are."""
         self.statistics: tuple[str, ...] = ()
         """Further statistics that the server may ask every client for."""
+        self.generators = False
+        """Whether every client lets a generator be trained on its images."""
         self.folder, self.pki = folder, pki
         self.experiment = folder / "experiment.toml"
         self.experiment.write_text(experiment)
@@ -99,6 +101,7 @@ class Machines:
                     f'counts = "{self.share.get(name, "plain")}"',
                     f'certificate = "{own}/client.crt"',
                     f"statistics = {json.dumps(self.statistics)}",
+                    f"generators = {json.dumps(self.generators)}",
                 ]
             )
         )

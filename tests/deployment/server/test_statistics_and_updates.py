@@ -39,6 +39,10 @@ dense = 8
 lr = 0.1
 """
 CCVR = '[strategy]\nuse = "ccvr"\nevery = 1\nsteps = 50\n'
+CREFF = '[strategy]\nuse = "creff"\nsamples = 5\nmatch_steps = 5\nsteps = 50\n'
+RUCR = '[strategy]\nuse = "rucr"\nsamples = 5\nsteps = 20\n'
+FEDRELA = '[strategy]\nuse = "fedrela"\nwarmup = 1\nshare = 0.2\n'
+FEDGAN = '[strategy]\nuse = "fedgan"\nwarmup = 1\nmaps = 4\nnoise = 4\n'
 CLOSED_FORM = """
 [evaluation]
 holdout = 0.2
@@ -59,10 +63,11 @@ fraction = 0.05
 """
 
 
-def test_refined_run_killed_and_resumed(tmp_path: Path, pki: Path) -> None:
-    """Every round asks for the moments of the features, and the server trains the head on them."""
-    with machines(tmp_path, pki, EXPERIMENT + CCVR) as here:
-        here.statistics = ("feature-moments",)
+@pytest.mark.parametrize(("strategy", "statistic"), [(CCVR, "feature-moments"), (CREFF, "head-gradients")])
+def test_refined_run_killed_and_resumed(strategy: str, statistic: str, tmp_path: Path, pki: Path) -> None:
+    """Every round asks for moments or gradients, and the server trains the head on what it makes of them."""
+    with machines(tmp_path, pki, EXPERIMENT + strategy) as here:
+        here.statistics = (statistic,)
         server = here.server()
         here.client("north", **holding(here, "north", 3))
         here.client("south")
@@ -77,7 +82,7 @@ def test_refined_run_killed_and_resumed(tmp_path: Path, pki: Path) -> None:
         for mine, simulated in zip(here.rounds(), theirs, strict=True):
             assert mine["refused"] == []
             assert mine["statistics"] == simulated["statistics"]
-            assert mine["statistics"]["feature-moments"]["clients"] == [0, 1]
+            assert mine["statistics"][statistic]["clients"] == [0, 1]
             assert mine["bytes"] == simulated["bytes"]
 
 
@@ -146,3 +151,42 @@ def bytes_are_those_of_the_compressed_form(experiment: Path, rounds: list[dict[s
     whole = 2 * 4 * parameters
     wanted = {"down": whole, "up": 2 * round(0.05 * parameters) * (2 + 4), "up_whole": whole}
     assert [record["bytes"] for record in rounds] == [wanted] * 3
+
+
+def test_prototypes_and_a_head_of_the_clients_are_the_simulations(tmp_path: Path, pki: Path) -> None:
+    """Prototypes travel in each round, and after the last one the clients train the head."""
+    with machines(tmp_path, pki, EXPERIMENT + RUCR) as here:
+        here.statistics = ("class-prototypes", "rectified-head")
+        server = here.server()
+        here.client("north")
+        here.client("south")
+        assert server.wait(WAIT_S) == 0, here.log("server")
+        assert digest(here.out) == here.simulated()
+        for record in here.rounds():
+            assert record["refused"] == []
+            wanted = here.statistics if record["round"] == 3 else here.statistics[:1]
+            assert set(record["statistics"]) == set(wanted)
+
+
+def test_labels_that_clients_changed_are_the_simulations(tmp_path: Path, pki: Path) -> None:
+    """New labels stay on the machines and take part from the second round on."""
+    with machines(tmp_path, pki, EXPERIMENT + FEDRELA) as here:
+        server = here.server()
+        here.client("north")
+        here.client("south")
+        assert server.wait(WAIT_S) == 0, here.log("server")
+        assert digest(here.out) == here.simulated()
+
+
+def test_a_generator_is_the_simulations(tmp_path: Path, pki: Path) -> None:
+    """Three rounds on machines whose owners allow a generator: the model and the generator, to the bit."""
+    with machines(tmp_path, pki, EXPERIMENT + FEDGAN) as here:
+        here.generators = True
+        server = here.server()
+        here.client("north")
+        here.client("south")
+        assert server.wait(WAIT_S) == 0, here.log("server")
+        assert digest(here.out) == here.simulated()
+        assert [record["clients"] for record in here.rounds()] == [[0, 1]] * 3
+        own, simulated = (folder / "generator.safetensors" for folder in (here.out, tmp_path / "simulated"))
+        assert own.read_bytes() == simulated.read_bytes()
