@@ -26,6 +26,7 @@ RUNTIME: dict[str, dict[str, Any]] = {
     "sampler": {"round": 1, "rounds": 5},
     "partition": {"columns": {}},
     "optimizer": {"params": [nn.Parameter(torch.zeros(2))]},
+    "statistic": {"model": nn.Identity(), "data": None, "tensors": {}},
 }
 REQUIRED: dict[str, dict[str, Any]] = {
     "dirichlet": {"alpha": 1.0},
@@ -95,6 +96,7 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("strategy", "distillation"): {"alpha": OFF},
     ("strategy", "balancefl"): {"vacant": OFF, "augment": OFF, "entropy": OFF},
     ("strategy", "fedgrab"): {"tail": OFF, "kp": OFF, "ki": OFF, "kd": OFF},
+    ("statistic", "rectified-head"): {"low": ANY, "seed": ANY},
     ("strategy", "fedrela"): {"share": OFF, "warmup": "from the first round on"},
     ("strategy", "rucr"): {"weight": OFF, "steps": OFF, "low": ANY},
     ("strategy", "fedgan"): {"share": OFF, "warmup": "from the first round on"},

@@ -78,13 +78,13 @@ def rectified_head(
     model: nn.Module,
     data: LocalData,
     tensors: State,
-    samples: int,
-    steps: int,
-    lr: float,
-    batch_size: int,
-    low: float,
-    high: float,
-    seed: int,
+    samples: int = 100,
+    steps: int = 200,
+    lr: float = 1.0,
+    batch_size: int = 256,
+    low: float = 0.35,
+    high: float = 0.95,
+    seed: int = 0,
 ) -> dict[str, torch.Tensor]:
     """Return a head that is trained on mixtures, times the client's images, and the number of these.
 
@@ -99,7 +99,14 @@ def rectified_head(
         low: Smallest part of the prototype.
         high: Largest part.
         seed: Of what is drawn.
+
+    Raises:
+        ConfigError: The network has no backbone and linear head, or the images have several labels.
+        ValueError: An argument is out of range.
     """
+    check_range(at_least=1, steps=steps)
+    check_range(at_least=0, seed=seed)
+    _check_mixtures(samples=samples, lr=lr, batch_size=batch_size, low=low, high=high)
     features, _ = _features(model, data)
     source = torch.Generator().manual_seed(seed)
     mixtures, labels = mix(features, tensors, samples, (low, high), source)
@@ -192,11 +199,8 @@ class RUCR(FedAvg):
     ) -> None:
         super().__init__(fraction=fraction, min_clients=min_clients)
         check_range(at_least=0, weight=weight, steps=steps)
-        check_range(above=0, tau=tau, lr=lr)
-        check_range(at_least=1, samples=samples, batch_size=batch_size)
-        check_range(at_least=0, at_most=1, low=low, high=high)
-        if low > high:
-            raise ValueError(f"low must be <= high = {high:g}, not {low:g}")
+        check_range(above=0, tau=tau)
+        _check_mixtures(samples=samples, lr=lr, batch_size=batch_size, low=low, high=high)
         self.weight, self.tau, self.samples, self.steps = weight, tau, samples, steps
         self.lr, self.batch_size, self.low, self.high = lr, batch_size, low, high
         self.prototypes: State = {}
@@ -340,3 +344,11 @@ def _linear(network: ImageModel, classes: int) -> None:
             f"{_NEEDED_BY} trains a linear head with a row for each class, and this network's is a "
             f"{type(head).__name__}; use 'ccvr'"
         )
+
+
+def _check_mixtures(*, samples: int, lr: float, batch_size: int, low: float, high: float) -> None:
+    check_range(at_least=1, samples=samples, batch_size=batch_size)
+    check_range(above=0, lr=lr)
+    check_range(at_least=0, at_most=1, low=low, high=high)
+    if low > high:
+        raise ValueError(f"low must be <= high = {high:g}, not {low:g}")
