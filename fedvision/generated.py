@@ -27,8 +27,11 @@ from numpy.typing import NDArray
 
 from fedvision import registry
 from fedvision.config import ExperimentConfig
+from fedvision.data.identity import identity
 from fedvision.errors import ConfigError, DataError, RunFolderError
+from fedvision.files import read_json
 from fedvision.runs import side_networks
+from fedvision.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import torch
@@ -168,7 +171,7 @@ def leakage_of_run(run: Path, *, each: int = 100, seed: int = 0) -> list[Leakage
         seed: Of the generated images.
 
     Raises:
-        RunFolderError: The run has no generator.
+        RunFolderError: The run has no generator, or its images are others now.
         ConfigError: Its images are on other machines, or it kept none out of training.
     """
     import torch
@@ -182,9 +185,15 @@ def leakage_of_run(run: Path, *, each: int = 100, seed: int = 0) -> list[Leakage
             f"{run}: its images are on the clients' machines; an owner measures his with "
             "fedvision.generated.leakage"
         )
-    registry.allow_folder(run)
+    folder = RunFolder.read(run)
+    if modules := folder.invocation().get("modules"):
+        registry.allow_folder(Path(modules[0]))  # where the run found its own plug-ins
     experiment = Experiment.build(ExperimentConfig.load(run / "config.toml"))
     data, split = experiment.dataset, experiment.split
+    before, now = read_json(run / "data.json"), identity(data, train=True)
+    same = all(before.get(part) == digest for part, digest in now.items())
+    if not same or folder.split().get("digest") != split.facts(data.classes)["digest"]:
+        raise RunFolderError(f"{run}: its images or their split are others now; put the data back")
     if split.lazy:
         raise ConfigError(f"{run}: its clients are made on access; leakage needs a list of clients")
     trained = np.unique(np.concatenate(list(split.clients)))

@@ -88,6 +88,38 @@ def test_a_run_is_measured_on_what_its_clients_trained_on(finished: Path) -> Non
     assert all(one.generated > 0 and one.held_out > 0 and 0 <= one.nearer <= 1 for one in found)
 
 
+def test_other_images_than_the_runs_are_refused(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = {"train_images": rng.integers(0, 256, (60, 8, 8, 1), np.uint8), "train_labels": np.arange(60) % 3}
+    np.savez(tmp_path / "own.npz", **made, test_images=made["train_images"], test_labels=made["train_labels"])
+    data = {"use": "npz", "path": str(tmp_path / "own.npz")}
+    partition = {"use": "iid", "clients": 2}
+    simulate(tiny(rounds=1, strategy=GAN, data=data, partition=partition), out=tmp_path / "run")
+    found = leakage_of_run(tmp_path / "run", each=3)
+    assert [(one.training, one.held_out, one.nearer) for one in found] == [(20, 0.0, 0.0)] * 3
+    made["train_images"] = 255 - made["train_images"]
+    np.savez(tmp_path / "own.npz", **made, test_images=made["train_images"], test_labels=made["train_labels"])
+    with pytest.raises(RunFolderError, match="its images or their split are others now"):
+        leakage_of_run(tmp_path / "run")
+
+
+def test_a_runs_own_plug_ins_are_found_where_it_found_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_loss_of_a_generator.py").write_text(
+        "from torch.nn import functional as F\n\n\ndef plain(counts):\n"
+        "    return lambda logits, labels: F.cross_entropy(logits, labels, reduction='none')\n"
+    )
+    (tmp_path / "own.toml").write_text(
+        tiny(rounds=1, strategy=GAN, loss={"use": "own_loss_of_a_generator:plain"}).to_toml()
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["simulate", "own.toml", "--out", "run"]) == 0
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    assert main.main(["generate", str(tmp_path / "run"), "--leakage", "--each", "3"]) == 0
+
+
 def test_runs_without_a_generator_and_damaged_files_are_named(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"generator\.safetensors: there is no such file"):
         ImageGenerator(tmp_path)
