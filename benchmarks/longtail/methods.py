@@ -1,7 +1,8 @@
 """The methods that the tables compare: what each changes of a protocol's experiment, and its four settings.
 
 A method without a strength of its own is tuned in four learning rates, one with a strength in two of each.
-Everything else is the method's default in fedvision, which docs/algorithms.md describes.
+Everything else is the method's default in fedvision, which docs/algorithms.md describes. The network is the
+protocol's but for the head, where a method is about that.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from protocol import Method, Tables, merged
 
-RATES = (0.03, 0.05, 0.1, 0.2)
+RATES = (0.05, 0.1, 0.2, 0.4)
 GLOBAL = {"prior": "global"}
 """The federation's class counts, where a loss takes the clients' own by default."""
 
@@ -26,7 +27,7 @@ def fixed() -> list[Tables]:
     return [{}]
 
 
-def strengths(part: str, key: str, values: Sequence[Any], lr: Sequence[float] = (0.05, 0.1)) -> list[Tables]:
+def strengths(part: str, key: str, values: Sequence[Any], lr: Sequence[float] = (0.1, 0.2)) -> list[Tables]:
     """Return two values of a part's key with each of two learning rates as settings."""
     return [merged({"training": {"lr": one}}, {part: {key: value}}) for one in lr for value in values]
 
@@ -96,8 +97,33 @@ METHODS: Mapping[str, Method] = {
         merged(strategy("fedvls"), loss("logit-adjusted", prior="local")),
         strengths("strategy", "vacant", [0.1, 1.0]),
     ),
+    "FedLF": Method(merged(strategy("fedlf"), loss("fedlf")), strengths("strategy", "centre", [0.01, 0.1])),
+    "FedYoYo": Method(
+        merged(strategy("fedyoyo", warmup=20), loss("logit-adjusted", prior="mixed", tau=1.5)),
+        strengths("strategy", "strength", [0.3, 0.6]),
+    ),
+    "FedRoD, generic head": Method(
+        merged(
+            strategy("fedrod"),
+            loss("balanced-softmax", prior="local"),
+            {"model": {"head": "personalized", "personal": ["head.personal.*"]}},
+        ),
+        rates(),
+    ),
+    "FedETF": Method(merged(loss("balanced-softmax", prior="local"), {"model": {"head": "etf"}}), rates()),
+    "FedLoGe": Method(
+        merged(strategy("fedloge"), {"model": {"head": "realigned", "personal": ["head.personal.*"]}}),
+        rates(),
+    ),
+    "BalanceFL": Method(
+        merged(strategy("balancefl"), sampler("balanced")), strengths("strategy", "augment", [0.0, 1.0])
+    ),
+    "Fed-GraB": Method(strategy("fedgrab"), strengths("strategy", "tail", [0.5, 1.0])),
     "head rows by support": Method(strategy("fedavg-support"), rates()),
     "CCVR": Method(strategy("ccvr"), rates()),
+    "CReFF": Method(strategy("creff"), rates()),
+    "RUCR": Method(strategy("rucr"), strengths("strategy", "weight", [0.1, 1.0])),
+    "FedReLa": Method(strategy("fedrela", warmup=50), strengths("strategy", "share", [0.05, 0.2])),
     "logit adjustment, FedAvgM": Method(
         merged(ADJUSTED, strategy("fedavgm")), strengths("strategy", "momentum", [0.5, 0.8])
     ),

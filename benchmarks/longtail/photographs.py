@@ -37,7 +37,7 @@ EXPERIMENT: Tables = {
     "checkpoint_every": ROUNDS,
     "data": {"use": "image-folder", "path": str(DATA / "elpv"), "channels": 1, "validation": 0.2},
     "partition": {"use": "dirichlet", "clients": 8, "alpha": 1.0},
-    "training": {"batch_size": 32, "epochs": 3, "schedule": "cosine"},
+    "training": {"batch_size": 32, "epochs": 3, "schedule": "cosine", "clip_norm": 1.0},
     "strategy": {"use": "fedavg"},
     "evaluation": {"every": ROUNDS},
 }

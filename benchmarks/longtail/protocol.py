@@ -64,7 +64,7 @@ class Protocol:
 
     name: str
     experiment: Tables
-    """The experiment's tables; no method changes data, partition, network or rounds."""
+    """The experiment's tables; no method changes data, partition, rounds or backbone."""
     methods: Mapping[str, Method]
     tuning: Tables
     """What sets images aside: a share of ``data`` that takes the test images' place, or clients' holdout."""
@@ -111,7 +111,7 @@ def measure(tables: Tables, after: str, kept: Path | None = None) -> Run:
         if after:
             adjusted = adjustment.adjust(folder, Path(temporary) / "adjusted", norms=after == "norms")
             dataset = registry.build("data", ExperimentConfig.from_dict(tables).data)
-            confusion = load(adjusted.folder, device="cpu").evaluate(dataset).confusion.tolist()
+            confusion = load(adjusted.folder, device="cpu").evaluate(dataset).confusion.matrix().tolist()
     return {
         "confusion": confusion,
         "worst_client": worst_client(recalls(confusion), clients),

@@ -27,7 +27,7 @@ PROTOCOL = Protocol(
         "data": {"use": "cifar10"},
         "partition": {"use": "dirichlet", "clients": 10},
         "model": {"use": "cnn", "width": 16},
-        "training": {"batch_size": 32, "steps": 30, "schedule": "cosine"},
+        "training": {"batch_size": 32, "steps": 30, "schedule": "cosine", "clip_norm": 1.0},
         "strategy": {"use": "fedavg"},
         "evaluation": {"every": ROUNDS},
     },
