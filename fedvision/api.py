@@ -46,6 +46,14 @@ class RunResult:
                     return dict(record[view]["scores"])
         return {}
 
+    @property
+    def personal_scores(self) -> dict[str, float]:
+        """The last measured scores of clients' personal models; empty where none are beside the global."""
+        for record in reversed(self.rounds):
+            if record.get("personal"):
+                return dict(record["personal"]["scores"])
+        return {}
+
     def frame(self) -> pd.DataFrame:
         """Return the rounds as a data frame: a row a round, a column a figure such as ``server.accuracy``."""
         import pandas as pd
@@ -182,7 +190,7 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a round's scalar figures with dotted names."""
     row: dict[str, Any] = {key: value for key, value in record.items() if isinstance(value, int | float)}
     row |= {f"bytes.{key}": value for key, value in record.get("bytes", {}).items()}
-    for view in ("server", "local"):
+    for view in ("server", "local", "personal"):
         facts = record.get(view) or {}
         row |= {f"{view}.loss": facts["loss"]} if facts else {}
         row |= {f"{view}.{key}": value for key, value in facts.get("scores", {}).items()}

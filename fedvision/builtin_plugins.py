@@ -140,6 +140,10 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedgan": Builtin("fedvision.algorithms.fedgan:FedGANClient"),
         "rucr": Builtin("fedvision.algorithms.rucr:RUCRClient"),
         "fedrela": Builtin("fedvision.algorithms.fedrela:FedReLaClient"),
+        "fedrep": Builtin("fedvision.algorithms.fedrep:FedRepClient"),
+        "ditto": Builtin("fedvision.algorithms.ditto:DittoClient"),
+        "apfl": Builtin("fedvision.algorithms.apfl:APFLClient"),
+        "q-fedavg": Builtin("fedvision.algorithms.q_fedavg:QFedAvgClient"),
     },
     "optimizer": {"sgd": Builtin("fedvision.training.sgd:SGD")},
     "schedule": {
@@ -172,6 +176,15 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedper": Builtin(
             "fedvision.algorithms.fedper:FedPer", paper="Arivazhagan et al. 2019, arXiv 1912.00818"
         ),
+        "fedrep": Builtin(
+            "fedvision.algorithms.fedrep:FedRep", paper="Collins et al. 2021, arXiv 2102.07078"
+        ),
+        "ditto": Builtin("fedvision.algorithms.ditto:Ditto", paper="Li et al. 2021, arXiv 2012.04221"),
+        "apfl": Builtin("fedvision.algorithms.apfl:APFL", paper="Deng et al. 2020, arXiv 2003.13461"),
+        "q-fedavg": Builtin(
+            "fedvision.algorithms.q_fedavg:QFedAvg", paper="Li et al. 2020, arXiv 1905.10497"
+        ),
+        "fedbn": Builtin("fedvision.algorithms.fedbn:FedBN", paper="Li et al. 2021, arXiv 2102.07623"),
         "scaffold": Builtin(
             "fedvision.algorithms.scaffold:Scaffold", paper="Karimireddy et al. 2020, arXiv 1910.06378"
         ),

@@ -83,6 +83,8 @@ class Experiment:
             check_score,
             check_strategy,
             check_untrained,
+            check_whole_models,
+            with_personal,
         )
         from fedvision.server.summed_updates import check_strategy_of_sums
         from fedvision.tasks.base import build_task
@@ -91,6 +93,7 @@ class Experiment:
 
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
         strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
+        config = with_personal(config, strategy)
         check_personal(config, strategy)
         check_untrained(config, strategy)
         dataset = read_data(config) if dataset is None else dataset
@@ -113,6 +116,7 @@ class Experiment:
         weights = begin(model, config.model, files, dataset.classes, told)
         check_views(config, model, dataset.train)
         personal = _try(config, task, strategy, model, parts, dataset)
+        check_whole_models(config, strategy, personal)
         updates = chain.build(config, model)
         if updates.sum_only:
             check_strategy_of_sums(config, strategy)
@@ -139,9 +143,11 @@ class Experiment:
         from fedvision.data.partition.notices import column_notices, measurement_notices, split_notices
         from fedvision.flower.private_strategies import privacy_notices
         from fedvision.flower.strategy import FlowerStrategy
+        from fedvision.server.checks import whole_model_notices
 
         sentences = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
         sentences += measurement_notices(self.config, self.dataset, self.personal, self.task.class_counts)
+        sentences += whole_model_notices(self.config, self.strategy)
         sentences += self.weights.notices if self.weights else ()
         sentences += self._frozen_at_random()
         if isinstance(self.strategy, FlowerStrategy):
@@ -247,7 +253,7 @@ def _model(config: ExperimentConfig, dataset: Dataset, task: Task) -> nn.Module:
     """
     from fedvision.data.transforms import check_size, input_shape
     from fedvision.models.build import build_model
-    from fedvision.training.client_trainer import check_training
+    from fedvision.training.training_check import check_training
 
     classes, image = len(dataset.classes), dataset.train.images.shape[1:]
     channels, height, width = input_shape(config.transforms, image)

@@ -128,6 +128,9 @@ class TrainRequest:
     own_counts: tuple[int, ...] | None = None
     """Class counts [C] of the client's own training images, for its client half: its machine adds them, and
     the server's message does not have them."""
+    own_loss: float | None = None
+    """Mean training loss of ``state`` over the client's own training images, in evaluation mode and without
+    augmentation, for a client half that needs it: its machine adds it."""
     silent_since: int | None = None
     """First round of this client since which none of its answers was used; None where the last one was."""
     measure: bool = False

@@ -14,6 +14,11 @@ FEDPER: dict[str, Any] = {
     "model": {"use": "cnn", "width": 4, "dense": 8, "personal": ["head.*"]},
 }
 """Tables of a run whose clients keep their heads."""
+SKEW: list[dict[str, Any]] = [
+    *({"strategy": {"use": use}} for use in ("q-fedavg", "ditto", "apfl", "fedrep")),
+    {"strategy": {"use": "fedbn"}, "model": {"use": "resnet8", "norm": "batch", "width": 4}},
+]
+"""Tables of runs with methods for unlike clients and personal models."""
 
 
 def digits_of_several_labels(folder: Path) -> Path:

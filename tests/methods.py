@@ -37,6 +37,8 @@ _MODEL: dict[str, dict[str, Any]] = {
     "fedloge": {"head": "realigned", "personal": ["head.personal.*"]},
 }
 """Keys of ``[model]`` that a strategy is about."""
+_NETWORK: dict[str, dict[str, Any]] = {"fedbn": {"use": "resnet8", "norm": "batch", "width": 4}}
+"""The network of a strategy that cannot do with any."""
 
 
 def tables(use: str, model: dict[str, Any], *, teacher: Path | None = None) -> dict[str, Any]:
@@ -52,6 +54,7 @@ def tables(use: str, model: dict[str, Any], *, teacher: Path | None = None) -> d
     if use == "distillation":
         strategy["teacher"] = str(teacher)
     personal = {"personal": ["head.*"]} if getattr(kind, "needs_personal", False) else {}
+    model = _NETWORK.get(use, model)
     if use == "fedloge" and "dense" in model:
         model = {**model, "dense": 16}  # as many features as classes, or more
     return {"strategy": strategy, "model": {**model, **personal, **_MODEL.get(use, {})}}

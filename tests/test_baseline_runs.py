@@ -288,10 +288,15 @@ def test_of_a_population_a_sample_is_trained_alone(tmp_path: Path) -> None:
             "trains nothing",
         ),
         (tiny(**FEDPER, evaluation=HELD), BOTH, "with model.personal tensors stay on the clients"),
+        (
+            tiny(strategy={"use": "fedrep"}, evaluation=HELD),
+            BOTH,
+            "use = 'fedrep' tensors stay on the clients",
+        ),
         (tiny(model={**RESNET, "shared": "no-batch-norm-statistics"}), BOTH, "model.shared = "),
         (tiny(model={**RESNET, "shared": "trainable"}), BOTH, "model.shared = 'trainable'"),
     ],
-    ids=["unknown", "closed-form", "personal", "silo-bn", "trainable"],
+    ids=["unknown", "closed-form", "personal", "fedrep", "silo-bn", "trainable"],
 )
 def test_what_has_no_baseline_is_refused_before_anything_is_written(
     config: ExperimentConfig, names: list[str], expected: str, tmp_path: Path

@@ -104,6 +104,14 @@ class RoundStrategy(ABC):
         """Return what a person should know of the method with this experiment; by default nothing."""
         return ()
 
+    def personal(self, given: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the patterns of tensors that clients keep: by default those of the experiment.
+
+        Args:
+            given: ``model.personal`` of the experiment, perhaps empty.
+        """
+        return given
+
     def constant_tensors(self) -> Mapping[str, State]:
         """Return named groups of tensors that the client half needs and that stay the same in the whole run.
 

@@ -27,6 +27,7 @@ from fedvision.formatting import plural
 from fedvision.runs.baseline_folder import BaselineFolder
 from fedvision.runs.folder import RunFolder
 from fedvision.server.central_evaluation import evaluate_centrally
+from fedvision.server.checks import with_personal
 from fedvision.server.scores import Scores
 from fedvision.simulation import Simulation
 from fedvision.stages import stage
@@ -44,13 +45,15 @@ def check(config: ExperimentConfig) -> None:
     Raises:
         ConfigError: Its clients do not train, or keep a part of the model to themselves.
     """
-    if not getattr(build_strategy(config.strategy, seed=config.seed), "trains", True):
+    strategy = build_strategy(config.strategy, seed=config.seed)
+    if not getattr(strategy, "trains", True):
         raise ConfigError(
             f"--baselines: [strategy] use = {config.strategy.use!r} trains nothing, so there is "
             "no budget of training to compare by; leave --baselines out"
         )
-    if config.model.personal:
-        raise ConfigError(_personal("model.personal"))
+    if with_personal(config, strategy).model.personal:
+        own = bool(config.model.personal)
+        raise ConfigError(_personal("model.personal" if own else f"[strategy] use = {config.strategy.use!r}"))
 
 
 def check_built(experiment: Experiment) -> None:

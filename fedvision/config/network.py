@@ -89,7 +89,8 @@ class ModelConfig(PluginSpec):
     head: PluginSpec = field(default_factory=lambda: PluginSpec(use=""))
     """Another head than the network's own: ``{ use = "cosine", embeddings = "names.safetensors" }``."""
     personal: tuple[str, ...] = ()
-    """Patterns of tensors that each client trains and keeps for itself, such as ``["head.*"]``."""
+    """Patterns of tensors that each client trains and keeps for itself, such as ``["head.*"]``;
+    ``"batch-norm"`` are those of every batch norm."""
     frozen: tuple[str, ...] = ()
     """Patterns of further tensors that nobody trains and nobody sends, such as ``["backbone.*"]``."""
     inputs: Mapping[str, InputConfig] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from fedvision.flower import codec
 from fedvision.flower.internals import PARTITION
 from fedvision.flower.internals_message import answer
 from fedvision.flower.statistic_codec import STATISTIC, decode_request, encode_sums
+from fedvision.training.client_half import client_half
 from fedvision.training.client_trainer import ClientTrainer
 
 
@@ -46,7 +47,8 @@ def build(trainer: ClientTrainer, test: Shard | None = None) -> ClientApp:
     def evaluate(message: Message, context: Context) -> Message:
         def work(client: int) -> RecordDict:
             request = codec.decode_task(message, client)
-            return codec.encode_evaluation(trainer.evaluate(client, request.round, request.state))
+            found = trainer.evaluate(client, request.round, request.state, client_half(request))
+            return codec.encode_evaluation(found)
 
         return _answer(message, context, "evaluation", work)
 

@@ -6,7 +6,8 @@ unchanged. Further groups of tensors travel as ``tensors.<group>`` and only wher
 ``server.update_validator`` checks what comes back against what the model expects.
 
 A reply to a training message that also requested a measurement carries that of an evaluation message, its
-records under ``measured.<name>``. The server takes them out before a strategy sees the reply.
+records under ``measured.<name>``. The server takes them out before a strategy sees the reply. Likewise a
+measurement may carry that of the client's personal model, under ``personal.<name>``.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ _STOCK_PROX, _LR_FACTOR = "proximal-mu", "lr-factor"
 LOSS, NORM_BOUND = "loss", "norm-bound"
 _FOLDED, _BYTES, _NORM = "folded", "bytes", "norm"
 MEASURE, MEASURE_FIRST, _MEASURED = "query.measure", "measure-first", "measured."
+PERSONAL = "personal."
+"""Before the names of the records of a personal model's measurement."""
 SILENT_SINCE = "silent-since"
 """Clients none of whose answers since some round was used: client, round, client, round, ..."""
 _START, _STOP = "start", "stop"
@@ -250,16 +253,22 @@ def encode_update(update: TrainResult) -> RecordDict:
     return content
 
 
-def carry(reply: RecordDict, evaluation: RecordDict) -> None:
-    """Put the content of a reply to an evaluation message into one to a training message."""
+def carry(reply: RecordDict, evaluation: RecordDict, prefix: str = _MEASURED) -> None:
+    """Put the content of a reply to an evaluation message into one to a training message.
+
+    Args:
+        reply: Takes it.
+        evaluation: The content.
+        prefix: With ``PERSONAL``, a personal model's measurement into that of the global one.
+    """
     for name, held in values(evaluation).items():
-        reply[_MEASURED + name] = held
+        reply[prefix + name] = held
 
 
-def unload(reply: RecordDict) -> RecordDict | None:
-    """Take an evaluation out of a reply to a training message and return it; None where it has none."""
-    keys = [key for key in values(reply) if key.startswith(_MEASURED)]
-    taken = {key.removeprefix(_MEASURED): reply.pop(key) for key in keys}
+def unload(reply: RecordDict, prefix: str = _MEASURED) -> RecordDict | None:
+    """Take an evaluation out of a reply and return it; None where it has none. Arguments as of ``carry``."""
+    keys = [key for key in values(reply) if key.startswith(prefix)]
+    taken = {key.removeprefix(prefix): reply.pop(key) for key in keys}
     return filled(RecordDict, taken) if taken else None
 
 
@@ -303,7 +312,10 @@ def encode_evaluation(evaluation: Evaluation, examples: int | None = None) -> Re
     images = evaluation.examples if examples is None else examples
     records, metrics = stats_codec.encode(evaluation.stats)
     metric_record = MetricRecord({EXAMPLES: images, LOSS: evaluation.loss_sum, **metrics})
-    return RecordDict({METRICS: metric_record, **records})
+    content = RecordDict({METRICS: metric_record, **records})
+    if evaluation.personal is not None:
+        carry(content, encode_evaluation(evaluation.personal), PERSONAL)
+    return content
 
 
 def decode_evaluation(content: RecordDict) -> Evaluation:

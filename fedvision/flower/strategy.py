@@ -66,6 +66,11 @@ class FlowerStrategy(Strategy):
         return None if kind is ClientAlgorithm else registry.name_of("client_algorithm", kind)
 
     @property
+    def personal_model(self) -> bool:
+        """Whether each client has a personal model beside the global one, which is measured as well."""
+        return self.inner.client.personal_model
+
+    @property
     def in_step(self) -> bool:
         """Whether clients may keep something between rounds that rests on which answers were used."""
         return self._client is not None or self.clients_keep
@@ -284,6 +289,8 @@ class FlowerStrategy(Strategy):
     ) -> Iterable[Message]:
         """Yield one evaluation message for every client, or for a share that the round's stream draws."""
         config[codec.ROUND] = server_round
+        if self._client and self.personal_model:
+            config[codec.ALGORITHM] = self._client
         nodes: Iterable[int] = grid.get_node_ids()
         if self._measured < 1:
             there = nodes if isinstance(nodes, range) else sorted(nodes, key=self._roster.client)

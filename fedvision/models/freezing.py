@@ -8,6 +8,7 @@ its tensors these are, so a copy of it, or one built again from the experiment, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -83,3 +84,23 @@ def frozen_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the frozen tensors by name, as they are."""
     tensors = model.state_dict()
     return {name: tensors[name] for name in frozen_names(model)}
+
+
+@contextmanager
+def trained_alone(model: nn.Module, names: frozenset[str] | None) -> Iterator[list[nn.Parameter]]:
+    """Yield those of a network's trained parameters that are named, the only ones with gradients until then.
+
+    Args:
+        model: The network.
+        names: Of parameters; None names all.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    fixed = [] if names is None else [p for name, p in trained.items() if name not in names]
+    for parameter in fixed:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    try:
+        yield [p for p in trained.values() if p.requires_grad]
+    finally:
+        for parameter in fixed:
+            parameter.requires_grad_(True)

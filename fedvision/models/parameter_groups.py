@@ -8,8 +8,9 @@ frozen    stay as the network began, equal on all machines, so that they need no
 ========  ================================================================================================
 
 Patterns are those of file names, on the names of tensors: ``*`` stands for any letters, dots included, ``?``
-for one, ``[ab]`` for one of these. Whole numbers, such as batch norm's ``num_batches_tracked``, are in no
-group: they begin anew with each client's round.
+for one, ``[ab]`` for one of these; in ``personal``, ``batch-norm`` stands for all tensors of batch norm that
+are trained (FedBN; Li et al. 2021, arXiv 2102.07623). Whole numbers, such as batch norm's
+``num_batches_tracked``, are in no group: they begin anew with each client's round.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from fedvision.errors import ConfigError, nearest
 from fedvision.models.base import halves
 from fedvision.models.lora import A, B, adapter_names, adapters
 from fedvision.models.parts import Part, own_tensors, parts_of
-from fedvision.models.state import floating, shared_names, size_in_bytes
+from fedvision.models.state import batch_norm_names, floating, shared_names, size_in_bytes
 from fedvision.models.units import last_units
+
+BATCH_NORM = "batch-norm"
+"""In ``model.personal``: the tensors of every batch norm that is trained, found by the layers' type."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class ParameterGroups:
         """
         left = _untrained(model, config)
         frozen = _matching(model, config.frozen, "frozen") | left.keys()
-        own = _matching(model, config.personal, "personal")
+        own = _personal(model, config.personal, frozen)
         tensors = floating(model)
         if idle := [name for name in tensors if name in own and name in left]:
             raise ConfigError(
@@ -160,6 +164,24 @@ def _keys(config: ModelConfig, *keys: str) -> str:
     shown = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
     set_keys = [f"model.{key} = {value!r}" for key, value in shown.items()]
     return " and ".join(set_keys) or f"[model] use = {config.use!r} with shared = {config.shared!r}"
+
+
+def _personal(model: nn.Module, patterns: Sequence[str], frozen: frozenset[str]) -> frozenset[str]:
+    """Return the names of the tensors that stay with the clients.
+
+    Raises:
+        ConfigError: A pattern matches nothing.
+    """
+    found = _matching(model, [pattern for pattern in patterns if pattern != BATCH_NORM], "personal")
+    if BATCH_NORM not in patterns:
+        return found
+    norms = frozenset(batch_norm_names(model)) - frozen
+    if not norms:
+        raise ConfigError(
+            f"model.personal = [{BATCH_NORM!r}], as of [strategy] use = 'fedbn', keeps batch norm on the "
+            "clients, and the network trains none; take one that does, such as 'resnet8' with norm = 'batch'"
+        )
+    return found | norms
 
 
 def _matching(model: nn.Module, patterns: Sequence[str], key: str) -> frozenset[str]:

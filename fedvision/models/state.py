@@ -126,10 +126,23 @@ def floating(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(found.values())
 
 
+def batch_norm_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of batch norm's scales, shifts and statistics, in the order of ``state_dict``.
+
+    They are found by the modules' type, whatever the network calls them.
+    """
+    own = {id(t) for layer in _batch_norms(model) for t in (*layer.parameters(), *layer.buffers())}
+    return tuple(name for name, tensor in floating(model).items() if id(tensor) in own)
+
+
 def _batch_norm_statistics(model: nn.Module) -> frozenset[int]:
     """Return the identities of all running means and variances, found by the module's type."""
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    layers = _batch_norms(model)
     return frozenset(id(buffer) for layer in layers for buffer in (layer.running_mean, layer.running_var))
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 def _find(tensors: State, name: str) -> torch.Tensor:

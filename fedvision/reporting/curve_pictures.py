@@ -60,4 +60,5 @@ def _capital(text: str) -> str:
 
 
 def _views(facts: RunData, *keys: str) -> dict[str, Series]:
-    return {"server": facts.series("server", *keys), "clients": facts.series("local", *keys)}
+    names = {"server": "server", "clients": "local", "personal": "personal"}
+    return {name: facts.series(view, *keys) for name, view in names.items()}

@@ -18,6 +18,7 @@ from fedvision.reporting.class_facts import ClassFacts, by_frequency
 from fedvision.reporting.curve_pictures import Picture, curve_pictures
 from fedvision.reporting.explanations import read_section
 from fedvision.reporting.page import png_uri, render_page
+from fedvision.reporting.personal_models import personal_rows, personal_sentence
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import (
     calibrated,
@@ -70,6 +71,8 @@ def write_report(folder: RunFolder) -> Path:
         reliability=_reliability(facts.reliability),
         trust=trust(facts),
         calibrated=calibrated(facts.rounds[-1] if facts.rounds else {}),
+        personal=personal_rows(facts),
+        personal_sentence=personal_sentence(facts),
         most_train=max((c.train for c in classes), default=0),
         clients=clients_picture(facts),
         confusion=_confusion(facts, measured),

@@ -17,6 +17,7 @@ from fedvision.formatting import duration, ends, in_order, number, percent, plur
 from fedvision.reporting.baselines import gain_sentences
 from fedvision.reporting.card_loading import loading
 from fedvision.reporting.markdown import code, escaped, table, yaml
+from fedvision.reporting.personal_models import OWN
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData
 from fedvision.reporting.summary_sentences import calibrated, clients_of, measured_on, trust
 
@@ -83,7 +84,9 @@ def _front(facts: RunData, options: CardOptions) -> dict[str, Any]:
     tags = ["federated-learning", "fedvision", "vision"]
     front: dict[str, Any] = {"license": options.license} if options.license else {}
     front |= {"library_name": "fedvision", "pipeline_tag": "image-classification", "tags": tags}
-    results = [one for view in VIEWS if (found := facts.measurement(view)) for one in _entries(facts, found)]
+    # The card is the global model's.
+    views = [one for view in VIEWS if view != OWN and (one := facts.measurement(view))]
+    results = [one for found in views for one in _entries(facts, found)]
     if results:
         front["metrics"] = list(dict.fromkeys(metric["type"] for one in results for metric in one["metrics"]))
         front["model-index"] = [{"name": name, "results": results}]

@@ -20,6 +20,7 @@ WIDTH, HEIGHT = 420, 230
 COLOURS: Mapping[str, str] = {
     "server": BLUE,
     "clients": ORANGE,
+    "personal": PURPLE,
     "training": MUTED,
     "head": BLUE,
     "medium": GREEN,

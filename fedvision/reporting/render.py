@@ -31,6 +31,7 @@ from fedvision.reporting.compare import (
     rarest_scores,
     shown_scores,
 )
+from fedvision.reporting.personal_models import personal_rows, personal_sentence
 from fedvision.reporting.run_data import VIEWS, Measurement, RunData, read_facts
 from fedvision.reporting.summary_sentences import PERSONAL, certainty, clients_of, idle, trust
 from fedvision.reporting.text_table import TextTable, plain_text
@@ -60,11 +61,23 @@ def run_table(folder: RunFolder) -> str:
         parts += ["", _scores(measured, facts.kinds), *_unmeasured(facts, measured)]
     if facts.best_view and facts.clients and not facts.own_counts:
         parts += _rarest(facts.class_facts(facts.best_view), facts.distinct, facts.several_labels)
+    parts += _personal(facts)
     if facts.held_out_by:  # no other command can tell, as nobody else has the images
         parts += ["", trust(facts)]
     parts += _baselines(facts)
     notices = [f"note: {notice}" for notice in facts.summary.get("notices", [])]
     return plain_text(*parts, "", _cost(facts), *idle(facts), *notices)
+
+
+def _personal(facts: RunData) -> list[str | TextTable]:
+    """Return the rarest classes with the global and with personal models; nothing where there are none."""
+    rows = personal_rows(facts)
+    if not rows:
+        return []
+    table = TextTable("rarest on clients' images", "training images", "global model", "personal models")
+    for row in reversed(rows[-RAREST:]):
+        table.add(row.name, whole(row.train), percent(row.shared), percent(row.own))
+    return ["", table, personal_sentence(facts)]
 
 
 def _baselines(facts: RunData) -> list[str | TextTable]:

@@ -27,8 +27,9 @@ from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.tasks.intervals import Interval, score_intervals
 
 Record = dict[str, Any]
-VIEWS = ("server", "local")
-"""The two views of one model: on the server's test images, and on images that clients keep for it."""
+VIEWS = ("server", "local", "personal")
+"""The global model on the server's test images, and on images that clients keep for it; and on these each
+client's personal model, where the method has one beside the global model."""
 
 
 class Worst(NamedTuple):
@@ -45,7 +46,7 @@ class Measurement:
     """One view's last measurement."""
 
     view: str
-    """``"server"`` or ``"local"``."""
+    """``"server"``, ``"local"`` or ``"personal"``."""
     round: int
     """In which round it was made."""
     scores: dict[str, float | None]
@@ -164,7 +165,7 @@ class RunData:
                     worst=self._worst(facts),
                     labels=facts.get("labels") or {},
                     withheld=len(facts.get("withheld") or ()),
-                    personal=view == "local" and bool(self.config.model.personal),
+                    personal=view == "personal" or (view == "local" and bool(self.config.model.personal)),
                     part=self._part(facts),
                 )
         return None

@@ -29,7 +29,7 @@ def _scalars(record: dict[str, Any], classes: list[str], seconds: dict[str, floa
     found: dict[str, float | None] = {"train/loss": record.get("train_loss"), "train/lr": record.get("lr")}
     found |= {f"bytes/{way}": count for way, count in (record.get("bytes") or {}).items()}
     found |= {f"seconds/{stage}": value for stage, value in seconds.items() if stage != "round"}
-    for view in ("server", "local"):
+    for view in ("server", "local", "personal"):
         facts = record.get(view) or {}
         found[f"{view}/loss"] = facts.get("loss")
         found |= {f"{view}/{key}": value for key, value in (facts.get("scores") or {}).items()}

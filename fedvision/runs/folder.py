@@ -17,7 +17,7 @@
     rounds.jsonl          one line a round, what depends on config and data alone: equal runs, equal bytes.
                           What clients measured of the model after round r is "local" in line r; where it came
                           with the training of round r + 1 it is "received" there, and its "round" is r;
-                          "measured_by" says how many clients' images are in it
+                          "measured_by" says of how many clients; "personal" is that of their own models
     timings.jsonl         one line a round, seconds by stage
     events.jsonl          {"round", "client", "what"}: notices while the run went on; see events.py
     members.jsonl         across machines: who takes part, with which key and images; see member_register.py
@@ -391,7 +391,8 @@ def in_their_rounds(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
         if "received" in record:
             received = dict(placed[record["round"]].pop("received") or {})
             if (round := received.pop("round", None)) in placed:
-                placed[round]["local"] = received
+                own = {"personal": received.pop("personal")} if "personal" in received else {}
+                placed[round] |= {"local": received, **own}
     return list(placed.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedvision.algorithms.base import RoundStrategy
 from fedvision.config import ExperimentConfig, RoundConfig
 from fedvision.errors import ConfigError, RunError, nearest
 from fedvision.flower.client_registry import ClientRegistry
-from fedvision.flower.strategy import FlowerStrategy
+from fedvision.flower.strategy import FlowerStrategy, layers
 from fedvision.tasks.base import Task
 from fedvision.tasks.stats import MetricStats
 from fedvision.training.client_algorithm import groups_sent
@@ -43,13 +45,30 @@ def check_strategy(strategy: Strategy, clients: int) -> None:
             )
 
 
+def with_personal(config: ExperimentConfig, strategy: Strategy) -> ExperimentConfig:
+    """Return an experiment in which ``model.personal`` is as its strategy wants it."""
+    if (inner := _ours(strategy)) is None:
+        return config
+    kept = inner.personal(config.model.personal)
+    if kept == config.model.personal:
+        return config
+    return replace(config, model=replace(config.model, personal=kept))
+
+
+def _ours(strategy: Strategy) -> RoundStrategy | None:
+    """Return the strategy of ours, also where a stock one wraps it; None where there is none."""
+    found = (one for one in layers(strategy).values() if isinstance(one, RoundStrategy))
+    return next(found, None)
+
+
 def check_personal(config: ExperimentConfig, strategy: Strategy) -> None:
     """Refuse a method of personal tensors where none are named, and one temperature where some are.
 
     Raises:
         ConfigError: ``model.personal`` is empty and the strategy needs it, or the reverse.
     """
-    if isinstance(strategy, FlowerStrategy) and strategy.inner.needs_personal and not config.model.personal:
+    inner = _ours(strategy)
+    if inner is not None and inner.needs_personal and not config.model.personal:
         raise ConfigError(
             f"[strategy] use = {config.strategy.use!r} has each client keep a part of the model, and "
             'model.personal names none; set model.personal = ["head.*"]'
@@ -60,6 +79,37 @@ def check_personal(config: ExperimentConfig, strategy: Strategy) -> None:
             raise ConfigError(
                 f"evaluation.{key} is for one model, and model.personal gives each client its own; remove it"
             )
+
+
+def check_whole_models(config: ExperimentConfig, strategy: Strategy, personal: Sequence[str]) -> None:
+    """Refuse tensors that stay on clients where each client keeps a whole personal model.
+
+    Args:
+        config: The experiment.
+        strategy: Its strategy.
+        personal: Tensors that training changes and that stay on the clients.
+
+    Raises:
+        ConfigError: There are such, and the method is of this kind.
+    """
+    inner = _ours(strategy)
+    if inner is not None and inner.client.personal_model and personal:
+        key = "model.personal" if config.model.personal else f"model.shared = {config.model.shared!r}"
+        raise ConfigError(
+            f"[strategy] use = {config.strategy.use!r} has each client keep a whole model of its own beside "
+            f"the global one, and {key} keeps {personal[0]!r} of both on the clients; leave it out"
+        )
+
+
+def whole_model_notices(config: ExperimentConfig, strategy: Strategy) -> list[str]:
+    """Return that nothing measures personal models, where each client has one and holds out nothing."""
+    inner = _ours(strategy)
+    if inner is None or not inner.client.personal_model or config.evaluation.holdout:
+        return []
+    return [
+        f"[strategy] use = {config.strategy.use!r} gives each client a personal model, and nothing measures "
+        "these; set evaluation.holdout = 0.2, and clients do"
+    ]
 
 
 def check_method(

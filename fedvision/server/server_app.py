@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import nn
@@ -251,10 +251,27 @@ class _Server:
         """Return what the clients whose answers are used measured of the model that they were sent."""
         if not self._measures_first(number):
             return {}
-        good, bad = self.scores.usable({c: reports.measured.get(c) for c in sorted(exchange.answered)})
-        exchange.refused += bad
+        found = {c: reports.measured.get(c) for c in sorted(exchange.answered)}
+        personal, of_personal = self._personal(found)
+        good, bad = self.scores.usable(found)
+        exchange.refused += bad + of_personal
         local = self.scores.local(good)
-        return {"received": {"round": number - 1, **local} if local else None}
+        return {"received": {"round": number - 1, **local, **personal} if local else None}
+
+    def _personal(
+        self, found: Mapping[int, RecordDict | None]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return what clients measured of their personal models, where the method has such, and refusals.
+
+        Args:
+            found: Measurements by client; those of personal models are taken out of them.
+        """
+        own = {c: content and codec.unload(content, codec.PERSONAL) for c, content in found.items()}
+        if not getattr(self.strategy, "personal_model", False):
+            return {}, []
+        # Who sent no measurement at all is refused for that.
+        good, bad = self.scores.usable({c: own[c] for c, content in found.items() if content is not None})
+        return {"personal": self.scores.local(good)}, bad
 
     def _measures_first(self, number: int) -> bool:
         """Return whether a round's training messages request to measure the model after the last one."""
@@ -364,13 +381,15 @@ class _Server:
         exchange = PhaseResult(client_registry=self.client_registry, stage="evaluation", decoder=Undecoded())
         collection = ReplyCollector(self.rounds, exchange, number, self.state)
         replies = list(collection.receive(messages, ordered=True))
-        contents = [reply.content for reply in replies]
-        good, bad = self.scores.usable(dict(zip(exchange.answered, contents, strict=True)))
+        contents = dict(zip(exchange.answered, (reply.content for reply in replies), strict=True))
+        personal, of_personal = self._personal(contents)
+        good, bad = self.scores.usable(contents)
         if not isinstance(self.strategy, FlowerStrategy):  # ours makes nothing of them
             with guarded(self._where("aggregate_evaluate", number)):
                 used = [reply for reply in replies if self._client(reply) in good]
                 self.strategy.aggregate_evaluate(number, used)
-        record["refused"] += exchange.refused + bad
+        record["refused"] += exchange.refused + bad + of_personal
+        record.update(personal)
         record["late"] += collection.late
         record["bytes"]["down"] += exchange.down
         record["bytes"]["up"] += exchange.up

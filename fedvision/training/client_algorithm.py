@@ -5,14 +5,19 @@ between ``backward`` and the optimiser's step, so it needs no second graph and s
 replaces the task's loss and may call the model; ``begin`` and ``finish`` exchange tensors with the server and
 with the client's own memory. One object belongs to one client's training in one round.
 
+A half may train in several passes over the client's images (``passes``), each with parameters of its own, and
+may keep a second model, the client's personal one, beside the global one (``personal_model``).
+
 ``correct_gradients`` is a formula on tensors that is written once for a client alone and for K clients that
 are trained together, whose tensors are stacked along a leading client dimension. A class that overrides
-``loss``, ``survey`` or ``after_backward`` or that draws numbers is trained client by client on every engine.
+``loss``, ``survey``, ``after_backward`` or ``passes`` or that draws numbers is trained client by client on
+every engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -28,6 +33,24 @@ Numbers = Mapping[str, "float | torch.Tensor"]
 """Numbers of one client, or [K] of several."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """A client's local steps over its images with one optimiser; most methods take one such pass a round."""
+
+    stream: str = ""
+    """Name of its random streams: passes of one name see the same batches, augmentation and dropout."""
+    epochs: int = 0
+    """How many; 0 takes as many epochs, or steps, as the experiment."""
+    trained: frozenset[str] | None = None
+    """Names of the parameters that are trained, as far as they are at all; None trains all."""
+    counted: bool = True
+    """Whether its losses are in the client's training loss."""
+
+    def purpose(self, name: str) -> str:
+        """Return the purpose of one of its random streams, as ``seeding`` takes it."""
+        return f"{name}-{self.stream}" if self.stream else name
+
+
 class ClientAlgorithm:
     """FedAvg's client half: the task's loss and its gradients, nothing kept; every hook can be overridden."""
 
@@ -39,8 +62,8 @@ class ClientAlgorithm:
     """Whether ``loss`` shows the images to another network or augments them: then what frozen layers make of
     them never takes their place."""
     sends_counts: bool = False
-    """Whether ``finish`` returns the client's class counts as they are: across machines only owners who share
-    them so take part."""
+    """Whether ``finish`` returns the client's class counts as they are, or what reveals them: across machines
+    only owners who share them so take part."""
     sends_generator: bool = False
     """Whether ``finish`` returns a network that generates images like the client's: across machines only
     owners who allow it take part."""
@@ -54,6 +77,16 @@ class ClientAlgorithm:
     labels: torch.Tensor | None = None
     """Other labels of the client's images for this round, int64 [N] in the order of ``survey``, which may set
     it; None leaves them."""
+    needs_loss: bool = False
+    """Whether ``begin`` finds ``TrainRequest.own_loss``, for which a client looks at its images once more."""
+    personal_model: bool = False
+    """Whether what ``finish`` has the client remember makes its personal model, as ``personal_state`` returns
+    it: it is measured beside the global one, and a lost answer does not take it back."""
+    lr: float = 0.0
+    """The learning rate of the client's steps in this round; it is set before ``begin``."""
+    further: Mapping[str, nn.Parameter] = MappingProxyType({})
+    """Parameters beside the network's that the optimiser moves and whose gradients ``after_backward`` makes;
+    ``begin`` sets it."""
     parameters: Mapping[str, nn.Parameter] = MappingProxyType({})
     """The parameters that take part in ``correct_gradients``; ``begin`` sets it."""
     groups: Groups = MappingProxyType({})
@@ -88,6 +121,17 @@ class ClientAlgorithm:
             model: The network in evaluation mode, with the values that training begins with.
             batches: Images float [B, channels, H, W], normalised and not augmented, with further inputs where
                 the network reads such, and labels [B, ...], on the model's device, each image once.
+        """
+
+    def passes(self) -> Sequence[Pass]:
+        """Return the passes of a round in their order, at least one; asked once ``begin`` is over."""
+        return (Pass(),)
+
+    def begin_pass(self, place: int) -> None:
+        """Prepare for a pass; by default nothing.
+
+        Args:
+            place: Its place in ``passes``.
         """
 
     def loss(self, model: nn.Module, x: Batch, labels: torch.Tensor, task_loss: LossFn) -> torch.Tensor:
@@ -129,7 +173,7 @@ class ClientAlgorithm:
         """Close the round, while parameters and groups hold what the last step left.
 
         Args:
-            steps: Local steps taken.
+            steps: Local steps taken, those of all passes.
             lr: The round's learning rate.
 
         Returns:
@@ -137,6 +181,19 @@ class ClientAlgorithm:
             the CPU.
         """
         return {}, {}
+
+    @staticmethod
+    def personal_state(memory: State, state: State) -> State:
+        """Return a client's personal model; only that of a half with a ``personal_model`` is called.
+
+        Args:
+            memory: What ``finish`` returned for this client last, not empty.
+            state: The global model that is measured now.
+
+        Returns:
+            Tensors by the names of ``state``.
+        """
+        return state
 
 
 def numbers_sent(request: TrainRequest, method: str, *names: str) -> dict[str, float]:
@@ -185,6 +242,8 @@ def unstackable_reason(kind: type[ClientAlgorithm]) -> str | None:
         return f"{kind.__name__} goes through a client's images, for which it needs the model alone"
     if kind.draws:
         return f"{kind.__name__} draws numbers, and each client has a stream of its own"
+    if kind.passes is not ClientAlgorithm.passes:
+        return f"{kind.__name__} trains in passes of its own, which have no form for several clients"
     return None
 
 

@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 
 from fedvision.types import State
 
-ALGORITHM, PERSONAL, RESIDUAL = "algorithm", "personal", "residual"
+ALGORITHM, PERSONAL, RESIDUAL, MODEL = "algorithm", "personal", "residual", "personal-model"
 """Groups of what a client keeps: what its algorithm returned, its tensors that do not travel, what transforms
-left out of its update."""
+left out of its update, and, in the place of the first, what its personal model is made of."""
 _SHARED = (ALGORITHM, RESIDUAL)
 """Groups that have their counterpart at the server, in the answers that it used."""
 _SEPARATOR = "/"

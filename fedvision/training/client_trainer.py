@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.image_counts import ImageCounts
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
-from fedvision.errors import ClientError, ConfigError, PluginError, with_kind
+from fedvision.errors import ClientError
 from fedvision.inputs import Batch
 from fedvision.losses.counts import mixed
 from fedvision.losses.logits import sharpened, sharpness
@@ -29,9 +28,10 @@ from fedvision.models.tensor_checks import trains_alone
 from fedvision.tasks.base import Task, build_task
 from fedvision.training.allocator import keep_freed_memory
 from fedvision.training.client_algorithm import ClientAlgorithm
-from fedvision.training.client_state import ALGORITHM, PERSONAL, RESIDUAL, ClientStateStore
+from fedvision.training.client_half import client_algorithm, client_half, memory_group
+from fedvision.training.client_state import MODEL, PERSONAL, RESIDUAL, ClientStateStore
 from fedvision.training.compilation import compile_model
-from fedvision.training.evaluate import Evaluation, evaluate
+from fedvision.training.evaluate import Evaluation, evaluate, mean_loss
 from fedvision.training.forward import choose_device
 from fedvision.training.loop import LoopSettings, TrainResult, fit
 from fedvision.training.statistics import LocalData, compute_statistic
@@ -124,8 +124,8 @@ class ClientTrainer:
         """Train one client on its task and keep what it must remember; measure first where requested."""
         measured = self.measure_first(request)
         shard = self.shards.train(request.client)
-        request = self.with_counts(request, shard)
         memory = self._recall(request.client, request.round, request.silent_since)
+        request = self.with_own(request, shard)
         update = fit(
             self.model,
             shard,
@@ -133,16 +133,27 @@ class ClientTrainer:
             loss=self.make_loss(self.loss_counts(request, shard), request.round),
             algorithm=client_algorithm(request),
             settings=self.settings,
-            memory=memory.get(ALGORITHM, {}),
+            memory=memory.get(memory_group(request), {}),
         )
         return self.finish(request, replace(update, measured=measured), memory.get(RESIDUAL, {}))
 
-    def with_counts(self, request: TrainRequest, shard: Shard) -> TrainRequest:
-        """Return a task with the class counts of the client's own images, where it names a client half."""
+    def with_own(self, request: TrainRequest, shard: Shard) -> TrainRequest:
+        """Return a task with what its client half sees of the client's own images, where it names one.
+
+        These are their class counts and, where the half needs it, the loss of the model that was sent: the
+        client's personal tensors must be in the network, whose other tensors are overwritten.
+        """
         if request.algorithm is None:
             return request
         counts = shard.counts(self.num_classes, self.task.class_counts)
-        return replace(request, own_counts=tuple(counts.tolist()))
+        request = replace(request, own_counts=tuple(counts.tolist()))
+        if not client_half(request).needs_loss:
+            return request
+        load_state(self.model, request.state)
+        loss = self.make_loss(self.loss_counts(request, shard), request.round)
+        batch_size = self.config.evaluation.batch_size
+        found = mean_loss(self.model, shard, self.settings.forward, loss, batch_size=batch_size)
+        return replace(request, own_loss=found)
 
     def finish(self, request: TrainRequest, update: TrainResult, residual: State) -> TrainResult:
         """Return an update as it travels, once what the client must remember of the round is kept.
@@ -156,7 +167,7 @@ class ClientTrainer:
             rng = seeding.numpy_stream(self.config.seed, "update", request.round, request.client)
             sent, left = self.updates.encode(update.state, request.state, residual, rng, update.examples)
             update = replace(update, state=sent, residual=left)
-        groups = {ALGORITHM: update.memory, PERSONAL: update.personal, RESIDUAL: update.residual}
+        groups = {memory_group(request): update.memory, PERSONAL: update.personal, RESIDUAL: update.residual}
         self.memory.save(request.client, request.round, groups, request.silent_since)
         return update
 
@@ -166,13 +177,32 @@ class ClientTrainer:
         Training draws from streams of its own, loads every tensor anew and evaluation changes none, so what
         is trained afterwards does not depend on this.
         """
-        return self.evaluate(request.client, request.round - 1, request.state) if request.measure else None
+        if not request.measure:
+            return None
+        return self.evaluate(request.client, request.round - 1, request.state, client_half(request))
 
-    def evaluate(self, client: int, round: int, state: State) -> Evaluation:
-        """Measure a state on the images that a client kept for it, with the client's personal tensors."""
-        self._recall(client, round + 1)
+    def evaluate(
+        self, client: int, round: int, state: State, half: type[ClientAlgorithm] = ClientAlgorithm
+    ) -> Evaluation:
+        """Measure a state on the images that a client kept for it, with the client's personal tensors.
+
+        Args:
+            client: Whose images.
+            round: The round after which it is measured.
+            state: The global model.
+            half: The method's client half; where it has a personal model, that is measured as well. Until the
+                client has trained once, that is the global model.
+        """
+        memory = self._recall(client, round + 1)
         load_state(self.model, state)
-        return self._measure(self.shards.test(client))
+        found = self._measure(self.shards.test(client))
+        if not half.personal_model:
+            return found
+        own = memory.get(MODEL)
+        if not own:
+            return replace(found, personal=found)
+        load_state(self.model, half.personal_state(own, state))
+        return replace(found, personal=self._measure(self.shards.test(client)))
 
     def statistic(self, client: int, round: int, state: State, query: Query) -> tuple[State, int]:
         """Return a statistic's sums over a client's training images, and their number.
@@ -280,25 +310,6 @@ class ClientTrainer:
         return loss_maker(self.config)
 
 
-def client_algorithm(request: TrainRequest) -> ClientAlgorithm:
-    """Return a new object of the client half that a request names.
-
-    Raises:
-        PluginError: There is none of this name, or it is no ``ClientAlgorithm``.
-    """
-    name = request.algorithm
-    if name is None:
-        return ClientAlgorithm()
-    kind = registry.resolve("client_algorithm", name).call
-    # A server chooses the name: nothing but a client half may be called by it.
-    if not (isinstance(kind, type) and issubclass(kind, ClientAlgorithm)):
-        raise PluginError(
-            f"the client half {name!r} of the strategy is no class of "
-            "fedvision.training.client_algorithm.ClientAlgorithm; set the strategy's `client` to one"
-        )
-    return kind()
-
-
 def build_loss(config: ExperimentConfig, counts: torch.Tensor) -> LossFn:
     """Build the experiment's loss of the first round from class counts [C].
 
@@ -359,41 +370,3 @@ def _blank(shard: Shard, settings: LoopSettings) -> Batch:
     further = None if shard.further is None else np.full((size, shard.further.shape[1]), np.nan, np.float32)
     gray = torch.full((size, height, width, channels), 128, dtype=torch.uint8)
     return settings.forward.inputs(gray, further)
-
-
-def check_training(config: ExperimentConfig, channels: int, num_classes: int) -> None:
-    """Build once what every client will build, so that a wrong key ends the run before it starts.
-
-    Raises:
-        ConfigError: The device, transforms, loss, schedule or optimiser cannot be built, or the optimiser
-            takes no plain step.
-    """
-    settings = loop_settings(config, channels)
-    build_loss(config, torch.ones(num_classes, dtype=torch.int64))
-    _check_sampler(settings, num_classes)
-    for round in range(1, config.rounds + 1):
-        # Such a round would be recorded as one that trained.
-        if not 0 < (rate := settings.lr(round)) < math.inf:
-            raise ConfigError(
-                f"training.schedule: {config.training.schedule.use!r} gives round {round} of {config.rounds} "
-                f"the learning rate {rate:g}, with which nothing is learned; it must be > 0 and finite"
-            )
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = settings.make_optimizer([parameter], settings.lr(1))
-    parameter.grad = torch.zeros(1)
-    try:
-        optimizer.step()
-    except Exception as error:
-        raise ConfigError(
-            f"training.optimizer: {config.training.optimizer.use!r} takes no step on gradients alone "
-            f"({with_kind(error)}); use another one"
-        ) from error
-
-
-def _check_sampler(settings: LoopSettings, num_classes: int) -> None:
-    """Let the sampler draw from an image of each class, in the first round and in the last."""
-    targets = settings.task.example_targets(num_classes, (8, 8)).numpy()
-    blank = np.zeros((num_classes, 1, 1, 1), np.uint8)
-    shard = Shard(images=blank, labels=targets, indices=np.arange(num_classes))
-    for round in (1, settings.rounds):
-        settings.make_sampler(round)(shard, seeding.numpy_stream(settings.seed, "trial"))

@@ -20,6 +20,7 @@ from fedvision.inputs import Batch
 from fedvision.tasks.calibration import Calibration
 from fedvision.tasks.stats import MetricStats
 from fedvision.training.forward import ForwardSettings
+from fedvision.types import LossFn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,9 @@ class Evaluation:
     """How many of them, by the task's categories."""
     loss_sum: float
     """Sum of the task's own losses in nats of the predicted probabilities, whatever the training uses."""
+    personal: Evaluation | None = None
+    """What the client's personal model counts on the same images, where the method has one beside the global
+    model."""
 
     @property
     def examples(self) -> int:
@@ -83,6 +87,25 @@ def evaluate(
     loss_sum = sum(torch.stack(losses).tolist()) if losses else 0.0
     stats = MetricStats.from_cells(torch.cat(found).cpu().numpy(), task.stats_shape(num_classes))
     return Evaluation(stats=stats, loss_sum=loss_sum)
+
+
+def mean_loss(
+    model: nn.Module, shard: Shard, settings: ForwardSettings, loss: LossFn, *, batch_size: int
+) -> float:
+    """Return the mean training loss over a shard in evaluation mode, without augmentation.
+
+    Args:
+        model: The network, on ``settings.device``.
+        shard: N images, at least one.
+        settings: As of ``evaluate``.
+        loss: Per example, outputs and targets [B, ...] -> [B].
+        batch_size: Images a forward pass.
+    """
+    sums = [
+        loss(outputs, targets).sum(dtype=torch.float64)
+        for outputs, targets in _outputs(model, shard, settings, batch_size)
+    ]
+    return float(torch.stack(sums).sum()) / len(shard)
 
 
 def predict(

@@ -24,12 +24,12 @@ from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform, input_shape
 from fedvision.errors import ClientError, DataError, PluginError
 from fedvision.inputs import Batch, images_of, with_images
-from fedvision.models.freezing import training_mode
+from fedvision.models.freezing import trained_alone, training_mode
 from fedvision.models.recomputation import recomputed
 from fedvision.models.state import get_state, load_state, personal_names
 from fedvision.tasks.base import Task
 from fedvision.training.blended_loss import BlendedLoss
-from fedvision.training.client_algorithm import ClientAlgorithm
+from fedvision.training.client_algorithm import ClientAlgorithm, Pass
 from fedvision.training.forward import ForwardSettings
 from fedvision.training.samplers import Sampler, sampler_maker
 from fedvision.training.schedules import Schedule
@@ -146,23 +146,24 @@ def fit(
     load_state(model, request.state)
     training_mode(model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    lr = settings.lr(request.round) * rate(request)
-    optimizer = settings.make_optimizer(list(parameters.values()), lr)
+    algorithm.lr = lr = settings.lr(request.round) * rate(request)
     algorithm.begin(model, parameters, request, memory or {})
     shard = _look_ahead(model, shard, request, algorithm, settings)
-    norm = has_batch_norm(model)
-    least = 2 if norm or not settings.single else 1  # images that the network needs in a part of a batch
-    step = _Step(model, loss, algorithm, optimizer, settings, (request.round, request.client), least)
+    losses: list[torch.Tensor] = []
+    steps = 0
     again = recomputed(model) if settings.training.checkpoint_activations else nullcontext()
-    with again, seeding.torch_global(settings.seed, "dropout", request.round, request.client):
-        batches = positions(shard, request, settings, norm)
-        losses = [step(x, targets) for x, targets in _fetched(shard, batches, settings)]
-    tensors, remembered = algorithm.finish(len(losses), lr)
+    with again:
+        for place, one in enumerate(algorithm.passes()):
+            algorithm.begin_pass(place)
+            found = _pass(model, shard, request, one, loss, algorithm, settings)
+            losses += found if one.counted else []
+            steps += len(found)
+    tensors, remembered = algorithm.finish(steps, lr)
     return TrainResult(
         state=get_state(model, tuple(request.state)),
         examples=len(shard),
         loss=float(torch.cat(losses).mean()),
-        steps=len(losses),
+        steps=steps,
         tensors=tensors,
         memory=remembered,
         personal=get_state(model, personal_names(model, request.state)),
@@ -192,6 +193,28 @@ def _look_ahead(
     labels = np.array(shard.labels)
     labels[shard.indices] = algorithm.labels.numpy()
     return replace(shard, labels=labels)
+
+
+def _pass(
+    model: nn.Module,
+    shard: Shard,
+    request: TrainRequest,
+    one: Pass,
+    loss: LossFn,
+    algorithm: ClientAlgorithm,
+    settings: LoopSettings,
+) -> list[torch.Tensor]:
+    """Take the steps of a pass and return the losses of each step's images."""
+    norm = has_batch_norm(model)
+    least = 2 if norm or not settings.single else 1  # images that the network needs in a part of a batch
+    with trained_alone(model, one.trained) as parameters:
+        moved = [*parameters, *algorithm.further.values()]
+        optimizer = settings.make_optimizer(moved, algorithm.lr)
+        stream = (request.round, request.client)
+        step = _Step(model, loss, algorithm, optimizer, settings, one, stream, least)
+        with seeding.torch_global(settings.seed, one.purpose("dropout"), *stream):
+            batches = positions(shard, request, settings, norm, one)
+            return [step(x, targets) for x, targets in _fetched(shard, batches, settings)]
 
 
 def rate(request: TrainRequest) -> float:
@@ -283,11 +306,12 @@ class _Step:
         algorithm: ClientAlgorithm,
         optimizer: torch.optim.Optimizer,
         settings: LoopSettings,
+        one: Pass,
         stream: tuple[int, int],
         least: int,
     ) -> None:
         self.model, self.loss, self.algorithm, self.optimizer = model, loss, algorithm, optimizer
-        self.settings, self.stream = settings, stream
+        self.settings, self.one, self.stream = settings, one, stream
         scaled = settings.training.precision == "float16" and settings.device.type == "cuda"
         self.least = least
         self.scaler = torch.amp.GradScaler(settings.device.type, enabled=scaled)
@@ -295,7 +319,7 @@ class _Step:
     @cached_property
     def generator(self) -> torch.Generator:
         """The source of all that is drawn for augmentation."""
-        return seeding.torch_stream(self.settings.seed, "augment", *self.stream)
+        return seeding.torch_stream(self.settings.seed, self.one.purpose("augment"), *self.stream)
 
     def __call__(self, x: Batch, targets: torch.Tensor) -> torch.Tensor:
         training = self.settings.training
@@ -305,6 +329,8 @@ class _Step:
         self.algorithm.after_backward()
         if training.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
+            if further := self.algorithm.further:
+                nn.utils.clip_grad_norm_(further.values(), training.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return losses
@@ -337,7 +363,7 @@ class _Step:
 
 
 def positions(
-    shard: Shard, request: TrainRequest, settings: LoopSettings, batch_norm: bool
+    shard: Shard, request: TrainRequest, settings: LoopSettings, batch_norm: bool, one: Pass | None = None
 ) -> Iterator[NDArray[np.int64]]:
     """Yield the positions [B] of each mini-batch: the sampler's epochs, or a set number of steps over them.
 
@@ -352,13 +378,15 @@ def positions(
             "there is one image to train on, and the network cannot train on a batch of one image; add "
             "images, or take a network that can"
         )
+    one = one or Pass()
     sample = settings.make_sampler(request.round)
-    rng = seeding.numpy_stream(settings.seed, "batches", request.round, request.client)
+    rng = seeding.numpy_stream(settings.seed, one.purpose("batches"), request.round, request.client)
     cuts = np.arange(training.batch_size, examples, training.batch_size)
     if (batch_norm or not settings.single) and examples % training.batch_size == 1:
         # A single image has no variance: the batch before takes it in.
         cuts = cuts[:-1]
-    limit = training.steps or training.epochs * (len(cuts) + 1)
+    steps = 0 if one.epochs else training.steps
+    limit = steps or (one.epochs or training.epochs) * (len(cuts) + 1)
     taken = 0
     while taken < limit:
         batches = np.split(sample(shard, rng), cuts)[: limit - taken]

@@ -168,7 +168,7 @@ def _scores(text: Exposition, found: Snapshot) -> None:
         "score_ratio",
         "gauge",
         "Scores of the last measurement, 0 to 1, on the server's images or on "
-        "those that clients keep (local).",
+        "those that clients keep (local; with their personal models: personal).",
         scores,
     )
     text.add(

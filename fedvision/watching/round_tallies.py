@@ -19,7 +19,7 @@ from fedvision.runs.folder import in_their_rounds
 Record = dict[str, Any]
 _KEPT = (
     *("round", "examples", "lr", "train_loss", "bytes", "stopped_early", "changed", "strategy"),
-    *("server", "local", "received", "calibration"),
+    *("server", "local", "personal", "received", "calibration"),
 )
 _OF_A_VIEW = ("loss", "scores", "spread", "measured_by", "withheld", "round")
 _LARGE = ("confusion", "labels")
@@ -105,16 +105,21 @@ class RoundTallies:
 
     def _reduced(self, record: Record) -> Record:
         kept = {key: record[key] for key in _KEPT if key in record}
-        for view in ("server", "local", "received"):
-            if not (facts := record.get(view)):
-                continue
-            key, values = _by_client(facts)
-            found = [value for value in values.values() if value is not None]
-            # Three clients that have the lowest, the median and the highest value draw the same band.
-            band = {"0": min(found), "1": median(found), "2": max(found)} if found else {}
-            kept[view] = {one: facts[one] for one in (*_OF_A_VIEW, *_LARGE) if one in facts}
-            kept[view] |= {key: band} if key else {}
-            self._forget_large(kept[view], "server" if view == "server" else "local")
+        for view in ("server", "local", "personal", "received"):
+            if facts := record.get(view):
+                kept[view] = self._reduced_view(facts, "local" if view == "received" else view)
+        return kept
+
+    def _reduced_view(self, facts: Record, view: str) -> Record:
+        key, values = _by_client(facts)
+        found = [value for value in values.values() if value is not None]
+        # Three clients that have the lowest, the median and the highest value draw the same band.
+        band = {"0": min(found), "1": median(found), "2": max(found)} if found else {}
+        kept = {one: facts[one] for one in (*_OF_A_VIEW, *_LARGE) if one in facts}
+        kept |= {key: band} if key else {}
+        self._forget_large(kept, view)
+        if own := facts.get("personal"):  # beside what was measured of the model that was received
+            kept["personal"] = self._reduced_view(own, "personal")
         return kept
 
     def _forget_large(self, facts: Record, view: str) -> None:

@@ -46,6 +46,10 @@ def cohort() -> Callable[[State, int], list[ClientUpdate]]:
                     "control": {"conv.weight": torch.randn(4, 3, generator=generator)},
                     "steps": {"norm": torch.tensor(1.0 + examples // 8, dtype=torch.float64)},
                     "generator": {"w": torch.ones(2)},
+                    "fairness": {
+                        "loss": torch.tensor(examples / 100, dtype=torch.float64),
+                        "rate": torch.tensor(0.1, dtype=torch.float64),
+                    },
                     "support": {"counts": torch.tensor([examples / 2, 0.0], dtype=torch.float64)},
                 },
             )

@@ -21,6 +21,7 @@ SENT = {
     "control": {},
     "steps": {"norm": torch.tensor(2.0, dtype=torch.float64)},
     "generator": {"w": torch.ones(2)},
+    "fairness": {name: torch.tensor(0.5, dtype=torch.float64) for name in ("loss", "rate")},
     "support": {"counts": torch.tensor([1.0, 0.0], dtype=torch.float64)},
 }
 """What clients send beside a model, of every method."""
@@ -75,7 +76,9 @@ def test_clients_that_did_not_move_leave_the_model_where_it_is(use: str, start: 
             assert torch.equal(new[name], tensor)
 
 
-@pytest.mark.parametrize("use", sorted(set(USES) - {"fedadam", "fedyogi", "fedadagrad", "feddyn"}))
+@pytest.mark.parametrize(
+    "use", sorted(set(USES) - {"fedadam", "fedyogi", "fedadagrad", "feddyn", "q-fedavg"})
+)
 def test_clients_that_agree_are_followed(use: str, start: State) -> None:
     agreed = {name: tensor + 0.5 for name, tensor in start.items()}
     updates = [

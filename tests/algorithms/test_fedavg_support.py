@@ -110,8 +110,9 @@ def test_a_head_alone_is_trained() -> None:
     assert result.rounds[-1]["train_loss"] < result.rounds[0]["train_loss"]
 
 
+@pytest.mark.parametrize("half", ["fedavg-support", "q-fedavg"])
 @pytest.mark.parametrize("counts", ["none", "noisy", "masked", "plain"])
-def test_an_owner_who_does_not_share_counts_takes_no_part(counts: str) -> None:
+def test_an_owner_who_does_not_share_counts_takes_no_part(counts: str, half: str) -> None:
     share = {"counts": counts, "certificate": "client.crt", "authority": "ca.crt"}
     tables = {
         "name": "one",
@@ -122,7 +123,7 @@ def test_an_owner_who_does_not_share_counts_takes_no_part(counts: str) -> None:
     client = ClientMachineConfig.from_dict(tables)
     client.permit_algorithm("fedvls", ())
     if counts == "plain":
-        client.permit_algorithm("fedavg-support", ())
+        client.permit_algorithm(half, ())
         return
-    with pytest.raises(ConfigError, match=rf"'fedavg-support' .* share\.counts is '{counts}'; set it to"):
-        client.permit_algorithm("fedavg-support", ())
+    with pytest.raises(ConfigError, match=rf"'{half}' .* share\.counts is '{counts}'; set it to"):
+        client.permit_algorithm(half, ())

@@ -79,6 +79,7 @@ TOGETHER: list[dict[str, Any]] = [
     {"use": "fedprox", "mu": 0.1},
     {"use": "fednova"},
     {"use": "feddyn"},
+    {"use": "q-fedavg"},
 ]
 ELSEWHERE = {
     "ccvr": "its head rests on what is drawn of moments: a test of its own",

@@ -20,7 +20,7 @@ from fedvision.models.build import build_model
 from fedvision.models.state import get_state, load_state, personal_names, shared_names
 from fedvision.tasks.classification import Classification
 from fedvision.training.client_algorithm import ClientAlgorithm, unstackable_reason
-from fedvision.training.client_trainer import client_algorithm
+from fedvision.training.client_half import client_algorithm
 from fedvision.training.loop import LoopSettings, TrainResult, fit
 from fedvision.training.vectorized.client_batch import ClientJob
 from fedvision.training.vectorized.local_steps import fit_many
@@ -114,6 +114,7 @@ class Cohort:
                 client_config=configs[k],
                 algorithm=self.algorithm,
                 own_counts=tuple(shard.counts(CLASSES).tolist()),
+                own_loss=1.0 + k,
             )
             for k, shard in enumerate(self.shards)
         ]
@@ -184,7 +185,7 @@ def algorithm_case(use: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
         client_config = ClientConfig(tensors={"control": noise(state, 99)})
         memories = [noise(state, k) if k != 2 else {} for k in clients]
         return {"client_configs": [client_config] * len(SIZES), "memories": memories}
-    if use == "fedavg-support":
+    if use in ("fedavg-support", "q-fedavg"):
         return {}
     raise NotImplementedError(f"say what the client half {use!r} needs")
 

@@ -294,9 +294,9 @@ class ClientMachineConfig(Settings):
         half = registry.resolve("client_algorithm", name).call
         if getattr(half, "sends_counts", False) and self.share.counts != "plain":
             raise ConfigError(
-                f"the client half {name!r} of the strategy sends this client's class counts, and "
-                f'share.counts is {self.share.counts!r}; set it to "plain" in the client\'s file, or leave '
-                "the run"
+                f"the client half {name!r} of the strategy sends this client's class counts, or what reveals "
+                f'them, and share.counts is {self.share.counts!r}; set it to "plain" in the client\'s file, '
+                "or leave the run"
             )
         if getattr(half, "sends_generator", False) and not self.share.generators:
             raise ConfigError(

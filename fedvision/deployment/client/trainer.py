@@ -273,6 +273,12 @@ class Trainer:
         """Return an evaluation as the owner shares class counts: its counts and its loss reveal them."""
         if self.client.share.counts == "plain":
             return evaluation
+        if personal := codec.unload(evaluation, codec.PERSONAL):
+            # Another question than that about the global model, so that no mask serves twice.
+            hidden = self._guard(personal, codec.PERSONAL + kind, content)
+            evaluation = self._guard(evaluation, kind, content)
+            codec.carry(evaluation, hidden, codec.PERSONAL)
+            return evaluation
         masks = self._masks() if self.client.share.counts == "masked" else None
         if masks is None or not masks.group:
             return sharing.drop_counts(evaluation)

@@ -55,6 +55,8 @@ def fit_many(
     if len({job.request.round for job in jobs}) > 1:
         raise ValueError("the clients of a stack have one learning rate: give them tasks of one round")
     training_mode(model)
+    for job in jobs:
+        job.algorithm.lr = settings.lr(job.request.round) * rate(job.request)
     norm = has_batch_norm(model)
     batches = [list(positions(job.shard, job.request, settings, norm)) for job in jobs]
     places = longest_first(batches)

@@ -8,8 +8,9 @@ from functools import cached_property, partial
 from fedvision import registry
 from fedvision.models.state import load_state
 from fedvision.training.client_algorithm import unstackable_reason
-from fedvision.training.client_state import ALGORITHM, PERSONAL, RESIDUAL
-from fedvision.training.client_trainer import ClientTrainer, build_loss, client_algorithm
+from fedvision.training.client_half import client_algorithm, client_half, memory_group
+from fedvision.training.client_state import PERSONAL, RESIDUAL
+from fedvision.training.client_trainer import ClientTrainer, build_loss
 from fedvision.training.loop import TrainResult
 from fedvision.training.vectorized.client_batch import ClientBatchResult, ClientJob
 from fedvision.training.vectorized.cuda_graph import CudaGraphRunner, on_cuda, recordable
@@ -51,7 +52,7 @@ class VectorizedTrainer:
 
     def unsupported_reason(self, request: TrainRequest) -> str | None:
         """Return in one line why a task is not trained together with others; None where it can be."""
-        if not self.obstacle and (reason := unstackable_reason(type(client_algorithm(request)))):
+        if not self.obstacle and (reason := unstackable_reason(client_half(request))):
             return reason
         if request.client_config.lr_factor != 1 and not scalable(self._worker.settings.training):
             use = self._worker.settings.training.optimizer.use
@@ -119,13 +120,17 @@ class VectorizedTrainer:
         shard = trainer.shards.train(request.client)
         measured = trainer.measure_first(request)
         memory = trainer.memory.load(request.client, request.round, request.silent_since)
+        personal = memory.get(PERSONAL, trainer.initial)
+        if client_half(request).needs_loss:
+            load_state(trainer.model, personal)
+        request = trainer.with_own(request, shard)
         return ClientJob(
-            request=trainer.with_counts(request, shard),
+            request=request,
             shard=shard,
             algorithm=client_algorithm(request),
             counts=trainer.loss_counts(request, shard),
-            memory=memory.get(ALGORITHM, {}),
-            personal=memory.get(PERSONAL, trainer.initial),
+            memory=memory.get(memory_group(request), {}),
+            personal=personal,
             residual=memory.get(RESIDUAL, {}),
             measured=measured,
         )

@@ -56,7 +56,10 @@ def with_several_labels(text: str, folder: Path) -> str:
         "fedntd",
         *(
             pytest.param(kind, marks=pytest.mark.long)
-            for kind in ("fedper", "fednova", "fedvls", "multi-label", "lora", "distillation")
+            for kind in (
+                *("fedper", "fednova", "fedvls", "multi-label", "lora", "distillation"),
+                *("fedbn", "fedrep", "ditto", "apfl", "q-fedavg"),
+            )
         ),
     ],
 )
@@ -64,10 +67,13 @@ def with_several_labels(text: str, folder: Path) -> str:
 def test_three_rounds_across_machines_end_in_the_simulations_bits(
     kind: str, tmp_path: Path, pki: Path
 ) -> None:
-    text = EXPERIMENT.format(rounds=3, epochs=1, strategy=kind if kind.startswith("fed") else "fedavg")
+    use = "fedavg" if kind in ("multi-label", "lora", "distillation") else kind
+    text = EXPERIMENT.format(rounds=3, epochs=1, strategy=use)
     if kind == "fedper":
         groups = 'personal = ["head.*"]\nfrozen = ["backbone.features.conv1.*"]\n'
         text = text.replace("dense = 8\n", "dense = 8\n" + groups)
+    elif kind == "fedbn":
+        text = text.replace('"cnn"\nwidth = 4\ndense = 8\n', '"resnet8"\nwidth = 4\nnorm = "batch"\n')
     elif kind == "lora":
         text = text.replace("dense = 8\n", 'dense = 8\ntrain = "lora"\nlora = { rank = 1, alpha = 1 }\n')
     elif kind == "distillation":
@@ -88,6 +94,8 @@ def test_three_rounds_across_machines_end_in_the_simulations_bits(
         simulated = RunFolder.read(tmp_path / "simulated").rounds()
         for ours, theirs in zip(here.rounds(), simulated, strict=True):
             assert ours["local"] == theirs["local"]
+            assert ours.get("personal") == theirs.get("personal")
+            assert ("personal" in ours) == (kind in ("ditto", "apfl"))
             assert ours["bytes"] == theirs["bytes"]
         if kind == "distillation":
             kept = list(tmp_path.glob("**/constants/*"))

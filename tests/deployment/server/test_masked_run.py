@@ -39,6 +39,8 @@ local_share = 0.3
 [training]
 lr = 0.1
 sampler = "balanced"
+[strategy]
+use = "ditto"
 [evaluation]
 holdout = 0.2
 with_training = true
@@ -74,6 +76,10 @@ def test_masked_run_has_the_simulations_bits(tmp_path: Path) -> None:
         assert ours["local"]["accuracy"] == {"0": theirs["local"]["accuracy"]["0"]}
         assert ours["local"]["withheld"] == [1, 2, 3]
         assert ours["local"]["spread"]["clients"] == 1
+        # Likewise of personal models, which are another question with other masks.
+        assert ours["personal"]["confusion"] == theirs["personal"]["confusion"]
+        assert ours["personal"]["accuracy"] == {"0": theirs["personal"]["accuracy"]["0"]}
+        assert ours["personal"]["withheld"] == [1, 2, 3]
     training = np.array(simulated["counts"])
     held = federation.config.evaluation.holdout
     assert held

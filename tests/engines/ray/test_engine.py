@@ -31,7 +31,7 @@ from fedvision.server.phase_result import PhaseResult
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.types import PluginSpec, State
 from tests.engines.hosts import AppRecipe, adders, adding
-from tests.experiments import FEDPER, digits_of_several_labels, several_labels, tiny
+from tests.experiments import FEDPER, SKEW, digits_of_several_labels, several_labels, tiny
 
 STATE: State = {"w": torch.linspace(-1, 1, 50), "b": torch.zeros(())}
 
@@ -279,8 +279,8 @@ STRATEGIES: list[dict[str, Any]] = [
     {"strategy": {"use": "fedntd", "beta": 0.5}},
     {"strategy": {"use": "fednova", "fraction": 0.6}},
     *({"strategy": {"use": use}} for use in ("moon", "fedvls", "fedavg-support")),
-    {"strategy": {"use": "ccvr", "steps": 50}},
-    {"strategy": {"use": "krum"}},
+    *SKEW,
+    *({"strategy": table} for table in ({"use": "ccvr", "steps": 50}, {"use": "krum"})),
     {"strategy": {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0}},
     FEDPER,
     {"strategy": {"use": "fedavg"}, "task": {"use": "multi-label"}},
