@@ -9,7 +9,8 @@ each image has its own). The forward pass computes in bfloat16. Published settin
 of our method it is the one that the table of Fashion-MNIST has.
 
 A run takes hours: with ``--runs FOLDER`` one that was broken off goes on there. ``--rounds`` makes the short
-form, whose results have a file of their own: results/longtail/cifar-IMBALANCE-ROUNDS.json. Needs CIFAR-10.
+form, whose results have a file of their own: results/longtail/cifar-IMBALANCE-ROUNDS.json.
+Needs CIFAR-10 where one_round.py looks for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 
 from methods import OURS, fixed, loss, strategy
+from one_round import DATA
 from picture import draw
 from protocol import RESULTS, Method, Protocol, merged, run
 
@@ -38,7 +40,7 @@ def protocol(rounds: int, imbalance: float) -> Protocol:
             "name": "longtail",
             "rounds": rounds,
             "checkpoint_every": 1,
-            "data": {"use": "cifar10"},
+            "data": {"use": "npz", "path": str(DATA / "cifar10.npz")},
             "partition": {"use": "dirichlet", "clients": 20, "alpha": 0.5, "imbalance": imbalance},
             "model": {"use": "resnet8-wide"},
             "transforms": {"flip": True, "crop": 4},

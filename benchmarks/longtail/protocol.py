@@ -28,6 +28,7 @@ import environments
 from harness import Run, Store, Turn, spread
 
 from fedvision import ExperimentConfig, adjustment, load, registry, simulate
+from fedvision.generated import leakage_of_run
 from fedvision.runs.environment import environment
 
 RESULTS = Path(__file__).parents[1] / "results" / "longtail"
@@ -93,33 +94,47 @@ def merged(*tables: Tables) -> dict[str, Any]:
     return whole
 
 
-def measure(tables: Tables, after: str, kept: Path | None = None) -> Run:
+def measure(tables: Tables, after: str, view: str = "server", kept: Path | None = None) -> Run:
     """Run an experiment and return its last model's scores, bytes from all clients, and processor time.
 
     Args:
         tables: The experiment.
         after: What is done to the finished model.
+        view: Whose images are scored: ``"server"``, or what clients hold out, ``"local"``.
         kept: Run folder in which a run that is broken off goes on; without one it starts again.
     """
-    held_out = "holdout" in tables["evaluation"]
     begun, processor = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as temporary:
         folder = kept or Path(temporary) / "run"
         result = simulate(ExperimentConfig.from_dict(tables), out=folder, resume=kept is not None)
         clients = result.folder.split()["counts"]
-        confusion = result.rounds[-1]["local" if held_out else "server"]["confusion"]
+        leaks = leakage_of_run(folder) if (folder / "generator.safetensors").exists() else []
+        confusion = (result.rounds[-1][view] or {}).get("confusion", [])
         if after:
             adjusted = adjustment.adjust(folder, Path(temporary) / "adjusted", norms=after == "norms")
             dataset = registry.build("data", ExperimentConfig.from_dict(tables).data)
             confusion = load(adjusted.folder, device="cpu").evaluate(dataset).confusion.matrix().tolist()
     return {
         "confusion": confusion,
-        "worst_client": worst_client(recalls(confusion), clients),
+        "worst_client": worst_client(recalls(confusion), clients) if confusion else None,
         "counts": [sum(column) for column in zip(*clients, strict=True)],
         "up": [one["bytes"]["up"] for one in result.rounds],
-        "personal": (result.rounds[-1].get("local") or {}).get("scores", {}),
+        "leakage": [{"name": one.name, "ratio": one.ratio, "nearer": one.nearer} for one in leaks],
+        "own": own_images(result.rounds[-1]),
         "wall_s": time.perf_counter() - begun,
         "cpu_s": time.process_time() - processor,
+    }
+
+
+def own_images(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return what clients reached on images that they hold out, with models of their own where there are."""
+    if not (found := record.get("personal") or record.get("local")):
+        return {}
+    scores, spread = found["scores"], found["spread"]
+    return {
+        "own": scores["accuracy"],
+        "own_balanced": scores["balanced_accuracy"],
+        "own_worst": spread["worst"],
     }
 
 
@@ -151,14 +166,16 @@ def thirds(run: Run) -> dict[str, float]:
 
     Of fewer than seven classes there are only the rarest one, as ``tail``, and all together.
     """
-    recall = recalls(run["confusion"])
+    own = {name: 100 * value for name, value in run.get("own", {}).items()}
+    if not (recall := recalls(run["confusion"])):
+        return own
     ranked = sorted(range(len(run["counts"])), key=lambda label: -run["counts"][label])
     parts = {"balanced_accuracy": ranked, "tail": ranked[-1:]}
     if len(ranked) > 6:
         parts = {**parts, "head": ranked[:3], "medium": ranked[3:-3], "tail": ranked[-3:]}
-    found = {name: 100 * statistics.mean(recall[label] for label in own) for name, own in parts.items()}
+    found = {name: 100 * statistics.mean(recall[label] for label in part) for name, part in parts.items()}
     macro_f1 = 100 * statistics.mean(f1(run["confusion"]))
-    return {**found, "macro_f1": macro_f1, "worst_client": 100 * run["worst_client"]}
+    return {**own, **found, "macro_f1": macro_f1, "worst_client": 100 * run["worst_client"]}
 
 
 def chosen(store: Store, protocol: Protocol, method: str) -> int | None:
@@ -209,10 +226,8 @@ def run(protocol: Protocol, arguments: Sequence[str] | None = None) -> Store:
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     parser.add_argument("--runs", type=Path, help="folder in which unfinished runs are kept (default: none)")
     options = parser.parse_args(arguments)
-    os.environ["FEDVISION_DATA"] = str(environments.images())
     methods = [name for name in protocol.methods if options.only in name]
-    facts = {"environment": environment("cpu"), "experiment": protocol.experiment}
-    store = Store(RESULTS / f"{protocol.name}.json", facts, several_machines=True)
+    store = store_of(protocol)
     if options.again:
         store.drop([turn for turn, _ in pending(store, protocol, methods)])
     if not options.table:
@@ -221,6 +236,13 @@ def run(protocol: Protocol, arguments: Sequence[str] | None = None) -> Store:
             _take(store, protocol, list(pending(store, protocol, methods)), options.jobs, options.runs)
     print(table(store, protocol))
     return store
+
+
+def store_of(protocol: Protocol) -> Store:
+    """Return a protocol's runs, and let what runs now find the images."""
+    os.environ["FEDVISION_DATA"] = str(environments.images())
+    facts = {"environment": environment("cpu"), "experiment": protocol.experiment}
+    return Store(RESULTS / f"{protocol.name}.json", facts, several_machines=True)
 
 
 def _take(
@@ -244,10 +266,13 @@ def _take(
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=spawned) as pool:
         work = {
-            pool.submit(measure, tables, protocol.methods[turn.rival].after, _folder(runs, protocol, turn)): (
-                turn,
+            pool.submit(
+                measure,
                 tables,
-            )
+                protocol.methods[turn.rival].after,
+                "local" if turn.workload == TUNED and "evaluation" in protocol.tuning else "server",
+                _folder(runs, protocol, turn),
+            ): (turn, tables)
             for turn, tables in missing
         }
         for number, done in enumerate(as_completed(work), 1):
@@ -282,7 +307,7 @@ def table(store: Store, protocol: Protocol) -> str:
         head = ["method", "setting", *protocol.scores, "processor, s", "MB up", "n"]
         lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for name, runs in sorted(found.items(), key=lambda item: -_mean(item[1], first)):
-            cells = [spread([thirds(one)[key] for one in runs], ".1f") for key in protocol.scores.values()]
+            cells = [_cell(runs, key) for key in protocol.scores.values()]
             setting = protocol.methods[name].settings[runs[0]["setting"]]
             seconds = statistics.median(one["cpu_s"] for one in runs)
             sent = statistics.median(sum(one["up"]) / 1e6 for one in runs)
@@ -298,6 +323,11 @@ def in_words(tables: Tables) -> str:
     for key, value in tables.items():
         cells.append(in_words(value) if isinstance(value, Mapping) else f"{key} {value}")
     return ", ".join(cells)
+
+
+def _cell(runs: Sequence[Run], score: str) -> str:
+    found = [value for one in runs if (value := thirds(one).get(score)) is not None]
+    return spread(found, ".1f") if found else "–"
 
 
 def _mean(runs: Sequence[Run], score: str) -> float:

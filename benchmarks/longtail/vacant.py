@@ -7,12 +7,14 @@ Ten clients, all in each of 40 rounds of 30 steps with batches of 32 and a cosin
 set aside. "FedLC, as published" leaves a class that a client lacks out of that client's softmax (a floor of
 1e-8 images); the remedy is FedVLS's distillation of vacant classes and suppression of wrong logits.
 
-Needs CIFAR-10. Results go to results/longtail/vacant.json, a picture for each split beside it.
+Needs CIFAR-10 where one_round.py looks for it. Results go to results/longtail/vacant.json, a picture for each
+split beside it.
 """
 
 from __future__ import annotations
 
 from methods import OURS, loss, rates, strategy
+from one_round import DATA
 from picture import draw
 from protocol import RESULTS, Method, Protocol, merged, run
 
@@ -24,7 +26,7 @@ PROTOCOL = Protocol(
         "name": "vacant",
         "rounds": ROUNDS,
         "checkpoint_every": ROUNDS,
-        "data": {"use": "cifar10"},
+        "data": {"use": "npz", "path": str(DATA / "cifar10.npz")},
         "partition": {"use": "dirichlet", "clients": 10},
         "model": {"use": "cnn", "width": 16},
         "training": {"batch_size": 32, "steps": 30, "schedule": "cosine", "clip_norm": 1.0},

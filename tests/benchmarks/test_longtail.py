@@ -13,8 +13,15 @@ from fedvision import ExperimentConfig
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "longtail"))
 
+import cifar
 import fashion
+import generation
+import methods
+import personal_models
+import photographs
 import protocol
+import vacant
+import where_the_tail_lives
 from protocol import MEASURED, TUNED, Method, Protocol
 
 TWO = Protocol(
@@ -128,12 +135,31 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> No
         protocol._take(kept, TWO, [(turn, tables)], 1)
 
 
-@pytest.mark.parametrize("name", fashion.PROTOCOL.methods)
-def test_every_method_has_the_same_budget_and_an_experiment_that_can_be_read(name: str) -> None:
-    method = fashion.PROTOCOL.methods[name]
-    assert len(method.settings) == 4
+PROTOCOLS = [
+    fashion.PROTOCOL,
+    generation.PROTOCOL,
+    personal_models.PROTOCOL,
+    *photographs.PROTOCOLS,
+    vacant.PROTOCOL,
+    where_the_tail_lives.PROTOCOL,
+    cifar.protocol(20, 100.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [(own, name) for own in PROTOCOLS for name in own.methods],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_every_method_has_the_same_budget_and_an_experiment_that_can_be_read(
+    own: Protocol, name: str
+) -> None:
+    method = own.methods[name]
+    budgets = {len(other.settings) for other in own.methods.values() if other is not methods.OURS}
+    assert budgets in ({4}, {1})
     assert not {"data", "partition", "rounds"} & method.tables.keys()
-    tables = [fashion.PROTOCOL.tables(name, setting, 0, tuning=True) for setting in range(4)]
-    assert all(tables.count(one) == 1 for one in tables)
-    for one in tables:
-        ExperimentConfig.from_dict(one)
+    for split in own.splits:
+        tables = [own.tables(name, setting, 0, split, tuning=True) for setting in range(len(method.settings))]
+        assert all(tables.count(one) == 1 for one in tables)
+        for one in tables:
+            ExperimentConfig.from_dict(one)

@@ -1,0 +1,55 @@
+"""The package's method with each of its parts taken out, one at a time.
+
+    python benchmarks/longtail/ablation.py [--jobs 2] [--table]
+
+The experiment of fashion.py with the setting that was chosen there for ``longtail``; nothing is tuned anew.
+Needs what fashion.py needs, and its results. Results go to results/longtail/ablation.json, the picture to
+results/longtail/ablation.svg.
+"""
+
+from __future__ import annotations
+
+from fashion import PROTOCOL as FASHION
+from methods import fixed, loss, sampler, strategy
+from picture import draw
+from protocol import RESULTS, Method, Protocol, Tables, chosen, merged, run, store_of
+
+WHOLE = "whole"
+TAKEN_OUT: dict[str, Tables] = {
+    WHOLE: {},
+    "without server momentum": strategy("longtail", momentum=0.0),
+    "without distillation of vacant classes": strategy("longtail", vacant=0.0),
+    "without the head in closed form": strategy("longtail", share=0.0),
+    "with the head in closed form alone": strategy("longtail", share=1.0),
+    "without logit adjustment": loss("cross-entropy", prior="local"),
+    "adjusted by clients' own counts": loss("logit-adjusted", prior="local"),
+    "without weight decay": {"training": {"weight_decay": 0.0}},
+    "with a balanced sampler in place of logit adjustment": merged(
+        loss("cross-entropy", prior="local"), sampler("balanced")
+    ),
+}
+
+
+def protocol() -> Protocol:
+    """Return the protocol.
+
+    Raises:
+        SystemExit: fashion.py has not chosen a setting yet.
+    """
+    setting = chosen(store_of(FASHION), FASHION, "ours")
+    if setting is None:
+        raise SystemExit("run benchmarks/longtail/fashion.py --only ours first: it chooses the setting")
+    own = FASHION.methods["ours"]
+    whole = merged(FASHION.experiment, own.tables, own.settings[setting])
+    return Protocol(
+        name="ablation",
+        experiment=whole,
+        methods={name: Method(tables, fixed()) for name, tables in TAKEN_OUT.items()},
+        tuning={},
+        seeds=FASHION.seeds,
+    )
+
+
+if __name__ == "__main__":
+    ablation = protocol()
+    draw(run(ablation), ablation, RESULTS / "ablation.svg")
