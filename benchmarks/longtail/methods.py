@@ -102,6 +102,7 @@ METHODS: Mapping[str, Method] = {
         merged(strategy("fedyoyo", warmup=20), loss("logit-adjusted", prior="mixed", tau=1.5)),
         strengths("strategy", "strength", [0.3, 0.6]),
     ),
+    "q-FedAvg": Method(strategy("q-fedavg", lipschitz=1.0), strengths("strategy", "q", [0.02, 0.1])),
     "FedRoD, generic head": Method(
         merged(
             strategy("fedrod"),

@@ -33,7 +33,7 @@ PROTOCOL = Protocol(
     methods={
         "FedAvg": Method({}, rates()),
         "logit adjustment": Method(loss("logit-adjusted", prior="global"), rates()),
-        "q-FedAvg": Method(strategy("q-fedavg", lipschitz=0.1), strengths("strategy", "q", [0.02, 0.1])),
+        "q-FedAvg": Method(strategy("q-fedavg", lipschitz=0.3), strengths("strategy", "q", [0.02, 0.1])),
         "FedPer": Method(merged(strategy("fedper"), HEAD), rates()),
         "FedRep": Method(merged(strategy("fedrep"), HEAD), strengths("strategy", "head_epochs", [2, 5])),
         "FedRoD": Method(
