@@ -49,7 +49,8 @@ def child(options: argparse.Namespace) -> None:
 
     from fedvision import ExperimentConfig, registry, simulate
     from fedvision.data.sources.arrays import digits
-    from fedvision.experiment import Experiment, prepare_process
+    from fedvision.experiment import Experiment
+    from fedvision.libraries import prepare_process
     from fedvision.runs.progress import Silent
 
     prepare_process()

@@ -34,9 +34,10 @@ from fedvision.engines.client_host import ClientHostFactory, SimulatedClientHost
 from fedvision.engines.ray.engine import RayEngine
 from fedvision.engines.ray.task_queue import SHARES
 from fedvision.engines.serial import SerialEngine
-from fedvision.experiment import Experiment, prepare_process
+from fedvision.experiment import Experiment
 from fedvision.flower import codec
 from fedvision.flower.strategy import FlowerStrategy
+from fedvision.libraries import prepare_process
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.state import get_state
 from fedvision.runs.environment import environment

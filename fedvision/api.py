@@ -12,7 +12,8 @@ from fedvision import baselines as baseline_names
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, FedVisionError
-from fedvision.experiment import Experiment, load_libraries
+from fedvision.experiment import Experiment
+from fedvision.libraries import load_libraries
 from fedvision.stages import stage
 from fedvision.types import PluginSpec, Rejection
 

@@ -5,8 +5,6 @@ Nothing is written here; what runs it is ``simulation``.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 from fedvision.inputs import for_trial
+from fedvision.libraries import load_libraries
 from fedvision.stages import stage
 from fedvision.types import MetricFn
 
@@ -378,27 +377,3 @@ def _check_batches(config: ExperimentConfig, parts: Split, *, alone: bool) -> No
             "partition.min_images where the partition has it, use fewer clients, or take a network that can, "
             "as those with group norm do"
         )
-
-
-def load_libraries() -> None:
-    """Prepare the process and import what everything else is built with: seconds, the first time."""
-    if sys.modules.get("torch") is None:
-        stage("loading PyTorch and Flower")
-    prepare_process()
-    import torch  # noqa: F401
-
-    from fedvision.flower import strategy  # noqa: F401
-
-
-def prepare_process() -> None:
-    """Switch Flower's telemetry, update check and log lines off, and keep arithmetic threads from spinning.
-
-    What the user set stays. Two OpenMP threads that spin at barriers made a run twice as slow on a machine
-    that had other work. It takes effect where torch is not imported yet.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    from fedvision.flower.internals import quiet
-
-    quiet()

@@ -23,8 +23,8 @@ from typing import Any
 from fedvision import registry, streams
 from fedvision.config import ExperimentConfig
 from fedvision.errors import FedVisionError, RunError
-from fedvision.experiment import prepare_process
 from fedvision.interruption import Interruption, deafen, treat_termination_as_ctrl_c
+from fedvision.libraries import prepare_process
 from fedvision.runs.displays import NO_FIELDS, Display, Fields, NoDisplay, ParallelDisplays
 
 _PRELOADED = ("fedvision.simulation", "fedvision.flower.strategy", "fedvision.reporting.html")

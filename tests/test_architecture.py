@@ -51,6 +51,7 @@ LAYERS = (
     "server",
     "engines",
     "engines.ray",
+    "libraries",
     "experiment",
     "experiment_builder",
     "runs",
@@ -82,7 +83,7 @@ APART = {
     "aggregation": set(LAYERS[:7]),
     "updates": {"losses", "data", "tasks", "aggregation"},
     "reporting": {"engines", "engines.ray", "simulation"},
-    "deployment": set(LAYERS[:22]) - {"aggregation"},
+    "deployment": set(LAYERS[:23]) - {"aggregation"},
     "deployment.transport": {
         "server",
         "engines",

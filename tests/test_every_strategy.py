@@ -48,7 +48,7 @@ _KILLING = """
 import os, signal, sys
 from pathlib import Path
 from fedvision import ExperimentConfig, simulate
-from fedvision.experiment import load_libraries
+from fedvision.libraries import load_libraries
 from fedvision.simulation import Simulation
 
 done = Simulation.round_done

@@ -83,7 +83,7 @@ def _request(options: argparse.Namespace) -> None:
 
 def _sums(options: argparse.Namespace) -> None:
     from fedvision.deployment.client.config import ClientMachineConfig
-    from fedvision.experiment import load_libraries
+    from fedvision.libraries import load_libraries
 
     config = ClientMachineConfig.load(options.client)
     load_libraries()

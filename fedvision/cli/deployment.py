@@ -315,7 +315,7 @@ def _client(options: argparse.Namespace) -> None:
     _check_data(options.client, config)
     _check_transport("internals_fleet")
     from fedvision.deployment.client.daemon import ClientDaemon
-    from fedvision.experiment import prepare_process
+    from fedvision.libraries import prepare_process
 
     prepare_process()
     # Whoever runs it as a service ends it so; that is no failure.

@@ -309,8 +309,8 @@ def _report(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     experiments = _sweep(options).experiments
-    from fedvision.experiment import load_libraries
     from fedvision.experiment_builder import ExperimentBuilder
+    from fedvision.libraries import load_libraries
 
     load_libraries()
     from fedvision.reporting.inspect_experiment import inspect_experiment

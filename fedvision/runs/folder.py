@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,7 @@ from fedvision.runs.member_register import FILE, MemberRegister
 from fedvision.runs.misclassified import Misclassified
 from fedvision.runs.model_description import FILE as MODEL_FILE
 from fedvision.runs.model_description import ModelDescription, with_digest
+from fedvision.runs.records import in_their_rounds
 from fedvision.runs.tensor_file import hashed, pieces
 
 if TYPE_CHECKING:
@@ -382,18 +383,6 @@ class RunFolder:
             before = [*earlier, last] if last else earlier
             facts = {**now, "earlier": before} if before else now
             replace_file(self.path / "environment.json", json_page(facts))
-
-
-def in_their_rounds(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return rounds' records in which nothing is ``received``: it is ``local`` in the round that it is of."""
-    placed = {record["round"]: dict(record) for record in records}
-    for record in records:
-        if "received" in record:
-            received = dict(placed[record["round"]].pop("received") or {})
-            if (round := received.pop("round", None)) in placed:
-                own = {"personal": received.pop("personal")} if "personal" in received else {}
-                placed[round] |= {"local": received, **own}
-    return list(placed.values())
 
 
 def _contents(path: Path) -> list[str]:

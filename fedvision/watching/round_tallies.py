@@ -14,7 +14,7 @@ from typing import Any
 
 from fedvision.reporting.participation import used_in, work_that_failed
 from fedvision.runs.events import Event, round_events
-from fedvision.runs.folder import in_their_rounds
+from fedvision.runs.records import in_their_rounds
 
 Record = dict[str, Any]
 _KEPT = (

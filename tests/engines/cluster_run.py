@@ -15,7 +15,7 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from fedvision.api import simulate
-from fedvision.experiment import prepare_process
+from fedvision.libraries import prepare_process
 from fedvision.runs.progress import Silent
 from fedvision.types import PluginSpec, State
 from tests.experiments import tiny
