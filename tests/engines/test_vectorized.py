@@ -84,8 +84,10 @@ TOGETHER: list[dict[str, Any]] = [
 ELSEWHERE = {
     "ccvr": "its head rests on what is drawn of moments: a test of its own",
     "distillation": "its teacher is a run: tests/algorithms/test_distillation.py",
-    "fedgrab": "it has a loss of its own: a test of its own",
-    **dict.fromkeys(("fedrod", "fedloge"), "its head has a part of each client's own: a test of its own"),
+    "fedbn": "its network has batch norm: the test below",
+    "fedgrab": "it has a loss of its own: the test below",
+    "fedrela": "its warmup is of the number of rounds: the test below",
+    **dict.fromkeys(("fedrod", "fedloge"), "its head has a part of each client's own: the test below"),
     "fedper": "its personal tensors are those of the cases here",
     "krum": "it chooses models, and of equal ones the last bit decides",
 }
@@ -113,8 +115,8 @@ def test_a_whole_run_is_that_of_the_serial_engine(
     compare(config, tmp_path)
 
 
-@pytest.mark.parametrize("use", ["fedrod", "fedloge", "fedgrab"])
-def test_methods_with_a_head_or_loss_of_their_own_are_those_of_the_serial_engine(
+@pytest.mark.parametrize("use", ["fedbn", "fedrod", "fedloge", "fedgrab", "fedrela"])
+def test_methods_with_a_network_or_loss_of_their_own_are_those_of_the_serial_engine(
     use: str, tmp_path: Path
 ) -> None:
     compare(
