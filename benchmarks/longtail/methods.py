@@ -12,7 +12,7 @@ from typing import Any
 
 from protocol import Method, Tables, merged
 
-RATES = (0.05, 0.1, 0.2, 0.4)
+RATES = (0.1, 0.2, 0.4, 0.8)
 GLOBAL = {"prior": "global"}
 """The federation's class counts, where a loss takes the clients' own by default."""
 
@@ -27,7 +27,7 @@ def fixed() -> list[Tables]:
     return [{}]
 
 
-def strengths(part: str, key: str, values: Sequence[Any], lr: Sequence[float] = (0.1, 0.2)) -> list[Tables]:
+def strengths(part: str, key: str, values: Sequence[Any], lr: Sequence[float] = (0.2, 0.4)) -> list[Tables]:
     """Return two values of a part's key with each of two learning rates as settings."""
     return [merged({"training": {"lr": one}}, {part: {key: value}}) for one in lr for value in values]
 
