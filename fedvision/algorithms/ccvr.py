@@ -20,6 +20,7 @@ The message has C D (D + 1) numbers for D features: as much as a large model whe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -27,11 +28,15 @@ from torch.nn import functional as F
 
 from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.last_round import check_last_round
 from fedvision.errors import ConfigError, RunError
 from fedvision.models.base import halves
 from fedvision.ranges import check_range
 from fedvision.training.statistics import LocalData
 from fedvision.types import Query, State
+
+if TYPE_CHECKING:
+    from fedvision.config import ExperimentConfig
 
 _NEEDED_BY = "[strategy] use = 'ccvr'"
 _MOST = 1 << 25
@@ -99,6 +104,15 @@ class CCVR(FedAvg):
         check_range(at_least=0, every=every)
         self.samples, self.steps, self.lr, self.batch_size = samples, steps, lr, batch_size
         self.every = every
+
+    def check(self, config: ExperimentConfig, classes: Sequence[str], image: tuple[int, int, int]) -> None:
+        """Refuse a run that may end with another round's model, which has no such head.
+
+        Raises:
+            ConfigError: ``evaluation.patience`` or ``evaluation.keep = "best"`` is set.
+        """
+        if self.every != 1:
+            check_last_round(config, _NEEDED_BY, "set strategy.every = 1")
 
     def query(self, round: int, rounds: int, answers: Sequence[Answer]) -> Query | None:
         """Query the moments of the features after the last round, and each ``every`` rounds."""

@@ -41,6 +41,7 @@ from torch.nn import functional as F
 
 from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.last_round import check_last_round
 from fedvision.errors import ConfigError, RunError
 from fedvision.models.base import ImageModel, halves
 from fedvision.ranges import check_range
@@ -148,11 +149,7 @@ class CReFF(FedAvg):
         Raises:
             ConfigError: ``evaluation.patience`` or ``evaluation.keep = "best"`` is set.
         """
-        if config.evaluation.patience or config.evaluation.keep == "best":
-            raise ConfigError(
-                f"{_NEEDED_BY} puts its head into the last round's model alone; leave out "
-                "evaluation.patience and set evaluation.keep = 'last'"
-            )
+        check_last_round(config, _NEEDED_BY)
 
     def query(self, round: int, rounds: int, answers: Sequence[Answer]) -> Query | None:
         """Query the gradients at the head that was trained last; the first time at the model's own."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -32,6 +33,7 @@ from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.algorithms.closed_form.heads import FeatureSums
 from fedvision.algorithms.closed_form.strategy import ClosedForm
 from fedvision.algorithms.fedvls import FedVLSClient
+from fedvision.algorithms.last_round import check_last_round
 from fedvision.algorithms.server_optimizers import FedAvgM
 from fedvision.errors import ConfigError
 from fedvision.inputs import Batch
@@ -39,6 +41,9 @@ from fedvision.models.base import halves
 from fedvision.models.standardised import STEPS
 from fedvision.ranges import check_range
 from fedvision.types import ClientConfig, LossFn, Query, State, TrainRequest
+
+if TYPE_CHECKING:
+    from fedvision.config import ExperimentConfig
 
 _NEEDED_BY = "[strategy] use = 'longtail'"
 _SHRINKAGE = 0.03
@@ -101,6 +106,15 @@ class LongTail(FedAvgM):
         check_range(at_least=0, at_most=1, share=share)
         self.vacant, self.share = vacant, share
         self.closed_form = ClosedForm(head="lda", shrinkage=_SHRINKAGE)
+
+    def check(self, config: ExperimentConfig, classes: Sequence[str], image: tuple[int, int, int]) -> None:
+        """Refuse a run that may end with another round's model, which has no such head.
+
+        Raises:
+            ConfigError: ``evaluation.patience`` or ``evaluation.keep = "best"`` is set.
+        """
+        if self.share:
+            check_last_round(config, _NEEDED_BY, "set strategy.share = 0")
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:
         """Send the weight of the distillation."""

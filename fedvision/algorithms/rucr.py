@@ -45,6 +45,7 @@ from torch.nn import functional as F
 from fedvision import seeding
 from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.algorithms.fedavg import FedAvg
+from fedvision.algorithms.last_round import check_last_round
 from fedvision.errors import ClientError, ConfigError, RunError
 from fedvision.inputs import Batch
 from fedvision.models.base import ImageModel, halves
@@ -214,11 +215,8 @@ class RUCR(FedAvg):
             ConfigError: The head is to be rectified, and ``evaluation.patience`` or ``keep = "best"`` is set.
         """
         self._seed = config.seed
-        if self.steps and (config.evaluation.patience or config.evaluation.keep == "best"):
-            raise ConfigError(
-                f"{_NEEDED_BY} rectifies the head of the last round's model alone; leave out "
-                "evaluation.patience and set evaluation.keep = 'last', or set strategy.steps = 0"
-            )
+        if self.steps:
+            check_last_round(config, _NEEDED_BY, "set strategy.steps = 0")
 
     def configure(self, round: int, state: State, client: int) -> ClientConfig:
         """Send weight, tau and the prototypes."""

@@ -128,6 +128,25 @@ def test_an_expanded_head_is_refused_before_the_start() -> None:
         simulate(tiny(strategy={"use": "longtail"}, model=model))
 
 
+@pytest.mark.parametrize("evaluation", [{"patience": 1}, {"keep": "best"}])
+@pytest.mark.parametrize(
+    ("strategy", "otherwise"),
+    [
+        ({"use": "longtail"}, {"use": "longtail", "share": 0.0}),
+        ({"use": "ccvr"}, {"use": "ccvr", "every": 1, "steps": 5}),
+    ],
+)
+def test_a_run_that_may_end_before_its_last_round_is_refused(
+    strategy: dict[str, Any], otherwise: dict[str, Any], evaluation: dict[str, Any]
+) -> None:
+    ends = {"evaluation": {"holdout": 0.2, **evaluation}}
+    with pytest.raises(
+        ConfigError, match=r"into the last round's model alone; leave out evaluation\.patience"
+    ):
+        simulate(tiny(strategy=strategy, **ends))
+    simulate(tiny(strategy=otherwise, rounds=1, **ends))
+
+
 @pytest.mark.parametrize("keys", [{"share": 1.5}, {"share": -0.1}, {"vacant": -1.0}, {"momentum": 1.0}])
 def test_values_out_of_range_are_refused(keys: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(keys))):
