@@ -352,7 +352,8 @@ def _check_data(file: Path, config: ClientMachineConfig) -> None:
 
 
 def _log_to_standard_error() -> None:
+    log = logging.getLogger("fedvision.deployment")
+    log.setLevel(logging.INFO)
     if not log_format.is_json():  # which the root's handler writes
-        log = logging.getLogger("fedvision.deployment")
         log.addHandler(log_format.handler())
         log.propagate = False

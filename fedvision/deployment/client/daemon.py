@@ -184,7 +184,7 @@ class ClientDaemon:
 
     def _joined(self) -> None:
         if self._backoff.success():
-            log.warning("%s is connected to %s", self._config.name, self._config.superlink.address)
+            log.info("%s is connected to %s", self._config.name, self._config.superlink.address)
 
     def _beat(self) -> None:
         pause, last_beat = _BEAT_S, time.monotonic()
@@ -277,7 +277,7 @@ class ClientDaemon:
         with suppress(RunEnded):
             self._link.confirm(incoming)
         seconds = (took, time.monotonic() - began, self._worked)
-        log.warning(
+        log.info(
             "%s: %s (%.1f s, %.1f s with sending, %.2f s of work%s)", kind, outcome, *seconds, self._most
         )
 
@@ -323,7 +323,7 @@ class ClientDaemon:
         request_id = "" if kind in _ROUND_TYPES else incoming.head.metadata.message_id
         task = _digest(facts.run, kind, layout, [*incoming.pieces, request_id])
         if stored := reply.layout(task):
-            log.warning("%s: this task was done before; the same reply is sent", kind)
+            log.info("%s: this task was done before; the same reply is sent", kind)
             if self._twice:
                 self._note("it got a task twice, and did it once")
             return stored, task

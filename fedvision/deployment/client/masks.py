@@ -115,7 +115,7 @@ class MaskedCounts:
             )
         masked_counts: list[int] = self._masked(np.asarray(numbers, np.int64), cards, b"counts").tolist()
         self._store(names=names, cards=[card.to_table() for card in cards], masked_counts=masked_counts)
-        log.warning("class counts are masked for a sum over %s", ", ".join(names))
+        log.info("class counts are masked for a sum over %s", ", ".join(names))
         return masked_counts
 
     def hide(self, numbers: NDArray[np.int64], question: bytes) -> NDArray[np.int64]:

@@ -72,7 +72,7 @@ class RunDirectories:
             except OSError as error:
                 log.warning("%s could not be removed: %s", path, error.strerror)
             else:
-                log.warning("the state of run %s is removed: not used for %g days", path.name, days)
+                log.info("the state of run %s is removed: not used for %g days", path.name, days)
 
     def _marker(self, run: str) -> Path:
         return self._folder / f"{run}.removed"

@@ -170,7 +170,7 @@ class Trainer:
             loop_settings(config, shards.images.images.shape[-1]).forward,
             used=np.arange(len(shards.images)),
             folder=features,
-            on_progress=log.warning,
+            on_progress=log.info,
         )
         return found.config, found.model, replace(shards, images=found.dataset.train)
 
@@ -256,7 +256,7 @@ class Trainer:
             masks = self._masks()
             entry = replace(entry, card=masks.card().to_table())
             if not masks.group:
-                log.warning(
+                log.info(
                     "class counts are reported in a sum over %d or more clients that mask theirs; the server "
                     "may wait for them",
                     MIN_GROUP_SIZE,
@@ -372,6 +372,7 @@ def main() -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("800")
     logging.root.addHandler(log_format.handler())
+    log.setLevel(logging.INFO)
     requests = _requests(sys.stdin)
     first = json.loads(requests.get())
     client = ClientMachineConfig.from_toml(first["client"])

@@ -97,7 +97,7 @@ class TrainingProcess:
             raise ConfigError(f"{self._client.name}: the images of [data] cannot be used: {error}") from error
         for notice in found["notices"]:
             log.warning("%s", notice)
-        log.warning("%s has %s", self._client.name, found["images"])
+        log.info("%s has %s", self._client.name, found["images"])
 
     def stop(self) -> None:
         """End the process, if there is one."""

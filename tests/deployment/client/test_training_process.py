@@ -110,7 +110,8 @@ def test_images_or_the_reason_for_none(
     process: TrainingProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("fedvision.deployment").propagate = True
-    process.look()
+    with caplog.at_level(logging.INFO, "fedvision.deployment"):
+        process.look()
     assert caplog.messages[-1] == "north has 40 training images of 8 x 8 x 1 in 3 classes"
     client = replace(process._client, data=replace(process._client.data, args={"path": str(tmp_path / "no")}))
     broken = TrainingProcess(client, tmp_path)
