@@ -24,6 +24,7 @@ TAKEN_OUT: dict[str, Tables] = {
     "without logit adjustment": loss("cross-entropy", prior="local"),
     "adjusted by clients' own counts": loss("logit-adjusted", prior="local"),
     "without weight decay": {"training": {"weight_decay": 0.0}},
+    "without mixup": {"transforms": {"mixup": 0.0}},
     "with a balanced sampler in place of logit adjustment": merged(
         loss("cross-entropy", prior="local"), sampler("balanced")
     ),
