@@ -119,16 +119,19 @@ def _value(text: str) -> Any:
 
 
 def assign(table: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a key of nested tables by its dotted name.
+    """Set a key of nested tables by its dotted name; a plug-in's name alone becomes a table with ``use``.
 
     Raises:
-        ConfigError: A parent is no table.
+        ConfigError: A parent is neither a table nor a name.
     """
     *parents, last = dotted.split(".")
     for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
+        below = table.setdefault(parent, {})
+        if isinstance(below, str):
+            below = table[parent] = {"use": below}
+        if not isinstance(below, dict):
             raise ConfigError(f"{dotted}: {parent} is no table")
+        table = below
     table[last] = value
 
 

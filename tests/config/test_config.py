@@ -117,6 +117,22 @@ def test_overrides_take_toml_values_and_bare_texts(tmp_path: Path) -> None:
     assert config.evaluation.metrics == ("kappa",)
 
 
+def test_an_override_of_a_name_that_stands_alone_makes_it_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(
+        'name = "a"\ndata = "digits"\npartition = { use = "iid", clients = 2 }\nmodel = "fusion"\n'
+    )
+    found = ExperimentConfig.load(
+        path, ["data.validation=0.2", "strategy=fedprox", "strategy.mu=0.5", "model.extractor.width=8"]
+    )
+    assert found.data.use == "digits"
+    assert found.data.args["validation"] == 0.2
+    assert (found.strategy.use, found.strategy.args) == ("fedprox", {"mu": 0.5})
+    assert found.model.use == "fusion"
+    with pytest.raises(ConfigError, match=r"rounds\.most: rounds is no table"):
+        ExperimentConfig.load(path, ["rounds=2", "rounds.most=3"])
+
+
 @pytest.mark.parametrize("override", ["training.lr", "=3", "name.lr=3"])
 def test_a_wrong_override_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError):
