@@ -169,6 +169,13 @@ def test_every_built_in_algorithm_is_described(kind: str) -> None:
     assert set(registry.BUILTINS[kind]) <= described
 
 
+@pytest.mark.parametrize("kind", ["loss", "metric", "partition", "sampler", "strategy", "update"])
+def test_the_page_of_parts_names_every_built_in(kind: str) -> None:
+    page = (ROOT / "docs/parts.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| {kind} |"))
+    assert set(registry.BUILTINS[kind]) <= set(re.findall(r"`([^`]+)`", row.split("|")[2]))
+
+
 def test_the_site_names_every_page_once() -> None:
     project = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
     listed = list(named(project["nav"]))
