@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,10 +103,10 @@ def simulate(
 
     if threads < 1:
         raise ConfigError(f"threads must be >= 1, not {threads}")
-    path = Path(out) if out is not None else default_folder(built.config.name, resume)
-    stage(f"preparing the run in {path}")
     carrier = registry.build("engine", engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine))
     pages = page_writer(tensorboard=tensorboard, mlflow=mlflow)
+    path = Path(out) if out is not None else default_folder(built.config.name, resume)
+    stage(f"preparing the run in {path}")
     with claimed(path, "name another one with --out"):
         folder = open_folder(built.config, path, resume)
         run = Simulation(built, folder, progress=progress, write_pages=pages, threads=threads)
@@ -178,12 +179,22 @@ def open_folder(config: ExperimentConfig, out: str | Path | None, resume: bool) 
 
 
 def default_folder(name: str, resume: bool) -> Path:
-    """Return ``runs/<name>``; for a new run the first of ``<name>``, ``<name>-2``, ... that is free."""
+    """Return ``runs/<name>``; for a new run the first of ``<name>``, ``<name>-2``, ... that is free.
+
+    That one is made at once: of two commands that are given together each has a folder of its own.
+    """
     path = Path("runs") / name
-    number = 2
-    while not resume and path.exists():
-        path = Path("runs") / f"{name}-{number}"
-        number += 1
+    for number in itertools.count(2):
+        if resume:
+            break
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            path = Path("runs") / f"{name}-{number}"
+            continue
+        except OSError:
+            pass  # whoever writes the run there says why it cannot be
+        break
     return path
 
 

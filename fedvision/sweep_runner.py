@@ -69,7 +69,6 @@ def simulate_sweep(
     """
     if jobs < 0:
         raise ConfigError(f"jobs must be >= 0, not {jobs}")
-    base = Path(out) if out is not None else default_folder(sweep.name, resume)
     spec = engine if isinstance(engine, PluginSpec) else PluginSpec(use=engine)
     most = min(jobs or _useful(sweep.experiments, spec, options.get("threads", 1)), len(sweep.experiments))
     if most > 1:
@@ -85,6 +84,7 @@ def simulate_sweep(
     if not jobs and most > 1:
         devices = {config.training.device for config in sweep.experiments.values()}
         most = _affordable(most, builder.sizes.values()) if _on_processor(devices) else 1
+    base = Path(out) if out is not None else default_folder(sweep.name, resume)
     options |= {"resume": resume}
     if most > 1:
         del builder
