@@ -9,10 +9,13 @@ results/longtail/ablation.svg.
 
 from __future__ import annotations
 
+import statistics
+
 from fashion import PROTOCOL as FASHION
+from harness import Store
 from methods import fixed, loss, sampler, strategy
 from picture import draw
-from protocol import RESULTS, Method, Protocol, Tables, chosen, merged, run, store_of
+from protocol import RESULTS, Method, Protocol, Tables, chosen, measured, merged, run, store_of, thirds
 
 WHOLE = "whole"
 TAKEN_OUT: dict[str, Tables] = {
@@ -51,6 +54,22 @@ def protocol() -> Protocol:
     )
 
 
+def differences(store: Store, own: Protocol) -> str:
+    """Return what each variant loses beside the whole method of the same seed, in points, as Markdown."""
+    whole = {run["repetition"]: thirds(run)["balanced_accuracy"] for run in measured(store, WHOLE)}
+    lines = ["| | balanced accuracy less that of the whole | by seed |", "|---|---|---|"]
+    for name in own.methods:
+        runs = [run for run in measured(store, name) if run["repetition"] in whole]
+        found = [thirds(run)["balanced_accuracy"] - whole[run["repetition"]] for run in runs]
+        if found and name != WHOLE:
+            mean, deviation = statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0.0
+            each = ", ".join(f"{value:+.1f}" for value in found)
+            lines.append(f"| {name} | {mean:+.1f} ± {deviation:.1f} | {each} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     ablation = protocol()
-    draw(run(ablation), ablation, RESULTS / "ablation.svg")
+    kept = run(ablation)
+    print(differences(kept, ablation))
+    draw(kept, ablation, RESULTS / "ablation.svg")

@@ -11,17 +11,15 @@ The table goes to standard output, raw figures to results/longtail/costs.json.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import environments
 from fashion import PROTOCOL as FASHION
 from harness import Store, Turn, take, turns
-from protocol import RESULTS, merged
+from protocol import RESULTS, find_images, merged
 
 from fedvision import ExperimentConfig, simulate
 from fedvision.runs.environment import environment
@@ -76,7 +74,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="makes results/longtail/costs.json again")
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
-    os.environ["FEDVISION_DATA"] = str(environments.images())
+    find_images()
     facts = {"environment": environment("cpu"), "experiments": [experiment(rival) for rival in RIVALS]}
     kept = Store(RESULTS / "costs.json", facts)
     take(

@@ -238,9 +238,14 @@ def run(protocol: Protocol, arguments: Sequence[str] | None = None) -> Store:
     return store
 
 
-def store_of(protocol: Protocol) -> Store:
-    """Return a protocol's runs, and let what runs now find the images."""
+def find_images() -> None:
+    """Let what runs now find the images."""
     os.environ["FEDVISION_DATA"] = str(environments.images())
+
+
+def store_of(protocol: Protocol) -> Store:
+    """Return a protocol's runs."""
+    find_images()
     facts = {"environment": environment("cpu"), "experiment": protocol.experiment}
     return Store(RESULTS / f"{protocol.name}.json", facts, several_machines=True)
 
