@@ -39,7 +39,9 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path, monkeypatch: p
     assert not Path("runs").exists()
 
 
-def test_a_file_in_the_place_of_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_the_place_of_runs_is_left_to_whoever_writes_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").write_text("")
     assert default_folder("a", resume=False) == Path("runs/a")

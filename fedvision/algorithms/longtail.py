@@ -116,6 +116,15 @@ class LongTail(FedAvgM):
         if self.share:
             check_last_round(config, _NEEDED_BY, "set strategy.share = 0")
 
+    def notices(self, config: ExperimentConfig) -> Sequence[str]:
+        """Say which loss the method is made for, where the experiment's corrects nothing."""
+        if config.loss.use != "cross-entropy" or config.training.sampler.use != "shuffle":
+            return ()
+        return (
+            f"{_NEEDED_BY} is made for a loss that corrects for class frequencies, and [loss] is plain "
+            'cross-entropy; take loss = { use = "logit-adjusted", prior = "global" }',
+        )
+
     def configure(self, round: int, state: State, client: int) -> ClientConfig:
         """Send the weight of the distillation."""
         return ClientConfig(numbers={"vacant": self.vacant})

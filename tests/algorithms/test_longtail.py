@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -16,9 +17,13 @@ from fedvision.algorithms.closed_form.heads import FeatureSums
 from fedvision.algorithms.fedvls import vacant_divergence
 from fedvision.algorithms.longtail import EVERY, LongTail, LongTailClient, energy
 from fedvision.errors import ConfigError
+from fedvision.models.base import ImageModel
 from fedvision.models.standardised import STEPS
 from fedvision.types import ClientConfig, TrainRequest
 from tests.experiments import tiny
+
+if TYPE_CHECKING:
+    from fedvision.algorithms.base import ServerContext
 
 ADJUSTED = {"use": "logit-adjusted", "prior": "global"}
 OFF = {"use": "longtail", "momentum": 0.0, "vacant": 0.0, "share": 0.0}
@@ -51,23 +56,64 @@ def test_every_second_step_distils_with_twice_the_weight() -> None:
         torch.testing.assert_close(client.loss(model, x, labels, _cross_entropy), expected)
 
 
-def test_energy_is_the_mean_square_of_centred_logits_with_classes_weighed_alike() -> None:
-    generator = np.random.default_rng(0)
-    steps = generator.integers(-300, 300, (7, 3))
-    labels = np.array([0, 0, 0, 0, 1, 1, 2])
-    weights = np.array([1, 2, 4])
-    count = np.bincount(labels)
-    sums = np.stack([steps[labels == label].sum(0) for label in range(3)])
+def _sums() -> tuple[FeatureSums, torch.Tensor, torch.Tensor]:
+    """Return sums over seven images of three classes, their features [7, 3], and their weights [7]."""
+    steps = np.random.default_rng(0).integers(-300, 300, (7, 3))
+    labels, weights = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([1, 2, 4])
     products = sum(weights[label] * np.outer(q, q) for q, label in zip(steps, labels, strict=True))
-    rows, columns = np.triu_indices(3)
-    held = FeatureSums(count=count, sum=sums, product=products[rows, columns], weight=weights)
+    held = FeatureSums(
+        count=np.bincount(labels),
+        sum=np.stack([steps[labels == label].sum(0) for label in range(3)]),
+        product=products[np.triu_indices(3)],
+        weight=weights,
+    )
+    return held, torch.from_numpy(steps / STEPS), torch.from_numpy(weights[labels]).double()
+
+
+def test_energy_is_the_mean_square_of_centred_logits_with_classes_weighed_alike() -> None:
+    held, features, own = _sums()
+    generator = np.random.default_rng(1)
     mean, deviation = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.5, 2.0, 1.5]).double()
     weight, bias = torch.from_numpy(generator.normal(size=(3, 3))), torch.from_numpy(generator.normal(size=3))
-    logits = (torch.from_numpy(steps / STEPS) * deviation + mean) @ weight.T + bias
+    logits = (features * deviation + mean) @ weight.T + bias
     centred = (logits - logits.mean(1, keepdim=True)).square().mean(1)
-    own = torch.from_numpy(weights[labels]).double()
     found = energy(weight, bias, held, {"mean": mean, "deviation": deviation})
     assert found == pytest.approx(float((own * centred).sum() / own.sum()), rel=1e-9)
+
+
+def test_the_closed_form_is_brought_to_the_size_of_the_trained_heads_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held, _, _ = _sums()
+    constants = {"mean": torch.zeros(3).double(), "deviation": torch.ones(3).double()}
+    trained = {"head.weight": torch.eye(3) * 5, "head.bias": torch.tensor([0.0, 1.0, 2.0])}
+    other = {
+        "head.weight": torch.tensor([[0.1, 0.2, 0.0]] * 2 + [[0.0, 0.0, 0.3]]),
+        "head.bias": torch.ones(3),
+    }
+    own = LongTail(share=1.0)
+    monkeypatch.setattr(own.closed_form, "refine", lambda state, server: state | other)
+    monkeypatch.setattr(own.closed_form, "feature_sums", lambda: held)
+    own.closed_form.constants = constants
+    facts: dict[str, Any] = {}
+    server = SimpleNamespace(
+        answers=({}, {}), make_model=lambda _: ImageModel(nn.Identity(), nn.Linear(3, 3)), facts=facts
+    )
+    found = own.refine(trained, cast("ServerContext", server))
+
+    def size(head: dict[str, torch.Tensor]) -> float:
+        return energy(head["head.weight"].double(), head["head.bias"].double(), held, constants)
+
+    assert size(found) == pytest.approx(size(trained), rel=1e-5)
+    torch.testing.assert_close(found["head.weight"], facts["scale"] * other["head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [({"use": "cross-entropy"}, 1), (ADJUSTED, 0), ({"use": "balanced-softmax", "prior": "mixed"}, 0)],
+)
+def test_a_loss_that_corrects_nothing_is_noticed(loss: dict[str, Any], said: int) -> None:
+    assert len(LongTail().notices(tiny(loss=loss))) == said
 
 
 def test_without_its_parts_it_is_fedavg() -> None:
