@@ -102,7 +102,8 @@ def placed(targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def with_corners(targets: torch.Tensor, corners: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Return targets whose boxes were moved with the pixels of the images, those that are kept first.
 
-    The result has coordinates of the decoded image, which from then on stands for the file's.
+    The result has coordinates of the decoded image, which from then on stands for the file's, and areas of
+    the boxes: it is for training, which looks at neither areas nor files.
 
     Args:
         targets: float64 [B, 1 + M, 7], before.
@@ -111,10 +112,8 @@ def with_corners(targets: torch.Tensor, corners: torch.Tensor, kept: torch.Tenso
     """
     moved = targets.clone()
     size = corners[..., 2:] - corners[..., :2]
-    before = targets[:, 1:, WIDTH] * targets[:, 1:, HEIGHT]
-    share = torch.where(before > 0, size.prod(2) / before.clamp(min=1e-12), torch.ones_like(before))
     moved[:, 1:, X : Y + 1], moved[:, 1:, WIDTH : HEIGHT + 1] = corners[..., :2], size
-    moved[:, 1:, AREA] = targets[:, 1:, AREA] * share
+    moved[:, 1:, AREA] = size.prod(2)
     order = torch.argsort(kept.to(torch.int8), dim=1, descending=True, stable=True)
     ranked = moved[:, 1:].gather(1, order[..., None].expand(-1, -1, COLUMNS))
     moved[:, 1:] = torch.where(kept.gather(1, order)[..., None], ranked, torch.zeros_like(ranked))
