@@ -99,7 +99,6 @@ class Experiment:
         config, dataset, files, told = _settled(config, dataset, here=split_here)
         task = build_task(config.task)
         if not split_here:
-            _check_countable(config, task)
             dataset = _in_form(dataset, task)
         task.check(config, dataset)
         check_score(config, task, len(dataset.classes))
@@ -203,21 +202,6 @@ def read_data(config: ExperimentConfig) -> Dataset:
     stage(f"reading the data: {config.data.use}")
     dataset: Dataset = registry.build("data", config.data)
     return dataset
-
-
-def _check_countable(config: ExperimentConfig, task: Task) -> None:
-    """Refuse a task across machines that counts anything but images.
-
-    What clients reveal of their counts (noise, masks) is made for numbers that an image changes by 1.
-
-    Raises:
-        ConfigError: The task counts something else.
-    """
-    if task.example != "image":
-        raise ConfigError(
-            f"[task] use = {config.task.use!r} counts {task.example}s, and what a client reveals is settled "
-            "for counts of images alone; use fedvision simulate"
-        )
 
 
 def _in_form(dataset: Dataset, task: Task) -> Dataset:

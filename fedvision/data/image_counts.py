@@ -1,16 +1,21 @@
 """How many images somebody has, and how many of each class: what a client reports and a register records.
 
 Where an image has one class the class counts add up to the images. Where it may have several labels, or none,
-neither number follows from the other, so they are reported, masked and recorded together.
+or each of its boxes or pixels counts, neither number follows from the other, so they are reported, masked and
+recorded together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from fedvision.data.targets import Targets, count
+
+PerImage: TypeAlias = Literal["one class", "one of each", "any number"]
+"""What an image adds to class counts: 1 to that of its class, at most 1 to each, or any number, such as that
+of its boxes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +25,7 @@ class ImageCounts:
     images: int
     """How many there are."""
     counts: tuple[int, ...]
-    """How many of them each class or label has [C]."""
+    """How many of them each class or label has [C]; or boxes, or pixels, of each."""
 
     @classmethod
     def of(cls, targets: Targets, num_classes: int) -> ImageCounts:
@@ -51,12 +56,16 @@ class ImageCounts:
         """Return plain values."""
         return {"counts": list(self.counts), "images": self.images}
 
-    def agree(self, several_labels: bool) -> bool:
+    def agree(self, per_image: PerImage) -> bool:
         """Return whether so many images can have these counts.
 
         Args:
-            several_labels: Whether an image may have any number of labels, or has one class.
+            per_image: What one of them adds.
         """
         if min(self.numbers()) < 0:
             return False
-        return max(self.counts) <= self.images if several_labels else sum(self.counts) == self.images
+        if per_image == "one class":
+            return sum(self.counts) == self.images
+        if per_image == "one of each":
+            return max(self.counts) <= self.images
+        return self.images > 0 or not any(self.counts)

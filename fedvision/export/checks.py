@@ -102,7 +102,7 @@ def compare(
         indices: Which of the N images are compared, int64 [n]; None is all.
         tolerance: By how much a probability may differ.
     """
-    expected, several = reference(in_float32(model)), model.task.several_labels
+    expected, several = reference(in_float32(model)), model.task.per_image == "one of each"
     difference, decisions, start, batch = 0.0, 0, 0, 1
     chosen = np.arange(len(images)) if indices is None else indices
     while start < len(chosen):

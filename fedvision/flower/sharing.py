@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,9 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fedvision.data.image_counts import ImageCounts
+from fedvision.data.image_counts import ImageCounts, PerImage
 from fedvision.flower import codec, stats_codec
-from fedvision.tasks.stats import MetricStats, Shape
+from fedvision.tasks.stats import MetricStats, StatsForm
 from fedvision.training.evaluate import Evaluation
 
 MASKED = "query.masked"
@@ -172,12 +172,12 @@ class EvaluationReply:
     """Its masked loss in 2^-20 nats."""
 
 
-def decode_evaluation(content: RecordDict, shape_for: Callable[[Shape], Shape]) -> EvaluationReply:
+def decode_evaluation(content: RecordDict, form: StatsForm) -> EvaluationReply:
     """Return what a client's evaluation says.
 
     Args:
         content: As it was received.
-        shape_for: The shape (T, R, S) that counts of a shape must have.
+        form: What counts must look like.
 
     Raises:
         ValueError: It cannot be used; the sentence says why.
@@ -187,7 +187,7 @@ def decode_evaluation(content: RecordDict, shape_for: Callable[[Shape], Shape]) 
         examples, group = codec.reported_examples(content), _group(content)
         float(metrics[codec.LOSS])  # type: ignore[arg-type]
         counted = 0 if group == _WITHHELD else None if group else examples
-        wrong = stats_codec.problem(content, metrics, shape_for, counted)
+        wrong = stats_codec.problem(content, metrics, form, counted)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError("its measurement lacks counts, loss or number of images") from error
     if wrong:
@@ -269,7 +269,7 @@ def _total(replies: Sequence[EvaluationReply]) -> Evaluation | None:
     if units < 0:
         return None
     loss = units * _LOSS_STEP
-    counted = MetricStats.from_tables(tables)
+    counted = MetricStats.from_tables(tables, masked=True)
     return Evaluation(stats=counted, loss_sum=loss if loss < _LOSS_MOST else math.inf)
 
 
@@ -279,12 +279,12 @@ def added(parts: Sequence[NDArray[np.int64]] | NDArray[np.int64]) -> NDArray[np.
     return total
 
 
-def unmasked(numbers: NDArray[np.int64], several_labels: bool) -> ImageCounts | None:
+def unmasked(numbers: NDArray[np.int64], per_image: PerImage) -> ImageCounts | None:
     """Return the images of a group, or None where masks are left in its sum.
 
     Args:
         numbers: The sum of its clients' masked numbers [C + 1].
-        several_labels: As for ``ImageCounts.agree``.
+        per_image: As for ``ImageCounts.agree``.
     """
     total = ImageCounts.from_numbers(numbers.tolist())
-    return total if total.agree(several_labels) and total.images <= _MOST_IMAGES else None
+    return total if total.agree(per_image) and total.images <= _MOST_IMAGES else None

@@ -2,13 +2,14 @@
 
 As tables [T, R, S], or as the cells that occur [2, P], whichever is smaller: a confusion matrix over
 thousands of classes is many times the model. Masked counts are always tables, since the cells that a client
-names would reveal which ones occur.
+names would reveal which ones occur, and have no rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from flwr.app import ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedvision.flower.internals_message import values
-from fedvision.tasks.stats import MetricStats, Shape
+from fedvision.tasks.stats import MetricStats, Shape, StatsForm, no_rows
 
-TABLES, CELLS, SHAPE = "counts", "counts-cells", "counts-shape"
+TABLES, CELLS, SHAPE, ROWS = "counts", "counts-cells", "counts-shape", "counts-rows"
 _LONGEST = 1 << 20
 """Tables, rows or columns of cells, where the federation's number of classes is not known."""
 _MOST = 1 << 40
@@ -27,10 +28,12 @@ _MOST = 1 << 40
 
 def encode(counted: MetricStats) -> tuple[dict[str, ArrayRecord], dict[str, list[int]]]:
     """Return the counts as one record of tensors by its name, and the metrics that belong to it."""
+    rows = counted.rows
+    more = {ROWS: ArrayRecord([rows])} if rows is not None and rows.shape[1] else {}
     if math.prod(counted.shape) <= 2 * len(counted.cells):
-        return {TABLES: ArrayRecord([counted.tables()])}, {}
+        return {TABLES: ArrayRecord([counted.tables()]), **more}, {}
     cells = np.stack([counted.cells, counted.counts])
-    return {CELLS: ArrayRecord([cells])}, {SHAPE: list(counted.shape)}
+    return {CELLS: ArrayRecord([cells]), **more}, {SHAPE: list(counted.shape)}
 
 
 def decode(content: RecordDict, metrics: Mapping[str, Any]) -> MetricStats:
@@ -40,10 +43,11 @@ def decode(content: RecordDict, metrics: Mapping[str, Any]) -> MetricStats:
         content: As it came.
         metrics: Its metrics.
     """
+    rows = _only(content, ROWS) if ROWS in values(content) else no_rows()
     if (tables := tables_of(content)) is not None:
-        return MetricStats.from_tables(tables)
+        return replace(MetricStats.from_tables(tables), rows=rows)
     cells, counts = _only(content, CELLS)
-    return MetricStats(shape=_shape(metrics), cells=cells, counts=counts)
+    return MetricStats(shape=_shape(metrics), cells=cells, counts=counts, rows=rows)
 
 
 def tables_of(content: RecordDict) -> NDArray[Any] | None:
@@ -52,7 +56,7 @@ def tables_of(content: RecordDict) -> NDArray[Any] | None:
 
 
 def problem(
-    content: RecordDict, metrics: Mapping[str, Any], shape_for: Callable[[Shape], Shape], images: int | None
+    content: RecordDict, metrics: Mapping[str, Any], form: StatsForm, images: int | None
 ) -> str | None:
     """Return why counts cannot be used; None where they can.
 
@@ -61,7 +65,7 @@ def problem(
     Args:
         content: As it came.
         metrics: Its metrics.
-        shape_for: The shape (T, R, S) that counts of a shape must have, which is it or another one.
+        form: What they must look like.
         images: On how many images they rest; None where they are masked, and can be any numbers.
 
     Raises:
@@ -69,6 +73,32 @@ def problem(
         TypeError: A record or number is of another kind.
         ValueError: There is more than one array, or the shape is no three numbers.
     """
+    return _counts_problem(content, metrics, form.shape_for, images) or _rows_problem(
+        content, metrics, form, masked=images is None
+    )
+
+
+def _rows_problem(
+    content: RecordDict, metrics: Mapping[str, Any], form: StatsForm, *, masked: bool
+) -> str | None:
+    """Return what is wrong with the rows of a content whose counts are in order."""
+    if masked:
+        return "it has rows beside masked counts" if ROWS in values(content) else None
+    stats = decode(content, metrics)
+    rows = stats.rows
+    assert rows is not None
+    if not stats.examples and not len(rows):
+        return None
+    if rows.dtype != np.int64 or rows.ndim != 2 or rows.shape[1] != form.row_width:
+        return f"its rows are {rows.dtype} {list(rows.shape)}, not int64 [M, {form.row_width}]"
+    if len(rows) and (rows[0, 0] < 0 or rows[-1, 0] > _MOST or (np.diff(rows[:, 0]) < 0).any()):
+        return "its rows do not begin with rising numbers of images"
+    return form.problem(stats)
+
+
+def _counts_problem(
+    content: RecordDict, metrics: Mapping[str, Any], shape_for: Callable[[Shape], Shape], images: int | None
+) -> str | None:
     tables = tables_of(content)
     if tables is not None:
         shape = tables.shape

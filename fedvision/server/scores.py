@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from flwr.app import RecordDict
@@ -36,14 +35,14 @@ class Scores:
         Args:
             replies: By client, as ``codec.encode_evaluation`` makes them; None where there is none.
         """
-        shape_for = partial(self._task.shape_for, num_classes=len(self._roster.counts))
+        form = self._task.stats_form(len(self._roster.counts))
         good: dict[int, EvaluationReply] = {}
         refused: list[dict[str, Any]] = []
         for client, content in replies.items():
             try:
                 if content is None:
                     raise ValueError("its answer brought no measurement")
-                good[client] = decode_evaluation(content, shape_for)
+                good[client] = decode_evaluation(content, form)
             except ValueError as error:
                 item = {"client": client, "stage": "evaluation", "kind": "refused", "reason": str(error)}
                 refused.append(item)
@@ -55,7 +54,7 @@ class Scores:
         Args:
             replies: By client; those that ``usable`` let through.
         """
-        found = split_readable(replies, self._roster.groups)
+        found = split_readable(dict(sorted(replies.items())), self._roster.groups)
         if not found.readable:
             return None
         plain = {client: evaluation.stats for client, evaluation in found.plain.items()}

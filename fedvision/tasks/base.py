@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,11 +25,13 @@ from torch import nn
 
 from fedvision import registry
 from fedvision.data import targets as known_forms
+from fedvision.data.image_counts import PerImage
 from fedvision.data.targets import Targets
 from fedvision.data.transforms import BatchTransform, Draws
 from fedvision.errors import ConfigError, DataError, PluginError
 from fedvision.tasks.intervals import Interval
-from fedvision.tasks.stats import MetricStats, Shape
+from fedvision.tasks.observed import Observed
+from fedvision.tasks.stats import MetricStats, Shape, StatsForm
 from fedvision.types import LossFn, MetricFn, PluginSpec
 
 if TYPE_CHECKING:
@@ -51,10 +54,12 @@ class Task(ABC):
     """What ``MetricStats`` counts, such as pixels of images."""
     class_axis: ClassVar[int] = 1
     """Which number of a shape (T, R, S) is the number of classes."""
+    row_width: ClassVar[int] = 0
+    """W, the numbers of a row of ``MetricStats.rows``; 0 where counts in tables are all that is needed."""
     plugins_of: ClassVar[tuple[str, ...]] = ()
     """Other tasks whose losses, as ``loss`` applies them, and metrics, of the same tables, serve this one."""
-    several_labels: ClassVar[bool] = False
-    """Whether an image may have any number of labels, so that class counts do not add up to images."""
+    per_image: ClassVar[PerImage] = "one class"
+    """What an image adds to ``class_counts``."""
     whole_image: ClassVar[bool] = False
     """Whether targets are of the image as a whole, so that they stay where it is flipped or cropped."""
     stacks: ClassVar[bool] = False
@@ -167,10 +172,28 @@ class Task(ABC):
         """Return the shape (T, R, S) of what is counted over C classes; by default of confusion counts."""
         return 1, num_classes, num_classes
 
+    def stats_problem(self, stats: MetricStats, num_classes: int) -> str | None:
+        """Return what is wrong with counts and rows of the right form that a client sent; None by default.
+
+        Args:
+            stats: What it says it counted, [T, R, S] and rows [M, W] by image.
+            num_classes: C.
+
+        Returns:
+            A sentence such as ``its rows name class 12 of 10``.
+        """
+        return None
+
+    def stats_form(self, num_classes: int) -> StatsForm:
+        """Return what counts over C classes must look like, or over as many as declared where C = 0."""
+        return StatsForm(
+            shape_for=partial(self.shape_for, num_classes=num_classes),
+            row_width=self.row_width,
+            problem=lambda stats: self.stats_problem(stats, num_classes or stats.shape[self.class_axis]),
+        )
+
     @abstractmethod
-    def observe(
-        self, logits: Any, targets: torch.Tensor, num_classes: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def observe(self, logits: Any, targets: torch.Tensor, num_classes: int) -> Observed:
         """Measure a batch where the logits are, without a device synchronisation.
 
         Args:
@@ -179,8 +202,8 @@ class Task(ABC):
             num_classes: C.
 
         Returns:
-            The sum of the examples' losses in nats, whatever loss the training uses, and the cells, int64
-            [T n], in which the tables of ``MetricStats`` count the n examples: images, or pixels of them.
+            The summed loss, the cells in which the tables of ``MetricStats`` count the n examples, which are
+            images or pixels of them, and rows of ``row_width`` numbers where the task has such.
         """
 
     def check(self, config: ExperimentConfig, dataset: Dataset) -> None:

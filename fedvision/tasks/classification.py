@@ -14,6 +14,7 @@ from fedvision.tasks import metrics
 from fedvision.tasks.base import Task
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.tasks.intervals import Interval, score_intervals
+from fedvision.tasks.observed import Observed
 from fedvision.tasks.stats import MetricStats
 from fedvision.types import MetricFn
 
@@ -31,12 +32,10 @@ class Classification(Task):
         """Return whether each image has one class."""
         return one_class(targets)
 
-    def observe(
-        self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def observe(self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Observed:
         """Return the summed cross-entropy, and true class x C + predicted class of each image."""
         loss = F.cross_entropy(logits, targets, reduction="sum")
-        return loss, targets * num_classes + logits.argmax(1)
+        return Observed(loss, targets * num_classes + logits.argmax(1))
 
     def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each image's class [B], and the softmax [B, C]."""

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from fedvision.data.class_groups import tail_groups
+from fedvision.data.image_counts import PerImage
 from fedvision.data.targets import SEVERAL, Targets, several
 from fedvision.tasks.base import Task
 from fedvision.tasks.metrics import mean_of, own_metric, ratio
+from fedvision.tasks.observed import Observed
 from fedvision.tasks.score_bins import BINS, Floats, area_under_roc, average_precision, bin_of
 from fedvision.tasks.stats import MetricStats, Shape
 from fedvision.types import MetricFn
@@ -67,7 +69,7 @@ class MultiLabel(Task):
     targets: ClassVar[str] = SEVERAL
     client_metric: ClassVar[str] = "mean_ap"
     class_axis: ClassVar[int] = 0
-    several_labels: ClassVar[bool] = True
+    per_image: ClassVar[PerImage] = "one of each"
     whole_image: ClassVar[bool] = True
     stacks: ClassVar[bool] = True
 
@@ -79,14 +81,12 @@ class MultiLabel(Task):
         """Return the shape of score histograms, [L, 2, 1024]."""
         return num_classes, 2, BINS
 
-    def observe(
-        self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def observe(self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Observed:
         """Return the summed binary cross-entropy, a mean over labels, and each label's cell of each image."""
         having = targets.to(logits.dtype)
         loss = F.binary_cross_entropy_with_logits(logits, having, reduction="none").mean(1).sum()
         label = torch.arange(logits.shape[1], device=logits.device)
-        return loss, ((2 * label + targets.long()) * BINS + bin_of(logits)).flatten()
+        return Observed(loss, ((2 * label + targets.long()) * BINS + bin_of(logits)).flatten())
 
     def decide(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return which labels each image has at probability 1/2, uint8 [B, L], and the sigmoid [B, L]."""

@@ -76,16 +76,23 @@ def evaluate(
     task = settings.task
     # No device synchronisation before all batches are on their way to it.
     losses, found = [], [torch.empty(0, dtype=torch.int64, device=settings.device)]
+    rows = [torch.empty((0, task.row_width), dtype=torch.int64, device=settings.device)]
+    images = 0
     for outputs, targets in _outputs(model, shard, settings, batch_size):
         logits = task.measured(outputs, num_classes, sharpness)
-        loss, cells = task.observe(logits, targets, num_classes)
-        losses.append(loss)
-        found.append(cells)
+        observed = task.observe(logits, targets, num_classes)
+        losses.append(observed.loss)
+        found.append(observed.cells)
+        if observed.rows is not None:
+            rows.append(torch.cat([observed.rows[:, :1] + images, observed.rows[:, 1:]], 1))
+        images += len(targets)
         if calibration is not None:
             best, shares = task.decide(logits)
             calibration.add(shares.cpu().numpy(), best.cpu().numpy(), targets.cpu().numpy())
     loss_sum = sum(torch.stack(losses).tolist()) if losses else 0.0
-    stats = MetricStats.from_cells(torch.cat(found).cpu().numpy(), task.stats_shape(num_classes))
+    stats = MetricStats.from_cells(
+        torch.cat(found).cpu().numpy(), task.stats_shape(num_classes), torch.cat(rows).cpu().numpy()
+    )
     return Evaluation(stats=stats, loss_sum=loss_sum)
 
 

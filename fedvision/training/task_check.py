@@ -14,6 +14,7 @@ from fedvision.errors import ConfigError, FedVisionError, with_kind
 from fedvision.inputs import Batch
 from fedvision.models.freezing import training_mode
 from fedvision.tasks.base import Task
+from fedvision.tasks.observed import Observed
 from fedvision.training.client_trainer import build_loss
 
 
@@ -37,7 +38,7 @@ def check_task(
         targets = task.example_targets(num_classes, (height, width))[torch.arange(len(images)) % num_classes]
         outputs = _outputs(model, images)
         losses = build_loss(config, torch.ones(num_classes, dtype=torch.int64))(outputs, targets)
-        total, cells = task.observe(task.measured(outputs, num_classes), targets, num_classes)
+        observed = task.observe(task.measured(outputs, num_classes), targets, num_classes)
         counts = task.class_counts(targets.numpy(), num_classes)
     except FedVisionError:
         raise
@@ -48,10 +49,10 @@ def check_task(
         ) from error
     found = {
         f"its loss with [loss] use = {config.loss.use!r}": (losses, [len(images)], "one number an image"),
-        "the loss of its observe": (total, [], "the sum over the batch"),
+        "the loss of its observe": (observed.loss, [], "the sum over the batch"),
         "its class_counts": (torch.from_numpy(np.asarray(counts)), [num_classes], "a number for each class"),
     }
-    for problem in (*_misshapen(found), *_outside(cells, task, num_classes)):
+    for problem in (*_misshapen(found), *_outside(observed, task, num_classes, len(images))):
         raise ConfigError(f"[task] use = {config.task.use!r}: {problem}")
 
 
@@ -70,11 +71,20 @@ def _misshapen(found: dict[str, tuple[torch.Tensor, list[int], str]]) -> Iterato
             yield f"{what} is {list(tensor.shape)}, not {shape}: {meaning}"
 
 
-def _outside(cells: torch.Tensor, task: Task, num_classes: int) -> Iterator[str]:
-    """Yield what is wrong with cells int64 [T n] of the task's tables."""
+def _outside(observed: Observed, task: Task, num_classes: int, images: int) -> Iterator[str]:
+    """Yield what is wrong with cells int64 [T n] of the task's tables, and with rows int64 [M, W]."""
+    cells, rows = observed.cells, observed.rows
     shape = task.stats_shape(num_classes)
     size, tables = int(np.prod(shape)), shape[0]
     if cells.dtype != torch.int64 or cells.dim() != 1 or len(cells) % tables:
         yield f"the cells of its observe are {cells.dtype} {list(cells.shape)}, not int64 [{tables} n]"
     elif len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < size:
         yield f"the cells of its observe are {int(cells.min())} to {int(cells.max())}, not 0 to {size - 1}"
+    if (rows is not None) != bool(task.row_width):
+        yield f"its observe returns {'no ' * (rows is None)}rows, and its row_width is {task.row_width}"
+    elif rows is not None:
+        if rows.dtype != torch.int64 or rows.dim() != 2 or rows.shape[1] != task.row_width:
+            found = f"{rows.dtype} {list(rows.shape)}"
+            yield f"the rows of its observe are {found}, not int64 [M, {task.row_width}]"
+        elif len(rows) and (rows[0, 0] < 0 or rows[-1, 0] >= images or (rows[:, 0].diff() < 0).any()):
+            yield f"the rows of its observe do not begin with rising numbers of {images} images"

@@ -10,8 +10,10 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
+from fedvision.data.image_counts import PerImage
 from fedvision.flower import codec, sharing
 from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.stats import StatsForm
 from fedvision.training.evaluate import Evaluation
 from fedvision.types import ClientConfig
 
@@ -34,7 +36,10 @@ def masked(count: int, group: str = "g", loss: float = 1.5) -> list[RecordDict]:
 
 
 def split(contents: Mapping[int, RecordDict], groups: Mapping[str, Sequence[int]]) -> sharing.ReadableStats:
-    replies = {k: sharing.decode_evaluation(content, lambda shape: shape) for k, content in contents.items()}
+    replies = {
+        k: sharing.decode_evaluation(content, StatsForm(shape_for=lambda shape: shape))
+        for k, content in contents.items()
+    }
     return sharing.split_readable(replies, groups)
 
 
@@ -67,21 +72,24 @@ def test_masks_that_did_not_cancel_are_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("numbers", "one", "several"),
+    ("numbers", "one", "each", "any_number"),
     [
-        ([3, 1, 4], True, True),
-        ([5, -1, 4], False, False),
-        ([3, 2, 4], False, True),
-        ([5, 0, 4], False, False),
-        ([0, 0, 4], False, True),
-        ([2**63 - 1, 2**63 - 1, 2, 0], False, False),
-        ([2**40, 1, 2**40 + 1], False, False),
+        ([3, 1, 4], True, True, True),
+        ([5, -1, 4], False, False, False),
+        ([3, 2, 4], False, True, True),
+        ([5, 0, 4], False, False, True),
+        ([0, 0, 4], False, True, True),
+        ([2**63 - 1, 2**63 - 1, 2, 0], False, False, False),
+        ([2**40, 1, 2**40 + 1], False, False, False),
     ],
 )
-def test_a_sum_with_masks_in_it_is_no_number_of_images(numbers: list[int], one: bool, several: bool) -> None:
+def test_a_sum_with_masks_in_it_is_no_number_of_images(
+    numbers: list[int], one: bool, each: bool, any_number: bool
+) -> None:
     """Of one class an image the counts add up to the images; of several labels none is above them."""
-    for several_labels, good in ((False, one), (True, several)):
-        found = sharing.unmasked(np.array(numbers), several_labels)
+    per_image: PerImage
+    for per_image, good in (("one class", one), ("one of each", each), ("any number", any_number)):
+        found = sharing.unmasked(np.array(numbers), per_image)
         assert (found is not None) == good
         assert found is None or found.numbers() == numbers
 

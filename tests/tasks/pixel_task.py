@@ -12,10 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.image_counts import PerImage
 from fedvision.data.transforms import BatchTransform, Draws
 from fedvision.tasks.base import Task, check_tensor
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.tasks.metrics import mean_of, ratio
+from fedvision.tasks.observed import Observed
 from fedvision.tasks.stats import MetricStats
 from fedvision.types import LossFn, MetricFn
 
@@ -36,6 +38,7 @@ class Pixels(Task):
     targets: ClassVar[str] = "a class for each pixel, int64 [N, H, W]"
     example: ClassVar[str] = "pixel"
     client_metric: ClassVar[str] = "mean_iou"
+    per_image: ClassVar[PerImage] = "any number"
     plugins_of: ClassVar[tuple[str, ...]] = ("classification",)
 
     def fits(self, targets: NDArray[Any]) -> bool:
@@ -67,11 +70,9 @@ class Pixels(Task):
 
         return loss
 
-    def observe(
-        self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def observe(self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Observed:
         loss = F.cross_entropy(logits, targets, reduction="sum")
-        return loss, (targets * num_classes + logits.argmax(1)).flatten()
+        return Observed(loss, (targets * num_classes + logits.argmax(1)).flatten())
 
     def scores(
         self,
@@ -80,6 +81,51 @@ class Pixels(Task):
         extra: Mapping[str, MetricFn] | None = None,
     ) -> dict[str, float]:
         return {"mean_iou": mean_of(intersection_over_union(stats))}
+
+
+class Cases(Pixels):
+    """With a row an image: its number, its pixels that are right, and all of them."""
+
+    row_width: ClassVar[int] = 3
+
+    def observe(self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Observed:
+        found = super().observe(logits, targets, num_classes)
+        right = (logits.argmax(1) == targets).flatten(1).sum(1)
+        number = torch.arange(len(targets))
+        return found._replace(rows=torch.stack([number, right, torch.full_like(number, SIDE**2)], 1))
+
+    def stats_problem(self, stats: MetricStats, num_classes: int) -> str | None:
+        assert stats.rows is not None
+        wrong = (np.diff(stats.rows[:, 1:]) < 0).any()
+        return "its rows have more right pixels than pixels" if wrong else None
+
+    def scores(
+        self,
+        stats: MetricStats,
+        counts: Sequence[int] | NDArray[Any] | None = None,
+        extra: Mapping[str, MetricFn] | None = None,
+    ) -> dict[str, float]:
+        rows = stats.rows
+        known = rows is not None and len(rows)
+        worst = float((rows[:, 1] / rows[:, 2]).min()) if known else float("nan")
+        last = float(rows[-1, 0]) if known else float("nan")
+        return super().scores(stats, counts, extra) | {"worst_image": worst, "last_image": last}
+
+
+class RowLess(Cases):
+    """Without the rows that it announces."""
+
+    def observe(self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Observed:
+        return super().observe(logits, targets, num_classes)._replace(rows=None)
+
+
+class Unordered(Cases):
+    """With rows whose images are in no order."""
+
+    def observe(self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Observed:
+        found = super().observe(logits, targets, num_classes)
+        assert found.rows is not None
+        return found._replace(rows=found.rows.flip(0))
 
 
 class Unmoved(Pixels):
@@ -98,11 +144,9 @@ class Scalar(Pixels):
 class Overflowing(Pixels):
     """With counts beyond its tables."""
 
-    def observe(
-        self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        loss, cells = super().observe(logits, targets, num_classes)
-        return loss, cells + num_classes**2
+    def observe(self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Observed:
+        found = super().observe(logits, targets, num_classes)
+        return found._replace(cells=found.cells + num_classes**2)
 
 
 def squares(*, images: int = 60, test: int = 20) -> Dataset:

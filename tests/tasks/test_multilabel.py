@@ -21,7 +21,7 @@ TASK = MultiLabel()
 
 def counted(logits: np.ndarray, targets: np.ndarray) -> MetricStats:
     """Return the counts of logits [N, L] and targets [N, L]."""
-    _, cells = TASK.observe(
+    _, cells, _ = TASK.observe(
         torch.from_numpy(logits).float(), torch.from_numpy(targets).to(torch.uint8), logits.shape[1]
     )
     return MetricStats.from_cells(cells.numpy(), TASK.stats_shape(logits.shape[1]))
@@ -153,11 +153,11 @@ def test_mean_loss_over_labels_and_nan_scores() -> None:
         torch.tensor([[2.0, -1.0], [0.5, 3.0]]),
         torch.tensor([[1, 0], [0, 1]], dtype=torch.uint8),
     )
-    loss, _ = TASK.observe(logits, targets, 2)
+    loss, _, _ = TASK.observe(logits, targets, 2)
     assert float(loss) == pytest.approx(
         float(F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="sum")) / 2
     )
-    _, cells = TASK.observe(
+    _, cells, _ = TASK.observe(
         torch.tensor([[math.nan, math.inf]]), torch.tensor([[1, 1]], dtype=torch.uint8), 2
     )
     assert cells.tolist() == [BINS, 3 * BINS + BINS - 1]

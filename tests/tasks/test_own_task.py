@@ -130,6 +130,8 @@ def test_it_can_be_inspected() -> None:
         ),
         ({"task": {"use": f"{HERE}:Scalar"}}, r"'cross-entropy' is \[\], not \[2\]: one number an image"),
         ({"task": {"use": f"{HERE}:Overflowing"}}, "cells of its observe are .*, not 0 to 8"),
+        ({"task": {"use": f"{HERE}:RowLess"}}, "its observe returns no rows, and its row_width is 3"),
+        ({"task": {"use": f"{HERE}:Unordered"}}, "do not begin with rising numbers of 2 images"),
         ({"task": {"use": f"{HERE}:squares"}}, "is no fedvision.tasks.base.Task"),
         ({"loss": {"use": "asymmetric"}}, "'asymmetric' is for multi-label"),
     ],
@@ -137,14 +139,6 @@ def test_it_can_be_inspected() -> None:
 def test_what_does_not_fit_is_refused_before_the_start(tables: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         Experiment.build(pixels(**tables))
-
-
-def test_counts_of_pixels_do_not_travel() -> None:
-    """What a client reveals (noise, masks) is made for counts that an image changes by 1."""
-    with pytest.raises(
-        ConfigError, match="counts pixels, and what a client reveals is settled for counts of"
-    ):
-        Experiment.build(pixels(), split_here=False)
 
 
 def test_its_model_predicts_only_where_it_says_how(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedvision import seeding
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset, ImageSet
-from fedvision.data.image_counts import ImageCounts
+from fedvision.data.image_counts import ImageCounts, PerImage
 from fedvision.data.partition.group_holdout import held_out_groups
 from fedvision.data.partition.groups import groups_of
 from fedvision.data.shards import Shard
@@ -110,7 +110,7 @@ def on_this_machine(client: ClientMachineConfig, experiment: ExperimentConfig) -
 
 
 def reported_counts(
-    own: ImageCounts, share: ShareConfig, memo: Path, *, needed: bool, several_labels: bool = False
+    own: ImageCounts, share: ShareConfig, memo: Path, *, needed: bool, per_image: PerImage = "one class"
 ) -> ImageCounts:
     """Return what a client reports of its training images, zeros where it reports nothing.
 
@@ -126,10 +126,11 @@ def reported_counts(
         share: What the owner allows.
         memo: File that stores the reported counts.
         needed: Whether the experiment's loss rests on the federation's counts.
-        several_labels: Whether an image may have several labels.
+        per_image: What an image adds to class counts.
 
     Raises:
-        ConfigError: They are needed and not shared.
+        ConfigError: They are needed and not shared, or one image can change them by any number and noise
+            that would hide it is asked for.
     """
     if share.counts == "none":
         if needed:
@@ -143,19 +144,26 @@ def reported_counts(
         return ImageCounts.none(len(own.counts))
     if share.counts == "plain":
         return own
+    if per_image == "any number":
+        raise ConfigError(
+            'share.counts = "noisy" hides one image behind noise, and under this experiment\'s task an image '
+            'may add any number to a class\'s count; set share.counts to "masked", "plain" or "none" in the '
+            "client's file, or leave the run"
+        )
     if memo.exists():
         return ImageCounts.from_table(json.loads(memo.read_text()))
-    reported = _noisy(own, share.epsilon, several_labels)
+    reported = _noisy(own, share.epsilon, per_image)
     memo.parent.mkdir(parents=True, exist_ok=True)
     replace_file(memo, json.dumps(reported.to_table()))
     return reported
 
 
-def _noisy(own: ImageCounts, epsilon: float, several_labels: bool) -> ImageCounts:
-    exact = own.numbers() if several_labels else list(own.counts)
-    changed = len(exact) if several_labels else 1
+def _noisy(own: ImageCounts, epsilon: float, per_image: PerImage) -> ImageCounts:
+    several = per_image != "one class"
+    exact = own.numbers() if several else list(own.counts)
+    changed = len(exact) if several else 1
     # Not from the experiment's seed, which the server knows.
     noise = np.random.default_rng().laplace(0, changed / epsilon, len(exact))
     # A negative number stays: raised to 0 here it would pull the sum over many clients up.
     noisy = [round(number + more) for number, more in zip(exact, noise, strict=True)]
-    return ImageCounts.from_numbers(noisy if several_labels else [*noisy, sum(noisy)])
+    return ImageCounts.from_numbers(noisy if several else [*noisy, sum(noisy)])

@@ -246,7 +246,7 @@ class Trainer:
             self.client.share,
             self._folder(self._facts) / "counts.json",
             needed=self._worker.config.loss.needs_federation,
-            several_labels=self._worker.task.several_labels,
+            per_image=self._worker.task.per_image,
         )
         self._reported_images().parent.mkdir(parents=True, exist_ok=True)
         replace_file(self._reported_images(), self._stamp or "")

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedvision.aggregation.masking import MIN_GROUP_SIZE
+from fedvision.data.image_counts import PerImage
 from fedvision.deployment.declining import Declined
 from fedvision.deployment.server.masked_sums import MaskedSum, MaskedSums
 from fedvision.deployment.server.registrations import Registration
@@ -50,7 +51,7 @@ class DeployedClientRegistry:
         note: Is called with what shall also stand in the report.
         registered: Returns every client that may join, by name; empty where the SuperLink does not answer.
         needed: Whether the experiment's loss rests on the federation's class counts.
-        several_labels: Whether an image may have several labels.
+        per_image: What an image adds to class counts.
         authorities: Who vouches for clients that mask their counts; none leaves that to the clients.
         between_rounds: Is called while no round is under way, also while clients are waited for; may raise.
     """
@@ -65,16 +66,16 @@ class DeployedClientRegistry:
         registered: Callable[[], Mapping[str, Registration]],
         *,
         needed: bool = False,
-        several_labels: bool = False,
+        per_image: PerImage = "one class",
         authorities: Sequence[Certificate] = (),
         between_rounds: Callable[[], None] = lambda: None,
     ) -> None:
         self._register, self._classes, self._notify, self._note = register, classes, notify, note
-        self._registered, self._needed, self._several_labels = registered, needed, several_labels
+        self._registered, self._needed, self._per_image = registered, needed, per_image
         self._between_rounds = between_rounds
         self._by_name = {name: client for client, name in register.names.items()}
         sums = [MaskedSum.from_table(line) for line in register.sums]
-        self._masked = MaskedSums(run, classes, sums, authorities, several_labels=several_labels)
+        self._masked = MaskedSums(run, classes, sums, authorities, per_image=per_image)
         known = [member for member in register.members.values() if self._is_known(member.client)]
         self.numbers: dict[int, int] = {member.node: member.client for member in known}
         """Which client each node is."""
@@ -286,7 +287,7 @@ class DeployedClientRegistry:
         if len(reported.counts) != self._classes:
             return f"it reports counts of {len(reported.counts)} classes, and there are {self._classes}"
         # Noise makes any numbers.
-        if entry.sharing == "plain" and not reported.agree(self._several_labels):
+        if entry.sharing == "plain" and not reported.agree(self._per_image):
             return f"it reports counts that {plural(reported.images, 'image')} cannot have"
         return None
 

@@ -220,7 +220,7 @@ class Deployment(RunRecorder):
             self.note,
             lambda: registered(link),
             needed=self.config.loss.needs_federation,
-            several_labels=task.several_labels,
+            per_image=task.per_image,
             authorities=read_certificates(place.roots) if place.roots else (),
             between_rounds=self._between_rounds,
         )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedvision.aggregation import masking
 from fedvision.aggregation.masking import MIN_GROUP_SIZE, AdvertisedKey
-from fedvision.data.image_counts import ImageCounts
+from fedvision.data.image_counts import ImageCounts, PerImage
 from fedvision.deployment.server.keyring import fingerprint
 from fedvision.errors import ConfigError
 from fedvision.flower import sharing
@@ -64,7 +64,7 @@ class MaskedSums:
         classes: C.
         stored: Sums of an earlier server of this run.
         authorities: Who vouches for clients; none leaves that to the clients, who check the same.
-        several_labels: Whether an image may have several labels.
+        per_image: What an image adds to class counts.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class MaskedSums:
         stored: Sequence[MaskedSum],
         authorities: Sequence[Certificate],
         *,
-        several_labels: bool = False,
+        per_image: PerImage = "one class",
     ) -> None:
         self._run, self._classes, self._authorities = run, classes, authorities
-        self._several_labels = several_labels
+        self._per_image = per_image
         self.sums = list(stored)
         self.waiting: dict[int, tuple[int, ClientInfo]] = {}
         """Clients that are in no sum yet: node and its reply."""
@@ -203,7 +203,7 @@ class MaskedSums:
         masked: Mapping[int, NDArray[np.int64]],
         note: Callable[[int, str], None],
     ) -> MaskedSum | None:
-        total = sharing.unmasked(added([masked[client] for client in clients]), self._several_labels)
+        total = sharing.unmasked(added([masked[client] for client in clients]), self._per_image)
         entries = [self.waiting.pop(client)[1] for client in clients]
         if total is None:
             for client in clients:

@@ -146,7 +146,7 @@ def test_noise_covers_all_that_an_image_of_several_labels_changes(tmp_path: Path
     """One image can change 50 counts and the number of images: 51 times the scale 10."""
     share = ShareConfig(counts="noisy", epsilon=0.1)
     own = ImageCounts(images=100, counts=(100,) * 50)
-    reported = reported_counts(own, share, tmp_path / "counts.json", needed=True, several_labels=True)
+    reported = reported_counts(own, share, tmp_path / "counts.json", needed=True, per_image="one of each")
     # The mean of |noise| is 510; 51 draws lie within 4 standard errors (71 each).
     assert 225 < np.abs(np.array(reported.numbers()) - 100).mean() < 795
     assert reported.images != 100
@@ -196,3 +196,14 @@ def test_what_a_cell_holds_is_in_the_clients_own_log_alone(
     assert not any(text in str(failed.value) for text in ("hysteria", "bob", "kind"))
     assert failed.value.__cause__ is None
     assert "bob.png has 'hysteria' in column 'kind'" in caplog.text
+
+
+def test_noise_is_refused_where_an_image_may_add_any_number(tmp_path: Path) -> None:
+    """No noise of a known size hides an image that may hold a thousand boxes."""
+    own, memo = ImageCounts(images=2, counts=(900, 1)), tmp_path / "counts.json"
+    assert reported_counts(own, ShareConfig(counts="plain"), memo, needed=True, per_image="any number") == own
+    with pytest.raises(ConfigError, match=r'may add any number .* set share\.counts to "masked"'):
+        reported_counts(
+            own, ShareConfig(counts="noisy", epsilon=1.0), memo, needed=False, per_image="any number"
+        )
+    assert not memo.exists()

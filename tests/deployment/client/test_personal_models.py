@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from fedvision.deployment.client.config import ShareConfig
 from fedvision.flower import codec, internals, sharing
 from fedvision.models.state import get_state, shared_names
+from fedvision.tasks.stats import StatsForm
 from fedvision.types import ClientConfig
 from tests.deployment.client.test_masked_statistics import NAMES, Grid, form_group, network, trainers
 from tests.deployment.client.test_masked_statistics import three as three
@@ -44,8 +45,8 @@ def both(content: RecordDict) -> tuple[sharing.EvaluationReply, sharing.Evaluati
     """Return what a client says of the global model and of its own."""
     own = codec.unload(content, codec.PERSONAL)
     assert own is not None
-    shape = tuple
-    return sharing.decode_evaluation(content, shape), sharing.decode_evaluation(own, shape)  # type: ignore[arg-type]
+    form = StatsForm(shape_for=lambda shape: shape)
+    return sharing.decode_evaluation(content, form), sharing.decode_evaluation(own, form)
 
 
 def test_masked_measurements_of_both_models_add_up_and_no_mask_serves_twice(

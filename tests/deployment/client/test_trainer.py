@@ -25,6 +25,7 @@ from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_state
 from fedvision.models.state import digest
 from fedvision.tasks.classification import Classification
+from fedvision.tasks.stats import StatsForm
 from fedvision.updates.schema import TensorSpec
 from tests.experiments import tiny
 
@@ -189,7 +190,7 @@ def test_hidden_class_counts_are_not_reported_with_training(
     for content in measured(trainer, tmp_path):
         assert codec.reported_examples(content) == 8
         assert not codec.decode_evaluation(content).stats.examples
-        reply = sharing.decode_evaluation(content, lambda shape: shape)
+        reply = sharing.decode_evaluation(content, StatsForm(shape_for=lambda shape: shape))
         assert sharing.split_readable({0: reply}, {}).withheld == [0]
 
 
