@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedvision.aggregation.masking import read_certificates
+from fedvision.data.image_counts import PerImage
 from fedvision.deployment.server.deployed_clients import DeployedClientRegistry
 from fedvision.deployment.server.keyring import fingerprint, read_public_key
 from fedvision.deployment.server.registrations import Registration
@@ -24,7 +25,7 @@ COUNTS = {
 class Room:
     """A server's members over some clients."""
 
-    several_labels = False
+    per_image: PerImage = "one class"
     """Whether the clients' images may have several labels."""
 
     def __init__(self, folder: Path, pki: Path, names: str, needed: bool = True, **how: str) -> None:
@@ -50,7 +51,7 @@ class Room:
             self.noted.append,
             self.registered,
             needed=self.needed,
-            several_labels=self.several_labels,
+            per_image=self.per_image,
             authorities=read_certificates(self.pki / "ca.crt"),
         )
 

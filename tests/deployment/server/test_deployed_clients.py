@@ -37,7 +37,7 @@ def test_three_masked_clients_are_known_as_a_sum_alone(six: Path, tmp_path: Path
 class LabelledRoom(Room):
     """Images may have several labels."""
 
-    several_labels = True
+    per_image = "one of each"
 
 
 def test_images_of_several_labels_are_counted_beside_their_labels(six: Path, tmp_path: Path) -> None:
