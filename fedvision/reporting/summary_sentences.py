@@ -75,8 +75,14 @@ def _best(facts: RunData) -> str:
 
 
 def _strategy(facts: RunData) -> str:
-    """Return the single numbers that the strategy noted last; its tables are in the record alone."""
-    noted = facts.rounds[-1].get("strategy") or {} if facts.rounds else {}
+    """Return the single numbers that the strategy noted last, or that its last query was not answered."""
+    last = facts.rounds[-1] if facts.rounds else {}
+    if query := last.get("unanswered"):
+        return (
+            f"No client answered the strategy's query {query!r} of the last round, so the final model is as "
+            "training left it."
+        )
+    noted = last.get("strategy") or {}
     numbers = [f"{name} {value:g}" for name, value in noted.items() if isinstance(value, int | float)]
     return f"The strategy worked with {listed(numbers)}." if numbers else ""
 

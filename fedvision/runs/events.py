@@ -53,6 +53,9 @@ def round_events(
         for item in record.get("set_aside") or ()
     ]
     events = [Event(record["round"], named(client, names), what) for client, what in found]
+    if query := record.get("unanswered"):
+        what = f"no client answered the strategy's query {query!r}: the model is as training left it"
+        events.append(Event(record["round"], "", what))
     if not record.get("changed", True):
         answers = plural(len(record.get("clients") or ()), "usable answer")
         events.append(Event(record["round"], "", f"the model stayed as it was: {answers}"))

@@ -62,7 +62,11 @@ class StatisticsPhase:
         if isinstance(strategy, FlowerStrategy) and not strategy.trains:
             state = self._model_of_queries(strategy, round, state, record)
         elif isinstance(strategy, FlowerStrategy) and strategy.refines and record["changed"]:
-            answers, _ = self._ask(strategy, round, state, record, self._clients(round), least=1)
+            answers, last = self._ask(strategy, round, state, record, self._clients(round), least=1)
+            if (
+                last is not None and not last.clients
+            ):  # the model stays as it was trained, which nothing else tells
+                record["unanswered"] = next(reversed(record["statistics"]))
             state = self._refined(strategy, round, state, answers, record)
         if round % self.config.evaluation.every == 0 or round == self.config.rounds:
             for use in self.config.evaluation.statistics:
