@@ -22,12 +22,9 @@ from protocol import RESULTS, Protocol, Tables, merged, run
 ROUNDS = 30
 COMPARED = (
     "FedAvg",
-    "effective-number weights",
     "logit adjustment",
     "balanced sampler",
-    "FedAvgM",
     "FedVLS",
-    "head rows by support",
     "CCVR",
     "ours",
 )

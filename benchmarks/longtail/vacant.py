@@ -41,9 +41,7 @@ PROTOCOL = Protocol(
             merged({"loss": AS_PUBLISHED}, strategy("fedvls", suppression=0.1)), rates()
         ),
         "FedRS": Method(loss("fedrs"), rates()),
-        "FedNTD": Method(strategy("fedntd", tau=1.0), rates()),
         "FedVLS": Method(merged(strategy("fedvls"), loss("logit-adjusted", prior="local")), rates()),
-        "head rows by support": Method(strategy("fedavg-support"), rates()),
         "ours": OURS,
     },
     tuning={"data": {"validation": 0.1}},
