@@ -52,9 +52,17 @@ def json_page(record: Mapping[str, Any]) -> str:
     return json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+_RESUME = "make room or restore access, then go on from the last checkpoint with --resume"
+
+
 @contextmanager
-def recording(what: str, path: Path) -> Iterator[None]:
+def recording(what: str, path: Path, remedy: str = _RESUME) -> Iterator[None]:
     """Turn an operating system's refusal into one sentence.
+
+    Args:
+        what: What is written, such as ``the model card``.
+        path: Its file.
+        remedy: What to do; of a run's files the same command goes on.
 
     Raises:
         RecordError: Something inside the block raised OSError: a full disk, lost permission, a lost mount.
@@ -63,8 +71,7 @@ def recording(what: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RecordError(
-            f"{path}: {what} could not be written: {error.strerror or error}; make room or restore "
-            "access, then go on from the last checkpoint with --resume"
+            f"{path}: {what} could not be written: {error.strerror or error}; {remedy}"
         ) from error
 
 

@@ -96,6 +96,7 @@ def _server(options: argparse.Namespace) -> None:
         raise ConfigError("server: name an experiment's TOML file, or a queue of experiments with --queue")
     if options.queue is not None:
         _check_of_queue(options)
+    watch.check_beside_server(options)
     config = _read(options) if options.queue is None else None
     tls, clients = options.tls, options.clients or (options.tls and options.tls / "clients")
     if options.insecure and not clients:

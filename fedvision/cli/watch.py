@@ -36,6 +36,18 @@ def add_to_server(server: argparse.ArgumentParser) -> None:
     server.add_argument("--token-file", type=Path, metavar="FILE", help="with what the page's viewers know")
 
 
+def check_beside_server(options: argparse.Namespace) -> None:
+    """Check what can be told of a server's options for the page before anything is loaded.
+
+    Raises:
+        ConfigError: They name no port, or a token and no page.
+    """
+    if options.watch is not None:
+        _port("--watch", options.watch.rpartition(":")[2])
+    elif options.token_file is not None:
+        raise ConfigError("--token-file: it is for the page on the run; name its port with --watch")
+
+
 def beside_server(options: argparse.Namespace, out: Path) -> WatchOptions | None:
     """Return what a server's options say of the page; None where none is wanted.
 
@@ -46,9 +58,8 @@ def beside_server(options: argparse.Namespace, out: Path) -> WatchOptions | None
     Raises:
         ConfigError: They name no port, or a token and no page.
     """
+    check_beside_server(options)
     if options.watch is None:
-        if options.token_file is not None:
-            raise ConfigError("--token-file: it is for the page on the run; name its port with --watch")
         return None
     host, _, port = options.watch.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") or _HOST

@@ -38,7 +38,10 @@ def write_card(folder: RunFolder, options: CardOptions | None = None, out: Path 
     text = model_card(read_facts(folder), options or known or CardOptions())
     digest = hashlib.sha256(text.encode()).hexdigest()
     table = json.dumps(vars(options or known or CardOptions())).replace("-", "\\u002d")
-    with recording("the model card", path):
+    remedy = (
+        "name another file with --out" if out else "make room or restore access, or name a file with --out"
+    )
+    with recording("the model card", path, remedy):
         replace_file(path, f"{text}<!-- fedvision card {table} sha256:{digest} -->\n")
     return path
 

@@ -51,6 +51,14 @@ def test_what_is_wrong_is_one_sentence(
     assert not (folder / "model_card.md").exists()
 
 
+def test_a_place_that_takes_no_file_is_named(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run().path
+    assert main(["card", str(folder), "--out", "/proc/card.md"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fedvision: /proc/card.md: the model card could not be written: ")
+    assert error.endswith("; name another file with --out\n")
+
+
 def test_no_run_no_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["card", str(tmp_path / "none")]) == 2
     assert "there is no such folder; name a folder that a run has written" in capsys.readouterr().err

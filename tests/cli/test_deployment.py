@@ -82,6 +82,9 @@ def error_of(capsys: pytest.CaptureFixture[str], command: str, code: int = 2) ->
         ("e.toml --tls pki/server --set training.lr=x", "training.lr must be a number, not 'x'"),
         ("e.toml --tls pki/server --state file/x", "fedvision: --state"),
         ("e.toml --tls pki/server --out file/x", "the run folder cannot be written"),
+        ("none.toml --tls pki/server --watch x", "fedvision: --watch: 'x' is no port"),
+        ("none.toml --tls pki/server --watch 127.0.0.1:99999", "fedvision: --watch: '99999' is no port"),
+        ("none.toml --tls pki/server --token-file t", "fedvision: --token-file: it is for the page on"),
     ],
 )
 def test_a_wrong_server_command(
