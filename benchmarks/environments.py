@@ -66,3 +66,18 @@ def images() -> Path:
     for file in packed:
         (folder / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
     return CACHE / "data"
+
+
+def photographs() -> Path:
+    """Return the file that holds CIFAR-10: train_images, train_labels, test_images, test_labels.
+
+    Raises:
+        SystemExit: It is not in ``$FEDVISION_DATA`` or ``~/.cache/fedvision``.
+    """
+    for folder in (os.environ.get("FEDVISION_DATA"), "~/.cache/fedvision"):
+        if folder and (file := Path(folder).expanduser() / "cifar10.npz").is_file():
+            return file
+    raise SystemExit(
+        "cifar10.npz (train_images, train_labels, test_images, test_labels) is not in $FEDVISION_DATA or "
+        "~/.cache/fedvision: save CIFAR-10's arrays there with numpy.savez"
+    )
