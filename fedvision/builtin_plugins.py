@@ -119,6 +119,11 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
             tasks=_MULTI_LABEL,
             paper="Ridnik et al. 2021, arXiv 2009.14119",
         ),
+        "distribution-balanced": Builtin(
+            "fedvision.losses.multilabel:distribution_balanced",
+            tasks=_MULTI_LABEL,
+            paper="Wu et al. 2020, arXiv 2007.09654",
+        ),
     },
     "client_algorithm": {
         "fedprox": Builtin("fedvision.algorithms.fedprox:FedProxClient"),

@@ -143,9 +143,12 @@ def test_an_inspection_counts_images_and_labels(archive: Path) -> None:
     assert even.split()[2] == percent(experiment.split.totals[0] / images)
 
 
-def test_engines_agree(archive: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["class-balanced", "distribution-balanced"])
+@pytest.mark.parametrize("prior", ["local", "global"])
+def test_engines_agree(loss: str, prior: str, archive: Path, tmp_path: Path) -> None:
+    config = several(archive, loss={"use": loss, "prior": prior})
     serial, stacked = (
-        simulate(several(archive), engine=engine, out=tmp_path / engine)
+        simulate(config, engine=engine, out=tmp_path / engine)
         for engine in ("serial", "vectorized")
     )
     for name, tensor in serial.state.items():
@@ -156,10 +159,12 @@ def test_engines_agree(archive: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_resumed_run_has_the_same_bits(archive: Path, tmp_path: Path) -> None:
-    whole = simulate(several(archive, rounds=3), out=tmp_path / "whole")
-    simulate(several(archive, rounds=1), out=tmp_path / "parts")
-    parts = simulate(several(archive, rounds=3), out=tmp_path / "parts", resume=True)
+@pytest.mark.parametrize("loss", ["class-balanced", "distribution-balanced"])
+def test_a_resumed_run_has_the_same_bits(loss: str, archive: Path, tmp_path: Path) -> None:
+    table = {"use": loss, "prior": "global"}
+    whole = simulate(several(archive, rounds=3, loss=table), out=tmp_path / "whole")
+    simulate(several(archive, rounds=1, loss=table), out=tmp_path / "parts")
+    parts = simulate(several(archive, rounds=3, loss=table), out=tmp_path / "parts", resume=True)
     assert same(whole.state, parts.state)
     assert whole.rounds == parts.rounds
 

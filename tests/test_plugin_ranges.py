@@ -75,6 +75,13 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("loss", "fedlf"): {"alpha": ANY},
     ("loss", "class-balanced"): {"beta": "equal weights"},
     ("loss", "asymmetric"): {"gamma_pos": OFF, "gamma_neg": OFF, "margin": OFF},
+    ("loss", "distribution-balanced"): {
+        "alpha": ANY,
+        "beta": "equal weights",
+        "mu": ANY,
+        "kappa": OFF,
+        "gamma": OFF,
+    },
     ("optimizer", "sgd"): {
         "lr": "the program sets it",
         "momentum": OFF,

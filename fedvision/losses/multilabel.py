@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
+from fedvision.losses.counts import occupied
 from fedvision.losses.logits import PerClass, precise
 from fedvision.losses.weighting import class_weights
 from fedvision.ranges import check_range
 
 if TYPE_CHECKING:
     from fedvision.types import LossFn
+
+_NOTHING = 1e-20
+"""Less than the rarity of any label."""
 
 
 def binary_cross_entropy(counts: torch.Tensor) -> LossFn:
@@ -91,6 +95,73 @@ def asymmetric(
         if gamma_neg:
             negative = negative * (z.sigmoid() - margin).clamp(min=0).pow(gamma_neg)
         return -torch.where(y > 0, positive, negative).mean(-1)
+
+    return loss
+
+
+def distribution_balanced(
+    counts: torch.Tensor,
+    *,
+    alpha: float = 0.1,
+    beta: float = 10.0,
+    mu: float = 0.2,
+    kappa: float = 0.05,
+    tolerance: float = 2.0,
+    gamma: float = 0.0,
+) -> LossFn:
+    """Return the distribution-balanced loss: weights for what an image shows beside, and tolerant negatives.
+
+    Mean over labels of ``w_l (y log(1 + exp(-u)) + (1 - y) log(1 + exp(t u)) / t)`` with
+
+    - ``w_l = alpha + s(beta (r_l - mu))``, where ``r_l = (1 / n_l) / sum of 1 / n_m over the image's labels
+      m``: the share of a label in what sampling by class would draw of this image. A frequent label of an
+      image that is drawn for a rare one weighs little; of an image without labels ``w_l = alpha + 1``,
+    - ``u = z_l - (kappa / t) log(1 / p_l - 1)``: a rare label's logit need not fall as low where the label is
+      absent. The slope of that is s(t u), which fades t times as early as s(u): few positives are not
+      outvoted by many negatives that are settled.
+
+    Wu, Huang, Liu, Wang, Lin 2020, "Distribution-Balanced Loss for Multi-Label Classification in Long-Tailed
+    Datasets", arXiv 2007.09654; the defaults are those of their code for COCO (wutong16/
+    DistributionBalancedLoss), which calls mu ``map_gamma``, kappa ``init_bias`` and t ``neg_scale``, and
+    which focuses besides: ``gamma = 2``. Here p_l is the label's share of all labels and not of the images,
+    which losses are not told: with m labels an image u is lower by ``(kappa / t) log m`` for rare labels,
+    0.03 with the defaults and m = 3. Their doubling of the focal loss is left to the learning rate, and their
+    sampling by class to ``training.sampler``, which has none for several labels. With ``alpha = 1/2``,
+    ``beta = 0``, ``kappa = 0`` and ``tolerance = 1`` it is binary cross-entropy.
+
+    Args:
+        counts: Images that have each label [L].
+        alpha: The least weight, >= 0.
+        beta: How steep the weight is in r, >= 0.
+        mu: At which r the weight is alpha + 1/2, >= 0.
+        kappa: How far a label's frequency moves its logit, >= 0.
+        tolerance: t, >= 1.
+        gamma: Focal exponent, >= 0: each term is multiplied by (1 - p)^gamma, p the probability of what is
+            so (Lin et al. 2017, arXiv 1708.02002).
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    check_range(at_least=0, alpha=alpha, beta=beta, mu=mu, kappa=kappa, gamma=gamma)
+    check_range(at_least=1, tolerance=tolerance)
+    n = occupied(counts)
+    # In units of the rarest label: small numbers, whatever the counts are.
+    inverse = PerClass(n.amin(-1, keepdim=True) / n)
+    others = n.sum(-1, keepdim=True) - n
+    # The share of an only label says nothing.
+    shift = PerClass(kappa / tolerance * torch.where(others > 0, others / n, 1.0).log())
+
+    def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        z = precise(logits)
+        y = _checked(z, targets)
+        rarity = inverse.beside(z)
+        # Of an image without labels the share is so large that the sigmoid is 1.
+        share = rarity / (y * rarity).sum(-1, keepdim=True).clamp(min=_NOTHING)
+        weight = alpha + (beta * (share - mu)).sigmoid()
+        slope = 1 + (tolerance - 1) * (1 - y)
+        right = (2 * y - 1) * slope * (z - shift.beside(z))
+        focus = (gamma * F.logsigmoid(-right)).exp() if gamma else 1.0
+        return (weight * focus * -F.logsigmoid(right) / slope).mean(-1)
 
     return loss
 

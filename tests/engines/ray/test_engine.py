@@ -283,7 +283,11 @@ STRATEGIES: list[dict[str, Any]] = [
     *({"strategy": table} for table in ({"use": "ccvr", "steps": 50}, {"use": "krum"})),
     {"strategy": {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0}},
     FEDPER,
-    {"strategy": {"use": "fedavg"}, "task": {"use": "multi-label"}},
+    {
+        "strategy": {"use": "fedavg"},
+        "task": {"use": "multi-label"},
+        "loss": {"use": "distribution-balanced", "prior": "global"},
+    },
     {"strategy": {"use": "fedavg"}, "model": {"use": "vit", "dim": 16, "train": "lora", "lora": {"rank": 2}}},
     {"strategy": {"use": "fedavg"}, "model": FUSION},
     {"strategy": {"use": "fedavg"}, "training": {"sampler": {"use": "progressive"}, "lr": 0.1}},
