@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedvision.config import TransformConfig
+from fedvision.data import box_transforms
 from fedvision.errors import ConfigError
 
 MEAN, STD = (0.5,), (0.25,)
@@ -210,6 +211,19 @@ class BatchTransform:
             return maps
         x = (maps - fill)[:, None].to(torch.float32)  # outside is 0 to the operations on images
         return self.apply(x, drawn, "nearest")[:, 0].to(maps.dtype) + fill
+
+    def apply_to_boxes(
+        self, corners: Tensor, present: Tensor, drawn: Draws, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return boxes moved as ``apply`` moves the pixels, and which of them are left.
+
+        Args:
+            corners: [B, M, 4], left, top, right and bottom in pixels.
+            present: bool [B, M]: which places hold a box.
+            drawn: What ``apply`` got.
+            size: (H, W) of the images.
+        """
+        return box_transforms.apply_to_boxes(corners, present, drawn, self.config, size)
 
     def mixup(
         self, x: Tensor, labels: Tensor, generator: torch.Generator

@@ -65,7 +65,7 @@ def scene(
         classes: C; the last one may have detections and no box.
         most: Boxes an image at most.
         detections: An image at most.
-        whole: Coordinates are whole numbers, so that IoUs are equal and boxes have the areas 32^2 and 96^2.
+        whole: Coordinates are whole numbers: some IoUs are equal, some boxes have the areas 32^2 and 96^2.
         ties: Scores are of five values.
         crowds: Share of the boxes that surround a crowd.
     """
@@ -76,10 +76,8 @@ def scene(
         own = np.zeros((rng.integers(0, most + 1), boxes.COLUMNS))
         own[:, boxes.CLASS] = rng.integers(0, max(1, classes - 1), len(own))
         size = rng.choice(sides, (len(own), 2)) * (1 if whole else rng.uniform(0.7, 1.4, (len(own), 2)))
-        own[:, boxes.X : boxes.Y + 1] = rng.integers(0, 60, (len(own), 2)) + (
-            0 if whole else rng.random((len(own), 2))
-        )
-        own[:, boxes.WIDTH : boxes.HEIGHT + 1] = size
+        corner = 4 * rng.integers(0, 12, (len(own), 2)) + (0 if whole else rng.random((len(own), 2)))
+        own[:, boxes.X : boxes.Y + 1], own[:, boxes.WIDTH : boxes.HEIGHT + 1] = corner, size
         # Objects are smaller than their boxes, so areas do not follow from sides.
         own[:, boxes.AREA] = size.prod(1) * rng.choice([1.0, 0.6], len(own))
         own[:, boxes.CROWD] = rng.random(len(own)) < crowds
@@ -98,7 +96,7 @@ def _detected(
     if len(own):
         near = rng.random(number) < 0.8
         picked = own[rng.integers(0, len(own), number)]
-        shift = rng.integers(-3, 4, (number, 4)) if whole else rng.normal(0, 3, (number, 4))
+        shift = rng.integers(-2, 3, (number, 4)) * [2, 2, 1, 0] if whole else rng.normal(0, 3, (number, 4))
         rows[near, 2:] = (picked[:, boxes.X : boxes.HEIGHT + 1] + shift)[near]
         rows[near, 4:] = np.maximum(rows[near, 4:], 1)
         right = near & (rng.random(number) < 0.8)
