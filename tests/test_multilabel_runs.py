@@ -148,8 +148,7 @@ def test_an_inspection_counts_images_and_labels(archive: Path) -> None:
 def test_engines_agree(loss: str, prior: str, archive: Path, tmp_path: Path) -> None:
     config = several(archive, loss={"use": loss, "prior": prior})
     serial, stacked = (
-        simulate(config, engine=engine, out=tmp_path / engine)
-        for engine in ("serial", "vectorized")
+        simulate(config, engine=engine, out=tmp_path / engine) for engine in ("serial", "vectorized")
     )
     for name, tensor in serial.state.items():
         assert torch.allclose(tensor, stacked.state[name], atol=1e-5)

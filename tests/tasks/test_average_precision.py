@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,27 +22,37 @@ from tests.tasks.coco_reference import NAMES, Scene, evaluated, reference, scene
 NAN = float("nan")
 
 
-def measured(
-    images: Scene, classes: int, edges: list[int], batch: int = 1000
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return tables and rows of clients that have the images between edges, pooled in their order."""
-    parts, rows = [MetricStats.empty((4, classes + 1, 2))], [np.empty((0, form.WIDTH), np.int64)]
+def measured(images: Scene, classes: int, edges: list[int], batch: int = 1000) -> MetricStats:
+    """Return what clients that have the images between edges measured, pooled in their order."""
+    parts = []
     for first, last in itertools.pairwise(edges):
-        own, cells = [rows[0]], [np.empty(0, np.int64)]
+        rows, cells = [np.empty((0, form.WIDTH), np.int64)], [np.empty(0, np.int64)]
         for start in range(first, last, batch):
             end = min(start + batch, last)
             found, where = match(images.detections(start, end), images.targets(start, end), classes)
             found[:, form.IMAGE] += start - first
-            own.append(found)
+            rows.append(found)
             cells.append(where)
-        parts.append(MetricStats.from_cells(np.concatenate(cells), (4, classes + 1, 2)))
-        rows.append(np.concatenate(own))
-        assert form.rows_problem(rows[-1], parts[-1].tables()) is None
-    return MetricStats.total(parts).tables(), np.concatenate(rows)
+        shape = (len(form.AREAS), classes + 1, 2)
+        parts.append(MetricStats.from_cells(np.concatenate(cells), shape, np.concatenate(rows)))
+    pooled = MetricStats.total(parts)
+    for stats in (*parts, pooled):
+        assert form.rows_problem(rows_of(stats), stats.tables()) is None
+    return pooled
+
+
+def rows_of(stats: MetricStats) -> np.ndarray:
+    assert stats.rows is not None
+    return stats.rows
+
+
+def pooled(images: Scene, classes: int, edges: list[int], batch: int = 1000) -> Curves:
+    stats = measured(images, classes, edges, batch)
+    return accumulate(stats.tables(), rows_of(stats))
 
 
 def curves(images: Scene, classes: int) -> Curves:
-    return accumulate(*measured(images, classes, [0, len(images.truths)]))
+    return pooled(images, classes, [0, len(images.truths)])
 
 
 def one_class(truths: list[list[float]], found: list[list[float]]) -> Scene:
@@ -88,8 +100,7 @@ def test_the_twelve_numbers_are_those_of_pycocotools_over_any_split(data: st.Dat
         crowds=data.draw(st.sampled_from([0.0, 0.2, 1.0])),
     )
     cuts = data.draw(st.lists(st.integers(0, size), max_size=49))
-    found = measured(images, classes, [0, *sorted(cuts), size], data.draw(st.integers(1, 25)))
-    summary = accumulate(*found).summary()
+    summary = pooled(images, classes, [0, *sorted(cuts), size], data.draw(st.integers(1, 25))).summary()
     assert list(summary) == list(NAMES)
     np.testing.assert_array_equal(list(summary.values()), list(reference(images, classes).values()))
 
@@ -99,11 +110,9 @@ def test_more_than_a_hundred_detections_of_a_class(seed: int) -> None:
     """The hundred with the highest scores count, ties in the order in which they came."""
     images = scene(seed, images=4, classes=2, most=30, detections=400, whole=True, ties=seed > 0)
     images.found[0] = np.concatenate([images.found[0]] * 3)
-    tables, rows = measured(images, 2, [0, 4])
-    assert rows[:, form.RANK].max() == form.MOST - 1
-    np.testing.assert_array_equal(
-        list(accumulate(tables, rows).summary().values()), list(reference(images, 2).values())
-    )
+    assert rows_of(measured(images, 2, [0, 4]))[:, form.RANK].max() == form.MOST - 1
+    found, wanted = curves(images, 2).summary(), reference(images, 2)
+    np.testing.assert_array_equal(list(found.values()), list(wanted.values()))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -145,12 +154,19 @@ def test_the_mean_of_clients_is_another_number() -> None:
     wrong = one_class([box], [[0.9, 200, 200, 20, 20], [0.8, 300, 300, 20, 20]])
     both = Scene(right.truths + wrong.truths, right.found + wrong.found)
     alone = [curves(one, 1).summary()["ap"] for one in (right, wrong)]
-    pooled = accumulate(*measured(both, 1, [0, 1, 2])).summary()["ap"]
+    together = pooled(both, 1, [0, 1, 2]).summary()["ap"]
     assert np.mean(alone) == pytest.approx(0.5)
-    assert pooled == reference(both, 1)["ap"] == pytest.approx(51 / 101 / 3)
+    assert together == reference(both, 1)["ap"] == pytest.approx(51 / 101 / 3)
 
 
 def test_a_threshold_that_is_none_is_refused() -> None:
     assert [average_precision.threshold_index(value) for value in (0.5, 0.75, 0.95)] == [0, 5, 9]
     with pytest.raises(ValueError, match=r"0\.6[0-9]+ is none of the thresholds"):
         average_precision.threshold_index(0.62)
+
+
+def test_the_example_of_the_documentation_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "average-precision.md").read_text(encoding="utf-8")
+    code, printed = re.search(r"```python\n(.*?)```\n+```text\n(.*?)```", page, re.S).groups()  # type: ignore[union-attr]
+    exec(code, {})
+    assert capsys.readouterr().out == printed
