@@ -1,0 +1,123 @@
+"""Tables of tasks: what a run is made of, how a setting is chosen, and what stands in the table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Store, Turn
+
+from fedvision import ExperimentConfig, registry
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "tasks"))
+
+import multi_label
+import task_tables
+from task_tables import MEASURED, TUNED, Method, Table
+
+from tests.experiments import digits_of_several_labels
+
+RATES = [{"training": {"lr": rate}} for rate in (0.1, 0.2)]
+TWO = Table(
+    name="two",
+    experiment={"name": "x", "data": {"use": "npz"}, "training": {"epochs": 2}},
+    methods={
+        "a": Method(tables={"loss": {"use": "focal"}}, settings=RATES),
+        "b": Method(tables={}, settings=RATES),
+    },
+    scores={"mean AP": "mean_ap", "rarest": "tail"},
+    seeds=(1, 2),
+)
+
+
+def found(federated: float, setting: int = 0, **others: float) -> dict[str, Any]:
+    values = {"federated": federated, **others}
+    scores = {who: {"mean_ap": value, "tail": value / 2} for who, value in values.items()}
+    return {"scores": scores, "setting": setting, "cpu_s": 1.0}
+
+
+def test_only_tuning_sets_images_aside_and_each_seed_has_its_own_data() -> None:
+    tuning, measured = (TWO.tables("a", 1, seed, tuning=seed == 0) for seed in (0, 2))
+    assert tuning["data"] == {"use": "npz", "seed": 0, "validation": task_tables.VALIDATION}
+    assert measured["data"] == {"use": "npz", "seed": 2}
+    assert measured["training"] == {"epochs": 2, "lr": 0.2}
+    assert (measured["loss"], measured["seed"]) == ({"use": "focal"}, 2)
+
+
+def test_seeds_are_run_when_all_settings_are_compared(tmp_path: Path) -> None:
+    kept = Store(tmp_path / "two.json", {})
+    kept.add(Turn(TUNED, "a", 0), found(0.7, 0))
+    assert [turn for turn, _, _ in task_tables.pending(kept, TWO, ["a"])] == [
+        Turn(TUNED, "a", 0),
+        Turn(TUNED, "a", 1),
+    ]
+    kept.add(Turn(TUNED, "a", 1), found(0.8, 1))
+    longer = list(task_tables.pending(kept, TWO, ["a", "b"]))
+    assert [turn for turn, _, _ in longer[-2:]] == [Turn(MEASURED, "a", 1), Turn(MEASURED, "a", 2)]
+    assert [(setting, tables["training"]["lr"]) for _, setting, tables in longer[-2:]] == [(1, 0.2)] * 2
+
+
+def test_of_equal_settings_the_first_is_chosen(tmp_path: Path) -> None:
+    kept = Store(tmp_path / "two.json", {})
+    for setting in (1, 0):
+        kept.add(Turn(TUNED, "b", setting), found(0.7, setting))
+    assert task_tables.chosen(kept, TWO, "b") == 0
+
+
+def test_a_table_has_means_over_seeds_by_who_trained(tmp_path: Path) -> None:
+    kept = Store(tmp_path / "two.json", {})
+    kept.add(Turn(MEASURED, "a", 1), found(0.5, 1, central=0.75, local=0.25))
+    kept.add(Turn(MEASURED, "a", 2), found(0.6, 1, central=0.75, local=0.25))
+    kept.add(Turn(MEASURED, "b", 1), found(0.9, 0))
+    *_, best, worst = task_tables.markdown(kept, TWO).splitlines()
+    assert best == "| b | lr 0.1 | 90.0 | – | – | 45.0 | – | – | 1 |"
+    assert worst.startswith("| a | lr 0.2 | 55.0 ± 7.1 | 75.0 ± 0.0 | 25.0 ± 0.0 | 27.5 ± 3.5 | 37.5")
+    assert worst.endswith("| 2 |")
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    kept = Store(tmp_path / "two.json", {})
+    turn, setting, tables = next(task_tables.pending(kept, TWO, ["a"]))
+    kept.add(turn, {**found(0.7), "tables": {**tables, "rounds": 7}})
+    with pytest.raises(ValueError, match="other settings"):
+        task_tables.take(kept, TWO, [(turn, setting, tables)], 1)
+
+
+@pytest.mark.slow
+def test_a_run_has_scores_of_the_federation_and_of_both_baselines(tmp_path: Path) -> None:
+    data = {
+        "use": "npz",
+        "path": str(digits_of_several_labels(tmp_path)),
+        "classes": ["even", "high", "nine"],
+    }
+    experiment = {
+        "name": "x",
+        "rounds": 1,
+        "task": "multi-label",
+        "data": data,
+        "partition": {"clients": 3},
+        "model": {"use": "cnn", "width": 4, "dense": 8},
+        "loss": "distribution-balanced",
+    }
+    found = task_tables.measure(experiment, task_tables.BASELINES)
+    assert found["scores"].keys() == task_tables.WHO.keys()
+    for own in found["scores"].values():
+        assert 0 < own["mean_ap"] <= 1
+        assert 0 < own["tail"] <= 1
+    assert sum(found["counts"]) > 0
+    assert task_tables.measure(experiment, ())["scores"].keys() == {"federated"}
+
+
+@pytest.mark.parametrize("name", multi_label.TABLE.methods)
+def test_every_method_has_the_same_budget_and_an_experiment_that_can_be_read(name: str) -> None:
+    table = multi_label.TABLE
+    assert {len(method.settings) for method in table.methods.values()} == {4}
+    assert not {"data", "partition", "rounds", "model"} & table.methods[name].tables.keys()
+    tables = [table.tables(name, setting, 0, tuning=True) for setting in range(4)]
+    assert all(tables.count(one) == 1 for one in tables)
+    for one in tables:
+        config = ExperimentConfig.from_dict(one)
+        registry.check_task("loss", config.loss.use, "multi-label")
+        assert config.loss.prior == "global"
