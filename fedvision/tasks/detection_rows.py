@@ -39,7 +39,6 @@ BITS = len(AREAS) * len(THRESHOLDS)
 """Of ``MATCHED`` and ``IGNORED``: bit 10 a + t is area range a and threshold t."""
 MOST = 100
 """Detections of a class that count in an image, those with the highest scores."""
-_PLACES = np.arange(BITS, dtype=np.int64)
 
 
 def in_range(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -51,14 +50,16 @@ def in_range(areas: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def packed_bits(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return flags [M, A, T] as whole numbers [M]."""
-    found: NDArray[np.int64] = flags.reshape(-1, BITS).astype(np.int64) @ (np.int64(1) << _PLACES)
-    return found
+    octets = np.zeros((len(flags), 8), np.uint8)
+    octets[:, : BITS // 8] = np.packbits(flags.reshape(len(flags), BITS), axis=1, bitorder="little")
+    return octets.view("<i8")[:, 0].astype(np.int64)
 
 
 def unpacked_bits(numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return the flags [M, A, T] of whole numbers [M]."""
-    flags = (numbers[:, None] >> _PLACES) & 1
-    return flags.astype(bool).reshape(-1, len(AREAS), len(THRESHOLDS))
+    octets = np.ascontiguousarray(numbers, "<i8").view(np.uint8).reshape(-1, 8)
+    flags = np.unpackbits(octets, axis=1, count=BITS, bitorder="little")
+    return flags.view(np.bool_).reshape(-1, len(AREAS), len(THRESHOLDS))
 
 
 def packed_scores(scores: NDArray[np.float32]) -> NDArray[np.int64]:
