@@ -14,6 +14,8 @@ FEDPER: dict[str, Any] = {
     "model": {"use": "cnn", "width": 4, "dense": 8, "personal": ["head.*"]},
 }
 """Tables of a run whose clients keep their heads."""
+BALANCED = {"use": "distribution-balanced", "prior": "global"}
+"""A loss of several labels that rests on the federation's counts."""
 SKEW: list[dict[str, Any]] = [
     *({"strategy": {"use": use}} for use in ("q-fedavg", "ditto", "apfl", "fedrep")),
     {"strategy": {"use": "fedbn"}, "model": {"use": "resnet8", "norm": "batch", "width": 4}},

@@ -31,7 +31,7 @@ from fedvision.server.phase_result import PhaseResult
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.types import PluginSpec, State
 from tests.engines.hosts import AppRecipe, adders, adding
-from tests.experiments import FEDPER, SKEW, digits_of_several_labels, several_labels, tiny
+from tests.experiments import BALANCED, FEDPER, SKEW, digits_of_several_labels, several_labels, tiny
 
 STATE: State = {"w": torch.linspace(-1, 1, 50), "b": torch.zeros(())}
 
@@ -283,11 +283,7 @@ STRATEGIES: list[dict[str, Any]] = [
     *({"strategy": table} for table in ({"use": "ccvr", "steps": 50}, {"use": "krum"})),
     {"strategy": {"use": "flwr.serverapp.strategy:FedMedian", "fraction_evaluate": 0.0}},
     FEDPER,
-    {
-        "strategy": {"use": "fedavg"},
-        "task": {"use": "multi-label"},
-        "loss": {"use": "distribution-balanced", "prior": "global"},
-    },
+    {"strategy": {"use": "fedavg"}, "task": {"use": "multi-label"}, "loss": BALANCED},
     {"strategy": {"use": "fedavg"}, "model": {"use": "vit", "dim": 16, "train": "lora", "lora": {"rank": 2}}},
     {"strategy": {"use": "fedavg"}, "model": FUSION},
     {"strategy": {"use": "fedavg"}, "training": {"sampler": {"use": "progressive"}, "lr": 0.1}},
