@@ -64,6 +64,15 @@ def test_a_box_of_which_little_is_left_is_dropped() -> None:
     assert moved(box, crop_at(8, 15), crop=8) == ([0, 10, 1, 20], False)
 
 
+def test_a_box_that_is_rotated_out_of_the_image_is_dropped() -> None:
+    """By a quarter turn of an image wider than high what is far to the right goes beyond the top."""
+    quarter = {"rotation": torch.tensor([90.0])}
+    found, kept = moved([56, 10, 66, 30], quarter, (40, 80), rotation=90.0)
+    assert found == pytest.approx([30, 0, 50, 4])
+    assert kept
+    assert moved([58, 10, 68, 30], quarter, (40, 80), rotation=90.0)[1] is False
+
+
 def test_what_every_step_leaves_is_counted_together() -> None:
     """Half is cut off, then half of the rest is blanked: a quarter is left; one row more and it is less."""
     box, halved = [0.0, 10.0, 8.0, 20.0], crop_at(8, 12)
