@@ -5,8 +5,9 @@
 Composed scenes (``scenes.py``): 2,000 of 64 x 64 pixels with one to five objects of Fashion-MNIST, whose ten
 classes are drawn with odds that fall by 50; 1,000 test scenes draw them alike. 20 clients, split by Dirichlet
 0.5 over the rarest label of each scene, half of them in each of 60 rounds of two epochs with batches of 32,
-momentum 0.9, a cosine schedule and gradients cut to a norm of 1; the CNN of width 16. Losses get the
-federation's counts. Each loss has four learning rates, which are compared on scenes of set-aside images.
+momentum 0.9, a cosine schedule and gradients cut to a norm of 1; the CNN of width 16, flips and crops. Losses
+get the federation's counts. Each loss has four learning rates, which are compared on scenes of set-aside
+images.
 
 Needs Fashion-MNIST and CIFAR-10. Results go to results/tasks/multi-label.json; a command that was broken off
 goes on where it stopped.
@@ -35,6 +36,7 @@ TABLE = Table(
         "data": {"use": "scenes:multi_label", "scenes": 2000, "imbalance": 50.0, "size": 64},
         "partition": {"use": "dirichlet", "clients": 20, "alpha": 0.5},
         "model": {"use": "cnn", "width": 16},
+        "transforms": {"flip": True, "crop": 6},
         "training": {
             "batch_size": 32,
             "epochs": 2,
