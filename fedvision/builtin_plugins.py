@@ -15,7 +15,7 @@ class Builtin(NamedTuple):
     target: str
     preset: Mapping[str, Any] = {}
     tasks: frozenset[str] = frozenset({"classification"})
-    """Of a loss or a metric: the tasks that it is for."""
+    """Of a loss, a metric or a network: the tasks that it is for."""
     parts: tuple[str, ...] = ()
     """Of a model: keys that name further networks inside it, each a name or a table of its own."""
     paper: str = ""
@@ -23,6 +23,7 @@ class Builtin(NamedTuple):
 
 
 _MULTI_LABEL = frozenset({"multi-label"})
+_SEGMENTATION = frozenset({"segmentation"})
 
 
 def _vision(dataset: str) -> Builtin:
@@ -36,6 +37,8 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "elsewhere": Builtin("fedvision.data.sources.remote:elsewhere"),
         "image-folder": Builtin("fedvision.data.sources.image_folder:image_folder"),
         "manifest": Builtin("fedvision.data.sources.manifest:manifest"),
+        "mask-folder": Builtin("fedvision.data.sources.mask_folder:mask_folder"),
+        "nifti": Builtin("fedvision.data.sources.nifti:nifti"),
         "mnist": _vision("MNIST"),
         "fashion-mnist": _vision("FashionMNIST"),
         "kmnist": _vision("KMNIST"),
@@ -72,6 +75,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "resnet18": Builtin("fedvision.models.resnet:resnet18"),
         "resnet20": Builtin("fedvision.models.resnet:resnet20"),
         "rnn": Builtin("fedvision.models.rnn:rnn", parts=("reads",)),
+        "unet": Builtin("fedvision.models.unet:unet", tasks=_SEGMENTATION),
         "vit": Builtin("fedvision.models.vit:vit"),
         "fusion": Builtin("fedvision.models.fusion:fusion", parts=("extractor", "transformer")),
     },
@@ -123,6 +127,21 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
             "fedvision.losses.multilabel:distribution_balanced",
             tasks=_MULTI_LABEL,
             paper="Wu et al. 2020, arXiv 2007.09654",
+        ),
+        "dice": Builtin(
+            "fedvision.losses.segmentation:dice",
+            tasks=_SEGMENTATION,
+            paper="Milletari et al. 2016, arXiv 1606.04797",
+        ),
+        "tversky": Builtin(
+            "fedvision.losses.segmentation:tversky",
+            tasks=_SEGMENTATION,
+            paper="Salehi et al. 2017, arXiv 1706.05721",
+        ),
+        "focal-tversky": Builtin(
+            "fedvision.losses.segmentation:focal_tversky",
+            tasks=_SEGMENTATION,
+            paper="Abraham and Khan 2018, arXiv 1810.07842",
         ),
     },
     "client_algorithm": {
@@ -257,6 +276,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
     "task": {
         "classification": Builtin("fedvision.tasks.classification:Classification"),
         "multi-label": Builtin("fedvision.tasks.multilabel:MultiLabel"),
+        "segmentation": Builtin("fedvision.tasks.segmentation:Segmentation"),
     },
     "update": {
         "clip": Builtin("fedvision.updates.clip:Clip"),

@@ -1,8 +1,9 @@
 """What is known of each image: one class, int64 [N], or for each of L labels whether it has it, uint8 [N, L].
 
-Class counts [C] are images of each class, or images that have each label: those of several labels count
-several times. A partition, the long tail and a holdout go by strata, one number an image. Targets of another
-form, such as a class for each pixel, int64 [N, H, W], are carried as they are; a task says what they mean.
+A third form is a class for each pixel, uint8 [N, H, W], of which ``masks`` tells more. Class counts [C] are
+images of each class, images that have each label, or pixels: those of several labels count several times. A
+partition, the long tail and a holdout go by strata, one number an image. Targets of another form are carried
+as they are; a task says what they mean.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fedvision.data.masks import IGNORED, is_masks, mask_strata, pixel_counts
 from fedvision.errors import DataError
 
 Targets: TypeAlias = "NDArray[Any]"
-"""int64 [N], from 0, or uint8 [N, L] of 0 and 1, or numbers [N, ...] of three dimensions or more."""
+"""int64 [N], from 0, or uint8 [N, L] of 0 and 1, or masks uint8 [N, H, W], or other numbers [N, ...] of three
+dimensions or more."""
 ClassCounter: TypeAlias = "Callable[[Targets, int], NDArray[np.int64]]"
 """``count(targets [N, ...], C) -> class counts [C]``."""
 
@@ -25,6 +28,7 @@ SEVERAL = (
     "any number of labels an image (npz with labels [N, L], or manifest with data.labels or "
     "data.label_separator)"
 )
+PIXELS = "a class for each pixel (mask-folder, nifti, or manifest with data.mask)"
 
 
 def several(targets: Targets) -> bool:
@@ -41,6 +45,8 @@ def form(targets: Targets) -> str:
     """Return in words what is known of each image."""
     if one_class(targets):
         return ONE_CLASS
+    if is_masks(targets):
+        return PIXELS
     return (
         SEVERAL
         if several(targets)
@@ -86,12 +92,14 @@ def check_classes(targets: Targets, num_classes: int) -> None:
 
 
 def count(targets: Targets, num_classes: int) -> NDArray[np.int64]:
-    """Return how many images each class or label has, int64 [C].
+    """Return how many images each class or label has, or how many pixels each class, int64 [C].
 
     Raises:
         DataError: The targets are of another form, of which a task alone knows what to count.
     """
     _require_known(targets)
+    if is_masks(targets):
+        return pixel_counts(targets, num_classes)
     if several(targets):
         counts: NDArray[np.int64] = targets.sum(axis=0, dtype=np.int64)
         return counts
@@ -115,6 +123,8 @@ def count_each(
 def renumbered(targets: Targets, table: NDArray[np.int64], num_classes: int) -> Targets:
     """Return targets under other numbers; of several labels that become one, an image has it if it has any.
 
+    Pixels of a class without a number become such that are ignored.
+
     Args:
         targets: Of C' classes or labels.
         table: int64 [C']: the new number of each, negative where there is none. A class without a number
@@ -122,8 +132,13 @@ def renumbered(targets: Targets, table: NDArray[np.int64], num_classes: int) -> 
         num_classes: C.
 
     Returns:
-        int64 [N], or uint8 [N, C].
+        int64 [N], uint8 [N, C], or masks uint8 [N, H, W].
     """
+    if is_masks(targets):
+        values = np.full(256, IGNORED, np.uint8)
+        values[: len(table)] = np.where(table < 0, IGNORED, table)
+        masks: NDArray[np.uint8] = values[targets]
+        return masks
     if not several(targets):
         classes: NDArray[np.int64] = table[targets]
         return classes
@@ -137,13 +152,16 @@ def renumbered(targets: Targets, table: NDArray[np.int64], num_classes: int) -> 
 def strata(targets: Targets) -> NDArray[np.int64]:
     """Return the number by which each image is spread, int64 [N].
 
-    The class; of several labels the rarest one that the image has, by the images given here, the lowest of
-    equals; L where it has none. So a rare label is spread as a rare class is, whatever else its images show.
+    The class; of several labels, or of the classes of its pixels, the rarest one that the image has, by the
+    images given here, the lowest of equals; the number after the last where it has none. So a rare label is
+    spread as a rare class is, whatever else its images show.
 
     Raises:
         DataError: The targets are of another form.
     """
     _require_known(targets)
+    if is_masks(targets):
+        return mask_strata(targets)
     if not several(targets):
         return targets
     labels = targets.shape[1]
@@ -161,7 +179,7 @@ def equal(one: Targets, other: Targets) -> NDArray[np.bool_]:
 
 
 def _require_known(targets: Targets) -> None:
-    if targets.ndim > 2:
+    if targets.ndim > 2 and not is_masks(targets):
         raise DataError(
             f"the data has {form(targets)}, which this task does not count; let its class override "
             "class_counts and strata"

@@ -73,7 +73,7 @@ def read(path: str | Path, *, size: int, channels: int, fit: str, white: float =
         image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))
         plain, deep = _flat(image, "L" if channels == 1 else "RGB", source(image, path), white)
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    fitted = _fit(plain if turn is None else plain.transpose(turn), size, fit)
+    fitted = fitted_to(plain if turn is None else plain.transpose(turn), size, fit)
     return Picture(np.asarray(fitted).reshape(size, size, channels), deep)
 
 
@@ -93,21 +93,49 @@ def _flat(image: Image.Image, mode: str, declared: Source, white: float) -> tupl
     return Image.alpha_composite(canvas, scaled).convert(mode), deep_colour
 
 
-def _fit(image: Image.Image, size: int, fit: str) -> Image.Image:
-    """Return the image as a square: one filter pass over the part that is kept."""
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """Return (height, width) of an image file as ``read`` sees it, before it is fitted; no pixel is decoded.
+
+    Raises:
+        Exception: As of ``read``.
+    """
+    with Image.open(path, formats=_FORMATS) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        width, height = image.size
+    return (width, height) if turned else (height, width)
+
+
+def fitted_to(
+    image: Image.Image,
+    size: int,
+    fit: str,
+    *,
+    nearest: bool = False,
+    fill: int = 0,
+) -> Image.Image:
+    """Return an image as a square: one filter pass over the part that is kept.
+
+    Args:
+        image: The image, 8 bits a channel.
+        size: Side of the square in pixels.
+        fit: One of ``FITS``.
+        nearest: Whether a pixel is that in which its centre lies, so that no value is blended.
+        fill: What stands in the bars of ``"pad"``.
+    """
     width, height = image.size
+    resize = _nearest if nearest else _resize
     if fit == "exact":
         return image
     if fit == "pad":
         scale = size / max(width, height)
         inner = max(1, round(width * scale)), max(1, round(height * scale))
-        canvas = Image.new(image.mode, (size, size))
-        canvas.paste(_resize(image, inner, None), ((size - inner[0]) // 2, (size - inner[1]) // 2))
+        canvas = Image.new(image.mode, (size, size), fill if nearest else 0)
+        canvas.paste(resize(image, inner, None), ((size - inner[0]) // 2, (size - inner[1]) // 2))
         return canvas
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side) if fit == "crop" else None
-    return _resize(image, (size, size), box)
+    return resize(image, (size, size), box)
 
 
 def _resize(
@@ -115,3 +143,9 @@ def _resize(
 ) -> Image.Image:
     # A gap of 3 shrinks by whole factors first, which no eye can tell from the plain filter.
     return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+
+
+def _nearest(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None
+) -> Image.Image:
+    return image.resize(size, Image.Resampling.NEAREST, box=box)

@@ -49,6 +49,13 @@ def without_masks(names: Sequence[str], root: Path) -> tuple[list[str], tuple[st
     return retained, (sentence,)
 
 
+def masked_stem(place: str) -> str | None:
+    """Return the name of the image whose mask a file is by its own name, both without suffix, else None."""
+    folder, slash, stem = place.rpartition("/")
+    match = _AFTER.fullmatch(stem) or _BEFORE.fullmatch(stem)
+    return None if match is None else f"{folder}{slash}{match['image']}"
+
+
 def _beside(name: str, stems: set[str]) -> bool:
     folder, _, file = name.rpartition("/")
     stem = file.rsplit(".", 1)[0]

@@ -1,0 +1,162 @@
+"""What the values of a mask stand for: a table from values, or colours, to classes.
+
+By default a pixel's value is its class. ``values`` lists the value of each class instead, ``regions`` gives
+each class any number of values and makes a background of all others, ``colours`` lists the colour of each
+class of masks that are pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.data.decoding.file_list import resolve_classes
+from fedvision.data.masks import IGNORED, MOST_CLASSES
+from fedvision.data.naming import composed
+from fedvision.errors import DataError
+
+BACKGROUND = "background"
+"""The class of pixels that are in no region."""
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskCode:
+    """Values or colours -> classes."""
+
+    classes: tuple[str, ...]
+    """Class names; empty where they are the values that masks hold."""
+    numbers: Mapping[int, int]
+    """Value, or colour as red x 65536 + green x 256 + blue -> class, or ``IGNORED``."""
+    others: int
+    """The class of all other values, ``IGNORED``, or -1 where there must be none."""
+    coloured: bool = False
+    """Whether masks are pictures."""
+
+    def decode(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return the class of each pixel.
+
+        Args:
+            values: Whole numbers [H, W], or colours uint8 [H, W, 3] where masks are pictures.
+
+        Raises:
+            ValueError: A value stands for no class; the sentence ends one that begins with the file.
+        """
+        if self.coloured:
+            red, green, blue = np.moveaxis(values.astype(np.int64), -1, 0)
+            values = (red << 16) + (green << 8) + blue
+        found, places = np.unique(values, return_inverse=True)
+        meant = np.array([self.numbers.get(int(value), self.others) for value in found], np.int64)
+        if (wrong := found[meant == _UNKNOWN]).size:
+            raise ValueError(self._unknown(int(wrong[0])))
+        classes: NDArray[np.uint8] = meant.astype(np.uint8)[places].reshape(values.shape)
+        return classes
+
+    def _unknown(self, value: int) -> str:
+        if self.coloured:
+            shown = [value >> 16, value >> 8 & 255, value & 255]
+            return f"the colour {shown} is none of data.colours; add it, or correct the mask"
+        known = len(self.classes)
+        if not known:
+            return (
+                f"the value {value} is no class, which are 0 to {MOST_CLASSES - 1} (255 is ignored); say what "
+                "values stand for with data.values"
+            )
+        given = "data.values and data.ignore" if set(self.numbers) != {*range(known), IGNORED} else ""
+        named = f"is none of {given}" if given else f"is no class: {known} are named, so 0 to {known - 1}"
+        return f"the value {value} {named}; add it, or correct the mask"
+
+
+def mask_code(
+    classes: Sequence[str] | None,
+    values: Sequence[int] = (),
+    colours: Sequence[Sequence[int]] = (),
+    regions: Mapping[str, Sequence[int]] | None = None,
+    ignore: int = IGNORED,
+) -> MaskCode:
+    """Return what values stand for.
+
+    Args:
+        classes: Class names in the order of their numbers, or None.
+        values: The value of each class in their order; empty where value and number are the same.
+        colours: The colour [red, green, blue] of each class, each 0..255.
+        regions: Class -> its values; all other values are the class ``background``, which comes first.
+        ignore: The value of pixels without a class, unless a class has it.
+
+    Raises:
+        ValueError: The keys contradict each other, or hold what is no value.
+    """
+    if sum(map(bool, (values, colours, regions))) > 1:
+        raise ValueError("values, colours and regions each say what masks hold; leave one of them")
+    if regions:
+        return _of_regions(regions, classes, ignore)
+    coded = [_colour(one) for one in colours] if colours else [_value(one) for one in values]
+    names = () if classes is None else resolve_classes(classes, classes, "data.classes")
+    if coded and names and len(coded) != len(names):
+        key = "colours" if colours else "values"
+        raise ValueError(f"{key} has {len(coded)} entries, and classes names {len(names)}; give each one")
+    if len(set(coded)) < len(coded):
+        raise ValueError(f"{'colours' if colours else 'values'} must be different from each other")
+    if coded and not names:
+        names = tuple(map(str, range(len(coded)) if colours else coded))
+    if len(names) > MOST_CLASSES:
+        raise ValueError(f"there are {len(names)} classes; a mask holds {MOST_CLASSES} at most")
+    own = range(len(names) or MOST_CLASSES)
+    numbers = dict(zip(coded, own, strict=False)) if coded else {one: one for one in own}
+    ignored = {} if colours else {_value(ignore): IGNORED}
+    return MaskCode(
+        classes=names, numbers={**ignored, **numbers}, others=_UNKNOWN, coloured=bool(colours)
+    )
+
+
+def _of_regions(
+    regions: Mapping[str, Sequence[int]], classes: Sequence[str] | None, ignore: int
+) -> MaskCode:
+    if not isinstance(regions, Mapping) or not all(isinstance(one, list | tuple) for one in regions.values()):
+        raise ValueError('regions must be a table of lists of values, such as { liver = [1], tumour = [2, 3] }')
+    names = tuple(map(composed, regions))
+    if BACKGROUND in names:
+        raise ValueError(f"regions: {BACKGROUND!r} is all that is in no region; leave it out")
+    if classes is not None and tuple(map(composed, classes)) != (BACKGROUND, *names):
+        raise ValueError(
+            f"classes must be {[BACKGROUND, *names]} as regions gives them, or be left out, not {list(classes)}"
+        )
+    numbers = {_value(ignore): IGNORED}
+    seen = dict[int, str]()
+    for number, (name, values) in enumerate(regions.items(), 1):
+        for value in map(_value, values):
+            if value in seen:
+                raise ValueError(f"regions: {value} is in {seen[value]!r} and in {name!r}; name it once")
+            seen[value], numbers[value] = name, number
+    return MaskCode(classes=(BACKGROUND, *names), numbers=numbers, others=0)
+
+
+def _value(one: Any) -> int:
+    if type(one) is not int or one < 0:
+        raise ValueError(f"the value of a mask must be a whole number >= 0, not {one!r}")
+    return one
+
+
+def _colour(one: Any) -> int:
+    whole = isinstance(one, list | tuple) and len(one) == 3
+    if not whole or not all(type(part) is int and 0 <= part <= 255 for part in one):
+        raise ValueError(f"colours must be [red, green, blue], each from 0 to 255, not {one!r}")
+    return (one[0] << 16) + (one[1] << 8) + int(one[2])
+
+
+def with_classes(code: MaskCode, masks: NDArray[np.uint8], where: str) -> tuple[str, ...]:
+    """Return the class names of decoded masks: those named, else the numbers up to the highest one.
+
+    Raises:
+        DataError: No mask has any class.
+    """
+    if code.classes:
+        return code.classes
+    present = np.bincount(masks.ravel(), minlength=256)[:IGNORED]
+    if not present.any():
+        raise DataError(f"{where}: all pixels of all masks are ignored; correct the masks or data.ignore")
+    return tuple(map(str, range(int(np.flatnonzero(present)[-1]) + 1)))
