@@ -39,6 +39,20 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             "torchvision's other classification networks",
             "torchvision",
         ),
+        "torchvision-segmentation/": Family(
+            "fedvision.models.torchvision_segmentation",
+            "torchvision_segmentation",
+            "lraspp_mobilenet_v3_large",
+            "torchvision's other networks for segmentation",
+            "torchvision",
+        ),
+        "smp/": Family(
+            "fedvision.models.smp_models",
+            "smp_model",
+            "Unet",
+            "segmentation-models-pytorch's other networks",
+            "segmentation-models-pytorch",
+        ),
         "timm/": Family(
             "fedvision.models.timm_models",
             "timm_model",

@@ -37,6 +37,8 @@ class LibraryNames:
     """Regular expressions on names and what takes their place, in this order."""
     training_only: tuple[str, ...] = ()
     """Prefixes of tensors that only training from scratch uses, or that this network cannot use."""
+    mark: str = ""
+    """A prefix that only the library's names have, where others of them begin with ``backbone.`` as here."""
 
     def here(self, name: str) -> str | None:
         """Return the name of a library's tensor here, None of one that is not used."""

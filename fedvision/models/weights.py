@@ -23,7 +23,7 @@ from torch import nn
 
 from fedvision.errors import ConfigError
 from fedvision.formatting import listed
-from fedvision.models.base import ImageModel
+from fedvision.models.base import ImageModel, LibraryNames
 from fedvision.models.gray import LEVEL
 from fedvision.models.lora import adapter_names
 from fedvision.models.parts import Part, parts_of
@@ -127,7 +127,7 @@ def _renamed(state: State, model: nn.Module) -> State:
     if all(name.startswith(_PARALLEL) for name in state):
         state = {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
     library = model.library if isinstance(model, ImageModel) else None
-    if library is not None and not any(name.startswith(_BACKBONE) for name in state):
+    if library is not None and _of_library(state, library):
         names = {name: library.here(name) for name in state}
         state = {own: state[name] for name, own in names.items() if own is not None}
     # The same network that sees gray images as colour has one level more.
@@ -141,6 +141,13 @@ def _renamed(state: State, model: nn.Module) -> State:
         new + name.removeprefix(old) if name.startswith(old) else name: tensor
         for name, tensor in state.items()
     }
+
+
+def _of_library(names: Iterable[str], library: LibraryNames) -> bool:
+    """Return whether names of tensors are a library's and not a network's own."""
+    names = list(names)
+    marked = bool(library.mark) and any(name.startswith(library.mark) for name in names)
+    return marked or not any(name.startswith(_BACKBONE) for name in names)
 
 
 def _has_level(names: Iterable[str], outer: str, inner: str) -> bool:
