@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from fedvision.data import masks
 from fedvision.data.class_groups import tail_groups
+from fedvision.data.image_counts import PerImage
 from fedvision.data.masks import IGNORED
 from fedvision.data.targets import PIXELS, Targets
 from fedvision.data.transforms import BatchTransform, Draws
@@ -32,6 +33,7 @@ from fedvision.tasks import pixels
 from fedvision.tasks.base import Task, check_tensor
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.tasks.metrics import mean_of, own_metric
+from fedvision.tasks.observed import Observed
 from fedvision.tasks.stats import MetricStats
 from fedvision.types import LossFn, MetricFn
 
@@ -55,6 +57,8 @@ class Segmentation(Task):
     targets: ClassVar[str] = PIXELS
     client_metric: ClassVar[str] = "mean_iou"
     example: ClassVar[str] = "pixel"
+    row_width: ClassVar[int] = pixels.ROW
+    per_image: ClassVar[PerImage] = "any number"
     plugins_of: ClassVar[tuple[str, ...]] = ("classification",)
 
     def __init__(self, *, background: int = -1) -> None:
@@ -93,16 +97,20 @@ class Segmentation(Task):
         """Return the class of each pixel [B, H, W], and the softmax [B, C, H, W]."""
         return logits.argmax(1), logits.softmax(1)
 
-    def observe(
-        self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def observe(self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Observed:
         """Return the summed cross-entropy, and true class x C + predicted class, of all pixels with a class.
 
-        How many these are is only known on the device, which a GPU waits for.
+        Rows are those of ``pixels.case_rows``. How many pixels and rows there are is only known on the
+        device, which a GPU waits for.
         """
-        labels = targets.long()
+        labels, predicted, known = targets.long(), logits.argmax(1), targets != IGNORED
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        return loss, (labels * num_classes + logits.argmax(1))[targets != IGNORED]
+        cells = (labels * num_classes + predicted)[known]
+        return Observed(loss, cells, pixels.case_rows(labels, predicted, known, num_classes))
+
+    def stats_problem(self, stats: MetricStats, num_classes: int) -> str | None:
+        """Return what is wrong with rows that do not add up to the table; None where nothing is."""
+        return pixels.rows_problem(ConfusionCounts.of(stats))
 
     def check(self, config: ExperimentConfig, dataset: Dataset) -> None:
         """Check that the data is for the task; see ``Task.check``.
@@ -129,17 +137,18 @@ class Segmentation(Task):
         counts: Sequence[int] | NDArray[Any] | None = None,
         extra: Mapping[str, MetricFn] | None = None,
     ) -> dict[str, float]:
-        """Return mean IoU, mean Dice, pixel accuracy, the mean IoU of rare classes, then further ones.
+        """Return mean IoU, mean Dice, case Dice, pixel accuracy, the mean IoU of rare classes, further ones.
 
         Means are over classes that truth or prediction has, without ``background``; where that is set, micro
-        Dice is that of all other classes together. A further metric gets the confusion matrix [C, C] of
-        pixels.
+        Dice is that of all other classes together. Case Dice is NaN where single images are not told of, as
+        behind masks. A further metric gets the confusion matrix [C, C] of pixels.
         """
         confusion = ConfusionCounts.of(stats)
         found, measured = pixels.by_class(confusion), self._measured(confusion.num_classes)
         result = {
             "mean_iou": mean_of(found["iou"][measured]),
             "mean_dice": mean_of(found["dice"][measured]),
+            "case_dice": mean_of(found["case_dice"][measured]),
             "pixel_accuracy": float(pixels.ratio(confusion.right_of.sum(), confusion.examples)),
         }
         if self.background >= 0:

@@ -53,7 +53,13 @@ class MetricStats:
             shape: (T, R, S).
             rows: [M, W]; None where the task has none.
         """
-        found, counts = np.unique(cells, return_counts=True)
+        size = math.prod(shape)
+        if len(cells) < size:
+            found, counts = np.unique(cells, return_counts=True)
+        else:  # of many pixels: to sort them would take longer than to go through all cells of the tables
+            every = np.bincount(cells, minlength=size)
+            found = np.flatnonzero(every)
+            counts = every[found]
         return cls(
             shape=shape,
             cells=found.astype(np.int64),

@@ -7,7 +7,7 @@ batch, which made larger batches 1.7 to 2 times slower; hence the default of ``e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,9 @@ from fedvision.tasks.calibration import Calibration
 from fedvision.tasks.stats import MetricStats
 from fedvision.training.forward import ForwardSettings
 from fedvision.types import LossFn
+
+_CELLS = 2**24
+"""Cells (128 MiB) that wait on the device before they are counted: pixels are many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ def evaluate(
     task = settings.task
     # No device synchronisation before all batches are on their way to it.
     losses, found = [], [torch.empty(0, dtype=torch.int64, device=settings.device)]
+    counted = [MetricStats.empty(task.stats_shape(num_classes))]
     rows = [torch.empty((0, task.row_width), dtype=torch.int64, device=settings.device)]
     images = 0
     for outputs, targets in _outputs(model, shard, settings, batch_size):
@@ -83,6 +87,9 @@ def evaluate(
         observed = task.observe(logits, targets, num_classes)
         losses.append(observed.loss)
         found.append(observed.cells)
+        if sum(map(len, found)) >= _CELLS:
+            counted.append(MetricStats.from_cells(torch.cat(found).cpu().numpy(), counted[0].shape))
+            found.clear()
         if observed.rows is not None:
             rows.append(torch.cat([observed.rows[:, :1] + images, observed.rows[:, 1:]], 1))
         images += len(targets)
@@ -90,9 +97,9 @@ def evaluate(
             best, shares = task.decide(logits)
             calibration.add(shares.cpu().numpy(), best.cpu().numpy(), targets.cpu().numpy())
     loss_sum = sum(torch.stack(losses).tolist()) if losses else 0.0
-    stats = MetricStats.from_cells(
-        torch.cat(found).cpu().numpy(), task.stats_shape(num_classes), torch.cat(rows).cpu().numpy()
-    )
+    if found:
+        counted.append(MetricStats.from_cells(torch.cat(found).cpu().numpy(), counted[0].shape))
+    stats = replace(MetricStats.total(counted), rows=torch.cat(rows).cpu().numpy())
     return Evaluation(stats=stats, loss_sum=loss_sum)
 
 

@@ -67,7 +67,7 @@ def test_reports_say_what_was_measured_and_no_more(tmp_path: Path) -> None:
     assert "class counts of 4 clients (columns) in 3 classes" in page
     for told in (text, page):
         assert "recall" not in told.lower()
-        assert "mean iou" in told
+        assert "mean IoU" in told
         assert "Nothing was measured" not in told
         assert f"{48 * SIDE**2:,} training images" not in told.replace("\N{NARROW NO-BREAK SPACE}", ",")
 
