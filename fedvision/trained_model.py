@@ -22,7 +22,8 @@ from fedvision.formatting import listed
 from fedvision.runs.model_description import FILE, ModelDescription, code_of
 from fedvision.runs.saved_network import build_network, code_folder
 from fedvision.runs.tensor_file import read_checked
-from fedvision.tasks.class_predictions import ClassPredictions, ClassScores, LabelPredictions
+from fedvision.tasks.class_predictions import ClassPredictions, ClassScores
+from fedvision.tasks.mask_predictions import MaskPredictions, made
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,8 +129,8 @@ class TrainedModel:
         *,
         columns: Mapping[str, Sequence[Any]] | None = None,
         workers: int = 0,
-    ) -> ClassPredictions:
-        """Predict the class of each image, or its labels where the run's images may have several.
+    ) -> ClassPredictions | MaskPredictions:
+        """Predict the class of each image, its labels where it may have several, or the class of each pixel.
 
         Args:
             images: uint8 [N, H, W, channels] as the network takes them; or files, folders of image files at
@@ -148,15 +149,13 @@ class TrainedModel:
             ConfigError: The run's task does not say what is predicted.
             DataError: There is no image that can be read, or an array does not fit the network.
         """
-        import torch
-
-        from fedvision.training.evaluate import classify
+        from fedvision.training.evaluate import classify, nothing_decided
 
         source, rows = self._read(images, columns, workers)
         scale, names = self.description.probability_scale, list[str]()
         # A task that does not say what is predicted is refused here.
-        nothing = self.task.decide(torch.zeros(0, len(self.classes)))
-        labels, probabilities = [nothing[0].numpy()], [nothing[1].numpy()]
+        nothing = nothing_decided(self.task, len(self.classes), self.description.image.shape[:2])
+        labels, probabilities = [nothing[0]], [nothing[1]]
         for batch in source:
             found = classify(
                 self.network,
@@ -167,17 +166,19 @@ class TrainedModel:
                 further=rows(batch.names),
             )
             names += batch.names
-            labels.append(found[0])
-            probabilities.append(found[1])
+            labels.append(found[0].astype(nothing[0].dtype))
+            if not self.task.dense:  # of pixels they would take C times as much memory as the images
+                probabilities.append(found[1])
         if source.unreadable and not names:
             reasons = listed([f"{name} ({why})" for name, why in source.unreadable.items()])
             raise DataError(f"none of {len(source.unreadable):,} images can be read: {reasons}")
-        kind = LabelPredictions if labels[0].ndim == 2 else ClassPredictions
-        return kind(
-            classes=self.classes,
-            names=names,
-            labels=np.concatenate(labels),
-            probabilities=np.concatenate(probabilities),
+        return made(
+            self.task,
+            self.classes,
+            names,
+            np.concatenate(labels),
+            np.concatenate(probabilities),
+            fit="exact" if (how := self.description.decoding) is None else how.fit,
             unreadable=source.unreadable,
             notices=tuple(source.notices),
         )
@@ -320,6 +321,7 @@ class TrainedModel:
             stats=measured.stats,
             by_class=self.task.by_class(measured.stats),
             several_labels=several(labels),
+            counted=self.task.example,
             loss=measured.loss_sum / max(1, measured.examples),
             scores=self.task.scores(measured.stats, description.class_counts, metrics),
             intervals=self.task.intervals(measured.stats, description.class_counts),
@@ -333,6 +335,7 @@ class TrainedModel:
         Returns:
             All images of the part, labels under the model's numbers, and its classes without images.
         """
+        from fedvision.data.masks import check_sizes
         from fedvision.data.relabel import by_name
         from fedvision.data.shards import Shard
         from fedvision.data.sources.inputs import encoded
@@ -352,6 +355,8 @@ class TrainedModel:
                 f"the model's task needs {self.task.targets}, and the data has {form(chosen.labels)}"
             )
         images = fitting(chosen.images, description.image.shape, "the data's array of images")
+        if self.task.dense:
+            check_sizes(images, chosen.labels, "the data")
         labels, missing = by_name(chosen, dataset.classes, self.classes)
         further = encoded(chosen, description.model.inputs).further
         shard = Shard(images=images, labels=labels, indices=np.arange(len(labels)), further=further)

@@ -11,6 +11,7 @@ from fedvision.errors import ConfigError, DataError, RunError
 from fedvision.files import json_page, replace_file
 from fedvision.formatting import listed, plural
 from fedvision.streams import complain, show
+from fedvision.tasks.mask_predictions import MaskPredictions
 
 if TYPE_CHECKING:
     from fedvision.data.dataset import Dataset
@@ -34,6 +35,9 @@ def add(verbs: Verbs) -> None:
         "--csv", type=Path, metavar="FILE", help="also write the probabilities of all classes"
     )
     predict.add_argument("--jsonl", type=Path, metavar="FILE", help="the same as lines of JSON")
+    predict.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="of segmentation: write the masks as PNG files"
+    )
     predict.add_argument(
         "--workers", type=int, default=0, help="processes that decode files (default: as many as pay)"
     )
@@ -82,14 +86,21 @@ def _predict(options: argparse.Namespace) -> None:
     check_writable(options.jsonl, "--jsonl")
     if options.workers < 0:
         raise ConfigError(f"--workers must be >= 0, not {options.workers}")
-    found = load_model(options).predict(options.images, workers=options.workers)
+    model = load_model(options)
+    if options.out and not model.task.dense:
+        raise ConfigError(
+            f"--out writes masks, and the task {model.task.name!r} has none; take --csv or --jsonl"
+        )
+    found = model.predict(options.images, workers=options.workers)
     for notice in found.notices:
         complain(f"note: {notice}")
     if options.csv:
         write_text(options.csv, found.to_csv())
     if options.jsonl:
         write_text(options.jsonl, found.to_jsonl())
-    show(_table(found), recorded=str(options.csv or options.jsonl or ""))
+    if options.out and isinstance(found, MaskPredictions):
+        _write_masks(found, options.out)
+    show(_table(found), recorded=str(options.out or options.csv or options.jsonl or ""))
     for name, why in found.unreadable.items():
         complain(f"{name}: {why}")
     if lost := found.unreadable:
@@ -99,7 +110,26 @@ def _predict(options: argparse.Namespace) -> None:
         )
 
 
-def _table(found: ClassPredictions) -> str:
+def _write_masks(found: MaskPredictions, out: Path) -> None:
+    """Write a mask for each image, at the size of its file.
+
+    Raises:
+        ConfigError: Two would have one name, or one would overwrite its image.
+        RunError: The disk is full or refuses.
+    """
+    from fedvision.data.decoding.mask_files import at_image_size, file_names, png
+
+    for path, name, mask in zip(file_names(found.names, out), found.names, found.masks, strict=True):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, png(at_image_size(mask, name, found.fit), len(found.classes)))
+        except OSError as error:
+            raise RunError(
+                f"{path}: it cannot be written: {error.strerror or error}; name another folder"
+            ) from error
+
+
+def _table(found: ClassPredictions | MaskPredictions) -> str:
     """Return a row an image; a line is never folded."""
     rows = list(found.table())
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -129,7 +159,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         write_text(options.json, json_page(scores.to_record()))
     rounds = plural(model.description.rounds, "round")
-    images = f"{scores.stats.examples:,} {part} of {options.data}"
+    counted = "" if scores.counted == "image" else f"{scores.counted}s of "
+    images = f"{scores.stats.examples:,} {counted}{part} of {options.data}"
     show(score_table(f"{options.run}, {rounds}: {images}", scores), recorded=str(options.json or ""))
 
 

@@ -71,7 +71,9 @@ def mask_strata(masks: NDArray[np.uint8]) -> NDArray[np.int64]:
     there = there[:, :classes]
     rarest_first = np.argsort(there.sum(axis=0), kind="stable")
     ordered = there[:, rarest_first]
-    place = np.where(ordered.any(axis=1), ordered.argmax(axis=1), classes) if classes else np.zeros(len(masks))
+    place = (
+        np.where(ordered.any(axis=1), ordered.argmax(axis=1), classes) if classes else np.zeros(len(masks))
+    )
     found: NDArray[np.int64] = np.append(rarest_first, classes)[place.astype(np.int64)].astype(np.int64)
     return found
 
@@ -101,6 +103,17 @@ def check_masks(masks: NDArray[np.uint8], num_classes: int, where: str, names: S
         f"{where}: the mask of {image} holds {value}, and {plural(num_classes, 'class', 'es')} have the "
         f"values 0 to {num_classes - 1} (255 is ignored); name all classes, or correct the mask"
     )
+
+
+def check_sizes(images: NDArray[Any], masks: NDArray[np.uint8], where: str) -> None:
+    """Refuse masks [N, H', W'] that are not of the size of their images [N, H, W, channels].
+
+    Raises:
+        DataError: They differ.
+    """
+    if images.shape[1:3] != masks.shape[1:]:
+        shown = " and ".join(f"{height} x {width}" for height, width in (images.shape[1:3], masks.shape[1:]))
+        raise DataError(f"{where}: images and masks must be of one size, not {shown}; bring both to one")
 
 
 def palette(num_classes: int) -> NDArray[np.uint8]:

@@ -57,8 +57,8 @@ def relabel(dataset: Dataset, mapping: Mapping[str, str], classes: Sequence[str]
     """Return the images under the experiment's labels.
 
     Images stay the memory map they are, unless some are left out: then the others are copied to memory. Where
-    an image may have several labels, a label that is left out is dropped and its images stay; pixels of a class
-    that is left out are ignored.
+    an image may have several labels, a label that is left out is dropped and its images stay; pixels of a
+    class that is left out are ignored.
 
     Args:
         dataset: As the client's data source gives it.

@@ -39,6 +39,11 @@ class Explainer:
                 f"the task {scored.task.name!r} does not say what is predicted for an image, so there is no "
                 "decision to explain; let its class override decide"
             )
+        if scored.task.example != "image":
+            raise ConfigError(
+                f"the task {scored.task.name!r} decides on {scored.task.example}s, and what is explained is "
+                "one decision on a whole image; look at what it predicts instead"
+            )
         self._scored, self._method, self._seed = scored, method, seed
         self._plan: Plan | None = None
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from fedvision.trained_model import TrainedModel
 
 Predictor: TypeAlias = Callable[[NDArray[np.uint8], NDArray[np.float32] | None], NDArray[np.float32]]
-"""Images uint8 [N, H, W, channels] and further inputs [N, W] or None -> probabilities float32 [N, C]."""
+"""Images uint8 [N, H, W, channels] and further inputs [N, W] or None -> probabilities float32 [N, C], of a
+dense task [N, C, H, W]."""
 TOLERANCE = 1e-5
 """By how much a probability may differ."""
 _OTHER_SIZES = 0.05
@@ -122,9 +123,9 @@ def _others(wanted: NDArray[np.float32], found: NDArray[np.float32], several: bo
     if several:
         close = np.abs(wanted - 0.5) <= tolerance
         return int((((wanted >= 0.5) != (found >= 0.5)) & ~close).any(axis=1).sum())
-    rows = np.arange(len(wanted))
-    lead = wanted.max(axis=1) - wanted[rows, found.argmax(axis=1)]
-    return int((lead > 2 * tolerance).sum())
+    named = np.expand_dims(found.argmax(axis=1), 1)
+    lead = wanted.max(axis=1) - np.take_along_axis(wanted, named, 1)[:, 0]  # [B], or of each pixel [B, H, W]
+    return int((lead > 2 * tolerance).reshape(len(wanted), -1).any(axis=1).sum())
 
 
 def require_agreement(found: Agreement, what: str, tolerance: float = TOLERANCE) -> None:

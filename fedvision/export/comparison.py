@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.cores import one_thread
+from fedvision.data.masks import IGNORED, is_masks
 from fedvision.data.targets import several
 from fedvision.export.checks import Predictor
 from fedvision.tasks import metrics
@@ -32,7 +33,7 @@ class Scores(NamedTuple):
     """How right a version is."""
 
     accuracy: float | None
-    """Share of images whose class is right; None where an image may have several labels."""
+    """Share of images, or pixels, whose class is right; None where an image may have several labels."""
     balanced_accuracy: float | None
     """Mean of the classes' recalls, likewise."""
     worst_class: int | None
@@ -40,7 +41,7 @@ class Scores(NamedTuple):
     worst_recall: float | None
     """That recall."""
     decided: NDArray[Any]
-    """Predicted classes int64 [N], or labels bool [N, L]."""
+    """Predicted classes int64 [N] or [N, H, W], or labels bool [N, L]."""
 
 
 def measure(predict: Predictor, shard: Shard, classes: int, batch_size: int) -> Scores:
@@ -64,7 +65,11 @@ def measure(predict: Predictor, shard: Shard, classes: int, batch_size: int) -> 
         recall = metrics.ratio((decided & having).sum(0), having.sum(0))
         return Scores(None, None, *_worst(recall), decided)
     named = probabilities.argmax(axis=1)
-    counts = ConfusionCounts.from_predictions(labels, named, classes)
+    if is_masks(labels):
+        known = labels != IGNORED
+        counts = ConfusionCounts.from_predictions(labels[known].astype(np.int64), named[known], classes)
+    else:
+        counts = ConfusionCounts.from_predictions(labels, named, classes)
     worst = _worst(metrics.recall(counts))
     return Scores(metrics.accuracy(counts), metrics.balanced_accuracy(counts), *worst, named)
 

@@ -135,7 +135,7 @@ def _check(
     model: TrainedModel, format: str, fit: str | None, calibration: Calibration | None, tolerance: float
 ) -> None:
     """Refuse what no work could make right."""
-    import torch
+    from fedvision.training.evaluate import nothing_decided
 
     if format not in FORMATS:
         raise ConfigError(f"--format must be one of {', '.join(FORMATS)}, not {format!r}")
@@ -146,7 +146,11 @@ def _check(
     if not 0 < tolerance < 1:
         raise ConfigError(f"--tolerance must be > 0 and < 1, not {tolerance}")
     model.require_whole()
-    model.task.decide(torch.zeros(0, len(model.classes)))  # a task that predicts nothing is refused here
+    nothing_decided(model.task, len(model.classes), (1, 1))  # a task that predicts nothing is refused here
+    if model.task.dense and calibration:
+        raise ConfigError(
+            "--quantize int8 is measured by images of one class each; leave it out for this task"
+        )
     if model.settings.device.type != "cpu":
         raise ConfigError("a model is exported on the CPU; load it with device='cpu'")
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _OUTPUTS = {
     "classification": "probabilities [N, C], softmax: an image's class is the one with the largest",
     "multi-label": "probabilities [N, L], sigmoid of each label: an image has those of 1/2 or more",
+    "segmentation": "probabilities [N, C, H, W], softmax: a pixel's class is the one with the largest",
 }
 
 

@@ -71,8 +71,8 @@ def smp_model(
     smp = _smp()
     if refused := [key for key in _REFUSED if key in keys]:
         raise PluginError(
-            f"[model] use = 'smp/{name}': it takes no key {refused[0]!r}; the encoder is model.encoder, and a "
-            "file of numbers to begin with model.weights"
+            f"[model] use = 'smp/{name}': it takes no key {refused[0]!r}; the encoder is model.encoder, and "
+            "a file of numbers to begin with model.weights"
         )
     try:
         network = getattr(smp, name)(
@@ -96,8 +96,10 @@ def smp_model(
 class _Decoded(nn.Module):
     """Encoder and decoder, images -> features [B, D, h, w]."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
+        self.encoder: nn.Module
+        self.decoder: nn.Module
         self.encoder, self.decoder = network.encoder, network.decoder
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -54,7 +54,8 @@ def torchvision_segmentation(
 
     if refused := [key for key in _REFUSED if key in keys]:
         raise PluginError(
-            f"[model] use = 'torchvision-segmentation/{name}': it takes no key {refused[0]!r}; see model.weights"
+            f"[model] use = 'torchvision-segmentation/{name}': it takes no key {refused[0]!r}; see "
+            "model.weights"
         )
     if not name.startswith(_LRASPP):
         keys = {**keys, "aux_loss": False}
@@ -76,11 +77,13 @@ def torchvision_segmentation(
 class _Map(nn.Module):
     """DeepLabV3 or FCN without the convolution that makes logits, images -> features [B, D, h, w]."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
-        self.backbone, self.classifier = network.backbone, network.classifier
+        self.backbone: nn.Module = network.backbone
+        self.classifier: nn.Module = network.classifier
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features."""
         features: torch.Tensor = self.classifier(self.backbone(images)["out"])
         return features
 
@@ -88,12 +91,14 @@ class _Map(nn.Module):
 class _Lraspp(nn.Module):
     """LR-ASPP without its two classifiers, images -> low and high features side by side [B, D, h, w]."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
-        self.backbone, self.classifier = network.backbone, network.classifier
+        self.backbone: nn.Module = network.backbone
+        self.classifier: Any = network.classifier
         self.classifier.low_classifier = self.classifier.high_classifier = nn.Identity()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the features."""
         maps = self.backbone(images)
         low, high = maps["low"], maps["high"]
         found = self.classifier.cbr(high) * self.classifier.scale(high)
@@ -109,6 +114,7 @@ class _TwoMaps(nn.Module):
         self.low, self.high = low, high
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logits."""
         low, high = features.split([self.low.in_channels, self.high.in_channels], dim=1)  # type: ignore[no-untyped-call]
         logits: torch.Tensor = self.low(low) + self.high(high)
         return logits

@@ -66,7 +66,8 @@ def unet(
     if min(image_size) < 2**depth:
         height, wide = image_size
         raise ValueError(
-            f"depth = {depth} halves images of {height} x {wide} to nothing; set it lower, or take larger ones"
+            f"depth = {depth} halves images of {height} x {wide} to nothing; set it lower, or take larger "
+            "images"
         )
     layer: Norm = partial(nn.GroupNorm, groups) if norm == "group" else nn.BatchNorm2d
     backbone = UNetBackbone(in_channels, width, depth, layer, dropout)
@@ -89,7 +90,8 @@ class UNetBackbone(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features of each pixel."""
-        x, levels = images, list[torch.Tensor]()
+        x: torch.Tensor = images
+        levels = list[torch.Tensor]()
         for place, layers in enumerate(self.down):
             x = layers(F.max_pool2d(x, 2, ceil_mode=True) if place else x)
             levels.append(x)

@@ -24,9 +24,9 @@ class ClassFacts:
     name: str
     """Its name."""
     train: int
-    """Training images over all clients."""
+    """Training images, or pixels, over all clients."""
     test: int
-    """Images in the last measurement."""
+    """Images, or pixels, in the last measurement."""
     recall: float | None
     """Share of them that got this name; None without images."""
     interval: Interval | None = None
@@ -37,6 +37,12 @@ class ClassFacts:
     """Average precision: in the class or label against not; None where it was not measured."""
     auroc: float | None = None
     """Likewise: area under the ROC curve."""
+    iou: float | None = None
+    """Where pixels have classes: intersection over union; None of a class that is nowhere."""
+    dice: float | None = None
+    """Likewise: the Dice coefficient."""
+    case_dice: float | None = None
+    """Likewise: the mean of its Dice over images; None also where single images are not told of."""
     group: str
     """``"head"``, ``"medium"`` or ``"tail"``, as scores are made of them; empty where there are none."""
 
@@ -48,6 +54,7 @@ def class_facts(
     confusion: ConfusionCounts | None = None,
     labels: Mapping[str, Sequence[Any]] | None = None,
     curves: Mapping[str, Sequence[Any]] | None = None,
+    pixels: Mapping[str, Sequence[Any]] | None = None,
 ) -> list[ClassFacts]:
     """Return the classes, the one with most training images first.
 
@@ -60,10 +67,25 @@ def class_facts(
             records have them.
         curves: Areas under curves of what was measured, ``ap`` and ``auroc`` [C], where these are known
             beside ``confusion``.
+        pixels: What was measured instead where pixels have classes: columns [C] by name, as records have
+            them.
     """
     if confusion is None or confusion.num_classes != len(classes):
         confusion = ConfusionCounts.none(len(classes))
     groups = frequency_groups(distinct)
+    if pixels and len(pixels["pixels"]) == len(classes):
+        return [
+            ClassFacts(
+                label=int(c),
+                name=classes[c],
+                train=int(totals[c]),
+                test=int(pixels["pixels"][c]),
+                recall=None,
+                group=groups[c],
+                **{name: pixels[name][c] for name in ("iou", "dice", "case_dice")},
+            )
+            for c in by_frequency(distinct)
+        ]
     if labels and len(labels["positives"]) == len(classes):
         measures = ("recall", "precision", "ap", "auroc")
         intervals = _intervals(labels["true_positives"], labels["positives"])

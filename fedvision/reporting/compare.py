@@ -173,7 +173,7 @@ def group_kinds(groups: Sequence[Group]) -> str:
 
 
 def rarest_scores(groups: Sequence[Group], count: int) -> tuple[list[ClassFacts], list[list[float | None]]]:
-    """Return the rarest classes, the rarest last, and each group's mean recall of them, or AP of labels.
+    """Return the rarest classes, the rarest last, and each group's mean recall of them, or AP, or IoU.
 
     Both are empty where runs have other rarest classes than others, were not measured, have no rare class, or
     where some have classes and others labels.
@@ -183,10 +183,10 @@ def rarest_scores(groups: Sequence[Group], count: int) -> tuple[list[ClassFacts]
         for group in groups
     ]
     sets = {tuple((c.name, c.train) for c in rarest) for runs in rows for rarest in runs}
-    kinds = {(run.kinds, run.own_counts) for group in groups for run in group.runs}
+    kinds = {(run.rare_score, run.own_counts and not run.of_pixels) for group in groups for run in group.runs}
     if len(sets) != 1 or sets == {()} or not all(rows) or len(kinds) != 1 or kinds.pop()[1]:
         return [], []
-    score = "ap" if group_kinds(groups) == "labels" else "recall"
+    score = groups[0].runs[0].rare_score.lower()
     columns = [zip(*runs, strict=True) for runs in rows]
     means = [[_mean([getattr(c, score) for c in column]) for column in own] for own in columns]
     return list(rows[0][0]), means

@@ -11,7 +11,7 @@ from fedvision.reporting import plots
 from fedvision.reporting.run_data import RunData
 from fedvision.reporting.series import Series
 
-_SHOWN = ("mean_ap", "accuracy", "balanced_accuracy", "tail")
+_SHOWN = ("mean_ap", "mean_iou", "mean_dice", "accuracy", "balanced_accuracy", "tail")
 """Scores that are drawn over rounds."""
 
 
@@ -30,7 +30,7 @@ def curve_pictures(facts: RunData) -> list[Picture]:
     loss = {"training": facts.series("train_loss")} | _views(facts, "loss")
     drawn = [("Loss", "mean loss", loss, False)]
     best = facts.best_view
-    shown = list(best.scores)[:3] if best and facts.own_counts else _SHOWN
+    shown = list(best.scores)[:3] if best and facts.own_counts and not facts.of_pixels else _SHOWN
     for key in shown:
         name = formatting.score_name(key, facts.kinds)
         drawn.append((_capital(name), name, _views(facts, "scores", key), True))

@@ -187,7 +187,11 @@ def clients_picture(facts: RunData) -> Markup | None:
             sample=sample,
             clients=facts.shown if facts.names else (),
             kinds=facts.kinds,
-            counted="class counts" if facts.own_counts else "training images",
+            counted="training pixels"
+            if facts.of_pixels
+            else "class counts"
+            if facts.own_counts
+            else "training images",
         )
     )
 

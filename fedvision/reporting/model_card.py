@@ -104,6 +104,8 @@ def _entries(facts: RunData, found: Measurement) -> list[dict[str, Any]]:
     split = "test" if found.view == "server" else "held out by clients"
     dataset = {"type": facts.config.data.use, "name": facts.config.data.use, "split": split}
     task = {"type": "image-classification", "name": "Image classification"}
+    if facts.of_pixels:
+        task = {"type": "image-segmentation", "name": "Image segmentation"}
     return [{"task": task, "dataset": dataset, "metrics": metrics}]
 
 
@@ -111,8 +113,9 @@ def _head(facts: RunData) -> list[str]:
     config, classes = facts.config, len(facts.classes)
     data = "" if config.data.use == "elsewhere" else f" on `{code(config.data.use)}`"
     status = "" if facts.status == "finished" else f" The run {facts.status} before its last round."
+    what = "A segmentation network" if facts.of_pixels else "An image classifier"
     return [
-        f"An image classifier of {plural(classes, facts.kind, facts.kinds[len(facts.kind) :])}, trained by "
+        f"{what} of {plural(classes, facts.kind, facts.kinds[len(facts.kind) :])}, trained by "
         f"federated learning{data}: {plural(facts.clients, 'client')}, "
         f"{facts.done} of {plural(config.rounds, 'round')}, strategy `{code(config.strategy.use)}`, network "
         f"`{code(config.model.use)}`, loss `{code(config.loss.use)}`, seed {config.seed}.{status}"
@@ -130,13 +133,16 @@ def _data(facts: RunData) -> list[str]:
     ]
     if facts.several_labels:
         lines = [f"{plural(facts.clients, 'client')} with {about}{whole(int(totals.sum()))} labels in all."]
+    if facts.of_pixels:
+        lines = [f"{plural(facts.clients, 'client')} with {about}{whole(int(totals.sum()))} training pixels."]
     if totals.min() > 0:
         factor = number(float(totals.max() / totals.min()), 1)
+        counted = "pixels" if facts.of_pixels else "images"
         most, least = int(totals.argmax()), int(totals.argmin())
         ends_of = [f"{escaped(facts.classes[c])}, {whole(int(totals[c]))}" for c in (most, least)]
         lines.append(
-            f"Long-tail factor {factor}: images of the most frequent {facts.kind} ({ends_of[0]}) by those of "
-            f"the rarest ({ends_of[1]})."
+            f"Long-tail factor {factor}: {counted} of the most frequent {facts.kind} ({ends_of[0]}) by those "
+            f"of the rarest ({ends_of[1]})."
         )
     elif totals.max() > 0:
         lines.append(
@@ -144,7 +150,7 @@ def _data(facts: RunData) -> list[str]:
         )
     if len(counts):
         images, known = counts.sum(1), (counts > 0).sum(1)
-        what = "labels" if facts.several_labels else "images"
+        what = "pixels" if facts.of_pixels else "labels" if facts.several_labels else "images"
         lines.append(
             f"A client has {_spread(images)} {what} (lowest, median, highest) and {_spread(known)} of the "
             f"{len(totals)} {facts.kinds}"
@@ -212,7 +218,9 @@ def _measured(facts: RunData, found: Measurement) -> list[str]:
 
 
 def _classes(facts: RunData) -> list[str]:
-    """Return the recall of each class of the best view, and the worst one."""
+    """Return the recall of each class of the best view, or IoU and Dice, and the worst one."""
+    if facts.of_pixels:
+        return _of_pixels(facts)
     classes = [one for one in facts.class_facts(facts.best_view) if one.recall is not None]
     if not classes or facts.own_counts:
         return []
@@ -238,6 +246,25 @@ def _classes(facts: RunData) -> list[str]:
         *([f"{whole(left)} {facts.kinds} with more training images are left out."] if left else []),
         f"Worst {facts.kind}: {escaped(worst.name)}, recall {percent(worst.recall)} ({end}) on "
         f"{plural(worst.test, 'image')}.",
+    ]
+
+
+def _of_pixels(facts: RunData) -> list[str]:
+    """Return IoU and Dice of each class of pixels, and the worst one."""
+    classes = [one for one in facts.class_facts(facts.best_view) if one.iou is not None]
+    if not classes:
+        return []
+    shown, worst = classes[-CLASSES_SHOWN:], min(classes, key=lambda one: one.iou or 0.0)
+    rows = [
+        [escaped(one.name), whole(one.train), whole(one.test), percent(one.iou), percent(one.dice)]
+        for one in shown
+    ]
+    left = len(classes) - len(shown)
+    return [
+        table([facts.kind, "training pixels", "measured pixels", "IoU", "Dice"], rows),
+        *([f"{whole(left)} {facts.kinds} with more training pixels are left out."] if left else []),
+        f"Worst {facts.kind}: {escaped(worst.name)}, IoU {percent(worst.iou)} on "
+        f"{plural(worst.test, 'pixel')}.",
     ]
 
 
@@ -336,14 +363,17 @@ def _limitations(facts: RunData) -> list[str]:
     if facts.totals.any():
         rare = [one.name for one in classes if one.train < FEW]
         if rare:
-            points.append(f"Trained on fewer than {FEW} images each in the whole federation: {_names(rare)}.")
+            counted = "pixels" if facts.of_pixels else "images"
+            points.append(
+                f"Trained on fewer than {FEW} {counted} each in the whole federation: {_names(rare)}."
+            )
     if best is None:
         points[0] = "Nothing was measured: how good the model is, nobody knows."
     if not facts.reliability:
         points.append("How far its probabilities can be trusted was not measured.")
     points.append(
-        "It gives every image one of the classes it knows, also an image of something else."
-        * (not facts.several_labels)
+        f"It gives every {'pixel' if facts.of_pixels else 'image'} one of the classes it knows, also "
+        f"{'one' if facts.of_pixels else 'an image'} of something else." * (not facts.several_labels)
     )
     return [
         "\n".join(f"- {point}" for point in points if point),

@@ -59,8 +59,8 @@ def run_table(folder: RunFolder) -> str:
     parts: list[str | TextTable] = [_heading(facts)]
     if measured := [found for view in VIEWS if (found := facts.measurement(view))]:
         parts += ["", _scores(measured, facts.kinds), *_unmeasured(facts, measured)]
-    if facts.best_view and facts.clients and not facts.own_counts:
-        parts += _rarest(facts.class_facts(facts.best_view), facts.distinct, facts.several_labels)
+    if facts.best_view and facts.clients and (facts.of_pixels or not facts.own_counts):
+        parts += _rarest(facts.class_facts(facts.best_view), facts.distinct, facts.rare_score)
     parts += _personal(facts)
     if facts.held_out_by:  # no other command can tell, as nobody else has the images
         parts += ["", trust(facts)]
@@ -104,7 +104,9 @@ def score_table(heading: str, found: ClassScores) -> str:
     labels = {name: plain(values) for name, values in found.by_class.items()} if found.several_labels else {}
     by_class = found.calibration.by_class() if found.calibration else {}
     curves = {name: plain(values) for name, values in by_class.items()}
-    classes = class_facts(found.classes, known, known, counted, labels, curves)
+    of_pixels = found.counted == "pixel"
+    pixels = {name: plain(values) for name, values in found.by_class.items()} if of_pixels else {}
+    classes = class_facts(found.classes, known, known, counted, labels, curves, pixels)
     measured = Measurement(
         view="here",
         round=0,
@@ -119,8 +121,11 @@ def score_table(heading: str, found: ClassScores) -> str:
         _scores([measured], "labels" if found.several_labels else "classes", found.intervals),
     ]
     if found.by_class:
-        parts += _rarest(classes, known, found.several_labels)
-    if found.by_class and len(classes) <= PER_CLASS:
+        score = "IoU" if pixels else "AP" if found.several_labels else "recall"
+        parts += _rarest(classes, known, score)
+    if pixels and len(classes) <= PER_CLASS:
+        parts += ["", _of_pixels(classes, found)]
+    elif found.by_class and len(classes) <= PER_CLASS:
         further = ("precision", "ap") if found.several_labels else ("ap", "auroc") if curves else ()
         heading = "label" if found.several_labels else "class"
         table = TextTable(
@@ -133,6 +138,16 @@ def score_table(heading: str, found: ClassScores) -> str:
         parts += ["", table]
     sure = certainty(found.calibration.reliability) if found.calibration else ""
     return plain_text(*parts, *([sure] if sure else []), *(f"note: {notice}" for notice in found.notices))
+
+
+def _of_pixels(classes: Sequence[ClassFacts], found: ClassScores) -> TextTable:
+    """Return a row for each class of pixels."""
+    table = TextTable("class", "training pixels", "pixels", "IoU", "Dice", "Dice of an image")
+    for one in classes:
+        train = whole(one.train) if found.class_counts else "–"
+        scores = (percent(value) for value in (one.iou, one.dice, one.case_dice))
+        table.add(one.name, train, whole(one.test), *scores)
+    return table
 
 
 def versions_table(versions: Sequence[ModelVersion]) -> TextTable:
@@ -194,8 +209,10 @@ def _rarest_of(groups: Sequence[Group]) -> TextTable | None:
     classes, shares = rarest_scores(groups, RAREST)
     if not classes:
         return None
-    what = "AP of a label" if group_kinds(groups) == "labels" else "recall of a class"
-    table = TextTable(f"{what} (training images)", *(f"{c.name} ({whole(c.train)})" for c in classes))
+    score = groups[0].runs[0].rare_score
+    what = f"{score} of a {'label' if score == 'AP' else 'class'}"
+    counted = "pixels" if score == "IoU" else "images"
+    table = TextTable(f"{what} (training {counted})", *(f"{c.name} ({whole(c.train)})" for c in classes))
     for group, row in zip(groups, shares, strict=True):
         table.add(group.label, *(percent(share) for share in row))
     return table
@@ -255,23 +272,27 @@ def _unmeasured(facts: RunData, measured: Sequence[Measurement]) -> list[str]:
     return notices
 
 
-def _rarest(
-    classes: Sequence[ClassFacts], distinct: NDArray[np.int64], several: bool
-) -> list[str | TextTable]:
-    """Return the table of the rarest classes, or a sentence where there are none; nothing without counts."""
-    kinds = "labels" if several else "classes"
+def _rarest(classes: Sequence[ClassFacts], distinct: NDArray[np.int64], score: str) -> list[str | TextTable]:
+    """Return the table of the rarest classes, or a sentence where there are none; nothing without counts.
+
+    Args:
+        classes: As ``class_facts`` returns them.
+        distinct: int64 [C]: training images, or pixels, of each class.
+        score: ``"recall"``, ``"AP"`` of labels, or ``"IoU"`` of classes of pixels.
+    """
+    kinds, counted = "labels" if score == "AP" else "classes", "pixels" if score == "IoU" else "images"
+    scores = {"recall": ("recall",), "AP": ("recall", "AP"), "IoU": ("IoU", "Dice")}[score]
     if found := rarest(classes, distinct, RAREST):
-        table = TextTable(f"rarest {kinds}", "training images", "recall", *(["AP"] if several else []))
+        table = TextTable(f"rarest {kinds}", f"training {counted}", *scores)
         for row in reversed(found):
-            table.add(
-                row.name, whole(row.train), percent(row.recall), *([percent(row.ap)] if several else [])
-            )
+            shown = (percent(getattr(row, name.lower())) for name in scores)
+            table.add(row.name, whole(row.train), *shown)
         return ["", table]
     if not distinct.any() or len(distinct) < 2:
         return []
     least = int((distinct == distinct.min()).sum())
     if least == len(distinct):
-        return ["", f"all {least} {kinds} have equally many training images: none is rare"]
+        return ["", f"all {least} {kinds} have equally many training {counted}: none is rare"]
     return ["", f"{least} of {len(distinct)} {kinds} are equally rare: too many to list as the rarest"]
 
 

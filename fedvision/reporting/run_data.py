@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from fedvision.baselines.gains import Baselines, read_baselines
 from fedvision.config import ExperimentConfig
 from fedvision.formatting import STAGES, plural, size
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
+from fedvision.reporting.measurement import Measurement as Measurement
+from fedvision.reporting.measurement import Worst as Worst
 from fedvision.reporting.participation import Participant, participants
 from fedvision.reporting.series import Band, Series, dig, values_of
 from fedvision.runs.events import Event, all_events, kinds
@@ -30,41 +32,6 @@ Record = dict[str, Any]
 VIEWS = ("server", "local", "personal")
 """The global model on the server's test images, and on images that clients keep for it; and on these each
 client's personal model, where the method has one beside the global model."""
-
-
-class Worst(NamedTuple):
-    """The client with the lowest accuracy."""
-
-    client: str
-    accuracy: float
-    images: int | None
-    """On how many images it rests; None where it was not recorded."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """One view's last measurement."""
-
-    view: str
-    """``"server"``, ``"local"`` or ``"personal"``."""
-    round: int
-    """In which round it was made."""
-    scores: dict[str, float | None]
-    """Shares of 1 by name."""
-    confusion: ConfusionCounts
-    """By true and predicted class; of no classes where it was not recorded."""
-    loss: float | None
-    """Mean cross-entropy, nats."""
-    worst: Worst | None
-    """The client with the lowest accuracy."""
-    labels: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """Where an image may have several labels: columns [C] by name; else empty."""
-    withheld: int = 0
-    """Clients of whom only sums with others are known, or nothing."""
-    personal: bool = False
-    """Whether each client measured a model of its own."""
-    part: tuple[int, int] | None = None
-    """How many clients measured and how many there are, where these are not all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +131,7 @@ class RunData:
                     loss=facts.get("loss"),
                     worst=self._worst(facts),
                     labels=facts.get("labels") or {},
+                    pixels=facts.get("classes") or {} if self.of_pixels else {},
                     withheld=len(facts.get("withheld") or ()),
                     personal=view == "personal" or (view == "local" and bool(self.config.model.personal)),
                     part=self._part(facts),
@@ -198,7 +166,8 @@ class RunData:
         # Where there are any, they are of the images of the best view.
         known = self.summary.get("calibration") or {}
         curves = {name: known[name] for name in ("ap", "auroc") if name in known}
-        return class_facts(self.classes, self.totals, self.distinct, confusion, labels, curves)
+        pixels = measured.pixels if measured else None
+        return class_facts(self.classes, self.totals, self.distinct, confusion, labels, curves, pixels)
 
     @property
     def reliability(self) -> Reliability | None:
@@ -217,6 +186,18 @@ class RunData:
         return self.config.task.use == "multi-label"
 
     @property
+    def of_pixels(self) -> bool:
+        """Whether pixels have classes, and class counts are pixels."""
+        return self.config.task.use == "segmentation"
+
+    @property
+    def counted(self) -> str:
+        """What class counts are, in the plural."""
+        if self.of_pixels:
+            return "training pixels"
+        return "class counts" if self.own_counts else "training images"
+
+    @property
     def kinds(self) -> str:
         """What an image is of, in the plural: ``"classes"`` or ``"labels"``."""
         return "labels" if self.several_labels else "classes"
@@ -228,12 +209,12 @@ class RunData:
 
     @property
     def rare_score(self) -> str:
-        """The score of single classes: recall, or AP where an image may have several labels."""
-        return "AP" if self.several_labels else "recall"
+        """The score of single classes: recall, AP where an image may have several labels, IoU of pixels."""
+        return "IoU" if self.of_pixels else "AP" if self.several_labels else "recall"
 
     @property
     def own_counts(self) -> bool:
-        """Whether the task is one's own and counts something else than images by true and predicted class."""
+        """Whether the task counts something else than images by true and predicted class, or by label."""
         if self.config.task.use in ("classification", "multi-label"):
             return False
         return not any((record.get(view) or {}).get("confusion") for record in self.rounds for view in VIEWS)
@@ -241,8 +222,8 @@ class RunData:
     @property
     def compared_by(self) -> str:
         """The key of the score by which clients are compared."""
-        if self.several_labels:
-            return "mean_ap"
+        if self.several_labels or self.of_pixels:
+            return "mean_ap" if self.several_labels else "mean_iou"
         for record in self.rounds:
             local: Record = record.get("local") or {}
             of_clients = (key for key, value in local.items() if isinstance(value, dict))

@@ -36,8 +36,10 @@ def headlines(facts: RunData) -> list[Headline]:
         "macro_f1": ("Macro F1", alike),
     }
     if facts.own_counts:
-        on = f"on {measured_on(measured)}"
-        meanings = {key: (_capital(score_name(key)), on) for key in list(measured.scores)[:3]}
+        on, rare = f"on {measured_on(measured)}", meanings["tail"]
+        chosen = ("mean_iou", "mean_dice") if facts.of_pixels else list(measured.scores)[:3]
+        meanings = {key: (_capital(score_name(key)), on) for key in chosen}
+        meanings |= {"tail": rare} if facts.of_pixels else {}
     found = [
         Headline(label, percent(measured.scores[key]), meaning)
         for key, (label, meaning) in meanings.items()
@@ -187,7 +189,7 @@ def _balanced(facts: RunData, measured: Measurement) -> str:
 def _tail(facts: RunData) -> str:
     """Return what the recall of the tail is a recall of; empty where no class is rarer than another."""
     rare = [c.name for c in facts.class_facts(None) if c.group == "tail"]
-    what = "mean AP" if facts.several_labels else "recall"
+    what = "recall" if facts.rare_score == "recall" else f"mean {facts.rare_score}"
     if len(rare) > 4:
         return f"{what} of the {len(rare)} rarest {facts.kinds}"
     return f"{what} of the rarest {facts.kinds}: {', '.join(rare)}" if rare else ""
@@ -205,7 +207,8 @@ def _data(facts: RunData) -> str:
     text = f"{who} {images} training images of {plural(len(facts.totals), 'class', 'es')}"
     if facts.own_counts:  # of a task of one's own it is not known what is counted
         kinds = plural(len(facts.totals), "class", "es")
-        text = f"{who} images with class counts of {images} in all, of {kinds}"
+        counted = f"{images} pixels" if facts.of_pixels else f"class counts of {images}"
+        text = f"{who} images with {counted} in all, of {kinds}"
     if facts.several_labels:  # an image is counted for each of its labels
         text = f"{who} images with {images} labels in all, of {plural(len(facts.totals), 'kind')}"
     frequent, rare = (facts.class_facts(None)[place] for place in (0, -1))
@@ -219,6 +222,8 @@ def _result(facts: RunData) -> str:
     measured = facts.best_view
     if measured is not None and measured.scores.get("mean_ap") is not None:
         return _labels(facts, measured)
+    if measured is not None and measured.pixels and measured.scores.get("mean_iou") is not None:
+        return _pixels(facts, measured)
     if measured is not None and facts.own_counts and measured.scores:
         first = list(measured.scores.items())[:3]
         scores = " and ".join(f"{score_name(key)} is {percent(value)}" for key, value in first)
@@ -256,6 +261,18 @@ def _labels(facts: RunData, measured: Measurement) -> str:
         f"{percent(measured.scores['mean_ap'])} on {measured_on(measured)}"
     )
     known = [(c.ap, c.name) for c in facts.class_facts(measured) if c.ap is not None]
+    if len(known) < 2:
+        return text + "."
+    (high, best), (low, worst) = max(known), min(known)
+    return f"{text}; it finds {best} best ({percent(high)}) and {worst} least well ({percent(low)})."
+
+
+def _pixels(facts: RunData, measured: Measurement) -> str:
+    text = (
+        f"After round {measured.round} the mean IoU of classes is {percent(measured.scores['mean_iou'])} on "
+        f"{measured_on(measured)}"
+    )
+    known = [(c.iou, c.name) for c in facts.class_facts(measured) if c.iou is not None]
     if len(known) < 2:
         return text + "."
     (high, best), (low, worst) = max(known), min(known)

@@ -60,6 +60,8 @@ class Task(ABC):
     """Other tasks whose losses, as ``loss`` applies them, and metrics, of the same tables, serve this one."""
     per_image: ClassVar[PerImage] = "one class"
     """What an image adds to ``class_counts``."""
+    dense: ClassVar[bool] = False
+    """Whether outputs are [B, C, H, W] and a class is decided for each pixel."""
     whole_image: ClassVar[bool] = False
     """Whether targets are of the image as a whole, so that they stay where it is flipped or cropped."""
     stacks: ClassVar[bool] = False

@@ -134,7 +134,8 @@ class ClassScores:
     classes: tuple[str, ...]
     """Class names [C]."""
     class_counts: tuple[int, ...] | None
-    """Training images of each class [C], by which classes are frequent or rare; None where unknown."""
+    """Training images, or pixels, of each class [C], by which classes are frequent or rare; None where
+    unknown."""
     stats: MetricStats
     """What was counted."""
     by_class: Mapping[str, NDArray[Any]]
@@ -150,13 +151,15 @@ class ClassScores:
     """What the probabilities tell; None where images have no class or the task does not say."""
     several_labels: bool = False
     """Whether an image may have several labels, so that nothing is taken for something else."""
+    counted: str = "image"
+    """What was counted; pixels are no independent trials, so their shares have no intervals."""
     notices: tuple[str, ...] = ()
     """What a person should know of the images."""
 
     @property
     def confusable(self) -> bool:
         """Whether images were counted by true and predicted class."""
-        return bool(self.by_class) and not self.several_labels
+        return bool(self.by_class) and not self.several_labels and self.counted == "image"
 
     @property
     def confusion(self) -> ConfusionCounts:
@@ -181,16 +184,16 @@ class ClassScores:
 
     def to_record(self) -> dict[str, Any]:
         """Return everything as JSON has it, each class with its figures by its name."""
-        columns = {"training_images": self.class_counts or [None] * len(self.classes)} | {
+        columns = {f"training_{self.counted}s": self.class_counts or [None] * len(self.classes)} | {
             name: values.tolist() for name, values in self.by_class.items()
         }
-        if self.by_class:
+        if self.by_class and self.counted == "image":
             columns["recall_interval"] = [list(ends) for ends in zip(*self._recall_ends(), strict=True)]
         if self.calibration:
             columns |= {name: values.tolist() for name, values in self.calibration.by_class().items()}
         rows = zip(*columns.values(), strict=True)
         return {
-            "images": self.stats.examples,
+            f"{self.counted}s": self.stats.examples,
             "loss": self.loss,
             "scores": dict(self.scores),
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},

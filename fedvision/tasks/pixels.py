@@ -9,8 +9,8 @@ Dice (F1)             ``2 TP / (2 TP + FP + FN)``            Dice 1945, Ecology 
 pixel accuracy        right pixels / measured pixels         Long et al. 2015, arXiv 1411.4038
 ====================  =====================================  ==========================================
 
-They equal scikit-learn's ``jaccard_score`` and ``f1_score`` on all pixels in a row. A class that neither truth
-nor prediction has is NaN and is left out of means, where scikit-learn takes 0 for it.
+They equal scikit-learn's ``jaccard_score`` and ``f1_score`` on all pixels in a row. A class that neither
+truth nor prediction has is NaN and is left out of means, where scikit-learn takes 0 for it.
 
 Case Dice is what medical papers print besides: a class's Dice of each image in which truth or prediction has
 it, the mean over these images. A small region weighs as much as a large one there. It is made of rows (image,
@@ -111,7 +111,7 @@ def rows_problem(counts: ConfusionCounts) -> str | None:
 
 
 def by_class(counts: ConfusionCounts) -> dict[str, NDArray[Any]]:
-    """Return pixels, predicted and right ones, IoU, Dice, case Dice, recall and precision of each class [C]."""
+    """Return pixels, predicted and right ones, IoU, Dice, case Dice, recall, precision of each class [C]."""
     return {
         "pixels": counts.images_of,
         "predicted_pixels": counts.predictions_of,

@@ -1,7 +1,7 @@
 """Semantic segmentation: every pixel of an image has one class, and what is counted is pixels.
 
 Targets are masks uint8 [N, H, W] (``data.masks``), outputs [B, C, H, W]. What is counted is which class was
-taken for which, pixel by pixel, without those of value 255; every figure of ``tasks.pixels`` follows from that
+taken for which, pixel by pixel, without those of value 255; the figures of ``tasks.pixels`` follow from that
 table, summed over images and clients first.
 
 Losses of classification serve as well: each pixel is an example, and an image's loss is the mean over its
@@ -32,7 +32,7 @@ from fedvision.ranges import check_range
 from fedvision.tasks import pixels
 from fedvision.tasks.base import Task, check_tensor
 from fedvision.tasks.confusion import ConfusionCounts
-from fedvision.tasks.metrics import mean_of, own_metric
+from fedvision.tasks.metrics import mean_of, own_metric, ratio
 from fedvision.tasks.observed import Observed
 from fedvision.tasks.stats import MetricStats
 from fedvision.types import LossFn, MetricFn
@@ -57,6 +57,7 @@ class Segmentation(Task):
     targets: ClassVar[str] = PIXELS
     client_metric: ClassVar[str] = "mean_iou"
     example: ClassVar[str] = "pixel"
+    dense: ClassVar[bool] = True
     row_width: ClassVar[int] = pixels.ROW
     per_image: ClassVar[PerImage] = "any number"
     plugins_of: ClassVar[tuple[str, ...]] = ("classification",)
@@ -116,8 +117,8 @@ class Segmentation(Task):
         """Check that the data is for the task; see ``Task.check``.
 
         Raises:
-            DataError: A mask holds what is no class.
-            ConfigError: Images would be blended or resized, or ``background`` is no class.
+            DataError: A mask has another size than its image, or holds what is no class.
+            ConfigError: Images would be blended, resized or mirrored, or ``background`` is no class.
         """
         super().check(config, dataset)
         where, classes = f"[task] use = {config.task.use!r}", len(dataset.classes)
@@ -125,10 +126,16 @@ class Segmentation(Task):
             raise ConfigError(
                 f"transforms.mixup blends images, and {where} has no form for blended masks; leave it out"
             )
+        if config.model.mirrored:
+            raise ConfigError(
+                f"model.mirrored would average features of pixels that lie elsewhere, and {where} needs them "
+                "in their place; leave it out, or set transforms.flip"
+            )
         if self.background >= classes:
             raise ConfigError(f"task.background = {self.background}: the classes are 0 to {classes - 1}")
         for part in (dataset.train, dataset.test):
             if part is not None:
+                masks.check_sizes(part.images, part.labels, f"[data] use = {config.data.use!r}")
                 masks.check_masks(part.labels, classes, f"[data] use = {config.data.use!r}", part.names)
 
     def scores(
@@ -149,7 +156,7 @@ class Segmentation(Task):
             "mean_iou": mean_of(found["iou"][measured]),
             "mean_dice": mean_of(found["dice"][measured]),
             "case_dice": mean_of(found["case_dice"][measured]),
-            "pixel_accuracy": float(pixels.ratio(confusion.right_of.sum(), confusion.examples)),
+            "pixel_accuracy": float(ratio(confusion.right_of.sum(), confusion.examples)),
         }
         if self.background >= 0:
             result["micro_dice"] = pixels.micro_dice(confusion, measured)
@@ -177,7 +184,8 @@ class Segmentation(Task):
     def _measured(self, num_classes: int) -> NDArray[np.int64]:
         """Return the classes of which means are made, int64 [C] or [C - 1]."""
         numbers = np.arange(num_classes)
-        return numbers[numbers != self.background]
+        measured: NDArray[np.int64] = numbers[numbers != self.background]
+        return measured
 
 
 def per_pixel(criterion: LossFn) -> LossFn:
@@ -192,7 +200,9 @@ def per_pixel(criterion: LossFn) -> LossFn:
     def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         known = (targets != IGNORED).flatten()
         # They take part with class 0 and count for nothing: to leave them out would need their number.
-        labels = targets.long().flatten().where(known, torch.zeros((), dtype=torch.int64, device=targets.device))
+        labels = (
+            targets.long().flatten().where(known, torch.zeros((), dtype=torch.int64, device=targets.device))
+        )
         found = criterion(outputs.movedim(1, -1).reshape(-1, outputs.shape[1]), labels)
         each = found.where(known, torch.zeros_like(found)).view(len(targets), -1).sum(1)
         return each / known.view(len(targets), -1).sum(1).clamp(min=1)

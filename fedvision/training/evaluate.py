@@ -17,6 +17,7 @@ from torch import nn
 
 from fedvision.data.shards import Shard
 from fedvision.inputs import Batch
+from fedvision.tasks.base import Task
 from fedvision.tasks.calibration import Calibration
 from fedvision.tasks.stats import MetricStats
 from fedvision.training.forward import ForwardSettings
@@ -167,12 +168,32 @@ def classify(
         further: float32 [B, W]: what the network reads beside the pixels, None where it reads nothing.
 
     Returns:
-        Classes int64 [B], or uint8 [B, C] of 0 and 1 where an image may have several labels; float32 [B, C].
+        Classes int64 [B], or uint8 [B, C] of 0 and 1 where an image may have several labels, and float32
+        [B, C]; of a dense task classes [B, H, W] and float32 [B, C, H, W].
     """
     model.eval()
     outputs = _forward(model, settings.inputs(torch.from_numpy(images), further), settings)
     decided, probabilities = settings.task.decide(settings.task.measured(outputs, num_classes, sharpness))
     return decided.cpu().numpy(), probabilities.cpu().numpy()
+
+
+def nothing_decided(
+    task: Task, num_classes: int, image_size: tuple[int, int]
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Return what a task decides for no image, and the probabilities of that, as ``classify`` returns them.
+
+    Args:
+        task: The task.
+        num_classes: C.
+        image_size: (H, W).
+
+    Raises:
+        ConfigError: It does not say what is predicted.
+    """
+    shape = (0, num_classes, *image_size) if task.dense else (0, num_classes)
+    decided, probabilities = task.decide(torch.zeros(shape))
+    found = decided.to(torch.uint8) if task.dense else decided
+    return found.numpy(), probabilities.numpy()
 
 
 def _outputs(

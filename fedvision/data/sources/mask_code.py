@@ -63,8 +63,8 @@ class MaskCode:
         known = len(self.classes)
         if not known:
             return (
-                f"the value {value} is no class, which are 0 to {MOST_CLASSES - 1} (255 is ignored); say what "
-                "values stand for with data.values"
+                f"the value {value} is no class, which are 0 to {MOST_CLASSES - 1} (255 is ignored); say "
+                "what values stand for with data.values"
             )
         given = "data.values and data.ignore" if set(self.numbers) != {*range(known), IGNORED} else ""
         named = f"is none of {given}" if given else f"is no class: {known} are named, so 0 to {known - 1}"
@@ -108,22 +108,21 @@ def mask_code(
     own = range(len(names) or MOST_CLASSES)
     numbers = dict(zip(coded, own, strict=False)) if coded else {one: one for one in own}
     ignored = {} if colours else {_value(ignore): IGNORED}
-    return MaskCode(
-        classes=names, numbers={**ignored, **numbers}, others=_UNKNOWN, coloured=bool(colours)
-    )
+    return MaskCode(classes=names, numbers={**ignored, **numbers}, others=_UNKNOWN, coloured=bool(colours))
 
 
-def _of_regions(
-    regions: Mapping[str, Sequence[int]], classes: Sequence[str] | None, ignore: int
-) -> MaskCode:
+def _of_regions(regions: Mapping[str, Sequence[int]], classes: Sequence[str] | None, ignore: int) -> MaskCode:
     if not isinstance(regions, Mapping) or not all(isinstance(one, list | tuple) for one in regions.values()):
-        raise ValueError('regions must be a table of lists of values, such as { liver = [1], tumour = [2, 3] }')
+        raise ValueError(
+            "regions must be a table of lists of values, such as { liver = [1], tumour = [2, 3] }"
+        )
     names = tuple(map(composed, regions))
     if BACKGROUND in names:
         raise ValueError(f"regions: {BACKGROUND!r} is all that is in no region; leave it out")
     if classes is not None and tuple(map(composed, classes)) != (BACKGROUND, *names):
         raise ValueError(
-            f"classes must be {[BACKGROUND, *names]} as regions gives them, or be left out, not {list(classes)}"
+            f"classes must be {[BACKGROUND, *names]} as regions gives them, or be left out, not "
+            f"{list(classes)}"
         )
     numbers = {_value(ignore): IGNORED}
     seen = dict[int, str]()
@@ -145,7 +144,8 @@ def _colour(one: Any) -> int:
     whole = isinstance(one, list | tuple) and len(one) == 3
     if not whole or not all(type(part) is int and 0 <= part <= 255 for part in one):
         raise ValueError(f"colours must be [red, green, blue], each from 0 to 255, not {one!r}")
-    return (one[0] << 16) + (one[1] << 8) + int(one[2])
+    red, green, blue = map(int, one)
+    return (red << 16) + (green << 8) + blue
 
 
 def with_classes(code: MaskCode, masks: NDArray[np.uint8], where: str) -> tuple[str, ...]:

@@ -69,8 +69,8 @@ def mask_folder(
         columns: A regular expression that is searched in each image's name, relative to ``path``; its named
             groups become columns: ``"(?P<patient>[^_/]+)_[0-9]+"``.
         channels: 1 for gray, 3 for RGB.
-        fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"``, ``"pad"`` (black bars, which
-            are ignored), or ``"exact"``: files of another size cannot be read.
+        fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"``, ``"pad"`` (black bars,
+            which are ignored), or ``"exact"``: files of another size cannot be read.
         range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         validation: Share of the training images, stratified by the rarest class in each, that becomes the
             test set, in the place of one that there is.
@@ -147,11 +147,15 @@ def _pairs(root: Path, images: str, masks: str) -> tuple[list[_Pair], tuple[str,
         kind = drawn if is_mask else pictures
         if place in kind:
             what = "mask" if is_mask else "image"
-            raise DataError(f"{root}: {kind[place]} and {name} are one {what} by their names; keep one of them")
+            raise DataError(
+                f"{root}: {kind[place]} and {name} are one {what} by their names; keep one of them"
+            )
         kind[place] = name
     _check_there(root, images, masks, len(pictures), len(drawn), len(strays))
     pairs = _matched(root, pictures, drawn)
-    outside = f"{len(strays):,} images lie in neither {images}/ nor {masks}/ and are left out: {named(strays)}"
+    outside = (
+        f"{len(strays):,} images lie in neither {images}/ nor {masks}/ and are left out: {named(strays)}"
+    )
     return pairs, (outside,) if strays else ()
 
 
@@ -173,8 +177,8 @@ def _check_there(root: Path, images: str, masks: str, pictures: int, drawn: int,
         if not count:
             others = f"; {strays:,} images lie elsewhere" if strays else ""
             raise DataError(
-                f"{root}: there are no {key} in {folder or 'it'}/{others}; name their folder with data.{key}, "
-                "or correct data.path"
+                f"{root}: there are no {key} in {folder or 'it'}/{others}; name their folder with "
+                f"data.{key}, or correct data.path"
             )
 
 
@@ -187,7 +191,8 @@ def _matched(root: Path, pictures: dict[str, str], drawn: dict[str, str]) -> lis
             orphans.append(name)
         elif meant in mask_of:
             raise DataError(
-                f"{root}: {mask_of[meant]} and {name} are both the mask of {pictures[meant]}; keep one of them"
+                f"{root}: {mask_of[meant]} and {name} are both the mask of {pictures[meant]}; keep one of "
+                "them"
             )
         else:
             mask_of[meant] = name

@@ -68,8 +68,8 @@ def nifti(
         path: The folder.
         size: Side of the square slices in pixels; spacing is not evened out.
         images: Folder of the volumes below ``path``, or one file.
-        masks: Folder of the label volumes, which have the names of the volumes (nnU-Net's ``_0000`` apart), or
-            one file.
+        masks: Folder of the label volumes, which have the names of the volumes (nnU-Net's ``_0000`` apart),
+            or one file.
         test_images: The same of the test images; empty where there are none.
         test_masks: The same of their label volumes.
         axis: Along which volumes are cut: ``"axial"``, ``"coronal"`` or ``"sagittal"``.
@@ -152,7 +152,9 @@ def _range(
         numbers = all(type(end) in (int, float) for end in ends)
         if (ends or key == "percentiles") and (len(ends) != 2 or not numbers or not ends[0] < ends[1]):
             raise ValueError(f"{key} must be [low, high] with low < high, not {list(ends)}")
-    check_range(at_least=0, at_most=100, **{"percentiles[0]": percentiles[0], "percentiles[1]": percentiles[1]})
+    check_range(
+        at_least=0, at_most=100, **{"percentiles[0]": percentiles[0], "percentiles[1]": percentiles[1]}
+    )
     return (window[0], window[1]) if window else None, (percentiles[0], percentiles[1])
 
 
@@ -163,8 +165,8 @@ def _read_set(root: Path, images: str, masks: str, code: MaskCode, cut: _Cut, gr
         drawn = dict(zip(volumes, drawn.values(), strict=True))
     if lacking := [name for name in volumes if name not in drawn]:
         raise DataError(
-            f"{root / masks}: there is no label volume {lacking[0]}.nii.gz for {volumes[lacking[0]]}; add it, or "
-            "name the folder of label volumes with data.masks"
+            f"{root / masks}: there is no label volume {lacking[0]}.nii.gz for {volumes[lacking[0]]}; add "
+            "it, or name the folder of label volumes with data.masks"
         )
     stage(f"reading {len(volumes):,} volumes in {root}")
     found = {name: _slices(volumes[name], drawn[name], code, cut) for name in volumes}
@@ -218,7 +220,9 @@ def _slices(image: Path, mask: Path, code: MaskCode, cut: _Cut) -> _Slices:
         )
     whole = np.round(labels)
     if not np.isfinite(labels).all() or not np.allclose(whole, labels, atol=1e-3) or whole.min() < 0:
-        raise DataError(f"{mask}: it holds other numbers than whole ones >= 0; save labels, not probabilities")
+        raise DataError(
+            f"{mask}: it holds other numbers than whole ones >= 0; save labels, not probabilities"
+        )
     try:
         classes = code.decode(whole.astype(np.int64).reshape(len(whole), -1)).reshape(whole.shape)
     except ValueError as error:
@@ -226,7 +230,7 @@ def _slices(image: Path, mask: Path, code: MaskCode, cut: _Cut) -> _Slices:
     shades = _shades(volume, cut, image)
     places = [place for place in range(0, volume.shape[cut.axis], cut.every)]
     if not cut.empty:
-        places = [place for place in places if _shows(classes.take(place, cut.axis))]
+        places = [place for place in places if _shows(classes, place, cut.axis)]
     made = np.empty((2, len(places), cut.size, cut.size), np.uint8)
     for number, place in enumerate(places):
         # Turned so that up is anterior in an axial slice, and superior in the others.
@@ -246,8 +250,10 @@ def _fitted(plane: NDArray[np.uint8], cut: _Cut, nearest: bool, image: Path) -> 
     return np.asarray(fitted_to(shown, cut.size, cut.fit, nearest=nearest, fill=IGNORED))
 
 
-def _shows(classes: NDArray[np.uint8]) -> bool:
-    return bool(((classes != 0) & (classes != IGNORED)).any())
+def _shows(classes: NDArray[np.uint8], place: int, axis: int) -> bool:
+    """Return whether a slice shows more than the first class."""
+    plane = np.moveaxis(classes, axis, 0)[place]
+    return bool(((plane != 0) & (plane != IGNORED)).any())
 
 
 def _shades(volume: NDArray[np.float32], cut: _Cut, image: Path) -> NDArray[np.uint8]:
@@ -256,7 +262,7 @@ def _shades(volume: NDArray[np.float32], cut: _Cut, image: Path) -> NDArray[np.u
         raise DataError(f"{image}: it holds NaN or infinity; save it without")
     low, high = cut.window or np.percentile(volume, cut.percentiles)
     scaled = (volume - low) / max(high - low, np.finfo(np.float32).tiny)
-    return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)  # type: ignore[no-any-return]
+    return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
 def _load(file: Path, channel: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -274,7 +280,7 @@ def _load(file: Path, channel: int) -> tuple[NDArray[np.float32], NDArray[np.flo
             "pip install 'fedvision[medical]'"
         ) from error
     try:
-        found = nibabel.as_closest_canonical(nibabel.load(file))
+        found: Any = nibabel.as_closest_canonical(nibabel.load(file))  # type: ignore[no-untyped-call]
         values = np.asarray(found.dataobj, np.float32)
         affine = np.asarray(found.affine, np.float64)
     except Exception as error:  # a broken file can raise almost anything
@@ -284,7 +290,9 @@ def _load(file: Path, channel: int) -> tuple[NDArray[np.float32], NDArray[np.flo
     elif values.ndim == 3 and channel:
         raise DataError(f"{file}: it has one channel, and data.channel = {channel}; set it to 0")
     if values.ndim != 3 or not values.size:
-        raise DataError(f"{file}: it is {_shape(values)}, no volume of three axes; correct it or data.channel")
+        raise DataError(
+            f"{file}: it is {_shape(values)}, no volume of three axes; correct it or data.channel"
+        )
     return values, affine
 
 
@@ -304,9 +312,11 @@ def _named_in(root: Path) -> list[str] | None:
     try:
         labels = json.loads(file.read_text())["labels"]
         # The Decathlon has {"0": "background"}, nnU-Net {"background": 0}.
-        numbered = {int(k): str(v) for k, v in labels.items()} if "0" in labels else {
-            int(v): str(k) for k, v in labels.items()
-        }
+        numbered = (
+            {int(k): str(v) for k, v in labels.items()}
+            if "0" in labels
+            else {int(v): str(k) for k, v in labels.items()}
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{file}: its labels cannot be read ({first_line(error)}); name the classes in data.classes"

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fedvision import registry, tables
+from fedvision.data.sources.part_names import part_of
 from fedvision.errors import ConfigError
 
 _FILES = {".npz": "npz", ".csv": "manifest"}
+_OF_FILES = ("image-folder", "manifest", "mask-folder")
+"""Sources whose images are files, which are brought to a size."""
 
 
 def data_table(
@@ -29,6 +32,8 @@ def data_table(
     path = Path(source)
     if source in registry.names("data") or ":" in source:
         return {"use": source}
+    if path.is_dir() and _has_masks(path):
+        return {"use": "mask-folder", "path": source, **pictures()}
     if path.is_dir():
         return {"use": "image-folder", "path": source, **pictures()}
     if path.is_file():
@@ -72,4 +77,10 @@ def spelled_table(
 def _table(table: Any, source: str, pictures: Callable[[], Mapping[str, Any]], option: str) -> dict[str, Any]:
     if not isinstance(table, dict) or not isinstance(table.get("use"), str):
         raise ConfigError(f"{option} {source}: its key use is missing; it says which source reads the images")
-    return {**pictures(), **table} if table["use"] in ("image-folder", "manifest") else table
+    return {**pictures(), **table} if table["use"] in _OF_FILES else table
+
+
+def _has_masks(path: Path) -> bool:
+    """Return whether a folder, or a part of a data set in it, has folders ``images`` and ``masks``."""
+    places = (path, *(one for one in path.iterdir() if one.is_dir() and part_of(one.name)))
+    return any((one / "images").is_dir() and (one / "masks").is_dir() for one in places)
