@@ -130,7 +130,7 @@ class TrainedModel:
         columns: Mapping[str, Sequence[Any]] | None = None,
         workers: int = 0,
     ) -> ClassPredictions | MaskPredictions:
-        """Predict the class of each image, its labels where it may have several, or the class of each pixel.
+        """Predict the class of each image, or its labels, or the class of each of its pixels.
 
         Args:
             images: uint8 [N, H, W, channels] as the network takes them; or files, folders of image files at
@@ -157,7 +157,7 @@ class TrainedModel:
         nothing = nothing_decided(self.task, len(self.classes), self.description.image.shape[:2])
         labels, probabilities = [nothing[0]], [nothing[1]]
         for batch in source:
-            found = classify(
+            decided, shares = classify(
                 self.network,
                 batch.images,
                 self.settings,
@@ -166,22 +166,16 @@ class TrainedModel:
                 further=rows(batch.names),
             )
             names += batch.names
-            labels.append(found[0].astype(nothing[0].dtype))
-            if not self.task.dense:  # of pixels they would take C times as much memory as the images
-                probabilities.append(found[1])
+            labels.append(decided.astype(nothing[0].dtype))
+            # Of pixels they would take C times as much memory as the images.
+            probabilities += [] if self.task.dense else [shares]
         if source.unreadable and not names:
             reasons = listed([f"{name} ({why})" for name, why in source.unreadable.items()])
             raise DataError(f"none of {len(source.unreadable):,} images can be read: {reasons}")
-        return made(
-            self.task,
-            self.classes,
-            names,
-            np.concatenate(labels),
-            np.concatenate(probabilities),
-            fit="exact" if (how := self.description.decoding) is None else how.fit,
-            unreadable=source.unreadable,
-            notices=tuple(source.notices),
-        )
+        found = np.concatenate(labels), np.concatenate(probabilities)
+        about = {"fit": how.fit} if (how := self.description.decoding) else {}
+        about |= {"unreadable": source.unreadable, "notices": tuple(source.notices)}
+        return made(self.task, self.classes, names, *found, **about)
 
     def explain(
         self,

@@ -12,6 +12,8 @@ from typing import Any
 from fedvision import registry
 
 LOSSES = sorted(use for use, one in registry.BUILTINS["loss"].items() if "classification" in one.tasks)
+NETWORKS = sorted(use for use, one in registry.BUILTINS["model"].items() if "classification" in one.tasks)
+"""Networks that name the class of an image."""
 SAMPLERS = sorted(registry.BUILTINS["sampler"])
 STRATEGIES = sorted(registry.BUILTINS["strategy"])
 TRAINING = [use for use in STRATEGIES if getattr(registry.resolve("strategy", use).call, "trains", True)]

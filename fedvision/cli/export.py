@@ -56,7 +56,7 @@ def add(verbs: Verbs) -> None:
         "--json", type=Path, metavar="FILE", help="(default with --data: the file's name and .json)"
     )
     export.add_argument(
-        "--tolerance", type=float, default=1e-5, help="a probability may differ by (default: 1e-5)"
+        "--tolerance", type=float, help="a probability may differ by (default: 1e-5, of pixels 1e-4)"
     )
     export.add_argument("--threads", type=int, default=1, help="threads of the arithmetic (default: 1)")
     export.set_defaults(call=_export, device="cpu", again="the same command begins anew")

@@ -65,7 +65,7 @@ def export(
     fit: Fit | None = None,
     calibration: Calibration | None = None,
     data: Labelled | None = None,
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
 ) -> Export:
     """Write a model to a file and note it in the run's ``exports.jsonl``.
 
@@ -78,13 +78,16 @@ def export(
             images were arrays ``"stretch"``.
         calibration: Quantize to int8 with these images (ONNX alone).
         data: Measure PyTorch's model and the file on these.
-        tolerance: By how much a probability may differ from PyTorch's.
+        tolerance: By how much a probability may differ from PyTorch's; left out, 1e-5, and 1e-4 where each of
+            many pixels has some.
 
     Raises:
         ConfigError: An argument is wrong, a package is missing, or the network cannot be written so.
         RunFolderError: Tensors of the network stayed on the clients.
         RunError: The file computes something else than PyTorch, or cannot be written; nothing was.
     """
+    if tolerance is None:
+        tolerance = 1e-4 if model.task.dense else 1e-5
     _check(model, format, fit, calibration, tolerance)
     path = checked_path(model.path, format, calibration is not None, out)
     used, notices = _fit(model, fit)

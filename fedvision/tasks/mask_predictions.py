@@ -78,7 +78,7 @@ def made(
     decided: NDArray[Any],
     probabilities: NDArray[np.float32],
     *,
-    fit: str,
+    fit: str = "exact",
     unreadable: Mapping[str, str],
     notices: tuple[str, ...],
 ) -> ClassPredictions | MaskPredictions:

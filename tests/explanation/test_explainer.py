@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from fedvision import registry
 from fedvision.errors import ConfigError
 from fedvision.explanation.explainer import Explainer
 from fedvision.explanation.plan import plan
@@ -17,6 +16,7 @@ from fedvision.models.base import ImageModel
 from fedvision.models.fusion import FusionBackbone
 from fedvision.tasks.multilabel import MultiLabel
 from tests.explanation.networks import built, picture, scored
+from tests.methods import NETWORKS
 
 SMALL: dict[str, dict[str, Any]] = {
     "cnn": {"width": 4, "dense": 8},
@@ -24,7 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "vit": {"dim": 8, "depth": 1, "heads": 2},
     "fusion": {"width": 4, "dim": 8, "depth": 1, "heads": 2},
 }
-NAMES = sorted(registry.BUILTINS["model"])
+NAMES = NETWORKS
 SHAPES = [(1, 8, 8), (3, 20, 36)]
 EXPECTED = {
     "rnn": "integrated-gradients",

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedvision import registry
 from fedvision.export import checks, onnx_format
 from fedvision.export.graph import PredictionGraph
 from fedvision.trained_model import TrainedModel
 from tests.export.models import noise, untrained
+from tests.methods import NETWORKS as CLASSIFIERS
 from tests.models.test_builtins import SMALL
 
 FUSION: dict[str, Any] = {"use": "fusion", **SMALL["fusion"]}
@@ -24,7 +24,7 @@ INPUTS = {
     "vector": {"kind": "vector", "columns": ["x", "y"]},
 }
 NETWORKS: dict[str, dict[str, Any]] = {
-    **{name: {"use": name, **SMALL.get(name, {})} for name in registry.BUILTINS["model"]},
+    **{name: {"use": name, **SMALL.get(name, {})} for name in CLASSIFIERS},
     "lstm both ways": {"use": "rnn", "hidden": 8, "cell": "lstm", "bidirectional": True},
     "gated": {**FUSION, "join": "gated"},
     "cross-attention of patches": {**FUSION, "join": "cross-attention", "patch": 4},

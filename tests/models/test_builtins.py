@@ -12,8 +12,9 @@ from fedvision.config import ModelConfig
 from fedvision.models.base import Backbone, halves
 from fedvision.models.build import build_model
 from fedvision.tasks.classification import Classification
+from tests.methods import NETWORKS
 
-NAMES = sorted(registry.BUILTINS["model"])
+NAMES = NETWORKS
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 20, 36)]
 # Widths that are fast; a built-in without an entry is tested as it comes.
 SMALL = {

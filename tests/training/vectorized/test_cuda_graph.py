@@ -25,6 +25,7 @@ from fedvision.training.vectorized.cuda_graph import CudaGraphRunner, recordable
 from fedvision.training.vectorized.device_cache import DeviceDatasetCache
 from fedvision.training.vectorized.graph_buffers import Replay
 from fedvision.types import ClientConfig, PluginSpec, State, TrainRequest
+from tests.methods import NETWORKS
 from tests.training.client_cases import (
     LOSSES,
     SIZES,
@@ -107,7 +108,7 @@ def check(
 
 # Two clients of one step each where tracing takes seconds; other sizes and halves of the clients come below.
 DEEP = ("resnet8", "resnet8-wide", "resnet18", "resnet20")
-SHALLOW = [use for use in registry.BUILTINS["model"] if use not in ("rnn", *DEEP)]
+SHALLOW = [use for use in NETWORKS if use not in ("rnn", *DEEP)]
 FEW: dict[str, Any] = {"sizes": ((5, 6),)}
 
 

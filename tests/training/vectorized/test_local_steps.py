@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from fedvision import registry
 from fedvision.config import TransformConfig
 from fedvision.errors import ClientError, ConfigError
 from fedvision.models.freezing import frozen_state
@@ -19,6 +18,7 @@ from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.vectorized.client_stack import clip_each
 from fedvision.training.vectorized.vmap_support import ELEMENTWISE
 from fedvision.types import ClientConfig, PluginSpec, TrainRequest
+from tests.methods import NETWORKS
 from tests.training.client_cases import (
     LOSSES,
     SIZES,
@@ -42,7 +42,7 @@ def check(cohort: Cohort, *chunks: int) -> None:
         assert_equal(cohort.at_once(chunk), wanted)
 
 
-@pytest.mark.parametrize("use", registry.BUILTINS["model"])
+@pytest.mark.parametrize("use", NETWORKS)
 def test_every_model_that_stacks_gives_what_the_loop_gives(use: str) -> None:
     cohort = Cohort(model=network(use), settings=settings(epochs=2, momentum=0.9))
     if use == "rnn":

@@ -16,6 +16,7 @@ from fedvision import registry
 from fedvision.config import TransformConfig
 from fedvision.training.vectorized.vmap_support import supports_vmap
 from fedvision.types import LossFn, PluginSpec
+from tests.methods import NETWORKS
 from tests.training.client_cases import CLASSES, SIDE, Cohort, network, settings
 
 
@@ -84,7 +85,7 @@ def test_operation_without_a_batching_rule() -> None:
     assert not warned
 
 
-@pytest.mark.parametrize("use", registry.BUILTINS["model"])
+@pytest.mark.parametrize("use", NETWORKS)
 def test_built_in_networks_that_drop_or_measure_batches_fall_back(use: str) -> None:
     if "dropout" in registry.parameters("model", use):
         assert Cohort(model=network(use, dropout=0.1)).unsupported_reason() is not None
