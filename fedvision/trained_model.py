@@ -173,7 +173,7 @@ class TrainedModel:
             reasons = listed([f"{name} ({why})" for name, why in source.unreadable.items()])
             raise DataError(f"none of {len(source.unreadable):,} images can be read: {reasons}")
         found = np.concatenate(labels), np.concatenate(probabilities)
-        about = {"fit": how.fit} if (how := self.description.decoding) else {}
+        about: dict[str, Any] = {"fit": how.fit} if (how := self.description.decoding) else {}
         about |= {"unreadable": source.unreadable, "notices": tuple(source.notices)}
         return made(self.task, self.classes, names, *found, **about)
 

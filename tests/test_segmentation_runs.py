@@ -1,4 +1,4 @@
-"""Runs with a class for each pixel: engines and resumed runs agree, the model is used, misfits are refused."""
+"""Runs with a class for each pixel: engines and resumed runs agree, the model is used, misfits refused."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ from fedvision.reporting.render import comparison_table, run_table
 from fedvision.runs.folder import RunFolder
 from fedvision.tasks.mask_predictions import MaskPredictions
 from fedvision.trained_model import load
-from tests import segments as here
 from tests.methods import STRATEGIES, tables
 from tests.segments import CLASSES, SIDE, segments, squares
 
-LEARNING = {"batch_size": 4, "lr": 0.2, "momentum": 0.9}
+LEARNING = {"batch_size": 4, "lr": 0.1, "momentum": 0.9, "epochs": 8}
 WORKING = {
     *(
         "apfl",
@@ -66,7 +65,9 @@ def test_it_learns_and_what_is_measured_is_what_the_model_predicts(run: Path) ->
     assert last["loss"] < first["loss"]
     assert last["scores"]["mean_iou"] > max(0.3, first["scores"]["mean_iou"])
     assert last["pixels"] == 9 * SIDE * (SIDE - 1)
-    assert rounds[-1]["local"]["spread"]["clients"] == len(rounds[-1]["local"]["mean_iou"]) == 3
+    local = rounds[-1]["local"]
+    assert len(local["mean_iou"]) == 3
+    assert local["spread"]["clients"] == sum(score is not None for score in local["mean_iou"].values())
     test = squares().test
     assert test is not None
     found = load(run).predict(test.images)
@@ -154,7 +155,7 @@ def lacking() -> Dataset:
 def test_classes_that_clients_lack_leave_all_finite(loss: dict[str, Any], prior: str, tmp_path: Path) -> None:
     config = segments(
         data={"use": f"{__name__}:lacking"},
-        partition={"use": "column", "column": "ward"},
+        partition={"use": "column", "name": "ward"},
         loss={**loss, "prior": prior},
         rounds=1,
     )
@@ -193,20 +194,20 @@ def test_every_strategy_works_or_is_refused_before_the_start(use: str, run: Path
         ({"transforms": {"size": 8}}, "would resize images and not the targets"),
         (
             {"model": {"use": "unet", "width": 4, "mirrored": True}},
-            "average features of pixels that lie elsew",
+            "average features of pixels",
         ),
         (
             {"training": {"sampler": "balanced"}},
-            "training.sampler goes by class and needs one class an image",
+            "sampler goes by class and needs one class an image",
         ),
-        ({"evaluation": {"keep": "best", "score": "accuracy"}}, "there is no such score"),
+        ({"evaluation": {"holdout": 0.2, "keep": "best", "score": "accuracy"}}, "there is no such score"),
         (
             {"evaluation": {"holdout": 0.2, "statistics": ["calibration"]}},
-            "calibration is of images of one class",
+            "of images of one class",
         ),
         (
             {"evaluation": {"holdout": 0.2, "statistics": ["faithfulness"]}},
-            "decides on pixels, and what is expl",
+            "decides on pixels",
         ),
     ],
     ids=str,
@@ -271,8 +272,7 @@ def test_masks_are_written_at_the_size_of_the_images(
         dict(zip(CLASSES, row, strict=True)) for row in wanted.shares()[:2].tolist()
     ]
     before = (pictures / "a.png").read_bytes()
-    with pytest.raises(SystemExit):
-        main.main(["predict", str(run), str(pictures / "a.png"), "--out", str(pictures)])
+    assert main.main(["predict", str(run), str(pictures / "a.png"), "--out", str(pictures)])
     assert "would overwrite it; name another folder" in capsys.readouterr().err
     assert (pictures / "a.png").read_bytes() == before
 
@@ -297,6 +297,7 @@ def test_it_is_evaluated_by_command(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert page["scores"] == pytest.approx(RunFolder(run).rounds()[-1]["server"]["scores"])
 
 
+@pytest.mark.slow
 def test_it_is_exported_and_not_explained(run: Path, tmp_path: Path) -> None:
     model = load(run, device="cpu")
     found = export(model, "onnx", tmp_path / "model.onnx", fit="exact")
@@ -314,7 +315,3 @@ def test_it_is_exported_and_not_explained(run: Path, tmp_path: Path) -> None:
     assert (probabilities.argmax(1) == wanted.masks).mean() > 0.999
     with pytest.raises(ConfigError, match="decides on pixels"):
         model.explain(test.images)
-
-
-def test_the_data_of_the_tests_is_what_it_says() -> None:
-    assert here.squares().train.labels.max() == 255

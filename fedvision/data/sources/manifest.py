@@ -16,6 +16,8 @@ from fedvision.data.paths import expand
 from fedvision.data.sources.csv_table import Row, columns_of, one_hot, read_table
 from fedvision.data.sources.file_matching import remedy, spelled
 from fedvision.data.sources.label_columns import indicators, parted, zero_one
+from fedvision.data.sources.mask_code import mask_code, with_classes
+from fedvision.data.sources.masked_files import read_masks
 from fedvision.data.sources.part_names import part_of
 from fedvision.data.targets import Targets
 from fedvision.errors import DataError
@@ -30,6 +32,9 @@ def manifest(
     label: str | Sequence[str] = "label",
     labels: Sequence[str] = (),
     label_separator: str = "",
+    mask: str = "",
+    values: Sequence[int] = (),
+    ignore: int = 255,
     split: str = "split",
     delimiter: str = ",",
     encoding: str = "utf-8",
@@ -57,6 +62,9 @@ def manifest(
         labels: Columns of 0 and 1, one for each label, where an image may have several of them.
         label_separator: What stands between the labels of an image that may have several, all in the column
             ``label``; an empty cell is an image without any.
+        mask: Column of the names of mask files, where pixels have classes; it takes the place of labels.
+        values: The value of each class in the masks, such as [0, 255]; by default its number.
+        ignore: The value of pixels that are neither trained on nor measured, unless ``values`` has it.
         split: Column that says train, val or test; all rows are for training where it is missing.
         delimiter: What stands between two cells.
         encoding: Of the file: ``"utf-8"``, ``"cp1252"`` (Excel's on Windows), ``"utf-16"``, ...
@@ -97,14 +105,19 @@ def manifest(
     if len(delimiter) != 1:
         raise ValueError(f"delimiter must be one character, not {delimiter!r}")
     table = expand(path)
-    columns = _label_columns(label, labels, label_separator)
+    columns = _label_columns(label, labels, label_separator, mask)
+    key = "mask" if mask else "labels" if labels else "label"
     # The column "split" may be missing; one that was named may not.
-    needed = [("file", file), *(("labels" if labels else "label", column) for column in columns)]
+    needed = [("file", file), *((key, column) for column in columns)]
     needed += [("split", split)] if split != "split" else []
     rows = read_table(table, delimiter, encoding, needed)
     folder = expand(root) if root else table.parent
     names = _check_files(rows, table, folder, file, suffix)
-    if labels or label_separator:
+    if mask:
+        code = mask_code(classes, values, ignore=ignore)
+        targets = read_masks(folder, names, _check_files(rows, table, folder, mask, ""), code, how)
+        settled = with_classes(code, targets, str(table))
+    elif labels or label_separator:
         targets, settled = _several_labels(rows, table, columns, "" if labels else label_separator, classes)
     else:
         targets, settled = _one_class(rows, table, label, classes)
@@ -121,12 +134,18 @@ def manifest(
     return to_dataset(listing, how, val=val, validation=validation)
 
 
-def _label_columns(label: str | Sequence[str], labels: Sequence[str], label_separator: str) -> Sequence[str]:
-    """Return the columns that hold labels.
+def _label_columns(
+    label: str | Sequence[str], labels: Sequence[str], label_separator: str, mask: str
+) -> Sequence[str]:
+    """Return the columns that hold labels, or name masks.
 
     Raises:
         ValueError: The keys contradict each other.
     """
+    if mask and (label != "label" or labels or label_separator):
+        raise ValueError("mask names files with the class of each pixel; remove the keys of labels, or mask")
+    if mask:
+        return [mask]
     if labels and (label != "label" or label_separator):
         raise ValueError("labels names columns of 0 and 1; remove label and label_separator, or labels")
     if label_separator and not isinstance(label, str):

@@ -238,3 +238,30 @@ def test_a_folder_without_the_folders(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"there are no images in images/; 1 images lie elsewhere"):
         read(tmp_path)
+
+
+def test_a_table_may_name_the_masks(tmp_path: Path) -> None:
+    shown = [pair(tmp_path, f"a{number}", seed=number) for number in range(3)]
+    rows = [
+        f"images/a{number}.png,masks/a{number}.png,{'test' if number else 'train'},w" for number in range(3)
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(["file,mask,split,ward", *rows]))
+    table = {"use": "manifest", "path": str(tmp_path / "list.csv"), "size": 16, "workers": 1}
+
+    def load(**keys: Any) -> Dataset:
+        config = ExperimentConfig.from_dict({"data": {**table, "mask": "mask", **keys}})
+        found: Dataset = registry.build("data", config.data)
+        return found
+
+    found = load()
+    assert found.test is not None
+    assert np.array_equal(found.train.labels, shown[:1])
+    assert np.array_equal(found.test.labels, shown[1:])
+    assert found.train.columns["ward"].tolist() == ["w"]
+    with pytest.raises(PluginError, match="remove the keys of labels, or mask"):
+        load(label="ward")
+    with pytest.raises(DataError, match=r"there is no column 'drawn'.*data\.mask names it"):
+        load(mask="drawn")
+    (tmp_path / "masks/a1.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 3 files are not in .*: masks/a1\.png \(line 3\)"):
+        load()
