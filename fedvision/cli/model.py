@@ -11,11 +11,11 @@ from fedvision.errors import ConfigError, DataError, RunError
 from fedvision.files import json_page, replace_file
 from fedvision.formatting import listed, plural
 from fedvision.streams import complain, show
-from fedvision.tasks.mask_predictions import MaskPredictions
 
 if TYPE_CHECKING:
     from fedvision.data.dataset import Dataset
     from fedvision.tasks.class_predictions import ClassPredictions
+    from fedvision.tasks.mask_predictions import MaskPredictions
     from fedvision.trained_model import TrainedModel
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -82,6 +82,8 @@ def load_model(options: argparse.Namespace) -> TrainedModel:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    from fedvision.tasks.mask_predictions import MaskPredictions
+
     check_writable(options.csv, "--csv")
     check_writable(options.jsonl, "--jsonl")
     if options.workers < 0:

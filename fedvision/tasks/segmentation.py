@@ -47,7 +47,7 @@ class Segmentation(Task):
 
     Args:
         background: Number of the class that is left out of mean IoU and mean Dice, and without which micro
-            Dice is made; -1 is none.
+            Dice is made; None is none.
 
     Raises:
         ValueError: ``background`` is out of range.
@@ -62,8 +62,9 @@ class Segmentation(Task):
     per_image: ClassVar[PerImage] = "any number"
     plugins_of: ClassVar[tuple[str, ...]] = ("classification",)
 
-    def __init__(self, *, background: int = -1) -> None:
-        check_range(at_least=-1, below=masks.MOST_CLASSES, background=background)
+    def __init__(self, *, background: int | None = None) -> None:
+        if background is not None:
+            check_range(at_least=0, below=masks.MOST_CLASSES, background=background)
         self.background = background
 
     def fits(self, targets: Targets) -> bool:
@@ -131,7 +132,7 @@ class Segmentation(Task):
                 f"model.mirrored would average features of pixels that lie elsewhere, and {where} needs them "
                 "in their place; leave it out, or set transforms.flip"
             )
-        if self.background >= classes:
+        if self.background is not None and self.background >= classes:
             raise ConfigError(f"task.background = {self.background}: the classes are 0 to {classes - 1}")
         for part in (dataset.train, dataset.test):
             if part is not None:
@@ -158,7 +159,7 @@ class Segmentation(Task):
             "case_dice": mean_of(found["case_dice"][measured]),
             "pixel_accuracy": float(ratio(confusion.right_of.sum(), confusion.examples)),
         }
-        if self.background >= 0:
+        if self.background is not None:
             result["micro_dice"] = pixels.micro_dice(confusion, measured)
         if counts is not None:
             for group, classes in tail_groups(counts).items():
@@ -184,7 +185,7 @@ class Segmentation(Task):
     def _measured(self, num_classes: int) -> NDArray[np.int64]:
         """Return the classes of which means are made, int64 [C] or [C - 1]."""
         numbers = np.arange(num_classes)
-        measured: NDArray[np.int64] = numbers[numbers != self.background]
+        measured: NDArray[np.int64] = np.delete(numbers, [] if self.background is None else self.background)
         return measured
 
 

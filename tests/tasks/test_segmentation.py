@@ -202,5 +202,5 @@ def test_a_batch_may_hold_nothing_but_ignored_pixels() -> None:
 
 def test_background_is_a_number() -> None:
     assert build_task(PluginSpec(use="segmentation", args={"background": 2})).background == 2  # type: ignore[attr-defined]
-    with pytest.raises(PluginError, match="background must be >= -1"):
-        build_task(PluginSpec(use="segmentation", args={"background": -2}))
+    with pytest.raises(PluginError, match="background must be >= 0"):
+        build_task(PluginSpec(use="segmentation", args={"background": -1}))

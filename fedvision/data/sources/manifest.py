@@ -21,6 +21,7 @@ from fedvision.data.sources.masked_files import read_masks
 from fedvision.data.sources.part_names import part_of
 from fedvision.data.targets import Targets
 from fedvision.errors import DataError
+from fedvision.ranges import check_range
 
 
 def manifest(
@@ -102,6 +103,7 @@ def manifest(
         cache=cache,
         workers=workers,
     )
+    check_range(at_least=0, ignore=ignore)
     if len(delimiter) != 1:
         raise ValueError(f"delimiter must be one character, not {delimiter!r}")
     table = expand(path)

@@ -18,6 +18,7 @@ from fedvision.data.decoding.file_list import resolve_classes
 from fedvision.data.masks import IGNORED, MOST_CLASSES
 from fedvision.data.naming import composed
 from fedvision.errors import DataError
+from fedvision.ranges import check_range
 
 BACKGROUND = "background"
 """The class of pixels that are in no region."""
@@ -90,6 +91,7 @@ def mask_code(
     Raises:
         ValueError: The keys contradict each other, or hold what is no value.
     """
+    check_range(at_least=0, ignore=ignore)
     if sum(map(bool, (values, colours, regions))) > 1:
         raise ValueError("values, colours and regions each say what masks hold; leave one of them")
     if regions:

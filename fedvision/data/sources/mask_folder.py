@@ -31,6 +31,7 @@ from fedvision.data.sources.mask_files import masked_stem
 from fedvision.data.sources.masked_files import read_masks
 from fedvision.data.sources.part_names import part_of
 from fedvision.errors import DataError
+from fedvision.ranges import check_range
 
 
 def mask_folder(
@@ -100,6 +101,7 @@ def mask_folder(
         cache=cache,
         workers=workers,
     )
+    check_range(at_least=0, below=1, validation=validation)
     code, root = mask_code(classes, values, colours, ignore=ignore), expand(path)
     pairs, notices = _pairs(root, images, masks)
     names = [one.image for one in pairs]
