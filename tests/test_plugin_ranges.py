@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 from fedvision import registry
 from fedvision.errors import FedVisionError
 from fedvision.types import PluginSpec
+from tests.data.annotated import document, voc_xml
 
 RUNTIME: dict[str, dict[str, Any]] = {
     "model": {"num_classes": 3, "in_channels": 3, "image_size": (16, 16)},
@@ -39,36 +41,29 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "manifest": {"path": "list.csv", "size": 8},
     "mask-folder": {"path": "pixels", "size": 8},
     "nifti": {"path": "volumes", "size": 8},
+    "coco": {"path": "boxes.json", "size": 8},
+    "coco-masks": {"path": "boxes.json", "size": 8},
+    "voc": {"path": "voc", "size": 8},
+    "yolo": {"path": "yolo", "size": 8, "classes": ["a"]},
     "npz": {"path": "images.npz"},
     "elsewhere": {"classes": ["a", "b"], "height": 8, "width": 8},
 }
 OFF = "0 switches it off"
 ANY = "0 is the end of its range"
 DEFAULT = "0 leaves the choice to the program"
+_FILES = {"range": DEFAULT, "validation": OFF, "max_unreadable": ANY, "workers": DEFAULT}
+_TILES = {"tile": OFF, "overlap": OFF}
 ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("data", "digits"): {"validation": OFF},
     ("data", "npz"): {"channels": DEFAULT, "validation": OFF},
-    ("data", "image-folder"): {
-        "range": DEFAULT,
-        "validation": OFF,
-        "max_unreadable": ANY,
-        "workers": DEFAULT,
-    },
-    ("data", "manifest"): {
-        "ignore": ANY,
-        "range": DEFAULT,
-        "validation": OFF,
-        "max_unreadable": ANY,
-        "workers": DEFAULT,
-    },
-    ("data", "mask-folder"): {
-        "ignore": ANY,
-        "range": DEFAULT,
-        "validation": OFF,
-        "max_unreadable": ANY,
-        "workers": DEFAULT,
-    },
     ("data", "nifti"): {"channel": ANY, "ignore": ANY, "validation": OFF},
+    ("data", "image-folder"): _FILES,
+    ("data", "manifest"): _FILES | {"ignore": ANY},
+    ("data", "mask-folder"): _FILES | {"ignore": ANY},
+    ("data", "coco"): _FILES | _TILES,
+    ("data", "coco-masks"): _FILES,
+    ("data", "voc"): _FILES | _TILES | {"origin": "plain coordinates"},
+    ("data", "yolo"): _FILES | _TILES,
     ("data", "mnist"): {"size": DEFAULT, "validation": OFF, "max_unreadable": ANY, "workers": DEFAULT},
     ("partition", "quantity"): {"exponent": "equal clients"},
     ("partition", "population"): {"sigma": "equal clients"},
@@ -168,6 +163,12 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path("folder", name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(Path("folder", name, "1.png"))
     Path("list.csv").write_text("file,label\nfolder/a/1.png,a\nfolder/b/1.png,b\n")
+    content = document([{"id": 1, "file_name": "folder/a/1.png"}], [], [{"id": 1, "name": "a"}])
+    Path("boxes.json").write_text(json.dumps(content))
+    for folder in ("voc", "yolo"):
+        Path(folder).mkdir()
+        Image.new("RGB", (8, 8)).save(Path(folder, "1.png"))
+    voc_xml(Path("voc/1.xml"), "1.png", [("a", (1, 1, 2, 2))])
     np.savez("images.npz", train_images=np.zeros((2, 8, 8), np.uint8), train_labels=np.arange(2))
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.dataset import Dataset, ImageSet
-from fedvision.data.masks import is_masks
 from fedvision.data.naming import composed
-from fedvision.data.targets import Targets, count, renumbered, several
+from fedvision.data.own_classes import images_with, renumbered
+from fedvision.data.targets import Targets, one_class
 from fedvision.errors import DataError, nearest
 from fedvision.formatting import listed
 
@@ -57,8 +57,8 @@ def relabel(dataset: Dataset, mapping: Mapping[str, str], classes: Sequence[str]
     """Return the images under the experiment's labels.
 
     Images stay the memory map they are, unless some are left out: then the others are copied to memory. Where
-    an image may have several labels, a label that is left out is dropped and its images stay; pixels of a
-    class that is left out are ignored.
+    an image may have several labels, a label that is left out is dropped and its images stay; so it is with
+    boxes, and pixels of a class that is left out are of no class (``own_classes``).
 
     Args:
         dataset: As the client's data source gives it.
@@ -67,13 +67,13 @@ def relabel(dataset: Dataset, mapping: Mapping[str, str], classes: Sequence[str]
 
     Raises:
         DataError: A label is known to neither, every training image is left out, or images may have several
-            labels or classes and one of the experiment's is not named.
+            labels, boxes or classes of pixels, and one of the experiment's is not named.
     """
     present = images_of(dataset)
     mapped = {composed(name) for name in mapping}
     own = [name for i, name in enumerate(dataset.classes) if present[i] or composed(name) in mapped]
     target, wrong = destinations(own, mapping, classes)
-    if _shows_several(dataset.train.labels):
+    if not one_class(dataset.train.labels):
         wrong = (*wrong, *unnamed(dataset.classes, mapping, classes))
     if wrong:
         raise DataError("; ".join(wrong))
@@ -117,15 +117,15 @@ def by_name(images: ImageSet, own: Sequence[str], classes: Sequence[str]) -> tup
         classes: The model's C class names, in the order of its logits.
 
     Returns:
-        Labels int64 [N], each below C, uint8 [N, C] where an image may have several, or masks, and the
-        model's classes of which there is no image.
+        Labels int64 [N], each below C, or uint8 [N, C] where an image may have several, or targets [N, ...]
+        of another form, and the model's classes of which there is no image.
 
     Raises:
         DataError: An image is of a class that the model does not know, or images may have several labels or
             classes and one of the model's is not named.
     """
     target, _ = destinations(own, {}, classes)
-    counts = count(images.labels, len(own))
+    counts = images_with(images.labels, len(own))
     unknown = [name for name, label, there in zip(own, target, counts, strict=True) if label < 0 and there]
     if unknown:
         raise DataError(
@@ -133,28 +133,25 @@ def by_name(images: ImageSet, own: Sequence[str], classes: Sequence[str]) -> tup
             f"know; its classes are {listed(classes)}: name the data's classes as the model's, or leave "
             "those images out"
         )
-    if _shows_several(images.labels) and (wrong := unnamed(own, {}, classes)):
+    if not one_class(images.labels) and (wrong := unnamed(own, {}, classes)):
         raise DataError("; ".join(wrong))
     labels = renumbered(images.labels, target, len(classes))
-    found = count(labels, len(classes))
+    found = images_with(labels, len(classes))
     return labels, tuple(name for name, number in zip(classes, found, strict=True) if not number)
 
 
 def images_of(dataset: Dataset) -> NDArray[np.int64]:
-    """Return images of each class or label, or pixels of each class [C'], training and test together."""
+    """Return images that have, or show, each class or label [C'], training and test together."""
     parts = [dataset.train, *([dataset.test] if dataset.test else [])]
-    counts: NDArray[np.int64] = np.sum([count(part.labels, len(dataset.classes)) for part in parts], axis=0)
+    counts: NDArray[np.int64] = np.sum(
+        [images_with(part.labels, len(dataset.classes)) for part in parts], axis=0
+    )
     return counts
-
-
-def _shows_several(targets: Targets) -> bool:
-    """Return whether an image may show several classes, or have several labels."""
-    return several(targets) or is_masks(targets)
 
 
 def _moved(images: ImageSet, table: NDArray[np.int64], num_classes: int) -> ImageSet:
     labels = renumbered(images.labels, table, num_classes)
-    retained = np.ones(len(labels), np.bool_) if _shows_several(labels) else labels != LEFT_OUT
+    retained = labels != LEFT_OUT if one_class(labels) else np.ones(len(labels), np.bool_)
     if retained.all():
         return dataclasses.replace(images, labels=labels)
     columns = {name: values[retained] for name, values in images.columns.items()}

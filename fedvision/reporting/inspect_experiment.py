@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from fedvision import seeding
+from fedvision.data.box_facts import box_facts
+from fedvision.data.own_classes import holds_boxes
 from fedvision.data.targets import several
 from fedvision.data.transforms import input_shape
 from fedvision.experiment import Experiment
@@ -56,7 +58,9 @@ def inspect_experiment(experiment: Experiment) -> str:
         left_out=len(split.left_out),
         held_out=split.held_out,
     )
-    return "\n".join([text, *queries, _input(experiment), *experiment.notices()])
+    train = experiment.dataset.train.labels
+    boxes = box_facts(train) if holds_boxes(train) else []
+    return "\n".join([text, *queries, _input(experiment), *boxes, *experiment.notices()])
 
 
 def _queries(experiment: Experiment, state_bytes: int) -> list[str]:

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fedvision.data.boxes import Placement, packed
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.relabel import LEFT_OUT, by_name, destinations, relabel
 from fedvision.errors import DataError
@@ -119,3 +120,38 @@ def test_an_image_of_a_class_that_a_model_does_not_know_is_refused() -> None:
         "the data has images of 'Dog', which the model does not know; its classes are dog, cat: name the "
         "data's classes as the model's, or leave those images out"
     )
+
+
+def boxed(*classes: int) -> Dataset:
+    rows = np.array([[label, 0, 0, 1, 1, 1, 0] for label in classes], float)
+    images = ImageSet(
+        images=np.zeros((1, 4, 4, 1), np.uint8), labels=packed([rows], [Placement(width=4, height=4)])
+    )
+    return Dataset(train=images, classes=("tree", "bush", "unused"))
+
+
+def test_boxes_of_a_class_that_is_left_out_are_dropped() -> None:
+    moved = relabel(boxed(1, 0), {"bush": ""}, ("tree",))
+    assert moved.train.labels[0, :2, 0].tolist() == [1, 0]
+    merged = relabel(boxed(1, 0), {"bush": "tree"}, ("tree",))
+    assert merged.train.labels[0, 0, 0] == 2
+    with pytest.raises(DataError, match="label 'bush' is no class of the experiment"):
+        relabel(boxed(1, 0), {}, ("tree",))
+    with pytest.raises(DataError, match="this data does not say which images have 'car'"):
+        relabel(boxed(0), {}, ("tree", "car"))
+
+
+def test_a_model_finds_classes_of_boxes_by_their_names() -> None:
+    labels, missing = by_name(boxed(1, 0).train, ("tree", "bush", "unused"), ("bush", "tree"))
+    assert labels[0, 1:, 0].tolist() == [0, 1]
+    assert missing == ()
+    with pytest.raises(DataError, match="the data has images of 'bush', which the model does not know"):
+        by_name(boxed(1).train, ("tree", "bush", "unused"), ("tree",))
+
+
+def test_pixels_of_a_class_that_is_left_out_are_of_no_class() -> None:
+    maps = np.array([[[0, 1], [2, 255]]], np.uint8)
+    images = ImageSet(images=np.zeros((1, 2, 2, 1), np.uint8), labels=maps)
+    own = Dataset(train=images, classes=("ground", "tree", "bush"))
+    moved = relabel(own, {"bush": ""}, ("tree", "ground"))
+    assert moved.train.labels.tolist() == [[[1, 0], [255, 255]]]

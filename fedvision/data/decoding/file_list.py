@@ -37,7 +37,7 @@ class Listing:
     names: Sequence[str]
     """[N] file names."""
     labels: Targets
-    """int64 [N], from 0, or uint8 [N, L]."""
+    """int64 [N], from 0, or uint8 [N, L]; or, with ``strata``, of another form [N, ...]."""
     classes: tuple[str, ...]
     """Class names; label c is ``classes[c]``."""
     parts: NDArray[np.str_]
@@ -48,6 +48,8 @@ class Listing:
     """Notices on the list itself."""
     group: str = ""
     """The column whose equal values ``validation`` does not part; empty is none."""
+    strata: NDArray[np.int64] | None = None
+    """int64 [N], from 0: by which ``validation`` is stratified; None goes by the labels."""
 
 
 def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation: float = 0.0) -> Dataset:
@@ -220,12 +222,11 @@ def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, in
         if not validation:
             return np.concatenate([train, test]), len(train), notices
     names = [listing.names[i] for i in train.tolist()]
+    own = strata(listing.labels[train]) if listing.strata is None else listing.strata[train]
     if listing.group:
-        order, ranks = grouped_order(
-            strata(listing.labels[train]), listing.columns[listing.group][train], names
-        )
+        order, ranks = grouped_order(own, listing.columns[listing.group][train], names)
     else:
-        order, ranks = stratified_order(strata(listing.labels[train]), names)
+        order, ranks = stratified_order(own, names)
     cut = int(np.searchsorted(ranks, 1 - validation))
     if listing.group and validation and cut == len(train):
         raise ValueError(

@@ -29,8 +29,8 @@ FITS = ("crop", "stretch", "pad", "exact")
 """Ways to make a square: cut the longer side, change the aspect, add black bars, or refuse another size."""
 
 # Other formats that Pillow knows run programs (EPS) or are no photographs (icons, fonts).
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-_ORIENTATION = 0x0112
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,6 +40,17 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class Fitting(NamedTuple):
+    """Which part of an image goes where in the square."""
+
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of the part that is kept, in pixels of the image."""
+    size: tuple[int, int]
+    """Width and height of that part in the square."""
+    corner: tuple[int, int]
+    """Where its upper left corner lies in the square."""
 
 
 class Picture(NamedTuple):
@@ -65,16 +76,37 @@ def read(path: str | Path, *, size: int, channels: int, fit: str, white: float =
         ValueError: The pixels have no agreed range, or some lie outside it; or the size is not the exact one.
         Exception: Whatever Pillow raises on a broken file: there is no common class.
     """
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(path, formats=FORMATS) as image:
         if fit == "exact" and image.size != (size, size):
             raise ValueError("it has {} x {} pixels, not {} x {}".format(*image.size, size, size))
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size that is wanted
         # for leaves the filter enough to average over.
         image.draft("L" if channels == 1 else "RGB", (2 * size, 2 * size))
-        plain, deep = _flat(image, "L" if channels == 1 else "RGB", source(image, path), white)
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    fitted = fitted_to(plain if turn is None else plain.transpose(turn), size, fit)
-    return Picture(np.asarray(fitted).reshape(size, size, channels), deep)
+        plain, deep = _upright(image, path, channels, white)
+    return Picture(np.asarray(fitted_to(plain, size, fit)).reshape(size, size, channels), deep)
+
+
+def whole(path: str | Path, *, channels: int, white: float = 0.0) -> tuple[Image.Image, Depth | None]:
+    """Decode one image file at its own size: 8-bit gray or colour, upright, and how deep the file was.
+
+    Args:
+        path: The file.
+        channels: As for ``read``.
+        white: As for ``read``.
+
+    Raises:
+        Exception: As for ``read``.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        return _upright(image, path, channels, white)
+
+
+def _upright(
+    image: Image.Image, path: str | Path, channels: int, white: float
+) -> tuple[Image.Image, Depth | None]:
+    plain, deep = _flat(image, "L" if channels == 1 else "RGB", source(image, path), white)
+    turn = _UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    return (plain if turn is None else plain.transpose(turn)), deep
 
 
 def _flat(image: Image.Image, mode: str, declared: Source, white: float) -> tuple[Image.Image, Depth | None]:
@@ -93,25 +125,22 @@ def _flat(image: Image.Image, mode: str, declared: Source, white: float) -> tupl
     return Image.alpha_composite(canvas, scaled).convert(mode), deep_colour
 
 
-def upright_size(path: str | Path) -> tuple[int, int]:
-    """Return (height, width) of an image file as ``read`` sees it, before it is fitted; no pixel is decoded.
-
-    Raises:
-        Exception: As of ``read``.
-    """
-    with Image.open(path, formats=_FORMATS) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5
-        width, height = image.size
-    return (width, height) if turned else (height, width)
+def fitting(width: int, height: int, size: int, fit: str) -> Fitting:
+    """Return which part of an image of that size goes where in a square of ``size``, by one of ``FITS``."""
+    whole = (0.0, 0.0, float(width), float(height))
+    if fit == "exact":
+        return Fitting(whole, (width, height), (0, 0))
+    if fit == "pad":
+        scale = size / max(width, height)
+        inner = max(1, round(width * scale)), max(1, round(height * scale))
+        return Fitting(whole, inner, ((size - inner[0]) // 2, (size - inner[1]) // 2))
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return Fitting((left, top, left + side, top + side) if fit == "crop" else whole, (size, size), (0, 0))
 
 
 def fitted_to(
-    image: Image.Image,
-    size: int,
-    fit: str,
-    *,
-    nearest: bool = False,
-    fill: int = 0,
+    image: Image.Image, size: int, fit: str, *, nearest: bool = False, fill: int = 0
 ) -> Image.Image:
     """Return an image as a square: one filter pass over the part that is kept.
 
@@ -122,30 +151,28 @@ def fitted_to(
         nearest: Whether a pixel is that in which its centre lies, so that no value is blended.
         fill: What stands in the bars of ``"pad"``.
     """
-    width, height = image.size
-    resize = _nearest if nearest else _resize
     if fit == "exact":
         return image
-    if fit == "pad":
-        scale = size / max(width, height)
-        inner = max(1, round(width * scale)), max(1, round(height * scale))
-        canvas = Image.new(image.mode, (size, size), fill if nearest else 0)
-        canvas.paste(resize(image, inner, None), ((size - inner[0]) // 2, (size - inner[1]) // 2))
-        return canvas
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side) if fit == "crop" else None
-    return resize(image, (size, size), box)
+    how = fitting(*image.size, size, fit)
+    if nearest:
+        part = image.resize(how.size, Image.Resampling.NEAREST, box=how.box)
+    else:
+        # A gap of 3 shrinks by whole factors first, which no eye can tell from the plain filter.
+        part = image.resize(how.size, Image.Resampling.BILINEAR, box=how.box, reducing_gap=3.0)
+    if fit != "pad":
+        return part
+    canvas = Image.new(image.mode, (size, size), fill)
+    canvas.paste(part, how.corner)
+    return canvas
 
 
-def _resize(
-    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None
-) -> Image.Image:
-    # A gap of 3 shrinks by whole factors first, which no eye can tell from the plain filter.
-    return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+def upright_size(path: str | Path) -> tuple[int, int]:
+    """Return (height, width) of an image file as ``read`` sees it, before it is fitted; no pixel is decoded.
 
-
-def _nearest(
-    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None
-) -> Image.Image:
-    return image.resize(size, Image.Resampling.NEAREST, box=box)
+    Raises:
+        Exception: As of ``read``.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        turned = image.getexif().get(ORIENTATION, 1) >= 5
+        width, height = image.size
+    return (width, height) if turned else (height, width)

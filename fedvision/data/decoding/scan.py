@@ -49,6 +49,20 @@ def walk(root: Path) -> Tree:
     return Tree(tuple(sorted(images)), tuple(sorted(folders)), others)
 
 
+def files(root: Path, suffix: str) -> tuple[str, ...]:
+    """Return the relative names of files of a kind below a folder, sorted; hidden ones do not count.
+
+    Args:
+        root: The folder.
+        suffix: Such as ``".xml"``, whatever the case of its letters on disk.
+
+    Raises:
+        DataError: As for ``walk``.
+    """
+    found = (name for name, is_folder in _below(root, "", frozenset()) if not is_folder)
+    return tuple(sorted(name for name in found if _suffix(name) == suffix))
+
+
 def _suffix(name: str) -> str:
     """Return a file's suffix in lower case; of a compressed file both: ``.nii.gz``."""
     stem, last = os.path.splitext(name.lower())

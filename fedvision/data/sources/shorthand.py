@@ -11,9 +11,9 @@ from fedvision import registry, tables
 from fedvision.data.sources.part_names import part_of
 from fedvision.errors import ConfigError
 
-_FILES = {".npz": "npz", ".csv": "manifest"}
-_OF_FILES = ("image-folder", "manifest", "mask-folder")
+_PICTURES = ("image-folder", "manifest", "mask-folder", "coco", "coco-masks", "voc", "yolo")
 """Sources whose images are files, which are brought to a size."""
+_FILES = {".npz": "npz", ".csv": "manifest"}
 
 
 def data_table(
@@ -77,7 +77,7 @@ def spelled_table(
 def _table(table: Any, source: str, pictures: Callable[[], Mapping[str, Any]], option: str) -> dict[str, Any]:
     if not isinstance(table, dict) or not isinstance(table.get("use"), str):
         raise ConfigError(f"{option} {source}: its key use is missing; it says which source reads the images")
-    return {**pictures(), **table} if table["use"] in _OF_FILES else table
+    return {**pictures(), **table} if table["use"] in _PICTURES else table
 
 
 def _has_masks(path: Path) -> bool:

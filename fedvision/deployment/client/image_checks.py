@@ -1,20 +1,25 @@
 """What an examination says of a client's images: read, equal, rare, unknown, and what a step costs.
 
 Where an image may have several labels, a label's images are its positives, and images without any are fine.
+Of boxes the boxes are counted, of classes of pixels the images that show them.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedvision import formatting, memory
 from fedvision.config import ExperimentConfig
+from fedvision.data.box_facts import box_facts
+from fedvision.data.boxes import class_table
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.data.duplicates import find_duplicates, image_name
+from fedvision.data.own_classes import holds_boxes, images_with, in_words
 from fedvision.data.relabel import destinations, images_of, unnamed
 from fedvision.data.sources.inputs import with_inputs
 from fedvision.data.sources.known_sizes import image_size
-from fedvision.data.targets import count, several
+from fedvision.data.targets import one_class, several
 from fedvision.deployment.client.check_report import Level, Lines
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.local_data import (
@@ -61,12 +66,12 @@ def equal_pictures(dataset: Dataset) -> Lines:
 
 
 def _twice(images: ImageSet) -> str:
-    return "with different labels" if several(images.labels) else "under two labels"
+    return "under two labels" if one_class(images.labels) else "with different labels"
 
 
 def histogram(dataset: Dataset) -> Lines:
-    """Draw training images a class, or positives a label, the most frequent first."""
-    counts = count(dataset.train.labels, len(dataset.classes))
+    """Draw training images a class, positives a label, or boxes a class, the most frequent first."""
+    counts, of = _amounts(dataset.train, len(dataset.classes)), _counted(dataset.train)
     order = [int(c) for c in np.argsort(-counts, kind="stable") if counts[c]]
     width = max((len(dataset.classes[c]) for c in order), default=0)
     for c in order[:_CLASSES]:
@@ -75,12 +80,25 @@ def histogram(dataset: Dataset) -> Lines:
     if rest := order[_CLASSES:]:
         # An image of several of these labels is in several of their numbers.
         fewer = f"labels with up to {counts[rest].max():,} images each"
-        whole = f"classes with {counts[rest].sum():,} images"
+        whole = f"classes with {counts[rest].sum():,} {of}"
         yield "OK", f"and {len(rest)} rarer {fewer if several(dataset.train.labels) else whole}"
     if vacant := [name for name, count in zip(dataset.classes, counts, strict=True) if not count]:
         yield "WARN", f"no training image of {formatting.listed(vacant, _NAMED)}"
+    if holds_boxes(dataset.train.labels):
+        for sentence in box_facts(dataset.train.labels):
+            yield "OK", sentence
     if several(dataset.train.labels):
         yield "OK", _labels_an_image(dataset.train)
+
+
+def _amounts(images: ImageSet, num_classes: int) -> NDArray[np.int64]:
+    if holds_boxes(images.labels):
+        return class_table(images.labels, num_classes).sum(axis=0)  # type: ignore[no-any-return]
+    return images_with(images.labels, num_classes)
+
+
+def _counted(images: ImageSet) -> str:
+    return "boxes" if holds_boxes(images.labels) else "images"
 
 
 def _labels_an_image(images: ImageSet) -> str:
@@ -90,11 +108,10 @@ def _labels_an_image(images: ImageSet) -> str:
 
 
 def form(config: ClientMachineConfig, dataset: Dataset, experiment: ExperimentConfig) -> Lines:
-    """Return whether images have one class or several labels, as the experiment's task needs it."""
+    """Return whether images have one class, several labels or else, as the experiment's task needs it."""
     task = build_task(experiment.task)
     check_form(dataset, config, task)
-    found = "any number of labels" if several(dataset.train.labels) else "one class each"
-    yield "OK", f"images have {found}, as task {task.name!r} needs it"
+    yield "OK", f"images have {in_words(dataset.train.labels)}, as task {task.name!r} needs it"
 
 
 def size(dataset: Dataset, experiment: ExperimentConfig) -> Lines:
@@ -124,7 +141,7 @@ def labels(config: ClientMachineConfig, dataset: Dataset, experiment: Experiment
         return
     own = [name for name, images in zip(dataset.classes, images_of(dataset), strict=True) if images]
     target, wrong = destinations(own, config.data.label_map, classes)
-    if several(dataset.train.labels):
+    if not one_class(dataset.train.labels):
         wrong = (*wrong, *unnamed(dataset.classes, config.data.label_map, classes))
     for sentence in wrong:
         yield "FAIL", sentence

@@ -1,0 +1,153 @@
+"""A class for each pixel out of COCO's polygons and run lengths.
+
+Objects are laid over each other from the largest to the smallest, by their pixels, so that a small one on a
+large one is seen; of equal ones the later annotation is on top. Crowds lie below all objects and are 255, as
+are pixels that are none of the image's: neither trained on nor counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedvision.data.boxes import Placement
+from fedvision.data.dataset import Dataset
+from fedvision.data.decoding.decode import Decoding
+from fedvision.data.decoding.placement import sample
+from fedvision.data.masks import IGNORED, MOST_CLASSES
+from fedvision.data.naming import composed
+from fedvision.data.sources.annotations.coco import CocoImage, open_files
+from fedvision.data.sources.annotations.reading import Reading, masks_dataset, read_files
+from fedvision.data.sources.annotations.records import class_order
+from fedvision.data.sources.annotations.regions import region_mask
+from fedvision.errors import DataError
+
+
+def coco_masks(
+    *,
+    path: str,
+    size: int,
+    root: str = "",
+    test: str = "",
+    test_root: str = "",
+    split: str = "split",
+    pattern: str = "",
+    channels: int = 3,
+    fit: str = "pad",
+    range: float = 0.0,
+    classes: Sequence[str] | None = None,
+    background: str = "background",
+    validation: float = 0.0,
+    group: str = "",
+    val: str = "auto",
+    max_unreadable: float = 0.01,
+    cache: str = "",
+    workers: int = 0,
+) -> Dataset:
+    """Read images and a class for each of their pixels from COCO JSON's polygons and run lengths.
+
+    Smaller objects lie over larger ones; crowds and the bars of ``"pad"`` are 255, which is no class.
+
+    Args:
+        path: The JSON file of the training images, or of all.
+        size: Side of the square images in pixels.
+        root: Folder of the image files; empty is the JSON file's.
+        test: The JSON file of the test images, with the same categories.
+        test_root: Folder of the test images' files; empty is that JSON file's.
+        split: Field of an image that says train, val or test.
+        pattern: A regular expression with named groups, searched in the files' names: each group becomes a
+            column, such as ``"(?P<patient>[^_/]+)_"``.
+        channels: 1 for gray, 3 for RGB.
+        fit: ``"pad"`` (black bars), ``"stretch"``, ``"crop"`` (shorter side to ``size``, then the centre), or
+            ``"exact"``: files of another size cannot be read.
+        range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
+        classes: Classes in the order of their numbers, the background among them; by default the background,
+            then the categories in the order of their ids. A category without an object need not be there.
+        background: The class of pixels in no object; a category of that name is the same class.
+        validation: Share of the training images, stratified by their rarest class, that becomes the test set,
+            in the place of one that there is.
+        group: The column whose equal values belong together, such as a patient's images: neither
+            ``validation`` nor the partition nor the holdout parts them. The fields of images are columns.
+        val: What becomes of val images: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
+            where there is none, else left out.
+        max_unreadable: Share of files that may be unreadable; they are left out and named.
+        cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
+        workers: Processes that decode; 0 is one per CPU core where that pays.
+
+    Returns:
+        Images uint8 [N, size, size, channels], classes uint8 [N, size, size].
+
+    Raises:
+        ValueError: A value is out of range.
+        DataError: A JSON file or one of its entries is wrong, a file is missing, or there are more than 255
+            classes.
+    """
+    how = Decoding(
+        size=size,
+        channels=channels,
+        fit=fit,
+        range=range,
+        max_unreadable=max_unreadable,
+        cache=cache,
+        workers=workers,
+    )
+    reading = Reading(how=how, val=val, validation=validation, group=group, pattern=pattern)
+    found, background = open_files(path, root, test, test_root, split), composed(background)
+    known = [background, *(name for name in found.categories if name != background)]
+    where = str(found.files[0].path)
+    names = class_order(classes, known, {background, *found.used()}, where)
+    if len(names) > MOST_CLASSES:
+        raise DataError(f"{where}: it has {len(names)} classes; a mask holds {MOST_CLASSES}")
+    records, located, notices = read_files([image.record for image in found.images], found.root, reading)
+    masks = np.full((len(records), size, size), IGNORED, np.uint8)
+    number = found.numbers(names)
+    drawn = vanished = 0
+    for mask, image, one in zip(masks, found.images, located, strict=True):
+        if isinstance(one, str):
+            continue
+        picture = _draw(image, number, one.placement, size, names.index(background))
+        mask[:] = picture.classes
+        drawn, vanished = drawn + picture.objects, vanished + picture.vanished
+    lost = (
+        f"{vanished:,} of {drawn:,} objects have no pixel at size = {size}, as they are hidden or too small"
+    )
+    return masks_dataset(
+        records, found.root, masks, names, reading, (*notices, *((lost,) if vanished else ()))
+    )
+
+
+class _Picture(NamedTuple):
+    """One image's classes."""
+
+    classes: NDArray[np.uint8]
+    """uint8 [size, size]."""
+    objects: int
+    """How many were drawn, crowds left out."""
+    vanished: int
+    """Those of which no pixel is left."""
+
+
+def _draw(
+    image: CocoImage, number: Mapping[Any, int], place: Placement, size: int, background: int
+) -> _Picture:
+    def region(at: int) -> NDArray[np.bool_]:
+        one = image.annotations[at]
+        where = f"{image.file.path}, {one.place}"
+        return region_mask(one.entry.get("segmentation"), place.width, place.height, where)
+
+    # Drawn twice, first for their order: all masks of a large image at once would fill the memory.
+    numbers = [at for at, _ in enumerate(image.annotations)]
+    order = sorted(numbers, key=lambda at: (not image.annotations[at].crowd, -int(region(at).sum()), at))
+    # Which object is on top at each pixel, 0 for none: what is left of each is counted after the sampling.
+    whole = np.zeros((place.height, place.width), np.int64)
+    for at in order:
+        whole[region(at)] = at + 1
+    classes = [IGNORED if one.crowd else number[one.category] for one in image.annotations]
+    shown = sample(whole, place, size, -1)
+    table = np.array([background, *classes, IGNORED], np.uint8)
+    left = set(np.unique(shown).tolist())
+    objects = [at for at, one in enumerate(image.annotations) if not one.crowd]
+    return _Picture(table[shown], len(objects), sum(at + 1 not in left for at in objects))
