@@ -24,6 +24,11 @@ class Builtin(NamedTuple):
 
 _MULTI_LABEL = frozenset({"multi-label"})
 _SEGMENTATION = frozenset({"segmentation"})
+_DETECTION = frozenset({"detection"})
+
+
+def _detector(name: str) -> Builtin:
+    return Builtin(f"fedvision.models.detection.{name}:{name}", tasks=_DETECTION, parts=("backbone",))
 
 
 def _vision(dataset: str) -> Builtin:
@@ -82,6 +87,10 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "unet": Builtin("fedvision.models.unet:unet", tasks=_SEGMENTATION),
         "vit": Builtin("fedvision.models.vit:vit"),
         "fusion": Builtin("fedvision.models.fusion:fusion", parts=("extractor", "transformer")),
+        "fcos": _detector("fcos"),
+        "retinanet": _detector("retinanet"),
+        "ssdlite": _detector("ssdlite"),
+        "faster-rcnn": _detector("faster_rcnn"),
     },
     "expansion": {
         "random-relu": Builtin("fedvision.models.expansions:RandomRelu"),
@@ -94,7 +103,11 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "realigned": Builtin("fedvision.models.personalized_heads:RealignedHead"),
     },
     "loss": {
-        "cross-entropy": Builtin("fedvision.losses.weighting:cross_entropy", paper="the plain loss"),
+        "cross-entropy": Builtin(
+            "fedvision.losses.weighting:cross_entropy",
+            tasks=frozenset({"classification"}) | _DETECTION,
+            paper="the plain loss",
+        ),
         "weighted": Builtin("fedvision.losses.weighting:weighted", paper="Cui et al. 2019, arXiv 1901.05555"),
         "focal": Builtin("fedvision.losses.focal:focal", paper="Lin et al. 2017, arXiv 1708.02002"),
         "class-balanced-focal": Builtin(
@@ -146,6 +159,25 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
             "fedvision.losses.segmentation:focal_tversky",
             tasks=_SEGMENTATION,
             paper="Abraham and Khan 2018, arXiv 1810.07842",
+        ),
+        "sigmoid-focal": Builtin(
+            "fedvision.losses.detection:sigmoid_focal",
+            tasks=_DETECTION,
+            paper="Lin et al. 2017, arXiv 1708.02002",
+        ),
+        "class-balanced-sigmoid-focal": Builtin(
+            "fedvision.losses.detection:sigmoid_focal",
+            {"scheme": "effective-number"},
+            tasks=_DETECTION,
+            paper="Cui et al. 2019, arXiv 1901.05555",
+        ),
+        "equalization": Builtin(
+            "fedvision.losses.detection:equalization",
+            tasks=_DETECTION,
+            paper="Tan et al. 2020, arXiv 2003.05176",
+        ),
+        "seesaw": Builtin(
+            "fedvision.losses.detection:seesaw", tasks=_DETECTION, paper="Wang et al. 2021, arXiv 2008.10032"
         ),
     },
     "client_algorithm": {
@@ -281,6 +313,7 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "classification": Builtin("fedvision.tasks.classification:Classification"),
         "multi-label": Builtin("fedvision.tasks.multilabel:MultiLabel"),
         "segmentation": Builtin("fedvision.tasks.segmentation:Segmentation"),
+        "detection": Builtin("fedvision.tasks.detection:Detection"),
     },
     "update": {
         "clip": Builtin("fedvision.updates.clip:Clip"),

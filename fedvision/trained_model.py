@@ -151,7 +151,7 @@ class TrainedModel:
         """
         from fedvision.training.evaluate import classify, nothing_decided
 
-        source, rows = self._read(images, columns, workers)
+        source, rows = self.read(images, columns, workers)
         scale, names = self.description.probability_scale, list[str]()
         # A task that does not say what is predicted is refused here.
         nothing = nothing_decided(self.task, len(self.classes), self.description.image.shape[:2])
@@ -206,7 +206,7 @@ class TrainedModel:
         """
         from fedvision.explanation.explainer import explain_all
 
-        source, rows = self._read(images, columns, workers)
+        source, rows = self.read(images, columns, workers)
         return explain_all(
             self.scored, source, classes=self.classes, method=method, name=label, limit=limit, rows=rows
         )
@@ -229,7 +229,7 @@ class TrainedModel:
             batch_size=self.description.inference.batch_size,
         )
 
-    def _read(
+    def read(
         self,
         images: str | Path | Sequence[str | Path] | NDArray[np.uint8],
         columns: Mapping[str, Sequence[Any]] | None,
@@ -242,7 +242,7 @@ class TrainedModel:
         source = UnlabelledImages(
             [images] if isinstance(images, str | Path) else images,
             self.description.image.shape,
-            self._pixel_format(),
+            self.pixel_format(),
             batch_size=self.description.inference.batch_size,
             workers=workers,
         )
@@ -316,7 +316,8 @@ class TrainedModel:
             by_class=self.task.by_class(measured.stats),
             several_labels=several(labels),
             counted=self.task.example,
-            loss=measured.loss_sum / max(1, measured.examples),
+            examples=(examples := self.task.examples(measured.stats)),
+            loss=measured.loss_sum / max(1, examples),
             scores=self.task.scores(measured.stats, description.class_counts, metrics),
             intervals=self.task.intervals(measured.stats, description.class_counts),
             calibration=calibration,
@@ -362,14 +363,14 @@ class TrainedModel:
         Raises:
             DataError: The network takes no square images of one or three channels, which files become.
         """
-        if (found := self._pixel_format()) is None:
+        if (found := self.pixel_format()) is None:
             raise DataError(
                 f"the model takes images of {self.description.image}, which no file is brought to; give them "
                 "as uint8 arrays in an .npz file"
             )
         return {"size": found.size, "channels": found.channels, "fit": found.fit, "range": found.white}
 
-    def _pixel_format(self) -> PixelFormat | None:
+    def pixel_format(self) -> PixelFormat | None:
         """Return what becomes of files; None where the network's images can only be arrays.
 
         Where the run's images were arrays, files of their very size are the same; how others would have been

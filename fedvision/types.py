@@ -20,6 +20,8 @@ State: TypeAlias = "dict[str, torch.Tensor]"
 """Named tensors: a model, a control variate, a server optimiser's moment."""
 LossFn: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
 """``loss(logits [B, C], labels [B]) -> [B]``: per example, not reduced."""
+HeadForm: TypeAlias = 'Literal["sigmoid", "softmax"]'
+"""What a detector says of a place: a sigmoid for each class, or a softmax over classes and background."""
 Partitioner: TypeAlias = (
     "Callable[[NDArray[np.int64], int, np.random.Generator], Sequence[NDArray[np.int64]] | LazyClients]"
 )

@@ -64,6 +64,7 @@ LAYERS = (
     "deployment.server",
     "watching",
     "trained_model",
+    "detecting",
     "derived_model",
     "pruning",
     "adjustment",

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.errors import ConfigError
 from fedvision.inputs import Batch
-from fedvision.models.base import halves
+from fedvision.models.base import feature_rows, halves
 from fedvision.ranges import check_range
 from fedvision.training.client_algorithm import ClientAlgorithm, numbers_sent, to_storage
 from fedvision.types import ClientConfig, LossFn, State, TrainRequest
@@ -70,6 +70,7 @@ class MoonClient(ClientAlgorithm):
         network = halves(model, _NEEDED_BY)
         features = network.backbone(x)
         losses = task_loss(network.head(features), labels)
+        features = feature_rows(features, _NEEDED_BY)
         if self._last is None:
             return losses
         with torch.no_grad():

@@ -29,7 +29,7 @@ def view(
         return None
     facts: dict[str, Any] = {
         "examples": found.examples,
-        "loss": found.loss_sum / found.examples,
+        "loss": found.loss_sum / max(1, task.examples(found.stats)),
         "scores": task.scores(found.stats, counts if any(counts) else None, extra),
     }
     if "confusion" in task.to_record(found.stats):

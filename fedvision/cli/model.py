@@ -14,6 +14,7 @@ from fedvision.streams import complain, show
 
 if TYPE_CHECKING:
     from fedvision.data.dataset import Dataset
+    from fedvision.tasks.box_predictions import BoxPredictions
     from fedvision.tasks.class_predictions import ClassPredictions
     from fedvision.tasks.mask_predictions import MaskPredictions
     from fedvision.trained_model import TrainedModel
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 def add(verbs: Verbs) -> None:
     """Add the verbs to the command line."""
-    predict = verbs.add_parser("predict", description="name the class of images with a run's model")
+    predict = verbs.add_parser(
+        "predict", description="name the class of images with a run's model, or find the objects in them"
+    )
     add_model(predict)
     predict.add_argument(
         "images",
@@ -40,6 +43,15 @@ def add(verbs: Verbs) -> None:
     )
     predict.add_argument(
         "--workers", type=int, default=0, help="processes that decode files (default: as many as pay)"
+    )
+    predict.add_argument(
+        "--score",
+        type=float,
+        metavar="S",
+        help="of a detector: leave out boxes of a lower score (default: 0.3)",
+    )
+    predict.add_argument(
+        "--draw", type=Path, metavar="FOLDER", help="of a detector: write the images with their boxes drawn"
     )
     predict.set_defaults(call=_predict)
 
@@ -88,12 +100,7 @@ def _predict(options: argparse.Namespace) -> None:
     check_writable(options.jsonl, "--jsonl")
     if options.workers < 0:
         raise ConfigError(f"--workers must be >= 0, not {options.workers}")
-    model = load_model(options)
-    if options.out and not model.task.dense:
-        raise ConfigError(
-            f"--out writes masks, and the task {model.task.name!r} has none; take --csv or --jsonl"
-        )
-    found = model.predict(options.images, workers=options.workers)
+    found = _found(load_model(options), options)
     for notice in found.notices:
         complain(f"note: {notice}")
     if options.csv:
@@ -131,12 +138,38 @@ def _write_masks(found: MaskPredictions, out: Path) -> None:
             ) from error
 
 
-def _table(found: ClassPredictions | MaskPredictions) -> str:
+def _found(
+    model: TrainedModel, options: argparse.Namespace
+) -> ClassPredictions | MaskPredictions | BoxPredictions:
+    """Return what the options' model says of their images; boxes are drawn where that is wanted."""
+    from fedvision.detecting import detect, draw
+    from fedvision.tasks.detection import Detection
+
+    if options.out and not model.task.dense:
+        raise ConfigError(
+            f"--out writes masks, and the task {model.task.name!r} has none; take --csv or --jsonl"
+        )
+    if not isinstance(model.task, Detection):
+        for option in ("score", "draw"):
+            if getattr(options, option) is not None:
+                raise ConfigError(
+                    f"--{option} is for a detector, and the task of {options.run} is {model.task.name!r}; "
+                    "leave it out"
+                )
+        return model.predict(options.images, workers=options.workers)
+    given = {} if options.score is None else {"score": options.score}
+    found = detect(model, options.images, workers=options.workers, **given)
+    if options.draw is not None:
+        draw(found, options.draw)
+    return found
+
+
+def _table(found: ClassPredictions | MaskPredictions | BoxPredictions) -> str:
     """Return a row an image; a line is never folded."""
     rows = list(found.table())
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     last = len(wide) - 1
-    numbers = rows[0][last] == "probability"
+    numbers = rows[0][last] in ("probability", "height")
     return "\n".join(
         "  ".join(
             cell.rjust(wide[place]) if numbers and place == last else cell.ljust(wide[place] * (place < last))
@@ -162,7 +195,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         write_text(options.json, json_page(scores.to_record()))
     rounds = plural(model.description.rounds, "round")
     counted = "" if scores.counted == "image" else f"{scores.counted}s of "
-    images = f"{scores.stats.examples:,} {counted}{part} of {options.data}"
+    images = f"{scores.examples:,} {counted}{part} of {options.data}"
     show(score_table(f"{options.run}, {rounds}: {images}", scores), recorded=str(options.json or ""))
 
 

@@ -16,6 +16,9 @@ SHARPNESS = "sharpness"
 """Attribute of a loss whose probabilities are softmax(s z) of logits z: the number s; absent means 1."""
 ADJUSTED = "adjusted"
 """Attribute of a loss that is the cross-entropy of other logits: the function of z that returns those."""
+SIGMOID = "sigmoid"
+"""Attribute of a loss that detectors with a sigmoid for each class can use as well: what it is for these,
+logits and wanted [..., C] -> [...]."""
 
 
 def precise(logits: torch.Tensor) -> torch.Tensor:

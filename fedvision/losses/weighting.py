@@ -9,9 +9,10 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional as F
 
 from fedvision.losses.counts import images, occupied
-from fedvision.losses.logits import PerClass, cross_entropy_of, precise
+from fedvision.losses.logits import SIGMOID, PerClass, cross_entropy_of, precise
 from fedvision.ranges import check_range
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ _EFFECTIVE = "effective-number"
 def cross_entropy(counts: torch.Tensor) -> LossFn:
     """Return ``-log softmax(z)_y``, whatever the counts are.
 
+    For a detector that has a sigmoid for each class it is the binary cross-entropy, added up over the
+    classes.
+
     Args:
         counts: Images per class [C]; not used.
     """
@@ -31,7 +35,13 @@ def cross_entropy(counts: torch.Tensor) -> LossFn:
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return cross_entropy_of(precise(logits), labels)
 
+    setattr(loss, SIGMOID, _binary)
     return loss
+
+
+def _binary(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    z = precise(logits)
+    return F.binary_cross_entropy_with_logits(z, wanted.to(z.dtype), reduction="none").sum(-1)
 
 
 def weighted(counts: torch.Tensor, *, scheme: str = "inverse", beta: float = 0.9999) -> LossFn:

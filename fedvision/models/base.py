@@ -94,3 +94,22 @@ def halves(model: nn.Module, needed_by: str) -> ImageModel:
         f"{needed_by} needs a network of backbone and head, and [model] use builds a {type(model).__name__}; "
         "let its factory return fedvision.models.base.ImageModel(backbone, head)"
     )
+
+
+def feature_rows(features: object, needed_by: str) -> torch.Tensor:
+    """Return what a backbone made of images, which must be a row of features an image, [B, D].
+
+    Args:
+        features: What it returned.
+        needed_by: What takes such rows, for the error.
+
+    Raises:
+        ConfigError: It is something else, such as the maps of a detector.
+    """
+    if isinstance(features, torch.Tensor) and features.dim() == 2:
+        return features
+    found = list(features.shape[1:]) if isinstance(features, torch.Tensor) else type(features).__name__
+    raise ConfigError(
+        f"{needed_by} needs a row of features an image, and this backbone makes {found} of it; use another "
+        "network, or leave it out"
+    )

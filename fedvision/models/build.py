@@ -11,7 +11,7 @@ from fedvision import registry, seeding
 from fedvision.config import ModelConfig
 from fedvision.errors import ConfigError, first_line
 from fedvision.inputs import Batch, for_trial
-from fedvision.models.base import halves
+from fedvision.models.base import feature_rows, halves
 from fedvision.models.expansions import expanded_head, with_seed
 from fedvision.models.factory import call_factory, forward, wants_colour
 from fedvision.models.feature_layers import add_feature_layers
@@ -150,12 +150,7 @@ def _change_head(model: nn.Module, config: ModelConfig, images: Batch, num_class
     network = halves(model, "model.head")
     if config.expand.use:
         raise ConfigError("model.expand needs the network's own linear head; leave model.head out")
-    features = forward(network.backbone, images, training=False)
-    if features.dim() != 2:
-        raise ConfigError(
-            "model.head needs a row of features an image, and this backbone makes "
-            f"{list(features.shape[1:])} of it; use another network"
-        )
+    features = feature_rows(forward(network.backbone, images, training=False), "model.head")
     network.head = registry.build("head", config.head, in_features=features.shape[1], num_classes=num_classes)
 
 

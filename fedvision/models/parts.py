@@ -9,6 +9,7 @@ Shape letters: B batch, D features of an image, F features of a token, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -141,14 +142,33 @@ def build_extractor(
         PluginError: There is no such network, it cannot be built, or returns no tokens.
         ConfigError: A key of the table is wrong.
     """
-    config = part(name, table)
-    return _within(config, lambda: Extractor(config, *_built(config, in_channels, image_size), early))
+    return build_part(name, table, in_channels, image_size, partial(Extractor, early=early))
 
 
 def build_encoder(name: str, table: Any, in_channels: int, image_size: tuple[int, int]) -> Encoder:
     """Build a backbone that returns features [B, D]; arguments and errors as for ``build_extractor``."""
+    return build_part(name, table, in_channels, image_size, Encoder)
+
+
+def build_part(
+    name: str,
+    table: Any,
+    in_channels: int,
+    image_size: tuple[int, int],
+    kind: Callable[[PartConfig, nn.Module, bool, torch.Tensor], _P],
+) -> _P:
+    """Build a part of any kind.
+
+    Args:
+        name: As for ``build_extractor``, as are the next three and the errors.
+        table: A network's name, or a table.
+        in_channels: Channels of the images.
+        image_size: (H, W).
+        kind: Makes it of its configuration, what its factory built, whether gray images are shown to it as
+            colour, and a few images.
+    """
     config = part(name, table)
-    return _within(config, lambda: Encoder(config, *_built(config, in_channels, image_size)))
+    return _within(config, lambda: kind(config, *_built(config, in_channels, image_size)))
 
 
 def parts_of(model: nn.Module) -> dict[str, tuple[str, Part]]:

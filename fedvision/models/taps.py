@@ -136,6 +136,22 @@ def find(
     return found
 
 
+def scales(network: nn.Module, images: torch.Tensor, key: str, *, least: float) -> tuple[Layer, ...]:
+    """Find the last feature map of each size that a network makes, the finest first.
+
+    Args:
+        network: Images -> anything.
+        images: A few images [B, channels, H, W] to find out with.
+        key: The part's dotted key, for errors.
+        least: Pixels a side that a place of the finest map stands for; where no map is as coarse, the
+            coarsest one is returned.
+
+    Raises:
+        PluginError: It makes no feature map.
+    """
+    return _Trace(network, images).scales(key, least)
+
+
 @dataclass
 class _Trace:
     """What happens in a pass over a network's layers, in evaluation."""
@@ -200,6 +216,33 @@ class _Trace:
             f"{key}: no layer of this network returns several tokens for images of {height} x {width}; take "
             "another network or larger images (transforms.size)"
         )
+
+    def scales(self, key: str, least: float) -> tuple[Layer, ...]:
+        """Return the last and outermost layer that makes a map of each size; see the function ``scales``."""
+        found: dict[tuple[int, int], Layer] = {}
+        for name in reversed(self.order):
+            layer = self._candidate(name)
+            if layer and layer.grid not in found and self._is_map(name) and self._passes_on(name):
+                found[layer.grid] = layer
+        if not found:
+            raise PluginError(
+                f"{key}: no layer of this network makes a feature map of several places; take another one, "
+                "such as 'resnet8'"
+            )
+        in_order = sorted(found.values(), key=lambda layer: self.order.index(layer.name))
+        # A network that comes back to a finer map, as a decoder does, is read where it ends.
+        falling = [
+            layer
+            for place, layer in enumerate(in_order)
+            if all(layer.grid >= later.grid for later in in_order[place + 1 :])
+        ]
+        height = self.images.shape[2]
+        coarse = [layer for layer in falling if height / layer.grid[0] > least - 0.5]
+        return tuple(coarse or falling[-1:])
+
+    def _is_map(self, name: str) -> bool:
+        output = self.found.get(name)
+        return output is not None and output.ndim == 4
 
     def _candidate(self, name: str) -> Layer | None:
         layer = self.form(name)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from fedvision import formatting
 from fedvision.reporting import baselines, gain_plot, matrices, plots
+from fedvision.reporting.boxes import box_section
 from fedvision.reporting.class_facts import ClassFacts, by_frequency
 from fedvision.reporting.curve_pictures import Picture, curve_pictures
 from fedvision.reporting.explanations import read_section
@@ -66,6 +67,7 @@ def write_report(folder: RunFolder) -> Path:
         has_intervals=any(interval for _, values in scores for _, interval in values),
         class_tables=halves(both_ends(classes, CLASSES_SHOWN)),
         classes_left_out=max(0, len(classes) - CLASSES_SHOWN),
+        boxes=box_section(facts),
         several_labels=facts.several_labels and any(c.ap is not None for c in classes),
         has_areas=any(c.ap is not None for c in classes),
         reliability=_reliability(facts.reliability),

@@ -29,6 +29,7 @@ def inspect_experiment(experiment: Experiment) -> str:
     """Return in text who trains on what, what the loss makes of it, and what a round will send."""
     split, classes = experiment.split, experiment.dataset.classes
     counted = "labels" if several(split.labels) else f"{experiment.task.example}s"
+    counted = "boxes" if holds_boxes(split.labels) else counted
     sizes = images = None
     if counted != "images":
         sizes = np.array([split.size(int(client)) for client in split.shown], np.int64)

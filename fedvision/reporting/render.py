@@ -20,6 +20,7 @@ from fedvision.formatting import (
     size,
     whole,
 )
+from fedvision.reporting import boxes
 from fedvision.reporting.baselines import gain_sentences, score_tables
 from fedvision.reporting.baselines_compared import beside
 from fedvision.reporting.class_facts import ClassFacts, class_facts, rarest
@@ -61,6 +62,7 @@ def run_table(folder: RunFolder) -> str:
         parts += ["", _scores(measured, facts.kinds), *_unmeasured(facts, measured)]
     if facts.best_view and facts.clients and (facts.of_pixels or not facts.own_counts):
         parts += _rarest(facts.class_facts(facts.best_view), facts.distinct, facts.rare_score)
+    parts += boxes.rarest_table(facts)
     parts += _personal(facts)
     if facts.held_out_by:  # no other command can tell, as nobody else has the images
         parts += ["", trust(facts)]
@@ -120,10 +122,12 @@ def score_table(heading: str, found: ClassScores) -> str:
         "",
         _scores([measured], "labels" if found.several_labels else "classes", found.intervals),
     ]
-    if found.by_class:
+    if found.by_class and not found.of_boxes:
         score = "IoU" if pixels else "AP" if found.several_labels else "recall"
         parts += _rarest(classes, known, score)
-    if pixels and len(classes) <= PER_CLASS:
+    if found.of_boxes and len(classes) <= PER_CLASS:
+        parts += ["", boxes.score_rows(found)]
+    elif pixels and len(classes) <= PER_CLASS:
         parts += ["", _of_pixels(classes, found)]
     elif found.by_class and len(classes) <= PER_CLASS:
         further = ("precision", "ap") if found.several_labels else ("ap", "auroc") if curves else ()

@@ -165,7 +165,8 @@ def rehearse_client_half(
     own, trial = copy.deepcopy(strategy.inner), model_with(model, {})
     state = get_state(trial, ParameterGroups.of(model, config.model).shared)
     height, width = images.shape[2:]
-    targets = build_task(config.task).example_targets(num_classes, (height, width))
+    task = build_task(config.task)
+    targets = task.example_targets(num_classes, (height, width))
     try:
         client_config = replace(own.configure(1, state, 0), constants=own.constant_tensors())
         # A client with images of one class: it lacks the others.
@@ -187,6 +188,11 @@ def rehearse_client_half(
     except FedVisionError:
         raise
     except Exception as error:
+        if not task.image_logits:
+            raise ConfigError(
+                f"{where} works on a row of logits an image, and [task] use = {config.task.use!r} has none; "
+                "take a strategy that does not, such as 'fedavg', 'fedprox' or 'scaffold'"
+            ) from error
         raise ConfigError(f"{where}: the loss of its client half fails here: {with_kind(error)}") from error
     if losses.shape != (len(images),):
         raise ConfigError(

@@ -76,7 +76,7 @@ class Scores:
         loss = sum(evaluation.loss_sum for evaluation in evaluations)
         counts = self._roster.counts
         return {
-            "loss": loss / max(1, stats.examples),
+            "loss": loss / max(1, self._task.examples(stats)),
             **self._task.to_record(stats),
             # Without counts it is unknown which classes are rare.
             "scores": self._task.scores(stats, counts if any(counts) else None, self._extra),

@@ -64,6 +64,8 @@ class Task(ABC):
     """Whether outputs are [B, C, H, W] and a class is decided for each pixel."""
     whole_image: ClassVar[bool] = False
     """Whether targets are of the image as a whole, so that they stay where it is flipped or cropped."""
+    image_logits: ClassVar[bool] = True
+    """Whether a network's outputs are rows of logits, one an image: what many strategies work on."""
     stacks: ClassVar[bool] = False
     """Whether clients can be trained together: ``collate`` and ``transform`` are those given here, and losses
     take outputs and targets of K clients, [K, B, ...]."""
@@ -272,13 +274,17 @@ class Task(ABC):
         """Return figures of each class [C] by name, as ``fedvision evaluate`` tells them; by default none."""
         return {}
 
+    def examples(self, stats: MetricStats) -> int:
+        """Return how many examples were measured, by which the sum of their losses is divided."""
+        return stats.examples
+
     def client_score(self, stats: MetricStats) -> float:
         """Return a client's score ``client_metric``."""
         return self.scores(stats)[self.client_metric]
 
     def to_record(self, stats: MetricStats) -> dict[str, Any]:
         """Return what a round's record keeps of the counts beside the scores, JSON values by key."""
-        return {f"{self.example}s": stats.examples}
+        return {f"{self.example}s": self.examples(stats)}
 
     def client_spread(self, stats: Mapping[int, MetricStats]) -> dict[str, float]:
         """Describe how ``client_score`` differs over clients that have images, each client alike.
@@ -293,7 +299,8 @@ class Task(ABC):
             its size), ``p10`` (10th percentile, interpolated). All but ``clients`` are NaN where nobody has
             images.
         """
-        found = {client: self.client_score(one) for client, one in sorted(stats.items()) if one.examples}
+        images = {client: self.examples(one) for client, one in sorted(stats.items())}
+        found = {client: self.client_score(stats[client]) for client, count in images.items() if count}
         measured = {client: score for client, score in found.items() if not np.isnan(score)}
         if not measured:
             worst_and_best = ("worst_client", "worst", "worst_images", "best_client", "best", "best_images")
@@ -305,10 +312,10 @@ class Task(ABC):
             "clients": len(measured),
             "worst_client": worst,
             "worst": measured[worst],
-            **({"worst_images": stats[worst].examples} if by_images else {}),
+            **({"worst_images": images[worst]} if by_images else {}),
             "best_client": best,
             "best": measured[best],
-            **({"best_images": stats[best].examples} if by_images else {}),
+            **({"best_images": images[best]} if by_images else {}),
             "mean": float(values.mean()),
             "std": float(values.std()),
             "p10": float(np.percentile(values, 10)),

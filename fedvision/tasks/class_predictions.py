@@ -153,13 +153,22 @@ class ClassScores:
     """Whether an image may have several labels, so that nothing is taken for something else."""
     counted: str = "image"
     """What was counted; pixels are no independent trials, so their shares have no intervals."""
+    examples: int
+    """How many of them were measured."""
     notices: tuple[str, ...] = ()
     """What a person should know of the images."""
 
     @property
     def confusable(self) -> bool:
         """Whether images were counted by true and predicted class."""
-        return bool(self.by_class) and not self.several_labels and self.counted == "image"
+        return (
+            bool(self.by_class) and not self.several_labels and self.counted == "image" and not self.of_boxes
+        )
+
+    @property
+    def of_boxes(self) -> bool:
+        """Whether boxes were found in images."""
+        return "boxes" in self.by_class
 
     @property
     def confusion(self) -> ConfusionCounts:
@@ -184,16 +193,17 @@ class ClassScores:
 
     def to_record(self) -> dict[str, Any]:
         """Return everything as JSON has it, each class with its figures by its name."""
-        columns = {f"training_{self.counted}s": self.class_counts or [None] * len(self.classes)} | {
+        trained = "boxes" if self.of_boxes else f"{self.counted}s"
+        columns = {f"training_{trained}": self.class_counts or [None] * len(self.classes)} | {
             name: values.tolist() for name, values in self.by_class.items()
         }
-        if self.by_class and self.counted == "image":
+        if self.by_class and self.counted == "image" and not self.of_boxes:
             columns["recall_interval"] = [list(ends) for ends in zip(*self._recall_ends(), strict=True)]
         if self.calibration:
             columns |= {name: values.tolist() for name, values in self.calibration.by_class().items()}
         rows = zip(*columns.values(), strict=True)
         return {
-            f"{self.counted}s": self.stats.examples,
+            f"{self.counted}s": self.examples,
             "loss": self.loss,
             "scores": dict(self.scores),
             "intervals": {name: list(ends) for name, ends in self.intervals.items()},

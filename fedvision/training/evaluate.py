@@ -171,8 +171,7 @@ def classify(
         Classes int64 [B], or uint8 [B, C] of 0 and 1 where an image may have several labels, and float32
         [B, C]; of a dense task classes [B, H, W] and float32 [B, C, H, W].
     """
-    model.eval()
-    outputs = _forward(model, settings.inputs(torch.from_numpy(images), further), settings)
+    outputs = outputs_of(model, images, settings, further)
     decided, probabilities = settings.task.decide(settings.task.measured(outputs, num_classes, sharpness))
     return decided.cpu().numpy(), probabilities.cpu().numpy()
 
@@ -194,6 +193,17 @@ def nothing_decided(
     decided, probabilities = task.decide(torch.zeros(shape))
     found = decided.to(torch.uint8) if task.dense else decided
     return found.numpy(), probabilities.numpy()
+
+
+def outputs_of(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    settings: ForwardSettings,
+    further: NDArray[np.float32] | None = None,
+) -> Any:
+    """Return what a network makes of a batch of images in evaluation mode; arguments as of ``classify``."""
+    model.eval()
+    return _forward(model, settings.inputs(torch.from_numpy(images), further), settings)
 
 
 def _outputs(

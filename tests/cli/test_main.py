@@ -343,5 +343,5 @@ def test_the_command_is_installed_and_frozen() -> None:
         "baselines", "license", "tau", "norms", "each", "seed", "leakage",
         "method", "label", "limit",
         "requested", "refuse", "now", "of_client", "noted", "log_format", "action", "queue",
-        "watch", "port", "token_file",
+        "watch", "port", "token_file", "score", "draw",
     }  # fmt: skip
