@@ -9,8 +9,8 @@ momentum 0.9, a cosine schedule and gradients cut to a norm of 1: the head of Ef
 ImageNet weights, at 192 pixels. Losses get the federation's counts. Each loss has four learning rates, which
 are compared on scenes of set-aside images.
 
-Needs Fashion-MNIST, CIFAR-10 and the weights of EfficientNet-Lite0 where one_round.py looks for them. Results
-go to results/tasks/multi-label.json; a command that was broken off goes on where it stopped.
+Needs Fashion-MNIST, CIFAR-10 and ~/.cache/fedvision/weights/efficientnet_lite0.pth, which one_round.py tells
+about. Results go to results/tasks/multi-label.json; a command that was broken off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TABLE = Table(
         "partition": {"use": "dirichlet", "clients": 20, "alpha": 0.5},
         "model": {
             "use": "efficientnet-lite0",
-            "weights": "$FEDVISION_DATA/weights/efficientnet_lite0.pth",
+            "weights": "~/.cache/fedvision/weights/efficientnet_lite0.pth",
             "train": "head",
         },
         "transforms": {"size": 192},
