@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,7 @@ def test_scores_by_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_the_report_shows_classes_and_curves(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (run / "report.html").read_text()
     assert "Boxes, class by class" in page
+    assert re.search(r"keep images with \d+ boxes in all, of 3 classes", page)
     assert 'id="precision-recall' in page or "precision over recall at an IoU of 0.5" in page
     assert "recall is the share of those with the label" not in page
     section = box_section(read_facts(RunFolder(run)))

@@ -208,6 +208,7 @@ def _data(facts: RunData) -> str:
     if facts.own_counts:  # of a task of one's own it is not known what is counted
         kinds = plural(len(facts.totals), "class", "es")
         counted = f"{images} pixels" if facts.of_pixels else f"class counts of {images}"
+        counted = f"{images} boxes" if facts.config.task.use == "detection" else counted
         text = f"{who} images with {counted} in all, of {kinds}"
     if facts.several_labels:  # an image is counted for each of its labels
         text = f"{who} images with {images} labels in all, of {plural(len(facts.totals), 'kind')}"
