@@ -291,7 +291,7 @@ def test_it_is_evaluated_by_command(run: Path, tmp_path: Path, capsys: pytest.Ca
     )
     main.main(["evaluate", str(run), "--data", table, "--json", str(tmp_path / "found.json")])
     told = capsys.readouterr().out
-    assert f"{9 * SIDE * (SIDE - 1):,} pixels of images" in told
+    assert f"{9 * SIDE * (SIDE - 1):,} pixels of images" in " ".join(told.split())
     assert "Dice of" in told
     page = json.loads((tmp_path / "found.json").read_text())
     assert page["scores"] == pytest.approx(RunFolder(run).rounds()[-1]["server"]["scores"])

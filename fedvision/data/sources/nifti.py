@@ -247,7 +247,7 @@ def _fitted(plane: NDArray[np.uint8], cut: _Cut, nearest: bool, image: Path) -> 
     if cut.fit == "exact" and plane.shape != (cut.size, cut.size):
         raise DataError(f"{image}: its slices are {_shape(plane)}, not {cut.size} x {cut.size}; set data.fit")
     shown = Image.fromarray(np.ascontiguousarray(plane))
-    return np.asarray(fitted_to(shown, cut.size, cut.fit, nearest=nearest, fill=IGNORED))
+    return np.asarray(fitted_to(shown, cut.size, cut.fit, nearest=nearest, fill=IGNORED if nearest else 0))
 
 
 def _shows(classes: NDArray[np.uint8], place: int, axis: int) -> bool:
