@@ -12,6 +12,7 @@ from PIL import Image
 from fedvision import registry
 from fedvision.cli import main
 from fedvision.cli.new import toml, toml_key, write_experiment
+from fedvision.cli.reference import plugin_arguments
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 
@@ -40,7 +41,12 @@ def uncommented(text: str) -> str:
 
 
 def _sources() -> list[str]:
-    return sorted(set(registry.BUILTINS["data"]) - {"image-folder", "manifest", "npz", "elsewhere"})
+    """Return the sources that need no key."""
+    return [
+        use
+        for use in registry.BUILTINS["data"]
+        if not any(one.required for one in plugin_arguments("data", use))
+    ]
 
 
 @pytest.mark.parametrize("source", _sources())
@@ -56,6 +62,13 @@ def test_commented_keys_are_the_defaults(source: str) -> None:
         assert full.to_dict()[key].items() >= default.to_dict()[key].items()
     for key in ("transforms", "training", "evaluation", "round", "clock", "privacy"):
         assert full.to_dict()[key] == default.to_dict()[key]
+
+
+def test_a_source_that_needs_keys_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"'coco': the key 'path' is missing; add path = "):
+        write_experiment(Path("mine.toml"), "coco")
+    text = write_experiment(Path("mine.toml"), "coco", ["data.path=boxes.json", "data.size=64"])
+    assert ExperimentConfig.from_toml(text).data.args == {"path": "boxes.json", "size": 64}
 
 
 def test_every_key_stands_in_the_file_with_what_it_does() -> None:

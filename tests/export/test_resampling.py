@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedvision.data.decoding.pixels import _fit
+from fedvision.data.decoding.pixels import fitted_to
 from fedvision.data.transforms import resize
 from fedvision.export.resampling import Fit, FixedResize, PillowResize
 from tests.export.models import noise
@@ -24,7 +24,7 @@ def resized(images: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], side: int, 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["crop", "stretch", "pad"]))
 def test_a_gray_value_is_pillows_or_the_next_one(height: int, width: int, fit: Fit) -> None:
     images = noise(1, (height, width, 3))
-    wanted = np.asarray(_fit(Image.fromarray(images[0]), 12, fit)).astype(np.float32)
+    wanted = np.asarray(fitted_to(Image.fromarray(images[0]), 12, fit)).astype(np.float32)
     assert np.abs(resized(images, 12, fit)[0].numpy() - wanted).max() <= 1
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fedvision import registry
 from fedvision.errors import PluginError
 from fedvision.losses.counts import mixed
+from fedvision.losses.detection import form
 from fedvision.types import LossFn, PluginSpec
 
 NAMES = sorted(name for name, loss in registry.BUILTINS["loss"].items() if "classification" in loss.tasks)
@@ -120,9 +121,17 @@ def test_vacant_classes_stay_finite_under_every_prior(
         assert (counts >= 0).all()
         for name, builtin in registry.BUILTINS["loss"].items():
             logits, targets = start.clone().requires_grad_(), torch.tensor([label])
+            criterion, outputs = build(name, counts), logits
             if "multi-label" in builtin.tasks:
                 targets = F.one_hot(targets, classes)
-            loss = build(name, counts)(logits, targets)
+            elif builtin.tasks == {"segmentation"}:  # an image of one pixel
+                outputs, targets = logits[..., None, None], targets[:, None, None]
+            elif builtin.tasks == {"detection"}:
+                (form_of,) = criterion.forms  # type: ignore[attr-defined]
+                criterion = form(criterion, form_of)
+                targets = F.one_hot(targets, classes) if form_of == "sigmoid" else targets
+                outputs = logits if form_of == "sigmoid" else F.pad(logits, (0, 1))
+            loss = criterion(outputs, targets)
             loss.sum().backward()
             assert loss.isfinite().all()
             assert logits.grad is not None

@@ -229,7 +229,7 @@ def test_numbers_out_of_range_are_refused(name: str, args: dict[str, Any], probl
 
 def test_a_loss_of_another_task_is_refused_with_the_nearest_that_fits() -> None:
     with pytest.raises(
-        PluginError, match=r"is for classification, not for .*did you mean 'binary-cross-entropy'"
+        PluginError, match=r"is for classification, detection, not for .*did you mean 'binary-cross-entropy'"
     ):
         registry.check_task("loss", "cross-entropy", "multi-label")
     with pytest.raises(PluginError, match=r"is for multi-label, not for .*known: .*cross-entropy"):

@@ -47,6 +47,7 @@ def test_a_record_of_scores_by_hand() -> None:
         stats=confusion,
         by_class=Classification().by_class(confusion),
         loss=0.25,
+        examples=6,
         scores=scores(confusion, (90, 9, 1)),
         intervals=Classification().intervals(confusion, (90, 9, 1)),
     ).to_record()

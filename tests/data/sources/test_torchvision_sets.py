@@ -169,11 +169,19 @@ def test_the_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pyte
 
 def test_sets_of_arrays_are_measured_on_training_images(tmp_path: Path) -> None:
     layouts.mnist(tmp_path, "MNIST")
+    layouts.idx(tmp_path / "MNIST/raw/train-labels-idx1-ubyte", np.array([0, 0, 1, 1], np.uint8))
     dataset, whole = (build("mnist", root=str(tmp_path), validation=share) for share in (0.5, 0))
     assert dataset.test
     together = np.concatenate([dataset.train.images, dataset.test.images])
     np.testing.assert_array_equal(np.sort(together, 0), np.sort(whole.train.images, 0))
     assert "left out: data.validation measures on" in dataset.notices[0]
+    assert len(dataset.train) == len(dataset.test) == 2
+
+
+def test_a_share_that_takes_every_image_is_refused(tmp_path: Path) -> None:
+    layouts.mnist(tmp_path, "MNIST")  # an image of each class
+    with pytest.raises(PluginError, match=r"validation = 0\.5 leaves nothing to train on"):
+        build("mnist", root=str(tmp_path), validation=0.5)
 
 
 def test_keys_that_do_not_suit_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
