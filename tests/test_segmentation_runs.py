@@ -40,7 +40,7 @@ WORKING = {
         "fedper",
         "fedprox",
     ),
-    *("fedrep", "fedyogi", "flexlora", "krum", "median", "moon", "q-fedavg", "scaffold", "trimmed-mean"),
+    *("fedrep", "fedyogi", "flexlora", "krum", "median", "q-fedavg", "scaffold", "trimmed-mean"),
     "zero-shot",
 }
 """Strategies that take any outputs; the others are about images of one class or rows of features."""

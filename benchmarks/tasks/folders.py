@@ -3,9 +3,10 @@
     python benchmarks/tasks/folders.py FOLDER [--form coco] [--scenes 1000] [--cameras 20] [--imbalance 50]
 
 The scenes are those of ``scenes.py``, as if taken by cameras that differ: each has a brightness of its own,
-and odds of the classes from a Dirichlet distribution with a mean of the long tail's odds, so that it sees
-much of some classes and little of others. Test scenes have all cameras and all classes alike. In COCO's form
-each image has a field ``camera``, in the others its file's name begins with it: ``cam07-00012.png``.
+and odds of the classes that are half those of the long tail and half drawn from a Dirichlet distribution with
+the long tail as its mean, so that it sees much of some classes and little of others. Test scenes have all
+cameras and all classes alike. In COCO's form each image has a field ``camera``, in the others its file's name
+begins with it: ``cam07-00012.png``.
 
     coco   FOLDER/annotations/train.json, test.json; FOLDER/train/*.png, FOLDER/test/*.png
     yolo   FOLDER/data.yaml; FOLDER/images/train/*.png, FOLDER/labels/train/*.txt, and test likewise
@@ -63,7 +64,8 @@ def shots(
     """
     rng = seeding.numpy_stream(seed, "cameras", 0)
     gains = np.linspace(DARKEST, BRIGHTEST, cameras)[rng.permutation(cameras)]
-    mixtures = rng.dirichlet(ALPHA * len(odds) * odds / odds.sum(), cameras)
+    shares = odds / odds.sum()
+    mixtures = (shares + rng.dirichlet(ALPHA * len(odds) * shares, cameras)) / 2
     owner = np.sort(np.arange(number) % cameras)
     found = []
     for camera in range(cameras):
