@@ -1,8 +1,8 @@
 """What the package's method costs beside FedAvg: a client's time, and bytes.
 
-    python benchmarks/longtail/costs.py [--repetitions 5]
+    python benchmarks/longtail/costs.py [--repetitions 3]
 
-The experiment of fashion.py for 30 rounds, FedAvg with cross-entropy and ``longtail`` with logit adjustment
+The experiment of fashion.py, FedAvg with cross-entropy and ``longtail`` with logit adjustment
 in turns, each with the same clients, images and steps. A client's time is the processor time of training and
 of the answers to queries after the last round, over the images trained on; bytes are all from the clients.
 The table goes to standard output, raw figures to results/longtail/costs.json.
@@ -24,15 +24,13 @@ from protocol import RESULTS, find_images, merged
 from fedvision import ExperimentConfig, simulate
 from fedvision.runs.environment import environment
 
-ROUNDS = 30
 RIVALS = ("FedAvg", "ours")
-SHORT = {"rounds": ROUNDS, "checkpoint_every": ROUNDS, "evaluation": {"every": ROUNDS}}
 
 
 def experiment(rival: str) -> dict[str, Any]:
     """Return a rival's experiment; all have the same seed, clients and learning rate."""
     own = FASHION.methods[rival]
-    return merged(FASHION.experiment, SHORT, own.tables, {"seed": 0, "training": {"lr": 0.1}})
+    return merged(FASHION.experiment, own.tables, {"seed": 0, "training": {"lr": 0.1}})
 
 
 def measured(turn: Turn) -> dict[str, Any]:
@@ -72,7 +70,7 @@ def table(store: Store) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="makes results/longtail/costs.json again")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=3)
     options = parser.parse_args()
     find_images()
     facts = {"environment": environment("cpu"), "experiments": [experiment(rival) for rival in RIVALS]}
