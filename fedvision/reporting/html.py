@@ -29,6 +29,8 @@ from fedvision.reporting.summary_sentences import (
     summary_sentences,
     trust,
 )
+from fedvision.reporting.worst_images import worst_section
+from fedvision.runs import worst_images
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.misclassified import Misclassified
 from fedvision.tasks.calibration import Reliability
@@ -80,6 +82,7 @@ def write_report(folder: RunFolder) -> Path:
         confusion=_confusion(facts, measured),
         classes_per_row=matrices.classes_per_row(len(facts.classes)),
         wall=_wall(folder.mistakes(), facts.classes),
+        worst=worst_section(worst_images.read(folder.path), facts.classes),
         gains=_gains(facts),
         explained=read_section(folder.path),
         members=facts.participants[:MEMBERS_SHOWN],

@@ -33,6 +33,7 @@
                           how often the final model is right by how sure it is ("reliability"), "ap", "auroc"
                           [C], on test images or clients' ("held_out"); "baselines": who gains by taking part
     mistakes.safetensors  test images that the final model names wrongly; see misclassified.py
+    misses.safetensors    the same drawn, of tasks of another form than a class an image; see worst_images.py
     baselines/            each client alone, all images together; see baseline_folder.py
     report.html           made from the files above, as model_card.md is
 """

@@ -6,6 +6,7 @@ wall in the report shows the rarest classes' mistakes, and of each class the mos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,19 +45,27 @@ def choose(
     for c in shown:
         mine = wrong[labels[wrong] == c]
         queues.append(mine[np.argsort(-confidence[mine], kind="stable")])
-    places = _share([len(queue) for queue in queues], limit)
-    chosen = [queue[:count] for queue, count in zip(queues, places, strict=True)]
-    return np.concatenate([np.empty(0, np.int64), *chosen])
+    return np.concatenate([np.empty(0, np.int64), *in_turn(queues, limit)])
 
 
-def _share(wanted: list[int], limit: int) -> list[int]:
-    """Share out ``limit`` places one by one in turn, each to who still wants one."""
-    got = [0] * len(wanted)
-    while sum(got) < min(limit, sum(wanted)):
-        for i, want in enumerate(wanted):
-            if got[i] < want and sum(got) < limit:
-                got[i] += 1
-    return got
+def in_turn(queues: Sequence[NDArray[np.int64]], limit: int) -> list[NDArray[np.int64]]:
+    """Let queues take numbers in turn, each its first one that nobody has taken, until ``limit`` are taken.
+
+    Returns:
+        What each queue took, in its order.
+    """
+    taken: list[list[int]] = [[] for _ in queues]
+    waiting, gone = [iter(queue.tolist()) for queue in queues], set[int]()
+    while len(gone) < limit:
+        before = len(gone)
+        for own, rest in zip(taken, waiting, strict=True):
+            found = next((one for one in rest if one not in gone), None) if len(gone) < limit else None
+            if found is not None:
+                own.append(found)
+                gone.add(found)
+        if len(gone) == before:
+            break
+    return [np.array(own, np.int64) for own in taken]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,6 @@ from fedvision import memory, plugin_folder, registry
 from fedvision.algorithms.snapshot import restore, snapshot
 from fedvision.data.dataset import ImageSet
 from fedvision.data.identity import identity
-from fedvision.data.shards import Shard
-from fedvision.data.targets import one_class
 from fedvision.errors import FedVisionError, PluginError, RecordError, RunError
 from fedvision.experiment import Experiment
 from fedvision.files import plain
@@ -37,8 +35,8 @@ from fedvision.runs import side_networks
 from fedvision.runs.best_model import BestModel
 from fedvision.runs.checkpoint import Checkpoint
 from fedvision.runs.events import BEGAN, Event, named, round_events, shown
+from fedvision.runs.final_pictures import Measured, keep_wrong
 from fedvision.runs.folder import RunFolder
-from fedvision.runs.misclassified import choose
 from fedvision.runs.model_description import ModelDescription, counts_of, describe
 from fedvision.runs.progress import Progress, Silent
 from fedvision.runs.stop_request import STOPPED, StopWatch
@@ -47,7 +45,7 @@ from fedvision.server.round_state import RoundState
 from fedvision.stages import stage
 from fedvision.tasks.calibration import Calibration
 from fedvision.training.client_trainer import ClientTrainer, probability_scale
-from fedvision.training.evaluate import Evaluation, predict
+from fedvision.training.evaluate import Evaluation
 from fedvision.types import State
 
 SHOWN = 5
@@ -343,7 +341,7 @@ class RunRecorder:
             side_networks.write(self.folder.path, layer, self.experiment.dataset.classes)
         load_state(trainer.model, {**trainer.initial, **self.state})
         with guarded("the model, on the test images after the last round,"):
-            found = self._predict(trainer, test)
+            found = self._keep_wrong(trainer, test)
         calibration = found.to_record() if found else self._reliability
         self.folder.write_summary(
             {
@@ -361,27 +359,19 @@ class RunRecorder:
         )
         self.write_pages(self.folder)
 
-    def _predict(self, trainer: ClientTrainer, test: ImageSet | None) -> Calibration | None:
-        """Write what is wrong, and return what the probabilities tell; nothing where no image has a class."""
-        pictures = self.experiment.dataset.test
-        if test is None or pictures is None or self.experiment.personal or not one_class(test.labels):
+    def _keep_wrong(self, trainer: ClientTrainer, test: ImageSet | None) -> Calibration | None:
+        """Keep test images that went wrong, and return what the probabilities tell; None without images."""
+        own = self.experiment.dataset
+        if test is None or own.test is None or self.experiment.personal:
             return None
-        if not trainer.task.decides:
-            return None
-        batch_size = self.config.evaluation.batch_size
-        predicted, confidence, calibration = predict(
-            trainer.model,
-            Shard.whole(test),
-            trainer.settings.forward,
-            batch_size=batch_size,
-            num_classes=len(self.experiment.dataset.classes),
+        measured = Measured(
+            seen=test,
+            pictures=own.test.images,
+            classes=own.classes,
+            train_counts=self._totals,
             sharpness=self._probability_scale(),
         )
-        wall = choose(test.labels, predicted, confidence, self._totals)
-        self.folder.write_mistakes(
-            pictures.images[wall], test.labels[wall], predicted[wall], confidence[wall]
-        )
-        return calibration
+        return keep_wrong(self.folder, trainer, measured)
 
 
 def _full_state(model: torch.nn.Module) -> State:

@@ -6,7 +6,7 @@ sums or records measurements works on ``MetricStats`` alone and leaves their mea
 here is true of a task with outputs [B, C], one for each class, and confusion counts; a task of another form
 overrides what differs: ``fits``, ``class_counts``, ``strata`` and ``example_targets`` for targets [N, ...],
 ``transform`` where they move with the image, ``check_outputs``, ``logits`` and ``loss`` for other outputs,
-``stats_shape``, ``observe`` and ``scores`` for other counts.
+``stats_shape``, ``observe`` and ``scores`` for other counts, ``misses`` and ``draw`` for pictures.
 
 Targets of a batch are one tensor [B, ...]; lists of unequal length, such as boxes, are padded to it.
 """
@@ -29,6 +29,7 @@ from fedvision.data.image_counts import PerImage
 from fedvision.data.targets import Targets
 from fedvision.data.transforms import BatchTransform, Draws
 from fedvision.errors import ConfigError, DataError, PluginError
+from fedvision.tasks.drawings import Drawings
 from fedvision.tasks.intervals import Interval
 from fedvision.tasks.observed import Observed
 from fedvision.tasks.stats import MetricStats, Shape, StatsForm
@@ -168,6 +169,11 @@ class Task(ABC):
         """Whether the task says of each image which one class it has, so that it can be right or wrong."""
         return self.decides and self.fits(np.zeros(1, np.int64))
 
+    @property
+    def draws(self) -> bool:
+        """Whether the task says which images went worst, and draws them."""
+        return type(self).misses is not Task.misses
+
     def shape_for(self, declared: Shape, num_classes: int) -> Shape:
         """Return the shape that counts must have: over C classes, or as many as declared where C = 0."""
         return self.stats_shape(num_classes or declared[self.class_axis])
@@ -277,6 +283,42 @@ class Task(ABC):
     def examples(self, stats: MetricStats) -> int:
         """Return how many examples were measured, by which the sum of their losses is divided."""
         return stats.examples
+
+    def misses(self, stats: MetricStats, targets: Targets, num_classes: int) -> NDArray[np.float64] | None:
+        """Return how wrong each class went in each image: what the report shows images by; None by default.
+
+        Args:
+            stats: What was measured on N images.
+            targets: [N, ...].
+            num_classes: C.
+
+        Returns:
+            float64 [N, C]: 0 where nothing is wrong, or nothing is known; more is worse. A task that has this
+            has ``draw`` as well.
+        """
+        return None
+
+    def draw(
+        self,
+        images: NDArray[np.uint8],
+        logits: Any,
+        targets: Targets,
+        of: NDArray[np.int64],
+        names: Sequence[str],
+    ) -> Drawings:
+        """Return pictures of images with what was right and wrong in them.
+
+        Args:
+            images: uint8 [B, H, W, channels].
+            logits: Theirs, as ``measured`` returns them.
+            targets: [B, ...], as the data has them.
+            of: int64 [B]: the class for which each is shown.
+            names: Class names [C].
+
+        Raises:
+            ConfigError: The task does not say.
+        """
+        raise ConfigError(f"the task {self.name!r} does not draw; let its class override draw beside misses")
 
     def client_score(self, stats: MetricStats) -> float:
         """Return a client's score ``client_metric``."""

@@ -27,11 +27,12 @@ from fedvision.errors import ConfigError, DataError
 from fedvision.losses.detection import form
 from fedvision.losses.weighting import cross_entropy
 from fedvision.models.detection.outputs import Detections, DetectorOutput, Truth
-from fedvision.tasks import detection_rows
+from fedvision.tasks import detection_misses, detection_rows
 from fedvision.tasks.average_precision import Curves, accumulate
 from fedvision.tasks.base import Task
 from fedvision.tasks.detection_matching import Detections as Found
 from fedvision.tasks.detection_matching import match
+from fedvision.tasks.drawings import Drawings
 from fedvision.tasks.metrics import mean_of, own_metric
 from fedvision.tasks.observed import Observed
 from fedvision.tasks.stats import MetricStats, Shape
@@ -169,8 +170,7 @@ class Detection(Task):
         """Return what is wrong with counts and rows that came from elsewhere; None where nothing is."""
         if stats.rows is None:
             return None
-        rows = stats.rows if stats.rows.size else np.zeros((0, self.row_width), np.int64)
-        return detection_rows.rows_problem(rows, stats.tables())
+        return detection_rows.rows_problem(rows_of(stats), stats.tables())
 
     def examples(self, stats: MetricStats) -> int:
         """Return the images that were measured."""
@@ -212,6 +212,25 @@ class Detection(Task):
     def by_class(self, stats: MetricStats) -> dict[str, NDArray[Any]]:
         """Return the boxes, AP, AP at IoU 0.5 and 0.75 and average recall of each class [C]."""
         return dict(curves_of(stats).by_class())
+
+    def misses(self, stats: MetricStats, targets: Targets, num_classes: int) -> NDArray[np.float64] | None:
+        """Return the objects that were missed plus the scores of false boxes, [N, C]; None without rows."""
+        if stats.rows is None:
+            return None
+        return detection_misses.misses(rows_of(stats), targets, num_classes)
+
+    def draw(
+        self,
+        images: NDArray[np.uint8],
+        logits: DetectorOutput,
+        targets: Targets,
+        of: NDArray[np.int64],
+        names: Sequence[str],
+    ) -> Drawings:
+        """Return images with annotated and found boxes; see ``Task.draw``."""
+        return detection_misses.draw(
+            images, in_files(logits.detections(), torch.from_numpy(targets)), targets
+        )
 
     def client_score(self, stats: MetricStats) -> float:
         """Return the AP over a client's images alone."""
@@ -262,14 +281,18 @@ def _filled(found: Detections) -> torch.Tensor:
 def curves_of(stats: MetricStats) -> Curves:
     """Return the curves of a measurement, which are made once; all NaN where its rows are not told."""
     if stats not in _curves:
-        rows = stats.rows
-        there = rows if rows is not None and rows.size else np.zeros((0, detection_rows.WIDTH), np.int64)
-        found = accumulate(stats.tables(), there)
-        if rows is None:
+        found = accumulate(stats.tables(), rows_of(stats))
+        if stats.rows is None:
             found.precision.fill(np.nan)
             found.recall.fill(np.nan)
         _curves[stats] = found
     return _curves[stats]
+
+
+def rows_of(stats: MetricStats) -> NDArray[np.int64]:
+    """Return the rows of a measurement, int64 [M, 6]; none where they are not told."""
+    there = stats.rows is not None and stats.rows.size
+    return stats.rows if there and stats.rows is not None else np.zeros((0, detection_rows.WIDTH), np.int64)
 
 
 def box_problem(targets: boxes.Boxes, num_classes: int) -> tuple[int, str] | None:

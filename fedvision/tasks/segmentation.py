@@ -29,9 +29,10 @@ from fedvision.data.transforms import BatchTransform, Draws
 from fedvision.errors import ConfigError
 from fedvision.losses.segmentation import takes_masks
 from fedvision.ranges import check_range
-from fedvision.tasks import pixels
+from fedvision.tasks import mask_misses, pixels
 from fedvision.tasks.base import Task, check_tensor
 from fedvision.tasks.confusion import ConfusionCounts
+from fedvision.tasks.drawings import Drawings
 from fedvision.tasks.metrics import mean_of, own_metric, ratio
 from fedvision.tasks.observed import Observed
 from fedvision.tasks.stats import MetricStats
@@ -171,6 +172,24 @@ class Segmentation(Task):
     def by_class(self, stats: MetricStats) -> dict[str, NDArray[Any]]:
         """Return pixels, IoU, Dice and what ``pixels.by_class`` has besides, of each class [C]."""
         return pixels.by_class(ConfusionCounts.of(stats))
+
+    def misses(self, stats: MetricStats, targets: Targets, num_classes: int) -> NDArray[np.float64] | None:
+        """Return 1 - Dice of each class in each image that has it, [N, C]; None without rows."""
+        if stats.rows is None:
+            return None
+        rows = stats.rows.reshape(-1, pixels.ROW)
+        return mask_misses.misses(rows, len(targets), self._measured(num_classes), num_classes)
+
+    def draw(
+        self,
+        images: NDArray[np.uint8],
+        logits: torch.Tensor,
+        targets: Targets,
+        of: NDArray[np.int64],
+        names: Sequence[str],
+    ) -> Drawings:
+        """Return images beside their true and predicted masks; see ``Task.draw``."""
+        return mask_misses.draw(images, logits.argmax(1).cpu().numpy(), targets, of, names)
 
     def client_score(self, stats: MetricStats) -> float:
         """Return the mean IoU."""
