@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from tests import detection_data, segments
 
 FILE = worst_images.FILE
 LEARNING = {"batch_size": 4, "lr": 0.1, "momentum": 0.9, "epochs": 8}
+FINDING: dict[str, Any] = {
+    "partition": {"use": "iid", "clients": 1},
+    "training": {
+        **{"batch_size": 4, "lr": 0.03, "momentum": 0.9, "clip_norm": 10.0},
+        **{"device": "cpu", "epochs": 12},
+    },
+}
+"""With which a detector is sure of some boxes after two rounds, and wrong with some."""
 
 
 def no_squares() -> Dataset:
@@ -29,6 +38,13 @@ def no_squares() -> Dataset:
 
 def no_segments() -> Dataset:
     return replace(segments.squares(), test=None)
+
+
+def bare_ground() -> Dataset:
+    """Return images whose test images have nothing but background."""
+    found = segments.squares()
+    assert found.test is not None
+    return replace(found, test=replace(found.test, labels=np.zeros_like(found.test.labels)))
 
 
 def kept(folder: Path) -> worst_images.WorstImages:
@@ -43,11 +59,11 @@ def report(folder: Path) -> str:
 
 def test_a_detectors_misses_are_kept_and_shown(tmp_path: Path) -> None:
     folder, test = tmp_path / "run", detection_data.squares().test
-    simulate(detection_data.experiment(), engine="serial", out=folder)
+    simulate(detection_data.experiment(**FINDING), engine="serial", out=folder)
     assert test is not None
     found = kept(folder)
     drawn = found.drawings
-    totals = RunFolder(folder).split()["totals"]
+    totals = np.sum(RunFolder(folder).split()["counts"], axis=0)
     ranks = [(totals[c], c) for c in found.classes.tolist()]
     assert ranks == sorted(ranks)
     assert 0 < len(drawn.panels) <= 12
@@ -57,6 +73,7 @@ def test_a_detectors_misses_are_kept_and_shown(tmp_path: Path) -> None:
         for panel in drawn.panels
     ]
     again = detect(load(folder), test.images)
+    assert len(again.boxes)
     for place, number in enumerate(numbers):
         own = drawn.boxes[drawn.boxes[:, drawings.IMAGE] == place]
         annotated = np.isnan(own[:, drawings.SCORE])
@@ -96,7 +113,14 @@ def test_the_worst_masks_are_kept_and_shown(tmp_path: Path) -> None:
     assert "Colours of the masks" in report(folder)
 
 
-@pytest.mark.parametrize("make", [detection_data.experiment, segments.segments], ids=["boxes", "masks"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(partial(detection_data.experiment, **FINDING), marks=pytest.mark.slow),
+        partial(segments.segments, training={**LEARNING, "epochs": 16}),
+    ],
+    ids=["boxes", "masks"],
+)
 def test_a_resumed_run_keeps_the_same(make: Any, tmp_path: Path) -> None:
     simulate(make(rounds=2), engine="serial", out=tmp_path / "whole")
     simulate(make(rounds=1), engine="serial", out=tmp_path / "parts")
@@ -123,6 +147,21 @@ def test_a_resumed_run_keeps_the_same(make: Any, tmp_path: Path) -> None:
 def test_without_test_images_nothing_of_a_clients_is_kept(config: ExperimentConfig, tmp_path: Path) -> None:
     simulate(config, engine="serial", out=tmp_path / "run")
     assert RunFolder(tmp_path / "run").rounds()[-1]["local"] is not None
+    assert not (tmp_path / "run" / FILE).exists()
+    assert "Worst images" not in report(tmp_path / "run")
+
+
+def test_a_model_that_has_become_right_shows_no_older_pictures(tmp_path: Path) -> None:
+    config = segments.segments(
+        rounds=1,
+        task={"use": "segmentation", "background": 0},
+        data={"use": f"{__name__}:bare_ground"},
+    )
+    simulate(config, engine="serial", out=tmp_path / "run")
+    assert not (tmp_path / "run" / FILE).exists()
+    simulate(segments.segments(rounds=1), engine="serial", out=tmp_path / "other")
+    worst_images.write(tmp_path / "run", kept(tmp_path / "other"))
+    simulate(replace(config, rounds=2), engine="serial", out=tmp_path / "run", resume=True)
     assert not (tmp_path / "run" / FILE).exists()
     assert "Worst images" not in report(tmp_path / "run")
 

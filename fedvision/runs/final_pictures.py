@@ -79,10 +79,11 @@ def _keep_worst(folder: RunFolder, trainer: ClientTrainer, test: Measured) -> No
         sharpness=test.sharpness,
     ).stats
     wrong = task.misses(stats, test.seen.labels, len(test.classes))
-    if wrong is None:
-        return
-    chosen, of = worst_images.choose_worst(wrong, test.train_counts)
+    chosen = of = np.empty(0, np.int64)
+    if wrong is not None:
+        chosen, of = worst_images.choose_worst(wrong, test.train_counts)
     if not len(chosen):
+        worst_images.forget(folder.path)
         return
     images, targets = shard.batch(chosen)
     outputs = outputs_of(trainer.model, images, settings, shard.beside(chosen))

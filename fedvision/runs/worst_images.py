@@ -100,6 +100,16 @@ def write(folder: Path, worst: WorstImages) -> None:
         replace_file(folder / FILE, save(tensors, metadata={_HEADER: json.dumps(texts)}))
 
 
+def forget(folder: Path) -> None:
+    """Remove what an earlier end of a run kept, where the model of its last round gets nothing wrong.
+
+    Raises:
+        RecordError: It cannot be removed.
+    """
+    with recording(FILE, folder):
+        (folder / FILE).unlink(missing_ok=True)
+
+
 def read(folder: Path) -> WorstImages | None:
     """Return the images that a run kept, or None where it kept none.
 

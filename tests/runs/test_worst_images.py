@@ -19,8 +19,8 @@ def test_rarest_class_first_and_worst_first() -> None:
     wrong = np.array([[0, 0.5, 0.2], [0.9, 0.4, 0], [0, 0.8, 0], [0.3, 0, 0]])
     counts = np.array([100, 5, 10])
     chosen, of = choose_worst(wrong, counts)
-    # Image 0 is class 1's second choice and class 2's only one, which takes it first.
-    assert (chosen.tolist(), of.tolist()) == ([2, 1, 0, 3], [1, 1, 2, 0])
+    # Image 0 is class 1's second choice, but class 2 takes it when it has its turn, and class 0 the image 1.
+    assert (chosen.tolist(), of.tolist()) == ([2, 0, 1, 3], [1, 2, 0, 0])
     chosen, of = choose_worst(wrong, counts, limit=2)
     assert (chosen.tolist(), of.tolist()) == ([2, 0], [1, 2])
     chosen, of = choose_worst(wrong, counts, classes=1)

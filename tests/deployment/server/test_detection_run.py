@@ -17,6 +17,7 @@ from PIL import Image
 
 from fedvision.data.boxes import CLASS, COUNT, CROWD, HEIGHT, WIDTH, X, Y
 from fedvision.data.dataset import ImageSet
+from fedvision.runs import worst_images
 from fedvision.runs.folder import RunFolder
 from tests.deployment.server import two_folders
 from tests.deployment.server.machines import WAIT_S, Machines, digest, eventually
@@ -155,6 +156,8 @@ def test_two_formats_train_to_the_simulations_bits_across_a_kill(tmp_path: Path,
         assert not ours["refused"]
         assert ours["server"] == theirs["server"]
         assert ours.get("received") == theirs.get("received")
+    pictures = [run.path / worst_images.FILE for run in runs]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
     last = [run.rounds()[-1] for run in runs]
     assert last[0]["local"] == last[1]["local"]
     assert last[0]["server"]["images"] == 6
