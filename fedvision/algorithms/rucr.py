@@ -340,7 +340,7 @@ def _linear(network: ImageModel, classes: int) -> None:
     if not isinstance(head, nn.Linear) or head.out_features != classes:
         raise ConfigError(
             f"{_NEEDED_BY} trains a linear head with a row for each class, and this network's is a "
-            f"{type(head).__name__}; use 'ccvr'"
+            f"{type(head).__name__}; use a network with such a head, or another strategy"
         )
 
 

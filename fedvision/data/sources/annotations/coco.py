@@ -152,7 +152,8 @@ def open_files(path: str, root: str, test: str, test_root: str, split: str) -> C
     """
     if test_root and not test:
         raise ValueError("test_root is the folder of the images that the JSON file data.test names; name it")
-    files = [read_coco(expand(one)) for one in (path, test) if one]
+    named = (("data.path", path), ("data.test", test))
+    files = [read_coco(expand(one), key) for key, one in named if one or key == "data.path"]
     folders = [
         expand(given) if given else file.path.parent
         for file, given in zip(files, (root, test_root), strict=False)

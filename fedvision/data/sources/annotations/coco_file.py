@@ -61,13 +61,17 @@ class CocoFile:
         return found
 
 
-def read_coco(path: Path) -> CocoFile:
+def read_coco(path: Path, key: str = "data.path") -> CocoFile:
     """Read and check a file.
+
+    Args:
+        path: The file.
+        key: What names it in the experiment, for messages.
 
     Raises:
         DataError: It is no COCO file, or one of its entries is wrong.
     """
-    document = _document(path)
+    document = _document(path, key)
     images = _images(document["images"], path)
     categories = _categories(document["categories"], path)
     annotations = [
@@ -77,11 +81,11 @@ def read_coco(path: Path) -> CocoFile:
     return CocoFile(path=path, images=images, categories=categories, annotations=annotations)
 
 
-def _document(path: Path) -> Mapping[str, Any]:
+def _document(path: Path, key: str) -> Mapping[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path}: this file cannot be read: {error.strerror}; correct data.path") from error
+        raise DataError(f"{path}: this file cannot be read: {error.strerror}; correct {key}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: this is no JSON file: {error}; export the annotations again") from error
     if isinstance(document, list):
