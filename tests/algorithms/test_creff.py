@@ -185,7 +185,9 @@ def test_what_does_not_fit_is_refused_before_the_run(tmp_path: Path) -> None:
 
 def test_other_heads_and_several_labels_are_refused() -> None:
     deep = ImageModel(nn.Flatten(), nn.Sequential(nn.Linear(SIDE * SIDE, CLASSES)))
-    with pytest.raises(ConfigError, match="this network's is a Sequential; use a network with such a head, or"):
+    with pytest.raises(
+        ConfigError, match="this network's is a Sequential; use a network with such a head, or"
+    ):
         _gradients(deep, _data([0]))
     several = _data([0, 1])
     several = replace(several, shard=replace(several.shard, labels=np.eye(2, CLASSES, dtype=np.uint8)))

@@ -189,7 +189,9 @@ def test_without_both_parts_it_is_fedavg_to_the_bit(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     deep = ImageModel(nn.Flatten(), nn.Sequential(nn.Linear(SIDE * SIDE, CLASSES)))
-    with pytest.raises(ConfigError, match="this network's is a Sequential; use a network with such a head, or"):
+    with pytest.raises(
+        ConfigError, match="this network's is a Sequential; use a network with such a head, or"
+    ):
         class_prototypes(model=deep, data=_data([0]))
     with pytest.raises(ConfigError, match=r"leave out evaluation\.patience"):
         RUCR().check(tiny(evaluation={"holdout": 0.2, "patience": 1}), ["a"], (8, 8, 1))

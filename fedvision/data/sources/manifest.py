@@ -117,7 +117,7 @@ def manifest(
     names = _check_files(rows, table, folder, file, suffix)
     if mask:
         code = mask_code(classes, values, ignore=ignore)
-        targets = read_masks(folder, names, _check_files(rows, table, folder, mask, ""), code, how)
+        targets, _ = read_masks(folder, names, _check_files(rows, table, folder, mask, ""), code, how)
         settled = with_classes(code, targets, str(table))
     elif labels or label_separator:
         targets, settled = _several_labels(rows, table, columns, "" if labels else label_separator, classes)

@@ -18,7 +18,6 @@ from fedvision.data.decoding.file_list import resolve_classes
 from fedvision.data.masks import IGNORED, MOST_CLASSES
 from fedvision.data.naming import composed
 from fedvision.errors import DataError
-from fedvision.ranges import check_range
 
 BACKGROUND = "background"
 """The class of pixels that are in no region."""
@@ -77,7 +76,7 @@ def mask_code(
     values: Sequence[int] = (),
     colours: Sequence[Sequence[int]] = (),
     regions: Mapping[str, Sequence[int]] | None = None,
-    ignore: int = IGNORED,
+    ignore: int | Sequence[int] = IGNORED,
 ) -> MaskCode:
     """Return what values stand for.
 
@@ -86,16 +85,17 @@ def mask_code(
         values: The value of each class in their order; empty where value and number are the same.
         colours: The colour [red, green, blue] of each class, each 0..255.
         regions: Class -> its values; all other values are the class ``background``, which comes first.
-        ignore: The value of pixels without a class, unless a class has it.
+        ignore: The value, or values, of pixels without a class, unless a class has it.
 
     Raises:
         ValueError: The keys contradict each other, or hold what is no value.
     """
-    check_range(at_least=0, ignore=ignore)
+    listed = ignore if isinstance(ignore, list | tuple) else [ignore]
+    ignored = dict.fromkeys((_value(one, "ignore") for one in listed), IGNORED)
     if sum(map(bool, (values, colours, regions))) > 1:
         raise ValueError("values, colours and regions each say what masks hold; leave one of them")
     if regions:
-        return _of_regions(regions, classes, ignore)
+        return _of_regions(regions, classes, ignored)
     coded = [_colour(one) for one in colours] if colours else [_value(one) for one in values]
     names = () if classes is None else resolve_classes(classes, classes, "data.classes")
     if coded and names and len(coded) != len(names):
@@ -109,11 +109,13 @@ def mask_code(
         raise ValueError(f"there are {len(names)} classes; a mask holds {MOST_CLASSES} at most")
     own = range(len(names) or MOST_CLASSES)
     numbers = dict(zip(coded, own, strict=False)) if coded else {one: one for one in own}
-    ignored = {} if colours else {_value(ignore): IGNORED}
-    return MaskCode(classes=names, numbers={**ignored, **numbers}, others=_UNKNOWN, coloured=bool(colours))
+    taken = {} if colours else ignored
+    return MaskCode(classes=names, numbers={**taken, **numbers}, others=_UNKNOWN, coloured=bool(colours))
 
 
-def _of_regions(regions: Mapping[str, Sequence[int]], classes: Sequence[str] | None, ignore: int) -> MaskCode:
+def _of_regions(
+    regions: Mapping[str, Sequence[int]], classes: Sequence[str] | None, ignored: Mapping[int, int]
+) -> MaskCode:
     if not isinstance(regions, Mapping) or not all(isinstance(one, list | tuple) for one in regions.values()):
         raise ValueError(
             "regions must be a table of lists of values, such as { liver = [1], tumour = [2, 3] }"
@@ -126,7 +128,7 @@ def _of_regions(regions: Mapping[str, Sequence[int]], classes: Sequence[str] | N
             f"classes must be {[BACKGROUND, *names]} as regions gives them, or be left out, not "
             f"{list(classes)}"
         )
-    numbers = {_value(ignore): IGNORED}
+    numbers = dict(ignored)
     seen = dict[int, str]()
     for number, (name, values) in enumerate(regions.items(), 1):
         for value in map(_value, values):
@@ -136,9 +138,9 @@ def _of_regions(regions: Mapping[str, Sequence[int]], classes: Sequence[str] | N
     return MaskCode(classes=(BACKGROUND, *names), numbers=numbers, others=0)
 
 
-def _value(one: Any) -> int:
+def _value(one: Any, what: str = "the value of a mask") -> int:
     if type(one) is not int or one < 0:
-        raise ValueError(f"the value of a mask must be a whole number >= 0, not {one!r}")
+        raise ValueError(f"{what} must be a whole number >= 0, not {one!r}")
     return one
 
 

@@ -7,15 +7,15 @@
     PATH/{train,test,val}/images/*, PATH/{...}/masks/*       parts above both
 
 ``a.jpg`` has the mask ``a.png``, ``a_mask.png`` or ``mask_a.png``, at any depth below; where ``images`` and
-``masks`` are one folder, the mask has such a word in its name.
+``masks`` are one folder, the mask has such a word in its name. Public sets end names otherwise (Cityscapes),
+or list the images that are meant (Pascal VOC, Oxford-IIIT Pet): ``image_suffix``, ``mask_suffix``, ``names``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,11 @@ from numpy.typing import NDArray
 from fedvision.data.dataset import Dataset
 from fedvision.data.decoding.decode import Decoding, named
 from fedvision.data.decoding.file_list import Listing, to_dataset
-from fedvision.data.decoding.scan import walk
 from fedvision.data.naming import composed
 from fedvision.data.paths import expand
 from fedvision.data.sources.mask_code import mask_code, with_classes
-from fedvision.data.sources.mask_files import masked_stem
+from fedvision.data.sources.mask_pairs import Layout, find_pairs
 from fedvision.data.sources.masked_files import read_masks
-from fedvision.data.sources.part_names import part_of
 from fedvision.errors import DataError
 from fedvision.ranges import check_range
 
@@ -40,10 +38,13 @@ def mask_folder(
     size: int,
     images: str = "images",
     masks: str = "masks",
+    image_suffix: str = "",
+    mask_suffix: str = "",
+    names: Mapping[str, str] | None = None,
     classes: Sequence[str] | None = None,
     values: Sequence[int] = (),
     colours: Sequence[Sequence[int]] = (),
-    ignore: int = 255,
+    ignore: int | Sequence[int] = 255,
     columns: str = "",
     channels: int = 3,
     fit: str = "crop",
@@ -60,13 +61,20 @@ def mask_folder(
     Args:
         path: The folder.
         size: Side of the square images and masks in pixels.
-        images: Name of the folders of images.
+        images: Name of the folders of images, such as ``"images"`` or ``"data/images"``.
         masks: Name of the folders of masks.
+        image_suffix: How the files of images end, such as ``"_leftImg8bit.png"``; what is before it is the
+            image's name, and files that end otherwise are left out. Empty takes all.
+        mask_suffix: The same of masks, such as ``"_gtFine_labelIds.png"``.
+        names: Part (train, val, test) -> a text file, relative to ``path``, whose lines begin with the names
+            of its images, without folder and suffix; images that no file lists are left out. By default
+            folders are parts.
         classes: Class names in the order of their numbers; by default the numbers up to the highest one in a
             mask. Clients that train one model need the same list, though a client may lack some classes.
         values: The value of each class in the masks, such as [0, 255]; by default its number.
         colours: The colour [red, green, blue] of each class in masks that are pictures.
-        ignore: The value of pixels that are neither trained on nor measured, unless ``values`` has it.
+        ignore: The value, or values, of pixels that are neither trained on nor measured, unless ``values``
+            has it.
         columns: A regular expression that is searched in each image's name, relative to ``path``; its named
             groups become columns: ``"(?P<patient>[^_/]+)_[0-9]+"``.
         channels: 1 for gray, 3 for RGB.
@@ -77,7 +85,7 @@ def mask_folder(
             test set, in the place of one that there is.
         group: The column whose equal values belong together, such as a patient's images: neither
             ``validation`` nor the partition nor the holdout parts them.
-        val: What becomes of a val folder: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
+        val: What becomes of val images: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
             where there is none, else left out.
         max_unreadable: Share of images that may be unreadable; they are left out and named.
         cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
@@ -103,130 +111,28 @@ def mask_folder(
     )
     check_range(at_least=0, below=1, validation=validation)
     code, root = mask_code(classes, values, colours, ignore=ignore), expand(path)
-    pairs, notices = _pairs(root, images, masks)
-    names = [one.image for one in pairs]
-    facts = columns_in(names, columns, root)
-    found = read_masks(root, names, [one.mask for one in pairs], code, how)
+    layout = Layout(
+        images=images, masks=masks, image_suffix=image_suffix, mask_suffix=mask_suffix, names=names
+    )
+    pairs, notices = find_pairs(root, layout)
+    files = [one.image for one in pairs]
+    facts = columns_in(files, columns, root)
+    found, known = read_masks(root, files, [one.mask for one in pairs], code, how)
+    settled = with_classes(code, found, str(root))
+    if not known.all():
+        void = [file for file, has in zip(files, known, strict=True) if not has]
+        notices += (f"{len(void):,} images have no pixel of a class and are left out: {named(void)}",)
     listing = Listing(
         root=root,
-        names=names,
-        labels=found,
-        classes=with_classes(code, found, str(root)),
-        parts=_parts(pairs, root),
-        columns=facts,
+        names=[file for file, has in zip(files, known, strict=True) if has],
+        labels=found[known],
+        classes=settled,
+        parts=np.array([one.part for one in pairs])[known],
+        columns={name: values[known] for name, values in facts.items()},
         notices=notices,
         group=group,
     )
     return to_dataset(listing, how, val=val, validation=validation)
-
-
-class _Pair(NamedTuple):
-    """An image and its mask, relative to the folder."""
-
-    place: str
-    """The image's name without its folder of images and its suffix."""
-    image: str
-    mask: str
-
-
-def _pairs(root: Path, images: str, masks: str) -> tuple[list[_Pair], tuple[str, ...]]:
-    """Return the images with their masks by name, and a notice on what lies elsewhere.
-
-    Raises:
-        DataError: There are none, one lacks the other, or there are two for one.
-    """
-    pictures, drawn, strays = dict[str, str](), dict[str, str](), []
-    both = images == masks
-    for name in walk(root).images:
-        place, is_mask = _below(name, images), False
-        if both and place is not None:
-            is_mask = masked_stem(place) is not None
-        elif place is None:
-            place, is_mask = _below(name, masks), True
-        if place is None:
-            strays.append(name)
-            continue
-        kind = drawn if is_mask else pictures
-        if place in kind:
-            what = "mask" if is_mask else "image"
-            raise DataError(
-                f"{root}: {kind[place]} and {name} are one {what} by their names; keep one of them"
-            )
-        kind[place] = name
-    _check_there(root, images, masks, len(pictures), len(drawn), len(strays))
-    pairs = _matched(root, pictures, drawn)
-    outside = (
-        f"{len(strays):,} images lie in neither {images}/ nor {masks}/ and are left out: {named(strays)}"
-    )
-    return pairs, (outside,) if strays else ()
-
-
-def _below(name: str, folder: str) -> str | None:
-    """Return a name without its suffix and the first folder called so; None where it lies in none."""
-    *folders, file = name.split("/")
-    stem = file.rsplit(".", 1)[0]
-    wanted = [part for part in folder.split("/") if part not in ("", ".")]
-    if not wanted:
-        return "/".join([*folders, stem])
-    for start in range(len(folders) - len(wanted) + 1):
-        if folders[start : start + len(wanted)] == wanted:
-            return "/".join([*folders[:start], *folders[start + len(wanted) :], stem])
-    return None
-
-
-def _check_there(root: Path, images: str, masks: str, pictures: int, drawn: int, strays: int) -> None:
-    for key, folder, count in (("images", images, pictures), ("masks", masks, drawn)):
-        if not count:
-            others = f"; {strays:,} images lie elsewhere" if strays else ""
-            raise DataError(
-                f"{root}: there are no {key} in {folder or 'it'}/{others}; name their folder with "
-                f"data.{key}, or correct data.path"
-            )
-
-
-def _matched(root: Path, pictures: dict[str, str], drawn: dict[str, str]) -> list[_Pair]:
-    mask_of = dict[str, str]()
-    orphans = []
-    for place, name in drawn.items():
-        meant = place if place in pictures else masked_stem(place)
-        if meant is None or meant not in pictures:
-            orphans.append(name)
-        elif meant in mask_of:
-            raise DataError(
-                f"{root}: {mask_of[meant]} and {name} are both the mask of {pictures[meant]}; keep one of "
-                "them"
-            )
-        else:
-            mask_of[meant] = name
-    if orphans:
-        raise DataError(
-            f"{root}: {len(orphans):,} masks have no image: {named(orphans)}; call each as its image, or "
-            "remove it"
-        )
-    if alone := [name for place, name in pictures.items() if place not in mask_of]:
-        raise DataError(
-            f"{root}: {len(alone):,} images have no mask: {named(alone)}; add masks of the same names, or "
-            "remove them"
-        )
-    return [_Pair(place, name, mask_of[place]) for place, name in pictures.items()]
-
-
-def _parts(pairs: Sequence[_Pair], root: Path) -> NDArray[np.str_]:
-    """Return the part of each image: its outermost folder, where one of these is for training.
-
-    Raises:
-        DataError: Some images lie in no part.
-    """
-    outermost = [one.place.split("/")[0] if "/" in one.place else "" for one in pairs]
-    parts = [part_of(folder) for folder in outermost]
-    if "train" not in parts:
-        return np.array(["train"] * len(pairs))
-    if None in parts:
-        raise DataError(
-            f"{root}: {pairs[parts.index(None)].image} lies in no folder train, test or val, as others do; "
-            "move it"
-        )
-    return np.array(parts)
 
 
 def columns_in(names: Sequence[str], pattern: str, root: Path) -> dict[str, NDArray[np.str_]]:

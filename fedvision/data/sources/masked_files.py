@@ -27,8 +27,8 @@ _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 def read_masks(
     root: Path, images: Sequence[str], masks: Sequence[str], code: MaskCode, how: Decoding
-) -> NDArray[np.uint8]:
-    """Return the masks of images, uint8 [N, size, size].
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return the masks of images, uint8 [N, size, size], and which files have a pixel of a class, bool [N].
 
     A pixel gets the class of the pixel in which its centre lies; the bars of ``fit = "pad"`` are ignored.
 
@@ -44,17 +44,18 @@ def read_masks(
     """
     stage(f"reading {len(masks):,} masks in {root}")
     found = np.empty((len(masks), how.size, how.size), np.uint8)
+    known = np.empty(len(masks), bool)
 
     def read(number: int) -> None:
-        found[number] = _read(root, images[number], masks[number], code, how)
+        found[number], known[number] = _read(root, images[number], masks[number], code, how)
 
     with ThreadPoolExecutor(max(1, how.workers or cores.available())) as pool:
         list(pool.map(read, range(len(masks))))
-    return found
+    return found, known
 
 
-def _read(root: Path, image: str, mask: str, code: MaskCode, how: Decoding) -> NDArray[np.uint8]:
-    """Return one mask, uint8 [size, size]."""
+def _read(root: Path, image: str, mask: str, code: MaskCode, how: Decoding) -> tuple[NDArray[np.uint8], bool]:
+    """Return one mask, uint8 [size, size], and whether its file has a pixel of a class."""
     where = f"{root / mask}"
     try:
         with Image.open(root / mask, formats=_FORMATS) as file:
@@ -73,10 +74,11 @@ def _read(root: Path, image: str, mask: str, code: MaskCode, how: Decoding) -> N
         raise DataError(
             f"{where}: the mask is {own} and its image {image} is {shown} (height x width); save both alike"
         )
+    known = bool((classes != IGNORED).any())
     if how.fit == "exact" and classes.shape != (how.size, how.size):
-        return np.full((how.size, how.size), IGNORED, np.uint8)  # its image is left out as unreadable
+        return np.full((how.size, how.size), IGNORED, np.uint8), known  # its image is left out as unreadable
     fitted = fitted_to(Image.fromarray(classes), how.size, how.fit, nearest=True, fill=IGNORED)
-    return np.asarray(fitted)
+    return np.asarray(fitted), known
 
 
 def _values(file: Image.Image, coloured: bool) -> NDArray[Any]:

@@ -92,7 +92,9 @@ def test_parts_by_a_field_and_by_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1.png is in .* as well"):
         read(train, test=str(train))
     for key, keys in (("path", {"path": "none.json"}), ("test", {"test": "none.json"})):
-        with pytest.raises(DataError, match=rf"none\.json: this file cannot be read: .*; correct data\.{key}$"):
+        with pytest.raises(
+            DataError, match=rf"none\.json: this file cannot be read: .*; correct data\.{key}$"
+        ):
             coco(**{"path": str(train), "size": 8, **keys})
 
 
