@@ -117,18 +117,17 @@ def test_the_worst_masks_are_kept_and_shown(tmp_path: Path) -> None:
     "make",
     [
         pytest.param(partial(detection_data.experiment, **FINDING), marks=pytest.mark.slow),
-        partial(segments.segments, training={**LEARNING, "epochs": 16}),
+        segments.segments,
     ],
     ids=["boxes", "masks"],
 )
 def test_a_resumed_run_keeps_the_same(make: Any, tmp_path: Path) -> None:
     simulate(make(rounds=2), engine="serial", out=tmp_path / "whole")
     simulate(make(rounds=1), engine="serial", out=tmp_path / "parts")
-    first = (tmp_path / "parts" / FILE).read_bytes()
+    (tmp_path / "parts" / FILE).unlink()  # what the first part kept is not what is looked at
     simulate(make(rounds=2), engine="serial", out=tmp_path / "parts", resume=True)
     second = (tmp_path / "parts" / FILE).read_bytes()
     assert second == (tmp_path / "whole" / FILE).read_bytes()
-    assert first != second
     # A run that is over and resumed once more has them still.
     simulate(make(rounds=2), engine="serial", out=tmp_path / "parts", resume=True)
     assert (tmp_path / "parts" / FILE).read_bytes() == second

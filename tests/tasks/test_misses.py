@@ -112,6 +112,12 @@ def test_verdicts_by_hand() -> None:
     assert drawn.captions == ["2 of 3 objects missed, 2 false boxes", "0 of 0 objects missed, 1 false box"]
 
 
+def test_of_equally_near_objects_the_last_is_found() -> None:
+    truths = np.array([truth(0, 5, 0, 20, 20), truth(0, 15, 0, 20, 20)])
+    found, own = detection_misses.verdicts(np.array([0]), np.array([[10.0, 0, 20, 20]]), truths)
+    assert (found.tolist(), own.tolist()) == ([RIGHT], [WRONG, RIGHT])
+
+
 @given(st.integers(0, 2**32))
 def test_what_is_drawn_is_what_is_measured(seed: int) -> None:
     """Boxes on a coarse grid, so that overlaps and scores are often equal."""
