@@ -22,6 +22,9 @@ from fedvision.tasks.drawings import NEITHER, RIGHT, WRONG, Drawings
 SHOWN = 0.3
 """The least score of a box that is looked at."""
 _IOU = form.THRESHOLDS[0]
+FALSE_DRAWN = 5
+"""False boxes of an image that are drawn at most: a network that has learned little makes so many that
+nothing can be seen."""
 _ABOUT = (
     "Test images with the most missed objects and false boxes of the class named above them, the worst "
     f"first; boxes with a score of {SHOWN} or more are the model's, and one finds an object of its class "
@@ -69,13 +72,16 @@ def draw(images: NDArray[np.uint8], found: Detections, targets: boxes.Boxes) -> 
         own = np.flatnonzero(usable & (found.images == number))
         own = own[np.argsort(-found.scores[own], kind="stable")]
         of_found, of_truths = verdicts(found.classes[own], found.boxes[own], truths)
+        false = int((of_found == WRONG).sum())
+        kept = (of_found != WRONG) | (np.cumsum(of_found == WRONG) <= FALSE_DRAWN)
+        own, of_found = own[kept], of_found[kept]
         drawn.append(_boxes(number, row, found.classes[own], found.scores[own], of_found, found.boxes[own]))
         labels, places = truths[:, boxes.CLASS], truths[:, boxes.X : boxes.HEIGHT + 1]
         drawn.append(_boxes(number, row, labels, np.full(len(truths), np.nan), of_truths, places))
         missed, objects = (of_truths == WRONG).sum(), (of_truths != NEITHER).sum()
+        surest = f", the surest {FALSE_DRAWN} drawn" if false > FALSE_DRAWN else ""
         captions.append(
-            f"{missed} of {plural(int(objects), 'object')} missed, "
-            f"{plural(int((of_found == WRONG).sum()), 'false box', 'es')}"
+            f"{missed} of {plural(int(objects), 'object')} missed, {plural(false, 'false box', 'es')}{surest}"
         )
     together = np.concatenate(drawn)
     together[:, drawings.LEFT :] /= drawings.step(*images.shape[1:3])

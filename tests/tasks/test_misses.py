@@ -112,6 +112,15 @@ def test_verdicts_by_hand() -> None:
     assert drawn.captions == ["2 of 3 objects missed, 2 false boxes", "0 of 0 objects missed, 1 false box"]
 
 
+def test_of_many_false_boxes_the_surest_are_drawn() -> None:
+    false = [(0, 2, 0.35 + place / 100, place, 40, 3, 3) for place in range(8)]
+    drawn = detection_misses.draw(GRAY, detections((0, 0, 0.31, 0, 0, 10, 10), *false), OWN)
+    scored = drawn.boxes[~np.isnan(drawn.boxes[:, drawings.SCORE])]
+    assert scored[:, drawings.SCORE] == pytest.approx([0.42, 0.41, 0.4, 0.39, 0.38, 0.31])
+    assert scored[:, drawings.VERDICT].tolist() == [WRONG] * 5 + [RIGHT]
+    assert drawn.captions[0] == "2 of 3 objects missed, 8 false boxes, the surest 5 drawn"
+
+
 def test_of_equally_near_objects_the_last_is_found() -> None:
     truths = np.array([truth(0, 5, 0, 20, 20), truth(0, 15, 0, 20, 20)])
     found, own = detection_misses.verdicts(np.array([0]), np.array([[10.0, 0, 20, 20]]), truths)
@@ -140,7 +149,9 @@ def test_what_is_drawn_is_what_is_measured(seed: int) -> None:
     )
     found = detections(*np.hstack([rows, own_boxes]).tolist())
     measured, _ = match(found, own, 3)
-    drawn = detection_misses.draw(GRAY, found, own).boxes
+    with pytest.MonkeyPatch.context() as all_of_them:
+        all_of_them.setattr(detection_misses, "FALSE_DRAWN", count)
+        drawn = detection_misses.draw(GRAY, found, own).boxes
     is_found = ~np.isnan(drawn[:, drawings.SCORE])
     looked = measured[form.unpacked_scores(measured[:, form.SCORE]) >= detection_misses.SHOWN]
     matched, ignored = (form.unpacked_bits(looked[:, c])[:, 0, 0] for c in (form.MATCHED, form.IGNORED))
