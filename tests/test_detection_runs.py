@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from fedvision import simulate
+from fedvision.baselines.gains import HELD_OUT, TEST, read_baselines
 from fedvision.data.boxes import CLASS
 from fedvision.errors import ConfigError
 from fedvision.experiment import Experiment
 from fedvision.files import plain
+from fedvision.runs.folder import RunFolder
 from fedvision.tasks.detection import Detection
 from fedvision.trained_model import load
 from fedvision.types import PluginSpec, State
@@ -141,6 +143,26 @@ def test_the_head_can_stay_on_the_clients(tmp_path: Path) -> None:
     changed = {name for name, tensor in run.state.items() if not torch.equal(tensor, built[name])}
     assert changed
     assert all(name.startswith("head.") for name in changed)
+
+
+@pytest.mark.slow
+def test_baselines_are_compared_by_ap(tmp_path: Path) -> None:
+    config = experiment(evaluation={"holdout": 0.3}, partition={"use": "iid", "clients": 2})
+    simulate(config, engine="serial", out=tmp_path / "run", baselines=("local", "central"))
+    folder = RunFolder.read(tmp_path / "run")
+    found = read_baselines(folder)
+    assert found is not None
+    assert found.central["scores"].keys() == folder.rounds()[-1]["server"]["scores"].keys()
+    assert load(tmp_path / "run/baselines/central").evaluate(squares()).scores["ap"] == pytest.approx(
+        found.central["scores"]["ap"]
+    )
+    for on in (TEST, HELD_OUT):
+        gains = found.gains(on)
+        assert gains is not None
+        assert (gains.score, gains.clients) == ("ap", (0, 1))
+        own = [line["server" if on == TEST else "local"]["scores"]["ap"] for line in found.local.values()]
+        assert gains.alone.tolist() == own
+    assert "AP changes by" in (tmp_path / "run/report.html").read_text()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from fedvision import simulate
+from fedvision.baselines.gains import HELD_OUT, TEST, read_baselines
 from fedvision.cli import main
 from fedvision.data.dataset import Dataset, ImageSet
 from fedvision.errors import ConfigError, DataError, FedVisionError
@@ -277,7 +279,9 @@ def test_masks_are_written_at_the_size_of_the_images(
     assert (pictures / "a.png").read_bytes() == before
 
 
-def test_it_is_evaluated_by_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_evaluated_by_command(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     test = squares().test
     assert test is not None
     for kind in ("images", "masks"):
@@ -295,6 +299,35 @@ def test_it_is_evaluated_by_command(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert "Dice of" in told
     page = json.loads((tmp_path / "found.json").read_text())
     assert page["scores"] == pytest.approx(RunFolder(run).rounds()[-1]["server"]["scores"])
+
+    # Numbers in masks that nothing names are the model's classes.
+    monkeypatch.setenv("FEDVISION_CACHE", str(tmp_path / "cache"))
+    unnamed = ["evaluate", str(run), "--data", str(tmp_path / "data"), "--json", str(tmp_path / "again.json")]
+    assert main.main(unnamed) == 0
+    assert json.loads((tmp_path / "again.json").read_text()) == page
+    Image.new("L", (SIDE, SIDE), 3).save(tmp_path / "data/masks/0.png")
+    assert main.main(unnamed)
+    assert "the value 3 is no class: 3 are named, so 0 to 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_baselines_are_compared_by_mean_iou(tmp_path: Path) -> None:
+    config = segments(training=LEARNING, evaluation={"holdout": 0.3}, partition={"use": "iid", "clients": 2})
+    simulate(config, engine="serial", out=tmp_path / "run", baselines=("local", "central"))
+    folder = RunFolder.read(tmp_path / "run")
+    found = read_baselines(folder)
+    assert found is not None
+    assert found.central["scores"].keys() == folder.rounds()[-1]["server"]["scores"].keys()
+    for on in (TEST, HELD_OUT):
+        gains = found.gains(on)
+        assert gains is not None
+        assert (gains.score, gains.clients) == ("mean_iou", (0, 1))
+        own = [
+            line["server" if on == TEST else "local"]["scores"]["mean_iou"] for line in found.local.values()
+        ]
+        assert gains.alone.tolist() == own
+    page = " ".join((tmp_path / "run/report.html").read_text().split())
+    assert "from a client's own model to the federated one, mean IoU changes by" in html.unescape(page)
 
 
 @pytest.mark.slow

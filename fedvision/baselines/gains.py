@@ -23,7 +23,7 @@ Record = Mapping[str, Any]
 Floats = NDArray[np.float64]
 TEST, HELD_OUT = "test", "held_out"
 """The server's test images, and those that each client holds out."""
-_COMPARED = ("balanced_accuracy", "mean_ap")
+_COMPARED = ("balanced_accuracy", "mean_ap", "mean_iou", "ap")
 """Scores by which clients are compared, the first that there is; else the first score of the task."""
 
 

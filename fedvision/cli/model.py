@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedvision import registry
 from fedvision.errors import ConfigError, DataError, RunError
@@ -211,9 +211,17 @@ def dataset_of(model: TrainedModel, source: str, option: str) -> Dataset:
 
     if source.endswith(".toml"):
         registry.allow_folder(Path(source).parent)
-    table = spelled_table(source, model.files_as, option)
+    table = _named_masks(spelled_table(source, model.files_as, option), model)
     found: Dataset = registry.build("data", ExperimentConfig.from_dict({"data": table}).data)
     return found
+
+
+def _named_masks(table: dict[str, Any], model: TrainedModel) -> dict[str, Any]:
+    """Return ``[data]`` with the model's classes where masks hold numbers and nothing says what they are."""
+    masks = table["use"] == "mask-folder" or (table["use"] == "manifest" and "mask" in table)
+    if not (model.task.dense and masks) or {"classes", "values", "colours"} & set(table):
+        return table
+    return {**table, "classes": list(model.classes)}
 
 
 def check_writable(file: Path | None, option: str) -> None:

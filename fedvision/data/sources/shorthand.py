@@ -51,7 +51,9 @@ def spelled_table(
     """Return ``[data]`` for what ``data_table`` takes, for an experiment's file, or for a table on one line.
 
     Args:
-        source: As above; or a .toml file, whose ``[data]`` is taken; or ``use = "npz", path = "photos.npz"``.
+        source: As above; or annotations of boxes: COCO's .json file, YOLO's .yaml file or the folder of its
+            ``data.yaml``, VOC's folder; or a .toml file, whose ``[data]`` is taken; or
+            ``use = "npz", path = "photos.npz"``.
         pictures: As above; a table that names another value keeps it.
         option: As above.
 
@@ -63,6 +65,8 @@ def spelled_table(
         if table is None:
             raise ConfigError(f"{option} {source}: it has no [data]; name an experiment's file")
         return {"use": table} if isinstance(table, str) else _table(table, source, pictures, option)
+    if (use := _annotated(Path(source))) is not None:
+        return {"use": use, "path": source, **pictures()}
     if "=" not in source or Path(source).exists():
         return data_table(source, pictures, option)
     inside = source.strip().removeprefix("{").removesuffix("}")
@@ -78,6 +82,16 @@ def _table(table: Any, source: str, pictures: Callable[[], Mapping[str, Any]], o
     if not isinstance(table, dict) or not isinstance(table.get("use"), str):
         raise ConfigError(f"{option} {source}: its key use is missing; it says which source reads the images")
     return {**pictures(), **table} if table["use"] in _PICTURES else table
+
+
+def _annotated(path: Path) -> str | None:
+    """Return the source of a file or folder of boxes; None where it is another one."""
+    if path.is_dir():
+        if (path / "data.yaml").is_file():
+            return "yolo"
+        return "voc" if (path / "Annotations").is_dir() and (path / "JPEGImages").is_dir() else None
+    suffixes = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
+    return suffixes.get(path.suffix.lower()) if path.is_file() else None
 
 
 def _has_masks(path: Path) -> bool:

@@ -19,6 +19,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     for name in ("a.npz", "a.CSV", "a.zip"):
         (tmp_path / name).write_bytes(b"")
+    for folder in ("yolo", "VOC2012/Annotations", "VOC2012/JPEGImages"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("boxes.json", "yolo/data.yaml"):
+        (tmp_path / name).write_text("")
     (tmp_path / "named.toml").write_text('data = "digits"')
     (tmp_path / "table.toml").write_text('[data]\nuse = "image-folder"\npath = "x"\nfit = "crop"')
     (tmp_path / "none.toml").write_text("rounds = 3")
@@ -30,6 +34,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("photos", {"use": "image-folder", "path": "photos", **PICTURES}),
         ("a.npz", {"use": "npz", "path": "a.npz"}),
         ("a.CSV", {"use": "manifest", "path": "a.CSV", **PICTURES}),
+        ("boxes.json", {"use": "coco", "path": "boxes.json", **PICTURES}),
+        ("yolo", {"use": "yolo", "path": "yolo", **PICTURES}),
+        ("yolo/data.yaml", {"use": "yolo", "path": "yolo/data.yaml", **PICTURES}),
+        ("VOC2012", {"use": "voc", "path": "VOC2012", **PICTURES}),
         ("digits", {"use": "digits"}),
         ("my_data:load", {"use": "my_data:load"}),
         ('use = "npz", path = "a.npz"', {"use": "npz", "path": "a.npz"}),
