@@ -263,12 +263,12 @@ def test_a_run_that_fails_leaves_its_last_good_model_and_names_it(tmp_path: Path
 
 def test_model_that_fails_after_the_last_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that fails after the last round ends in a sentence and is kept."""
-    from fedvision.runs import run_recorder
+    from fedvision.runs import final_pictures
 
     def fail(*_: Any, **__: Any) -> None:
         raise ValueError("no batch of 100")
 
-    monkeypatch.setattr(run_recorder, "predict", fail)
+    monkeypatch.setattr(final_pictures, "predict", fail)
     with pytest.raises(
         RunError, match="after the last round, raised ValueError: no batch of 100; correct it and"
     ):
