@@ -131,3 +131,21 @@ def take(
             continue
         store.add(turn, run)
         log(f"{label}: {describe(run)}")
+
+
+def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tables laid over each other: of two the later one's keys, in nested tables as well."""
+    whole: dict[str, Any] = {}
+    for table in tables:
+        for key, value in table.items():
+            nested = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping)
+            whole[key] = merged(whole[key], value) if nested else value
+    return whole
+
+
+def in_words(tables: Mapping[str, Any]) -> str:
+    """Return a setting as a table's cell: the last key of each value."""
+    cells = []
+    for key, value in tables.items():
+        cells.append(in_words(value) if isinstance(value, Mapping) else f"{key} {value}")
+    return ", ".join(cells)

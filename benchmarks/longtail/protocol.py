@@ -25,7 +25,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))  # a script finds what stands in its own folder alone
 
 import environments
-from harness import Run, Store, Turn, spread
+from harness import Run, Store, Turn, in_words, merged, spread
 
 from fedvision import ExperimentConfig, adjustment, load, registry, simulate
 from fedvision.generated import leakage_of_run
@@ -82,16 +82,6 @@ class Protocol:
         return merged(
             self.experiment, self.splits[split], own.tables, own.settings[setting], keep, {"seed": seed}
         )
-
-
-def merged(*tables: Tables) -> dict[str, Any]:
-    """Return tables laid over each other: of two the later one's keys, in nested tables as well."""
-    whole: dict[str, Any] = {}
-    for table in tables:
-        for key, value in table.items():
-            nested = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping)
-            whole[key] = merged(whole[key], value) if nested else value
-    return whole
 
 
 def measure(tables: Tables, after: str, view: str = "server", kept: Path | None = None) -> Run:
@@ -320,14 +310,6 @@ def table(store: Store, protocol: Protocol) -> str:
             lines.append(f"| {' | '.join(row)} |")
         parts.append("\n".join([*([f"{split}:", ""] if split else []), *lines]))
     return "\n\n".join(parts)
-
-
-def in_words(tables: Tables) -> str:
-    """Return a setting as a table's cell: the last key of each value."""
-    cells = []
-    for key, value in tables.items():
-        cells.append(in_words(value) if isinstance(value, Mapping) else f"{key} {value}")
-    return ", ".join(cells)
 
 
 def _cell(runs: Sequence[Run], score: str) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))  # a script finds what stands in its own folder alone
 
 import environments
-from harness import Run, Store, Turn, spread
+from harness import Run, Store, Turn, in_words, merged, spread
 
 from fedvision import ExperimentConfig, simulate
 from fedvision.runs.environment import environment
@@ -65,16 +65,6 @@ class Table:
         own = self.methods[method]
         data = {"seed": seed} | ({"validation": VALIDATION} if tuning else {})
         return merged(self.experiment, own.tables, own.settings[setting], {"seed": seed, "data": data})
-
-
-def merged(*tables: Tables) -> dict[str, Any]:
-    """Return tables laid over each other: of two the later one's keys, in nested tables as well."""
-    whole: dict[str, Any] = {}
-    for table in tables:
-        for key, value in table.items():
-            nested = isinstance(value, Mapping) and isinstance(whole.get(key), Mapping)
-            whole[key] = merged(whole[key], value) if nested else value
-    return whole
 
 
 def measure(tables: Tables, baselines: Sequence[str], kept: Path | None = None) -> Run:
@@ -212,10 +202,10 @@ def take(
                 continue
             found = done.result()
             store.add(turn, {"setting": setting, "tables": tables, **found})
-            print(f"{label}: {in_words(found, table)}", flush=True)
+            print(f"{label}: {progress(found, table)}", flush=True)
 
 
-def in_words(run: Run, table: Table) -> str:
+def progress(run: Run, table: Table) -> str:
     """Return a run's first score by who trained, in percent, and its processor time."""
     first = next(iter(table.scores.values()))
     parts = [f"{who} {100 * run['scores'][who][first]:.1f}" for who in WHO if who in run["scores"]]
@@ -237,19 +227,10 @@ def markdown(store: Store, table: Table) -> str:
         key=lambda item: -sum(run["scores"]["federated"][first] for run in item[1]) / len(item[1]),
     )
     for method, runs in ranked:
-        setting = settings_in_words(table.methods[method].settings[runs[0]["setting"]])
+        setting = in_words(table.methods[method].settings[runs[0]["setting"]])
         cells = [_cell(runs, who, score) for score in table.scores.values() for who in WHO]
         lines.append(f"| {' | '.join([method, setting, *cells, str(len(runs))])} |")
     return "\n".join(lines)
-
-
-def settings_in_words(tables: Tables) -> str:
-    """Return a setting as a table's cell: the last key of each value."""
-    parts = (
-        settings_in_words(value) if isinstance(value, Mapping) else f"{key} {value}"
-        for key, value in tables.items()
-    )
-    return ", ".join(parts)
 
 
 def _cell(runs: Sequence[Run], who: str, score: str) -> str:

@@ -71,10 +71,8 @@ def faster_rcnn(
         ConfigError: The backbone cannot be built.
     """
     check_range(at_least=1, hidden=hidden, pooled=pooled, proposals=proposals)
-    check_range(at_least=0, below=1, score_threshold=score_threshold)
-    check_range(above=0, at_most=1, nms_threshold=nms_threshold)
-    found = build_backbone(backbone, in_channels, image_size, channels=channels, levels=levels, layers=layers)
     settings = Settings(score_threshold=score_threshold, nms_threshold=nms_threshold)
+    found = build_backbone(backbone, in_channels, image_size, channels=channels, levels=levels, layers=layers)
     boxes = BoxHead(channels, num_classes, hidden, pooled)
     return Detector(found, FasterRcnnHead(ProposalHead(channels), boxes, proposals, settings))
 

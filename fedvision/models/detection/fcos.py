@@ -72,10 +72,8 @@ def fcos(
         ConfigError: The backbone cannot be built.
     """
     check_range(at_least=0, depth=depth)
-    check_range(at_least=0, below=1, score_threshold=score_threshold)
-    check_range(above=0, at_most=1, nms_threshold=nms_threshold)
-    found = build_backbone(backbone, in_channels, image_size, channels=channels, levels=levels, layers=layers)
     settings = Settings(score_threshold=score_threshold, nms_threshold=nms_threshold)
+    found = build_backbone(backbone, in_channels, image_size, channels=channels, levels=levels, layers=layers)
     return Detector(found, FcosHead(channels, num_classes, depth, settings))
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from fedvision.ranges import check_range
 from fedvision.types import HeadForm, LossFn
 
 
@@ -49,7 +50,11 @@ class Pyramid(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How boxes become detections."""
+    """How boxes become detections.
+
+    Raises:
+        ValueError: A threshold is out of range.
+    """
 
     score_threshold: float = 0.01
     """Boxes of a lower score are dropped."""
@@ -59,6 +64,10 @@ class Settings:
     """Boxes of an image that are looked at, the best ones."""
     most: int = 100
     """Detections of an image."""
+
+    def __post_init__(self) -> None:
+        check_range(at_least=0, below=1, score_threshold=self.score_threshold)
+        check_range(above=0, at_most=1, nms_threshold=self.nms_threshold)
 
 
 class DetectorOutput(ABC):

@@ -22,7 +22,6 @@ from fedvision.models.detection.heads import rows, separable
 from fedvision.models.detection.outputs import Detections, DetectorOutput, Pyramid, Settings, Truth
 from fedvision.models.detection.pyramid import build_backbone
 from fedvision.models.detection.selection import selected
-from fedvision.ranges import check_range
 from fedvision.types import HeadForm, LossFn
 
 _RATIOS = (1.0, 2.0, 0.5, 3.0, 1 / 3)
@@ -59,10 +58,8 @@ def ssdlite(
         ValueError: A key is out of range.
         ConfigError: The backbone cannot be built.
     """
-    check_range(at_least=0, below=1, score_threshold=score_threshold)
-    check_range(above=0, at_most=1, nms_threshold=nms_threshold)
-    found = build_backbone(backbone, in_channels, image_size, channels=channels, levels=levels, layers=layers)
     settings = Settings(score_threshold=score_threshold, nms_threshold=nms_threshold)
+    found = build_backbone(backbone, in_channels, image_size, channels=channels, levels=levels, layers=layers)
     return Detector(found, SsdLiteHead(channels, num_classes, settings))
 
 
