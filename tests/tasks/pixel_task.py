@@ -109,7 +109,9 @@ class Cases(Pixels):
         known = rows is not None and len(rows)
         worst = float((rows[:, 1] / rows[:, 2]).min()) if known else float("nan")
         last = float(rows[-1, 0]) if known else float("nan")
-        return super().scores(stats, counts, extra) | {"worst_image": worst, "last_image": last}
+        first = float(rows[0, 1]) if known else float("nan")
+        own = {"worst_image": worst, "last_image": last, "first_right": first}
+        return super().scores(stats, counts, extra) | own
 
 
 class RowLess(Cases):

@@ -126,6 +126,7 @@ def test_clients_are_put_in_the_order_of_their_numbers() -> None:
     assert orders[0] == orders[1]
     assert orders[0]["last_image"] == 6
     assert orders[0]["worst_image"] == 0
+    assert orders[0]["first_right"] == 0, "the first image is client 0's, whoever answered first"
 
 
 def test_a_run_measures_every_image(tmp_path: Path) -> None:
