@@ -80,14 +80,17 @@ def check_classes(targets: Targets, num_classes: int) -> None:
     Raises:
         DataError: There is no image, a class is out of range, or there are not C labels.
     """
+    if not len(targets):
+        raise DataError(
+            "there is no training image; see the parts of the data set, and data.val where its source has it"
+        )
     if targets.ndim > 2:
-        if not len(targets):
-            raise DataError("there is no training image")
-    elif several(targets):
-        if not len(targets) or targets.shape[1] != num_classes:
+        return
+    if several(targets):
+        if targets.shape[1] != num_classes:
             raise DataError(f"training labels must be [N, {num_classes}], not {list(targets.shape)}")
-    elif len(targets) == 0 or targets.min() < 0 or targets.max() >= num_classes:
-        found = f"{targets.min()} to {targets.max()}" if len(targets) else "none at all"
+    elif targets.min() < 0 or targets.max() >= num_classes:
+        found = f"{targets.min()} to {targets.max()}"
         raise DataError(f"training labels must be 0 to {num_classes - 1}, but there are {found}")
 
 

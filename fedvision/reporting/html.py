@@ -106,8 +106,10 @@ def _gains(facts: RunData) -> dict[str, Any] | None:
         for on in baselines.ON
         if (one := found.gains(on))
     ]
+    tables = baselines.score_tables(facts, found)
     return {
-        "tables": baselines.score_tables(facts, found),
+        "tables": tables,
+        "has_intervals": any(cell.interval for table in tables for _, cells in table.rows for cell in cells),
         "sentences": baselines.gain_sentences(facts, found),
         "pictures": pictures,
         "compared_on": compared_on,

@@ -115,6 +115,16 @@ def test_the_report_has_a_section_and_a_picture(run: RunFolder) -> None:
     assert found == ["0", "1"]  # who loses most stands first
 
 
+def test_intervals_are_told_where_there_are_some(run: RunFolder, make_run: MakeRun) -> None:
+    """Scores of boxes and pixels have none: nothing says how sure they are."""
+    scores = {"ap": 0.2, "ap50": 0.4}
+    view = {"examples": 30, "loss": 1.0, "scores": scores}
+    without = make_run("boxes", changes={"server": view})
+    add_local(without, {0: [10, 9, 5]})
+    told = [write_report(folder).read_text().count("Behind one model's score") for folder in (run, without)]
+    assert told == [1, 0]
+
+
 def test_without_baselines_there_is_no_section(make_run: MakeRun) -> None:
     folder = make_run()
     assert "Who gains" not in write_report(folder).read_text()

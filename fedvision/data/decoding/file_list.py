@@ -55,7 +55,8 @@ class Listing:
 def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation: float = 0.0) -> Dataset:
     """Decode a listing and split it into training and test images.
 
-    Training and test images are two slices of one memory map: none is copied.
+    Training and test images are two slices of one memory map: none is copied. A list of test images alone is
+    one that a model can be measured on.
 
     Args:
         listing: The files.
@@ -66,7 +67,7 @@ def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation
 
     Raises:
         ValueError: ``val`` or ``validation`` is out of range or does not fit the list.
-        DataError: As for ``decode``, or no training image is left.
+        DataError: As for ``decode``, or no training image is left of those that there were.
     """
     if listing.group and listing.group not in listing.columns:
         known = ", ".join(sorted(listing.columns)) or "none"
@@ -74,7 +75,8 @@ def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation
     order, trained, notices = _arrange(listing, val, validation)
     decoded = decode(listing.root, [listing.names[i] for i in order.tolist()], how)
     cut = int(np.searchsorted(decoded.readable, trained))
-    _require_training(cut, listing.root)
+    if trained:
+        _require_training(cut, listing.root)
     chosen = order[decoded.readable]
     train, test = (_image_set(listing, decoded.images[part], chosen[part]) for part in _halves(cut))
     shared = shared_groups(train, test)
@@ -217,10 +219,9 @@ def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, in
     dropped = int(np.count_nonzero(parts == "drop"))
     notices = (left_out(dropped),) if dropped else ()
     train, test = np.flatnonzero(parts == "train"), np.flatnonzero(parts == "test")
+    if len(test) and not validation:
+        return np.concatenate([train, test]), len(train), notices
     _require_training(len(train), listing.root)
-    if len(test):
-        if not validation:
-            return np.concatenate([train, test]), len(train), notices
     names = [listing.names[i] for i in train.tolist()]
     own = strata(listing.labels[train]) if listing.strata is None else listing.strata[train]
     if listing.group:
@@ -232,6 +233,7 @@ def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, in
         raise ValueError(
             f"validation = {validation} is less than any group of column {listing.group!r}; raise it"
         )
+    _require_training(cut, listing.root)
     aside = set_aside_notice(len(test), len(train) - cut) if validation else ()
     return train[order], cut, (*notices, *aside)
 

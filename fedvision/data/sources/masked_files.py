@@ -40,7 +40,8 @@ def read_masks(
         how: How the images are decoded.
 
     Raises:
-        DataError: A mask cannot be read, has another size than its image, or a value that is no class.
+        DataError: A mask cannot be read, has another size than its image, or a value that is no class; or
+            none has the only size that is wanted.
     """
     stage(f"reading {len(masks):,} masks in {root}")
     found = np.empty((len(masks), how.size, how.size), np.uint8)
@@ -51,6 +52,11 @@ def read_masks(
 
     with ThreadPoolExecutor(max(1, how.workers or cores.available())) as pool:
         list(pool.map(read, range(len(masks))))
+    if how.fit == "exact" and known.any() and bool((found == IGNORED).all()):
+        raise DataError(
+            f'{root}: data.fit = "exact" needs masks of {how.size} x {how.size} pixels, and none is; set '
+            "data.size to theirs, or another data.fit"
+        )
     return found, known
 
 

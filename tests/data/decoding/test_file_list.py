@@ -121,9 +121,17 @@ def test_labels_and_columns_beside_unreadable_images(tmp_path: Path) -> None:
     assert "2 of 8 image files cannot be read" in dataset.notices[0]
 
 
+@pytest.mark.parametrize("parts", ["ee", "vv"])
+def test_images_to_measure_on_alone(tmp_path: Path, parts: str) -> None:
+    """A set of which nothing is for training is one to measure a model on."""
+    assert numbers(made(tmp_path, parts)) == ([], [0, 1])
+
+
 def test_no_training_images_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no training image is left; see .*data\.validation"):
-        made(tmp_path, "ee")
+        made(tmp_path, "ee", validation=0.5)
+    with pytest.raises(DataError, match="no training image is left"):
+        made(tmp_path, "vv", val="drop")
     with pytest.raises(DataError, match="no training image is left"):
         made(tmp_path, "tt", "00", validation=0.9)
 

@@ -168,7 +168,12 @@ def test_ten_empty_clients_are_not_all_listed() -> None:
         checks.check_list([[k] if k < 4 else [] for k in range(10)], 10, "x")
 
 
-@pytest.mark.parametrize(("labels", "found"), [([0, 4], "0 to 4"), ([-1, 2], "-1 to 2"), ([], "none at all")])
+def test_a_data_set_without_training_images_is_refused() -> None:
+    with pytest.raises(DataError, match="there is no training image"):
+        make(config(), image_set([]))
+
+
+@pytest.mark.parametrize(("labels", "found"), [([0, 4], "0 to 4"), ([-1, 2], "-1 to 2")])
 def test_labels_out_of_range_are_refused(labels: list[int], found: str) -> None:
     with pytest.raises(DataError, match=f"labels must be 0 to 3, but there are {found}"):
         make(config(), image_set(labels))

@@ -63,6 +63,13 @@ def test_an_image_and_its_mask_have_one_geometry(tmp_path: Path) -> None:
     assert found.classes == ("0", "1", "2")
 
 
+def test_no_mask_of_the_only_size_wanted(tmp_path: Path) -> None:
+    """Pixels of masks that are left out are not told as ignored ones."""
+    pair(tmp_path, "a", (16, 16))
+    with pytest.raises(DataError, match="needs masks of 8 x 8 pixels, and none is"):
+        read(tmp_path, size=8, fit="exact")
+
+
 @pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
 @pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
 def test_masks_take_the_nearest_value_and_lie_where_the_image_does(
