@@ -2,7 +2,7 @@
 
     python benchmarks/longtail/where_the_tail_lives.py [--jobs 2] [--only NAME] [--table]
 
-Fashion-MNIST with a long tail of 100 on 20 clients, split by Dirichlet 0.5; eight of them in each of 50
+Fashion-MNIST with a long tail of 100 on 20 clients, split by Dirichlet 0.5; eight of them in each of 30
 rounds of two epochs, the CNN of width 16. With ``tail_clients = 2`` all images of the three rarest classes
 lie with two clients; class counts and sizes of clients stay. Settings are compared where the tail is spread,
 on 600 images of each class set aside.
@@ -17,7 +17,7 @@ from methods import METHODS
 from picture import draw
 from protocol import RESULTS, Protocol, merged, run
 
-ROUNDS = 50
+ROUNDS = 30
 COMPARED = (
     "FedAvg",
     "logit adjustment",

@@ -6,8 +6,9 @@ each client's training for the federation's class frequencies (Menon et al. 2021
 - Server momentum (``fedavgm``; Hsu, Qi, Brown 2019, arXiv 1909.06335). A cohort has other classes than the
   one before it, and often no image of the rare ones; the direction of several rounds has seen them all.
 - Vacant-class distillation (``fedvls``; Guo et al. 2025, arXiv 2401.02329). On the classes that a client
-  lacks, its model keeps to the global one. The teacher is asked in every second step alone, with twice the
-  weight: a forward pass is about a third of a step.
+  lacks, its model keeps to the global one. The teacher is asked in every fourth step alone, with four times
+  the weight: its forward pass is about a third of a step. Steps are counted over a client's whole work, and
+  the first ones have nothing to distil: there the model is still the teacher.
 - A balanced head in closed form (``closed-form``), after the last round, of one message of exact sums from
   each client. It is the same however the images are divided over clients, where the trained head of a class
   suffers if two clients have all its images. The final head averages both, by ``share``::
@@ -47,12 +48,12 @@ if TYPE_CHECKING:
 
 _NEEDED_BY = "[strategy] use = 'longtail'"
 _SHRINKAGE = 0.03
-EVERY = 2
+EVERY = 4
 """Of so many steps one distils."""
 
 
 class LongTailClient(FedVLSClient):
-    """The task's loss, and in every second step distillation of the classes that the client lacks."""
+    """The task's loss, and in every fourth step distillation of the classes that the client lacks."""
 
     def begin(
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter], request: TrainRequest, memory: State
@@ -69,9 +70,9 @@ class LongTailClient(FedVLSClient):
         self._step = 0
 
     def loss(self, model: nn.Module, x: Batch, labels: torch.Tensor, task_loss: LossFn) -> torch.Tensor:
-        """Return the task's loss of each example [B], in every second step with the distillation's."""
+        """Return the task's loss of each example [B], in every fourth step with the distillation's."""
         self._step += 1
-        if self._teacher is None or self._step % EVERY == 0:
+        if self._teacher is None or self._step % EVERY:
             return task_loss(model(x), labels)
         return super().loss(model, x, labels, task_loss)
 
