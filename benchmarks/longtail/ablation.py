@@ -15,7 +15,7 @@ from fashion import PROTOCOL as FASHION
 from harness import Store
 from methods import fixed, loss, sampler, strategy
 from picture import draw
-from protocol import RESULTS, Method, Protocol, Tables, chosen, measured, merged, run, store_of, thirds
+from protocol import RESULTS, Method, Protocol, Tables, merged, run, thirds
 
 WHOLE = "whole"
 TAKEN_OUT: dict[str, Tables] = {
@@ -40,7 +40,7 @@ def protocol() -> Protocol:
     Raises:
         SystemExit: fashion.py has not chosen a setting yet.
     """
-    setting = chosen(store_of(FASHION), FASHION, "ours")
+    setting = FASHION.chosen(FASHION.store(), "ours")
     if setting is None:
         raise SystemExit("run benchmarks/longtail/fashion.py --only ours first: it chooses the setting")
     own = FASHION.methods["ours"]
@@ -56,10 +56,10 @@ def protocol() -> Protocol:
 
 def differences(store: Store, own: Protocol) -> str:
     """Return what each variant loses beside the whole method of the same seed, in points, as Markdown."""
-    whole = {run["repetition"]: thirds(run)["balanced_accuracy"] for run in measured(store, WHOLE)}
+    whole = {run["repetition"]: thirds(run)["balanced_accuracy"] for run in own.measured(store, WHOLE)}
     lines = ["| | balanced accuracy less that of the whole | by seed |", "|---|---|---|"]
     for name in own.methods:
-        runs = [run for run in measured(store, name) if run["repetition"] in whole]
+        runs = [run for run in own.measured(store, name) if run["repetition"] in whole]
         found = [thirds(run)["balanced_accuracy"] - whole[run["repetition"]] for run in runs]
         if found and name != WHOLE:
             mean, deviation = statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0.0

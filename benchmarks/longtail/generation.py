@@ -7,7 +7,7 @@ of one epoch; the CNN of width 16. FedGAN fills a client's rare classes with ima
 clients train together, CCVR and CReFF train the head on features that the server makes. What the generator
 leaks stands below the table: the median distance of 100 generated images of a class to the nearest training
 image, over that of 100 unseen real images; a ratio of 1 means that they are as far, 0 that they are copies.
-Settings are compared on 600 images of each class that are set aside before the long tail is cut.
+Two rates are compared on 600 images of each class that are set aside before the long tail is cut.
 
 Needs Fashion-MNIST. Results go to results/longtail/generation.json.
 """
@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from fashion import PROTOCOL as FASHION
 from harness import Store, spread
-from methods import METHODS, strategy, strengths
-from protocol import Method, Protocol, measured, merged, run
+from methods import TWO_RATES, at_two_rates, rates, strategy
+from protocol import Method, Protocol, merged, run
 
 ROUNDS = 20
 COMPARED = (
@@ -42,8 +42,8 @@ PROTOCOL = Protocol(
         },
     ),
     methods={
-        **{name: METHODS[name] for name in COMPARED},
-        "FedGAN": Method(strategy("fedgan", warmup=7), strengths("strategy", "share", [0.2, 0.5])),
+        **at_two_rates(*COMPARED),
+        "FedGAN": Method(strategy("fedgan", warmup=7), rates(*TWO_RATES)),
     },
     tuning=FASHION.tuning,
 )
@@ -51,7 +51,7 @@ PROTOCOL = Protocol(
 
 def leaks(store: Store) -> str:
     """Return the leakage of the generators as Markdown, a row a class, the most frequent first."""
-    runs = measured(store, "FedGAN")
+    runs = PROTOCOL.measured(store, "FedGAN")
     if not runs:
         return ""
     lines = ["| class | training images | distance over that of unseen images | nearer, share of pairs |"]

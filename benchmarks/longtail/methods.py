@@ -1,6 +1,7 @@
 """The methods that the tables compare: what each changes of a protocol's experiment, and its four settings.
 
-A method without a strength of its own is tuned in four learning rates, one with a strength in two of each.
+A method without a strength of its own is tuned in four learning rates, one with a strength in two of each; in
+the smaller tables all have their defaults and two rates.
 Everything else is the method's default in fedvision, which docs/algorithms.md describes. The network is the
 protocol's but for the head, where a method is about that.
 """
@@ -13,6 +14,7 @@ from typing import Any
 from protocol import Method, Tables, merged
 
 RATES = (0.1, 0.2, 0.4, 0.8)
+TWO_RATES = (0.1, 0.4)
 GLOBAL = {"prior": "global"}
 """The federation's class counts, where a loss takes the clients' own by default."""
 
@@ -132,3 +134,9 @@ METHODS: Mapping[str, Method] = {
     ),
     "ours": OURS,
 }
+
+
+def at_two_rates(*names: str) -> dict[str, Method]:
+    """Return methods for the smaller tables, with one budget for all: defaults, and two learning rates."""
+    chosen = {name: METHODS[name] for name in names}
+    return {name: Method(own.tables, rates(*TWO_RATES), own.after) for name, own in chosen.items()}

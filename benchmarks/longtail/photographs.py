@@ -5,7 +5,7 @@
 2,624 photographs in four classes (1508, 715, 295 and 106 images), 8 clients, split by Dirichlet 1.0, all of
 them in each round. From scratch: 20 rounds of two epochs of the CNN of width 16 at 64 px. Frozen: the
 head of EfficientNet-Lite0 with its ImageNet weights, 20 rounds of two epochs at 128 px; what the frozen
-layers make of an image is computed once. A fifth of the photographs is the test set; settings are compared
+layers make of an image is computed once. A fifth of the photographs is the test set; two rates are compared
 on a fifth of each client's training images. Seeds do not change the test set.
 
 Needs ELPV and the weights of EfficientNet-Lite0 where one_round.py looks for them. Results go to
@@ -14,7 +14,7 @@ results/longtail/photographs-scratch.json and photographs-frozen.json, pictures 
 
 from __future__ import annotations
 
-from methods import METHODS
+from methods import at_two_rates
 from one_round import DATA
 from picture import draw
 from protocol import RESULTS, Protocol, Tables, merged, run
@@ -57,7 +57,7 @@ PROTOCOLS = [
     Protocol(
         name=f"photographs-{name}",
         experiment=merged(EXPERIMENT, network),
-        methods={method: METHODS[method] for method in COMPARED},
+        methods=at_two_rates(*COMPARED),
         tuning={"evaluation": {"holdout": 0.2}},
         scores={
             "macro F1": "macro_f1",

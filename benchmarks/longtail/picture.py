@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
-from harness import Run, Store
+from harness import Store
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from protocol import Protocol, measured, thirds
+from protocol import Protocol, thirds
 
 SHADES = {
     "head": ("most frequent 3", "#0072b2"),
@@ -22,7 +21,7 @@ SHADES = {
 
 
 def draw(store: Store, protocol: Protocol, path: Path, split: str = "") -> None:
-    """Write the picture, the best balanced accuracy on top; nothing where no method was measured.
+    """Write the picture, the best by the table's first score on top; nothing where no method was measured.
 
     Args:
         store: The runs.
@@ -30,10 +29,10 @@ def draw(store: Store, protocol: Protocol, path: Path, split: str = "") -> None:
         path: The SVG file.
         split: The variant of the experiment.
     """
-    found = {name: own for name in protocol.methods if (own := measured(store, name, split))}
+    found = dict(protocol.ranked(store, split))
     if not found:
         return
-    ranked = sorted(found, key=lambda name: _mean(found[name], "balanced_accuracy"))
+    ranked = [*reversed(found)]
     with rc_context({"font.size": 11, "svg.fonttype": "path", "svg.hashsalt": "fedvision"}):
         figure = Figure(figsize=(9, 0.32 * len(ranked) + 1.5), layout="constrained")
         figure.patch.set_facecolor("white")
@@ -59,7 +58,3 @@ def draw(store: Store, protocol: Protocol, path: Path, split: str = "") -> None:
         axes.spines[["top", "right", "left"]].set_visible(False)
         figure.legend(loc="outside upper center", ncols=4, frameon=False)
         figure.savefig(path, metadata={"Date": None})
-
-
-def _mean(runs: Sequence[Run], score: str) -> float:
-    return statistics.mean(thirds(run)[score] for run in runs)

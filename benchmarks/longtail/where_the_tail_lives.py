@@ -4,8 +4,8 @@
 
 Fashion-MNIST with a long tail of 100 on 20 clients, split by Dirichlet 0.5; eight of them in each of 30
 rounds of two epochs, the CNN of width 16. With ``tail_clients = 2`` all images of the three rarest classes
-lie with two clients; class counts and sizes of clients stay. Settings are compared where the tail is spread,
-on 600 images of each class set aside.
+lie with two clients; class counts and sizes of clients stay. Two rates are compared where the tail is
+spread, on 600 images of each class set aside.
 
 Needs Fashion-MNIST. Results go to results/longtail/where-the-tail-lives.json, the pictures beside it.
 """
@@ -13,7 +13,7 @@ Needs Fashion-MNIST. Results go to results/longtail/where-the-tail-lives.json, t
 from __future__ import annotations
 
 from fashion import PROTOCOL as FASHION
-from methods import METHODS
+from methods import at_two_rates
 from picture import draw
 from protocol import RESULTS, Protocol, merged, run
 
@@ -40,7 +40,7 @@ PROTOCOL = Protocol(
             "evaluation": {"every": ROUNDS},
         },
     ),
-    methods={name: METHODS[name] for name in COMPARED},
+    methods=at_two_rates(*COMPARED),
     tuning=FASHION.tuning,
     splits={SPREAD: {}, IN_TWO: {"partition": {"tail_clients": 2}}},
 )

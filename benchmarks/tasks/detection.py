@@ -15,7 +15,7 @@ goes on where it stopped.
 
 from __future__ import annotations
 
-from task_tables import Method, Table, Tables, run
+from task_tables import Method, Tables, TaskTable, run
 
 ROUNDS = 30
 RATES = (0.01, 0.03, 0.1)
@@ -25,7 +25,7 @@ LOSSES: dict[str, Tables] = {
     "class-balanced focal": {"use": "class-balanced-sigmoid-focal"},
     "equalization": {"use": "equalization"},
 }
-TABLE = Table(
+TABLE = TaskTable(
     name="detection",
     experiment={
         "name": "detection",

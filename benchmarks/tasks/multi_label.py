@@ -15,7 +15,7 @@ about. Results go to results/tasks/multi-label.json; a command that was broken o
 
 from __future__ import annotations
 
-from task_tables import Method, Table, Tables, run
+from task_tables import Method, Tables, TaskTable, run
 
 ROUNDS = 60
 RATES = (0.01, 0.03, 0.1, 0.3)
@@ -26,7 +26,7 @@ LOSSES: dict[str, Tables] = {
     "distribution-balanced": {"use": "distribution-balanced"},
     "distribution-balanced, focal": {"use": "distribution-balanced", "gamma": 2.0},
 }
-TABLE = Table(
+TABLE = TaskTable(
     name="multi-label",
     experiment={
         "name": "multi-label",

@@ -15,7 +15,7 @@ goes on where it stopped.
 
 from __future__ import annotations
 
-from task_tables import Method, Table, Tables, run
+from task_tables import Method, Tables, TaskTable, run
 
 ROUNDS = 40
 RATES = (0.03, 0.1, 0.3)
@@ -26,7 +26,7 @@ LOSSES: dict[str, Tables] = {
     "Dice and cross-entropy": {"use": "dice", "cross_entropy": 0.5},
     "focal Tversky": {"use": "focal-tversky", "cross_entropy": 0.5},
 }
-TABLE = Table(
+TABLE = TaskTable(
     name="segmentation",
     experiment={
         "name": "segmentation",

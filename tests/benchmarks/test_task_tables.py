@@ -15,12 +15,13 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "tasks"))
 
 import multi_label
 import task_tables
-from task_tables import MEASURED, TUNED, Method, Table
+from tables import MEASURED, TUNED, Job, take
+from task_tables import Method, TaskTable
 
 from tests.experiments import digits_of_several_labels
 
 RATES = [{"training": {"lr": rate}} for rate in (0.1, 0.2)]
-TWO = Table(
+TWO = TaskTable(
     name="two",
     experiment={"name": "x", "data": {"use": "npz"}, "training": {"epochs": 2}},
     methods={
@@ -49,21 +50,21 @@ def test_only_tuning_sets_images_aside_and_each_seed_has_its_own_data() -> None:
 def test_seeds_are_run_when_all_settings_are_compared(tmp_path: Path) -> None:
     kept = Store(tmp_path / "two.json", {})
     kept.add(Turn(TUNED, "a", 0), found(0.7, 0))
-    assert [turn for turn, _, _ in task_tables.pending(kept, TWO, ["a"])] == [
+    assert [job.turn for job in TWO.pending(kept, ["a"])] == [
         Turn(TUNED, "a", 0),
         Turn(TUNED, "a", 1),
     ]
     kept.add(Turn(TUNED, "a", 1), found(0.8, 1))
-    longer = list(task_tables.pending(kept, TWO, ["a", "b"]))
-    assert [turn for turn, _, _ in longer[-2:]] == [Turn(MEASURED, "a", 1), Turn(MEASURED, "a", 2)]
-    assert [(setting, tables["training"]["lr"]) for _, setting, tables in longer[-2:]] == [(1, 0.2)] * 2
+    longer = list(TWO.pending(kept, ["a", "b"]))
+    assert [job.turn for job in longer[-2:]] == [Turn(MEASURED, "a", 1), Turn(MEASURED, "a", 2)]
+    assert [(job.setting, job.tables["training"]["lr"]) for job in longer[-2:]] == [(1, 0.2)] * 2
 
 
 def test_of_equal_settings_the_first_is_chosen(tmp_path: Path) -> None:
     kept = Store(tmp_path / "two.json", {})
     for setting in (1, 0):
         kept.add(Turn(TUNED, "b", setting), found(0.7, setting))
-    assert task_tables.chosen(kept, TWO, "b") == 0
+    assert TWO.chosen(kept, "b") == 0
 
 
 def test_a_table_has_means_over_seeds_by_who_trained(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_a_table_has_means_over_seeds_by_who_trained(tmp_path: Path) -> None:
     kept.add(Turn(MEASURED, "a", 1), found(0.5, 1, central=0.75, local=0.25))
     kept.add(Turn(MEASURED, "a", 2), found(0.6, 1, central=0.75, local=0.25))
     kept.add(Turn(MEASURED, "b", 1), found(0.9, 0))
-    *_, best, worst = task_tables.markdown(kept, TWO).splitlines()
+    *_, best, worst = TWO.markdown(kept).splitlines()
     assert best == "| b | lr 0.1 | 90.0 | – | – | 45.0 | – | – | 1 |"
     assert worst.startswith("| a | lr 0.2 | 55.0 ± 7.1 | 75.0 ± 0.0 | 25.0 ± 0.0 | 27.5 ± 3.5 | 37.5")
     assert worst.endswith("| 2 |")
@@ -79,10 +80,10 @@ def test_a_table_has_means_over_seeds_by_who_trained(tmp_path: Path) -> None:
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
     kept = Store(tmp_path / "two.json", {})
-    turn, setting, tables = next(task_tables.pending(kept, TWO, ["a"]))
-    kept.add(turn, {**found(0.7), "tables": {**tables, "rounds": 7}})
+    job = next(TWO.pending(kept, ["a"]))
+    kept.add(job.turn, {**found(0.7), "tables": {**job.tables, "rounds": 7}})
     with pytest.raises(ValueError, match="other settings"):
-        task_tables.take(kept, TWO, [(turn, setting, tables)], 1)
+        take(kept, TWO, [job], 1)
 
 
 @pytest.mark.slow
@@ -101,13 +102,15 @@ def test_a_run_has_scores_of_the_federation_and_of_both_baselines(tmp_path: Path
         "model": {"use": "cnn", "width": 4, "dense": 8},
         "loss": "distribution-balanced",
     }
-    found = task_tables.measure(experiment, task_tables.BASELINES)
-    assert found["scores"].keys() == task_tables.WHO.keys()
-    for own in found["scores"].values():
+    whole, tuned = (
+        TWO.measure(Job(Turn("", "a", 0), 0, experiment, "", tuning=tuning), None) for tuning in (False, True)
+    )
+    assert whole["scores"].keys() == task_tables.WHO.keys()
+    for own in whole["scores"].values():
         assert 0 < own["mean_ap"] <= 1
         assert 0 < own["tail"] <= 1
-    assert sum(found["counts"]) > 0
-    assert task_tables.measure(experiment, ())["scores"].keys() == {"federated"}
+    assert sum(whole["counts"]) > 0
+    assert tuned["scores"].keys() == {"federated"}
 
 
 @pytest.mark.parametrize("name", multi_label.TABLE.methods)
