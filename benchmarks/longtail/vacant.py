@@ -13,7 +13,7 @@ split beside it.
 
 from __future__ import annotations
 
-from methods import TWO_RATES, at_two_rates, loss, rates, strategy
+from methods import OURS, TWO_RATES, at_two_rates, loss, rates, strategy
 from one_round import DATA
 from picture import draw
 from protocol import RESULTS, Method, Protocol, merged, run
@@ -45,6 +45,9 @@ PROTOCOL = Protocol(
             merged(strategy("fedvls"), loss("logit-adjusted", prior="local")), rates(*TWO_RATES)
         ),
         **at_two_rates("ours"),
+        "ours, without its distillation": Method(
+            merged(OURS.tables, strategy("longtail", vacant=0.0)), rates(*TWO_RATES)
+        ),
     },
     tuning={"data": {"validation": 0.1}},
     splits={
