@@ -14,6 +14,10 @@ from fedvision.models.detection.outputs import Truth
 SCALE = 4.0
 """Side of an anchor in strides of its map, as RetinaNet's (32 pixels at stride 8)."""
 
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+"""What the numbers of a box are multiplied by before a network predicts them, so that their losses weigh as
+much as those of classes (Girshick et al. 2014, arXiv 1311.2524; as SSD's variances of 0.1 and 0.2)."""
+
 
 def shapes(scales: Sequence[float], ratios: Sequence[float]) -> torch.Tensor:
     """Return anchors' sides [A, 2], width and height in strides: each scale with each ratio of the two."""

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from fedvision.models.detection.anchored import box_losses
+from fedvision.models.detection.anchored import WEIGHTS, box_losses
 from fedvision.models.detection.detector import Detector
 from fedvision.models.detection.geometry import BACKGROUND, decoded, matched, of_boxes
 from fedvision.models.detection.outputs import Detections, DetectorOutput, Pyramid, Settings, Truth
@@ -30,9 +30,6 @@ from fedvision.ranges import check_range
 from fedvision.types import HeadForm, LossFn
 
 _DRAWN, _OF_OBJECTS = 128, 0.25
-_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-"""What the numbers of a box are multiplied by before the second stage predicts them, so that their losses
-weigh as much as those of classes (Girshick et al. 2014)."""
 
 
 def faster_rcnn(
@@ -85,7 +82,7 @@ class BoxHead(nn.Module):
     def __init__(self, channels: int, num_classes: int, hidden: int, pooled: int) -> None:
         super().__init__()
         self.pooled = pooled
-        self.register_buffer("weights", torch.tensor(_WEIGHTS), persistent=False)
+        self.register_buffer("weights", torch.tensor(WEIGHTS), persistent=False)
         self.first = glorot(nn.Linear(channels * pooled * pooled, hidden))
         self.second = glorot(nn.Linear(hidden, hidden))
         self.logits, self.deltas = nn.Linear(hidden, num_classes + 1), nn.Linear(hidden, 4)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedvision.models.detection.anchored import box_losses, shapes
+from fedvision.models.detection.anchored import WEIGHTS, box_losses, shapes
 from fedvision.models.detection.detector import Detector
 from fedvision.models.detection.geometry import anchors, decoded, matched, of_boxes, places
 from fedvision.models.detection.heads import rows, separable
@@ -67,12 +67,14 @@ class SsdLiteHead(nn.Module):
     """Two depthwise separable layers that all maps share."""
 
     sides: torch.Tensor
+    weights: torch.Tensor
 
     def __init__(self, channels: int, num_classes: int, settings: Settings) -> None:
         super().__init__()
         self.num_classes, self.settings = num_classes, settings
         sides = torch.cat([shapes((1.0,), _RATIOS), shapes((2**0.5,), (1.0,))])
         self.register_buffer("sides", sides, persistent=False)
+        self.register_buffer("weights", torch.tensor(WEIGHTS), persistent=False)
         self.logits = separable(channels, len(sides) * (num_classes + 1))
         self.deltas = separable(channels, len(sides) * 4)
 
@@ -80,7 +82,8 @@ class SsdLiteHead(nn.Module):
         """Return what all anchors say."""
         return SsdLiteOutput(
             logits=rows([self.logits(one) for one in pyramid.maps], self.num_classes + 1),
-            deltas=rows([self.deltas(one) for one in pyramid.maps], 4),
+            deltas=rows([self.deltas(one) for one in pyramid.maps], 4) / self.weights,
+            weights=self.weights,
             around=anchors(places(pyramid.maps, pyramid.size), self.sides),
             size=pyramid.size,
             settings=self.settings,
@@ -93,6 +96,7 @@ class SsdLiteOutput(DetectorOutput):
     Args:
         logits: [B, P, C + 1], the background last.
         deltas: [B, P, 4], boxes as ``geometry.encoded`` has them.
+        weights: [4], by which these are multiplied in the loss.
         around: The anchors [P, 4].
         size: (H, W) of the images.
         settings: How they become detections.
@@ -104,12 +108,13 @@ class SsdLiteOutput(DetectorOutput):
         self,
         logits: torch.Tensor,
         deltas: torch.Tensor,
+        weights: torch.Tensor,
         around: torch.Tensor,
         size: tuple[int, int],
         settings: Settings,
     ) -> None:
         self.logits, self.deltas, self.around = logits, deltas, around
-        self.size, self.settings = size, settings
+        self.weights, self.size, self.settings = weights, size, settings
 
     def losses(self, truth: Truth, criterion: LossFn) -> torch.Tensor:
         """Return, of each image, the sums over anchors that count, divided by those that are an object's."""
@@ -120,7 +125,7 @@ class SsdLiteOutput(DetectorOutput):
         each = criterion(self.logits.float(), labels)
         own = objects.sum(1)
         counted = objects | _hardest(each.detach().masked_fill(objects, -1), _NEGATIVES * own.clamp(min=1))
-        boxes = box_losses(self.deltas, self.around, truth, found, beta=1.0)
+        boxes = box_losses(self.deltas, self.around, truth, found, beta=1.0, weights=self.weights)
         return ((each * counted).sum(1) + boxes) / own.clamp(min=1)
 
     def detections(self) -> Detections:
