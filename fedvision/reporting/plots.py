@@ -200,7 +200,8 @@ def _over_rounds(axes: Axes, share: bool, span: tuple[int, int] | None = None) -
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value, 0)))
     else:
-        axes.set_ylim(bottom=0)
+        if axes.dataLim.ymin >= 0:  # a loss with terms that can be negative may be, too
+            axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 

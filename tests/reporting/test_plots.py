@@ -39,6 +39,14 @@ def test_a_loss_is_no_share() -> None:
     assert "%" not in re.sub(r'aria-label="[^"]*"', "", svg)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_loss_below_zero_has_its_place() -> None:
+    """Terms such as FedVLS's suppression of logits can be negative; the axis then does not begin at 0."""
+    svg = plots.curves({"training": Series([1, 2], [-40.0, -90.0])}, name="x", what="loss", share=False)
+    assert ">−80<" in svg
+    assert ">0<" not in svg
+
+
 def test_the_axis_spans_the_whole_run() -> None:
     line = {"server": Series([50], [0.5])}
     assert ">100<" in plots.curves(line, name="x", what="accuracy", span=(0, 100))
