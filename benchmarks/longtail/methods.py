@@ -136,7 +136,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def at_two_rates(*names: str) -> dict[str, Method]:
+def at_two_rates(*names: str, lr: Sequence[float] = TWO_RATES) -> dict[str, Method]:
     """Return methods for the smaller tables, with one budget for all: defaults, and two learning rates."""
     chosen = {name: METHODS[name] for name in names}
-    return {name: Method(own.tables, rates(*TWO_RATES), own.after) for name, own in chosen.items()}
+    return {name: Method(own.tables, rates(*lr), own.after) for name, own in chosen.items()}
