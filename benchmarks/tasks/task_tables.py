@@ -2,8 +2,8 @@
 
 Beside a method's federation stand fedvision's baselines: the same network trained on all images together
 (``central``) and by each client alone (``local``), in the same budget. Scores are of last models on test
-images, of clients alone the mean over clients. Each seed draws other images, another split and another first
-model; the data of such an experiment take ``seed`` and ``validation``.
+images, of clients alone the mean over clients. Each seed draws another split and another first model, and
+other images where the data of an experiment take ``seed``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))  # a script finds what stands in its own folder alone
 
 from harness import Run, Store, in_words, merged, spread
+from one_round import DATA
 from tables import RESULTS, Job, Method, Table, Tables, run
 
 from fedvision import ExperimentConfig, simulate
 
-__all__ = ["Method", "Tables", "TaskTable", "run"]
+__all__ = ["DATA", "Method", "Tables", "TaskTable", "run"]
 """The scripts beside this file take all from here, which finds the folder above."""
 WHO = {"federated": "federated", "central": "together", "local": "alone"}
 """Who trained, as runs and columns name it."""
@@ -36,15 +37,17 @@ VALIDATION = 0.2
 class TaskTable(Table):
     """A table of a task's losses by who trained."""
 
+    seeded: bool = True
+    """Whether each seed draws other data; those of files are what they are."""
     tuning: Tables = field(default_factory=lambda: {"data": {"validation": VALIDATION}})
     folder: Path = RESULTS / "tasks"
 
     def tables(
         self, method: str, setting: int, seed: int, split: str = "", *, tuning: bool
     ) -> dict[str, Any]:
-        """Return the experiment of a run, whose data are the seed's."""
+        """Return the experiment of a run, whose data are the seed's where they are drawn."""
         own = super().tables(method, setting, seed, split, tuning=tuning)
-        return merged(own, {"data": {"seed": seed}})
+        return merged(own, {"data": {"seed": seed}}) if self.seeded else own
 
     def measure(self, job: Job, kept: Path | None) -> Run:
         """Run an experiment, and what stands beside it; settings are compared without.

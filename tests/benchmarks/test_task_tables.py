@@ -13,7 +13,10 @@ from fedvision import ExperimentConfig, registry
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "tasks"))
 
+import detection
 import multi_label
+import real_files
+import segmentation
 import task_tables
 from tables import MEASURED, TUNED, Job, take
 from task_tables import Method, TaskTable
@@ -113,14 +116,34 @@ def test_a_run_has_scores_of_the_federation_and_of_both_baselines(tmp_path: Path
     assert tuned["scores"].keys() == {"federated"}
 
 
-@pytest.mark.parametrize("name", multi_label.TABLE.methods)
-def test_every_method_has_the_same_budget_and_an_experiment_that_can_be_read(name: str) -> None:
-    table = multi_label.TABLE
-    assert {len(method.settings) for method in table.methods.values()} == {4}
+TABLES = [
+    (detection.TABLE, 2),
+    (segmentation.TABLE, 3),
+    (multi_label.TABLE, 4),
+    (real_files.TREES, 1),
+    (real_files.BRAIN, 1),
+]
+
+
+@pytest.mark.parametrize(
+    ("table", "settings", "name"),
+    [(table, settings, name) for table, settings in TABLES for name in table.methods],
+    ids=lambda value: value.name if isinstance(value, TaskTable) else str(value),
+)
+def test_every_method_has_the_same_budget_and_an_experiment_that_can_be_read(
+    table: TaskTable, settings: int, name: str
+) -> None:
+    assert {len(method.settings) for method in table.methods.values()} == {settings}
     assert not {"data", "partition", "rounds", "model"} & table.methods[name].tables.keys()
-    tables = [table.tables(name, setting, 0, tuning=True) for setting in range(4)]
+    tables = [table.tables(name, setting, 0, tuning=True) for setting in range(settings)]
     assert all(tables.count(one) == 1 for one in tables)
     for one in tables:
         config = ExperimentConfig.from_dict(one)
-        registry.check_task("loss", config.loss.use, "multi-label")
-        assert config.loss.prior == "global"
+        others = ("classification",) if config.task.use == "segmentation" else ()
+        registry.check_task("loss", config.loss.use, config.task.use, *others)
+        assert config.loss.prior == ("global" if table.seeded else "local")
+
+
+def test_data_of_files_take_no_seed() -> None:
+    assert "seed" not in real_files.TREES.tables("focal", 0, 3, tuning=False)["data"]
+    assert real_files.TREES.tables("focal", 0, 3, tuning=False)["seed"] == 3
