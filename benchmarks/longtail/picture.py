@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from pathlib import Path
 
@@ -11,12 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from protocol import Protocol, thirds
 
-SHADES = {
-    "head": ("most frequent 3", "#0072b2"),
-    "medium": ("middle", "#009e73"),
-    "tail": ("rarest 3", "#d55e00"),
-    "balanced_accuracy": ("all classes", "#000000"),
-}
+SHADES = {"head": "#0072b2", "medium": "#009e73", "tail": "#d55e00", "balanced_accuracy": "#000000"}
 """Okabe and Ito's colours, which colour-blind people distinguish."""
 
 
@@ -37,17 +31,18 @@ def draw(store: Store, protocol: Protocol, path: Path, split: str = "") -> None:
         figure = Figure(figsize=(9, 0.32 * len(ranked) + 1.5), layout="constrained")
         figure.patch.set_facecolor("white")
         axes = figure.add_subplot()
-        for score, (name, colour) in SHADES.items():
-            values = [[thirds(run).get(score, math.nan) for run in found[method]] for method in ranked]
+        names = {score: name for name, score in protocol.scores.items()}
+        for score in (one for one in SHADES if one in names):
+            values = [[thirds(run)[score] for run in found[method]] for method in ranked]
             axes.errorbar(
                 [statistics.mean(own) for own in values],
                 range(len(ranked)),
                 xerr=[statistics.stdev(own) if len(own) > 1 else 0.0 for own in values],
                 fmt="D" if score == "balanced_accuracy" else "o",
-                color=colour,
+                color=SHADES[score],
                 elinewidth=1.5,
                 markersize=6,
-                label=name,
+                label=names[score],
             )
         axes.set_yticks(range(len(ranked)), ranked)
         axes.set_xlim(0, 100)

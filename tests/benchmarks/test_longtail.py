@@ -19,6 +19,7 @@ import generation
 import methods
 import personal_models
 import photographs
+import picture
 import protocol
 import vacant
 import where_the_tail_lives
@@ -121,6 +122,22 @@ def test_of_few_classes_only_the_rarest_stands_alone() -> None:
     run = {"confusion": diagonal([0.5, 0.1, 0.9]), "counts": [5, 9, 1], "worst_client": 0.5}
     assert "head" not in protocol.thirds(run)
     assert protocol.thirds(run)["tail"] == pytest.approx(90.0)
+
+
+def test_the_picture_of_few_classes_shows_the_rarest_one(tmp_path: Path) -> None:
+    few = Protocol(
+        name="few",
+        experiment={},
+        methods={"a": Method({}, [{}])},
+        tuning={},
+        scores={"macro F1": "macro_f1", "all": "balanced_accuracy", "rarest class": "tail"},
+    )
+    kept = store(tmp_path)
+    for seed in (1, 2):
+        run = {"confusion": diagonal([0.5, 0.1, 0.9]), "counts": [5, 9, 1], "worst_client": 0.5}
+        kept.add(Turn(MEASURED, "a", seed), {**run, "setting": 0})
+    picture.draw(kept, few, tmp_path / "few.svg")
+    assert "<svg" in (tmp_path / "few.svg").read_text()
 
 
 def test_the_worst_client_is_measured_in_its_own_mixture_of_classes() -> None:
