@@ -65,13 +65,9 @@ class TaskTable(Table):
                 baselines=() if job.tuning else BASELINES,
             )
             beside = result.folder.summary().get("baselines", {})
-            scores: dict[str, Any] = {"federated": result.scores}
-            for who, own in beside.get("scores", {}).get("test", {}).items():
-                if who != "federated":
-                    # Of clients alone there is a spread of each score.
-                    scores[who] = {key: _mean_of(value) for key, value in own.items()}
+            views = {**beside.get("scores", {}).get("test", {}), "federated": result.scores}
             return {
-                "scores": scores,
+                "scores": {who: _numbers(own) for who, own in views.items()},
                 "gains": beside.get("gains", {}),
                 "counts": [sum(column) for column in zip(*result.folder.split()["counts"], strict=True)],
                 "up": [one["bytes"]["up"] for one in result.rounds],
@@ -108,8 +104,10 @@ class TaskTable(Table):
         return super().store()
 
 
-def _mean_of(value: Any) -> float:
-    return float(value["mean"] if isinstance(value, Mapping) else value)
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return those scores that there are, of clients alone, of which there is a spread, the mean."""
+    means = {key: value["mean"] if isinstance(value, Mapping) else value for key, value in scores.items()}
+    return {key: float(value) for key, value in means.items() if value is not None}
 
 
 def _cell(runs: Sequence[Run], who: str, score: str) -> str:
