@@ -9,7 +9,7 @@ leaks stands below the table: the median distance of 100 generated images of a c
 image, over that of 100 unseen real images; a ratio of 1 means that they are as far, 0 that they are copies.
 Two rates are compared on 600 images of each class that are set aside before the long tail is cut.
 
-Needs Fashion-MNIST. Results go to results/longtail/generation.json.
+Needs Fashion-MNIST. Results go to results/longtail/generation.json, the picture beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from __future__ import annotations
 from fashion import PROTOCOL as FASHION
 from harness import Store, spread
 from methods import TWO_RATES, at_two_rates, rates, strategy
-from protocol import Method, Protocol, merged, run
+from picture import draw
+from protocol import RESULTS, Method, Protocol, merged, run
 
 ROUNDS = 20
 COMPARED = (
@@ -64,4 +65,6 @@ def leaks(store: Store) -> str:
 
 
 if __name__ == "__main__":
-    print(leaks(run(PROTOCOL)))
+    store = run(PROTOCOL)
+    print(leaks(store))
+    draw(store, PROTOCOL, RESULTS / "generation.svg")
