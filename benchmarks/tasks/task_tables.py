@@ -9,6 +9,7 @@ other images where the data of an experiment take ``seed``.
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -39,6 +40,8 @@ class TaskTable(Table):
 
     seeded: bool = True
     """Whether each seed draws other data; those of files are what they are."""
+    beside: Sequence[str] = BASELINES
+    """Baselines that stand beside the federation."""
     tuning: Tables = field(default_factory=lambda: {"data": {"validation": VALIDATION}})
     folder: Path = RESULTS / "tasks"
 
@@ -62,7 +65,7 @@ class TaskTable(Table):
                 ExperimentConfig.from_dict(job.tables),
                 out=kept or Path(temporary) / "run",
                 resume=kept is not None,
-                baselines=() if job.tuning else BASELINES,
+                baselines=() if job.tuning else self.beside,
             )
             beside = result.folder.summary().get("baselines", {})
             views = {**beside.get("scores", {}).get("test", {}), "federated": result.scores}
@@ -87,13 +90,15 @@ class TaskTable(Table):
 
     def markdown(self, store: Store) -> str:
         """Return the methods as a Markdown table in percent, the best first, by who trained."""
-        head = ["method", "setting"]
-        head += [f"{column}, {who}" for column in self.scores for who in WHO.values()]
-        lines = [f"| {' | '.join([*head, 'n'])} |", "|" + "---|" * (len(head) + 1)]
+        shown = [who for who in WHO if who in ("federated", *self.beside)]
+        head = ["method", "setting", *(f"{column}, {WHO[who]}" for column in self.scores for who in shown)]
+        head += ["processor, s", "n"]
+        lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for method, runs in self.ranked(store):
             setting = in_words(self.methods[method].settings[runs[0]["setting"]])
-            cells = [_cell(runs, who, score) for score in self.scores.values() for who in WHO]
-            lines.append(f"| {' | '.join([method, setting, *cells, str(len(runs))])} |")
+            cells = [_cell(runs, who, score) for score in self.scores.values() for who in shown]
+            cells += [f"{statistics.median(one['cpu_s'] for one in runs):.0f}", str(len(runs))]
+            lines.append(f"| {' | '.join([method, setting, *cells])} |")
         return "\n".join(lines)
 
     def store(self) -> Store:

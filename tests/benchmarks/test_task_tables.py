@@ -14,6 +14,7 @@ from fedvision import ExperimentConfig, registry
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "tasks"))
 
 import detection
+import detectors
 import multi_label
 import real_files
 import segmentation
@@ -76,7 +77,7 @@ def test_a_table_has_means_over_seeds_by_who_trained(tmp_path: Path) -> None:
     kept.add(Turn(MEASURED, "a", 2), found(0.6, 1, central=0.75, local=0.25))
     kept.add(Turn(MEASURED, "b", 1), found(0.9, 0))
     *_, best, worst = TWO.markdown(kept).splitlines()
-    assert best == "| b | lr 0.1 | 90.0 | – | – | 45.0 | – | – | 1 |"
+    assert best == "| b | lr 0.1 | 90.0 | – | – | 45.0 | – | – | 1 | 1 |"
     assert worst.startswith("| a | lr 0.2 | 55.0 ± 7.1 | 75.0 ± 0.0 | 25.0 ± 0.0 | 27.5 ± 3.5 | 37.5")
     assert worst.endswith("| 2 |")
 
@@ -118,6 +119,7 @@ def test_a_run_has_scores_of_the_federation_and_of_both_baselines(tmp_path: Path
 
 TABLES = [
     (detection.TABLE, 2),
+    (detectors.TABLE, 1),
     (segmentation.TABLE, 3),
     (multi_label.TABLE, 4),
     (real_files.TREES, 1),
@@ -134,14 +136,14 @@ def test_every_method_has_the_same_budget_and_an_experiment_that_can_be_read(
     table: TaskTable, settings: int, name: str
 ) -> None:
     assert {len(method.settings) for method in table.methods.values()} == {settings}
-    assert not {"data", "partition", "rounds", "model"} & table.methods[name].tables.keys()
+    assert not {"data", "partition", "rounds"} & table.methods[name].tables.keys()
     tables = [table.tables(name, setting, 0, tuning=True) for setting in range(settings)]
     assert all(tables.count(one) == 1 for one in tables)
     for one in tables:
         config = ExperimentConfig.from_dict(one)
         others = ("classification",) if config.task.use == "segmentation" else ()
         registry.check_task("loss", config.loss.use, config.task.use, *others)
-        assert config.loss.prior == ("global" if table.seeded else "local")
+        assert (config.loss.prior == "global") is (table.name in ("detection", "segmentation", "multi-label"))
 
 
 def test_data_of_files_take_no_seed() -> None:
