@@ -1,6 +1,6 @@
 """CIFAR-10 with a long tail in the protocol of CReFF and those that compare with it.
 
-    python benchmarks/longtail/cifar.py [--rounds 8] [--imbalance 100] [--jobs 2] [--runs FOLDER]
+    python benchmarks/longtail/cifar.py [--rounds 6] [--imbalance 100] [--jobs 2] [--runs FOLDER]
 
 20 clients, split by Dirichlet 0.5, eight of them a round, ten local epochs with batches of 32 and SGD 0.1
 without momentum, crops and flips, the ResNet-8 of 1.2 million parameters with batch norm, 200 rounds (CReFF,

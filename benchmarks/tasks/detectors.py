@@ -3,7 +3,7 @@
     python benchmarks/tasks/detectors.py [--jobs 2] [--only NAME] [--table] [--runs FOLDER]
 
 The experiment of detection.py with each of fedvision's detectors on the same backbone, pyramid and learning
-rate (0.03), with the loss of its paper: focal for those with a sigmoid for each class, cross-entropy for those
+rate (0.03), with the loss of its paper: focal for a sigmoid of each class, cross-entropy for those
 with a softmax. Nothing is tuned, and nobody trains alone or together.
 
 Needs what detection.py needs. Results go to results/tasks/detectors.json.

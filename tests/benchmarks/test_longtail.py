@@ -160,7 +160,7 @@ PROTOCOLS = [
     *photographs.PROTOCOLS,
     vacant.PROTOCOL,
     where_the_tail_lives.PROTOCOL,
-    cifar.protocol(8, 100.0),
+    cifar.protocol(6, 100.0),
 ]
 
 
