@@ -4,7 +4,8 @@
 every round, as the features of a wholly frozen backbone are, so the rest can train on it. The cut is found in
 a trial pass: all layers that run before the first one with a trained tensor are the front. In the rest, the
 front's layers pass on what they are given. That is right where each layer reads the output of the last one
-alone; a second pass compares, so a network with other paths past the cut is not cut.
+alone; a second pass compares, so a network with other paths past the cut is not cut. A backbone of which the
+first part makes several maps, as a detector's does, names that part (``fork``) and is cut behind it.
 
 Shape letters: B batch, D numbers that the front makes of an image, V views.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,6 +64,35 @@ class FirstView(nn.Module):
         return torch.unflatten(x[:, :, 0, 0], 1, self.shape)
 
 
+class Maps(nn.Module):
+    """Numbers of views [B, D, V, 1] -> the maps [B, *shape] of which they are, those of the first view.
+
+    Args:
+        shapes: Of each map of an image, D numbers together.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.shapes = tuple(shapes)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the maps."""
+        parts = x[:, :, 0, 0].split([math.prod(shape) for shape in self.shapes], 1)  # type: ignore[no-untyped-call]
+        return tuple(part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True))
+
+
+class _Flat(nn.Module):
+    """A part that makes maps of images, whose numbers are joined: [B, D]."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the numbers of all maps."""
+        return torch.cat([one.flatten(1) for one in self.part(images)], 1)
+
+
 def cut(model: nn.Module, shape: tuple[int, int, int]) -> Cut | None:
     """Cut the backbone of a network where its training begins.
 
@@ -81,6 +111,8 @@ def cut(model: nn.Module, shape: tuple[int, int, int]) -> Cut | None:
     own = floating(model.backbone)
     if not any(id(tensor) in frozen for tensor in own.values()):
         return None
+    if fork := getattr(model.backbone, "fork", ""):
+        return _at_fork(model.backbone, fork, frozen, shape)
     if all(id(tensor) in frozen for tensor in own.values()):
         return Cut(front=model.backbone, rest=FirstView((-1,)), numbers=0)
     trained = {name for name, tensor in own.items() if id(tensor) not in frozen}
@@ -97,6 +129,20 @@ def cut(model: nn.Module, shape: tuple[int, int, int]) -> Cut | None:
         if not _agree(_parts(trial, found, trained), trial, images):
             return None
     return parts
+
+
+def _at_fork(backbone: nn.Module, fork: str, frozen: Set[int], shape: tuple[int, int, int]) -> Cut | None:
+    """Cut a backbone behind its first part; None where some of that is trained, or it makes too much."""
+    part = backbone.get_submodule(fork)
+    if any(id(tensor) not in frozen for tensor in floating(part).values()):
+        return None
+    trial = copy.deepcopy(filled(part)).cpu().float().eval()
+    with torch.no_grad():
+        shapes = [tuple(one.shape[1:]) for one in trial(torch.zeros(1, *shape))]
+    numbers = sum(map(math.prod, shapes))
+    if numbers > _MOST * math.prod(shape):
+        return None
+    return Cut(front=_Flat(part), rest=_with(backbone, {fork: Maps(shapes)}), numbers=numbers)
 
 
 @dataclass(frozen=True, kw_only=True)

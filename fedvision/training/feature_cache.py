@@ -119,7 +119,9 @@ def _obstacle(config: ExperimentConfig, model: nn.Module, found: Cut, images: in
         return "a part of the head is frozen"
     if not config.transforms.views and (drawn := augmentations(config.transforms)):
         return f"transforms.{drawn[0]} changes images anew each time"
-    if type(task).collate is not Task.collate or type(task).transform is not Task.transform:
+    if config.transforms.views and type(task).transform is not Task.transform:
+        return f"targets of the task {config.task.use!r} would have to move with each view"
+    if type(task).collate is not Task.collate:
         return f"the task {config.task.use!r} makes its own batches of images"
     size = 4 * found.numbers * (1 + config.transforms.views) * images
     if size > _MOST_BYTES:

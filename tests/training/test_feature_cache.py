@@ -21,8 +21,10 @@ from fedvision.trained_model import TrainedModel
 from fedvision.training import feature_cache
 from fedvision.training.features import FeatureExtractor
 from fedvision.types import PluginSpec
+from tests import detection_data
 from tests.experiments import FEDPER, digits_of_several_labels, several_labels, tiny
 
+LOSSES = {"fcos": "sigmoid-focal", "retinanet": "sigmoid-focal"}
 FROZEN: dict[str, Any] = {"use": "cnn", "width": 4, "dense": 8, "dropout": 0.3, "frozen": ["backbone.*"]}
 """A network whose head alone is trained."""
 
@@ -120,6 +122,23 @@ def test_a_run_on_features_is_the_run_on_images(case: str, tmp_path: Path, extra
     assert found[0].std() > 0
 
 
+@pytest.mark.parametrize("frozen", ["backbone.extractor.*", "backbone.*"], ids=["with its neck", "head"])
+@pytest.mark.parametrize("use", sorted(detection_data.SMALL))
+def test_a_detector_on_maps_is_the_one_on_images(
+    use: str, frozen: str, tmp_path: Path, extracted: list[int]
+) -> None:
+    """What the frozen network makes of an image is several maps, which are kept as one row of numbers."""
+    model = detection_data.SMALL[use] | {"frozen": [frozen], "levels": 0}
+    config = detection_data.experiment(model, loss={"use": LOSSES.get(use, "cross-entropy")})
+    there, here = simulate(config, out=tmp_path / "on"), simulate(anew(config), out=tmp_path / "off")
+    assert extracted
+    for name, tensor in there.state.items():
+        assert torch.allclose(tensor, here.state[name], rtol=0, atol=2e-4), name
+    for one, other in zip(there.rounds, here.rounds, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-3)
+        assert one["server"]["scores"]["ap50"] == pytest.approx(other["server"]["scores"]["ap50"], abs=1e-2)
+
+
 def tiny_images() -> Any:
     return np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
 
@@ -195,6 +214,12 @@ def test_stored_views_are_drawn_evenly() -> None:
 def test_views_that_cannot_be_stored_are_refused(tables: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         Experiment.build(frozen(**tables))
+
+
+def test_views_whose_boxes_would_have_to_move_are_refused() -> None:
+    model = detection_data.SMALL["fcos"] | {"frozen": ["backbone.extractor.*"]}
+    with pytest.raises(ConfigError, match="as targets of the task 'detection' would have to move with each"):
+        Experiment.build(detection_data.experiment(model, transforms={"flip": True, "views": 2}))
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,15 @@ class PyramidBackbone(nn.Module):
         extractor: Makes maps.
         channels: Width of the pyramid's maps.
         levels: How many maps it has, at least as many as the extractor makes.
+        size: (H, W) of the images.
     """
 
-    def __init__(self, extractor: ScalesExtractor, channels: int, levels: int) -> None:
+    fork = "extractor"
+    """The part whose maps can be computed once where it is frozen (``models.frozen_front``)."""
+
+    def __init__(self, extractor: ScalesExtractor, channels: int, levels: int, size: tuple[int, int]) -> None:
         super().__init__()
-        self.extractor = extractor
+        self.extractor, self.size = extractor, size
         self.neck = FeaturePyramidNetwork([layer.channels for layer in extractor.layers], channels)
         further = levels - len(extractor.layers)
         self.further = nn.ModuleList(nn.Conv2d(channels, channels, 3, 2, 1) for _ in range(further))
@@ -89,7 +93,7 @@ class PyramidBackbone(nn.Module):
         maps = list(self.neck(found).values())
         for layer in self.further:
             maps.append(layer(F.relu(maps[-1])))
-        return Pyramid(tuple(maps), (images.shape[2], images.shape[3]))
+        return Pyramid(tuple(maps), self.size)
 
 
 def build_backbone(
@@ -131,4 +135,4 @@ def build_backbone(
     shortest = min(extractor.layers[-1].grid)
     while not levels and shortest > 8 and made < _MOST_LEVELS:
         made, shortest = made + 1, -(-shortest // 2)
-    return PyramidBackbone(extractor, channels, levels or made)
+    return PyramidBackbone(extractor, channels, levels or made, image_size)
