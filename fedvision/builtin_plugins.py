@@ -84,6 +84,9 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "resnet18": Builtin("fedvision.models.resnet:resnet18"),
         "resnet20": Builtin("fedvision.models.resnet:resnet20"),
         "rnn": Builtin("fedvision.models.rnn:rnn", parts=("reads",)),
+        "semantic-fpn": Builtin(
+            "fedvision.models.semantic_fpn:semantic_fpn", tasks=_SEGMENTATION, parts=("backbone",)
+        ),
         "unet": Builtin("fedvision.models.unet:unet", tasks=_SEGMENTATION),
         "vit": Builtin("fedvision.models.vit:vit"),
         "fusion": Builtin("fedvision.models.fusion:fusion", parts=("extractor", "transformer")),

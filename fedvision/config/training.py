@@ -111,7 +111,7 @@ class TrainingConfig:
     """Lay images out as [B, H, W, channels] in memory: 0.74 of a step's time for the CNN on a CPU."""
     cache_features: bool = True
     """Where layers are frozen before the first trained one (``model.train = "head"`` or ``"last:N"``, or
-    ``train = "none"`` of a detector's backbone) and no augmentation is drawn, pass each image through them
+    ``train = "none"`` of a pyramid's backbone) and no augmentation is drawn, pass each image through them
     once and train the rest on what they make of it: in the folder of decoded images, 4 bytes for each number,
     20 GB at most."""
 

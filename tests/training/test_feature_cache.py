@@ -23,6 +23,7 @@ from fedvision.training.features import FeatureExtractor
 from fedvision.types import PluginSpec
 from tests import detection_data
 from tests.experiments import FEDPER, digits_of_several_labels, several_labels, tiny
+from tests.segments import segments
 
 LOSSES = {"fcos": "sigmoid-focal", "retinanet": "sigmoid-focal"}
 FROZEN: dict[str, Any] = {"use": "cnn", "width": 4, "dense": 8, "dropout": 0.3, "frozen": ["backbone.*"]}
@@ -137,6 +138,21 @@ def test_a_detector_on_maps_is_the_one_on_images(
     for one, other in zip(there.rounds, here.rounds, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-3)
         assert one["server"]["scores"]["ap50"] == pytest.approx(other["server"]["scores"]["ap50"], abs=1e-2)
+
+
+def test_classes_of_pixels_on_maps_are_those_on_images(tmp_path: Path, extracted: list[int]) -> None:
+    model = {
+        "use": "semantic-fpn",
+        "backbone": {"use": "resnet8", "width": 4, "train": "none"},
+        "channels": 8,
+    }
+    config = segments(model=model)
+    there, here = simulate(config, out=tmp_path / "on"), simulate(anew(config), out=tmp_path / "off")
+    assert extracted
+    for name, tensor in there.state.items():
+        assert torch.allclose(tensor, here.state[name], rtol=0, atol=2e-5), name
+    for one, other in zip(there.rounds, here.rounds, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
 
 
 def tiny_images() -> Any:

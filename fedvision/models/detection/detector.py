@@ -7,7 +7,7 @@ from torch import nn
 
 from fedvision.models.base import ImageModel
 from fedvision.models.detection.outputs import DetectorOutput
-from fedvision.models.detection.pyramid import PyramidBackbone
+from fedvision.models.pyramid import PyramidBackbone
 
 
 class Detector(ImageModel):

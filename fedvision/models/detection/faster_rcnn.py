@@ -21,11 +21,11 @@ from torchvision.ops import roi_align
 from fedvision.models.detection.anchored import WEIGHTS, box_losses
 from fedvision.models.detection.detector import Detector
 from fedvision.models.detection.geometry import BACKGROUND, decoded, matched, of_boxes
-from fedvision.models.detection.outputs import Detections, DetectorOutput, Pyramid, Settings, Truth
+from fedvision.models.detection.outputs import Detections, DetectorOutput, Settings, Truth
 from fedvision.models.detection.proposals import ProposalHead, Proposals, draws, sampled
-from fedvision.models.detection.pyramid import build_backbone
 from fedvision.models.detection.selection import selected
 from fedvision.models.init import glorot
+from fedvision.models.pyramid import Pyramid, build_backbone
 from fedvision.ranges import check_range
 from fedvision.types import HeadForm, LossFn
 

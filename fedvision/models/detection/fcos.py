@@ -25,9 +25,9 @@ from torchvision.ops import generalized_box_iou_loss
 from fedvision.models.detection.detector import Detector
 from fedvision.models.detection.geometry import BACKGROUND, Places, of_boxes, places
 from fedvision.models.detection.heads import prior_bias, rows, small, tower
-from fedvision.models.detection.outputs import Detections, DetectorOutput, Pyramid, Settings, Truth
-from fedvision.models.detection.pyramid import build_backbone
+from fedvision.models.detection.outputs import Detections, DetectorOutput, Settings, Truth
 from fedvision.models.detection.selection import selected
+from fedvision.models.pyramid import Pyramid, build_backbone
 from fedvision.ranges import check_range
 from fedvision.types import HeadForm, LossFn
 

@@ -39,15 +39,6 @@ class Detections(NamedTuple):
     """int64 [B]: how many of the D places of each image are filled."""
 
 
-class Pyramid(NamedTuple):
-    """What a detector's backbone makes of a batch of images."""
-
-    maps: tuple[torch.Tensor, ...]
-    """[B, channels, h, w], the finest first."""
-    size: tuple[int, int]
-    """(H, W) of the images."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How boxes become detections.

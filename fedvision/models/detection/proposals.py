@@ -18,7 +18,8 @@ from torchvision.ops import nms
 from fedvision.models.detection.anchored import box_losses, shapes
 from fedvision.models.detection.geometry import BACKGROUND, anchors, clipped, decoded, matched, places
 from fedvision.models.detection.heads import rows, small, tower
-from fedvision.models.detection.outputs import Pyramid, Truth
+from fedvision.models.detection.outputs import Truth
+from fedvision.models.pyramid import Pyramid
 
 _DRAWN, _OF_OBJECTS = 256, 0.5
 _OVERLAP = 0.7

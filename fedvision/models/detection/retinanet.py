@@ -19,9 +19,9 @@ from fedvision.models.detection.anchored import box_losses, shapes
 from fedvision.models.detection.detector import Detector
 from fedvision.models.detection.geometry import BETWEEN, anchors, decoded, matched, of_boxes, places
 from fedvision.models.detection.heads import prior_bias, rows, small, tower
-from fedvision.models.detection.outputs import Detections, DetectorOutput, Pyramid, Settings, Truth
-from fedvision.models.detection.pyramid import build_backbone
+from fedvision.models.detection.outputs import Detections, DetectorOutput, Settings, Truth
 from fedvision.models.detection.selection import selected
+from fedvision.models.pyramid import Pyramid, build_backbone
 from fedvision.ranges import check_range
 from fedvision.types import HeadForm, LossFn
 

@@ -19,9 +19,9 @@ from fedvision.models.detection.anchored import WEIGHTS, box_losses, shapes
 from fedvision.models.detection.detector import Detector
 from fedvision.models.detection.geometry import anchors, decoded, matched, of_boxes, places
 from fedvision.models.detection.heads import rows, separable
-from fedvision.models.detection.outputs import Detections, DetectorOutput, Pyramid, Settings, Truth
-from fedvision.models.detection.pyramid import build_backbone
+from fedvision.models.detection.outputs import Detections, DetectorOutput, Settings, Truth
 from fedvision.models.detection.selection import selected
+from fedvision.models.pyramid import Pyramid, build_backbone
 from fedvision.types import HeadForm, LossFn
 
 _RATIOS = (1.0, 2.0, 0.5, 3.0, 1 / 3)

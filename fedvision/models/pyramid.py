@@ -1,4 +1,4 @@
-"""The backbone of a detector: any image network, and a feature pyramid on its maps.
+"""A feature pyramid on the maps of any image network, for detectors and for classes of pixels.
 
 Lin, Dollar, Girshick, He, Hariharan, Belongie 2017, "Feature Pyramid Networks for Object Detection", arXiv
 1612.03144, in torchvision's form. Further, coarser maps are made by convolutions of stride 2 on the coarsest,
@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
-from fedvision.models.detection.outputs import Pyramid
 from fedvision.models.part_config import PartConfig
 from fedvision.models.parts import Part, build_part
 from fedvision.models.taps import drop_unused, find, outputs, scales, tap
@@ -27,6 +26,15 @@ _LARGE = 256
 """Shorter side in pixels above which the finest map has a place for 8 x 8 pixels, as FCOS and RetinaNet have
 it, and not for 4 x 4."""
 _MOST_LEVELS = 5
+
+
+class Pyramid(NamedTuple):
+    """What the backbone makes of a batch of images."""
+
+    maps: tuple[torch.Tensor, ...]
+    """[B, channels, h, w], the finest first."""
+    size: tuple[int, int]
+    """(H, W) of the images."""
 
 
 class ScalesExtractor(Part):
