@@ -76,6 +76,7 @@ class SemanticHead(nn.Module):
         """Return the logits of each pixel of the images."""
         total: torch.Tensor | None = None
         for level, (x, branch) in enumerate(zip(pyramid.maps, self.branches, strict=True)):
+            assert isinstance(branch, nn.ModuleList)
             for step, layer in enumerate(branch):
                 x = layer(x)
                 if level:
