@@ -13,6 +13,7 @@ import argparse
 import multiprocessing
 import os
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -55,11 +56,10 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(ABC):
     """An experiment, and what is compared on it.
 
-    A kind of table says how a run is measured, described and shown: ``measure``, ``score``, ``progress`` and
-    ``markdown``.
+    A kind of table says how a run is measured, compared, described and shown.
     """
 
     name: str
@@ -87,21 +87,21 @@ class Table:
             self.experiment, self.splits[split], own.tables, own.settings[setting], keep, {"seed": seed}
         )
 
+    @abstractmethod
     def measure(self, job: Job, kept: Path | None) -> Run:
         """Make a run and return its scores and costs; ``kept`` is the folder in which one goes on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, run: Run) -> float:
         """Return the score by which settings are compared."""
-        raise NotImplementedError
 
+    @abstractmethod
     def progress(self, run: Run) -> str:
         """Return a run in words."""
-        raise NotImplementedError
 
+    @abstractmethod
     def markdown(self, store: Store) -> str:
         """Return the methods as Markdown, the best first."""
-        raise NotImplementedError
 
     def chosen(self, store: Store, method: str) -> int | None:
         """Return the setting that did best on images set aside; None while one of them is not measured."""

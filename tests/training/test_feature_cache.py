@@ -123,13 +123,13 @@ def test_a_run_on_features_is_the_run_on_images(case: str, tmp_path: Path, extra
     assert found[0].std() > 0
 
 
-@pytest.mark.parametrize("frozen", ["backbone.extractor.*", "backbone.*"], ids=["with its neck", "head"])
+@pytest.mark.parametrize("fixed", ["backbone.extractor.*", "backbone.*"], ids=["with its neck", "head"])
 @pytest.mark.parametrize("use", sorted(detection_data.SMALL))
 def test_a_detector_on_maps_is_the_one_on_images(
-    use: str, frozen: str, tmp_path: Path, extracted: list[int]
+    use: str, fixed: str, tmp_path: Path, extracted: list[int]
 ) -> None:
     """What the frozen network makes of an image is several maps, which are kept as one row of numbers."""
-    model = detection_data.SMALL[use] | {"frozen": [frozen], "levels": 0}
+    model = detection_data.SMALL[use] | {"frozen": [fixed], "levels": 0}
     config = detection_data.experiment(model, loss={"use": LOSSES.get(use, "cross-entropy")})
     there, here = simulate(config, out=tmp_path / "on"), simulate(anew(config), out=tmp_path / "off")
     assert extracted
