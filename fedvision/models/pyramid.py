@@ -101,7 +101,9 @@ class PyramidBackbone(nn.Module):
         maps = list(self.neck(found).values())
         for layer in self.further:
             maps.append(layer(F.relu(maps[-1])))
-        return Pyramid(tuple(maps), self.size)
+        # Behind a cut (``frozen_front``) there are no images, but what was made of them.
+        seen = isinstance(self.extractor, ScalesExtractor)
+        return Pyramid(tuple(maps), (images.shape[2], images.shape[3]) if seen else self.size)
 
 
 def build_backbone(

@@ -20,6 +20,7 @@ from fedvision.models.gray import shown_gray
 from fedvision.models.state import floating
 from fedvision.models.units import last_units
 from fedvision.tasks.base import build_task
+from fedvision.tasks.segmentation import Segmentation
 from fedvision.types import PluginSpec
 
 
@@ -240,3 +241,40 @@ def test_a_fusion_is_cut_behind_a_frozen_extractor(
 def test_a_network_without_halves_or_without_frozen_layers_is_not_cut() -> None:
     assert cut(nn.Linear(2, 2), (3, 8, 8)) is None
     assert cut(with_linear_head(Chain(), 2), (3, 8, 8)) is None
+
+
+def pyramid(train: str) -> ImageModel:
+    backbone = {"use": "torchvision/resnet18", "train": train}
+    model = build_model(
+        ModelConfig(use="semantic-fpn", args={"backbone": backbone, "channels": 8, "width": 8}),
+        task=Segmentation(),
+        num_classes=3,
+        in_channels=3,
+        image_size=(64, 48),
+        seed=0,
+    ).eval()
+    assert isinstance(model, ImageModel)
+    return model
+
+
+def test_several_maps_pass_the_cut_in_their_order() -> None:
+    model = pyramid("none")
+    parts = cut(model, (3, 64, 48))
+    assert parts is not None
+    images = torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        kept, whole = parts.front(images), model.backbone(images)
+        found = parts.rest(kept[:, :, None, None])
+    assert len(whole.maps) > 1
+    assert kept.shape == (2, parts.numbers)
+    assert found.size == whole.size == (64, 48)
+    for one, other in zip(found.maps, whole.maps, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_pyramid_knows_the_size_of_what_it_is_shown() -> None:
+    assert pyramid("none").backbone(torch.zeros(1, 3, 96, 64)).size == (96, 64)
+
+
+def test_a_pyramid_on_a_network_that_is_trained_in_part_is_not_cut() -> None:
+    assert cut(pyramid("last:1"), (3, 64, 48)) is None
