@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 
-from methods import OURS, fixed, loss
+from methods import OURS, fixed, loss, strategy
 from one_round import DATA
 from picture import draw
 from protocol import RESULTS, Method, Protocol, merged, run
@@ -26,6 +26,7 @@ COMPARED = {
     "FedAvg": {},
     "FedRS": loss("fedrs"),
     "logit adjustment": loss("logit-adjusted", prior="global"),
+    "CCVR": strategy("ccvr"),
     "ours": merged(OURS.tables, {"transforms": {"mixup": 0.1}}),
 }
 

@@ -93,6 +93,8 @@ class Deployment(RunRecorder):
         """
         with self.interruption, self.stop:
             self.resume()
+            # Before a SuperLink of our own starts: whoever connects to it connects to this run.
+            self._audit.watch(place.state)
             if process is not None:
                 stage("starting the SuperLink")
                 place = process.open()
@@ -105,7 +107,6 @@ class Deployment(RunRecorder):
                     process.stop()
 
     def _over(self, place: SuperlinkOptions, process: SuperlinkProcess | None, wait_for: int) -> State:
-        self._audit.watch(place.state)
         link = RunLink(place.private, roots=place.roots, secret=place.secret(), objects=place.objects)
         self._end_last(link)
         try:

@@ -11,11 +11,17 @@ import pytest
 from fedvision.deployment.server import server_log
 from fedvision.deployment.server.access_log import FILE, AccessHandler, AccessReader
 from fedvision.deployment.server.audit_trail import AuditTrail
+from fedvision.deployment.server.deployment import Deployment
+from fedvision.deployment.server.options import SuperlinkOptions
 from fedvision.deployment.server.server_log import RepeatFilter
-from fedvision.errors import RunError
+from fedvision.deployment.server.superlink_process import SuperlinkProcess
+from fedvision.errors import ConfigError, RunError
+from fedvision.experiment import Experiment
 from fedvision.runs.audit_log import FILE as AUDIT
 from fedvision.runs.audit_log import read_audit
+from fedvision.runs.folder import RunFolder
 from tests.deployment.server.test_declined_tasks import Clock
+from tests.experiments import tiny
 
 
 def line(number: int, what: str = "refused", client: str = "") -> str:
@@ -110,6 +116,32 @@ def test_a_run_writes_down_what_it_reads_with_addresses_and_a_limit(tmp_path: Pa
     joined, stop = lines[-2:]
     assert (joined["what"], joined["client"], joined["address"]) == ("joined", "north", "10.0.0.9")
     assert (stop["what"], stop["by"], stop["reason"]) == ("run stopped", "operator", "fedvision stop")
+
+
+def test_a_client_that_connects_while_the_superlink_starts_stands_in_the_runs_audit_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that waits for the server calls as soon as the port is open, before the run is under way."""
+    place = SuperlinkOptions(clients=tmp_path / "clients", state=tmp_path / "state", insecure=True)
+    place.state.mkdir()
+    (place.state / FILE).write_text(line(1, "connected", "north"))
+
+    def opens(_: SuperlinkProcess) -> SuperlinkOptions:
+        with (place.state / FILE).open("a") as end:
+            end.write(line(2, "connected", "south"))
+        raise ConfigError("the test ends here")
+
+    monkeypatch.setattr(SuperlinkProcess, "open", opens)
+    config = tiny(rounds=1)
+    run = Deployment(Experiment.build(config), RunFolder.create(tmp_path / "run", config))
+    with pytest.raises(ConfigError, match="the test ends here") as caught:
+        run.run(place, SuperlinkProcess(place), wait_for=1)
+    run.mark_failed(caught.value)
+    lines = read_audit(tmp_path / "run" / AUDIT).lines
+    assert [(one["what"], one.get("client"), one.get("address")) for one in lines] == [
+        ("connected", "south", "10.0.0.2"),
+        ("run failed", None, None),
+    ]
 
 
 @pytest.mark.parametrize(
