@@ -194,7 +194,6 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
         "fedlf": Builtin("fedvision.algorithms.fedlf:FedLFClient"),
         "fedyoyo": Builtin("fedvision.algorithms.fedyoyo:FedYoYoClient"),
         "fedavg-support": Builtin("fedvision.algorithms.fedavg_support:SupportClient"),
-        "longtail": Builtin("fedvision.algorithms.longtail:LongTailClient"),
         "distillation": Builtin("fedvision.algorithms.distillation:DistillationClient"),
         "fedrod": Builtin("fedvision.algorithms.fedrod:FedRoDClient"),
         "fedloge": Builtin("fedvision.algorithms.fedloge:FedLoGeClient"),

@@ -123,7 +123,7 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("strategy", "fedvls"): {"vacant": OFF, "suppression": OFF},
     ("strategy", "fedlf"): {"centre": OFF, "decorrelation": OFF},
     ("strategy", "fedyoyo"): {"distillation": OFF, "strength": OFF},
-    ("strategy", "longtail"): {"momentum": OFF, "vacant": OFF, "share": OFF},
+    ("strategy", "longtail"): {"momentum": OFF, "share": OFF},
     ("strategy", "ditto"): {"lam": OFF, "personal_epochs": DEFAULT},
     ("strategy", "apfl"): {"alpha": ANY},
     ("strategy", "q-fedavg"): {"q": ANY, "lipschitz": DEFAULT},

@@ -21,7 +21,6 @@ WHOLE = "whole"
 TAKEN_OUT: dict[str, Tables] = {
     WHOLE: {},
     "without server momentum": strategy("longtail", momentum=0.0),
-    "without distillation of vacant classes": strategy("longtail", vacant=0.0),
     "without the head in closed form": strategy("longtail", share=0.0),
     "with the head in closed form alone": strategy("longtail", share=1.0),
     "without logit adjustment": loss("cross-entropy", prior="local"),

@@ -13,7 +13,7 @@ split beside it.
 
 from __future__ import annotations
 
-from methods import OURS, at_two_rates, loss, rates, strategy
+from methods import at_two_rates, loss, rates, strategy
 from one_round import DATA
 from picture import draw
 from protocol import RESULTS, Method, Protocol, merged, run
@@ -41,9 +41,6 @@ PROTOCOL = Protocol(
         "FedRS": Method(loss("fedrs"), rates(*RATES)),
         "FedVLS": Method(merged(strategy("fedvls"), loss("logit-adjusted", prior="local")), rates(*RATES)),
         **at_two_rates("ours", lr=RATES),
-        "ours, without its distillation": Method(
-            merged(OURS.tables, strategy("longtail", vacant=0.0)), rates(*RATES)
-        ),
     },
     tuning={"data": {"validation": 0.1}},
     splits={

@@ -5,10 +5,6 @@ each client's training for the federation's class frequencies (Menon et al. 2021
 
 - Server momentum (``fedavgm``; Hsu, Qi, Brown 2019, arXiv 1909.06335). A cohort has other classes than the
   one before it, and often no image of the rare ones; the direction of several rounds has seen them all.
-- Vacant-class distillation (``fedvls``; Guo et al. 2025, arXiv 2401.02329). On the classes that a client
-  lacks, its model keeps to the global one. The teacher is asked in every fourth step alone, with four times
-  the weight: its forward pass is about a third of a step. Steps are counted over a client's whole work, and
-  the first ones have nothing to distil: there the model is still the teacher.
 - A balanced head in closed form (``closed-form``), after the last round, of one message of exact sums from
   each client. It is the same however the images are divided over clients, where the trained head of a class
   suffers if two clients have all its images. The final head averages both, by ``share``::
@@ -18,12 +14,11 @@ each client's training for the federation's class frequencies (Menon et al. 2021
   W the trained head and V the discriminants, both on standardised features, v the variance of a head's
   logits about their mean over the classes, over images of which each class weighs alike.
 
-With ``momentum``, ``vacant`` and ``share`` 0 it is FedAvg.
+With ``momentum`` and ``share`` 0 it is FedAvg.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -33,56 +28,26 @@ from torch import nn
 from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.algorithms.closed_form.heads import FeatureSums
 from fedvision.algorithms.closed_form.strategy import ClosedForm
-from fedvision.algorithms.fedvls import FedVLSClient
 from fedvision.algorithms.last_round import check_last_round
 from fedvision.algorithms.server_optimizers import FedAvgM
 from fedvision.errors import ConfigError
-from fedvision.inputs import Batch
 from fedvision.models.base import halves
 from fedvision.models.standardised import STEPS
 from fedvision.ranges import check_range
-from fedvision.types import ClientConfig, LossFn, Query, State, TrainRequest
+from fedvision.types import Query, State
 
 if TYPE_CHECKING:
     from fedvision.config import ExperimentConfig
 
 _NEEDED_BY = "[strategy] use = 'longtail'"
 _SHRINKAGE = 0.03
-EVERY = 4
-"""Of so many steps one distils."""
-
-
-class LongTailClient(FedVLSClient):
-    """The task's loss, and in every fourth step distillation of the classes that the client lacks."""
-
-    def begin(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], request: TrainRequest, memory: State
-    ) -> None:
-        """Find the vacant classes, keep a copy of the model as the teacher, and count steps from 0.
-
-        Raises:
-            ClientError: The request has no number ``vacant``, or no counts.
-        """
-        numbers = {**request.client_config.numbers, "suppression": 0.0}
-        config = dataclasses.replace(request.client_config, numbers=numbers)
-        super().begin(model, parameters, dataclasses.replace(request, client_config=config), memory)
-        self._weight *= EVERY
-        self._step = 0
-
-    def loss(self, model: nn.Module, x: Batch, labels: torch.Tensor, task_loss: LossFn) -> torch.Tensor:
-        """Return the task's loss of each example [B], in every fourth step with the distillation's."""
-        self._step += 1
-        if self._teacher is None or self._step % EVERY:
-            return task_loss(model(x), labels)
-        return super().loss(model, x, labels, task_loss)
 
 
 class LongTail(FedAvgM):
-    """Server momentum, vacant-class distillation, and a head that averages the trained and a balanced one.
+    """Server momentum, and a head that averages the trained and a balanced one.
 
     Args:
         momentum: The server's, 0 <= momentum < 1.
-        vacant: Weight of the distillation of vacant classes, >= 0; 0 switches it off.
         share: Share of the closed form in the last round's head, 0 <= share <= 1; with 0 nothing is queried.
         fraction: Share of the clients that work in a round, 0 < fraction <= 1.
         min_clients: Clients that work in a round at least, where there are as many, >= 1.
@@ -91,21 +56,17 @@ class LongTail(FedAvgM):
         ValueError: An argument is out of range.
     """
 
-    client = LongTailClient
-
     def __init__(
         self,
         *,
         momentum: float = 0.5,
-        vacant: float = 0.1,
         share: float = 0.5,
         fraction: float = 1.0,
         min_clients: int = 1,
     ) -> None:
         super().__init__(momentum=momentum, fraction=fraction, min_clients=min_clients)
-        check_range(at_least=0, vacant=vacant)
         check_range(at_least=0, at_most=1, share=share)
-        self.vacant, self.share = vacant, share
+        self.share = share
         self.closed_form = ClosedForm(head="lda", shrinkage=_SHRINKAGE)
 
     def check(self, config: ExperimentConfig, classes: Sequence[str], image: tuple[int, int, int]) -> None:
@@ -125,10 +86,6 @@ class LongTail(FedAvgM):
             f"{_NEEDED_BY} is made for a loss that corrects for class frequencies, and [loss] is plain "
             'cross-entropy; take loss = { use = "logit-adjusted", prior = "global" }',
         )
-
-    def configure(self, round: int, state: State, client: int) -> ClientConfig:
-        """Send the weight of the distillation."""
-        return ClientConfig(numbers={"vacant": self.vacant})
 
     def query(self, round: int, rounds: int, answers: Sequence[Answer]) -> Query | None:
         """Query the sums of the closed form after the last round."""

@@ -1,4 +1,4 @@
-"""The method for long tails: its steps, its averaged head, and what it is without its parts."""
+"""The method for long tails: its averaged head, and what it is without its parts."""
 
 from __future__ import annotations
 
@@ -10,50 +10,20 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from fedvision import simulate
 from fedvision.algorithms.closed_form.heads import FeatureSums
-from fedvision.algorithms.fedvls import vacant_divergence
-from fedvision.algorithms.longtail import LongTail, LongTailClient, energy
+from fedvision.algorithms.longtail import LongTail, energy
 from fedvision.errors import ConfigError
 from fedvision.models.base import ImageModel
 from fedvision.models.standardised import STEPS
-from fedvision.types import ClientConfig, TrainRequest
 from tests.experiments import tiny
 
 if TYPE_CHECKING:
     from fedvision.algorithms.base import ServerContext
 
 ADJUSTED = {"use": "logit-adjusted", "prior": "global"}
-OFF = {"use": "longtail", "momentum": 0.0, "vacant": 0.0, "share": 0.0}
-
-
-def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def _model() -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4))
-
-
-def test_every_fourth_step_distils_with_four_times_the_weight() -> None:
-    model, client = _model(), LongTailClient()
-    config = ClientConfig(numbers={"vacant": 0.3})
-    request = TrainRequest(round=1, client=0, state={}, client_config=config, own_counts=(3, 0, 1, 0))
-    client.begin(model, dict(model.named_parameters()), request, {})
-    teacher = _model()
-    with torch.no_grad():
-        model[1].bias.add_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
-    x, labels = torch.randn(6, 3), torch.tensor([0, 2, 0, 0, 2, 0])
-    plain = _cross_entropy(model(x), labels)
-    distilled = vacant_divergence(model(x), teacher(x), torch.tensor([1, 3]))
-    assert distilled.min() > 1e-3
-    for step in range(8):
-        expected = plain + (4 * 0.3 * distilled if step % 4 == 3 else 0.0)
-        torch.testing.assert_close(client.loss(model, x, labels, _cross_entropy), expected)
+OFF = {"use": "longtail", "momentum": 0.0, "share": 0.0}
 
 
 def _sums() -> tuple[FeatureSums, torch.Tensor, torch.Tensor]:
@@ -149,7 +119,7 @@ def test_the_head_is_the_mean_of_the_trained_one_and_the_scaled_closed_form() ->
 
 
 def test_rare_classes_gain_beside_fedavg() -> None:
-    """Digits with an imbalance of 10 over five unlike clients: the default of all three parts."""
+    """Digits with an imbalance of 10 over five unlike clients: the defaults of both parts."""
     tables = {"rounds": 6, "model": {"use": "cnn", "width": 8, "dense": 32}}
     own = simulate(tiny(strategy={"use": "longtail"}, loss=ADJUSTED, **tables)).scores
     other = simulate(tiny(strategy={"use": "fedavg"}, **tables)).scores
@@ -159,7 +129,7 @@ def test_rare_classes_gain_beside_fedavg() -> None:
 
 def test_clients_of_few_classes_and_a_class_of_nobody_stay_finite() -> None:
     config = tiny(
-        strategy={"use": "longtail", "vacant": 1.0},
+        strategy={"use": "longtail"},
         loss=ADJUSTED,
         partition={"use": "shards", "clients": 5, "classes_per_client": 2},
     )
@@ -193,7 +163,7 @@ def test_a_run_that_may_end_before_its_last_round_is_refused(
     simulate(tiny(strategy=otherwise, rounds=1, **ends))
 
 
-@pytest.mark.parametrize("keys", [{"share": 1.5}, {"share": -0.1}, {"vacant": -1.0}, {"momentum": 1.0}])
+@pytest.mark.parametrize("keys", [{"share": 1.5}, {"share": -0.1}, {"momentum": 1.0}])
 def test_values_out_of_range_are_refused(keys: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(keys))):
         LongTail(**keys)
