@@ -23,6 +23,8 @@ class Family(NamedTuple):
     """What the others are."""
     package: str = ""
     """The package that has them, where it is not this one."""
+    task: str = "classification"
+    """What they are for."""
 
     @property
     def target(self) -> str:
@@ -45,6 +47,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             "lraspp_mobilenet_v3_large",
             "torchvision's other networks for segmentation",
             "torchvision",
+            "segmentation",
         ),
         "smp/": Family(
             "fedvision.models.smp_models",
@@ -52,6 +55,7 @@ FAMILIES: Mapping[str, Mapping[str, Family]] = {
             "Unet",
             "segmentation-models-pytorch's other networks",
             "segmentation-models-pytorch",
+            "segmentation",
         ),
         "timm/": Family(
             "fedvision.models.timm_models",

@@ -79,6 +79,19 @@ def is_builtin(kind: str, use: str) -> bool:
     return use in BUILTINS[kind] or (":" not in use and family_of(kind, use) is not None)
 
 
+def tasks_of(kind: str, use: str) -> frozenset[str]:
+    """Return for which tasks a plug-in is: its attribute ``tasks``; none where it does not say.
+
+    Raises:
+        PluginError: It is unknown.
+    """
+    if builtin := BUILTINS[kind].get(use):
+        return builtin.tasks
+    if ":" not in use and (found := family_of(kind, use)):
+        return frozenset({found[0].task})
+    return frozenset(getattr(resolve(kind, use).call, "tasks", ()))
+
+
 def check_task(kind: str, use: str, task: str, *others: str) -> None:
     """Refuse a loss or metric of another task; of a plug-in without an attribute ``tasks`` any will do.
 
@@ -91,9 +104,7 @@ def check_task(kind: str, use: str, task: str, *others: str) -> None:
     Raises:
         PluginError: It is for other tasks, or unknown.
     """
-    builtin = BUILTINS[kind].get(use)
-    tasks = builtin.tasks if builtin else getattr(resolve(kind, use).call, "tasks", (task,))
-    serving = {task, *others}
+    tasks, serving = tasks_of(kind, use) or {task}, {task, *others}
     if serving.isdisjoint(tasks):
         fitting = [name for name, other in BUILTINS[kind].items() if not serving.isdisjoint(other.tasks)]
         raise PluginError(

@@ -96,7 +96,7 @@ def build_model(
         for training in (False, True):
             outputs = _try(model, images, training, where)
             if wrong := task.check_outputs(outputs, drawn, num_classes):
-                raise ConfigError(f"{where}: {wrong}")
+                raise ConfigError(f"{where}: {_other_task(config.use) or wrong}")
         check_tensors(model, where)
         check_hidden(model, images, where)
         if moved := changed(model, images).intersection(frozen):
@@ -105,6 +105,15 @@ def build_model(
                 "match all tensors of that layer, so that it stays in evaluation"
             )
     return model
+
+
+def _other_task(use: str) -> str:
+    """Return for which task a network is that does not fit this one; "" where that is not it."""
+    tasks = registry.tasks_of("model", use)
+    if not tasks or "classification" in tasks:
+        return ""
+    task = min(tasks)
+    return f"it is a network for {task}; set task.use = {task!r}, or take another network"
 
 
 def _add_lora(model: nn.Module, config: ModelConfig, seed: int) -> None:

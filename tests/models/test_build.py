@@ -240,3 +240,17 @@ def test_a_misfit_is_refused_in_one_sentence(use: str, sentence: str) -> None:
 def test_a_wrong_factory_or_key_is_refused(use: str, keys: dict[str, Any], sentence: str) -> None:
     with pytest.raises(PluginError, match=sentence):
         build(use, **keys)
+
+
+@pytest.mark.parametrize(
+    ("use", "task"),
+    [
+        ("unet", "segmentation"),
+        ("semantic-fpn", "segmentation"),
+        ("torchvision-segmentation/lraspp_mobilenet_v3_large", "segmentation"),
+        ("fcos", "detection"),
+    ],
+)
+def test_a_network_of_another_task_is_refused_with_the_task(use: str, task: str) -> None:
+    with pytest.raises(ConfigError, match=f"it is a network for {task}; set task.use = '{task}', or take an"):
+        build(use, channels=3, side=32)
