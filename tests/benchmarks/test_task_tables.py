@@ -120,7 +120,7 @@ def test_a_run_has_scores_of_the_federation_and_of_both_baselines(tmp_path: Path
 TABLES = [
     (detection.TABLE, 2),
     (detectors.TABLE, 1),
-    (segmentation.TABLE, 3),
+    (segmentation.TABLE, 2),
     (multi_label.TABLE, 4),
     (real_files.TREES, 1),
     (real_files.BRAIN, 1),
