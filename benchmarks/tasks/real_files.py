@@ -66,7 +66,7 @@ TREES = TaskTable(
             "clip_norm": 10.0,
         },
     },
-    methods={"focal": Method({"loss": {"use": "sigmoid-focal"}}, [{}])},
+    methods={"cross-entropy": Method({"loss": {"use": "cross-entropy"}}, [{}])},
     scores={"AP": "ap", "AP50": "ap50"},
 )
 BRAIN = TaskTable(

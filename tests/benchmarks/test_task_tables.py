@@ -147,5 +147,5 @@ def test_every_method_has_the_same_budget_and_an_experiment_that_can_be_read(
 
 
 def test_data_of_files_take_no_seed() -> None:
-    assert "seed" not in real_files.TREES.tables("focal", 0, 3, tuning=False)["data"]
-    assert real_files.TREES.tables("focal", 0, 3, tuning=False)["seed"] == 3
+    assert "seed" not in real_files.TREES.tables("cross-entropy", 0, 3, tuning=False)["data"]
+    assert real_files.TREES.tables("cross-entropy", 0, 3, tuning=False)["seed"] == 3
