@@ -111,7 +111,11 @@ BUILTINS: Mapping[str, Mapping[str, Builtin]] = {
             tasks=frozenset({"classification"}) | _DETECTION,
             paper="the plain loss",
         ),
-        "weighted": Builtin("fedvision.losses.weighting:weighted", paper="Cui et al. 2019, arXiv 1901.05555"),
+        "weighted": Builtin(
+            "fedvision.losses.weighting:weighted",
+            tasks=frozenset({"classification"}) | _DETECTION,
+            paper="Cui et al. 2019, arXiv 1901.05555",
+        ),
         "focal": Builtin("fedvision.losses.focal:focal", paper="Lin et al. 2017, arXiv 1708.02002"),
         "class-balanced-focal": Builtin(
             "fedvision.losses.focal:focal",

@@ -6,9 +6,8 @@ Composed scenes (``scenes.py``): 1,000 of 64 x 64 pixels with one to five object
 classes are drawn with odds that fall by 50; 500 test scenes draw them alike. 20 clients, split by Dirichlet
 0.5 over the rarest class of each scene, half of them in each of 30 rounds of two epochs with batches of 8,
 momentum 0.9, a cosine schedule and gradients cut to a norm of 10, flips; FCOS on a ResNet-8 with a pyramid of
-32 channels. Losses get the federation's counts of boxes. "cross-entropy" is binary, of a sigmoid for each
-class, and so is the weighted one, a focal loss without focus. Each loss has two learning rates, which are
-compared on scenes of set-aside images.
+32 channels. Losses get the federation's counts of boxes; both are binary cross-entropies.
+Each loss has two learning rates, which are compared on scenes of set-aside images.
 
 Needs Fashion-MNIST and CIFAR-10. Results go to results/tasks/detection.json; a command that was broken off
 goes on where it stopped.
@@ -22,7 +21,7 @@ ROUNDS = 30
 RATES = (0.02, 0.04)
 LOSSES: dict[str, Tables] = {
     "cross-entropy": {"use": "cross-entropy"},
-    "weighted by square roots": {"use": "sigmoid-focal", "gamma": 0.0, "alpha": 0.5, "scheme": "square-root"},
+    "weighted by square roots": {"use": "weighted", "scheme": "square-root"},
 }
 TABLE = TaskTable(
     name="detection",

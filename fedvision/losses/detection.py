@@ -49,7 +49,8 @@ def form(criterion: LossFn, wanted: HeadForm) -> LossFn:
         (other,) = forms
         raise ConfigError(
             f"[loss] is for a network with {_WHAT['softmax' if other == 'softmax' else 'sigmoid']}, and this "
-            f"one has {_WHAT[wanted]}; take one of these networks, or 'cross-entropy', which serves both"
+            f"one has {_WHAT[wanted]}; take one of these networks, or 'cross-entropy' or 'weighted', which "
+            "serve both"
         )
     return getattr(criterion, SIGMOID, criterion) if wanted == "sigmoid" else criterion
 

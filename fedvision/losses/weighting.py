@@ -35,34 +35,44 @@ def cross_entropy(counts: torch.Tensor) -> LossFn:
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return cross_entropy_of(precise(logits), labels)
 
-    setattr(loss, SIGMOID, _binary)
+    setattr(loss, SIGMOID, lambda logits, wanted: _binary(logits, wanted).sum(-1))
     return loss
 
 
 def _binary(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Return the binary cross-entropy of each class [..., C]."""
     z = precise(logits)
-    return F.binary_cross_entropy_with_logits(z, wanted.to(z.dtype), reduction="none").sum(-1)
+    return F.binary_cross_entropy_with_logits(z, wanted.to(z.dtype), reduction="none")
 
 
 def weighted(counts: torch.Tensor, *, scheme: str = "inverse", beta: float = 0.9999) -> LossFn:
     """Return ``-w_y log softmax(z)_y``: rare classes weigh more; see ``class_weights`` for the weights.
 
-    Equal counts make it cross-entropy, and so does ``beta = 0`` with effective numbers.
+    Equal counts make it cross-entropy, and so does ``beta = 0`` with effective numbers. For a detector that
+    has a sigmoid for each class it is ``-sum_c w_c log p_c``, p_c the probability of what is wanted of class
+    c; the background of a softmax weighs 1, as classes do on average.
 
     Args:
-        counts: Images per class [C].
+        counts: Images per class [C], of a detector's boxes.
         scheme: ``none``, ``inverse``, ``square-root`` or ``effective-number``.
         beta: For effective numbers, 0 <= beta < 1.
 
     Raises:
         ValueError: The scheme is unknown or beta is out of range.
     """
-    weights = PerClass(class_weights(counts, scheme, beta))
+    weights = class_weights(counts, scheme, beta)
+    of_classes, with_background = PerClass(weights), PerClass(F.pad(weights, (0, 1), value=1.0))
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         z = precise(logits)
-        return weights.at(labels, z) * cross_entropy_of(z, labels)
+        own = of_classes if z.shape[-1] == counts.shape[-1] else with_background
+        return own.at(labels, z) * cross_entropy_of(z, labels)
 
+    def binary(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        terms = _binary(logits, wanted)
+        return (of_classes.beside(terms) * terms).sum(-1)
+
+    setattr(loss, SIGMOID, binary)
     return loss
 
 

@@ -20,6 +20,7 @@ from fedvision.types import HeadForm, LossFn, PluginSpec
 
 FORMS: dict[str, tuple[HeadForm, ...]] = {
     "cross-entropy": ("sigmoid", "softmax"),
+    "weighted": ("sigmoid", "softmax"),
     "sigmoid-focal": ("sigmoid",),
     "class-balanced-sigmoid-focal": ("sigmoid",),
     "equalization": ("sigmoid",),
@@ -66,6 +67,17 @@ def test_class_balanced_focal_weighs_each_class_by_its_boxes() -> None:
     each = torch.tensor([0.75, 0.75, 0.25, 0.75]) * 0.25 * math.log(2)
     found = build("class-balanced-sigmoid-focal", COUNTS)(z, y)
     assert found.item() == pytest.approx((weights * each).sum().item(), rel=1e-6)
+
+
+def test_weighted_weighs_each_class_by_its_boxes_and_background_as_one() -> None:
+    weights = class_weights(COUNTS, "square-root")
+    loss = build("weighted", COUNTS, scheme="square-root")
+    found = form(loss, "sigmoid")(torch.zeros(2, 4), wanted([2, 4]))
+    assert found.tolist() == pytest.approx([weights.sum().item() * math.log(2)] * 2)
+    found = form(loss, "softmax")(torch.zeros(3, 5), torch.tensor([0, 2, 4]))
+    expected = [weights[0].item() * math.log(5), weights[2].item() * math.log(5), math.log(5)]
+    assert found.tolist() == pytest.approx(expected)
+    assert weights[2] > 2 * weights[1] > 4 * weights[0]
 
 
 def test_equalization_by_hand() -> None:
