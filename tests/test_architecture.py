@@ -76,6 +76,7 @@ LAYERS = (
     "sweep_runner",
     "testing",
     "cli",
+    "__main__",
     "__init__",
 )
 """Packages and modules from the lowest to the highest: each may import those before it, and BASE."""

@@ -345,3 +345,12 @@ def test_the_command_is_installed_and_frozen() -> None:
         "requested", "refuse", "now", "of_client", "noted", "log_format", "action", "queue",
         "watch", "port", "token_file", "score", "draw",
     }  # fmt: skip
+
+
+def test_python_m_is_the_same_command() -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "fedvision", "list", "nothing"], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 2
+    assert found.stderr.startswith("usage: fedvision list ")
+    assert "invalid choice: 'nothing'" in found.stderr
