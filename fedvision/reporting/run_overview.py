@@ -18,6 +18,7 @@ from fedvision.runs.folder import RunFolder
 from fedvision.runs.member_register import DECLINED, Member
 from fedvision.runs.run_state import RunState, read_run_state
 from fedvision.runs.stop_request import FILE as STOP
+from fedvision.runs.waiting import read_waiting
 
 Record = dict[str, Any]
 EVENTS = 8
@@ -121,6 +122,7 @@ def run_page(path: Path, now: float) -> Record:
         "status": _status(state),
         "done": state.done,
         "rounds": state.rounds,
+        "waiting": "" if state.over else read_waiting(path),
         "error": state.error or state.stopped_early,
         "stop_requested": not state.over and (path / STOP).exists(),
         "seconds_left": state.seconds_left(now),
@@ -142,6 +144,8 @@ def page_text(page: Mapping[str, Any]) -> str:
     lines = [f"{page['name']}: {page['status']}, {where}{_ahead(page)}"]
     if page["stop_requested"]:
         lines.append("it was asked to stop")
+    if page["waiting"]:
+        lines.append(page["waiting"])
     if page["error"]:
         lines.append(page["error"])
     if page["value"] is not None:

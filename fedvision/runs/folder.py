@@ -23,6 +23,7 @@
     members.jsonl         across machines: who takes part, with which key and images; see member_register.py
     audit.jsonl           the same, refused calls and the operator's acts, chained; see audit_log.py
     deployment.json       across machines: the run's key, and Flower's number of it
+    waiting.txt           across machines, while the server waits: for whom
     checkpoint/           where a killed run goes on; see checkpoint.py
     model.safetensors     the final model; model.json beside it: see model_description.py
     generator.safetensors what a strategy trained beside the model; see side_networks.py

@@ -24,6 +24,7 @@ from fedvision.runs import run_state
 from fedvision.runs.events import BEGAN
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.stop_request import request
+from fedvision.runs.waiting import note_waiting
 
 CONFIG = ExperimentConfig.from_dict({"name": "night", "rounds": 4, "data": {"use": "digits"}})
 NOON = 1_782_907_200.0
@@ -91,6 +92,18 @@ def test_one_screen_of_a_run_under_way(deployed: RunFolder) -> None:
     }
     assert lines[11:13] == ["south: its hours are 20:00-06:00", "west: its images are of 8 x 8"]
     assert lines[-1] == "round 2: client south (1): declined: no"
+
+
+def test_for_whom_a_run_waits_is_shown_while_it_is_not_over(deployed: RunFolder) -> None:
+    waiting = "waiting: 1 of 2 clients; south was never here"
+    note_waiting(deployed.path, waiting)
+    assert run_page(deployed.path, NOON)["waiting"] == waiting
+    assert page_text(run_page(deployed.path, NOON)).splitlines()[1] == waiting
+    note_waiting(deployed.path, "")
+    assert run_page(deployed.path, NOON)["waiting"] == ""
+    note_waiting(deployed.path, waiting)
+    deployed.write_summary({"status": "finished"})
+    assert run_page(deployed.path, NOON)["waiting"] == ""
 
 
 def test_a_request_to_stop_and_an_error_are_shown(

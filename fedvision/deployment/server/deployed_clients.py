@@ -47,7 +47,7 @@ class DeployedClientRegistry:
         register: Holds names, numbers and reported counts; all that changes is written there first.
         run: The run's key.
         classes: C.
-        notify: Is called with what a person may want to see now.
+        waits: Is called with for whom the run waits, again and again, and with "" when it goes on.
         note: Is called with what shall also stand in the report.
         registered: Returns every client that may join, by name; empty where the SuperLink does not answer.
         needed: Whether the experiment's loss rests on the federation's class counts.
@@ -61,7 +61,7 @@ class DeployedClientRegistry:
         register: MemberRegister,
         run: str,
         classes: int,
-        notify: Callable[[str], None],
+        waits: Callable[[str], None],
         note: Callable[[str], None],
         registered: Callable[[], Mapping[str, Registration]],
         *,
@@ -70,7 +70,7 @@ class DeployedClientRegistry:
         authorities: Sequence[Certificate] = (),
         between_rounds: Callable[[], None] = lambda: None,
     ) -> None:
-        self._register, self._classes, self._notify, self._note = register, classes, notify, note
+        self._register, self._classes, self._waits, self._note = register, classes, waits, note
         self._registered, self._needed, self._per_image = registered, needed, per_image
         self._between_rounds = between_rounds
         self._by_name = {name: client for client, name in register.names.items()}
@@ -171,10 +171,12 @@ class DeployedClientRegistry:
             here = sorted(self.numbers[node] for node in online if self.numbers.get(node) in members)
             self._compare(here)
             if len(here) >= self.least:
+                if last_notice > float("-inf"):
+                    self._waits("")
                 return here
             if time.monotonic() - last_notice > _NOTICE_EVERY_S:
                 last_notice = time.monotonic()
-                self._notify(self._waiting(online))
+                self._waits(self._waiting(online))
             time.sleep(_LOOK_S)
 
     def declined(self, node: int, declined: Declined) -> None:

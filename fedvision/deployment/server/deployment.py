@@ -48,6 +48,7 @@ from fedvision.runs.folder import RunFolder
 from fedvision.runs.member_register import OPERATOR
 from fedvision.runs.run_recorder import RunRecorder
 from fedvision.runs.stop_request import StoppedByOperator
+from fedvision.runs.waiting import note_waiting
 from fedvision.stages import stage
 from fedvision.tasks.base import build_task
 from fedvision.training.evaluate import Evaluation
@@ -95,6 +96,7 @@ class Deployment(RunRecorder):
             self.resume()
             # Before a SuperLink of our own starts: whoever connects to it connects to this run.
             self._audit.watch(place.state)
+            note_waiting(self.folder.path, "")  # what a server that was killed left
             if process is not None:
                 stage("starting the SuperLink")
                 place = process.open()
@@ -126,6 +128,7 @@ class Deployment(RunRecorder):
     def mark_failed(self, error: BaseException) -> None:
         """Note in the run folder and the audit log that and why the run ended early."""
         super().mark_failed(error)
+        note_waiting(self.folder.path, "")
         self._audit.stopped(error, asked=self.stop.requested)
         self._audit.close()
 
@@ -217,7 +220,7 @@ class Deployment(RunRecorder):
             self._register,
             facts.run,
             len(self.experiment.dataset.classes),
-            self.progress.note,
+            self._on_waiting,
             self.note,
             lambda: registered(link),
             needed=self.config.loss.needs_federation,
@@ -260,6 +263,12 @@ class Deployment(RunRecorder):
                 return link.start(build_fab(), facts.to_table())
             except LinkDown as error:
                 restore(error)
+
+    def _on_waiting(self, text: str) -> None:
+        """Say for whom the run waits, on the screen and to ``fedvision status``."""
+        note_waiting(self.folder.path, text)
+        if text:
+            self.progress.note(text)
 
     def _on_client_notice(self, client: int, sentence: str) -> None:
         """Record a note of a client on itself."""

@@ -20,6 +20,7 @@ from fedvision.experiment import Experiment
 from fedvision.runs.audit_log import FILE as AUDIT
 from fedvision.runs.audit_log import read_audit
 from fedvision.runs.folder import RunFolder
+from fedvision.runs.waiting import note_waiting, read_waiting
 from tests.deployment.server.test_declined_tasks import Clock
 from tests.experiments import tiny
 
@@ -134,8 +135,10 @@ def test_a_client_that_connects_while_the_superlink_starts_stands_in_the_runs_au
     monkeypatch.setattr(SuperlinkProcess, "open", opens)
     config = tiny(rounds=1)
     run = Deployment(Experiment.build(config), RunFolder.create(tmp_path / "run", config))
+    note_waiting(tmp_path / "run", "waiting: 0 of 1 clients; what a server that was killed left")
     with pytest.raises(ConfigError, match="the test ends here") as caught:
         run.run(place, SuperlinkProcess(place), wait_for=1)
+    assert read_waiting(tmp_path / "run") == ""
     run.mark_failed(caught.value)
     lines = read_audit(tmp_path / "run" / AUDIT).lines
     assert [(one["what"], one.get("client"), one.get("address")) for one in lines] == [

@@ -127,6 +127,7 @@ def test_two_masked_clients_wait_where_counts_are_needed_and_are_named(six: Path
     watcher.join(10)
     assert not watcher.is_alive()
     assert room.members.counts == (15, 25, 38)
+    assert room.notices[1:] == [""], "it waits no more"
 
 
 def test_two_masked_clients_without_counts(six: Path, tmp_path: Path) -> None:

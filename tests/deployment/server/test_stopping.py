@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from fedvision.cli.main import main
+from fedvision.reporting.run_overview import run_page
 from fedvision.runs.folder import RunFolder
 from fedvision.runs.stop_request import FILE
+from fedvision.runs.waiting import FILE as WAITING
 from tests.deployment.server.machines import WAIT_S, digest, eventually, machines
 from tests.deployment.server.test_deployment import EXPERIMENT
 from tests.deployment.server.training_barrier import begun, hold, holding
@@ -49,6 +51,9 @@ def test_a_server_that_waits_for_clients_ends_at_once(tmp_path: Path, pki: Path)
     with machines(tmp_path, pki, EXPERIMENT.format(rounds=2, epochs=1, strategy="fedavg")) as here:
         server = here.server()
         eventually(lambda: "waiting: 0 of 2 clients" in here.log("server"), "the server waits")
+        waiting = "waiting: 0 of 2 clients; north was never here; south was never here"
+        assert run_page(here.out, 0.0)["waiting"] == waiting
         assert main(["stop", str(here.out)]) == 0
         assert server.wait(WAIT_S) == STOPPED, here.log("server")
+        assert not (here.out / WAITING).exists()
         assert RunFolder.read(here.out).summary() == {"status": "stopped", "rounds": 0}
