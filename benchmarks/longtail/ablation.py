@@ -39,10 +39,10 @@ def protocol() -> Protocol:
     Raises:
         SystemExit: fashion.py has not chosen a setting yet.
     """
-    setting = FASHION.chosen(FASHION.store(), "ours")
+    setting = FASHION.chosen(FASHION.store(), "longtail")
     if setting is None:
-        raise SystemExit("run benchmarks/longtail/fashion.py --only ours first: it chooses the setting")
-    own = FASHION.methods["ours"]
+        raise SystemExit("run benchmarks/longtail/fashion.py --only longtail first: it chooses the setting")
+    own = FASHION.methods["longtail"]
     whole = merged(FASHION.experiment, own.tables, own.settings[setting])
     return Protocol(
         name="ablation",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 
-from methods import OURS, fixed, loss, strategy
+from methods import LONGTAIL, fixed, loss, strategy
 from one_round import DATA
 from picture import draw
 from protocol import RESULTS, Method, Protocol, merged, run
@@ -27,7 +27,7 @@ COMPARED = {
     "FedRS": loss("fedrs"),
     "logit adjustment": loss("logit-adjusted", prior="global"),
     "CCVR": strategy("ccvr"),
-    "ours": merged(OURS.tables, {"transforms": {"mixup": 0.1}}),
+    "longtail": merged(LONGTAIL.tables, {"transforms": {"mixup": 0.1}}),
 }
 
 

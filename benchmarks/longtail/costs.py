@@ -24,7 +24,7 @@ from protocol import RESULTS, find_images, merged
 from fedvision import ExperimentConfig, simulate
 from fedvision.runs.environment import environment
 
-RIVALS = ("FedAvg", "ours")
+RIVALS = ("FedAvg", "longtail")
 
 
 def experiment(rival: str) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def table(store: Store) -> str:
         lines.append(f"| {rival} | {' | '.join(cells)} |")
     ratios = [own / base for base, own in zip(*(per_image[rival] for rival in RIVALS), strict=False)]
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    bytes_ratio = found["ours"][0]["megabytes_up"] / found["FedAvg"][0]["megabytes_up"]
+    bytes_ratio = found["longtail"][0]["megabytes_up"] / found["FedAvg"][0]["megabytes_up"]
     lines.append(f"time: {statistics.median(ratios):.2f} of FedAvg's ({spread}); bytes: {bytes_ratio:.3f}")
     return "\n".join(lines)
 

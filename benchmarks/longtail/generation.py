@@ -27,7 +27,7 @@ COMPARED = (
     "logit adjustment",
     "CCVR",
     "CReFF",
-    "ours",
+    "longtail",
 )
 PROTOCOL = Protocol(
     name="generation",

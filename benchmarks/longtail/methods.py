@@ -49,7 +49,7 @@ def sampler(use: str, **keys: Any) -> Tables:
     return {"training": {"sampler": {"use": use, **keys}}}
 
 
-OURS = Method(
+LONGTAIL = Method(
     merged(loss("logit-adjusted", **GLOBAL), strategy("longtail"), {"training": {"weight_decay": 0.0005}}),
     strengths("transforms", "mixup", [0.0, 0.1], lr=(0.4, 0.8)),
 )
@@ -132,7 +132,7 @@ METHODS: Mapping[str, Method] = {
     "logit adjustment, FedAvgM": Method(
         merged(ADJUSTED, strategy("fedavgm")), strengths("strategy", "momentum", [0.5, 0.8])
     ),
-    "ours": OURS,
+    "longtail": LONGTAIL,
 }
 
 

@@ -26,7 +26,7 @@ COMPARED = (
     "balanced sampler",
     "FedVLS",
     "CCVR",
-    "ours",
+    "longtail",
 )
 EXPERIMENT: Tables = {
     "name": "photographs",

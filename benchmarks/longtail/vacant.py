@@ -40,7 +40,7 @@ PROTOCOL = Protocol(
         "FedLC, a floor of one image": Method(loss("fedlc"), rates(*RATES)),
         "FedRS": Method(loss("fedrs"), rates(*RATES)),
         "FedVLS": Method(merged(strategy("fedvls"), loss("logit-adjusted", prior="local")), rates(*RATES)),
-        **at_two_rates("ours", lr=RATES),
+        **at_two_rates("longtail", lr=RATES),
     },
     tuning={"data": {"validation": 0.1}},
     splits={

@@ -25,7 +25,7 @@ COMPARED = (
     "FedVLS",
     "head rows by support",
     "CCVR",
-    "ours",
+    "longtail",
 )
 SPREAD, IN_TWO = "tail spread", "tail in two clients"
 PROTOCOL = Protocol(
