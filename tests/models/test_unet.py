@@ -76,7 +76,7 @@ def test_keys_out_of_range(keys: dict[str, Any], size: tuple[int, int], problem:
 
 
 def test_it_is_refused_where_images_have_one_class() -> None:
-    with pytest.raises(ConfigError, match=r"returns \[2, 3, 16, 16\], not \[2, 3\] logits"):
+    with pytest.raises(ConfigError, match=r"a network for segmentation; set task.use = 'segmentation'"):
         build_model(
             ModelConfig(use="unet", args={"width": 4}),
             task=Classification(),
