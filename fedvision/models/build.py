@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -29,6 +29,9 @@ from fedvision.models.tensor_checks import changed, check_hidden, check_tensors
 
 class OutputForm(Protocol):
     """What a task asks of a network's outputs; see ``tasks.base.Task``."""
+
+    name: ClassVar[str]
+    """The task's."""
 
     def outputs(self, num_classes: int) -> int:
         """Return the outputs that a factory is asked for."""
@@ -96,7 +99,7 @@ def build_model(
         for training in (False, True):
             outputs = _try(model, images, training, where)
             if wrong := task.check_outputs(outputs, drawn, num_classes):
-                raise ConfigError(f"{where}: {_other_task(config.use) or wrong}")
+                raise ConfigError(f"{where}: {_other_task(config.use, task.name) or wrong}")
         check_tensors(model, where)
         check_hidden(model, images, where)
         if moved := changed(model, images).intersection(frozen):
@@ -107,13 +110,13 @@ def build_model(
     return model
 
 
-def _other_task(use: str) -> str:
-    """Return for which task a network is that does not fit this one; "" where that is not it."""
+def _other_task(use: str, task: str) -> str:
+    """Return for which task a network is that does not fit this one; "" where that is not why."""
     tasks = registry.tasks_of("model", use)
-    if not tasks or "classification" in tasks:
+    if not tasks or not tasks.isdisjoint({task, "classification"}):
         return ""
-    task = min(tasks)
-    return f"it is a network for {task}; set task.use = {task!r}, or take another network"
+    own = min(tasks)
+    return f"it is a network for {own}; set task.use = {own!r}, or take another network"
 
 
 def _add_lora(model: nn.Module, config: ModelConfig, seed: int) -> None:

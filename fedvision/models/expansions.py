@@ -18,6 +18,7 @@ Shape letters: B batch, D features, M features after the expansion.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -36,7 +37,7 @@ _EXACT = 1 << 24
 """Whole numbers below it are exact in float32, and so are sums of them in any order."""
 
 
-class Expansion(nn.Module):
+class Expansion(nn.Module, ABC):
     """Features [B, D] -> features [B, M].
 
     Args:
@@ -60,9 +61,9 @@ class Expansion(nn.Module):
         with torch.autocast(features.device.type, enabled=False):  # fewer bits do not hold the whole numbers
             return self.expand(in_steps(features.float(), short(self.mean), short(self.deviation)))
 
+    @abstractmethod
     def expand(self, steps: torch.Tensor) -> torch.Tensor:
         """Return [B, M] of standardised features in whole steps [B, D]."""
-        raise NotImplementedError
 
 
 def short(numbers: torch.Tensor) -> torch.Tensor:

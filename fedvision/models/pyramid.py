@@ -26,6 +26,7 @@ _LARGE = 256
 """Shorter side in pixels above which the finest map has a place for 8 x 8 pixels, as FCOS and RetinaNet have
 it, and not for 4 x 4."""
 _MOST_LEVELS = 5
+_GROUP = 8
 
 
 class Pyramid(NamedTuple):
@@ -35,6 +36,15 @@ class Pyramid(NamedTuple):
     """[B, channels, h, w], the finest first."""
     size: tuple[int, int]
     """(H, W) of the images."""
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Return the norm of layers on a pyramid: group norm (Wu, He 2018, arXiv 1803.08494) of 8 channels.
+
+    Batch norm's statistics would follow each client's own objects. All channels are one group where 8 do not
+    divide them.
+    """
+    return nn.GroupNorm(channels // _GROUP if channels % _GROUP == 0 else 1, channels)
 
 
 class ScalesExtractor(Part):

@@ -17,9 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.models.base import ImageModel
-from fedvision.models.detection.heads import norm
 from fedvision.models.init import glorot
-from fedvision.models.pyramid import Pyramid, build_backbone
+from fedvision.models.pyramid import Pyramid, build_backbone, group_norm
 from fedvision.ranges import check_range
 
 
@@ -88,7 +87,7 @@ class SemanticHead(nn.Module):
 
 def _layer(inside: int, out: int) -> nn.Sequential:
     convolution = glorot(nn.Conv2d(inside, out, 3, padding=1, bias=False))
-    return nn.Sequential(convolution, norm(out), nn.ReLU())
+    return nn.Sequential(convolution, group_norm(out), nn.ReLU())
 
 
 def _resized(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -105,12 +106,12 @@ class _Place:
     """The server's test images, or their features."""
 
 
-class _Changed(RunRecorder):
+class _Changed(RunRecorder, ABC):
     """Makes the last round of a run once more, with other clients."""
 
+    @abstractmethod
     def place(self) -> _Place:
         """Return where the work is done."""
-        raise NotImplementedError
 
     def change(self, change: Change, clients: Sequence[int]) -> None:
         """Subtract or add clients' sums and write the model as that of the run's last round."""

@@ -17,6 +17,7 @@ from fedvision.models.base import ImageModel, halves
 from fedvision.models.build import build_model
 from fedvision.models.gray import Gray
 from fedvision.tasks.classification import Classification
+from fedvision.tasks.segmentation import Segmentation
 
 
 class Linear(nn.Module):
@@ -254,3 +255,23 @@ def test_a_wrong_factory_or_key_is_refused(use: str, keys: dict[str, Any], sente
 def test_a_network_of_another_task_is_refused_with_the_task(use: str, task: str) -> None:
     with pytest.raises(ConfigError, match=f"it is a network for {task}; set task.use = '{task}', or take an"):
         build(use, channels=3, side=32)
+
+
+class LargerMasks(Segmentation):
+    """A segmentation that no network of segmentation fits."""
+
+    def check_outputs(self, outputs: Any, images: torch.Tensor, num_classes: int) -> str | None:
+        """Return that they do not fit."""
+        return "its masks are too small"
+
+
+def test_a_network_of_the_very_task_is_refused_for_what_is_wrong_with_it() -> None:
+    with pytest.raises(ConfigError, match=r"'unet': its masks are too small$"):
+        build_model(
+            ModelConfig(use="unet", args={"width": 4}),
+            task=LargerMasks(),
+            num_classes=3,
+            in_channels=1,
+            image_size=(16, 16),
+            seed=0,
+        )

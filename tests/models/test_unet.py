@@ -10,11 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedvision.config import ModelConfig
-from fedvision.errors import ConfigError, PluginError
+from fedvision.errors import PluginError
 from fedvision.models.base import ImageModel
 from fedvision.models.build import build_model
 from fedvision.models.unet import unet
-from fedvision.tasks.classification import Classification
 from fedvision.tasks.segmentation import Segmentation
 
 
@@ -73,15 +72,3 @@ def test_its_size_and_its_seed() -> None:
 def test_keys_out_of_range(keys: dict[str, Any], size: tuple[int, int], problem: str) -> None:
     with pytest.raises(PluginError, match=problem):
         build(size, **keys)
-
-
-def test_it_is_refused_where_images_have_one_class() -> None:
-    with pytest.raises(ConfigError, match=r"a network for segmentation; set task.use = 'segmentation'"):
-        build_model(
-            ModelConfig(use="unet", args={"width": 4}),
-            task=Classification(),
-            num_classes=3,
-            in_channels=1,
-            image_size=(16, 16),
-            seed=0,
-        )

@@ -41,6 +41,14 @@ def anew(config: ExperimentConfig) -> ExperimentConfig:
     return ExperimentConfig.from_dict(table)
 
 
+def on_features_and_on_images(config: ExperimentConfig, folder: Path, atol: float) -> list[list[Any]]:
+    """Return both runs' records round by round; their models are the same but for rounding."""
+    runs = simulate(config, out=folder / "on"), simulate(anew(config), out=folder / "off")
+    for name, tensor in runs[0].state.items():
+        assert torch.allclose(tensor, runs[1].state[name], rtol=0, atol=atol), name
+    return [list(pair) for pair in zip(*(run.rounds for run in runs), strict=True)]
+
+
 @pytest.fixture
 def extracted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
     """Count the images of which features are computed, in an empty cache."""
@@ -131,11 +139,9 @@ def test_a_detector_on_maps_is_the_one_on_images(
     """What the frozen network makes of an image is several maps, which are kept as one row of numbers."""
     model = detection_data.SMALL[use] | {"frozen": [fixed], "levels": 0}
     config = detection_data.experiment(model, loss={"use": LOSSES.get(use, "cross-entropy")})
-    there, here = simulate(config, out=tmp_path / "on"), simulate(anew(config), out=tmp_path / "off")
+    rounds = on_features_and_on_images(config, tmp_path, atol=2e-4)
     assert extracted
-    for name, tensor in there.state.items():
-        assert torch.allclose(tensor, here.state[name], rtol=0, atol=2e-4), name
-    for one, other in zip(there.rounds, here.rounds, strict=True):
+    for one, other in rounds:
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-3)
         assert one["server"]["scores"]["ap50"] == pytest.approx(other["server"]["scores"]["ap50"], abs=1e-2)
 
@@ -147,11 +153,9 @@ def test_classes_of_pixels_on_maps_are_those_on_images(tmp_path: Path, extracted
         "channels": 8,
     }
     config = segments(model=model)
-    there, here = simulate(config, out=tmp_path / "on"), simulate(anew(config), out=tmp_path / "off")
+    rounds = on_features_and_on_images(config, tmp_path, atol=2e-5)
     assert extracted
-    for name, tensor in there.state.items():
-        assert torch.allclose(tensor, here.state[name], rtol=0, atol=2e-5), name
-    for one, other in zip(there.rounds, here.rounds, strict=True):
+    for one, other in rounds:
         assert one["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
 
 

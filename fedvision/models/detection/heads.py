@@ -2,8 +2,7 @@
 
 Layers begin as Lin et al. 2017, arXiv 1708.02002, section 4.1, have them: weights of deviation 0.01, and a
 bias with which every class has the probability 0.01 everywhere, so that the many places without object do not
-swamp the first steps. Norms are group norms (Wu & He 2018, arXiv 1803.08494) of 8 channels: batch norm's
-statistics would follow each client's own objects.
+swamp the first steps.
 """
 
 from __future__ import annotations
@@ -14,15 +13,10 @@ import torch
 from torch import nn
 
 from fedvision.models.init import glorot
+from fedvision.models.pyramid import group_norm
 
 PRIOR = 0.01
 """The probability of each class at the beginning."""
-_GROUP = 8
-
-
-def norm(channels: int) -> nn.GroupNorm:
-    """Return a group norm; of all channels together where 8 do not divide them."""
-    return nn.GroupNorm(channels // _GROUP if channels % _GROUP == 0 else 1, channels)
 
 
 def small(layer: nn.Conv2d, bias: float = 0.0) -> nn.Conv2d:
@@ -42,7 +36,7 @@ def tower(channels: int, depth: int) -> nn.Sequential:
     """Return so many 3x3 convolutions with group norm and ReLU, [B, channels, h, w] -> the same shape."""
     layers: list[nn.Module] = []
     for _ in range(depth):
-        layers += [small(nn.Conv2d(channels, channels, 3, padding=1)), norm(channels), nn.ReLU()]
+        layers += [small(nn.Conv2d(channels, channels, 3, padding=1)), group_norm(channels), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
@@ -53,7 +47,7 @@ def separable(channels: int, out: int) -> nn.Sequential:
     """
     depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
     last = glorot(nn.Conv2d(channels, out, 1))
-    return nn.Sequential(depthwise, norm(channels), nn.ReLU6(), last)
+    return nn.Sequential(depthwise, group_norm(channels), nn.ReLU6(), last)
 
 
 def rows(maps: list[torch.Tensor], width: int) -> torch.Tensor:
