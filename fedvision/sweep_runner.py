@@ -166,7 +166,7 @@ def _useful(experiments: Mapping[str, ExperimentConfig], engine: PluginSpec, thr
 
 def _on_processor(devices: Set[str]) -> bool:
     """Return whether devices, each ``"auto"`` or ``"cpu"``, are this machine's processor."""
-    from fedvision.training.forward import choose_device
+    from fedvision.devices import choose_device
 
     return "auto" not in devices or choose_device("auto").type == "cpu"
 

@@ -78,8 +78,9 @@ class TrainedModel:
     def load(cls, run: Path, *, device: str = "auto") -> TrainedModel:
         """Load a run's final model; arguments and errors as of the function ``load``."""
         from fedvision.data.transforms import prepare
+        from fedvision.devices import choose_device
         from fedvision.tasks.base import build_task
-        from fedvision.training.forward import ForwardSettings, choose_device
+        from fedvision.training.forward import ForwardSettings
 
         description = ModelDescription.read(run)
         place, inference = run / FILE, description.inference

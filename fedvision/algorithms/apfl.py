@@ -36,6 +36,7 @@ import torch
 from torch import nn
 
 from fedvision.algorithms.fedavg import FedAvg
+from fedvision.devices import widest_float
 from fedvision.errors import ConfigError
 from fedvision.inputs import Batch
 from fedvision.models.state import get_state, load_state
@@ -114,7 +115,8 @@ class APFLClient(ClientAlgorithm):
                 continue
             gradient = mixed.grad.div_(self._images)
             if self._adapts:
-                slope += float(((self.further[name] - self._global[name]).double() * gradient).sum())
+                apart = (self.further[name] - self._global[name]).to(widest_float(gradient.device))
+                slope += float((apart * gradient).sum())
             self.further[name].grad = gradient * alpha
         self._mixture.zero_grad(set_to_none=True)
         self._images = 0

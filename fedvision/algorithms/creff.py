@@ -74,9 +74,9 @@ def head_gradients(*, model: nn.Module, data: LocalData, tensors: State) -> dict
             several labels, or the gradients are too large.
     """
     head = _linear_head(halves(model, _NEEDED_BY), data.num_classes)
-    weight = tensors.get("weight", head.weight.detach()).double().cpu()
+    weight = tensors.get("weight", head.weight.detach()).cpu().double()
     bias = tensors.get("bias", torch.zeros(len(weight)) if head.bias is None else head.bias.detach())
-    bias = bias.double().cpu()
+    bias = bias.cpu().double()
     sums = {
         "count": torch.zeros(len(weight), dtype=torch.int64),
         "weight": torch.zeros(len(weight), *weight.shape, dtype=torch.float64),

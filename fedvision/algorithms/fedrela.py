@@ -78,7 +78,7 @@ class FedReLaClient(ClientAlgorithm):
         kept = self._memory.get(_LABELS)
         # A client whose images have changed begins anew.
         if kept is None or len(kept) != int(self._counts.sum()):
-            rows = [(precise(model(x)).softmax(dim=1).double().cpu(), own.cpu()) for x, own in batches]
+            rows = [(precise(model(x)).softmax(dim=1).cpu().double(), own.cpu()) for x, own in batches]
             predicted, labels = (torch.cat(column) for column in zip(*rows, strict=True))
             kept = reallocate(predicted, labels, self._counts, self._known, self._share, self.generator)
             self._memory = {_LABELS: kept}

@@ -46,6 +46,7 @@ from fedvision import seeding
 from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.algorithms.last_round import check_last_round
+from fedvision.devices import widest_float
 from fedvision.errors import ClientError, ConfigError, RunError
 from fedvision.inputs import Batch
 from fedvision.models.base import ImageModel, halves
@@ -149,7 +150,9 @@ class RUCRClient(ClientAlgorithm):
         self._prototypes: torch.Tensor | None = None
         if sent and self._weight:
             device = next(model.parameters()).device
-            self._prototypes, self._counts = sent["mean"].to(device), sent["count"].to(device)
+            # Precision first: not every device has float64.
+            self._counts = sent["count"].to(widest_float(device)).to(device)
+            self._prototypes = sent["mean"].to(device)
             self._here = torch.tensor(request.own_counts, device=device) > 0
 
     def loss(self, model: nn.Module, x: Batch, labels: torch.Tensor, task_loss: LossFn) -> torch.Tensor:

@@ -60,7 +60,7 @@ def integrated_gradients(scored: ScoredNetwork, batch: Batch, label: int) -> Att
     while True:
         mean = _mean_gradient(scored, batch, image, label, points)
         values = (image * mean)[0]
-        error = abs(float(values.double().sum()) - (full - empty))
+        error = abs(float(values.cpu().double().sum()) - (full - empty))
         found = Attribution(values=values.float(), change=full - empty, error=error)
         if found.complete or points >= MOST_POINTS:
             return found

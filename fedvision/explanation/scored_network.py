@@ -61,7 +61,7 @@ class ScoredNetwork:
 
         Unlike a logit it does not depend on a number added to all logits, and unlike p it does not saturate.
         """
-        shares = self.task.decide(self.logits(batch).double())[1][:, label]
+        shares = self.task.decide(self.logits(batch).cpu().double())[1][:, label]
         return [math.log(p / (1 - p)) for p in shares.clamp(_SUREST, 1 - _SUREST).tolist()]
 
     def probabilities(

@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import torch
 
+from fedvision.devices import widest_float
 from fedvision.ranges import check_range
 
 
 def images(counts: torch.Tensor) -> torch.Tensor:
-    """Return counts [..., C] as whole numbers of images, >= 0, in float64 (on mps, which has none, float32).
+    """Return counts [..., C] as whole numbers of images, >= 0, in the widest floats of their device.
 
     Raises:
         ValueError: The counts have no dimension of classes.
     """
     if counts.dim() == 0:
         raise ValueError("counts must be [C], one number per class, not a single number")
-    dtype = torch.float32 if counts.device.type == "mps" else torch.float64
-    return counts.detach().to(dtype).round().clamp(min=0)
+    return counts.detach().to(widest_float(counts.device)).round().clamp(min=0)
 
 
 def occupied(counts: torch.Tensor) -> torch.Tensor:

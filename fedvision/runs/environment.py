@@ -69,10 +69,10 @@ def _device(name: str) -> str:
     """Return the device in words; the name of a GPU is only read where the run may use it."""
     import torch
 
+    from fedvision.devices import choose_device
+
     if name == "auto":
-        if not torch.cuda.is_available():
-            return "mps" if torch.backends.mps.is_available() else "cpu"
-        name = "cuda"
+        name = choose_device(name).type
     if name.startswith("cuda") and torch.cuda.is_available():
         index = int(name.partition(":")[2] or 0)
         if index < torch.cuda.device_count():

@@ -208,7 +208,7 @@ class Task(ABC):
 
         Args:
             logits: Those of B images, as ``measured`` returns them.
-            targets: [B, ...] on the same device.
+            targets: [B, ...] on the same device; float64 ones on the CPU where the device has none.
             num_classes: C.
 
         Returns:

@@ -134,7 +134,8 @@ class Detection(Task):
         """Return the loss of each image [B]: its classes by the criterion, and its boxes."""
 
         def loss(outputs: DetectorOutput, targets: torch.Tensor) -> torch.Tensor:
-            return outputs.losses(truth_of(targets), form(criterion, outputs.form))
+            truth = truth_of(targets, outputs.logits.device)
+            return outputs.losses(truth, form(criterion, outputs.form))
 
         return loss  # type: ignore[return-value]
 
@@ -183,10 +184,11 @@ class Detection(Task):
             The sum of the images' losses with cross-entropy for the classes, in nats, and of their boxes;
             the cells of boxes and images; a row of each detection.
         """
-        plain = cross_entropy(torch.ones(num_classes, device=targets.device))
-        loss = logits.losses(truth_of(targets), form(plain, logits.form)).sum()
+        device = logits.logits.device
+        plain = cross_entropy(torch.ones(num_classes, device=device))
+        loss = logits.losses(truth_of(targets, device), form(plain, logits.form)).sum()
         rows, cells = match(in_files(logits.detections(), targets), targets.cpu().numpy(), num_classes)
-        return Observed(loss, *(torch.from_numpy(one).to(targets.device) for one in (cells, rows)))
+        return Observed(loss, *(torch.from_numpy(one).to(device) for one in (cells, rows)))
 
     def scores(
         self,
@@ -244,11 +246,12 @@ class Detection(Task):
         return {"images": self.examples(stats), "boxes": columns | {"precision": points}}
 
 
-def truth_of(targets: torch.Tensor) -> Truth:
-    """Return the objects of targets float64 [B, 1 + M, 7], crowds left out."""
+def truth_of(targets: torch.Tensor, device: torch.device) -> Truth:
+    """Return the objects of targets float64 [B, 1 + M, 7] on a device, crowds left out."""
     corners, present = boxes.placed(targets)
     counted = present & (targets[:, 1:, boxes.CROWD] == 0)
-    return Truth(corners.float(), targets[:, 1:, boxes.CLASS].long(), counted)
+    found = corners.float(), targets[:, 1:, boxes.CLASS].long(), counted
+    return Truth(*(tensor.to(device, non_blocking=True) for tensor in found))
 
 
 def in_files(found: Detections, targets: torch.Tensor) -> Found:

@@ -17,6 +17,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.image_counts import ImageCounts
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import prepare
+from fedvision.devices import choose_device
 from fedvision.errors import ClientError
 from fedvision.inputs import Batch
 from fedvision.losses.counts import mixed
@@ -32,7 +33,6 @@ from fedvision.training.client_half import client_algorithm, client_half, memory
 from fedvision.training.client_state import MODEL, PERSONAL, RESIDUAL, ClientStateStore
 from fedvision.training.compilation import compile_model
 from fedvision.training.evaluate import Evaluation, evaluate, mean_loss
-from fedvision.training.forward import choose_device
 from fedvision.training.loop import LoopSettings, TrainResult, fit
 from fedvision.training.statistics import LocalData, compute_statistic
 from fedvision.types import LossFn, Query, State, TrainRequest

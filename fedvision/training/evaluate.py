@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedvision.data.shards import Shard
+from fedvision.devices import widest_float
 from fedvision.inputs import Batch
 from fedvision.tasks.base import Task
 from fedvision.tasks.calibration import Calibration
@@ -117,7 +118,7 @@ def mean_loss(
         batch_size: Images a forward pass.
     """
     sums = [
-        loss(outputs, targets).sum(dtype=torch.float64)
+        loss(outputs, targets).sum(dtype=widest_float(settings.device))
         for outputs, targets in _outputs(model, shard, settings, batch_size)
     ]
     return float(torch.stack(sums).sum()) / len(shard)

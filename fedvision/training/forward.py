@@ -13,7 +13,7 @@ from torch import nn
 
 from fedvision.data.shards import Shard
 from fedvision.data.transforms import BatchTransform
-from fedvision.errors import ConfigError
+from fedvision.devices import holds
 from fedvision.inputs import Batch, Inputs
 from fedvision.models.mkldnn_layout import may_block
 from fedvision.tasks.base import Task
@@ -44,6 +44,8 @@ class ForwardSettings:
     def batch(self, shard: Shard, positions: NDArray[np.int64]) -> tuple[Batch, torch.Tensor]:
         """Return some images of a shard and their targets, as the task makes tensors of them, on the device.
 
+        Targets in float64 stay on the CPU where the device has none.
+
         Args:
             shard: The images.
             positions: int64 [B], each from 0 to len(shard) - 1.
@@ -53,7 +55,9 @@ class ForwardSettings:
             targets [B, ...].
         """
         images, targets = self.task.collate(*shard.batch(positions))
-        return self.inputs(images, shard.beside(positions)), targets.to(self.device, non_blocking=True)
+        if holds(self.device, targets):
+            targets = targets.to(self.device, non_blocking=True)
+        return self.inputs(images, shard.beside(positions)), targets
 
     def inputs(self, images: torch.Tensor, further: NDArray[np.float32] | None = None) -> Batch:
         """Return images as the network takes them.
@@ -84,26 +88,3 @@ class ForwardSettings:
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=_PRECISIONS[self.precision])
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the torch device for ``training.device``.
-
-    Args:
-        name: ``"auto"`` (cuda, then mps, then cpu) or a torch device such as ``"cuda:1"``.
-
-    Raises:
-        ConfigError: There is no such device on this machine.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"training.device: {name!r} is not available on this machine; set it to 'auto' or 'cpu'"
-        ) from error
-    return device

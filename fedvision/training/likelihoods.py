@@ -45,7 +45,7 @@ def likelihoods(*, model: nn.Module, data: LocalData, tensors: State) -> dict[st
         outputs = model(x)
         for place, scale in enumerate(scales):
             logits = task.measured(outputs, data.num_classes, scale)
-            losses[place] += task.observe(logits, targets, data.num_classes).loss.double().cpu()
+            losses[place] += task.observe(logits, targets, data.num_classes).loss.cpu().double()
     return {"loss": losses, "images": torch.tensor([len(data.held_out)])}
 
 

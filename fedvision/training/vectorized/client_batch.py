@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fedvision.data.shards import Shard
+from fedvision.devices import widest_float
 from fedvision.models.state import check_state, floating, personal_names
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.evaluate import Evaluation
@@ -133,14 +134,15 @@ class ClientBatchResult:
         Args:
             states: The model that all were sent.
         """
-        squares = torch.zeros(len(self.requests), dtype=torch.float64, device=self.sums.device)
+        wide = widest_float(self.sums.device)
+        squares = torch.zeros(len(self.requests), dtype=wide, device=self.sums.device)
         # In their order: a set's would be another in each process, and the sum's last bits with it.
         for name, new in self.tensors.items():
             if name not in states:
                 continue
             kind = torch.promote_types(new.dtype, torch.float32)
             change = new.to(kind) - states[name].to(new.device, kind)
-            squares += torch.linalg.vector_norm(change.flatten(1), dim=1, dtype=torch.float64).square()
+            squares += torch.linalg.vector_norm(change.flatten(1), dim=1, dtype=wide).square()
         norms: list[float] = squares.sqrt().tolist()
         return norms
 
