@@ -25,6 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What reading a message or file of another's hand raises where it is not of the expected form.
+
+A key is missing, a number is infinite or has 400 digits, a list lies in 100,000 others.
+"""
+
 
 class FedVisionError(Exception):
     """Root of all errors that fedvision raises on purpose."""

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from numpy.typing import NDArray
 
-from fedvision.errors import ConfigError
+from fedvision.errors import MALFORMED, ConfigError
 
 MIN_GROUP_SIZE = 3
 """Clients of a sum: of two, each could subtract itself from what all receive."""
@@ -65,7 +65,7 @@ class AdvertisedKey:
         """
         try:
             card = cls(**{name: base64.b64decode(str(table[name]), validate=True) for name in _FIELDS})
-        except (KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             raise ConfigError("a client's card for masked counts is damaged") from error
         if len(card.public) != 32:
             raise ConfigError("a client's card for masked counts is damaged")
@@ -163,7 +163,7 @@ def common_name(card: AdvertisedKey) -> str:
     try:
         subject = x509.load_der_x509_certificate(card.certificate).subject
         return str(subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
-    except (ValueError, IndexError):
+    except MALFORMED:
         return "a client"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from fedvision.errors import FedVisionError
+from fedvision.errors import MALFORMED, FedVisionError
 from fedvision.formatting import one_line
 
 AGAIN_S = 60.0
@@ -36,6 +36,6 @@ class Declined(FedVisionError):
         try:
             page = json.loads(text)
             reason, again = str(page["reason"]), float(page["again"])
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except MALFORMED:
             reason, again = text, AGAIN_S
         return cls(one_line(reason), again if 0 < again < math.inf else AGAIN_S)

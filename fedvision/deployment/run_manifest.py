@@ -18,7 +18,7 @@ import tomli_w
 
 from fedvision import __version__
 from fedvision.config import ExperimentConfig
-from fedvision.errors import ConfigError
+from fedvision.errors import MALFORMED, ConfigError
 
 PROTOCOL = 8
 """Raised whenever an older client or server could misunderstand the other."""
@@ -93,7 +93,7 @@ class RunManifest:
                 weights={str(name): str(sha256) for name, sha256 in json.loads(table["weights"]).items()},
                 constant_bytes=int(table["constant_bytes"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except MALFORMED as error:
             raise ConfigError("the server's description of the run is incomplete") from error
         if digest(facts.experiment) != table.get("digest"):
             raise ConfigError("the experiment that arrived is not the one that the server sent")

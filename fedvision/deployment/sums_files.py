@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedvision.deployment.run_manifest import RunManifest
-from fedvision.errors import ConfigError
+from fedvision.errors import MALFORMED, ConfigError
 
 if TYPE_CHECKING:
     from fedvision.types import State
@@ -81,7 +81,7 @@ class SumsRequest:
             )
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             raise ConfigError(f"{path}: it is incomplete; let the server write it again") from error
 
 
@@ -121,7 +121,7 @@ class ClientSums:
                 request=str(facts["request"]),
                 sums=tensors,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             raise ConfigError(f"{path}: it does not say whose sums it holds; write it again") from error
 
 
@@ -152,7 +152,7 @@ def _unpacked(path: Path, kind: str) -> tuple[dict[str, Any], State]:
             raise ConfigError(f"{path}: this is a {facts['kind']}, not a {kind}; name the other file")
     except OSError as error:
         raise ConfigError(f"{path}: it cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, *MALFORMED) as error:
         raise ConfigError(
             f"{path}: this is no file with a {kind}, or it is damaged; copy it again"
         ) from error

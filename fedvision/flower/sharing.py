@@ -20,6 +20,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedvision.data.image_counts import ImageCounts, PerImage
+from fedvision.errors import MALFORMED
 from fedvision.flower import codec, stats_codec
 from fedvision.tasks.stats import MetricStats, StatsForm
 from fedvision.training.evaluate import Evaluation
@@ -188,7 +189,7 @@ def decode_evaluation(content: RecordDict, form: StatsForm) -> EvaluationReply:
         float(metrics[codec.LOSS])  # type: ignore[arg-type]
         counted = 0 if group == _WITHHELD else None if group else examples
         wrong = stats_codec.problem(content, metrics, form, counted)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except MALFORMED as error:
         raise ValueError("its measurement lacks counts, loss or number of images") from error
     if wrong:
         raise ValueError(wrong)

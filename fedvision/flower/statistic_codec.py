@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedvision.aggregation import fixed_point
 from fedvision.aggregation.fixed_point import BITS, FixedPoint
+from fedvision.errors import MALFORMED
 from fedvision.flower import codec, stats_codec
 from fedvision.types import Query, State
 
@@ -157,7 +158,7 @@ def decode_reply(content: RecordDict, bits: int = BITS) -> StatisticReply:
         if codec.CONFIG in content:
             config = codec.record(content, codec.CONFIG, ConfigRecord)
             group, check = str(config[_GROUP]), int(cast("int", config[_CHECK]))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except MALFORMED as error:
         raise ValueError("its reply lacks sums or the number of images") from error
     if not numbers:
         raise ValueError("its reply lacks sums or the number of images")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fedvision.config import ModelConfig, TransformConfig
-from fedvision.errors import ConfigError
+from fedvision.errors import MALFORMED, ConfigError
 from fedvision.families import family_of
 from fedvision.models.part_config import PartConfig, parts, with_constants
 from fedvision.models.pretrained import Preprocessing, published_of
@@ -183,7 +183,7 @@ def _described(file: WeightsFile) -> Preprocessing:
             size=int(found.get("size", 0)) or square,
             interpolation=str(found.get("interpolation", "bilinear")),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise ConfigError(
             f"{file.where}: the model.json beside it does not describe its images; copy the file elsewhere"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.errors import RunError, RunFolderError
+from fedvision.errors import MALFORMED, RunError, RunFolderError
 from fedvision.explanation.result import Explanation, Explanations
 from fedvision.files import json_page, read_json, replace_file
 from fedvision.formatting import percent
@@ -124,7 +124,7 @@ def read_section(run: Path) -> Section | None:
             ],
             verdict=str(record["verdict"]),
         )
-    except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (SafetensorError, *MALFORMED) as error:
         raise RunFolderError(
             f"{run / MISTAKES}: the explanations are damaged ({error}); delete the folder, or write it again "
             "with `fedvision explain`"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedvision.algorithms.base import RoundStrategy
-from fedvision.errors import RunFolderError
+from fedvision.errors import MALFORMED, RunFolderError
 from fedvision.files import recording, replace_file
 from fedvision.runs.tensor_file import pieces
 
@@ -59,5 +59,5 @@ def read(folder: Path, name: str) -> tuple[State, dict[str, float], tuple[str, .
         raise RunFolderError(
             f"{file}: there is no such file; a finished run with a strategy that trains a {name} has one"
         ) from error
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, safetensors.SafetensorError, *MALFORMED) as error:
         raise RunFolderError(f"{file}: it is damaged ({error}); take it from a copy of the run") from error

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.errors import RunFolderError
+from fedvision.errors import MALFORMED, RunFolderError
 from fedvision.files import recording, replace_file
 from fedvision.runs.misclassified import in_turn
 from fedvision.tasks.drawings import Drawings
@@ -136,5 +136,5 @@ def read(folder: Path) -> WorstImages | None:
         return WorstImages(classes=classes, drawings=drawings)
     except OSError as error:
         raise RunFolderError(f"{file}: it cannot be read: {error.strerror}; restore access") from error
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, *MALFORMED) as error:
         raise RunFolderError(f"{file}: the file is damaged ({error}); delete it or run again") from error

@@ -16,7 +16,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from fedvision.aggregation.summation import accumulate_dtype
-from fedvision.errors import InvalidUpdate, first_line
+from fedvision.errors import MALFORMED, InvalidUpdate, first_line
 from fedvision.flower import codec
 from fedvision.flower.internals_message import values
 from fedvision.flower.train_reply import TrainReply, decode_train_reply
@@ -107,7 +107,7 @@ class UpdateValidator:
         """
         try:
             mean = self.updates.decode_sum(total, self.state, examples)
-        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        except (RuntimeError, *MALFORMED) as error:
             raise InvalidUpdate(-1, "sum", f"it cannot be decoded: {first_line(error)}") from error
         self._check_values(TrainReply(client=-1, examples=examples, loss=0.0, state=mean), mean, -1)
         return mean
@@ -166,7 +166,7 @@ class UpdateValidator:
             return update
         try:
             return self.updates.decode(update, self.state)
-        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+        except (RuntimeError, *MALFORMED) as error:
             raise InvalidUpdate(client, "reply", f"it cannot be decoded: {first_line(error)}") from error
 
     def _norm(self, update: State) -> float:

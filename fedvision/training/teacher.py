@@ -18,7 +18,7 @@ from torch import nn
 from fedvision import plugin_folder
 from fedvision.config import ExperimentConfig, ModelConfig, TransformConfig
 from fedvision.data.transforms import MEAN, STD, input_shape, resize
-from fedvision.errors import ConfigError
+from fedvision.errors import MALFORMED, ConfigError
 from fedvision.formatting import listed
 from fedvision.models import weights_file
 from fedvision.models.build import build_model
@@ -147,7 +147,7 @@ def read(
         )
     try:
         found = _describe(table, file, config, classes, image)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise ConfigError(
             f"{file.where}: its model.json is damaged; write it again with --resume of the run"
         ) from error

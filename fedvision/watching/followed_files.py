@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fedvision.errors import RunFolderError
+from fedvision.errors import MALFORMED, RunFolderError
 from fedvision.files import read_json
 
 Identity: TypeAlias = tuple[int, int, int] | None
@@ -123,7 +123,7 @@ class FollowedLines(FollowedFile):
             if not isinstance(table, dict):
                 raise TypeError("no table of JSON")
             self._take(table)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except MALFORMED as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             self.damage = self.damage or f"{self.path}, line {self._lines}: this line cannot be read: {what}"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvision.config import ExperimentConfig
-from fedvision.errors import RunFolderError
+from fedvision.errors import MALFORMED, RunFolderError
 from fedvision.files import PART, read_json
 from fedvision.reporting.participation import Participant
 from fedvision.reporting.run_data import RunData, run_data
@@ -197,7 +197,7 @@ class FollowedRun:
             self._members = MemberRegister(self._members_file.path)
         except RunFolderError as error:
             self._members_file.damage = str(error)
-        except (KeyError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             self._members_file.damage = f"{self._members_file.path}: it cannot be read: {error}"
         self._tallies.names = self._members.names
 

@@ -62,7 +62,8 @@ def state_section(found: Snapshot | None, *, waits_for: str, problem: str = "") 
     if found is None:
         return _filled("state_absent.html", folder=waits_for, problem=problem)
     state = found.state
-    left = state.seconds_left(time.time())
+    now = time.time()
+    left = state.seconds_left(now)
     return _filled(
         "state.html",
         facts=found.facts,
@@ -71,7 +72,7 @@ def state_section(found: Snapshot | None, *, waits_for: str, problem: str = "") 
         names=sentences.NAMES,
         standing=sentences.standing(state),
         left=sentences.about(left) if left is not None and state.done < state.rounds else "",
-        recorded=sentences.at(state.last_round_at) if state.last_round_at else "",
+        recorded=sentences.at(state.last_round_at, now) if state.last_round_at else "",
         problem=problem,
     ).strip()
 

@@ -71,10 +71,16 @@ def about(seconds: float) -> str:
     return f"about {round(minutes / 60)} h"
 
 
-def at(seconds: float) -> str:
-    """Return a time of day on this machine; of another day with its date."""
+def at(seconds: float, now: float) -> str:
+    """Return a time of day on this machine; of another day than now with its date.
+
+    Args:
+        seconds: Since 1970 (UTC).
+        now: Likewise.
+    """
     then = datetime.fromtimestamp(seconds)
-    return then.strftime("%H:%M:%S" if then.date() == datetime.now().date() else "%Y-%m-%d %H:%M")
+    today = then.date() == datetime.fromtimestamp(now).date()
+    return then.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M")
 
 
 def announcement(found: Snapshot) -> str:

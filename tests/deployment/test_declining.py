@@ -31,6 +31,7 @@ def test_never_is_a_number_all_the_same() -> None:
         ('{"reason": "no", "again": -1}', "no"),
         ('{"reason": "no", "again": NaN}', "no"),
         ('{"reason": "a\\nb", "again": Infinity}', "a b"),
+        (f'{{"reason": "no", "again": 1{"0" * 400}}}', f'{{"reason": "no", "again": 1{"0" * 400}}}'),
         ("[" * 100_000, "[" * 999 + "…"),
     ],
 )

@@ -61,6 +61,8 @@ def test_flower_installs_the_app_bundle(tmp_path: Path) -> None:
         ({"protocol": None}, "install the same fedvision on both"),
         ({"experiment": "rounds = 99"}, "is not the one that the server sent"),
         ({"classes": "{"}, "incomplete"),
+        ({"image": "[1e999, 1, 1]"}, "incomplete"),
+        ({"weights": "[" * 100_000}, "incomplete"),
         ({"image": "[8, 8]"}, "damaged"),
         ({"run": "../../etc"}, "damaged"),
     ],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,17 +20,16 @@ def test_it_is_the_sequence_without_them(clients: set[int], excluded: set[int]) 
         assert found[-1] == expected[-1]
 
 
-def test_a_hundred_million_are_not_unrolled() -> None:
-    began = time.process_time()
-    found = Excluding(range(10**8), {3, 500_000, 99_999_999})
+def test_more_than_fit_into_memory_are_not_unrolled() -> None:
+    clients = 10**15
+    found = Excluding(range(clients), {3, 500_000, clients - 1})
     assert (len(found), found[3], found[499_998], found[499_999], found[-1]) == (
-        99_999_997,
+        clients - 3,
         4,
         499_999,
         500_001,
-        99_999_998,
+        clients - 2,
     )
-    assert time.process_time() - began < 1, "going through them takes several seconds"
 
 
 def test_a_view_of_available_clients() -> None:

@@ -33,7 +33,7 @@ def test_an_answer_is_flowers_reply(original: Message) -> None:
     assert fields(made, without=times) == fields(expected, without=times)
     assert made.content is content
     for name in times:
-        assert vars(made.metadata)[name] == pytest.approx(vars(expected.metadata)[name], abs=1.0)
+        assert vars(made.metadata)[name] == pytest.approx(vars(expected.metadata)[name], abs=20.0)
     # It ends when the message it answers would have ended.
     ends = made.metadata.created_at + made.metadata.ttl
     assert ends == pytest.approx(original.metadata.created_at + 50.0, abs=1e-3)

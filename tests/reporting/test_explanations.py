@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import fedvision
-from fedvision import simulate
 from fedvision.errors import RunError, RunFolderError
 from fedvision.explanation.faithfulness import Faithfulness
 from fedvision.explanation.result import Branch, Explanation, Explanations, verdict
@@ -24,7 +23,6 @@ from fedvision.reporting.explanations import (
     write_explanations,
 )
 from fedvision.runs.model_description import ModelDescription
-from tests.experiments import tiny
 
 
 def scores(gain: float) -> Faithfulness:
@@ -128,39 +126,32 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
         write_explanations(tmp_path / "file", explanations(), title="x", model="abc")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("explained") / "run"
-    simulate(tiny(rounds=1), out=path)
-    return path
-
-
-def test_a_report_shows_what_was_explained_of_the_same_model(run: Path) -> None:
-    assert read_section(run) is None
-    digest = ModelDescription.read(run).sha256
+def test_a_report_shows_what_was_explained_of_the_same_model(finished: Path) -> None:
+    assert read_section(finished) is None
+    digest = ModelDescription.read(finished).sha256
     for model, shown in ((digest, True), ("another", False)):
-        write_explanations(run / MISTAKES, explanations(), title="x", model=model)
-        section = read_section(run)
+        write_explanations(finished / MISTAKES, explanations(), title="x", model=model)
+        section = read_section(finished)
         assert (section is not None) == shown
         if section is not None:
             assert [item.title for item in section.items] == ["<cat> 88%", "dog 10%"]
             assert section.verdict == explanations().verdict
 
 
-def test_damaged_explanations_are_one_sentence(run: Path) -> None:
-    digest = ModelDescription.read(run).sha256
-    write_explanations(run / MISTAKES, explanations(), title="x", model=digest)
-    (run / MISTAKES / MAPS).write_bytes(b"nothing")
+def test_damaged_explanations_are_one_sentence(finished: Path) -> None:
+    digest = ModelDescription.read(finished).sha256
+    write_explanations(finished / MISTAKES, explanations(), title="x", model=digest)
+    (finished / MISTAKES / MAPS).write_bytes(b"nothing")
     with pytest.raises(RunFolderError, match="explanations are damaged"):
-        read_section(run)
-    write_explanations(run / MISTAKES, explanations(), title="x", model=digest)
-    (run / MISTAKES / NUMBERS).write_text(json.dumps({"model": digest}))
+        read_section(finished)
+    write_explanations(finished / MISTAKES, explanations(), title="x", model=digest)
+    (finished / MISTAKES / NUMBERS).write_text(json.dumps({"model": digest}))
     with pytest.raises(RunFolderError, match="explanations are damaged"):
-        read_section(run)
+        read_section(finished)
 
 
-def test_python_returns_maps_of_arrays(run: Path) -> None:
-    model = fedvision.load(run)
+def test_python_returns_maps_of_arrays(finished: Path) -> None:
+    model = fedvision.load(finished)
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
     found = model.explain(images, limit=2)
     assert found.maps.shape == (2, 8, 8)

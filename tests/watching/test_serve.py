@@ -167,7 +167,7 @@ def test_ctrl_c_ends_the_page_at_once_although_somebody_looks(tmp_path: Path, nu
         with Viewer(address) as viewer:
             viewer.next()
             process.send_signal(number)
-            out, errors = process.communicate(timeout=20)
+            out, errors = process.communicate(timeout=60)
         assert (process.returncode, out) == (130, "")
         assert errors == "\nfedvision: stopped; the run goes on; the same command watches it again\n"
 
@@ -253,7 +253,7 @@ def test_the_page_beside_a_server_ends_with_it(tmp_path: Path) -> None:
         assert page._process is not None
         assert page._process.stdin is not None
         page._process.stdin.close()  # as when the server is killed
-        assert page._process.wait(20) == 0
+        assert page._process.wait(60) == 0
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

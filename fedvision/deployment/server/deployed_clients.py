@@ -24,7 +24,7 @@ from fedvision.deployment.declining import Declined
 from fedvision.deployment.server.masked_sums import MaskedSum, MaskedSums
 from fedvision.deployment.server.registrations import Registration
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid
-from fedvision.errors import ConfigError
+from fedvision.errors import MALFORMED, ConfigError
 from fedvision.flower import codec
 from fedvision.flower.client_registry import UnknownClients
 from fedvision.formatting import one_line, plural
@@ -262,7 +262,7 @@ class DeployedClientRegistry:
             node = reply.metadata.src_node_id
             try:
                 entry = codec.decode_client_info(reply.content)
-            except (KeyError, TypeError, ValueError, RecursionError):
+            except MALFORMED:
                 exchange.refuse(node, "its report of its images is damaged", "refused")
                 continue
             if reason := self._problem(entry):

@@ -23,7 +23,7 @@ from fedvision.aggregation import masking
 from fedvision.aggregation.masking import MIN_GROUP_SIZE, AdvertisedKey
 from fedvision.data.image_counts import ImageCounts, PerImage
 from fedvision.deployment.server.keyring import fingerprint
-from fedvision.errors import ConfigError
+from fedvision.errors import MALFORMED, ConfigError
 from fedvision.flower import sharing
 from fedvision.flower.client_registry import UnknownClients
 from fedvision.flower.codec import ClientInfo
@@ -149,7 +149,7 @@ class MaskedSums:
         for client, content in replies.items():
             try:
                 bound[client] = [AdvertisedKey.from_table(table) for table in sharing.decode_group(content)]
-            except (ConfigError, ValueError, KeyError, TypeError, RecursionError):
+            except (ConfigError, *MALFORMED):
                 refused[client] = "its agreement to a masked sum is damaged"
         return bound, refused
 

@@ -42,7 +42,7 @@ from fedvision.deployment.transport.internals_wire import (
     route_client,
 )
 from fedvision.deployment.transport.proxies import proxy_for
-from fedvision.errors import ProtocolError
+from fedvision.errors import MALFORMED, ProtocolError
 
 _IDLE_S: ContextVar[float | None] = ContextVar("empty_for", default=None)
 
@@ -145,7 +145,7 @@ class FleetLink:
         try:
             found = fleet_pb2.PullMessagesResponse.FromString(received)
             head, tree = message_from_proto(found.messages_list[0]), found.message_object_trees[0]
-        except (DecodeError, ValueError, IndexError) as error:
+        except (DecodeError, *MALFORMED) as error:
             raise ProtocolError("the message that was kept is damaged") from error
         run_id = head.metadata.run_id
 

@@ -3,6 +3,7 @@
 * ``InMemoryObjectStore``, its ``store``, ``lock_store``: which objects there are, and which need which.
 * ``get_object_id``, ``validate_object_content``: what makes an object acceptable.
 * ``LinkState._object_store``, ``ObjectStoreFactory.store_instance``: where a SuperLink looks for its store.
+* ``SqlObjectStore._engine``: the connections of the store that this one replaces.
 
 Flower keeps the bytes of every object in a row of its database. SQLite writes such a row twice, with a
 checksum over every page, and waits for the disk, and a message of a ResNet-18 takes a hundred statements:
@@ -210,6 +211,10 @@ def keep_in_files(app: Any, state: LinkState, folder: Path) -> FileObjectStore:
     """Make a SuperLink keep its objects in files in a folder and return the store."""
     store = FileObjectStore(folder)
     store.open()
-    app.state.linkstate_factory.objectstore_factory.store_instance = store
+    factory = app.state.linkstate_factory.objectstore_factory
+    replaced = getattr(factory.store_instance, "_engine", None)
+    if replaced is not None:  # Its connection would stay open for as long as the server runs.
+        replaced.dispose()
+    factory.store_instance = store
     state.__dict__["_object_store"] = store
     return store

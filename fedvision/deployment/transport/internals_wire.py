@@ -32,7 +32,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fedvision.deployment.transport.message_format import MessageHeader, Source
-from fedvision.errors import FedVisionError, ProtocolError
+from fedvision.errors import MALFORMED, FedVisionError, ProtocolError
 
 NODE_UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
 HEARTBEAT_SECONDS = 25.0
@@ -177,7 +177,7 @@ def contents(content: RecordDict) -> tuple[MessageHeader, bytearray]:
     try:
         layout = MessageHeader.from_text(str(content.config_records[_RECORD][_LAYOUT]))
         blob = content.array_records[_BLOB][_BLOB].data if _BLOB in content else b""
-    except (ValueError, KeyError) as error:
+    except MALFORMED as error:
         raise ProtocolError("the message is not packed as this version packs it") from error
     return layout, bytearray(blob)
 
@@ -234,7 +234,7 @@ class IncomingMessage:
                 # Forgotten by the SuperLink after the tensors are read, the rest would be refused.
                 for name in set(names_of(self.tree)) - {head_id, *pieces}:
                     self._fetch(name)
-        except (DecodeError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (DecodeError, *MALFORMED) as error:
             raise ProtocolError("the message is not packed as this version packs it") from error
         if len(self.pieces) != len(layout.cuts()):
             raise ProtocolError(f"the message has {len(self.pieces)} pieces for {layout.size:,} bytes")

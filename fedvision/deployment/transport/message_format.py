@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedvision.errors import ProtocolError
+from fedvision.errors import MALFORMED, ProtocolError
 from fedvision.formatting import one_line
 from fedvision.updates.schema import CONSTANT, ITEM_BYTES, TensorSpec, UpdateSchema
 
@@ -122,7 +122,7 @@ class MessageHeader:
             raise ProtocolError(f"the message's layout is no text of at most {MAX_TEXT} characters")
         try:
             page = json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except MALFORMED as error:
             raise ProtocolError("the message's layout is no JSON") from error
         _require(isinstance(page, dict), "is no table")
         _require(page.get("format") == FORMAT, f"has another format than {FORMAT}")
@@ -284,7 +284,7 @@ def unpack(layout: MessageHeader, blob: Any) -> RecordDict:
     try:
         for name, (kind, values) in layout.records.items():
             content[name] = _KINDS[kind](dict(values))
-    except (TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise ProtocolError(f"the message's records do not fit: {error}") from error
     return content
 

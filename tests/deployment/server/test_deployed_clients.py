@@ -15,6 +15,7 @@ from fedvision.files import read_lines
 from fedvision.flower import codec, sharing
 from fedvision.runs.member_register import REPORTED, MemberRegister
 from tests.deployment.server.member_rooms import COUNTS, Room
+from tests.deployment.server.processes import eventually
 
 
 def test_three_masked_clients_are_known_as_a_sum_alone(six: Path, tmp_path: Path) -> None:
@@ -118,13 +119,14 @@ def test_two_masked_clients_wait_where_counts_are_needed_and_are_named(six: Path
     room.members.least = 3
     watcher = threading.Thread(target=room.members.present, args=(room.grid,), daemon=True)
     watcher.start()
-    watcher.join(1.5)
+    assert eventually(lambda: len(room.notices) > 0)
+    watcher.join(0.5)  # It is told once.
     waiting = "ada and bob mask class counts, and a sum that hides them needs 3 such clients"
     assert room.notices == [f"waiting: 1 of 3 clients; {waiting}"]
     # The third one ends it.
     room.grid.counts["cyd"] = COUNTS["cyd"]
     room.grid.online = {*room.grid.online, "cyd"}
-    watcher.join(10)
+    watcher.join(60)
     assert not watcher.is_alive()
     assert room.members.counts == (15, 25, 38)
     assert room.notices[1:] == [""], "it waits no more"
@@ -244,10 +246,11 @@ def test_clients_not_yet_back_after_a_server_restart_are_not_selected(six: Path,
     room.members.least = 2
     watcher = threading.Thread(target=room.members.present, args=(room.grid,), daemon=True)
     watcher.start()
-    watcher.join(1.0)
+    assert eventually(lambda: len(room.notices) > 0)
+    watcher.join(0.5)  # It is told once.
     assert room.notices == ["waiting: 0 of 2 clients; dan last seen 100 s ago; eve last seen 100 s ago"]
     room.seconds = 0.0
-    watcher.join(10)
+    watcher.join(60)
     assert not watcher.is_alive()
     assert room.look() == [0, 1]
 
