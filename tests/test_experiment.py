@@ -7,8 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from fedvision.runs.progress import Progress
 from fedvision.simulation import Simulation
 from fedvision.tasks.metrics import tail_groups
 from tests.experiments import tiny
+from tests.work import lines_of, peak_memory
 
 MILLION = {"use": "population", "clients": 1_000_000, "alpha": 0.1, "mean_images": 20}
 
@@ -50,18 +49,15 @@ def test_notices_name_clients_with_a_single_image_and_vacant_classes() -> None:
 
 
 def test_a_million_clients_are_built_as_fast_and_as_small_as_ten() -> None:
-    peaks, seconds = [], []
+    built: list[Experiment] = []
+    peaks, lines = [], []
     for clients in (10, 10, 1_000_000):  # the first one imports
         config = tiny(partition={**MILLION, "clients": clients})
-        tracemalloc.start()
-        begun = time.process_time()
-        federation = Experiment.build(config)
-        seconds.append(time.process_time() - begun)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-        assert len(federation.split.clients) == clients
+        peaks.append(peak_memory(lambda config=config: built.append(Experiment.build(config))))  # type: ignore[misc]
+        lines.append(lines_of(lambda config=config: Experiment.build(config)))  # type: ignore[misc]
+        assert len(built.pop().split.clients) == clients
     assert peaks[2] - peaks[1] < 1_000_000
-    assert seconds[2] < 2
+    assert lines[2] - lines[1] < 20_000
 
 
 def test_a_million_clients_are_inspected_by_a_sample() -> None:
@@ -94,7 +90,6 @@ def test_a_run_with_a_million_clients_leaves_small_files(tmp_path: Path) -> None
 
 
 MEASURED = """
-import sys, time
 import numpy as np
 from fedvision import registry
 from fedvision.config import PartitionConfig
@@ -106,13 +101,11 @@ labels = np.repeat(np.arange(10), 6000)
 images = ImageSet(images=np.zeros((60_000, 1, 1, 1), np.uint8), labels=labels)
 config = PartitionConfig(use="population", clients=1_000_000, args={"alpha": 0.1})
 registry.build("partition", config, columns={})
-begun = time.process_time()
 made = split.make(images, config, num_classes=10, seed=0, holdout=0.1)
 shards = ClientShards(images, made)
-seconds = time.process_time() - begun
 counted = sum(len(shards.train(client)) for client in range(0, 1_000_000, 1000))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
-print(seconds, int(peak.split()[1]) / 1000, counted)
+print(int(peak.split()[1]) / 1000, counted)
 """
 
 
@@ -120,9 +113,8 @@ print(seconds, int(peak.split()[1]) / 1000, counted)
 def test_a_million_clients_are_there_at_once_and_hold_nothing() -> None:
     script = [sys.executable, "-c", MEASURED]
     done = subprocess.run(script, capture_output=True, text=True, check=True, env={**os.environ})
-    seconds, megabytes, counted = map(float, done.stdout.split())
-    # About 0.02 s and 70 MB, of which NumPy and the labels are most; index arrays would be 480 MB.
-    assert seconds < 2
+    megabytes, counted = map(float, done.stdout.split())
+    # About 70 MB, of which NumPy and the labels are most; index arrays would be 480 MB.
     assert megabytes < 300
     assert counted == pytest.approx(1000 * 60 * 0.9, rel=0.2)
 

@@ -6,7 +6,7 @@
     ├── 3f1c...9a/             one list of files, decoded one way; its name is the key
     │   ├── images.npy         uint8 [n, size, size, channels], opened as a memory map
     │   ├── deep.json          {"number in the list": Depth} of files with more than 8 bits a channel
-    │   └── unreadable.json    {"number in the list": "why"}
+    │   └── notes.json         {"number in the list": "why it cannot be read", or what else a source notes}
     ├── seen/5b70...1e         a list's names, sizes and times -> its key: one stat a file instead of a read
     └── partial-.../           being written; renamed when complete, swept when it has not grown for an hour
 
@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,8 @@ class Entry(NamedTuple):
 
     images: NDArray[np.uint8]
     """uint8 [n, size, size, channels] of the readable files, in order; a memory map."""
-    unreadable: Mapping[int, str]
-    """Number in the list, from 0 -> why the file cannot be read."""
+    notes: Mapping[int, Any]
+    """Number in the list, from 0 -> why the file cannot be read, or what else a source notes of it."""
     deep: Mapping[int, Depth]
     """Number in the list, from 0 -> how deep a file of more than 8 bits a channel is."""
 
@@ -90,7 +90,7 @@ class Cache:
         """Open an entry; None where there is none, or only a damaged one, which is removed."""
         with self._guarded():
             try:
-                unreadable = json.loads((self.folder / key / "unreadable.json").read_text())
+                notes = json.loads((self.folder / key / "notes.json").read_text())
                 deep = json.loads((self.folder / key / "deep.json").read_text())
                 images = np.load(self.folder / key / "images.npy", mmap_mode="r")
             except (FileNotFoundError, ValueError, EOFError):  # A power cut can leave a file short.
@@ -98,7 +98,7 @@ class Cache:
                 return None
         return Entry(
             images,
-            {int(number): why for number, why in unreadable.items()},
+            {int(number): note for number, note in notes.items()},
             {int(number): Depth(*facts) for number, facts in deep.items()},
         )
 
@@ -115,10 +115,10 @@ class Cache:
         self._sweep()
         self._need(int(np.prod(shape)))
         with self._partial() as partial:
-            unreadable, deep = self._write(partial / "images.npy", shape, answers)
+            notes, deep = self._write(partial / "images.npy", shape, answers)
             with self._guarded():
                 (partial / "deep.json").write_text(json.dumps(deep))
-                (partial / "unreadable.json").write_text(json.dumps(unreadable))
+                (partial / "notes.json").write_text(json.dumps(notes))
                 try:
                     os.rename(partial, self.folder / key)
                 except OSError:
@@ -128,15 +128,15 @@ class Cache:
 
     def _write(
         self, path: Path, shape: tuple[int, int, int, int], answers: Iterable[Answer]
-    ) -> tuple[dict[int, str], dict[int, Depth]]:
+    ) -> tuple[dict[int, Any], dict[int, Depth]]:
         """Write images.npy with plain writes: on a full disk a memory map would end the process."""
-        unreadable: dict[int, str] = {}
+        notes: dict[int, Any] = {}
         deep: dict[int, Depth] = {}
         seen = count = 0
         with self._guarded(), open(path, "wb") as file:
             file.write(_header(shape))
             for outcomes, images in answers:
-                unreadable |= {seen + i: why for i, why in enumerate(outcomes) if isinstance(why, str)}
+                notes |= {seen + i: note for i, note in enumerate(outcomes) if isinstance(note, str | list)}
                 deep |= {seen + i: facts for i, facts in enumerate(outcomes) if isinstance(facts, Depth)}
                 seen, count = seen + len(outcomes), count + len(images)
                 file.write(images.tobytes())
@@ -144,7 +144,7 @@ class Cache:
             file.write(_header((count, *shape[1:])))
             file.flush()
             os.fsync(file.fileno())
-        return unreadable, deep
+        return notes, deep
 
     def _need(self, size: int) -> None:
         with self._guarded():

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 
-from fedvision.data.decoding import image_digest, pixels
-from fedvision.data.decoding.cache import Cache
+from fedvision.data.decoding import pixels
+from fedvision.data.decoding.decode_once import decode_once
 from fedvision.data.decoding.process_pool import PixelFormat, decode_all
 from fedvision.data.decoding.value_range import dark_images, narrow_files
-from fedvision.data.paths import cache_folder
 from fedvision.errors import DataError
 from fedvision.ranges import check_range
-from fedvision.stages import stage
 
 T = TypeVar("T")
 _NAMED = 3
@@ -89,26 +83,18 @@ def decode(root: Path, names: Sequence[str], how: Decoding) -> Decoded:
         DataError: Too many files cannot be read, or the cache cannot be used.
     """
     pixel_format = PixelFormat(how.size, how.channels, how.fit, float(how.range))
-    cache = Cache(cache_folder(how.cache))
-    started = time.time_ns()
-    fingerprint, latest = image_digest.fingerprint(root, names, pixel_format)
-    key = cache.recall(fingerprint)
-    if key is None:
-        stage(f"looking at {len(names):,} image files in {root}")
-        contents = image_digest.contents(root, names)
-        key = image_digest.key(_shown(contents, "Checking images", len(names), lambda _: 1), pixel_format)
-        cache.remember(fingerprint, key, latest, started)
-    if (entry := cache.load(key)) is None:
-        stage(f"decoding {len(names):,} image files in {root}")
-        answers = decode_all(root, names, pixel_format, how.workers)
-        shown = _shown(answers, "Decoding images", len(names), lambda answer: len(answer[0]))
-        cache.store(key, len(names), pixel_format, shown)
-        entry = cache.load(key)
-    if entry is None:
-        raise DataError(f"{cache.folder / key}: it was removed while it was read; start again")
-    lost = {names[number]: why for number, why in entry.unreadable.items()}
+    entry = decode_once(
+        how.cache,
+        root,
+        names,
+        pixel_format,
+        what="image files",
+        number=len(names),
+        make=lambda: decode_all(root, names, pixel_format, how.workers),
+    )
+    lost = {names[number]: why for number, why in entry.notes.items()}
     _check_share(root, lost, len(names), how.max_unreadable)
-    readable = np.delete(np.arange(len(names)), list(entry.unreadable))
+    readable = np.delete(np.arange(len(names)), list(entry.notes))
     narrow = narrow_files({names[number]: facts for number, facts in entry.deep.items()}, root)
     dark = dark_images(entry.images, "set data.range to it") if not (how.range or narrow) else ()
     return Decoded(entry.images, readable, (*_notices(lost, len(names)), *narrow, *dark))
@@ -140,12 +126,3 @@ def _notices(lost: Mapping[str, str], files: int) -> tuple[str, ...]:
 
 def _reasons(lost: Mapping[str, str]) -> str:
     return named(f"{name} ({why})" for name, why in lost.items())
-
-
-def _shown(items: Iterable[T], text: str, total: int, files: Callable[[T], int]) -> Iterator[T]:
-    """Pass items on and show a progress bar on standard error where that is a terminal."""
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        task = progress.add_task(text, total=total)
-        for item in items:
-            yield item
-            progress.advance(task, files(item))

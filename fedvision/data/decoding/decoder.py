@@ -27,8 +27,9 @@ from PIL import UnidentifiedImageError
 from fedvision.data.decoding import pixels
 from fedvision.data.decoding.bit_depth import Depth
 
-Outcome: TypeAlias = "Depth | str | None"
-"""What became of a file: read, read with more than 8 bits a channel, or why it cannot be read."""
+Outcome: TypeAlias = "Depth | str | list[Any] | None"
+"""What became of a file: read, read with more than 8 bits a channel, or a note that JSON can hold; of an
+image that is why it cannot be read."""
 
 
 def decode_chunk(

@@ -83,7 +83,7 @@ def manifest(
         val: What becomes of val rows: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set where
             there is none, else left out.
         max_unreadable: Share of files that may be unreadable; they are left out and named.
-        cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
+        cache: Folder of decoded images and masks; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
         workers: Processes that decode; 0 is one per CPU core where that pays.
 
     Returns:

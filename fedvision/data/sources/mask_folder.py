@@ -56,7 +56,7 @@ def mask_folder(
     cache: str = "",
     workers: int = 0,
 ) -> Dataset:
-    """Read images with masks; images are decoded once and kept in the cache, masks are held in memory.
+    """Read images with masks; both are decoded once and kept in the cache, and masks are held in memory.
 
     Args:
         path: The folder.
@@ -74,7 +74,7 @@ def mask_folder(
         values: The value of each class in the masks, such as [0, 255]; by default its number.
         colours: The colour [red, green, blue] of each class in masks that are pictures.
         ignore: The value, or values, of pixels that are neither trained on nor measured, unless ``values``
-            has it.
+            has it. Without ``values`` it must be above the numbers of all classes; colours cannot be ignored.
         columns: A regular expression that is searched in each image's name, relative to ``path``; its named
             groups become columns: ``"(?P<patient>[^_/]+)_[0-9]+"``.
         channels: 1 for gray, 3 for RGB.
@@ -88,7 +88,7 @@ def mask_folder(
         val: What becomes of val images: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
             where there is none, else left out.
         max_unreadable: Share of images that may be unreadable; they are left out and named.
-        cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
+        cache: Folder of decoded images and masks; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
         workers: Processes that decode; 0 is one per CPU core where that pays.
 
     Returns:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,21 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from fedvision import cores
+from fedvision.data.decoding import file_digest
 from fedvision.data.decoding.decode import Decoding
+from fedvision.data.decoding.decode_once import decode_once
+from fedvision.data.decoding.decoder import Outcome
 from fedvision.data.decoding.pixels import fitted_to, upright_size
+from fedvision.data.decoding.process_pool import Answer, PixelFormat
 from fedvision.data.masks import IGNORED
 from fedvision.data.sources.mask_code import MaskCode
 from fedvision.errors import DataError, first_line
-from fedvision.stages import stage
 
 _FORMATS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 """Formats that keep values as they are; JPEG does not."""
 _WHOLE = ("L", "P", "1", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
+_TOGETHER = 64
 
 
 def read_masks(
@@ -31,6 +37,7 @@ def read_masks(
     """Return the masks of images, uint8 [N, size, size], and which files have a pixel of a class, bool [N].
 
     A pixel gets the class of the pixel in which its centre lies; the bars of ``fit = "pad"`` are ignored.
+    They are read once and then found in the cache, by the masks' contents and the images' sizes.
 
     Args:
         root: The folder that names are relative to.
@@ -43,21 +50,45 @@ def read_masks(
         DataError: A mask cannot be read, has another size than its image, or a value that is no class; or
             none has the only size that is wanted.
     """
-    stage(f"reading {len(masks):,} masks in {root}")
-    found = np.empty((len(masks), how.size, how.size), np.uint8)
-    known = np.empty(len(masks), bool)
-
-    def read(number: int) -> None:
-        found[number], known[number] = _read(root, images[number], masks[number], code, how)
-
-    with ThreadPoolExecutor(max(1, how.workers or cores.available())) as pool:
-        list(pool.map(read, range(len(masks))))
-    if how.fit == "exact" and known.any() and bool((found == IGNORED).all()):
+    entry = decode_once(
+        how.cache,
+        root,
+        (*masks, *images),
+        PixelFormat(how.size, 1, how.fit),
+        what="masks",
+        number=len(masks),
+        meaning=("masks", *code.meaning),
+        digests=lambda: (*file_digest.contents(root, masks), *_sizes(root, images)),
+        make=lambda: _read_all(root, images, masks, code, how),
+    )
+    found, known = entry.images[..., 0], np.ones(len(masks), bool)
+    known[list(entry.notes)] = False
+    if how.fit == "exact" and known.any() and all((mask == IGNORED).all() for mask in found):
         raise DataError(
             f'{root}: data.fit = "exact" needs masks of {how.size} x {how.size} pixels, and none is; set '
             "data.size to theirs, or another data.fit"
         )
     return found, known
+
+
+def _sizes(root: Path, images: Sequence[str]) -> Iterator[bytes]:
+    """Yield what of each image a mask depends on."""
+    with ThreadPoolExecutor(8) as pool:
+        for size in pool.map(_size_of, (root / image for image in images)):
+            yield hashlib.sha256(f"{size}".encode()).digest()
+
+
+def _read_all(
+    root: Path, images: Sequence[str], masks: Sequence[str], code: MaskCode, how: Decoding
+) -> Iterator[Answer]:
+    """Yield masks, a few at a time; one without a pixel of a class has a reason in its place's outcome."""
+    with ThreadPoolExecutor(max(1, how.workers or cores.available())) as pool:
+        for start in range(0, len(masks), _TOGETHER):
+            part = slice(start, start + _TOGETHER)
+            read = functools.partial(_read, root, code=code, how=how)
+            found = list(pool.map(read, images[part], masks[part]))
+            outcomes: list[Outcome] = [None if known else "no pixel of a class" for _, known in found]
+            yield outcomes, np.stack([mask for mask, _ in found])[..., None]
 
 
 def _read(root: Path, image: str, mask: str, code: MaskCode, how: Decoding) -> tuple[NDArray[np.uint8], bool]:

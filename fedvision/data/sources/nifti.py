@@ -12,8 +12,10 @@ volume is the column by which data is grouped: no split parts them. Needs the pa
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,21 +23,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fedvision import cores
 from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.decoding.decode_once import decode_once
+from fedvision.data.decoding.decoder import Outcome
 from fedvision.data.decoding.pixels import FITS, fitted_to
+from fedvision.data.decoding.process_pool import Answer, PixelFormat
 from fedvision.data.masks import IGNORED
 from fedvision.data.paths import expand
 from fedvision.data.sources.mask_code import MaskCode, mask_code, with_classes
 from fedvision.data.sources.validation_share import with_validation
 from fedvision.errors import DataError, PluginError, first_line
 from fedvision.ranges import check_range
-from fedvision.stages import stage
 
 AXES = ("sagittal", "coronal", "axial")
 """Which axis of a volume in RAS+ orientation is cut along: x, y or z."""
 VOLUME = "volume"
 """The column with the volume of each slice."""
 _SUFFIXES = (".nii", ".nii.gz")
+_NEARLY = 1e-3
+"""How far labels that are stored as fractions may be from whole numbers."""
 _CHANNEL = "_0000"
 """What nnU-Net adds to the name of an image's first channel."""
 
@@ -61,8 +68,12 @@ def nifti(
     fit: str = "pad",
     validation: float = 0.0,
     group: str = VOLUME,
+    cache: str = "",
+    workers: int = 0,
 ) -> Dataset:
     """Read volumes and their label volumes as gray slices with masks, all of them in memory.
+
+    Volumes are read once; slices are kept in the cache.
 
     Args:
         path: The folder.
@@ -88,6 +99,9 @@ def nifti(
         validation: Share of the training slices, whole volumes, that becomes the test set, in the place of
             one that there is.
         group: The column whose equal values no split parts; empty parts volumes as well.
+        cache: Folder of decoded slices; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
+        workers: Volumes that are read at a time, each several times in memory; 0 is one per CPU core, and 4
+            at most.
 
     Returns:
         Images uint8 [N, size, size, 1], masks uint8 [N, size, size], and columns ``volume``, ``slice`` (its
@@ -96,10 +110,11 @@ def nifti(
     Raises:
         ValueError: A value is out of range, or keys contradict each other.
         PluginError: nibabel is not installed.
-        DataError: A volume is missing, cannot be read, or has no label volume on the same grid.
+        DataError: A volume is missing, cannot be read, or has no label volume on the same grid, or the cache
+            cannot be used.
     """
     check_range(at_least=1, size=size, every=every)
-    check_range(at_least=0, channel=channel)
+    check_range(at_least=0, channel=channel, workers=workers)
     check_range(at_least=0, below=1, validation=validation)
     for key, given, known in (("axis", axis, AXES), ("fit", fit, FITS)):
         if given not in known:
@@ -111,10 +126,10 @@ def nifti(
         classes = _named_in(root)
     code = mask_code(classes, values, regions=regions, ignore=ignore)
     cut = _Cut(size, fit, AXES.index(axis), every, empty, channel, *_range(window, percentiles))
-    train = _read_set(root, images, masks, code, cut, group)
-    test = _read_set(root, test_images, test_masks, code, cut, group) if test_images else None
-    found = [train.labels, *([test.labels] if test else [])]
-    names = with_classes(code, np.concatenate([one.reshape(-1) for one in found]), str(root))
+    reading = _Reading(root, code, cut, group, cache, workers or min(4, cores.available()))
+    train = _read_set(reading, images, masks)
+    test = _read_set(reading, test_images, test_masks) if test_images else None
+    names = with_classes(code, [*train.labels, *(test.labels if test else ())], str(root))
     return with_validation(Dataset(train=train, test=test, classes=names), validation)
 
 
@@ -131,11 +146,22 @@ class _Cut(NamedTuple):
     percentiles: tuple[float, float]
 
 
+class _Reading(NamedTuple):
+    """What both sets share."""
+
+    root: Path
+    code: MaskCode
+    cut: _Cut
+    group: str
+    cache: str
+    workers: int
+
+
 class _Slices(NamedTuple):
     """Those of one volume."""
 
-    images: NDArray[np.uint8]
-    masks: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
+    """uint8 [n, size, size, 2]: images and masks."""
     places: list[int]
     spacing: str
 
@@ -158,7 +184,8 @@ def _range(
     return (window[0], window[1]) if window else None, (percentiles[0], percentiles[1])
 
 
-def _read_set(root: Path, images: str, masks: str, code: MaskCode, cut: _Cut, group: str) -> ImageSet:
+def _read_set(how: _Reading, images: str, masks: str) -> ImageSet:
+    root = how.root
     volumes, drawn = _files(root / images, "images"), _files(root / masks, "masks")
     single = len(volumes) == len(drawn) == 1 and (root / images).is_file()
     if single:
@@ -168,24 +195,42 @@ def _read_set(root: Path, images: str, masks: str, code: MaskCode, cut: _Cut, gr
             f"{root / masks}: there is no label volume {lacking[0]}.nii.gz for {volumes[lacking[0]]}; add "
             "it, or name the folder of label volumes with data.masks"
         )
-    stage(f"reading {len(volumes):,} volumes in {root}")
-    found = {name: _slices(volumes[name], drawn[name], code, cut) for name in volumes}
-    kept = {name: one for name, one in found.items() if len(one.places)}
-    if not kept:
+    files = [str(file.absolute()) for name in volumes for file in (volumes[name], drawn[name])]
+    entry = decode_once(
+        how.cache,
+        root,
+        files,
+        PixelFormat(how.cut.size, 2, how.cut.fit),
+        what="volumes",
+        number=len(volumes),
+        meaning=("slices", *how.cut, *how.code.meaning),
+        make=lambda: _read_all([(file, drawn[name]) for name, file in volumes.items()], how),
+        advance=lambda answer: 1,
+    )
+    if not len(entry.images):
         raise DataError(f"{root / images}: no slice is left; set data.empty = true, or lower data.every")
-    repeated = [name for name, one in kept.items() for _ in one.places]
+    names, facts = list(volumes), [entry.notes[at] for at in range(len(entry.images))]
     columns: dict[str, NDArray[Any]] = {
-        VOLUME: np.array(repeated),
-        "slice": np.array([place for one in kept.values() for place in one.places]),
-        "spacing": np.array([one.spacing for one in kept.values() for _ in one.places]),
+        VOLUME: np.array([names[number] for number, _, _ in facts]),
+        "slice": np.array([place for _, place, _ in facts]),
+        "spacing": np.array([spacing for _, _, spacing in facts]),
     }
     return ImageSet(
-        images=np.concatenate([one.images for one in kept.values()]),
-        labels=np.concatenate([one.masks for one in kept.values()]),
+        images=np.ascontiguousarray(entry.images[..., :1]),
+        labels=np.ascontiguousarray(entry.images[..., 1]),
         columns=columns,
-        names=[f"{name}[{place}]" for name, one in kept.items() for place in one.places],
-        group=group,
+        names=[f"{names[number]}[{place}]" for number, place, _ in facts],
+        group=how.group,
     )
+
+
+def _read_all(pairs: Sequence[tuple[Path, Path]], how: _Reading) -> Iterator[Answer]:
+    """Yield each volume's slices, image and mask as two channels, noted with their volume's number."""
+    with ThreadPoolExecutor(how.workers) as pool:
+        read = functools.partial(_slices, code=how.code, cut=how.cut)
+        for number, one in enumerate(pool.map(read, *zip(*pairs, strict=True))):
+            notes: list[Outcome] = [[number, place, one.spacing] for place in one.places]
+            yield notes, one.pixels
 
 
 def _files(place: Path, key: str) -> dict[str, Path]:
@@ -218,29 +263,42 @@ def _slices(image: Path, mask: Path, code: MaskCode, cut: _Cut) -> _Slices:
             f"{mask}: it lies on another grid ({_shape(labels)}) than {image.name} ({_shape(volume)}); "
             "resample one of them"
         )
-    whole = np.round(labels)
-    if not np.isfinite(labels).all() or not np.allclose(whole, labels, atol=1e-3) or whole.min() < 0:
+    if (whole := _whole(labels)) is None:
         raise DataError(
             f"{mask}: it holds other numbers than whole ones >= 0; save labels, not probabilities"
         )
     try:
-        classes = code.decode(whole.astype(np.int64).reshape(len(whole), -1)).reshape(whole.shape)
+        classes = code.decode(whole)
     except ValueError as error:
         raise DataError(f"{mask}: {error}") from error
-    shades = _shades(volume, cut, image)
+    low, high = _ends(volume, cut, image)
     places = [place for place in range(0, volume.shape[cut.axis], cut.every)]
     if not cut.empty:
         places = [place for place in places if _shows(classes, place, cut.axis)]
-    made = np.empty((2, len(places), cut.size, cut.size), np.uint8)
+    made = np.empty((len(places), cut.size, cut.size, 2), np.uint8)
     for number, place in enumerate(places):
         # Turned so that up is anterior in an axial slice, and superior in the others.
-        pair = (np.rot90(part.take(place, cut.axis)) for part in (shades, classes))
-        for one, (plane, nearest) in zip(made[:, number], zip(pair, (False, True), strict=True), strict=True):
-            one[:] = _fitted(plane, cut, nearest, image)
+        # Views: take() would copy the whole volume for each slice.
+        shades = _shades(np.moveaxis(volume, cut.axis, 0)[place], low, high)
+        pair = map(np.rot90, (shades, np.moveaxis(classes, cut.axis, 0)[place]))
+        for channel, plane in enumerate(pair):
+            made[number, ..., channel] = _fitted(plane, cut, channel == 1, image)
     first, second = (side for side in range(3) if side != cut.axis)
     steps = np.sqrt((affine[:3, :3] ** 2).sum(0))
     spacing = " x ".join(f"{steps[side]:g}" for side in (second, first, cut.axis))
-    return _Slices(made[0][..., None], made[1], places, spacing)
+    return _Slices(made, places, spacing)
+
+
+def _whole(labels: NDArray[Any]) -> NDArray[Any] | None:
+    """Return labels as whole numbers, None where they are none or below 0."""
+    if labels.dtype.kind == "f":
+        if not np.isfinite(labels).all():
+            return None
+        whole = np.round(labels)
+        if (np.abs(labels - whole) > _NEARLY).any():
+            return None
+        labels = whole.astype(np.int64)
+    return labels if labels.min() >= 0 else None
 
 
 def _fitted(plane: NDArray[np.uint8], cut: _Cut, nearest: bool, image: Path) -> NDArray[np.uint8]:
@@ -256,17 +314,23 @@ def _shows(classes: NDArray[np.uint8], place: int, axis: int) -> bool:
     return bool(((plane != 0) & (plane != IGNORED)).any())
 
 
-def _shades(volume: NDArray[np.float32], cut: _Cut, image: Path) -> NDArray[np.uint8]:
-    """Return a volume as 0..255, from its window or its percentiles."""
+def _ends(volume: NDArray[Any], cut: _Cut, image: Path) -> tuple[float, float]:
+    """Return the values that become 0 and 255: a volume's window or its percentiles."""
     if not np.isfinite(volume).all():
         raise DataError(f"{image}: it holds NaN or infinity; save it without")
-    low, high = cut.window or np.percentile(volume, cut.percentiles)
-    scaled = (volume - low) / max(high - low, np.finfo(np.float32).tiny)
+    # As it lies in memory: another order would be a copy.
+    low, high = cut.window or np.percentile(volume.ravel(order="K"), cut.percentiles)
+    return float(low), float(high)
+
+
+def _shades(plane: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Return a plane as 0..255."""
+    scaled = (plane.astype(np.float64) - low) / max(high - low, float(np.finfo(np.float32).tiny))
     return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
-def _load(file: Path, channel: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return a volume float32 [x, y, z] in RAS+ orientation and its affine.
+def _load(file: Path, channel: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return a volume [x, y, z] as it is stored, in RAS+ orientation, and its affine.
 
     Raises:
         PluginError: nibabel is not installed.
@@ -281,7 +345,9 @@ def _load(file: Path, channel: int) -> tuple[NDArray[np.float32], NDArray[np.flo
         ) from error
     try:
         found: Any = nibabel.as_closest_canonical(nibabel.load(file))  # type: ignore[no-untyped-call]
-        values = np.asarray(found.dataobj, np.float32)
+        values = np.asanyarray(found.dataobj)
+        if values.dtype.kind not in "uif":
+            raise TypeError(f"its values are of the type {values.dtype}")
         affine = np.asarray(found.affine, np.float64)
     except Exception as error:  # a broken file can raise almost anything
         raise DataError(f"{file}: this volume cannot be read: {first_line(error)}; save it again") from error

@@ -50,7 +50,7 @@ def test_what_is_stored_is_loaded_as_a_read_only_memory_map(cache: Cache) -> Non
     assert not entry.images.flags.writeable
     assert entry.images.shape == (2, 2, 2, 1)
     assert entry.images[:, 0, 0, 0].tolist() == [1, 5]
-    assert entry.unreadable == {1: "spoilt", 2: "spoilt", 3: "spoilt"}
+    assert entry.notes == {1: "spoilt", 2: "spoilt", 3: "spoilt"}
     # Any program can read it: the file is a plain .npy, though its length was not known at first.
     np.testing.assert_array_equal(np.load(cache.folder / "key/images.npy"), entry.images)
 
@@ -123,7 +123,7 @@ def test_a_killed_decode_leaves_no_entry_and_is_swept_later(cache: Cache) -> Non
     assert partials(cache) == []
 
 
-@pytest.mark.parametrize("file", ["images.npy", "unreadable.json"])
+@pytest.mark.parametrize("file", ["images.npy", "notes.json"])
 @pytest.mark.parametrize("length", [0, 10, 131])
 def test_a_damaged_entry_is_none_and_can_be_stored_again(cache: Cache, file: str, length: int) -> None:
     cache.store("key", 2, RECIPE, answers(1, None))
@@ -201,4 +201,4 @@ def test_a_disk_that_fills_up_while_decoding_is_an_error(cache: Cache) -> None:
 
 def test_the_list_of_unreadable_files_is_plain_json(cache: Cache) -> None:
     cache.store("key", 2, RECIPE, answers(1, None))
-    assert json.loads((cache.folder / "key/unreadable.json").read_text()) == {"1": "spoilt"}
+    assert json.loads((cache.folder / "key/notes.json").read_text()) == {"1": "spoilt"}

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedvision.data.decoding import cache, decode, image_digest
+from fedvision.data.decoding import cache, decode, file_digest
 from fedvision.data.decoding.decode import Decoded, Decoding, named
 from fedvision.errors import DataError
 from tests.data.pictures import save, shades, spoil
@@ -39,7 +39,7 @@ def run(root: Path, names: list[str] = NAMES, **keys: Any) -> Decoded:
 def poison(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Let reading contents or decoding fail from now on."""
     for name in names:
-        module = image_digest if name == "contents" else decode
+        module = file_digest if name == "contents" else decode
         monkeypatch.setattr(module, name, None)
 
 
@@ -172,7 +172,7 @@ def test_a_bar_is_shown_on_a_terminal_alone(
     monkeypatch.setattr(screen, "isatty", lambda: terminal)
     monkeypatch.setattr(sys, "stderr", screen)
     run(root)
-    assert ("Decoding images" in screen.getvalue()) == terminal
+    assert ("Decoding image files" in screen.getvalue()) == terminal
     assert capsys.readouterr().out == ""
 
 

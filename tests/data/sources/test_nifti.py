@@ -14,10 +14,16 @@ import pytest
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset
+from fedvision.data.sources import nifti
 from fedvision.errors import DataError, PluginError
 
 SHAPE = (6, 8, 5)
 AFFINE = np.diag([0.5, 2.0, 3.0, 1.0])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDVISION_CACHE", str(tmp_path / "cache"))
 
 
 def read(path: Path, **keys: Any) -> Dataset:
@@ -151,6 +157,116 @@ def test_what_is_no_pair_of_volumes_is_refused_by_name(folder: Path) -> None:
         read(folder)
     with pytest.raises(DataError, match=r"there is no such folder; name it with data\.masks"):
         read(folder, masks="nowhere")
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.uint16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_type_in_which_volumes_are_stored_changes_nothing(
+    folder: Path, kind: type[np.generic], scaled: bool
+) -> None:
+    expected = read(folder).train
+    for number in range(3):
+        labels = volume(number)
+        for file, values in (("labelsTr/p{}.nii.gz", labels), ("imagesTr/p{}_0000.nii.gz", 60 * labels)):
+            stored = (values.astype(np.float64) + 3) / 0.5 if scaled else values
+            made = nibabel.Nifti1Image(stored.astype(kind), AFFINE)
+            if scaled:
+                made.header.set_slope_inter(0.5, -3)
+            nibabel.save(made, folder / file.format(number))
+    found = read(folder).train
+    assert np.array_equal(found.images, expected.images)
+    assert np.array_equal(found.labels, expected.labels)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (np.nan, "holds other numbers than whole ones"),
+        (np.inf, "holds other numbers than whole ones"),
+        (-1.0, "holds other numbers than whole ones"),
+        (1j, "cannot be read: its values are of the type complex64"),
+    ],
+)
+def test_labels_that_are_no_whole_numbers(folder: Path, wrong: complex, sentence: str) -> None:
+    values = volume().astype(np.complex64 if isinstance(wrong, complex) else np.float32)
+    values[0, 0, 0] = wrong
+    save(folder / "labelsTr/p2.nii.gz", values)
+    with pytest.raises(DataError, match=rf"p2\.nii\.gz: .*{sentence}"):
+        read(folder)
+
+
+def test_a_second_start_reads_no_volume(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = read(folder, empty=False)
+
+    def load(file: Path, channel: int) -> Any:
+        raise AssertionError(f"{file} is read")
+
+    monkeypatch.setattr(nifti, "_load", load)
+    moved = tmp_path_factory.mktemp("moved")
+    for place in ("imagesTr", "labelsTr"):
+        (folder / place).rename(moved / place)
+    second = read(moved, empty=False)
+    assert np.array_equal(first.train.images, second.train.images)
+    assert np.array_equal(first.train.labels, second.train.labels)
+    assert first.train.names == second.train.names
+    for name, values in first.train.columns.items():
+        assert np.array_equal(values, second.train.columns[name])
+    assert first.classes == second.classes
+
+
+def test_names_are_the_files_and_not_those_that_were_read_first(folder: Path) -> None:
+    read(folder)
+    for place in ("imagesTr/p0_0000", "labelsTr/p0"):
+        (folder / f"{place}.nii.gz").rename(folder / f"{place.replace('p0', 'a')}.nii.gz")
+    assert set(read(folder).train.columns["volume"].tolist()) == {"a", "p1", "p2"}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"axis": "coronal"},
+        {"every": 2},
+        {"empty": False, "regions": {"a": [3]}},
+        {"window": [0, 100]},
+        {"window": [], "percentiles": [0, 50]},
+        {"regions": {"a": [1]}},
+        {"ignore": 3},
+        {"fit": "stretch"},
+    ],
+)
+def test_volumes_cut_otherwise_are_not_found_in_the_cache(
+    folder: Path, keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read(folder)
+    found = read(folder, **keys).train
+    monkeypatch.setenv("FEDVISION_CACHE", str(tmp_path / "another"))
+    alone = read(folder, **keys).train
+    assert np.array_equal(found.images, alone.images)
+    assert np.array_equal(found.labels, alone.labels)
+    assert found.names == alone.names
+
+
+def test_changed_labels_are_read_again_and_wrong_ones_leave_nothing(folder: Path, tmp_path: Path) -> None:
+    before = read(folder).train.labels
+    save(folder / "labelsTr/p1.nii.gz", volume(7))
+    after = read(folder).train.labels
+    assert np.array_equal(before[: SHAPE[2]], after[: SHAPE[2]])
+    assert not np.array_equal(before, after)
+    entries = len(list((tmp_path / "cache").iterdir()))
+    save(folder / "labelsTr/p2.nii.gz", volume().astype(np.float32) + 0.5)
+    with pytest.raises(DataError, match="holds other numbers than whole ones"):
+        read(folder)
+    assert len(list((tmp_path / "cache").iterdir())) == entries
+
+
+def test_no_slice_that_shows_anything(folder: Path) -> None:
+    for number in range(3):
+        save(folder / f"labelsTr/p{number}.nii.gz", np.zeros(SHAPE, np.uint8))
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"imagesTr: no slice is left; set data\.empty = true"):
+            read(folder, empty=False)
 
 
 def test_one_channel_of_several(folder: Path) -> None:

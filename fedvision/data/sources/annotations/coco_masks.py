@@ -7,7 +7,8 @@ are pixels that are none of the image's: neither trained on nor counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 
 from fedvision.data.boxes import Placement
 from fedvision.data.dataset import Dataset
+from fedvision.data.decoding import file_digest
 from fedvision.data.decoding.decode import Decoding
-from fedvision.data.decoding.placement import sample
+from fedvision.data.decoding.decode_once import decode_once
+from fedvision.data.decoding.placement import Located, sample
+from fedvision.data.decoding.process_pool import Answer, PixelFormat
 from fedvision.data.masks import IGNORED, MOST_CLASSES
 from fedvision.data.naming import composed
-from fedvision.data.sources.annotations.coco import CocoImage, open_files
+from fedvision.data.sources.annotations.coco import CocoImage, CocoImages, open_files
 from fedvision.data.sources.annotations.reading import Reading, masks_dataset, read_files
 from fedvision.data.sources.annotations.records import class_order
 from fedvision.data.sources.annotations.regions import region_mask
@@ -74,7 +78,7 @@ def coco_masks(
         val: What becomes of val images: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
             where there is none, else left out.
         max_unreadable: Share of files that may be unreadable; they are left out and named.
-        cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
+        cache: Folder of decoded images and masks; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
         workers: Processes that decode; 0 is one per CPU core where that pays.
 
     Returns:
@@ -102,21 +106,46 @@ def coco_masks(
     if len(names) > MOST_CLASSES:
         raise DataError(f"{where}: it has {len(names)} classes; a mask holds {MOST_CLASSES}")
     records, located, notices = read_files([image.record for image in found.images], found.root, reading)
-    masks = np.full((len(records), size, size), IGNORED, np.uint8)
-    number = found.numbers(names)
-    drawn = vanished = 0
-    for mask, image, one in zip(masks, found.images, located, strict=True):
-        if isinstance(one, str):
-            continue
-        picture = _draw(image, number, one.placement, size, names.index(background))
-        mask[:] = picture.classes
-        drawn, vanished = drawn + picture.objects, vanished + picture.vanished
+    files = [str(file.path.absolute()) for file in found.files]
+    entry = decode_once(
+        cache,
+        found.root,
+        (*files, *(record.name for record in records)),
+        PixelFormat(size, 1, fit),
+        what="annotated masks",
+        number=len(records),
+        meaning=("coco masks", names, background),
+        digests=lambda: (
+            *file_digest.contents(found.root, files),
+            *(hashlib.sha256(f"{one}".encode()).digest() for one in located),
+        ),
+        make=lambda: _draw_all(found, located, names, size, background),
+    )
+    drawn, vanished = (sum(column) for column in zip((0, 0), *entry.notes.values(), strict=True))
     lost = (
         f"{vanished:,} of {drawn:,} objects have no pixel at size = {size}, as they are hidden or too small"
     )
     return masks_dataset(
-        records, found.root, masks, names, reading, (*notices, *((lost,) if vanished else ()))
+        records,
+        found.root,
+        np.ascontiguousarray(entry.images[..., 0]),
+        names,
+        reading,
+        (*notices, *((lost,) if vanished else ())),
     )
+
+
+def _draw_all(
+    found: CocoImages, located: Sequence[Located | str], names: Sequence[str], size: int, background: str
+) -> Iterator[Answer]:
+    """Yield each image's mask, noted with the objects that were drawn and those that vanished."""
+    number = found.numbers(names)
+    for image, one in zip(found.images, located, strict=True):
+        if isinstance(one, str):
+            yield [None], np.full((1, size, size, 1), IGNORED, np.uint8)
+            continue
+        picture = _draw(image, number, one.placement, size, names.index(background))
+        yield [[picture.objects, picture.vanished]], picture.classes[None, ..., None]
 
 
 class _Picture(NamedTuple):

@@ -104,8 +104,9 @@ def masks_dataset(
     """
     present = np.zeros((len(records), len(classes)), np.uint8)
     for row, mask in zip(present, masks, strict=True):
-        found = np.unique(mask)
-        row[found[found < len(classes)]] = 1
+        seen = np.zeros(256, bool)
+        seen[mask] = True
+        row[:] = seen[: len(classes)]
     return _dataset(records, root, masks, present, classes, reading, notices)
 
 

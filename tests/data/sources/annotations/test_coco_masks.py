@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedvision.data.dataset import Dataset
+from fedvision.data.sources.annotations import coco_masks as module
 from fedvision.data.sources.annotations.coco_masks import coco_masks
 from fedvision.errors import DataError
 from tests.data.annotated import box, coco_folder, document, image, picture
@@ -47,6 +48,44 @@ def test_small_lies_on_large_and_crowds_below(tmp_path: Path) -> None:
     wanted[3:5, 3:5] = 2
     assert np.array_equal(mask_of(dataset), wanted)
     assert dataset.train.labels.dtype == np.uint8
+
+
+def test_a_second_start_draws_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    annotations = [
+        shape(1, square(2, 2, 4, 4)),
+        shape(2, square(2, 2, 4, 4), 7),
+        shape(3, square(0, 0, 1, 1)),
+    ]
+    path = coco_folder(tmp_path, document([image(1)], annotations))
+    first = read(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_draw", None)
+        second = read(path)
+    assert np.array_equal(mask_of(first), mask_of(second))
+    assert first.notices == second.notices
+    assert first.notices == ("1 of 3 objects have no pixel at size = 8, as they are hidden or too small",)
+    # What is drawn depends on the annotations, the classes' numbers, the geometry and the images' sizes.
+    turned = mask_of(read(path, classes=["cat", "dog", "background"]))
+    assert np.array_equal(turned, np.array([2, 1, 0], np.uint8)[mask_of(first)])
+    assert read(path, size=4).train.labels.shape == (1, 4, 4)
+    coco_folder(tmp_path, document([image(1)], annotations[:1]))
+    assert mask_of(read(path))[2, 2] == 1
+    assert mask_of(first)[2, 2] == 2
+    picture(tmp_path / "1.png", 16, 8)
+    with pytest.raises(DataError, match="16 x 8"):
+        read(path)
+
+
+def test_what_a_drawn_mask_depends_on_is_in_its_key(tmp_path: Path) -> None:
+    """Which class the background is, and the size of an image of which the annotations say nothing."""
+    entry = {key: value for key, value in image(1).items() if key not in ("width", "height")}
+    path = coco_folder(tmp_path, document([entry], [shape(1, square(0, 0, 4, 4))]))
+    classes = ["dog", "cat"]
+    assert mask_of(read(path, classes=classes, background="cat"))[7, 7] == 1
+    assert mask_of(read(path, classes=classes, background="dog"))[7, 7] == 0
+    assert mask_of(read(path))[0, 7] == 0
+    picture(tmp_path / "1.png", 16, 8)
+    assert mask_of(read(path))[0, 7] == 255, "a bar of the wider image"
 
 
 def test_of_equal_ones_the_later_is_on_top(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which images a list of files holds: a cheap digest of their times and an exact one of their contents."""
+"""What a list of files holds: a cheap digest of their times and an exact one of their contents."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from pathlib import Path
 
 import PIL
 
-from fedvision.data.decoding.process_pool import PixelFormat
-
 _VERSION = f"2 pillow {PIL.__version__}"
-"""Part of every digest: raise the number when ``pixels`` makes other pixels of the same file."""
+"""Part of every digest: raise the number when other pixels or masks are made of the same file."""
 _AHEAD = 1024
 
 
-def fingerprint(root: Path, names: Sequence[str], pixel_format: PixelFormat) -> tuple[str, int]:
+def fingerprint(root: Path, names: Sequence[str], recipe: tuple[object, ...]) -> tuple[str, int]:
     """Digest names, sizes and times: one stat a file.
 
     The change time (ctime) counts beside the modification time: a copy that restores the latter does not
@@ -26,12 +24,12 @@ def fingerprint(root: Path, names: Sequence[str], pixel_format: PixelFormat) -> 
     Args:
         root: The folder that the names are relative to.
         names: The files, in order.
-        pixel_format: How they are decoded.
+        recipe: How they are decoded.
 
     Returns:
         Hexadecimal digest, and the latest time of any file in nanoseconds.
     """
-    digest, latest = hashlib.sha256(f"{_VERSION} {tuple(pixel_format)}".encode()), 0
+    digest, latest = hashlib.sha256(f"{_VERSION} {tuple(recipe)}".encode()), 0
     digest.update(os.fsencode(root))
     for name in names:
         try:
@@ -51,9 +49,9 @@ def contents(root: Path, names: Sequence[str]) -> Iterator[bytes]:
             yield from pool.map(lambda name: _content(root / name), names[start : start + _AHEAD])
 
 
-def key(digests: Iterable[bytes], pixel_format: PixelFormat) -> str:
+def key(digests: Iterable[bytes], recipe: tuple[object, ...]) -> str:
     """Return the hexadecimal key of a list of contents, decoded one way."""
-    digest = hashlib.sha256(f"{_VERSION} {tuple(pixel_format)}".encode())
+    digest = hashlib.sha256(f"{_VERSION} {tuple(recipe)}".encode())
     for content in digests:
         digest.update(content)
     return digest.hexdigest()[:40]
