@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock simulate test slow long soak search lint types check contract docs bench clean
+.PHONY: help setup lock simulate test slow long soak shuffle search lint types check contract docs bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ long: $(READY)  ## run the tests that take long: whole federations as processes,
 
 soak: $(READY)  ## run the tests that take minutes each: bad lines and sleeping machines, one by one (root, Linux)
 	$(BIN)/pytest -m soak
+
+shuffle: $(READY)  ## run the tests of `make test` and `make slow` in a random order, whose seed the first lines name
+	$(BIN)/pytest -n 2 -p randomly --randomly-dont-reset-seed -m "not long and not soak"
 
 search: $(READY)  ## run the tests of properties on new random input, and more of it
 	$(BIN)/pytest -n 2 --hypothesis-profile=new -m hypothesis

@@ -6,6 +6,7 @@ import gzip
 import html
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,6 +105,23 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDVISION_CACHE", str(tmp_path_factory.mktemp("decoded")))
         yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a run of one round."""
+    from fedvision import simulate
+    from tests.experiments import tiny
+
+    path = tmp_path_factory.mktemp("trained") / "run"
+    simulate(tiny(rounds=1), out=path)
+    return path
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of a finished run, into which a test may write."""
+    return Path(shutil.copytree(trained, tmp_path_factory.mktemp("finished") / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ BASE = {
         "formatting",
         "log_format",
         "ranges",
+        "devices",
         "tables",
         "config",
         "inputs",
@@ -194,14 +195,12 @@ def test_tests_mirror_the_packages() -> None:
 
 
 def test_import_is_instant_and_loads_nothing_heavy() -> None:
-    script = (
-        "import sys, time; t = time.process_time(); import fedvision; t = time.process_time() - t\n"
-        "print(t, sorted({'torch', 'flwr', 'ray', 'numpy', 'pandas'} & set(sys.modules)))"
-    )
+    script = "import sys; before = set(sys.modules); import fedvision; print(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    seconds, loaded = done.stdout.strip().split(" ", 1)
-    assert loaded == "[]"
-    assert float(seconds) < 0.1
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "fedvision" in loaded
+    assert loaded <= {"fedvision", *sys.stdlib_module_names}
+    assert len(done.stdout.split()) < 30, "each takes a millisecond or so"
 
 
 def test_lazy_names_resolve() -> None:

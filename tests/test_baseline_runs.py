@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -30,9 +31,11 @@ from fedvision.sweep import Sweep
 from fedvision.sweep_runner import simulate_sweep
 from fedvision.trained_model import load
 from fedvision.training import loop
+from tests import paused
 from tests.experiments import FEDPER, digits_of_several_labels, several_labels, tiny
 
 BOTH = ("local", "central")
+ROOT = Path(__file__).parent.parent
 HELD = {"holdout": 0.3}
 RESNET = {"use": "resnet8", "width": 4, "norm": "batch"}
 ONE = {"use": "dirichlet", "clients": 1, "alpha": 0.5, "imbalance": 10}
@@ -319,21 +322,28 @@ def test_a_process_struck_while_it_makes_baselines_goes_on_to_the_same_bits(
     blow: signal.Signals, tmp_path: Path
 ) -> None:
     """It is struck once when central is being made, and once when local is."""
-    config = tiny(rounds=40, evaluation={"holdout": 0.3, "every": 40})
+    loss = {"use": "tests.paused:PausedCrossEntropy"}
+    config = tiny(rounds=40, loss=loss, evaluation={"holdout": 0.3, "every": 40})
     (tmp_path / "small.toml").write_text(config.to_toml())
     simulate(config, out=tmp_path / "whole", baselines=BOTH)
     out = tmp_path / "struck"
     command = [sys.executable, "-m", "fedvision.cli.main", "simulate", str(tmp_path / "small.toml")]
     command += ["--out", str(out), "--resume", "--engine", "serial", "--baselines", "local,central"]
     for name in ("central", "local"):
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {paused.SECONDS: "0.01"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
             latest = out / "baselines" / name / "checkpoint/latest.json"
             while not latest.exists() and process.poll() is None:
                 time.sleep(0.01)
             process.send_signal(blow)
             assert process.wait() != 0
         assert BaselineFolder(out, name).facts()["status"] == "begun"
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert files(out) == files(tmp_path / "whole")
 
 

@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from fedvision import cores, memory, parallel_runs, simulate, simulate_sweep, sweep_runner
+from fedvision import cores, devices, memory, parallel_runs, simulate, simulate_sweep, sweep_runner
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError, RunFolderError
 from fedvision.plugin_folder import allow_folder
 from fedvision.runs.displays import ParallelDisplays
 from fedvision.runs.folder import RunFolder
 from fedvision.sweep import Sweep
-from fedvision.training import forward
 from fedvision.types import PluginSpec
 from tests.experiments import tiny
 
@@ -266,7 +265,7 @@ def test_runs_at_a_time_by_engine_and_device(
 
 def test_runs_on_a_gpu_are_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for device, on_processor in (("cpu", True), ("cuda", False), ("mps", False)):
-        monkeypatch.setattr(forward, "choose_device", lambda name, device=device: torch.device(device))
+        monkeypatch.setattr(devices, "choose_device", lambda name, device=device: torch.device(device))
         assert sweep_runner._on_processor({"auto", "cpu"}) == on_processor
         assert sweep_runner._on_processor({"cpu"})
 

@@ -38,19 +38,27 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return folder(tmp_path / "one", 1), folder(tmp_path / "two", 2)
 
 
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Leave the process as it was: no folder, no module of one, no place to look for them."""
+    path = list(sys.path)
+    yield
+    allow_folder(None)
+    sys.path[:] = path
+    for name in ("part_of_two_folders", "helper_of_two_folders"):
+        sys.modules.pop(name, None)
+
+
 @pytest.fixture
-def program(
-    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[], ModuleType]]:
+def program(folders: tuple[Path, Path]) -> Callable[[], ModuleType]:
     """Return how a program imports the first folder's module without a word to the registry."""
 
     def own() -> ModuleType:
-        monkeypatch.syspath_prepend(str(folders[0]))
+        sys.path.insert(0, str(folders[0]))
+        importlib.invalidate_caches()
         return importlib.import_module("part_of_two_folders")
 
-    yield own
-    allow_folder(None)
-    del sys.modules["part_of_two_folders"]
+    return own
 
 
 def test_each_folder_has_its_own_modules_and_keeps_them(folders: tuple[Path, Path]) -> None:

@@ -56,7 +56,7 @@ _TILES = {"tile": OFF, "overlap": OFF}
 ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("data", "digits"): {"validation": OFF},
     ("data", "npz"): {"channels": DEFAULT, "validation": OFF},
-    ("data", "nifti"): {"channel": ANY, "ignore": ANY, "validation": OFF},
+    ("data", "nifti"): {"channel": ANY, "ignore": ANY, "validation": OFF, "workers": DEFAULT},
     ("data", "image-folder"): _FILES,
     ("data", "manifest"): _FILES | {"ignore": ANY},
     ("data", "mask-folder"): _FILES | {"ignore": ANY},

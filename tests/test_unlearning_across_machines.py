@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from fedvision.api import RunResult, simulate
 from fedvision.cli.main import main
@@ -176,6 +177,27 @@ def test_damaged_files_are_refused(machines: Machines, tmp_path: Path) -> None:
         unlearn(machines.run, sums=[tmp_path / "real"], out=tmp_path / "out")
     with pytest.raises(ConfigError, match="it cannot be read: No such file"):
         unlearn(machines.run, sums=[tmp_path / "nowhere"], out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        "{}",
+        '{"client": null, "name": "south", "request": ""}',
+        '{"client": 1e999, "name": "south", "request": ""}',
+        "[" * 100_000,
+    ],
+    ids=["nothing", "nobody", "infinite", "deep"],
+)
+def test_files_that_do_not_say_whose_they_are_are_refused(facts: str, tmp_path: Path) -> None:
+    """Whoever writes a file may write anything into it."""
+    sums = {name: torch.zeros(1, dtype=torch.int64) for name in ("count", "sum", "product")}
+    for kind, read in {"sums of a client": ClientSums.read, "request for sums": SumsRequest.read}.items():
+        told = facts.replace("{", f'{{"kind": "{kind}", ', 1).replace(", }", "}")
+        (tmp_path / "file").write_bytes(save(sums, {"fedvision": told}))
+        with pytest.raises(ConfigError, match=r"does not say whose|incomplete|or it is damaged") as caught:
+            read(tmp_path / "file")
+        assert "\n" not in str(caught.value)
 
 
 def test_a_client_answers_only_what_its_owner_allows(machines: Machines, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_memory_is_that_of_the_tree_and_nothing_outlives_it(tmp_path: Path) -> N
     # 64 MB that two processes share count once, 80 MB of the daemon beside them.
     assert 144 <= found["pss_mb"] < 190
     daemon = int((tmp_path / "daemon").read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{daemon}/smaps_rollup").exists() and proportional_memory(daemon):
         assert time.monotonic() < deadline, "the daemon is still there"
         time.sleep(0.05)
@@ -56,16 +56,16 @@ def test_processor_time_is_the_trees_and_the_rest_is_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "sentence"),
+    ("script", "timeout", "sentence"),
     [
-        ("import sys; print('the cause'); sys.exit(3)", "ended with code 3"),
-        ("print('the cause')", "printed no result"),
-        ("import time; print('the cause', flush=True); time.sleep(60)", "took too long"),
+        ("import sys; print('the cause'); sys.exit(3)", 60.0, "ended with code 3"),
+        ("print('the cause')", 60.0, "printed no result"),
+        ("import time; print('the cause', flush=True); time.sleep(600)", 4.0, "took too long"),
     ],
 )
-def test_a_command_without_a_result_has_a_reason(script: str, sentence: str) -> None:
+def test_a_command_without_a_result_has_a_reason(script: str, timeout: float, sentence: str) -> None:
     with pytest.raises(CommandFailed, match=f"(?s){sentence}.*the cause"):
-        measure(python(script), ALONE, timeout=1.0)
+        measure(python(script), ALONE, timeout=timeout)
 
 
 def test_only_marked_processes_belong_to_the_tree() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedvision import simulate
 from fedvision.cli import main
 from fedvision.data.sources.arrays import digits
 from tests.data.pictures import spoil
-from tests.experiments import tiny
+
+pytestmark = pytest.mark.usefixtures("here")
 
 CLIENT = """
 name = "north"
@@ -23,19 +23,6 @@ insecure = true
 [data]
 use = "digits"
 """
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("explained") / "run"
-    simulate(tiny(rounds=1), out=path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def picture(path: Path, number: int) -> None:

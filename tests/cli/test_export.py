@@ -9,23 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedvision import simulate
 from fedvision.cli import main
 from fedvision.data.sources.arrays import digits
-from tests.experiments import tiny
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "run"
-    simulate(tiny(rounds=1), out=path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def arrays(name: str, images: np.ndarray, labels: np.ndarray, **more: np.ndarray) -> str:

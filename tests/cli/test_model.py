@@ -10,24 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedvision import simulate
 from fedvision.cli import main
 from fedvision.data.sources.arrays import digits
 from tests.data.pictures import spoil
-from tests.experiments import tiny
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("used") / "run"
-    simulate(tiny(rounds=1), out=path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def picture(path: Path, number: int) -> None:
@@ -94,8 +81,9 @@ def test_scores_stand_as_at_the_end_of_a_run(
     report = capsys.readouterr().out
     assert main.main(["evaluate", str(finished), "--data", "digits", "--json", "scores.json"]) == 0
     found = capsys.readouterr().out
-    heading = " ".join(found.partition("\n\n")[0].split())  # wrapped by the length of the folder's name
-    assert heading == f"{finished}, 1 round: 355 test images of digits"
+    heading = found.partition("\n\n")[0]
+    # It is wrapped by the length of the folder's name, and a long name itself.
+    assert "".join(heading.split()) == f"{finished},1round:355testimagesofdigits"
 
     def rows(text: str) -> list[list[str]]:
         lines = text.splitlines()

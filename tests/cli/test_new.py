@@ -16,11 +16,7 @@ from fedvision.cli.reference import plugin_arguments
 from fedvision.config import ExperimentConfig
 from fedvision.errors import ConfigError
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_the_file_runs_and_is_not_written_over(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 from fedvision import registry
 from fedvision.api import simulate
 from fedvision.engines.auto import choose, choose_on_gpus
-from fedvision.engines.client_host import CostEstimate
+from fedvision.engines.client_host import CostEstimate, SimulatedClientHosts
+from fedvision.experiment import Experiment
+from fedvision.training import client_trainer
 from tests.experiments import tiny
 
 
@@ -47,13 +50,17 @@ def test_a_short_run_is_serial_with_the_reason_in_the_summary(tmp_path: Path) ->
     assert notice.startswith("engine serial: about ")
 
 
-def test_the_forecast_is_of_the_right_size(tmp_path: Path) -> None:
-    import time
+def test_the_forecast_is_what_the_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only training moves, by a hundredth of a second for each image that is seen."""
+    clock, train = [0.0], client_trainer.fit
 
-    from fedvision.engines.client_host import SimulatedClientHosts
-    from fedvision.experiment import Experiment
+    def fit(model: Any, part: Any, request: Any, **keys: Any) -> Any:
+        clock[0] += 0.01 * len(part) * keys["settings"].training.epochs
+        return train(model, part, request, **keys)
 
-    config = tiny(rounds=20)
+    monkeypatch.setattr(client_trainer, "fit", fit)
+    monkeypatch.setattr(client_trainer.time, "perf_counter", lambda: clock[0])
+    config = tiny(rounds=20, training={"batch_size": 32, "epochs": 2})
     federation = Experiment.build(config)
     host_factory = SimulatedClientHosts(
         config=config,
@@ -66,8 +73,8 @@ def test_the_forecast_is_of_the_right_size(tmp_path: Path) -> None:
     estimate_cost = host_factory.estimate_cost()
     assert all(torch.equal(tensor, before[n]) for n, tensor in federation.model.state_dict().items())
     assert estimate_cost.cohort == 5
-    start = time.perf_counter()
-    simulate(config, out=tmp_path / "run")
-    assert estimate_cost.seconds > 0
-    assert 0.02 < estimate_cost.seconds / (time.perf_counter() - start) < 10
+    clock[0] = 0.0
+    simulate(config, out=tmp_path / "run", engine="serial")
+    assert estimate_cost.seconds == pytest.approx(clock[0])
+    assert clock[0] == pytest.approx(0.01 * sum(map(federation.split.size, range(5))) * 2 * 20)
     assert not (tmp_path / "clients").exists()

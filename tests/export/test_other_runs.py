@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_has_the_scores_that_it_has_alone(runs: Path) -> None:
-    models = [fedvision.load(runs / name, device="cpu") for name in ("large", "distilled", "pruned", "alone")]
+@pytest.fixture
+def large(runs: Path, tmp_path: Path) -> Path:
+    """Return a copy of the first run, which keeps what is compared with it."""
+    return Path(shutil.copytree(runs / "large", tmp_path / "large"))
+
+
+def test_each_has_the_scores_that_it_has_alone(runs: Path, large: Path) -> None:
+    places = [large, *(runs / name for name in ("distilled", "pruned", "alone"))]
+    models = [fedvision.load(place, device="cpu") for place in places]
     dataset = registry.build("data", tiny().data)
     shard, _ = models[0].labelled(dataset)
     found = compare(models[0], models[1:], Labelled(shard, "test images of digits"))
@@ -53,17 +61,17 @@ def test_each_has_the_scores_that_it_has_alone(runs: Path) -> None:
         assert one.worst_recall == pytest.approx(worst)
         assert set(one.latency_ms) == {"1", "32"}
         assert one.bytes == (model.path / "model.safetensors").stat().st_size
-    assert read_versions(runs / "large") == found
+    assert read_versions(large) == found
     assert found[1].about["numbers"] == sum(p.numel() for p in models[1].network.parameters())
 
 
 def test_the_command_shows_and_writes_the_table(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path, large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "versions.json"
     command = [
         "versions",
-        str(runs / "large"),
+        str(large),
         str(runs / "distilled"),
         "--data",
         "digits",
@@ -76,18 +84,18 @@ def test_the_command_shows_and_writes_the_table(
     assert "cnn, distilled (distilled)" in said
     kinds = [one["kind"] for one in json.loads(page.read_text())["versions"]]
     assert kinds == ["original", "distilled"]
-    assert main(["report", str(runs / "large")]) == 0
-    assert "cnn, distilled (distilled)" in (runs / "large/report.html").read_text()
+    assert main(["report", str(large)]) == 0
+    assert "cnn, distilled (distilled)" in (large / "report.html").read_text()
 
 
-def test_classes_in_another_order_are_brought_into_the_runs(runs: Path, tmp_path: Path) -> None:
+def test_classes_in_another_order_are_brought_into_the_runs(large: Path, tmp_path: Path) -> None:
     """The same model, whose description and head have the classes the other way round, scores the same."""
     from tests.test_pruning import rewritten
 
-    own = fedvision.load(runs / "large", device="cpu")
+    own = fedvision.load(large, device="cpu")
     other = tmp_path / "reversed"
     other.mkdir()
-    (other / "model.json").write_bytes((runs / "large/model.json").read_bytes())
+    (other / "model.json").write_bytes((large / "model.json").read_bytes())
     state = {name: tensor.clone().contiguous() for name, tensor in own.network.state_dict().items()}
     for name in ("head.weight", "head.bias"):
         state[name] = state[name].flip(0).contiguous()
@@ -103,8 +111,8 @@ def test_classes_in_another_order_are_brought_into_the_runs(runs: Path, tmp_path
     assert found[1].kind == "run", "a folder with nothing but its model"
 
 
-def test_what_cannot_be_compared_is_one_sentence(runs: Path, tmp_path: Path) -> None:
-    own = fedvision.load(runs / "large", device="cpu")
+def test_what_cannot_be_compared_is_one_sentence(runs: Path, large: Path, tmp_path: Path) -> None:
+    own = fedvision.load(large, device="cpu")
     shard, _ = own.labelled(registry.build("data", tiny().data))
     data = Labelled(shard, "digits")
     alone = fedvision.load(runs / "alone", device="cpu")
@@ -127,5 +135,5 @@ def test_what_cannot_be_compared_is_one_sentence(runs: Path, tmp_path: Path) -> 
         ConfigError, match=r"it takes images of 16 x 16 x 1, and .*large of 8 x 8 x 1; measure it alone"
     ):
         compare(own, [fedvision.load(tmp_path / "wide", device="cpu")], data)
-    lines = (runs / "large/exports.jsonl").read_text() if (runs / "large/exports.jsonl").exists() else ""
+    lines = (large / "exports.jsonl").read_text() if (large / "exports.jsonl").exists() else ""
     assert "wide" not in lines

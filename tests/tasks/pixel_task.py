@@ -130,6 +130,30 @@ class Unordered(Cases):
         return found._replace(rows=found.rows.flip(0))
 
 
+class Narrow(Cases):
+    """With rows of two numbers."""
+
+    def observe(self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Observed:
+        found = super().observe(logits, targets, num_classes)
+        assert found.rows is not None
+        return found._replace(rows=found.rows[:, :2])
+
+
+class Real(Pixels):
+    """With cells that are no whole numbers."""
+
+    def observe(self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Observed:
+        found = super().observe(logits, targets, num_classes)
+        return found._replace(cells=found.cells.double())
+
+
+class Failing(Pixels):
+    """With a fault of its own."""
+
+    def observe(self, logits: torch.Tensor, targets: torch.Tensor, num_classes: int) -> Observed:
+        raise ZeroDivisionError("division by zero")
+
+
 class Unmoved(Pixels):
     """Without a word on how targets move."""
 

@@ -90,7 +90,7 @@ def test_an_image_is_spread_by_the_rarest_class_it_shows() -> None:
 
 
 def test_objects_are_those_of_the_decoded_image_without_crowds() -> None:
-    truth = truth_of(torch.from_numpy(TARGETS))
+    truth = truth_of(torch.from_numpy(TARGETS), torch.device("cpu"))
     assert truth.corners[0, :2].tolist() == [[2, 6, 7, 9], [10, 7, 14, 11]]
     assert truth.present.tolist() == [[True, True, False], [True, False, False], [False] * 3]
     assert truth.classes[0, :2].tolist() == [1, 0]

@@ -90,6 +90,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     simulate(experiment("fedavg", folder), out=folder / "teacher")
     here = Queueing(folder, folder / "pki", experiment("fedavg", folder).to_toml(), NAMES)
     here.statistics = tuple(sorted(registry.BUILTINS["statistic"]))
+    here.generators = True
     try:
         found = Deployed(here, folder / "teacher")
         found.run()

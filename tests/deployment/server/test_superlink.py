@@ -19,8 +19,10 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.fab_pb2 import Fab
 
+from fedvision.deployment.certificates import make
 from fedvision.deployment.run_manifest import build_fab
 from fedvision.deployment.transport import internals_superlink
+from tests.deployment.server.machines import free_ports
 from tests.deployment.server.processes import (
     PULL,
     Running,
@@ -259,10 +261,8 @@ def _healthy(pki: Path, server: Running) -> bool:
 
 def supernode(pki: Path, keys: Path, client: str, server: Running) -> subprocess.Popen[str]:
     """Start Flower's own client."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "flower-supernode"), "--port", str(port)]
+    port = str(free_ports(1)[0])
+    command = [str(Path(sys.executable).parent / "flower-supernode"), "--port", port]
     command += ["--root-certificates", str(pki / "ca.crt"), "--superlink", f"127.0.0.1:{server.public}"]
     command += ["--auth-supernode-private-key", str(keys / "clients" / client / "client.key")]
     command += ["--isolation", "process"]
@@ -283,29 +283,39 @@ def test_an_unknown_key_is_logged_on_both_sides(pki: Path, strangers: Path, serv
 
 
 @pytest.mark.slow
-def test_a_client_joins_while_its_key_is_in_the_folder(pki: Path, server: Running) -> None:
-    process = supernode(pki, pki, "south", server)
+def test_a_client_joins_while_its_key_is_in_the_folder(pki: Path, server: Running, tmp_path: Path) -> None:
+    key = _key_of(tmp_path, "east")
+    (server.clients / "east.pub").write_bytes(key)
+    assert eventually(lambda: nodes(pki, server).get("east") == "registered")
+    process = supernode(pki, tmp_path, "east", server)
     try:
-        assert eventually(lambda: nodes(pki, server).get("south") == "online")
+        assert eventually(lambda: nodes(pki, server).get("east") == "online")
         assert nodes(pki, server)["north"] == "registered"
-        (server.clients / "south.pub").unlink()
-        assert eventually(lambda: nodes(pki, server).get("south") != "online")
+        (server.clients / "east.pub").unlink()
+        assert eventually(lambda: nodes(pki, server).get("east") != "online")
         # Refused from now on, it ends by itself.
         process.communicate(timeout=240)
     finally:
         process.kill()
-    assert "client south is shut out" in server.log.read_text()
+    assert "client east is shut out" in server.log.read_text()
 
 
-def test_added_and_removed_keys(pki: Path, strangers: Path, server: Running) -> None:
+def test_added_and_removed_keys(pki: Path, server: Running, tmp_path: Path) -> None:
     """A key that is added later is let in and a removed one does not return."""
-    (server.clients / "late.pub").write_bytes((strangers / "server/clients/stranger.pub").read_bytes())
+    key = _key_of(tmp_path, "late")
+    (server.clients / "late.pub").write_bytes(key)
     assert eventually(lambda: nodes(pki, server).get("late") == "registered")
     (server.clients / "late.pub").unlink()
     assert eventually(lambda: nodes(pki, server)["late"] == "unregistered")
-    (server.clients / "again.pub").write_bytes((strangers / "server/clients/stranger.pub").read_bytes())
+    (server.clients / "again.pub").write_bytes(key)
     assert eventually(lambda: "this key was removed once" in server.log.read_text())
     assert "again" not in nodes(pki, server)
+
+
+def _key_of(folder: Path, client: str) -> bytes:
+    """Make a client of no other test's, in a folder, and return its public key."""
+    make(folder, hosts=["localhost"], clients=[client])
+    return (folder / "server/clients" / f"{client}.pub").read_bytes()
 
 
 def test_the_database_is_the_owners_alone(server: Running) -> None:

@@ -221,7 +221,7 @@ def test_a_reply_is_let_go_at_the_superlink_and_no_round_waits_for_it(link: Fake
     confirmed, may = [], threading.Event()
 
     def confirm(incoming: IncomingMessage) -> None:
-        may.wait(10)
+        may.wait(60)
         confirmed.append(incoming.head.metadata.src_node_id)
         raise LinkDown("away")
 

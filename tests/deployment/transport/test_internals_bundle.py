@@ -26,9 +26,9 @@ from fedvision.deployment.transport.internals_bundle import (
     push_small,
     store_together,
 )
-from fedvision.deployment.transport.internals_store import FileObjectStore
 from fedvision.deployment.transport.internals_superlink import superlink
 from fedvision.deployment.transport.internals_wire import LinkDown
+from tests.deployment.transport.links import close
 from tests.deployment.transport.test_internals_store import RUN, message
 
 # Flower's set-up of its database warns of itself.
@@ -108,9 +108,7 @@ class Waiting:
 def here(tmp_path: Path) -> Iterator[Waiting]:
     made = Waiting(tmp_path)
     yield made
-    store = made.state.object_store
-    assert isinstance(store, FileObjectStore)
-    store.close()
+    close(made.state)
 
 
 def test_a_bundle_is_kept_once_and_nothing_is_waited_for_any_more(here: Waiting) -> None:

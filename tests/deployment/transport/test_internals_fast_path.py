@@ -25,6 +25,7 @@ from fedvision.deployment.transport.internals_bundle import FLEET, RUNTIME, Bund
 from fedvision.deployment.transport.internals_fast_path import FastPath
 from fedvision.deployment.transport.internals_store import FileObjectStore
 from fedvision.deployment.transport.internals_superlink import keys, register_key, signed_headers, superlink
+from tests.deployment.transport.links import close
 from tests.deployment.transport.test_internals_store import message
 
 
@@ -283,4 +284,4 @@ def test_the_handlers_of_flower_answer_a_signed_call(tmp_path: Path) -> None:
     beat.node.node_id += 1
     answer("/v1/fleet/send-node-heartbeat", beat)
     assert flower.got == [beat.SerializeToString()], "a call in another node's name is Flower's to refuse"
-    state.object_store.close()
+    close(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from fedvision.deployment.transport import internals_superlink as names
+from tests.deployment.transport.links import close
 
 DATABASE = pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")
 
@@ -51,7 +53,16 @@ def superlink(tmp_path: Path) -> Iterator[tuple[Any, Any]]:
     """A SuperLink's application and its state."""
     app, state = names.superlink(host="127.0.0.1", port=1, database=tmp_path / "sl.db", tls=None, secret=b"s")
     yield app, state
-    state.object_store.close()
+    close(state)
+
+
+@DATABASE
+def test_only_the_state_holds_the_database_open(superlink: tuple[Any, Any], tmp_path: Path) -> None:
+    """Flower's own store of objects, which files replace, has let go of it."""
+    _, state = superlink
+    close(state)
+    links = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert [link for link in links if link.startswith(str(tmp_path / "sl.db"))] == []
 
 
 @DATABASE
