@@ -49,15 +49,10 @@ def detect(
 
     from fedvision.data.boxes import packed
     from fedvision.tasks.box_predictions import BoxPredictions
-    from fedvision.tasks.detection import Detection, in_files
+    from fedvision.tasks.detection import in_files
     from fedvision.training.evaluate import outputs_of
 
-    if not isinstance(model.task, Detection):
-        raise ConfigError(f"{model.path}: the task of this run is {model.task.name!r}, which finds no boxes")
-    try:
-        check_range(at_least=0, below=1, score=score)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    _check(model, score)
     source, rows = model.read(images, None, workers)
     names, found = list[str](), []
     for batch in source:
@@ -83,6 +78,17 @@ def detect(
         unreadable=source.unreadable,
         notices=tuple(source.notices),
     )
+
+
+def _check(model: TrainedModel, score: float) -> None:
+    from fedvision.tasks.detection import Detection
+
+    if not isinstance(model.task, Detection):
+        raise ConfigError(f"{model.path}: the task of this run is {model.task.name!r}, which finds no boxes")
+    try:
+        check_range(at_least=0, below=1, score=score)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _placements(names: Sequence[str], images: NDArray[np.uint8], how: PixelFormat | None) -> list[Placement]:

@@ -76,25 +76,13 @@ class Experiment:
         from fedvision.data.partition import split
         from fedvision.flower.strategy import build_strategy
         from fedvision.models.cosine_head import begin
-        from fedvision.server.checks import (
-            check_method,
-            check_personal,
-            check_score,
-            check_strategy,
-            check_untrained,
-            check_whole_models,
-            with_personal,
-        )
-        from fedvision.server.summed_updates import check_strategy_of_sums
+        from fedvision.server.checks import check_method, check_score, check_strategy, check_whole_models
         from fedvision.tasks.base import build_task
         from fedvision.training.feature_cache import check_views
-        from fedvision.updates import chain
 
         metrics = {use: registry.resolve("metric", use).call for use in config.evaluation.metrics}
         strategy = build_strategy(config.strategy, seed=config.seed, measured=config.evaluation.fraction)
-        config = with_personal(config, strategy)
-        check_personal(config, strategy)
-        check_untrained(config, strategy)
+        config = _checked(config, strategy)
         dataset = read_data(config) if dataset is None else dataset
         config, dataset, files, told = _settled(config, dataset, here=split_here)
         task = build_task(config.task)
@@ -115,9 +103,6 @@ class Experiment:
         check_views(config, model, dataset.train)
         personal = _try(config, task, strategy, model, parts, dataset)
         check_whole_models(config, strategy, personal)
-        updates = chain.build(config, model)
-        if updates.sum_only:
-            check_strategy_of_sums(config, strategy)
         return cls(
             config=config,
             task=task,
@@ -128,7 +113,7 @@ class Experiment:
             metrics=metrics,
             personal=personal,
             weights=weights,
-            updates=updates,
+            updates=_updates(config, model, strategy),
         )
 
     def notices(self) -> list[str]:
@@ -202,6 +187,27 @@ def read_data(config: ExperimentConfig) -> Dataset:
     stage(f"reading the data: {config.data.use}")
     dataset: Dataset = registry.build("data", config.data)
     return dataset
+
+
+def _checked(config: ExperimentConfig, strategy: Strategy) -> ExperimentConfig:
+    """Return the experiment with what its strategy makes personal, or refuse what cannot go together."""
+    from fedvision.server.checks import check_personal, check_untrained, with_personal
+
+    config = with_personal(config, strategy)
+    check_personal(config, strategy)
+    check_untrained(config, strategy)
+    return config
+
+
+def _updates(config: ExperimentConfig, model: nn.Module, strategy: Strategy) -> UpdateChain:
+    """Return the transforms of updates; the strategy must work with them."""
+    from fedvision.server.summed_updates import check_strategy_of_sums
+    from fedvision.updates import chain
+
+    updates = chain.build(config, model)
+    if updates.sum_only:
+        check_strategy_of_sums(config, strategy)
+    return updates
 
 
 def _in_form(dataset: Dataset, task: Task) -> Dataset:

@@ -36,6 +36,9 @@ from fedvision.runs.folder import RunFolder
 if TYPE_CHECKING:
     import torch
 
+    from fedvision.data.dataset import Dataset
+    from fedvision.data.partition.split import Split
+    from fedvision.data.targets import Targets
     from fedvision.models.generator import Generator
 
 _CHUNK = 256
@@ -197,15 +200,7 @@ def leakage_of_run(run: Path, *, each: int = 100, seed: int = 0) -> list[Leakage
     if split.lazy:
         raise ConfigError(f"{run}: its clients are made on access; leakage needs a list of clients")
     trained = np.unique(np.concatenate(list(split.clients)))
-    if data.test is not None:
-        unseen_images, unseen_labels = data.test.images, data.test.labels
-    elif split.held:
-        held = np.unique(np.concatenate(split.held))
-        unseen_images, unseen_labels = data.train.images[held], data.train.labels[held]
-    else:
-        raise ConfigError(
-            f"{run}: it kept no images out of training; set evaluation.holdout in its experiment"
-        )
+    unseen_images, unseen_labels = _unseen(data, split, run)
     transform = prepare(experiment.config.transforms, data.train.images.shape[3])
     scale, shift = (one.view(1, -1, 1, 1) for one in transform.constants())
 
@@ -221,6 +216,16 @@ def leakage_of_run(run: Path, *, each: int = 100, seed: int = 0) -> list[Leakage
             real = pixels(data.train.images[own]), pixels(unseen_images[unseen])
             found.append(leakage(name, made, *real))
     return found
+
+
+def _unseen(data: Dataset, split: Split, run: Path) -> tuple[NDArray[np.uint8], Targets]:
+    """Return images and labels that the run did not train on: test images, or those its clients held out."""
+    if data.test is not None:
+        return data.test.images, data.test.labels
+    if split.held:
+        held = np.unique(np.concatenate(split.held))
+        return data.train.images[held], data.train.labels[held]
+    raise ConfigError(f"{run}: it kept no images out of training; set evaluation.holdout in its experiment")
 
 
 def _over_zero(value: float) -> float:

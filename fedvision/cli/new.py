@@ -111,7 +111,7 @@ def _keys(cls: type[Any], config: Any, table: Mapping[str, Any], name: str = "")
         table: The keys that are set.
         name: Dotted name of the table; empty at the top.
     """
-    from fedvision.cli.reference import field_texts
+    from fedvision.shared_keys import field_texts
     from fedvision.types import PluginSpec
 
     texts, inside = field_texts(cls), []

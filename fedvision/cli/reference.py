@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import re
-import textwrap
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.families import FAMILIES
 from fedvision.plugin_folder import import_target
+from fedvision.shared_keys import field_texts, key_texts
 from fedvision.types import PluginSpec
 
 _RUNTIME = {
@@ -48,21 +47,6 @@ _KINDS = {
     "sampler": "Samplers: `training.sampler`",
     "metric": "Metrics: `evaluation.metrics`",
 }
-
-
-def field_texts(cls: type[Any]) -> Mapping[str, str]:
-    """Return the string under each field of a dataclass, its bases included, by field name, on one line."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for field, text in zip(body.body, body.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                assert isinstance(field.target, ast.Name)
-                found[field.target.id] = _one_line(ast.literal_eval(text.value))
-    return found
 
 
 def render() -> str:
@@ -176,7 +160,7 @@ def plugin_arguments(kind: str, use: str) -> list[Argument]:
 
 
 def _settable(factory: registry.Factory) -> list[Argument]:
-    described = _arguments(factory.call)
+    described = {**key_texts(factory.call), **_arguments(factory.call)}
     return [
         Argument(
             argument.name,

@@ -123,11 +123,9 @@ def distribution_balanced(
     Wu, Huang, Liu, Wang, Lin 2020, "Distribution-Balanced Loss for Multi-Label Classification in Long-Tailed
     Datasets", arXiv 2007.09654; the defaults are those of their code for COCO (wutong16/
     DistributionBalancedLoss), which calls mu ``map_gamma``, kappa ``init_bias`` and t ``neg_scale``, and
-    which focuses besides: ``gamma = 2``. Here p_l is the label's share of all labels and not of the images,
-    which losses are not told: with m labels an image u is lower by ``(kappa / t) log m`` for rare labels,
-    0.03 with the defaults and m = 3. Their doubling of the focal loss is left to the learning rate, and their
-    sampling by class to ``training.sampler``, which has none for several labels. With ``alpha = 1/2``,
-    ``beta = 0``, ``kappa = 0`` and ``tolerance = 1`` it is binary cross-entropy.
+    which has ``gamma = 2``, doubles the focal loss and samples by class. Here p_l is the label's share of all
+    labels, as losses are not told the number of images: with m labels an image u is lower by ``(kappa / t)
+    log m``. With ``alpha = 1/2, beta = 0, kappa = 0, tolerance = 1`` it is binary cross-entropy.
 
     Args:
         counts: Images that have each label [L].
@@ -136,8 +134,7 @@ def distribution_balanced(
         mu: At which r the weight is alpha + 1/2, >= 0.
         kappa: How far a label's frequency moves its logit, >= 0.
         tolerance: t, >= 1.
-        gamma: Focal exponent, >= 0: each term is multiplied by (1 - p)^gamma, p the probability of what is
-            so (Lin et al. 2017, arXiv 1708.02002).
+        gamma: Focal exponent, >= 0, of 1 - p of what is so (Lin et al. 2017, arXiv 1708.02002).
 
     Raises:
         ValueError: A number is out of range.
@@ -145,16 +142,14 @@ def distribution_balanced(
     check_range(at_least=0, alpha=alpha, beta=beta, mu=mu, kappa=kappa, gamma=gamma)
     check_range(at_least=1, tolerance=tolerance)
     n = occupied(counts)
-    # In units of the rarest label: small numbers, whatever the counts are.
-    inverse = PerClass(n.amin(-1, keepdim=True) / n)
     others = n.sum(-1, keepdim=True) - n
+    inverse = PerClass(n.amin(-1, keepdim=True) / n)  # small numbers, whatever the counts are
     # The share of an only label says nothing.
     shift = PerClass(kappa / tolerance * torch.where(others > 0, others / n, 1.0).log())
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         z = precise(logits)
-        y = _checked(z, targets)
-        rarity = inverse.beside(z)
+        y, rarity = _checked(z, targets), inverse.beside(z)
         # Of an image without labels the share is so large that the sigmoid is 1.
         share = rarity / (y * rarity).sum(-1, keepdim=True).clamp(min=_NOTHING)
         weight = alpha + (beta * (share - mu)).sigmoid()

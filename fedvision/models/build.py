@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -93,8 +94,7 @@ def build_model(
         if config.head.use:
             _change_head(model, with_seed(config, seed), images, num_classes)
         groups = ParameterGroups.of(model, config)
-        frozen = groups.frozen
-        freeze(model, frozen)
+        freeze(model, frozen := groups.frozen)
         _check_expansion(config, groups)
         for training in (False, True):
             outputs = _try(model, images, training, where)
@@ -102,11 +102,7 @@ def build_model(
                 raise ConfigError(f"{where}: {_other_task(config.use, task.name) or wrong}")
         check_tensors(model, where)
         check_hidden(model, images, where)
-        if moved := changed(model, images).intersection(frozen):
-            raise ConfigError(
-                f"model.frozen matches {min(moved)!r}, which its layer changes in training; let the pattern "
-                "match all tensors of that layer, so that it stays in evaluation"
-            )
+        _check_frozen(frozen, changed(model, images))
     return model
 
 
@@ -164,6 +160,14 @@ def _change_head(model: nn.Module, config: ModelConfig, images: Batch, num_class
         raise ConfigError("model.expand needs the network's own linear head; leave model.head out")
     features = feature_rows(forward(network.backbone, images, training=False), "model.head")
     network.head = registry.build("head", config.head, in_features=features.shape[1], num_classes=num_classes)
+
+
+def _check_frozen(frozen: Collection[str], moved: Collection[str]) -> None:
+    if both := set(moved).intersection(frozen):
+        raise ConfigError(
+            f"model.frozen matches {min(both)!r}, which its layer changes in training; let the pattern "
+            "match all tensors of that layer, so that it stays in evaluation"
+        )
 
 
 def _check_expansion(config: ModelConfig, groups: ParameterGroups) -> None:

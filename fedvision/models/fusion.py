@@ -70,16 +70,12 @@ def fusion(
         in_channels: Channels of the images.
         image_size: (H, W).
         extractor: ``"cnn"``, ``"rnn"``, ``"resnet8"``, ``"resnet18"`` or ``"resnet20"``, without its head, or
-            any other network by its name or as a table ``{ use, weights, train, layer }``: ``weights`` as
-            ``model.weights`` for it alone; ``train`` is ``"all"``, ``"none"``, ``"last:N"`` or ``"lora"``;
-            ``layer`` is the layer whose output are the tokens, its last one if left out. Further keys go to
-            that network. ``"none"``: no pixel is read, only ``[model.inputs]``.
-        width: The extractor's ``width`` (for ``"rnn"`` its ``hidden``), where that is one of the five names;
-            left out, its own default.
-        early: A layer of the extractor before that, such as ``"layer2"``, whose tokens our Transformer reads,
-            while the join has the later ones.
-        transformer: A network that looks at the images itself in place of our Transformer, as a name or a
-            table ``{ use, weights, train }``; left out, ours.
+            another network by name or as a table ``{ use, weights, train, layer }``: the output of ``layer``,
+            by default its last one, are the tokens; the others are as in ``[model]``, and further keys that
+            network's. ``"none"``: no pixel is read, only ``[model.inputs]``.
+        width: The ``width`` (of ``"rnn"`` the ``hidden``) of an extractor that is one of the five names.
+        early: A layer of the extractor, such as ``"layer2"``, that our Transformer reads, and the join not.
+        transformer: Another one than ours, which looks at the images itself: a name or a table.
         patch: Side in pixels of the patches our Transformer reads; 0 lets it read the extractor's tokens.
         dim: D, features of a token in our Transformer, a multiple of ``heads``.
         depth: Encoder blocks of our Transformer.
@@ -89,12 +85,10 @@ def fusion(
         inputs: What our Transformer reads beside.
 
     Raises:
-        ValueError: A key is out of range, the patch does not divide the image, there is nothing to read, or a
-            key has no use here.
+        ValueError: A key is out of range or has no use here, or there is nothing to read.
         ConfigError: A part cannot be built.
     """
     one_of("join", join, JOINS)
-    ours = {"early": early, "patch": patch, "dim": dim, "depth": depth, "dropout": dropout}
     if extractor == "none":
         pixels = {"early": early, "transformer": transformer, "patch": patch, "width": width}
         _check_alone({**pixels, "join": "" if join == "concat" else join})
@@ -102,6 +96,7 @@ def fusion(
         return with_linear_head(alone, num_classes)
     features = _features(extractor, width, early, in_channels, image_size)
     if transformer is not None:
+        ours = {"early": early, "patch": patch, "dim": dim, "depth": depth, "dropout": dropout}
         _check_unused(ours, inputs)
         encoder = build_encoder("transformer", transformer, in_channels, image_size)
         joined = JOINS[join](features.channels, encoder.out_features, heads)

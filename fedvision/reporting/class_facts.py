@@ -70,53 +70,41 @@ def class_facts(
         pixels: What was measured instead where pixels have classes: columns [C] by name, as records have
             them.
     """
-    if confusion is None or confusion.num_classes != len(classes):
-        confusion = ConfusionCounts.none(len(classes))
-    groups = frequency_groups(distinct)
+    measured: dict[str, Sequence[Any]]
     if pixels and len(pixels["pixels"]) == len(classes):
-        return [
-            ClassFacts(
-                label=int(c),
-                name=classes[c],
-                train=int(totals[c]),
-                test=int(pixels["pixels"][c]),
-                recall=None,
-                group=groups[c],
-                **{name: pixels[name][c] for name in ("iou", "dice", "case_dice")},
-            )
-            for c in by_frequency(distinct)
-        ]
-    if labels and len(labels["positives"]) == len(classes):
-        measures = ("recall", "precision", "ap", "auroc")
+        measured = {"test": [int(n) for n in pixels["pixels"]], "recall": [None] * len(classes)}
+        measured |= {name: pixels[name] for name in ("iou", "dice", "case_dice")}
+    elif labels and len(labels["positives"]) == len(classes):
         intervals = _intervals(labels["true_positives"], labels["positives"])
-        return [
-            ClassFacts(
-                label=int(c),
-                name=classes[c],
-                train=int(totals[c]),
-                test=int(labels["positives"][c]),
-                group=groups[c],
-                interval=intervals[c],
-                **{name: labels[name][c] for name in measures},
-            )
-            for c in by_frequency(distinct)
-        ]
-    test, recall = confusion.images_of, metrics.recall(confusion)
-    intervals = _intervals(confusion.right_of, test)
-    areas = {name: values for name, values in (curves or {}).items() if len(values) == len(classes)}
+        measured = {"test": [int(n) for n in labels["positives"]], "interval": intervals}
+        measured |= {name: labels[name] for name in ("recall", "precision", "ap", "auroc")}
+    else:
+        if confusion is None or confusion.num_classes != len(classes):
+            confusion = ConfusionCounts.none(len(classes))
+        measured = _of_confusion(confusion)
+        measured |= {name: known for name, known in (curves or {}).items() if len(known) == len(classes)}
+    groups = frequency_groups(distinct)
     return [
         ClassFacts(
             label=int(c),
             name=classes[c],
             train=int(totals[c]),
-            test=int(test[c]),
-            recall=float(recall[c]) if test[c] else None,
-            interval=intervals[c],
             group=groups[c],
-            **{name: values[c] for name, values in areas.items()},
+            **{name: values[c] for name, values in measured.items()},
         )
         for c in by_frequency(distinct)
     ]
+
+
+def _of_confusion(confusion: ConfusionCounts) -> dict[str, Sequence[Any]]:
+    """Return images, recall and its interval of each class [C]."""
+    test = confusion.images_of
+    found = zip(metrics.recall(confusion), test, strict=True)
+    return {
+        "test": test.tolist(),
+        "recall": [float(recall) if images else None for recall, images in found],
+        "interval": _intervals(confusion.right_of, test),
+    }
 
 
 def _intervals(found: Any, images: Any) -> list[Interval | None]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from fedvision.cli.reference import field_texts, render
+from fedvision.cli.reference import render
 from fedvision.config import ExperimentConfig, TrainingConfig
 from fedvision.losses.margins import ldam
+from fedvision.shared_keys import field_texts
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -36,14 +36,14 @@ class Decoding:
     channels: int = 3
     """1 for gray, 3 for RGB."""
     fit: str = "crop"
-    """``crop``: shorter side to ``size``, then the centre; ``stretch``; ``pad``: longer side, black bars;
-    ``exact``: files of another size are unreadable."""
+    """``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"``, ``"pad"`` (black bars, which
+    masks ignore), or ``"exact"``: files of another size cannot be read."""
     range: float = 0.0
-    """The value that is white; 0 goes by the file. One above 255 is for files with more than 8 bits."""
+    """The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file."""
     max_unreadable: float = 0.01
     """Share of files that may be unreadable; they are left out and named."""
     cache: str = ""
-    """Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded."""
+    """Folder of decoded images and masks; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded."""
     workers: int = 0
     """Processes that decode; 0 is one per CPU core where that pays."""
 

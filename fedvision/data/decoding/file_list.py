@@ -46,13 +46,35 @@ class Listing:
     """Other facts by name, each [N]."""
     notices: tuple[str, ...] = ()
     """Notices on the list itself."""
-    group: str = ""
-    """The column whose equal values ``validation`` does not part; empty is none."""
     strata: NDArray[np.int64] | None = None
     """int64 [N], from 0: by which ``validation`` is stratified; None goes by the labels."""
 
 
-def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation: float = 0.0) -> Dataset:
+@dataclass(frozen=True, kw_only=True)
+class Reading(Decoding):
+    """The keys that every source of image files shares: how they are decoded, and which are measured on.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    validation: float = 0.0
+    """Share of the training images, stratified by class, by the rarest one where an image has several, that
+    becomes the test set, in the place of one that there is."""
+    group: str = ""
+    """The column whose equal values belong together, such as a patient's images: neither ``validation`` nor
+    the partition nor the holdout parts them."""
+    val: str = "auto"
+    """What becomes of val images: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set where
+    there is none, else left out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(at_least=0, below=1, validation=self.validation)
+        _check_val(self.val)
+
+
+def to_dataset(listing: Listing, reading: Reading) -> Dataset:
     """Decode a listing and split it into training and test images.
 
     Training and test images are two slices of one memory map: none is copied. A list of test images alone is
@@ -60,25 +82,24 @@ def to_dataset(listing: Listing, how: Decoding, *, val: str = "auto", validation
 
     Args:
         listing: The files.
-        how: How they are decoded.
-        val: One of ``VAL``.
-        validation: Share of the training images, stratified by class, that becomes the test set, in the
-            place of one that there is.
+        reading: How they are decoded, and which are for the test.
 
     Raises:
-        ValueError: ``val`` or ``validation`` is out of range or does not fit the list.
+        ValueError: ``group`` or ``validation`` does not fit the list.
         DataError: As for ``decode``, or no training image is left of those that there were.
     """
-    if listing.group and listing.group not in listing.columns:
+    if reading.group and reading.group not in listing.columns:
         known = ", ".join(sorted(listing.columns)) or "none"
-        raise ValueError(f"group = {listing.group!r}: there is no such column; there are: {known}")
-    order, trained, notices = _arrange(listing, val, validation)
-    decoded = decode(listing.root, [listing.names[i] for i in order.tolist()], how)
+        raise ValueError(f"group = {reading.group!r}: there is no such column; there are: {known}")
+    order, trained, notices = _arrange(listing, reading)
+    decoded = decode(listing.root, [listing.names[i] for i in order.tolist()], reading)
     cut = int(np.searchsorted(decoded.readable, trained))
     if trained:
         _require_training(cut, listing.root)
     chosen = order[decoded.readable]
-    train, test = (_image_set(listing, decoded.images[part], chosen[part]) for part in _halves(cut))
+    train, test = (
+        _image_set(listing, decoded.images[part], chosen[part], reading.group) for part in _halves(cut)
+    )
     shared = shared_groups(train, test)
     return Dataset(
         train=train,
@@ -100,8 +121,7 @@ def resolve_val(val: str, *, has_test: bool) -> str:
     Raises:
         ValueError: ``val`` is not one of ``VAL``.
     """
-    if val not in VAL:
-        raise ValueError(f"val must be one of {', '.join(VAL)}, not {val!r}")
+    _check_val(val)
     if val == "auto":
         return "drop" if has_test else "test"
     return val
@@ -211,10 +231,15 @@ def grouped_order(
     return by_rank, rank[groups][by_rank]
 
 
-def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, int, tuple[str, ...]]:
+def _check_val(val: str) -> None:
+    if val not in VAL:
+        raise ValueError(f"val must be one of {', '.join(VAL)}, not {val!r}")
+
+
+def _arrange(listing: Listing, reading: Reading) -> tuple[Indices, int, tuple[str, ...]]:
     """Return image numbers, training images first, how many of them train, and notices."""
-    check_range(at_least=0, below=1, validation=validation)
-    fate = resolve_val(val, has_test=bool(np.any(listing.parts == "test")))
+    validation, group = reading.validation, reading.group
+    fate = resolve_val(reading.val, has_test=bool(np.any(listing.parts == "test")))
     parts = np.where(listing.parts == "val", fate, listing.parts)
     dropped = int(np.count_nonzero(parts == "drop"))
     notices = (left_out(dropped),) if dropped else ()
@@ -224,15 +249,13 @@ def _arrange(listing: Listing, val: str, validation: float) -> tuple[Indices, in
     _require_training(len(train), listing.root)
     names = [listing.names[i] for i in train.tolist()]
     own = strata(listing.labels[train]) if listing.strata is None else listing.strata[train]
-    if listing.group:
-        order, ranks = grouped_order(own, listing.columns[listing.group][train], names)
+    if group:
+        order, ranks = grouped_order(own, listing.columns[group][train], names)
     else:
         order, ranks = stratified_order(own, names)
     cut = int(np.searchsorted(ranks, 1 - validation))
-    if listing.group and validation and cut == len(train):
-        raise ValueError(
-            f"validation = {validation} is less than any group of column {listing.group!r}; raise it"
-        )
+    if group and validation and cut == len(train):
+        raise ValueError(f"validation = {validation} is less than any group of column {group!r}; raise it")
     _require_training(cut, listing.root)
     aside = set_aside_notice(len(test), len(train) - cut) if validation else ()
     return train[order], cut, (*notices, *aside)
@@ -247,9 +270,7 @@ def _halves(cut: int) -> tuple[slice, slice]:
     return slice(None, cut), slice(cut, None)
 
 
-def _image_set(listing: Listing, images: NDArray[np.uint8], numbers: Indices) -> ImageSet:
+def _image_set(listing: Listing, images: NDArray[np.uint8], numbers: Indices, group: str) -> ImageSet:
     columns = {name: values[numbers] for name, values in listing.columns.items()}
     names = [listing.names[i] for i in numbers.tolist()]
-    return ImageSet(
-        images=images, labels=listing.labels[numbers], columns=columns, names=names, group=listing.group
-    )
+    return ImageSet(images=images, labels=listing.labels[numbers], columns=columns, names=names, group=group)

@@ -14,7 +14,6 @@ valid, test_set and the like (``parts``).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,59 +21,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.dataset import Dataset
-from fedvision.data.decoding.decode import Decoding, named
-from fedvision.data.decoding.file_list import Listing, resolve_classes, to_dataset
+from fedvision.data.decoding.decode import named
+from fedvision.data.decoding.file_list import Listing, Reading, resolve_classes, to_dataset
 from fedvision.data.decoding.scan import IMAGE_SUFFIXES, Tree, walk
 from fedvision.data.naming import composed
 from fedvision.data.paths import expand
 from fedvision.data.sources.mask_files import without_masks
 from fedvision.data.sources.part_names import are_parts, hinted_part, part_of
 from fedvision.errors import DataError
+from fedvision.shared_keys import takes_fields_of
 
 SPLIT = "split"
 """The level whose folders are parts, where they lie below classes or clients."""
 _OTHERS = "convert them to PNG, DICOM and NIfTI slice by slice"
 
 
+@takes_fields_of(Reading)
 def image_folder(
-    *,
-    path: str,
-    size: int,
-    channels: int = 3,
-    fit: str = "crop",
-    range: float = 0.0,
-    levels: Sequence[str] = ("class",),
-    classes: Sequence[str] | None = None,
-    validation: float = 0.0,
-    group: str = "",
-    val: str = "auto",
-    max_unreadable: float = 0.01,
-    cache: str = "",
-    workers: int = 0,
+    *, path: str, levels: Sequence[str] = ("class",), classes: Sequence[str] | None = None, reading: Reading
 ) -> Dataset:
     """Read a folder of images; each is decoded once and kept as pixels in the cache.
 
     Args:
         path: The folder.
-        size: Side of the square images in pixels.
-        channels: 1 for gray, 3 for RGB.
-        fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"``, ``"pad"`` (black bars), or
-            ``"exact"``: files of another size cannot be read.
-        range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         levels: What the folders' names mean, from the outermost; ``"class"`` must be among them, the others
             become columns; ``"split"`` holds folders train, test and val.
         classes: Class names in the order of their labels; by default the folders' names, sorted, by value
             where all are numbers. Clients that train one model need the same list, though a client may lack
             some classes.
-        validation: Share of the training images, stratified by class, that becomes the test set, in the
-            place of one that there is.
-        group: The column whose equal values belong together, such as a patient's images: neither
-            ``validation`` nor the partition nor the holdout parts them.
-        val: What becomes of a val folder: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
-            where there is none, else left out.
-        max_unreadable: Share of files that may be unreadable; they are left out and named.
-        cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
-        workers: Processes that decode; 0 is one per CPU core where that pays.
+        reading: What all sources of image files share.
 
     Returns:
         Images uint8 [N, size, size, channels] as memory maps, and a column [N] for each further level.
@@ -84,18 +59,7 @@ def image_folder(
         DataError: The folder or its layout is wrong, too many files cannot be read, or the cache cannot be
             used.
     """
-    how = Decoding(
-        size=size,
-        channels=channels,
-        fit=fit,
-        range=range,
-        max_unreadable=max_unreadable,
-        cache=cache,
-        workers=workers,
-    )
-    return to_dataset(
-        replace(_listing(path, levels, classes), group=group), how, val=val, validation=validation
-    )
+    return to_dataset(_listing(path, levels, classes), reading)
 
 
 class _Row(NamedTuple):

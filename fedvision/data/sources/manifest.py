@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedvision.data.dataset import Dataset
-from fedvision.data.decoding.decode import Decoding, named
-from fedvision.data.decoding.file_list import Listing, resolve_classes, to_dataset
+from fedvision.data.decoding.decode import named
+from fedvision.data.decoding.file_list import Listing, Reading, resolve_classes, to_dataset
 from fedvision.data.naming import composed, is_missing
 from fedvision.data.paths import expand
 from fedvision.data.sources.csv_table import Row, columns_of, one_hot, read_table
@@ -22,69 +23,87 @@ from fedvision.data.sources.part_names import part_of
 from fedvision.data.targets import Targets
 from fedvision.errors import DataError
 from fedvision.ranges import check_range
+from fedvision.shared_keys import takes_fields_of
 
 
+@dataclass(frozen=True, kw_only=True)
+class ManifestColumns:
+    """Which columns hold what.
+
+    Raises:
+        ValueError: The keys contradict each other.
+    """
+
+    file: str = "file"
+    """Column of the files' names."""
+    suffix: str = ""
+    """What is added to the files' names where they lack it: ``".jpg"``."""
+    label: str | Sequence[str] = "label"
+    """Column of the labels, or a list of one-hot columns whose names are the classes; every other column
+    goes along as text."""
+    labels: Sequence[str] = ()
+    """Columns of 0 and 1, one for each label, where an image may have several of them."""
+    label_separator: str = ""
+    """What stands between the labels of an image that may have several, all in the column ``label``; an
+    empty cell is an image without any."""
+    mask: str = ""
+    """Column of the names of mask files, where pixels have classes; it takes the place of labels."""
+    split: str = "split"
+    """Column that says train, val or test; all rows are for training where it is missing."""
+
+    def __post_init__(self) -> None:
+        several = self.labels or self.label_separator
+        if self.mask and (self.label != "label" or several):
+            raise ValueError(
+                "mask names files with the class of each pixel; remove the keys of labels, or mask"
+            )
+        if self.labels and (self.label != "label" or self.label_separator):
+            raise ValueError("labels names columns of 0 and 1; remove label and label_separator, or labels")
+        if self.label_separator and not isinstance(self.label, str):
+            raise ValueError("label_separator parts the labels in one column; let label name it")
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """The columns that hold labels, or name masks."""
+        if self.mask:
+            return [self.mask]
+        return list(self.labels) or ([self.label] if isinstance(self.label, str) else list(self.label))
+
+    @property
+    def needed(self) -> list[tuple[str, str]]:
+        """Key and column of those that must be there."""
+        key = "mask" if self.mask else "labels" if self.labels else "label"
+        # The column "split" may be missing; one that was named may not.
+        named = [("split", self.split)] if self.split != "split" else []
+        return [("file", self.file), *((key, column) for column in self.targets), *named]
+
+
+@takes_fields_of(ManifestColumns, Reading)
 def manifest(
     *,
     path: str,
-    size: int,
     root: str = "",
-    file: str = "file",
-    label: str | Sequence[str] = "label",
-    labels: Sequence[str] = (),
-    label_separator: str = "",
-    mask: str = "",
     values: Sequence[int] = (),
     ignore: int = 255,
-    split: str = "split",
     delimiter: str = ",",
     encoding: str = "utf-8",
-    suffix: str = "",
-    channels: int = 3,
-    fit: str = "crop",
-    range: float = 0.0,
     classes: Sequence[str] | None = None,
-    validation: float = 0.0,
-    group: str = "",
-    val: str = "auto",
-    max_unreadable: float = 0.01,
-    cache: str = "",
-    workers: int = 0,
+    names: ManifestColumns,
+    reading: Reading,
 ) -> Dataset:
     """Read the images that a CSV file lists; each is decoded once and kept as pixels in the cache.
 
     Args:
         path: The CSV file, its first line the columns' names.
-        size: Side of the square images in pixels.
         root: Folder that the files' names are relative to; empty is the CSV file's folder.
-        file: Column of the files' names.
-        label: Column of the labels, or a list of one-hot columns whose names are the classes; every other
-            column goes along as text.
-        labels: Columns of 0 and 1, one for each label, where an image may have several of them.
-        label_separator: What stands between the labels of an image that may have several, all in the column
-            ``label``; an empty cell is an image without any.
-        mask: Column of the names of mask files, where pixels have classes; it takes the place of labels.
         values: The value of each class in the masks, such as [0, 255]; by default its number.
         ignore: The value of pixels that are neither trained on nor measured, unless ``values`` has it.
-        split: Column that says train, val or test; all rows are for training where it is missing.
         delimiter: What stands between two cells.
         encoding: Of the file: ``"utf-8"``, ``"cp1252"`` (Excel's on Windows), ``"utf-16"``, ...
-        suffix: What is added to the files' names where they lack it: ``".jpg"``.
-        channels: 1 for gray, 3 for RGB.
-        fit: ``"crop"`` (shorter side to ``size``, then the centre), ``"stretch"``, ``"pad"`` (black bars), or
-            ``"exact"``: files of another size cannot be read.
-        range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         classes: Labels in the order of their numbers; by default those in the file, sorted, by value where
             all are whole numbers.
-        validation: Share of the training images, stratified by class, that becomes the test set, in the
-            place of one that there is.
-        group: The column whose equal values belong together, such as a patient's images: neither
-            ``validation`` nor the partition nor the holdout parts them.
-        val: What becomes of val rows: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set where
-            there is none, else left out.
-        max_unreadable: Share of files that may be unreadable; they are left out and named.
-        cache: Folder of decoded images and masks; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
-        workers: Processes that decode; 0 is one per CPU core where that pays.
+        names: Which columns hold what.
+        reading: What all sources of image files share.
 
     Returns:
         Images uint8 [N, size, size, channels] as memory maps, and a column [N] for each further column.
@@ -94,83 +113,39 @@ def manifest(
         DataError: The CSV file or one of its rows is wrong, a file is missing, too many files cannot be read,
             or the cache cannot be used.
     """
-    how = Decoding(
-        size=size,
-        channels=channels,
-        fit=fit,
-        range=range,
-        max_unreadable=max_unreadable,
-        cache=cache,
-        workers=workers,
-    )
     check_range(at_least=0, ignore=ignore)
     if len(delimiter) != 1:
         raise ValueError(f"delimiter must be one character, not {delimiter!r}")
     table = expand(path)
-    columns = _label_columns(label, labels, label_separator, mask)
-    key = "mask" if mask else "labels" if labels else "label"
-    # The column "split" may be missing; one that was named may not.
-    needed = [("file", file), *((key, column) for column in columns)]
-    needed += [("split", split)] if split != "split" else []
-    rows = read_table(table, delimiter, encoding, needed)
+    rows = read_table(table, delimiter, encoding, names.needed)
     folder = expand(root) if root else table.parent
-    names = _check_files(rows, table, folder, file, suffix)
-    if mask:
+    files = _check_files(rows, table, folder, names.file, names.suffix)
+    if names.mask:
         code = mask_code(classes, values, ignore=ignore)
-        targets, _ = read_masks(folder, names, _check_files(rows, table, folder, mask, ""), code, how)
+        masks = _check_files(rows, table, folder, names.mask, "")
+        targets, _ = read_masks(folder, files, masks, code, reading)
         settled = with_classes(code, targets, str(table))
-    elif labels or label_separator:
-        targets, settled = _several_labels(rows, table, columns, "" if labels else label_separator, classes)
+    elif names.labels or names.label_separator:
+        targets, settled = _several_labels(rows, table, names, classes)
     else:
-        targets, settled = _one_class(rows, table, label, classes)
-    others = columns_of(rows, (file, split, *columns))
+        targets, settled = _one_class(rows, table, names.label, classes)
+    others = columns_of(rows, (names.file, names.split, *names.targets))
     listing = Listing(
         root=folder,
-        names=names,
+        names=files,
         labels=targets,
         classes=settled,
-        parts=np.array([_part(row, table, split) for row in rows]),
+        parts=np.array([_part(row, table, names.split) for row in rows]),
         columns={name: np.array([composed(row.cells[name]) for row in rows]) for name in others},
-        group=group,
     )
-    return to_dataset(listing, how, val=val, validation=validation)
-
-
-def _label_columns(
-    label: str | Sequence[str], labels: Sequence[str], label_separator: str, mask: str
-) -> Sequence[str]:
-    """Return the columns that hold labels, or name masks.
-
-    Raises:
-        ValueError: The keys contradict each other.
-    """
-    if mask and (label != "label" or labels or label_separator):
-        raise ValueError("mask names files with the class of each pixel; remove the keys of labels, or mask")
-    if mask:
-        return [mask]
-    if labels and (label != "label" or label_separator):
-        raise ValueError("labels names columns of 0 and 1; remove label and label_separator, or labels")
-    if label_separator and not isinstance(label, str):
-        raise ValueError("label_separator parts the labels in one column; let label name it")
-    return list(labels) or ([label] if isinstance(label, str) else list(label))
+    return to_dataset(listing, reading)
 
 
 def _several_labels(
-    rows: Sequence[Row],
-    table: Path,
-    columns: Sequence[str],
-    separator: str,
-    classes: Sequence[str] | None,
+    rows: Sequence[Row], table: Path, names: ManifestColumns, classes: Sequence[str] | None
 ) -> tuple[Targets, tuple[str, ...]]:
-    """Return 0 and 1 for the labels of each row, uint8 [N, L], and the names of all.
-
-    Args:
-        rows: The file's.
-        table: The file, for messages.
-        columns: One a label; or the one with all of an image's, parted by ``separator``.
-        separator: Empty where each label has a column.
-        classes: As written in the experiment, or None.
-    """
+    """Return 0 and 1 for the labels of each row, uint8 [N, L], and the names of all."""
+    columns, separator = names.targets, names.label_separator
     given, found = parted(rows, columns[0], separator, table) if separator else zero_one(rows, columns, table)
     named = classes or (None if separator else columns)
     # A client none of whose images has a label knows their names from data.classes alone.

@@ -34,16 +34,19 @@ class Pair(NamedTuple):
 class Layout:
     """Where images and masks lie below a folder, and which of them are meant."""
 
-    images: str
-    """Name of the folders of images."""
-    masks: str
+    images: str = "images"
+    """Name of the folders of images, such as ``"images"`` or ``"data/images"``."""
+    masks: str = "masks"
     """Name of the folders of masks."""
     image_suffix: str = ""
-    """How the files of images end; empty for any."""
+    """How the files of images end, such as ``"_leftImg8bit.png"``; what is before it is the image's name, and
+    files that end otherwise are left out. Empty takes all."""
     mask_suffix: str = ""
-    """The same of masks."""
+    """The same of masks, such as ``"_gtFine_labelIds.png"``."""
     names: Mapping[str, str] | None = None
-    """Part -> the list of its names."""
+    """Part (train, val, test) -> a text file, relative to ``path``, whose lines begin with the names of its
+    images, without folder and suffix; images that no file lists are left out. By default folders are
+    parts."""
 
     def __post_init__(self) -> None:
         names = self.names

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.dataset import Dataset, ImageSet
-from fedvision.data.decoding.decode import Decoding
-from fedvision.data.decoding.file_list import Listing, to_dataset
+from fedvision.data.decoding.file_list import Listing, Reading, to_dataset
 from fedvision.data.paths import data_root
 from fedvision.data.sources.idx import idx_dataset
 from fedvision.data.sources.pcam import pcam_arrays
 from fedvision.data.sources.validation_share import with_validation
 from fedvision.errors import DataError, first_line, nearest
 from fedvision.ranges import check_range
+from fedvision.shared_keys import takes_fields_of
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileKeys:
+    """How sets of image files are decoded; others are as they are.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    size: int = 0
+    """Side of the square images in pixels, for sets of image files."""
+    channels: int = 3
+    """1 for gray, 3 for RGB, for sets of image files; others are as they are."""
+    fit: str = "crop"
+    """``"crop"``, ``"stretch"``, ``"pad"`` or ``"exact"``, for sets of image files."""
+    max_unreadable: float = 0.01
+    """Share of files that may be unreadable; they are left out and named."""
+    cache: str = ""
+    """Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded."""
+    workers: int = 0
+    """Processes that decode; 0 is one per CPU core where that pays."""
+
+    def __post_init__(self) -> None:
+        check_range(at_least=0, size=self.size, workers=self.workers)
+        check_range(at_least=1, channels=self.channels)
+        check_range(at_least=0, below=1, max_unreadable=self.max_unreadable)
+
+
+@takes_fields_of(FileKeys)
 def torchvision_dataset(
     *,
     dataset: str,
     root: str = "",
     download: bool = False,
     split: str = "balanced",
-    size: int = 0,
-    channels: int = 3,
-    fit: str = "crop",
     validation: float = 0.0,
-    max_unreadable: float = 0.01,
-    cache: str = "",
-    workers: int = 0,
+    files: FileKeys,
 ) -> Dataset:
     """Load one of torchvision's sets.
 
@@ -52,14 +76,9 @@ def torchvision_dataset(
         root: Folder of data sets; empty is $FEDVISION_DATA, else ~/.cache/fedvision.
         download: Fetch the set where it is not there.
         split: Which of EMNIST's six sets.
-        size: Side of the square images in pixels, for sets of image files.
-        channels: 1 for gray, 3 for RGB, for sets of image files; others are as they are.
-        fit: ``"crop"``, ``"stretch"``, ``"pad"`` or ``"exact"``, for sets of image files.
         validation: Share of the training images, stratified by class, that becomes the test set, in the
             place of one that there is.
-        max_unreadable: Share of files that may be unreadable; they are left out and named.
-        cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
-        workers: Processes that decode; 0 is one per CPU core where that pays.
+        files: How sets of image files are decoded.
 
     Returns:
         Images uint8 [N, H, W, 1 or 3].
@@ -68,28 +87,24 @@ def torchvision_dataset(
         ValueError: A value is out of range or does not suit the set.
         DataError: The set is not there, cannot be fetched or cannot be read.
     """
-    check_range(at_least=0, size=size, workers=workers)
-    check_range(at_least=1, channels=channels)
-    check_range(at_least=0, below=1, validation=validation, max_unreadable=max_unreadable)
+    check_range(at_least=0, below=1, validation=validation)
     folder = data_root(root)
     if split != "balanced" and dataset != "EMNIST":
         raise ValueError(f"split = {split!r} is for emnist alone; {dataset} is not made of several sets")
     if found := idx_dataset(dataset, folder):
-        _refuse_size(dataset, size)
+        _refuse_size(dataset, files.size)
         return with_validation(found, validation)
     maker = _maker(dataset)
     train, test = (_open(maker, folder, download, half, split) for half in (True, False))
     arrays = _arrays(train)
     if arrays is not None and test is not None:
-        _refuse_size(dataset, size)
+        _refuse_size(dataset, files.size)
         whole = _from_arrays(dataset, arrays, _arrays(test), _names(train), split)
         return with_validation(whole, validation)
-    if size < 1:
+    if files.size < 1:
         raise ValueError(f"size is missing: the images of {dataset} differ in size; add size = 64, say")
-    how = Decoding(
-        size=size, channels=channels, fit=fit, max_unreadable=max_unreadable, cache=cache, workers=workers
-    )
-    return to_dataset(_listing(folder, train, test), how, validation=validation)
+    reading = Reading(**vars(files), validation=validation)
+    return to_dataset(_listing(folder, train, test), reading)
 
 
 def _refuse_size(dataset: str, size: int) -> None:

@@ -79,10 +79,7 @@ def serve(options: SuperlinkOptions) -> None:
         )
         keyring = Keyring(options.clients, state)
         app = LongPolling(app if slower else _past_middleware(app))
-        tls: dict[str, Any] = (
-            {"ssl_certfile": files["certificate"], "ssl_keyfile": str(files["key"])} if files else {}
-        )
-        server = GuardedServer(uvicorn.Config(app, **_SETTINGS, **tls), keyring, ready)
+        server = GuardedServer(uvicorn.Config(app, **_SETTINGS, **_own_side(files)), keyring, ready)
         gate = ApiGateway(
             app,
             lambda: keyring.known,
@@ -102,6 +99,11 @@ def serve(options: SuperlinkOptions) -> None:
         )
         server.public = PublicListener(public, config, server, context, options.limits)
         server.run(sockets=[private])
+
+
+def _own_side(files: Mapping[str, Path] | None) -> dict[str, Any]:
+    """Return how the run's own processes are answered."""
+    return {"ssl_certfile": files["certificate"], "ssl_keyfile": str(files["key"])} if files else {}
 
 
 def _past_middleware(app: Any) -> Any:

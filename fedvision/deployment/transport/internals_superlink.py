@@ -153,8 +153,7 @@ def superlink(
         runtime_dependency_install=False,
     )
     app = create_app(config, SuperLinkLifespan)
-    state = app.state.linkstate_factory.state()
-    objects = database.with_suffix(".objects")
+    state, objects = app.state.linkstate_factory.state(), database.with_suffix(".objects")
     if shortcuts:
         from fedvision.deployment.transport.internals_store import keep_in_files
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvision.data.dataset import Dataset
-from fedvision.data.decoding.decode import Decoding
 from fedvision.data.decoding.file_list import (
     Listing,
+    Reading,
     resolve_classes,
     resolve_val,
     stratified_order,
@@ -36,7 +36,7 @@ def made(root: Path, parts: str, labels: str = "", **keys: Any) -> Dataset:
         parts=np.array([{"t": "train", "v": "val", "e": "test"}[part] for part in parts]),
         columns={"number": np.arange(len(parts))},
     )
-    return to_dataset(files, Decoding(size=4, channels=1, workers=1), **keys)
+    return to_dataset(files, Reading(size=4, channels=1, workers=1, **keys))
 
 
 def numbers(dataset: Dataset) -> tuple[list[int], list[int]]:
@@ -113,7 +113,7 @@ def test_labels_and_columns_beside_unreadable_images(tmp_path: Path) -> None:
         parts=np.array(["train", "test"]).repeat(4),
         columns={"number": np.arange(8)},
     )
-    dataset = to_dataset(files, Decoding(size=4, channels=1, workers=1, max_unreadable=0.5))
+    dataset = to_dataset(files, Reading(size=4, channels=1, workers=1, max_unreadable=0.5))
     assert numbers(dataset) == ([0, 1, 3], [4, 6, 7])
     assert dataset.train.labels.tolist() == [0, 1, 1]
     assert dataset.test

@@ -14,7 +14,7 @@ import pytest
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset
-from fedvision.data.sources import nifti
+from fedvision.data.sources import volume_slices
 from fedvision.errors import DataError, PluginError
 
 SHAPE = (6, 8, 5)
@@ -203,7 +203,7 @@ def test_a_second_start_reads_no_volume(
     def load(file: Path, channel: int) -> Any:
         raise AssertionError(f"{file} is read")
 
-    monkeypatch.setattr(nifti, "_load", load)
+    monkeypatch.setattr(volume_slices, "_load", load)
     moved = tmp_path_factory.mktemp("moved")
     for place in ("imagesTr", "labelsTr"):
         (folder / place).rename(moved / place)

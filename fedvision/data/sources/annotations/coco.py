@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedvision.data.dataset import Dataset
-from fedvision.data.decoding.decode import Decoding
 from fedvision.data.paths import expand
 from fedvision.data.sources.annotations.coco_file import (
     Annotation,
@@ -18,63 +17,47 @@ from fedvision.data.sources.annotations.coco_file import (
     image_records,
     read_coco,
 )
-from fedvision.data.sources.annotations.reading import Reading, boxes_dataset
+from fedvision.data.sources.annotations.reading import BoxReading, boxes_dataset
 from fedvision.data.sources.annotations.records import Record, class_order
 from fedvision.errors import DataError
+from fedvision.shared_keys import takes_fields_of
 
 
-def coco(
-    *,
-    path: str,
-    size: int,
-    root: str = "",
-    test: str = "",
-    test_root: str = "",
-    split: str = "split",
-    pattern: str = "",
-    channels: int = 3,
-    fit: str = "pad",
-    range: float = 0.0,
-    classes: Sequence[str] | None = None,
-    repair: bool = False,
-    tile: int = 0,
-    overlap: int = 0,
-    validation: float = 0.0,
-    group: str = "",
-    val: str = "auto",
-    max_unreadable: float = 0.01,
-    cache: str = "",
-    workers: int = 0,
-) -> Dataset:
+@dataclass(frozen=True, kw_only=True)
+class CocoPaths:
+    """Which JSON files and images are read.
+
+    Raises:
+        ValueError: ``test_root`` is given without ``test``.
+    """
+
+    path: str
+    """The JSON file of the training images, or of all."""
+    root: str = ""
+    """Folder of the image files; empty is the JSON file's."""
+    test: str = ""
+    """The JSON file of the test images, with the same categories."""
+    test_root: str = ""
+    """Folder of the test images' files; empty is that JSON file's."""
+    split: str = "split"
+    """Field of an image that says train, val or test; its other fields are columns."""
+
+    def __post_init__(self) -> None:
+        if self.test_root and not self.test:
+            raise ValueError(
+                "test_root is the folder of the images that the JSON file data.test names; name it"
+            )
+
+
+@takes_fields_of(CocoPaths, BoxReading)
+def coco(*, classes: Sequence[str] | None = None, paths: CocoPaths, reading: BoxReading) -> Dataset:
     """Read images and their boxes from COCO JSON; an image without an annotation shows no object.
 
     Args:
-        path: The JSON file of the training images, or of all.
-        size: Side of the square images in pixels.
-        root: Folder of the image files; empty is the JSON file's.
-        test: The JSON file of the test images, with the same categories.
-        test_root: Folder of the test images' files; empty is that JSON file's.
-        split: Field of an image that says train, val or test.
-        pattern: A regular expression with named groups, searched in the files' names: each group becomes a
-            column, such as ``"(?P<patient>[^_/]+)_"``.
-        channels: 1 for gray, 3 for RGB.
-        fit: ``"pad"`` (black bars), ``"stretch"``, or ``"exact"``: files of another size cannot be read.
-        range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         classes: Classes in the order of their numbers; by default the categories in the order of their ids.
             A category without an object need not be among them.
-        repair: Clip boxes that stick out of their image by more than a pixel and leave out those without area
-            or outside of it, with a notice that counts them; else they are refused.
-        tile: Cut images into tiles of that side in pixels, each an image; 0 keeps them whole.
-        overlap: Pixels that neighbouring tiles share.
-        validation: Share of the training images, stratified by their rarest class, that becomes the test set,
-            in the place of one that there is.
-        group: The column whose equal values belong together, such as a patient's images: neither
-            ``validation`` nor the partition nor the holdout parts them. The fields of images are columns.
-        val: What becomes of val images: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
-            where there is none, else left out.
-        max_unreadable: Share of files that may be unreadable; they are left out and named.
-        cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
-        workers: Processes that decode; 0 is one per CPU core where that pays.
+        paths: Which JSON files and images are read.
+        reading: What all sources of boxes share.
 
     Returns:
         Images uint8 [N, size, size, channels], boxes float64 [N, 1 + M, 7] (``fedvision.data.boxes``).
@@ -83,26 +66,7 @@ def coco(
         ValueError: A value is out of range.
         DataError: A JSON file or one of its entries is wrong, a file is missing, or a box is.
     """
-    how = Decoding(
-        size=size,
-        channels=channels,
-        fit=fit,
-        range=range,
-        max_unreadable=max_unreadable,
-        cache=cache,
-        workers=workers,
-    )
-    reading = Reading(
-        how=how,
-        val=val,
-        validation=validation,
-        group=group,
-        pattern=pattern,
-        repair=repair,
-        tile=tile,
-        overlap=overlap,
-    )
-    found = open_files(path, root, test, test_root, split)
+    found = open_files(paths)
     names = class_order(classes, found.categories, found.used(), str(found.files[0].path))
     number = found.numbers(names)
     records = []
@@ -143,20 +107,17 @@ class CocoImages(NamedTuple):
         return {file.categories[one.category] for file in self.files for one in file.annotations}
 
 
-def open_files(path: str, root: str, test: str, test_root: str, split: str) -> CocoImages:
+def open_files(paths: CocoPaths) -> CocoImages:
     """Read the JSON files that an experiment names.
 
     Raises:
-        ValueError: ``test_root`` is given without ``test``.
         DataError: One of them is wrong, or they have other categories.
     """
-    if test_root and not test:
-        raise ValueError("test_root is the folder of the images that the JSON file data.test names; name it")
-    named = (("data.path", path), ("data.test", test))
+    named = (("data.path", paths.path), ("data.test", paths.test))
     files = [read_coco(expand(one), key) for key, one in named if one or key == "data.path"]
     folders = [
         expand(given) if given else file.path.parent
-        for file, given in zip(files, (root, test_root), strict=False)
+        for file, given in zip(files, (paths.root, paths.test_root), strict=False)
     ]
     if len(files) == 2 and files[0].categories != files[1].categories:
         raise DataError(
@@ -168,7 +129,7 @@ def open_files(path: str, root: str, test: str, test_root: str, split: str) -> C
     seen: dict[Any, Path] = {}
     for file, folder, part in zip(files, folders, ("train", "test"), strict=False):
         prefix = "" if folder == top else f"{folder.relative_to(top).as_posix()}/"
-        records, annotations = image_records(file, folder, prefix, part, split), file.by_image()
+        records, annotations = image_records(file, folder, prefix, part, paths.split), file.by_image()
         for identity, record in records.items():
             if (other := seen.setdefault(record.name, file.path)) is not file.path:
                 raise DataError(f"{file.path}: {record.name} is in {other} as well; keep it in one of them")

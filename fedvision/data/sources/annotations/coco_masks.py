@@ -17,89 +17,46 @@ from numpy.typing import NDArray
 from fedvision.data.boxes import Placement
 from fedvision.data.dataset import Dataset
 from fedvision.data.decoding import file_digest
-from fedvision.data.decoding.decode import Decoding
 from fedvision.data.decoding.decode_once import decode_once
 from fedvision.data.decoding.placement import Located, sample
 from fedvision.data.decoding.process_pool import Answer, PixelFormat
 from fedvision.data.masks import IGNORED, MOST_CLASSES
 from fedvision.data.naming import composed
-from fedvision.data.sources.annotations.coco import CocoImage, CocoImages, open_files
-from fedvision.data.sources.annotations.reading import Reading, masks_dataset, read_files
+from fedvision.data.sources.annotations.coco import CocoImage, CocoImages, CocoPaths, open_files
+from fedvision.data.sources.annotations.reading import AnnotatedReading, masks_dataset, read_files
 from fedvision.data.sources.annotations.records import class_order
 from fedvision.data.sources.annotations.regions import region_mask
 from fedvision.errors import DataError
+from fedvision.shared_keys import takes_fields_of
 
 
+@takes_fields_of(CocoPaths, AnnotatedReading)
 def coco_masks(
     *,
-    path: str,
-    size: int,
-    root: str = "",
-    test: str = "",
-    test_root: str = "",
-    split: str = "split",
-    pattern: str = "",
-    channels: int = 3,
-    fit: str = "pad",
-    range: float = 0.0,
     classes: Sequence[str] | None = None,
     background: str = "background",
-    validation: float = 0.0,
-    group: str = "",
-    val: str = "auto",
-    max_unreadable: float = 0.01,
-    cache: str = "",
-    workers: int = 0,
+    paths: CocoPaths,
+    reading: AnnotatedReading,
 ) -> Dataset:
     """Read images and a class for each of their pixels from COCO JSON's polygons and run lengths.
 
     Smaller objects lie over larger ones; crowds and the bars of ``"pad"`` are 255, which is no class.
 
     Args:
-        path: The JSON file of the training images, or of all.
-        size: Side of the square images in pixels.
-        root: Folder of the image files; empty is the JSON file's.
-        test: The JSON file of the test images, with the same categories.
-        test_root: Folder of the test images' files; empty is that JSON file's.
-        split: Field of an image that says train, val or test.
-        pattern: A regular expression with named groups, searched in the files' names: each group becomes a
-            column, such as ``"(?P<patient>[^_/]+)_"``.
-        channels: 1 for gray, 3 for RGB.
-        fit: ``"pad"`` (black bars), ``"stretch"``, ``"crop"`` (shorter side to ``size``, then the centre), or
-            ``"exact"``: files of another size cannot be read.
-        range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         classes: Classes in the order of their numbers, the background among them; by default the background,
             then the categories in the order of their ids. A category without an object need not be there.
         background: The class of pixels in no object; a category of that name is the same class.
-        validation: Share of the training images, stratified by their rarest class, that becomes the test set,
-            in the place of one that there is.
-        group: The column whose equal values belong together, such as a patient's images: neither
-            ``validation`` nor the partition nor the holdout parts them. The fields of images are columns.
-        val: What becomes of val images: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
-            where there is none, else left out.
-        max_unreadable: Share of files that may be unreadable; they are left out and named.
-        cache: Folder of decoded images and masks; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
-        workers: Processes that decode; 0 is one per CPU core where that pays.
+        paths: Which JSON files and images are read.
+        reading: What all sources of annotated images share.
 
     Returns:
         Images uint8 [N, size, size, channels], classes uint8 [N, size, size].
 
     Raises:
         ValueError: A value is out of range.
-        DataError: A JSON file or one of its entries is wrong, a file is missing, or there are more than 255
-            classes.
+        DataError: A JSON file or one of its entries is wrong, a file is missing, or a class above the 255th.
     """
-    how = Decoding(
-        size=size,
-        channels=channels,
-        fit=fit,
-        range=range,
-        max_unreadable=max_unreadable,
-        cache=cache,
-        workers=workers,
-    )
-    reading = Reading(how=how, val=val, validation=validation, group=group, pattern=pattern)
-    found, background = open_files(path, root, test, test_root, split), composed(background)
+    found, background = open_files(paths), composed(background)
     known = [background, *(name for name in found.categories if name != background)]
     where = str(found.files[0].path)
     names = class_order(classes, known, {background, *found.used()}, where)
@@ -108,10 +65,10 @@ def coco_masks(
     records, located, notices = read_files([image.record for image in found.images], found.root, reading)
     files = [str(file.path.absolute()) for file in found.files]
     entry = decode_once(
-        cache,
+        reading.cache,
         found.root,
         (*files, *(record.name for record in records)),
-        PixelFormat(size, 1, fit),
+        PixelFormat(reading.size, 1, reading.fit),
         what="annotated masks",
         number=len(records),
         meaning=("coco masks", names, background),
@@ -119,11 +76,12 @@ def coco_masks(
             *file_digest.contents(found.root, files),
             *(hashlib.sha256(f"{one}".encode()).digest() for one in located),
         ),
-        make=lambda: _draw_all(found, located, names, size, background),
+        make=lambda: _draw_all(found, located, names, reading.size, background),
     )
     drawn, vanished = (sum(column) for column in zip((0, 0), *entry.notes.values(), strict=True))
     lost = (
-        f"{vanished:,} of {drawn:,} objects have no pixel at size = {size}, as they are hidden or too small"
+        f"{vanished:,} of {drawn:,} objects have no pixel at size = {reading.size}, as they are hidden or "
+        "too small"
     )
     return masks_dataset(
         records,

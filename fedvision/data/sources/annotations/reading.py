@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from fedvision.data.box_facts import tiny_boxes
 from fedvision.data.boxes import CLASS, Placement, packed
 from fedvision.data.dataset import Dataset
-from fedvision.data.decoding.decode import Decoding
-from fedvision.data.decoding.file_list import Listing, to_dataset
+from fedvision.data.decoding.file_list import Listing, Reading, to_dataset
 from fedvision.data.decoding.placement import Located, locate_all
 from fedvision.data.sources.annotations.checks import check_sizes, checked_boxes
 from fedvision.data.sources.annotations.records import Record, columns_of, with_pattern
@@ -24,23 +23,35 @@ from fedvision.stages import stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """The keys that every source of annotated images shares.
+class AnnotatedReading(Reading):
+    """The keys that every source of annotated images shares."""
 
-    Raises:
-        ValueError: A value is out of range.
-    """
+    fit: str = "pad"
+    """``"pad"`` (black bars), ``"stretch"``, ``"crop"`` (shorter side to ``size``, then the centre), or
+    ``"exact"``: files of another size cannot be read."""
+    pattern: str = ""
+    """A regular expression with named groups, searched in the files' names: each group becomes a column, such
+    as ``"(?P<patient>[^_/]+)_"``."""
 
-    how: Decoding
-    val: str
-    validation: float
-    group: str
-    pattern: str
+
+@dataclass(frozen=True, kw_only=True)
+class BoxReading(AnnotatedReading):
+    """The keys that every source of boxes shares."""
+
+    fit: str = "pad"
+    """``"pad"`` (black bars), ``"stretch"``, or ``"exact"``: files of another size cannot be read."""
     repair: bool = False
+    """Clip boxes that stick out of their image by more than a pixel and leave out those without area or
+    outside of it, with a notice that counts them; else they are refused."""
     tile: int = 0
+    """Cut images into tiles of that side in pixels, each an image; 0 keeps them whole."""
     overlap: int = 0
+    """Pixels that neighbouring tiles share."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fit == "crop":
+            raise ValueError('fit = "crop" would cut boxes at the edges; take "pad" or "stretch"')
         check_tiles(self.tile, self.overlap)
 
 
@@ -48,7 +59,7 @@ def boxes_dataset(
     records: Sequence[Record],
     root: Path,
     classes: Sequence[str],
-    reading: Reading,
+    reading: BoxReading,
     *,
     shares: bool = False,
     notices: tuple[str, ...] = (),
@@ -64,23 +75,23 @@ def boxes_dataset(
         notices: On the annotations themselves.
 
     Raises:
-        ValueError: A value does not fit the data; ``fit = "crop"`` would cut boxes.
+        ValueError: A value does not fit the data.
         DataError: A box or a file is wrong; as for ``to_dataset``.
     """
-    if reading.how.fit == "crop":
-        raise ValueError('fit = "crop" would cut boxes at the edges; take "pad" or "stretch"')
     records, located, sized = read_files(records, root, reading)
     records, changed = checked_boxes(records, located, shares=shares, repair=reading.repair)
     if reading.tile:
         records, root, cut = in_tiles(
-            records, root, located, tile=reading.tile, overlap=reading.overlap, how=reading.how
+            records, root, located, tile=reading.tile, overlap=reading.overlap, how=reading
         )
-        located, changed = locate_all(root, [r.name for r in records], reading.how), (*changed, *cut)
+        located, changed = locate_all(root, [r.name for r in records], reading), (*changed, *cut)
+        # Tiles of one image overlap and show the same ground: no split may part them.
+        reading = replace(reading, group=reading.group or SOURCE)
     present = np.zeros((len(records), len(classes)), np.uint8)
     for row, record in zip(present, records, strict=True):
         row[record.boxes[:, CLASS].astype(np.int64)] = 1
     targets = packed([record.boxes for record in records], [placement_of(one) for one in located])
-    listed = (*notices, *sized, *changed, *tiny_boxes(targets, reading.how.size))
+    listed = (*notices, *sized, *changed, *tiny_boxes(targets, reading.size))
     return _dataset(records, root, targets, present, classes, reading, listed)
 
 
@@ -111,7 +122,7 @@ def masks_dataset(
 
 
 def read_files(
-    records: Sequence[Record], root: Path, reading: Reading
+    records: Sequence[Record], root: Path, reading: AnnotatedReading
 ) -> tuple[list[Record], list[Located | str], tuple[str, ...]]:
     """Look at the files of records.
 
@@ -125,7 +136,7 @@ def read_files(
         raise DataError(f"{root}: there are no annotated images; correct data.path")
     records = with_pattern(records, reading.pattern)
     stage(f"looking at the sizes of {len(records):,} image files in {root}")
-    located = locate_all(root, [record.name for record in records], reading.how)
+    located = locate_all(root, [record.name for record in records], reading)
     return records, located, check_sizes(records, located)
 
 
@@ -151,8 +162,6 @@ def _dataset(
         parts=np.array([record.part for record in records]),
         columns=columns_of(records),
         notices=notices,
-        # Tiles of one image overlap and show the same ground: no split may part them.
-        group=reading.group or (SOURCE if reading.tile else ""),
         strata=strata(present),
     )
-    return to_dataset(listing, reading.how, val=reading.val, validation=reading.validation)
+    return to_dataset(listing, reading)

@@ -14,70 +14,41 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedvision.data.dataset import Dataset
-from fedvision.data.decoding.decode import Decoding, named
+from fedvision.data.decoding.decode import named
 from fedvision.data.decoding.scan import files as files_below
 from fedvision.data.decoding.scan import walk
 from fedvision.data.paths import expand
-from fedvision.data.sources.annotations.reading import Reading, boxes_dataset
+from fedvision.data.sources.annotations.reading import BoxReading, boxes_dataset
 from fedvision.data.sources.annotations.records import Record, class_order
 from fedvision.data.sources.annotations.voc_file import VocFile, box_rows, read_voc
 from fedvision.data.sources.part_names import part_of
 from fedvision.errors import DataError
+from fedvision.shared_keys import takes_fields_of
 
 DIFFICULT = ("ignore", "keep")
 """What becomes of difficult objects: neither trained on nor counted, or as all others."""
 _SETS = "ImageSets/Main"
 
 
+@takes_fields_of(BoxReading)
 def voc(
     *,
     path: str,
-    size: int,
     difficult: str = "ignore",
     origin: int = 1,
-    pattern: str = "",
-    channels: int = 3,
-    fit: str = "pad",
-    range: float = 0.0,
     classes: Sequence[str] | None = None,
-    repair: bool = False,
-    tile: int = 0,
-    overlap: int = 0,
-    validation: float = 0.0,
-    group: str = "",
-    val: str = "auto",
-    max_unreadable: float = 0.01,
-    cache: str = "",
-    workers: int = 0,
+    reading: BoxReading,
 ) -> Dataset:
     """Read images and their boxes from Pascal VOC's XML files; one without an object shows none.
 
     Args:
         path: The folder, such as ``VOCdevkit/VOC2012``, or one of XML files beside their images.
-        size: Side of the square images in pixels.
         difficult: What becomes of objects that are marked so: ``"ignore"`` neither trains on them nor counts
             them, as crowds of COCO; ``"keep"`` takes them as all others.
         origin: Number of the first pixel: 1 as VOC counts them, the last one belonging to the box; 0 for
             plain coordinates, as many tools write them.
-        pattern: A regular expression with named groups, searched in the files' names: each group becomes a
-            column, such as ``"(?P<patient>[^_/]+)_"``.
-        channels: 1 for gray, 3 for RGB.
-        fit: ``"pad"`` (black bars), ``"stretch"``, or ``"exact"``: files of another size cannot be read.
-        range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         classes: Classes in the order of their numbers; by default those of the objects, sorted.
-        repair: Clip boxes that stick out of their image by more than a pixel and leave out those without area
-            or outside of it, with a notice that counts them; else they are refused.
-        tile: Cut images into tiles of that side in pixels, each an image; 0 keeps them whole.
-        overlap: Pixels that neighbouring tiles share.
-        validation: Share of the training images, stratified by their rarest class, that becomes the test set,
-            in the place of one that there is.
-        group: The column whose equal values belong together, such as a patient's images: neither
-            ``validation`` nor the partition nor the holdout parts them.
-        val: What becomes of val images: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
-            where there is none, else left out.
-        max_unreadable: Share of files that may be unreadable; they are left out and named.
-        cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
-        workers: Processes that decode; 0 is one per CPU core where that pays.
+        reading: What all sources of boxes share.
 
     Returns:
         Images uint8 [N, size, size, channels], boxes float64 [N, 1 + M, 7] (``fedvision.data.boxes``).
@@ -86,25 +57,6 @@ def voc(
         ValueError: A value is out of range.
         DataError: The folder, an XML file or a box is wrong, or a file is missing.
     """
-    how = Decoding(
-        size=size,
-        channels=channels,
-        fit=fit,
-        range=range,
-        max_unreadable=max_unreadable,
-        cache=cache,
-        workers=workers,
-    )
-    reading = Reading(
-        how=how,
-        val=val,
-        validation=validation,
-        group=group,
-        pattern=pattern,
-        repair=repair,
-        tile=tile,
-        overlap=overlap,
-    )
     if difficult not in DIFFICULT:
         raise ValueError(f"difficult must be one of {', '.join(DIFFICULT)}, not {difficult!r}")
     if origin not in (0, 1):

@@ -19,15 +19,16 @@ import numpy as np
 
 from fedvision.data.boxes import CLASS
 from fedvision.data.dataset import Dataset
-from fedvision.data.decoding.decode import Decoding, named
+from fedvision.data.decoding.decode import named
 from fedvision.data.decoding.scan import files as files_below
 from fedvision.data.decoding.scan import walk
 from fedvision.data.paths import expand
-from fedvision.data.sources.annotations.reading import Reading, boxes_dataset
+from fedvision.data.sources.annotations.reading import BoxReading, boxes_dataset
 from fedvision.data.sources.annotations.records import Record, class_order
 from fedvision.data.sources.annotations.yolo_file import YoloNames, read_labels, read_names, read_yaml
 from fedvision.data.sources.part_names import part_of
 from fedvision.errors import DataError
+from fedvision.shared_keys import takes_fields_of
 
 _YAML = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _NAMES = ("classes.txt", "obj.names")
@@ -37,50 +38,20 @@ _NO_LABELS = frozenset(
 """Text files that lie beside images and are those of no image."""
 
 
+@takes_fields_of(BoxReading)
 def yolo(
     *,
     path: str,
-    size: int,
-    pattern: str = "",
-    channels: int = 3,
-    fit: str = "pad",
-    range: float = 0.0,
     classes: Sequence[str] | None = None,
-    repair: bool = False,
-    tile: int = 0,
-    overlap: int = 0,
-    validation: float = 0.0,
-    group: str = "",
-    val: str = "auto",
-    max_unreadable: float = 0.01,
-    cache: str = "",
-    workers: int = 0,
+    reading: BoxReading,
 ) -> Dataset:
     """Read images and their boxes from YOLO's text files; an image without one shows no object.
 
     Args:
         path: The folder, or its ``data.yaml``.
-        size: Side of the square images in pixels.
-        pattern: A regular expression with named groups, searched in the files' names: each group becomes a
-            column, such as ``"(?P<patient>[^_/]+)_"``.
-        channels: 1 for gray, 3 for RGB.
-        fit: ``"pad"`` (black bars), ``"stretch"``, or ``"exact"``: files of another size cannot be read.
-        range: The value that is white, such as 1023 for 10 bits in 16-bit files; 0 goes by the file.
         classes: Classes in the order of their numbers, which the text files mean where neither ``data.yaml``
             nor ``classes.txt`` names them; else those are brought into this order, by their names.
-        repair: Clip boxes that stick out of their image by more than a pixel and leave out those without area
-            or outside of it, with a notice that counts them; else they are refused.
-        tile: Cut images into tiles of that side in pixels, each an image; 0 keeps them whole.
-        overlap: Pixels that neighbouring tiles share.
-        validation: Share of the training images, stratified by their rarest class, that becomes the test set,
-            in the place of one that there is.
-        group: The column whose equal values belong together, such as a patient's images: neither
-            ``validation`` nor the partition nor the holdout parts them.
-        val: What becomes of val images: ``"train"``, ``"test"``, ``"drop"``, or ``"auto"``: the test set
-            where there is none, else left out.
-        max_unreadable: Share of files that may be unreadable; they are left out and named.
-        cache: Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded.
-        workers: Processes that decode; 0 is one per CPU core where that pays.
+        reading: What all sources of boxes share.
 
     Returns:
         Images uint8 [N, size, size, channels], boxes float64 [N, 1 + M, 7] (``fedvision.data.boxes``).
@@ -89,25 +60,6 @@ def yolo(
         ValueError: A value is out of range.
         DataError: The folder, ``data.yaml``, a line or a box is wrong.
     """
-    how = Decoding(
-        size=size,
-        channels=channels,
-        fit=fit,
-        range=range,
-        max_unreadable=max_unreadable,
-        cache=cache,
-        workers=workers,
-    )
-    reading = Reading(
-        how=how,
-        val=val,
-        validation=validation,
-        group=group,
-        pattern=pattern,
-        repair=repair,
-        tile=tile,
-        overlap=overlap,
-    )
     found = _named(expand(path), classes)
     root = found.root
     images = _parts(root, found)
