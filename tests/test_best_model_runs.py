@@ -18,15 +18,21 @@ from fedvision.experiment import Experiment
 from fedvision.runs.best_model import BestModel
 from fedvision.runs.run_recorder import RunRecorder
 from fedvision.trained_model import load
+from fedvision.training.schedules import Schedule
 from tests.experiments import FEDPER, tiny
 
 HELD: dict[str, Any] = {"holdout": 0.3, "keep": "best", "score": "accuracy"}
-LR = {"batch_size": 16, "lr": 0.6}
-"""So large that scores go up and down."""
 
 
-def kept(rounds: int = 8, **evaluation: Any) -> ExperimentConfig:
-    return tiny(rounds=rounds, training=LR, evaluation=HELD | evaluation)
+def ruinous(*, good: int) -> Schedule:
+    """Learn for some rounds, then with a rate that destroys: which is best does not rest on a last bit."""
+    return lambda round, rounds: 1.0 if round <= good else 8.0
+
+
+def kept(rounds: int = 8, good: int = 4, lr: float = 0.1, **evaluation: Any) -> ExperimentConfig:
+    schedule = {"use": f"{__name__}:ruinous", "good": good}
+    training = {"batch_size": 16, "epochs": 4, "lr": lr, "schedule": schedule}
+    return tiny(rounds=rounds, training=training, evaluation=HELD | evaluation)
 
 
 def local(result: RunResult, score: str = "accuracy") -> list[float]:
@@ -81,8 +87,10 @@ def test_a_run_ends_when_its_patience_is_over(tmp_path: Path) -> None:
 
 
 def test_patience_that_ends_with_the_run_ends_nothing_early(tmp_path: Path) -> None:
-    """The scores of the first four rounds are the same, so a patience of 2 is over after the third."""
-    ended = [simulate(kept(rounds, patience=2), out=tmp_path / str(rounds)).rounds for rounds in (3, 4)]
+    """With next to no rate four rounds have the same score, so a patience of 2 is over after the third."""
+    ended = [
+        simulate(kept(rounds, lr=1e-12, patience=2), out=tmp_path / str(rounds)).rounds for rounds in (3, 4)
+    ]
     assert [len(rounds) for rounds in ended] == [3, 3]
     assert ["stopped_early" in rounds[-1] for rounds in ended] == [False, True]
 
@@ -163,9 +171,9 @@ def test_an_early_end_whose_checkpoint_was_not_written_is_run_again(
 
     monkeypatch.setattr(RunRecorder, "_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
-        simulate(kept(patience=2), out=tmp_path / "run")
+        simulate(kept(good=1, patience=2), out=tmp_path / "run")
     monkeypatch.undo()
-    whole = simulate(kept(patience=2), out=tmp_path / "whole")
-    found = simulate(kept(patience=2), out=tmp_path / "run", resume=True)
+    whole = simulate(kept(good=1, patience=2), out=tmp_path / "whole")
+    found = simulate(kept(good=1, patience=2), out=tmp_path / "run", resume=True)
     assert [len(one.rounds) for one in (whole, found)] == [3, 3]
     assert all(torch.equal(found.state[name], tensor) for name, tensor in whole.state.items())

@@ -27,6 +27,7 @@ from fedvision.registry import build
 from fedvision.training.client_trainer import ClientTrainer
 from fedvision.training.vectorized.trainer import VectorizedTrainer
 from fedvision.types import ClientConfig, PluginSpec, State, TrainRequest
+from tests.double import doubled
 from tests.engines.hosts import AppRecipe
 from tests.engines.test_serial import counting_app, order
 from tests.experiments import FEDPER, tiny
@@ -119,23 +120,25 @@ def test_a_whole_run_is_that_of_the_serial_engine(
 def test_methods_with_a_network_or_loss_of_their_own_are_those_of_the_serial_engine(
     use: str, tmp_path: Path
 ) -> None:
-    compare(
-        tiny(evaluation={"holdout": 0.2}, **tables(use, {"use": "cnn", "width": 4, "dense": 8})), tmp_path
-    )
+    """The heads that fedrod and fedloge put on the network are float32."""
+    config = tiny(evaluation={"holdout": 0.2}, **tables(use, {"use": "cnn", "width": 4, "dense": 8}))
+    compare(config, tmp_path, tolerance=1e-4 if use in ("fedrod", "fedloge") else 1e-7)
 
 
 def test_updates_are_transformed_as_by_the_serial_engine(tmp_path: Path) -> None:
     """Which elements are largest may rest on the last bit; with half of them sent, few are near the edge."""
     update = [{"use": "clip", "max_norm": 0.5}, {"use": "top-k", "fraction": 0.5}, "float16"]
-    compare(tiny(training={"lr": 0.1, "batch_size": 16}, update=update), tmp_path, tolerance=2e-3)
+    compare(tiny(training={"lr": 0.1, "batch_size": 16}, update=update), tmp_path)
 
 
 def test_a_head_that_the_server_trains_is_that_of_the_serial_engine(tmp_path: Path) -> None:
     """Last bits of the models differ, so those of the moments do, and of what is drawn from them."""
-    compare(tiny(strategy={"use": "ccvr", "every": 2, "steps": 50}), tmp_path)
+    compare(tiny(strategy={"use": "ccvr", "every": 2, "steps": 50}), tmp_path, tolerance=1e-4)
 
 
-def compare(config: ExperimentConfig, folder: Path, tolerance: float = 1e-4) -> None:
+def compare(config: ExperimentConfig, folder: Path, tolerance: float = 1e-7) -> None:
+    """Run both engines, in double precision where a tolerance below float32's asks for it."""
+    config = doubled(config) if tolerance < 1e-6 else config
     runs = [simulate(config, engine=engine, out=folder / engine) for engine in ("serial", "vectorized")]
     for name, tensor in runs[0].state.items():
         torch.testing.assert_close(runs[1].state[name], tensor, rtol=tolerance, atol=tolerance)

@@ -30,6 +30,7 @@ from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
 from fedvision.server.phase_result import PhaseResult
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.types import PluginSpec, State
+from tests.double import doubled
 from tests.engines.hosts import AppRecipe, adders, adding
 from tests.experiments import BALANCED, FEDPER, SKEW, digits_of_several_labels, several_labels, tiny
 
@@ -335,12 +336,12 @@ def test_a_head_in_closed_form_has_the_same_bits_on_every_engine(tmp_path: Path)
 @pytest.mark.long
 def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path) -> None:
     evaluation = {"holdout": 0.2, "with_training": True}
-    config = tiny(strategy={"use": strategy}, rounds=2, evaluation=evaluation)
+    config = doubled(tiny(strategy={"use": strategy}, rounds=2, evaluation=evaluation))
     serial = simulate(config, out=tmp_path / "serial")
     spec = PluginSpec(use="ray", args={"workers": 2, "inner": "vectorized"})
     there = simulate(config, engine=spec, out=tmp_path / "ray")
     for name, tensor in serial.state.items():
-        torch.testing.assert_close(there.state[name], tensor, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(there.state[name], tensor, rtol=1e-7, atol=1e-7)
     for mine, his in zip(there.rounds, serial.rounds, strict=True):
         assert (mine["clients"], mine["bytes"]) == (his["clients"], his["bytes"])
         assert mine["train_loss"] == pytest.approx(his["train_loss"], rel=1e-4)
