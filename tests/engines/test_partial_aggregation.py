@@ -26,7 +26,7 @@ from fedvision.types import ClientUpdate, State
 from fedvision.updates.chain import UpdateChain
 from fedvision.updates.float16 import Float16
 from fedvision.updates.schema import UpdateSchema
-from tests.training.client_cases import Cohort
+from tests.training.client_cases import Cohort, network
 
 BOUND = 1e6
 
@@ -35,7 +35,7 @@ class Trained:
     """A cohort that was trained at once, and its messages."""
 
     def __init__(self) -> None:
-        cohort = Cohort()
+        cohort = Cohort(model=network(double=False))
         measured = Evaluation(stats=ConfusionCounts.from_matrix(np.eye(4, dtype=np.int64)), loss_sum=1.5)
         jobs = [replace(job, measured=measured) for job in cohort.jobs()]
         self.places, self.stacked = fit_many(

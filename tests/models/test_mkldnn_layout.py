@@ -97,11 +97,11 @@ def test_the_fallback_to_the_loop_has_a_notice_and_equals_the_stack(
     use: str, monkeypatch: pytest.MonkeyPatch, seen: list[bool]
 ) -> None:
     monkeypatch.setattr(mkldnn_layout, "LEAST", 1)
-    cohort = Cohort(model=network(use), settings=settings(epochs=2, momentum=0.9))
+    cohort = Cohort(model=network(use, double=False), settings=settings(epochs=2, momentum=0.9))
     seen.clear()
     one_by_one = cohort.one_by_one()
     assert all(seen)
-    assert_equal(cohort.at_once(), one_by_one)
+    assert_equal(cohort.at_once(), one_by_one, tolerance=1e-4)
 
 
 @pytest.mark.usefixtures("gaining")
@@ -110,7 +110,7 @@ def test_measurement_uses_it_where_the_precision_has_it(
     precision: str, expected: bool, monkeypatch: pytest.MonkeyPatch, seen: list[bool]
 ) -> None:
     monkeypatch.setattr(mkldnn_layout, "LEAST", 1)
-    cohort = Cohort(settings=settings(precision=precision))
+    cohort = Cohort(model=network(double=False), settings=settings(precision=precision))
     seen.clear()
     forward = cohort.settings.forward
     predict(cohort.model, cohort.shards[0], forward, batch_size=4, num_classes=CLASSES)

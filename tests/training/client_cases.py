@@ -26,6 +26,7 @@ from fedvision.training.vectorized.client_batch import ClientJob
 from fedvision.training.vectorized.local_steps import fit_many
 from fedvision.training.vectorized.vmap_support import supports_vmap
 from fedvision.types import ClientConfig, LossFn, PluginSpec, State, TrainRequest
+from tests.double import in_double
 
 SIZES = (5, 1, 23, 17, 16)
 CLASSES, SIDE, SEED = 4, 8, 3
@@ -58,13 +59,14 @@ def make_shards(sizes: Sequence[int] = SIZES, channels: int = 1) -> list[Shard]:
     return [Shard(images=images, labels=labels, indices=cut) for cut in cuts[: len(sizes)]]
 
 
-def network(use: str = "cnn", *, frozen: tuple[str, ...] = (), **args: Any) -> nn.Module:
+def network(use: str = "cnn", *, frozen: tuple[str, ...] = (), double: bool = True, **args: Any) -> nn.Module:
     """Return a small network of a built-in kind, as a worker would place it."""
     config = ModelConfig(use=use, frozen=frozen, args={**SMALL.get(use, {}), **args})
     model = build_model(
         config, task=Classification(), num_classes=CLASSES, in_channels=1, image_size=(SIDE, SIDE), seed=SEED
     )
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return in_double(model) if double else model
 
 
 def settings(transforms: TransformConfig | None = None, **training: Any) -> LoopSettings:
@@ -197,9 +199,9 @@ def noise(like: State, seed: int, size: float = 0.05) -> State:
 
 
 def assert_equal(
-    found: Sequence[TrainResult], wanted: Sequence[TrainResult], tolerance: float = 1e-5
+    found: Sequence[TrainResult], wanted: Sequence[TrainResult], tolerance: float = 1e-6
 ) -> None:
-    """Assert that updates agree in everything, tensors to 1e-5."""
+    """Assert that updates agree in everything, tensors within the tolerance."""
     assert len(found) == len(wanted)
     for k, (mine, his) in enumerate(zip(found, wanted, strict=True)):
         assert (mine.examples, mine.steps) == (his.examples, his.steps)

@@ -90,7 +90,7 @@ def check(
     rounds: int = 2,
     sizes: Sequence[Sequence[int]] = SIZES_LATER,
     limit: int = 1 << 30,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-6,
     **options: Any,
 ) -> None:
     """Assert that rounds give what the serial loop gives, all of them played back."""
