@@ -15,6 +15,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.registry import allow_folder
 from fedvision.trained_model import load
 from fedvision.types import PluginSpec
+from tests.data.pictures import save
 
 PAGE = (Path(__file__).parents[1] / "docs/extend.md").read_text()
 PARTS = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.S))
@@ -23,6 +24,7 @@ PARTS = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.S))
 def test_parts_are_short() -> None:
     assert set(PARTS) == {
         "my_data",
+        "my_files",
         "my_partition",
         "my_model",
         "my_loss",
@@ -37,11 +39,28 @@ def test_parts_are_short() -> None:
     assert all(text.count("\n") < 30 for text in PARTS.values())
 
 
+def test_the_source_of_files_takes_the_keys_that_all_take(tmp_path: Path) -> None:
+    (tmp_path / "my_files.py").write_text(PARTS["my_files"])
+    allow_folder(tmp_path)
+    for number in range(20):
+        kind = ("cat", "dog")[number % 2]
+        save(tmp_path / f"photos/{kind}_{number}.png", 10 * number)
+    keys = {"path": str(tmp_path / "photos"), "size": 4, "channels": 1, "workers": 1, "validation": 0.2}
+    data = registry.build("data", PluginSpec(use="my_files:by_prefix", args=keys))
+    assert data.classes == ("cat", "dog")
+    assert np.bincount(data.train.labels).tolist() == [8, 8]
+    shades = {
+        name: int(image[0, 0, 0]) for name, image in zip(data.test.names, data.test.images, strict=True)
+    }
+    assert len(shades) == 4
+    assert all(shade == 10 * int(name.split("_")[1].split(".")[0]) for name, shade in shades.items())
+
+
 def test_the_experiment_of_own_parts_runs(tmp_path: Path) -> None:
     for name, text in PARTS.items():
         (tmp_path / f"{name}.py").write_text(text)
     allow_folder(tmp_path)
-    (toml,) = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
+    *_, toml = re.findall(r"```toml\n(.*?)```", PAGE, re.S)
     (tmp_path / "mine.toml").write_text(toml)
     result = simulate(ExperimentConfig.load(tmp_path / "mine.toml"), out=tmp_path / "run")
     assert result.scores["my_metric:worst_recall"] > 0.9
