@@ -335,13 +335,12 @@ def test_a_head_in_closed_form_has_the_same_bits_on_every_engine(tmp_path: Path)
 @pytest.mark.parametrize("strategy", ["scaffold", "fedavg", "median"])
 @pytest.mark.long
 def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path) -> None:
-    evaluation = {"holdout": 0.2, "with_training": True}
-    config = doubled(tiny(strategy={"use": strategy}, rounds=2, evaluation=evaluation))
+    own = {"strategy": {"use": strategy}, "evaluation": {"holdout": 0.2, "with_training": True}}
+    config = doubled(tiny(rounds=2, **own))
     serial = simulate(config, out=tmp_path / "serial")
-    spec = PluginSpec(use="ray", args={"workers": 2, "inner": "vectorized"})
-    there = simulate(config, engine=spec, out=tmp_path / "ray")
-    for name, tensor in serial.state.items():
-        torch.testing.assert_close(there.state[name], tensor, rtol=1e-7, atol=1e-7)
+    stacked = {"workers": 2, "inner": "vectorized"}
+    there = simulate(config, engine=PluginSpec(use="ray", args=stacked), out=tmp_path / "ray")
+    torch.testing.assert_close(there.state, serial.state, rtol=1e-7, atol=1e-7)
     for mine, his in zip(there.rounds, serial.rounds, strict=True):
         assert (mine["clients"], mine["bytes"]) == (his["clients"], his["bytes"])
         assert mine["train_loss"] == pytest.approx(his["train_loss"], rel=1e-4)
@@ -349,8 +348,8 @@ def test_workers_may_train_several_clients_at_once(strategy: str, tmp_path: Path
 
 @pytest.mark.long
 def test_one_notice_on_workers_that_train_one_by_one(tmp_path: Path) -> None:
-    config = tiny(transforms={"mixup": 0.2}, rounds=2)
     spec = PluginSpec(use="ray", args={"workers": 2, "inner": "vectorized"})
+    config = tiny(transforms={"mixup": 0.2}, rounds=2)
     summary_notices = simulate(config, engine=spec, out=tmp_path / "ray").folder.summary()["notices"]
     reasons = [
         sentence for sentence in summary_notices if sentence.startswith("clients are trained one by one: ")
