@@ -84,4 +84,6 @@ def _holder(signature: inspect.Signature, group: type[Any]) -> str:
 
 def _parameter(field: dataclasses.Field[Any]) -> Parameter:
     default = Parameter.empty if field.default is dataclasses.MISSING else field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
     return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=field.type)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -39,6 +39,8 @@ class Padded(Square):
     fit: str = "pad"
     bars: int = 0
     """Their shade."""
+    sides: list[str] = field(default_factory=lambda: ["left"])
+    """Where they are."""
 
 
 @takes_fields_of(Padded)
@@ -60,9 +62,9 @@ def test_fields_are_arguments() -> None:
 
 def test_keys_stand_with_the_needed_ones_first() -> None:
     parameters = inspect.signature(picture).parameters
-    assert list(parameters) == ["path", "size", "shade", "fit", "bars"]
+    assert list(parameters) == ["path", "size", "shade", "fit", "bars", "sides"]
     assert parameters["size"].default is inspect.Parameter.empty
-    assert parameters["fit"].default == "pad"
+    assert (parameters["fit"].default, parameters["sides"].default) == ("pad", ["left"])
     assert {p.kind for p in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
 
 
@@ -71,6 +73,7 @@ def test_texts_of_bases_stay_where_a_field_has_none_of_its_own() -> None:
         "size": "Side in pixels.",
         "fit": 'How it fits: `"crop"`.',
         "bars": "Their shade.",
+        "sides": "Where they are.",
     }
     assert key_texts(picture) == field_texts(Padded)
     assert key_texts(len) == {}
