@@ -322,15 +322,16 @@ class _Step:
         return seeding.torch_stream(self.settings.seed, self.one.purpose("augment"), *self.stream)
 
     def __call__(self, x: Batch, targets: torch.Tensor) -> torch.Tensor:
-        training = self.settings.training
         self.optimizer.zero_grad(set_to_none=True)
-        losses = torch.cat([self._backward(part, len(x)) for part in self._parts(x, targets)])
+        found = [self._backward(part, len(x)) for part in self._parts(x, targets)]
+        # A copy made here, kept over steps, would split the memory that the backward pass has just freed.
+        losses = torch.cat(found) if len(found) > 1 else found[0]
         self.scaler.unscale_(self.optimizer)
         self.algorithm.after_backward()
-        if training.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
+        if norm := self.settings.training.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), norm)
             if further := self.algorithm.further:
-                nn.utils.clip_grad_norm_(further.values(), training.clip_norm)
+                nn.utils.clip_grad_norm_(further.values(), norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return losses
