@@ -31,7 +31,7 @@ made: list[int] = []
 
 
 def test_the_losses_of_a_step_are_kept_where_the_loss_wrote_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy made after the backward pass took a piece of each block that it had freed: 400 MB in a client."""
+    """A copy made after the backward pass took a piece of each block that it had freed: 400 MB."""
     kept: list[int] = []
     step = loop._Step.__call__
 
