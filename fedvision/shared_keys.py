@@ -20,15 +20,19 @@ def takes_fields_of(*groups: type[Any]) -> Callable[[Callable[..., T]], Callable
 
     ::
 
-        @takes_fields_of(FileKeys)
-        def pictures(*, path: str, keys: FileKeys) -> Dataset: ...
+        @takes_fields_of(Reading)
+        def photos(*, path: str, reading: Reading) -> Dataset: ...
 
-        pictures(path="photos", size=64, validation=0.2)  # keys = FileKeys(size=64, validation=0.2)
+        photos(path="here", size=64, validation=0.2)  # reading = Reading(size=64, validation=0.2)
 
-    What a field is for stands in the string under it; the factory's own docstring goes before it.
+    What a field is for stands in the string under it; where the factory's docstring says it too, that counts.
 
     Args:
         groups: Dataclasses, each with keyword fields and the annotation of one parameter.
+
+    Raises:
+        TypeError: A dataclass is not the annotation of exactly one parameter, or a key has that one's name.
+        ValueError: Two of them, or one and the factory, have a key of one name.
     """
 
     def decorate(factory: Callable[..., T]) -> Callable[..., T]:
@@ -36,6 +40,8 @@ def takes_fields_of(*groups: type[Any]) -> Callable[[Callable[..., T]], Callable
         holders = {_holder(signature, group): group for group in groups}
         parameters = [p for name, p in signature.parameters.items() if name not in holders]
         parameters += [_parameter(field) for group in groups for field in dataclasses.fields(group)]
+        if taken := holders.keys() & {p.name for p in parameters}:
+            raise TypeError(f"a key and the parameter that holds keys are both called {min(taken)!r}")
         # Those without a default first, as they stand first in what is read of a factory's keys.
         flat = signature.replace(parameters=sorted(parameters, key=lambda p: p.default is not p.empty))
 

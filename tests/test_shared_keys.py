@@ -118,6 +118,16 @@ def test_a_factory_needs_one_place_for_them() -> None:
             takes_fields_of(Square)(factory)
 
 
+def test_keys_of_one_name_are_refused() -> None:
+    def beside(*, size: int, how: Square) -> None: ...
+    def holder(*, size: Square) -> None: ...
+
+    with pytest.raises(ValueError, match="duplicate parameter name: 'size'"):
+        takes_fields_of(Square)(beside)
+    with pytest.raises(TypeError, match="are both called 'size'"):
+        takes_fields_of(Square)(holder)
+
+
 def test_a_factory_is_found_by_its_name() -> None:
     assert pickle.loads(pickle.dumps(picture)) is picture
     assert registry.name_of("data", picture) == f"{HERE}:picture"

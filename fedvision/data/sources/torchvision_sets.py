@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.data.decoding.decode import Decoding
 from fedvision.data.decoding.file_list import Listing, Reading, to_dataset
 from fedvision.data.paths import data_root
 from fedvision.data.sources.idx import idx_dataset
@@ -29,33 +30,17 @@ from fedvision.shared_keys import takes_fields_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileKeys:
-    """How sets of image files are decoded; others are as they are.
-
-    Raises:
-        ValueError: A value is out of range.
-    """
+class SetDecoding(Decoding):
+    """How sets of image files are decoded; others are as they are."""
 
     size: int = 0
     """Side of the square images in pixels, for sets of image files."""
-    channels: int = 3
-    """1 for gray, 3 for RGB, for sets of image files; others are as they are."""
-    fit: str = "crop"
-    """``"crop"``, ``"stretch"``, ``"pad"`` or ``"exact"``, for sets of image files."""
-    max_unreadable: float = 0.01
-    """Share of files that may be unreadable; they are left out and named."""
-    cache: str = ""
-    """Folder of decoded images; empty is $FEDVISION_CACHE, else ~/.cache/fedvision/decoded."""
-    workers: int = 0
-    """Processes that decode; 0 is one per CPU core where that pays."""
 
     def __post_init__(self) -> None:
-        check_range(at_least=0, size=self.size, workers=self.workers)
-        check_range(at_least=1, channels=self.channels)
-        check_range(at_least=0, below=1, max_unreadable=self.max_unreadable)
+        Decoding(**{**vars(self), "size": self.size or 1})  # the others are in range without it as well
 
 
-@takes_fields_of(FileKeys)
+@takes_fields_of(SetDecoding)
 def torchvision_dataset(
     *,
     dataset: str,
@@ -63,7 +48,7 @@ def torchvision_dataset(
     download: bool = False,
     split: str = "balanced",
     validation: float = 0.0,
-    files: FileKeys,
+    files: SetDecoding,
 ) -> Dataset:
     """Load one of torchvision's sets.
 
@@ -92,24 +77,28 @@ def torchvision_dataset(
     if split != "balanced" and dataset != "EMNIST":
         raise ValueError(f"split = {split!r} is for emnist alone; {dataset} is not made of several sets")
     if found := idx_dataset(dataset, folder):
-        _refuse_size(dataset, files.size)
-        return with_validation(found, validation)
+        return with_validation(_as_they_are(dataset, files, found), validation)
     maker = _maker(dataset)
     train, test = (_open(maker, folder, download, half, split) for half in (True, False))
     arrays = _arrays(train)
     if arrays is not None and test is not None:
-        _refuse_size(dataset, files.size)
         whole = _from_arrays(dataset, arrays, _arrays(test), _names(train), split)
-        return with_validation(whole, validation)
+        return with_validation(_as_they_are(dataset, files, whole), validation)
     if files.size < 1:
         raise ValueError(f"size is missing: the images of {dataset} differ in size; add size = 64, say")
     reading = Reading(**vars(files), validation=validation)
     return to_dataset(_listing(folder, train, test), reading)
 
 
-def _refuse_size(dataset: str, size: int) -> None:
-    if size:
-        raise ValueError(f"size is for other sets; the images of {dataset} are of one size")
+def _as_they_are(dataset: str, files: SetDecoding, found: Dataset) -> Dataset:
+    """Return a set of arrays; keys that would have no effect on it are refused."""
+    for key in ("size", "fit", "range"):
+        if getattr(files, key) != getattr(SetDecoding(), key):
+            raise ValueError(f"{key} is for other sets; the images of {dataset} are of one size")
+    channels = found.train.images.shape[3]
+    if files.channels not in (channels, SetDecoding().channels):
+        raise ValueError(f"channels = {files.channels}: the images of {dataset} have {channels}; remove it")
+    return found
 
 
 def _maker(dataset: str) -> Any:

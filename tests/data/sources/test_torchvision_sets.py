@@ -189,6 +189,8 @@ def test_keys_that_do_not_suit_the_set(tmp_path: Path, monkeypatch: pytest.Monke
     layouts.dtd(tmp_path, monkeypatch)
     for keys, sentence in (
         ({"size": 32}, "size is for other sets; the images of MNIST are of one size"),
+        ({"fit": "pad"}, "fit is for other sets"),
+        ({"range": 1023.0}, "range is for other sets"),
         ({"split": "letters"}, "split = 'letters' is for emnist alone"),
     ):
         with pytest.raises(PluginError, match=sentence):
@@ -197,6 +199,13 @@ def test_keys_that_do_not_suit_the_set(tmp_path: Path, monkeypatch: pytest.Monke
         build("dtd", root=str(tmp_path))
     with pytest.raises(PluginError, match="takes no key 'dataset'"):
         build("mnist", dataset="KMNIST")
+
+
+def test_a_number_of_channels_that_the_set_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CIFAR10(tmp_path, monkeypatch)
+    assert build("cifar10", root=str(tmp_path), channels=3).train.images.shape[3] == 3
+    with pytest.raises(PluginError, match="channels = 1: the images of CIFAR10 have 3; remove it"):
+        build("cifar10", root=str(tmp_path), channels=1)
 
 
 def test_an_unknown_set_names_the_nearest() -> None:
