@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedvision.cli import main
 from fedvision.data.sources.arrays import npz
 from fedvision.errors import ConfigError, DataError, RunFolderError
 from fedvision.experiment import Experiment
-from fedvision.generated import ImageGenerator, leakage, leakage_of_run, nearest
+from fedvision.generated import ImageGenerator, _unseen, leakage, leakage_of_run, nearest
 from tests.experiments import tiny
 
 GAN: dict[str, Any] = {"use": "fedgan", "maps": 4, "noise": 4, "warmup": 1}
@@ -130,6 +131,17 @@ def test_runs_without_a_generator_and_damaged_files_are_named(finished: Path, tm
     (tmp_path / "generator.safetensors").write_bytes(whole.replace(b'noise\\": 4.0', b'noise\\": 5.0'))
     with pytest.raises(RunFolderError, match="its tensors are of another network"):
         ImageGenerator(tmp_path)
+
+
+def test_images_that_clients_held_out_take_the_place_of_test_images() -> None:
+    images, labels = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1), np.arange(6)
+    data: Any = SimpleNamespace(test=None, train=SimpleNamespace(images=images, labels=labels))
+    split: Any = SimpleNamespace(held=[np.array([4, 1]), np.array([1])])
+    unseen = _unseen(data, split, Path("run"))
+    assert [one.ravel().tolist() for one in unseen] == [[1, 4], [1, 4]]
+    split.held = []
+    with pytest.raises(ConfigError, match="run: it kept no images out of training"):
+        _unseen(data, split, Path("run"))
 
 
 def test_a_deployed_runs_images_are_elsewhere(finished: Path, tmp_path: Path) -> None:

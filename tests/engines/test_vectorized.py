@@ -85,10 +85,7 @@ TOGETHER: list[dict[str, Any]] = [
 ELSEWHERE = {
     "ccvr": "its head rests on what is drawn of moments: a test of its own",
     "distillation": "its teacher is a run: tests/algorithms/test_distillation.py",
-    "fedbn": "its network has batch norm: the test below",
-    "fedgrab": "it has a loss of its own: the test below",
-    "fedrela": "its warmup is of the number of rounds: the test below",
-    **dict.fromkeys(("fedrod", "fedloge"), "its head has a part of each client's own: the test below"),
+    **dict.fromkeys(("fedbn", "fedgrab", "fedrela", "fedrod", "fedloge"), "not stacked: the test below"),
     "fedper": "its personal tensors are those of the cases here",
     "krum": "it chooses models, and of equal ones the last bit decides",
 }
@@ -117,12 +114,17 @@ def test_a_whole_run_is_that_of_the_serial_engine(
 
 
 @pytest.mark.parametrize("use", ["fedbn", "fedrod", "fedloge", "fedgrab", "fedrela"])
-def test_methods_with_a_network_or_loss_of_their_own_are_those_of_the_serial_engine(
+def test_methods_that_cannot_be_stacked_have_the_serial_engines_bits_and_a_notice(
     use: str, tmp_path: Path
 ) -> None:
-    """The heads that fedrod and fedloge put on the network are float32."""
     config = tiny(evaluation={"holdout": 0.2}, **tables(use, {"use": "cnn", "width": 4, "dense": 8}))
-    compare(config, tmp_path, tolerance=1e-4 if use in ("fedrod", "fedloge") else 1e-7)
+    plain, found = (
+        simulate(config, engine=engine, out=tmp_path / engine) for engine in ("serial", "vectorized")
+    )
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in plain.state.items())
+    assert found.rounds == plain.rounds
+    notices = found.folder.summary()["notices"]
+    assert sum(one.startswith("clients are trained one by one: ") for one in notices) == 1
 
 
 def test_updates_are_transformed_as_by_the_serial_engine(tmp_path: Path) -> None:

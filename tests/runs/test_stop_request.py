@@ -69,6 +69,7 @@ def test_a_request_is_withdrawn(tmp_path: Path) -> None:
     withdraw(tmp_path)
     request(tmp_path, now=True)
     withdraw(tmp_path)
+    assert not list(tmp_path.iterdir())
     StopWatch(tmp_path).check()
 
 

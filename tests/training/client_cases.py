@@ -198,6 +198,16 @@ def noise(like: State, seed: int, size: float = 0.05) -> State:
     return {name: size * torch.randn(tensor.shape, generator=generator) for name, tensor in like.items()}
 
 
+def assert_near(
+    found: Sequence[TrainResult], wanted: Sequence[TrainResult], start: State, share: float
+) -> None:
+    """Assert that each client's updates differ by at most a share of their norm."""
+    for mine, his in zip(found, wanted, strict=True):
+        apart = torch.cat([(mine.state[name] - his.state[name]).flatten() for name in start])
+        moved = torch.cat([(his.state[name] - start[name]).flatten() for name in start])
+        assert float(apart.norm()) <= share * float(moved.norm())
+
+
 def assert_equal(
     found: Sequence[TrainResult], wanted: Sequence[TrainResult], tolerance: float = 1e-6
 ) -> None:

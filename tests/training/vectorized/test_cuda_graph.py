@@ -33,6 +33,7 @@ from tests.training.client_cases import (
     Cohort,
     algorithm_case,
     assert_equal,
+    assert_near,
     make_shards,
     network,
     noise,
@@ -90,10 +91,10 @@ def check(
     rounds: int = 2,
     sizes: Sequence[Sequence[int]] = SIZES_LATER,
     limit: int = 1 << 30,
-    tolerance: float = 1e-6,
+    share: float = 0.0,
     **options: Any,
 ) -> None:
-    """Assert that rounds give what the serial loop gives, all of them played back."""
+    """Assert that rounds, all played back, give what the serial loop gives, or a share of its updates beside."""
     assert recordable(cohort.settings)
     tracer, device_cache = Tracer(), DeviceDatasetCache(cohort.settings.device, limit)
     recorded = CudaGraphRunner(cohort.model, cohort.settings, tracer)
@@ -101,7 +102,10 @@ def check(
     for one in rounds_of(cohort, sizes[: rounds - 1]):
         found = one.at_once(device_cache=device_cache, recorded=recorded, **options)
         assert recorded.failure_reason is None
-        assert_equal(found, one.one_by_one(), tolerance)
+        if share:
+            assert_near(found, one.one_by_one(), one.requests()[0].state, share)
+        else:
+            assert_equal(found, one.one_by_one())
         steps += max(update.steps for update in found)
     assert tracer.played == steps or options.get("chunk")
 
@@ -170,7 +174,7 @@ def test_images_are_resized_in_the_recording() -> None:
 
 @pytest.mark.long
 def test_bfloat16_agrees_with_the_loop_as_far_as_bfloat16_goes() -> None:
-    check(Cohort(settings=settings(precision="bfloat16")), tolerance=0.03)
+    check(Cohort(model=network(double=False), settings=settings(precision="bfloat16")), share=0.15)
 
 
 @pytest.mark.long
