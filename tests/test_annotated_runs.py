@@ -76,6 +76,7 @@ def test_ray_has_the_same_bits(annotated: Path, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, found.state[name]) for name, tensor in serial.state.items())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits_and_only_with_the_same_boxes(
     annotated: Path, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tables",
     [
@@ -98,6 +99,7 @@ def test_the_federated_run_stays_as_it_is(run: Path, tmp_path: Path) -> None:
         assert (run / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_added_to_a_finished_run(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +138,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return since
 
 
+@pytest.mark.slow
 def test_each_baseline_makes_the_steps_of_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(training={"epochs": 2, "batch_size": 16, "lr": 0.1})
     simulate(config, out=tmp_path / "run")
@@ -151,6 +154,7 @@ def test_each_baseline_makes_the_steps_of_its_budget(tmp_path: Path, monkeypatch
     assert trained() - before == 3 * 2 * -(-int(sizes.sum()) // 16)
 
 
+@pytest.mark.slow
 def test_clients_drawn_now_and_then_train_in_their_share_of_the_rounds(tmp_path: Path) -> None:
     config = tiny(rounds=5, strategy={"use": "fedavg", "fraction": 0.4})
     simulate(config, out=tmp_path / "run", baselines=BOTH)
@@ -165,6 +169,7 @@ def summary_images(folder: Path) -> list[int]:
     return [int(line["images"]) for line in BaselineFolder(folder, "local").clients().values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", [1, 3, 4, 5, 7])
 def test_a_baseline_that_was_stopped_goes_on_to_the_same_bits(
     saves: int, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -205,6 +210,7 @@ def test_what_was_appended_before_a_kill_is_not_there_twice(run: Path, tmp_path:
     assert files(tmp_path / "run") == files(run)
 
 
+@pytest.mark.slow
 def test_more_rounds_make_baselines_anew(tmp_path: Path) -> None:
     simulate(tiny(), out=tmp_path / "run", baselines=BOTH)
     before = files(tmp_path / "run")
@@ -271,6 +277,7 @@ def test_what_belongs_to_a_federation_does_not_change_baselines(run: Path, tmp_p
     assert {name: ours[name] for name in kept} == {name: theirs[name] for name in kept}
 
 
+@pytest.mark.slow
 def test_of_a_population_a_sample_is_trained_alone(tmp_path: Path) -> None:
     partition = {"use": "population", "clients": 10_001, "alpha": 0.3, "mean_images": 8.0}
     strategy = {"use": "fedavg", "fraction": 0.001}

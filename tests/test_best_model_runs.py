@@ -63,6 +63,7 @@ def test_the_best_model_is_that_of_its_round(run: tuple[Path, RunResult], tmp_pa
     assert f"the model was best after round {best} ({100 * max(scores):.1f}%)" in page
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_patience_is_over(tmp_path: Path) -> None:
     """With more rounds than it needs; the same run resumed has nothing left to do."""
     folder = tmp_path / "run"
@@ -86,6 +87,7 @@ def test_a_run_ends_when_its_patience_is_over(tmp_path: Path) -> None:
     assert all(torch.equal(again.state[name], tensor) for name, tensor in result.state.items())
 
 
+@pytest.mark.slow
 def test_patience_that_ends_with_the_run_ends_nothing_early(tmp_path: Path) -> None:
     """With next to no rate four rounds have the same score, so a patience of 2 is over after the third."""
     ended = [
@@ -95,6 +97,7 @@ def test_patience_that_ends_with_the_run_ends_nothing_early(tmp_path: Path) -> N
     assert ["stopped_early" in rounds[-1] for rounds in ended] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_remembers_the_best_model(run: tuple[Path, RunResult], tmp_path: Path) -> None:
     """Killed right after its best round and some rounds later: as if it had not been."""
     folder, result = run
@@ -158,6 +161,7 @@ def test_a_score_that_there_is_not_is_refused_before_the_run() -> None:
         Experiment.build(tiny(evaluation=HELD, **FEDPER))
 
 
+@pytest.mark.slow
 def test_an_early_end_whose_checkpoint_was_not_written_is_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def test_predictions_stay_and_probabilities_change(run: tuple[Path, RunResult], 
     assert "Its probabilities are those of logits times" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_ray_finds_the_same(run: tuple[Path, RunResult], tmp_path: Path) -> None:
     found = simulate(calibrated(), engine="ray", out=tmp_path / "ray")
     assert found.rounds[-1]["calibration"] == run[1].rounds[-1]["calibration"]

@@ -36,6 +36,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return simulate(closed(IID), out=tmp_path_factory.mktemp("two") / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "partition",
     [
@@ -139,6 +140,7 @@ def test_what_cannot_work_is_refused_before_the_run(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["lora", "last:1", "head"])
 def test_training_in_part_begins_where_the_closed_form_ended(train: str, tmp_path: Path) -> None:
     """The head is kept, the model as it begins has the first run's scores, and then both parts move."""

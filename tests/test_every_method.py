@@ -94,6 +94,7 @@ def pairs() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "sampler"), pairs())
 @pytest.mark.parametrize("use", [use for use in TRAINING if use not in NOT_HERE])
 def test_every_loss_and_sampler_stays_finite_without_classes(
@@ -109,6 +110,7 @@ TRAINED = {"lr": 0.1, "batch_size": 3, "device": "cpu"}
 _CLIENT = st.lists(st.integers(0, 3), min_size=3, max_size=3).filter(any)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", sorted(set(STRATEGIES) - NOT_HERE.keys()))
 @SETTINGS
 @given(

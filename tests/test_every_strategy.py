@@ -109,6 +109,7 @@ def assert_stopped_run_is_whole(
     assert_same_run(config, folder / "whole", folder / "cut")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", TRAINING)
 def test_a_built_in_trains_and_resumes_to_the_same_bits(
     use: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -116,6 +117,7 @@ def test_a_built_in_trains_and_resumes_to_the_same_bits(
     assert_stopped_run_is_whole(experiment(use, teacher), tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STOCK, ids=lambda table: table["use"].rpartition(":")[2])
 def test_a_stock_strategy_trains_and_resumes_to_the_same_bits(
     strategy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -89,6 +89,7 @@ def test_only_adapters_and_head_are_trained_and_sent(
         assert torch.equal(tensor, initial[name]) != (name in layers or name.startswith("head."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["serial", "vectorized"])
 def test_a_run_that_is_cut_ends_in_the_same_bits(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -106,6 +107,7 @@ def test_a_run_that_is_cut_ends_in_the_same_bits(
     ).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("model", [VIT, CNN])
 def test_clients_trained_together_end_as_alone(model: dict[str, Any], exact: bool, tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def test_engines_agree(loss: str, prior: str, archive: Path, tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["class-balanced", "distribution-balanced"])
 def test_a_resumed_run_has_the_same_bits(loss: str, archive: Path, tmp_path: Path) -> None:
     table = {"use": loss, "prior": "global"}

@@ -65,6 +65,7 @@ def losses(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_parallel_runs_have_the_files_of_sequential_ones(tmp_path: Path) -> None:
     configs = {f"seed{seed}": tiny(seed=seed, rounds=2) for seed in range(2)}
     stream = io.StringIO()

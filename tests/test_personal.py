@@ -84,6 +84,7 @@ def test_heads_never_leave_the_clients_and_the_server_measures_nothing(tmp_path:
     assert json.loads((tmp_path / "run/model.json").read_text())["personal"] == ["head.weight", "head.bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["serial", "vectorized"])
 def test_a_run_that_is_cut_ends_in_the_same_bits_heads_included(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -80,6 +80,7 @@ def test_what_is_recorded_is_what_the_kept_models_predict(strategy: dict[str, An
     assert result.scores == record["server"]["scores"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["serial", "vectorized"])
 @pytest.mark.parametrize("strategy", METHODS, ids=lambda table: str(table["use"]))
 def test_a_run_that_is_cut_ends_in_the_same_bits_personal_models_included(

@@ -154,6 +154,7 @@ def test_other_images_are_refused(run: RunResult, monkeypatch: pytest.MonkeyPatc
         unlearn(run.folder.path, [0], out=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_verb_writes_beside_the_run(
     run: RunResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

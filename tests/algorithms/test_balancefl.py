@@ -129,6 +129,7 @@ def test_the_task_loss_alone_sees_the_noise() -> None:
     torch.testing.assert_close(found, -0.5 * entropy(plain[:, :2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", LOSSES)
 @given(counts=st.lists(st.integers(0, 40), min_size=4, max_size=4).filter(any))
 def test_any_counts_and_losses_stay_finite(use: str, counts: list[int]) -> None:

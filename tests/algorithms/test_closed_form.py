@@ -198,6 +198,7 @@ def accuracy(state: State, data: LocalData) -> float:
     return float(torch.stack(right).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", [{}, {"balance": 0.0}, {"head": "lda"}, {"head": "lda", "balance": 0.5}])
 def test_the_head_has_the_same_bits_for_any_division(args: dict[str, Any]) -> None:
     rng = np.random.default_rng(5)

@@ -107,6 +107,7 @@ def test_nothing_of_the_teacher_is_fedavg_and_all_of_it_looks_at_no_label(
     assert not same(alone[0], fedavg.state)
 
 
+@pytest.mark.slow
 def test_the_student_comes_to_agree_with_its_teacher(teacher: Path, tmp_path: Path) -> None:
     """With nothing but the teacher, and no label, it predicts what the teacher does."""
     import fedvision

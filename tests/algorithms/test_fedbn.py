@@ -85,6 +85,7 @@ def test_the_server_is_fedavgs() -> None:
     assert FedBN().personal(("a", "batch-norm")) == ("a", "batch-norm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [RESNET, {"use": f"{__name__}:odd"}])
 def test_clients_keep_what_they_measured_and_the_model_has_the_first_values(
     model: dict[str, Any], tmp_path: Path

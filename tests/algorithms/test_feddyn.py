@@ -125,6 +125,7 @@ def _distance(strategy: RoundStrategy, rounds: int, decay: float = 0.0) -> float
     return float((state["w"] - optimum).norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fraction", "decay"), [(1.0, 0.0), (0.5, 0.0), (1.0, 0.5)])
 def test_feddyn_reaches_the_optimum_that_fedavg_misses(fraction: float, decay: float) -> None:
     assert _distance(FedAvg(), 20, decay) > 0.2

@@ -205,6 +205,7 @@ def test_networks_of_another_form_are_named(tensors: dict[str, Any]) -> None:
         strategy().combine({}, iter([update]))
 
 
+@pytest.mark.slow
 def test_without_filling_the_model_is_fedavgs_to_the_bit(tmp_path: Path) -> None:
     plain = simulate(tiny(rounds=2), out=tmp_path / "fedavg")
     found = simulate(tiny(rounds=2, strategy=SMALL | {"share": 0.0}), out=tmp_path / "fedgan")

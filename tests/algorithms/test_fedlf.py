@@ -190,6 +190,7 @@ def test_weights_of_zero_are_fedavg_to_the_bit() -> None:
     assert all(torch.equal(own[name], other[name]) for name in other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_clients_of_few_classes_train_with_the_papers_loss(precision: str) -> None:
     """Each client lacks eight of ten classes; features come in the forward pass's precision."""

@@ -55,6 +55,7 @@ def test_processor_time_is_the_trees_and_the_rest_is_others() -> None:
     assert 0 <= found["others"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "timeout", "sentence"),
     [

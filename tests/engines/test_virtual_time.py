@@ -76,6 +76,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", TRAINING)
 def test_a_buffer_works_with_every_strategy_or_is_refused(use: str, teacher: Path, tmp_path: Path) -> None:
     own = tables(use, MODEL, teacher=teacher)
@@ -96,6 +97,7 @@ def test_a_buffer_works_with_every_strategy_or_is_refused(use: str, teacher: Pat
     assert all(bool(torch.isfinite(tensor).all()) for tensor in result.state.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("round", [{"deadline": 1.2, "late": "next-round"}, {"deadline": 1.2}, {"buffer": 2}])
 def test_bits_with_slow_clients(round: dict[str, Any], tmp_path: Path) -> None:
     """Slow clients end in the same bits on every engine and when resumed."""

@@ -98,6 +98,7 @@ def test_images_of_any_size_are_taken_and_other_channels_refused(onnx_file: Path
         predict(noise(1, (8, 8, 3)))
 
 
+@pytest.mark.slow
 def test_exact_images_are_taken_alone(model: TrainedModel) -> None:
     predict = onnx_format.OnnxPredictor(export(model, "onnx", fit="exact").file.read_bytes())
     assert predict(noise(3, (8, 8, 1))).shape == (3, 10)

@@ -86,6 +86,7 @@ def test_networks_of_libraries_and_of_parts_compute_the_same_as_onnx(name: str) 
     check(untrained(*LARGE[name]))
 
 
+@pytest.mark.slow
 def test_the_cnn_computes_the_same_as_onnx_with_its_own_resize_and_colour() -> None:
     """Gray images with constants for three channels, resized by the transforms, and scaled logits."""
     transforms = {"mean": (0.4, 0.5, 0.3), "std": (0.2, 0.25, 0.3), "size": 12, "interpolation": "bicubic"}

@@ -130,6 +130,7 @@ def test_the_first_and_the_last_layer_are_quantized_where_that_is_asked_for(plai
     assert sorted(len(one.dims) for one in weights if len(one.dims) > 1) == [2, 2, 4, 4, 4]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_quantized_is_refused(plain: bytes) -> None:
     with pytest.raises(DataError, match="there are no images to calibrate with"):
         quantize(plain, shard(0), {})

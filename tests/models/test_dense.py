@@ -58,6 +58,7 @@ def own(use: str) -> nn.Module:
     return network.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", [*TORCHVISION, *SMP])
 def test_with_a_file_of_the_library_it_gives_what_the_library_gives(use: str, tmp_path: Path) -> None:
     library, model = own(use), build(use)

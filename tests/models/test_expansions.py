@@ -120,6 +120,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return request.param, simulate(expanded(request.param), out=out)
 
 
+@pytest.mark.slow
 def test_any_division_gives_the_same_head(run: tuple[Any, RunResult], tmp_path: Path) -> None:
     """One split against another, cached or not, serial or vectorized: the images are the same."""
     expand, found = run
@@ -156,6 +157,7 @@ def test_the_final_model_predicts_what_the_run_measured(run: tuple[Any, RunResul
     assert 0.7 < float(spread[spread > 0].median()) < 1.4, "the constants are those of the features"
 
 
+@pytest.mark.slow
 def test_auto_and_lda_and_unlearning_take_expanded_features(
     run: tuple[Any, RunResult], tmp_path: Path
 ) -> None:
@@ -169,6 +171,7 @@ def test_auto_and_lda_and_unlearning_take_expanded_features(
     assert torch.equal(without.state["head.expansion.mean"], found.state["head.expansion.mean"])
 
 
+@pytest.mark.slow
 def test_a_head_is_trained_further_from_the_closed_form(run: tuple[Any, RunResult], tmp_path: Path) -> None:
     """The constants travel with the weights and stay, on every engine; another seed's head begins anew."""
     expand, found = run

@@ -71,6 +71,7 @@ def without_memory(name: str) -> bool:
     return not name.startswith(("regnet", "swin", "convnext", "efficientnet_v2", "maxvit"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -97,6 +98,7 @@ def test_every_network_of_torchvision_has_its_tensors_in_backbone_and_head(name:
         assert state[str(model.library.here(key))].shape == tensor.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in SMALL else pytest.param(name, marks=pytest.mark.long) for name in NAMES]
 )
@@ -112,6 +114,7 @@ def test_every_network_of_torchvision_gives_what_torchvisions_gives(name: str, t
         assert torch.equal(model(images), original(images))
 
 
+@pytest.mark.slow
 def test_auxiliary_classifiers_in_a_file_are_left_out() -> None:
     for name, prefixes in (("googlenet", ("aux1.", "aux2.")), ("inception_v3", ("AuxLogits.",))):
         with torch.device("meta"):

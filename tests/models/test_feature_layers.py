@@ -156,6 +156,7 @@ def test_copies_keep_them_and_the_tensors_keep_their_names() -> None:
             model.load_state_dict(one.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["closed-form", "fedavg"])
 def test_cached_or_not_and_on_every_engine_the_bits_are_the_same(strategy: str, tmp_path: Path) -> None:
     """Closed form and trained heads; the final model predicts what the run measured."""
@@ -241,6 +242,7 @@ def build(use: str, args: dict[str, Any], channels: int = 1) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_activations_that_are_computed_anew_give_the_same_bits(tmp_path: Path) -> None:
     model = {
         "use": "resnet8",

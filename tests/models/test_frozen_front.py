@@ -47,6 +47,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("use", "side", "trained", "shape"), CASES, ids=[case[0] for case in CASES])
 def test_the_parts_make_what_the_whole_makes(
     use: str, side: int, trained: int, shape: tuple[int, ...] | None
@@ -210,6 +211,7 @@ def test_which_networks_are_cut(kind: type[Chain], trained: tuple[str, ...], cut
         assert torch.allclose(again, model.backbone(images), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tables", "shape"),
     [

@@ -54,6 +54,7 @@ def test_copies_keep_it_and_the_tensors_keep_their_names() -> None:
             assert torch.equal(one.backbone(images.flip(-1)), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_run_and_its_final_model_have_the_same_features(cached: bool, tmp_path: Path) -> None:
     training = {"device": "cpu", "cache_features": cached}

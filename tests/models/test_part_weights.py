@@ -105,6 +105,7 @@ def experiment(files: dict[str, Path], *, lora: bool = False, **tables: Any) -> 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_run_resumed_or_predicting_has_the_bits_of_the_run(
     lora: bool, files: dict[str, Path], tmp_path: Path
@@ -140,6 +141,7 @@ def test_a_run_resumed_or_predicting_has_the_bits_of_the_run(
     assert load(tmp_path / "alone").evaluate(dataset).scores == whole.rounds[-1]["server"]["scores"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [False, True])
 def test_clients_trained_at_once_have_the_numbers_of_serial_ones(
     early: bool, files: dict[str, Path], tmp_path: Path
@@ -192,6 +194,7 @@ def test_parts_are_found_by_their_names() -> None:
     assert parts(ModelConfig(use="cnn", args={"extractor": "cnn"})) == {}
 
 
+@pytest.mark.slow
 def test_every_part_says_what_its_images_were_like(tmp_path: Path) -> None:
     """Two runs whose images were normalised differently begin one network; each part sees what it knows."""
     runs = {}

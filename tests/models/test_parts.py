@@ -84,8 +84,7 @@ def test_tokens_are_the_last_feature_map_of_a_known_network() -> None:
     names = {name for name in model.state_dict() if name.startswith("backbone.extractor.")}
     given = original.state_dict()
     assert names == {f"backbone.extractor.network.{name}" for name in given if not name.startswith("fc.")}
-    chosen = build(extractor={"use": RESNET, "layer": "layer2"}, **OWN).eval()
-    layer2 = extractor_of(chosen)
+    layer2 = extractor_of(chosen := build(extractor={"use": RESNET, "layer": "layer2"}, **OWN).eval())
     assert (layer2.layer, layer2.channels, layer2.grid) == ("layer2", 128, (8, 8))
     theirs(chosen, original)
     x1 = original.maxpool(original.relu(original.bn1(original.conv1(x))))  # type: ignore[operator]
@@ -102,6 +101,7 @@ def test_tokens_of_a_transformer_are_those_after_its_last_norm() -> None:
     assert torch.equal(extractor(images(32)), original.forward_features(images(32)))  # type: ignore[operator]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("use", "size", "layer", "channels", "grid"),
     [
@@ -177,6 +177,7 @@ def test_further_tokens_are_read_behind_those_of_any_extractor() -> None:
     assert all(logits.isfinite().all() for logits in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", ["concat", "gated", "cross-attention"])
 @pytest.mark.parametrize("transformer", [None, VIT])
 def test_every_join_takes_networks_of_libraries(join: str, transformer: str | None) -> None:
@@ -320,6 +321,7 @@ def test_activations_that_are_computed_anew_give_the_same_gradients() -> None:
         F.cross_entropy(inside(images(16)), torch.tensor([0, 1])).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # torch's, hidden as a rule

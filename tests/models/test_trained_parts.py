@@ -156,6 +156,7 @@ def tuned(first: RunResult, train: str, **tables: Any) -> ExperimentConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["serial", "vectorized"])
 @pytest.mark.parametrize("train", ["head", "last:1"])
 def test_a_run_sends_what_it_trains_and_keeps_the_rest(

@@ -115,6 +115,7 @@ def test_the_report_has_a_section_and_a_picture(run: RunFolder) -> None:
     assert found == ["0", "1"]  # who loses most stands first
 
 
+@pytest.mark.slow
 def test_intervals_are_told_where_there_are_some(run: RunFolder, make_run: MakeRun) -> None:
     """Scores of boxes and pixels have none: nothing says how sure they are."""
     scores = {"ap": 0.2, "ap50": 0.4}

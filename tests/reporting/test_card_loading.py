@@ -77,6 +77,7 @@ def test_a_run_without_a_model_says_so(tmp_path: Path) -> None:
     assert loading(tmp_path) == ["The run has no final model yet."]
 
 
+@pytest.mark.slow
 @needs_export
 @pytest.mark.parametrize("several", [False, True], ids=["classes", "labels"])
 def test_the_five_lines_run_without_fedvision(several: bool, tmp_path: Path) -> None:

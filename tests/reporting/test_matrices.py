@@ -45,6 +45,7 @@ def test_confusion_rows_are_shares() -> None:
     assert (_pixels(svg)[..., 3] > 0).tolist() == [[True, True], [False, False]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clients", "classes", "named"), [(1, 1, 1), (3, 25, 25), (1000, 10, 10), (40, 130, 33)]
 )

@@ -38,6 +38,7 @@ LONG: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tables", LONG, ids=["server-state", "client-state", "late-answers"])
 def test_three_rounds_that_go_on_to_five_are_five_rounds(tables: dict[str, Any], tmp_path: Path) -> None:
     config = tiny(rounds=5, **tables)

@@ -54,6 +54,7 @@ def test_dropout_in_a_refinement_is_the_rounds_own() -> None:
     assert refined(2) != first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", ["longtail", "ccvr"])
 def test_a_query_that_nobody_answers_is_told(
     use: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

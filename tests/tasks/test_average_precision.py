@@ -84,6 +84,7 @@ def test_numbers_by_hand() -> None:
     assert found.points(0, 0.75)[[50, 51]] == pytest.approx([1, 0])
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.data())
 def test_the_twelve_numbers_are_those_of_pycocotools_over_any_split(data: st.DataObject) -> None:

@@ -66,6 +66,7 @@ def test_batches_add_up(seed: int) -> None:
         np.testing.assert_array_equal(values, parts.by_class()[name])
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000))
 def test_areas_are_scikit_learns_of_the_binned_scores(seed: int) -> None:
     rows, named, labels = drawn(seed)

@@ -41,6 +41,7 @@ def _reference(score: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return score(*args, **kwargs)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(predictions())
 def test_figures_equal_scikit_learns(drawn: tuple[NDArray[np.int64], NDArray[np.int64], int]) -> None:

@@ -87,6 +87,7 @@ def test_figures_are_those_of_the_binned_scores(seed: int) -> None:
         assert scores == pytest.approx(list(expected[:3]), abs=1e-12)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.sampled_from([0.02, 0.3, 3.0, 30.0]))
 def test_bounds_hold_for_the_scores_themselves(seed: int, spread: float) -> None:
     logits, targets = drawn(seed, images=60, spread=spread)

@@ -102,6 +102,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_on_features_is_the_run_on_images(case: str, tmp_path: Path, extracted: list[int]) -> None:
     tables = CASES[case]
@@ -131,6 +132,7 @@ def test_a_run_on_features_is_the_run_on_images(case: str, tmp_path: Path, extra
     assert found[0].std() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixed", ["backbone.extractor.*", "backbone.*"], ids=["with its neck", "head"])
 @pytest.mark.parametrize("use", sorted(detection_data.SMALL))
 def test_a_detector_on_maps_is_the_one_on_images(
@@ -163,6 +165,7 @@ def tiny_images() -> Any:
     return np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [FROZEN, FRONT], ids=["backbone", "front"])
 @pytest.mark.parametrize(
     "engine", ["vectorized", pytest.param(PluginSpec(use="ray", args={"workers": 2}), marks=pytest.mark.long)]
@@ -176,6 +179,7 @@ def test_engines_agree_on_features(engine: Any, model: dict[str, Any], tmp_path:
     assert [r["server"]["scores"] for r in serial.rounds] == [r["server"]["scores"] for r in other.rounds]
 
 
+@pytest.mark.slow
 def test_each_image_passes_the_backbone_once(tmp_path: Path, extracted: list[int]) -> None:
     config = frozen()
     built = Experiment.build(config)
@@ -195,6 +199,7 @@ VIEWS = {"flip": True, "crop": 2, "views": 3}
 """Transforms that are drawn once."""
 
 
+@pytest.mark.slow
 def test_training_draws_one_of_an_images_views(tmp_path: Path, extracted: list[int]) -> None:
     one, other = (
         simulate(frozen(transforms=VIEWS), out=tmp_path / engine, engine=engine)

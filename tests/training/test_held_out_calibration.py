@@ -52,6 +52,7 @@ def parts(data: LocalData, cuts: list[int]) -> list[LocalData]:
     ]
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000), st.sampled_from([2, 5, 400]), st.lists(st.integers(0, 60), max_size=4))
 def test_sums_over_clients_are_those_of_one_pass(seed: int, classes: int, cuts: list[int]) -> None:
     """Of 400 classes most confidences are below 1/128, where float32 has steps finer than the unit."""

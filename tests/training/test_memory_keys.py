@@ -142,6 +142,7 @@ def test_a_compiled_network_trains_to_the_same(monkeypatch: pytest.MonkeyPatch) 
     close(plainly.state, found.state)
 
 
+@pytest.mark.slow
 def test_a_run_is_compiled_and_its_model_is_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[object] = []
 
@@ -169,6 +170,7 @@ def test_a_network_that_cannot_be_compiled_is_one_sentence(
         simulate(tiny(rounds=1, training={"compile": True}), out=tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys", [{"accumulate": 2}, {"checkpoint_activations": True}], ids=["accumulate", "checkpoints"]
 )

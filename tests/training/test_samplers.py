@@ -91,6 +91,7 @@ def test_whole_shares_are_met_in_every_epoch(
     assert all(classes(sampler, counts, seed) == expected for seed in range(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "args", "counts", "shares"),
     [

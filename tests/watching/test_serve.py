@@ -240,6 +240,7 @@ def test_a_page_for_others_has_tls_and_a_token_that_is_printed_once(tmp_path: Pa
         assert status(authorization=f"Bearer {token}") == 200
 
 
+@pytest.mark.slow
 def test_the_page_beside_a_server_ends_with_it(tmp_path: Path) -> None:
     run = WrittenRun(tmp_path / "run")
     run.begin()

@@ -300,6 +300,7 @@ def test_a_client_joins_while_its_key_is_in_the_folder(pki: Path, server: Runnin
     assert "client east is shut out" in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_added_and_removed_keys(pki: Path, server: Running, tmp_path: Path) -> None:
     """A key that is added later is let in and a removed one does not return."""
     key = _key_of(tmp_path, "late")

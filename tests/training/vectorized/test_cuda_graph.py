@@ -94,7 +94,7 @@ def check(
     share: float = 0.0,
     **options: Any,
 ) -> None:
-    """Assert that rounds, all played back, give what the serial loop gives, or a share of its updates beside."""
+    """Assert that rounds, all played back, give what the serial loop gives, up to a share of its updates."""
     assert recordable(cohort.settings)
     tracer, device_cache = Tracer(), DeviceDatasetCache(cohort.settings.device, limit)
     recorded = CudaGraphRunner(cohort.model, cohort.settings, tracer)
@@ -122,6 +122,7 @@ def test_every_model_that_stacks_can_be_played_back(use: str) -> None:
     check(Cohort(model=network(use), settings=settings(momentum=0.9), shards=make_shards((8, 7))), **FEW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", LOSSES)
 def test_every_loss_is_built_anew_from_the_counts_of_the_clients_that_play(use: str) -> None:
     check(Cohort(loss=PluginSpec(use=use), shards=make_shards((8, 7))), **FEW)
@@ -202,6 +203,7 @@ def test_recordings_by_halves_of_the_clients() -> None:
     assert tracer.played == 2 * 6
 
 
+@pytest.mark.slow
 def test_what_the_loss_depends_on_beside_the_counts_makes_new_recordings() -> None:
     cohort = Cohort(loss=PluginSpec(use="ldam", args={"drw_round": 3}), shards=make_shards((8, 7)))
     tracer = Tracer()
@@ -243,6 +245,7 @@ def test_more_images_or_clients_than_before_get_more_room() -> None:
     assert recorded.failure_reason is None
 
 
+@pytest.mark.slow
 def test_a_client_that_diverges_is_played_back_as_the_others() -> None:
     cohort = Cohort(shards=make_shards())
     personal = get_state(cohort.model, ("head.bias",))
