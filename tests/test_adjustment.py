@@ -116,6 +116,7 @@ def test_a_loss_that_corrected_already_is_named(tmp_path: Path) -> None:
     assert adjustment.adjust(tmp_path / "run", tmp_path / "rows", tau=0.0, norms=True).notices == ()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_adjusted_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
     run, new = runs["plain"], tmp_path / "new"
     with pytest.raises(ConfigError, match="--tau 0 changes nothing"):

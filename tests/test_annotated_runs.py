@@ -56,6 +56,7 @@ def presence(path: Path, **tables: Any) -> ExperimentConfig:
     return tiny(**base | tables)
 
 
+@pytest.mark.slow
 def test_boxes_reach_clients_and_measurements(annotated: Path, tmp_path: Path) -> None:
     result = simulate(presence(annotated, rounds=12), engine="serial", out=tmp_path / "run")
     first, last = (result.rounds[place]["server"] for place in (0, -1))
@@ -63,6 +64,7 @@ def test_boxes_reach_clients_and_measurements(annotated: Path, tmp_path: Path) -
     assert last["images"] == 8
 
 
+@pytest.mark.slow
 def test_a_stack_gives_the_same(annotated: Path, tmp_path: Path) -> None:
     serial = simulate(presence(annotated), engine="serial", out=tmp_path / "serial")
     stacked = simulate(presence(annotated), engine="vectorized", out=tmp_path / "stacked")

@@ -93,6 +93,7 @@ def test_of_a_federation_of_one_client_all_three_are_one_model(
     assert found.held_out["federated"][0] == found.held_out["central"][0] == found.local[0]["local"]
 
 
+@pytest.mark.slow
 def test_the_federated_run_stays_as_it_is(run: Path, tmp_path: Path) -> None:
     simulate(tiny(evaluation=HELD), out=tmp_path / "plain")
     for file in ("model.safetensors", "model.json", "rounds.jsonl", "split.json"):
@@ -199,6 +200,7 @@ def test_a_baseline_that_was_stopped_goes_on_to_the_same_bits(
     assert sum(trained) == 3 + 3 * 5 - done
 
 
+@pytest.mark.slow
 def test_what_was_appended_before_a_kill_is_not_there_twice(run: Path, tmp_path: Path) -> None:
     config = tiny(evaluation=HELD)
     simulate(config, out=tmp_path / "run", baselines=["central"])
@@ -226,6 +228,7 @@ def test_the_central_model_is_used_as_any_other(run: Path) -> None:
     assert len(central.predict(np.zeros((2, 8, 8, 1), np.uint8)).labels) == 2
 
 
+@pytest.mark.slow
 def test_who_fails_alone_is_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = alone.train
 
@@ -246,6 +249,7 @@ def test_who_fails_alone_is_named_and_left_out(tmp_path: Path, monkeypatch: pyte
     assert "1 client could not be trained alone: its disk is full." in " ".join(run_table(folder).split())
 
 
+@pytest.mark.slow
 def test_nobody_trained_alone_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alone, "train", lambda *arguments: ({}, dict.fromkeys(arguments[2], "no power")))
     with pytest.raises(RunError, match="no client could be trained alone: no power"):
@@ -254,6 +258,7 @@ def test_nobody_trained_alone_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
         simulate(tiny(), out=tmp_path / "run", resume=True, baselines=["central"])
 
 
+@pytest.mark.slow
 def test_several_labels_are_compared_by_their_score(tmp_path: Path) -> None:
     tables = several_labels(digits_of_several_labels(tmp_path))
     config = tiny(partition={"use": "iid", "clients": 3}, evaluation=HELD, **tables)
@@ -263,6 +268,7 @@ def test_several_labels_are_compared_by_their_score(tmp_path: Path) -> None:
     assert gains["test"]["clients"] == 3
 
 
+@pytest.mark.slow
 def test_what_belongs_to_a_federation_does_not_change_baselines(run: Path, tmp_path: Path) -> None:
     config = tiny(
         evaluation=HELD,
@@ -363,6 +369,7 @@ def test_workers_make_the_same_bits(run: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "run") == files(run)
 
 
+@pytest.mark.slow
 def test_the_vectorized_engine_trains_lone_clients_in_a_stack(run: Path, tmp_path: Path) -> None:
     simulate(tiny(evaluation=HELD), engine="vectorized", out=tmp_path / "run", baselines=["local"])
     ours, theirs = (BaselineFolder(folder, "local").clients() for folder in (tmp_path / "run", run))

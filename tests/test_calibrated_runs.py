@@ -62,6 +62,7 @@ def test_the_scale_is_the_most_likely_one(run: tuple[Path, RunResult]) -> None:
     assert "calibration" not in result.rounds[0]
 
 
+@pytest.mark.slow
 def test_predictions_stay_and_probabilities_change(run: tuple[Path, RunResult], tmp_path: Path) -> None:
     folder, result = run
     plain = simulate(calibrated(evaluation={"holdout": 0.3}), out=tmp_path / "plain")
@@ -87,6 +88,7 @@ def test_ray_finds_the_same(run: tuple[Path, RunResult], tmp_path: Path) -> None
     assert found.rounds[-1]["calibration"] == run[1].rounds[-1]["calibration"]
 
 
+@pytest.mark.slow
 def test_several_labels_are_calibrated(tmp_path: Path) -> None:
     tables = several_labels(digits_of_several_labels(tmp_path))
     found = simulate(calibrated(**tables), out=tmp_path / "run").rounds[-1]["calibration"]
@@ -94,6 +96,7 @@ def test_several_labels_are_calibrated(tmp_path: Path) -> None:
     assert load(tmp_path / "run").description.probability_scale == pytest.approx(found["factor"])
 
 
+@pytest.mark.slow
 def test_a_head_in_closed_form_gets_probabilities(tmp_path: Path) -> None:
     """The outputs of ridge are near 0 and 1, so softmax of them as they are is never sure."""
     tables: dict[str, Any] = {

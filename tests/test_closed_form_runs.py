@@ -56,6 +56,7 @@ def test_any_division_gives_the_same_model(partition: dict[str, Any], two: RunRe
     assert found.rounds[0]["server"] == two.rounds[0]["server"]
 
 
+@pytest.mark.slow
 def test_features_that_are_not_kept_and_more_threads_give_the_same_model(
     two: RunResult, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def strategy_tables(use: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", STRATEGIES)
 def test_each_strategy_is_tried_before_the_start(use: str, tmp_path: Path) -> None:
     config = experiment(**strategy_tables(use), partition={"use": "iid", "clients": 6})
@@ -83,6 +84,7 @@ def test_every_detector_trains_in_a_federation(name: str, tmp_path: Path) -> Non
     assert last["images"] == 6
 
 
+@pytest.mark.slow
 def test_a_federation_learns_to_find(tmp_path: Path) -> None:
     run = simulate(
         experiment(
@@ -102,6 +104,7 @@ def test_a_federation_learns_to_find(tmp_path: Path) -> None:
     assert last["boxes"]["boxes"] == Detection().class_counts(data.test.labels, 3).tolist()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
     config = experiment(
         "faster-rcnn", rounds=3, evaluation={"holdout": 0.25}, transforms={"flip": True, "crop": 2}
@@ -113,6 +116,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
     assert json.dumps(whole.rounds[-1]["local"]) == json.dumps(resumed.rounds[-1]["local"])
 
 
+@pytest.mark.slow
 def test_the_vectorized_engine_trains_one_by_one_and_says_so(tmp_path: Path) -> None:
     one, other = (simulate(experiment(), engine=use, out=tmp_path / use) for use in ("serial", "vectorized"))
     why = "clients are trained one by one: the task 'detection' has no form for several clients"
@@ -132,6 +136,7 @@ def test_ray_agrees(tmp_path: Path) -> None:
     assert json.dumps(serial.rounds[-1]["server"]) == json.dumps(workers.rounds[-1]["server"])
 
 
+@pytest.mark.slow
 def test_the_head_can_stay_on_the_clients(tmp_path: Path) -> None:
     personal = {**SMALL["fcos"], "personal": ["head.*"]}
     run = simulate(experiment(personal, evaluation={"holdout": 0.25}), engine="serial", out=tmp_path / "run")
@@ -191,6 +196,7 @@ def test_a_pooled_score_is_not_the_mean_of_clients(tmp_path: Path) -> None:
     assert local["images"] == 6
 
 
+@pytest.mark.slow
 def test_a_class_that_nobody_trains_on_gives_no_nan(tmp_path: Path) -> None:
     for loss in ("cross-entropy", "class-balanced-sigmoid-focal", "equalization"):
         config = experiment(

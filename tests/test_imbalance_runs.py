@@ -28,6 +28,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.slow
 def test_a_mixed_prior_ends_in_the_federations_and_the_clients(tmp_path: Path) -> None:
     def run(**loss: Any) -> dict[str, torch.Tensor]:
         table = {"use": "logit-adjusted", **loss}
@@ -81,6 +82,7 @@ def test_the_stacked_engine_draws_the_same_batches(tmp_path: Path) -> None:
     assert runs[0].rounds[0]["train_loss"] == pytest.approx(runs[1].rounds[0]["train_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_mixup_with_balanced_partners_trains_and_is_another_run(tmp_path: Path) -> None:
     runs = [
         state_of(tmp_path / str(k), transforms={"mixup": 0.4, "mixup_partner": partner})

@@ -87,6 +87,7 @@ def test_a_network_learns_from_columns_what_no_pixel_tells(table: Path, tmp_path
     assert without.scores["accuracy"] < 0.6
 
 
+@pytest.mark.slow
 def test_engines_and_a_resumed_run_have_the_same_bits(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +240,7 @@ def test_what_does_not_fit_is_one_sentence_before_the_run(
         Experiment.build(experiment(table, **keys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [False, True])
 def test_features_that_are_computed_once_are_of_pixels_and_columns(
     flip: bool, table: Path, tmp_path: Path

@@ -54,6 +54,7 @@ def clients_after_a_round(config: ExperimentConfig, folder: Path) -> list[tuple[
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_mean_of_adapters_is_the_mean_change_only_where_a_is_fixed(exact: bool, tmp_path: Path) -> None:
     config = lora(exact=exact, rounds=1)
@@ -68,6 +69,7 @@ def test_the_mean_of_adapters_is_the_mean_change_only_where_a_is_fixed(exact: bo
     assert error < 1e-6 if exact else error > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("model", [VIT, CNN])
 def test_only_adapters_and_head_are_trained_and_sent(

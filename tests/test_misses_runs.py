@@ -58,6 +58,7 @@ def report(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_detectors_misses_are_kept_and_shown(tmp_path: Path) -> None:
     folder, test = tmp_path / "run", detection_data.squares().test
     simulate(detection_data.experiment(**FINDING), engine="serial", out=folder)
@@ -88,6 +89,7 @@ def test_a_detectors_misses_are_kept_and_shown(tmp_path: Path) -> None:
     assert not (folder / "mistakes.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_worst_masks_are_kept_and_shown(tmp_path: Path) -> None:
     folder, test = tmp_path / "run", segments.squares().test
     task = {"use": "segmentation", "background": 0}
@@ -116,6 +118,7 @@ def test_the_worst_masks_are_kept_and_shown(tmp_path: Path) -> None:
     assert "Colours of the masks" in report(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -51,6 +51,7 @@ def same(one: State, other: State) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_prints_its_scores(archive: Path, tmp_path: Path) -> None:
     result = simulate(
         several(archive, rounds=8, training={"batch_size": 16, "lr": 0.5}), out=tmp_path / "run"
@@ -116,6 +117,7 @@ def test_its_model_is_used_by_command(
     assert "confusion" not in page
 
 
+@pytest.mark.slow
 def test_pages_speak_of_labels(archive: Path, tmp_path: Path) -> None:
     folders = []
     for loss in ("binary-cross-entropy", "asymmetric"):
@@ -170,6 +172,7 @@ def test_a_resumed_run_has_the_same_bits(loss: str, archive: Path, tmp_path: Pat
     assert whole.rounds == parts.rounds
 
 
+@pytest.mark.slow
 def test_mixup_blends_the_losses_of_two_images(archive: Path, tmp_path: Path) -> None:
     result = simulate(several(archive, transforms={"mixup": 0.4}), out=tmp_path / "run")
     assert np.isfinite(result.rounds[-1]["server"]["loss"])

@@ -36,6 +36,7 @@ def heads(run: Path) -> list[State]:
     return found
 
 
+@pytest.mark.slow
 def test_a_round_of_fedper_by_hand(tmp_path: Path) -> None:
     """The backbone is the mean of the clients' weighted by examples; heads are what each client trained."""
     config = tiny(rounds=1, evaluation={"holdout": 0.2}, **FEDPER)

@@ -104,6 +104,7 @@ def test_a_run_that_is_cut_ends_in_the_same_bits_personal_models_included(
     assert not any("personal" in (record.get("local") or {}) for record in whole.rounds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", METHODS, ids=lambda table: str(table["use"]))
 def test_a_measurement_with_training_is_the_separate_one(strategy: dict[str, Any], tmp_path: Path) -> None:
     """Of the clients that train in the next round, of whom here all do."""

@@ -64,7 +64,7 @@ ZERO_ALLOWED: dict[tuple[str, str], dict[str, str]] = {
     ("data", "coco-masks"): _FILES,
     ("data", "voc"): _FILES | _TILES | {"origin": "plain coordinates"},
     ("data", "yolo"): _FILES | _TILES,
-    ("data", "mnist"): {"size": DEFAULT, "validation": OFF, "max_unreadable": ANY, "workers": DEFAULT},
+    ("data", "mnist"): _FILES | {"size": DEFAULT},
     ("partition", "quantity"): {"exponent": "equal clients"},
     ("partition", "population"): {"sigma": "equal clients"},
     ("model", "cnn"): {"dropout": OFF},

@@ -48,6 +48,7 @@ def predicted(run: Path) -> Any:
     return fedvision.load(run, device="cpu").predict(images).probabilities
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_channels_without_effect_go_and_nothing_changes(case: str, tmp_path: Path) -> None:
     """In each layer every second channel is silenced, and so are the weights that read it."""
@@ -92,6 +93,7 @@ def test_the_smallest_channels_go(run: Path, tmp_path: Path) -> None:
     assert torch.equal(kept, state["backbone.features.conv1.weight"][loud])
 
 
+@pytest.mark.slow
 def test_a_pruned_network_is_fine_tuned_by_its_federation(run: Path, tmp_path: Path) -> None:
     made = pruning.prune(run, 0.5, tmp_path / "pruned", rounds=4)
     config = ExperimentConfig.load(tmp_path / "pruned" / pruning.EXPERIMENT)

@@ -108,6 +108,7 @@ def test_a_model_of_two_queries(tmp_path: Path) -> None:
     assert load(tmp_path / "run") is not None
 
 
+@pytest.mark.slow
 def test_engines_and_resumed_runs_agree(tmp_path: Path) -> None:
     whole = simulate(spread(rounds=3), out=tmp_path / "whole")
     simulate(spread(rounds=2), out=tmp_path / "resumed")

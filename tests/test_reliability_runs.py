@@ -127,6 +127,7 @@ def test_probabilities_are_those_after_the_temperature(place: Path, tmp_path: Pa
     assert ", by which its temperature was chosen as well." in (tmp_path / "run/report.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", ["_checkpoint", "finish"])
 def test_a_run_killed_at_its_end_tells_the_same(
     killed: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -42,6 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("now", "done", "kept"), [(False, 2, 2), (True, 1, 0)])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     now: bool, done: int, kept: int, whole: Path, tmp_path: Path

@@ -128,6 +128,7 @@ def test_a_request_has_neither_head_nor_images(machines: Machines) -> None:
     assert found.to_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_sums_for_another_run_or_client_are_refused(machines: Machines, tmp_path: Path) -> None:
     south = machines.sums("south")
     answer = ClientSums.read(south)
@@ -227,6 +228,7 @@ def test_the_other_kind_of_run_is_named_otherwise(machines: Machines, tmp_path: 
         request_sums(machines.run, "east")
 
 
+@pytest.mark.slow
 def test_the_verbs(
     machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,6 +146,7 @@ def test_any_counts_and_losses_stay_finite(use: str, counts: list[int]) -> None:
         assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_clients_with_all_classes_and_nothing_switched_on_are_fedavg_to_the_bit() -> None:
     tables = {"rounds": 2, "partition": {"use": "iid", "clients": 3}}
     off = {"use": "balancefl", "augment": 0.0, "entropy": 0.0}
@@ -153,6 +154,7 @@ def test_clients_with_all_classes_and_nothing_switched_on_are_fedavg_to_the_bit(
     assert all(torch.equal(own[name], other[name]) for name in other)
 
 
+@pytest.mark.slow
 def test_clients_of_few_classes_train_with_a_balanced_sampler_and_mixup() -> None:
     """Each client lacks eight of ten classes."""
     config = tiny(

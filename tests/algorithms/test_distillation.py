@@ -83,6 +83,7 @@ def test_the_loss_is_the_blend_of_task_and_teacher() -> None:
     assert torch.allclose(found, 0.75 * task_loss(model(x), labels) + 0.25 * 4 * divergence, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["vectorized", pytest.param("ray", marks=pytest.mark.slow)])
 def test_engines_agree_to_the_bit(engine: str, teacher: Path, tmp_path: Path) -> None:
     config = tiny(strategy=taught(teacher, fraction=0.6))
@@ -92,6 +93,7 @@ def test_engines_agree_to_the_bit(engine: str, teacher: Path, tmp_path: Path) ->
     assert [r["bytes"] for r in one.rounds] == [r["bytes"] for r in other.rounds]
 
 
+@pytest.mark.slow
 def test_nothing_of_the_teacher_is_fedavg_and_all_of_it_looks_at_no_label(
     teacher: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +130,7 @@ def _digits() -> Any:
     return read_data(tiny()).test.images[:200]  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_the_teacher_travels_to_each_client_once(teacher: Path, tmp_path: Path) -> None:
     strategy = Experiment.build(tiny(strategy=taught(teacher))).strategy.inner  # type: ignore[attr-defined]
     size = sum(tensor.nbytes for tensor in strategy.constant_tensors()["teacher"].values())

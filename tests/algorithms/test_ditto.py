@@ -163,6 +163,7 @@ def test_tensors_that_stay_beside_a_whole_personal_model_are_refused(
         Experiment.build(tiny(strategy={"use": strategy}, model={"use": "cnn", "width": 4, **model}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ditto", "apfl"])
 def test_the_global_model_of_a_run_is_fedavgs_to_the_bit(strategy: str) -> None:
     tables = {"rounds": 2, "model": {"use": "cnn", "width": 4, "dropout": 0.3}}

@@ -110,6 +110,7 @@ def test_clients_keep_what_they_measured_and_the_model_has_the_first_values(
     assert all(record["local"] for record in result.rounds)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_what_the_strategy_added(tmp_path: Path) -> None:
     config = tiny(rounds=1, strategy={"use": "fedbn"}, model=RESNET)
     first = simulate(config, out=tmp_path / "run")

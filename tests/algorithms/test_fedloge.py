@@ -87,6 +87,7 @@ def test_the_frame_alone_trains_the_backbone_and_each_head_itself() -> None:
         torch.testing.assert_close(mine, his)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", LOSSES)
 @given(counts=st.lists(st.integers(0, 50), min_size=4, max_size=4))
 def test_any_loss_stays_finite_without_images_of_a_class(use: str, counts: list[int]) -> None:

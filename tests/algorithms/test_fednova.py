@@ -134,6 +134,7 @@ def _distance(strategy: MeanStrategy, momentum: float = 0.0) -> float:
     return abs(float(state["w"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_fednova_reaches_the_optimum_that_fedavg_misses(momentum: float) -> None:
     """FedAvg goes to where the client with more steps wants it; both weigh the same."""

@@ -130,6 +130,7 @@ def test_a_request_without_counts_or_numbers_is_refused() -> None:
         FedReLaClient().begin(Fixed(), {}, TrainRequest(round=1, client=0, state={}, own_counts=(1,)), {})
 
 
+@pytest.mark.slow
 def test_without_a_share_it_is_fedavg_to_the_bit(tmp_path: Path) -> None:
     plain = simulate(tiny(), out=tmp_path / "fedavg")
     off = simulate(tiny(strategy={"use": "fedrela", "share": 0.0}), out=tmp_path / "off")

@@ -107,6 +107,7 @@ def test_the_own_heads_loss_has_the_scale_and_the_blend_of_the_tasks() -> None:
     torch.testing.assert_close(_begun(model).loss(model, x, labels, blended), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", LOSSES)
 @given(counts=st.lists(st.integers(0, 50), min_size=4, max_size=4))
 def test_any_loss_stays_finite_without_images_of_a_class(use: str, counts: list[int]) -> None:
@@ -158,6 +159,7 @@ def test_the_server_measures_the_generic_and_clients_their_own_predictor(tmp_pat
     }
 
 
+@pytest.mark.slow
 def test_own_heads_help_clients_of_few_classes() -> None:
     """Of two classes a client, the own predictor knows which."""
     split = {"use": "shards", "clients": 5, "classes_per_client": 2}

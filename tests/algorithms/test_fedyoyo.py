@@ -172,6 +172,7 @@ def test_classes_without_images_stay_finite(counts: list[int], tau: float) -> No
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_clients_of_few_classes_train_with_the_papers_loss() -> None:
     config = tiny(
         strategy={"use": "fedyoyo", "warmup": 1},

@@ -75,6 +75,7 @@ def test_factors_are_the_nearest_and_of_one_sign() -> None:
     assert not any(factor.any() for factor in zero)
 
 
+@pytest.mark.slow
 def test_without_two_trained_factors_it_is_fedavg(tmp_path: Path) -> None:
     for number, keys in enumerate(({"train": "head"}, {"lora": {"rank": 2, "exact": True}})):
         runs = [
@@ -86,6 +87,7 @@ def test_without_two_trained_factors_it_is_fedavg(tmp_path: Path) -> None:
         assert all(torch.equal(runs[0].state[name], tensor) for name, tensor in runs[1].state.items())
 
 
+@pytest.mark.slow
 def test_a_run_ends_alike_where_clients_are_stacked(tmp_path: Path) -> None:
     config = tiny(rounds=2, model={**VIT, "lora": {"rank": 2}}, strategy={"use": "flexlora"})
     serial = simulate(config, out=tmp_path / "serial")

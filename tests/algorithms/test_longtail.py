@@ -86,6 +86,7 @@ def test_a_loss_that_corrects_nothing_is_noticed(loss: dict[str, Any], said: int
     assert len(LongTail().notices(tiny(loss=loss))) == said
 
 
+@pytest.mark.slow
 def test_without_its_parts_it_is_fedavg() -> None:
     own, other = (simulate(tiny(strategy=one)).state for one in (OFF, {"use": "fedavg"}))
     for name in other:
@@ -102,6 +103,7 @@ def _run(**keys: Any) -> Any:
     return simulate(tiny(strategy={"use": "longtail", **keys}, loss=ADJUSTED))
 
 
+@pytest.mark.slow
 def test_only_the_last_round_queries_and_only_the_head_changes() -> None:
     with_head, without = _run(share=0.5), _run(share=0.0)
     asked = [sorted(record.get("statistics", {})) for record in with_head.rounds]
@@ -111,6 +113,7 @@ def test_only_the_last_round_queries_and_only_the_head_changes() -> None:
     assert changed == {"head.weight", "head.bias"}
 
 
+@pytest.mark.slow
 def test_the_head_is_the_mean_of_the_trained_one_and_the_scaled_closed_form() -> None:
     trained, balanced, mean = (_run(share=share).state for share in (0.0, 1.0, 0.25))
     for name in ("head.weight", "head.bias"):
@@ -118,6 +121,7 @@ def test_the_head_is_the_mean_of_the_trained_one_and_the_scaled_closed_form() ->
         torch.testing.assert_close(mean[name], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rare_classes_gain_beside_fedavg() -> None:
     """Digits with an imbalance of 10 over five unlike clients: the defaults of both parts."""
     tables = {"rounds": 6, "model": {"use": "cnn", "width": 8, "dense": 32}}

@@ -175,6 +175,7 @@ def test_queries() -> None:
     assert RUCR().query(3, 3, ({"count": np.zeros(2)},)) is None, "nobody has anything to mix"
 
 
+@pytest.mark.slow
 def test_without_both_parts_it_is_fedavg_to_the_bit(tmp_path: Path) -> None:
     plain = simulate(tiny(rounds=2), out=tmp_path / "fedavg")
     off = simulate(tiny(rounds=2, strategy={"use": "rucr", "weight": 0.0, "steps": 0}), out=tmp_path / "off")

@@ -112,6 +112,7 @@ def test_a_seed_gives_the_same_scenes_and_fewer_are_the_first_of_more() -> None:
     assert not np.array_equal(one.masks, composed(number=12, part="test").masks)
 
 
+@pytest.mark.slow
 def test_classes_have_a_long_tail_for_training_and_none_for_measuring() -> None:
     made = scenes.detection(scenes=900, imbalance=16, size=48)
     assert made.test is not None
@@ -160,6 +161,7 @@ def test_a_class_without_objects_is_said() -> None:
         composed(odds=np.ones(4))
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_validation_takes_scenes_of_training_images_that_no_other_scene_shows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fashion_mnist_root: Path

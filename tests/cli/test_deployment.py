@@ -100,6 +100,7 @@ def taken() -> Iterator[int]:
         yield held.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_named(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

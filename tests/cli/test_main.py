@@ -70,6 +70,7 @@ def test_a_second_run_takes_the_next_free_folder(here: Path) -> None:
     assert {path.name for path in (here / "runs").iterdir()} == {"small", "small-2"}
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_all_and_compares(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "sweep.toml").write_text(EXPERIMENT + '[sweep]\nloss = ["cross-entropy", "focal"]\n')
     assert run("simulate", "sweep.toml", "--out", "out", "--jobs", "1") == 0
@@ -110,6 +111,7 @@ def test_help_loads_nothing_large() -> None:
     assert done.stderr == "[]\n"
 
 
+@pytest.mark.slow
 def test_report_makes_and_compares(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("simulate", "small.toml", "--out", "a", "--set", "seed=1") == 0
     assert run("simulate", "small.toml", "--out", "b", "--set", "seed=2") == 0
@@ -228,6 +230,7 @@ def test_a_wrong_input_ends_in_exit_code_2_and_one_sentence(
     assert after == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prepare", "arguments", "expected"),
     [

@@ -83,6 +83,7 @@ def sized(**tables: Any) -> ExperimentConfig:
     return tiny(**{"rounds": 2, "transforms": LARGER, **tables})
 
 
+@pytest.mark.slow
 def test_every_engine_and_a_loaded_model_see_images_of_the_same_size(tmp_path: Path) -> None:
     serial, together = run(tmp_path / "serial", "serial"), run(tmp_path / "together", "vectorized")
     for name, tensor in serial.state.items():

@@ -50,6 +50,7 @@ def test_a_short_run_is_serial_with_the_reason_in_the_summary(tmp_path: Path) ->
     assert notice.startswith("engine serial: about ")
 
 
+@pytest.mark.slow
 def test_the_forecast_is_what_the_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that only training moves, by a hundredth of a second for each image that is seen."""
     clock, train = [0.0], client_trainer.fit

@@ -127,12 +127,14 @@ def test_methods_that_cannot_be_stacked_have_the_serial_engines_bits_and_a_notic
     assert sum(one.startswith("clients are trained one by one: ") for one in notices) == 1
 
 
+@pytest.mark.slow
 def test_updates_are_transformed_as_by_the_serial_engine(tmp_path: Path) -> None:
     """Which elements are largest may rest on the last bit; with half of them sent, few are near the edge."""
     update = [{"use": "clip", "max_norm": 0.5}, {"use": "top-k", "fraction": 0.5}, "float16"]
     compare(tiny(training={"lr": 0.1, "batch_size": 16}, update=update), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_head_that_the_server_trains_is_that_of_the_serial_engine(tmp_path: Path) -> None:
     """Last bits of the models differ, so those of the moments do, and of what is drawn from them."""
     compare(tiny(strategy={"use": "ccvr", "every": 2, "steps": 50}), tmp_path, tolerance=1e-4)

@@ -43,6 +43,7 @@ def test_a_clients_seconds_follow_its_images_its_speed_and_the_round() -> None:
     assert jitter(3, 1) != jitter(3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "times"), [({"epochs": 1}, 1), ({"epochs": 3}, 3), ({"steps": 4, "batch_size": 8}, 0)]
 )

@@ -37,6 +37,7 @@ def table(name: str) -> dict[str, Any]:
     return {"use": name, **SMALL.get(name, {"width": 4})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_network_is_explained_and_left_as_it_was(name: str, shape: tuple[int, int, int]) -> None:

@@ -106,6 +106,7 @@ def test_exact_images_are_taken_alone(model: TrainedModel) -> None:
         predict(noise(1, (9, 8, 1)))
 
 
+@pytest.mark.slow
 def test_a_program_of_torch_export_is_the_same(model: TrainedModel) -> None:
     done = export(model, "torch-export")
     extra = {"classes": "", "sha256": ""}
@@ -134,6 +135,7 @@ def test_safetensors_hold_the_weights_and_the_whole_description(model: TrainedMo
     assert json.loads(facts["classes"]) == list(model.classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", pytest.param("torch-export", marks=pytest.mark.slow)])
 def test_a_file_that_computes_something_else_is_not_written(
     format: Any, model: TrainedModel, monkeypatch: pytest.MonkeyPatch
@@ -173,6 +175,7 @@ def test_a_decision_by_less_than_the_tolerance_may_fall_otherwise() -> None:
     assert checks._others(np.array([[0.5, 0.9]]), np.array([[0.5 - 1e-6, 0.2]]), True, 1e-5) == 1
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_is_written_in_float32_with_a_notice(tmp_path: Path) -> None:
     model = untrained({"use": "cnn", "width": 4, "dense": 8})
     inference = dataclasses.replace(model.description.inference, precision="bfloat16")
@@ -194,6 +197,7 @@ def test_what_stayed_on_clients_is_not_exported(tmp_path: Path) -> None:
         export(fedvision.load(tmp_path / "run", device="cpu"), "onnx")
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_exported_is_refused_in_one_sentence(model: TrainedModel) -> None:
     class Odd(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

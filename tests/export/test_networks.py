@@ -93,6 +93,7 @@ def test_the_cnn_computes_the_same_as_onnx_with_its_own_resize_and_colour() -> N
     check(untrained(NETWORKS["cnn"], scale=2.5, transforms=transforms))
 
 
+@pytest.mark.slow
 def test_what_a_label_is_given_is_its_sigmoid() -> None:
     model = untrained(NETWORKS["cnn"], task="multi-label")
     graph = PredictionGraph(model, "exact").eval()

@@ -48,6 +48,7 @@ def distance(one: State, other: State) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "hidden"), [("secret", True), ("reproducible", False)])
 def test_noise_from_the_seed_takes_no_secret_noise_off(noise: str, hidden: bool, tmp_path: Path) -> None:
     """Standard deviation of the noise: 1 x 10 / 5 = 2 in each of 1,000 numbers and more."""

@@ -102,6 +102,7 @@ def test_values_and_gradients_are_finite_for_any_counts(
     assert logits.grad.isfinite().all()
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     pairs=st.lists(st.tuples(COUNT, COUNT), min_size=2, max_size=6),

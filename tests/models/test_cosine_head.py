@@ -121,6 +121,7 @@ def test_zero_shot_is_measured_and_serves(zero_shot: RunResult, prototypes: torc
     torch.testing.assert_close(zero_shot.state["head.embeddings"], nn.functional.normalize(prototypes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learn", ["scale", "all"])
 def test_a_head_is_trained(learn: str, file: Path, zero_shot: RunResult, tmp_path: Path) -> None:
     tables: dict[str, Any] = {

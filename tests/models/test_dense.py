@@ -89,6 +89,7 @@ def test_a_head_for_other_classes_begins_anew(tmp_path: Path) -> None:
     assert torch.equal(dict(model.named_parameters())["backbone.backbone.0.0.weight"], first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", [SMALL, "smp/Unet"])
 @pytest.mark.parametrize(("size", "channels"), [((40, 50), 1), ((33, 64), 3)])
 def test_logits_have_the_size_of_the_image(use: str, size: tuple[int, int], channels: int) -> None:

@@ -95,6 +95,7 @@ def test_features_of_zero_stay_finite() -> None:
     assert torch.isfinite(x.grad).all()
 
 
+@pytest.mark.slow
 def test_all_but_the_frame_is_trained_and_sent(tmp_path: Path) -> None:
     config = tiny(rounds=2, model={**MODEL, "head": "etf"}, loss={"use": "balanced-softmax"})
     result = simulate(config, out=tmp_path / "run")

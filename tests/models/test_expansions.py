@@ -139,6 +139,7 @@ def test_any_division_gives_the_same_head(run: tuple[Any, RunResult], tmp_path: 
     assert set(found.rounds[0]["statistics"]) == {"feature-sums", "feature-sums (2)", "weighted-products"}
 
 
+@pytest.mark.slow
 def test_the_final_model_predicts_what_the_run_measured(run: tuple[Any, RunResult]) -> None:
     _, found = run
     images = Experiment.build(expanded(RELU)).dataset.test

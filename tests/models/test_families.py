@@ -141,6 +141,7 @@ def test_old_names_in_torchvisions_files_are_understood() -> None:
         assert names.here(old) == f"backbone.{new}"
 
 
+@pytest.mark.slow
 def test_a_backbone_begins_on_other_classes_and_on_gray_images(tmp_path: Path) -> None:
     original = torchvision.models.resnet18(weights=None, num_classes=7)
     save_file(original.state_dict(), tmp_path / "file.safetensors")
@@ -207,6 +208,7 @@ def test_a_vit_is_built_for_the_images_and_takes_square_ones_alone() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet18", "vit_tiny_patch16_224", "mobilenetv3_small_050", "convnext_atto"]
 )
@@ -323,6 +325,7 @@ def test_lite0_has_the_published_shape_and_reads_the_published_names(tmp_path: P
             assert torch.equal(tensor, theirs[published_name(name)])
 
 
+@pytest.mark.slow
 def test_lite0_computes_what_the_published_network_computes() -> None:
     """The numbers are those of PyPI's ``efficientnet-lite-pytorch`` 0.1.0 with the same tensors and image."""
     model = ours("efficientnet-lite0", 224, classes=4).double()

@@ -177,6 +177,7 @@ def test_cached_or_not_and_on_every_engine_the_bits_are_the_same(strategy: str, 
     assert right == pytest.approx(found.scores["accuracy"])
 
 
+@pytest.mark.slow
 def test_a_backbone_that_is_trained_has_them_too(tmp_path: Path) -> None:
     model = {"use": "cnn", "width": 4, "dense": 16, "feature_layers": LAYERS}
     config = several(model=model, strategy={"use": "fedavg"})
@@ -190,6 +191,7 @@ def test_a_backbone_that_is_trained_has_them_too(tmp_path: Path) -> None:
     assert not torch.equal(serial["head.weight"][:, 16:], first["head.weight"][:, 16:])
 
 
+@pytest.mark.slow
 def test_a_head_for_other_features_begins_anew(tmp_path: Path) -> None:
     plain = {"use": "cnn", "width": 4, "dense": 16, "frozen": ["backbone.*"]}
     run = simulate(several(model=plain), out=tmp_path / "run").folder.path
@@ -211,6 +213,7 @@ def test_a_head_for_other_features_begins_anew(tmp_path: Path) -> None:
     assert torch.equal(kept["head.weight"], load(second).network.state_dict()["head.weight"])
 
 
+@pytest.mark.slow
 def test_a_librarys_weights_and_gray_images(tmp_path: Path) -> None:
     """A ResNet for colour whose file has a head for 1,000 classes of its own features."""
     own = build("torchvision/resnet18", {}, channels=3)

@@ -80,6 +80,7 @@ def _check_tensors(model: ImageModel, found: Cut) -> None:
     assert not any(tensor.requires_grad for tensor in front.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", ["efficientnet-lite0", "torchvision/resnet18"])
 def test_networks_for_colour_that_see_gray_are_cut(use: str) -> None:
     model = network(use, 64, 2, gray=True)

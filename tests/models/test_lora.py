@@ -131,6 +131,7 @@ def test_the_tensors_keep_their_names_and_values(name: str) -> None:
     assert set(state) - set(bare) == set(adapter_names(model)) != set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_adapter_takes_part(name: str, training: bool) -> None:

@@ -157,6 +157,7 @@ def test_clients_trained_at_once_have_the_numbers_of_serial_ones(
         torch.testing.assert_close(stacked.state[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_other_files_than_before_are_refused_on_resuming(files: dict[str, Path], tmp_path: Path) -> None:
     own = tmp_path / "extractor.safetensors"
     own.write_bytes(files["extractor"].read_bytes())

@@ -41,6 +41,7 @@ def test_without_weights_what_is_left_out_is_usual() -> None:
     assert found.notices == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("use", "given", "weights", "mean", "std", "interpolation"),
     [
@@ -120,6 +121,7 @@ def cnn(**tables: Any) -> ExperimentConfig:
     return tiny(rounds=1, **{"transforms": {"mean": [0.4], "std": [0.3], "size": 10}, **tables})
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_with_another_sees_its_images_alike(tmp_path: Path) -> None:
     simulate(cnn(), out=tmp_path / "first")
     follows = tiny(

@@ -41,6 +41,7 @@ def test_every_parameter_learns_from_every_size(size: tuple[int, int]) -> None:
         assert parameter.grad.isfinite().all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["torchvision/resnet18", "efficientnet-lite0"])
 def test_any_network_of_images_is_its_backbone(backbone: str) -> None:
     model = build((64, 64), 1, backbone=backbone)

@@ -180,6 +180,7 @@ def test_a_run_sends_what_it_trains_and_keeps_the_rest(
     }
 
 
+@pytest.mark.slow
 def test_the_record_has_the_bytes_beside_those_of_the_network(first: RunResult, tmp_path: Path) -> None:
     result = simulate(tuned(first, "head"), out=tmp_path / "run")
     facts = result.folder.summary()

@@ -72,6 +72,7 @@ def test_whole_numbers_keep_the_networks_first_values(tmp_path: Path) -> None:
         assert torch.equal(tensor, wanted)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_file_alone(first: RunResult, tmp_path: Path) -> None:
     save_file(load_file(first.folder.path / "model.safetensors"), tmp_path / "file.safetensors")
     config = beginning(tmp_path / "file.safetensors", rounds=2)

@@ -107,6 +107,7 @@ def test_what_a_clients_model_was_not_scored_by_has_no_interval_of_another_model
     assert cells[1].text == "–"
 
 
+@pytest.mark.slow
 def test_the_report_has_a_section_and_a_picture(run: RunFolder) -> None:
     page = write_report(run).read_text()
     assert "<h2>Who gains</h2>" in page
@@ -126,6 +127,7 @@ def test_intervals_are_told_where_there_are_some(run: RunFolder, make_run: MakeR
     assert told == [1, 0]
 
 
+@pytest.mark.slow
 def test_without_baselines_there_is_no_section(make_run: MakeRun) -> None:
     folder = make_run()
     assert "Who gains" not in write_report(folder).read_text()

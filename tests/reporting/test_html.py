@@ -67,6 +67,7 @@ def _mistakes(folder: RunFolder, channels: int = 1) -> None:
     folder.write_mistakes(images, np.array([2, 2]), np.array([0, 1]), np.array([0.97, 0.5]))
 
 
+@pytest.mark.slow
 def test_the_report_has_every_section(make_run: MakeRun) -> None:
     refusal = {"client": 1, "stage": "training", "kind": "refused", "reason": "NaN in the update"}
     summary: dict[str, Any] = {
@@ -122,6 +123,7 @@ def test_scores_without_counts_have_no_intervals(make_run: MakeRun) -> None:
     assert not [tag for tag, _ in page.tags if tag == "i"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_how_sure_its_model_is(make_run: MakeRun) -> None:
     """Ten images 0.95 sure of which seven are right, and twenty 0.45 sure of which eleven are."""
     images, right, sums = (np.zeros(15).tolist() for _ in range(3))
@@ -157,6 +159,7 @@ def test_nothing_is_fetched_and_nothing_is_run(make_run: MakeRun) -> None:
     assert not re.search(r"url\((?!#)", text)
 
 
+@pytest.mark.slow
 def test_what_people_wrote_is_text(make_run: MakeRun) -> None:
     refusal = {"client": EVIL, "stage": EVIL, "reason": f"$x$ {EVIL}"}
     folder = make_run(
@@ -176,6 +179,7 @@ def test_what_people_wrote_is_text(make_run: MakeRun) -> None:
     assert "猫 & $dog$" in page.text
 
 
+@pytest.mark.slow
 def test_the_report_reads_only_the_run_folder(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run(summary={"status": "finished"})
     before = write_report(folder).read_bytes()
@@ -184,6 +188,7 @@ def test_the_report_reads_only_the_run_folder(make_run: MakeRun, tmp_path: Path)
     assert write_report(RunFolder.read(Path(moved))).read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [0, 1, 2])
 @pytest.mark.parametrize("split", [True, False])
 def test_a_run_that_has_just_begun_has_a_report(make_run: MakeRun, rounds: int, split: bool) -> None:
@@ -194,12 +199,14 @@ def test_a_run_that_has_just_begun_has_a_report(make_run: MakeRun, rounds: int, 
     assert ("Losses are in nats." in page.text) == (rounds > 1)
 
 
+@pytest.mark.slow
 def test_sparse_records_have_a_report(make_run: MakeRun) -> None:
     folder = make_run(rounds=1, changes={"server": None})
     folder.append_round({"round": 2}, {"total": 1.0})
     assert "unfinished, 2 of 3 rounds" in _read(write_report(folder)).text
 
 
+@pytest.mark.slow
 def test_only_measured_views_are_explained(make_run: MakeRun) -> None:
     both = _read(write_report(make_run("both"))).text
     server = _read(write_report(make_run("server only", changes={"local": None}))).text
@@ -238,6 +245,7 @@ def test_long_lists_stand_in_two_halves() -> None:
     assert halves([]) == []
 
 
+@pytest.mark.slow
 def test_the_command_that_makes_a_deployed_run_again_names_its_place(make_run: MakeRun) -> None:
     folder = make_run()
     place = ["server", "--private", "127.0.0.1:8000", "--tls", "/pki/server"]
@@ -247,6 +255,7 @@ def test_the_command_that_makes_a_deployed_run_again_names_its_place(make_run: M
     assert f"{command} --out {folder.path}-again --wait-for 2" in _read(write_report(folder)).text
 
 
+@pytest.mark.slow
 def test_report_of_many_classes(
     make_run: MakeRun,
 ) -> None:

@@ -82,6 +82,7 @@ TREES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.from_regex(r"k[a-z_-]{0,8}", fullmatch=True), TREES, min_size=1, max_size=4))
 def test_yaml_comes_back_as_it_was(value: dict[str, Any]) -> None:
     assert reference.safe_load(yaml(value)) == value

@@ -59,6 +59,7 @@ def test_a_sweep_writes_its_runs_side_by_side(tmp_path: Path, store: str) -> Non
     assert len(runs(store, "two")) == 2
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_used_is_one_sentence_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_too_many_ties_for_a_table_are_counted(make_run: MakeRun, monkeypatch: p
     assert "2 of 3 classes are equally rare: too many to list as the rarest" in text
 
 
+@pytest.mark.slow
 def test_local_scores_say_of_how_many_clients_they_are(make_run: MakeRun) -> None:
     """Those of clients that were set aside are not among them; what is left may be easy."""
     local = record(1)["local"]

@@ -75,6 +75,7 @@ def test_names_stand_inside_of_the_picture() -> None:
     assert (found.left, found.top, found.width, found.height) == (10, 10, 10, 10)
 
 
+@pytest.mark.slow
 def test_the_report_shows_them_and_fetches_nothing(make_run: MakeRun) -> None:
     folder = make_run()
     assert "Worst images" not in write_report(folder).read_text(encoding="utf-8")

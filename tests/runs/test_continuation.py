@@ -52,6 +52,7 @@ def test_three_rounds_that_go_on_to_five_are_five_rounds(tables: dict[str, Any],
     assert {"round": 4, "client": None, "what": "the run of 3 rounds went on to 5"} in grown.folder.events()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_over_may_grow_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows its last round alone does not matter: it has not come to it."""
     from fedvision.simulation import Simulation

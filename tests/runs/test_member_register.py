@@ -132,6 +132,7 @@ def test_clients_are_shown_by_name(make_run: MakeRun) -> None:
     assert page.count(">north<") >= 2, "in the table of members and at its column"
 
 
+@pytest.mark.slow
 def test_a_simulation_has_numbers_and_no_members(make_run: MakeRun) -> None:
     folder = make_run()
     facts = read_facts(folder)

@@ -133,6 +133,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         read_run_state(tmp_path)
 
 
+@pytest.mark.slow
 def test_reading_a_run_folder_needs_no_torch() -> None:
     """A page that watches a run shall be up at once and small beside it."""
     script = (

@@ -287,6 +287,7 @@ def test_a_buffer_ends_a_round_and_others_stay_at_work() -> None:
     assert all(record["refused"] == [] for record in diary.records), "nobody is late who is at work"
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     seconds=st.dictionaries(

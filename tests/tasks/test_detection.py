@@ -199,6 +199,7 @@ def of_a_wrong_class() -> Dataset:
     return Dataset(train=ImageSet(images=found.train.images, labels=labels), classes=found.classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tables", "error", "why"),
     [

@@ -154,6 +154,7 @@ def test_other_forms_are_refused(rows: np.ndarray) -> None:
     assert "must be int64 [M, 6]" in problem
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_what_passes_gives_shares_of_one(data: st.DataObject) -> None:
     """Whatever a client sends that is not refused, no number leaves 0 to 1."""

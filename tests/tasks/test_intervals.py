@@ -47,6 +47,7 @@ def test_intervals_of_means_over_classes() -> None:
     assert found["accuracy"] == Interval(float(low), float(high))
 
 
+@pytest.mark.slow
 def test_how_often_an_interval_holds_the_true_value() -> None:
     """Also where classes have few images, most of them named right, and resampling holds it in 77 %."""
     rng, sizes = np.random.default_rng(3), np.array([200, 100, 50, 20, 10, 5])

@@ -73,6 +73,7 @@ def test_figures_equal_scikit_learns(drawn: tuple[NDArray[np.int64], NDArray[np.
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(predictions())
 def test_precision_equals_scikit_learns_where_a_class_occurs(

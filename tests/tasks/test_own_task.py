@@ -40,6 +40,7 @@ def pixels(**tables: Any) -> ExperimentConfig:
     return tiny(**base | tables)
 
 
+@pytest.mark.slow
 def test_it_trains_and_is_measured(tmp_path: Path) -> None:
     result = simulate(pixels(rounds=12), engine="serial", out=tmp_path / "run")
     first, last = (result.rounds[place]["server"] for place in (0, -1))
@@ -102,6 +103,7 @@ def test_a_rotated_map_has_no_new_values() -> None:
     assert set(transform.apply_to_map(maps, drawn, fill=0).unique().tolist()) == {0, 200}
 
 
+@pytest.mark.slow
 def test_targets_move_with_the_image_in_training(tmp_path: Path) -> None:
     """Where no pixel sees another, a mirrored image with its mirrored classes teaches the same."""
     plain = simulate(pixels(), engine="serial", out=tmp_path / "plain")

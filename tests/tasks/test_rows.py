@@ -129,6 +129,7 @@ def test_clients_are_put_in_the_order_of_their_numbers() -> None:
     assert orders[0]["first_right"] == 0, "the first image is client 0's, whoever answered first"
 
 
+@pytest.mark.slow
 def test_a_run_measures_every_image(tmp_path: Path) -> None:
     """The server's 20 images are measured in parts and in batches, which nobody sees in the rows."""
     tables = pixels(task={"use": f"{HERE}:Cases"}, evaluation={"holdout": 0.2, "batch_size": 3})

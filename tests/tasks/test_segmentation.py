@@ -85,6 +85,7 @@ def test_the_loss_is_of_pixels_with_a_class() -> None:
     torch.testing.assert_close(found.loss, each)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), cut=st.integers(1, 3))
 def test_they_are_those_of_scikit_learn_whatever_the_parts(seed: int, cut: int) -> None:
@@ -110,6 +111,7 @@ def test_they_are_those_of_scikit_learn_whatever_the_parts(seed: int, cut: int) 
     assert pixels.rows_problem(ConfusionCounts.of(stats)) is None
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_case_dice_is_the_mean_over_images_of_scikit_learns(seed: int) -> None:

@@ -148,6 +148,7 @@ def test_a_detector_on_maps_is_the_one_on_images(
         assert one["server"]["scores"]["ap50"] == pytest.approx(other["server"]["scores"]["ap50"], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_classes_of_pixels_on_maps_are_those_on_images(tmp_path: Path, extracted: list[int]) -> None:
     model = {
         "use": "semantic-fpn",
@@ -247,6 +248,7 @@ def test_views_whose_boxes_would_have_to_move_are_refused() -> None:
         Experiment.build(detection_data.experiment(model, transforms={"flip": True, "views": 2}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tables", "notice"),
     [
@@ -266,6 +268,7 @@ def test_why_features_are_computed_anew(
     assert f"every image passes the frozen layers in every round, {notice}" in str(notices)
 
 
+@pytest.mark.slow
 def test_features_too_large_to_keep(
     tmp_path: Path, extracted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,12 +278,14 @@ def test_features_too_large_to_keep(
     assert "as their features would take" in str(RunFolder.read(tmp_path / "run").summary()["notices"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tables", [{}, FEDPER, {"model": FROZEN | {"frozen": ["backbone.dense.*"]}}])
 def test_a_trained_backbone_needs_no_notice(tables: dict[str, Any], tmp_path: Path) -> None:
     simulate(tiny(rounds=1, **tables), out=tmp_path / "run")
     assert "backbone" not in str(RunFolder.read(tmp_path / "run").summary()["notices"])
 
 
+@pytest.mark.slow
 def test_a_run_on_features_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = simulate(frozen(), out=tmp_path / "whole")
     with monkeypatch.context() as patch:

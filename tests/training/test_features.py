@@ -48,6 +48,7 @@ def backbone(use: str, **arguments: object) -> nn.Module:
     return model.backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("use", "arguments"),
     [

@@ -38,6 +38,7 @@ class RootWeights(FedAvg):
         return {MODEL: WeightedTensors(state=update.state, weight=update.examples**0.5)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy", [{"use": "fedavg"}, {"use": "fedprox", "mu": 0.1}, {"use": "fedadam", "server_lr": 0.1}]
 )

@@ -158,6 +158,7 @@ async def _who_takes_nothing_in_is_given_up(page: LivePage, run: WrittenRun) -> 
     assert page.viewers == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "check",
     [

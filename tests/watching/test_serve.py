@@ -102,6 +102,7 @@ def get(address: str, path: str = "") -> tuple[int, str]:
     return answer.status_code, answer.text
 
 
+@pytest.mark.slow
 def test_a_round_reaches_all_viewers_and_a_resumed_run_is_followed(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with watching(path) as (address, _):
@@ -160,6 +161,7 @@ def test_a_run_has_the_same_bits_with_watchers_slow_and_killed_ones(tmp_path: Pa
     assert written == {entry.name for entry in alone.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_the_page_at_once_although_somebody_looks(tmp_path: Path, number: int) -> None:
     WrittenRun(tmp_path / "run").begin()

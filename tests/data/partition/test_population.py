@@ -105,6 +105,7 @@ def test_class_too_small_for_its_share() -> None:
     assert whole[2].tolist() == list(range(503))
 
 
+@pytest.mark.slow
 def test_every_image_of_a_class_is_drawn_equally_often() -> None:
     labels = np.repeat([0, 1], [20, 30])
     for mean in (8, 40):  # few of a class, drawn again where they meet; and most of it, shuffled

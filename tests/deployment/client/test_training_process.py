@@ -96,6 +96,7 @@ def task(process: TrainingProcess, tmp_path: Path, loss: str) -> dict[str, Any]:
     return process.call({"answer": "train", "layout": layout.to_text(), **files})
 
 
+@pytest.mark.slow
 def test_training_reports_measures(process: TrainingProcess, tmp_path: Path) -> None:
     answer = task(process, tmp_path, "mine:fine")
     layout = message_format.MessageHeader.from_text(answer["layout"])

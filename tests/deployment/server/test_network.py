@@ -59,6 +59,7 @@ def test_a_connection_takes_the_lines_delay(two: Network) -> None:
     assert 0.2 <= _quickest(two) < 0.35
 
 
+@pytest.mark.slow
 def test_a_throttled_line_carries_so_many_bits_a_second_in_both_directions(two: Network) -> None:
     assert _quickest(two) < 0.1
     here, other, _ = _connected(two)

@@ -217,6 +217,7 @@ def test_health_takes_no_body(pki: Path, server: Running) -> None:
         assert status(send_request(secured(pki, server.public), request("GET", "/health", header))) == 413
 
 
+@pytest.mark.slow
 def test_whoever_is_slow_is_hung_up_on(pki: Path, server: Running) -> None:
     silent = socket.create_connection(("127.0.0.1", server.public), timeout=10)
     mute = secured(pki, server.public)
@@ -235,6 +236,7 @@ def test_whoever_is_slow_is_hung_up_on(pki: Path, server: Running) -> None:
     assert eventually(lambda: "no whole request within 3 seconds" in server.log.read_text())
 
 
+@pytest.mark.slow
 def test_a_body_that_stops_is_refused(pki: Path, server: Running) -> None:
     begun = request("POST", PULL, "content-length: 50000", *signed(pki, "north"), body=b"x" * 10)
     answer = send_request(secured(pki, server.public), begun)
@@ -269,6 +271,7 @@ def supernode(pki: Path, keys: Path, client: str, server: Running) -> subprocess
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_an_unknown_key_is_logged_on_both_sides(pki: Path, strangers: Path, server: Running) -> None:
     output, _ = supernode(pki, strangers, "stranger", server).communicate(timeout=240)
     assert "The server does not know this client's key; send the .pub file" in " ".join(output.split())

@@ -30,6 +30,7 @@ from tests.deployment.server.processes import (
 )
 
 
+@pytest.mark.slow
 def test_client_certificate_required_where_configured(pki: Path, strangers: Path, tmp_path: Path) -> None:
     with superlink(pki, tmp_path, client_certificates=True) as server:
         for certificate in (None, strangers / "clients/stranger"):

@@ -116,6 +116,7 @@ def value(incoming: IncomingMessage) -> float:
     return float(number)
 
 
+@pytest.mark.slow
 def test_a_message_and_its_reply_travel_whole(client: FleetLink, run: tuple[RunLink, int]) -> None:
     server, node = run
     assert server.online() == {node: "north"}
@@ -193,6 +194,7 @@ def _cut_at_the_second(client: FleetLink, patch: pytest.MonkeyPatch) -> list[lis
     return pushed
 
 
+@pytest.mark.slow
 def test_a_reply_whose_delivery_was_broken_off_is_delivered_to_its_end(
     client: FleetLink, monkeypatch: pytest.MonkeyPatch, run: tuple[RunLink, int]
 ) -> None:
@@ -301,6 +303,7 @@ def test_a_superlink_that_is_away_is_down(pki: Path) -> None:
     link.close()
 
 
+@pytest.mark.slow
 def test_what_the_server_shares_with_its_superlink_travels_by_name(
     place: SuperlinkOptions, client: FleetLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +369,7 @@ def test_small_objects_that_are_false_are_refused_and_the_others_kept(
     assert value(back) == 3.0
 
 
+@pytest.mark.slow
 def test_a_superlink_without_bundles_gets_objects_one_by_one(
     client: FleetLink, monkeypatch: pytest.MonkeyPatch, run: tuple[RunLink, int]
 ) -> None:

@@ -67,6 +67,7 @@ def test_flowers_clients_use_the_configured_route(monkeypatch: pytest.MonkeyPatc
             thread.join()
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_given_time_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Healthy, "delay", 0.5)
     with HTTPServer(("127.0.0.1", 0), _Healthy) as server:

@@ -127,6 +127,7 @@ PAGES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(page=PAGES | JSON)
 def test_what_strangers_write_is_read_or_refused_with_a_sentence(page: Any) -> None:

@@ -101,6 +101,7 @@ def test_a_ray_of_ones_own_is_a_store_and_a_scheduler_that_works() -> None:
     assert done.stdout.split()[-5:] == ["1", "1", "2", "0", "0"]
 
 
+@pytest.mark.slow
 def test_a_stand_in_writes_its_ports_and_goes_with_its_parent(tmp_path: Path) -> None:
     agent = stand_ins(
         ["raylet", f"--session_dir={tmp_path}", f"--node_id={NODE}", "--runtime_env_agent_command=x"]

@@ -56,6 +56,7 @@ def truth(batch: int = 3, absent: int = 1) -> Truth:
     return Truth(corners, classes, present)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda one: one["use"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_learns_from_losses_of_each_image(name: str, backbone: dict[str, object]) -> None:
@@ -124,6 +125,7 @@ def test_a_detector_learns_what_it_is_shown(name: str) -> None:
     assert min((best - one).abs().max().item() for one in own.corners[0, :2]) < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_gray_images_are_shown_to_a_backbone_of_colour(name: str) -> None:
     model = build(name, (1, 32, 32), backbone="torchvision/resnet18", levels=0)
