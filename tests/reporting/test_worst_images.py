@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fedvision.reporting.html import write_report
 from fedvision.reporting.worst_images import worst_section
