@@ -334,7 +334,7 @@ def _try(
     shape = input_shape(config.transforms, image)
     drawn = torch.randn(2, *shape, generator=seeding.torch_stream(config.seed, "trial"))
     images = for_trial(drawn, config.model.inputs)
-    with seeding.torch_global(config.seed, "trial"):
+    with seeding.global_streams(config.seed, "trial"):
         alone = not getattr(strategy, "trains", True) or trains_alone(model, images[:1])
         _check_batches(config, parts, alone=alone)
         own = [name for name in ParameterGroups.of(model, config.model).personal if name not in neutral]

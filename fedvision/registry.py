@@ -10,8 +10,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
+from fedvision import seeding
 from fedvision.builtin_plugins import BUILTINS as BUILTINS
 from fedvision.builtin_plugins import Builtin as Builtin
 from fedvision.errors import FedVisionError, PluginError, closest, nearest
@@ -20,6 +23,9 @@ from fedvision.plugin_folder import allow_folder as allow_folder
 from fedvision.plugin_folder import allowed_folder as allowed_folder
 from fedvision.plugin_folder import import_target
 from fedvision.types import PluginSpec
+
+_SEEDED = ("model", "head", "expansion", "optimizer")
+"""Kinds that are built where the global generators are seeded from the experiment, or that draw nothing."""
 
 
 class Factory(NamedTuple):
@@ -151,11 +157,14 @@ def maker(kind: str, spec: PluginSpec, runtime: frozenset[str] = frozenset()) ->
     factory = resolve(kind, spec.use)
     arguments = check(kind, spec, runtime, factory)
     accepted = runtime & inspect.signature(factory.call).parameters.keys()
+    own = kind in _SEEDED or is_builtin(kind, spec.use)
+    streams = nullcontext if own else partial(seeding.global_streams, 0, kind)
 
     def make(**given: Any) -> Any:
         offered = {name: value for name, value in given.items() if name in accepted}
         try:
-            return factory.call(**{**arguments, **offered})
+            with streams():
+                return factory.call(**{**arguments, **offered})
         except FedVisionError:
             raise
         except (TypeError, ValueError) as error:

@@ -80,6 +80,7 @@ class TrainedModel:
         from fedvision.data.transforms import prepare
         from fedvision.devices import choose_device
         from fedvision.tasks.base import build_task
+        from fedvision.training.client_plugins import may_draw, network_plugins
         from fedvision.training.forward import ForwardSettings
 
         description = ModelDescription.read(run)
@@ -96,6 +97,7 @@ class TrainedModel:
                 device=choose_device(device),
                 precision=inference.precision,
                 channels_last=inference.channels_last,
+                draws=may_draw(network_plugins(description.model)),
             )
             with ExitStack() as places:
                 for spec in code_of(description.model):
@@ -294,8 +296,7 @@ class TrainedModel:
 
         shard, missing = self.labelled(dataset, part=part)
         description, labels = self.description, shard.labels
-        calibrated = self.task.decides and one_class(labels)
-        calibration = Calibration(len(self.classes)) if calibrated else None
+        calibration = Calibration(len(self.classes)) if self.task.decides and one_class(labels) else None
         measured = evaluate(
             self.network,
             shard,

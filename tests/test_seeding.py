@@ -33,7 +33,7 @@ def test_streams_do_not_touch_the_global_generators() -> None:
     torch.rand(2, generator=seeding.torch_stream(1, "a"))
     with seeding.torch_global(1, "a"):
         torch.rand(3)
-    with seeding.stock_globals(1, "a"):
+    with seeding.global_streams(1, "a"):
         random.random()
         np.random.normal()  # noqa: NPY002
     assert torch.equal(torch.random.get_rng_state(), before[0])
@@ -44,7 +44,7 @@ def test_streams_do_not_touch_the_global_generators() -> None:
 def test_global_blocks_repeat() -> None:
     draws = []
     for _ in range(2):
-        with seeding.torch_global(1, "model"), seeding.stock_globals(1, "select"):
+        with seeding.torch_global(1, "model"), seeding.global_streams(1, "select"):
             draws.append((torch.rand(1).item(), random.random(), np.random.normal()))  # noqa: NPY002
     assert draws[0] == draws[1]
 
@@ -73,11 +73,11 @@ def drawn() -> tuple[float, float, float]:
 
 
 def test_secret_generators_cannot_be_repeated_and_leave_the_others_alone() -> None:
-    with seeding.torch_global(1, "a"), seeding.stock_globals(1, "a"):
+    with seeding.torch_global(1, "a"), seeding.global_streams(1, "a"):
         plain = [drawn() for _ in range(3)]
     seen = []
     for _ in range(2):
-        with seeding.torch_global(1, "a"), seeding.stock_globals(1, "a"):
+        with seeding.torch_global(1, "a"), seeding.global_streams(1, "a"):
             first = drawn()
             with seeding.SecretGlobals() as secret:
                 seen.append(drawn())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -25,7 +25,7 @@ from fedvision.models.mkldnn_layout import avoid_narrow_strides
 from fedvision.models.parameter_groups import ParameterGroups
 from fedvision.models.part_config import adapted, parts
 from fedvision.models.parts import others
-from fedvision.models.tensor_checks import changed, check_hidden, check_tensors
+from fedvision.models.tensor_checks import changed, check_hidden, check_repeats, check_tensors, repeatable
 
 
 class OutputForm(Protocol):
@@ -81,7 +81,7 @@ def build_model(
     }
     drawn = torch.randn(2, in_channels, *image_size, generator=seeding.torch_stream(seed, "trial"))
     images = for_trial(drawn, config.inputs)
-    with seeding.torch_global(seed, "model"):
+    with seeding.global_streams(seed, "model"):
         model = task.head(call_factory(config, runtime), num_classes)
         avoid_narrow_strides(model)
         if in_channels == 1 and wants_colour(model, images):
@@ -96,14 +96,19 @@ def build_model(
         groups = ParameterGroups.of(model, config)
         freeze(model, frozen := groups.frozen)
         _check_expansion(config, groups)
-        for training in (False, True):
-            outputs = _try(model, images, training, where)
+        answers = {training: _try(model, images, training, where) for training in (False, True)}
+        for outputs in answers.values():
             if wrong := task.check_outputs(outputs, drawn, num_classes):
                 raise ConfigError(f"{where}: {_other_task(config.use, task.name) or wrong}")
-        check_tensors(model, where)
-        check_hidden(model, images, where)
+        _check(model, images, answers, where)
         _check_frozen(frozen, changed(model, images))
     return model
+
+
+def _check(model: nn.Module, images: Batch, answers: Mapping[bool, Any], where: str) -> None:
+    check_tensors(model, where)
+    check_hidden(model, images, where)
+    check_repeats(model, images, answers, where)
 
 
 def _other_task(use: str, task: str) -> str:
@@ -185,7 +190,7 @@ def _check_expansion(config: ModelConfig, groups: ParameterGroups) -> None:
 
 def _try(model: nn.Module, images: Batch, training: bool, where: str) -> Any:
     try:
-        return forward(model, images, training)
+        return repeatable(model, images, training)
     except Exception as error:
         channels, height, width = images.shape[1:]
         raise ConfigError(

@@ -7,12 +7,14 @@ would differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
+from fedvision import seeding
 from fedvision.errors import ConfigError
 from fedvision.inputs import Batch
 from fedvision.models.freezing import training_mode
@@ -118,6 +120,50 @@ def check_hidden(model: nn.Module, images: Batch, where: str) -> None:
             f"{where}: training changes its buffer {name!r}, which is not in its state and would go from "
             "client to client; register it with persistent=True"
         )
+
+
+def check_repeats(model: nn.Module, images: Batch, first: Mapping[bool, Any], where: str) -> None:
+    """Refuse a network whose answer depends on what it was given before, by what is not in its state.
+
+    A count, a mean or a cache in an attribute of Python's would go from client to client inside a process,
+    and would be in no message and no file. Attributes may hold anything: answers are compared.
+
+    Args:
+        model: The network, its buffers as they were when ``first`` was computed.
+        images: A batch [B, channels, H, W].
+        first: What ``repeatable`` returned of it in evaluation (False) and in training (True), in this order.
+        where: The network's place in the experiment, for the error.
+
+    Raises:
+        ConfigError: An answer is another one now.
+    """
+    for training, answer in first.items():
+        if not _equal(repeatable(model, images, training), answer):
+            mode = "training" if training else "evaluation"
+            raise ConfigError(
+                f"{where}: used once, it answers the same images otherwise in {mode}, though its state is "
+                "the same: something outside of its state, such as a number or a list in an attribute, "
+                "changes and would go from client to client; make it a buffer (register_buffer)"
+            )
+
+
+@torch.no_grad()
+def repeatable(model: nn.Module, images: Batch, training: bool) -> Any:
+    """Return the output for images on the same random numbers each time; buffers are put back."""
+    training_mode(model, training)
+    with seeding.global_streams(0, "trial"), put_back(model):
+        return model(images)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Return whether outputs are the same: tensors, also in sequences and mappings; else of no matter."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and torch.allclose(one, other, equal_nan=True)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return type(one) is type(other)
 
 
 @torch.no_grad()

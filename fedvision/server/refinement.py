@@ -182,7 +182,7 @@ class StatisticsPhase:
             make_model=self.make_model,
             generator=seeding.torch_stream(self.config.seed, "refine", round),
         )
-        with seeding.torch_global(self.config.seed, "refine-global", round):  # dropout of a head in training
+        with seeding.global_streams(self.config.seed, "refine-global", round):  # dropout, plug-ins
             refined = strategy.refine(state, server)
         if server.facts:
             record["strategy"] = server.facts

@@ -295,7 +295,7 @@ class _Server:
             return []
         arrays = codec.encode_state(self.state)
         where = self._where("configure_train", number)
-        with seeding.stock_globals(self.config.seed, "select", number), guarded(where):
+        with seeding.global_streams(self.config.seed, "select", number), guarded(where):
             messages = list(self.strategy.configure_train(number, arrays, config, eligible))
         checks.check_messages(where, messages, self.grid, self.client_registry)
         return self.rounds.limit_concurrency(messages, number)
@@ -308,7 +308,7 @@ class _Server:
         secret = None if self.config.privacy.noise == "reproducible" else seeding.SecretGlobals()
         # Clients that train in this process while their replies are fetched keep to the seed.
         read = secret.paused(stream) if secret else iter(stream)
-        with seeding.stock_globals(self.config.seed, "combine", number):
+        with seeding.global_streams(self.config.seed, "combine", number):
             try:
                 with guarded(where, stream), secret or nullcontext(), zero_updates_unscaled(self.strategy):
                     result = self._aggregate(number, read)
@@ -375,7 +375,7 @@ class _Server:
         if not checks.has_enough(self.strategy, eligible):
             return None
         where = self._where("configure_evaluate", number)
-        with seeding.stock_globals(self.config.seed, "select-evaluate", number), guarded(where):
+        with seeding.global_streams(self.config.seed, "select-evaluate", number), guarded(where):
             messages = list(self.strategy.configure_evaluate(number, arrays, ConfigRecord(), eligible))
         checks.check_messages(where, messages, self.grid, self.client_registry)
         exchange = PhaseResult(client_registry=self.client_registry, stage="evaluation", decoder=Undecoded())

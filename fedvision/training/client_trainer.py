@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -30,6 +31,7 @@ from fedvision.tasks.base import Task, build_task
 from fedvision.training.allocator import keep_freed_memory
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.training.client_half import client_algorithm, client_half, memory_group
+from fedvision.training.client_plugins import client_plugins, may_draw, network_plugins
 from fedvision.training.client_state import MODEL, PERSONAL, RESIDUAL, ClientStateStore
 from fedvision.training.compilation import compile_model
 from fedvision.training.evaluate import Evaluation, evaluate, mean_loss
@@ -125,16 +127,17 @@ class ClientTrainer:
         measured = self.measure_first(request)
         shard = self.shards.train(request.client)
         memory = self._recall(request.client, request.round, request.silent_since)
-        request = self.with_own(request, shard)
-        update = fit(
-            self.model,
-            shard,
-            request,
-            loss=self.make_loss(self.loss_counts(request, shard), request.round),
-            algorithm=client_algorithm(request),
-            settings=self.settings,
-            memory=memory.get(memory_group(request), {}),
-        )
+        with self._streams("plug-ins", request.round, request.client):
+            request = self.with_own(request, shard)
+            update = fit(
+                self.model,
+                shard,
+                request,
+                loss=self.make_loss(self.loss_counts(request, shard), request.round),
+                algorithm=client_algorithm(request),
+                settings=self.settings,
+                memory=memory.get(memory_group(request), {}),
+            )
         return self.finish(request, replace(update, measured=measured), memory.get(RESIDUAL, {}))
 
     def with_own(self, request: TrainRequest, shard: Shard) -> TrainRequest:
@@ -224,7 +227,8 @@ class ClientTrainer:
             sharpness=probability_scale(self.config, self.num_classes),
             held_out=self.shards.test(client) if self.config.evaluation.holdout else None,
         )
-        return compute_statistic(query, self.model, data), len(shard)
+        with self._streams("statistic", round, client):
+            return compute_statistic(query, self.model, data), len(shard)
 
     def measure(self, state: State, shard: Shard) -> Evaluation:
         """Measure a state on a shard of no client, such as the server's test images."""
@@ -261,6 +265,16 @@ class ClientTrainer:
             num_classes=self.num_classes,
             sharpness=self.sharpness,
         )
+
+    def _streams(self, purpose: str, *ids: int) -> AbstractContextManager[None]:
+        """Seed the global generators where code that is not ours may draw from them."""
+        if not self._may_draw:
+            return nullcontext()
+        return seeding.global_streams(self.config.seed, purpose, *ids)
+
+    @cached_property
+    def _may_draw(self) -> bool:
+        return may_draw([("strategy", self.config.strategy.use), *client_plugins(self.config)])
 
     @property
     def task(self) -> Task:
@@ -354,12 +368,13 @@ def loop_settings(config: ExperimentConfig, channels: int) -> LoopSettings:
         device=choose_device(config.training.device),
         seed=config.seed,
         rounds=config.rounds,
+        draws=may_draw(network_plugins(config.model)),
     )
 
 
 def _trains_single(model: nn.Module, shard: Shard, settings: LoopSettings) -> bool:
     """Try a batch of one image; no random stream moves, and the model stays as it was."""
-    with seeding.torch_global(settings.seed, "trial"):
+    with seeding.global_streams(settings.seed, "trial"):
         return trains_alone(model, _blank(shard, settings)[:1])
 
 

@@ -7,6 +7,7 @@ batch, which made larger batches 1.7 to 2 times slower; hence the default of ``e
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fedvision import seeding
 from fedvision.data.shards import Shard
 from fedvision.devices import widest_float
 from fedvision.inputs import Batch
@@ -219,5 +221,6 @@ def _outputs(
 
 @torch.no_grad()
 def _forward(model: nn.Module, x: Batch, settings: ForwardSettings) -> Any:
-    with settings.one_model():
+    # Which process measures which batches, and when, must be of no matter.
+    with seeding.evaluation_streams() if settings.draws else nullcontext(), settings.one_model():
         return model(x)

@@ -35,6 +35,8 @@ class ForwardSettings:
     """Arithmetic of the forward pass."""
     channels_last: bool = True
     """Whether images and weights are laid out as [B, H, W, channels] in memory."""
+    draws: bool = False
+    """Whether the network is a plug-in that may draw from the global generators in evaluation."""
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a network to the device and into the memory layout."""

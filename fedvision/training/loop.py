@@ -60,6 +60,8 @@ class LoopSettings:
     """Rounds of the whole run, for schedules."""
     single: bool = True
     """Whether the network trains on a batch of one image."""
+    draws: bool = False
+    """Whether the network is a plug-in that may draw from the global generators."""
 
     @cached_property
     def forward(self) -> ForwardSettings:
@@ -70,6 +72,7 @@ class LoopSettings:
             device=self.device,
             precision=self.training.precision,
             channels_last=self.training.channels_last,
+            draws=self.draws,
         )
 
     # Found once a run and not for every client: a look-up reads the entry points of every package.
@@ -149,10 +152,8 @@ def fit(
     algorithm.lr = lr = settings.lr(request.round) * rate(request)
     algorithm.begin(model, parameters, request, memory or {})
     shard = _look_ahead(model, shard, request, algorithm, settings)
-    losses: list[torch.Tensor] = []
-    steps = 0
-    again = recomputed(model) if settings.training.checkpoint_activations else nullcontext()
-    with again:
+    losses, steps = list[torch.Tensor](), 0
+    with recomputed(model) if settings.training.checkpoint_activations else nullcontext():
         for place, one in enumerate(algorithm.passes()):
             algorithm.begin_pass(place)
             found = _pass(model, shard, request, one, loss, algorithm, settings)
@@ -173,11 +174,7 @@ def fit(
 def _look_ahead(
     model: nn.Module, shard: Shard, request: TrainRequest, algorithm: ClientAlgorithm, settings: LoopSettings
 ) -> Shard:
-    """Give an algorithm its random stream and a pass over the client's images, if it is about such.
-
-    Returns:
-        The shard, with the labels that the algorithm gave its images.
-    """
+    """Give an algorithm its random stream and a look at the images; return the shard with its labels."""
     if algorithm.draws:
         algorithm.generator = seeding.torch_stream(settings.seed, "method", request.round, request.client)
     if type(algorithm).survey is ClientAlgorithm.survey:

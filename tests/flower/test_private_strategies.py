@@ -37,7 +37,7 @@ def wrapped(noise_multiplier: float, **privacy: Any) -> Any:
 
 def without_seeds_noise(state: State, seed: int) -> State:
     """Return a model after round 1 less the noise that whoever knows the seed can draw."""
-    with seeding.stock_globals(seed, "combine", 1):
+    with seeding.global_streams(seed, "combine", 1):
         return {
             name: tensor - torch.from_numpy(np.random.normal(0, 2.0, tensor.shape))  # noqa: NPY002
             for name, tensor in state.items()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +13,14 @@ import torch
 from torch import nn
 
 from fedvision.errors import ConfigError
-from fedvision.models.tensor_checks import check_hidden, check_tensors, trained_names, trains_alone
+from fedvision.models.tensor_checks import (
+    check_hidden,
+    check_repeats,
+    check_tensors,
+    repeatable,
+    trained_names,
+    trains_alone,
+)
 
 IMAGES = torch.ones(2, 1, 4, 4)
 
@@ -104,6 +113,57 @@ def test_a_counter_outside_the_state_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'seen'.*persistent=True"):
         check_hidden(Hidden(persistent=False), IMAGES, "[model]")
     check_hidden(Hidden(persistent=True), IMAGES, "[model]")
+
+
+class Remembers(Net):
+    """Keeps something outside its state that what it returns depends on, in training or in evaluation."""
+
+    def __init__(self, memory: Any, step: Callable[[Any, torch.Tensor], Any], training: bool) -> None:
+        super().__init__()
+        self.memory, self.step, self.read_in = memory, step, training
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Update the memory in training, and use it."""
+        if self.training:
+            self.memory = self.step(self.memory, images)
+        last = self.memory[-1] if isinstance(self.memory, list) else self.memory
+        return super().forward(images) + (last if self.training == self.read_in else 0)
+
+
+def _check(model: nn.Module) -> None:
+    answers = {training: repeatable(model, IMAGES, training) for training in (False, True)}
+    check_repeats(model, IMAGES, answers, "[model]")
+
+
+@pytest.mark.parametrize(
+    ("memory", "step"),
+    [
+        (1.0, lambda scale, _: scale * 0.9),
+        (torch.zeros(()), lambda mean, images: 0.9 * mean + 0.1 * images.mean()),
+        ([0.0], lambda seen, images: [*seen, seen[-1] + float(images.sum())]),
+    ],
+    ids=["number", "tensor", "list"],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_what_a_network_remembers_outside_its_state_is_refused(
+    memory: Any, step: Callable[[Any, torch.Tensor], Any], training: bool
+) -> None:
+    """It went from client to client inside a process: one worker ended in another model than two."""
+    with pytest.raises(ConfigError, match=f"otherwise in {'training' if training else 'evaluation'}, though"):
+        _check(Remembers(memory, step, training))
+
+
+def test_networks_that_answer_alike_are_taken() -> None:
+    """Dropout, random numbers of Python's, running statistics and what is found once are no memory."""
+
+    class Draws(Net):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.side = images.shape[-1]
+            return super().forward(images) * random.random()
+
+    layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, momentum=None), nn.Dropout(0.5), nn.Flatten()
+    for model in (Draws(), nn.Sequential(*layers), Remembers(0.0, lambda seen, images: seen, True)):
+        _check(model)
 
 
 def test_running_statistics_after_training() -> None:

@@ -181,9 +181,9 @@ def make(
     partition = registry.build("partition", config, columns=columns)
     number, where = _clients(partition, config), f"[partition] use = {config.use!r}"
     try:
-        parts = _partitioned(
-            partition, train, spread, retained, number, seeding.numpy_stream(seed, "partition"), where
-        )
+        with seeding.global_streams(seed, "partition"):
+            rng = seeding.numpy_stream(seed, "partition")
+            parts = _partitioned(partition, train, spread, retained, number, rng, where)
     except FAILURES as error:
         raise PluginError(f"{where} failed: {error}") from error
     check_number(parts, number, where)

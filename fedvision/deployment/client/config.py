@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,8 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.paths import expand_home
 from fedvision.deployment.client.policy_config import PolicyConfig
 from fedvision.errors import ConfigError
-from fedvision.models.part_config import parts
 from fedvision.tables import Settings, at_least, require
+from fedvision.training.client_plugins import client_plugins
 from fedvision.types import PluginSpec
 
 _FILES = ("root_certificate", "key", "client_certificate", "client_key")
@@ -312,25 +312,8 @@ class ClientMachineConfig(Settings):
         Raises:
             ConfigError: It may not name one of them.
         """
-        for kind, use in _named(experiment):
+        for kind, use in client_plugins(experiment):
             self.permit(kind, use)
-
-
-def _named(experiment: ExperimentConfig) -> Iterator[tuple[str, str]]:
-    """Yield kind and name of what a client builds; data and partition are its own affair."""
-    yield "task", experiment.task.use
-    yield "model", experiment.model.use
-    for kind, spec in {"expansion": experiment.model.expand, "head": experiment.model.head}.items():
-        if spec.use:
-            yield kind, spec.use
-    for part in parts(experiment.model).values():
-        yield "model", part.use
-    yield "loss", experiment.loss.use
-    yield "optimizer", experiment.training.optimizer.use
-    yield "schedule", experiment.training.schedule.use
-    yield "sampler", experiment.training.sampler.use
-    for spec in experiment.update:
-        yield "update", spec.use
 
 
 def _within(module: str, package: str) -> bool:
