@@ -184,9 +184,10 @@ def read_data(config: ExperimentConfig) -> Dataset:
         DataError: They cannot be read, or there are none.
     """
     load_libraries()
+    from fedvision.data.sources.build import build_dataset
+
     stage(f"reading the data: {config.data.use}")
-    dataset: Dataset = registry.build("data", config.data)
-    return dataset
+    return build_dataset(config.data)
 
 
 def _checked(config: ExperimentConfig, strategy: Strategy) -> ExperimentConfig:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedvision.errors import PluginError, nearest
+from fedvision.errors import PluginError, nearest, with_kind
 
 
 @dataclass
@@ -126,6 +126,10 @@ def _take(top: str) -> dict[str, ModuleType]:
     return {name: sys.modules.pop(name) for name in names}
 
 
+def _public(thing: Any) -> list[str]:
+    return [name for name in dir(thing) if not name.startswith("_")]
+
+
 def import_target(kind: str, use: str, target: str) -> Callable[..., Any]:
     """Import a plug-in's function or class.
 
@@ -154,12 +158,14 @@ def import_target(kind: str, use: str, target: str) -> Callable[..., Any]:
         raise PluginError(
             f"[{kind}] use = {use!r}: its module {module_name!r} needs {error.name!r}, which is not installed"
         ) from error
-    except Exception as error:
-        raise PluginError(f"[{kind}] use = {use!r}: importing {module_name!r} failed: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"[{kind}] use = {use!r}: importing {module_name!r} failed: {with_kind(error)}"
+        ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise PluginError(
-                f"[{kind}] use = {use!r}: {module_name} has no {part!r}{nearest(part, dir(found))}"
+                f"[{kind}] use = {use!r}: {module_name} has no {part!r}{nearest(part, _public(found))}"
             )
         found = getattr(found, part)
     if not callable(found):

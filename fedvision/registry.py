@@ -10,14 +10,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-from fedvision import seeding
 from fedvision.builtin_plugins import BUILTINS as BUILTINS
 from fedvision.builtin_plugins import Builtin as Builtin
-from fedvision.errors import FedVisionError, PluginError, closest, nearest
+from fedvision.errors import FedVisionError, PluginError, closest, nearest, with_kind
 from fedvision.families import FAMILIES, check_name, family_of
 from fedvision.plugin_folder import allow_folder as allow_folder
 from fedvision.plugin_folder import allowed_folder as allowed_folder
@@ -158,23 +156,28 @@ def maker(kind: str, spec: PluginSpec, runtime: frozenset[str] = frozenset()) ->
     arguments = check(kind, spec, runtime, factory)
     accepted = runtime & inspect.signature(factory.call).parameters.keys()
     own = kind in _SEEDED or is_builtin(kind, spec.use)
-    streams = nullcontext if own else partial(seeding.global_streams, 0, kind)
 
     def make(**given: Any) -> Any:
         offered = {name: value for name, value in given.items() if name in accepted}
         try:
-            with streams():
+            with nullcontext() if own else _streams(kind):
                 return factory.call(**{**arguments, **offered})
         except FedVisionError:
             raise
         except (TypeError, ValueError) as error:
             raise PluginError(f"[{kind}] use = {spec.use!r}: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
-                f"[{kind}] use = {spec.use!r}: building it failed: {error or type(error).__name__}"
+                f"[{kind}] use = {spec.use!r}: building it failed: {with_kind(error)}"
             ) from error
 
     return make
+
+
+def _streams(kind: str) -> AbstractContextManager[None]:
+    from fedvision import seeding  # most commands do without NumPy
+
+    return seeding.global_streams(0, kind)
 
 
 def check(

@@ -119,10 +119,10 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def escaped(letter: str) -> str:
-    """Return a letter as Python writes it in ASCII; a byte that Python could not decode as that byte."""
+    """Return a letter or control character as Python writes it; a byte that Python could not decode as it."""
     if "\udc80" <= letter <= "\udcff":
         return f"\\x{ord(letter) - 0xDC00:02x}"
-    return letter.encode("ascii", "backslashreplace").decode()
+    return letter.encode("unicode_escape").decode()
 
 
 codecs.register_error(_ERRORS, _plain)

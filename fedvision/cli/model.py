@@ -207,13 +207,13 @@ def dataset_of(model: TrainedModel, source: str, option: str) -> Dataset:
         ConfigError: There is no such source, or its keys are wrong.
     """
     from fedvision.config import ExperimentConfig
+    from fedvision.data.sources.build import build_dataset
     from fedvision.data.sources.shorthand import spelled_table
 
     if source.endswith(".toml"):
         registry.allow_folder(Path(source).parent)
     table = _named_masks(spelled_table(source, model.files_as, option), model)
-    found: Dataset = registry.build("data", ExperimentConfig.from_dict({"data": table}).data)
-    return found
+    return build_dataset(ExperimentConfig.from_dict({"data": table}).data)
 
 
 def _named_masks(table: dict[str, Any], model: TrainedModel) -> dict[str, Any]:

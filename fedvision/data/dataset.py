@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedvision.data.memmap import MemmapArray, reference
+from fedvision.data.naming import visible
 from fedvision.data.targets import Targets, check_form
 from fedvision.errors import DataError
-from fedvision.streams import escaped
-
-_NO_LETTER = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters, and bytes of a file's name that are no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +40,9 @@ class ImageSet:
     """float32 [N, W]: what a network reads beside the pixels; None where it reads nothing else."""
 
     def __post_init__(self) -> None:
+        for name, value in (("images", self.images), ("labels", self.labels)):
+            if not isinstance(value, np.ndarray):
+                raise DataError(f"{name} must be a NumPy array, not {type(value).__name__}")
         kind, shape = self.images.dtype, self.images.shape
         if len(shape) != 4 or not (kind == np.uint8 or (kind == np.float32 and shape[2] == 1)):
             raise DataError(
@@ -70,7 +70,11 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """What a data source returns."""
+    """What a data source returns.
+
+    Raises:
+        DataError: A part is no image set, a class is named twice, or images differ in size or channels.
+    """
 
     train: ImageSet
     """Images to be spread over clients, or the client's own."""
@@ -82,5 +86,17 @@ class Dataset:
     """Sentences for the run's summary, such as which files could not be read."""
 
     def __post_init__(self) -> None:
-        names = tuple(_NO_LETTER.sub(lambda found: escaped(found[0]), str(name)) for name in self.classes)
+        names = tuple(visible(str(name)) for name in self.classes)
         object.__setattr__(self, "classes", names)
+        for part, value in (("train", self.train), ("test", self.test)):
+            if not isinstance(value, ImageSet) and (part == "train" or value is not None):
+                raise DataError(
+                    f"{part} must be a fedvision.data.dataset.ImageSet, not {type(value).__name__}"
+                )
+        if double := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(f"{len(double)} class names are there twice, such as {double[0]!r}; rename one")
+        if self.test is not None and self.test.images.shape[1:] != self.train.images.shape[1:]:
+            sizes = (list(part.images.shape[1:]) for part in (self.test, self.train))
+            raise DataError(
+                "test images are {}, and training images {}; bring them to one size".format(*sizes)
+            )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable
 from itertools import pairwise
 
 from fedvision.errors import DataError
+from fedvision.streams import escaped
 
 _MISSING = frozenset(
     "#N/A|#NA|#N/A N/A|-NaN|-nan|<NA>|N/A|NA|NAN|NULL|NaN|NaT|Nan|None|n/a|nan|null|?|1.#QNAN|-1.#IND".split(
@@ -15,6 +17,11 @@ _MISSING = frozenset(
     )
 )
 """What programs write for a value that is not there; pandas reads most of them so."""
+
+_UNSEEN = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+"""Control characters, those that nobody sees or that turn the text around, and bytes that are no text."""
 
 
 def is_missing(text: str) -> bool:
@@ -25,6 +32,11 @@ def is_missing(text: str) -> bool:
 def composed(text: str) -> str:
     """Return a name in Unicode's composed form (NFC): macOS writes file names decomposed, others do not."""
     return unicodedata.normalize("NFC", text)
+
+
+def visible(text: str) -> str:
+    """Return a name with characters that no page or terminal can show as Python writes them in ASCII."""
+    return _UNSEEN.sub(lambda found: escaped(found[0]), text)
 
 
 def in_order(names: Iterable[str]) -> list[str]:

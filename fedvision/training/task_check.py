@@ -65,9 +65,11 @@ def _outputs(model: nn.Module, images: Batch) -> Any:
         training_mode(model)
 
 
-def _misshapen(found: dict[str, tuple[torch.Tensor, list[int], str]]) -> Iterator[str]:
+def _misshapen(found: dict[str, tuple[Any, list[int], str]]) -> Iterator[str]:
     for what, (tensor, shape, meaning) in found.items():
-        if list(tensor.shape) != shape:
+        if not isinstance(tensor, torch.Tensor):
+            yield f"{what} is {type(tensor).__name__}, not a tensor {shape}: {meaning}"
+        elif list(tensor.shape) != shape:
             yield f"{what} is {list(tensor.shape)}, not {shape}: {meaning}"
 
 

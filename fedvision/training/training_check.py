@@ -11,7 +11,7 @@ from torch import nn
 from fedvision import seeding
 from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
-from fedvision.errors import ConfigError, with_kind
+from fedvision.errors import ConfigError, FedVisionError, with_kind
 from fedvision.training.client_trainer import build_loss, loop_settings
 from fedvision.training.loop import LoopSettings
 
@@ -26,13 +26,7 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
     settings = loop_settings(config, channels)
     build_loss(config, torch.ones(num_classes, dtype=torch.int64))
     _check_sampler(settings, num_classes)
-    for round in range(1, config.rounds + 1):
-        # Such a round would be recorded as one that trained.
-        if not 0 < (rate := settings.lr(round)) < math.inf:
-            raise ConfigError(
-                f"training.schedule: {config.training.schedule.use!r} gives round {round} of {config.rounds} "
-                f"the learning rate {rate:g}, with which nothing is learned; it must be > 0 and finite"
-            )
+    _check_schedule(settings, config.rounds)
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = settings.make_optimizer([parameter], settings.lr(1))
     parameter.grad = torch.zeros(1)
@@ -43,6 +37,27 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
             f"training.optimizer: {config.training.optimizer.use!r} takes no step on gradients alone "
             f"({with_kind(error)}); use another one"
         ) from error
+
+
+def _check_schedule(settings: LoopSettings, rounds: int) -> None:
+    """Ask the schedule for every round's rate."""
+    use = settings.training.schedule.use
+    for round in range(1, rounds + 1):
+        try:
+            rate = settings.lr(round)
+        except FedVisionError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"training.schedule: {use!r} must give a function (round, rounds) -> factor, and failed for "
+                f"round {round} of {rounds}: {with_kind(error)}"
+            ) from error
+        # Such a round would be recorded as one that trained.
+        if not 0 < rate < math.inf:
+            raise ConfigError(
+                f"training.schedule: {use!r} gives round {round} of {rounds} the learning rate {rate:g}, "
+                "with which nothing is learned; it must be > 0 and finite"
+            )
 
 
 def _check_sampler(settings: LoopSettings, num_classes: int) -> None:

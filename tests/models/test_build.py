@@ -229,7 +229,7 @@ def test_a_misfit_is_refused_in_one_sentence(use: str, sentence: str) -> None:
     ("use", "keys", "sentence"),
     [
         ("plugins:no_module", {}, "it returns int, not a torch.nn.Module"),
-        ("plugins:offline", {}, "building it failed: no route to host"),
+        ("plugins:offline", {}, "building it failed: OSError: no route to host"),
         ("plugins:Linear", {"num_classes": 4}, "it takes no key 'num_classes'"),
         ("plugins:colour", {"num_classes": 4}, "it takes no key 'num_classes'"),
         ("cnn", {"widht": 4}, "it takes no key 'widht'; did you mean 'width'"),

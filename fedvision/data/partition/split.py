@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from fedvision import registry, seeding
 from fedvision.config import PartitionConfig
 from fedvision.data.dataset import ImageSet
+from fedvision.data.naming import visible
 from fedvision.data.partition import longtail, tail_clients
 from fedvision.data.partition.expectation import expected
 from fedvision.data.partition.group_holdout import held_out_groups
@@ -181,7 +183,8 @@ def make(
     partition = registry.build("partition", config, columns=columns)
     number, where = _clients(partition, config), f"[partition] use = {config.use!r}"
     try:
-        with seeding.global_streams(seed, "partition"):
+        own = registry.is_builtin("partition", config.use)
+        with nullcontext() if own else seeding.global_streams(seed, "partition"):
             rng = seeding.numpy_stream(seed, "partition")
             parts = _partitioned(partition, train, spread, retained, number, rng, where)
     except FAILURES as error:
@@ -199,7 +202,9 @@ def make(
         found, tail = tail_clients.concentrate(found, spread[retained], config.tail_clients, rng)
     lists = [np.sort(retained[part]) for part in found]
     made = replace(_listed(lists, train, strata, num_classes, holdout, seed, counter), tail=tail)
-    return replace(made, names=partition.names) if isinstance(partition, ByColumn) else made
+    if not isinstance(partition, ByColumn):
+        return made
+    return replace(made, names=tuple(visible(name) for name in partition.names))
 
 
 def _partitioned(

@@ -11,6 +11,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset
 from fedvision.data.naming import composed
 from fedvision.data.relabel import relabel
+from fedvision.data.sources.build import build_dataset
 from fedvision.data.targets import form
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.errors import DataError
@@ -27,8 +28,7 @@ def open_own(config: ClientMachineConfig) -> Dataset:
     args = dict(config.data.args)
     if config.cache and "cache" in registry.parameters("data", config.data.use):
         args.setdefault("cache", config.cache)
-    dataset: Dataset = registry.build("data", PluginSpec(use=config.data.use, args=args))
-    return dataset
+    return build_dataset(PluginSpec(use=config.data.use, args=args))
 
 
 def check_form(dataset: Dataset, config: ClientMachineConfig, task: Task) -> None:

@@ -1,0 +1,146 @@
+"""Plug-ins that fail, end the program or return something else: one sentence names them, before a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedvision.config import ExperimentConfig
+from fedvision.data.dataset import Dataset, ImageSet
+from fedvision.errors import ConfigError, FedVisionError
+from fedvision.experiment import Experiment
+from tests.experiments import tiny
+
+HERE = __name__
+TABLES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "data": lambda use: {"data": use},
+    "partition": lambda use: {"partition": {"use": use, "clients": 3}},
+    "model": lambda use: {"model": use},
+    "loss": lambda use: {"loss": use},
+    "strategy": lambda use: {"strategy": use},
+    "task": lambda use: {"task": use},
+    "update": lambda use: {"update": [{"use": use}]},
+    "schedule": lambda use: {"training": {"schedule": use}},
+    "sampler": lambda use: {"training": {"sampler": use}},
+    "optimizer": lambda use: {"training": {"optimizer": use}},
+}
+
+
+def nothing(**given: Any) -> None:
+    """Return nothing."""
+
+
+def leaves(lr: float = 0.1) -> None:
+    """End the program."""
+    raise SystemExit(5)
+
+
+def lacks(lr: float = 0.1) -> None:
+    """Look something up that is not there."""
+    raise KeyError("x")
+
+
+number = 5
+
+
+def gives_nothing(**given: Any) -> Callable[..., None]:
+    """Return a function that returns nothing."""
+    return lambda *given: None
+
+
+def experiment(kind: str, name: str) -> ExperimentConfig:
+    return tiny(**TABLES[kind](f"{HERE}:{name}"), rounds=1)
+
+
+@pytest.mark.parametrize("kind", sorted(TABLES))
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("leaves", "building it failed: SystemExit: 5"), ("lacks", "building it failed: KeyError: 'x'")],
+)
+def test_a_factory_that_fails_is_named(kind: str, name: str, sentence: str) -> None:
+    with pytest.raises(FedVisionError) as caught:
+        Experiment.build(experiment(kind, name))
+    assert sentence in str(caught.value)
+    assert f"{HERE}:{name}" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", sorted(TABLES))
+@pytest.mark.parametrize("name", ["nothing", "gives_nothing", "number", "absent"])
+def test_a_factory_that_makes_something_else_is_named(kind: str, name: str) -> None:
+    with pytest.raises(FedVisionError) as caught:
+        Experiment.build(experiment(kind, name))
+    assert f"{HERE}:{name}" in str(caught.value)
+
+
+def test_names_that_a_module_has_are_its_public_ones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Experiment.build(experiment("model", "zzzz"))
+    assert "; known: " in str(caught.value)
+    assert "__" not in str(caught.value).partition("known")[2]
+
+
+def test_a_module_that_ends_the_program(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(7)\n")
+    (tmp_path / "e.toml").write_text(
+        'data = "digits"\nmodel = "ends:net"\n[partition]\nuse = "iid"\nclients = 2\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "fedvision", "simulate", "e.toml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "fedvision: e.toml: [model] use = 'ends:net': importing 'ends' failed: SystemExit: 7"
+    )
+
+
+def images(size: int = 8, **changed: Any) -> ImageSet:
+    facts: dict[str, Any] = {"images": np.zeros((6, size, size, 1), np.uint8), "labels": np.arange(6) % 2}
+    return ImageSet(**{**facts, **changed})
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: Dataset(train=None, classes=("a", "b")), "train must be a .*ImageSet, not NoneType"),  # type: ignore[arg-type]
+        (
+            lambda: Dataset(train=images(), test=(1, 2), classes=("a", "b")),  # type: ignore[arg-type]
+            "test must be a .*ImageSet, not tuple",
+        ),
+        (
+            lambda: Dataset(train=images(), classes=("a", "b", "a")),
+            "1 class names are there twice, such as 'a'",
+        ),
+        (
+            lambda: Dataset(train=images(), test=images(9), classes=("a", "b")),
+            r"test images are \[9, 9, 1\], and training images \[8, 8, 1\]",
+        ),
+        (lambda: images(labels=[0, 1] * 3), "labels must be a NumPy array, not list"),
+        (lambda: images(images=None), "images must be a NumPy array, not NoneType"),
+    ],
+)
+def test_a_data_set_of_something_else_is_refused(make: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(FedVisionError, match=sentence):
+        make()
+
+
+def test_what_nobody_sees_in_a_class_name_is_written_out() -> None:
+    names = ("new\nline", "\x1b[31mred", "\u202ertl", "zero\u200bwidth", "caf\udce9", "caf\xe9", "\U0001f600")
+    assert Dataset(train=images(), classes=names).classes == (
+        "new\\nline",
+        "\\x1b[31mred",
+        "\\u202ertl",
+        "zero\\u200bwidth",
+        "caf\\xe9",
+        "caf\xe9",
+        "\U0001f600",
+    )
