@@ -10,11 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from fedvision import simulate
+from fedvision.algorithms.fedavg import FedAvg
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset, ImageSet
-from fedvision.errors import ConfigError, FedVisionError
+from fedvision.errors import ConfigError, FedVisionError, RunError
 from fedvision.experiment import Experiment
+from fedvision.files import read_lines
+from fedvision.training.client_algorithm import ClientAlgorithm
 from tests.experiments import tiny
 
 HERE = __name__
@@ -52,6 +58,36 @@ number = 5
 def gives_nothing(**given: Any) -> Callable[..., None]:
     """Return a function that returns nothing."""
     return lambda *given: None
+
+
+class Fails(nn.Module):
+    """Raises in training on batches of more than two images, which no trial before a run has."""
+
+    def __init__(self, num_classes: int, error: str) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, num_classes)
+        self.error = {"exit": SystemExit(4), "key": KeyError("gone"), "assert": AssertionError()}[error]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, C], or raise."""
+        if self.training and len(images) > 2:
+            raise self.error
+        logits: torch.Tensor = self.head(images.flatten(1))
+        return logits
+
+
+class EndsBadly(ClientAlgorithm):
+    """Returns no pair of tensors."""
+
+    def finish(self, steps: int, lr: float) -> Any:
+        """Return what is no memory."""
+        return {}, None
+
+
+class Unfinished(FedAvg):
+    """FedAvg with a client half that ends badly."""
+
+    client = EndsBadly
 
 
 def experiment(kind: str, name: str) -> ExperimentConfig:
@@ -101,6 +137,29 @@ def test_a_module_that_ends_the_program(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == (
         "fedvision: e.toml: [model] use = 'ends:net': importing 'ends' failed: SystemExit: 7"
     )
+
+
+@pytest.mark.parametrize(
+    ("tables", "reason"),
+    [
+        (
+            {"model": {"use": f"{HERE}:Fails", "error": "exit"}},
+            "SystemExit: 4 (test_failing_plugins.py, line ",
+        ),
+        ({"model": {"use": f"{HERE}:Fails", "error": "key"}}, "KeyError: 'gone' (test_failing_plugins.py, "),
+        ({"model": {"use": f"{HERE}:Fails", "error": "assert"}}, "AssertionError (test_failing_plugins.py, "),
+        ({"strategy": f"{HERE}:Unfinished"}, "finish of the client half EndsBadly must return a pair"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["serial", "vectorized"])
+def test_what_a_plugin_raises_in_training_is_told_of_its_client(
+    tables: dict[str, Any], reason: str, engine: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="no client succeeded in 2 rounds in a row; client 0: ") as caught:
+        simulate(tiny(**tables, rounds=2), out=tmp_path / "run", engine=engine)
+    assert reason in str(caught.value)
+    (first, *_) = read_lines(tmp_path / "run/rounds.jsonl")
+    assert [item["client"] for item in first["refused"]] == [0, 1, 2, 3, 4]
 
 
 def images(size: int = 8, **changed: Any) -> ImageSet:

@@ -184,7 +184,7 @@ class BatchingDispatcher:
         except torch.OutOfMemoryError:
             self.capacity.exceeded(len(stack))
             self._notify("memory", f"{len(stack)} clients at once do not fit into the device's memory")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._notify(
                 "failed", f"{len(stack)} clients are trained one by one, as they failed at once: {error}"
             )

@@ -87,14 +87,14 @@ def _answer(message: Message, context: Context, stage: str, work: Callable[[int]
         return answer(work(client), message)
     except ClientError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ClientError(client, stage, _cause(error)) from error
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     """Return an exception as one sentence with the place it came from; no path of the machine."""
     frames = traceback.extract_tb(error.__traceback__)
     # An operating system's error names the file; what it says of the cause is enough.
-    detail = error.strerror if isinstance(error, OSError) and error.strerror else error
+    detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {detail}{place}"
+    return f"{type(error).__name__}{': ' * bool(detail)}{detail}{place}"

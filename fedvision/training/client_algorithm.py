@@ -23,7 +23,7 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from fedvision.errors import ClientError
+from fedvision.errors import ClientError, PluginError
 from fedvision.inputs import Batch
 from fedvision.types import LossFn, State, TrainRequest
 
@@ -194,6 +194,27 @@ class ClientAlgorithm:
             Tensors by the names of ``state``.
         """
         return state
+
+
+def finished(algorithm: ClientAlgorithm, steps: int, lr: float) -> tuple[dict[str, State], State]:
+    """Close a client half's round; arguments and result as of ``ClientAlgorithm.finish``.
+
+    Raises:
+        PluginError: It returned something else.
+    """
+    found = algorithm.finish(steps, lr)
+    if isinstance(found, tuple) and len(found) == 2:
+        groups, memory = found
+        if isinstance(groups, Mapping) and all(map(_are_tensors, (*groups.values(), memory))):
+            return found
+    raise PluginError(
+        f"finish of the client half {type(algorithm).__name__} must return a pair: groups of tensors by "
+        "name, and tensors by name that the client remembers"
+    )
+
+
+def _are_tensors(found: object) -> bool:
+    return isinstance(found, Mapping) and all(isinstance(one, torch.Tensor) for one in found.values())
 
 
 def numbers_sent(request: TrainRequest, method: str, *names: str) -> dict[str, float]:

@@ -29,7 +29,7 @@ from fedvision.models.recomputation import recomputed
 from fedvision.models.state import get_state, load_state, personal_names
 from fedvision.tasks.base import Task
 from fedvision.training.blended_loss import BlendedLoss
-from fedvision.training.client_algorithm import ClientAlgorithm, Pass
+from fedvision.training.client_algorithm import ClientAlgorithm, Pass, finished
 from fedvision.training.forward import ForwardSettings
 from fedvision.training.samplers import Sampler, sampler_maker
 from fedvision.training.schedules import Schedule
@@ -159,7 +159,7 @@ def fit(
             found = _pass(model, shard, request, one, loss, algorithm, settings)
             losses += found if one.counted else []
             steps += len(found)
-    tensors, remembered = algorithm.finish(steps, lr)
+    tensors, remembered = finished(algorithm, steps, lr)
     return TrainResult(
         state=get_state(model, tuple(request.state)),
         examples=len(shard),

@@ -18,7 +18,7 @@ _ABSOLUTE = re.compile(
 )
 
 
-def cause(error: Exception) -> str:
+def cause(error: BaseException) -> str:
     """Return what went wrong; an operating system's error names a path of this machine, which is left out."""
     if isinstance(error, OSError):
         return f"this machine says: {error.strerror or type(error).__name__}"

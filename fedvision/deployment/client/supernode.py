@@ -49,7 +49,7 @@ def _respond(message: Message, context: Context) -> Message:
         raise RunError(AT_HOME) from error
     try:
         content = _work(client, Path(named).absolute().parent, message, context)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RunError(redact_paths(cause(error), client)) from error
     return answer(content, message)
 

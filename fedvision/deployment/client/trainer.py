@@ -55,7 +55,7 @@ from fedvision.deployment.client.shared_sums import answer_statistic
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.sums_files import SumsRequest
 from fedvision.deployment.transport import message_format
-from fedvision.errors import ConfigError, FedVisionError
+from fedvision.errors import ConfigError, FedVisionError, with_kind
 from fedvision.files import replace_file
 from fedvision.flower import client_app, codec, internals, sharing
 from fedvision.flower.statistic_codec import STATISTIC
@@ -346,8 +346,8 @@ def _respond(trainer: Trainer, request: Mapping[str, Any]) -> dict[str, Any]:
         )
     except (FedVisionError, OSError) as error:
         return {"error": cause(error), "broken": _is_broken()}
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}", "broken": _is_broken()}
+    except (Exception, SystemExit) as error:
+        return {"error": with_kind(error), "broken": _is_broken()}
 
 
 def _requests(stream: IO[str]) -> queue.SimpleQueue[str]:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedvision.training.client_algorithm import ClientAlgorithm, along
+from fedvision.training.client_algorithm import ClientAlgorithm, along, finished
 from fedvision.training.loop import LoopSettings
 from fedvision.training.vectorized.batch_schedule import StepBatch
 from fedvision.training.vectorized.client_batch import ClientBatch
@@ -68,7 +68,7 @@ class StackedClientAlgorithm:
 
     def finish(self, steps: Sequence[int], lrs: Sequence[float]) -> list[tuple[dict[str, State], State]]:
         """Return what each algorithm returns at the end of the round."""
-        return [o.finish(count, lr) for o, count, lr in zip(self.algorithms, steps, lrs, strict=True)]
+        return [finished(o, count, lr) for o, count, lr in zip(self.algorithms, steps, lrs, strict=True)]
 
 
 @dataclass(kw_only=True)
