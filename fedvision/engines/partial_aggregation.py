@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Error, Message, RecordDict
 
 from fedvision.algorithms.mean import MeanStrategy, Sums
 from fedvision.errors import InvalidUpdate
-from fedvision.flower import codec, internals, sums_codec
+from fedvision.flower import codec, internals, partial_sum_codec
 from fedvision.flower.client_registry import FIRST_NODE
 from fedvision.flower.internals_message import answer
 from fedvision.server.update_validator import UpdateValidator
@@ -99,7 +99,7 @@ class PartialAggregator:
     def close(self) -> RecordDict | None:
         """Return the sums since the last call and begin anew; None where nothing was added."""
         sums, self._sums, self._screen = self._sums, None, None
-        return sums_codec.encode_sums(sums) if sums is not None and sums.num_updates else None
+        return partial_sum_codec.encode_sums(sums) if sums is not None and sums.num_updates else None
 
     def _begun(self, message: Message) -> tuple[Sums, UpdateValidator]:
         if self._sums is None or self._screen is None:

@@ -21,7 +21,7 @@ from fedvision.errors import ClientError
 from fedvision.flower import codec
 from fedvision.flower.internals import PARTITION
 from fedvision.flower.internals_message import answer
-from fedvision.flower.statistic_codec import STATISTIC, decode_request, encode_sums
+from fedvision.flower.query_codec import STATISTIC, decode_request, encode_sums
 from fedvision.training.client_half import client_half
 from fedvision.training.client_trainer import ClientTrainer
 

@@ -1,4 +1,4 @@
-"""The wire format: the only file, with ``stats_codec`` and ``sharing``, that names the keys of records.
+"""The wire format: the only file, with the other codecs beside it, that names the keys of records.
 
 Plain traffic uses Flower's default keys (``arrays``, ``config``, ``metrics``, ``num-examples``) with exactly
 one ArrayRecord and one MetricRecord in a reply to a training message, so that stock strategies work
@@ -24,7 +24,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedvision.data.image_counts import ImageCounts
-from fedvision.flower import stats_codec
+from fedvision.flower import evaluation_codec
 from fedvision.flower.internals import TensorArray, filled
 from fedvision.flower.internals_message import values
 from fedvision.training.evaluate import Evaluation
@@ -310,7 +310,7 @@ def encode_evaluation(evaluation: Evaluation, examples: int | None = None) -> Re
         examples: Number of images, where it does not follow from the counts.
     """
     images = evaluation.examples if examples is None else examples
-    records, metrics = stats_codec.encode(evaluation.stats)
+    records, metrics = evaluation_codec.encode(evaluation.stats)
     metric_record = MetricRecord({EXAMPLES: images, LOSS: evaluation.loss_sum, **metrics})
     content = RecordDict({METRICS: metric_record, **records})
     if evaluation.personal is not None:
@@ -321,7 +321,7 @@ def encode_evaluation(evaluation: Evaluation, examples: int | None = None) -> Re
 def decode_evaluation(content: RecordDict) -> Evaluation:
     """Return what a client counted."""
     metrics = record(content, METRICS, MetricRecord)
-    counted = stats_codec.decode(content, metrics)
+    counted = evaluation_codec.decode(content, metrics)
     return Evaluation(stats=counted, loss_sum=reported_loss(content))
 
 

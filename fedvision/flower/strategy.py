@@ -21,12 +21,12 @@ from fedvision import registry, seeding
 from fedvision.algorithms.base import Answer, RoundStrategy, ServerContext, cohort_size, draw
 from fedvision.algorithms.mean import Sums, summable
 from fedvision.errors import PluginError, RunError
-from fedvision.flower import codec, sums_codec
+from fedvision.flower import codec, partial_sum_codec
 from fedvision.flower.client_registry import ClientRegistry, UnknownClients
 from fedvision.flower.guard import Stream, guarded
 from fedvision.flower.internals_message import addressed
+from fedvision.flower.masked_codec import is_hidden
 from fedvision.flower.private_strategies import check_privacy
-from fedvision.flower.sharing import is_hidden
 from fedvision.flower.train_reply import TrainReply, decode_train_reply, mean_loss
 from fedvision.training.client_algorithm import ClientAlgorithm
 from fedvision.types import ClientConfig, ClientUpdate, PluginSpec, Query, State
@@ -191,7 +191,7 @@ class FlowerStrategy(Strategy):
         sums = Sums(self._mean, self._state)
         for reply in replies:
             if reply.content is not None:
-                sums_codec.decode_sums(reply.content, sums)
+                partial_sum_codec.decode_sums(reply.content, sums)
             else:
                 update = self._update(reply)
                 with self._guarded("contribute", round):

@@ -32,7 +32,7 @@ class TrainReply:
     norm: float | None = None
     """L2 norm of the change that the update makes, as a validator or a worker computed it."""
     content: RecordDict | None = None
-    """Where the update is in a sum, the records that may hold it (``sums_codec.decode_sums``)."""
+    """Where the update is in a sum, the records that may hold it (``partial_sum_codec.decode_sums``)."""
     measured: RecordDict | None = None
     """The client's measurement of the model that it received, not decoded; None where it made none."""
     late: bool = False

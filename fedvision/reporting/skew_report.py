@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.data.partition.skew import Skew, measure
+from fedvision.data.partition.skew_metrics import Skew, measure
 from fedvision.formatting import number, percent, plural, sample, size
 from fedvision.reporting.class_facts import by_frequency
 from fedvision.reporting.text_table import TextTable, plain_text

@@ -19,7 +19,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.errors import RunError
 from fedvision.flower.available_clients import Excluding
 from fedvision.flower.client_registry import ClientRegistry
-from fedvision.flower.statistic_codec import StatisticRequest
+from fedvision.flower.query_codec import StatisticRequest
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.server.checks import check_state
 from fedvision.server.statistics import StatisticResult, query_statistic

@@ -19,7 +19,7 @@ from fedvision.config import ExperimentConfig
 from fedvision.data.shards import Shard
 from fedvision.data.sources.inputs import absent
 from fedvision.errors import ClientError, ConfigError, FedVisionError, with_kind
-from fedvision.flower import statistic_codec
+from fedvision.flower import query_codec
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.inputs import Batch
 from fedvision.models.freezing import training_mode
@@ -136,8 +136,8 @@ def _answers(
     answers: list[Answer] = []
     while (query := own.query(config.rounds, config.rounds, tuple(answers))) is not None:
         sums = to_fixed_point(compute_statistic(query, trial, data))
-        sent = statistic_codec.encode_sums(sums, len(data), query.bits)
-        answers.append(statistic_codec.decode_reply(sent, query.bits).sums.values())
+        sent = query_codec.encode_sums(sums, len(data), query.bits)
+        answers.append(query_codec.decode_reply(sent, query.bits).sums.values())
         yield query, answers[-1]
 
 

@@ -3,8 +3,8 @@
 A phase ends when all replies are there; or at its deadline; or some seconds after its quorum is
 there; or, with a buffer of K, with K usable replies, of whichever round (Nguyen et al. 2022, "Federated
 Learning with Buffered Asynchronous Aggregation", arXiv 2106.06639). Who has not answered by then is named. An
-answer that comes later is used with less weight (see ``staleness``) or discarded; either way it stands in the
-record of the round in which it came.
+answer that comes later is used with less weight (see ``staleness_weighting``) or discarded; either way it
+stands in the record of the round in which it came.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedvision.flower.train_reply import TrainReply
 from fedvision.server.pending_messages import NEVER, PendingMessage
 from fedvision.server.phase_result import SILENT, PhaseResult, T, UnusableReply, in_order, present
 from fedvision.server.round_state import RoundState
-from fedvision.server.staleness import rebase_update, weight
+from fedvision.server.staleness_weighting import rebase_update, weight
 from fedvision.server.update_validator import UpdateValidator
 from fedvision.types import State
 

@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import RecordDict
 
 from fedvision.flower.client_registry import ClientRegistry
-from fedvision.flower.sharing import EvaluationReply, decode_evaluation, split_readable
+from fedvision.flower.masked_codec import EvaluationReply, decode_evaluation, split_readable
 from fedvision.tasks.base import Task
 from fedvision.tasks.stats import MetricStats
 from fedvision.training.evaluate import Evaluation

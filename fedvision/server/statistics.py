@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from fedvision.aggregation.fixed_point import FixedPoint, FixedPointSum, Signature, wrapped
 from fedvision.algorithms.base import Answer
 from fedvision.errors import InvalidUpdate
-from fedvision.flower import statistic_codec
+from fedvision.flower import query_codec
 from fedvision.flower.client_registry import ClientRegistry
-from fedvision.flower.statistic_codec import STATISTIC, StatisticReply, StatisticRequest
+from fedvision.flower.query_codec import STATISTIC, StatisticReply, StatisticRequest
 from fedvision.server.phase_result import PhaseResult
 
 _MASK = (1 << 64) - 1
@@ -65,7 +65,7 @@ def query_statistic(
         clients: Who is queried.
         timeout: Seconds after which who is missing is not waited for; None waits for all.
     """
-    content, bits = statistic_codec.encode_request(request), request.query.bits
+    content, bits = query_codec.encode_request(request), request.query.bits
     messages = [Message(content, client_registry.node(client), STATISTIC) for client in clients]
     exchange = PhaseResult(client_registry=client_registry, stage="statistic", decoder=_Decoder(bits))
     adding = _Adding(client_registry.groups, bits, optional=request.optional)
@@ -103,7 +103,7 @@ class _Decoder:
             InvalidUpdate: They cannot be used.
         """
         try:
-            return client, statistic_codec.decode_reply(message.content, self._bits)
+            return client, query_codec.decode_reply(message.content, self._bits)
         except ValueError as error:
             raise InvalidUpdate(client, "statistic", str(error)) from error
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedvision.data import boxes
-from fedvision.data.class_groups import tail_groups
+from fedvision.data.class_frequency_groups import tail_groups
 from fedvision.data.image_counts import PerImage
 from fedvision.data.targets import Targets
 from fedvision.data.transforms import BatchTransform, Draws

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.data.class_groups import tail_groups
+from fedvision.data.class_frequency_groups import tail_groups
 from fedvision.tasks import metrics
 from fedvision.tasks.confusion import ConfusionCounts
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from fedvision.data.class_groups import tail_groups
+from fedvision.data.class_frequency_groups import tail_groups
 from fedvision.data.image_counts import PerImage
 from fedvision.data.targets import SEVERAL, Targets, several
 from fedvision.tasks.base import Task

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from fedvision.data import masks
-from fedvision.data.class_groups import tail_groups
+from fedvision.data.class_frequency_groups import tail_groups
 from fedvision.data.image_counts import PerImage
 from fedvision.data.masks import IGNORED
 from fedvision.data.targets import PIXELS, Targets

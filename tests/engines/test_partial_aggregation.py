@@ -15,7 +15,7 @@ from fedvision.algorithms.fedavg import FedAvg
 from fedvision.algorithms.mean import MeanStrategy, Sums, WeightedTensors
 from fedvision.algorithms.server_optimizers import FedAdam
 from fedvision.engines.partial_aggregation import PartialAggregator
-from fedvision.flower import codec, internals, sums_codec
+from fedvision.flower import codec, internals, partial_sum_codec
 from fedvision.flower.client_registry import FIRST_NODE
 from fedvision.flower.internals_message import answer
 from fedvision.tasks.confusion import ConfusionCounts
@@ -64,7 +64,7 @@ class Trained:
 def concluded(aggregator: PartialAggregator, strategy: MeanStrategy, state: State) -> State:
     sums, content = Sums(strategy, state), aggregator.close()
     assert content is not None
-    sums_codec.decode_sums(content, sums)
+    partial_sum_codec.decode_sums(content, sums)
     return sums.finalize()
 
 

@@ -19,7 +19,7 @@ from fedvision.engines.serial import SerialEngine
 from fedvision.engines.vectorized import VectorizedEngine, VectorizedGrid
 from fedvision.errors import PluginError
 from fedvision.experiment import Experiment
-from fedvision.flower import codec, sums_codec
+from fedvision.flower import codec, partial_sum_codec
 from fedvision.flower.client_registry import FIRST_NODE
 from fedvision.flower.train_reply import decode_train_reply
 from fedvision.models.state import get_state, shared_names
@@ -254,7 +254,7 @@ def test_a_stack_is_answered_with_its_sum_where_the_strategy_needs_no_more(tmp_p
     assert [codec.is_folded(reply.content) for reply in replies] == [True] * 5
     sums, apart = Sums(FedAvg(), start), Sums(FedAvg(), start)
     for reply in replies:
-        sums_codec.decode_sums(reply.content, sums)
+        partial_sum_codec.decode_sums(reply.content, sums)
     assert sums.num_updates == 5
     with SerialEngine().open(host_factory) as grid:
         for reply in grid.send_and_receive(orders(host_factory, start)):
@@ -278,7 +278,7 @@ def test_what_was_summed_before_an_error_is_not_trained_again(
         replies = list(grid.send_and_receive(orders(host_factory, start)))
     sums = Sums(FedAvg(), start)
     for reply in replies:
-        sums_codec.decode_sums(reply.content, sums)
+        partial_sum_codec.decode_sums(reply.content, sums)
     assert (len(replies), sums.num_updates) == (5, 5)
     assert sentences == ["5 clients are trained one by one, as they failed at once: a wire came loose"]
 

@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedvision.data.image_counts import ImageCounts
-from fedvision.flower import codec, internals, sharing
+from fedvision.flower import codec, internals, masked_codec
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.training.evaluate import Evaluation
 from fedvision.training.loop import TrainResult
@@ -123,15 +123,15 @@ def test_a_damaged_roster_entry_is_refused(key: str, value: Any) -> None:
 @pytest.mark.parametrize("numbers", ["ab", [0.5], ["1"], [1 << 63], 3])
 def test_damaged_masked_counts_are_refused(numbers: Any) -> None:
     with pytest.raises(ValueError, match="masked counts are no whole numbers of 64 bits"):
-        sharing.decode_masked(RecordDict({"config": ConfigRecord({"masked-counts": numbers})}))
+        masked_codec.decode_masked(RecordDict({"config": ConfigRecord({"masked-counts": numbers})}))
     least = RecordDict({"config": ConfigRecord({"masked-counts": [-(2**63), 2**63 - 1]})})
-    assert sharing.decode_masked(least).tolist() == [-(2**63), 2**63 - 1]
+    assert masked_codec.decode_masked(least).tolist() == [-(2**63), 2**63 - 1]
 
 
 @pytest.mark.parametrize("cards", ["3", "[3]", "{}", "["])
 def test_damaged_cards_of_a_group_are_refused(cards: str) -> None:
     with pytest.raises(ValueError, match=r"cards are no list of tables|Expecting"):
-        sharing.decode_group(RecordDict({"config": ConfigRecord({"cards": cards})}))
+        masked_codec.decode_group(RecordDict({"config": ConfigRecord({"cards": cards})}))
 
 
 def test_size_counts_bytes_of_tensors() -> None:

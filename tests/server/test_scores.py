@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedvision.flower import sharing
+from fedvision.flower import masked_codec
 from fedvision.flower.client_registry import SimulatedClientRegistry
 from fedvision.server.scores import Scores
 from fedvision.tasks.classification import Classification
@@ -20,7 +20,7 @@ GOOD = [[3, 1], [0, 2]]
 def reply_of(confusion: Any = GOOD, images: int | None = None, loss: float = 1.5) -> RecordDict:
     """Return a client's answer with a matrix of whatever numbers."""
     matrix = np.array(confusion)[None]
-    return sharing.encode_hidden(matrix, int(matrix.sum()) if images is None else images, loss)
+    return masked_codec.encode_hidden(matrix, int(matrix.sum()) if images is None else images, loss)
 
 
 def reply_of_pairs(
@@ -38,7 +38,11 @@ def scores(classes: int = 2) -> Scores:
 
 def test_pooled_scores_and_the_worst_client() -> None:
     """Counts are summed before they are divided and the worst client is kept apart."""
-    replies = {0: reply_of(), 4: reply_of([[0, 2], [0, 0]], loss=0.5), 7: sharing.drop_counts(reply_of())}
+    replies = {
+        0: reply_of(),
+        4: reply_of([[0, 2], [0, 0]], loss=0.5),
+        7: masked_codec.drop_counts(reply_of()),
+    }
     good, refused = scores().usable(replies)
     assert (list(good), refused) == ([0, 4, 7], [])
     local = scores().local(good)
@@ -51,7 +55,7 @@ def test_pooled_scores_and_the_worst_client() -> None:
 
 
 def test_what_nobody_can_read_is_nothing() -> None:
-    good, _ = scores().usable({7: sharing.drop_counts(reply_of())})
+    good, _ = scores().usable({7: masked_codec.drop_counts(reply_of())})
     assert scores().local(good) is None
     assert scores().local({}) is None
 

@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from fedvision.aggregation.fixed_point import FixedPoint
 from fedvision.flower import internals
 from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
-from fedvision.flower.statistic_codec import (
+from fedvision.flower.query_codec import (
     StatisticRequest,
     decode_reply,
     decode_request,
@@ -247,7 +247,7 @@ def test_no_reply_is_held_while_the_next_one_is_decoded(monkeypatch: pytest.Monk
         held.append(weakref.ref(reply))
         return reply
 
-    monkeypatch.setattr("fedvision.flower.statistic_codec.decode_reply", decode)
+    monkeypatch.setattr("fedvision.flower.query_codec.decode_reply", decode)
     found, _ = collect({client: sums([client, 1]) for client in range(20)})
     assert found.sums["count"].tolist() == [190, 20]
     assert max(alive) == 0

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedvision import simulate
-from fedvision.flower import codec, sharing
+from fedvision.flower import codec, masked_codec
 from fedvision.flower.client_registry import SimulatedClientRegistry
 from fedvision.server.scores import Scores
 from fedvision.tasks.stats import MetricStats
@@ -64,7 +64,7 @@ def test_a_masked_part_leaves_rows_unknown() -> None:
 
 def test_rows_travel() -> None:
     for right in ([], [3], [1, 64, 0]):
-        found = sharing.decode_evaluation(reply(right), FORM).plain
+        found = masked_codec.decode_evaluation(reply(right), FORM).plain
         assert found is not None
         assert rows_of(found.stats) == [[place, one, SIDE**2] for place, one in enumerate(right)]
 
@@ -87,31 +87,31 @@ def test_rows_of_another_form_are_refused(rows: Any, problem: str) -> None:
     content.pop("counts-rows")
     content["counts-rows"] = ArrayRecord([rows])
     with pytest.raises(ValueError, match=problem):
-        sharing.decode_evaluation(content, FORM)
+        masked_codec.decode_evaluation(content, FORM)
 
 
 def test_missing_rows_are_refused() -> None:
     content = reply([1, 2])
     content.pop("counts-rows")
     with pytest.raises(ValueError, match=r"its rows are int64 \[0, 0\]"):
-        sharing.decode_evaluation(content, FORM)
+        masked_codec.decode_evaluation(content, FORM)
 
 
 def test_a_task_without_rows_takes_none() -> None:
     with pytest.raises(ValueError, match=r"its rows are int64 \[1, 3\], not int64 \[M, 0\]"):
-        sharing.decode_evaluation(reply([1]), pixel_task.Pixels().stats_form(3))
+        masked_codec.decode_evaluation(reply([1]), pixel_task.Pixels().stats_form(3))
 
 
 def test_masks_leave_no_rows() -> None:
-    numbers = sharing.numbers_to_mask(reply([5, 6]))
-    content = sharing.mask_counts(reply([5, 6]), numbers + 7, "group")
-    assert sharing.decode_evaluation(content, FORM).group == "group"
+    numbers = masked_codec.numbers_to_mask(reply([5, 6]))
+    content = masked_codec.mask_counts(reply([5, 6]), numbers + 7, "group")
+    assert masked_codec.decode_evaluation(content, FORM).group == "group"
     content["counts-rows"] = ArrayRecord([np.zeros((1, 3), np.int64)])
     with pytest.raises(ValueError, match="rows beside masked counts"):
-        sharing.decode_evaluation(content, FORM)
-    withheld = sharing.drop_counts(reply([5, 6]))
+        masked_codec.decode_evaluation(content, FORM)
+    withheld = masked_codec.drop_counts(reply([5, 6]))
     assert "counts-rows" not in withheld
-    assert sharing.decode_evaluation(withheld, FORM).plain is None
+    assert masked_codec.decode_evaluation(withheld, FORM).plain is None
 
 
 def test_clients_are_put_in_the_order_of_their_numbers() -> None:

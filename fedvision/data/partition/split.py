@@ -24,7 +24,7 @@ from fedvision import registry, seeding
 from fedvision.config import PartitionConfig
 from fedvision.data.dataset import ImageSet
 from fedvision.data.naming import visible
-from fedvision.data.partition import longtail, tail_clients
+from fedvision.data.partition import longtail_subsampling, tail_clients
 from fedvision.data.partition.expectation import expected
 from fedvision.data.partition.group_holdout import held_out_groups
 from fedvision.data.partition.groups import groups_of, partition_groups
@@ -176,7 +176,7 @@ def make(
     check_share(holdout)
     check_classes(train.labels, num_classes)
     spread = strata(train.labels)
-    retained = longtail.subsample(
+    retained = longtail_subsampling.subsample(
         spread, config.imbalance, seeding.numpy_stream(seed, "longtail"), num_classes
     )
     columns = {name: values[retained] for name, values in train.columns.items()}

@@ -4,7 +4,7 @@ A partition decides how many images each client has and how unlike clients are; 
 class is left to chance. Here it is a choice: of hospitals, say, two treat the rare diseases. Images of rare
 classes at other clients are exchanged for images of other classes at those, one for one, so that the class
 counts of the federation and the number of images of each client stay as they were. The rare classes are the
-tail that reports have (``data.class_groups``), by the images that clients have, before any holdout.
+tail that reports have (``data.class_frequency_groups``), by the images that clients have, before any holdout.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedvision.data.class_groups import tail_groups
+from fedvision.data.class_frequency_groups import tail_groups
 from fedvision.data.dataset import ImageSet
 from fedvision.data.partition.partition_validation import is_lazy
 from fedvision.data.partition.partitioners import ByColumn, Merged

@@ -6,17 +6,17 @@ whatever an experiment says: a server names no file on a client and no code that
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fedvision import registry
 from fedvision.config import ExperimentConfig
 from fedvision.data.paths import expand_home
-from fedvision.deployment.client.policy_config import PolicyConfig
+from fedvision.deployment.client.disclosure import ShareConfig
+from fedvision.deployment.client.participation_config import PolicyConfig
 from fedvision.errors import ConfigError
 from fedvision.tables import Settings, at_least, require
 from fedvision.training.client_plugins import client_plugins
@@ -124,36 +124,6 @@ class OwnModelConfig:
     def file(self, part: str) -> str:
         """Return the file of a part, of the whole network for an empty name; empty where none is named."""
         return self.parts.get(part, "") if part else self.weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShareConfig:
-    """What the machine reports to the server beside model updates."""
-
-    counts: Literal["none", "plain", "noisy", "masked"] = "none"
-    """Class counts: not at all, as they are, with noise, or masked so that only the sum can be read."""
-    epsilon: float = 1.0
-    """Privacy loss of ``noisy``: Laplace noise of scale 1 / epsilon on every class; smaller hides more. Of L
-    labels, any number an image, (L + 1) / epsilon on every label and on the number of images."""
-    statistics: tuple[str, ...] = ()
-    """Names of further statistics that the server may query, such as ``feature-moments``, shared as
-    ``counts`` says. Their sums reveal more of the images than class counts do, which need no mention here."""
-    generators: bool = False
-    """Whether a strategy, such as ``fedgan``, may train a generator on the images and send it: it can
-    reproduce images that it was trained on, above all of a class that has few."""
-    certificate: str = ""
-    """For ``masked``: file of the certificate of ``superlink.key``; it proves this client to the others."""
-    authority: str = ""
-    """For ``masked``: file of the authority that proves the others; empty is superlink.root_certificate."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.epsilon < math.inf, "share.epsilon", f"must be > 0 and finite, not {self.epsilon}")
-        require(
-            self.counts != "masked" or bool(self.certificate),
-            "share.certificate",
-            "must name this client's client.crt where share.counts is masked: it proves to the other clients "
-            "that this one is no invention of the server",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,11 +247,7 @@ class ClientMachineConfig(Settings):
             ConfigError: He does not, or the server may not name it.
         """
         self.permit("statistic", use)
-        if use not in ("class-counts", *self.share.statistics):
-            raise ConfigError(
-                f"[statistic] use = {use!r}: its sums reveal more of the images than class counts, and the "
-                "owner has not allowed it; whoever wants to take part adds its name to share.statistics"
-            )
+        self.share.check_statistic(use)
 
     def permit_algorithm(self, name: str, models: Iterable[str]) -> None:
         """Check that the server may name a client half and the networks that it builds.
@@ -292,17 +258,7 @@ class ClientMachineConfig(Settings):
         """
         self.permit("client_algorithm", name)
         half = registry.resolve("client_algorithm", name).call
-        if getattr(half, "sends_counts", False) and self.share.counts != "plain":
-            raise ConfigError(
-                f"the client half {name!r} of the strategy sends this client's class counts, or what reveals "
-                f'them, and share.counts is {self.share.counts!r}; set it to "plain" in the client\'s file, '
-                "or leave the run"
-            )
-        if getattr(half, "sends_generator", False) and not self.share.generators:
-            raise ConfigError(
-                f"the client half {name!r} of the strategy sends a generator, which can reproduce this "
-                "client's images; set share.generators = true in the client's file, or leave the run"
-            )
+        self.share.check_client_half(name, half)
         for use in models:
             self.permit("model", use)
 

@@ -29,14 +29,14 @@ from flwr.app import Error, Message, MessageType
 from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.connection import connect
 from fedvision.deployment.client.connectivity import NOBODY_LISTENS, diagnose
-from fedvision.deployment.client.policy import Policy
+from fedvision.deployment.client.participation_policy import Policy
 from fedvision.deployment.client.redaction import cause, redact_paths
 from fedvision.deployment.client.retry import RetryBackoff
 from fedvision.deployment.client.state_directory import FileSource, Reply, StateDirectory
 from fedvision.deployment.client.training_process import ProcessDied, TaskFailed, TrainingProcess
 from fedvision.deployment.declining import Declined
 from fedvision.deployment.run_manifest import RunManifest
-from fedvision.deployment.transport.internals_wire import (
+from fedvision.deployment.transport.internals_message_objects import (
     IncomingMessage,
     LinkDown,
     LinkRefused,

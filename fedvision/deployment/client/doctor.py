@@ -33,7 +33,7 @@ from fedvision.deployment.client.connectivity import (
     way,
 )
 from fedvision.deployment.client.own_weights import check_weights
-from fedvision.deployment.client.policy import Policy
+from fedvision.deployment.client.participation_policy import Policy
 from fedvision.deployment.run_manifest import digest
 
 _SOON_DAYS = 30

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +11,14 @@ from numpy.typing import NDArray
 from fedvision import seeding
 from fedvision.config import ExperimentConfig
 from fedvision.data.dataset import Dataset, ImageSet
-from fedvision.data.image_counts import ImageCounts, PerImage
 from fedvision.data.partition.group_holdout import held_out_groups
 from fedvision.data.partition.groups import groups_of
 from fedvision.data.shards import Shard
 from fedvision.data.sources.inputs import CellError, with_inputs
 from fedvision.deployment.client import local_data
-from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.run_manifest import RunManifest
-from fedvision.errors import ConfigError, DataError
-from fedvision.files import replace_file
+from fedvision.errors import DataError
 from fedvision.tasks.base import build_task
 
 log = logging.getLogger("fedvision.deployment")
@@ -107,63 +103,3 @@ def _text(size: tuple[int, ...]) -> str:
 def on_this_machine(client: ClientMachineConfig, experiment: ExperimentConfig) -> ExperimentConfig:
     """Return the experiment with what the machine's owner decides: the device."""
     return replace(experiment, training=replace(experiment.training, device=client.device))
-
-
-def reported_counts(
-    own: ImageCounts, share: ShareConfig, memo: Path, *, needed: bool, per_image: PerImage = "one class"
-) -> ImageCounts:
-    """Return what a client reports of its training images, zeros where it reports nothing.
-
-    Noise is drawn once for a run and stored: a second request must not allow to take the mean. With noise a
-    class of few images may be reported as a negative number; only the federation's sum is raised to 0.
-    Laplace mechanism: Dwork et al. 2006, "Calibrating noise to sensitivity in private data analysis". An
-    image of one class changes one count by 1, and the images are reported as the sum of the noisy counts. An
-    image of several labels can change all L counts and the number of images, so these have (L + 1) times the
-    noise.
-
-    Args:
-        own: The true numbers, of C classes.
-        share: What the owner allows.
-        memo: File that stores the reported counts.
-        needed: Whether the experiment's loss rests on the federation's counts.
-        per_image: What an image adds to class counts.
-
-    Raises:
-        ConfigError: They are needed and not shared, or one image can change them by any number and noise
-            that would hide it is asked for.
-    """
-    if share.counts == "none":
-        if needed:
-            raise ConfigError(
-                "the experiment's loss needs the federation's class counts (loss.prior is not local) and "
-                'this client shares none; set share.counts to "masked", "noisy" or "plain" in its file, or '
-                "leave the run"
-            )
-        return ImageCounts.none(len(own.counts))
-    if share.counts == "masked":  # they come with others' in a sum
-        return ImageCounts.none(len(own.counts))
-    if share.counts == "plain":
-        return own
-    if per_image == "any number":
-        raise ConfigError(
-            'share.counts = "noisy" hides one image behind noise, and under this experiment\'s task an image '
-            'may add any number to a class\'s count; set share.counts to "masked", "plain" or "none" in the '
-            "client's file, or leave the run"
-        )
-    if memo.exists():
-        return ImageCounts.from_table(json.loads(memo.read_text()))
-    reported = _noisy(own, share.epsilon, per_image)
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(memo, json.dumps(reported.to_table()))
-    return reported
-
-
-def _noisy(own: ImageCounts, epsilon: float, per_image: PerImage) -> ImageCounts:
-    several = per_image != "one class"
-    exact = own.numbers() if several else list(own.counts)
-    changed = len(exact) if several else 1
-    # Not from the experiment's seed, which the server knows.
-    noise = np.random.default_rng().laplace(0, changed / epsilon, len(exact))
-    # A negative number stays: raised to 0 here it would pull the sum over many clients up.
-    noisy = [round(number + more) for number, more in zip(exact, noise, strict=True)]
-    return ImageCounts.from_numbers(noisy if several else [*noisy, sum(noisy)])

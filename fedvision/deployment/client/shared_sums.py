@@ -9,10 +9,10 @@ from collections.abc import Callable
 from flwr.app import RecordDict
 
 from fedvision.deployment.client.config import ClientMachineConfig
-from fedvision.deployment.client.masks import MaskedCounts
+from fedvision.deployment.client.masked_counts import MaskedCounts
 from fedvision.errors import ConfigError
-from fedvision.flower import codec, sharing, statistic_codec
-from fedvision.flower.statistic_codec import STATISTIC
+from fedvision.flower import codec, masked_codec, query_codec
+from fedvision.flower.query_codec import STATISTIC
 
 log = logging.getLogger("fedvision.deployment")
 
@@ -38,21 +38,21 @@ def answer_statistic(
     Raises:
         ConfigError: The owner does not allow a statistic that is not optional.
     """
-    query = statistic_codec.decode_query(content)
+    query = query_codec.decode_query(content)
     try:
         masks = _permitted(client, masks_here, query.use)
     except ConfigError as error:
-        if not statistic_codec.is_optional(content):
+        if not query_codec.is_optional(content):
             raise
         log.warning("nothing is sent: %s", error)
-        return statistic_codec.encode_withheld()
+        return query_codec.encode_withheld()
     computed = compute()
     if masks is None:
         return computed
     kind = f"{STATISTIC}\n{query.use}\n{json.dumps(query.args, sort_keys=True)}\n{query.bits}"
-    question = sharing.question(kind, content, sorted(codec.arrays_of(content)))
-    masked = masks.hide(statistic_codec.numbers_to_mask(computed, query.bits), question)
-    return statistic_codec.with_masked(computed, masked, masks.group, query.bits)
+    question = masked_codec.question(kind, content, sorted(codec.arrays_of(content)))
+    masked = masks.hide(query_codec.numbers_to_mask(computed, query.bits), question)
+    return query_codec.with_masked(computed, masked, masks.group, query.bits)
 
 
 def _permitted(

@@ -19,16 +19,16 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedvision.deployment.client.config import ClientMachineConfig
-from fedvision.deployment.client.policy import Policy
+from fedvision.deployment.client.participation_policy import Policy
 from fedvision.deployment.client.redaction import AT_HOME, cause, redact_paths
 from fedvision.deployment.client.trainer import Trainer
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.transport import message_format
-from fedvision.deployment.transport.internals_wire import contents, pack_message, pack_tensors
+from fedvision.deployment.transport.internals_message_objects import contents, pack_message, pack_tensors
 from fedvision.errors import ConfigError, RunError
-from fedvision.flower import codec, sharing
+from fedvision.flower import codec, masked_codec
 from fedvision.flower.internals_message import answer
-from fedvision.flower.statistic_codec import STATISTIC
+from fedvision.flower.query_codec import STATISTIC
 
 CLIENT = "client"
 """Key of ``--node-config`` that names the machine's own file."""
@@ -79,7 +79,7 @@ for register in (
     app.train(),
     app.evaluate(),
     app.query(codec.CLIENT_INFO.removeprefix("query.")),
-    app.query(sharing.MASKED.removeprefix("query.")),
+    app.query(masked_codec.MASKED.removeprefix("query.")),
     app.query(STATISTIC.removeprefix("query.")),
 ):
     register(_respond)

@@ -46,8 +46,9 @@ from fedvision.data.targets import several
 from fedvision.data.transforms import input_shape
 from fedvision.deployment.client import local_data, local_shards
 from fedvision.deployment.client.config import ClientMachineConfig
-from fedvision.deployment.client.local_shards import OwnShards, on_this_machine, reported_counts
-from fedvision.deployment.client.masks import MaskedCounts
+from fedvision.deployment.client.disclosure import reported_counts
+from fedvision.deployment.client.local_shards import OwnShards, on_this_machine
+from fedvision.deployment.client.masked_counts import MaskedCounts
 from fedvision.deployment.client.own_weights import check_frozen, load_own_weights
 from fedvision.deployment.client.redaction import cause
 from fedvision.deployment.client.run_directories import RunDirectories
@@ -57,8 +58,8 @@ from fedvision.deployment.sums_files import SumsRequest
 from fedvision.deployment.transport import message_format
 from fedvision.errors import ConfigError, FedVisionError, with_kind
 from fedvision.files import replace_file
-from fedvision.flower import client_app, codec, internals, sharing
-from fedvision.flower.statistic_codec import STATISTIC
+from fedvision.flower import client_app, codec, internals, masked_codec
+from fedvision.flower.query_codec import STATISTIC
 from fedvision.models.build import build_model
 from fedvision.tasks.base import build_task
 from fedvision.training import feature_cache
@@ -208,7 +209,7 @@ class Trainer:
         self._runs.mark_used(self._facts.run)
         if kind == codec.CLIENT_INFO:
             return self._introduce(client)
-        if kind == sharing.MASKED:
+        if kind == masked_codec.MASKED:
             return self._masked_counts(content, client)
         if name := codec.algorithm_name(content):
             self.client.permit_algorithm(name, codec.model_names(content))
@@ -281,9 +282,9 @@ class Trainer:
             return evaluation
         masks = self._masks() if self.client.share.counts == "masked" else None
         if masks is None or not masks.group:
-            return sharing.drop_counts(evaluation)
-        masked = masks.hide(sharing.numbers_to_mask(evaluation), sharing.question(kind, content))
-        return sharing.mask_counts(evaluation, masked, masks.group)
+            return masked_codec.drop_counts(evaluation)
+        masked = masks.hide(masked_codec.numbers_to_mask(evaluation), masked_codec.question(kind, content))
+        return masked_codec.mask_counts(evaluation, masked, masks.group)
 
     def _masks(self) -> MaskedCounts:
         assert self._facts

@@ -23,7 +23,7 @@ from fedvision.deployment.server.keyring import fingerprint
 from fedvision.deployment.server.limits import LITTLE, Held, Limits, MemoryBudget, TokenBuckets, peer_name
 from fedvision.deployment.transport import internals_superlink
 from fedvision.deployment.transport.internals_bundle import FLEET
-from fedvision.deployment.transport.internals_wire import EMPTY_HEADER
+from fedvision.deployment.transport.internals_message_objects import EMPTY_HEADER
 
 HEALTH = "/health"
 _LONG_S = 3600.0

@@ -32,8 +32,8 @@ from fedvision.deployment.server.own_images import server_trainer
 from fedvision.deployment.server.registrations import registered
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid, expected_replies
 from fedvision.deployment.server.superlink_process import SuperlinkProcess
+from fedvision.deployment.transport.internals_message_objects import LinkDown, LinkRefused
 from fedvision.deployment.transport.internals_run import RunLink
-from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused
 from fedvision.deployment.transport.message_format import ALIGN
 from fedvision.errors import FedVisionError, RecordError, RunError, RunExpired
 from fedvision.experiment import Experiment

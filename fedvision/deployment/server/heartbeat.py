@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused
+from fedvision.deployment.transport.internals_message_objects import LinkDown, LinkRefused
 
 if TYPE_CHECKING:
     from fedvision.deployment.transport.internals_run import RunLink

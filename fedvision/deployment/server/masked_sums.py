@@ -1,9 +1,9 @@
 """The server's part in masked class counts: who waits for a group, what a group's sum is, what is kept.
 
-A client belongs to one group for the whole run, which it sees to itself (``client.masks``): groups that
-overlap could be subtracted from each other. So all clients that wait have to agree before
-any counts are sent; who is away or refuses is left out then. Who drops out later is waited for: its group
-has no sum before it is back. Who comes later waits until ``MIN_GROUP_SIZE`` have come.
+A client belongs to one group for the whole run, which it sees to itself (``client.masked_counts``): groups
+that overlap could be subtracted from each other. So all clients that wait have to agree before any counts
+are sent; who is away or refuses is left out then. Who drops out later is waited for: its group has no sum
+before it is back. Who comes later waits until ``MIN_GROUP_SIZE`` have come.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fedvision.aggregation.masking import MIN_GROUP_SIZE, AdvertisedKey
 from fedvision.data.image_counts import ImageCounts, PerImage
 from fedvision.deployment.server.keyring import fingerprint
 from fedvision.errors import MALFORMED, ConfigError
-from fedvision.flower import sharing
+from fedvision.flower import masked_codec
 from fedvision.flower.client_registry import UnknownClients
 from fedvision.flower.codec import ClientInfo
-from fedvision.flower.sharing import added
+from fedvision.flower.masked_codec import added
 from fedvision.server.phase_result import PhaseResult, Undecoded
 
 
@@ -148,7 +148,9 @@ class MaskedSums:
         replies, refused = self._send(grid, sorted(self.waiting), agreement_only=True)
         for client, content in replies.items():
             try:
-                bound[client] = [AdvertisedKey.from_table(table) for table in sharing.decode_group(content)]
+                bound[client] = [
+                    AdvertisedKey.from_table(table) for table in masked_codec.decode_group(content)
+                ]
             except (ConfigError, *MALFORMED):
                 refused[client] = "its agreement to a masked sum is damaged"
         return bound, refused
@@ -178,10 +180,10 @@ class MaskedSums:
     ) -> tuple[dict[int, RecordDict], dict[int, str]]:
         """Send some clients' cards to all of them; return the replies and the refusals, by client."""
         cards = [self.waiting[client][1].card for client in clients]
-        content = sharing.encode_group(cards, agreement_only=agreement_only)
+        content = masked_codec.encode_group(cards, agreement_only=agreement_only)
         by_node = {self.waiting[client][0]: client for client in clients}
         exchange = PhaseResult(client_registry=UnknownClients(), stage="data", decoder=Undecoded())
-        messages = [Message(content, node, sharing.MASKED) for node in by_node]
+        messages = [Message(content, node, masked_codec.MASKED) for node in by_node]
         replies = {by_node[r.metadata.src_node_id]: r.content for r in exchange.send(grid, messages)}
         return replies, {by_node[item["client"]]: str(item["reason"]) for item in exchange.refused}
 
@@ -192,7 +194,7 @@ class MaskedSums:
         masked: dict[int, NDArray[np.int64]] = {}
         for client, content in replies.items():
             with suppress(KeyError, ValueError):
-                masked[client] = sharing.decode_masked(content)
+                masked[client] = masked_codec.decode_masked(content)
         odd = [client for client in replies if len(masked.get(client, ())) != self._classes + 1]
         reason = "its masked numbers are not one for each class and one for its images"
         return masked, refused | dict.fromkeys(odd, reason)
@@ -203,7 +205,7 @@ class MaskedSums:
         masked: Mapping[int, NDArray[np.int64]],
         note: Callable[[int, str], None],
     ) -> MaskedSum | None:
-        total = sharing.unmasked(added([masked[client] for client in clients]), self._per_image)
+        total = masked_codec.unmasked(added([masked[client] for client in clients]), self._per_image)
         entries = [self.waiting.pop(client)[1] for client in clients]
         if total is None:
             for client in clients:

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from fedvision.deployment.server.keyring import fingerprint
+from fedvision.deployment.transport.internals_message_objects import HEARTBEAT_SECONDS, LinkDown
 from fedvision.deployment.transport.internals_run import RunLink
-from fedvision.deployment.transport.internals_wire import HEARTBEAT_SECONDS, LinkDown
 
 
 class Registration(NamedTuple):

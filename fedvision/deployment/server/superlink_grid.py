@@ -21,8 +21,7 @@ from flwr.app import Error, Message, RecordDict
 
 from fedvision.deployment.declining import Declined
 from fedvision.deployment.transport import message_format
-from fedvision.deployment.transport.internals_run import RunLink
-from fedvision.deployment.transport.internals_wire import (
+from fedvision.deployment.transport.internals_message_objects import (
     NODE_UNAVAILABLE,
     IncomingMessage,
     LinkDown,
@@ -35,10 +34,11 @@ from fedvision.deployment.transport.internals_wire import (
     pack_tensors,
     with_content,
 )
+from fedvision.deployment.transport.internals_run import RunLink
 from fedvision.engines.local_grid import LocalGrid
 from fedvision.errors import FedVisionError, ProtocolError, RunError
 from fedvision.flower import codec, internals
-from fedvision.flower.statistic_codec import STATISTIC
+from fedvision.flower.query_codec import STATISTIC
 from fedvision.formatting import one_line
 from fedvision.tasks.stats import Shape
 from fedvision.updates.chain import UpdateChain

@@ -22,7 +22,7 @@ from google.protobuf import (  # type: ignore[import-untyped]
     message_factory,
 )
 
-from fedvision.deployment.transport.internals_wire import LinkRefused, call
+from fedvision.deployment.transport.internals_message_objects import LinkRefused, call
 
 if TYPE_CHECKING:
     from flwr.server.superlink.linkstate import LinkState

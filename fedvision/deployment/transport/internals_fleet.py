@@ -30,7 +30,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from fedvision.deployment.tls import client_context
 from fedvision.deployment.transport.internals_bundle import FLEET, LITTLE, push_small
 from fedvision.deployment.transport.internals_large_objects import BulkLink
-from fedvision.deployment.transport.internals_wire import (
+from fedvision.deployment.transport.internals_message_objects import (
     EMPTY_HEADER,
     HEARTBEAT_SECONDS,
     IncomingMessage,

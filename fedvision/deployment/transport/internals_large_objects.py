@@ -27,8 +27,8 @@ from flwr.proto.message_pb2 import (
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fedvision.deployment.transport.internals_bundle import before_field, split
+from fedvision.deployment.transport.internals_message_objects import LinkDown, TensorObject, fetched, refusal
 from fedvision.deployment.transport.internals_superlink import MEDIA_TYPE, signed_headers
-from fedvision.deployment.transport.internals_wire import LinkDown, TensorObject, fetched, refusal
 from fedvision.deployment.transport.message_format import PIECE
 from fedvision.deployment.transport.proxies import proxy_for
 

@@ -33,7 +33,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedvision.deployment.tls import loopback_context
 from fedvision.deployment.transport.blob_store import IN_FILE, SMALL, BlobStore
 from fedvision.deployment.transport.internals_bundle import LITTLE, RUNTIME, push_small
-from fedvision.deployment.transport.internals_wire import (
+from fedvision.deployment.transport.internals_message_objects import (
     IncomingMessage,
     LinkDown,
     LinkRefused,

@@ -29,7 +29,7 @@ from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectSto
 from flwr.supercore.object_store.object_store import NoObjectInStoreError
 
 from fedvision.deployment.transport.blob_store import IN_FILE, SMALL, BlobStore
-from fedvision.deployment.transport.internals_wire import is_piece
+from fedvision.deployment.transport.internals_message_objects import is_piece
 
 _TREE, _GONE, _OVER = "tree", "gone", "over"
 _LINES = 20_000

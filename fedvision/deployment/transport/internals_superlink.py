@@ -198,7 +198,7 @@ def wrong_with(
     from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    from fedvision.deployment.transport.internals_wire import names_of
+    from fedvision.deployment.transport.internals_message_objects import names_of
 
     try:
         if path != PUSH_MESSAGES:
@@ -226,7 +226,7 @@ def announced(state: LinkState, message: str) -> Set[str] | None:
     """Return the ids of all objects of a message that is there, None where it is not."""
     from flwr.supercore.object_store.object_store import NoObjectInStoreError
 
-    from fedvision.deployment.transport.internals_wire import names_of
+    from fedvision.deployment.transport.internals_message_objects import names_of
 
     try:
         return frozenset(names_of(state.object_store.get_object_tree(message)))

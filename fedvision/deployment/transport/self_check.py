@@ -82,7 +82,7 @@ def _exchange() -> None:
     """Cut a message into objects, read it back from them, and sign a call."""
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    superlink, wire = _load("internals_superlink"), _load("internals_wire")
+    superlink, wire = _load("internals_superlink"), _load("internals_message_objects")
     message, payload = _message()
     tree, objects = wire.objects_of(message)
     content = {name: thing.deflate() for name, thing in objects.items()}
@@ -109,7 +109,8 @@ def _message() -> tuple[Any, bytes]:
 
     from fedvision.flower import internals
 
-    wire, message_format, store = (_load(name) for name in ("internals_wire", "message_format", "blob_store"))
+    needed = ("internals_message_objects", "message_format", "blob_store")
+    wire, message_format, store = map(_load, needed)
     values = np.arange(store.SMALL, dtype=np.float32)
     plain = RecordDict({"arrays": ArrayRecord({"w": Array(values)})})
     header = message_format.describe(plain)
@@ -120,7 +121,7 @@ def _message() -> tuple[Any, bytes]:
 def _server() -> None:
     """Keep a message in files, and see that Flower's handlers take what they will be given."""
     fast_path, store, wire = (
-        _load(name) for name in ("internals_fast_path", "internals_store", "internals_wire")
+        _load(name) for name in ("internals_fast_path", "internals_store", "internals_message_objects")
     )
     message, _ = _message()
     tree, objects = wire.objects_of(message)

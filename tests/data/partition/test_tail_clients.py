@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedvision.config import PartitionConfig
-from fedvision.data.class_groups import tail_groups
+from fedvision.data.class_frequency_groups import tail_groups
 from fedvision.data.dataset import ImageSet
 from fedvision.data.partition import split
 from fedvision.data.partition.notices import split_notices

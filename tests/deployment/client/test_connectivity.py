@@ -18,7 +18,7 @@ from fedvision.deployment import certificates
 from fedvision.deployment.client import connectivity
 from fedvision.deployment.client.config import SuperlinkConfig
 from fedvision.deployment.client.connectivity import probe, read_key
-from fedvision.deployment.transport.internals_wire import LinkRefused
+from fedvision.deployment.transport.internals_message_objects import LinkRefused
 from fedvision.errors import ConfigError, ServerError
 from tests.deployment.server.certificate_dates import make_at
 

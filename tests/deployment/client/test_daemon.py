@@ -22,7 +22,7 @@ from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.training_process import TrainingProcess
 from fedvision.deployment.server.access_log import FILE as ACCESS
 from fedvision.deployment.server.keyring import fingerprint, read_public_key
-from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused, RunEnded
+from fedvision.deployment.transport.internals_message_objects import LinkDown, LinkRefused, RunEnded
 from fedvision.deployment.transport.message_format import MessageHeader
 from fedvision.errors import ConfigError, RunError
 from tests.deployment.server.certificate_dates import make_at

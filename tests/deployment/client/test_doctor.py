@@ -19,8 +19,9 @@ from fedvision.data.dataset import Dataset
 from fedvision.deployment.certificates import validity
 from fedvision.deployment.client import doctor, image_checks, step_profile
 from fedvision.deployment.client.check_report import CheckReport
-from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
+from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.connectivity import ProbeResult, key_owner
+from fedvision.deployment.client.disclosure import ShareConfig
 from fedvision.deployment.client.doctor import run_check
 from fedvision.types import PluginSpec
 from tests.deployment.server.processes import Running, superlink

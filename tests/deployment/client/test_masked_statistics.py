@@ -19,7 +19,8 @@ from fedvision.algorithms.base import Answer, ServerContext
 from fedvision.algorithms.closed_form.strategy import ClosedForm
 from fedvision.config import ExperimentConfig
 from fedvision.deployment.certificates import make
-from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
+from fedvision.deployment.client.config import ClientMachineConfig
+from fedvision.deployment.client.disclosure import ShareConfig
 from fedvision.deployment.client.trainer import Trainer
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.server.keyring import fingerprint
@@ -28,7 +29,7 @@ from fedvision.deployment.transport import message_format
 from fedvision.errors import FedVisionError
 from fedvision.flower import codec, internals
 from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
-from fedvision.flower.statistic_codec import StatisticRequest, decode_reply
+from fedvision.flower.query_codec import StatisticRequest, decode_reply
 from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_state
 from fedvision.models.meta import model_with

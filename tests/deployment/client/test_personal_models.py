@@ -11,8 +11,8 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from safetensors.torch import load_file
 
-from fedvision.deployment.client.config import ShareConfig
-from fedvision.flower import codec, internals, sharing
+from fedvision.deployment.client.disclosure import ShareConfig
+from fedvision.flower import codec, internals, masked_codec
 from fedvision.models.state import get_state, shared_names
 from fedvision.tasks.stats import StatsForm
 from fedvision.types import ClientConfig
@@ -41,12 +41,14 @@ def asked(grid: Grid, kind: str, **config: Any) -> dict[int, RecordDict]:
     return dict(grid.replies)
 
 
-def both(content: RecordDict) -> tuple[sharing.EvaluationReply, sharing.EvaluationReply]:
+def both(
+    content: RecordDict,
+) -> tuple[masked_codec.EvaluationReply, masked_codec.EvaluationReply]:
     """Return what a client says of the global model and of its own."""
     own = codec.unload(content, codec.PERSONAL)
     assert own is not None
     form = StatsForm(shape_for=lambda shape: shape)
-    return sharing.decode_evaluation(content, form), sharing.decode_evaluation(own, form)
+    return masked_codec.decode_evaluation(content, form), masked_codec.decode_evaluation(own, form)
 
 
 def test_masked_measurements_of_both_models_add_up_and_no_mask_serves_twice(
@@ -63,7 +65,7 @@ def test_masked_measurements_of_both_models_add_up_and_no_mask_serves_twice(
     tables = []
     for place in (0, 1):
         hidden = {client: found[place] for client, found in masked.items()}
-        (total,) = sharing.split_readable(hidden, groups).sums
+        (total,) = masked_codec.split_readable(hidden, groups).sums
         bare = [found[place].plain for found in plain.values()]
         wanted = sum(one.stats.tables() for one in bare if one is not None)
         assert np.array_equal(total.stats.tables(), wanted)
@@ -90,7 +92,7 @@ def test_an_owner_who_shares_no_counts_shows_nothing_of_his_personal_model(
         assert content is not None
         for found in both(content):
             assert found.examples > 0
-            assert sharing.split_readable({0: found}, {}).readable == []
+            assert masked_codec.split_readable({0: found}, {}).readable == []
 
 
 def test_the_personal_model_lies_on_its_machine_and_in_no_reply(three: Path, tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 
 from fedvision.data.image_counts import ImageCounts
 from fedvision.deployment.client import local_data
-from fedvision.deployment.client.config import ClientMachineConfig, ShareConfig
+from fedvision.deployment.client.config import ClientMachineConfig
+from fedvision.deployment.client.disclosure import ShareConfig
 from fedvision.deployment.client.local_data import stamp
 from fedvision.deployment.client.trainer import Trainer
 from fedvision.deployment.run_manifest import RunManifest
 from fedvision.deployment.transport import message_format
 from fedvision.errors import ConfigError, FedVisionError
-from fedvision.flower import codec, sharing, statistic_codec
+from fedvision.flower import codec, masked_codec, query_codec
 from fedvision.models.build import build_model
 from fedvision.models.freezing import frozen_state
 from fedvision.models.state import digest
@@ -190,8 +191,8 @@ def test_hidden_class_counts_are_not_reported_with_training(
     for content in measured(trainer, tmp_path):
         assert codec.reported_examples(content) == 8
         assert not codec.decode_evaluation(content).stats.examples
-        reply = sharing.decode_evaluation(content, StatsForm(shape_for=lambda shape: shape))
-        assert sharing.split_readable({0: reply}, {}).withheld == [0]
+        reply = masked_codec.decode_evaluation(content, StatsForm(shape_for=lambda shape: shape))
+        assert masked_codec.split_readable({0: reply}, {}).withheld == [0]
 
 
 def test_images_are_looked_at_before_any_run_and_read_once(
@@ -289,7 +290,7 @@ def test_a_server_cannot_name_code_that_the_owner_did_not_allow(trainer: Trainer
 
 def statistic(use: str, trainer: Trainer, folder: Path, **more: int) -> RecordDict:
     """Query a statistic of a client's images."""
-    kind = statistic_codec.STATISTIC
+    kind = query_codec.STATISTIC
     expected = message_format.Expected.from_text(trainer.open(facts("r1"))["expected"][kind])
     config_values = {"statistic": use, "arguments": "{}", "bits": 64, codec.ROUND: 1, **more}
     layout = message_format.MessageHeader(
@@ -307,7 +308,7 @@ def test_a_statistic_is_shared_as_class_counts_are(trainer: Trainer, tmp_path: P
         with pytest.raises(ConfigError, match=f'share.counts is "{counts}" here: sums over its images'):
             statistic("class-counts", trainer, tmp_path)
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
-    reply = statistic_codec.decode_reply(statistic("class-counts", trainer, tmp_path))
+    reply = query_codec.decode_reply(statistic("class-counts", trainer, tmp_path))
     count = reply.sums.values()["count"]
     assert (count.sum(), reply.examples) == (32, 32)
     assert (count > 8).all()
@@ -324,7 +325,7 @@ def test_a_statistic_beyond_class_counts_needs_the_owners_permission(
         statistic("feature-moments", trainer, tmp_path)
     allowed = ShareConfig(counts="plain", statistics=("feature-moments",))
     trainer.client = dataclasses.replace(trainer.client, share=allowed)
-    assert statistic_codec.decode_reply(statistic("feature-moments", trainer, tmp_path)).examples == 32
+    assert query_codec.decode_reply(statistic("feature-moments", trainer, tmp_path)).examples == 32
     hidden = ShareConfig(counts="none", statistics=("feature-moments",))
     trainer.client = dataclasses.replace(trainer.client, share=hidden)
     with pytest.raises(ConfigError, match=r'share.counts is "none" here'):
@@ -339,10 +340,10 @@ def test_an_optional_statistic_is_withheld_where_the_owner_does_not_allow_it(
         trainer.client = dataclasses.replace(trainer.client, share=share)
         reply = statistic("calibration", trainer, tmp_path, optional=1)
         assert not list(reply.array_records)
-        assert statistic_codec.decode_reply(reply).withheld
+        assert query_codec.decode_reply(reply).withheld
     share = ShareConfig(counts="plain", statistics=("calibration",))
     trainer.client = dataclasses.replace(trainer.client, share=share)
-    found = statistic_codec.decode_reply(statistic("calibration", trainer, tmp_path, optional=1))
+    found = query_codec.decode_reply(statistic("calibration", trainer, tmp_path, optional=1))
     assert not found.withheld
     assert found.sums.values()["images"].sum() == found.sums.values()["scores"][0].sum() > 0
 
@@ -359,10 +360,10 @@ def test_a_masked_statistic_hides_its_numbers(
             return numbers + 5
 
     trainer.client = dataclasses.replace(trainer.client, share=ShareConfig(counts="plain"))
-    bare = statistic_codec.decode_reply(statistic("class-counts", trainer, tmp_path))
+    bare = query_codec.decode_reply(statistic("class-counts", trainer, tmp_path))
     shared = ShareConfig(counts="masked", certificate="x", authority="y")
     trainer.client = dataclasses.replace(trainer.client, share=shared)
     monkeypatch.setattr(Trainer, "_masks", lambda self: Masks())
-    reply = statistic_codec.decode_reply(statistic("class-counts", trainer, tmp_path))
+    reply = query_codec.decode_reply(statistic("class-counts", trainer, tmp_path))
     assert np.array_equal(reply.sums.numbers["count"], bare.sums.numbers["count"] + 5)
     assert (reply.group, reply.masked_examples) == ("g", reply.examples + 5)

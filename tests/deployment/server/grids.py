@@ -9,9 +9,9 @@ from flwr.app import Error, Message, RecordDict
 
 from fedvision.data.image_counts import ImageCounts
 from fedvision.deployment.client.config import ClientMachineConfig
-from fedvision.deployment.client.masks import MaskedCounts
+from fedvision.deployment.client.masked_counts import MaskedCounts
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid
-from fedvision.flower import codec, internals, sharing
+from fedvision.flower import codec, internals, masked_codec
 
 
 class Clients(SuperLinkGrid):
@@ -52,8 +52,8 @@ class Clients(SuperLinkGrid):
             name, kind = by_node[message.metadata.dst_node_id], message.metadata.message_type
             self.requested.append((name, kind))
             internals.set_message_id(message, f"m{len(self.requested)}.{number}")
-            reports = kind == sharing.MASKED and not sharing.agreement_only(message.content)
-            if (name in self.silent and kind == sharing.MASKED) or (name in self.lost and reports):
+            reports = kind == masked_codec.MASKED and not masked_codec.agreement_only(message.content)
+            if (name in self.silent and kind == masked_codec.MASKED) or (name in self.lost and reports):
                 yield Message(Error(code=1, reason="it went offline"), reply_to=message)
             else:
                 content = self.forged.get((name, kind)) or self._answer(name, kind, message.content)
@@ -61,7 +61,7 @@ class Clients(SuperLinkGrid):
 
     def _answer(self, name: str, kind: str, content: RecordDict) -> RecordDict:
         how, own = self.sharing.get(name, "masked"), self.image_counts(name)
-        if kind == sharing.MASKED:
+        if kind == masked_codec.MASKED:
             return self.masks(name).answer(content, own)
         reported = own if how in ("plain", "noisy") else ImageCounts.none(len(own.counts))
         card = self.masks(name).card().to_table() if how == "masked" else {}

@@ -9,8 +9,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid, expected_replies
-from fedvision.deployment.transport import internals_wire, message_format
-from fedvision.deployment.transport.internals_wire import (
+from fedvision.deployment.transport import internals_message_objects, message_format
+from fedvision.deployment.transport.internals_message_objects import (
     IncomingMessage,
     LinkDown,
     NotDeliveredYet,
@@ -83,7 +83,7 @@ class FakeLink:
         return [self._incoming(reply) for reply in found]
 
     def _incoming(self, reply: Message) -> IncomingMessage:
-        tree, objects = internals_wire.objects_of(reply)
+        tree, objects = internals_message_objects.objects_of(reply)
 
         def fetch(name: str) -> bytes:
             if self.late:
@@ -116,8 +116,8 @@ def grid(link: FakeLink, **options: Any) -> SuperLinkGrid:
 
 def packed(content: RecordDict) -> RecordDict:
     layout = message_format.describe(content)
-    return internals_wire.pack_message(
-        layout, internals_wire.pack_tensors(message_format.TensorSource(content, layout), layout)
+    return internals_message_objects.pack_message(
+        layout, internals_message_objects.pack_tensors(message_format.TensorSource(content, layout), layout)
     )
 
 

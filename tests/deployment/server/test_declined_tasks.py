@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Error, Message
 
 from fedvision import simulate
-from fedvision.deployment.client.policy import DECLINED_FILE
+from fedvision.deployment.client.participation_policy import DECLINED_FILE
 from fedvision.deployment.declining import Declined
 from fedvision.deployment.server import deployed_clients as module
 from fedvision.engines.local_grid import LocalGrid

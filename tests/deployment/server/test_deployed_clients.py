@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 from fedvision.data.image_counts import ImageCounts
 from fedvision.deployment.server import deployed_clients as module
 from fedvision.files import read_lines
-from fedvision.flower import codec, sharing
+from fedvision.flower import codec, masked_codec
 from fedvision.runs.member_register import REPORTED, MemberRegister
 from tests.deployment.server.member_rooms import COUNTS, Room
 from tests.deployment.server.processes import eventually
@@ -30,7 +30,7 @@ def test_three_masked_clients_are_known_as_a_sum_alone(six: Path, tmp_path: Path
     assert line["images"] == 48
     room.look()
     assert len(room.requested(codec.CLIENT_INFO)) == 3, "each is queried once"
-    assert room.requested(sharing.MASKED) == ["ada", "bob", "cyd"] * 2, (
+    assert room.requested(masked_codec.MASKED) == ["ada", "bob", "cyd"] * 2, (
         "whether it agrees, and then its counts"
     )
 
@@ -93,7 +93,7 @@ def test_damaged_masked_counts_refuse_their_client_alone(
 
     def damaging(name: str, kind: str, content: RecordDict) -> RecordDict:
         found = answer(name, kind, content)
-        if name == "bob" and kind == sharing.MASKED and not sharing.agreement_only(content):
+        if name == "bob" and kind == masked_codec.MASKED and not masked_codec.agreement_only(content):
             found["config"]["masked-counts"] = numbers
         return found
 
@@ -115,7 +115,7 @@ def test_every_way_of_sharing_at_once_gives_the_right_sum(six: Path, tmp_path: P
 def test_two_masked_clients_wait_where_counts_are_needed_and_are_named(six: Path, tmp_path: Path) -> None:
     room = Room(tmp_path, six, "ada bob dan", dan="plain")
     assert room.look() == [2]
-    assert room.requested(sharing.MASKED) == []
+    assert room.requested(masked_codec.MASKED) == []
     room.members.least = 3
     watcher = threading.Thread(target=room.members.present, args=(room.grid,), daemon=True)
     watcher.start()
@@ -146,7 +146,13 @@ def test_a_dropout_begins_the_sum_again_with_the_others(six: Path, tmp_path: Pat
     assert room.look() == [0, 2, 3]
     assert room.members.counts == (15, 5, 36)
     assert room.noted == ["bob cannot take part: it went offline"]
-    assert room.requested(sharing.MASKED) == ["ada", "bob", "cyd", "dan", *["ada", "cyd", "dan"] * 2]
+    assert room.requested(masked_codec.MASKED) == [
+        "ada",
+        "bob",
+        "cyd",
+        "dan",
+        *["ada", "cyd", "dan"] * 2,
+    ]
 
 
 def test_who_drops_out_after_it_agreed_is_waited_for(
@@ -182,7 +188,7 @@ def test_too_many_dropouts_leave_nobody_and_no_sum(six: Path, tmp_path: Path) ->
     room.grid.silent = {"bob"}
     assert room.look() == []
     assert room.members.counts == (0, 0, 0)
-    assert len(room.requested(sharing.MASKED)) == 3
+    assert len(room.requested(masked_codec.MASKED)) == 3
 
 
 def test_a_sum_never_grows_by_one_client(six: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +213,7 @@ def test_a_restarted_server_requests_no_second_sum(six: Path, tmp_path: Path) ->
     room.grid.requested.clear()
     assert room.look() == [0, 2]
     assert (room.members.counts, room.members.groups) == before
-    assert room.requested(sharing.MASKED) == []
+    assert room.requested(masked_codec.MASKED) == []
 
 
 def test_a_restarted_server_restores_the_register_without_requests(six: Path, tmp_path: Path) -> None:
@@ -301,7 +307,7 @@ def test_an_agreement_of_no_sense_leaves_its_sender_out(
     six: Path, tmp_path: Path, reply: dict[str, Any]
 ) -> None:
     room = Room(tmp_path, six, "ada bob cyd dan")
-    room.grid.forged["dan", sharing.MASKED] = RecordDict({"config": ConfigRecord(reply)})
+    room.grid.forged["dan", masked_codec.MASKED] = RecordDict({"config": ConfigRecord(reply)})
     assert room.look() == [0, 1, 2]
     assert room.members.counts == (15, 25, 8)
     assert room.noted == ["dan cannot take part: its agreement to a masked sum is damaged"]
@@ -316,7 +322,7 @@ def test_masked_numbers_of_no_sense_leave_their_sender_out(
 
     def answer(grid: Any, name: str, kind: str, content: RecordDict) -> RecordDict:
         found = honest(grid, name, kind, content)
-        if name == "dan" and kind == sharing.MASKED and not sharing.agreement_only(content):
+        if name == "dan" and kind == masked_codec.MASKED and not masked_codec.agreement_only(content):
             return RecordDict({"config": ConfigRecord({} if numbers is None else {"masked-counts": numbers})})
         return found
 

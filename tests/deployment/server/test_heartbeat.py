@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedvision.deployment.server.heartbeat import Heartbeat
-from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused
+from fedvision.deployment.transport.internals_message_objects import LinkDown, LinkRefused
 
 
 class Link:

@@ -16,15 +16,15 @@ from fedvision.algorithms.base import RoundStrategy
 from fedvision.algorithms.fedavg import FedAvg
 from fedvision.algorithms.robust import Median
 from fedvision.deployment.server.superlink_grid import SuperLinkGrid, expected_replies
-from fedvision.deployment.transport import internals_wire, message_format
-from fedvision.deployment.transport.internals_wire import (
+from fedvision.deployment.transport import internals_message_objects, message_format
+from fedvision.deployment.transport.internals_message_objects import (
     NODE_UNAVAILABLE,
     IncomingMessage,
     LinkDown,
 )
 from fedvision.errors import ProtocolError, RecordError
 from fedvision.flower import codec, internals
-from fedvision.flower.statistic_codec import STATISTIC
+from fedvision.flower.query_codec import STATISTIC
 from fedvision.flower.strategy import FlowerStrategy
 from fedvision.server.round_state import RoundState
 from fedvision.server.server_app import ServerPlan, build
@@ -89,8 +89,8 @@ def test_a_reply_that_does_not_fit_is_refused_and_never_fetched(link: FakeLink) 
 def test_notes_of_a_client_are_delivered_once(link: FakeLink) -> None:
     record = RecordDict({"arrays": codec.encode_state(STATE)})
     layout = replace(message_format.describe(record), notes=("its process died", "it got a task twice"))
-    reply = internals_wire.pack_message(
-        layout, internals_wire.pack_tensors(message_format.TensorSource(record, layout), layout)
+    reply = internals_message_objects.pack_message(
+        layout, internals_message_objects.pack_tensors(message_format.TensorSource(record, layout), layout)
     )
     link.replies, link.late = {10: [reply]}, 2
     noticed: list[tuple[int, str]] = []
@@ -283,4 +283,4 @@ def test_a_message_outlives_the_longest_training(link: FakeLink) -> None:
     list(grid(link).send_and_receive(messages_to([10])))
     (sent,) = link.pushed
     assert sent.metadata.ttl >= 30 * 86_400
-    assert internals_wire.reply_to(sent, RecordDict()).metadata.ttl == sent.metadata.ttl
+    assert internals_message_objects.reply_to(sent, RecordDict()).metadata.ttl == sent.metadata.ttl

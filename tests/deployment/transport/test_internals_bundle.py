@@ -26,8 +26,8 @@ from fedvision.deployment.transport.internals_bundle import (
     push_small,
     store_together,
 )
+from fedvision.deployment.transport.internals_message_objects import LinkDown
 from fedvision.deployment.transport.internals_superlink import superlink
-from fedvision.deployment.transport.internals_wire import LinkDown
 from tests.deployment.transport.links import close
 from tests.deployment.transport.test_internals_store import RUN, message
 

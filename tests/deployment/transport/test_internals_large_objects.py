@@ -12,7 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 
 from fedvision.deployment.transport.internals_large_objects import BulkLink
-from fedvision.deployment.transport.internals_wire import LinkDown, LinkRefused, NotDeliveredYet, RunEnded
+from fedvision.deployment.transport.internals_message_objects import (
+    LinkDown,
+    LinkRefused,
+    NotDeliveredYet,
+    RunEnded,
+)
 from fedvision.errors import FedVisionError
 
 PULL = PullObjectRequest(run_id=1, object_id="a" * 64)

@@ -22,8 +22,7 @@ from fedvision.deployment.server.superlink_process import SuperlinkProcess
 from fedvision.deployment.transport import internals_bundle, internals_fleet, internals_run, message_format
 from fedvision.deployment.transport.blob_store import BlobStore
 from fedvision.deployment.transport.internals_fleet import FleetLink
-from fedvision.deployment.transport.internals_run import RunLink
-from fedvision.deployment.transport.internals_wire import (
+from fedvision.deployment.transport.internals_message_objects import (
     IncomingMessage,
     LinkDown,
     LinkRefused,
@@ -34,6 +33,7 @@ from fedvision.deployment.transport.internals_wire import (
     pack_tensors,
     reply_to,
 )
+from fedvision.deployment.transport.internals_run import RunLink
 from fedvision.flower import internals
 from fedvision.flower.internals import TensorArray
 from tests.experiments import tiny

@@ -16,7 +16,12 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError
 from flwr.supercore.object_store.object_store import NoObjectInStoreError
 
-from fedvision.deployment.transport import blob_store, internals_store, internals_wire, message_format
+from fedvision.deployment.transport import (
+    blob_store,
+    internals_message_objects,
+    internals_store,
+    message_format,
+)
 from fedvision.deployment.transport.blob_store import IN_FILE, SMALL
 from fedvision.deployment.transport.internals_store import FileObjectStore
 from fedvision.flower import internals
@@ -31,9 +36,9 @@ def message(value: float, client: int = 1) -> tuple[Any, dict[str, bytes]]:
     numbers = np.random.default_rng(int(value)).random(message_format.PIECE // 8 + 10_000)
     plain = RecordDict({"arrays": ArrayRecord({"w": TensorArray(torch.from_numpy(numbers))})})
     layout = message_format.describe(plain, client)
-    pack_tensors = internals_wire.pack_tensors(message_format.TensorSource(plain, layout), layout)
-    sent = Message(internals_wire.pack_message(layout, pack_tensors), 1, "train")
-    tree, objects = internals_wire.objects_of(sent)
+    pack_tensors = internals_message_objects.pack_tensors(message_format.TensorSource(plain, layout), layout)
+    sent = Message(internals_message_objects.pack_message(layout, pack_tensors), 1, "train")
+    tree, objects = internals_message_objects.objects_of(sent)
     return tree, {name: thing.deflate() for name, thing in objects.items()}
 
 
@@ -254,10 +259,10 @@ def test_the_journal_is_written_anew_when_it_is_long(
 
 def _small() -> tuple[Any, dict[str, Any]]:
     internals.identify(RUN)
-    content = internals_wire.pack_message(
-        message_format.MessageHeader(), internals_wire.PackedTensors(None, ())
+    content = internals_message_objects.pack_message(
+        message_format.MessageHeader(), internals_message_objects.PackedTensors(None, ())
     )
-    return internals_wire.objects_of(Message(content, 1, "query"))
+    return internals_message_objects.objects_of(Message(content, 1, "query"))
 
 
 SMALL_MESSAGE = _small()

@@ -17,9 +17,9 @@ from fedvision.deployment.server.superlink_process import SuperlinkProcess
 from fedvision.deployment.transport import (
     internals_bundle,
     internals_fast_path,
+    internals_message_objects,
     internals_store,
     internals_superlink,
-    internals_wire,
     self_check,
 )
 from fedvision.deployment.transport.internals_fleet import FleetLink
@@ -59,8 +59,8 @@ def test_the_installed_version_fits() -> None:
 @pytest.mark.parametrize(
     ("module", "name", "changed"),
     [
-        (internals_wire, "HEAD_BODY_DIVIDER", b"|"),
-        (internals_wire, "get_object_tree", lambda message: None),
+        (internals_message_objects, "HEAD_BODY_DIVIDER", b"|"),
+        (internals_message_objects, "get_object_tree", lambda message: None),
         (internals_superlink, "verify_signature", lambda key, time, signature: False),
         (internals_superlink, "fleet_paths", lambda: frozenset({"/v2/fleet/push-messages"})),
     ],

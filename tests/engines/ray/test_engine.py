@@ -25,7 +25,7 @@ from fedvision.engines.ray.exchange import RayExchange
 from fedvision.engines.ray.worker_pool import Job
 from fedvision.engines.serial import SerialEngine
 from fedvision.errors import ConfigError
-from fedvision.flower import codec, sums_codec
+from fedvision.flower import codec, partial_sum_codec
 from fedvision.flower.client_registry import FIRST_NODE, SimulatedClientRegistry
 from fedvision.server.phase_result import PhaseResult
 from fedvision.server.update_validator import UpdateValidator
@@ -69,7 +69,7 @@ class Round:
             ]
             for reply in exchange.send(grid, messages):
                 if reply.content is not None:
-                    sums_codec.decode_sums(reply.content, sums)
+                    partial_sum_codec.decode_sums(reply.content, sums)
                 else:
                     self.updates += 1
                     sums.add(reply.update(0))

@@ -10,8 +10,8 @@ import pytest
 
 from fedvision.config import ExperimentConfig
 from fedvision.deployment.client.approvals import Approvals
-from fedvision.deployment.client.policy import DECLINED_FILE, Policy
-from fedvision.deployment.client.policy_config import PolicyConfig
+from fedvision.deployment.client.participation_config import PolicyConfig
+from fedvision.deployment.client.participation_policy import DECLINED_FILE, Policy
 from fedvision.deployment.declining import Declined
 from fedvision.deployment.run_manifest import RunManifest, digest
 from fedvision.errors import ConfigError

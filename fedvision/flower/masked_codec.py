@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fedvision.data.image_counts import ImageCounts, PerImage
 from fedvision.errors import MALFORMED
-from fedvision.flower import codec, stats_codec
+from fedvision.flower import codec, evaluation_codec
 from fedvision.tasks.stats import MetricStats, StatsForm
 from fedvision.training.evaluate import Evaluation
 
@@ -85,7 +85,7 @@ def decode_masked(content: RecordDict) -> NDArray[np.int64]:
         ValueError: They are no whole numbers of 64 bits.
     """
     numbers = codec.record(content, codec.CONFIG, ConfigRecord)[_COUNTS]
-    if not isinstance(numbers, list) or not all(map(stats_codec.is_int64, numbers)):
+    if not isinstance(numbers, list) or not all(map(evaluation_codec.is_int64, numbers)):
         raise ValueError("masked counts are no whole numbers of 64 bits")
     return np.array(numbers, np.int64)
 
@@ -125,7 +125,7 @@ def mask_counts(evaluation: RecordDict, masked: NDArray[np.int64], group: str) -
 def encode_hidden(tables: NDArray[np.int64], examples: int, loss: float = 0.0) -> RecordDict:
     """Return the content of an evaluation whose counts [T, R, S] are masked."""
     metrics = MetricRecord({codec.EXAMPLES: examples, codec.LOSS: loss})
-    return RecordDict({codec.METRICS: metrics, stats_codec.TABLES: ArrayRecord([tables])})
+    return RecordDict({codec.METRICS: metrics, evaluation_codec.TABLES: ArrayRecord([tables])})
 
 
 def question(kind: str, request: RecordDict, groups: Sequence[str] = (codec.ARRAYS,)) -> bytes:
@@ -188,7 +188,7 @@ def decode_evaluation(content: RecordDict, form: StatsForm) -> EvaluationReply:
         examples, group = codec.reported_examples(content), _group(content)
         float(metrics[codec.LOSS])  # type: ignore[arg-type]
         counted = 0 if group == _WITHHELD else None if group else examples
-        wrong = stats_codec.problem(content, metrics, form, counted)
+        wrong = evaluation_codec.problem(content, metrics, form, counted)
     except MALFORMED as error:
         raise ValueError("its measurement lacks counts, loss or number of images") from error
     if wrong:
@@ -200,9 +200,9 @@ def decode_evaluation(content: RecordDict, form: StatsForm) -> EvaluationReply:
     if group == _WITHHELD:
         return EvaluationReply(examples=examples)
     loss = codec.record(content, codec.CONFIG, ConfigRecord).get(_LOSS)
-    if not isinstance(loss, int) or not stats_codec.is_int64(loss):
+    if not isinstance(loss, int) or not evaluation_codec.is_int64(loss):
         raise ValueError("its measurement lacks its masked loss")
-    tables = stats_codec.tables_of(content)
+    tables = evaluation_codec.tables_of(content)
     return EvaluationReply(examples=examples, group=group, masked_counts=tables, masked_loss=loss)
 
 
@@ -264,7 +264,7 @@ def _total(replies: Sequence[EvaluationReply]) -> Evaluation | None:
     if len({part.shape for part in parts}) != 1:
         return None
     tables = added(parts)
-    if not stats_codec.are_counts(tables, sum(reply.examples for reply in replies)):
+    if not evaluation_codec.are_counts(tables, sum(reply.examples for reply in replies)):
         return None
     units = int(added(np.array([reply.masked_loss for reply in replies], np.int64)))
     if units < 0:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 
-from fedvision.data.partition.skew import Spread, measure
+from fedvision.data.partition.skew_metrics import Spread, measure
 from tests.work import lines_of
 
 

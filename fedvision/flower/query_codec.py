@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedvision.aggregation import fixed_point
 from fedvision.aggregation.fixed_point import BITS, FixedPoint
 from fedvision.errors import MALFORMED
-from fedvision.flower import codec, stats_codec
+from fedvision.flower import codec, evaluation_codec
 from fedvision.types import Query, State
 
 STATISTIC = "query.statistic"
@@ -169,7 +169,7 @@ def decode_reply(content: RecordDict, bits: int = BITS) -> StatisticReply:
         any(array.dtype != (np.int64 if wide else np.uint8) for array in numbers.values())
         or not (wide or all(array.shape[-1:] == (bits // 8,) for array in numbers.values()))
         or examples < 0
-        or not stats_codec.is_int64(check)
+        or not evaluation_codec.is_int64(check)
     ):
         raise ValueError(f"its sums are no whole numbers of {bits} bits")
     sums = FixedPoint(

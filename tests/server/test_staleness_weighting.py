@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedvision.flower import codec
 from fedvision.flower.train_reply import TrainReply
-from fedvision.server.staleness import rebase_update, weight
+from fedvision.server.staleness_weighting import rebase_update, weight
 from fedvision.training.loop import TrainResult
 from fedvision.types import State
 from tests.replies import decoded

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedvision.deployment.client.approvals import Approvals
-from fedvision.deployment.client.policy_config import DIGEST, Hours, PolicyConfig
+from fedvision.deployment.client.participation_config import DIGEST, Hours, PolicyConfig
 from fedvision.deployment.declining import Declined
 from fedvision.deployment.run_manifest import RunManifest, digest
 from fedvision.files import append_line, json_line, read_json, replace_file

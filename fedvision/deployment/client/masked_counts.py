@@ -32,7 +32,7 @@ from fedvision.deployment.client.config import ClientMachineConfig
 from fedvision.deployment.client.connectivity import read_key
 from fedvision.errors import ConfigError
 from fedvision.files import replace_file
-from fedvision.flower import sharing
+from fedvision.flower import masked_codec
 
 log = logging.getLogger("fedvision.deployment")
 
@@ -70,11 +70,11 @@ class MaskedCounts:
         return masking.group_name(self._cards()) if self._stored.get("cards") else ""
 
     def answer(self, content: RecordDict, image_counts: ImageCounts) -> RecordDict:
-        """Answer a message of type ``sharing.MASKED``; ``image_counts``: this client's training images."""
-        tables = sharing.decode_group(content)
-        if sharing.agreement_only(content):
-            return sharing.encode_agreed(self.agree(tables))
-        return sharing.encode_masked(self.mask_counts(tables, image_counts.numbers()))
+        """Answer a message of type ``masked_codec.MASKED``; ``image_counts`` are of the training images."""
+        tables = masked_codec.decode_group(content)
+        if masked_codec.agreement_only(content):
+            return masked_codec.encode_agreed(self.agree(tables))
+        return masked_codec.encode_masked(self.mask_counts(tables, image_counts.numbers()))
 
     def agree(self, tables: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
         """Check a group before any counts are sent, and return which one binds this client.

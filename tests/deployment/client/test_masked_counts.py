@@ -13,7 +13,7 @@ import pytest
 
 from fedvision.deployment.certificates import make
 from fedvision.deployment.client.config import ClientMachineConfig
-from fedvision.deployment.client.masks import MaskedCounts
+from fedvision.deployment.client.masked_counts import MaskedCounts
 from fedvision.errors import ConfigError
 
 NAMES = ["north", "south", "west", "east"]

@@ -11,7 +11,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from fedvision.data.image_counts import PerImage
-from fedvision.flower import codec, sharing
+from fedvision.flower import codec, masked_codec
 from fedvision.tasks.confusion import ConfusionCounts
 from fedvision.tasks.stats import StatsForm
 from fedvision.training.evaluate import Evaluation
@@ -30,17 +30,21 @@ def masked(count: int, group: str = "g", loss: float = 1.5) -> list[RecordDict]:
     masks = rng.integers(-(2**63), 2**63, (count - 1, 5), np.int64)
     every = [*masks, -masks.sum(0)]
     return [
-        sharing.mask_counts(reply(loss=loss), sharing.numbers_to_mask(reply(loss=loss)) + mask, group)
+        masked_codec.mask_counts(
+            reply(loss=loss), masked_codec.numbers_to_mask(reply(loss=loss)) + mask, group
+        )
         for mask in every
     ]
 
 
-def split(contents: Mapping[int, RecordDict], groups: Mapping[str, Sequence[int]]) -> sharing.ReadableStats:
+def split(
+    contents: Mapping[int, RecordDict], groups: Mapping[str, Sequence[int]]
+) -> masked_codec.ReadableStats:
     replies = {
-        k: sharing.decode_evaluation(content, StatsForm(shape_for=lambda shape: shape))
+        k: masked_codec.decode_evaluation(content, StatsForm(shape_for=lambda shape: shape))
         for k, content in contents.items()
     }
-    return sharing.split_readable(replies, groups)
+    return masked_codec.split_readable(replies, groups)
 
 
 def test_masked_groups_become_one_evaluation_and_plain_ones_stay_apart() -> None:
@@ -89,7 +93,7 @@ def test_a_sum_with_masks_in_it_is_no_number_of_images(
     """Of one class an image the counts add up to the images; of several labels none is above them."""
     per_image: PerImage
     for per_image, good in (("one class", one), ("one of each", each), ("any number", any_number)):
-        found = sharing.unmasked(np.array(numbers), per_image)
+        found = masked_codec.unmasked(np.array(numbers), per_image)
         assert (found is not None) == good
         assert found is None or found.numbers() == numbers
 
@@ -104,8 +108,8 @@ def test_crafted_models_reveal_no_hidden_class_counts() -> None:
     evaluations = [codec.decode_evaluation(content) for content in crafted([3, 0, 7])]
     assert [one.loss_sum / 1000 for one in evaluations] == [3, 0, 7]
     for one, other in zip(crafted([3, 0, 7]), crafted([5, 4, 1]), strict=True):
-        assert sharing.drop_counts(one) == sharing.drop_counts(other)
-        hidden = [sharing.mask_counts(x, sharing.numbers_to_mask(x) * 0, "g") for x in (one, other)]
+        assert masked_codec.drop_counts(one) == masked_codec.drop_counts(other)
+        hidden = [masked_codec.mask_counts(x, masked_codec.numbers_to_mask(x) * 0, "g") for x in (one, other)]
         assert hidden[0] == hidden[1], "nothing bare stands beside what is masked"
 
 
@@ -116,7 +120,7 @@ def test_a_diverged_loss_is_infinite_in_the_sum(loss: float) -> None:
 
 
 def test_withheld_counts_reveal_only_the_number_of_images() -> None:
-    content = sharing.drop_counts(reply())
+    content = masked_codec.drop_counts(reply())
     evaluation = codec.decode_evaluation(content)
     assert evaluation.stats.examples == 0
     assert (codec.reported_examples(content), evaluation.loss_sum) == (6, 0.0)
@@ -126,9 +130,9 @@ def test_withheld_counts_reveal_only_the_number_of_images() -> None:
 
 def test_cards_and_masked_counts_survive_the_way() -> None:
     cards = [{"public": "a"}, {"public": "b"}]
-    assert sharing.decode_group(sharing.encode_group(cards)) == cards
+    assert masked_codec.decode_group(masked_codec.encode_group(cards)) == cards
     numbers = [-(2**63), 2**63 - 1, 0]
-    assert sharing.decode_masked(sharing.encode_masked(numbers)).tolist() == numbers
+    assert masked_codec.decode_masked(masked_codec.encode_masked(numbers)).tolist() == numbers
 
 
 def request(round: int = 2, control: float = 0.0, **tensors: torch.Tensor) -> RecordDict:
@@ -140,9 +144,9 @@ def request(round: int = 2, control: float = 0.0, **tensors: torch.Tensor) -> Re
 def test_query_key_by_model_and_statistic() -> None:
     """A question is the same for whoever counts with the same model and for nobody else."""
     w, b = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
-    mine = sharing.question("train", request(w=w, b=b))
+    mine = masked_codec.question("train", request(w=w, b=b))
     # What a strategy sends a single client has no part in what is counted.
-    assert sharing.question("train", request(control=9.0, b=b, w=w)) == mine
+    assert masked_codec.question("train", request(control=9.0, b=b, w=w)) == mine
     others = [
         ("evaluate", request(w=w, b=b)),
         ("train", request(3, w=w, b=b)),
@@ -151,17 +155,17 @@ def test_query_key_by_model_and_statistic() -> None:
         ("train", request(w=w.reshape(2, 1), b=b)),
         ("train", request(w=w, b=b + 1)),
     ]
-    assert mine not in {sharing.question(*one) for one in others}
+    assert mine not in {masked_codec.question(*one) for one in others}
 
 
 def test_message_size_of_withheld_and_masked_counts() -> None:
     """The pairs that a masked client named would reveal which ones occur."""
     content = reply(np.diag([0, 5, 0, 0, 2]))
     assert codec.size(content) == 2 * 2 * 8
-    assert codec.size(sharing.drop_counts(content)) == 0
-    numbers = sharing.numbers_to_mask(content)
+    assert codec.size(masked_codec.drop_counts(content)) == 0
+    numbers = masked_codec.numbers_to_mask(content)
     assert numbers[:-1].reshape(5, 5).tolist() == np.diag([0, 5, 0, 0, 2]).tolist()
-    hidden = sharing.mask_counts(content, numbers, "g")
+    hidden = masked_codec.mask_counts(content, numbers, "g")
     assert codec.size(hidden) == 5 * 5 * 8
     found = split({1: hidden}, {"g": (1,)})
     assert found.sums[0].stats.tables().tolist() == [np.diag([0, 5, 0, 0, 2]).tolist()]
@@ -169,10 +173,10 @@ def test_message_size_of_withheld_and_masked_counts() -> None:
 
 def test_a_group_of_matrices_and_pairs_gives_nothing() -> None:
     one, two, three = masked(3)
-    pairs = RecordDict({**sharing.drop_counts(reply()), "config": three["config"]})
+    pairs = RecordDict({**masked_codec.drop_counts(reply()), "config": three["config"]})
     with pytest.raises(ValueError, match="its masked counts are no tables"):
         split({3: pairs}, {})
-    other = sharing.encode_hidden(np.zeros((1, 3, 3), np.int64), 6)
+    other = masked_codec.encode_hidden(np.zeros((1, 3, 3), np.int64), 6)
     other["config"] = three["config"]
     found = split({1: one, 2: two, 3: other}, {"g": (1, 2, 3)})
     assert (found.readable, found.withheld) == ([], [1, 2, 3])

@@ -12,8 +12,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from fedvision.deployment.transport import internals_wire, message_format
-from fedvision.deployment.transport.internals_wire import IncomingMessage, NotDeliveredYet, TensorObject
+from fedvision.deployment.transport import internals_message_objects, message_format
+from fedvision.deployment.transport.internals_message_objects import (
+    IncomingMessage,
+    NotDeliveredYet,
+    TensorObject,
+)
 from fedvision.errors import ProtocolError
 from fedvision.flower import internals
 from fedvision.flower.internals import TensorArray
@@ -34,8 +38,8 @@ def sent(content: RecordDict, client: int = -1, ordered: bool = True) -> tuple[M
     internals.identify(5)
     layout = message_format.describe(content, client)
     source = Counting(content, layout)
-    tensors = internals_wire.pack_tensors(source, layout)
-    packed = internals_wire.pack_message(layout, tensors, ordered=ordered)
+    tensors = internals_message_objects.pack_tensors(source, layout)
+    packed = internals_message_objects.pack_message(layout, tensors, ordered=ordered)
     return Message(packed, 9, "train"), source
 
 
@@ -47,7 +51,7 @@ def big() -> RecordDict:
 
 
 def arrival(message: Message, drop: str = "") -> IncomingMessage:
-    tree, objects = internals_wire.objects_of(message)
+    tree, objects = internals_message_objects.objects_of(message)
     reverse(tree)  # a SuperLink keeps no order among children
     contents = {name: thing.deflate() for name, thing in objects.items() if name != drop}
 
@@ -71,7 +75,7 @@ def reverse(tree: Any) -> None:
 def test_objects_of_a_message_in_any_order(ordered: bool) -> None:
     """A message whose objects come in any order is there when all of them are."""
     message, _ = sent(big(), ordered=ordered)
-    _, objects = internals_wire.objects_of(message)
+    _, objects = internals_message_objects.objects_of(message)
     (layout,) = [name for name, thing in objects.items() if isinstance(thing, ConfigRecord)]
     pieces = {name for name, thing in objects.items() if isinstance(thing, TensorObject)}
     for name in objects.keys() - pieces - {layout}:
@@ -86,16 +90,16 @@ def test_objects_of_a_message_in_any_order(ordered: bool) -> None:
 
 def test_what_another_client_of_flower_fetched_whole_is_the_same_content() -> None:
     message, _ = sent(big(), client=4)
-    tree, objects = internals_wire.objects_of(message)
+    tree, objects = internals_message_objects.objects_of(message)
     contents = {name: thing.deflate() for name, thing in objects.items()}
     fetched = inflate_object_from_contents(tree.object_id, contents)
     assert isinstance(fetched, Message)
-    layout, blob = internals_wire.contents(fetched.content)
+    layout, blob = internals_message_objects.contents(fetched.content)
     assert layout.client == 4
     found = message_format.unpack(layout, blob).array_records["arrays"]["w"].numpy()
     assert np.array_equal(found, big().array_records["arrays"]["w"].numpy())
     with pytest.raises(ProtocolError, match="is not packed as this version packs it"):
-        internals_wire.contents(RecordDict())
+        internals_message_objects.contents(RecordDict())
 
 
 def test_a_message_arrives_piece_by_piece_with_its_bits() -> None:
@@ -116,7 +120,7 @@ def test_a_message_arrives_piece_by_piece_with_its_bits() -> None:
 
 def test_flower_itself_reads_the_message() -> None:
     message, source = sent(big())
-    tree, objects = internals_wire.objects_of(message)
+    tree, objects = internals_message_objects.objects_of(message)
     contents = {name: thing.deflate() for name, thing in objects.items()}
     read = inflate_object_from_contents(tree.object_id, contents)
     assert isinstance(read, Message)
@@ -126,7 +130,7 @@ def test_flower_itself_reads_the_message() -> None:
 
 def test_pieces_go_first_and_the_layout_last() -> None:
     message, _ = sent(big())
-    kinds = [type(thing) for thing in internals_wire.objects_of(message)[1].values()]
+    kinds = [type(thing) for thing in internals_message_objects.objects_of(message)[1].values()]
     assert kinds[0] is TensorObject
     assert kinds[-1] is ConfigRecord
     assert kinds == sorted(kinds, key=lambda kind: (kind is ConfigRecord) - (kind is TensorObject))
@@ -142,7 +146,7 @@ def test_a_message_without_tensors_has_a_layout_only() -> None:
 
 def test_undelivered_messages_are_requested_again() -> None:
     message, _ = sent(big())
-    piece = next(iter(internals_wire.objects_of(message)[1]))
+    piece = next(iter(internals_message_objects.objects_of(message)[1]))
     incoming = arrival(message, drop=piece)
     layout = incoming.open()
     with pytest.raises(NotDeliveredYet):
@@ -213,7 +217,7 @@ def test_an_error_gets_the_node_that_it_is_about() -> None:
     message, _ = sent(big())
     internals.set_message_id(message, "m")
     head = Message(Error(code=5, reason="gone"), reply_to=message)
-    named = internals_wire.from_node(head, 77, Error(code=5, reason="it went offline"))
+    named = internals_message_objects.from_node(head, 77, Error(code=5, reason="it went offline"))
     assert (named.metadata.src_node_id, named.metadata.reply_to_message_id) == (77, "m")
     assert named.error.reason == "it went offline"
 

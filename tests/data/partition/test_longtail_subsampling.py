@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.data.partition.longtail import profile, subsample
+from fedvision.data.partition.longtail_subsampling import profile, subsample
 
 
 def retained_counts(counts: list[int], imbalance: float, seed: int = 0) -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedvision.deployment.client.policy_config import Hours, PolicyConfig
+from fedvision.deployment.client.participation_config import Hours, PolicyConfig
 from fedvision.errors import ConfigError
 
 BERLIN = ZoneInfo("Europe/Berlin")
