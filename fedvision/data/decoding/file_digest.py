@@ -10,7 +10,7 @@ from pathlib import Path
 
 import PIL
 
-_VERSION = f"2 pillow {PIL.__version__}"
+_VERSION = f"3 pillow {PIL.__version__}"
 """Part of every digest: raise the number when other pixels or masks are made of the same file."""
 _AHEAD = 1024
 

@@ -73,7 +73,8 @@ def read(path: str | Path, *, size: int, channels: int, fit: str, white: float =
         white: The value that is white; 0 goes by the file. One above 255 is for files of more than 8 bits.
 
     Raises:
-        ValueError: The pixels have no agreed range, or some lie outside it; or the size is not the exact one.
+        ValueError: The pixels have no agreed range, or some lie outside it; the size is not the exact one; or
+            there are several pictures.
         Exception: Whatever Pillow raises on a broken file: there is no common class.
     """
     with Image.open(path, formats=FORMATS) as image:
@@ -104,9 +105,28 @@ def whole(path: str | Path, *, channels: int, white: float = 0.0) -> tuple[Image
 def _upright(
     image: Image.Image, path: str | Path, channels: int, white: float
 ) -> tuple[Image.Image, Depth | None]:
+    _check_single(image)
     plain, deep = _flat(image, "L" if channels == 1 else "RGB", source(image, path), white)
     turn = _UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     return (plain if turn is None else plain.transpose(turn)), deep
+
+
+def _check_single(image: Image.Image) -> None:
+    """Refuse a file of several pictures of one size: slices or frames, of which one would be taken.
+
+    Pages of other sizes are thumbnails, as is the second picture in a camera's JPEG.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if image.format not in ("TIFF", "GIF", "WEBP", "PNG") or not getattr(image, "is_animated", False):
+        return
+    size, number = image.size, getattr(image, "n_frames", 2)
+    image.seek(1)
+    other = image.size
+    image.seek(0)
+    if other == size:
+        raise ValueError(f"it holds {number} pictures of one size, such as slices or frames; save one a file")
 
 
 def _flat(image: Image.Image, mode: str, declared: Source, white: float) -> tuple[Image.Image, Depth | None]:

@@ -13,7 +13,8 @@ valid, test_set and the like (``parts``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,13 +77,13 @@ def _listing(path: str, levels: Sequence[str], classes: Sequence[str] | None) ->
     tree = walk(root)
     pictures, masks = without_masks(tree.images, root)
     # A class may be called "train": it is a part only where folders for every level lie below it.
-    parted = SPLIT not in levels and any(
-        part_of(name.split("/")[0]) == "train" and name.count("/") > depth for name in pictures
-    )
+    tops = {name.split("/")[0] for name in pictures if name.count("/") > depth}
+    hints = are_parts(tops) and "train" in map(hinted_part, tops)
+    parted = SPLIT not in levels and (hints or "train" in map(part_of, tops))
+    reader = (hinted_part if hints else part_of) if parted else None
     rows, strays = [], []
     for name in pictures:
-        part, *folders = name.split("/")[:-1] if parted else ["train", *name.split("/")[:-1]]
-        meant = part_of(part)
+        meant, folders = _part_and_levels(name.split("/")[:-1], reader, depth)
         if meant is None or len(folders) < depth:
             strays.append(name)
         elif len(folders) > depth:
@@ -97,7 +98,7 @@ def _listing(path: str, levels: Sequence[str], classes: Sequence[str] | None) ->
     if SPLIT in columns:
         parts = _parts(columns.pop(SPLIT), root)
     _refuse_parts(columns, classes, root)
-    labels, names = _classes(columns.pop("class"), tree, levels, parted, classes, str(root))
+    labels, names = _classes(columns.pop("class"), tree, levels, reader, classes, str(root))
     return Listing(
         root=root,
         names=[row.name for row in rows],
@@ -105,8 +106,32 @@ def _listing(path: str, levels: Sequence[str], classes: Sequence[str] | None) ->
         classes=names,
         parts=parts,
         columns=columns,
-        notices=(*_notices(tree, strays, parted), *masks),
+        notices=(*_read_as(tops if hints and parted else ()), *_notices(tree, strays, parted), *masks),
     )
+
+
+def _part_and_levels(
+    folders: list[str], reader: Callable[[str], str | None] | None, depth: int
+) -> tuple[str | None, list[str]]:
+    """Return the part that a file's folders name first, and the folders of its levels.
+
+    Args:
+        folders: From the top.
+        reader: Returns the part that a folder's name means; None where there are no parts.
+        depth: Levels.
+    """
+    if reader is None:
+        return "train", folders
+    part = reader(folders[0]) if folders else None
+    # Some archives are packed so: seg_train/seg_train/CLASS.
+    doubled = part is not None and len(folders) > depth + 1 and folders[1] == folders[0]
+    return part, folders[1 + doubled :]
+
+
+def _is_doubled(folder: str, reader: Callable[[str], str | None] | None) -> bool:
+    """Return whether a folder is a part's own inside it: seg_train/seg_train."""
+    top, _, below = folder.partition("/")
+    return reader is not None and top == below
 
 
 def _check_levels(levels: Sequence[str]) -> None:
@@ -155,17 +180,17 @@ def _classes(
     values: NDArray[np.str_],
     tree: Tree,
     levels: Sequence[str],
-    parted: bool,
+    reader: Callable[[str], str | None] | None,
     given: Sequence[str] | None,
     where: str,
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Return labels and class names; a folder without images is a class too."""
-    at = list(levels).index("class") + parted
-    folders = (folder.split("/") for folder in tree.folders)
+    at = list(levels).index("class")
+    found = {folder: _part_and_levels(folder.split("/"), reader, at + 1) for folder in tree.folders}
     empty = {
-        composed(folder[at])
-        for folder in folders
-        if len(folder) == at + 1 and (not parted or part_of(folder[0]) is not None)
+        composed(below[at])
+        for folder, (part, below) in found.items()
+        if part is not None and len(below) == at + 1 and not _is_doubled(folder, reader)
     }
     names = resolve_classes(given, sorted(empty | set(values.tolist())), where)
     number = {name: label for label, name in enumerate(names)}
@@ -181,9 +206,11 @@ def _too_deep(root: Path, name: str, levels: Sequence[str], depth: int) -> str:
         place = root.joinpath(*folders[:above])
         return f"{where}; {folders[above]} is a part of a data set: set data.path to {place}"
     if places:
+        named_levels = [SPLIT if place == places[0] else f"level{place}" for place in range(len(folders))]
+        named_levels[max((p for p in range(len(folders)) if p not in places), default=-1)] = "class"
         return (
             f"{where}; {folders[places[0]]} is a part of a data set: name its level {SPLIT!r}, such as "
-            f'levels = ["class", "{SPLIT}"], or move the images to train/CLASS/ and test/CLASS/'
+            f"levels = {json.dumps(named_levels)}, or move the images to train/CLASS/ and test/CLASS/"
         )
     return (
         f'{where}; name every level, such as levels = ["client", "class"] or ["class", "{SPLIT}"], or move '
@@ -199,6 +226,12 @@ def _nothing(root: object, levels: Sequence[str], strays: Sequence[str], tree: T
         f"{root}: there are no images in {pattern}/ or train/{pattern}/{where}{others}; correct data.path or "
         "levels"
     )
+
+
+def _read_as(folders: Iterable[str]) -> tuple[str, ...]:
+    """Say which part of the data set folders were taken for whose names only hint at it."""
+    taken = [f"{name} as {hinted_part(name)}" for name in sorted(folders) if part_of(name) is None]
+    return (f"folders are read as parts of the data set: {named(taken)}",) if taken else ()
 
 
 def _kinds(tree: Tree) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 _WORDS = {
-    "train": ("train", "training", "trn"),
+    "train": ("train", "training", "trn", "trainval"),
     "test": ("test", "testing", "tst"),
     "val": ("val", "valid", "validation", "dev", "development", "eval", "evaluation"),
 }

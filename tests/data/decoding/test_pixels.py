@@ -244,13 +244,25 @@ def test_a_jpeg_decoded_at_a_fraction_is_what_the_full_one_is(tmp_path: Path) ->
     assert np.abs(fast.astype(int) - full).mean() < 4
 
 
-def test_the_first_page_counts(tmp_path: Path) -> None:
-    first, second = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black")
-    first.save(tmp_path / "a.tiff", save_all=True, append_images=[second])
-    assert np.all(read(tmp_path / "a.tiff") == 255)
-
-
 def test_programs_and_other_formats_are_not_opened(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
     with pytest.raises(Image.UnidentifiedImageError):
         read(tmp_path / "a.eps")
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "gif", "png", "webp"])
+def test_a_file_of_several_pictures_of_one_size_is_refused(tmp_path: Path, suffix: str) -> None:
+    """Slices of a volume, frames of a film: the first one stood for all."""
+    path = tmp_path / f"a.{suffix}"
+    quarters().save(path, save_all=True, append_images=[quarters().rotate(90 * turn) for turn in (1, 2)])
+    with pytest.raises(ValueError, match=r"it holds \d pictures of one size, such as slices or frames"):
+        read(path)
+    with pytest.raises(ValueError, match="pictures of one size"):
+        pixels.whole(path, channels=3)
+
+
+@pytest.mark.parametrize("kind", ["MPO", "TIFF"])
+def test_a_second_picture_that_is_a_preview_is_of_no_matter(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.img"
+    quarters().save(path, kind, save_all=True, append_images=[quarters(16, 16).rotate(90)])
+    np.testing.assert_allclose(corners(path), CORNERS, atol=3)

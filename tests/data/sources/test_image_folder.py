@@ -222,6 +222,34 @@ def test_parts_under_other_names(tmp_path: Path, train: str, test: str) -> None:
     assert shades(dataset.test.images) == [20, 21]
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "notices"),
+    [
+        (["train/train"], "test/test", ()),
+        (["trainval"], "test", ()),
+        (
+            ["seg_train/seg_train"],
+            "seg_test/seg_test",
+            ("folders are read as parts of the data set: seg_test as test, seg_train as train",),
+        ),
+        (
+            ["train1", "train2"],
+            "test",
+            ("folders are read as parts of the data set: train1 as train, train2 as train",),
+        ),
+    ],
+)
+def test_parts_whose_folders_are_doubled_or_only_hint(
+    train: list[str], test: str, notices: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The advice for such a tree was to train on the test images."""
+    fill(tmp_path, *(f"{top}/{name}" for top in train for name in ("cat", "dog")), f"{test}/cat")
+    dataset = read(tmp_path)
+    assert (dataset.classes, len(dataset.train), dataset.notices) == (("cat", "dog"), 4 * len(train), notices)
+    assert dataset.test
+    assert len(dataset.test) == 2
+
+
 def test_parts_below_classes(tmp_path: Path) -> None:
     fill(tmp_path, "cat/train", "cat/Test", "dog/train")
     with pytest.raises(DataError, match=r'name its level \'split\', such as levels = \["class", "split"\]'):
