@@ -23,7 +23,8 @@ A message is one sentence or two: what is wrong, where (file, table, key, node, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 """What reading a message or file of another's hand raises where it is not of the expected form.
@@ -110,6 +111,24 @@ def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, cut at ``LONGEST``; its class where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip()[:LONGEST] if lines else type(error).__name__
+
+
+@contextmanager
+def plugin_errors(where: str) -> Iterator[None]:
+    """Turn what a plug-in raises before a run, ``sys.exit()`` included, into one sentence.
+
+    Args:
+        where: Whose method it is, such as ``"[strategy] use = 'mine:Rule': its check"``.
+
+    Raises:
+        PluginError: Whatever was raised; errors of this package and Ctrl-C pass as they are.
+    """
+    try:
+        yield
+    except FedVisionError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{where} failed: {with_kind(error)}") from error
 
 
 def with_kind(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedvision import registry, seeding
 from fedvision.config import ExperimentConfig
-from fedvision.errors import ConfigError
+from fedvision.errors import ConfigError, plugin_errors
 from fedvision.inputs import for_trial
 from fedvision.libraries import load_libraries
 from fedvision.stages import stage
@@ -88,7 +88,8 @@ class Experiment:
         task = build_task(config.task)
         if not split_here:
             dataset = _in_form(dataset, task)
-        task.check(config, dataset)
+        with plugin_errors(f"[task] use = {config.task.use!r}: its check"):
+            task.check(config, dataset)
         check_score(config, task, len(dataset.classes))
         _, height, width, channels = dataset.train.images.shape
         check_method(config, strategy, dataset.classes, (height, width, channels))
@@ -126,15 +127,14 @@ class Experiment:
         from fedvision.data.partition.notices import column_notices, measurement_notices, split_notices
         from fedvision.flower.private_strategies import privacy_notices
         from fedvision.flower.strategy import FlowerStrategy
-        from fedvision.server.checks import whole_model_notices
+        from fedvision.server.checks import method_notices, whole_model_notices
 
         sentences = [*privacy_notices(self.strategy, self.config.privacy.noise), *self.dataset.notices]
         sentences += measurement_notices(self.config, self.dataset, self.personal, self.task.class_counts)
         sentences += whole_model_notices(self.config, self.strategy)
         sentences += self.weights.notices if self.weights else ()
         sentences += self._frozen_at_random()
-        if isinstance(self.strategy, FlowerStrategy):
-            sentences += self.strategy.inner.notices(self.config)
+        sentences += method_notices(self.config, self.strategy)
         if self.config.model.expand.use and self.weights is None and getattr(self.strategy, "trains", True):
             sentences.append(
                 "model.expand expects standardised features, and nobody has measured these; begin with "

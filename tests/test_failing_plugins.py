@@ -162,6 +162,44 @@ def test_what_a_plugin_raises_in_training_is_told_of_its_client(
     assert [item["client"] for item in first["refused"]] == [0, 1, 2, 3, 4]
 
 
+class Rule(FedAvg):
+    """FedAvg of which one method raises or returns something else."""
+
+    def __init__(self, method: str, result: str) -> None:
+        super().__init__()
+        self.__dict__[method] = {"key": self._key, "exit": self._exit, "number": lambda *given: 5}[result]
+
+    @staticmethod
+    def _key(*given: Any) -> None:
+        raise KeyError("k")
+
+    @staticmethod
+    def _exit(*given: Any) -> None:
+        raise SystemExit(3)
+
+    def refine(self, state: Any, server: Any) -> Any:
+        """Stand for a refinement, so that one is tried."""
+        return state
+
+
+@pytest.mark.parametrize("method", ["check", "notices", "personal", "query", "refine", "side_networks"])
+@pytest.mark.parametrize(
+    ("result", "reason"), [("key", "KeyError: 'k'"), ("exit", "SystemExit: 3"), ("number", "")]
+)
+def test_a_method_of_a_strategy_that_fails_is_one_sentence(
+    method: str, result: str, reason: str, tmp_path: Path
+) -> None:
+    """Those that the server calls in a round are in ``flower/test_own_strategies``."""
+    config = tiny(strategy={"use": f"{HERE}:Rule", "method": method, "result": result}, rounds=1)
+    if (method, result) == ("check", "number"):
+        simulate(config, out=tmp_path / "run")
+        return
+    with pytest.raises(FedVisionError) as caught:
+        simulate(config, out=tmp_path / "run")
+    assert "Rule" in str(caught.value)
+    assert reason in str(caught.value)
+
+
 def images(size: int = 8, **changed: Any) -> ImageSet:
     facts: dict[str, Any] = {"images": np.zeros((6, size, size, 1), np.uint8), "labels": np.arange(6) % 2}
     return ImageSet(**{**facts, **changed})

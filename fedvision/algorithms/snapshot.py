@@ -127,7 +127,7 @@ def _is_explicit(thing: object) -> bool:
 def _write_own(thing: Any, path: str, tensors: State) -> JSON:
     try:
         own = thing.state_dict()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken(thing, "state_dict", error) from error
     try:
         return _write(own, path, tensors)
@@ -143,11 +143,11 @@ def _restore_own(thing: Any, state: Any) -> None:
         )
     try:
         thing.load_state_dict(state)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _broken(thing, "load_state_dict", error) from error
 
 
-def _broken(thing: object, method: str, error: Exception) -> PluginError:
+def _broken(thing: object, method: str, error: BaseException) -> PluginError:
     return PluginError(
         f"{method} of the strategy's {type(thing).__name__} raised {with_kind(error)}; correct it and go on "
         "with --resume"

@@ -191,7 +191,7 @@ def _check_expansion(config: ModelConfig, groups: ParameterGroups) -> None:
 def _try(model: nn.Module, images: Batch, training: bool, where: str) -> Any:
     try:
         return repeatable(model, images, training)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         channels, height, width = images.shape[1:]
         raise ConfigError(
             f"{where}: it cannot work on images of {height} x {width} with {channels} channel(s) "

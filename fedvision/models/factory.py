@@ -47,7 +47,7 @@ def call_factory(config: PluginSpec, runtime: dict[str, Any]) -> nn.Module:
         model = registry.build("model", spec, **runtime)
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{where}: building it failed: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise PluginError(f"{where}: it returns {type(model).__name__}, not a torch.nn.Module")

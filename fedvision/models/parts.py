@@ -230,7 +230,7 @@ def _within(config: PartConfig, build: Callable[[], _P]) -> _P:
         inner = text.startswith("model.")  # of a part of the part, which does not know where it is
         text = f"{config.key}.{text.removeprefix('model.')}" if inner else f"{config.key}: {text}"
         raise type(error)(text) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(
             f"{config.key}: {config.use!r} cannot work on these images: {first_line(error)}"
         ) from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fedvision.algorithms.base import RoundStrategy
 from fedvision.errors import MALFORMED, RunFolderError
 from fedvision.files import recording, replace_file
+from fedvision.flower.guard import guarded
 from fedvision.runs.tensor_file import pieces
 
 if TYPE_CHECKING:
@@ -31,11 +32,15 @@ def write(folder: Path, strategy: object, classes: Sequence[str]) -> None:
         classes: Class names [C].
 
     Raises:
+        RunError: The strategy fails.
         RecordError: The disk is full or refuses.
     """
-    beside = strategy.side_networks() if isinstance(strategy, RoundStrategy) else {}
+    if not isinstance(strategy, RoundStrategy):
+        return
+    with guarded(f"side_networks of the strategy {type(strategy).__name__}"):
+        beside = {name: (state, dict(numbers)) for name, (state, numbers) in strategy.side_networks().items()}
     for name, (state, numbers) in beside.items():
-        header = json.dumps({"numbers": dict(numbers), "classes": list(classes)}, sort_keys=True)
+        header = json.dumps({"numbers": numbers, "classes": list(classes)}, sort_keys=True)
         with recording(f"{name}.safetensors", folder):
             replace_file(folder / f"{name}.safetensors", pieces(state, {_HEADER: header}))
 

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedvision.algorithms.base import RoundStrategy
 from fedvision.config import ExperimentConfig, RoundConfig
-from fedvision.errors import ConfigError, RunError, nearest
+from fedvision.errors import ConfigError, PluginError, RunError, nearest, plugin_errors
 from fedvision.flower.client_registry import ClientRegistry
 from fedvision.flower.strategy import FlowerStrategy, layers
 from fedvision.tasks.base import Task
@@ -49,7 +49,11 @@ def with_personal(config: ExperimentConfig, strategy: Strategy) -> ExperimentCon
     """Return an experiment in which ``model.personal`` is as its strategy wants it."""
     if (inner := _ours(strategy)) is None:
         return config
-    kept = inner.personal(config.model.personal)
+    where = f"[strategy] use = {config.strategy.use!r}: its personal"
+    with plugin_errors(where):
+        kept = inner.personal(config.model.personal)
+    if not isinstance(kept, tuple) or not all(isinstance(pattern, str) for pattern in kept):
+        raise PluginError(f"{where} must return a tuple of patterns, not {kept!r}")
     if kept == config.model.personal:
         return config
     return replace(config, model=replace(config.model, personal=kept))
@@ -127,7 +131,24 @@ def check_method(
         ConfigError: The method does not fit the experiment.
     """
     if isinstance(strategy, FlowerStrategy):
-        strategy.inner.check(config, classes, image)
+        with plugin_errors(f"[strategy] use = {config.strategy.use!r}: its check"):
+            strategy.inner.check(config, classes, image)
+
+
+def method_notices(config: ExperimentConfig, strategy: Strategy) -> list[str]:
+    """Return what a strategy of ours has to say of the experiment.
+
+    Raises:
+        PluginError: It fails, or returns no sentences.
+    """
+    if not isinstance(strategy, FlowerStrategy):
+        return []
+    where = f"[strategy] use = {config.strategy.use!r}: its notices"
+    with plugin_errors(where):
+        found = strategy.inner.notices(config)
+    if not isinstance(found, list | tuple) or not all(isinstance(sentence, str) for sentence in found):
+        raise PluginError(f"{where} must return a list of sentences, not {found!r}")
+    return list(found)
 
 
 def check_score(config: ExperimentConfig, task: Task, classes: int) -> None:

@@ -77,7 +77,7 @@ def rehearse(
         check_state(config.rounds, own.refine(state, context), state)
     except FedVisionError as error:
         raise ConfigError(str(error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"[strategy] use = {config.strategy.use!r}: its work on the server fails with this model: "
             f"{with_kind(error)}"
@@ -187,7 +187,7 @@ def rehearse_client_half(
         raise ConfigError(f"{where}: {error.cause}") from error
     except FedVisionError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not task.image_logits:
             raise ConfigError(
                 f"{where} works on a row of logits an image, and [task] use = {config.task.use!r} has none; "

@@ -141,7 +141,7 @@ def own_metric(name: str, metric: Callable[[Any], float], counted: Any) -> float
     """
     try:
         return float(metric(counted))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RunError(
             f"evaluation.metrics: {name} raised {type(error).__name__}: {error}; it must return a number for "
             "any counts, NaN where there is none"

@@ -123,7 +123,7 @@ def _checked(use: str, sampler: Sampler, shard: Shard, rng: np.random.Generator)
         found = np.asarray(sampler(shard, rng))
     except FedVisionError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{where} failed: {with_kind(error)}") from error
     whole = found.shape == (images,) and np.issubdtype(found.dtype, np.integer)
     if not (whole and found.min() >= 0 and found.max() < images):

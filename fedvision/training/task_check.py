@@ -42,7 +42,7 @@ def check_task(
         counts = task.class_counts(targets.numpy(), num_classes)
     except FedVisionError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"[task] use = {config.task.use!r} does not work with [loss] use = {config.loss.use!r} and "
             f"[model] use = {config.model.use!r}: {with_kind(error)}"

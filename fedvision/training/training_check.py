@@ -32,7 +32,7 @@ def check_training(config: ExperimentConfig, channels: int, num_classes: int) ->
     parameter.grad = torch.zeros(1)
     try:
         optimizer.step()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"training.optimizer: {config.training.optimizer.use!r} takes no step on gradients alone "
             f"({with_kind(error)}); use another one"
@@ -47,7 +47,7 @@ def _check_schedule(settings: LoopSettings, rounds: int) -> None:
             rate = settings.lr(round)
         except FedVisionError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"training.schedule: {use!r} must give a function (round, rounds) -> factor, and failed for "
                 f"round {round} of {rounds}: {with_kind(error)}"
