@@ -32,6 +32,17 @@ def highest_resident() -> int | None:
     return _proc("self/status", "VmHWM")
 
 
+def ran_out(error: BaseException) -> bool:
+    """Return whether an error says that memory cannot be had: Python's, NumPy's or torch's."""
+    # torch raises a plain RuntimeError for main memory, and an error of its own for a GPU's.
+    texts = ("can't allocate memory", "not enough memory")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
+    )
+
+
 def peak() -> dict[str, int]:
     """Return the most bytes that this process has held of each memory; what is unknown is left out.
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedvision import __version__, log_format, registry, stages, streams
+from fedvision import __version__, log_format, memory, registry, stages, streams
 from fedvision.baselines import chosen
 from fedvision.cli import (
     adjust,
@@ -32,7 +32,7 @@ from fedvision.cli import (
     watch,
 )
 from fedvision.cli.announcement import announce
-from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError
+from fedvision.errors import ConfigError, FedVisionError, RunError, RunFolderError, first_line
 from fedvision.families import family_of
 from fedvision.interruption import deafen, treat_termination_as_ctrl_c
 from fedvision.streams import complain, show
@@ -82,6 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except FedVisionError as error:
         complain(f"fedvision: {error}", level="error", kind="error")
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error):
+            raise
+        complain(
+            f"fedvision: this machine has too little memory ({first_line(error)}); take smaller images, a "
+            "smaller network or fewer clients",
+            level="error",
+            kind="error",
+        )
         return 1
     except KeyboardInterrupt:
         if argv is None:

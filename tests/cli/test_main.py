@@ -356,3 +356,29 @@ def test_python_m_is_the_same_command() -> None:
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stderr.startswith("fedvision: absent.toml: ")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "transforms.size=100000000",
+        "model.dense=1000000000000000",
+        'partition={use="population",clients=1000000000000000,alpha=1.0}',
+    ],
+)
+def test_what_no_memory_holds_is_one_sentence(
+    here: Path, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    assert run("simulate", "small.toml", "--set", key) in (1, 2)
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("fedvision: ")]
+    assert "allocate" in line
+
+
+def test_other_errors_of_a_program_keep_their_traceback(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: object, **named: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("fedvision.sweep_runner.simulate_sweep", broken)
+    monkeypatch.setattr("fedvision.api.simulate", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("simulate", "small.toml")
