@@ -21,7 +21,9 @@ from fedvision.experiment import Experiment, read_data
 from fedvision.training.client_plugins import client_plugins, may_draw
 from fedvision.training.client_state import ClientStateStore
 from fedvision.training.client_trainer import ClientTrainer
-from fedvision.types import PluginSpec, TrainRequest
+from fedvision.types import PluginSpec, State, TrainRequest
+from fedvision.updates.base import UpdateTransform
+from fedvision.updates.schema import UpdateSchema
 from tests.experiments import tiny
 
 
@@ -72,7 +74,20 @@ def made_up() -> Dataset:
     return Dataset(train=train, test=train, classes=("no", "yes"))
 
 
+class Jitter(UpdateTransform):
+    """Adds drawn numbers to what is sent."""
+
+    def encode(self, tensors: State, residual: State, rng: np.random.Generator) -> tuple[State, State]:
+        """Return the tensors, a little away from what they are."""
+        return {name: tensor + draw() for name, tensor in tensors.items()}, {}
+
+    def decode(self, tensors: State, schema: UpdateSchema) -> State:
+        """Return them as they came."""
+        return tensors
+
+
 OWN = {"model": {"use": f"{__name__}:noisy"}, "loss": {"use": f"{__name__}:shaken"}}
+JITTER = [{"use": f"{__name__}:Jitter"}]
 
 
 def trainer(config: ExperimentConfig, memory: Path) -> ClientTrainer:
@@ -83,7 +98,7 @@ def trainer(config: ExperimentConfig, memory: Path) -> ClientTrainer:
 
 def test_what_a_client_trains_and_counts_depends_on_nothing_before_it(tmp_path: Path) -> None:
     """Serial clients drew from one stream, one after the other, and Ray's workers from their own."""
-    config = tiny(**OWN, evaluation={"holdout": 0.2})
+    config = tiny(**OWN, evaluation={"holdout": 0.2}, update=JITTER)
     seen = []
     for number in range(2):
         worker = trainer(config, tmp_path / str(number))

@@ -167,8 +167,10 @@ class ClientTrainer:
             residual: What transforms left out of its last update.
         """
         if self.updates:
-            rng = seeding.numpy_stream(self.config.seed, "update", request.round, request.client)
-            sent, left = self.updates.encode(update.state, request.state, residual, rng, update.examples)
+            stream = "update", request.round, request.client
+            rng = seeding.numpy_stream(self.config.seed, *stream)
+            with self._streams(*stream):
+                sent, left = self.updates.encode(update.state, request.state, residual, rng, update.examples)
             update = replace(update, state=sent, residual=left)
         groups = {memory_group(request): update.memory, PERSONAL: update.personal, RESIDUAL: update.residual}
         self.memory.save(request.client, request.round, groups, request.silent_since)
