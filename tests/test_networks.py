@@ -158,3 +158,22 @@ def test_a_recipe_whose_model_cannot_be_pickled_builds_it_again(tmp_path: Path) 
     first = federation.model.state_dict()
     assert set(again) == set(first)
     assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+class Forgetless(nn.Linear):
+    """A linear network that takes off a running mean, which no state has."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(64, num_classes)
+        self.mean = torch.zeros(())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, C]."""
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * images.mean()
+        return super().forward(images.flatten(1) - self.mean)
+
+
+def test_a_network_that_remembers_outside_its_state_is_refused_before_a_run() -> None:
+    with pytest.raises(ConfigError, match=r"Forgetless': used once, it answers the same images otherwise in"):
+        Experiment.build(tiny(model={"use": f"{__name__}:Forgetless"}))
