@@ -8,8 +8,8 @@
     PATH/CLASS/{train,test,val}/*.png         levels = ["class", "split"]: parts below classes
 
 The parts may hold further levels too: PATH/train/CLIENT/CLASS/*.png. They may be called Training, TEST,
-valid, test_set and the like (``part_names``), or hint at it: seg_train, train1. A folder of the same name inside
-a part is passed over.
+valid, test_set and the like (``part_names``), or hint at it: seg_train, train1. A folder of the same name
+inside a part is passed over.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def image_folder(
     """Read a folder of images; each is decoded once and kept as pixels in the cache.
 
     Args:
-        path: The folder. Folders at its top called train, test and val, or Training, test_set, seg_train and the
-            like, are parts of the data set.
+        path: The folder. Folders at its top called train, test and val, or Training, test_set, seg_train and
+            the like, are parts of the data set.
         levels: What the folders' names mean, from the outermost; ``"class"`` must be among them, the others
             become columns; ``"split"`` holds folders train, test and val.
         classes: Class names in the order of their labels; by default the folders' names, sorted, by value
