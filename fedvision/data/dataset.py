@@ -59,6 +59,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Height, width and channels of the images; of features 1 and D, however many views an image has."""
+        return self.images.shape[1:] if self.images.dtype == np.uint8 else self.images.shape[2:]
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs: mapped images by their file, no names of files."""
         return vars(self) | {"images": reference(self.images) or self.images, "names": ()}
@@ -95,8 +100,8 @@ class Dataset:
                 )
         if double := [name for name, count in Counter(names).items() if count > 1]:
             raise DataError(f"{len(double)} class names are there twice, such as {double[0]!r}; rename one")
-        if self.test is not None and self.test.images.shape[1:] != self.train.images.shape[1:]:
-            sizes = (list(part.images.shape[1:]) for part in (self.test, self.train))
+        if self.test is not None and self.test.size != self.train.size:
+            sizes = (list(part.size) for part in (self.test, self.train))
             raise DataError(
                 "test images are {}, and training images {}; bring them to one size".format(*sizes)
             )
