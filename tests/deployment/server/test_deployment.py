@@ -231,3 +231,47 @@ def speaking(here: Machines, protocol: int) -> dict[str, str]:
         f"import fedvision.deployment.run_manifest as contract\ncontract.PROTOCOL = {protocol}\n"
     )
     return {"PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
+
+
+DRAWING = """
+import random
+
+import numpy as np
+from torch import nn
+from torch.nn import functional as F
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        return self.head(F.dropout(images.flatten(1), 0.2) * (1 + np.random.random()))
+
+
+def loss(counts):
+    once = random.random()
+    return lambda logits, labels: F.cross_entropy(logits, labels, reduction="none") * (once + random.random())
+"""
+
+
+@pytest.mark.long
+def test_plugins_that_draw_end_in_the_simulations_bits(
+    tmp_path: Path, pki: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network and a loss that draw from Python's, NumPy's and torch's global generators."""
+    (tmp_path / "drawing.py").write_text(DRAWING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = EXPERIMENT.format(rounds=2, epochs=1, strategy="fedavg").replace(
+        'use = "cnn"\nwidth = 4\ndense = 8\n', 'use = "drawing:Net"\n[loss]\nuse = "drawing:loss"\n'
+    )
+    with machines(tmp_path, pki, text) as here:
+        server = here.server()
+        for name in here.names:
+            here.client(name, 'plugins = ["drawing"]')
+        assert server.wait(WAIT_S) == 0, here.log("server")
+        assert digest(here.out) == here.simulated()
+        simulated = RunFolder.read(tmp_path / "simulated").rounds()
+        assert [record["local"] for record in here.rounds()] == [record["local"] for record in simulated]
+        assert [record["refused"] for record in here.rounds()] == [[]] * 2
