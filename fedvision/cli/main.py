@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -223,6 +224,15 @@ def _experiment(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _is_experiment(path: Path) -> bool:
+    """Return whether a TOML file names data and no server: one of a client's machine does."""
+    try:
+        keys = tomllib.loads(path.read_text()).keys()
+    except (OSError, ValueError):
+        return False
+    return "data" in keys and "superlink" not in keys
+
+
 def _file(options: argparse.Namespace) -> Path:
     """Return the experiment's file.
 
@@ -230,7 +240,8 @@ def _file(options: argparse.Namespace) -> Path:
         ConfigError: None was named; the message names a command to try.
     """
     if options.experiment is None:
-        here = sorted(path.name for path in Path().glob("*.toml") if path.name != "pyproject.toml")
+        near = sorted(Path().glob("*.toml")) + sorted(Path().glob("*/*.toml"))
+        here = [str(path) for path in near if _is_experiment(path)]
         found = f"here are {', '.join(here[:5])}" if here else "`fedvision new NAME` writes one"
         raise ConfigError(
             f"name an experiment's TOML file; {found}, and `fedvision list` shows what it may use"

@@ -311,9 +311,15 @@ def test_usage_errors_end_in_exit_code_2(capsys: pytest.CaptureFixture[str]) -> 
 def test_missing_experiment_names_a_command_to_try(
     verb: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (here / "below").mkdir()
+    (here / "below/other.toml").write_text(EXPERIMENT)
+    (here / "site.toml").write_text("[project]\n")
+    (here / "client.toml").write_text('data = "digits"\n[superlink]\naddress = "a:1"\n')
+    (here / "broken.toml").write_text("[")
     assert run(verb) == 2
-    assert "name an experiment's TOML file; here are small.toml" in capsys.readouterr().err
+    assert "TOML file; here are small.toml, below/other.toml, and" in capsys.readouterr().err
     (here / "small.toml").unlink()
+    (here / "below/other.toml").unlink()
     assert run(verb) == 2
     assert "`fedvision new NAME` writes one" in capsys.readouterr().err
 
